@@ -1,0 +1,240 @@
+//! An event as it is stored and delivered: a record of the log, and its place there.
+//!
+//! A [`Record`] is one block of memory (key, value, headers, in this order), shared by reference count: the fetch
+//! makes it, a lane holds it, an attempt borrows it, and nobody copies it. Headers are kept in the encoding of Kafka's
+//! record format version 2 and read only by who wants them.
+
+use std::fmt;
+use std::sync::Arc;
+
+/// The id that the client gave, or that ingest made.
+pub const ID: &str = "eventd-id";
+/// The media type of the payload.
+pub const CONTENT_TYPE: &str = "content-type";
+/// The event's type, if its client gave one.
+pub const TYPE: &str = "eventd-type";
+/// W3C trace context, if the request carried it.
+pub const TRACEPARENT: &str = "traceparent";
+
+/// What each unsettled event costs beyond its own bytes; a part of `--window-bytes`.
+pub const OVERHEAD_BYTES: usize = 128;
+
+const ABSENT: u32 = u32::MAX;
+
+/// Key, value, headers and timestamp, as Kafka has them: key and value may be null, and null is not empty.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Record {
+    /// key ‖ value ‖ headers.
+    data: Arc<[u8]>,
+    key_len: u32,
+    value_len: u32,
+    /// Milliseconds since the Unix epoch: the time when the event was accepted.
+    pub timestamp_ms: i64,
+}
+
+impl Record {
+    /// Builds a record. A part of 4 GiB or more is a defect of the caller: every way in has a far lower limit.
+    pub fn new(key: Option<&[u8]>, value: Option<&[u8]>, headers: &[(&str, Option<&[u8]>)], timestamp_ms: i64) -> Self {
+        let mut encoded = Vec::new();
+        encode_headers(headers, &mut encoded);
+        Self::from_parts(key, value, &encoded, timestamp_ms)
+    }
+
+    /// The same from headers that are encoded already, as [`Record::headers_encoded`] gives them.
+    pub fn from_parts(key: Option<&[u8]>, value: Option<&[u8]>, headers: &[u8], timestamp_ms: i64) -> Self {
+        let part = |bytes: Option<&[u8]>| match bytes {
+            None => ABSENT,
+            Some(bytes) => u32::try_from(bytes.len()).ok().filter(|len| *len != ABSENT).expect("a part under 4 GiB"),
+        };
+        let (key_len, value_len) = (part(key), part(value));
+        let (key, value) = (key.unwrap_or_default(), value.unwrap_or_default());
+        let mut data = Vec::with_capacity(key.len() + value.len() + headers.len());
+        data.extend_from_slice(key);
+        data.extend_from_slice(value);
+        data.extend_from_slice(headers);
+        Self { data: data.into(), key_len, value_len, timestamp_ms }
+    }
+
+    /// The user's id, the partition key. `None`: a record of another producer without a key.
+    pub fn key(&self) -> Option<&[u8]> {
+        (self.key_len != ABSENT).then(|| &self.data[..self.key_end()])
+    }
+
+    /// The payload. `None`: a tombstone.
+    pub fn value(&self) -> Option<&[u8]> {
+        (self.value_len != ABSENT).then(|| &self.data[self.key_end()..self.value_end()])
+    }
+
+    /// The headers as they are stored; decoded by [`Record::headers`].
+    pub fn headers_encoded(&self) -> &[u8] {
+        &self.data[self.value_end()..]
+    }
+
+    /// The headers in their order. Ends early at bytes that are no headers: both logs check what they store.
+    pub fn headers(&self) -> Headers<'_> {
+        let mut rest = self.headers_encoded();
+        let left = varint(&mut rest).and_then(|n| usize::try_from(n).ok()).unwrap_or(0);
+        Headers { rest, left }
+    }
+
+    /// The first value of the header `name`, if it is there and not null.
+    pub fn header(&self, name: &str) -> Option<&[u8]> {
+        self.headers().find(|(key, _)| *key == name).and_then(|(_, value)| value)
+    }
+
+    /// The first value of the header `name`, if it is UTF-8 text.
+    pub fn header_text(&self, name: &str) -> Option<&str> {
+        self.header(name).and_then(|value| std::str::from_utf8(value).ok())
+    }
+
+    /// The bytes of key, value and headers together.
+    pub fn size_bytes(&self) -> usize {
+        self.data.len()
+    }
+
+    /// What this record costs of `--window-bytes` while it is unsettled.
+    pub fn window_bytes(&self) -> usize {
+        self.data.len() + OVERHEAD_BYTES
+    }
+
+    fn key_end(&self) -> usize {
+        if self.key_len == ABSENT { 0 } else { self.key_len as usize }
+    }
+
+    fn value_end(&self) -> usize {
+        self.key_end() + if self.value_len == ABSENT { 0 } else { self.value_len as usize }
+    }
+}
+
+impl fmt::Debug for Record {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let text = |bytes: Option<&[u8]>| bytes.map(|b| String::from_utf8_lossy(&b[..b.len().min(64)]).into_owned());
+        f.debug_struct("Record")
+            .field("key", &text(self.key()))
+            .field("value", &text(self.value()))
+            .field("size_bytes", &self.data.len())
+            .field("timestamp_ms", &self.timestamp_ms)
+            .finish()
+    }
+}
+
+/// A record and its offset in the partition where it was found.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Event {
+    pub offset: i64,
+    pub record: Record,
+}
+
+impl Event {
+    /// The event's id: the header, else one made of its place, which is as unique and as lasting.
+    pub fn id(&self, topic: &str, partition: u32) -> String {
+        match self.record.header_text(ID) {
+            Some(id) => id.to_owned(),
+            None => format!("{topic}-{partition}-{}", self.offset),
+        }
+    }
+}
+
+/// Iterates over `(name, value)`; made by [`Record::headers`].
+#[derive(Debug, Clone)]
+pub struct Headers<'a> {
+    rest: &'a [u8],
+    left: usize,
+}
+
+impl<'a> Iterator for Headers<'a> {
+    type Item = (&'a str, Option<&'a [u8]>);
+
+    fn next(&mut self) -> Option<Self::Item> {
+        self.left = self.left.checked_sub(1)?;
+        let name = bytes(&mut self.rest)??;
+        let value = bytes(&mut self.rest)?;
+        Some((std::str::from_utf8(name).ok()?, value))
+    }
+}
+
+/// Appends headers in Kafka's encoding: a count, then name and value, each behind its length, as zigzag varints.
+pub fn encode_headers(headers: &[(&str, Option<&[u8]>)], out: &mut Vec<u8>) {
+    put_varint(headers.len() as i64, out);
+    for (name, value) in headers {
+        put_varint(name.len() as i64, out);
+        out.extend_from_slice(name.as_bytes());
+        match value {
+            None => put_varint(-1, out),
+            Some(value) => {
+                put_varint(value.len() as i64, out);
+                out.extend_from_slice(value);
+            }
+        }
+    }
+}
+
+fn put_varint(value: i64, out: &mut Vec<u8>) {
+    let mut zigzag = ((value << 1) ^ (value >> 63)) as u64;
+    while zigzag >= 0x80 {
+        out.push(zigzag as u8 | 0x80);
+        zigzag >>= 7;
+    }
+    out.push(zigzag as u8);
+}
+
+fn varint(rest: &mut &[u8]) -> Option<i64> {
+    let mut zigzag = 0u64;
+    for shift in (0..64).step_by(7) {
+        let (&byte, tail) = rest.split_first()?;
+        *rest = tail;
+        zigzag |= u64::from(byte & 0x7f) << shift;
+        if byte < 0x80 {
+            return Some((zigzag >> 1) as i64 ^ -((zigzag & 1) as i64));
+        }
+    }
+    None
+}
+
+/// `None`: the bytes are cut short. `Some(None)`: null.
+fn bytes<'a>(rest: &mut &'a [u8]) -> Option<Option<&'a [u8]>> {
+    match usize::try_from(varint(rest)?) {
+        Err(_) => Some(None),
+        Ok(len) => {
+            let (head, tail) = rest.split_at_checked(len)?;
+            *rest = tail;
+            Some(Some(head))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn a_record_gives_back_what_was_put_in(
+            key in proptest::option::of(proptest::collection::vec(any::<u8>(), 0..40)),
+            value in proptest::option::of(proptest::collection::vec(any::<u8>(), 0..400)),
+            headers in proptest::collection::vec(
+                ("[a-z-]{0,200}", proptest::option::of(proptest::collection::vec(any::<u8>(), 0..200))), 0..6),
+        ) {
+            let headers: Vec<(&str, Option<&[u8]>)> =
+                headers.iter().map(|(name, value)| (name.as_str(), value.as_deref())).collect();
+            let record = Record::new(key.as_deref(), value.as_deref(), &headers, 7);
+            prop_assert_eq!(record.key(), key.as_deref());
+            prop_assert_eq!(record.value(), value.as_deref());
+            prop_assert_eq!(record.headers().collect::<Vec<_>>(), headers);
+        }
+
+        #[test]
+        fn headers_that_are_none_end_early_and_never_panic(bytes in proptest::collection::vec(any::<u8>(), 0..64)) {
+            let record = Record::from_parts(None, None, &bytes, 0);
+            prop_assert!(record.headers().count() <= bytes.len());
+        }
+    }
+
+    #[test]
+    fn an_event_without_an_id_gets_one_of_its_place() {
+        let at = |headers: &[(&str, Option<&[u8]>)]| Event { offset: 17, record: Record::new(None, None, headers, 0) };
+        assert_eq!(at(&[]).id("user-events", 2), "user-events-2-17");
+        assert_eq!(at(&[(ID, Some(b"mine"))]).id("user-events", 2), "mine");
+    }
+}

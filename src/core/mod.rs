@@ -1,0 +1,25 @@
+//! What every mode shares and nothing outside can disturb: no async, no I/O, no clock, no randomness of its own.
+//!
+//! Time comes in as a [`Moment`], randomness as a number; what goes out are values. So each of these can be held
+//! against a simple model, and a failure found anywhere can be played again.
+//!
+//! ```text
+//!  event      what is stored and delivered      outcome    ok, refused, unknown: what is known of a write
+//!  partition  which partition a user has        verdict    what an attempt says of an event
+//!  lanes      one FIFO a user, who is next      window     how many events and bytes may be unsettled
+//!  backoff    when to try again                 progress   watermark and settled map: what a commit stores
+//!  breaker    is it the event, or the destination?
+//! ```
+
+pub mod backoff;
+pub mod breaker;
+pub mod event;
+pub mod lanes;
+pub mod outcome;
+pub mod partition;
+pub mod progress;
+pub mod verdict;
+pub mod window;
+
+/// A point in time: how long ago the process (or the simulation) began. The shell reads the clock, the core never.
+pub type Moment = std::time::Duration;

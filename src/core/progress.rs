@@ -1,0 +1,195 @@
+//! How far a destination got in one partition: the *watermark*, below which everything is settled, and the *settled
+//! map* above it. One commit stores both, so that a restart redelivers only what was really in flight.
+//!
+//! ```text
+//!   offsets    0 ……………… 41 │ 42  43  44  45  46  47  48 …
+//!              all settled  │  ·   ✓   ✓   ·   ✓   ·         ✓ settled above it: the map, as ranges
+//!                       watermark = 42                        · unsettled, or not yet read
+//! ```
+//!
+//! The map costs one entry a hole, so it is bounded by the events in the window, not by the distance that they span.
+
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use std::collections::BTreeMap;
+use std::ops::Range;
+
+/// The first character of an encoded map. Another one is of a newer eventd, and refused.
+const FORMAT: char = '1';
+
+/// What a commit stores, of one moment.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct State {
+    /// Everything below it is settled.
+    pub watermark: i64,
+    /// What is settled above it: in order, not touching each other, none empty, all past the watermark.
+    pub settled: Vec<Range<i64>>,
+}
+
+impl State {
+    /// Nothing settled from this offset on.
+    pub fn at(watermark: i64) -> Self {
+        Self { watermark, settled: Vec::new() }
+    }
+
+    /// The settled map as plain ASCII: a format digit, then for each range the distance from what came before and the
+    /// length, as varints in base64url. The watermark is stored beside it.
+    pub fn encode_settled(&self) -> String {
+        let mut bytes = Vec::with_capacity(self.settled.len() * 3);
+        let mut at = self.watermark;
+        for range in &self.settled {
+            put_varint((range.start - at) as u64, &mut bytes);
+            put_varint((range.end - range.start) as u64, &mut bytes);
+            at = range.end;
+        }
+        let mut text = String::from(FORMAT);
+        URL_SAFE_NO_PAD.encode_string(bytes, &mut text);
+        text
+    }
+
+    /// The state of a watermark and the map that [`State::encode_settled`] made with it; else says what is wrong.
+    pub fn decode(watermark: i64, settled: &str) -> Result<Self, String> {
+        let encoded = settled.strip_prefix(FORMAT).ok_or_else(|| {
+            format!("progress in a format that this eventd does not know: {:?}", settled.chars().next())
+        })?;
+        let bytes =
+            URL_SAFE_NO_PAD.decode(encoded).map_err(|error| format!("progress that is not base64url: {error}"))?;
+        let (mut rest, mut at, mut settled) = (bytes.as_slice(), watermark, Vec::new());
+        while !rest.is_empty() {
+            let mut step = || varint(&mut rest).filter(|n| *n > 0).and_then(|n| i64::try_from(n).ok());
+            let range = step().and_then(|gap| Some((gap, step()?))).and_then(|(gap, len)| {
+                let start = at.checked_add(gap)?;
+                Some(start..start.checked_add(len)?)
+            });
+            let range = range.ok_or("progress whose settled map is cut short or out of range")?;
+            at = range.end;
+            settled.push(range);
+        }
+        Ok(Self { watermark, settled })
+    }
+}
+
+/// The progress of an owner: built from a [`State`], told what was passed and settled, and asked for the next one.
+#[derive(Debug, Clone)]
+pub struct Progress {
+    watermark: i64,
+    /// start → end; not touching, all past the watermark.
+    settled: BTreeMap<i64, i64>,
+}
+
+impl Progress {
+    pub fn new(state: &State) -> Self {
+        let mut progress = Self { watermark: state.watermark, settled: BTreeMap::new() };
+        for range in &state.settled {
+            progress.settle(range.clone());
+        }
+        progress
+    }
+
+    pub fn watermark(&self) -> i64 {
+        self.watermark
+    }
+
+    pub fn is_settled(&self, offset: i64) -> bool {
+        offset < self.watermark || self.settled.range(..=offset).next_back().is_some_and(|(_, end)| offset < *end)
+    }
+
+    /// Settles these offsets: events that were delivered or given up, or offsets that hold no event.
+    pub fn settle(&mut self, offsets: Range<i64>) {
+        let (mut start, mut end) = (offsets.start.max(self.watermark), offsets.end);
+        if start >= end {
+            return;
+        }
+        if let Some((&before, &before_end)) = self.settled.range(..=start).next_back()
+            && before_end >= start
+        {
+            start = before;
+            end = end.max(before_end);
+        }
+        while let Some((&after, &after_end)) = self.settled.range(start..=end).next() {
+            end = end.max(after_end);
+            self.settled.remove(&after);
+        }
+        if start <= self.watermark {
+            self.watermark = end;
+        } else {
+            self.settled.insert(start, end);
+        }
+    }
+
+    /// Ranges in the settled map.
+    pub fn settled_ranges(&self) -> usize {
+        self.settled.len()
+    }
+
+    /// What a commit stores now.
+    pub fn state(&self) -> State {
+        State { watermark: self.watermark, settled: self.settled.iter().map(|(start, end)| *start..*end).collect() }
+    }
+}
+
+fn put_varint(mut value: u64, out: &mut Vec<u8>) {
+    while value >= 0x80 {
+        out.push(value as u8 | 0x80);
+        value >>= 7;
+    }
+    out.push(value as u8);
+}
+
+fn varint(rest: &mut &[u8]) -> Option<u64> {
+    let mut value = 0u64;
+    for shift in (0..64).step_by(7) {
+        let (&byte, tail) = rest.split_first()?;
+        *rest = tail;
+        value |= u64::from(byte & 0x7f) << shift;
+        if byte < 0x80 {
+            return Some(value);
+        }
+    }
+    None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use std::collections::BTreeSet;
+
+    proptest! {
+        #[test]
+        fn the_watermark_is_the_first_unsettled_offset_of_a_plain_set(
+            start in 0i64..20,
+            settles in proptest::collection::vec((0i64..80, 1i64..6), 0..80),
+        ) {
+            let mut progress = Progress::new(&State::at(start));
+            let mut model: BTreeSet<i64> = (0..start).collect();
+            for (from, len) in settles {
+                progress.settle(from..from + len);
+                model.extend(from..from + len);
+                let watermark = (0..).find(|offset| !model.contains(offset)).unwrap();
+                prop_assert_eq!(progress.watermark(), watermark);
+                for offset in 0..90 {
+                    prop_assert_eq!(progress.is_settled(offset), model.contains(&offset), "offset {}", offset);
+                }
+                let state = progress.state();
+                prop_assert!(state.settled.iter().all(|range| range.start > watermark && range.start < range.end));
+                prop_assert!(state.settled.windows(2).all(|pair| pair[0].end < pair[1].start));
+                prop_assert_eq!(State::decode(watermark, &state.encode_settled()), Ok(state.clone()));
+                prop_assert_eq!(Progress::new(&state).state(), state);
+            }
+        }
+
+        #[test]
+        fn what_is_no_progress_is_an_error_and_never_a_panic(text in "[0-9A-Za-z_=-]{0,40}", watermark in any::<i64>()) {
+            if let Ok(state) = State::decode(watermark, &text) {
+                prop_assert_eq!(State::decode(watermark, &state.encode_settled()), Ok(state));
+            }
+        }
+    }
+
+    #[test]
+    fn a_newer_format_is_refused_by_name() {
+        let error = State::decode(0, "9AAAA").unwrap_err();
+        assert!(error.contains("does not know") && error.contains('9'), "{error}");
+    }
+}

@@ -1,0 +1,54 @@
+//! Who owns which partition, and how far it got: what every kind of consumer group promises.
+//!
+//! ```text
+//!             changed()                                commit(partition, state)
+//!  group ── Given(P) ──▶ owner: committed(P) → deliver ───────────────▶ group
+//!        ── Taken(P) ──▶ stop starting, let end, commit, released(P)
+//!        ── Lost(P)  ──▶ stop at once, commit nothing
+//! ```
+//!
+//! A partition has one owner at a time. What is stored under the group is a whole
+//! [`State`]: never a part of it, and of one moment.
+
+pub mod sqlite;
+
+use crate::BoxFuture;
+use crate::core::outcome::Failure;
+use crate::core::progress::State;
+use std::fmt;
+use tokio::time::Instant;
+
+/// One destination's membership in its group, for one topic.
+pub trait Group: Send + Sync + fmt::Debug {
+    /// The group's name: the destination's.
+    fn name(&self) -> &str;
+
+    /// Waits for the next change of what this member owns. An error ends the membership: every partition is lost.
+    fn changed(&self) -> BoxFuture<'_, Result<Change, Failure>>;
+
+    /// Tells that a partition that was [`Change::Taken`] is let go: nothing of it is started or committed any more.
+    fn released(&self, partition: u32) -> BoxFuture<'_, ()>;
+
+    /// What was last committed for the partition. `None`: nothing ever, a new group.
+    fn committed(&self, partition: u32) -> BoxFuture<'_, Result<Option<State>, Failure>>;
+
+    /// Stores the state. A watermark past the end of the log is refused. Unknown: the next commit tells.
+    fn commit(&self, partition: u32, state: State) -> BoxFuture<'_, Result<(), Failure>>;
+
+    /// Until when attempts may be started and may last. `None`: no limit (a lock that dies with the process).
+    fn fence(&self) -> Option<Instant>;
+
+    /// Leaves the group, so that others need not wait. Every partition was released before.
+    fn leave(&self) -> BoxFuture<'_, ()>;
+}
+
+/// What happened to the ownership of one partition.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Change {
+    /// This member owns it from now on.
+    Given(u32),
+    /// Hand it over: stop starting attempts, let those in flight end, commit, then [`Group::released`].
+    Taken(u32),
+    /// It belongs to somebody else already: stop at once and commit nothing.
+    Lost(u32),
+}

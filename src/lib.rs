@@ -1,0 +1,37 @@
+//! `eventd` takes events of users in over HTTP, keeps them in a durable log, and delivers them to any number of
+//! destinations: in order per user, at least once, each destination and each user isolated from the others.
+//!
+//! ```text
+//!            HTTP                      durable log                       one per destination
+//! clients ─────────▶ ingest ─────────▶ topic user-events ─▶ dispatch ─────────────▶ file / https / …
+//!                    partition = hash(user)  P0 │ P1 │ P2   per-user lanes, retries, commit
+//!                                                             │ gave up
+//!                                                             ▼
+//!                                                   topic user-events.<dest>.dead
+//! ```
+//!
+//! The modules stand in the order in which data flows; arrows never turn back (a test holds this).
+
+pub mod limits;
+
+pub mod core;
+
+pub mod sqlite;
+
+pub mod log;
+
+pub mod group;
+
+pub mod destination;
+
+pub mod ingest;
+
+pub mod dispatch;
+
+pub mod up;
+
+pub mod cli;
+pub mod config;
+
+/// A future behind an object-safe trait: one a batch or an attempt, never one an event.
+pub type BoxFuture<'a, T> = std::pin::Pin<Box<dyn Future<Output = T> + Send + 'a>>;

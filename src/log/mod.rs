@@ -1,0 +1,149 @@
+//! The durable log: what every engine promises. `sqlite` is the embedded one; Kafka joins behind the same traits.
+//!
+//! ```text
+//!  ingest ── append(partition, records) ──▶ ┌─────────────────────────┐
+//!                                           │ topic: P0 │ P1 │ P2 …   │ offsets grow, records never change
+//!  dispatch ◀── fetch(partition, from) ──── └─────────────────────────┘
+//! ```
+//!
+//! # Order
+//!
+//! The records of one append are stored together, in their order, at consecutive offsets of one partition: all of
+//! them or none. An append that was *started* after another one of the same partition was *answered* has the higher
+//! offsets. Appends that are under way at the same time are stored in any order among themselves.
+//!
+//! # Durability, and what is unknown after an error
+//!
+//! `Ok` means fsynced (embedded) or acknowledged by all in-sync replicas (Kafka). [`Certainty::Refused`] means surely
+//! not stored, now and later. [`Certainty::Unknown`] means that it may be stored, or become so.
+//!
+//! [`Certainty::Refused`]: crate::core::outcome::Certainty::Refused
+//! [`Certainty::Unknown`]: crate::core::outcome::Certainty::Unknown
+//!
+//! # Fetching
+//!
+//! A fetch sees every record that was acknowledged before it began, never one that is not durable, and never a record
+//! whose bytes changed (that is [`FetchError::Corrupt`]). Offsets may have gaps: `Fetched::next` tells where to go on.
+
+pub mod sqlite;
+
+use crate::BoxFuture;
+use crate::core::event::{Event, Record};
+use crate::core::outcome::Failure;
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// One topic of the log.
+pub trait Log: Send + Sync + fmt::Debug {
+    /// The topic's name.
+    fn topic(&self) -> &str;
+
+    /// How many partitions the topic has now. It may grow, never shrink.
+    fn partitions(&self) -> BoxFuture<'_, Result<u32, Failure>>;
+
+    /// Appends the records to one partition and answers with the offset of the first, once they are durable.
+    /// At most [`APPEND_BYTES_MAX`](crate::limits::APPEND_BYTES_MAX) bytes unless it is a single record; no records
+    /// is an error. Dropping the future leaves the outcome unknown.
+    fn append(&self, partition: u32, records: Vec<Record>) -> BoxFuture<'_, Result<i64, Failure>>;
+
+    /// Reads from the offset `from` on, at most `max_bytes` (at least one record, whatever its size), and waits up to
+    /// `wait` while there is none. `from` may be any offset from the earliest to the latest; the latest waits.
+    fn fetch(
+        &self,
+        partition: u32,
+        from: i64,
+        max_bytes: usize,
+        wait: Duration,
+    ) -> BoxFuture<'_, Result<Fetched, FetchError>>;
+
+    /// The lowest offset that can be fetched; the latest where there is nothing.
+    fn earliest(&self, partition: u32) -> BoxFuture<'_, Result<i64, Failure>>;
+
+    /// The offset that the next record will get.
+    fn latest(&self, partition: u32) -> BoxFuture<'_, Result<i64, Failure>>;
+
+    /// The lowest offset of a record with this timestamp (milliseconds since the Unix epoch) or a later one.
+    fn offset_at(&self, partition: u32, timestamp_ms: i64) -> BoxFuture<'_, Result<Option<i64>, Failure>>;
+}
+
+/// Where topics are.
+pub trait Engine: Send + Sync + fmt::Debug {
+    /// Opens a topic. With `create`, makes it where it is missing; "already exists" is success, with any number of
+    /// partitions.
+    fn open<'a>(
+        &'a self,
+        topic: &'a str,
+        create: Option<CreateTopic>,
+    ) -> BoxFuture<'a, Result<Arc<dyn Log>, OpenError>>;
+
+    /// Waits until the engine can be trusted no more (an I/O error on commit), and says why. The process then stops
+    /// with exit code 1.
+    fn lost(&self) -> BoxFuture<'_, String>;
+}
+
+/// How a topic is made where it is missing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct CreateTopic {
+    pub partitions: u32,
+    /// How long records are kept. `None`: for ever, or until they are trimmed.
+    pub retention: Option<Duration>,
+}
+
+/// What a fetch found.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Fetched {
+    /// In the order of their offsets, all at or past `from`.
+    pub events: Vec<Event>,
+    /// Where the next fetch begins: behind the last event, and behind offsets that hold none.
+    pub next: i64,
+    /// The latest offset when this was read.
+    pub latest: i64,
+}
+
+/// Why a fetch gave nothing. Every one can be told to a person and acted upon.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum FetchError {
+    /// The position is not in the log (any more).
+    OutOfRange { from: i64, earliest: i64, latest: i64 },
+    /// The record at this offset is not what was stored. Those before it were given by earlier fetches.
+    Corrupt { offset: i64, detail: String },
+    /// It may work later: try again.
+    Unavailable(String),
+}
+
+impl fmt::Display for FetchError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::OutOfRange { from, earliest, latest } => {
+                write!(f, "offset {from} is outside the log, which holds {earliest} to {latest}")
+            }
+            Self::Corrupt { offset, detail } => write!(f, "the record at offset {offset} is damaged: {detail}"),
+            Self::Unavailable(detail) => f.write_str(detail),
+        }
+    }
+}
+
+impl std::error::Error for FetchError {}
+
+/// Why a topic could not be opened.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum OpenError {
+    /// It is not there, and was not to be made.
+    Missing { topic: String },
+    /// Somebody has to change something: a name that is no topic's, a right that is missing, a newer format.
+    Configuration(String),
+    /// It may work later.
+    Unavailable(String),
+}
+
+impl fmt::Display for OpenError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Missing { topic } => write!(f, "there is no topic {topic:?}"),
+            Self::Configuration(detail) | Self::Unavailable(detail) => f.write_str(detail),
+        }
+    }
+}
+
+impl std::error::Error for OpenError {}
