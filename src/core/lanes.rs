@@ -1,1 +1,379 @@
+//! One FIFO a user: who may be attempted next, and never two at once of one user.
+//!
+//! ```text
+//!             admit            next                    settle: all delivered, more behind
+//!  (idle) ──────────▶ Ready ─────────▶ InFlight ─────────────────────────▶ Ready …, or idle: the lane is gone
+//!                       ▲                 │ settle: judged
+//!                       │                 ├── Retry{at} ──▶ BackingOff ── wake(now) ──▶ Ready
+//!                       └── given_up ── Settling ◀── GiveUp (the head's dead letter is being written)
+//! ```
+//!
+//! An idle lane costs nothing: it is removed with its last event. Everything else is O(1) an event, whatever the number
+//! of users, and O(log n) for timers. The key of a lane is read from its own head, so no copy of it is kept.
+//!
+//! What breaks the order of a lane is a panic, in release builds too: the owner of the partition stops with the
+//! message, and nothing is delivered out of order.
 
+use super::Moment;
+use super::event::Event;
+use hashbrown::HashTable;
+use std::collections::{BTreeSet, HashSet, VecDeque};
+use std::hash::{BuildHasher, RandomState};
+use std::ops::Range;
+
+/// All lanes of one partition.
+#[derive(Debug)]
+pub struct Lanes {
+    /// Finds a lane's place by its user.
+    places: HashTable<u32>,
+    hasher: RandomState,
+    lanes: Vec<Option<Lane>>,
+    free: Vec<u32>,
+    /// Every lane in the state Ready, once.
+    ready: VecDeque<u32>,
+    /// Every lane in the state BackingOff, once.
+    timers: BTreeSet<(Moment, u32)>,
+    events: usize,
+    in_flight_events: usize,
+    next_generation: u64,
+    gaps: Gaps,
+}
+
+/// Names one run that was handed out. Using it twice, or after the lane moved on, is a panic.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Token {
+    place: u32,
+    generation: u64,
+}
+
+/// A run that [`Lanes::next`] handed out.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Started {
+    pub token: Token,
+    /// Where its events were put.
+    pub events: Range<usize>,
+    /// How often the first one is tried with this attempt: 1 at first.
+    pub attempt: u32,
+    /// An earlier event of this user was given up, and this is the next that is attempted.
+    pub gap: bool,
+    /// Stands for the user while this owner lives; equal for equal users.
+    pub user: u64,
+}
+
+/// What the head of a lane went through so far. Belongs to the event: it ends with it.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Trouble {
+    /// Attempts that failed, for whatever reason.
+    pub failures: u32,
+    /// Of these, tries that count for good.
+    pub tries: u32,
+    /// Tries counted since the mark below; taken back if that mark turns out void.
+    pub tries_since_mark: u32,
+    pub mark: u64,
+    /// When the first attempt failed, and when the destination first refused it.
+    pub first_failure: Moment,
+    pub first_refused: Option<Moment>,
+}
+
+/// What is to become of the first event of a run that was not delivered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Next {
+    /// Attempt it again, not before this moment.
+    Retry { at: Moment },
+    /// Write its dead letter; the lane stands until [`Lanes::given_up`].
+    GiveUp,
+}
+
+#[derive(Debug)]
+struct Lane {
+    state: State,
+    head: Event,
+    rest: VecDeque<Event>,
+    trouble: Option<Box<Trouble>>,
+    generation: u64,
+    user: u64,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum State {
+    Ready,
+    InFlight { run: u32 },
+    BackingOff { until: Moment },
+    Settling,
+}
+
+impl Lanes {
+    /// Remembers the gaps of at most `gaps_max` users.
+    pub fn new(gaps_max: usize) -> Self {
+        Self {
+            places: HashTable::new(),
+            hasher: RandomState::new(),
+            lanes: Vec::new(),
+            free: Vec::new(),
+            ready: VecDeque::new(),
+            timers: BTreeSet::new(),
+            events: 0,
+            in_flight_events: 0,
+            next_generation: 0,
+            gaps: Gaps { max: gaps_max, users: HashSet::new(), order: VecDeque::new() },
+        }
+    }
+
+    /// Puts an event behind those of its user.
+    ///
+    /// # Panics
+    /// Where it is not behind them in the log too.
+    pub fn admit(&mut self, event: Event) {
+        let user = self.hasher.hash_one(event.record.key());
+        let Self { places, lanes, .. } = self;
+        self.events += 1;
+        let found = places.find(user, |place| lane_at(lanes, *place).head.record.key() == event.record.key());
+        if let Some(&place) = found {
+            let lane = lane_at_mut(lanes, place);
+            let last = lane.rest.back().map_or(lane.head.offset, |last| last.offset);
+            assert!(event.offset > last, "order of a lane: offset {} admitted behind {last}", event.offset);
+            lane.rest.push_back(event);
+            return;
+        }
+        self.next_generation += 1;
+        let lane = Lane {
+            state: State::Ready,
+            head: event,
+            rest: VecDeque::new(),
+            trouble: None,
+            generation: self.next_generation,
+            user,
+        };
+        let place = match self.free.pop() {
+            Some(place) => {
+                lanes[place as usize] = Some(lane);
+                place
+            }
+            None => {
+                lanes.push(Some(lane));
+                u32::try_from(lanes.len() - 1).expect("fewer than 4 billion lanes: the window is far smaller")
+            }
+        };
+        places.insert_unique(user, place, |place| lane_at(lanes, *place).user);
+        self.ready.push_back(place);
+    }
+
+    /// Hands out the next run of a lane that is ready: its events are appended to `out`. At most `events_max` events
+    /// and `bytes_max` bytes, unless the first event alone is larger. `None`: no lane is ready.
+    pub fn next(&mut self, events_max: usize, bytes_max: usize, out: &mut Vec<Event>) -> Option<Started> {
+        let place = self.ready.pop_front()?;
+        Some(self.start(place, events_max, bytes_max, out))
+    }
+
+    /// The same, of the first lane among the next `look_max` ready ones whose user is `wanted`; else of the first.
+    pub fn next_preferred(
+        &mut self,
+        look_max: usize,
+        wanted: impl Fn(u64) -> bool,
+        out: &mut Vec<Event>,
+    ) -> Option<Started> {
+        let mut looked = self.ready.iter().take(look_max);
+        let index = looked.position(|place| wanted(lane_at(&self.lanes, *place).user)).unwrap_or(0);
+        let place = self.ready.remove(index)?;
+        Some(self.start(place, 1, 0, out))
+    }
+
+    fn start(&mut self, place: u32, events_max: usize, bytes_max: usize, out: &mut Vec<Event>) -> Started {
+        let lane = lane_at_mut(&mut self.lanes, place);
+        assert_eq!(lane.state, State::Ready, "order of a lane: one attempt at a time");
+        let first = out.len();
+        let mut bytes = lane.head.record.size_bytes();
+        out.push(lane.head.clone());
+        // An event that failed before goes alone: what it does concerns nobody else's run.
+        if lane.trouble.is_none() {
+            for event in lane.rest.iter().take(events_max.saturating_sub(1)) {
+                bytes += event.record.size_bytes();
+                if bytes > bytes_max {
+                    break;
+                }
+                out.push(event.clone());
+            }
+        }
+        let run = out.len() - first;
+        self.next_generation += 1;
+        lane.generation = self.next_generation;
+        lane.state = State::InFlight { run: u32::try_from(run).expect("a run is short") };
+        self.in_flight_events += run;
+        Started {
+            token: Token { place, generation: lane.generation },
+            events: first..out.len(),
+            attempt: lane.trouble.as_ref().map_or(1, |trouble| trouble.failures.saturating_add(1)),
+            gap: self.gaps.holds(lane.head.record.key()),
+            user: lane.user,
+        }
+    }
+
+    /// Settles the first `delivered` events of a run (each is shown to `settled`). Where that is not the whole run,
+    /// `judge` decides about the next one; those behind it go back untouched.
+    ///
+    /// # Panics
+    /// Where the run is not in flight, or `delivered` is more than it.
+    pub fn settle(
+        &mut self,
+        token: Token,
+        delivered: usize,
+        mut settled: impl FnMut(&Event),
+        judge: impl FnOnce(&Event, &mut Trouble) -> Next,
+    ) {
+        let place = token.place;
+        let lane = lane_of(&mut self.lanes, token);
+        let State::InFlight { run } = lane.state else { panic!("order of a lane: settled while {:?}", lane.state) };
+        let run = run as usize;
+        assert!(delivered <= run, "a run of {run} events reported {delivered} delivered");
+        self.in_flight_events -= run;
+        if delivered > 0 {
+            self.gaps.forget(lane.head.record.key());
+        }
+        for _ in 0..delivered {
+            settled(&lane_at(&self.lanes, place).head);
+            if !self.pop(place) {
+                return;
+            }
+        }
+        let lane = lane_at_mut(&mut self.lanes, place);
+        if delivered == run {
+            lane.state = State::Ready;
+            self.ready.push_back(place);
+            return;
+        }
+        match judge(&lane.head, lane.trouble.get_or_insert_default()) {
+            Next::Retry { at } => {
+                lane.state = State::BackingOff { until: at };
+                self.timers.insert((at, place));
+            }
+            Next::GiveUp => lane.state = State::Settling,
+        }
+    }
+
+    /// The event whose dead letter is to be written, and what it went through.
+    ///
+    /// # Panics
+    /// Where the lane is not settling.
+    pub fn settling(&self, token: Token) -> (&Event, &Trouble) {
+        let lane = lane_at(&self.lanes, token.place);
+        assert!(lane.generation == token.generation && lane.state == State::Settling, "nothing is settling here");
+        (&lane.head, lane.trouble.as_ref().expect("a failure led to this"))
+    }
+
+    /// The dead letter is written: the lane's head is settled (shown to `settled`), and the lane goes on.
+    pub fn given_up(&mut self, token: Token, mut settled: impl FnMut(&Event)) {
+        let lane = lane_of(&mut self.lanes, token);
+        assert_eq!(lane.state, State::Settling, "only an event that is settling is given up");
+        self.gaps.remember(lane.head.record.key());
+        settled(&lane.head);
+        if self.pop(token.place) {
+            lane_at_mut(&mut self.lanes, token.place).state = State::Ready;
+            self.ready.push_back(token.place);
+        }
+    }
+
+    /// Makes ready what backed off until `now`.
+    pub fn wake(&mut self, now: Moment) {
+        while let Some(&(until, place)) = self.timers.first()
+            && until <= now
+        {
+            self.timers.pop_first();
+            let lane = lane_at_mut(&mut self.lanes, place);
+            assert_eq!(lane.state, State::BackingOff { until }, "a timer is of a lane that backs off");
+            lane.state = State::Ready;
+            self.ready.push_back(place);
+        }
+    }
+
+    /// When [`Lanes::wake`] has something to do next.
+    pub fn next_wakeup(&self) -> Option<Moment> {
+        self.timers.first().map(|(until, _)| *until)
+    }
+
+    /// Whether a lane is ready.
+    pub fn has_ready(&self) -> bool {
+        !self.ready.is_empty()
+    }
+
+    /// Unsettled events in all lanes.
+    pub fn events(&self) -> usize {
+        self.events
+    }
+
+    /// Events that are handed out and not reported.
+    pub fn in_flight_events(&self) -> usize {
+        self.in_flight_events
+    }
+
+    /// Removes the head. `false`: it was the last, and the lane is gone.
+    fn pop(&mut self, place: u32) -> bool {
+        self.events -= 1;
+        let lane = lane_at_mut(&mut self.lanes, place);
+        lane.trouble = None;
+        if let Some(next) = lane.rest.pop_front() {
+            assert!(next.offset > lane.head.offset, "order of a lane: {} behind {}", next.offset, lane.head.offset);
+            lane.head = next;
+            // A lane that was long once must not keep its memory for ever.
+            if lane.rest.capacity() > 64 && lane.rest.len() * 4 < lane.rest.capacity() {
+                lane.rest.shrink_to(lane.rest.len() * 2);
+            }
+            return true;
+        }
+        let user = lane.user;
+        let found = self.places.find_entry(user, |at| *at == place);
+        found.expect("every lane is found by its user").remove();
+        self.lanes[place as usize] = None;
+        self.free.push(place);
+        false
+    }
+}
+
+fn lane_at(lanes: &[Option<Lane>], place: u32) -> &Lane {
+    lanes[place as usize].as_ref().expect("a place that is named holds a lane")
+}
+
+fn lane_at_mut(lanes: &mut [Option<Lane>], place: u32) -> &mut Lane {
+    lanes[place as usize].as_mut().expect("a place that is named holds a lane")
+}
+
+fn lane_of(lanes: &mut [Option<Lane>], token: Token) -> &mut Lane {
+    let lane = lane_at_mut(lanes, token.place);
+    assert_eq!(lane.generation, token.generation, "a run is reported once");
+    lane
+}
+
+/// Users of whom an event was given up and none delivered since: a bounded hint, the oldest is forgotten first.
+#[derive(Debug)]
+struct Gaps {
+    max: usize,
+    users: HashSet<Option<Box<[u8]>>>,
+    order: VecDeque<Option<Box<[u8]>>>,
+}
+
+impl Gaps {
+    fn holds(&self, user: Option<&[u8]>) -> bool {
+        !self.users.is_empty() && self.users.contains(&user.map(Box::from))
+    }
+
+    fn remember(&mut self, user: Option<&[u8]>) {
+        let user: Option<Box<[u8]>> = user.map(Box::from);
+        if self.users.insert(user.clone()) {
+            self.order.push_back(user);
+        }
+        while self.order.len() > self.max {
+            if let Some(oldest) = self.order.pop_front() {
+                self.users.remove(&oldest);
+            }
+        }
+    }
+
+    fn forget(&mut self, user: Option<&[u8]>) {
+        if !self.users.is_empty() && self.users.remove(&user.map(Box::from)) {
+            self.order.retain(|known| known.as_deref() != user);
+        }
+    }
+}
+
+#[cfg(test)]
+#[path = "lanes_tests.rs"]
+mod tests;

@@ -7,7 +7,8 @@ use std::time::Duration;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Verdict {
     /// It failed and may succeed later: an answer 5xx, a time-out after sending. Counts as a try.
-    Retry,
+    /// `after`: the answer's `Retry-After`, which wins over the backoff, capped by `--retry-after-max`.
+    Retry { after: Option<Duration> },
     /// The destination asks for patience (429, or 503 with `Retry-After`): never counts as a try.
     /// `after` wins over the backoff, capped by `--retry-after-max`.
     Busy { after: Option<Duration> },
