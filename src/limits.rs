@@ -62,3 +62,16 @@ pub const GAPS_REMEMBERED_MAX: usize = 100_000;
 
 /// Log lines about the same thing: at most one in this time.
 pub const LOG_REPEAT_INTERVAL: Duration = Duration::from_secs(10);
+
+/// Hand-overs in flight of a partition to a destination that takes many lanes at once: while one is written, the next
+/// one fills.
+pub const HAND_OVERS_OF_MANY_MAX: usize = 2;
+
+/// Ready lanes that are looked at for a probe of a user who was not probed yet.
+pub const PROBE_LOOK_MAX: usize = 64;
+
+/// How often the fence of a group is looked at while it lets nothing start.
+pub const FENCE_LOOK_INTERVAL: Duration = Duration::from_millis(100);
+
+/// How long the last commit of a stop may take, also where `--drain` is over.
+pub const LAST_COMMIT_WAIT: Duration = Duration::from_secs(2);

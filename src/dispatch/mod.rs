@@ -1,11 +1,31 @@
-//! Delivers a topic to one destination.
+//! Delivers a topic to one destination: joins the log, the group, the lanes and the destination.
+//!
+//! ```text
+//!  group ── Given / Taken / Lost ──▶ owners ──▶ one worker a partition ──▶ destination
+//!                                                 │ shared: breaker, slots of --concurrency, dead letters
+//!                                                 └── fetch, lanes, progress, commit: all of one partition
+//! ```
+//!
+//! A worker that ends with an error (a damaged record, a gap, a broken invariant) stops its partition only.
 
+pub mod dead_letter;
+mod policy;
+mod quiet;
+mod shared;
+mod worker;
+
+use self::shared::Shared;
+use self::worker::Worker;
 use crate::core::backoff::Backoff;
 use crate::destination::Destination;
-use crate::group::Group;
+use crate::group::{Change, Group};
 use crate::log::{Engine, Log};
+use anyhow::Context as _;
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::sync::watch;
+use tokio::task::{AbortHandle, Id, JoinError, JoinSet};
 
 /// The checked configuration of one destination's delivery.
 #[derive(Debug, Clone)]
@@ -65,8 +85,141 @@ pub enum Ended {
 }
 
 /// Delivers until `shutdown` is ready, then lets attempts in flight end within `--drain`, commits, releases and leaves.
-/// Dropping the future stops at once. An error: the destination cannot go on, and a person has to know.
-pub async fn run(_parts: Parts, _config: Config, shutdown: impl Future<Output = ()> + Send) -> anyhow::Result<Ended> {
-    shutdown.await;
-    Ok(Ended::Drained)
+/// Dropping the future stops at once.
+///
+/// # Errors
+/// The destination cannot go on and a person has to know: every partition stopped, or the membership ended. A single
+/// partition that stops says so in the log, and the others go on; the error comes with the end.
+pub async fn run(parts: Parts, config: Config, shutdown: impl Future<Output = ()> + Send) -> anyhow::Result<Ended> {
+    let group = Arc::clone(&parts.group);
+    let mut owners = Owners::new(Shared::new(parts, config));
+    let mut shutdown = std::pin::pin!(shutdown);
+    loop {
+        tokio::select! {
+            biased;
+            () = &mut shutdown => break,
+            Some(ended) = owners.running.join_next_with_id() => {
+                owners.ended(ended).await;
+                if owners.partitions.is_empty() && let Some(error) = owners.stopped.take() {
+                    group.leave().await;
+                    return Err(error);
+                }
+            }
+            change = group.changed() => match change.context("the membership of the group ended")? {
+                Change::Given(partition) => owners.give(partition),
+                Change::Taken(partition) => owners.take(partition).await,
+                Change::Lost(partition) => owners.lose(partition),
+            },
+        }
+    }
+    owners.stop_all();
+    while let Some(ended) = owners.running.join_next_with_id().await {
+        owners.ended(ended).await;
+    }
+    group.leave().await;
+    match owners.stopped {
+        Some(error) => Err(error),
+        None => Ok(owners.worst),
+    }
+}
+
+/// The workers of the partitions that are owned now.
+struct Owners {
+    shared: Arc<Shared>,
+    running: JoinSet<anyhow::Result<Ended>>,
+    partitions: HashMap<u32, Owner>,
+    /// The worst end so far of those that were told to stop.
+    worst: Ended,
+    /// Why the first partition stopped that was not told to.
+    stopped: Option<anyhow::Error>,
+}
+
+struct Owner {
+    task: Id,
+    abort: AbortHandle,
+    stop: watch::Sender<bool>,
+    /// The group waits for its release.
+    taken: bool,
+}
+
+impl Owners {
+    fn new(shared: Shared) -> Self {
+        Self {
+            shared: Arc::new(shared),
+            running: JoinSet::new(),
+            partitions: HashMap::new(),
+            worst: Ended::Drained,
+            stopped: None,
+        }
+    }
+
+    fn give(&mut self, partition: u32) {
+        let (stop, mut stopping) = watch::channel(false);
+        let shared = Arc::clone(&self.shared);
+        let abort = self.running.spawn(async move {
+            // `begin` may wait for the group as long as it takes; a stop does not wait for it.
+            let begun = tokio::select! {
+                biased;
+                _ = stopping.wait_for(|stop| *stop) => return Ok(Ended::Drained),
+                begun = Worker::begin(shared, partition) => begun?,
+            };
+            begun.run(stopping).await
+        });
+        let owner = Owner { task: abort.id(), abort, stop, taken: false };
+        if let Some(before) = self.partitions.insert(partition, owner) {
+            // Given twice without an end between: the older worker must not go on beside the new one.
+            before.abort.abort();
+        }
+        self.shared.set_owned(self.partitions.len());
+    }
+
+    async fn take(&mut self, partition: u32) {
+        match self.partitions.get_mut(&partition) {
+            Some(owner) => {
+                owner.taken = true;
+                owner.stop.send_replace(true);
+            }
+            // It stopped by itself before: there is nothing to hand over.
+            None => self.shared.parts.group.released(partition).await,
+        }
+    }
+
+    fn lose(&mut self, partition: u32) {
+        if let Some(owner) = self.partitions.remove(&partition) {
+            owner.abort.abort();
+            self.shared.set_owned(self.partitions.len());
+        }
+    }
+
+    fn stop_all(&mut self) {
+        for owner in self.partitions.values() {
+            owner.stop.send_replace(true);
+        }
+    }
+
+    async fn ended(&mut self, ended: Result<(Id, anyhow::Result<Ended>), JoinError>) {
+        let (task, result) = match ended {
+            Ok((task, result)) => (task, result),
+            Err(error) if error.is_cancelled() => return,
+            Err(error) => (error.id(), Err(anyhow::Error::new(error).context("a broken invariant stopped it"))),
+        };
+        let Some(partition) = self.partitions.iter().find(|(_, owner)| owner.task == task).map(|(number, _)| *number)
+        else {
+            return;
+        };
+        let owner = self.partitions.remove(&partition);
+        self.shared.set_owned(self.partitions.len());
+        match result {
+            Ok(Ended::Drained) => {}
+            Ok(Ended::WorkLeft) => self.worst = Ended::WorkLeft,
+            Err(error) => {
+                let (destination, topic) = (self.shared.parts.group.name(), &self.shared.topic);
+                tracing::error!(destination, %topic, partition, "this partition stopped, the others go on: {error:#}");
+                self.stopped.get_or_insert(error.context(format!("partition {partition} of {topic:?} stopped")));
+            }
+        }
+        if owner.is_some_and(|owner| owner.taken) {
+            self.shared.parts.group.released(partition).await;
+        }
+    }
 }

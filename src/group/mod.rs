@@ -24,6 +24,7 @@ pub trait Group: Send + Sync + fmt::Debug {
     fn name(&self) -> &str;
 
     /// Waits for the next change of what this member owns. An error ends the membership: every partition is lost.
+    /// Dropping the future loses no change.
     fn changed(&self) -> BoxFuture<'_, Result<Change, Failure>>;
 
     /// Tells that a partition that was [`Change::Taken`] is let go: nothing of it is started or committed any more.

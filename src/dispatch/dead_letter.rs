@@ -1,0 +1,134 @@
+//! An event that was given up, kept with the reason: in `<topic>.<dest>.dead`, in the partition of the same number.
+//!
+//! Its identity is `eventd-source`: a crash may leave two of one event, or one of an event that was delivered after
+//! all, and readers fold them by it.
+
+use super::{Config, Parts};
+use crate::core::event::{Event, Record};
+use crate::core::lanes::Trouble;
+use crate::limits;
+use crate::log::{CreateTopic, FetchError, Log, OpenError};
+use std::sync::Arc;
+use std::time::Duration;
+
+/// Where the event was: `partition:offset`.
+pub const SOURCE: &str = "eventd-source";
+/// Why it was given up: `exhausted` or `refused`.
+pub const REASON: &str = "eventd-reason";
+/// The destination's last answer: status and the beginning of the body.
+pub const ANSWER: &str = "eventd-answer";
+/// Attempts that were made.
+pub const ATTEMPTS: &str = "eventd-attempts";
+/// When the first and the last attempt failed, in milliseconds since the Unix epoch.
+pub const FIRST_ATTEMPT: &str = "eventd-first-attempt";
+pub const LAST_ATTEMPT: &str = "eventd-last-attempt";
+/// When the event was accepted, in milliseconds since the Unix epoch: the letter's own timestamp is that of its writing.
+pub const TIME: &str = "eventd-time";
+/// Topic and destination that the letter belongs to.
+pub const TOPIC: &str = "eventd-topic";
+pub const DESTINATION: &str = "eventd-destination";
+
+/// The topic of a destination's dead letters.
+pub fn topic_of(topic: &str, destination: &str) -> String {
+    format!("{topic}.{destination}.dead")
+}
+
+/// Why an event was given up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Reason {
+    /// `--attempts` were made.
+    Exhausted,
+    /// The destination will never take it.
+    Refused,
+}
+
+impl Reason {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Exhausted => "exhausted",
+            Self::Refused => "refused",
+        }
+    }
+}
+
+/// What is known of an event that is being given up.
+#[derive(Debug, Clone)]
+pub(super) struct Letter {
+    pub(super) reason: Reason,
+    pub(super) answer: String,
+    /// Writing it failed this often already.
+    pub(super) failures: u32,
+}
+
+/// The letter's record: key, value and headers of the source, and the story.
+pub(super) fn record(
+    parts: &Parts,
+    partition: u32,
+    event: &Event,
+    trouble: &Trouble,
+    letter: &Letter,
+    elapsed: Duration,
+    now_ms: i64,
+) -> Record {
+    let first_ms = now_ms - i64::try_from(elapsed.as_millis()).unwrap_or(0);
+    let source = format!("{partition}:{}", event.offset);
+    let (attempts, first, last) = (trouble.failures.to_string(), first_ms.to_string(), now_ms.to_string());
+    let time = event.record.timestamp_ms.to_string();
+    let ours = [
+        (SOURCE, source.as_str()),
+        (REASON, letter.reason.as_str()),
+        (ANSWER, &letter.answer),
+        (ATTEMPTS, &attempts),
+        (FIRST_ATTEMPT, &first),
+        (LAST_ATTEMPT, &last),
+        (TIME, &time),
+        (TOPIC, parts.log.topic()),
+        (DESTINATION, parts.group.name()),
+    ];
+    let mut headers: Vec<(&str, Option<&[u8]>)> = event.record.headers().collect();
+    headers.extend(ours.map(|(name, value)| (name, Some(value.as_bytes()))));
+    Record::new(event.record.key(), event.record.value(), &headers, now_ms)
+}
+
+/// Opens the topic, made where it is missing, and makes sure that what it holds is this destination's: `orders` with
+/// `eu.crm` and `orders.eu` with `crm` have the same name.
+pub(super) async fn open(parts: &Parts, config: &Config) -> Result<Arc<dyn Log>, OpenError> {
+    let topic = topic_of(parts.log.topic(), parts.group.name());
+    let unavailable = |error: &dyn std::fmt::Display| OpenError::Unavailable(error.to_string());
+    let partitions = parts.log.partitions().await.map_err(|error| unavailable(&error))?;
+    if topic.len() > limits::TOPIC_CHARS_MAX {
+        return Err(OpenError::Configuration(format!(
+            "{topic:?} is longer than a topic's name may be ({}): choose a shorter --name",
+            limits::TOPIC_CHARS_MAX
+        )));
+    }
+    let create = CreateTopic { partitions, retention: Some(config.dead_retention) };
+    let log = parts.engine.open(&topic, Some(create)).await?;
+    let held = log.partitions().await.map_err(|error| unavailable(&error))?;
+    if held < partitions {
+        return Err(OpenError::Configuration(format!("{topic:?} has {held} partitions, its source {partitions}")));
+    }
+    for partition in 0..held {
+        let first = match log.earliest(partition).await {
+            Ok(from) => log.fetch(partition, from, 1, Duration::ZERO).await,
+            Err(error) => return Err(unavailable(&error)),
+        };
+        let first = match first {
+            Ok(fetched) => fetched.events.into_iter().next(),
+            // Trimmed meanwhile, or damaged: neither says whose it is.
+            Err(FetchError::OutOfRange { .. } | FetchError::Corrupt { .. }) => None,
+            Err(FetchError::Unavailable(detail)) => return Err(OpenError::Unavailable(detail)),
+        };
+        if let Some(letter) = first {
+            let whose = |name| letter.record.header_text(name).unwrap_or("?").to_owned();
+            if (whose(TOPIC).as_str(), whose(DESTINATION).as_str()) != (parts.log.topic(), parts.group.name()) {
+                return Err(OpenError::Configuration(format!(
+                    "{topic:?} holds dead letters of the topic {:?} and the destination {:?}: choose another --name",
+                    whose(TOPIC),
+                    whose(DESTINATION)
+                )));
+            }
+        }
+    }
+    Ok(log)
+}

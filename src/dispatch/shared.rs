@@ -1,0 +1,81 @@
+//! What the owners of a destination's partitions share in one process: the breaker, the slots of `--concurrency`, the
+//! clock that the core is told, and the topic of dead letters.
+
+use super::{Config, Parts, dead_letter};
+use crate::core::Moment;
+use crate::core::breaker::Breaker;
+use crate::limits;
+use crate::log::{Log, OpenError};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use tokio::sync::{OnceCell, Semaphore, watch};
+use tokio::time::Instant;
+
+#[derive(Debug)]
+pub(super) struct Shared {
+    pub(super) parts: Parts,
+    pub(super) config: Config,
+    pub(super) topic: Arc<str>,
+    /// Attempts (hand-overs) in flight at the destination: first come, first served.
+    pub(super) slots: Arc<Semaphore>,
+    /// Told when the breaker opens, closes, or gives a probe back.
+    pub(super) breaker_moved: watch::Sender<u64>,
+    breaker: Mutex<Breaker>,
+    began: Instant,
+    /// Partitions that are owned now; each has an equal share of window and in-flight events.
+    owned: AtomicUsize,
+    dead: OnceCell<Arc<dyn Log>>,
+    random: AtomicU64,
+}
+
+impl Shared {
+    pub(super) fn new(parts: Parts, config: Config) -> Self {
+        Self {
+            topic: parts.log.topic().into(),
+            slots: Arc::new(Semaphore::new(config.concurrency)),
+            breaker_moved: watch::Sender::new(0),
+            breaker: Mutex::new(Breaker::new()),
+            began: Instant::now(),
+            owned: AtomicUsize::new(0),
+            dead: OnceCell::new(),
+            random: AtomicU64::new(config.seed),
+            parts,
+            config,
+        }
+    }
+
+    pub(super) fn now(&self) -> Moment {
+        self.began.elapsed()
+    }
+
+    pub(super) fn instant(&self, moment: Moment) -> Instant {
+        self.began.checked_add(moment).unwrap_or_else(|| self.began + limits::COMMIT_UNCHANGED_INTERVAL)
+    }
+
+    /// The breaker holds plain numbers: a panic elsewhere leaves nothing half done in it.
+    pub(super) fn breaker(&self) -> MutexGuard<'_, Breaker> {
+        self.breaker.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn set_owned(&self, partitions: usize) {
+        self.owned.store(partitions.max(1), Ordering::Relaxed);
+    }
+
+    /// An equal share of `whole` for each owned partition, at least 1.
+    pub(super) fn share(&self, whole: usize) -> usize {
+        (whole / self.owned.load(Ordering::Relaxed).max(1)).max(1)
+    }
+
+    /// A number for jitter: splitmix64 from `--seed`'s state on.
+    pub(super) fn random(&self) -> u64 {
+        let mut z = self.random.fetch_add(0x9e37_79b9_7f4a_7c15, Ordering::Relaxed);
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    /// The topic of dead letters, made when it is first needed.
+    pub(super) async fn dead_letters(&self) -> Result<Arc<dyn Log>, OpenError> {
+        self.dead.get_or_try_init(|| dead_letter::open(&self.parts, &self.config)).await.cloned()
+    }
+}

@@ -1,0 +1,608 @@
+//! The owner of one partition. It alone holds the lanes, the window and the progress, and handles one happening at a
+//! time; attempts, fetches, commits and dead letters run outside and report back.
+//!
+//! ```text
+//!            fetch ──▶ pending ─ admit ─▶ lanes ─ next ─▶ hand-over ──▶ destination
+//!              ▲          (window)          ▲                              │ reports
+//!              └── room ◀── settle ◀────────┴── policy: retry, give up ◀───┘
+//!                             └──▶ progress ── tick ──▶ commit
+//! ```
+//!
+//! Nothing is attempted before the first commit is stored, and what is committed is what this owner knows to be
+//! settled at that moment. A panic of anything outside, or of the lanes, ends the partition with its message.
+
+use super::dead_letter::{self, Letter};
+use super::quiet::Quiet;
+use super::shared::Shared;
+use super::{Ended, OnGap, Start, policy};
+use crate::core::Moment;
+use crate::core::breaker::{Attempt, Gate};
+use crate::core::event::Event;
+use crate::core::lanes::{Lanes, Started, Token};
+use crate::core::outcome::Failure;
+use crate::core::progress::{Progress, State};
+use crate::core::verdict::{Failed, Report, Verdict};
+use crate::core::window::Window;
+use crate::destination::{HandOver, HandOverLimits, Run};
+use crate::limits;
+use crate::log::{FetchError, Fetched};
+use anyhow::{Context as _, bail, ensure};
+use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
+use tokio::sync::{OwnedSemaphorePermit, watch};
+use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep_until, timeout_at};
+
+/// What ran outside and came back.
+enum Happening {
+    Attempted {
+        flights: Vec<Flight>,
+        reports: Vec<Report>,
+    },
+    Fetched(Result<Fetched, FetchError>),
+    Committed {
+        state: State,
+        result: Result<(), Failure>,
+    },
+    Letter {
+        token: Token,
+        result: Result<(), String>,
+    },
+    /// A slot of `--concurrency` became free.
+    Slot(OwnedSemaphorePermit),
+}
+
+/// One run on its way.
+struct Flight {
+    started: Started,
+    attempt: Attempt,
+}
+
+pub(super) struct Worker {
+    shared: Arc<Shared>,
+    partition: u32,
+    limits: HandOverLimits,
+    outside: JoinSet<Happening>,
+    lanes: Lanes,
+    window: Window,
+    progress: Progress,
+    /// The next offset to fetch.
+    position: i64,
+    /// Events below it may be settled already: those of the state that this owner began with.
+    settled_until: i64,
+    /// Fetched and not yet admitted: at most one fetch.
+    pending: VecDeque<Event>,
+    fetching: bool,
+    fetch_at: Moment,
+    fetch_failures: u32,
+    hand_overs: usize,
+    /// The attempt that probes a destination which takes nothing, if it is ours.
+    probing: Option<Attempt>,
+    slot: Option<OwnedSemaphorePermit>,
+    slot_wanted: bool,
+    giving_up: HashMap<Token, Letter>,
+    /// Dead letters whose writing failed, and when it is tried again.
+    letters_due: BTreeSet<(Moment, u32)>,
+    letters_waiting: HashMap<u32, Token>,
+    next_letter: u32,
+    letters_writing: usize,
+    committed: State,
+    committed_at: Moment,
+    committing: bool,
+    dirty: bool,
+    tick_at: Moment,
+    quiet: Quiet,
+}
+
+impl Worker {
+    /// Reads where the partition stands and stores it, so that "no commit" means "new group" from then on. Waits while
+    /// the group or the log does not answer.
+    pub(super) async fn begin(shared: Arc<Shared>, partition: u32) -> anyhow::Result<Self> {
+        let mut quiet = Quiet::default();
+        let mut failures = 0;
+        let state = loop {
+            match first_state(&shared, partition).await {
+                Ok(state) => break state,
+                Err(failure) if failure.code == "commit-past-end" => return Err(failure.into()),
+                Err(failure) => {
+                    failures += 1;
+                    if let Some(more) = quiet.allows("begin", shared.now()) {
+                        tracing::warn!(partition, more, "cannot begin, trying again: {failure}");
+                    }
+                    let delay = shared.config.backoff.delay(failures, shared.random());
+                    tokio::time::sleep(delay).await;
+                }
+            }
+        };
+        let progress = Progress::new(&state);
+        let now = shared.now();
+        let worker = Self {
+            limits: shared.parts.destination.limits(),
+            outside: JoinSet::new(),
+            lanes: Lanes::new(limits::GAPS_REMEMBERED_MAX),
+            window: Window::new(1, 1),
+            position: progress.watermark(),
+            settled_until: state.settled.last().map_or(0, |range| range.end),
+            progress,
+            pending: VecDeque::new(),
+            fetching: false,
+            fetch_at: now,
+            fetch_failures: 0,
+            hand_overs: 0,
+            probing: None,
+            slot: None,
+            slot_wanted: false,
+            giving_up: HashMap::new(),
+            letters_due: BTreeSet::new(),
+            letters_waiting: HashMap::new(),
+            next_letter: 0,
+            letters_writing: 0,
+            committed: state,
+            committed_at: now,
+            committing: false,
+            dirty: false,
+            tick_at: now + shared.config.commit_interval,
+            quiet,
+            partition,
+            shared,
+        };
+        Ok(worker)
+    }
+
+    /// Delivers until `stop` says true; then hands over: lets attempts in flight end within `--drain`, and commits.
+    pub(super) async fn run(mut self, mut stop: watch::Receiver<bool>) -> anyhow::Result<Ended> {
+        let mut breaker_moved = self.shared.breaker_moved.subscribe();
+        while !*stop.borrow_and_update() {
+            let now = self.shared.now();
+            self.lanes.wake(now);
+            self.tick(now);
+            self.retry_letters(now)?;
+            self.read(now);
+            let probe_at = self.start(now);
+            let next = [self.lanes.next_wakeup(), Some(self.tick_at), probe_at, self.next_fetch(), self.next_letter()];
+            let next = next.into_iter().flatten().min().unwrap_or(self.tick_at);
+            tokio::select! {
+                biased;
+                changed = stop.changed() => if changed.is_err() { break },
+                Some(happening) = self.outside.join_next() => {
+                    self.handle(happening.context("a part of dispatch panicked")?)?;
+                    // Others that are ready too, in their order, before anything is started again.
+                    for _ in 1..limits::HAPPENINGS_IN_A_ROW_MAX {
+                        let Some(happening) = self.outside.try_join_next() else { break };
+                        self.handle(happening.context("a part of dispatch panicked")?)?;
+                    }
+                }
+                _ = breaker_moved.changed() => {}
+                () = sleep_until(self.shared.instant(next)) => {}
+            }
+        }
+        self.hand_over().await
+    }
+
+    async fn hand_over(mut self) -> anyhow::Result<Ended> {
+        self.slot = None;
+        let deadline = Instant::now() + self.shared.config.drain;
+        while self.hand_overs > 0 || self.letters_writing > 0 || self.committing {
+            match timeout_at(deadline, self.outside.join_next()).await {
+                Ok(Some(happening)) => self.handle(happening.context("a part of dispatch panicked")?)?,
+                Ok(None) | Err(_) => break,
+            }
+        }
+        let ended = if self.hand_overs == 0 && self.letters_writing == 0 { Ended::Drained } else { Ended::WorkLeft };
+        let state = self.progress.state();
+        let mut failures = 0;
+        while state != self.committed {
+            match timeout_at(deadline.max(Instant::now() + limits::LAST_COMMIT_WAIT), self.commit(state.clone())).await
+            {
+                Ok(Ok(())) => self.committed = state.clone(),
+                Ok(Err(failure)) if Instant::now() < deadline && failures < 10 => {
+                    failures += 1;
+                    tracing::warn!(partition = self.partition, "the last commit failed, trying again: {failure}");
+                    tokio::time::sleep(self.shared.config.backoff.delay(failures, self.shared.random())).await;
+                }
+                Ok(Err(failure)) => {
+                    tracing::error!(partition = self.partition, "stopped without the last commit: {failure}");
+                    return Ok(Ended::WorkLeft);
+                }
+                Err(_) => return Ok(Ended::WorkLeft),
+            }
+        }
+        Ok(ended)
+    }
+
+    fn handle(&mut self, happening: Happening) -> anyhow::Result<()> {
+        match happening {
+            Happening::Attempted { flights, reports } => self.attempted(flights, reports),
+            Happening::Fetched(fetched) => self.fetched(fetched),
+            Happening::Committed { state, result } => {
+                self.committing = false;
+                match result {
+                    Ok(()) => (self.committed, self.committed_at) = (state, self.shared.now()),
+                    Err(failure) => {
+                        self.dirty = true;
+                        if let Some(more) = self.quiet.allows("commit", self.shared.now()) {
+                            tracing::warn!(
+                                partition = self.partition,
+                                more,
+                                "a commit failed, the next one tells: {failure}"
+                            );
+                        }
+                    }
+                }
+                Ok(())
+            }
+            Happening::Letter { token, result } => self.letter_written(token, result),
+            Happening::Slot(permit) => {
+                (self.slot, self.slot_wanted) = (Some(permit), false);
+                Ok(())
+            }
+        }
+    }
+
+    // ---- reading
+
+    fn next_fetch(&self) -> Option<Moment> {
+        (!self.fetching && self.pending.is_empty() && self.window.room_bytes() > 0).then_some(self.fetch_at)
+    }
+
+    /// Admits what fits, and fetches more while there is room.
+    fn read(&mut self, now: Moment) {
+        let config = &self.shared.config;
+        self.window.resize(self.shared.share(config.window_events), self.shared.share(config.window_bytes));
+        while let Some(event) = self.pending.front() {
+            let bytes = event.record.window_bytes();
+            if !self.window.admits(bytes) {
+                return;
+            }
+            self.window.add(bytes);
+            if let Some(event) = self.pending.pop_front() {
+                self.lanes.admit(event);
+            }
+        }
+        let room = self.window.room_bytes();
+        if self.fetching || room == 0 || now < self.fetch_at {
+            return;
+        }
+        self.fetching = true;
+        let (log, partition, from) = (Arc::clone(&self.shared.parts.log), self.partition, self.position);
+        let max_bytes = room.min(limits::FETCH_BYTES_MAX);
+        self.outside.spawn(async move {
+            Happening::Fetched(log.fetch(partition, from, max_bytes, limits::FETCH_WAIT_MAX).await)
+        });
+    }
+
+    fn fetched(&mut self, fetched: Result<Fetched, FetchError>) -> anyhow::Result<()> {
+        self.fetching = false;
+        let error = match fetched {
+            Ok(fetched) => {
+                self.fetch_failures = 0;
+                let mut at = self.position;
+                for event in fetched.events {
+                    ensure!(event.offset >= at, "the log gave offset {} where {at} was to come", event.offset);
+                    self.progress.settle(at..event.offset);
+                    at = event.offset + 1;
+                    if event.offset >= self.settled_until || !self.progress.is_settled(event.offset) {
+                        self.pending.push_back(event);
+                    }
+                }
+                self.progress.settle(at..fetched.next);
+                self.dirty |= fetched.next > at;
+                self.position = fetched.next.max(at);
+                return Ok(());
+            }
+            Err(error) => error,
+        };
+        let skip_to = match &error {
+            FetchError::Unavailable(detail) => {
+                self.fetch_failures = self.fetch_failures.saturating_add(1);
+                let delay = self.shared.config.backoff.delay(self.fetch_failures, self.shared.random());
+                self.fetch_at = self.shared.now().saturating_add(delay);
+                if let Some(more) = self.quiet.allows("fetch", self.shared.now()) {
+                    tracing::warn!(partition = self.partition, more, "cannot read the log, trying again: {detail}");
+                }
+                return Ok(());
+            }
+            FetchError::OutOfRange { from, earliest, .. } if from < earliest => *earliest,
+            FetchError::OutOfRange { .. } => bail!("partition {}: {error}", self.partition),
+            FetchError::Corrupt { offset, .. } => *offset + 1,
+        };
+        if self.shared.config.on_gap == OnGap::Stop {
+            bail!("partition {}: {error}; --on-gap skip goes on behind it, and those events are lost", self.partition);
+        }
+        tracing::error!(
+            partition = self.partition,
+            from = self.position,
+            to = skip_to,
+            "skipped, by --on-gap: {error}"
+        );
+        self.progress.settle(self.position..skip_to);
+        self.position = skip_to;
+        self.dirty = true;
+        Ok(())
+    }
+
+    // ---- attempts
+
+    /// Starts what may start. Answers with the moment at which the breaker may be asked again, if it said no.
+    fn start(&mut self, now: Moment) -> Option<Moment> {
+        let many = self.limits.runs_max > 1;
+        let events_max = self.shared.share(limits::IN_FLIGHT_EVENTS_MAX);
+        while self.lanes.has_ready() && self.lanes.in_flight_events() < events_max {
+            if many && self.hand_overs >= limits::HAND_OVERS_OF_MANY_MAX {
+                break;
+            }
+            let probe = match self.shared.breaker().gate(now) {
+                Gate::Closed => false,
+                Gate::HalfOpen => true,
+                Gate::Open { until } => {
+                    self.slot = None;
+                    return until;
+                }
+            };
+            if self.shared.parts.group.fence().is_some_and(|fence| fence <= Instant::now()) {
+                self.slot = None;
+                return Some(now + limits::FENCE_LOOK_INTERVAL);
+            }
+            let Some(slot) = self.slot.take().or_else(|| Arc::clone(&self.shared.slots).try_acquire_owned().ok())
+            else {
+                self.want_slot();
+                break;
+            };
+            // Two hand-overs take turns: while one is written, the other one fills.
+            self.launch(slot, probe, (events_max / 2).max(1), now);
+        }
+        self.slot = None;
+        None
+    }
+
+    fn want_slot(&mut self) {
+        if !std::mem::replace(&mut self.slot_wanted, true) {
+            let slots = Arc::clone(&self.shared.slots);
+            self.outside.spawn(async move {
+                Happening::Slot(slots.acquire_owned().await.expect("the slots of a destination are never closed"))
+            });
+        }
+    }
+
+    fn launch(&mut self, slot: OwnedSemaphorePermit, probe: bool, events_max: usize, now: Moment) {
+        let (mut events, mut flights, mut runs) = (Vec::new(), Vec::new(), Vec::new());
+        {
+            let mut breaker = self.shared.breaker();
+            while flights.len() < self.limits.runs_max && events.len() < events_max {
+                let run_max = self.limits.run_events_max.min(events_max - events.len());
+                let started = if probe {
+                    self.lanes.next_preferred(
+                        limits::PROBE_LOOK_MAX,
+                        |user| breaker.prefers_as_probe(user),
+                        &mut events,
+                    )
+                } else {
+                    self.lanes.next(run_max, self.limits.run_bytes_max, &mut events)
+                };
+                let Some(started) = started else { break };
+                runs.push(Run { events: started.events.clone(), attempt: started.attempt, gap: started.gap });
+                let attempt = breaker.begin(started.user, now);
+                flights.push(Flight { attempt, started });
+                if probe {
+                    self.probing = Some(attempt);
+                    break;
+                }
+            }
+        }
+        self.hand_overs += 1;
+        let mut deadline = Instant::now() + self.shared.config.attempt_timeout;
+        if let Some(fence) = self.shared.parts.group.fence() {
+            deadline = deadline.min(fence);
+        }
+        let destination = Arc::clone(&self.shared.parts.destination);
+        let topic = Arc::clone(&self.shared.topic);
+        let hand_over = HandOver { topic, partition: self.partition, runs, events, deadline };
+        self.outside.spawn(async move {
+            let count = hand_over.runs.len();
+            let answer = timeout_at(deadline + limits::ATTEMPT_ABANDON_AFTER, destination.deliver(hand_over)).await;
+            drop(slot);
+            let reports = answer.unwrap_or_else(|_| {
+                let failed = Failed::new(Verdict::Retry { after: None }, "no answer within --attempt-timeout");
+                vec![Report { delivered: 0, failed: Some(failed) }; count]
+            });
+            Happening::Attempted { flights, reports }
+        });
+    }
+
+    fn attempted(&mut self, flights: Vec<Flight>, reports: Vec<Report>) -> anyhow::Result<()> {
+        self.hand_overs -= 1;
+        ensure!(flights.len() == reports.len(), "{} runs got {} reports", flights.len(), reports.len());
+        let now = self.shared.now();
+        let shared = Arc::clone(&self.shared);
+        let mut breaker = shared.breaker();
+        let before = breaker.gate(now);
+        let mut letters = Vec::new();
+        for (flight, report) in flights.into_iter().zip(reports) {
+            let Flight { started, attempt } = flight;
+            if self.probing.as_ref().is_some_and(|probe| *probe == attempt) {
+                self.probing = None;
+            }
+            ensure!(
+                report.failed.is_some() == (report.delivered < started.events.len()),
+                "a run of {} events reported {} delivered and {:?}",
+                started.events.len(),
+                report.delivered,
+                report.failed
+            );
+            if report.delivered > 0 {
+                breaker.delivered(&attempt, now);
+                self.dirty = true;
+            }
+            let (window, progress) = (&mut self.window, &mut self.progress);
+            let mut reason = None;
+            self.lanes.settle(
+                started.token,
+                report.delivered,
+                |event| {
+                    window.remove(event.record.window_bytes());
+                    progress.settle(event.offset..event.offset + 1);
+                },
+                |_, trouble| {
+                    let verdict = report.failed.as_ref().map_or(Verdict::Drilled, |failed| failed.verdict);
+                    let (next, why) =
+                        policy::judge(&shared.config, &mut breaker, &attempt, verdict, trouble, now, shared.random());
+                    reason = why;
+                    next
+                },
+            );
+            if let (Some(reason), Some(failed)) = (reason, report.failed) {
+                letters.push((started.token, Letter { reason, answer: failed.answer, failures: 0 }));
+            }
+        }
+        let after = breaker.gate(now);
+        if before != after {
+            shared.breaker_moved.send_modify(|moves| *moves += 1);
+        }
+        drop(breaker);
+        self.say_health(before, after);
+        for (token, letter) in letters {
+            self.giving_up.insert(token, letter);
+            self.write_letter(token)?;
+        }
+        Ok(())
+    }
+
+    fn say_health(&mut self, before: Gate, after: Gate) {
+        let (destination, waiting) = (self.shared.parts.group.name(), self.lanes.events());
+        match (before == Gate::Closed, after == Gate::Closed) {
+            (true, false) => {
+                let why = self.shared.breaker().snapshot();
+                tracing::warn!(
+                    destination,
+                    ?why,
+                    waiting,
+                    "the destination takes nothing: probing, nothing is given up"
+                );
+            }
+            (false, true) => tracing::info!(destination, "the destination takes events again"),
+            _ => {}
+        }
+    }
+
+    // ---- dead letters
+
+    fn write_letter(&mut self, token: Token) -> anyhow::Result<()> {
+        let letter = self.giving_up.get(&token).context("a dead letter without its story")?;
+        let (event, trouble) = self.lanes.settling(token);
+        let elapsed = self.shared.now().saturating_sub(trouble.first_failure);
+        let now_ms = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis();
+        let now_ms = i64::try_from(now_ms).context("the clock is out of range")?;
+        let record = dead_letter::record(&self.shared.parts, self.partition, event, trouble, letter, elapsed, now_ms);
+        let (shared, partition) = (Arc::clone(&self.shared), self.partition);
+        self.letters_writing += 1;
+        self.outside.spawn(async move {
+            let result = match shared.dead_letters().await {
+                Ok(log) => log.append(partition, vec![record]).await.map(drop).map_err(|failure| failure.to_string()),
+                Err(error) => Err(error.to_string()),
+            };
+            Happening::Letter { token, result }
+        });
+        Ok(())
+    }
+
+    fn letter_written(&mut self, token: Token, result: Result<(), String>) -> anyhow::Result<()> {
+        self.letters_writing -= 1;
+        let now = self.shared.now();
+        let letter = self.giving_up.get_mut(&token).context("a dead letter without its story")?;
+        let Err(detail) = result else {
+            let (window, progress) = (&mut self.window, &mut self.progress);
+            let (reason, answer) = (letter.reason.as_str(), letter.answer.as_str());
+            let (partition, destination) = (self.partition, self.shared.parts.group.name());
+            let more = self.quiet.allows("gave up", now);
+            self.lanes.given_up(token, |event| {
+                window.remove(event.record.window_bytes());
+                progress.settle(event.offset..event.offset + 1);
+                if let Some(more) = more {
+                    let offset = event.offset;
+                    tracing::warn!(
+                        destination,
+                        partition,
+                        offset,
+                        reason,
+                        answer,
+                        more,
+                        "gave up: kept as a dead letter"
+                    );
+                }
+            });
+            self.giving_up.remove(&token);
+            self.dirty = true;
+            return Ok(());
+        };
+        // Refused or unknown: it is written again, and readers fold the two. Its user waits, nobody else.
+        letter.failures = letter.failures.saturating_add(1);
+        let at = now.saturating_add(self.shared.config.backoff.delay(letter.failures, self.shared.random()));
+        self.next_letter = self.next_letter.wrapping_add(1);
+        self.letters_due.insert((at, self.next_letter));
+        self.letters_waiting.insert(self.next_letter, token);
+        if let Some(more) = self.quiet.allows("letter", now) {
+            let (partition, waiting) = (self.partition, self.letters_waiting.len());
+            tracing::warn!(partition, waiting, more, "a dead letter cannot be written, its user waits: {detail}");
+        }
+        Ok(())
+    }
+
+    fn next_letter(&self) -> Option<Moment> {
+        self.letters_due.first().map(|(at, _)| *at)
+    }
+
+    fn retry_letters(&mut self, now: Moment) -> anyhow::Result<()> {
+        while self.next_letter().is_some_and(|at| at <= now) {
+            let due = self.letters_due.pop_first().and_then(|(_, number)| self.letters_waiting.remove(&number));
+            self.write_letter(due.context("a dead letter that nobody waits for")?)?;
+        }
+        Ok(())
+    }
+
+    // ---- commits
+
+    fn tick(&mut self, now: Moment) {
+        if now < self.tick_at {
+            return;
+        }
+        self.tick_at = now + self.shared.config.commit_interval;
+        let stale = now.saturating_sub(self.committed_at) >= limits::COMMIT_UNCHANGED_INTERVAL;
+        if self.committing || !(self.dirty || stale) {
+            return;
+        }
+        (self.dirty, self.committing) = (false, true);
+        let state = self.progress.state();
+        let commit = self.commit(state.clone());
+        self.outside.spawn(async move { Happening::Committed { result: commit.await, state } });
+    }
+
+    fn commit(&self, state: State) -> impl Future<Output = Result<(), Failure>> + Send + use<> {
+        let (group, partition) = (Arc::clone(&self.shared.parts.group), self.partition);
+        async move { group.commit(partition, state).await }
+    }
+}
+
+/// Where the partition stands: what was committed, or where `--start` says, stored before anything is attempted.
+async fn first_state(shared: &Shared, partition: u32) -> Result<State, Failure> {
+    let group = &shared.parts.group;
+    let state = match group.committed(partition).await? {
+        Some(state) => state,
+        None => State::at(match shared.config.start {
+            Start::Earliest => shared.parts.log.earliest(partition).await?,
+            Start::Latest => shared.parts.log.latest(partition).await?,
+        }),
+    };
+    group.commit(partition, state.clone()).await?;
+    Ok(state)
+}
+
+impl Drop for Worker {
+    /// A probe that nobody waits for any more is given back, so that another owner may probe.
+    fn drop(&mut self) {
+        if let Some(probe) = self.probing.take() {
+            self.shared.breaker().abandoned(&probe);
+            self.shared.breaker_moved.send_modify(|moves| *moves += 1);
+        }
+    }
+}
