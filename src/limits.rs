@@ -75,3 +75,14 @@ pub const FENCE_LOOK_INTERVAL: Duration = Duration::from_millis(100);
 
 /// How long the last commit of a stop may take, also where `--drain` is over.
 pub const LAST_COMMIT_WAIT: Duration = Duration::from_secs(2);
+
+/// Users whose last attempt failed, remembered by a destination's breaker. Beyond it the one that failed first is
+/// trusted again: about 6 MB where every one is taken.
+pub const FAILING_USERS_MAX: usize = 100_000;
+
+/// Users remembered as probed in one outage, so that each probe is of another one: half a day of probes. Beyond it
+/// the next round begins.
+pub const PROBED_USERS_MAX: usize = 10_000;
+
+/// Turns for the worse whose tries are taken back lazily. Beyond it the tries of the oldest one stay counted.
+pub const VOID_MARKS_MAX: usize = 1024;

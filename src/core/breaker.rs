@@ -1,49 +1,393 @@
-use super::{Moment, verdict::Verdict};
-#[derive(Debug, Default)]
-pub struct Breaker {
-    seq: u64,
-}
+//! Is it the event, or the destination? One [`Breaker`] a destination and process, told of every attempt.
+//!
+//! ```text
+//!             Unreachable, or none of the last 5 trusted users delivered
+//!   ┌────────┐ ───────────────────────────────────────────────────────▶ ┌──────┐  probe due  ┌──────────┐
+//!   │ closed │                                                          │ open │ ──────────▶ │ half-open│
+//!   └────────┘ ◀─────────────────────────────────────────────────────── └──────┘ ◀────────── └──────────┘
+//!    all flows           a delivery, of a probe or still in flight        nothing    it failed    one probe
+//! ```
+//!
+//! # What each verdict says
+//!
+//! | verdict       | a try of the event         | of the destination's health                    |
+//! |---------------|----------------------------|------------------------------------------------|
+//! | `Retry`       | unless bad or open         | not delivered                                  |
+//! | `Refused`     | unless bad or open         | not delivered (an expired token refuses all)   |
+//! | `Busy`        | never                      | not delivered (it may ask everybody to wait)   |
+//! | `Unreachable` | never                      | opens at once, whoever the user                |
+//! | `Drilled`     | always                     | nothing                                        |
+//!
+//! # Who is believed
+//!
+//! A user is *suspect* from the moment when it failed and an attempt of another user that was begun later was
+//! delivered, until it is delivered itself. Health is made of the others alone, so any number of users whose every
+//! event is poison closes a destination to nobody. A probe's delivery that ends an outage is no proof against those who
+//! failed in it: they get one more chance, else one lucky delivery in an outage would leave nobody to believe. The
+//! second such delivery is proof, else poisoned users could open the breaker again and again. Where fewer than 5 trusted users are at work nobody can tell, and answers are the event's own.
+//!
+//! # How an outage ends
+//!
+//! With a delivery. An outage that `Unreachable` began is about reaching the destination, so any *answer* to a probe
+//! ends it too and is then judged like every other: a single user with a poison event does not stay in it for ever.
+//! What was found out before an outage is not held against the destination after it: health begins anew.
+//!
+//! # Taking tries back
+//!
+//! When health turns bad or the breaker opens, the tries that were counted since the last delivery in better health
+//! were the destination's fault. Each try carries the [good mark](Breaker::good_mark) of its time; that mark becomes
+//! void, and who holds tries under a [void](Breaker::is_void) mark drops them when it looks next. Only the current
+//! mark ever becomes void: of an event's tries, those under older marks are final.
+
+mod health;
+mod outage;
+mod trust;
+
+#[cfg(test)]
+mod model;
+#[cfg(test)]
+mod tests;
+
+pub use health::Health;
+
+use super::Moment;
+use super::verdict::Verdict;
+use crate::limits::VOID_MARKS_MAX;
+use health::Recent;
+use outage::Outage;
+use std::collections::VecDeque;
+use std::fmt;
+use std::time::Duration;
+use trust::Trust;
+
+/// How long after its first `Refused` an event is refused for good where no other user tells.
+const REFUSED_ACTS_AFTER: Duration = Duration::from_secs(10);
+
+/// An attempt that was begun. Each ends in [`Breaker::delivered`], [`Breaker::failed`] or [`Breaker::abandoned`]; one
+/// that delivered a part of its run in the first, then the second.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Attempt {
-    seq: u64,
+    /// Grows with every attempt begun; the first is 1.
+    pub seq: u64,
+    /// The caller's stable hash of topic, partition and key.
+    pub user: u64,
+    /// The one attempt that an open breaker let through.
+    pub probe: bool,
 }
+
+/// Whether attempts may be begun.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Gate {
+    /// Every attempt may.
     Closed,
+    /// One may, as a probe, now.
     HalfOpen,
+    /// None may. `until`: when a probe is due; `None`: one is under way, and its end tells.
     Open { until: Option<Moment> },
 }
-#[derive(Debug, Clone, Copy)]
+
+/// What a failure means for its event.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Judgement {
+    /// It is a try of the event.
     pub counts: bool,
+    /// What that try is tagged with; see [`Breaker::is_void`].
     pub good_mark: u64,
+    /// `Refused`, and to be acted on now. Else it is tried again like `Retry`, and [`Breaker::refused_acts`] tells
+    /// later.
+    pub refused_acts: bool,
 }
+
+/// Why the breaker opened.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Cause {
+    /// An attempt never got there.
+    Unreachable,
+    /// None of the last 5 trusted users was delivered.
+    NobodyDelivered,
+}
+
+impl fmt::Display for Cause {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Unreachable => "the destination cannot be reached",
+            Self::NobodyDelivered => "none of the last 5 users was delivered",
+        })
+    }
+}
+
+/// The breaker at one moment, for log lines and status.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Snapshot {
+    /// Since when it is closed, or not closed.
+    pub since: Moment,
+    /// Why it is not closed. `None`: it is closed.
+    pub open: Option<Cause>,
+    /// Whether a probe is under way.
+    pub probing: bool,
+    /// The health of a closed breaker; when open, what it was before.
+    pub health: Health,
+}
+
+/// See the module.
+#[derive(Debug, Default)]
+pub struct Breaker {
+    attempts: u64,
+    changes: u64,
+    state: State,
+    since: Moment,
+    trust: Trust,
+    recent: Recent,
+    /// Health was bad at the last verdict.
+    bad: bool,
+    /// When health was last found bad, or the breaker open.
+    unwell_at: Option<Moment>,
+    good_mark: u64,
+    /// A try was counted under the current mark.
+    good_mark_used: bool,
+    /// In growing order.
+    void_marks: VecDeque<u64>,
+}
+
+#[derive(Debug, Default)]
+enum State {
+    #[default]
+    Closed,
+    Open(Outage),
+}
+
 impl Breaker {
+    /// Closed, and nothing known.
     pub fn new() -> Self {
         Self::default()
     }
-    pub fn gate(&self, _now: Moment) -> Gate {
-        Gate::Closed
+
+    /// Whether attempts may be begun now.
+    pub fn gate(&self, now: Moment) -> Gate {
+        match &self.state {
+            State::Closed => Gate::Closed,
+            State::Open(outage) => match outage.probe_due_at() {
+                Some(at) if now >= at => Gate::HalfOpen,
+                until => Gate::Open { until },
+            },
+        }
     }
-    pub fn begin(&mut self, _user: u64, _now: Moment) -> Attempt {
-        self.seq += 1;
-        Attempt { seq: self.seq }
+
+    /// Grows with every change of the gate that does not come of time alone: who waits there looks again.
+    pub fn changes(&self) -> u64 {
+        self.changes
     }
-    pub fn delivered(&mut self, _a: &Attempt, _now: Moment) {}
-    pub fn failed(&mut self, _a: &Attempt, v: Verdict, _now: Moment) -> Judgement {
-        Judgement { counts: matches!(v, Verdict::Retry { .. } | Verdict::Drilled | Verdict::Refused), good_mark: 0 }
+
+    /// Begins an attempt of this user: as the probe where one is due. The caller has asked [`Breaker::gate`]; an
+    /// attempt that slips through an open breaker is judged like one that was in flight when it opened.
+    pub fn begin(&mut self, user: u64, now: Moment) -> Attempt {
+        self.attempts += 1;
+        let seq = self.attempts;
+        let probe = self.gate(now) == Gate::HalfOpen;
+        if probe && let State::Open(outage) = &mut self.state {
+            outage.begin_probe(seq, user, self.trust.is_suspect(user));
+            self.changes += 1;
+        }
+        Attempt { seq, user, probe }
     }
-    pub fn abandoned(&mut self, _a: &Attempt) {}
-    pub fn prefers_as_probe(&self, _u: u64) -> bool {
-        true
+
+    /// The attempt was delivered, or some first events of its run were.
+    pub fn delivered(&mut self, attempt: &Attempt, now: Moment) {
+        self.delivered_many(std::slice::from_ref(attempt), now);
     }
-    pub fn is_void(&self, m: u64) -> bool {
-        m == u64::MAX
+
+    /// The same for attempts of different users that ended together, at less cost.
+    pub fn delivered_many(&mut self, attempts: &[Attempt], now: Moment) {
+        if attempts.is_empty() {
+            return;
+        }
+        if let State::Open(outage) = &self.state
+            && let Some(probe) = attempts.iter().find(|attempt| outage.is_probe(attempt.seq))
+        {
+            self.trust.pardon(probe.seq);
+        }
+        self.close(now);
+        for attempt in attempts {
+            self.trust.delivered(attempt.user, attempt.seq);
+        }
+        for attempt in &attempts[attempts.len().saturating_sub(Recent::NOTED_MAX)..] {
+            self.recent.delivered(attempt.user, now);
+        }
+        if self.bad || self.good_mark_used {
+            self.look_at_health(now);
+            if !self.bad {
+                self.next_good_mark();
+            }
+        }
     }
-    pub fn refused_acts(&self, _a: &Attempt, _f: Moment, _n: Moment) -> bool {
-        true
+
+    /// The attempt did not deliver all of its run: the verdict on the first event that was not delivered.
+    pub fn failed(&mut self, attempt: &Attempt, verdict: Verdict, now: Moment) -> Judgement {
+        match verdict {
+            Verdict::Drilled => self.abandoned(attempt),
+            Verdict::Unreachable => {
+                self.open(Cause::Unreachable, now);
+                self.probe_failed(attempt, now);
+            }
+            Verdict::Retry { .. } | Verdict::Refused | Verdict::Busy { .. } => self.answered(attempt, now),
+        }
+        let believed = matches!(self.state, State::Closed) && !self.bad;
+        let counts = match verdict {
+            Verdict::Drilled => true,
+            Verdict::Retry { .. } | Verdict::Refused => believed,
+            Verdict::Busy { .. } | Verdict::Unreachable => false,
+        };
+        self.good_mark_used |= counts;
+        let refused = verdict == Verdict::Refused && believed;
+        Judgement {
+            counts,
+            good_mark: self.good_mark,
+            refused_acts: refused && self.trust.latest_of_others(attempt.user) > attempt.seq,
+        }
     }
-    pub fn snapshot(&self) -> String {
-        String::new()
+
+    /// The attempt was dropped without an answer (a handover, a defect): it says nothing, and if it was the probe,
+    /// another one may be.
+    pub fn abandoned(&mut self, attempt: &Attempt) {
+        if let State::Open(outage) = &mut self.state
+            && outage.is_probe(attempt.seq)
+        {
+            outage.probe_abandoned();
+            self.changes += 1;
+        }
+    }
+
+    /// Whether this user's failures are believed to be its own.
+    pub fn is_suspect(&self, user: u64) -> bool {
+        self.trust.is_suspect(user)
+    }
+
+    /// Whether this user should be probed before others: trusted ones that were not yet, then suspect ones, then all
+    /// over again.
+    pub fn prefers_as_probe(&self, user: u64) -> bool {
+        match &self.state {
+            State::Closed => !self.is_suspect(user),
+            State::Open(outage) => outage.prefers(user, self.is_suspect(user)),
+        }
+    }
+
+    /// From when on anybody may be the probe that is due, preferred or not. `None`: no probe is due.
+    pub fn any_user_probes_at(&self) -> Option<Moment> {
+        match &self.state {
+            State::Open(outage) => outage.any_user_probes_at(),
+            State::Closed => None,
+        }
+    }
+
+    /// What a try that is counted now is tagged with.
+    pub fn good_mark(&self) -> u64 {
+        self.good_mark
+    }
+
+    /// Whether the tries under this mark are taken back.
+    pub fn is_void(&self, mark: u64) -> bool {
+        self.void_marks.binary_search(&mark).is_ok()
+    }
+
+    /// Whether an event that was refused, last by this attempt and first at `first_refused_at`, is to be given up now:
+    /// a later attempt of another user was delivered, or 10 s passed. Not while the breaker is open or health is bad,
+    /// and of these times too 10 s have to pass.
+    pub fn refused_acts(&self, attempt: &Attempt, first_refused_at: Moment, now: Moment) -> bool {
+        if !self.believes_answers(now) {
+            return false;
+        }
+        let from = self.unwell_at.map_or(first_refused_at, |at| at.max(first_refused_at));
+        self.trust.latest_of_others(attempt.user) > attempt.seq || now >= from.saturating_add(REFUSED_ACTS_AFTER)
+    }
+
+    /// What there is to tell a person.
+    pub fn snapshot(&self, now: Moment) -> Snapshot {
+        let (open, probing) = match &self.state {
+            State::Closed => (None, false),
+            State::Open(outage) => (Some(outage.cause), outage.probe_due_at().is_none()),
+        };
+        Snapshot { since: self.since, open, probing, health: self.recent.health(now, &self.trust) }
+    }
+
+    fn believes_answers(&self, now: Moment) -> bool {
+        matches!(self.state, State::Closed)
+            && matches!(self.recent.health(now, &self.trust), Health::Unknown | Health::Good)
+    }
+
+    /// The destination answered, and did not deliver.
+    fn answered(&mut self, attempt: &Attempt, now: Moment) {
+        let failing_since = self.trust.failed(attempt.user, attempt.seq);
+        if let State::Open(outage) = &self.state {
+            if outage.cause == Cause::NobodyDelivered || !outage.is_probe(attempt.seq) {
+                self.probe_failed(attempt, now);
+                return;
+            }
+            self.close(now);
+        }
+        self.recent.failed(attempt.user, failing_since, now, &self.trust);
+        self.look_at_health(now);
+    }
+
+    fn look_at_health(&mut self, now: Moment) {
+        let was_bad = self.bad;
+        match self.recent.health(now, &self.trust) {
+            Health::Unknown | Health::Good => self.bad = false,
+            Health::Bad => self.bad = true,
+            Health::Dead => return self.open(Cause::NobodyDelivered, now),
+        }
+        if self.bad {
+            self.unwell_at = Some(now);
+            if !was_bad {
+                self.take_tries_back();
+            }
+        }
+    }
+
+    fn open(&mut self, cause: Cause, now: Moment) {
+        if matches!(self.state, State::Open(_)) {
+            return;
+        }
+        self.take_tries_back();
+        self.state = State::Open(Outage::new(cause, now));
+        (self.since, self.unwell_at) = (now, Some(now));
+        self.changes += 1;
+    }
+
+    fn close(&mut self, now: Moment) {
+        if matches!(self.state, State::Closed) {
+            return;
+        }
+        self.state = State::Closed;
+        self.recent.clear();
+        self.bad = false;
+        (self.since, self.unwell_at) = (now, Some(now));
+        self.changes += 1;
+    }
+
+    fn probe_failed(&mut self, attempt: &Attempt, now: Moment) {
+        if let State::Open(outage) = &mut self.state
+            && outage.is_probe(attempt.seq)
+        {
+            outage.probe_failed(now);
+            self.changes += 1;
+        }
+    }
+
+    fn take_tries_back(&mut self) {
+        if !self.good_mark_used {
+            return;
+        }
+        if self.void_marks.len() == VOID_MARKS_MAX {
+            self.void_marks.pop_front();
+        }
+        self.void_marks.push_back(self.good_mark);
+        self.next_good_mark();
+    }
+
+    /// A mark under which no try was counted is as good as a new one.
+    fn next_good_mark(&mut self) {
+        if std::mem::take(&mut self.good_mark_used) {
+            self.good_mark += 1;
+        }
     }
 }

@@ -472,7 +472,7 @@ impl Worker {
         let (destination, waiting) = (self.shared.parts.group.name(), self.lanes.events());
         match (before == Gate::Closed, after == Gate::Closed) {
             (true, false) => {
-                let why = self.shared.breaker().snapshot();
+                let why = self.shared.breaker().snapshot(self.shared.now());
                 tracing::warn!(
                     destination,
                     ?why,

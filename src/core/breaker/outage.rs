@@ -1,0 +1,84 @@
+//! An outage under way: when the next probe is due, and of whom.
+
+use super::Cause;
+use crate::core::Moment;
+use crate::limits::PROBED_USERS_MAX;
+use std::collections::HashSet;
+use std::time::Duration;
+
+/// When the first probe of an outage is due; it doubles with each that fails.
+const DELAY_FIRST: Duration = Duration::from_millis(100);
+/// The longest time between two probes.
+const DELAY_MAX: Duration = Duration::from_secs(5);
+/// How long a probe that is due waits for a user that is preferred: several partitions share a breaker, and the first
+/// to ask may have none.
+const PREFERENCE_LASTS: Duration = Duration::from_millis(100);
+
+/// What is kept while the breaker is open.
+#[derive(Debug)]
+pub(super) struct Outage {
+    pub(super) cause: Cause,
+    probe: Probe,
+    /// The delay before the probe that is due or under way.
+    delay: Duration,
+    /// Users probed in this round: one after the other, until somebody's second turn begins the next round.
+    probed: HashSet<u64>,
+    /// Nobody trusted is left in this round.
+    suspects_too: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Probe {
+    Due(Moment),
+    UnderWay { seq: u64 },
+}
+
+impl Outage {
+    pub(super) fn new(cause: Cause, now: Moment) -> Self {
+        let probe = Probe::Due(now.saturating_add(DELAY_FIRST));
+        Self { cause, probe, delay: DELAY_FIRST, probed: HashSet::new(), suspects_too: false }
+    }
+
+    /// When the next probe is due; `None`: one is under way.
+    pub(super) fn probe_due_at(&self) -> Option<Moment> {
+        match self.probe {
+            Probe::Due(at) => Some(at),
+            Probe::UnderWay { .. } => None,
+        }
+    }
+
+    /// When anybody may be that probe.
+    pub(super) fn any_user_probes_at(&self) -> Option<Moment> {
+        self.probe_due_at().map(|at| at.saturating_add(PREFERENCE_LASTS))
+    }
+
+    pub(super) fn is_probe(&self, seq: u64) -> bool {
+        self.probe == Probe::UnderWay { seq }
+    }
+
+    pub(super) fn prefers(&self, user: u64, suspect: bool) -> bool {
+        !self.probed.contains(&user) && (self.suspects_too || !suspect)
+    }
+
+    pub(super) fn begin_probe(&mut self, seq: u64, user: u64, suspect: bool) {
+        if self.probed.contains(&user) || self.probed.len() == PROBED_USERS_MAX {
+            // Nobody new was there: the next round begins.
+            self.probed.clear();
+            self.suspects_too = false;
+        } else if suspect {
+            self.suspects_too = true;
+        }
+        self.probed.insert(user);
+        self.probe = Probe::UnderWay { seq };
+    }
+
+    pub(super) fn probe_failed(&mut self, now: Moment) {
+        self.delay = (self.delay * 2).min(DELAY_MAX);
+        self.probe = Probe::Due(now.saturating_add(self.delay));
+    }
+
+    /// It said nothing: another one may be begun at once.
+    pub(super) fn probe_abandoned(&mut self) {
+        self.probe = Probe::Due(Moment::ZERO);
+    }
+}
