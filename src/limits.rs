@@ -86,3 +86,83 @@ pub const PROBED_USERS_MAX: usize = 10_000;
 
 /// Turns for the worse whose tries are taken back lazily. Beyond it the tries of the oldest one stay counted.
 pub const VOID_MARKS_MAX: usize = 1024;
+
+/// Bytes of one record of the embedded log: far above what ingest takes (`--max-event`) and a dead letter adds, far
+/// below what one transaction and one fetch hold in memory.
+pub const RECORD_BYTES_MAX: usize = 16 * 1024 * 1024;
+
+/// Writes (appends, commits, topics) of one process that wait for the embedded log's writer.
+pub const WRITE_QUEUE_ENTRIES_MAX: usize = 65_536;
+
+/// Bytes of these: as much as ingest may hold accepted and not yet appended.
+pub const WRITE_QUEUE_BYTES_MAX: usize = 64 * 1024 * 1024;
+
+/// What a waiting write costs beyond its records' bytes.
+pub const WRITE_OVERHEAD_BYTES: usize = 256;
+
+/// How long a write waits for room in that queue before it is refused.
+pub const WRITE_QUEUE_WAIT_MAX: Duration = Duration::from_secs(5);
+
+/// Writes in one transaction of the embedded log: enough that one fsync serves a burst of 25,000 a second ten times
+/// over, few enough that their answers are not late.
+pub const WRITE_GROUP_ENTRIES_MAX: usize = 4_096;
+
+/// Bytes in one transaction, unless its first write alone is larger.
+pub const WRITE_GROUP_BYTES_MAX: usize = 4 * 1024 * 1024;
+
+/// How long a transaction of the embedded log waits for another process's before it is refused.
+pub const DATABASE_BUSY_MAX: Duration = Duration::from_secs(5);
+
+/// How often it looks: another process leaves the database free only between two of its transactions.
+pub const DATABASE_BUSY_POLL: Duration = Duration::from_micros(500);
+
+/// Bytes that the write-ahead log grows by before what is in it is copied into the database, beside the writer.
+pub const WAL_CHECKPOINT_BYTES: u64 = 8 * 1024 * 1024;
+
+/// Bytes at which the writer itself copies the rest, so that the next transaction begins the write-ahead log anew.
+pub const WAL_RESTART_BYTES: u64 = 32 * 1024 * 1024;
+
+/// How long the writer then waits for readers that still need the old one; a read is far shorter.
+pub const WAL_RESTART_WAIT_MAX: Duration = Duration::from_millis(50);
+
+/// Bytes of the write-ahead log at which writes are refused: a reader outside of eventd holds it, or the disk is full.
+pub const WAL_BYTES_MAX: u64 = 1024 * 1024 * 1024;
+
+/// Reads of the embedded log at the same time, in one process: each has a connection and a thread meanwhile.
+pub const DATABASE_READERS_MAX: usize = 4;
+
+/// How long a read waits for one of these.
+pub const DATABASE_READ_WAIT_MAX: Duration = Duration::from_secs(10);
+
+/// Records in one fetch: bounds how long one read transaction lasts where records are tiny.
+pub const FETCH_EVENTS_MAX: usize = 10_000;
+
+/// How often the embedded log looks for writes of other processes, in the second after it saw one.
+pub const WATCH_INTERVAL_BUSY: Duration = Duration::from_millis(5);
+
+/// The same, while nothing is written.
+pub const WATCH_INTERVAL_IDLE: Duration = Duration::from_millis(50);
+
+/// How long after the last change it counts as busy.
+pub const WATCH_BUSY_AFTER_CHANGE: Duration = Duration::from_secs(1);
+
+/// How often the embedded log looks for records that are past their retention.
+pub const HOUSEKEEPING_INTERVAL: Duration = Duration::from_secs(1);
+
+/// Records that are removed in one transaction: others wait for it.
+pub const TRIM_RECORDS_MAX: usize = 2_000;
+
+/// A group that committed this recently keeps what it has not settled from being removed.
+pub const RETENTION_PROTECTION: Duration = Duration::from_secs(7 * 24 * 3600);
+
+/// Bytes beyond `--max-db-bytes` in which dead letters and commits still find room.
+pub const DATABASE_HEADROOM_BYTES: u64 = 64 * 1024 * 1024;
+
+/// Records between two entries of the index by time: what finding an offset by its time reads at most.
+pub const TIME_INDEX_RECORDS: i64 = 1_024;
+
+/// How often a standby looks whether its destination's lock is free.
+pub const STANDBY_INTERVAL: Duration = Duration::from_millis(200);
+
+/// A group's name: a destination's with what a replay adds. With the database's name it is a file's, of at most 255.
+pub const GROUP_NAME_CHARS_MAX: usize = 200;

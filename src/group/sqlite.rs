@@ -1,1 +1,236 @@
+//! A group of the embedded log: one process a destination, held by a lock of the operating system.
+//!
+//! ```text
+//!  join ── lock <db>.<name>.lock ──▶ epoch + 1 ──▶ every partition is given ──▶ commits carry the epoch
+//! ```
+//!
+//! The lock dies with its process, so nothing has to time out, and nothing fences an attempt. The file stays: removing
+//! it would let two processes hold two files of one name. The epoch is a second line: if the lock file is deleted by
+//! hand and another process joins, the first one's commits are refused.
 
+use super::{Change, Group};
+use crate::BoxFuture;
+use crate::core::outcome::Failure;
+use crate::core::progress::State;
+use crate::limits::{GROUP_NAME_CHARS_MAX, STANDBY_INTERVAL};
+use crate::log::sqlite::Sqlite;
+use crate::sqlite::{Commit, Database, ReadError, Write};
+use serde::{Deserialize, Serialize};
+use std::fmt;
+use std::fs::{File, TryLockError};
+use std::io::{Read, Seek, Write as _};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{SystemTime, UNIX_EPOCH};
+use tokio::time::Instant;
+
+/// Who holds a destination; the lock file's content, as JSON.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Holder {
+    pub pid: u32,
+    /// When it joined: milliseconds since the Unix epoch.
+    pub started_ms: u64,
+    /// The digest of its destination.
+    pub destination: String,
+}
+
+/// What is done where another process holds the destination.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum WhenHeld {
+    /// An error that names it.
+    Fail,
+    /// Wait until it is gone.
+    Standby,
+}
+
+/// Why a group could not be joined.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum JoinError {
+    /// By another process, or another member in this one. `holder` is absent where it has only just taken the lock.
+    Held { name: String, holder: Option<Holder> },
+    /// The topic is not there.
+    MissingTopic { topic: String },
+    /// Somebody has to change something: the name, a right.
+    Configuration(String),
+    /// It may work later.
+    Unavailable(Failure),
+}
+
+impl fmt::Display for JoinError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Held { name, holder: Some(holder) } => {
+                write!(f, "destination {name:?} is held by pid {}: stop that one, or use --standby", holder.pid)
+            }
+            Self::Held { name, holder: None } => {
+                write!(f, "destination {name:?} is held by another process, which has just started")
+            }
+            Self::MissingTopic { topic } => write!(f, "there is no topic {topic:?}"),
+            Self::Configuration(detail) => f.write_str(detail),
+            Self::Unavailable(failure) => failure.fmt(f),
+        }
+    }
+}
+
+impl std::error::Error for JoinError {}
+
+/// Joins the group `name` for a topic: takes its lock, or does what `when_held` says. `digest` tells its destination
+/// from another one under the same name. Dropping the future, or the group, gives the lock back.
+pub async fn join(
+    engine: &Arc<Sqlite>,
+    name: &str,
+    topic: &str,
+    digest: &str,
+    when_held: WhenHeld,
+) -> Result<Arc<dyn Group>, JoinError> {
+    check_name(name)?;
+    let database = Arc::clone(engine.database());
+    let found = database.topic(topic).await.map_err(|error| JoinError::Unavailable(unavailable(error)))?;
+    let topic = found.ok_or_else(|| JoinError::MissingTopic { topic: topic.into() })?;
+    let path = lock_path(database.path(), name);
+    let lock = loop {
+        match take(&path, digest)
+            .map_err(|error| JoinError::Configuration(format!("the lock {} cannot be used: {error}", path.display())))?
+        {
+            Ok(lock) => break lock,
+            Err(holder) if when_held == WhenHeld::Fail => return Err(JoinError::Held { name: name.into(), holder }),
+            Err(_) => tokio::time::sleep(STANDBY_INTERVAL).await,
+        }
+    };
+    let write = Write::Join { group: name.into(), topic: topic.id };
+    let epoch = database.write(write, 0).await.map_err(JoinError::Unavailable)?;
+    Ok(Arc::new(SqliteGroup {
+        database,
+        name: name.into(),
+        topic: topic.id,
+        partitions: topic.partitions,
+        epoch,
+        given: AtomicU32::new(0),
+        lock: Mutex::new(Some(lock)),
+    }))
+}
+
+/// Beside the database itself, whichever link led to it.
+fn lock_path(database: &Path, name: &str) -> PathBuf {
+    let mut path = database.as_os_str().to_owned();
+    path.push(format!(".{name}.lock"));
+    path.into()
+}
+
+/// Takes the lock and writes into it who holds it; else tells who does.
+fn take(path: &Path, digest: &str) -> std::io::Result<Result<File, Option<Holder>>> {
+    let mut file = File::options().read(true).write(true).create(true).truncate(false).open(path)?;
+    match file.try_lock() {
+        Ok(()) => {}
+        Err(TryLockError::WouldBlock) => {
+            let mut text = String::new();
+            file.read_to_string(&mut text)?;
+            return Ok(Err(serde_json::from_str(&text).ok()));
+        }
+        Err(TryLockError::Error(error)) => return Err(error),
+    }
+    let started = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let holder = Holder {
+        pid: std::process::id(),
+        started_ms: u64::try_from(started.as_millis()).unwrap_or(u64::MAX),
+        destination: digest.into(),
+    };
+    file.set_len(0)?;
+    file.rewind()?;
+    file.write_all(&serde_json::to_vec(&holder)?)?;
+    Ok(Ok(file))
+}
+
+/// One destination's hold of its topic.
+#[derive(Debug)]
+struct SqliteGroup {
+    database: Arc<Database>,
+    name: String,
+    topic: i64,
+    partitions: u32,
+    epoch: i64,
+    /// Partitions that [`Group::changed`] has told of.
+    given: AtomicU32,
+    /// `None`: left.
+    lock: Mutex<Option<File>>,
+}
+
+impl SqliteGroup {
+    async fn store(&self, partition: u32, state: State) -> Result<(), Failure> {
+        if self.lock.lock().unwrap_or_else(PoisonError::into_inner).is_none() {
+            return Err(Failure::refused("commit-fenced", format!("{:?} has left its group", self.name)));
+        }
+        let settled = state.encode_settled();
+        let bytes = settled.len();
+        let commit = Commit {
+            group: self.name.clone(),
+            topic: self.topic,
+            partition,
+            epoch: self.epoch,
+            watermark: state.watermark,
+            settled_end: state.settled.last().map_or(state.watermark, |range| range.end),
+            settled,
+        };
+        self.database.write(Write::Commit(commit), bytes).await.map(|_| ())
+    }
+}
+
+impl Group for SqliteGroup {
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn changed(&self) -> BoxFuture<'_, Result<Change, Failure>> {
+        Box::pin(async move {
+            let next = self.given.fetch_add(1, Ordering::Relaxed);
+            if next < self.partitions {
+                return Ok(Change::Given(next));
+            }
+            self.given.fetch_min(self.partitions, Ordering::Relaxed);
+            // Everything is given, and nobody can take it away while the lock is held.
+            std::future::pending().await
+        })
+    }
+
+    fn released(&self, _partition: u32) -> BoxFuture<'_, ()> {
+        // Nothing is ever taken, so nothing is handed over.
+        Box::pin(std::future::ready(()))
+    }
+
+    fn committed(&self, partition: u32) -> BoxFuture<'_, Result<Option<State>, Failure>> {
+        Box::pin(async move { self.database.committed(&self.name, self.topic, partition).await.map_err(unavailable) })
+    }
+
+    fn commit(&self, partition: u32, state: State) -> BoxFuture<'_, Result<(), Failure>> {
+        Box::pin(self.store(partition, state))
+    }
+
+    fn fence(&self) -> Option<Instant> {
+        None
+    }
+
+    fn leave(&self) -> BoxFuture<'_, ()> {
+        // Closing the file unlocks it.
+        self.lock.lock().unwrap_or_else(PoisonError::into_inner).take();
+        Box::pin(std::future::ready(()))
+    }
+}
+
+fn unavailable(error: ReadError) -> Failure {
+    match error {
+        ReadError::Failed(detail) => Failure::refused("group-unavailable", detail),
+        other => Failure::refused("group-unavailable", format!("{other:?}")),
+    }
+}
+
+/// A name becomes a part of a file's name.
+fn check_name(name: &str) -> Result<(), JoinError> {
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'-');
+    if name.is_empty() || name.len() > GROUP_NAME_CHARS_MAX || !name.bytes().all(plain) {
+        return Err(JoinError::Configuration(format!(
+            "{name:?} is no name of a group: up to {GROUP_NAME_CHARS_MAX} letters, digits, `.`, `_` and `-`"
+        )));
+    }
+    Ok(())
+}

@@ -1,1 +1,234 @@
+//! The embedded log: topics in one database file, which any number of processes of one machine share.
+//!
+//! Offsets have no gaps here. A record is durable once its append was answered (the transaction is fsynced), and found
+//! by readers of every process: at once in the same one, within 5 ms (50 ms where nothing was written for a second) in
+//! another. `docs/embedded-log.md` says what stands in the file and how it is looked after.
 
+use super::{CreateTopic, Engine, FetchError, Fetched, Log, OpenError};
+use crate::BoxFuture;
+use crate::core::event::Record;
+use crate::core::outcome::Failure;
+use crate::limits::{APPEND_BYTES_MAX, RECORD_BYTES_MAX, TOPIC_CHARS_MAX};
+use crate::sqlite::{self, Database, Kind, ReadError, Topic, Write};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+/// The ending of topics with dead letters.
+const DEAD: &str = ".dead";
+
+/// The endings of topics that still find room when `--max-db-bytes` is reached: what helps events to be settled.
+const SIDE: [&str; 3] = [DEAD, ".state", ".audit"];
+
+/// How a process works with the database.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Settings {
+    /// How long records of the topics that are opened with `create` are kept from now on; `None` leaves each topic as
+    /// it is. A topic that is made takes this before what [`CreateTopic`] says.
+    pub retention: Option<Duration>,
+    /// The same of dead letters.
+    pub dead_retention: Option<Duration>,
+    /// Bytes in the database at which appends are refused; dead letters and commits go on for another 64 MiB.
+    pub max_db_bytes: Option<u64>,
+    /// Makes the database where it is missing. Such a process also removes what is past its retention.
+    pub create: bool,
+}
+
+/// An embedded log, opened.
+#[derive(Debug)]
+pub struct Sqlite {
+    database: Arc<Database>,
+    settings: Settings,
+}
+
+impl Sqlite {
+    /// Opens the database at `path`.
+    pub async fn open(path: impl AsRef<Path>, settings: Settings) -> Result<Arc<Self>, OpenError> {
+        let path = path.as_ref().to_owned();
+        let open = move || Database::open(&path, settings.create, settings.max_db_bytes);
+        let database = tokio::task::spawn_blocking(open)
+            .await
+            .map_err(|error| OpenError::Unavailable(format!("opening the database broke off: {error}")))??;
+        Ok(Arc::new(Self { database: Arc::new(database), settings }))
+    }
+
+    /// The path of the database, with every symbolic link resolved.
+    pub fn path(&self) -> PathBuf {
+        self.database.path().to_owned()
+    }
+
+    pub(crate) fn database(&self) -> &Arc<Database> {
+        &self.database
+    }
+
+    /// What `--retention` and `--dead-retention` say of a topic.
+    fn retention_of(&self, topic: &str) -> Option<Duration> {
+        if topic.ends_with(DEAD) {
+            self.settings.dead_retention
+        } else if is_side(topic) {
+            None
+        } else {
+            self.settings.retention
+        }
+    }
+
+    async fn open_topic(&self, name: &str, create: Option<CreateTopic>) -> Result<Arc<dyn Log>, OpenError> {
+        check_name(name)?;
+        let unavailable = |error: ReadError| OpenError::Unavailable(message(error));
+        let mut found = self.database.topic(name).await.map_err(unavailable)?;
+        if let Some(CreateTopic { partitions, retention }) = create {
+            if partitions == 0 {
+                return Err(OpenError::Configuration(format!("topic {name:?} needs at least one partition")));
+            }
+            let retain = self.retention_of(name);
+            let stays = |topic: &Topic| retain.is_none() || topic.retention == retain;
+            if !found.as_ref().is_some_and(stays) {
+                let write = Write::Topic { name: name.into(), partitions, retention, retain };
+                self.database.write(write, 0).await.map_err(|failure| OpenError::Unavailable(failure.to_string()))?;
+                found = self.database.topic(name).await.map_err(unavailable)?;
+            }
+        }
+        let topic = found.ok_or_else(|| OpenError::Missing { topic: name.into() })?;
+        let kind = if is_side(name) { Kind::Side } else { Kind::Main };
+        Ok(Arc::new(SqliteLog { database: Arc::clone(&self.database), name: name.into(), topic, kind }))
+    }
+}
+
+impl Engine for Sqlite {
+    fn open<'a>(
+        &'a self,
+        topic: &'a str,
+        create: Option<CreateTopic>,
+    ) -> BoxFuture<'a, Result<Arc<dyn Log>, OpenError>> {
+        Box::pin(self.open_topic(topic, create))
+    }
+
+    fn lost(&self) -> BoxFuture<'_, String> {
+        Box::pin(self.database.lost())
+    }
+}
+
+/// One topic of an embedded log.
+#[derive(Debug)]
+struct SqliteLog {
+    database: Arc<Database>,
+    name: String,
+    topic: Topic,
+    kind: Kind,
+}
+
+impl SqliteLog {
+    async fn append_all(&self, partition: u32, records: Vec<Record>) -> Result<i64, Failure> {
+        let bytes: usize = records.iter().map(Record::window_bytes).sum();
+        match records.as_slice() {
+            [] => return Err(Failure::refused("append-empty", "an append needs at least one record")),
+            [record] if record.size_bytes() > RECORD_BYTES_MAX => {
+                let size = record.size_bytes();
+                let detail = format!("the record has {size} bytes, and the log takes {RECORD_BYTES_MAX}");
+                return Err(Failure::refused("event-too-large", detail));
+            }
+            [_] => {}
+            records => {
+                let size: usize = records.iter().map(Record::size_bytes).sum();
+                if size > APPEND_BYTES_MAX {
+                    let detail = format!("{size} bytes in one append, and at most {APPEND_BYTES_MAX} go together");
+                    return Err(Failure::refused("append-too-large", detail));
+                }
+            }
+        }
+        let write = Write::Append { topic: self.topic.id, partition, records, kind: self.kind };
+        self.database.write(write, bytes).await
+    }
+
+    async fn ends(&self, partition: u32) -> Result<(i64, i64), Failure> {
+        self.database.ends(self.topic.id, partition).await.map_err(failure)
+    }
+}
+
+impl Log for SqliteLog {
+    fn topic(&self) -> &str {
+        &self.name
+    }
+
+    fn partitions(&self) -> BoxFuture<'_, Result<u32, Failure>> {
+        // Fixed when the topic was made: nothing adds partitions to an embedded topic.
+        Box::pin(std::future::ready(Ok(self.topic.partitions)))
+    }
+
+    fn append(&self, partition: u32, records: Vec<Record>) -> BoxFuture<'_, Result<i64, Failure>> {
+        Box::pin(self.append_all(partition, records))
+    }
+
+    fn fetch(
+        &self,
+        partition: u32,
+        from: i64,
+        max_bytes: usize,
+        wait: Duration,
+    ) -> BoxFuture<'_, Result<Fetched, FetchError>> {
+        Box::pin(async move {
+            let batch = self.database.fetch((self.topic.id, partition), from, max_bytes, wait).await;
+            let batch = batch.map_err(|error| match error {
+                ReadError::OutOfRange { from, earliest, latest } => FetchError::OutOfRange { from, earliest, latest },
+                ReadError::Corrupt { offset, detail } => FetchError::Corrupt { offset, detail },
+                ReadError::Failed(detail) => FetchError::Unavailable(detail),
+            })?;
+            Ok(Fetched { events: batch.events, next: batch.next, latest: batch.latest })
+        })
+    }
+
+    fn earliest(&self, partition: u32) -> BoxFuture<'_, Result<i64, Failure>> {
+        Box::pin(async move { Ok(self.ends(partition).await?.0) })
+    }
+
+    fn latest(&self, partition: u32) -> BoxFuture<'_, Result<i64, Failure>> {
+        Box::pin(async move { Ok(self.ends(partition).await?.1) })
+    }
+
+    fn offset_at(&self, partition: u32, timestamp_ms: i64) -> BoxFuture<'_, Result<Option<i64>, Failure>> {
+        Box::pin(async move { self.database.offset_at(self.topic.id, partition, timestamp_ms).await.map_err(failure) })
+    }
+}
+
+impl From<sqlite::OpenError> for OpenError {
+    fn from(error: sqlite::OpenError) -> Self {
+        match error {
+            sqlite::OpenError::Configuration(detail) => Self::Configuration(detail),
+            sqlite::OpenError::Unavailable(detail) => Self::Unavailable(detail),
+        }
+    }
+}
+
+/// A read that failed changed nothing.
+fn failure(error: ReadError) -> Failure {
+    Failure::refused("log-unavailable", message(error))
+}
+
+fn message(error: ReadError) -> String {
+    match error {
+        ReadError::Failed(detail) => detail,
+        ReadError::Corrupt { offset, detail } => format!("the record at offset {offset} is damaged: {detail}"),
+        ReadError::OutOfRange { from, .. } => format!("offset {from} is outside the log"),
+    }
+}
+
+fn is_side(topic: &str) -> bool {
+    SIDE.iter().any(|ending| topic.ends_with(ending))
+}
+
+/// Kafka's rule, so that a topic can move there.
+fn check_name(name: &str) -> Result<(), OpenError> {
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'-');
+    if name.is_empty() || name == "." || name == ".." || !name.bytes().all(plain) {
+        return Err(OpenError::Configuration(format!(
+            "{name:?} is no name of a topic: letters, digits, `.`, `_` and `-` make one"
+        )));
+    }
+    if name.len() > TOPIC_CHARS_MAX {
+        return Err(OpenError::Configuration(format!(
+            "the topic's name has {} characters, and at most {TOPIC_CHARS_MAX} are allowed: {name:?}",
+            name.len()
+        )));
+    }
+    Ok(())
+}

@@ -1,1 +1,170 @@
-//! The embedded database file.
+//! The embedded database: one file, shared by any number of processes, in which the embedded log and its groups are.
+//!
+//! ```text
+//!  log, group ──▶ Queue ──▶ writer (one thread) ──▶ file ──▶ readers (a few connections) ──▶ log, group
+//!                             │         │            │ ▲
+//!                             │         └─ trim      │ └─ checkpoint (a thread)
+//!                             └────▶ Hub ◀── watcher (a thread)
+//! ```
+//!
+//! [`file`] finds, checks and opens it; [`schema`] says what stands in it; [`row`] is a record and its checksum;
+//! [`write`] and [`writer`] change it; [`read`] reads it; [`wait`] tells readers of growth; [`checkpoint`] and [`trim`]
+//! keep it small. Only this module knows that it is SQLite.
+
+mod checkpoint;
+mod file;
+mod read;
+mod row;
+mod schema;
+mod trim;
+mod wait;
+mod write;
+mod writer;
+
+pub(crate) use read::{Batch, ReadError, Topic};
+pub(crate) use write::{Commit, Kind, Write};
+
+use crate::core::outcome::Failure;
+use crate::core::progress::State;
+use crate::limits::DATABASE_HEADROOM_BYTES;
+use file::Role;
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::watch;
+use tokio::time::{Instant, timeout_at};
+
+/// Why a database could not be opened.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum OpenError {
+    /// Somebody has to change something: the path, a right, the version of eventd.
+    Configuration(String),
+    /// It may work later.
+    Unavailable(String),
+}
+
+impl fmt::Display for OpenError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (Self::Configuration(detail) | Self::Unavailable(detail)) = self;
+        f.write_str(detail)
+    }
+}
+
+impl std::error::Error for OpenError {}
+
+/// An open database.
+#[derive(Debug)]
+pub(crate) struct Database {
+    path: PathBuf,
+    queue: writer::Queue,
+    readers: Arc<read::Readers>,
+    hub: Arc<wait::Hub>,
+    lost: watch::Receiver<Option<String>>,
+    _watcher: wait::Watcher,
+}
+
+impl Database {
+    /// Opens the database, makes it with `create` where it is missing, and starts its threads. Blocks.
+    /// A process that may create also keeps house. `max_bytes` bounds the file.
+    pub(crate) fn open(path: &Path, create: bool, max_bytes: Option<u64>) -> Result<Self, OpenError> {
+        let (path, connection) = file::open(path, create)?;
+        let unavailable =
+            |error: &dyn fmt::Display| OpenError::Unavailable(format!("{} cannot be opened: {error}", path.display()));
+        let connect = |role| file::connect(&path, role).map_err(|error| unavailable(&error));
+        // What a process that was killed had written but not synced is found again here: synced before it is read.
+        checkpoint::checkpoint(&connection, "PASSIVE").map_err(|error| unavailable(&error))?;
+        if let Some(max_bytes) = max_bytes {
+            bound(&connection, max_bytes).map_err(|error| unavailable(&error))?;
+        }
+        let (lost, lost_reader) = watch::channel(None);
+        let hub = Arc::new(wait::Hub::default());
+        let checkpoints = checkpoint::Checkpoints::start(&connection, connect(Role::Reader)?, lost.clone())
+            .map_err(|error| unavailable(&error))?;
+        let queue = writer::start(writer::Parts {
+            connection,
+            hub: Arc::clone(&hub),
+            checkpoints,
+            trimmer: trim::Trimmer::default(),
+            max_bytes,
+            lost,
+        })
+        .map_err(|error| unavailable(&error))?;
+        let housekeeping = create.then(|| queue.housekeeping());
+        let watcher =
+            wait::watch(connect(Role::Reader)?, Arc::clone(&hub), housekeeping).map_err(|error| unavailable(&error))?;
+        let readers = Arc::new(read::Readers::new(path.clone()));
+        Ok(Self { path, queue, readers, hub, lost: lost_reader, _watcher: watcher })
+    }
+
+    /// The canonical path: the same, whichever way the database was named.
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Writes, and answers once it is durable. `bytes` is what the write holds in memory.
+    pub(crate) async fn write(&self, write: Write, bytes: usize) -> Result<i64, Failure> {
+        self.queue.write(write, bytes).await
+    }
+
+    /// Waits until the database can be trusted no more, and says why.
+    pub(crate) async fn lost(&self) -> String {
+        let mut lost = self.lost.clone();
+        match lost.wait_for(Option::is_some).await {
+            Ok(why) => why.clone().unwrap_or_default(),
+            Err(_) => "the log's writer has stopped".into(),
+        }
+    }
+
+    /// Reads from `from` on, and waits until `deadline` while there is nothing.
+    pub(crate) async fn fetch(
+        &self,
+        (topic, partition): (i64, u32),
+        from: i64,
+        max_bytes: usize,
+        wait: Duration,
+    ) -> Result<Batch, ReadError> {
+        let now = Instant::now();
+        let deadline = now.checked_add(wait).unwrap_or(now);
+        let mut end = self.hub.subscribe(topic, partition);
+        loop {
+            let read = move |connection: &_| read::fetch(connection, (topic, partition), from, max_bytes);
+            let batch = self.readers.read(read).await?;
+            if !batch.events.is_empty() || timeout_at(deadline, end.wait_for(|next| *next > from)).await.is_err() {
+                return Ok(batch);
+            }
+        }
+    }
+
+    /// The earliest and the next offset.
+    pub(crate) async fn ends(&self, topic: i64, partition: u32) -> Result<(i64, i64), ReadError> {
+        let ends = self.readers.read(move |connection| read::ends(connection, topic, partition)).await?;
+        Ok((ends.earliest, ends.next))
+    }
+
+    pub(crate) async fn offset_at(
+        &self,
+        topic: i64,
+        partition: u32,
+        timestamp_ms: i64,
+    ) -> Result<Option<i64>, ReadError> {
+        self.readers.read(move |connection| read::offset_at(connection, (topic, partition), timestamp_ms)).await
+    }
+
+    pub(crate) async fn topic(&self, name: &str) -> Result<Option<Topic>, ReadError> {
+        let name = name.to_owned();
+        self.readers.read(move |connection| read::topic(connection, &name)).await
+    }
+
+    pub(crate) async fn committed(&self, group: &str, topic: i64, partition: u32) -> Result<Option<State>, ReadError> {
+        let group = group.to_owned();
+        self.readers.read(move |connection| read::committed(connection, &group, (topic, partition))).await
+    }
+}
+
+/// The last line behind `--max-db-bytes`: SQLite itself makes the file no larger, whatever is written.
+fn bound(connection: &rusqlite::Connection, max_bytes: u64) -> rusqlite::Result<()> {
+    let page_bytes: i64 = connection.query_row("PRAGMA page_size", [], |row| row.get(0))?;
+    let pages = max_bytes.saturating_add(2 * DATABASE_HEADROOM_BYTES) / page_bytes.unsigned_abs().max(1);
+    connection.query_row(&format!("PRAGMA max_page_count = {}", pages.min(u64::from(u32::MAX) - 2)), [], |_| Ok(()))
+}

@@ -1,0 +1,138 @@
+//! Checkpoints, and the bound on the write-ahead log.
+//!
+//! ```text
+//!  WAL  0 ──── 8 MiB ──── 16 MiB ──── 24 MiB ──── 32 MiB ─────────────────────▶ 1 GiB
+//!              copied beside the writer, by a     the writer copies the rest,   writes are
+//!              thread of its own                  and the WAL begins anew       refused
+//! ```
+//!
+//! Most of the copying happens beside the writer; under a load that never pauses, the WAL still grows, since what was
+//! written meanwhile is never copied in time. So the writer ends it now and then, when little is left to copy.
+
+use super::file::{wait_while_busy, wait_while_busy_at_most};
+use crate::core::outcome::Failure;
+use crate::limits::{
+    LOG_REPEAT_INTERVAL, WAL_BYTES_MAX, WAL_CHECKPOINT_BYTES, WAL_RESTART_BYTES, WAL_RESTART_WAIT_MAX,
+};
+use rusqlite::{Connection, ErrorCode};
+use std::sync::mpsc::{SyncSender, sync_channel};
+use std::time::{Duration, Instant};
+use tokio::sync::watch;
+
+/// How often the writer tries to end a WAL that it could not end.
+const RESTART_AGAIN_AFTER: Duration = Duration::from_secs(1);
+
+/// The writer's side.
+#[derive(Debug)]
+pub(super) struct Checkpoints {
+    helper: SyncSender<()>,
+    page_bytes: u64,
+    /// How large the WAL was after the last commit, when the helper was asked, when a restart was tried.
+    wal_bytes: u64,
+    asked_at_bytes: u64,
+    restart_tried: Option<Instant>,
+}
+
+impl Checkpoints {
+    /// Starts the helper, which works on a connection of its own.
+    pub(super) fn start(
+        writer: &Connection,
+        helper: Connection,
+        lost: watch::Sender<Option<String>>,
+    ) -> std::io::Result<Self> {
+        let page_bytes = writer
+            .query_row("PRAGMA page_size", [], |row| row.get::<_, i64>(0))
+            .map_err(std::io::Error::other)?
+            .unsigned_abs();
+        // One request that waits is enough: a checkpoint copies everything.
+        let (sender, requests) = sync_channel(1);
+        std::thread::Builder::new().name("log-checkpoint".into()).spawn(move || {
+            let mut told: Option<Instant> = None;
+            for () in requests {
+                let Err(error) = checkpoint(&helper, "PASSIVE") else { continue };
+                if passes(&error) {
+                    if told.is_none_or(|at| at.elapsed() >= LOG_REPEAT_INTERVAL) {
+                        tracing::warn!(%error, "the write-ahead log cannot be copied into the database now");
+                        told = Some(Instant::now());
+                    }
+                    continue;
+                }
+                lost.send_if_modified(|lost| lost.replace(format!("a checkpoint failed: {error}")).is_none());
+                return;
+            }
+        })?;
+        Ok(Self { helper: sender, page_bytes, wal_bytes: 0, asked_at_bytes: 0, restart_tried: None })
+    }
+
+    /// Looks at the WAL after a commit. An error is the database's.
+    pub(super) fn after_commit(&mut self, writer: &mut Connection) -> rusqlite::Result<()> {
+        self.measure(writer)?;
+        if self.wal_bytes >= self.asked_at_bytes + WAL_CHECKPOINT_BYTES {
+            self.asked_at_bytes = self.wal_bytes;
+            // Full: it was asked already. Gone: it has said why the log is lost.
+            let _ = self.helper.try_send(());
+            if self.wal_bytes >= WAL_RESTART_BYTES {
+                return self.restart(writer);
+            }
+        }
+        Ok(())
+    }
+
+    /// Why nothing may be written now: the WAL is at its bound and cannot be ended.
+    pub(super) fn refusal(&mut self, writer: &mut Connection) -> Option<Failure> {
+        if self.wal_bytes < WAL_BYTES_MAX {
+            return None;
+        }
+        self.restart_soon(writer);
+        (self.wal_bytes >= WAL_BYTES_MAX).then(|| {
+            let detail = "the write-ahead log cannot be copied into the database: its disk is full, or another program \
+                          keeps the database open for reading";
+            Failure::refused("log-full", detail)
+        })
+    }
+
+    /// Tries to end the WAL, at most once a second; its space can then be used again.
+    pub(super) fn restart_soon(&mut self, writer: &mut Connection) {
+        if self.restart_tried.is_none_or(|at| at.elapsed() >= RESTART_AGAIN_AFTER)
+            && let Err(error) = self.restart(writer)
+        {
+            tracing::warn!(%error, "the write-ahead log cannot be copied into the database now");
+        }
+    }
+
+    fn restart(&mut self, writer: &mut Connection) -> rusqlite::Result<()> {
+        self.restart_tried = Some(Instant::now());
+        wait_while_busy_at_most(writer, WAL_RESTART_WAIT_MAX)?;
+        let done = checkpoint(writer, "RESTART");
+        wait_while_busy(writer)?;
+        match done {
+            Ok(true) => {
+                (self.wal_bytes, self.asked_at_bytes) = (0, 0);
+                Ok(())
+            }
+            Ok(false) => Ok(()),
+            Err(error) if passes(&error) => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+
+    fn measure(&mut self, writer: &Connection) -> rusqlite::Result<()> {
+        // NOOP copies nothing and tells how many pages the WAL holds, whoever wrote them.
+        let pages: i64 = writer.prepare_cached("PRAGMA wal_checkpoint(NOOP)")?.query_row([], |row| row.get(1))?;
+        self.wal_bytes = u64::try_from(pages).unwrap_or(0) * self.page_bytes;
+        if self.wal_bytes < self.asked_at_bytes {
+            self.asked_at_bytes = 0;
+        }
+        Ok(())
+    }
+}
+
+/// Copies what can be copied. `false`: another one is at it, or a reader was in the way.
+pub(super) fn checkpoint(connection: &Connection, mode: &str) -> rusqlite::Result<bool> {
+    connection.query_row(&format!("PRAGMA wal_checkpoint({mode})"), [], |row| Ok(row.get::<_, i64>(0)? == 0))
+}
+
+/// An error that leaves what was committed where it is, in the WAL, and may pass.
+fn passes(error: &rusqlite::Error) -> bool {
+    matches!(error.sqlite_error_code(), Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked | ErrorCode::DiskFull))
+}

@@ -1,0 +1,209 @@
+//! The database file: found or made, known to be ours, and opened the one way that keeps its promises.
+//!
+//! The file is only ever opened by SQLite. Its locks are POSIX locks, which a process loses on a file when it closes
+//! *any* descriptor of it: reading its head with `std::fs` would quietly take the locks from under the writer.
+
+use super::OpenError;
+use super::schema;
+use crate::limits::{DATABASE_BUSY_MAX, DATABASE_BUSY_POLL, WAL_RESTART_BYTES};
+use rusqlite::{Connection, ErrorCode, OpenFlags};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+/// "evtd": what `file` and others tell the database by, and we too.
+const APPLICATION_ID: i32 = i32::from_be_bytes(*b"evtd");
+
+/// SQLite before 3.51.3 can corrupt a database whose write-ahead log is restarted by two processes at once.
+const SQLITE_VERSION_MIN: i32 = 3_051_003;
+
+/// Bytes of a page. Rows of up to 2,000 bytes stay whole in it (a quarter), and a lone append writes three.
+const PAGE_BYTES: u32 = 8192;
+
+/// KiB of pages that the writer keeps: a whole group, so that it is not written before its commit.
+const WRITER_CACHE_KIB: i64 = 16 * 1024;
+const READER_CACHE_KIB: i64 = 4 * 1024;
+
+/// What a connection is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Role {
+    Writer,
+    Reader,
+}
+
+/// Finds or makes the database. Answers with its canonical path (symbolic links resolved) and the writer's connection.
+pub(super) fn open(path: &Path, create: bool) -> Result<(PathBuf, Connection), OpenError> {
+    if rusqlite::version_number() < SQLITE_VERSION_MIN {
+        let found = rusqlite::version();
+        return Err(OpenError::Configuration(format!("SQLite {found} is too old: 3.51.3 or later is needed")));
+    }
+    let asked = place(path, create)?;
+    let mut flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    flags.set(OpenFlags::SQLITE_OPEN_CREATE, create);
+    let mut connection = Connection::open_with_flags(&asked, flags).map_err(|error| refuse(&asked, &error))?;
+    wait_while_busy(&mut connection).map_err(|error| refuse(&asked, &error))?;
+    let deadline = Instant::now() + DATABASE_BUSY_MAX;
+    // Turning a new database to WAL ends in "busy" without waiting where another process is doing the same.
+    while let Err(error) = prepare(&mut connection, &asked, create) {
+        match error {
+            Prepare::Busy if Instant::now() < deadline => std::thread::sleep(DATABASE_BUSY_POLL),
+            Prepare::Busy => {
+                let detail = format!("{}: another process keeps the database locked", asked.display());
+                return Err(OpenError::Unavailable(detail));
+            }
+            Prepare::Failed(error) => return Err(error),
+        }
+    }
+    set_up(&connection, Role::Writer).map_err(|error| refuse(&asked, &error))?;
+    let canonical = asked.canonicalize().map_err(|error| unreadable(&asked, &error))?;
+    Ok((canonical, connection))
+}
+
+/// Another connection to a database that [`open`] has found.
+pub(super) fn connect(canonical: &Path, role: Role) -> rusqlite::Result<Connection> {
+    let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let mut connection = Connection::open_with_flags(canonical, flags)?;
+    wait_while_busy(&mut connection)?;
+    set_up(&connection, role)?;
+    Ok(connection)
+}
+
+/// Lets a connection wait for a lock, at most [`DATABASE_BUSY_MAX`]. SQLite's own waiting grows to 100 ms a step, which
+/// between two busy writers means never.
+pub(super) fn wait_while_busy(connection: &mut Connection) -> rusqlite::Result<()> {
+    wait_while_busy_at_most(connection, DATABASE_BUSY_MAX)
+}
+
+/// The same with another bound.
+pub(super) fn wait_while_busy_at_most(connection: &mut Connection, bound: Duration) -> rusqlite::Result<()> {
+    let mut since = Instant::now();
+    connection.busy_handler(Some(move |tries: i32| {
+        if tries == 0 {
+            since = Instant::now();
+        }
+        std::thread::sleep(DATABASE_BUSY_POLL);
+        since.elapsed() < bound
+    }))
+}
+
+/// The absolute path, its directory's links resolved, or why there can be no database.
+fn place(path: &Path, create: bool) -> Result<PathBuf, OpenError> {
+    let name = path.file_name().ok_or_else(|| {
+        OpenError::Configuration(format!("{}: a path to a file is needed, like eventd.db", path.display()))
+    })?;
+    let parent = match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    };
+    let parent = parent.canonicalize().map_err(|error| {
+        let parent = parent.display();
+        OpenError::Configuration(format!("the directory {parent} of the database cannot be used ({error}): create it"))
+    })?;
+    let path = parent.join(name);
+    match std::fs::metadata(&path) {
+        Ok(found) if found.is_file() => Ok(path),
+        Ok(_) => Err(OpenError::Configuration(format!("{} is no file, so no database", path.display()))),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound && create => Ok(path),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Err(OpenError::Configuration(format!(
+            "there is no database {}: `eventd up`, `ingest` and `dispatch` make one",
+            path.display()
+        ))),
+        Err(error) => Err(unreadable(&path, &error)),
+    }
+}
+
+fn unreadable(path: &Path, error: &std::io::Error) -> OpenError {
+    OpenError::Configuration(format!("{} cannot be read: {error}", path.display()))
+}
+
+enum Prepare {
+    Busy,
+    Failed(OpenError),
+}
+
+/// Checks whose database it is before anything is changed in it, and lays out a new one.
+fn prepare(connection: &mut Connection, path: &Path, create: bool) -> Result<(), Prepare> {
+    let failed = |error: rusqlite::Error| match error.sqlite_error_code() {
+        Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked) => Prepare::Busy,
+        _ => Prepare::Failed(refuse(path, &error)),
+    };
+    let ours = is_ours(connection, path).map_err(failed)?.map_err(Prepare::Failed)?;
+    if !ours && !create {
+        let detail = format!("{} is empty: `eventd up`, `ingest` and `dispatch` make a database", path.display());
+        return Err(Prepare::Failed(OpenError::Configuration(detail)));
+    }
+    if !ours {
+        connection.pragma_update(None, "page_size", PAGE_BYTES).map_err(failed)?;
+    }
+    let mode: String = connection.query_row("PRAGMA journal_mode = WAL", [], |row| row.get(0)).map_err(failed)?;
+    if mode != "wal" {
+        let detail = format!("{}: this file system has no shared memory, which the database needs", path.display());
+        return Err(Prepare::Failed(OpenError::Configuration(detail)));
+    }
+    if ours {
+        return Ok(());
+    }
+    let transaction = connection.transaction_with_behavior(rusqlite::TransactionBehavior::Immediate).map_err(failed)?;
+    // Another process may have laid it out meanwhile.
+    if is_ours(&transaction, path).map_err(failed)?.map_err(Prepare::Failed)? {
+        return Ok(());
+    }
+    transaction.execute_batch(schema::TABLES).map_err(failed)?;
+    transaction.pragma_update(None, "application_id", APPLICATION_ID).map_err(failed)?;
+    transaction.pragma_update(None, "user_version", schema::FORMAT).map_err(failed)?;
+    transaction.commit().map_err(failed)?;
+    sync_directory(path).map_err(|error| Prepare::Failed(unreadable(path, &error)))
+}
+
+/// `Ok(true)`: ours, of a format that we know. `Ok(false)`: still empty. Anybody else's is an error that says so.
+fn is_ours(connection: &Connection, path: &Path) -> rusqlite::Result<Result<bool, OpenError>> {
+    let number = |pragma: &str| connection.pragma_query_value(None, pragma, |row| row.get::<_, i32>(0));
+    let (application, format) = (number("application_id")?, number("user_version")?);
+    let objects: i64 = connection.query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get(0))?;
+    let path = path.display();
+    Ok(match (application, format) {
+        (0, 0) if objects == 0 => Ok(false),
+        (APPLICATION_ID, schema::FORMAT) => Ok(true),
+        (APPLICATION_ID, newer) if newer > schema::FORMAT => Err(OpenError::Configuration(format!(
+            "{path} was written by a newer eventd: it has format {newer}, and this one knows formats up to {}",
+            schema::FORMAT
+        ))),
+        (APPLICATION_ID, unknown) => {
+            Err(OpenError::Configuration(format!("{path} has format {unknown}, which no eventd has written")))
+        }
+        _ => Err(OpenError::Configuration(format!("{path} is a database of another program: choose another path"))),
+    })
+}
+
+/// A new file is found again after a power failure only once its directory is synced too.
+fn sync_directory(path: &Path) -> std::io::Result<()> {
+    match path.parent() {
+        Some(parent) => std::fs::File::open(parent)?.sync_all(),
+        None => Ok(()),
+    }
+}
+
+fn set_up(connection: &Connection, role: Role) -> rusqlite::Result<()> {
+    // FULL: a commit is on the disk when it is answered. Checkpoints are ours (`checkpoint.rs`), not a commit's.
+    connection.pragma_update(None, "synchronous", "FULL")?;
+    connection.query_row("PRAGMA wal_autocheckpoint = 0", [], |_| Ok(()))?;
+    connection.query_row(&format!("PRAGMA journal_size_limit = {WAL_RESTART_BYTES}"), [], |_| Ok(()))?;
+    let cache_kib = if role == Role::Writer { WRITER_CACHE_KIB } else { READER_CACHE_KIB };
+    connection.pragma_update(None, "cache_size", -cache_kib)?;
+    connection.set_prepared_statement_cache_capacity(32);
+    Ok(())
+}
+
+/// Why SQLite will not open it, for the person who has to change something.
+fn refuse(path: &Path, error: &rusqlite::Error) -> OpenError {
+    let path = path.display();
+    match error.sqlite_error_code() {
+        Some(ErrorCode::NotADatabase) => {
+            OpenError::Configuration(format!("{path} is not a database: choose another path"))
+        }
+        Some(ErrorCode::DatabaseCorrupt) => OpenError::Configuration(format!("{path} is damaged: {error}")),
+        Some(ErrorCode::CannotOpen | ErrorCode::ReadOnly | ErrorCode::PermissionDenied) => OpenError::Configuration(
+            format!("{path} cannot be opened for writing ({error}): check the rights of the file and its directory"),
+        ),
+        _ => OpenError::Unavailable(format!("{path} cannot be opened: {error}")),
+    }
+}

@@ -1,0 +1,103 @@
+//! How a reader learns that a partition grew.
+//!
+//! ```text
+//!  our writer ── after COMMIT ───────────────────────────────────▶ Hub ──▶ readers that wait for a partition
+//!  other processes ──▶ file ◀── PRAGMA data_version ── watcher ──────▲
+//! ```
+//!
+//! In process it is a notification. Across processes one thread looks at a number that SQLite changes with every commit
+//! of another connection: every 5 ms while anything is written, else every 50 ms, which costs some microseconds each.
+
+use super::writer::Housekeeping;
+use crate::limits::{
+    HOUSEKEEPING_INTERVAL, LOG_REPEAT_INTERVAL, WATCH_BUSY_AFTER_CHANGE, WATCH_INTERVAL_BUSY, WATCH_INTERVAL_IDLE,
+};
+use rusqlite::Connection;
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError, mpsc};
+use std::time::Instant;
+use tokio::sync::watch;
+
+/// Where the partitions of the database end, as far as this process knows.
+#[derive(Debug, Default)]
+pub(super) struct Hub {
+    /// One entry a partition that anybody ever waited for.
+    ends: Mutex<HashMap<(i64, u32), watch::Sender<i64>>>,
+}
+
+impl Hub {
+    /// Sees every growth from now on. Subscribe first, then read: what is appended in between is then not missed.
+    pub(super) fn subscribe(&self, topic: i64, partition: u32) -> watch::Receiver<i64> {
+        let mut ends = self.ends.lock().unwrap_or_else(PoisonError::into_inner);
+        ends.entry((topic, partition)).or_insert_with(|| watch::channel(0).0).subscribe()
+    }
+
+    /// Tells that a commit made this the next offset.
+    pub(super) fn advance(&self, topic: i64, partition: u32, next: i64) {
+        let ends = self.ends.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(end) = ends.get(&(topic, partition)) {
+            end.send_if_modified(|known| {
+                let grew = next > *known;
+                *known = next.max(*known);
+                grew
+            });
+        }
+    }
+}
+
+/// Ends the thread when it is dropped.
+#[derive(Debug)]
+pub(super) struct Watcher {
+    _stop: mpsc::SyncSender<()>,
+}
+
+/// Starts the watcher on a connection of its own. Without `housekeeping`, it never asks for any.
+pub(super) fn watch(
+    connection: Connection,
+    hub: Arc<Hub>,
+    housekeeping: Option<Housekeeping>,
+) -> std::io::Result<Watcher> {
+    let (stop, stopped) = mpsc::sync_channel(0);
+    std::thread::Builder::new().name("log-watch".into()).spawn(move || {
+        let (mut version, mut changed, mut kept, mut told) = (None, None::<Instant>, Instant::now(), None::<Instant>);
+        loop {
+            match look(&connection, &hub, version) {
+                Ok(now) if Some(now) != version => (version, changed) = (Some(now), Some(Instant::now())),
+                Ok(_) => {}
+                // Readers look for themselves when their wait ends, so this costs them time and nothing else.
+                Err(error) if told.is_none_or(|at| at.elapsed() >= LOG_REPEAT_INTERVAL) => {
+                    tracing::warn!(%error, "writes of other processes cannot be seen at once");
+                    told = Some(Instant::now());
+                }
+                Err(_) => {}
+            }
+            if let Some(housekeeping) = &housekeeping
+                && kept.elapsed() >= HOUSEKEEPING_INTERVAL
+            {
+                kept = Instant::now();
+                if !housekeeping.ask() {
+                    return;
+                }
+            }
+            let busy = changed.is_some_and(|at| at.elapsed() < WATCH_BUSY_AFTER_CHANGE);
+            match stopped.recv_timeout(if busy { WATCH_INTERVAL_BUSY } else { WATCH_INTERVAL_IDLE }) {
+                Err(mpsc::RecvTimeoutError::Timeout) => {}
+                Ok(()) | Err(mpsc::RecvTimeoutError::Disconnected) => return,
+            }
+        }
+    })?;
+    Ok(Watcher { _stop: stop })
+}
+
+/// Looks at the version, and where it is another one, at the ends of all partitions.
+fn look(connection: &Connection, hub: &Hub, known: Option<i64>) -> rusqlite::Result<i64> {
+    let version = connection.prepare_cached("PRAGMA data_version")?.query_row([], |row| row.get(0))?;
+    if known != Some(version) {
+        let mut partitions = connection.prepare_cached("SELECT topic, partition, next_offset FROM partitions")?;
+        let mut rows = partitions.query([])?;
+        while let Some(row) = rows.next()? {
+            hub.advance(row.get(0)?, row.get(1)?, row.get(2)?);
+        }
+    }
+    Ok(version)
+}

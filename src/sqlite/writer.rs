@@ -1,0 +1,341 @@
+//! The one writer of a process: a thread that puts everything that waits into one transaction, commits, and answers.
+//!
+//! ```text
+//!  append, commit, topic, join ──▶ queue (entries and bytes bounded) ──▶ writer: BEGIN … COMMIT (fsync) ──▶ answers
+//!                                                                          │ in between: trimming, checkpoints
+//! ```
+//!
+//! # What an error means
+//!
+//! | error | these writes | afterwards |
+//! |---|---|---|
+//! | another process keeps the database busy | refused, `log-busy` | as before |
+//! | disk or `--max-db-bytes` full | refused, `log-full`; commits and dead letters are tried again by themselves | as before, once there is room |
+//! | any other before `COMMIT` | refused, `log-lost`: without its last frame a transaction is nothing | lost |
+//! | any other in `COMMIT` | unknown, `log-lost` | lost |
+//!
+//! Lost: what is on the disk is unknown, so nothing is written any more and the process has to end.
+
+use super::checkpoint::Checkpoints;
+use super::trim::Trimmer;
+use super::wait::Hub;
+use super::write::{Transaction, Write};
+use crate::core::outcome::Failure;
+use crate::limits::{
+    WRITE_GROUP_BYTES_MAX, WRITE_GROUP_ENTRIES_MAX, WRITE_OVERHEAD_BYTES, WRITE_QUEUE_BYTES_MAX,
+    WRITE_QUEUE_ENTRIES_MAX, WRITE_QUEUE_WAIT_MAX,
+};
+use rusqlite::{Connection, ErrorCode};
+use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
+
+type Answer = Result<i64, Failure>;
+
+/// What reaches the writer.
+enum Message {
+    Write(Waiting),
+    /// Time to look for what is past its retention.
+    Housekeeping,
+}
+
+struct Waiting {
+    write: Write,
+    reply: oneshot::Sender<Answer>,
+    /// Its share of the queue's bytes, given back with the answer.
+    room: OwnedSemaphorePermit,
+}
+
+/// The way to the writer. The thread ends when the last one is gone.
+#[derive(Debug, Clone)]
+pub(super) struct Queue {
+    messages: mpsc::Sender<Message>,
+    bytes: Arc<Semaphore>,
+}
+
+/// What asks for housekeeping without keeping the writer alive.
+#[derive(Debug)]
+pub(super) struct Housekeeping(mpsc::WeakSender<Message>);
+
+impl Housekeeping {
+    /// `false`: there is no writer any more. A full queue is no reason to insist: the next time will do.
+    pub(super) fn ask(&self) -> bool {
+        self.0.upgrade().is_some_and(|messages| {
+            !matches!(messages.try_send(Message::Housekeeping), Err(mpsc::error::TrySendError::Closed(_)))
+        })
+    }
+}
+
+impl Queue {
+    /// Writes, and waits for the answer. `bytes` is what the write holds in memory.
+    pub(super) async fn write(&self, write: Write, bytes: usize) -> Answer {
+        let room = (bytes + WRITE_OVERHEAD_BYTES).min(WRITE_QUEUE_BYTES_MAX) as u32;
+        let (reply, answer) = oneshot::channel();
+        let enter = async {
+            let room = Arc::clone(&self.bytes).acquire_many_owned(room).await.map_err(|_| stopped())?;
+            self.messages.send(Message::Write(Waiting { write, reply, room })).await.map_err(|_| stopped())
+        };
+        tokio::time::timeout(WRITE_QUEUE_WAIT_MAX, enter)
+            .await
+            .map_err(|_| Failure::refused("log-busy", "too many writes are waiting for the log: try again later"))??;
+        // The writer answers whatever it took; without an answer it broke off somewhere.
+        answer.await.unwrap_or_else(|_| Err(Failure::unknown("log-lost", "the log's writer broke off")))
+    }
+
+    pub(super) fn housekeeping(&self) -> Housekeeping {
+        Housekeeping(self.messages.downgrade())
+    }
+}
+
+fn stopped() -> Failure {
+    Failure::refused("log-lost", "the log's writer has stopped")
+}
+
+/// What the writer works with.
+pub(super) struct Parts {
+    pub(super) connection: Connection,
+    pub(super) hub: Arc<Hub>,
+    pub(super) checkpoints: Checkpoints,
+    pub(super) trimmer: Trimmer,
+    pub(super) max_bytes: Option<u64>,
+    pub(super) lost: watch::Sender<Option<String>>,
+}
+
+/// Starts the thread.
+pub(super) fn start(parts: Parts) -> std::io::Result<Queue> {
+    let (messages, inbox) = mpsc::channel(WRITE_QUEUE_ENTRIES_MAX);
+    let bytes = Arc::new(Semaphore::new(WRITE_QUEUE_BYTES_MAX));
+    let writer = Writer { parts, inbox, waiting: VecDeque::new(), housekeeping: false };
+    std::thread::Builder::new().name("log-writer".into()).spawn(move || writer.run())?;
+    Ok(Queue { messages, bytes })
+}
+
+struct Writer {
+    parts: Parts,
+    inbox: mpsc::Receiver<Message>,
+    waiting: VecDeque<Waiting>,
+    /// There may be something to trim.
+    housekeeping: bool,
+}
+
+/// How a transaction failed.
+enum Failed {
+    Busy,
+    Full,
+    /// Surely not stored.
+    Before(rusqlite::Error),
+    /// Perhaps stored.
+    InCommit(rusqlite::Error),
+}
+
+impl Failed {
+    fn before(error: rusqlite::Error) -> Self {
+        match error.sqlite_error_code() {
+            Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked) => Self::Busy,
+            Some(ErrorCode::DiskFull) => Self::Full,
+            _ => Self::Before(error),
+        }
+    }
+
+    /// Busy and full leave the transaction without its last frame, as before a commit.
+    fn in_commit(error: rusqlite::Error) -> Self {
+        match Self::before(error) {
+            Self::Before(error) => Self::InCommit(error),
+            known => known,
+        }
+    }
+
+    fn failure(&self) -> Failure {
+        match self {
+            Self::Busy => Failure::refused("log-busy", "another process keeps the database locked: try again later"),
+            Self::Full => Failure::refused("log-full", "the disk of the database is full: make room on it"),
+            Self::Before(error) => Failure::refused("log-lost", format!("the database failed: {error}")),
+            Self::InCommit(error) => Failure::unknown("log-lost", format!("the database failed in a commit: {error}")),
+        }
+    }
+}
+
+impl Writer {
+    fn run(mut self) {
+        // A defect that panics must not look like a writer that is merely slow.
+        let lost = self.parts.lost.clone();
+        let ended = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| self.serve()));
+        if ended.is_err() {
+            lost.send_replace(Some("the log's writer panicked".into()));
+        }
+    }
+
+    fn serve(&mut self) {
+        while self.gather() {
+            let group = self.next_group();
+            if !group.is_empty() {
+                self.write(group);
+                self.mind_the_wal();
+            }
+            if self.housekeeping {
+                self.housekeeping = self.parts.lost.borrow().is_none() && self.trim();
+            }
+        }
+    }
+
+    /// Takes in what waits, at least one message unless there is something else to do. `false`: nobody is left.
+    fn gather(&mut self) -> bool {
+        if self.waiting.is_empty() && !self.housekeeping {
+            match self.inbox.blocking_recv() {
+                Some(message) => self.take(message),
+                None => return false,
+            }
+        }
+        while self.waiting.len() < WRITE_GROUP_ENTRIES_MAX {
+            match self.inbox.try_recv() {
+                Ok(message) => self.take(message),
+                Err(mpsc::error::TryRecvError::Empty) => break,
+                Err(mpsc::error::TryRecvError::Disconnected) => return !self.waiting.is_empty(),
+            }
+        }
+        true
+    }
+
+    fn take(&mut self, message: Message) {
+        match message {
+            Message::Write(waiting) => self.waiting.push_back(waiting),
+            Message::Housekeeping => self.housekeeping = true,
+        }
+    }
+
+    fn next_group(&mut self) -> Vec<Waiting> {
+        let mut bytes = 0;
+        let fits = self.waiting.iter().take(WRITE_GROUP_ENTRIES_MAX).take_while(|waiting| {
+            bytes += waiting.room.num_permits();
+            bytes <= WRITE_GROUP_BYTES_MAX
+        });
+        let entries = fits.count().max(1).min(self.waiting.len());
+        self.waiting.drain(..entries).collect()
+    }
+
+    /// Writes the group and answers it.
+    fn write(&mut self, group: Vec<Waiting>) {
+        if let Some(failure) = self.out_of_service() {
+            return refuse(group, &failure);
+        }
+        let failed = match self.commit(&group) {
+            Ok((answers, grown)) => return self.answer(group, answers, &grown),
+            Err(failed) => failed,
+        };
+        self.note(&failed);
+        let failure = failed.failure();
+        if !matches!(failed, Failed::Full) {
+            return refuse(group, &failure);
+        }
+        // What has to go on for the disk to become free again gets a second try, without what fills it.
+        self.parts.checkpoints.restart_soon(&mut self.parts.connection);
+        let (giving_way, others): (Vec<_>, Vec<_>) = group.into_iter().partition(|waiting| waiting.write.gives_way());
+        let nothing_gave_way = giving_way.is_empty();
+        refuse(giving_way, &failure);
+        if nothing_gave_way || others.is_empty() {
+            return refuse(others, &failure);
+        }
+        match self.commit(&others) {
+            Ok((answers, grown)) => self.answer(others, answers, &grown),
+            Err(failed) => {
+                self.note(&failed);
+                refuse(others, &failed.failure());
+            }
+        }
+    }
+
+    fn commit(&mut self, group: &[Waiting]) -> Result<(Vec<Answer>, HashMap<(i64, u32), i64>), Failed> {
+        let max_bytes = self.parts.max_bytes;
+        in_transaction(&self.parts.connection, |connection| {
+            let mut transaction = Transaction::new(connection, max_bytes)?;
+            let answers =
+                group.iter().map(|waiting| transaction.apply(&waiting.write)).collect::<rusqlite::Result<Vec<_>>>()?;
+            Ok((answers, transaction.finish()?))
+        })
+    }
+
+    fn answer(&self, group: Vec<Waiting>, answers: Vec<Answer>, grown: &HashMap<(i64, u32), i64>) {
+        for ((topic, partition), next) in grown {
+            self.parts.hub.advance(*topic, *partition, *next);
+        }
+        for (waiting, answer) in group.into_iter().zip(answers) {
+            // Nobody waits for the answer any more: that is the caller's to decide.
+            let _ = waiting.reply.send(answer);
+        }
+    }
+
+    fn out_of_service(&mut self) -> Option<Failure> {
+        if let Some(why) = self.parts.lost.borrow().as_ref() {
+            return Some(Failure::refused("log-lost", format!("the log is lost: {why}")));
+        }
+        self.parts.checkpoints.refusal(&mut self.parts.connection)
+    }
+
+    /// One step of trimming. `true`: there is more.
+    fn trim(&mut self) -> bool {
+        let Parts { connection, trimmer, .. } = &mut self.parts;
+        let more = match trimmer.next_step(connection) {
+            Ok(None) => return false,
+            Ok(Some(step)) => in_transaction(connection, |connection| trimmer.remove(connection, step)),
+            Err(error) => Err(Failed::before(error)),
+        };
+        match more {
+            Ok(()) => {
+                self.mind_the_wal();
+                true
+            }
+            Err(failed) => {
+                self.note(&failed);
+                false
+            }
+        }
+    }
+
+    fn mind_the_wal(&mut self) {
+        let Parts { connection, checkpoints, .. } = &mut self.parts;
+        if let Err(error) = checkpoints.after_commit(connection) {
+            self.note(&Failed::before(error));
+        }
+    }
+
+    /// Ends the log's life where an error leaves the disk unknown.
+    fn note(&self, failed: &Failed) {
+        if let Failed::Before(error) | Failed::InCommit(error) = failed {
+            self.parts.lost.send_if_modified(|lost| {
+                let first = lost.is_none();
+                if first {
+                    *lost = Some(error.to_string());
+                }
+                first
+            });
+        }
+    }
+}
+
+fn refuse(group: Vec<Waiting>, failure: &Failure) {
+    for waiting in group {
+        // Nobody waits for the answer any more: that is the caller's to decide.
+        let _ = waiting.reply.send(Err(failure.clone()));
+    }
+}
+
+/// Runs `work` between `BEGIN IMMEDIATE` and `COMMIT`; after an error nothing of it is left open.
+fn in_transaction<'c, T>(
+    connection: &'c Connection,
+    work: impl FnOnce(&'c Connection) -> rusqlite::Result<T>,
+) -> Result<T, Failed> {
+    let run = |sql: &str| connection.prepare_cached(sql)?.execute([]);
+    run("BEGIN IMMEDIATE").map_err(Failed::before)?;
+    let done = match work(connection) {
+        Ok(done) => run("COMMIT").map(|_| done).map_err(Failed::in_commit),
+        Err(error) => Err(Failed::before(error)),
+    };
+    if done.is_err() && !connection.is_autocommit() {
+        // SQLite has rolled back some errors by itself. If this fails too, the database is beyond use.
+        run("ROLLBACK").map_err(|error| match &done {
+            Err(Failed::InCommit(_)) => Failed::InCommit(error),
+            _ => Failed::Before(error),
+        })?;
+    }
+    done
+}
