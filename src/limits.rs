@@ -166,3 +166,29 @@ pub const STANDBY_INTERVAL: Duration = Duration::from_millis(200);
 
 /// A group's name: a destination's with what a replay adds. With the database's name it is a file's, of at most 255.
 pub const GROUP_NAME_CHARS_MAX: usize = 200;
+
+/// Bytes that one connection's reads and writes are buffered in, and so of one request's head: with `--max-connections`
+/// this bounds what half-sent requests can hold.
+pub const HTTP_BUFFER_BYTES_MAX: usize = 32 * 1024;
+
+/// A header time-out beyond this is cut to it: it is added to a clock, which must not overflow.
+pub const HEADER_TIMEOUT_MAX: Duration = Duration::from_secs(3600);
+
+/// Bytes of a refused request's body that are read and thrown away, so that its client gets the answer and not a
+/// reset connection. A longer one costs the connection.
+pub const REFUSED_BODY_BYTES_MAX: u64 = 8 * 1024 * 1024;
+
+/// How long accepting waits after the system had no descriptor or memory for a connection: it would fail again at once.
+pub const ACCEPT_RETRY_DELAY: Duration = Duration::from_millis(100);
+
+/// How often ingest looks whether the topic's partition count changed.
+pub const PARTITION_COUNT_CHECK_INTERVAL: Duration = Duration::from_secs(1);
+
+/// What `Retry-After` says where a request was not taken for want of room, or by the log, in whole seconds.
+pub const RETRY_AFTER_SECS: u32 = 1;
+
+/// Bytes of a `traceparent` that is passed on: version 00 has 55, and later ones may be longer.
+pub const TRACEPARENT_BYTES_MAX: usize = 128;
+
+/// Characters of a client's own text (a field's name, a content type) that an error repeats.
+pub const ECHO_CHARS_MAX: usize = 64;

@@ -1,7 +1,38 @@
 //! Takes events in over HTTP and answers once they are in the log.
+//!
+//! ```text
+//!  listeners ─▶ accept (--max-connections) ─▶ server: one task a connection
+//!                                               body ─▶ parse ─▶ appender ─▶ log: partition = hash(user)
+//!                                                └── pending: bytes from here ──┘ to here, --max-pending
+//! ```
+//!
+//! A 200 means that every event of the request is durable; anything else says what became of each, or that nothing
+//! was stored. `docs/http-api.md` is the contract with clients.
+
+mod appender;
+mod body;
+mod framing;
+mod parse;
+mod pending;
+mod problem;
+mod server;
 
 use crate::core::partition::Partitioner;
+use crate::limits::{ACCEPT_RETRY_DELAY, LOG_REPEAT_INTERVAL, PARTITION_COUNT_CHECK_INTERVAL};
+use crate::log::Log;
+use anyhow::{Context as _, ensure};
+use pending::Pending;
+use server::Shared;
+use std::io;
+use std::pin::pin;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::Poll;
 use std::time::Duration;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{Semaphore, watch};
+use tokio::task::JoinSet;
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout};
 
 /// The checked configuration of ingest.
 #[derive(Debug, Clone)]
@@ -17,4 +48,150 @@ pub struct Config {
     pub partitioner: Partitioner,
     /// How long a stop waits for what was accepted.
     pub drain: Duration,
+}
+
+/// How ingest ended after it was told to stop.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ended {
+    /// Every request that had begun was answered.
+    Drained,
+    /// Requests were cut off by `--drain`: their clients have no answer, and what was being appended may be stored.
+    WorkLeft,
+}
+
+/// Serves the listeners until `shutdown` is ready, then accepts no more, lets the requests that have begun end within
+/// `--drain`, and closes the idle connections. Dropping the future stops at once; appends that have begun go on.
+///
+/// # Errors
+///
+/// At start, where the topic's partition count cannot be read. Later nothing ends it: failures of the log are answers.
+pub async fn run(
+    listeners: Vec<TcpListener>,
+    log: Arc<dyn Log>,
+    config: Config,
+    shutdown: impl Future<Output = ()> + Send,
+) -> anyhow::Result<Ended> {
+    ensure!(!listeners.is_empty(), "ingest has no address to listen on");
+    let partitions = log.partitions().await;
+    let partitions = partitions.with_context(|| format!("cannot read the partitions of topic {:?}", log.topic()))?;
+    ensure!(partitions > 0, "topic {:?} has no partitions", log.topic());
+    let drain = config.drain;
+    let shared = Arc::new(Shared {
+        log,
+        partitions,
+        partitions_changed: AtomicBool::new(false),
+        pending: Pending::new(config.max_pending_bytes),
+        append_failures: Throttle::default(),
+        config,
+    });
+    let (stop, _) = watch::channel(false);
+    let mut connections = JoinSet::new();
+    tokio::select! {
+        biased;
+        () = pin!(shutdown) => {}
+        never = accept(&listeners, &shared, &stop, &mut connections) => match never {},
+        never = watch_partition_count(&shared) => match never {},
+    }
+    drop(listeners);
+    stop.send_replace(true);
+    let ended = async {
+        while connections.join_next().await.is_some() {}
+        shared.pending.emptied().await;
+    };
+    match timeout(drain, ended).await {
+        Ok(()) => Ok(Ended::Drained),
+        Err(_) => {
+            tracing::warn!(connections = connections.len(), "stopped before every request was answered (--drain)");
+            Ok(Ended::WorkLeft)
+        }
+    }
+}
+
+/// Accepts connections for ever, as long as fewer than `--max-connections` are open; others wait in the backlog.
+async fn accept(
+    listeners: &[TcpListener],
+    shared: &Arc<Shared>,
+    stop: &watch::Sender<bool>,
+    connections: &mut JoinSet<()>,
+) -> std::convert::Infallible {
+    let free = Arc::new(Semaphore::new(shared.config.max_connections.min(Semaphore::MAX_PERMITS)));
+    let failures = Throttle::default();
+    let mut turn = 0;
+    loop {
+        let permit = free.clone().acquire_owned().await.expect("the semaphore is never closed");
+        match accept_any(listeners, &mut turn).await {
+            Ok(stream) => {
+                let serving = server::serve(stream, shared.clone(), stop.subscribe());
+                connections.spawn(async move {
+                    serving.await;
+                    drop(permit);
+                });
+            }
+            Err(error) if is_of_one_connection(&error) => tracing::debug!(%error, "a connection was gone at once"),
+            Err(error) => {
+                if failures.may_speak() {
+                    tracing::warn!(%error, "cannot accept connections: trying again");
+                }
+                sleep(ACCEPT_RETRY_DELAY).await;
+            }
+        }
+        while connections.try_join_next().is_some() {}
+    }
+}
+
+/// The next connection of any listener; each is asked first in turn, so that none starves another.
+async fn accept_any(listeners: &[TcpListener], turn: &mut usize) -> io::Result<TcpStream> {
+    *turn = (*turn + 1) % listeners.len();
+    let (before, from) = listeners.split_at(*turn);
+    std::future::poll_fn(|cx| {
+        for listener in from.iter().chain(before) {
+            if let Poll::Ready(accepted) = listener.poll_accept(cx) {
+                return Poll::Ready(accepted.map(|(stream, _)| stream));
+            }
+        }
+        Poll::Pending
+    })
+    .await
+}
+
+/// Errors of accepting that concern the connection and not the listener: the next one may be taken at once.
+fn is_of_one_connection(error: &io::Error) -> bool {
+    use io::ErrorKind::{ConnectionAborted, ConnectionRefused, ConnectionReset, Interrupted};
+    matches!(error.kind(), ConnectionAborted | ConnectionRefused | ConnectionReset | Interrupted)
+}
+
+/// Looks from time to time whether the topic still has the count that users are hashed with. Once it has not, nothing
+/// is taken until a restart: the old count would send a user's events where other producers do not.
+async fn watch_partition_count(shared: &Shared) -> std::convert::Infallible {
+    let mut ticks = interval(PARTITION_COUNT_CHECK_INTERVAL);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        ticks.tick().await;
+        match shared.log.partitions().await {
+            Ok(now) if now != shared.partitions => {
+                if !shared.partitions_changed.swap(true, Ordering::Relaxed) {
+                    let (then, topic) = (shared.partitions, shared.log.topic());
+                    tracing::error!(topic, then, now, "the partition count changed: restart ingest");
+                }
+            }
+            Ok(_) => {}
+            // Appends fail too, and say so.
+            Err(failure) => tracing::debug!(%failure, "cannot read the partition count"),
+        }
+    }
+}
+
+/// Lets a log line through at most once in [`LOG_REPEAT_INTERVAL`].
+#[derive(Debug, Default)]
+struct Throttle(Mutex<Option<Instant>>);
+
+impl Throttle {
+    fn may_speak(&self) -> bool {
+        let mut last = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let may = last.is_none_or(|last| last.elapsed() >= LOG_REPEAT_INTERVAL);
+        if may {
+            *last = Some(Instant::now());
+        }
+        may
+    }
 }

@@ -1,0 +1,255 @@
+//! Finds requests that say their length twice, with Content-Length and with Transfer-Encoding.
+//!
+//! Two programs that each believe another of the two see different requests in the same bytes (request smuggling), so
+//! such a request is refused. hyper follows Transfer-Encoding, drops the other header and tells nobody; therefore the
+//! bytes are watched on their way to it, only as far as needed to know where each head begins.
+//!
+//! ```text
+//!  socket ──▶ Watched::poll_read ──▶ hyper ──▶ service: is this the head that was marked?
+//!                  └── Framing::see: head │ body │ chunks │ trailers … ── number of the head ──▶ Mark
+//! ```
+
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::task::{Context, Poll};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+/// The bytes of a line that are kept: enough for the two headers and the size of a chunk. A longer line cannot be one
+/// of them, unless it is padded; then watching ends, and hyper's own rule (Transfer-Encoding wins, and the connection
+/// is closed after it) stays.
+const LINE_BYTES_KEPT: usize = 128;
+
+/// Which request of a connection says its length twice, counted from 1; 0 while none does.
+#[derive(Debug, Default)]
+pub(super) struct Mark(AtomicU64);
+
+impl Mark {
+    /// Whether the request with this number, counted from 1, says its length twice.
+    pub(super) fn is_on(&self, request: u64) -> bool {
+        self.0.load(Ordering::Acquire) == request
+    }
+}
+
+/// A connection whose incoming bytes are watched.
+#[derive(Debug)]
+pub(super) struct Watched<S> {
+    stream: S,
+    framing: Framing,
+}
+
+impl<S> Watched<S> {
+    pub(super) fn new(stream: S) -> (Self, Arc<Mark>) {
+        let mark = Arc::<Mark>::default();
+        (Self { stream, framing: Framing::new(mark.clone()) }, mark)
+    }
+}
+
+impl<S: AsyncRead + Unpin> AsyncRead for Watched<S> {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let before = buffer.filled().len();
+        let polled = Pin::new(&mut self.stream).poll_read(cx, buffer);
+        if matches!(polled, Poll::Ready(Ok(()))) {
+            self.framing.see(&buffer.filled()[before..]);
+        }
+        polled
+    }
+}
+
+impl<S: AsyncWrite + Unpin> AsyncWrite for Watched<S> {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(cx, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        slices: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write_vectored(cx, slices)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+}
+
+/// Follows the requests of one connection through its bytes.
+#[derive(Debug)]
+struct Framing {
+    state: State,
+    heads: u64,
+    line: [u8; LINE_BYTES_KEPT],
+    /// How long the line is; more than `LINE_BYTES_KEPT` where its end was not kept.
+    line_len: usize,
+    mark: Arc<Mark>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum State {
+    /// In a head; `begun` once its request line was read.
+    Head {
+        begun: bool,
+        length: Option<u64>,
+        chunked: bool,
+    },
+    Body(u64),
+    ChunkSize,
+    /// With the line break behind the data.
+    Chunk(u64),
+    Trailers,
+    /// No further heads are looked for: the connection is closed after this request, or its bytes make no sense.
+    Over,
+}
+
+const NEXT_HEAD: State = State::Head { begun: false, length: None, chunked: false };
+
+impl Framing {
+    fn new(mark: Arc<Mark>) -> Self {
+        Self { state: NEXT_HEAD, heads: 0, line: [0; LINE_BYTES_KEPT], line_len: 0, mark }
+    }
+
+    fn see(&mut self, mut bytes: &[u8]) {
+        while !bytes.is_empty() {
+            match &mut self.state {
+                State::Over => return,
+                State::Body(left) | State::Chunk(left) => {
+                    let len = bytes.len().min(usize::try_from(*left).unwrap_or(usize::MAX));
+                    *left -= len as u64;
+                    bytes = &bytes[len..];
+                    if *left == 0 {
+                        self.state = if matches!(self.state, State::Body(_)) { NEXT_HEAD } else { State::ChunkSize };
+                    }
+                }
+                State::Head { .. } | State::ChunkSize | State::Trailers => {
+                    let end = bytes.iter().position(|byte| *byte == b'\n');
+                    let part = &bytes[..end.unwrap_or(bytes.len())];
+                    self.keep(part);
+                    bytes = &bytes[part.len() + usize::from(end.is_some())..];
+                    if end.is_some() {
+                        self.state = self.after_line();
+                        self.line_len = 0;
+                    }
+                }
+            }
+        }
+    }
+
+    fn keep(&mut self, part: &[u8]) {
+        if let Some(room) = self.line.get_mut(self.line_len..) {
+            let kept = part.len().min(room.len());
+            room[..kept].copy_from_slice(&part[..kept]);
+        }
+        self.line_len += part.len();
+    }
+
+    fn after_line(&mut self) -> State {
+        let cut = self.line_len > LINE_BYTES_KEPT;
+        let line = self.line[..self.line_len.min(LINE_BYTES_KEPT)].trim_ascii_end();
+        match self.state {
+            State::Head { begun: false, .. } if line.is_empty() => NEXT_HEAD,
+            State::Head { begun: false, .. } => State::Head { begun: true, length: None, chunked: false },
+            State::Head { length, chunked, .. } if line.is_empty() => {
+                self.heads += 1;
+                match (length, chunked) {
+                    (Some(_), true) => {
+                        self.mark.0.store(self.heads, Ordering::Release);
+                        State::Over
+                    }
+                    (_, true) => State::ChunkSize,
+                    (None | Some(0), false) => NEXT_HEAD,
+                    (Some(length), false) => State::Body(length),
+                }
+            }
+            State::Head { length, chunked, .. } => match header(line) {
+                Some(Header::TransferEncoding) => State::Head { begun: true, length, chunked: true },
+                Some(Header::ContentLength(Some(length))) if !cut => {
+                    State::Head { begun: true, length: Some(length), chunked }
+                }
+                // One that cannot be read is still one of two, and hyper refuses it where it is alone.
+                Some(Header::ContentLength(_)) if chunked => State::Head { begun: true, length: Some(0), chunked },
+                Some(Header::ContentLength(_)) => State::Over,
+                None => self.state,
+            },
+            State::ChunkSize => match chunk_size(line) {
+                Some(0) => State::Trailers,
+                Some(size) => State::Chunk(size.saturating_add(2)),
+                None => State::Over,
+            },
+            State::Trailers if line.is_empty() => NEXT_HEAD,
+            State::Trailers => State::Trailers,
+            State::Body(_) | State::Chunk(_) | State::Over => unreachable!("no lines are read in {:?}", self.state),
+        }
+    }
+}
+
+enum Header {
+    TransferEncoding,
+    ContentLength(Option<u64>),
+}
+
+fn header(line: &[u8]) -> Option<Header> {
+    let (name, value) = line.split_at(line.iter().position(|byte| *byte == b':')?);
+    if name.eq_ignore_ascii_case(b"transfer-encoding") {
+        Some(Header::TransferEncoding)
+    } else if name.eq_ignore_ascii_case(b"content-length") {
+        let text = std::str::from_utf8(&value[1..]).unwrap_or_default();
+        Some(Header::ContentLength(text.trim().parse().ok()))
+    } else {
+        None
+    }
+}
+
+/// The size at the front of a chunk's line; what follows is an extension.
+fn chunk_size(line: &[u8]) -> Option<u64> {
+    let digits = line.iter().take_while(|byte| byte.is_ascii_hexdigit()).count();
+    u64::from_str_radix(std::str::from_utf8(&line[..digits]).ok()?, 16).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    /// The number of the marked request after these bytes came in pieces of this size.
+    fn marked(bytes: &str, piece: usize) -> u64 {
+        let mark = Arc::<Mark>::default();
+        let mut framing = Framing::new(mark.clone());
+        bytes.as_bytes().chunks(piece).for_each(|piece| framing.see(piece));
+        mark.0.load(Ordering::Acquire)
+    }
+
+    const PLAIN: &str = "POST /events HTTP/1.1\r\nHost: x\r\nContent-Length: 48\r\n\r\n\
+                         a\r\n\r\ncontent-length: 1\r\ntransfer-encoding: b\r\n\r\n";
+    const CHUNKED: &str = "POST /events HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n\
+                           17;x=y\r\ncontent-length: 1\r\n\r\n\r\n\r\n\r\n0\r\ncontent-length: 7\r\n\r\n";
+    const TWICE: &str = "POST /events HTTP/1.1\r\nCONTENT-length: 3\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n";
+    const TWICE_TURNED: &str = "POST / HTTP/1.1\r\ntransfer-encoding:chunked\r\ncontent-length:x\r\n\r\n";
+
+    proptest! {
+        #[test]
+        fn a_length_said_twice_is_found_wherever_the_reads_end(
+            before in proptest::collection::vec(prop_oneof![Just(PLAIN), Just(CHUNKED), Just("GET / HTTP/1.1\n\n")], 0..4),
+            twice in prop_oneof![Just(TWICE), Just(TWICE_TURNED)],
+            piece in 1usize..300,
+        ) {
+            prop_assert_eq!(marked(&before.concat(), piece), 0);
+            prop_assert_eq!(marked(&(before.concat() + twice), piece), before.len() as u64 + 1);
+        }
+
+        #[test]
+        fn no_bytes_make_it_panic(bytes in "[ -~\r\n]{0,200}", piece in 1usize..40) {
+            marked(&bytes, piece);
+            marked(&format!("POST / HTTP/1.1\r\ntransfer-encoding: chunked\r\n\r\n{bytes}"), piece);
+        }
+    }
+}
