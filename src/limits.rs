@@ -192,3 +192,17 @@ pub const TRACEPARENT_BYTES_MAX: usize = 128;
 
 /// Characters of a client's own text (a field's name, a content type) that an error repeats.
 pub const ECHO_CHARS_MAX: usize = 64;
+
+/// Bytes of lines in one write of a file: large enough that the sync disappears in it, small enough to be kept twice.
+pub const WRITE_BYTES_MAX: usize = 4 * 1024 * 1024;
+
+/// Hand-overs that wait for one file's writer; the next one waits outside, until its deadline.
+pub const WRITE_QUEUE_HAND_OVERS_MAX: usize = 256;
+
+/// How far back the beginning of a torn last line is looked for: farther than the largest event that a broker takes
+/// grows by escaping. A file whose last line is longer is not ours.
+pub const TORN_LINE_BYTES_MAX: u64 = 256 * 1024 * 1024;
+
+/// How long an unused connection to a destination is kept: shorter than the minute after which most servers and
+/// middle boxes close theirs, so that a request seldom meets a connection that is just being closed.
+pub const CONNECTION_IDLE_MAX: Duration = Duration::from_secs(30);

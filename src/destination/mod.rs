@@ -4,13 +4,38 @@
 //! ```text
 //!  dispatch ── HandOver { runs of many lanes } ──▶ Destination::deliver ──▶ one Report a run, in the same order
 //! ```
+//!
+//! ```text
+//!  spec ─▶ open ─▶ http ── webhook (headers, signature, Retry-After)
+//!                  file ──┬─ writer (one thread a file: write, sync once, answer)
+//!                  stdout ┘    └─ line (an event as JSON)    disk (open, lock, cut, sync)
+//!                  null
+//!                  faulty (in front of any of them: the drill of --reliability)
+//! ```
+//!
+//! A *configuration* fault is an error of [`open`]. An *outage* never is, not even there: it is the verdict
+//! [`Unreachable`](crate::core::verdict::Verdict::Unreachable) of every attempt while it lasts.
+
+mod disk;
+mod faulty;
+mod file;
+mod http;
+mod line;
+mod null;
+pub mod spec;
+mod stdout;
+pub mod webhook;
+mod writer;
 
 use crate::BoxFuture;
 use crate::core::event::Event;
-use crate::core::verdict::Report;
+use crate::core::verdict::{Failed, Report, Verdict};
+use spec::{Spec, Target};
 use std::fmt;
 use std::ops::Range;
+use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 use tokio::time::Instant;
 
 /// One destination, opened. It answers for every run that it is given, by the deadline of the hand-over.
@@ -21,6 +46,15 @@ pub trait Destination: Send + Sync + fmt::Debug {
     /// Tries to deliver each run, in the order of its events, up to the first that is not delivered. Exactly one report
     /// a run, in their order. Dropping the future may leave any of it done.
     fn deliver(&self, hand_over: HandOver) -> BoxFuture<'_, Vec<Report>>;
+
+    /// Opens again, before the next hand-over, what may have been moved away (`SIGHUP`). Nothing to do for most.
+    fn reopen(&self) {}
+
+    /// How many attempts were sent a second time inside the same attempt, since their connection closed before a byte
+    /// of the answer; since start, for metrics.
+    fn resent(&self) -> u64 {
+        0
+    }
 }
 
 /// What a destination takes in one hand-over.
@@ -62,4 +96,100 @@ pub struct Run {
     pub attempt: u32,
     /// An earlier event of this user was given up, and this is the next one that is attempted.
     pub gap: bool,
+}
+
+/// What a destination needs to know besides its [`Spec`].
+#[derive(Clone)]
+pub struct Settings {
+    /// The whole of one attempt; connecting may take no longer either.
+    pub attempt_timeout: Duration,
+    /// The most of a `Retry-After` that is believed.
+    pub retry_after_max: Duration,
+    /// Attempts in flight: so many connections are kept.
+    pub concurrency: usize,
+    /// Signs every webhook; decoded, see [`webhook::parse_secret`].
+    pub secret: Option<Vec<u8>>,
+    /// A PEM file with the authorities that https destinations are held to, instead of the system's.
+    pub ca_file: Option<PathBuf>,
+    /// The fault drill of `--reliability`.
+    pub drill: Option<Drill>,
+}
+
+impl Default for Settings {
+    /// The defaults of the flags.
+    fn default() -> Self {
+        Self {
+            attempt_timeout: Duration::from_secs(15),
+            retry_after_max: Duration::from_secs(300),
+            concurrency: 256,
+            secret: None,
+            ca_file: None,
+            drill: None,
+        }
+    }
+}
+
+impl fmt::Debug for Settings {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Settings")
+            .field("attempt_timeout", &self.attempt_timeout)
+            .field("retry_after_max", &self.retry_after_max)
+            .field("concurrency", &self.concurrency)
+            .field("signed", &self.secret.is_some())
+            .field("ca_file", &self.ca_file)
+            .field("drill", &self.drill)
+            .finish()
+    }
+}
+
+/// A fault drill: one in so many events fails before it reaches the destination.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Drill {
+    /// 2 or more.
+    pub one_in: u32,
+    /// The same seed, the same faults.
+    pub seed: u64,
+}
+
+/// Somebody has to change something: what and where, a lower-case fragment for people.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ConfigurationError(pub String);
+
+impl fmt::Display for ConfigurationError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for ConfigurationError {}
+
+/// Opens a destination. Fails where the configuration is at fault (a missing directory, a path that cannot be written
+/// or that another process holds); never for an outage. Looks at files, so it may block for as long as they do.
+pub fn open(spec: &Spec, settings: &Settings) -> Result<Arc<dyn Destination>, ConfigurationError> {
+    let of_destination = |ConfigurationError(why)| ConfigurationError(format!("destination {}: {why}", spec.name));
+    let destination: Arc<dyn Destination> = match &spec.target {
+        Target::File(path) => Arc::new(file::File::open(path).map_err(of_destination)?),
+        Target::Http(target) => Arc::new(http::Http::open(target, settings).map_err(of_destination)?),
+        Target::Stdout => Arc::new(stdout::Stdout::open().map_err(of_destination)?),
+        Target::Null => Arc::new(null::Null),
+    };
+    match settings.drill {
+        Some(drill) if drill.one_in < 2 => Err(of_destination(ConfigurationError(
+            "--reliability is 0 (off), or 2 and more: with 1 nothing ever gets through".into(),
+        ))),
+        Some(drill) => Ok(Arc::new(faulty::Faulty::new(destination, drill))),
+        None => Ok(destination),
+    }
+}
+
+/// What destinations that write many events at once take.
+const MANY: HandOverLimits = HandOverLimits {
+    runs_max: crate::limits::IN_FLIGHT_EVENTS_MAX,
+    run_events_max: crate::limits::RUN_EVENTS_MAX,
+    run_bytes_max: crate::limits::RUN_BYTES_MAX,
+};
+
+/// The report for each of `runs` runs of which nothing got through.
+fn none_delivered(runs: usize, verdict: Verdict, answer: &str) -> Vec<Report> {
+    vec![Report { delivered: 0, failed: Some(Failed::new(verdict, answer)) }; runs]
 }

@@ -1,0 +1,323 @@
+//! A `POST` an event, by HTTP/1.1, over connections that are kept.
+//!
+//! ```text
+//!  answer 2xx                       delivered
+//!  400, 413, 415, 422               Refused: this event will never be taken
+//!  429, and 503 with Retry-After    Busy: the destination asks for patience
+//!  any other (redirects too), a connection that breaks, no answer in time    Retry
+//!  no connection: name, port, TLS, or none in time                           Unreachable
+//! ```
+//!
+//! One deadline covers the whole of an attempt. A connection that closes before a byte of the answer is tried again
+//! once, at once, within the same deadline: most often the server closed a connection that it thought unused.
+
+use super::spec::HttpTarget;
+use super::webhook::{self, Signer, Try};
+use super::{ConfigurationError, Destination, HandOver, HandOverLimits, Settings};
+use crate::BoxFuture;
+use crate::core::event::{Event, Record};
+use crate::core::verdict::{Failed, Report, Verdict};
+use crate::limits::{ANSWER_BYTES_MAX, ANSWER_DRAIN_BYTES_MAX, CONNECT_TIMEOUT_MAX, CONNECTION_IDLE_MAX};
+use base64::Engine;
+use base64::prelude::BASE64_STANDARD;
+use bytes::Bytes;
+use http::header::{AUTHORIZATION, HeaderMap, HeaderValue, RETRY_AFTER, USER_AGENT};
+use http::{Method, Request, Response, StatusCode, Uri};
+use http_body_util::{BodyExt, Full};
+use hyper::body::{Body, Incoming};
+use hyper_rustls::{ConfigBuilderExt, HttpsConnector, HttpsConnectorBuilder};
+use hyper_util::client::legacy::connect::{HttpConnector, capture_connection};
+use hyper_util::client::legacy::{self, Client};
+use hyper_util::rt::{TokioExecutor, TokioTimer};
+use percent_encoding::percent_decode_str;
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject;
+use rustls::{ClientConfig, RootCertStore};
+use std::error::Error;
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, SystemTime};
+use tokio::time::{Instant, timeout_at};
+
+/// Headers of one attempt at most, `host` and `content-length` among them: the map is made once in this size.
+const HEADERS_MAX: usize = 16;
+
+#[derive(Debug)]
+pub(super) struct Http {
+    client: Client<HttpsConnector<HttpConnector>, Full<Bytes>>,
+    uri: Uri,
+    authorization: Option<HeaderValue>,
+    signer: Option<Signer>,
+    retry_after_max: Duration,
+    resent: AtomicU64,
+}
+
+impl Http {
+    /// Makes the client; connects to nothing yet.
+    pub(super) fn open(target: &HttpTarget, settings: &Settings) -> Result<Self, ConfigurationError> {
+        let is_https = target.uri.scheme_str() == Some("https");
+        let roots = if is_https { Roots::of(settings.ca_file.as_deref()) } else { Roots::NotNeeded };
+        let mut connector = HttpConnector::new();
+        connector.enforce_http(false);
+        connector.set_nodelay(true);
+        connector.set_connect_timeout(Some(settings.attempt_timeout.min(CONNECT_TIMEOUT_MAX)));
+        let connector = HttpsConnectorBuilder::new()
+            .with_tls_config(tls_config(roots)?)
+            .https_or_http()
+            .enable_http1()
+            .wrap_connector(connector);
+        let client = Client::builder(TokioExecutor::new())
+            .pool_timer(TokioTimer::new())
+            .pool_idle_timeout(CONNECTION_IDLE_MAX)
+            .pool_max_idle_per_host(settings.concurrency)
+            .build(connector);
+        Ok(Self {
+            client,
+            uri: target.uri.clone(),
+            authorization: target.userinfo.as_deref().map(basic),
+            signer: settings.secret.as_deref().map(Signer::new),
+            retry_after_max: settings.retry_after_max,
+            resent: AtomicU64::new(0),
+        })
+    }
+
+    async fn attempt(&self, attempt: Try<'_>, deadline: Instant) -> Result<(), Failed> {
+        let headers = self.headers(attempt);
+        let body = body(attempt.event);
+        let mut was_sent = false;
+        let answer = match self.send(headers.clone(), body.clone(), deadline).await {
+            Err(NoAnswer::Closed(_)) if Instant::now() < deadline => {
+                was_sent = true;
+                self.resent.fetch_add(1, Ordering::Relaxed);
+                self.send(headers, body, deadline).await
+            }
+            answer => answer,
+        };
+        match answer {
+            Ok(response) => self.judge(response, deadline).await,
+            Err(NoAnswer::NotConnected(why)) if !was_sent => Err(Failed::new(Verdict::Unreachable, why)),
+            Err(NoAnswer::NotConnected(why) | NoAnswer::Closed(why) | NoAnswer::Other(why)) => {
+                Err(Failed::new(Verdict::Retry { after: None }, why))
+            }
+        }
+    }
+
+    fn headers(&self, attempt: Try<'_>) -> HeaderMap {
+        let mut headers = HeaderMap::with_capacity(HEADERS_MAX);
+        headers.insert(USER_AGENT, HeaderValue::from_static(concat!("eventd/", env!("CARGO_PKG_VERSION"))));
+        if let Some(authorization) = &self.authorization {
+            headers.insert(AUTHORIZATION, authorization.clone());
+        }
+        attempt.put_headers(self.signer.as_ref(), &mut headers);
+        headers
+    }
+
+    async fn send(
+        &self,
+        headers: HeaderMap,
+        body: Full<Bytes>,
+        deadline: Instant,
+    ) -> Result<Response<Incoming>, NoAnswer> {
+        let mut request = Request::new(body);
+        *request.method_mut() = Method::POST;
+        *request.uri_mut() = self.uri.clone();
+        *request.headers_mut() = headers;
+        let connection = capture_connection(&mut request);
+        match timeout_at(deadline, self.client.request(request)).await {
+            Ok(Ok(response)) => Ok(response),
+            Ok(Err(error)) => Err(NoAnswer::of(&error)),
+            Err(_) if connection.connection_metadata().is_some() => {
+                Err(NoAnswer::Other("no answer within the time of the attempt".into()))
+            }
+            Err(_) => Err(NoAnswer::NotConnected("no connection within the time of the attempt".into())),
+        }
+    }
+
+    async fn judge(&self, response: Response<Incoming>, deadline: Instant) -> Result<(), Failed> {
+        let status = response.status();
+        if status.is_success() {
+            if !response.body().is_end_stream() {
+                read_to_end(response.into_body(), 0, deadline).await;
+            }
+            return Ok(());
+        }
+        let verdict = self.verdict(status, response.headers());
+        let said = read_to_end(response.into_body(), ANSWER_BYTES_MAX, deadline).await;
+        let said = String::from_utf8_lossy(&said);
+        Err(Failed::new(verdict, if said.is_empty() { status.to_string() } else { format!("{status}: {said}") }))
+    }
+
+    fn verdict(&self, status: StatusCode, headers: &HeaderMap) -> Verdict {
+        let retry_after = headers
+            .get(RETRY_AFTER)
+            .and_then(|value| webhook::retry_after(value, SystemTime::now(), self.retry_after_max));
+        // "At once" is no wish that the backoff could not be kept for: it would be a loop without a pause.
+        let after = retry_after.filter(|after| !after.is_zero());
+        match status {
+            StatusCode::BAD_REQUEST
+            | StatusCode::PAYLOAD_TOO_LARGE
+            | StatusCode::UNSUPPORTED_MEDIA_TYPE
+            | StatusCode::UNPROCESSABLE_ENTITY => Verdict::Refused,
+            StatusCode::TOO_MANY_REQUESTS => Verdict::Busy { after },
+            StatusCode::SERVICE_UNAVAILABLE if retry_after.is_some() => Verdict::Busy { after },
+            _ => Verdict::Retry { after },
+        }
+    }
+}
+
+impl Destination for Http {
+    fn limits(&self) -> HandOverLimits {
+        HandOverLimits { runs_max: 1, run_events_max: 1, run_bytes_max: usize::MAX }
+    }
+
+    fn deliver(&self, hand_over: HandOver) -> BoxFuture<'_, Vec<Report>> {
+        Box::pin(async move {
+            let mut reports = Vec::with_capacity(hand_over.runs.len());
+            for run in &hand_over.runs {
+                let mut report = Report { delivered: 0, failed: None };
+                for event in hand_over.events_of(run) {
+                    let is_first = report.delivered == 0;
+                    let attempt = Try {
+                        topic: &hand_over.topic,
+                        partition: hand_over.partition,
+                        event,
+                        attempt: if is_first { run.attempt } else { 1 },
+                        gap: is_first && run.gap,
+                        now: SystemTime::now(),
+                    };
+                    match self.attempt(attempt, hand_over.deadline).await {
+                        Ok(()) => report.delivered += 1,
+                        Err(failed) => {
+                            report.failed = Some(failed);
+                            break;
+                        }
+                    }
+                }
+                reports.push(report);
+            }
+            reports
+        })
+    }
+
+    fn resent(&self) -> u64 {
+        self.resent.load(Ordering::Relaxed)
+    }
+}
+
+/// Why there is no answer, and what it was, for people.
+enum NoAnswer {
+    /// There never was a connection.
+    NotConnected(String),
+    /// The connection closed before a byte of the answer.
+    Closed(String),
+    Other(String),
+}
+
+impl NoAnswer {
+    fn of(error: &legacy::Error) -> Self {
+        let first: &(dyn Error + 'static) = error;
+        let causes: Vec<_> = std::iter::successors(Some(first), |&error| error.source()).collect();
+        let why = causes.iter().map(ToString::to_string).collect::<Vec<_>>().join(": ");
+        if error.is_connect() {
+            Self::NotConnected(why)
+        } else if causes.into_iter().any(is_closed) {
+            Self::Closed(why)
+        } else {
+            Self::Other(why)
+        }
+    }
+}
+
+fn is_closed(error: &(dyn Error + 'static)) -> bool {
+    let by_hyper = error
+        .downcast_ref::<hyper::Error>()
+        .is_some_and(|error| error.is_incomplete_message() || error.is_canceled() || error.is_closed());
+    let by_system = error.downcast_ref::<io::Error>().is_some_and(|error| {
+        matches!(
+            error.kind(),
+            io::ErrorKind::ConnectionReset
+                | io::ErrorKind::ConnectionAborted
+                | io::ErrorKind::BrokenPipe
+                | io::ErrorKind::UnexpectedEof
+        )
+    });
+    by_hyper || by_system
+}
+
+/// Reads the body so that the connection can be used again, and keeps its first bytes. One that is too long, breaks or
+/// lasts past the deadline costs the connection; the status was said already.
+async fn read_to_end(mut body: Incoming, keep_bytes: usize, deadline: Instant) -> Vec<u8> {
+    let mut kept = Vec::new();
+    let mut read_bytes = 0;
+    while let Ok(Some(Ok(frame))) = timeout_at(deadline, body.frame()).await {
+        let Some(data) = frame.data_ref() else { continue };
+        read_bytes += data.len();
+        kept.extend_from_slice(&data[..data.len().min(keep_bytes - kept.len())]);
+        if read_bytes > ANSWER_DRAIN_BYTES_MAX {
+            break;
+        }
+    }
+    kept
+}
+
+/// The payload as it lies in the record: shared, not copied. A tombstone is an empty body.
+fn body(event: &Event) -> Full<Bytes> {
+    struct Payload(Record);
+    impl AsRef<[u8]> for Payload {
+        fn as_ref(&self) -> &[u8] {
+            self.0.value().unwrap_or_default()
+        }
+    }
+    Full::new(Bytes::from_owner(Payload(event.record.clone())))
+}
+
+/// `user:password` of a URL as a header that `Debug` does not show.
+fn basic(userinfo: &str) -> HeaderValue {
+    let (user, password) = userinfo.split_once(':').unwrap_or((userinfo, ""));
+    let credentials: Vec<u8> = percent_decode_str(user).chain([b':']).chain(percent_decode_str(password)).collect();
+    let value = format!("Basic {}", BASE64_STANDARD.encode(credentials));
+    let mut value = HeaderValue::from_str(&value).expect("base64 can stand in a header");
+    value.set_sensitive(true);
+    value
+}
+
+/// Whom https destinations are held to.
+enum Roots<'a> {
+    NotNeeded,
+    Native,
+    File(&'a Path),
+}
+
+impl<'a> Roots<'a> {
+    fn of(ca_file: Option<&'a Path>) -> Self {
+        ca_file.map_or(Self::Native, Self::File)
+    }
+}
+
+fn tls_config(roots: Roots<'_>) -> Result<ClientConfig, ConfigurationError> {
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let builder = ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .map_err(|error| ConfigurationError(format!("TLS cannot be used: {error}")))?;
+    let builder = match roots {
+        Roots::NotNeeded => builder.with_root_certificates(RootCertStore::empty()),
+        Roots::Native => builder.with_native_roots().map_err(|error| {
+            ConfigurationError(format!("{error}: install the system's (ca-certificates), or name a file of your own"))
+        })?,
+        Roots::File(path) => builder.with_root_certificates(read_roots(path)?),
+    };
+    Ok(builder.with_no_client_auth())
+}
+
+fn read_roots(path: &Path) -> Result<RootCertStore, ConfigurationError> {
+    let failed =
+        |why: String| ConfigurationError(format!("the certificates in {} cannot be used: {why}", path.display()));
+    let mut roots = RootCertStore::empty();
+    for certificate in CertificateDer::pem_file_iter(path).map_err(|error| failed(error.to_string()))? {
+        let certificate = certificate.map_err(|error| failed(error.to_string()))?;
+        roots.add(certificate).map_err(|error| failed(error.to_string()))?;
+    }
+    if roots.is_empty() { Err(failed("there is none".into())) } else { Ok(roots) }
+}

@@ -1,0 +1,193 @@
+//! An event as one line of JSON, as files and standard output get it.
+//!
+//! ```text
+//! {"user":"user-1","payload":"…","id":"…","partition":0,"offset":17,"timestamp":"2026-01-02T03:04:05.678Z",
+//!  "type":"…","content_type":"…"}
+//! ```
+//!
+//! What is absent is left out. Bytes that are no UTF-8 stand in `payload_base64` (`user_base64`) instead. The time is
+//! UTC with milliseconds; one that a four-digit year cannot tell (or that a producer left open) is left out.
+
+use crate::core::event::{self, Event};
+use base64::Engine;
+use base64::prelude::BASE64_STANDARD;
+use std::io::Write;
+
+const MS_PER_DAY: i64 = 24 * 60 * 60 * 1000;
+
+/// What a line of ours can begin with: it tells a torn line from another's text.
+pub(super) const BEGINNINGS: [&[u8]; 4] =
+    [b"{\"user\":", b"{\"user_base64\":", b"{\"payload\":", b"{\"payload_base64\":"];
+
+/// Appends the event's line, with its line break.
+pub(super) fn append(topic: &str, partition: u32, event: &Event, lines: &mut Vec<u8>) {
+    let record = &event.record;
+    let (mut id, mut kind, mut content_type) = (None, None, None);
+    for (name, value) in record.headers() {
+        let wanted = match name {
+            event::ID => &mut id,
+            event::TYPE => &mut kind,
+            event::CONTENT_TYPE => &mut content_type,
+            _ => continue,
+        };
+        if wanted.is_none() {
+            *wanted = value.and_then(|value| std::str::from_utf8(value).ok());
+        }
+    }
+
+    lines.push(b'{');
+    if let Some(user) = record.key() {
+        bytes("\"user", user, lines);
+        lines.push(b',');
+    }
+    match record.value() {
+        Some(payload) => bytes("\"payload", payload, lines),
+        None => lines.extend_from_slice(b"\"payload\":null"),
+    }
+    lines.extend_from_slice(b",\"id\":");
+    match id {
+        Some(id) => string(id, lines),
+        None => string(&event.id(topic, partition), lines),
+    }
+    put(lines, format_args!(",\"partition\":{partition},\"offset\":{}", event.offset));
+    timestamp(record.timestamp_ms, lines);
+    if let Some(kind) = kind {
+        lines.extend_from_slice(b",\"type\":");
+        string(kind, lines);
+    }
+    if let Some(content_type) = content_type {
+        lines.extend_from_slice(b",\"content_type\":");
+        string(content_type, lines);
+    }
+    lines.extend_from_slice(b"}\n");
+}
+
+/// `name":"text"` where the bytes are UTF-8, else `name_base64":"…"`.
+fn bytes(name: &str, bytes: &[u8], lines: &mut Vec<u8>) {
+    lines.extend_from_slice(name.as_bytes());
+    match std::str::from_utf8(bytes) {
+        Ok(text) => {
+            lines.extend_from_slice(b"\":");
+            string(text, lines);
+        }
+        Err(_) => {
+            lines.extend_from_slice(b"_base64\":\"");
+            let start = lines.len();
+            lines.resize(start + bytes.len().div_ceil(3) * 4, 0);
+            BASE64_STANDARD.encode_slice(bytes, &mut lines[start..]).expect("four characters for three bytes are room");
+            lines.push(b'"');
+        }
+    }
+}
+
+fn string(text: &str, lines: &mut Vec<u8>) {
+    serde_json::to_writer(lines, text).expect("a string is written to memory");
+}
+
+fn put(lines: &mut Vec<u8>, arguments: std::fmt::Arguments<'_>) {
+    lines.write_fmt(arguments).expect("numbers are written to memory");
+}
+
+/// RFC 3339 in UTC with milliseconds. Days are turned into a date by the era of 400 years (146,097 days) that begins
+/// on 1 March of the year 0, so that the leap day is a year's last.
+fn timestamp(timestamp_ms: i64, lines: &mut Vec<u8>) {
+    let (days, ms) = (timestamp_ms.div_euclid(MS_PER_DAY), timestamp_ms.rem_euclid(MS_PER_DAY));
+    // Years 0 to 9999: nothing else has four digits. A timestamp of -1 is Kafka's "none".
+    if timestamp_ms == -1 || !(-719_528..=2_932_896).contains(&days) {
+        return;
+    }
+    let days = days + 719_468;
+    let (era, day) = (days.div_euclid(146_097), days.rem_euclid(146_097));
+    let year = (day - day / 1_460 + day / 36_524 - day / 146_096) / 365;
+    let day = day - (365 * year + year / 4 - year / 100);
+    let shifted_month = (5 * day + 2) / 153;
+    let day = day - (153 * shifted_month + 2) / 5 + 1;
+    let month = if shifted_month < 10 { shifted_month + 3 } else { shifted_month - 9 };
+    let year = era * 400 + year + i64::from(month <= 2);
+    let (seconds, ms) = (ms / 1000, ms % 1000);
+    let (hour, minute, second) = (seconds / 3600, seconds / 60 % 60, seconds % 60);
+    put(
+        lines,
+        format_args!(",\"timestamp\":\"{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}.{ms:03}Z\""),
+    );
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::core::event::Record;
+    use proptest::prelude::*;
+    use std::time::{Duration, UNIX_EPOCH};
+
+    fn line(record: Record) -> String {
+        let mut lines = Vec::new();
+        append("user-events", 2, &Event { offset: 17, record }, &mut lines);
+        String::from_utf8(lines).unwrap()
+    }
+
+    #[test]
+    fn a_line_has_its_fields_in_their_order() {
+        let headers: &[(&str, Option<&[u8]>)] = &[
+            ("eventd-id", Some(b"id-1")),
+            ("content-type", Some(b"text/plain; charset=utf-8")),
+            ("eventd-type", Some(b"made")),
+        ];
+        let record = Record::new(Some(b"user-1"), Some(b"a \"b\"\n"), headers, 1_767_323_045_678);
+        assert_eq!(
+            line(record),
+            "{\"user\":\"user-1\",\"payload\":\"a \\\"b\\\"\\n\",\"id\":\"id-1\",\"partition\":2,\"offset\":17,\
+             \"timestamp\":\"2026-01-02T03:04:05.678Z\",\"type\":\"made\",\"content_type\":\"text/plain; charset=utf-8\"}\n"
+        );
+    }
+
+    #[test]
+    fn what_is_absent_is_left_out_and_a_tombstone_is_null() {
+        assert_eq!(
+            line(Record::new(None, None, &[], -1)),
+            "{\"payload\":null,\"id\":\"user-events-2-17\",\"partition\":2,\"offset\":17}\n"
+        );
+    }
+
+    #[test]
+    fn bytes_that_are_no_text_stand_in_base64() {
+        assert_eq!(
+            line(Record::new(Some(b"\xff"), Some(b"\x00\xff"), &[], -1)),
+            "{\"user_base64\":\"/w==\",\"payload_base64\":\"AP8=\",\"id\":\"user-events-2-17\",\"partition\":2,\"offset\":17}\n"
+        );
+    }
+
+    proptest! {
+        #[test]
+        fn every_line_gives_back_the_bytes_that_were_stored(
+            user in proptest::option::of(proptest::collection::vec(any::<u8>(), 0..40)),
+            payload in prop_oneof![
+                proptest::collection::vec(any::<u8>(), 0..200), "\\PC{0,100}".prop_map(String::into_bytes)],
+        ) {
+            let line = line(Record::new(user.as_deref(), Some(&payload), &[], 0));
+            prop_assert_eq!(line.find('\n'), Some(line.len() - 1));
+            prop_assert!(BEGINNINGS.iter().any(|beginning| line.as_bytes().starts_with(beginning)));
+            let parsed: serde_json::Value = serde_json::from_str(&line).unwrap();
+            let get = |name: &str| match (&parsed[name], &parsed[format!("{name}_base64")]) {
+                (serde_json::Value::String(text), _) => Some(text.clone().into_bytes()),
+                (_, serde_json::Value::String(text)) => Some(BASE64_STANDARD.decode(text).unwrap()),
+                _ => None,
+            };
+            prop_assert_eq!(get("payload"), Some(payload));
+            prop_assert_eq!(get("user"), user);
+        }
+
+        #[test]
+        fn times_agree_with_another_calendar(timestamp_ms in 0i64..253_402_300_800_000) {
+            let mut lines = Vec::new();
+            timestamp(timestamp_ms, &mut lines);
+            let other = humantime::format_rfc3339_millis(UNIX_EPOCH + Duration::from_millis(timestamp_ms as u64));
+            prop_assert_eq!(String::from_utf8(lines).unwrap(), format!(",\"timestamp\":\"{other}\""));
+        }
+
+        #[test]
+        fn no_time_breaks_a_line(timestamp_ms in any::<i64>()) {
+            let line = line(Record::new(None, None, &[], timestamp_ms));
+            prop_assert!(serde_json::from_str::<serde_json::Value>(&line).is_ok());
+        }
+    }
+}

@@ -1,0 +1,274 @@
+//! What a webhook says besides its body: the headers of Standard Webhooks and ours, and how `Retry-After` is read.
+
+use super::ConfigurationError;
+use crate::core::event::{self, Event};
+use base64::Engine;
+use base64::prelude::BASE64_STANDARD;
+use bytes::{BufMut, BytesMut};
+use http::header::{CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue};
+use percent_encoding::{AsciiSet, CONTROLS, percent_encode};
+use ring::hmac;
+use std::fmt::{self, Write};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+static WEBHOOK_ID: HeaderName = HeaderName::from_static("webhook-id");
+static WEBHOOK_TIMESTAMP: HeaderName = HeaderName::from_static("webhook-timestamp");
+static WEBHOOK_SIGNATURE: HeaderName = HeaderName::from_static("webhook-signature");
+static USER: HeaderName = HeaderName::from_static("eventd-user");
+static ATTEMPT: HeaderName = HeaderName::from_static("eventd-attempt");
+static OFFSET: HeaderName = HeaderName::from_static("eventd-offset");
+static TYPE: HeaderName = HeaderName::from_static("eventd-type");
+static GAP: HeaderName = HeaderName::from_static("eventd-gap");
+static TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
+
+/// What cannot stand in a header, and `%`, so that decoding gives back every id. Bytes that are no ASCII always are
+/// encoded.
+const IN_A_HEADER: &AsciiSet = &CONTROLS.add(b' ').add(b'%');
+/// The signature joins id, time and body by `.`.
+const IN_A_SIGNED_ID: &AsciiSet = &IN_A_HEADER.add(b'.');
+
+/// What Standard Webhooks put in front of a secret in base64.
+const SECRET_PREFIX: &str = "whsec_";
+const SIGNATURE_BASE64_BYTES: usize = 44;
+/// Room for the values of one attempt with an id and a user of usual length.
+const VALUES_BYTES: usize = 192;
+
+/// Decodes a secret as a file or the environment holds it: `whsec_` and base64, or any other text, whose bytes are
+/// taken as they stand (but for white space at the ends).
+pub fn parse_secret(text: &str) -> Result<Vec<u8>, ConfigurationError> {
+    let text = text.trim();
+    let secret = match text.strip_prefix(SECRET_PREFIX) {
+        Some(encoded) => BASE64_STANDARD
+            .decode(encoded)
+            .map_err(|_| ConfigurationError(format!("the webhook secret behind {SECRET_PREFIX} is not base64")))?,
+        None => text.as_bytes().to_vec(),
+    };
+    if secret.is_empty() { Err(ConfigurationError("the webhook secret is empty".into())) } else { Ok(secret) }
+}
+
+/// Signs with one secret.
+pub(super) struct Signer(hmac::Key);
+
+impl Signer {
+    pub(super) fn new(secret: &[u8]) -> Self {
+        Self(hmac::Key::new(hmac::HMAC_SHA256, secret))
+    }
+
+    /// Appends `v1,` and the base64 of HMAC-SHA256 over `id.timestamp.body`.
+    fn sign(&self, id: &[u8], timestamp: &[u8], body: &[u8], out: &mut BytesMut) {
+        let mut context = hmac::Context::with_key(&self.0);
+        for part in [id, b".", timestamp, b".", body] {
+            context.update(part);
+        }
+        let mut encoded = [0; SIGNATURE_BASE64_BYTES];
+        BASE64_STANDARD.encode_slice(context.sign(), &mut encoded).expect("32 bytes are 44 characters of base64");
+        out.put_slice(b"v1,");
+        out.put_slice(&encoded);
+    }
+}
+
+impl fmt::Debug for Signer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Signer")
+    }
+}
+
+/// One try of one event.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Try<'a> {
+    pub(super) topic: &'a str,
+    pub(super) partition: u32,
+    pub(super) event: &'a Event,
+    pub(super) attempt: u32,
+    pub(super) gap: bool,
+    pub(super) now: SystemTime,
+}
+
+impl Try<'_> {
+    /// Adds the headers. `content-type` and `traceparent` go out as stored, and are left out where they cannot be a
+    /// header; id, user and type are percent-encoded.
+    pub(super) fn put_headers(&self, signer: Option<&Signer>, headers: &mut HeaderMap) {
+        let record = &self.event.record;
+        let (mut id, mut kind, mut content_type, mut traceparent) = (None, None, None, None);
+        for (name, value) in record.headers() {
+            let wanted = match name {
+                event::ID => &mut id,
+                event::TYPE => &mut kind,
+                event::CONTENT_TYPE => &mut content_type,
+                event::TRACEPARENT => &mut traceparent,
+                _ => continue,
+            };
+            *wanted = wanted.or(value);
+        }
+
+        // All values stand in one block of memory.
+        let mut values = BytesMut::with_capacity(VALUES_BYTES);
+        match id.filter(|id| std::str::from_utf8(id).is_ok()) {
+            Some(id) => encode(id, IN_A_SIGNED_ID, &mut values),
+            None => encode(self.event.id(self.topic, self.partition).as_bytes(), IN_A_SIGNED_ID, &mut values),
+        }
+        let id = values.split().freeze();
+        number(self.now.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs(), &mut values);
+        let timestamp = values.split().freeze();
+        if let Some(signer) = signer {
+            signer.sign(&id, &timestamp, record.value().unwrap_or_default(), &mut values);
+            put(headers, &WEBHOOK_SIGNATURE, &mut values);
+        }
+        insert(headers, &WEBHOOK_ID, HeaderValue::from_maybe_shared(id));
+        insert(headers, &WEBHOOK_TIMESTAMP, HeaderValue::from_maybe_shared(timestamp));
+        if let Some(user) = record.key() {
+            encode(user, IN_A_HEADER, &mut values);
+            put(headers, &USER, &mut values);
+        }
+        number(self.attempt.into(), &mut values);
+        put(headers, &ATTEMPT, &mut values);
+        write!(values, "{}:{}", self.partition, self.event.offset).expect("memory is written");
+        put(headers, &OFFSET, &mut values);
+        if let Some(kind) = kind {
+            encode(kind, IN_A_HEADER, &mut values);
+            put(headers, &TYPE, &mut values);
+        }
+        if self.gap {
+            headers.insert(GAP.clone(), HeaderValue::from_static("1"));
+        }
+        for (name, value) in [(&CONTENT_TYPE, content_type), (&TRACEPARENT, traceparent)] {
+            if let Some(value) = value {
+                insert(headers, name, HeaderValue::from_bytes(value));
+            }
+        }
+    }
+}
+
+fn encode(bytes: &[u8], set: &'static AsciiSet, values: &mut BytesMut) {
+    for chunk in percent_encode(bytes, set) {
+        values.extend_from_slice(chunk.as_bytes());
+    }
+}
+
+fn number(number: u64, values: &mut BytesMut) {
+    write!(values, "{number}").expect("memory is written");
+}
+
+fn put(headers: &mut HeaderMap, name: &HeaderName, values: &mut BytesMut) {
+    insert(headers, name, HeaderValue::from_maybe_shared(values.split().freeze()));
+}
+
+/// A value that cannot be a header is left out: what is ours was encoded, so it is another producer's.
+fn insert(headers: &mut HeaderMap, name: &HeaderName, value: Result<HeaderValue, impl Sized>) {
+    if let Ok(value) = value {
+        headers.insert(name.clone(), value);
+    }
+}
+
+/// `Retry-After`: seconds, or a date, which counts from `now`. At most `max`, whatever it says; `None` where it says
+/// nothing that can be understood.
+pub(super) fn retry_after(value: &HeaderValue, now: SystemTime, max: Duration) -> Option<Duration> {
+    let text = value.to_str().ok()?.trim();
+    if !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit()) {
+        // So many digits that they are no number are more than any limit.
+        return Some(text.parse().map_or(max, |seconds| Duration::from_secs(seconds).min(max)));
+    }
+    let at = httpdate::parse_http_date(text).ok()?;
+    Some(at.duration_since(now).unwrap_or_default().min(max))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::core::event::Record;
+    use proptest::prelude::*;
+
+    fn headers(record: Record, signer: Option<&Signer>) -> HeaderMap {
+        let event = Event { offset: 17, record };
+        let now = UNIX_EPOCH + Duration::from_secs(1_614_265_330);
+        let mut headers = HeaderMap::new();
+        let attempt = Try { topic: "t", partition: 2, event: &event, attempt: 3, gap: true, now };
+        attempt.put_headers(signer, &mut headers);
+        headers
+    }
+
+    #[test]
+    fn the_signature_is_that_of_the_specification() {
+        let secret = parse_secret("whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw\n").unwrap();
+        let id: &[u8] = b"msg_p5jXN8AQM9LWM0D4loKWxJek";
+        let record = Record::new(Some(b"u"), Some(br#"{"test": 2432232314}"#), &[(event::ID, Some(id))], 0);
+        let headers = headers(record, Some(&Signer::new(&secret)));
+        assert_eq!(headers["webhook-signature"], "v1,g0hM9SsE+OTPJTGt/tmIKtSyZlE3uFJELVlNIOLJ1OE=");
+        assert_eq!(
+            (&headers["webhook-id"], &headers["webhook-timestamp"]),
+            (&HeaderValue::from_bytes(id).unwrap(), &HeaderValue::from_static("1614265330"))
+        );
+    }
+
+    #[test]
+    fn ids_users_and_types_are_encoded_and_the_rest_goes_out_as_stored() {
+        let stored: &[(&str, Option<&[u8]>)] = &[
+            (event::ID, Some("a.b%ü".as_bytes())),
+            (event::TYPE, Some(b"made now")),
+            (event::CONTENT_TYPE, Some(b"text/plain; charset=utf-8")),
+            (event::TRACEPARENT, Some(b"00-1-2-01")),
+        ];
+        let headers = headers(Record::new(Some(b"a.b c\n"), Some(b""), stored, 0), None);
+        for (name, expected) in [
+            ("webhook-id", "a%2Eb%25%C3%BC"),
+            ("eventd-user", "a.b%20c%0A"),
+            ("eventd-type", "made%20now"),
+            ("content-type", "text/plain; charset=utf-8"),
+            ("traceparent", "00-1-2-01"),
+            ("eventd-attempt", "3"),
+            ("eventd-offset", "2:17"),
+            ("eventd-gap", "1"),
+        ] {
+            assert_eq!(headers[name], expected, "{name}");
+        }
+        assert!(!headers.contains_key("webhook-signature"));
+    }
+
+    #[test]
+    fn a_record_of_another_producer_has_an_id_of_its_place_and_no_user() {
+        let headers = headers(Record::new(None, None, &[(event::CONTENT_TYPE, Some(b"a\nb"))], 0), None);
+        assert_eq!(headers["webhook-id"], "t-2-17");
+        assert!(!headers.contains_key("eventd-user") && !headers.contains_key("content-type"));
+    }
+
+    #[test]
+    fn a_secret_is_base64_behind_its_prefix_and_text_without_it() {
+        assert_eq!(parse_secret("whsec_AP8=").unwrap(), [0, 255]);
+        assert_eq!(parse_secret(" plain\n").unwrap(), b"plain");
+        assert!(parse_secret("whsec_!").is_err() && parse_secret("").is_err() && parse_secret("whsec_").is_err());
+    }
+
+    #[test]
+    fn retry_after_is_seconds_or_a_date_and_never_more_than_the_limit() {
+        let now = httpdate::parse_http_date("Sun, 06 Nov 1994 08:49:37 GMT").unwrap();
+        let after = |text| {
+            let value = HeaderValue::from_static(text);
+            retry_after(&value, now, Duration::from_secs(300)).map(|after| after.as_secs())
+        };
+        assert_eq!(after("7"), Some(7));
+        assert_eq!(after("0"), Some(0));
+        for huge in ["301", "18446744073709551615", "99999999999999999999999999", "Fri, 31 Dec 9999 23:59:59 GMT"] {
+            assert_eq!(after(huge), Some(300), "{huge}");
+        }
+        assert_eq!(after("Sun, 06 Nov 1994 08:50:00 GMT"), Some(23));
+        assert_eq!(after("Sunday, 06-Nov-94 08:50:00 GMT"), Some(23));
+        assert_eq!(after("Sun, 06 Nov 1994 08:49:00 GMT"), Some(0));
+        for nothing in ["", "-1", "1.5", "soon", "+3"] {
+            assert_eq!(after(nothing), None, "{nothing}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn a_user_of_any_bytes_can_be_read_back(user in proptest::collection::vec(any::<u8>(), 0..60)) {
+            let headers = headers(Record::new(Some(&user), None, &[(event::ID, Some(&user))], 0), None);
+            let decoded = |name: &str| -> Vec<u8> {
+                percent_encoding::percent_decode(headers[name].as_bytes()).collect()
+            };
+            prop_assert_eq!(decoded("eventd-user"), user.clone());
+            if std::str::from_utf8(&user).is_ok() {
+                prop_assert_eq!(decoded("webhook-id"), user);
+            }
+        }
+    }
+}
