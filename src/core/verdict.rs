@@ -8,8 +8,6 @@ use std::time::Duration;
 pub enum Verdict {
     /// It failed and may succeed later: an answer 5xx, a time-out after sending. Counts as a try.
     /// `after`: the answer's `Retry-After`, which wins over the backoff, capped by `--retry-after-max`.
-    /// It failed and may succeed later: an answer 5xx, a time-out after sending. Counts as a try. `after` is the
-    /// destination's own wish: it wins over the backoff and is capped by `--retry-after-max` already.
     Retry { after: Option<Duration> },
     /// The destination asks for patience (429, or 503 with `Retry-After`): never counts as a try.
     /// `after` wins over the backoff, capped by `--retry-after-max`.
