@@ -1,1 +1,319 @@
+//! The command line, exactly as typed: each flag with its environment variable, its default and its unit. What a single
+//! value can be asked about is asked here (a unit, a zero that makes no sense), so that the error names the flag and the
+//! exit code is 2; what concerns several of them is asked in [`config`](crate::config).
 //!
+//! A flag wins over its environment variable, which wins over the default.
+
+use crate::config::{Engine, LogFormat};
+use crate::core::partition::Partitioner;
+use crate::dispatch::{OnGap, Start};
+use crate::limits;
+use bytesize::ByteSize;
+use clap::builder::BoolishValueParser;
+use clap::{Args, Parser, Subcommand};
+use std::time::Duration;
+
+/// Events of users in over HTTP, kept in a durable log, delivered in order per user and at least once.
+#[derive(Debug, Parser)]
+#[command(name = "eventd", version, max_term_width = 120)]
+pub struct Cli {
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Take events in and deliver them to any number of destinations, in one process
+    #[command(after_help = EXIT_CODES)]
+    Up(Up),
+    /// Take events in over HTTP: POST /events
+    #[command(after_help = EXIT_CODES)]
+    Ingest(Ingest),
+    /// Deliver the topic to one destination
+    #[command(after_help = EXIT_CODES)]
+    Dispatch(Dispatch),
+}
+
+const EXIT_CODES: &str = "Exit codes: 0 drained; 1 a runtime failure; 2 usage or configuration; \
+    3 stopped with work left, by --drain or the second signal (nothing is lost: it is delivered again)";
+
+#[derive(Debug, Args)]
+pub struct Up {
+    #[command(flatten)]
+    pub shared: Shared,
+    #[command(flatten)]
+    pub endpoint: Endpoint,
+
+    /// Where to deliver: a path, http(s)://…, - or null:, with NAME= before it to name it. Repeat it for several
+    /// destinations; in the environment, one a line
+    #[arg(long = "dest", value_name = "[NAME=]DEST", env = "EVENTD_DEST", hide_env_values = true, value_delimiter = '\n', help_heading = DELIVERY)]
+    pub destinations: Vec<String>,
+
+    #[command(flatten)]
+    pub delivery: Delivery,
+}
+
+#[derive(Debug, Args)]
+pub struct Ingest {
+    #[command(flatten)]
+    pub shared: Shared,
+    #[command(flatten)]
+    pub endpoint: Endpoint,
+}
+
+#[derive(Debug, Args)]
+pub struct Dispatch {
+    #[command(flatten)]
+    pub shared: Shared,
+
+    /// Where to deliver: a path (file-1, file:out/log.jsonl), http(s)://…, - (standard output) or null:, with NAME=
+    /// before it to name it
+    #[arg(long = "dest", value_name = "[NAME=]DEST", env = "EVENTD_DEST", hide_env_values = true, help_heading = DELIVERY)]
+    pub destination: String,
+
+    /// Where another process holds this destination: wait until it lets go, instead of ending with an error
+    #[arg(long, env = "EVENTD_STANDBY", value_parser = BoolishValueParser::new(), help_heading = DELIVERY)]
+    pub standby: bool,
+
+    #[command(flatten)]
+    pub delivery: Delivery,
+}
+
+/// What every mode has: the log, how to stop, how to speak.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Log")]
+pub struct Shared {
+    /// The log: sqlite:PATH, a file that is made where it is missing
+    #[arg(long, value_name = "URL", env = "EVENTD_URL", default_value = "sqlite:eventd.db")]
+    pub url: Engine,
+
+    /// The topic
+    #[arg(long, env = "EVENTD_TOPIC", default_value = "user-events", value_parser = topic)]
+    pub topic: String,
+
+    /// Partitions of a topic that is made; an existing topic with another count is an error, if this is given [default: 3]
+    #[arg(long, value_name = "N", env = "EVENTD_PARTITIONS", value_parser = partitions)]
+    pub partitions: Option<u32>,
+
+    /// How long events are kept
+    #[arg(long, value_name = "DURATION", env = "EVENTD_RETENTION", default_value = "7d", value_parser = above_zero)]
+    pub retention: Duration,
+
+    /// How long dead letters are kept
+    #[arg(long, value_name = "DURATION", env = "EVENTD_DEAD_RETENTION", default_value = "30d", value_parser = above_zero)]
+    pub dead_retention: Duration,
+
+    /// Size of the database from which on ingest answers 503
+    #[arg(long, value_name = "SIZE", env = "EVENTD_MAX_DB_BYTES", default_value = "64GiB", value_parser = some_bytes)]
+    pub max_db_bytes: u64,
+
+    /// How long a stop waits for what is under way
+    #[arg(long, value_name = "DURATION", env = "EVENTD_DRAIN", default_value = "30s", value_parser = duration, help_heading = "Running")]
+    pub drain: Duration,
+
+    /// How log lines look on standard error, text or json; EVENTD_LOG says which ones (info, debug, eventd=trace)
+    #[arg(long, value_name = "FORMAT", env = "EVENTD_LOG_FORMAT", default_value = "text", help_heading = "Running")]
+    pub log_format: LogFormat,
+}
+
+/// The HTTP endpoint.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Ingest")]
+pub struct Endpoint {
+    /// Where to listen: every address that the name resolves to
+    #[arg(long, value_name = "HOST:PORT", env = "EVENTD_LISTEN", default_value = "localhost:8090", value_parser = host_and_port)]
+    pub listen: String,
+
+    /// The largest body of a request
+    #[arg(long, value_name = "SIZE", env = "EVENTD_MAX_BODY", default_value = "4MiB", value_parser = some_size)]
+    pub max_body: usize,
+
+    /// The largest event
+    #[arg(long, value_name = "SIZE", env = "EVENTD_MAX_EVENT", default_value = "900KiB", value_parser = some_size)]
+    pub max_event: usize,
+
+    /// The most events in a request
+    #[arg(long, value_name = "N", env = "EVENTD_MAX_BATCH", default_value = "10000", value_parser = count)]
+    pub max_batch: usize,
+
+    /// Bytes accepted and not yet in the log, from which on requests are answered with 503
+    #[arg(long, value_name = "SIZE", env = "EVENTD_MAX_PENDING", default_value = "64MiB", value_parser = some_size)]
+    pub max_pending: usize,
+
+    /// The most connections at once
+    #[arg(long, value_name = "N", env = "EVENTD_MAX_CONNECTIONS", default_value = "10000", value_parser = count)]
+    pub max_connections: usize,
+
+    /// How long the head of a request may take
+    #[arg(long, value_name = "DURATION", env = "EVENTD_HEADER_TIMEOUT", default_value = "10s", value_parser = above_zero)]
+    pub header_timeout: Duration,
+
+    /// How long the body of a request may take
+    #[arg(long, value_name = "DURATION", env = "EVENTD_BODY_TIMEOUT", default_value = "30s", value_parser = above_zero)]
+    pub body_timeout: Duration,
+
+    /// How a user's partition is found, murmur2 or fnv1a: every producer of a topic has to agree
+    #[arg(long, value_name = "NAME", env = "EVENTD_PARTITIONER", default_value = "murmur2")]
+    pub partitioner: Partitioner,
+}
+
+const DELIVERY: &str = "Delivery";
+
+/// How events are delivered. In `up`, to each of the destinations.
+#[derive(Debug, Args)]
+#[command(next_help_heading = DELIVERY)]
+pub struct Delivery {
+    /// The name of the only destination, which holds its place in the log [default: derived from the destination]
+    #[arg(long, env = "EVENTD_NAME")]
+    pub name: Option<String>,
+
+    /// A drill: one in N events fails before it reaches the destination; 0 is off
+    #[arg(long, value_name = "N", env = "EVENTD_RELIABILITY", default_value = "0", value_parser = one_in)]
+    pub reliability: u32,
+
+    /// Repeats a drill: the seed is in its log line [default: another one each time]
+    #[arg(long, value_name = "SEED", env = "EVENTD_RELIABILITY_SEED")]
+    pub reliability_seed: Option<u64>,
+
+    /// Tries of an event before it becomes a dead letter
+    #[arg(long, value_name = "N", env = "EVENTD_ATTEMPTS", default_value = "10", value_parser = clap::value_parser!(u32).range(1..))]
+    pub attempts: u32,
+
+    /// The delay after an event's first failure; it doubles
+    #[arg(long, value_name = "DURATION", env = "EVENTD_BACKOFF", default_value = "100ms", value_parser = above_zero)]
+    pub backoff: Duration,
+
+    /// The longest delay between two tries
+    #[arg(long, value_name = "DURATION", env = "EVENTD_BACKOFF_MAX", default_value = "2s", value_parser = above_zero)]
+    pub backoff_max: Duration,
+
+    /// Delay by a random part, from half to all of it
+    #[arg(long, env = "EVENTD_JITTER", value_parser = BoolishValueParser::new())]
+    pub jitter: bool,
+
+    /// How long an attempt may take
+    #[arg(long, value_name = "DURATION", env = "EVENTD_ATTEMPT_TIMEOUT", default_value = "15s", value_parser = above_zero)]
+    pub attempt_timeout: Duration,
+
+    /// The longest Retry-After of a destination that is followed
+    #[arg(long, value_name = "DURATION", env = "EVENTD_RETRY_AFTER_MAX", default_value = "5m", value_parser = above_zero)]
+    pub retry_after_max: Duration,
+
+    /// Attempts under way at once
+    #[arg(long, value_name = "N", env = "EVENTD_CONCURRENCY", default_value = "256", value_parser = count)]
+    pub concurrency: usize,
+
+    /// Events read and not yet settled
+    #[arg(long, value_name = "N", env = "EVENTD_WINDOW", default_value = "100000", value_parser = count)]
+    pub window: usize,
+
+    /// Bytes of these: user, payload and 128 bytes each
+    #[arg(long, value_name = "SIZE", env = "EVENTD_WINDOW_BYTES", default_value = "64MiB", value_parser = some_size)]
+    pub window_bytes: usize,
+
+    /// How often progress is written: a crash redelivers what was settled since
+    #[arg(long, value_name = "DURATION", env = "EVENTD_COMMIT_INTERVAL", default_value = "200ms", value_parser = above_zero)]
+    pub commit_interval: Duration,
+
+    /// Where the log no longer holds the next event, or cannot read it: stop or skip
+    #[arg(long, value_name = "WHAT", env = "EVENTD_ON_GAP", default_value = "stop", value_parser = on_gap)]
+    pub on_gap: OnGap,
+
+    /// Where a new destination begins: earliest or latest
+    #[arg(long, value_name = "WHERE", env = "EVENTD_START", default_value = "earliest", value_parser = start)]
+    pub start: Start,
+
+    /// A file with the secret (whsec_…) that signs requests, as Standard Webhooks says; with NAME= for one of several
+    /// destinations. EVENTD_WEBHOOK_SECRET holds the secret itself
+    #[arg(
+        long = "webhook-secret-file",
+        value_name = "[NAME=]PATH",
+        env = "EVENTD_WEBHOOK_SECRET_FILE",
+        value_delimiter = '\n'
+    )]
+    pub webhook_secret_files: Vec<String>,
+}
+
+/// A duration with its unit: `100ms`, `2s`, `1h 30m`.
+fn duration(text: &str) -> Result<Duration, String> {
+    if text.chars().all(|c| c.is_ascii_digit()) {
+        return Err("a duration needs a unit: 100ms, 2s, 5m, 1h".into());
+    }
+    humantime::parse_duration(text).map_err(|error| format!("{error}; write 100ms, 2s, 5m, 1h"))
+}
+
+fn above_zero(text: &str) -> Result<Duration, String> {
+    match duration(text)? {
+        Duration::ZERO => Err("must be above zero".into()),
+        duration => Ok(duration),
+    }
+}
+
+/// Bytes, with or without a unit: `900KiB`, `64MiB`, `1000`.
+fn some_bytes(text: &str) -> Result<u64, String> {
+    match text.parse::<ByteSize>() {
+        Ok(ByteSize(0)) => Err("must be above zero".into()),
+        Ok(size) => Ok(size.as_u64()),
+        Err(error) => Err(format!("{error}; write 900KiB, 64MiB, 1GiB")),
+    }
+}
+
+fn some_size(text: &str) -> Result<usize, String> {
+    usize::try_from(some_bytes(text)?).map_err(|_| "larger than this machine's memory can be".into())
+}
+
+fn count(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(0) => Err("must be above zero".into()),
+        Ok(count) => Ok(count),
+        Err(error) => Err(format!("{error}")),
+    }
+}
+
+fn one_in(text: &str) -> Result<u32, String> {
+    match text.parse() {
+        Ok(1) => Err("one in 1 would fail every event for ever: 0 is off, 2 or more a drill".into()),
+        Ok(n) => Ok(n),
+        Err(error) => Err(format!("{error}")),
+    }
+}
+
+fn partitions(text: &str) -> Result<u32, String> {
+    match text.parse() {
+        Ok(n @ 1..=limits::PARTITIONS_MAX) => Ok(n),
+        Ok(_) => Err(format!("must be from 1 to {}", limits::PARTITIONS_MAX)),
+        Err(error) => Err(format!("{error}")),
+    }
+}
+
+fn topic(text: &str) -> Result<String, String> {
+    let fits = (1..=limits::TOPIC_CHARS_MAX).contains(&text.len());
+    let plain = text.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b));
+    match fits && plain && text != "." && text != ".." {
+        true => Ok(text.into()),
+        false => Err(format!("a topic is 1 to {} of A-Z a-z 0-9 . _ -", limits::TOPIC_CHARS_MAX)),
+    }
+}
+
+fn host_and_port(text: &str) -> Result<String, String> {
+    match text.rsplit_once(':') {
+        Some((host, port)) if !host.is_empty() && port.parse::<u16>().is_ok() => Ok(text.into()),
+        _ => Err("must be HOST:PORT, as localhost:8090 or [::1]:8090".into()),
+    }
+}
+
+fn on_gap(text: &str) -> Result<OnGap, String> {
+    match text {
+        "stop" => Ok(OnGap::Stop),
+        "skip" => Ok(OnGap::Skip),
+        _ => Err("stop or skip".into()),
+    }
+}
+
+fn start(text: &str) -> Result<Start, String> {
+    match text {
+        "earliest" => Ok(Start::Earliest),
+        "latest" => Ok(Start::Latest),
+        _ => Err("earliest or latest".into()),
+    }
+}

@@ -1,1 +1,324 @@
-//!
+//! The checked configuration of each mode, built once from the flags: behind it nothing is asked again. Everything that
+//! can be known to be wrong without touching the log or a destination is an error here, and the exit code is 2.
+
+use crate::cli;
+use crate::core::backoff::Backoff;
+use crate::destination::spec::{Spec, Target};
+use crate::destination::{self, Drill, webhook};
+use crate::{dispatch, ingest, limits, log};
+use anyhow::{Context, bail, ensure};
+use std::collections::{HashMap, HashSet};
+use std::hash::{BuildHasher, RandomState};
+use std::path::PathBuf;
+use std::str::FromStr;
+use std::time::Duration;
+
+/// The fallback for `--webhook-secret-file`: the secret itself.
+const WEBHOOK_SECRET: &str = "EVENTD_WEBHOOK_SECRET";
+
+/// Partitions of a topic that is made, where `--partitions` does not say.
+const PARTITIONS: u32 = 3;
+
+/// The longest of what a side topic's name has behind the destination's.
+const LONGEST_SUFFIX: &str = ".state";
+
+/// Which log, and where.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Engine {
+    /// The embedded log: a database file.
+    Sqlite(PathBuf),
+}
+
+impl FromStr for Engine {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text.strip_prefix("sqlite:") {
+            Some("") => Err("sqlite: needs a file behind it, as sqlite:eventd.db".into()),
+            Some(path) => Ok(Self::Sqlite(path.into())),
+            None if text.starts_with("kafka:") || looks_like_brokers(text) => {
+                Err("this version speaks sqlite: only, not \
+                 Kafka: write sqlite:eventd.db, or start `eventd up`, which needs no broker"
+                    .into())
+            }
+            None => Err("not a log that eventd knows: write sqlite:PATH, as sqlite:eventd.db".into()),
+        }
+    }
+}
+
+/// `host:port[,host:port]…`, as Kafka's own tools take it.
+fn looks_like_brokers(text: &str) -> bool {
+    text.split(',').all(|broker| broker.rsplit_once(':').is_some_and(|(_, port)| port.parse::<u16>().is_ok()))
+}
+
+/// How log lines look.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LogFormat {
+    Text,
+    Json,
+}
+
+impl FromStr for LogFormat {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "text" => Ok(Self::Text),
+            "json" => Ok(Self::Json),
+            _ => Err("text or json".into()),
+        }
+    }
+}
+
+/// What every mode opens first.
+#[derive(Debug, Clone)]
+pub struct Log {
+    pub engine: Engine,
+    pub settings: log::sqlite::Settings,
+    pub topic: String,
+    /// How the topic is made where it is missing.
+    pub create: log::CreateTopic,
+    /// The count that was asked for: a topic with another one is an error. `None`: any will do.
+    pub partitions_asked: Option<u32>,
+}
+
+/// `eventd ingest`.
+#[derive(Debug, Clone)]
+pub struct Ingest {
+    pub log: Log,
+    pub endpoint: Endpoint,
+}
+
+/// Where to listen, and how to take events in.
+#[derive(Debug, Clone)]
+pub struct Endpoint {
+    /// `host:port`.
+    pub listen: String,
+    pub ingest: ingest::Config,
+}
+
+/// `eventd dispatch`.
+#[derive(Debug, Clone)]
+pub struct Dispatch {
+    pub log: Log,
+    pub delivery: Delivery,
+    /// Whether to wait for a destination that another process holds.
+    pub standby: bool,
+}
+
+/// One destination, and how to deliver to it.
+#[derive(Debug, Clone)]
+pub struct Delivery {
+    pub spec: Spec,
+    pub settings: destination::Settings,
+    pub dispatch: dispatch::Config,
+}
+
+/// `eventd up`.
+#[derive(Debug, Clone)]
+pub struct Up {
+    pub log: Log,
+    pub endpoint: Endpoint,
+    /// Of different names.
+    pub deliveries: Vec<Delivery>,
+}
+
+impl Ingest {
+    pub fn new(flags: &cli::Ingest) -> anyhow::Result<Self> {
+        Ok(Self { log: log(&flags.shared), endpoint: endpoint(&flags.endpoint, flags.shared.drain)? })
+    }
+}
+
+impl Dispatch {
+    pub fn new(flags: &cli::Dispatch) -> anyhow::Result<Self> {
+        let shared = &flags.shared;
+        let deliveries = deliveries(std::slice::from_ref(&flags.destination), &flags.delivery, shared, shared.drain)?;
+        let delivery = deliveries.into_iter().next().context("--dest is missing")?;
+        Ok(Self { log: log(shared), delivery, standby: flags.standby })
+    }
+}
+
+impl Up {
+    pub fn new(flags: &cli::Up) -> anyhow::Result<Self> {
+        let shared = &flags.shared;
+        // Ingest ends before the destinations do, each in its own half: together they keep to `--drain`.
+        let drain = shared.drain / 2;
+        Ok(Self {
+            log: log(shared),
+            endpoint: endpoint(&flags.endpoint, drain)?,
+            deliveries: deliveries(&flags.destinations, &flags.delivery, shared, drain)?,
+        })
+    }
+}
+
+fn log(flags: &cli::Shared) -> Log {
+    Log {
+        engine: flags.url.clone(),
+        settings: log::sqlite::Settings {
+            retention: Some(flags.retention),
+            dead_retention: Some(flags.dead_retention),
+            max_db_bytes: Some(flags.max_db_bytes),
+            create: true,
+        },
+        topic: flags.topic.clone(),
+        create: log::CreateTopic {
+            partitions: flags.partitions.unwrap_or(PARTITIONS),
+            retention: Some(flags.retention),
+        },
+        partitions_asked: flags.partitions,
+    }
+}
+
+fn endpoint(flags: &cli::Endpoint, drain: Duration) -> anyhow::Result<Endpoint> {
+    ensure!(
+        flags.max_body <= flags.max_pending,
+        "--max-body must not be above --max-pending: such a body would never be taken"
+    );
+    let ingest = ingest::Config {
+        max_body_bytes: flags.max_body,
+        max_event_bytes: flags.max_event,
+        max_batch_events: flags.max_batch,
+        max_pending_bytes: flags.max_pending,
+        max_connections: flags.max_connections,
+        header_timeout: flags.header_timeout,
+        body_timeout: flags.body_timeout,
+        partitioner: flags.partitioner,
+        drain,
+    };
+    Ok(Endpoint { listen: flags.listen.clone(), ingest })
+}
+
+/// One [`Delivery`] a destination as typed, in their order.
+fn deliveries(
+    typed: &[String],
+    flags: &cli::Delivery,
+    shared: &cli::Shared,
+    drain: Duration,
+) -> anyhow::Result<Vec<Delivery>> {
+    let specs = specs(typed, flags.name.as_deref(), &shared.topic)?;
+    let secrets = WebhookSecrets::of(&flags.webhook_secret_files, &specs)?;
+    let backoff = Backoff::new(flags.backoff, flags.backoff_max, flags.jitter).map_err(anyhow::Error::msg)?;
+    let dispatch = dispatch::Config {
+        attempts: flags.attempts,
+        backoff,
+        attempt_timeout: flags.attempt_timeout,
+        retry_after_max: flags.retry_after_max,
+        concurrency: flags.concurrency,
+        window_events: flags.window,
+        window_bytes: flags.window_bytes,
+        commit_interval: flags.commit_interval,
+        start: flags.start,
+        on_gap: flags.on_gap,
+        drain,
+        dead_retention: shared.dead_retention,
+        seed: any_number(),
+    };
+    let drill = (flags.reliability > 0)
+        .then(|| Drill { one_in: flags.reliability, seed: flags.reliability_seed.unwrap_or_else(any_number) });
+    specs
+        .into_iter()
+        .map(|spec| {
+            let settings = destination::Settings {
+                attempt_timeout: flags.attempt_timeout,
+                retry_after_max: flags.retry_after_max,
+                concurrency: flags.concurrency,
+                secret: secrets.read(&spec)?,
+                drill,
+                ..destination::Settings::default()
+            };
+            Ok(Delivery { spec, settings, dispatch: dispatch.clone() })
+        })
+        .collect()
+}
+
+/// The destinations, under names that differ.
+fn specs(typed: &[String], name: Option<&str>, topic: &str) -> anyhow::Result<Vec<Spec>> {
+    let mut specs = Vec::with_capacity(typed.len());
+    for text in typed {
+        specs.push(Spec::parse(text).context("--dest")?);
+    }
+    if let Some(name) = name {
+        ensure!(specs.len() == 1, "--name names the only --dest: with several, write --dest NAME=DEST");
+        specs = vec![specs.remove(0).with_name(name).context("--name")?];
+    }
+    let mut names = HashSet::new();
+    for spec in &specs {
+        let side_topic_chars = topic.len() + 1 + spec.name.len() + LONGEST_SUFFIX.len();
+        ensure!(
+            side_topic_chars <= limits::TOPIC_CHARS_MAX,
+            "--topic and the name {:?} are too long together: the topic of its dead letters would have {side_topic_chars} \
+             characters, and {} are possible",
+            spec.name,
+            limits::TOPIC_CHARS_MAX
+        );
+        ensure!(
+            names.insert(spec.name.as_str()),
+            "two destinations have the name {:?}: write --dest NAME=DEST to name one of them otherwise",
+            spec.name
+        );
+    }
+    Ok(specs)
+}
+
+/// Where the secrets of http destinations are. What is read is never logged.
+struct WebhookSecrets {
+    by_name: HashMap<String, PathBuf>,
+    /// Of every http destination that is not named.
+    for_all: Option<PathBuf>,
+}
+
+impl WebhookSecrets {
+    fn of(typed: &[String], specs: &[Spec]) -> anyhow::Result<Self> {
+        let mut secrets = Self { by_name: HashMap::new(), for_all: None };
+        for text in typed {
+            let (name, path) = match text.split_once('=') {
+                Some((name, path)) if !name.contains('/') => (Some(name), path),
+                _ => (None, text.as_str()),
+            };
+            ensure!(!path.is_empty(), "--webhook-secret-file {text:?}: the path is missing");
+            let twice = match name {
+                Some(name) => {
+                    ensure!(
+                        specs.iter().any(|spec| spec.name == name && is_http(spec)),
+                        "--webhook-secret-file {text:?}: no http destination has the name {name:?} (a path that holds = \
+                         is typed with ./ before it)"
+                    );
+                    secrets.by_name.insert(name.to_owned(), path.into()).is_some()
+                }
+                None => {
+                    ensure!(specs.iter().any(is_http), "--webhook-secret-file signs requests, but no --dest is http");
+                    secrets.for_all.replace(path.into()).is_some()
+                }
+            };
+            ensure!(!twice, "--webhook-secret-file is given twice for the same destination");
+        }
+        Ok(secrets)
+    }
+
+    fn read(&self, spec: &Spec) -> anyhow::Result<Option<Vec<u8>>> {
+        if !is_http(spec) {
+            return Ok(None);
+        }
+        if let Some(path) = self.by_name.get(&spec.name).or(self.for_all.as_ref()) {
+            let text =
+                std::fs::read_to_string(path).with_context(|| format!("--webhook-secret-file {}", path.display()))?;
+            return webhook::parse_secret(text.trim())
+                .map(Some)
+                .with_context(|| format!("the secret in {}", path.display()));
+        }
+        match std::env::var(WEBHOOK_SECRET) {
+            Ok(text) => webhook::parse_secret(text.trim()).map(Some).context(WEBHOOK_SECRET),
+            Err(std::env::VarError::NotPresent) => Ok(None),
+            Err(std::env::VarError::NotUnicode(_)) => bail!("{WEBHOOK_SECRET} is not text"),
+        }
+    }
+}
+
+fn is_http(spec: &Spec) -> bool {
+    matches!(spec.target, Target::Http(_))
+}
+
+/// For seeds: the hasher's keys are random, and nothing here is a secret.
+fn any_number() -> u64 {
+    RandomState::new().hash_one(std::process::id())
+}

@@ -28,10 +28,14 @@ pub mod ingest;
 
 pub mod dispatch;
 
-pub mod up;
+pub mod signals;
+pub mod telemetry;
 
 pub mod cli;
 pub mod config;
+
+pub mod modes;
+pub mod up;
 
 /// A future behind an object-safe trait: one a batch or an attempt, never one an event.
 pub type BoxFuture<'a, T> = std::pin::Pin<Box<dyn Future<Output = T> + Send + 'a>>;

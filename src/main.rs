@@ -1,1 +1,88 @@
-fn main() {}
+//! Parse, telemetry, runtime, the mode, the exit code.
+
+use clap::Parser;
+use eventd::cli::{Cli, Command};
+use eventd::config::{self, LogFormat};
+use eventd::modes::{self, Ended};
+use eventd::signals::Signals;
+use eventd::{limits, telemetry, up};
+use std::process::ExitCode;
+
+/// Usage or configuration: what clap itself ends with.
+const EXIT_USAGE: u8 = 2;
+const EXIT_FAILED: u8 = 1;
+const EXIT_WORK_LEFT: u8 = 3;
+
+/// A mode with its checked configuration.
+enum Mode {
+    Up(config::Up),
+    Ingest(config::Ingest),
+    Dispatch(config::Dispatch),
+}
+
+fn main() -> ExitCode {
+    let (mode, format) = match configured(&Cli::parse()) {
+        Ok(configured) => configured,
+        Err(error) => return usage(&error),
+    };
+    if let Err(error) = telemetry::start(format) {
+        return usage(&error);
+    }
+    match run(mode) {
+        Ok(Ended::Drained) => ExitCode::SUCCESS,
+        Ok(Ended::WorkLeft) => {
+            tracing::warn!("stopped with work left: it is delivered again after the next start");
+            ExitCode::from(EXIT_WORK_LEFT)
+        }
+        Err(error) => {
+            tracing::error!("{error:#}");
+            ExitCode::from(if modes::is_configuration(&error) { EXIT_USAGE } else { EXIT_FAILED })
+        }
+    }
+}
+
+fn configured(cli: &Cli) -> anyhow::Result<(Mode, LogFormat)> {
+    Ok(match &cli.command {
+        Command::Up(flags) => (Mode::Up(config::Up::new(flags)?), flags.shared.log_format),
+        Command::Ingest(flags) => (Mode::Ingest(config::Ingest::new(flags)?), flags.shared.log_format),
+        Command::Dispatch(flags) => (Mode::Dispatch(config::Dispatch::new(flags)?), flags.shared.log_format),
+    })
+}
+
+/// Written as clap writes its own: a person typed it.
+fn usage(error: &anyhow::Error) -> ExitCode {
+    eprintln!("error: {error:#}\n\nFor more information, try '--help'.");
+    ExitCode::from(EXIT_USAGE)
+}
+
+fn run(mode: Mode) -> anyhow::Result<Ended> {
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let ended = runtime.block_on(async {
+        let signals = Signals::of_process()?;
+        let mode = async {
+            match mode {
+                Mode::Up(config) => up::up(config, &signals).await,
+                Mode::Ingest(config) => modes::ingest(config, &signals).await,
+                Mode::Dispatch(config) => modes::dispatch(config, &signals).await,
+            }
+        };
+        tokio::select! {
+            ended = mode => ended,
+            () = signals.stop_at_once() => Ok(Ended::WorkLeft),
+        }
+    });
+    // A look-up of a name cannot be interrupted, and nothing of what is left has to be waited for.
+    runtime.shutdown_timeout(limits::RUNTIME_SHUTDOWN_MAX);
+    ended
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn verify_cli() {
+        Cli::command().debug_assert();
+    }
+}

@@ -1,0 +1,239 @@
+//! `eventd ingest` and `eventd dispatch`: one part each, in a process of its own; and what [`up`](crate::up) shares with
+//! them: opening the log, the sockets and a destination.
+
+use crate::config::{self, Delivery, Engine};
+use crate::destination::{self, Destination};
+use crate::dispatch::{self, Parts};
+use crate::group::sqlite::{JoinError, WhenHeld};
+use crate::group::{self, Group};
+use crate::log::sqlite::Sqlite;
+use crate::log::{Engine as _, Log, OpenError};
+use crate::signals::Signals;
+use crate::{ingest, limits};
+use anyhow::{Context, anyhow, ensure};
+use std::collections::BTreeSet;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use tokio::net::{TcpListener, TcpSocket};
+
+/// How a mode ended after it was told to stop.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ended {
+    /// Everything that was under way ended.
+    Drained,
+    /// Something was cut off, by `--drain` or a second signal: it is delivered again.
+    WorkLeft,
+}
+
+impl Ended {
+    /// Of two parts of one process.
+    pub(crate) fn and(self, other: Self) -> Self {
+        if self == Self::Drained { other } else { self }
+    }
+}
+
+impl From<dispatch::Ended> for Ended {
+    fn from(ended: dispatch::Ended) -> Self {
+        match ended {
+            dispatch::Ended::Drained => Self::Drained,
+            dispatch::Ended::WorkLeft => Self::WorkLeft,
+        }
+    }
+}
+
+impl From<ingest::Ended> for Ended {
+    fn from(ended: ingest::Ended) -> Self {
+        match ended {
+            ingest::Ended::Drained => Self::Drained,
+            ingest::Ended::WorkLeft => Self::WorkLeft,
+        }
+    }
+}
+
+/// Somebody has to change a flag or a file: the exit code is 2, and trying again does not help.
+#[derive(Debug)]
+struct Misconfigured(String);
+
+impl std::fmt::Display for Misconfigured {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for Misconfigured {}
+
+/// Whether the error is one of configuration, and not of this run.
+pub fn is_configuration(error: &anyhow::Error) -> bool {
+    error.is::<Misconfigured>()
+        || error.is::<destination::ConfigurationError>()
+        || matches!(error.downcast_ref(), Some(JoinError::Configuration(_)))
+        || matches!(error.downcast_ref(), Some(OpenError::Configuration(_) | OpenError::Missing { .. }))
+}
+
+/// Takes events in until the first signal, and ends what it accepted.
+pub async fn ingest(config: config::Ingest, signals: &Signals) -> anyhow::Result<Ended> {
+    let listeners = listen(&config.endpoint.listen).await?;
+    let (engine, log) = open(&config.log).await?;
+    announce(&config.endpoint.listen, &listeners)?;
+    tokio::select! {
+        ended = ingest::run(listeners, log, config.endpoint.ingest, signals.stop()) => Ok(ended?.into()),
+        why = engine.lost() => Err(lost(&why)),
+    }
+}
+
+/// Delivers to one destination until the first signal, and ends what is in flight.
+pub async fn dispatch(config: config::Dispatch, signals: &Signals) -> anyhow::Result<Ended> {
+    let (engine, log) = open(&config.log).await?;
+    let group = tokio::select! {
+        group = hold(&engine, &log, &config.delivery, config.standby) => group?,
+        () = signals.stop() => return Ok(Ended::Drained),
+        why = engine.lost() => return Err(lost(&why)),
+    };
+    let delivery = deliver(engine.clone(), log, group, config.delivery, signals.clone(), signals.stop());
+    tokio::select! {
+        ended = delivery => ended,
+        why = engine.lost() => Err(lost(&why)),
+    }
+}
+
+/// The end of every mode: what is on the disk is unknown, and only a new start can tell.
+pub(crate) fn lost(why: &str) -> anyhow::Error {
+    anyhow!("the log can be trusted no more: {why}")
+}
+
+/// Opens the log and its topic, and makes them where they are missing.
+pub(crate) async fn open(config: &config::Log) -> anyhow::Result<(Arc<Sqlite>, Arc<dyn Log>)> {
+    let Engine::Sqlite(path) = config.engine.clone();
+    let engine = Sqlite::open(path, config.settings).await?;
+    let log = engine.open(&config.topic, Some(config.create)).await?;
+    if let Some(asked) = config.partitions_asked {
+        let there = log.partitions().await?;
+        ensure!(
+            there == asked,
+            Misconfigured(format!(
+                "--partitions {asked}: the topic {:?} has {there} already, and the partitions of a user's events must \
+                 not change: leave the flag out, or write --partitions {there}",
+                config.topic
+            ))
+        );
+    }
+    Ok((engine, log))
+}
+
+/// Listens on every address that `host:port` resolves to.
+pub(crate) async fn listen(address: &str) -> anyhow::Result<Vec<TcpListener>> {
+    let resolved = tokio::net::lookup_host(address).await.with_context(|| format!("--listen {address}"))?;
+    let mut listeners = Vec::new();
+    let mut missing = None;
+    for address in resolved.collect::<BTreeSet<_>>() {
+        match listen_on(address) {
+            Ok(listener) => listeners.push(listener),
+            // `localhost` is ::1 too on machines that have no IPv6.
+            Err(error) if error.kind() == std::io::ErrorKind::AddrNotAvailable || is_family_missing(&error) => {
+                missing = Some((address, error));
+            }
+            Err(error) => return Err(error).with_context(|| format!("cannot listen on {address} (--listen)")),
+        }
+    }
+    match missing {
+        Some((address, error)) if listeners.is_empty() => {
+            Err(error).with_context(|| format!("cannot listen on {address} (--listen)"))
+        }
+        _ => {
+            ensure!(!listeners.is_empty(), "--listen {address}: the name has no address");
+            Ok(listeners)
+        }
+    }
+}
+
+fn listen_on(address: SocketAddr) -> std::io::Result<TcpListener> {
+    let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+    // Else a restart has to wait for the connections of the process before it.
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)?;
+    socket.listen(limits::LISTEN_BACKLOG)
+}
+
+/// EAFNOSUPPORT, for which std has no kind.
+fn is_family_missing(error: &std::io::Error) -> bool {
+    error.raw_os_error() == Some(97)
+}
+
+/// Says where events are taken, with a line to paste.
+pub(crate) fn announce(asked: &str, listeners: &[TcpListener]) -> anyhow::Result<()> {
+    let mut port = 0;
+    for listener in listeners {
+        let address = listener.local_addr()?;
+        port = address.port();
+        tracing::info!(%address, "listening");
+    }
+    let host = asked.rsplit_once(':').map_or(asked, |(host, _)| host);
+    tracing::info!(
+        "try it: curl {host}:{port}/events -H 'Content-Type: application/json' \
+         --data-raw '[{{\"UserID\": \"user-1\",\"Payload\": \"event-1-payload\"}}]'"
+    );
+    Ok(())
+}
+
+/// Takes the destination's place in the log. A place that is held is an error that names the holder.
+pub(crate) async fn join(
+    engine: &Arc<Sqlite>,
+    log: &Arc<dyn Log>,
+    delivery: &Delivery,
+    when_held: WhenHeld,
+) -> Result<Arc<dyn Group>, JoinError> {
+    let digest = delivery.spec.digest();
+    group::sqlite::join(engine, &delivery.spec.name, log.topic(), &digest, when_held).await
+}
+
+/// Takes the destination's place; with `standby`, as soon as nobody else holds it.
+async fn hold(
+    engine: &Arc<Sqlite>,
+    log: &Arc<dyn Log>,
+    delivery: &Delivery,
+    standby: bool,
+) -> Result<Arc<dyn Group>, JoinError> {
+    match join(engine, log, delivery, WhenHeld::Fail).await {
+        Err(JoinError::Held { name, holder }) if standby => {
+            tracing::info!(destination = name, held_by = holder.map(|holder| holder.pid), "standing by");
+            join(engine, log, delivery, WhenHeld::Standby).await
+        }
+        joined => joined,
+    }
+}
+
+/// Opens the destination, whose place is taken, and delivers to it until `stop`. Dropping the future stops at once.
+pub(crate) async fn deliver(
+    engine: Arc<Sqlite>,
+    log: Arc<dyn Log>,
+    group: Arc<dyn Group>,
+    delivery: Delivery,
+    signals: Signals,
+    stop: impl Future<Output = ()> + Send,
+) -> anyhow::Result<Ended> {
+    let (spec, settings) = (delivery.spec.clone(), delivery.settings.clone());
+    // It looks at files, and blocks for as long as they do.
+    let destination = tokio::task::spawn_blocking(move || destination::open(&spec, &settings)).await??;
+    tracing::info!(destination = %delivery.spec.name, to = %delivery.spec, "delivering");
+    if let Some(drill) = delivery.settings.drill {
+        tracing::warn!(
+            destination = %delivery.spec.name,
+            one_in = drill.one_in,
+            seed = drill.seed,
+            "drill: events fail on purpose; --reliability-seed repeats it"
+        );
+    }
+    let parts = Parts { engine, log, group, destination: destination.clone() };
+    tokio::select! {
+        ended = dispatch::run(parts, delivery.dispatch, stop) => Ok(ended?.into()),
+        never = reopen(&*destination, signals) => match never {},
+    }
+}
+
+async fn reopen(destination: &dyn Destination, signals: Signals) -> std::convert::Infallible {
+    let mut reopens = signals.reopens();
+    loop {
+        reopens.next().await;
+        destination.reopen();
+    }
+}

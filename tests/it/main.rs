@@ -1,0 +1,5 @@
+//! Behaviour, seen from outside: one binary, so that it is linked once.
+
+mod support;
+
+mod crash;

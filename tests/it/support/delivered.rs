@@ -1,0 +1,25 @@
+//! What a destination's file holds.
+
+use serde::Deserialize;
+use std::path::Path;
+
+/// One line of a destination's file.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+pub struct Line {
+    pub user: String,
+    pub payload: String,
+    pub id: String,
+    pub partition: u32,
+    pub offset: i64,
+}
+
+/// The whole lines of the file; a last one without its line break is not delivered. No file is no lines.
+pub fn lines(path: &Path) -> Vec<Line> {
+    let text = match std::fs::read_to_string(path) {
+        Ok(text) => text,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Vec::new(),
+        Err(error) => panic!("{}: {error}", path.display()),
+    };
+    let whole = &text[..text.rfind('\n').map_or(0, |end| end + 1)];
+    whole.lines().map(|line| serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {line}"))).collect()
+}

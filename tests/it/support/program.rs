@@ -1,0 +1,170 @@
+//! The program itself, as a child process that is ended with the test: only ever by its own process id.
+
+use std::io::{BufRead, BufReader};
+use std::path::Path;
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::{Arc, Condvar, Mutex};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+/// How long anything may take that a test waits for. Machines that test are busy.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+
+/// One run of `eventd`, in a folder of its own.
+pub struct Program {
+    child: Child,
+    lines: Arc<Lines>,
+    readers: Vec<JoinHandle<()>>,
+    said: String,
+}
+
+#[derive(Default)]
+struct Lines {
+    state: Mutex<(Vec<String>, usize)>,
+    more: Condvar,
+}
+
+/// How a run ended, and what it said.
+pub struct Ending {
+    pub status: ExitStatus,
+    /// Standard output and standard error.
+    pub said: String,
+}
+
+impl Ending {
+    pub fn code(&self) -> i32 {
+        self.status.code().unwrap_or_else(|| panic!("ended by a signal: {}\n{}", self.status, self.said))
+    }
+}
+
+/// A command that sees none of the settings of whoever runs the tests.
+pub fn command(folder: &Path, arguments: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_eventd"));
+    for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("EVENTD_")) {
+        command.env_remove(name);
+    }
+    command.args(arguments).current_dir(folder).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    command
+}
+
+impl Program {
+    pub fn start(folder: &Path, arguments: &[&str]) -> Self {
+        Self::spawn(command(folder, arguments), &arguments.join(" "))
+    }
+
+    pub fn spawn(mut command: Command, said: &str) -> Self {
+        let mut child = command.spawn().expect("the program starts");
+        let lines = Arc::new(Lines::default());
+        let (out, err) = (child.stdout.take().expect("piped"), child.stderr.take().expect("piped"));
+        let readers = vec![read(out, lines.clone()), read(err, lines.clone())];
+        Self { child, lines, readers, said: said.to_owned() }
+    }
+
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Waits for a line that holds all of this, and gives it back.
+    pub fn wait_for(&self, what: &[&str]) -> String {
+        let deadline = Instant::now() + PATIENCE;
+        let mut state = self.lines.state.lock().unwrap();
+        loop {
+            if let Some(line) = state.0.iter().find(|line| what.iter().all(|what| line.contains(what))) {
+                return line.clone();
+            }
+            let ended = state.1 == 2;
+            let left = deadline.saturating_duration_since(Instant::now());
+            assert!(
+                !ended && !left.is_zero(),
+                "eventd {}: no line with {what:?} in\n{}",
+                self.said,
+                state.0.join("\n")
+            );
+            state = self.lines.more.wait_timeout(state, left).unwrap().0;
+        }
+    }
+
+    /// Where ingest listens.
+    pub fn address(&self) -> String {
+        let line = self.wait_for(&["listening address="]);
+        line.split("address=").nth(1).unwrap().trim().to_owned()
+    }
+
+    /// Sends a signal by its name: `TERM`, `INT`, `HUP`, `STOP`.
+    pub fn signal(&self, name: &str) {
+        // The shell's own `kill`: std has no signals but SIGKILL.
+        let sent = Command::new("sh").arg("-c").arg(format!("kill -{name} {}", self.id())).status().unwrap();
+        assert!(sent.success(), "kill -{name}: {sent}");
+    }
+
+    /// Waits for the end.
+    pub fn end(mut self) -> Ending {
+        let deadline = Instant::now() + PATIENCE;
+        let status = loop {
+            if let Some(status) = self.child.try_wait().unwrap() {
+                break status;
+            }
+            assert!(Instant::now() < deadline, "eventd {} does not end; it said\n{}", self.said, self.lines());
+            std::thread::sleep(Duration::from_millis(5));
+        };
+        for reader in self.readers.drain(..) {
+            reader.join().unwrap();
+        }
+        Ending { status, said: self.lines() }
+    }
+
+    /// SIGTERM, and the end.
+    pub fn stop(self) -> Ending {
+        self.signal("TERM");
+        self.end()
+    }
+
+    /// SIGKILL, and the end.
+    pub fn kill(mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+
+    pub fn lines(&self) -> String {
+        self.lines.state.lock().unwrap().0.join("\n")
+    }
+}
+
+impl Drop for Program {
+    fn drop(&mut self) {
+        // Does nothing where it has ended and was waited for.
+        if self.child.kill().is_ok() {
+            self.child.wait().expect("a killed child ends");
+        }
+    }
+}
+
+/// Runs to the end.
+pub fn run(folder: &Path, arguments: &[&str]) -> Ending {
+    Program::start(folder, arguments).end()
+}
+
+fn read(from: impl std::io::Read + Send + 'static, lines: Arc<Lines>) -> JoinHandle<()> {
+    std::thread::spawn(move || {
+        for line in BufReader::new(from).lines() {
+            // A pipe whose writer was killed ends in the middle of a line.
+            let Ok(line) = line else { break };
+            lines.state.lock().unwrap().0.push(line);
+            lines.more.notify_all();
+        }
+        lines.state.lock().unwrap().1 += 1;
+        lines.more.notify_all();
+    })
+}
+
+/// Waits until `found` gives something, and says what was there instead where it never does.
+pub fn eventually<T>(mut found: impl FnMut() -> Result<T, String>) -> T {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        match found() {
+            Ok(found) => return found,
+            Err(instead) => assert!(Instant::now() < deadline, "{instead}"),
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
