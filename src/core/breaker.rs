@@ -213,7 +213,7 @@ impl Breaker {
         for attempt in &attempts[attempts.len().saturating_sub(Recent::NOTED_MAX)..] {
             self.recent.delivered(attempt.user, now);
         }
-        if self.bad || self.good_mark_used {
+        if self.bad || self.good_mark_used || self.trust.anybody_fails() {
             self.look_at_health(now);
             if !self.bad {
                 self.next_good_mark();

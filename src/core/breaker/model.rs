@@ -1,1 +1,318 @@
+//! The breaker against a model that keeps the whole history and answers every question by reading all of it.
 
+use super::*;
+use proptest::prelude::*;
+
+const USERS: u64 = 26;
+
+#[derive(Debug, Clone, Copy)]
+enum Entry {
+    Delivered {
+        user: u64,
+        seq: u64,
+        at: Moment,
+    },
+    /// `believed`: the breaker was closed, so it is about health.
+    Answered {
+        user: u64,
+        seq: u64,
+        at: Moment,
+        believed: bool,
+    },
+    ProbeDelivered {
+        seq: u64,
+    },
+    Closed,
+    /// A try was counted.
+    Try {
+        mark: u64,
+    },
+    /// A delivery in health that is not bad.
+    Better,
+    /// Health turned bad, or the breaker opened.
+    Worse,
+    /// Health is bad, or the breaker opens or closes.
+    Unwell {
+        at: Moment,
+    },
+}
+
+#[derive(Debug, Default)]
+struct Model {
+    history: Vec<Entry>,
+    bad: bool,
+    outage: Option<ModelOutage>,
+}
+
+#[derive(Debug)]
+struct ModelOutage {
+    cause: Cause,
+    /// Of the probe under way.
+    probe: Option<u64>,
+    due: Moment,
+    failures: u32,
+}
+
+impl Model {
+    /// Whether another user's attempt begun after `since` was delivered, in this much of the history.
+    fn others_later(history: &[Entry], of: u64, since: u64) -> bool {
+        history.iter().any(|entry| matches!(entry, Entry::Delivered { user, seq, .. } if *user != of && *seq > since))
+    }
+
+    fn is_suspect(&self, of: u64) -> bool {
+        let (mut since, mut pardoned) = (None, false);
+        for (index, entry) in self.history.iter().enumerate() {
+            match (*entry, since) {
+                (Entry::Delivered { user, .. }, _) if user == of => since = None,
+                (Entry::Answered { user, seq, .. }, None) if user == of => (since, pardoned) = (Some(seq), false),
+                (Entry::ProbeDelivered { seq }, Some(first))
+                    if !pardoned && !Self::others_later(&self.history[..index], of, first) =>
+                {
+                    (since, pardoned) = (Some(seq), true);
+                }
+                _ => {}
+            }
+        }
+        since.is_some_and(|since| Self::others_later(&self.history, of, since))
+    }
+
+    /// The verdicts of a closed breaker's health: users in the order of their last word while trusted, and that word.
+    fn health(&self, now: Moment) -> Health {
+        let mut places: Vec<(u64, Moment)> = Vec::new();
+        let mut last: std::collections::HashMap<u64, bool> = Default::default();
+        let begin = self.history.iter().rposition(|entry| matches!(entry, Entry::Closed)).unwrap_or(0);
+        for (index, entry) in self.history.iter().enumerate().skip(begin) {
+            let (user, at, delivered) = match *entry {
+                Entry::Delivered { user, at, .. } => (user, at, true),
+                Entry::Answered { user, at, believed: true, .. } => (user, at, false),
+                _ => continue,
+            };
+            let then = Self { history: self.history[..=index].to_vec(), ..Self::default() };
+            last.insert(user, delivered);
+            if delivered || !then.is_suspect(user) {
+                places.retain(|(other, _)| *other != user);
+                places.push((user, at));
+            }
+        }
+        let words: Vec<bool> = places[places.len().saturating_sub(20)..]
+            .iter()
+            .filter(|(user, at)| now - *at < Duration::from_secs(60) && !self.is_suspect(*user))
+            .map(|(user, _)| last[user])
+            .collect();
+        let delivered = words.iter().filter(|delivered| **delivered).count();
+        if words.len() < 5 {
+            Health::Unknown
+        } else if words[words.len() - 5..] == [false; 5] {
+            Health::Dead
+        } else if delivered * 2 < words.len() {
+            Health::Bad
+        } else {
+            Health::Good
+        }
+    }
+
+    fn look(&mut self, now: Moment) {
+        match self.health(now) {
+            Health::Dead => self.open(Cause::NobodyDelivered, now),
+            Health::Bad => {
+                if !std::mem::replace(&mut self.bad, true) {
+                    self.history.push(Entry::Worse);
+                }
+                self.history.push(Entry::Unwell { at: now });
+            }
+            _ => self.bad = false,
+        }
+    }
+
+    fn open(&mut self, cause: Cause, now: Moment) {
+        if self.outage.is_none() {
+            self.history.extend([Entry::Worse, Entry::Unwell { at: now }]);
+            self.outage = Some(ModelOutage { cause, probe: None, due: now + Duration::from_millis(100), failures: 0 });
+        }
+    }
+
+    fn close(&mut self, now: Moment) {
+        if self.outage.take().is_some() {
+            self.history.extend([Entry::Closed, Entry::Unwell { at: now }]);
+            self.bad = false;
+        }
+    }
+
+    fn delivered(&mut self, attempt: &Attempt, now: Moment) {
+        if self.outage.as_ref().is_some_and(|outage| outage.probe == Some(attempt.seq)) {
+            self.history.push(Entry::ProbeDelivered { seq: attempt.seq });
+        }
+        self.close(now);
+        self.history.push(Entry::Delivered { user: attempt.user, seq: attempt.seq, at: now });
+        self.look(now);
+        if !self.bad {
+            self.history.push(Entry::Better);
+        }
+    }
+
+    /// Whether it is a try.
+    fn failed(&mut self, attempt: &Attempt, verdict: Verdict, now: Moment) -> bool {
+        let probe = self.outage.as_ref().is_some_and(|outage| outage.probe == Some(attempt.seq));
+        if verdict == Verdict::Drilled {
+            self.abandoned(attempt);
+            return true;
+        }
+        if verdict == Verdict::Unreachable {
+            self.open(Cause::Unreachable, now);
+        } else {
+            if probe && self.outage.as_ref().is_some_and(|outage| outage.cause == Cause::Unreachable) {
+                self.close(now);
+            }
+            let (user, seq, believed) = (attempt.user, attempt.seq, self.outage.is_none());
+            self.history.push(Entry::Answered { user, seq, at: now, believed });
+            if believed {
+                self.look(now);
+            }
+        }
+        if let Some(outage) = &mut self.outage
+            && outage.probe == Some(attempt.seq)
+        {
+            outage.failures += 1;
+            outage.probe = None;
+            outage.due = now + Duration::from_millis((100 << outage.failures.min(10)).min(5000));
+        }
+        self.outage.is_none() && !self.bad && matches!(verdict, Verdict::Retry | Verdict::Refused)
+    }
+
+    fn abandoned(&mut self, attempt: &Attempt) {
+        if let Some(outage) = &mut self.outage
+            && outage.probe == Some(attempt.seq)
+        {
+            (outage.probe, outage.due) = (None, Duration::ZERO);
+        }
+    }
+
+    fn gate(&self, now: Moment) -> Gate {
+        match &self.outage {
+            None => Gate::Closed,
+            Some(outage) if outage.probe.is_some() => Gate::Open { until: None },
+            Some(outage) if now >= outage.due => Gate::HalfOpen,
+            Some(outage) => Gate::Open { until: Some(outage.due) },
+        }
+    }
+
+    fn refused_acts(&self, attempt: &Attempt, first_at: Moment, now: Moment) -> bool {
+        let unwell = self.history.iter().filter_map(|entry| match entry {
+            Entry::Unwell { at } => Some(*at),
+            _ => None,
+        });
+        let from = unwell.chain([first_at]).max().unwrap();
+        self.outage.is_none()
+            && matches!(self.health(now), Health::Unknown | Health::Good)
+            && (Self::others_later(&self.history, attempt.user, attempt.seq) || now - from >= Duration::from_secs(10))
+    }
+
+    /// Every counted try: its mark, and whether it was taken back.
+    fn tries(&self) -> Vec<(u64, bool)> {
+        let fate = |rest: &[Entry]| {
+            let first = rest.iter().find(|entry| matches!(entry, Entry::Better | Entry::Worse));
+            matches!(first, Some(Entry::Worse))
+        };
+        let tries = self.history.iter().enumerate().filter_map(|(index, entry)| match entry {
+            Entry::Try { mark } => Some((*mark, fate(&self.history[index..]))),
+            _ => None,
+        });
+        tries.collect()
+    }
+}
+
+#[derive(Debug, Clone)]
+enum Step {
+    Begin(u64),
+    /// Which of the attempts in flight, from the oldest on.
+    Deliver(usize),
+    /// Whether a part of the run was delivered before.
+    Fail(usize, Verdict, bool),
+    Abandon(usize),
+    Wait(u64),
+}
+
+fn steps() -> impl Strategy<Value = Vec<Step>> {
+    let verdict = prop_oneof![
+        8 => Just(Verdict::Retry),
+        4 => Just(Verdict::Refused),
+        2 => Just(Verdict::Busy { after: None }),
+        1 => Just(Verdict::Unreachable),
+        1 => Just(Verdict::Drilled),
+    ];
+    // How good the destination is differs from run to run, so that long good, bad and dead times all come about.
+    (1u32..20, 1u32..20, 1u64..=USERS).prop_flat_map(move |(deliver, fail, users)| {
+        let step = prop_oneof![
+            20 => (0..users).prop_map(Step::Begin),
+            deliver => (0usize..4).prop_map(Step::Deliver),
+            fail => (0usize..4, verdict.clone(), proptest::bool::weighted(0.1))
+                .prop_map(|(which, verdict, part)| Step::Fail(which, verdict, part)),
+            1 => (0usize..4).prop_map(Step::Abandon),
+            1 => prop_oneof![4 => 1u64..300, 1 => 1000u64..12_000].prop_map(Step::Wait),
+        ];
+        proptest::collection::vec(step, 0..160)
+    })
+}
+
+proptest! {
+    #[test]
+    fn the_breaker_agrees_with_a_model_that_reads_the_whole_history(steps in steps()) {
+        let (mut breaker, mut model, mut now) = (Breaker::new(), Model::default(), Duration::from_secs(1));
+        let (mut in_flight, mut refused): (Vec<Attempt>, Vec<(Attempt, Moment)>) = (Vec::new(), Vec::new());
+        for step in steps {
+            let take = |in_flight: &mut Vec<Attempt>, which: usize| {
+                (!in_flight.is_empty()).then(|| in_flight.remove(which.min(in_flight.len() - 1)))
+            };
+            match step {
+                Step::Begin(user) => {
+                    let attempt = breaker.begin(user, now);
+                    prop_assert_eq!(attempt.probe, model.gate(now) == Gate::HalfOpen);
+                    if let Some(outage) = &mut model.outage && attempt.probe {
+                        outage.probe = Some(attempt.seq);
+                    }
+                    in_flight.push(attempt);
+                }
+                Step::Deliver(which) => if let Some(attempt) = take(&mut in_flight, which) {
+                    breaker.delivered(&attempt, now);
+                    model.delivered(&attempt, now);
+                },
+                Step::Fail(which, verdict, part) => if let Some(attempt) = take(&mut in_flight, which) {
+                    if part {
+                        breaker.delivered(&attempt, now);
+                        model.delivered(&attempt, now);
+                    }
+                    let judgement = breaker.failed(&attempt, verdict, now);
+                    prop_assert_eq!(judgement.counts, model.failed(&attempt, verdict, now));
+                    if judgement.counts {
+                        prop_assert_eq!(judgement.good_mark, breaker.good_mark());
+                        model.history.push(Entry::Try { mark: judgement.good_mark });
+                    }
+                    if verdict == Verdict::Refused {
+                        prop_assert!(!judgement.refused_acts || judgement.counts);
+                        refused.push((attempt, now));
+                    }
+                },
+                Step::Abandon(which) => if let Some(attempt) = take(&mut in_flight, which) {
+                    breaker.abandoned(&attempt);
+                    model.abandoned(&attempt);
+                },
+                Step::Wait(ms) => now += Duration::from_millis(ms),
+            }
+            now += Duration::from_millis(1);
+            prop_assert_eq!(breaker.gate(now), model.gate(now));
+            prop_assert_eq!(breaker.snapshot(now).open, model.outage.as_ref().map(|outage| outage.cause));
+            if model.outage.is_none() {
+                prop_assert_eq!(breaker.snapshot(now).health, model.health(now));
+            }
+            for user in 0..USERS {
+                prop_assert_eq!(breaker.is_suspect(user), model.is_suspect(user), "user {}", user);
+            }
+            for (attempt, at) in refused.iter().rev().take(3) {
+                prop_assert_eq!(breaker.refused_acts(attempt, *at, now), model.refused_acts(attempt, *at, now));
+            }
+        }
+        for (mark, void) in model.tries() {
+            prop_assert_eq!(breaker.is_void(mark), void, "mark {}", mark);
+        }
+    }
+}

@@ -133,6 +133,27 @@ fn with_fewer_than_five_users_answers_are_the_events_own() {
 }
 
 #[test]
+fn health_is_of_the_last_twenty_users() {
+    let mut scene = Scene::default();
+    let attempts: Vec<Attempt> = (0..40).map(|user| scene.begin(user)).collect();
+    let (mut delivered, mut failed) = attempts.split_at(20);
+    let mut play = |scene: &mut Scene, words: &str| {
+        for word in words.chars() {
+            let side = if word == '+' { &mut delivered } else { &mut failed };
+            let (attempt, rest) = side.split_first().unwrap();
+            *side = rest;
+            match word {
+                '+' => scene.breaker.delivered(attempt, scene.now),
+                _ => drop(scene.end(attempt, Verdict::Retry)),
+            }
+        }
+        scene.health()
+    };
+    assert_eq!(play(&mut scene, "++++++++++----+----+--"), Health::Good, "10 of 20");
+    assert_eq!(play(&mut scene, "-"), Health::Bad, "9 of 20");
+}
+
+#[test]
 fn what_is_older_than_a_minute_is_forgotten() {
     let mut scene = Scene::default();
     for user in 1..=4 {

@@ -7,19 +7,13 @@ use std::collections::{BTreeSet, HashMap};
 /// whether it failed while an attempt of another user that was begun later was delivered.
 #[derive(Debug, Default)]
 pub(super) struct Trust {
-    /// Users that failed and were not delivered since.
-    failing: HashMap<u64, Failing>,
-    /// The same as (`Failing::since`, user): who is forgotten first.
+    /// Users that failed and were not delivered since → the first attempt that failed; for a pardoned user, the one
+    /// that ended the outage.
+    failing: HashMap<u64, u64>,
+    /// The same as (attempt, user): who is forgotten first.
     by_attempt: BTreeSet<(u64, u64)>,
     /// The two latest-begun delivered attempts of distinct users: for any user, one of them is of another.
     latest: [Delivered; 2],
-}
-
-#[derive(Debug, Clone, Copy)]
-struct Failing {
-    /// The first attempt that failed; for a pardoned user, the one that ended the outage.
-    since: u64,
-    pardoned: bool,
 }
 
 /// A delivered attempt. Attempts are counted from 1, so that 0 is none.
@@ -30,13 +24,17 @@ struct Delivered {
 }
 
 impl Trust {
+    pub(super) fn anybody_fails(&self) -> bool {
+        !self.failing.is_empty()
+    }
+
     /// The latest-begun delivered attempt of a user that is not this one; 0 if there is none.
     pub(super) fn latest_of_others(&self, user: u64) -> u64 {
         if self.latest[0].user == user { self.latest[1].seq } else { self.latest[0].seq }
     }
 
     pub(super) fn is_suspect(&self, user: u64) -> bool {
-        self.failing.get(&user).is_some_and(|failing| self.is_suspect_since(user, failing.since))
+        self.failing.get(&user).is_some_and(|since| self.is_suspect_since(user, *since))
     }
 
     /// Whether failing since this attempt makes the user suspect. Once true, it stays so.
@@ -60,41 +58,40 @@ impl Trust {
 
     /// Notes the failure and answers with the attempt since which the user fails.
     pub(super) fn failed(&mut self, user: u64, seq: u64) -> u64 {
-        if let Some(failing) = self.failing.get(&user) {
-            return failing.since;
+        if let Some(since) = self.failing.get(&user) {
+            return *since;
         }
         if self.failing.len() == FAILING_USERS_MAX
             && let Some((_, oldest)) = self.by_attempt.pop_first()
         {
             self.failing.remove(&oldest);
         }
-        self.failing.insert(user, Failing { since: seq, pardoned: false });
+        self.failing.insert(user, seq);
         self.by_attempt.insert((seq, user));
         seq
     }
 
-    /// An outage is about to end with the delivery of the probe `seq`: those who failed in it and are not suspect are
-    /// given one more chance, since that delivery alone proves nothing against them. Costs as much as they are: who
-    /// failed before the latest delivery is suspect, but for the user of that one.
+    /// An outage is about to end with the delivery of the probe `seq`: those who fail and are not suspect are given one
+    /// more chance, since that delivery alone proves nothing against them. It is one chance: they fail since that
+    /// attempt now, and the next delivery makes them suspect. Costs as much as they are: who failed before the latest
+    /// delivery is suspect, but for the user of that one.
     pub(super) fn pardon(&mut self, seq: u64) {
         let [latest, second] = self.latest;
-        let after = self.by_attempt.range((latest.seq + 1, 0)..).map(|(_, user)| *user);
-        let own = self.failing.get(&latest.user).filter(|own| (second.seq..=latest.seq).contains(&own.since));
-        let users: Vec<u64> = after.chain(own.map(|_| latest.user)).collect();
-        for user in users {
-            if let Some(failing) = self.failing.get_mut(&user)
-                && !failing.pardoned
-            {
-                self.by_attempt.remove(&(failing.since, user));
-                *failing = Failing { since: seq, pardoned: true };
-                self.by_attempt.insert((seq, user));
-            }
+        let own = self.failing.get(&latest.user).filter(|since| (second.seq..=latest.seq).contains(*since));
+        let own = own.map(|since| (*since, latest.user));
+        let after = self.by_attempt.split_off(&(latest.seq + 1, 0));
+        if let Some(own) = &own {
+            self.by_attempt.remove(own);
+        }
+        for (_, user) in after.into_iter().chain(own) {
+            self.failing.insert(user, seq);
+            self.by_attempt.insert((seq, user));
         }
     }
 
     fn forget(&mut self, user: u64) {
-        if let Some(failing) = self.failing.remove(&user) {
-            self.by_attempt.remove(&(failing.since, user));
+        if let Some(since) = self.failing.remove(&user) {
+            self.by_attempt.remove(&(since, user));
         }
     }
 }
