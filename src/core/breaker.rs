@@ -24,7 +24,8 @@
 //! delivered, until it is delivered itself. Health is made of the others alone, so any number of users whose every
 //! event is poison closes a destination to nobody. A probe's delivery that ends an outage is no proof against those who
 //! failed in it: they get one more chance, else one lucky delivery in an outage would leave nobody to believe. The
-//! second such delivery is proof, else poisoned users could open the breaker again and again. Where fewer than 5 trusted users are at work nobody can tell, and answers are the event's own.
+//! second such delivery is proof, else poisoned users could open the breaker again and again. Where fewer than 5
+//! trusted users are at work nobody can tell, and answers are the event's own.
 //!
 //! # How an outage ends
 //!
