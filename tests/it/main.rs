@@ -3,3 +3,7 @@
 mod support;
 
 mod crash;
+//! Behaviour, from the outside. One binary: it is linked once.
+
+mod conformance;
+mod sqlite;

@@ -1,0 +1,97 @@
+//! The promises of [`Group`](eventd::group::Group) that hold for a member alone.
+
+use super::{Fixture, SOON, new_topic, record, unique};
+use eventd::core::outcome::Certainty;
+use eventd::core::progress::State;
+use eventd::group::Change;
+use std::collections::BTreeSet;
+use std::time::Duration;
+use tokio::time::timeout;
+
+fn state(watermark: i64, settled: &[std::ops::Range<i64>]) -> State {
+    State { watermark, settled: settled.to_vec() }
+}
+
+pub(crate) async fn a_member_alone_is_given_every_partition_once(fixture: &dyn Fixture) {
+    let log = new_topic(fixture, 3).await;
+    let group = fixture.join(&unique("group"), log.topic()).await;
+    let mut given = BTreeSet::new();
+    while given.len() < 3 {
+        match timeout(SOON, group.changed()).await.expect("every partition is given").unwrap() {
+            Change::Given(partition) => assert!(given.insert(partition), "{partition} is given twice"),
+            other => panic!("nothing is taken from a member alone: {other:?}"),
+        }
+    }
+    assert_eq!(given, BTreeSet::from([0, 1, 2]));
+    // Not a wait for something to happen: nothing may.
+    let more = timeout(Duration::from_millis(300), group.changed()).await;
+    assert!(more.is_err(), "{more:?}");
+    group.leave().await;
+}
+
+pub(crate) async fn a_new_group_has_committed_nothing(fixture: &dyn Fixture) {
+    let log = new_topic(fixture, 1).await;
+    let group = fixture.join(&unique("group"), log.topic()).await;
+    assert_eq!(group.committed(0).await, Ok(None));
+    group.leave().await;
+}
+
+pub(crate) async fn a_commit_comes_back_with_its_map(fixture: &dyn Fixture) {
+    let log = new_topic(fixture, 2).await;
+    let first = log.append(1, (0..100).map(|n| record("user", &n.to_string())).collect()).await.unwrap();
+    let group = fixture.join(&unique("group"), log.topic()).await;
+    for stored in [
+        state(first, &[]),
+        state(first + 3, &[first + 5..first + 6, first + 40..first + 100]),
+        state(first + 2, &[first + 50..first + 60]),
+        state(first + 100, &[]),
+    ] {
+        group.commit(1, stored.clone()).await.unwrap();
+        assert_eq!(group.committed(1).await, Ok(Some(stored)));
+    }
+    assert_eq!(group.committed(0).await, Ok(None));
+    group.leave().await;
+}
+
+pub(crate) async fn groups_and_topics_are_apart(fixture: &dyn Fixture) {
+    let (one, two) = (new_topic(fixture, 1).await, new_topic(fixture, 1).await);
+    let end = one.append(0, (0..9).map(|n| record("user", &n.to_string())).collect()).await.unwrap() + 9;
+    let (name, other) = (unique("group"), unique("group"));
+    let group = fixture.join(&name, one.topic()).await;
+    group.commit(0, state(end, &[])).await.unwrap();
+    assert_eq!(group.name(), name);
+    group.leave().await;
+    let group = fixture.join(&other, one.topic()).await;
+    assert_eq!(group.committed(0).await, Ok(None));
+    group.leave().await;
+    let group = fixture.join(&name, two.topic()).await;
+    assert_eq!(group.committed(0).await, Ok(None));
+    group.leave().await;
+}
+
+pub(crate) async fn a_commit_outlives_its_member(fixture: &dyn Fixture) {
+    let log = new_topic(fixture, 1).await;
+    let first = log.append(0, (0..9).map(|n| record("user", &n.to_string())).collect()).await.unwrap();
+    let (name, stored) = (unique("group"), state(first + 4, &[first + 6..first + 8]));
+    let group = fixture.join(&name, log.topic()).await;
+    group.commit(0, stored.clone()).await.unwrap();
+    group.leave().await;
+    drop(group);
+    let group = fixture.join(&name, log.topic()).await;
+    assert_eq!(group.committed(0).await, Ok(Some(stored)));
+    group.commit(0, state(first + 9, &[])).await.unwrap();
+    group.leave().await;
+}
+
+pub(crate) async fn a_commit_past_the_end_is_refused_and_changes_nothing(fixture: &dyn Fixture) {
+    let log = new_topic(fixture, 1).await;
+    let end = log.append(0, (0..9).map(|n| record("user", &n.to_string())).collect()).await.unwrap() + 9;
+    let group = fixture.join(&unique("group"), log.topic()).await;
+    group.commit(0, state(end, &[])).await.unwrap();
+    for past in [state(end + 1, &[]), state(end - 5, &[end - 3..end + 1])] {
+        let failure = group.commit(0, past).await.unwrap_err();
+        assert_eq!((failure.certainty, failure.code), (Certainty::Refused, "commit-past-end"), "{failure}");
+    }
+    assert_eq!(group.committed(0).await, Ok(Some(state(end, &[]))));
+    group.leave().await;
+}

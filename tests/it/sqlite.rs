@@ -1,0 +1,75 @@
+//! The embedded log: the suite of all engines, and what only a file that processes share can do wrong.
+
+mod child;
+mod file;
+mod ownership;
+mod retention;
+mod trouble;
+
+use crate::conformance::Fixture;
+use eventd::BoxFuture;
+use eventd::group::Group;
+use eventd::group::sqlite::{WhenHeld, join};
+use eventd::log::sqlite::{Settings, Sqlite};
+use eventd::log::{CreateTopic, Engine, Log};
+use std::path::PathBuf;
+use std::sync::Arc;
+use tempfile::TempDir;
+
+crate::conformance::suite!(super::fixture);
+
+/// A database in a folder of its own.
+struct Embedded {
+    folder: TempDir,
+    engine: Arc<Sqlite>,
+}
+
+async fn fixture() -> Embedded {
+    with(Settings::default()).await
+}
+
+/// `settings`, but for `create`.
+async fn with(settings: Settings) -> Embedded {
+    let folder = tempfile::tempdir().expect("a folder for the test");
+    let path = folder.path().join("eventd.db");
+    let engine = Sqlite::open(path, Settings { create: true, ..settings }).await.expect("a new database opens");
+    Embedded { folder, engine }
+}
+
+impl Embedded {
+    fn path(&self) -> PathBuf {
+        self.folder.path().join("eventd.db")
+    }
+
+    /// Opens the same file once more, as another process would.
+    async fn again(&self) -> Arc<Sqlite> {
+        Sqlite::open(self.path(), Settings::default()).await.expect("an existing database opens")
+    }
+
+    async fn topic(&self, name: &str) -> Arc<dyn Log> {
+        open(&self.engine, name).await
+    }
+
+    /// Somebody else's hand in the file.
+    fn plain(&self) -> rusqlite::Connection {
+        rusqlite::Connection::open(self.path()).expect("the database opens with plain SQLite")
+    }
+}
+
+/// The topic, made with one partition where it is missing.
+async fn open(engine: &Arc<Sqlite>, name: &str) -> Arc<dyn Log> {
+    let create = CreateTopic { partitions: 1, retention: None };
+    engine.open(name, Some(create)).await.expect("the topic opens")
+}
+
+impl Fixture for Embedded {
+    fn engine(&self) -> Arc<dyn Engine> {
+        Arc::clone(&self.engine) as Arc<dyn Engine>
+    }
+
+    fn join<'a>(&'a self, name: &'a str, topic: &'a str) -> BoxFuture<'a, Arc<dyn Group>> {
+        Box::pin(
+            async move { join(&self.engine, name, topic, "digest", WhenHeld::Fail).await.expect("the group is free") },
+        )
+    }
+}

@@ -1,0 +1,167 @@
+//! Several processes on one file: what one writes the other sees, and one of them holds a destination.
+
+use super::child::start;
+use super::{Embedded, fixture, open};
+use crate::conformance::{SOON, payload, read_all, record};
+use eventd::core::outcome::Certainty;
+use eventd::core::progress::State;
+use eventd::group::Group;
+use eventd::group::sqlite::{JoinError, WhenHeld, join};
+use eventd::log::sqlite::{Settings, Sqlite};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::time::{Instant, timeout};
+
+async fn member(engine: &Arc<Sqlite>, when_held: WhenHeld) -> Result<Arc<dyn Group>, JoinError> {
+    join(engine, "file-1", "events", "digest", when_held).await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_waiting_fetch_wakes_for_an_append_of_another_engine() {
+    let embedded = fixture().await;
+    let (here, other) = (embedded.topic("events").await, embedded.again().await);
+    let there = open(&other, "events").await;
+    let waiting = tokio::spawn(async move { there.fetch(0, 0, 1 << 20, Duration::from_secs(60)).await });
+    let appended = Instant::now();
+    here.append(0, vec![record("user", "seen")]).await.unwrap();
+    let fetched = timeout(SOON, waiting).await.expect("long before the wait is over").unwrap().unwrap();
+    assert_eq!(payload(&fetched.events[0].record), "seen");
+    assert!(appended.elapsed() < Duration::from_secs(5), "{:?}", appended.elapsed());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_waiting_fetch_of_another_process_wakes() {
+    let embedded = fixture().await;
+    let log = embedded.topic("events").await;
+    let mut child = start("read", &embedded.path(), None);
+    assert_eq!(child.says().as_deref(), Some("waiting"));
+    log.append(0, vec![record("user", "hello")]).await.unwrap();
+    assert_eq!(child.says().as_deref(), Some("hello"));
+    child.end();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn two_busy_writers_both_get_on() {
+    let embedded = fixture().await;
+    let (one, two) = (embedded.topic("events").await, open(&embedded.again().await, "events").await);
+    // The first never pauses; the second writes now and then, as a dispatch commits.
+    let busy = {
+        let log = Arc::clone(&one);
+        tokio::spawn(async move {
+            let mut appends = 0;
+            loop {
+                let records = (0..500).map(|_| record("busy", &"x".repeat(500))).collect();
+                log.append(0, records).await.expect("the busy writer gets on");
+                appends += 1;
+                if appends % 10 == 0 {
+                    tokio::task::yield_now().await;
+                }
+            }
+        })
+    };
+    for n in 0..30 {
+        timeout(SOON, two.append(0, vec![record("other", &n.to_string())]))
+            .await
+            .expect("in time")
+            .expect("not refused");
+    }
+    busy.abort();
+    // Aborted: why it ended is known.
+    let _ = busy.await;
+    let found = read_all(&*one, 0, 0).await;
+    let others: Vec<u32> =
+        found.iter().filter(|(_, r)| r.key() == Some(b"other")).map(|(_, r)| payload(r).parse().unwrap()).collect();
+    assert_eq!(others, (0..30).collect::<Vec<_>>());
+    assert!(found.len() > 30, "the busy writer wrote too");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn every_acknowledged_record_outlives_a_killed_process() {
+    let embedded = fixture().await;
+    for round in 0..3 {
+        let mut child = start("append", &embedded.path(), None);
+        let mut acknowledged: Vec<String> = (0..500).map_while(|_| child.says()).collect();
+        assert_eq!(acknowledged.len(), 500, "the kill came in the middle of appending");
+        child.kill();
+        // What it had said before it died is in the pipe.
+        acknowledged.extend(std::iter::from_fn(|| child.says()));
+        // The last line may be cut.
+        let complete =
+            acknowledged.iter().filter_map(|line| line.split_once(' ')).filter(|(_, text)| text.contains('-'));
+        let log = open(&embedded.again().await, "events").await;
+        let found = read_all(&*log, 0, 0).await;
+        let mut checked = 0;
+        for (offset, text) in complete.take(500) {
+            let offset: usize = offset.parse().unwrap();
+            assert_eq!((found[offset].0, payload(&found[offset].1)), (offset as i64, text), "in round {round}");
+            checked += 1;
+        }
+        assert_eq!(checked, 500);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_destination_held_by_another_process_names_its_pid() {
+    let embedded = fixture().await;
+    embedded.topic("events").await;
+    let mut child = start("hold", &embedded.path(), None);
+    assert_eq!(child.says().as_deref(), Some("held"));
+    let error = member(&embedded.engine, WhenHeld::Fail).await.unwrap_err();
+    let JoinError::Held { holder: Some(holder), .. } = &error else { panic!("{error:?}") };
+    assert_eq!((holder.pid, holder.destination.as_str()), (child.pid(), "digest-1"));
+    assert!(error.to_string().contains(&format!("held by pid {}", child.pid())), "{error}");
+    // A standby has the destination as soon as its holder is dead, however it died.
+    let engine = Arc::clone(&embedded.engine);
+    let standby = tokio::spawn(async move { member(&engine, WhenHeld::Standby).await });
+    child.kill();
+    let group = timeout(SOON, standby).await.expect("the lock died with its process").unwrap().unwrap();
+    group.commit(0, State::at(0)).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_destination_is_free_again_once_it_was_left_or_dropped() {
+    let embedded = fixture().await;
+    embedded.topic("events").await;
+    let first = member(&embedded.engine, WhenHeld::Fail).await.unwrap();
+    assert!(matches!(member(&embedded.again().await, WhenHeld::Fail).await, Err(JoinError::Held { .. })));
+    first.leave().await;
+    let second = member(&embedded.again().await, WhenHeld::Fail).await.unwrap();
+    let failure = first.commit(0, State::at(0)).await.unwrap_err();
+    assert_eq!((failure.certainty, failure.code), (Certainty::Refused, "commit-fenced"));
+    drop(second);
+    member(&embedded.engine, WhenHeld::Fail).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_link_to_the_database_leads_to_the_same_lock() {
+    let Embedded { folder, engine } = fixture().await;
+    open(&engine, "events").await;
+    std::os::unix::fs::symlink(folder.path().join("eventd.db"), folder.path().join("link.db")).unwrap();
+    let linked = Sqlite::open(folder.path().join("link.db"), Settings::default()).await.unwrap();
+    let _held = member(&engine, WhenHeld::Fail).await.unwrap();
+    assert!(matches!(member(&linked, WhenHeld::Fail).await, Err(JoinError::Held { .. })));
+}
+
+#[tokio::test]
+async fn a_member_whose_lock_file_was_deleted_is_fenced_by_the_next() {
+    let embedded = fixture().await;
+    embedded.topic("events").await;
+    let old = member(&embedded.engine, WhenHeld::Fail).await.unwrap();
+    old.commit(0, State::at(0)).await.unwrap();
+    std::fs::remove_file(embedded.folder.path().join("eventd.db.file-1.lock")).unwrap();
+    let new = member(&embedded.engine, WhenHeld::Fail).await.unwrap();
+    assert_eq!(old.commit(0, State::at(0)).await.unwrap_err().code, "commit-fenced");
+    new.commit(0, State::at(0)).await.unwrap();
+}
+
+#[tokio::test]
+async fn names_and_topics_that_are_none_are_refused() {
+    let embedded = fixture().await;
+    embedded.topic("events").await;
+    for name in ["", "a/b", "../up", "ü", &"x".repeat(201)] {
+        let error = join(&embedded.engine, name, "events", "digest", WhenHeld::Fail).await.unwrap_err();
+        assert!(matches!(error, JoinError::Configuration(_)), "{name:?}: {error:?}");
+    }
+    let error = join(&embedded.engine, "file-1", "missing", "digest", WhenHeld::Fail).await.unwrap_err();
+    assert_eq!(error, JoinError::MissingTopic { topic: "missing".into() });
+}

@@ -1,0 +1,133 @@
+//! What is removed, and what is not.
+
+use super::{Embedded, fixture, with};
+use crate::conformance::{SOON, read_all};
+use eventd::core::event::Record;
+use eventd::core::progress::State;
+use eventd::group::sqlite::{WhenHeld, join};
+use eventd::log::sqlite::{Settings, Sqlite};
+use eventd::log::{CreateTopic, Engine, FetchError, Log};
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use tokio::time::timeout;
+
+const HOUR: Duration = Duration::from_secs(3600);
+
+fn now_ms() -> i64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_millis() as i64
+}
+
+fn aged(age: Duration) -> Record {
+    Record::new(Some(b"user"), Some(b"payload"), &[], now_ms() - age.as_millis() as i64)
+}
+
+async fn open(engine: &Arc<Sqlite>, topic: &str, retention: Option<Duration>) -> Arc<dyn Log> {
+    engine.open(topic, Some(CreateTopic { partitions: 1, retention })).await.unwrap()
+}
+
+/// Waits until the log begins at an offset.
+async fn begins_at(log: &dyn Log, offset: i64) {
+    let reached = async {
+        while log.earliest(0).await.unwrap() < offset {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    let in_time = timeout(SOON, reached).await;
+    assert!(in_time.is_ok(), "the log begins at {:?}, not at {offset}", log.earliest(0).await);
+    assert_eq!(log.earliest(0).await, Ok(offset));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_past_its_retention_is_removed_and_offsets_go_on() {
+    let Embedded { folder: _folder, engine } = fixture().await;
+    let (kept, trimmed) = (open(&engine, "kept", None).await, open(&engine, "trimmed", Some(HOUR)).await);
+    for log in [&kept, &trimmed] {
+        log.append(0, (0..5_000).map(|_| aged(2 * HOUR)).collect()).await.unwrap();
+        log.append(0, vec![aged(Duration::ZERO)]).await.unwrap();
+    }
+    begins_at(&*trimmed, 5_000).await;
+    assert_eq!(read_all(&*trimmed, 0, 5_000).await.len(), 1);
+    let error = trimmed.fetch(0, 4_999, 1 << 20, SOON).await.unwrap_err();
+    assert_eq!(error, FetchError::OutOfRange { from: 4_999, earliest: 5_000, latest: 5_001 });
+    assert_eq!(trimmed.offset_at(0, 0).await, Ok(Some(5_000)));
+    assert_eq!(kept.earliest(0).await, Ok(0));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_empty_partition_still_knows_its_next_offset() {
+    let embedded = fixture().await;
+    let log = open(&embedded.engine, "trimmed", Some(HOUR)).await;
+    log.append(0, (0..10).map(|_| aged(2 * HOUR)).collect()).await.unwrap();
+    begins_at(&*log, 10).await;
+    assert_eq!(log.latest(0).await, Ok(10));
+    assert_eq!(open(&embedded.again().await, "trimmed", None).await.append(0, vec![aged(HOUR / 2)]).await, Ok(10));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_destination_has_not_settled_is_kept_while_it_commits() {
+    let embedded = fixture().await;
+    let log = open(&embedded.engine, "events", Some(HOUR)).await;
+    let group = |name| {
+        let engine = Arc::clone(&embedded.engine);
+        async move { join(&engine, name, "events", "digest", WhenHeld::Fail).await.unwrap() }
+    };
+    let (slow, fast) = (group("slow").await, group("fast").await);
+    slow.commit(0, State::at(0)).await.unwrap();
+    log.append(0, (0..100).map(|_| aged(2 * HOUR)).collect()).await.unwrap();
+    fast.commit(0, State::at(100)).await.unwrap();
+    slow.commit(0, State { watermark: 40, settled: std::iter::once(50..60).collect() }).await.unwrap();
+    begins_at(&*log, 40).await;
+    // Another destination's commit, and another round of housekeeping, change nothing.
+    fast.commit(0, State::at(100)).await.unwrap();
+    let other = open(&embedded.engine, "witness", Some(HOUR)).await;
+    other.append(0, vec![aged(2 * HOUR)]).await.unwrap();
+    begins_at(&*other, 1).await;
+    assert_eq!(log.earliest(0).await, Ok(40));
+    // Eight days without a commit: it has given up its claim.
+    let week = 8 * 24 * HOUR.as_millis() as i64;
+    let aged =
+        embedded.plain().execute("UPDATE commits SET committed_ms = committed_ms - ?1 WHERE name = 'slow'", [week]);
+    assert_eq!(aged, Ok(1));
+    begins_at(&*log, 100).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_retention_that_is_given_wins_over_what_the_topic_was_made_with() {
+    let embedded = fixture().await;
+    let log = open(&embedded.engine, "events", None).await;
+    let dead = open(&embedded.engine, "events.file-1.dead", None).await;
+    log.append(0, vec![aged(2 * HOUR)]).await.unwrap();
+    dead.append(0, vec![aged(2 * HOUR)]).await.unwrap();
+    let settings =
+        Settings { retention: Some(HOUR), dead_retention: Some(24 * HOUR), create: true, ..Settings::default() };
+    let engine = Sqlite::open(embedded.path(), settings).await.unwrap();
+    for topic in ["events", "events.file-1.dead"] {
+        open(&engine, topic, None).await;
+    }
+    begins_at(&*log, 1).await;
+    assert_eq!(dead.earliest(0).await, Ok(0));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_full_database_refuses_events_and_still_takes_what_settles_them() {
+    let embedded = with(Settings { max_db_bytes: Some(4 << 20), ..Settings::default() }).await;
+    let (log, dead) = (open(&embedded.engine, "events", Some(HOUR)).await, embedded.topic("events.file-1.dead").await);
+    let group = join(&embedded.engine, "file-1", "events", "digest", WhenHeld::Fail).await.unwrap();
+    group.commit(0, State::at(0)).await.unwrap();
+    let old = now_ms() - (2 * HOUR).as_millis() as i64;
+    let large = || vec![Record::new(Some(b"user"), Some(&[7; 50_000]), &[], old)];
+    let mut stored = 0;
+    let failure = loop {
+        match log.append(0, large()).await {
+            Ok(_) => stored += 1,
+            Err(failure) => break failure,
+        }
+    };
+    assert_eq!(failure.code, "log-full", "{failure}");
+    assert!((60..90).contains(&stored), "{stored} records of 50 kB in 4 MiB");
+    dead.append(0, large()).await.unwrap();
+    // What is settled may go, and there is room again without a restart.
+    group.commit(0, State::at(stored)).await.unwrap();
+    begins_at(&*log, stored).await;
+    log.append(0, large()).await.unwrap();
+}
