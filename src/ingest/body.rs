@@ -38,6 +38,9 @@ pub(super) async fn read(
 }
 
 async fn collect(body: &mut Incoming, bounds: Bounds, reservation: &mut Reservation) -> Result<Bytes, Box<Problem>> {
+    // What is announced is a bound too: the buffer never grows beyond it.
+    let announced = body.size_hint().upper().and_then(|bytes| usize::try_from(bytes).ok());
+    let most = announced.map_or(bounds.max_bytes, |announced| announced.min(bounds.max_bytes));
     // Nearly every body comes in one piece, which is used as it is.
     let Some(first) = data(body).await? else { return Ok(Bytes::new()) };
     within(first.len(), bounds)?;
@@ -48,10 +51,11 @@ async fn collect(body: &mut Incoming, bounds: Bounds, reservation: &mut Reservat
     let mut whole = Vec::new();
     let mut next = Some(first);
     while let Some(piece) = next {
-        within(whole.len() + piece.len(), bounds)?;
-        if whole.capacity() - whole.len() < piece.len() {
-            let room = (2 * whole.capacity()).max(whole.len() + piece.len()).min(bounds.max_bytes);
-            hold(room.saturating_sub(whole.capacity()), reservation)?;
+        let needed = whole.len() + piece.len();
+        within(needed, bounds)?;
+        if needed > whole.capacity() {
+            let room = (2 * whole.capacity()).min(most).max(needed);
+            hold(room, reservation)?;
             whole.reserve_exact(room - whole.len());
         }
         whole.extend_from_slice(&piece);
@@ -81,7 +85,7 @@ fn within(bytes: usize, bounds: Bounds) -> Result<(), Box<Problem>> {
 }
 
 fn hold(bytes: usize, reservation: &mut Reservation) -> Result<(), Box<Problem>> {
-    if reservation.grow(bytes) { Ok(()) } else { Err(overloaded()) }
+    if reservation.replace(bytes) { Ok(()) } else { Err(overloaded()) }
 }
 
 /// `--max-pending` is reached.

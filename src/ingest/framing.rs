@@ -231,7 +231,7 @@ mod tests {
     const PLAIN: &str = "POST /events HTTP/1.1\r\nHost: x\r\nContent-Length: 48\r\n\r\n\
                          a\r\n\r\ncontent-length: 1\r\ntransfer-encoding: b\r\n\r\n";
     const CHUNKED: &str = "POST /events HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n\
-                           17;x=y\r\ncontent-length: 1\r\n\r\n\r\n\r\n\r\n0\r\ncontent-length: 7\r\n\r\n";
+                           19;x=y\r\ncontent-length: 1\r\n\r\n\r\n\r\n\r\n0\r\ncontent-length: 7\r\n\r\n";
     const TWICE: &str = "POST /events HTTP/1.1\r\nCONTENT-length: 3\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n";
     const TWICE_TURNED: &str = "POST / HTTP/1.1\r\ntransfer-encoding:chunked\r\ncontent-length:x\r\n\r\n";
 

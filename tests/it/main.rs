@@ -7,3 +7,9 @@ mod crash;
 
 mod conformance;
 mod sqlite;
+//! Behaviour through the program and through `run(…, shutdown)`: one binary for all.
+
+mod ingest;
+mod ingest_bad_input;
+mod ingest_trouble;
+mod support;

@@ -4,3 +4,21 @@ pub mod client;
 pub mod delivered;
 pub mod load;
 pub mod program;
+//! What the tests share.
+
+pub(crate) mod http;
+pub(crate) mod ingesting;
+pub(crate) mod memory_log;
+
+use std::time::Duration;
+
+/// Far longer than anything here takes: a condition that has not come by then never will.
+const DEADLINE: Duration = Duration::from_secs(20);
+
+/// Waits for what has to happen; fails with its name where it does not.
+pub(crate) async fn soon<T>(what: &str, happening: impl Future<Output = T>) -> T {
+    match tokio::time::timeout(DEADLINE, happening).await {
+        Ok(value) => value,
+        Err(_) => panic!("waited {DEADLINE:?} in vain: {what}"),
+    }
+}

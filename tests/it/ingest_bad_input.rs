@@ -1,0 +1,303 @@
+//! What bad input gets: one test for each row of the table in `docs/http-api.md`. Nothing of it is ever stored.
+
+use crate::support::http::request;
+use crate::support::ingesting::{Ingesting, config};
+use serde_json::{Value, json};
+use std::time::Duration;
+
+const GOOD: &str = r#"{"UserID":"user-1","Payload":"hello"}"#;
+
+/// Posts the body, checks that it was refused and nothing stored, and that the connection still serves.
+async fn refused(content_type: &str, body: impl AsRef<[u8]>) -> Value {
+    let ingesting = Ingesting::start(config()).await;
+    let mut client = ingesting.client().await;
+    let answer = client.post_as(content_type, body).await;
+    let problem = answer.problem();
+    assert_eq!(ingesting.log.appends(), 0, "{problem}");
+    assert_eq!(client.post(GOOD).await.status, 200);
+    problem
+}
+
+async fn refused_json(body: &str) -> Value {
+    refused("application/json", body).await
+}
+
+/// Only these members, whatever else the problem says.
+#[track_caller]
+fn assert_says(problem: &Value, members: Value) {
+    for (name, value) in members.as_object().unwrap() {
+        assert_eq!(&problem[name], value, "{name} in {problem}");
+    }
+}
+
+#[tokio::test]
+async fn malformed_json_is_told_with_its_position() {
+    for (body, position) in [
+        (r#"{"UserID":"user-1","Payload":hello}"#, 29),
+        (r#"{"UserID":"user-1" "Payload":"x"}"#, 19),
+        ("{\n\"UserID\": nope}", 13),
+        (r#"{"UserID":"user-1","Payload":"x"} x"#, 34),
+        (r#"{"UserID":"user-1","Payload":"x""#, 32),
+        ("", 0),
+    ] {
+        let problem = refused_json(body).await;
+        assert_says(
+            &problem,
+            json!({"status": 400, "code": "malformed-json", "position": position, "index": problem["index"]}),
+        );
+    }
+    let problem = refused_json(&format!("[{GOOD},\n {GOOD},\n {{\"UserID\"}}]")).await;
+    assert_says(&problem, json!({"code": "malformed-json", "index": 2, "position": 2 * GOOD.len() + 16}));
+}
+
+#[tokio::test]
+async fn neither_object_nor_array_is_no_event() {
+    for body in ["17", "\"text\"", "null", "true"] {
+        assert_says(&refused_json(body).await, json!({"status": 400, "code": "not-an-event"}));
+    }
+    for element in ["17", "[]", "null", "\"x\""] {
+        let problem = refused_json(&format!("[{GOOD},{element}]")).await;
+        assert_says(&problem, json!({"status": 400, "code": "not-an-event", "index": 1}));
+    }
+}
+
+#[tokio::test]
+async fn an_unknown_field_is_named() {
+    for field in ["userid", "USERID", "UserId", "payLoad", "", "Time"] {
+        let body = format!(r#"[{GOOD},{{"UserID":"u","Payload":1,"{field}":2}}]"#);
+        assert_says(
+            &refused_json(&body).await,
+            json!({"status": 400, "code": "unknown-field", "index": 1, "field": field}),
+        );
+    }
+}
+
+#[tokio::test]
+async fn a_field_given_twice_is_named() {
+    for (body, field) in [
+        (r#"{"UserID":"a","Payload":1,"UserID":"b"}"#, "UserID"),
+        (r#"{"UserID":"a","user_id":"a","Payload":1}"#, "user_id"),
+        (r#"{"UserID":"a","Payload":1,"payload":1}"#, "payload"),
+        (r#"{"id":"a","UserID":"a","Payload":1,"ID":"a"}"#, "ID"),
+    ] {
+        assert_says(
+            &refused_json(body).await,
+            json!({"status": 400, "code": "repeated-field", "index": 0, "field": field}),
+        );
+    }
+}
+
+#[tokio::test]
+async fn a_missing_field_is_named() {
+    for (body, field) in [(r#"{"Payload":"x"}"#, "UserID"), (r#"{"UserID":"x"}"#, "Payload"), ("{}", "UserID")] {
+        let problem = refused_json(&format!("[{GOOD},{body}]")).await;
+        assert_says(&problem, json!({"status": 400, "code": "missing-field", "index": 1, "field": field}));
+    }
+}
+
+#[tokio::test]
+async fn a_user_id_has_to_be_text_of_1_to_1024_bytes_without_nul() {
+    let long = format!("\"{}\"", "é".repeat(513));
+    for user in ["\"\"", "17", "null", "[\"a\"]", "\"a\\u0000b\"", "\"\\ud800\"", &long] {
+        let problem = refused_json(&format!(r#"{{"userId":{user},"Payload":"x"}}"#)).await;
+        assert_says(&problem, json!({"status": 400, "code": "invalid-field", "index": 0, "field": "userId"}));
+    }
+}
+
+#[tokio::test]
+async fn an_id_and_a_type_have_1_to_255_bytes_without_control_characters() {
+    let long = format!("\"{}\"", "x".repeat(256));
+    for value in ["\"\"", "17", "null", "\"a\\nb\"", "\"\\u007f\"", &long] {
+        for field in ["ID", "type"] {
+            let problem = refused_json(&format!(r#"{{"UserID":"u","Payload":"x","{field}":{value}}}"#)).await;
+            assert_says(&problem, json!({"status": 400, "code": "invalid-field", "index": 0, "field": field}));
+        }
+    }
+}
+
+#[tokio::test]
+async fn half_of_a_surrogate_pair_cannot_be_kept_as_text_and_is_refused() {
+    for payload in [r"\ud83d", r"\ude00", r"a\ud83db", r"\ud83d\ud83d"] {
+        let problem = refused_json(&format!(r#"{{"UserID":"u","Payload":"{payload}"}}"#)).await;
+        assert_says(&problem, json!({"status": 400, "code": "invalid-field", "index": 0, "field": "Payload"}));
+        assert!(problem["detail"].as_str().unwrap().contains("surrogate"), "{problem}");
+    }
+}
+
+#[tokio::test]
+async fn too_many_events_name_their_limit() {
+    let body = format!("[{}]", vec![GOOD; 101].join(","));
+    let problem = refused_json(&body).await;
+    assert_says(&problem, json!({"status": 413, "code": "batch-too-large", "index": 100}));
+    assert!(problem["detail"].as_str().unwrap().contains("--max-batch"), "{problem}");
+}
+
+#[tokio::test]
+async fn too_large_an_event_names_its_limit() {
+    let problem = refused_json(&format!(r#"[{GOOD},{{"UserID":"u","Payload":"{}"}}]"#, "x".repeat(16 * 1024))).await;
+    assert_says(&problem, json!({"status": 413, "code": "event-too-large", "index": 1}));
+    assert!(problem["detail"].as_str().unwrap().contains("--max-event"), "{problem}");
+}
+
+#[tokio::test]
+async fn too_large_a_body_names_its_limit_announced_or_not() {
+    let body = format!(r#"{{"UserID":"u","Payload":"{}"}}"#, "x".repeat(64 * 1024));
+    let problem = refused_json(&body).await;
+    assert_says(&problem, json!({"status": 413, "code": "body-too-large"}));
+    assert!(problem["detail"].as_str().unwrap().contains("--max-body"), "{problem}");
+
+    let ingesting = Ingesting::start(config()).await;
+    let mut client = ingesting.client().await;
+    client
+        .send(
+            "POST /events HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n",
+        )
+        .await;
+    client.send(format!("{:x}\r\n{body}\r\n0\r\n\r\n", body.len())).await;
+    assert_says(&client.answer().await.problem(), json!({"status": 413, "code": "body-too-large"}));
+    assert_eq!(client.post(GOOD).await.status, 200);
+}
+
+#[tokio::test]
+async fn a_client_that_asks_first_is_told_413_without_sending() {
+    let ingesting = Ingesting::start(config()).await;
+    let mut client = ingesting.client().await;
+    let head = "POST /events HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nExpect: 100-continue\r\n";
+    client.send(format!("{head}Content-Length: 70000\r\n\r\n")).await;
+    assert_eq!(client.answer().await.problem()["code"], "body-too-large");
+}
+
+#[tokio::test]
+async fn wrong_path_method_and_content_type() {
+    let ingesting = Ingesting::start(config()).await;
+    let mut client = ingesting.client().await;
+    for path in ["/", "/event", "/events/", "/events/1"] {
+        client.send(format!("POST {path} HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\n{{}}")).await;
+        assert_says(&client.answer().await.problem(), json!({"status": 404, "code": "not-found"}));
+    }
+    for method in ["GET", "PUT", "DELETE", "PATCH", "OPTIONS", "FOO"] {
+        client.send(format!("{method} /events HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n")).await;
+        let answer = client.answer().await;
+        assert_eq!(answer.header("allow"), Some("POST"), "{answer:?}");
+        assert_says(&answer.problem(), json!({"status": 405, "code": "method-not-allowed"}));
+    }
+    for content_type in
+        ["", "text/plain", "application/jsonp", "application/json; charset=latin1", "application/x-www-form-urlencoded"]
+    {
+        let answer = client.post_as(content_type, GOOD).await;
+        assert_says(&answer.problem(), json!({"status": 415, "code": "unsupported-media-type"}));
+    }
+    client.send(format!("POST /events HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Encoding: gzip\r\nContent-Length: {}\r\n\r\n{GOOD}", GOOD.len())).await;
+    assert_says(&client.answer().await.problem(), json!({"status": 415, "code": "unsupported-media-type"}));
+    assert_eq!(ingesting.log.appends(), 0);
+}
+
+#[tokio::test]
+async fn invalid_utf8_is_told_with_its_position() {
+    let problem = refused("application/json", b"{\"UserID\":\"u\",\"Payload\":\"a\xff\"}").await;
+    assert_says(&problem, json!({"status": 400, "code": "invalid-utf8", "position": 26}));
+    let problem = refused("application/json", b"{\"UserID\":\"u\",\"Payload\":[\"\xed\xa0\x80\"]}").await;
+    assert_says(&problem, json!({"status": 400, "code": "invalid-utf8", "position": 26}));
+}
+
+#[tokio::test]
+async fn deep_nesting_breaks_nothing() {
+    let problem = refused_json(&"[".repeat(60_000)).await;
+    assert_says(&problem, json!({"status": 400, "code": "not-an-event", "index": 0}));
+    let problem = refused_json(&format!(r#"{{"UserID":"u","Payload":{}"#, r#"{"a":["#.repeat(9_000))).await;
+    assert_says(&problem, json!({"status": 400, "code": "malformed-json"}));
+}
+
+#[tokio::test]
+async fn in_ndjson_the_event_and_the_byte_of_the_body_are_told() {
+    let lines = format!("{GOOD}\n\n{GOOD}\r\n{{\"UserID\":x}}\n");
+    let problem = refused("application/x-ndjson", &lines).await;
+    assert_says(
+        &problem,
+        json!({"status": 400, "code": "malformed-json", "index": 2, "position": 2 * GOOD.len() + 14}),
+    );
+    let problem = refused("application/x-ndjson", format!("{GOOD}\n[{GOOD}]")).await;
+    assert_says(&problem, json!({"status": 400, "code": "not-an-event", "index": 1}));
+    let problem = refused("application/x-ndjson", format!("{GOOD}\n{GOOD}{GOOD}\n")).await;
+    assert_says(&problem, json!({"status": 400, "code": "malformed-json"}));
+}
+
+#[tokio::test]
+async fn a_body_cut_off_half_way_stores_nothing() {
+    let ingesting = Ingesting::start(config()).await;
+    let whole = request("application/json", format!("[{GOOD},{GOOD}]"));
+    let mut client = ingesting.client().await;
+    client.send(&whole[..whole.len() - 1]).await;
+    client.end().await;
+    if let Some(answer) = client.answer_or_end().await {
+        assert_says(&answer.problem(), json!({"status": 400, "code": "body-incomplete"}));
+        client.closed().await;
+    }
+    let (log, ended) = ingesting.stop();
+    ended.await;
+    assert_eq!(log.appends(), 0);
+}
+
+#[tokio::test]
+async fn a_body_that_drips_is_given_up_in_time() {
+    let mut config = config();
+    config.body_timeout = Duration::from_millis(300);
+    let ingesting = Ingesting::start(config).await;
+    let mut client = ingesting.client().await;
+    let whole = request("application/json", GOOD);
+    let head = whole.len() - GOOD.len();
+    client.send(&whole[..head]).await;
+    let mut pace = tokio::time::interval(Duration::from_millis(100));
+    let mut drips = whole[head..].chunks(1);
+    let answer = loop {
+        tokio::select! {
+            answer = client.answer() => break answer,
+            _ = pace.tick() => {}
+        }
+        client.send(drips.next().expect("an answer before the body's end")).await;
+    };
+    assert_says(&answer.problem(), json!({"status": 408, "code": "body-timeout"}));
+    assert_eq!(answer.header("connection"), Some("close"));
+    client.closed().await;
+    assert_eq!(ingesting.log.appends(), 0);
+}
+
+#[tokio::test]
+async fn a_head_that_drips_is_given_up_in_time() {
+    let mut config = config();
+    config.header_timeout = Duration::from_millis(300);
+    let ingesting = Ingesting::start(config).await;
+    let mut client = ingesting.client().await;
+    client.send("POST /events HTTP/1.1\r\nHost").await;
+    assert_eq!(client.closed().await, b"");
+}
+
+#[tokio::test]
+async fn a_length_said_twice_is_refused_and_closes_the_connection() {
+    for (first, second) in
+        [("Content-Length: 37", "Transfer-Encoding: chunked"), ("transfer-encoding: chunked", "content-length: 37")]
+    {
+        let ingesting = Ingesting::start(config()).await;
+        let mut client = ingesting.client().await;
+        assert_eq!(client.post(GOOD).await.status, 200);
+        let head = format!(
+            "POST /events HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n{first}\r\n{second}\r\n\r\n"
+        );
+        client.send(format!("{head}{:x}\r\n{GOOD}\r\n0\r\n\r\n", GOOD.len())).await;
+        assert_says(&client.answer().await.problem(), json!({"status": 400, "code": "ambiguous-length"}));
+        assert_eq!(client.closed().await, b"");
+        assert_eq!(ingesting.log.len(), 1);
+    }
+}
+
+#[tokio::test]
+async fn what_is_no_http_gets_a_bare_400_and_a_head_without_end_a_431() {
+    let ingesting = Ingesting::start(config()).await;
+    let mut client = ingesting.client().await;
+    client.send("hello\r\n\r\n").await;
+    assert!(client.closed().await.starts_with(b"HTTP/1.1 400 "));
+    let mut client = ingesting.client().await;
+    client.send(format!("POST /events HTTP/1.1\r\nX: {}", "x".repeat(40_000))).await;
+    let answer = client.closed().await;
+    assert!(answer.is_empty() || answer.starts_with(b"HTTP/1.1 431 "), "{}", String::from_utf8_lossy(&answer));
+}

@@ -1,0 +1,70 @@
+//! A running ingest on a port of its own.
+
+use super::http::Client;
+use super::memory_log::MemoryLog;
+use super::soon;
+use eventd::core::partition::Partitioner;
+use eventd::ingest::{Config, Ended, run};
+use serde_json::json;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::net::TcpListener;
+use tokio::sync::oneshot;
+use tokio::task::JoinHandle;
+
+pub(crate) struct Ingesting {
+    pub(crate) log: Arc<MemoryLog>,
+    pub(crate) address: SocketAddr,
+    stop: oneshot::Sender<()>,
+    ended: JoinHandle<anyhow::Result<Ended>>,
+}
+
+/// Small limits, so that a test reaches them.
+pub(crate) fn config() -> Config {
+    Config {
+        max_body_bytes: 64 * 1024,
+        max_event_bytes: 16 * 1024,
+        max_batch_events: 100,
+        max_pending_bytes: 1024 * 1024,
+        max_connections: 100,
+        header_timeout: Duration::from_secs(10),
+        body_timeout: Duration::from_secs(10),
+        partitioner: Partitioner::Murmur2,
+        drain: Duration::from_secs(10),
+    }
+}
+
+impl Ingesting {
+    /// With three partitions.
+    pub(crate) async fn start(config: Config) -> Self {
+        let log = MemoryLog::new(3);
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let (stop, stopped) = oneshot::channel();
+        // A test that ends without a word stops it too.
+        let shutdown = async { stopped.await.unwrap_or_default() };
+        let ended = tokio::spawn(run(vec![listener], log.clone(), config, shutdown));
+        Self { log, address, stop, ended }
+    }
+
+    pub(crate) async fn client(&self) -> Client {
+        Client::connect(self.address).await
+    }
+
+    /// Tells it to stop; its end is waited for with what is returned.
+    pub(crate) fn stop(self) -> (Arc<MemoryLog>, impl Future<Output = Ended>) {
+        self.stop.send(()).expect("ingest still runs");
+        (self.log, async { soon("ingest to end", self.ended).await.unwrap().unwrap() })
+    }
+}
+
+/// A user of this partition of three.
+pub(crate) fn user_of(partition: u32) -> String {
+    let mut users = (0..).map(|n| format!("user-{n}"));
+    users.find(|user| Partitioner::Murmur2.partition(user.as_bytes(), 3) == partition).unwrap()
+}
+
+pub(crate) fn event(user: &str, payload: &str) -> String {
+    json!({"UserID": user, "Payload": payload}).to_string()
+}

@@ -1,0 +1,181 @@
+//! A log in memory whose appends can be frozen, and told to fail.
+//!
+//! ```text
+//!  append ── begun ── frozen? waits ── told to fail? ── stored, answered
+//! ```
+
+use super::soon;
+use eventd::BoxFuture;
+use eventd::core::event::{Event, Record};
+use eventd::core::outcome::{Certainty, Failure};
+use eventd::log::{FetchError, Fetched, Log};
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+use tokio::sync::watch;
+
+#[derive(Debug)]
+pub(crate) struct MemoryLog {
+    state: Mutex<State>,
+    frozen: watch::Sender<bool>,
+    /// How many appends have begun, stored or not.
+    begun: watch::Sender<usize>,
+    /// Changes with every record that is stored.
+    stored: watch::Sender<usize>,
+}
+
+#[derive(Debug)]
+struct State {
+    partitions: Vec<Vec<Record>>,
+    /// What becomes of appends to come, by partition; `None`: one succeeds.
+    plan: VecDeque<(u32, Option<Failure>)>,
+}
+
+impl MemoryLog {
+    pub(crate) fn new(partitions: usize) -> Arc<Self> {
+        let state = State { partitions: vec![Vec::new(); partitions], plan: VecDeque::new() };
+        Arc::new(Self {
+            state: Mutex::new(state),
+            frozen: watch::Sender::new(false),
+            begun: watch::Sender::new(0),
+            stored: watch::Sender::new(0),
+        })
+    }
+
+    /// Appends wait from now on, until `release`.
+    pub(crate) fn freeze(&self) {
+        self.frozen.send_replace(true);
+    }
+
+    pub(crate) fn release(&self) {
+        self.frozen.send_replace(false);
+    }
+
+    /// The next append to this partition fails. One whose outcome is unknown is stored all the same.
+    pub(crate) fn fail_next(&self, partition: u32, failure: Failure) {
+        self.state.lock().unwrap().plan.push_back((partition, Some(failure)));
+    }
+
+    /// The next append to this partition succeeds; what is told after this is for those behind it.
+    pub(crate) fn succeed_next(&self, partition: u32) {
+        self.state.lock().unwrap().plan.push_back((partition, None));
+    }
+
+    pub(crate) fn add_partition(&self) {
+        self.state.lock().unwrap().partitions.push(Vec::new());
+    }
+
+    pub(crate) async fn until_begun(&self, appends: usize) {
+        let mut begun = self.begun.subscribe();
+        soon("appends to begin", begun.wait_for(|begun| *begun >= appends)).await.unwrap();
+    }
+
+    pub(crate) async fn until_stored(&self, records: usize) {
+        let mut stored = self.stored.subscribe();
+        soon("records to be stored", stored.wait_for(|stored| *stored >= records)).await.unwrap();
+    }
+
+    /// How many appends have begun.
+    pub(crate) fn appends(&self) -> usize {
+        *self.begun.borrow()
+    }
+
+    /// The records of one partition, in order.
+    pub(crate) fn records(&self, partition: u32) -> Vec<Record> {
+        self.state.lock().unwrap().partitions[partition as usize].clone()
+    }
+
+    /// The values of one partition, as text, in order.
+    pub(crate) fn values(&self, partition: u32) -> Vec<String> {
+        let text = |record: &Record| String::from_utf8(record.value().unwrap().to_vec()).unwrap();
+        self.records(partition).iter().map(text).collect()
+    }
+
+    /// How many records all partitions hold.
+    pub(crate) fn len(&self) -> usize {
+        self.state.lock().unwrap().partitions.iter().map(Vec::len).sum()
+    }
+
+    fn read(&self, partition: u32, from: i64, max_bytes: usize) -> Result<Fetched, FetchError> {
+        let state = self.state.lock().unwrap();
+        let records = &state.partitions[partition as usize];
+        let latest = records.len() as i64;
+        let Some(rest) = usize::try_from(from).ok().and_then(|from| records.get(from..)) else {
+            return Err(FetchError::OutOfRange { from, earliest: 0, latest });
+        };
+        let mut bytes = 0;
+        let events: Vec<Event> = rest
+            .iter()
+            .zip(from..)
+            .take_while(|(record, offset)| {
+                bytes += record.size_bytes();
+                *offset == from || bytes <= max_bytes
+            })
+            .map(|(record, offset)| Event { offset, record: record.clone() })
+            .collect();
+        Ok(Fetched { next: from + events.len() as i64, events, latest })
+    }
+}
+
+impl Log for MemoryLog {
+    fn topic(&self) -> &str {
+        "user-events"
+    }
+
+    fn partitions(&self) -> BoxFuture<'_, Result<u32, Failure>> {
+        Box::pin(async { Ok(self.state.lock().unwrap().partitions.len() as u32) })
+    }
+
+    fn append(&self, partition: u32, records: Vec<Record>) -> BoxFuture<'_, Result<i64, Failure>> {
+        Box::pin(async move {
+            assert!(!records.is_empty(), "no records are an error of the caller");
+            let mut frozen = self.frozen.subscribe();
+            self.begun.send_modify(|begun| *begun += 1);
+            frozen.wait_for(|frozen| !frozen).await.expect("the sender is ours");
+            let mut state = self.state.lock().unwrap();
+            let planned = state.plan.iter().position(|(of, _)| *of == partition);
+            let failure = planned.and_then(|at| state.plan.remove(at)).and_then(|(_, failure)| failure);
+            if let Some(failure) = failure.clone().filter(|failure| failure.certainty == Certainty::Refused) {
+                return Err(failure);
+            }
+            let place = &mut state.partitions[partition as usize];
+            let (first, count) = (place.len() as i64, records.len());
+            place.extend(records);
+            drop(state);
+            self.stored.send_modify(|stored| *stored += count);
+            failure.map_or(Ok(first), Err)
+        })
+    }
+
+    fn fetch(
+        &self,
+        partition: u32,
+        from: i64,
+        max_bytes: usize,
+        wait: Duration,
+    ) -> BoxFuture<'_, Result<Fetched, FetchError>> {
+        Box::pin(async move {
+            let mut stored = self.stored.subscribe();
+            let some =
+                stored.wait_for(|_| !matches!(&self.read(partition, from, max_bytes), Ok(f) if f.events.is_empty()));
+            // In vain or not: what is there now is the answer.
+            let _waited = tokio::time::timeout(wait, some).await;
+            self.read(partition, from, max_bytes)
+        })
+    }
+
+    fn earliest(&self, _partition: u32) -> BoxFuture<'_, Result<i64, Failure>> {
+        Box::pin(async { Ok(0) })
+    }
+
+    fn latest(&self, partition: u32) -> BoxFuture<'_, Result<i64, Failure>> {
+        Box::pin(async move { Ok(self.records(partition).len() as i64) })
+    }
+
+    fn offset_at(&self, partition: u32, timestamp_ms: i64) -> BoxFuture<'_, Result<Option<i64>, Failure>> {
+        Box::pin(async move {
+            let found = self.records(partition).iter().position(|record| record.timestamp_ms >= timestamp_ms);
+            Ok(found.map(|at| at as i64))
+        })
+    }
+}
