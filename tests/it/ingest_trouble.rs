@@ -192,8 +192,10 @@ async fn a_stop_finishes_the_requests_that_have_begun_and_takes_no_more() {
     ingesting.log.freeze();
     busy.send(request("application/json", event("user-1", "busy"))).await;
     ingesting.log.until_begun(3).await;
+    let mut silent = ingesting.client().await;
     let (log, ended) = ingesting.stop();
     let ended = tokio::spawn(ended);
+    assert_eq!(silent.closed().await, b"");
     assert_eq!(idle.closed().await, b"");
     // A listener that is closed, once the idle connection saw the stop.
     assert!(TcpStream::connect(address).await.is_err());
