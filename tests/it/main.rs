@@ -13,3 +13,8 @@ mod ingest;
 mod ingest_bad_input;
 mod ingest_trouble;
 mod support;
+//! Behaviour through the program and its public parts, in one binary.
+
+mod destination_file;
+mod destination_http;
+mod destination_support;

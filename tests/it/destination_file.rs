@@ -1,0 +1,287 @@
+//! The file destination on a real disk: what a crash, another process, a rotation and a full disk do to it.
+
+use crate::destination_support::{PATIENCE, attempt, event, hand_over, not_opened, opened, until};
+use base64::Engine;
+use base64::prelude::BASE64_STANDARD;
+use eventd::core::event::{Event, Record};
+use eventd::core::verdict::{Failed, Report, Verdict};
+use eventd::destination::spec::Spec;
+use eventd::destination::{Destination, Drill, HandOver, Run, Settings, open};
+use proptest::prelude::*;
+use serde_json::Value;
+use std::fs;
+use std::io::{BufRead, BufReader};
+use std::path::Path;
+use std::process::Command;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// Set for the process that runs [`on_a_disk_that_is_full`] under a limit.
+const FULL_DISK_PATH: &str = "EVENTD_TEST_FULL_DISK_PATH";
+
+fn file_at(path: &Path) -> Arc<dyn Destination> {
+    opened(&format!("d=file:{}", path.display()), &Settings::default())
+}
+
+fn offsets(path: &Path) -> Vec<i64> {
+    let text = fs::read_to_string(path).unwrap();
+    assert!(text.is_empty() || text.ends_with('\n'), "whole lines in {text:?}");
+    text.lines().map(|line| serde_json::from_str::<Value>(line).unwrap()["offset"].as_i64().unwrap()).collect()
+}
+
+fn all_delivered(reports: &[Report]) -> bool {
+    reports.iter().all(|report| report.failed.is_none())
+}
+
+#[tokio::test]
+async fn lines_are_appended_in_order_and_each_run_is_answered() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("log.jsonl");
+    fs::write(&path, "{\"offset\":-1}\n").unwrap();
+    let destination = file_at(&path);
+    let reports = destination.deliver(hand_over(0, 0, &[2, 1, 3], PATIENCE)).await;
+    let delivered: Vec<usize> = reports.iter().map(|report| report.delivered).collect();
+    assert_eq!((delivered, all_delivered(&reports)), (vec![2, 1, 3], true));
+    assert_eq!(offsets(&path), [-1, 0, 1, 2, 3, 4, 5]);
+}
+
+#[tokio::test]
+async fn more_than_one_write_holds_is_written_in_several() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("log.jsonl");
+    let destination = file_at(&path);
+    let mut large = hand_over(0, 0, &[3, 4], PATIENCE);
+    let payload = vec![b'x'; 3 * 1024 * 1024];
+    large.events = (0..7).map(|offset| event(offset, "u", &payload)).collect();
+    let small = hand_over(0, 7, &[1; 500], PATIENCE);
+    let (large, small) = tokio::join!(destination.deliver(large), destination.deliver(small));
+    assert!(all_delivered(&large) && all_delivered(&small) && small.len() == 500);
+    assert_eq!(offsets(&path), (0..507).collect::<Vec<_>>());
+}
+
+#[tokio::test]
+async fn a_torn_last_line_of_ours_is_cut_at_start_and_anothers_text_never() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("log.jsonl");
+    for torn in ["{", "{\"user\":\"user-1\",\"payl", "{\"payload_base64\":\"", "{\"user\":\"\0\0\0\0", "\0\0\0"] {
+        fs::write(&path, format!("{{\"offset\":1}}\n{torn}")).unwrap();
+        let destination = file_at(&path);
+        assert_eq!(fs::read_to_string(&path).unwrap(), "{\"offset\":1}\n", "{torn:?}");
+        attempt(&*destination, event(2, "u", b""), PATIENCE).await.unwrap();
+        assert_eq!(offsets(&path), [1, 2]);
+        drop(destination);
+        until("the lock is let go", || fs::File::open(&path).unwrap().try_lock().ok()).await;
+    }
+    let torn = format!("{{\"offset\":1}}\n{{\"user\":\"u\",\"payload\":\"{}", "x".repeat(300_000));
+    fs::write(&path, torn).unwrap();
+    let destination = file_at(&path);
+    assert_eq!(offsets(&path), [1]);
+    drop(destination);
+    until("the lock is let go", || fs::File::open(&path).unwrap().try_lock().ok()).await;
+    for foreign in ["a poem without an end", "{\"offset\":1}\nnot ours", "{\"user-name\":"] {
+        fs::write(&path, foreign).unwrap();
+        let why = not_opened(&format!("d=file:{}", path.display()));
+        assert!(why.contains("line break") && why.contains(path.to_str().unwrap()), "{why}");
+        assert_eq!(fs::read_to_string(&path).unwrap(), foreign);
+    }
+}
+
+#[tokio::test]
+async fn a_second_holder_is_told_of_the_first() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("log.jsonl");
+    let first = file_at(&path);
+    let why = not_opened(&format!("d=file:{}", path.display()));
+    assert!(why.contains(path.to_str().unwrap()) && why.contains("{partition}"), "{why}");
+    if cfg!(target_os = "linux") && fs::read_to_string("/proc/locks").is_ok_and(|locks| !locks.is_empty()) {
+        assert!(why.contains(&std::process::id().to_string()), "{why}");
+    }
+    drop(first);
+    let again = || open(&Spec::parse(&format!("d=file:{}", path.display())).unwrap(), &Settings::default()).ok();
+    until("the lock is let go", again).await;
+}
+
+#[test]
+fn what_somebody_has_to_change_is_an_error_at_once() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = |path: &str| not_opened(&format!("d=file:{}/{path}", folder.path().display()));
+    assert!(at("missing/log").contains("directory") && at("missing/log").contains("missing"));
+    assert!(at("").contains("is a directory") && at("..").contains("is a directory"));
+    assert!(at("{partition}/log").contains("{partition}") && at("missing/{partition}").contains("missing"));
+    fs::write(folder.path().join("file"), "").unwrap();
+    assert!(at("file/log").contains("not a directory"));
+    assert!(at(&"n".repeat(300)).contains("cannot be opened"));
+}
+
+#[tokio::test]
+async fn after_a_rotation_reopen_writes_to_the_new_file() {
+    let folder = tempfile::tempdir().unwrap();
+    let (path, rotated) = (folder.path().join("log.jsonl"), folder.path().join("log.jsonl.1"));
+    let destination = file_at(&path);
+    let deliver = async |offset| attempt(&*destination, event(offset, "u", b""), PATIENCE).await.unwrap();
+    deliver(1).await;
+    destination.reopen();
+    deliver(2).await;
+    fs::rename(&path, &rotated).unwrap();
+    deliver(3).await;
+    destination.reopen();
+    deliver(4).await;
+    assert_eq!((offsets(&rotated), offsets(&path)), (vec![1, 2, 3], vec![4]));
+    fs::remove_file(&path).unwrap();
+    deliver(5).await;
+    assert_eq!(offsets(&path), [5], "a file that was deleted is made again");
+    fs::File::options().write(true).open(&path).unwrap().set_len(0).unwrap();
+    deliver(6).await;
+    assert_eq!(offsets(&path), [6], "a file that was truncated is gone on with");
+}
+
+#[tokio::test]
+async fn an_idle_file_that_was_moved_is_let_go_by_reopen() {
+    let folder = tempfile::tempdir().unwrap();
+    let (path, rotated) = (folder.path().join("log.jsonl"), folder.path().join("log.jsonl.1"));
+    let destination = file_at(&path);
+    fs::rename(&path, &rotated).unwrap();
+    destination.reopen();
+    until("the lock is let go", || fs::File::open(&rotated).unwrap().try_lock().ok()).await;
+}
+
+#[tokio::test]
+async fn each_partition_has_its_file_where_the_path_says_so() {
+    let folder = tempfile::tempdir().unwrap();
+    let destination = file_at(&folder.path().join("log-{partition}.jsonl"));
+    for partition in [0, 12, 0] {
+        assert!(all_delivered(&destination.deliver(hand_over(partition, 0, &[1, 1], PATIENCE)).await));
+    }
+    assert_eq!(offsets(&folder.path().join("log-0.jsonl")), [0, 1, 0, 1]);
+    assert_eq!(offsets(&folder.path().join("log-12.jsonl")), [0, 1]);
+    assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 2, "files are made with their first event");
+}
+
+#[tokio::test]
+async fn a_full_device_is_an_outage_and_is_neither_locked_nor_cut() {
+    let (one, other) = (file_at(Path::new("/dev/full")), file_at(Path::new("/dev/full")));
+    for destination in [one, other] {
+        let failed = attempt(&*destination, event(1, "u", b""), PATIENCE).await.unwrap_err();
+        assert_eq!(failed.verdict, Verdict::Unreachable);
+        assert!(failed.answer.contains("No space left"), "{}", failed.answer);
+    }
+}
+
+#[tokio::test]
+async fn a_full_disk_settles_nothing_leaves_no_torn_line_and_passes() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("log.jsonl");
+    // 16 blocks of 512 or 1024 bytes, as the shell has it; a write past them is short, and the next one fails.
+    let script = "trap '' XFSZ; ulimit -f 16; exec \"$0\" --exact destination_file::on_a_disk_that_is_full --ignored";
+    let mut child = Command::new("sh");
+    child.args(["-c", script]).arg(std::env::current_exe().unwrap()).env(FULL_DISK_PATH, &path);
+    let output = tokio::task::spawn_blocking(move || child.output().unwrap()).await.unwrap();
+    let said = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(output.status.success() && said.contains("1 passed"), "{said}");
+}
+
+/// Fills the file up to the limit, makes room by a rotation and goes on.
+#[tokio::test]
+#[ignore = "run by a_full_disk_settles_nothing_leaves_no_torn_line_and_passes, under a limit"]
+async fn on_a_disk_that_is_full() {
+    let Ok(path) = std::env::var(FULL_DISK_PATH) else { return };
+    let path = Path::new(&path);
+    let destination = file_at(path);
+    let payload = [b'x'; 1000];
+    let mut written = 0;
+    let failed: Failed = loop {
+        match attempt(&*destination, event(written, "u", &payload), PATIENCE).await {
+            Ok(()) => written += 1,
+            Err(failed) => break failed,
+        }
+    };
+    assert_eq!(failed.verdict, Verdict::Unreachable);
+    assert!(written > 3 && failed.answer.contains("too large"), "{written} {}", failed.answer);
+    let again = attempt(&*destination, event(written, "u", &payload), PATIENCE).await.unwrap_err();
+    assert_eq!(again.verdict, Verdict::Unreachable);
+    assert_eq!(offsets(path), (0..written).collect::<Vec<_>>());
+    fs::rename(path, path.with_extension("old")).unwrap();
+    attempt(&*destination, event(written, "u", &payload), PATIENCE).await.unwrap();
+    assert_eq!(offsets(path), [written]);
+    assert_eq!(offsets(&path.with_extension("old")), (0..written).collect::<Vec<_>>());
+}
+
+#[tokio::test]
+async fn a_pipe_waits_for_its_reader_and_outlives_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("pipe");
+    assert!(Command::new("mkfifo").arg(&path).status().unwrap().success());
+    let destination = file_at(&path);
+    let nobody = attempt(&*destination, event(1, "u", b""), Duration::from_millis(100)).await;
+    assert_eq!(nobody.unwrap_err().verdict, Verdict::Unreachable);
+    for offset in [2, 3] {
+        let path = path.clone();
+        let reader = tokio::task::spawn_blocking(move || {
+            let mut lines = BufReader::new(fs::File::open(path).unwrap()).lines().map(Result::unwrap);
+            lines.find(|line| line.contains(&format!("\"offset\":{offset},")))
+        });
+        // The first may be told that the last reader has gone.
+        let deadline = tokio::time::Instant::now() + PATIENCE;
+        while attempt(&*destination, event(offset, "u", b""), PATIENCE).await.is_err() {
+            assert!(tokio::time::Instant::now() < deadline);
+        }
+        assert!(reader.await.unwrap().is_some());
+    }
+}
+
+#[tokio::test]
+async fn a_drill_cuts_runs_before_the_event_that_fails() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("log.jsonl");
+    let settings = Settings { drill: Some(Drill { one_in: 5, seed: 7 }), ..Settings::default() };
+    let destination = opened(&format!("d=file:{}", path.display()), &settings);
+    let reports = destination.deliver(hand_over(0, 0, &[10; 100], PATIENCE)).await;
+    let expected: Vec<i64> = reports
+        .iter()
+        .enumerate()
+        .flat_map(|(run, report)| {
+            let first = run as i64 * 10;
+            first..first + report.delivered as i64
+        })
+        .collect();
+    assert_eq!(offsets(&path), expected);
+    let drilled = reports.iter().filter(|r| r.failed.as_ref().is_some_and(|f| f.verdict == Verdict::Drilled)).count();
+    assert!((70..100).contains(&drilled), "{drilled} of 100 runs of 10 met one of the 20 % that fail");
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(20))]
+    #[test]
+    fn the_bytes_in_the_file_are_the_bytes_of_the_payloads(
+        payloads in proptest::collection::vec(
+            prop_oneof![proptest::collection::vec(any::<u8>(), 0..300), "\\PC{0,100}".prop_map(String::into_bytes)],
+            1..50,
+        ),
+    ) {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("log.jsonl");
+        let events: Vec<Event> = payloads.iter().enumerate().map(|(offset, payload)| Event {
+            offset: offset as i64,
+            record: Record::new(Some(b"u"), Some(payload), &[], 0),
+        }).collect();
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+        let reports = runtime.block_on(async {
+            file_at(&path).deliver(HandOver {
+                topic: "t".into(),
+                partition: 0,
+                runs: vec![Run { events: 0..events.len(), attempt: 1, gap: false }],
+                events,
+                deadline: tokio::time::Instant::now() + PATIENCE,
+            }).await
+        });
+        prop_assert!(all_delivered(&reports));
+        let read: Vec<Vec<u8>> = fs::read_to_string(&path).unwrap().lines().map(|line| {
+            let line: Value = serde_json::from_str(line).unwrap();
+            match line["payload"].as_str() {
+                Some(text) => text.as_bytes().to_vec(),
+                None => BASE64_STANDARD.decode(line["payload_base64"].as_str().unwrap()).unwrap(),
+            }
+        }).collect();
+        prop_assert_eq!(read, payloads);
+    }
+}

@@ -1,0 +1,67 @@
+//! Hand-overs for destinations, and waiting for a condition.
+
+use eventd::core::event::{Event, Record};
+use eventd::core::verdict::{Failed, Report};
+use eventd::destination::spec::Spec;
+use eventd::destination::{ConfigurationError, Destination, HandOver, Run, Settings, open};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::time::Instant;
+
+/// Far longer than anything takes here: only a defect reaches it.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
+
+pub(crate) fn opened(text: &str, settings: &Settings) -> Arc<dyn Destination> {
+    open(&Spec::parse(text).unwrap(), settings).unwrap()
+}
+
+pub(crate) fn not_opened(text: &str) -> String {
+    let ConfigurationError(why) = open(&Spec::parse(text).unwrap(), &Settings::default()).unwrap_err();
+    why
+}
+
+pub(crate) fn event(offset: i64, user: &str, payload: &[u8]) -> Event {
+    let id = format!("id-{offset}");
+    let headers: &[(&str, Option<&[u8]>)] =
+        &[("eventd-id", Some(id.as_bytes())), ("content-type", Some(b"text/plain; charset=utf-8"))];
+    Event { offset, record: Record::new(Some(user.as_bytes()), Some(payload), headers, 1_767_323_045_678) }
+}
+
+/// One run for each of `runs`, of so many events, at the offsets from `first` on.
+pub(crate) fn hand_over(partition: u32, first: i64, runs: &[usize], time: Duration) -> HandOver {
+    let mut events = Vec::new();
+    let mut ranges = Vec::new();
+    for (lane, &len) in runs.iter().enumerate() {
+        let start = events.len();
+        for _ in 0..len {
+            let offset = first + events.len() as i64;
+            events.push(event(offset, &format!("user-{lane}"), format!("payload {offset}").as_bytes()));
+        }
+        ranges.push(Run { events: start..events.len(), attempt: 1, gap: false });
+    }
+    HandOver { topic: "user-events".into(), partition, runs: ranges, events, deadline: Instant::now() + time }
+}
+
+/// Hands over one event and tells what became of it.
+pub(crate) async fn attempt(destination: &dyn Destination, event: Event, time: Duration) -> Result<(), Failed> {
+    let runs = vec![Run { events: 0..1, attempt: 1, gap: false }];
+    let deadline = Instant::now() + time;
+    let hand_over = HandOver { topic: "user-events".into(), partition: 0, runs, events: vec![event], deadline };
+    let mut reports = destination.deliver(hand_over).await;
+    assert_eq!(reports.len(), 1, "one report a run");
+    let Report { delivered, failed } = reports.remove(0);
+    assert_eq!(delivered, usize::from(failed.is_none()));
+    failed.map_or(Ok(()), Err)
+}
+
+/// Waits until `condition` gives something.
+pub(crate) async fn until<T>(what: &str, mut condition: impl FnMut() -> Option<T>) -> T {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        match condition() {
+            Some(value) => return value,
+            None if Instant::now() > deadline => panic!("waited in vain until {what}"),
+            None => tokio::time::sleep(Duration::from_millis(2)).await,
+        }
+    }
+}
