@@ -97,3 +97,99 @@ impl Destination for Faulty {
         self.inner.resent()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::core::event::Record;
+    use crate::destination::{MANY, null::Null};
+    use std::sync::Mutex;
+
+    /// Delivers of each run the events up to the first whose offset is a multiple of this.
+    #[derive(Debug)]
+    struct Stops {
+        at: i64,
+        seen: Mutex<Vec<i64>>,
+    }
+
+    impl Destination for Stops {
+        fn limits(&self) -> HandOverLimits {
+            MANY
+        }
+
+        fn deliver(&self, hand_over: HandOver) -> BoxFuture<'_, Vec<Report>> {
+            let report = |run: &Run| {
+                assert!(!run.events.is_empty(), "a run is never empty");
+                let events = hand_over.events_of(run);
+                let stop = events.iter().position(|event| event.offset % self.at == 0);
+                let delivered = stop.unwrap_or(events.len());
+                self.seen.lock().unwrap().extend(events[..delivered].iter().map(|event| event.offset));
+                Report { delivered, failed: stop.map(|_| Failed::new(Verdict::Refused, "inner")) }
+            };
+            let ends: usize = hand_over.runs.iter().map(|run| run.events.len()).sum();
+            assert_eq!(ends, hand_over.events.len(), "the events are those of the runs");
+            Box::pin(std::future::ready(hand_over.runs.iter().map(report).collect()))
+        }
+    }
+
+    fn hand_over(runs: usize, events_each: usize, attempt: u32) -> HandOver {
+        let event = |offset| Event { offset: offset as i64, record: Record::new(None, None, &[], 0) };
+        let run = |run| Run { events: run * events_each..(run + 1) * events_each, attempt, gap: false };
+        HandOver {
+            topic: "t".into(),
+            partition: 3,
+            runs: (0..runs).map(run).collect(),
+            events: (0..runs * events_each).map(event).collect(),
+            deadline: tokio::time::Instant::now(),
+        }
+    }
+
+    fn faulty(inner: impl Destination + 'static, one_in: u32, seed: u64) -> Faulty {
+        Faulty::new(Arc::new(inner), Drill { one_in, seed })
+    }
+
+    #[tokio::test]
+    async fn one_in_n_first_tries_fails_and_the_same_ones_with_the_same_seed() {
+        let failing = async |seed, attempt| -> Vec<usize> {
+            let reports = faulty(Null, 5, seed).deliver(hand_over(10_000, 1, attempt)).await;
+            reports.iter().enumerate().filter(|(_, report)| report.failed.is_some()).map(|(at, _)| at).collect()
+        };
+        let first = failing(1, 1).await;
+        assert!((1_850..2_150).contains(&first.len()), "{} of 10,000 at one in 5", first.len());
+        assert_eq!(first, failing(1, 1).await);
+        for others in [failing(2, 1).await, failing(1, 2).await] {
+            let both = others.iter().filter(|at| first.binary_search(at).is_ok()).count();
+            assert!((300..500).contains(&both), "{both} fail in both draws: they hang together");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_run_is_delivered_up_to_the_event_that_fails_unless_it_failed_earlier() {
+        let inner = Arc::new(Stops { at: 7, seen: Mutex::default() });
+        let faulty = Faulty::new(inner.clone(), Drill { one_in: 4, seed: 9 });
+        let hand_over = hand_over(500, 5, 1);
+        let reports = faulty.deliver(hand_over.clone()).await;
+        assert_eq!(reports.len(), hand_over.runs.len());
+        let (mut expected_seen, mut drilled_runs, mut inner_runs) = (Vec::new(), 0, 0);
+        for (run, report) in hand_over.runs.iter().zip(&reports) {
+            let events = hand_over.events_of(run);
+            let drilled = events.iter().position(|event| faulty.fails(3, event.offset, 1));
+            let stopped = events.iter().position(|event| event.offset % 7 == 0);
+            let end = drilled.unwrap_or(5).min(stopped.unwrap_or(5));
+            assert_eq!(report.delivered, end);
+            expected_seen.extend(events[..end].iter().map(|event| event.offset));
+            let verdict = report.failed.as_ref().map(|failed| failed.verdict);
+            if end == 5 {
+                assert_eq!(verdict, None);
+            } else if drilled == Some(end) {
+                assert_eq!(verdict, Some(Verdict::Drilled));
+                drilled_runs += 1;
+            } else {
+                assert_eq!(verdict, Some(Verdict::Refused));
+                inner_runs += 1;
+            }
+        }
+        assert_eq!(*inner.seen.lock().unwrap(), expected_seen);
+        assert!(drilled_runs > 50 && inner_runs > 50, "{drilled_runs} {inner_runs}: both have to happen");
+    }
+}

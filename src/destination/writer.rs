@@ -205,3 +205,111 @@ impl Waiting {
         let _answered = self.answer.send(reports.collect());
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::core::event::{Event, Record};
+    use crate::destination::Run;
+    use std::sync::Mutex;
+    use std::time::Duration;
+
+    /// Waits at the gate before its first append, and fails the appends whose numbers (from 0) are given.
+    struct Gated {
+        gate: Option<std::sync::mpsc::Receiver<()>>,
+        failing: &'static [usize],
+        appended: Arc<Mutex<Vec<usize>>>,
+    }
+
+    impl Sink for Gated {
+        fn append(&mut self, lines: &[u8]) -> Result<(), String> {
+            let mut appended = self.appended.lock().unwrap();
+            appended.push(lines.iter().filter(|byte| **byte == b'\n').count());
+            let number = appended.len() - 1;
+            drop(appended);
+            if let Some(gate) = self.gate.take() {
+                gate.recv().unwrap();
+            }
+            if self.failing.contains(&number) { Err("disk on fire".into()) } else { Ok(()) }
+        }
+    }
+
+    type Gate = std::sync::mpsc::Sender<()>;
+
+    fn gated(failing: &'static [usize]) -> (Writer, Gate, Arc<Mutex<Vec<usize>>>) {
+        let (open, gate) = std::sync::mpsc::channel();
+        let appended = Arc::<Mutex<Vec<usize>>>::default();
+        let writer = Writer::start(Gated { gate: Some(gate), failing, appended: appended.clone() }).unwrap();
+        (writer, open, appended)
+    }
+
+    fn hand_over(runs: &[usize], payload_bytes: usize, time: Duration) -> HandOver {
+        let payload = vec![b'x'; payload_bytes];
+        let events: Vec<Event> = (0..runs.iter().sum::<usize>())
+            .map(|offset| Event { offset: offset as i64, record: Record::new(None, Some(&payload), &[], 0) })
+            .collect();
+        let mut start = 0;
+        let run = |&len: &usize| {
+            start += len;
+            Run { events: start - len..start, attempt: 1, gap: false }
+        };
+        let runs = runs.iter().map(run).collect();
+        HandOver { topic: "t".into(), partition: 0, runs, events, deadline: Instant::now() + time }
+    }
+
+    const PATIENCE: Duration = Duration::from_secs(20);
+
+    async fn until(condition: impl Fn() -> bool) {
+        let deadline = Instant::now() + PATIENCE;
+        while !condition() {
+            assert!(Instant::now() < deadline, "waited in vain");
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    }
+
+    #[tokio::test]
+    async fn whatever_waits_shares_one_append() {
+        let (writer, open, appended) = gated(&[]);
+        let deliver =
+            |writer: Writer| tokio::spawn(async move { writer.write(hand_over(&[1, 1], 10, PATIENCE)).await });
+        let first = deliver(writer.clone());
+        until(|| appended.lock().unwrap().len() == 1).await;
+        let others: Vec<_> = (0..100).map(|_| deliver(writer.clone())).collect();
+        until(|| writer.queue.capacity() == WRITE_QUEUE_HAND_OVERS_MAX - 100).await;
+        open.send(()).unwrap();
+        for delivered in std::iter::once(first).chain(others) {
+            assert!(delivered.await.unwrap().iter().all(|report| report.failed.is_none()));
+        }
+        assert_eq!(*appended.lock().unwrap(), [2, 200]);
+    }
+
+    #[tokio::test]
+    async fn of_a_hand_over_in_several_writes_what_was_kept_before_a_failure_counts() {
+        // A mebibyte an event: four events a write, so runs end within writes and writes within runs.
+        let (writer, open, appended) = gated(&[1]);
+        open.send(()).unwrap();
+        let reports = writer.write(hand_over(&[3, 3, 3], 1024 * 1024, PATIENCE)).await;
+        let delivered: Vec<(usize, bool)> = reports.iter().map(|r| (r.delivered, r.failed.is_some())).collect();
+        assert_eq!(delivered, [(3, false), (1, true), (0, true)]);
+        assert_eq!(reports[1].failed, Some(Failed::new(Verdict::Unreachable, "disk on fire")));
+        assert_eq!(*appended.lock().unwrap(), [4, 4], "what stands behind a failure is not attempted");
+    }
+
+    #[tokio::test]
+    async fn who_waits_behind_a_disk_that_hangs_is_answered_in_time_and_never_written() {
+        let (writer, open, appended) = gated(&[]);
+        let soon = Duration::from_millis(50);
+        let hanging = writer.write(hand_over(&[1], 10, soon));
+        let behind = async {
+            until(|| appended.lock().unwrap().len() == 1).await;
+            writer.write(hand_over(&[1, 1], 10, soon)).await
+        };
+        let (hanging, behind) = tokio::join!(hanging, behind);
+        for report in hanging.iter().chain(&behind) {
+            assert_eq!(report.failed.as_ref().map(|failed| failed.verdict), Some(Verdict::Unreachable));
+        }
+        open.send(()).unwrap();
+        assert!(writer.write(hand_over(&[5], 10, PATIENCE)).await[0].failed.is_none());
+        assert_eq!(*appended.lock().unwrap(), [1, 5]);
+    }
+}
