@@ -2,6 +2,7 @@
 
 mod support;
 
+mod cli;
 mod crash;
 //! Behaviour, from the outside. One binary: it is linked once.
 

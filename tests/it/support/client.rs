@@ -3,19 +3,19 @@
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
 
-pub struct Client {
+pub(crate) struct Client {
     stream: BufReader<TcpStream>,
 }
 
 /// What was answered.
 #[derive(Debug)]
-pub struct Answer {
-    pub status: u16,
-    pub body: String,
+pub(crate) struct Answer {
+    pub(crate) status: u16,
+    pub(crate) body: String,
 }
 
 impl Client {
-    pub fn connect(address: &str) -> io::Result<Self> {
+    pub(crate) fn connect(address: &str) -> io::Result<Self> {
         let stream = TcpStream::connect(address)?;
         stream.set_nodelay(true)?;
         stream.set_read_timeout(Some(super::program::PATIENCE))?;
@@ -23,7 +23,7 @@ impl Client {
     }
 
     /// `POST /events`, as JSON.
-    pub fn post(&mut self, body: &str) -> io::Result<Answer> {
+    pub(crate) fn post(&mut self, body: &str) -> io::Result<Answer> {
         let head = format!(
             "POST /events HTTP/1.1\r\nhost: eventd\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n",
             body.len()

@@ -5,16 +5,16 @@ use std::path::Path;
 
 /// One line of a destination's file.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
-pub struct Line {
-    pub user: String,
-    pub payload: String,
-    pub id: String,
-    pub partition: u32,
-    pub offset: i64,
+pub(crate) struct Line {
+    pub(crate) user: String,
+    pub(crate) payload: String,
+    pub(crate) id: String,
+    pub(crate) partition: u32,
+    pub(crate) offset: i64,
 }
 
 /// The whole lines of the file; a last one without its line break is not delivered. No file is no lines.
-pub fn lines(path: &Path) -> Vec<Line> {
+pub(crate) fn lines(path: &Path) -> Vec<Line> {
     let text = match std::fs::read_to_string(path) {
         Ok(text) => text,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Vec::new(),

@@ -15,7 +15,7 @@ const USERS_A_CLIENT: usize = 5;
 const EVENTS_A_USER: u64 = 2;
 
 /// Clients that send until they are told to stop.
-pub struct Load {
+pub(crate) struct Load {
     shared: Arc<Shared>,
     clients: Vec<JoinHandle<BTreeMap<String, u64>>>,
 }
@@ -27,15 +27,15 @@ struct Shared {
 }
 
 /// What the clients know at the end.
-pub struct Answered {
+pub(crate) struct Answered {
     /// How many events of each user were answered with 200: those with the payloads `0`, `1`, ….
-    pub events: BTreeMap<String, u64>,
+    pub(crate) events: BTreeMap<String, u64>,
     /// Requests that had to be sent again: nobody knows whether their first sending was stored.
-    pub requests_again: u64,
+    pub(crate) requests_again: u64,
 }
 
 impl Load {
-    pub fn start(address: &str) -> Self {
+    pub(crate) fn start(address: &str) -> Self {
         let shared = Arc::new(Shared {
             address: Mutex::new(address.to_owned()),
             stop: AtomicBool::new(false),
@@ -49,12 +49,12 @@ impl Load {
     }
 
     /// Ingest listens somewhere else from now on.
-    pub fn turn_to(&self, address: &str) {
+    pub(crate) fn turn_to(&self, address: &str) {
         address.clone_into(&mut self.shared.address.lock().unwrap());
     }
 
     /// Waits until every client's last request was answered.
-    pub fn stop(mut self) -> Answered {
+    pub(crate) fn stop(mut self) -> Answered {
         self.shared.stop.store(true, Ordering::Relaxed);
         let mut events = BTreeMap::new();
         for client in self.clients.drain(..) {

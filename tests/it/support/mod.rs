@@ -22,3 +22,7 @@ pub(crate) async fn soon<T>(what: &str, happening: impl Future<Output = T>) -> T
         Err(_) => panic!("waited {DEADLINE:?} in vain: {what}"),
     }
 }
+pub(crate) mod client;
+pub(crate) mod delivered;
+pub(crate) mod load;
+pub(crate) mod program;

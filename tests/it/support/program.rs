@@ -8,10 +8,10 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 /// How long anything may take that a test waits for. Machines that test are busy.
-pub const PATIENCE: Duration = Duration::from_secs(60);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
 /// One run of `eventd`, in a folder of its own.
-pub struct Program {
+pub(crate) struct Program {
     child: Child,
     lines: Arc<Lines>,
     readers: Vec<JoinHandle<()>>,
@@ -25,20 +25,20 @@ struct Lines {
 }
 
 /// How a run ended, and what it said.
-pub struct Ending {
-    pub status: ExitStatus,
+pub(crate) struct Ending {
+    pub(crate) status: ExitStatus,
     /// Standard output and standard error.
-    pub said: String,
+    pub(crate) said: String,
 }
 
 impl Ending {
-    pub fn code(&self) -> i32 {
+    pub(crate) fn code(&self) -> i32 {
         self.status.code().unwrap_or_else(|| panic!("ended by a signal: {}\n{}", self.status, self.said))
     }
 }
 
 /// A command that sees none of the settings of whoever runs the tests.
-pub fn command(folder: &Path, arguments: &[&str]) -> Command {
+pub(crate) fn command(folder: &Path, arguments: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_eventd"));
     for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("EVENTD_")) {
         command.env_remove(name);
@@ -48,11 +48,11 @@ pub fn command(folder: &Path, arguments: &[&str]) -> Command {
 }
 
 impl Program {
-    pub fn start(folder: &Path, arguments: &[&str]) -> Self {
+    pub(crate) fn start(folder: &Path, arguments: &[&str]) -> Self {
         Self::spawn(command(folder, arguments), &arguments.join(" "))
     }
 
-    pub fn spawn(mut command: Command, said: &str) -> Self {
+    pub(crate) fn spawn(mut command: Command, said: &str) -> Self {
         let mut child = command.spawn().expect("the program starts");
         let lines = Arc::new(Lines::default());
         let (out, err) = (child.stdout.take().expect("piped"), child.stderr.take().expect("piped"));
@@ -60,12 +60,12 @@ impl Program {
         Self { child, lines, readers, said: said.to_owned() }
     }
 
-    pub fn id(&self) -> u32 {
+    pub(crate) fn id(&self) -> u32 {
         self.child.id()
     }
 
     /// Waits for a line that holds all of this, and gives it back.
-    pub fn wait_for(&self, what: &[&str]) -> String {
+    pub(crate) fn wait_for(&self, what: &[&str]) -> String {
         let deadline = Instant::now() + PATIENCE;
         let mut state = self.lines.state.lock().unwrap();
         loop {
@@ -85,20 +85,20 @@ impl Program {
     }
 
     /// Where ingest listens.
-    pub fn address(&self) -> String {
+    pub(crate) fn address(&self) -> String {
         let line = self.wait_for(&["listening address="]);
         line.split("address=").nth(1).unwrap().trim().to_owned()
     }
 
     /// Sends a signal by its name: `TERM`, `INT`, `HUP`, `STOP`.
-    pub fn signal(&self, name: &str) {
+    pub(crate) fn signal(&self, name: &str) {
         // The shell's own `kill`: std has no signals but SIGKILL.
         let sent = Command::new("sh").arg("-c").arg(format!("kill -{name} {}", self.id())).status().unwrap();
         assert!(sent.success(), "kill -{name}: {sent}");
     }
 
     /// Waits for the end.
-    pub fn end(mut self) -> Ending {
+    pub(crate) fn end(mut self) -> Ending {
         let deadline = Instant::now() + PATIENCE;
         let status = loop {
             if let Some(status) = self.child.try_wait().unwrap() {
@@ -114,18 +114,18 @@ impl Program {
     }
 
     /// SIGTERM, and the end.
-    pub fn stop(self) -> Ending {
+    pub(crate) fn stop(self) -> Ending {
         self.signal("TERM");
         self.end()
     }
 
     /// SIGKILL, and the end.
-    pub fn kill(mut self) {
+    pub(crate) fn kill(mut self) {
         self.child.kill().unwrap();
         self.child.wait().unwrap();
     }
 
-    pub fn lines(&self) -> String {
+    pub(crate) fn lines(&self) -> String {
         self.lines.state.lock().unwrap().0.join("\n")
     }
 }
@@ -140,7 +140,7 @@ impl Drop for Program {
 }
 
 /// Runs to the end.
-pub fn run(folder: &Path, arguments: &[&str]) -> Ending {
+pub(crate) fn run(folder: &Path, arguments: &[&str]) -> Ending {
     Program::start(folder, arguments).end()
 }
 
@@ -158,7 +158,7 @@ fn read(from: impl std::io::Read + Send + 'static, lines: Arc<Lines>) -> JoinHan
 }
 
 /// Waits until `found` gives something, and says what was there instead where it never does.
-pub fn eventually<T>(mut found: impl FnMut() -> Result<T, String>) -> T {
+pub(crate) fn eventually<T>(mut found: impl FnMut() -> Result<T, String>) -> T {
     let deadline = Instant::now() + PATIENCE;
     loop {
         match found() {

@@ -1,0 +1,331 @@
+//! The program as it is typed: commands, exit codes, signals, and what a bad command line gets.
+
+use crate::support::client::Client;
+use crate::support::delivered::{Line, lines};
+use crate::support::load::Load;
+use crate::support::program::{Program, command, eventually, run};
+use std::collections::{BTreeMap, HashSet};
+use std::net::TcpListener;
+use std::path::Path;
+
+/// The second command of README.md.
+const README_EVENTS: &str = r#"[
+    {"UserID": "user-1","Payload": "event-1-payload"},
+    {"UserID": "user-2","Payload": "event-1-payload"},
+    {"UserID": "user-1","Payload": "event-2-payload"},
+    {"UserID": "user-3","Payload": "event-1-payload"},
+    {"UserID": "user-2","Payload": "event-2-payload"}
+]"#;
+
+const ANY_PORT: [&str; 2] = ["--listen", "127.0.0.1:0"];
+
+fn up(folder: &Path, more: &[&str]) -> Program {
+    Program::start(folder, &[&["up"], &ANY_PORT[..], more].concat())
+}
+
+fn post(program: &Program, body: &str) {
+    let answer = Client::connect(&program.address()).unwrap().post(body).unwrap();
+    assert_eq!(answer.status, 200, "{}", answer.body);
+}
+
+/// Waits until the file holds so many lines.
+fn delivered(folder: &Path, file: &str, count: usize) -> Vec<Line> {
+    eventually(|| match lines(&folder.join(file)) {
+        lines if lines.len() >= count => Ok(lines),
+        lines => Err(format!("{file} has {} of {count} lines: {lines:?}", lines.len())),
+    })
+}
+
+fn payloads(lines: &[Line]) -> BTreeMap<&str, Vec<&str>> {
+    let mut payloads = BTreeMap::<_, Vec<_>>::new();
+    for line in lines {
+        payloads.entry(line.user.as_str()).or_default().push(line.payload.as_str());
+    }
+    payloads
+}
+
+fn of_readme() -> BTreeMap<&'static str, Vec<&'static str>> {
+    BTreeMap::from([
+        ("user-1", vec!["event-1-payload", "event-2-payload"]),
+        ("user-2", vec!["event-1-payload", "event-2-payload"]),
+        ("user-3", vec!["event-1-payload"]),
+    ])
+}
+
+#[test]
+fn up_delivers_the_example_of_the_readme_in_order() {
+    let folder = tempfile::tempdir().unwrap();
+    let up = up(folder.path(), &["--dest", "file-1"]);
+    up.wait_for(&["try it: curl 127.0.0.1:", "/events -H 'Content-Type: application/json' --data-raw '[{\"UserID\""]);
+    post(&up, README_EVENTS);
+    assert_eq!(payloads(&delivered(folder.path(), "file-1", 5)), of_readme());
+    assert!(folder.path().join("eventd.db").exists(), "the log that README.md names");
+    assert_eq!(up.stop().code(), 0);
+}
+
+#[test]
+fn separate_processes_share_one_log() {
+    let folder = tempfile::tempdir().unwrap();
+    let url = ["--url", "sqlite:log.db"];
+    let ingest = Program::start(folder.path(), &[&["ingest"], &url[..], &ANY_PORT].concat());
+    ingest.address();
+    let first =
+        Program::start(folder.path(), &[&["dispatch", "--dest", "file-1", "--reliability", "5"], &url[..]].concat());
+    let second = Program::start(folder.path(), &[&["dispatch", "--dest", "again=file-2"], &url[..]].concat());
+    post(&ingest, README_EVENTS);
+    assert_eq!(payloads(&delivered(folder.path(), "file-1", 5)), of_readme());
+    assert_eq!(payloads(&delivered(folder.path(), "file-2", 5)), of_readme());
+    first.wait_for(&["drill", "one_in=5", "seed="]);
+    for program in [ingest, first, second] {
+        assert_eq!(program.stop().code(), 0);
+    }
+}
+
+#[test]
+fn a_second_process_of_a_destination_is_refused_and_told_who_holds_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let first = Program::start(folder.path(), &["dispatch", "--dest", "file-1"]);
+    first.wait_for(&["delivering", "file-1"]);
+    let second = run(folder.path(), &["dispatch", "--dest", "file-1"]);
+    assert_eq!(second.code(), 1, "{}", second.said);
+    assert!(second.said.contains(&format!("pid {}", first.id())), "{}", second.said);
+    let waiting = Program::start(folder.path(), &["dispatch", "--dest", "file-1", "--standby"]);
+    waiting.wait_for(&["standing by", &format!("held_by={}", first.id())]);
+    assert_eq!(first.stop().code(), 0);
+    waiting.wait_for(&["delivering", "file-1"]);
+    assert_eq!(waiting.stop().code(), 0);
+}
+
+#[test]
+fn a_destination_that_cannot_start_takes_neither_ingest_nor_the_others_with_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let holder = Program::start(folder.path(), &["dispatch", "--dest", "held"]);
+    holder.wait_for(&["delivering", "held"]);
+    let up = up(folder.path(), &["--dest", "file-1", "--dest", "held", "--dest", "missing=nowhere/file-2"]);
+    up.wait_for(&["destination=held", "not started", &format!("pid {}", holder.id())]);
+    up.wait_for(&["destination=missing", "nowhere"]);
+    post(&up, README_EVENTS);
+    assert_eq!(payloads(&delivered(folder.path(), "file-1", 5)), of_readme());
+    assert_eq!(payloads(&delivered(folder.path(), "held", 5)), of_readme());
+    // What was missing comes: it starts without anybody's help.
+    std::fs::create_dir(folder.path().join("nowhere")).unwrap();
+    assert_eq!(payloads(&delivered(folder.path(), "nowhere/file-2", 5)), of_readme());
+    assert_eq!(holder.stop().code(), 0);
+    up.wait_for(&["delivering", "destination=held"]);
+    assert_eq!(up.stop().code(), 0);
+}
+
+#[test]
+fn sigterm_drains_and_nothing_is_delivered_twice() {
+    let folder = tempfile::tempdir().unwrap();
+    let flags = ["--dest", "file-1", "--commit-interval", "1h"];
+    let mut program = up(folder.path(), &flags);
+    let load = Load::start(&program.address());
+    let mut before = 0;
+    for signal in ["TERM", "INT", "TERM"] {
+        before = delivered(folder.path(), "file-1", before + 200).len();
+        program.signal(signal);
+        let ending = program.end();
+        assert_eq!(ending.code(), 0, "{}", ending.said);
+        program = up(folder.path(), &flags);
+        load.turn_to(&program.address());
+    }
+    let answered = load.stop();
+    let sent: u64 = answered.events.values().sum();
+    let lines = delivered(folder.path(), "file-1", usize::try_from(sent).unwrap());
+    assert_eq!(program.stop().code(), 0);
+    let records: HashSet<(u32, i64)> = lines.iter().map(|line| (line.partition, line.offset)).collect();
+    assert_eq!(records.len(), lines.len(), "no record of the log is delivered twice");
+}
+
+#[test]
+fn a_second_signal_stops_at_once() {
+    let folder = tempfile::tempdir().unwrap();
+    // A receiver that accepts and never answers: the attempt would last for ten minutes.
+    let receiver = TcpListener::bind("127.0.0.1:0").unwrap();
+    let hook = format!("http://{}/hook", receiver.local_addr().unwrap());
+    let up = up(folder.path(), &["--dest", &hook, "--attempt-timeout", "10m", "--drain", "10m"]);
+    post(&up, r#"{"UserID":"user-1","Payload":1}"#);
+    let _attempt = receiver.accept().unwrap();
+    up.signal("TERM");
+    up.wait_for(&["a second signal stops at once"]);
+    up.signal("TERM");
+    let ending = up.end();
+    assert_eq!(ending.code(), 3, "{}", ending.said);
+    assert!(ending.said.contains("work left"), "{}", ending.said);
+}
+
+#[test]
+fn a_drain_that_runs_out_leaves_work_and_says_so() {
+    let folder = tempfile::tempdir().unwrap();
+    let receiver = TcpListener::bind("127.0.0.1:0").unwrap();
+    let hook = format!("http://{}/hook", receiver.local_addr().unwrap());
+    let up = up(folder.path(), &["--dest", &hook, "--attempt-timeout", "10m", "--drain", "200ms"]);
+    post(&up, r#"{"UserID":"user-1","Payload":1}"#);
+    let _attempt = receiver.accept().unwrap();
+    let ending = up.stop();
+    assert_eq!(ending.code(), 3, "{}", ending.said);
+}
+
+#[test]
+fn sighup_opens_a_rotated_file_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let up = up(folder.path(), &["--dest", "file-1"]);
+    post(&up, README_EVENTS);
+    delivered(folder.path(), "file-1", 5);
+    std::fs::rename(folder.path().join("file-1"), folder.path().join("file-1.old")).unwrap();
+    up.signal("HUP");
+    eventually(|| {
+        post(&up, r#"{"UserID":"user-1","Payload":"event-3-payload"}"#);
+        let new = lines(&folder.path().join("file-1"));
+        if new.is_empty() { Err("nothing in the new file".into()) } else { Ok(()) }
+    });
+    assert_eq!(up.stop().code(), 0);
+}
+
+#[test]
+fn every_flag_is_an_environment_variable_too_and_log_lines_may_be_json() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut command = command(folder.path(), &["up"]);
+    command.env("EVENTD_LISTEN", "127.0.0.1:0").env("EVENTD_LOG_FORMAT", "json").env("EVENTD_URL", "sqlite:other.db");
+    command.env("EVENTD_DEST", "file-1\ntwo=file-2").env("EVENTD_LOG", "info,eventd::up=debug");
+    let up = Program::spawn(command, "up, by its environment");
+    let line: serde_json::Value = serde_json::from_str(&up.wait_for(&["listening"])).unwrap();
+    let mut client = Client::connect(line["address"].as_str().unwrap()).unwrap();
+    assert_eq!(client.post(README_EVENTS).unwrap().status, 200);
+    delivered(folder.path(), "file-1", 5);
+    delivered(folder.path(), "file-2", 5);
+    assert!(folder.path().join("other.db").exists());
+    assert_eq!(up.stop().code(), 0);
+}
+
+#[test]
+fn a_port_in_use_is_named() {
+    let folder = tempfile::tempdir().unwrap();
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = taken.local_addr().unwrap().to_string();
+    for mode in ["up", "ingest"] {
+        let ending = run(folder.path(), &[mode, "--listen", &address]);
+        assert_eq!(ending.code(), 1, "{}", ending.said);
+        assert!(ending.said.contains(&address) && ending.said.contains("in use"), "{}", ending.said);
+    }
+}
+
+/// Ends with exit code 2, and says all of this.
+fn refused(folder: &Path, arguments: &[&str], says: &[&str]) {
+    let ending = run(folder, arguments);
+    assert_eq!(ending.code(), 2, "{arguments:?}: {}", ending.said);
+    for what in says {
+        assert!(ending.said.contains(what), "{arguments:?} does not say {what:?}: {}", ending.said);
+    }
+    assert!(!ending.said.contains("panicked"), "{arguments:?}: {}", ending.said);
+}
+
+#[test]
+fn a_bad_command_line_is_refused_by_the_name_of_the_flag() {
+    let folder = tempfile::tempdir().unwrap();
+    let refused = |arguments: &[&str], says: &[&str]| refused(folder.path(), arguments, says);
+    refused(&["dispatch", "--dest", "ftp://host/file"], &["--dest", "unknown scheme", "ftp", "https://"]);
+    refused(&["dispatch", "--dest", ""], &["--dest", "missing"]);
+    refused(&["dispatch"], &["--dest"]);
+    refused(&["up", "--dest", "http://:80/"], &["--dest", "host"]);
+    refused(&["up", "--url", "kafka://localhost:9092"], &["--url", "sqlite:", "eventd up"]);
+    refused(&["ingest", "--url", "localhost:9092"], &["--url", "sqlite:", "eventd up"]);
+    refused(&["ingest", "--url", "postgres://localhost/db"], &["--url", "sqlite:PATH"]);
+    refused(&["ingest", "--url", "sqlite:"], &["--url", "sqlite:eventd.db"]);
+    refused(&["ingest", "--listen", "localhost"], &["--listen", "HOST:PORT"]);
+    refused(&["ingest", "--topic", "no/topic"], &["--topic"]);
+    refused(&["ingest", "--partitioner", "crc"], &["--partitioner", "murmur2"]);
+    refused(&["ingest", "--max-body", "1MiB", "--max-pending", "1KiB"], &["--max-body", "--max-pending"]);
+    refused(&["up", "--log-format", "xml"], &["--log-format", "text or json"]);
+    refused(&["up", "--no-such-flag"], &["--no-such-flag"]);
+    refused(&["up", "--dest", "null:", "--on-gap", "wait"], &["--on-gap", "stop or skip"]);
+    refused(&["up", "--dest", "null:", "--start", "middle"], &["--start", "earliest or latest"]);
+    refused(&["up", "--dest", "null:", "--backoff", "3s", "--backoff-max", "1s"], &["--backoff-max"]);
+    refused(&["up", "--dest", "file-1", "--dest", "file-1"], &["two destinations", "file-1", "NAME=DEST"]);
+    refused(&["up", "--dest", "a=file-1", "--dest", "a=file-2"], &["two destinations", "\"a\""]);
+    refused(&["up", "--dest", "file-1", "--dest", "file-2", "--name", "a"], &["--name", "NAME=DEST"]);
+    refused(&["up", "--dest", "file-1", "--name", "a b"], &["--name", "a b"]);
+    refused(&["up", "--dest", "file-1", "--webhook-secret-file", "secret"], &["--webhook-secret-file", "http"]);
+    refused(&["up", "--dest", "http://h/", "--webhook-secret-file", "secret"], &["--webhook-secret-file", "secret"]);
+    let topic = "t".repeat(240);
+    refused(&["up", "--dest", "file-1", "--topic", &topic], &["--topic", "too long"]);
+    assert!(!folder.path().join("eventd.db").exists(), "none of these has made anything");
+}
+
+#[test]
+fn a_duration_without_a_unit_and_a_zero_without_sense_are_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let durations = ["attempt-timeout", "retry-after-max", "commit-interval", "backoff", "backoff-max", "retention"];
+    let more = ["dead-retention", "header-timeout", "body-timeout"];
+    for flag in durations.iter().chain(&more).map(|name| format!("--{name}")) {
+        refused(folder.path(), &["up", &flag, "10"], &[&flag, "unit"]);
+        refused(folder.path(), &["up", &flag, "0s"], &[&flag, "above zero"]);
+    }
+    refused(folder.path(), &["up", "--drain", "30"], &["--drain", "unit"]);
+    let sizes = ["max-body", "max-event", "max-pending", "max-db-bytes", "window-bytes"];
+    let counts = ["max-batch", "max-connections", "concurrency", "window"];
+    for flag in sizes.iter().chain(&counts).map(|name| format!("--{name}")) {
+        refused(folder.path(), &["up", &flag, "0"], &[&flag, "above zero"]);
+        refused(folder.path(), &["up", &flag, "many"], &[&flag]);
+    }
+    refused(folder.path(), &["up", "--attempts", "0"], &["--attempts"]);
+    refused(folder.path(), &["up", "--partitions", "0"], &["--partitions"]);
+    refused(folder.path(), &["up", "--reliability", "1"], &["--reliability", "0 is off"]);
+}
+
+#[test]
+fn a_database_that_is_not_ours_is_refused_and_left_as_it_is() {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join("text"), "this is no database, and longer than one page's header\n".repeat(20))
+        .unwrap();
+    std::fs::create_dir(folder.path().join("directory")).unwrap();
+    rusqlite::Connection::open(folder.path().join("foreign")).unwrap().execute_batch("create table t (a)").unwrap();
+    let before = std::fs::read(folder.path().join("foreign")).unwrap();
+    for file in ["text", "directory", "foreign", "no-such-directory/eventd.db"] {
+        let url = format!("sqlite:{file}");
+        for mode in [&["ingest", "--listen", "127.0.0.1:0"][..], &["dispatch", "--dest", "file-1"]] {
+            refused(folder.path(), &[mode, &["--url", &url]].concat(), &[file]);
+        }
+    }
+    assert_eq!(std::fs::read(folder.path().join("foreign")).unwrap(), before);
+}
+
+#[test]
+fn a_path_that_cannot_be_written_ends_dispatch_as_a_fault_of_configuration() {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::create_dir(folder.path().join("directory")).unwrap();
+    refused(folder.path(), &["dispatch", "--dest", "nowhere/file-1"], &["nowhere"]);
+    refused(folder.path(), &["dispatch", "--dest", "file:directory"], &["directory"]);
+}
+
+#[test]
+fn another_count_of_partitions_is_an_error_only_where_it_was_asked_for() {
+    let folder = tempfile::tempdir().unwrap();
+    let first = Program::start(folder.path(), &["ingest", "--listen", "127.0.0.1:0", "--partitions", "2"]);
+    first.address();
+    refused(folder.path(), &["dispatch", "--dest", "null:", "--partitions", "3"], &["--partitions 3", "has 2"]);
+    let second = Program::start(folder.path(), &["dispatch", "--dest", "null:"]);
+    second.wait_for(&["delivering"]);
+    assert_eq!(second.stop().code(), 0);
+    assert_eq!(first.stop().code(), 0);
+}
+
+#[test]
+fn no_secret_is_shown() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut with_secrets = command(folder.path(), &["up", "--listen", "127.0.0.1:0", "--drain", "1s"]);
+    with_secrets.env("EVENTD_DEST", "http://user:hunter2@127.0.0.1:9/hook").env("EVENTD_LOG", "trace");
+    with_secrets.env("EVENTD_WEBHOOK_SECRET", "whsec_aHVudGVyMg==");
+    let up = Program::spawn(with_secrets, "up");
+    up.wait_for(&["delivering"]);
+    post(&up, README_EVENTS);
+    up.signal("TERM");
+    let said = up.end().said;
+    let mut help = command(folder.path(), &["up", "--help"]);
+    help.env("EVENTD_DEST", "http://user:hunter2@127.0.0.1:9/hook").env("EVENTD_WEBHOOK_SECRET", "whsec_aHVudGVyMg==");
+    let help = Program::spawn(help, "up --help").end().said;
+    for (what, said) in [("log", said), ("help", help)] {
+        assert!(!said.contains("hunter2") && !said.contains("aHVudGVyMg"), "the {what} shows a secret: {said}");
+    }
+}
