@@ -282,10 +282,10 @@ fn a_database_that_is_not_ours_is_refused_and_left_as_it_is() {
     std::fs::create_dir(folder.path().join("directory")).unwrap();
     rusqlite::Connection::open(folder.path().join("foreign")).unwrap().execute_batch("create table t (a)").unwrap();
     let before = std::fs::read(folder.path().join("foreign")).unwrap();
-    for file in ["text", "directory", "foreign", "no-such-directory/eventd.db"] {
+    for file in ["text", "directory", "foreign", "no-such-directory/db"] {
         let url = format!("sqlite:{file}");
         for mode in [&["ingest", "--listen", "127.0.0.1:0"][..], &["dispatch", "--dest", "file-1"]] {
-            refused(folder.path(), &[mode, &["--url", &url]].concat(), &[file]);
+            refused(folder.path(), &[mode, &["--url", &url]].concat(), &[file.trim_end_matches("/db")]);
         }
     }
     assert_eq!(std::fs::read(folder.path().join("foreign")).unwrap(), before);

@@ -142,10 +142,18 @@ struct History {
 
 struct Life {
     lines: Vec<Line>,
-    /// What the process that was killed had committed, a partition each. `None`: it drained.
-    committed: Option<Vec<Progress>>,
-    /// So many of its lines were written longer before the kill than a commit may take.
+    /// What the process had committed when it was gone, a partition each.
+    committed: Vec<Progress>,
+    drained: bool,
+    /// So many of its lines had to be in the commit: all where it drained, else those that were written longer before
+    /// the kill than a commit may take.
     old_lines: usize,
+}
+
+impl Life {
+    fn has_settled(&self, line: &Line) -> bool {
+        self.committed[line.partition as usize].is_settled(line.offset)
+    }
 }
 
 impl History {
@@ -172,12 +180,14 @@ impl History {
         let begin = self.read_to;
         let (lines, ends) = self.read();
         let old_lines = ends.iter().filter(|end| begin + **end <= horizon).count();
-        self.lives.push(Life { lines, committed: Some(committed(&self.folder)), old_lines });
+        self.lives.push(Life { lines, committed: committed(&self.folder), drained: false, old_lines });
     }
 
+    /// The process ended by itself: all that it delivered has to be committed.
     fn drained(&mut self) {
         let (lines, _) = self.read();
-        self.lives.push(Life { lines, committed: None, old_lines: 0 });
+        let old_lines = lines.len();
+        self.lives.push(Life { lines, committed: committed(&self.folder), drained: true, old_lines });
     }
 
     /// The whole lines since the last life, and where each ends.
@@ -199,36 +209,28 @@ impl History {
 
     /// Holds everything against the promises, and says how many deliveries were repetitions.
     fn judge(self, mode: &str, answered: &Answered) -> usize {
-        let mut seen = HashSet::new();
+        // Where each record was delivered last.
+        let mut seen = HashMap::new();
         let mut first_payloads = BTreeMap::<&str, Vec<u64>>::new();
         let (mut repeated, mut old_lines, mut deliveries) = (0, 0, 0);
         for (number, life) in self.lives.iter().enumerate() {
-            let before = number.checked_sub(1).map(|before| &self.lives[before]);
             let mut last_offsets = HashMap::new();
             for line in &life.lines {
                 let last = last_offsets.insert(&line.user, line.offset);
                 assert!(last < Some(line.offset), "life {number}: not in order behind {last:?}: {line:?}");
-                if seen.insert((line.partition, line.offset)) {
+                let Some(delivered_in) = seen.insert((line.partition, line.offset), number) else {
                     first_payloads.entry(&line.user).or_default().push(line.payload.parse().unwrap());
                     continue;
-                }
+                };
                 repeated += 1;
-                match before.and_then(|before| before.committed.as_ref()) {
-                    Some(committed) => assert!(
-                        !committed[line.partition as usize].is_settled(line.offset),
-                        "life {number}: the commit that it began with says that this is settled: {line:?}"
-                    ),
-                    None => panic!("life {number}: delivered again, though the life before it drained: {line:?}"),
-                }
+                let drained = self.lives[delivered_in].drained;
+                assert!(!drained, "life {number} repeats what life {delivered_in} delivered, which drained: {line:?}");
+                let settled = self.lives[number - 1].has_settled(line);
+                assert!(!settled, "life {number}: the commit that it began with says that this is settled: {line:?}");
             }
-            if let Some(committed) = &life.committed {
-                for line in &life.lines[..life.old_lines] {
-                    assert!(
-                        committed[line.partition as usize].is_settled(line.offset),
-                        "life {number}: not committed {:?} after it was delivered: {line:?}",
-                        COMMIT_INTERVAL + COMMIT_TAKES_MAX
-                    );
-                }
+            for line in &life.lines[..life.old_lines] {
+                let within = COMMIT_INTERVAL + COMMIT_TAKES_MAX;
+                assert!(life.has_settled(line), "life {number}: not committed {within:?} after delivery: {line:?}");
             }
             old_lines += life.old_lines;
             deliveries += life.lines.len();
@@ -247,7 +249,7 @@ impl History {
         let answers: u64 = answered.events.values().sum();
         println!(
             "# crash of {mode}: {ROUNDS} kills, {answers} events answered, {deliveries} deliveries, {repeated} of them \
-             repeated, {} requests sent again, {old_lines} deliveries had to be committed at a kill",
+             repeated, {} requests sent again, {old_lines} deliveries had to be in a commit",
             answered.requests_again
         );
         assert!(answers > 1_000, "only {answers} events: that is no load");
