@@ -111,6 +111,19 @@ pub async fn join(
     }))
 }
 
+/// What the group `name` last committed, by partition: read from outside, without joining it or disturbing its member.
+pub async fn committed(engine: &Sqlite, name: &str, topic: &str) -> Result<Vec<Option<State>>, JoinError> {
+    let database = engine.database();
+    let failed = |error| JoinError::Unavailable(unavailable(error));
+    let found = database.topic(topic).await.map_err(failed)?;
+    let topic = found.ok_or_else(|| JoinError::MissingTopic { topic: topic.into() })?;
+    let mut states = Vec::new();
+    for partition in 0..topic.partitions {
+        states.push(database.committed(name, topic.id, partition).await.map_err(failed)?);
+    }
+    Ok(states)
+}
+
 /// Beside the database itself, whichever link led to it.
 fn lock_path(database: &Path, name: &str) -> PathBuf {
     let mut path = database.as_os_str().to_owned();
