@@ -1,0 +1,456 @@
+//! Runs one scenario: starts, crashes, stops and moves processes as planned, then lets the trouble end and holds
+//! dispatch to its promises.
+
+use crate::memory_destination::MemoryDestination;
+use crate::memory_group::{Members, MemoryGroup};
+use crate::memory_log::{MemoryEngine, MemoryLog, TOPIC, Topics};
+use crate::oracle::{Counts, Life, Oracle};
+use crate::random::Random;
+use crate::scenario::{Action, Scenario};
+use crate::world::{CALLS, World};
+use eventd::core::event::{CONTENT_TYPE, ID, Record};
+use eventd::dispatch::{Ended, Parts, run};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::oneshot;
+use tokio::task::JoinHandle;
+
+/// How long a stop may take beyond `--drain`: the last commit, and slow answers.
+const STOP_GRACE: Duration = Duration::from_secs(40);
+
+/// What one simulation came to.
+#[derive(Debug, Clone)]
+pub(crate) struct Outcome {
+    pub(crate) counts: Counts,
+    pub(crate) crashes: u64,
+    pub(crate) stops: u64,
+    pub(crate) moves: u64,
+    pub(crate) sessions_lost: u64,
+    pub(crate) outages: u64,
+    pub(crate) calls: [u64; CALLS.len()],
+    pub(crate) trace: Vec<String>,
+    pub(crate) violation: Option<String>,
+}
+
+/// Runs a scenario in a runtime of its own, whose time stands still while anything is left to do.
+pub(crate) fn simulate(scenario: &Scenario) -> Outcome {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build();
+    runtime.expect("a runtime without I/O").block_on(Driver::new(scenario).drive())
+}
+
+/// What the driver has to do beside the scenario's plan.
+#[derive(Debug, Clone, Copy)]
+enum Step {
+    Planned(Action),
+    Start { slot: usize },
+    /// The group notices that a process is gone.
+    Forget { life: Life },
+    SessionEnds { life: Life },
+    Reconnects { life: Life },
+    MustHaveEnded { life: Life },
+}
+
+struct Running {
+    life: Life,
+    task: JoinHandle<anyhow::Result<Ended>>,
+    stop: Option<oneshot::Sender<()>>,
+    cut_off: bool,
+}
+
+struct Driver<'a> {
+    scenario: &'a Scenario,
+    world: Arc<World>,
+    /// The driver's own choices: the world's must not depend on how often the driver looks.
+    random: Random,
+    slots: Vec<Option<Running>>,
+    /// Which slot should own each partition.
+    assigned: Vec<usize>,
+    queue: BTreeMap<(Duration, u64), Step>,
+    queued: u64,
+    appended: u64,
+    calm: bool,
+    outcome: Outcome,
+}
+
+impl<'a> Driver<'a> {
+    fn new(scenario: &'a Scenario) -> Self {
+        let world = World::new(
+            Random::new(scenario.seed ^ 1),
+            Oracle::new(scenario.rules(), scenario.partitions),
+            Topics::new(scenario.partitions, scenario.gaps, scenario.fetch_events_max),
+            Members::new(scenario.partitions),
+            scenario.behaviour.clone(),
+            scenario.rates,
+        );
+        world.lock().single = scenario.single;
+        Self {
+            world,
+            scenario,
+            random: Random::new(scenario.seed ^ 2),
+            slots: (0..scenario.slots).map(|_| None).collect(),
+            assigned: (0..scenario.partitions as usize).map(|partition| partition % scenario.slots).collect(),
+            queue: BTreeMap::new(),
+            queued: 0,
+            appended: 0,
+            calm: false,
+            outcome: Outcome {
+                counts: Counts::default(),
+                crashes: 0,
+                stops: 0,
+                moves: 0,
+                sessions_lost: 0,
+                outages: 0,
+                calls: [0; CALLS.len()],
+                trace: Vec::new(),
+                violation: None,
+            },
+        }
+    }
+
+    async fn drive(mut self) -> Outcome {
+        for (at, action) in &self.scenario.plan {
+            self.at(*at, Step::Planned(*action));
+        }
+        for slot in 0..self.slots.len() {
+            self.start(slot);
+        }
+        self.until_the_plan_is_done().await;
+        if !self.broken() {
+            self.settle_everything().await;
+        }
+        if !self.broken() {
+            self.stop_in_order().await;
+        }
+        for slot in 0..self.slots.len() {
+            self.crash(slot).await;
+        }
+        let mut state = self.world.lock();
+        self.outcome.counts = state.oracle.counts;
+        self.outcome.calls = state.calls;
+        self.outcome.trace = std::mem::take(&mut state.trace);
+        self.outcome.violation = state.oracle.violation().map(str::to_owned);
+        drop(state);
+        self.outcome
+    }
+
+    fn broken(&self) -> bool {
+        self.world.lock().oracle.violation().is_some()
+    }
+
+    fn at(&mut self, at: Duration, step: Step) {
+        self.queued += 1;
+        self.queue.insert((at, self.queued), step);
+    }
+
+    fn after(&mut self, time: Duration, step: Step) {
+        self.at(self.world.now() + time, step);
+    }
+
+    async fn until_the_plan_is_done(&mut self) {
+        while let Some((&(at, _), _)) = self.queue.first_key_value() {
+            self.turn(at).await;
+            if self.broken() {
+                return;
+            }
+        }
+    }
+
+    /// Looks after the processes until `at`, then does what is due.
+    async fn turn(&mut self, at: Duration) {
+        let wait = at.saturating_sub(self.world.now());
+        let world = Arc::clone(&self.world);
+        tokio::select! {
+            biased;
+            () = world.happened.notified() => {}
+            () = tokio::time::sleep(wait) => {}
+        }
+        self.look_after().await;
+        while let Some(entry) = self.queue.first_entry()
+            && entry.key().0 <= self.world.now()
+        {
+            let step = entry.remove();
+            self.step(step).await;
+        }
+    }
+
+    async fn step(&mut self, step: Step) {
+        match step {
+            Step::Planned(action) => self.act(action).await,
+            Step::Start { slot } => self.start(slot),
+            Step::Forget { life } => {
+                self.world.lock().members.forget(life);
+                self.assign();
+            }
+            Step::SessionEnds { life } => {
+                let told_after = self.random.millis(0, 1_500);
+                self.world.lock().members.lose(life, told_after);
+                let again = told_after + self.random.millis(100, 2_000);
+                self.after(again, Step::Reconnects { life });
+                self.assign();
+            }
+            Step::Reconnects { life } => {
+                self.world.lock().members.reconnect(life);
+                for running in self.slots.iter_mut().flatten().filter(|running| running.life == life) {
+                    running.cut_off = false;
+                }
+                self.assign();
+            }
+            Step::MustHaveEnded { life } => {
+                if self.slots.iter().flatten().any(|running| running.life == life) {
+                    self.world.lock().oracle.fail(format!("life {life} was told to stop long ago and goes on"));
+                }
+            }
+        }
+    }
+
+    async fn act(&mut self, action: Action) {
+        match action {
+            Action::Append { user, many, bytes } => self.append(user, many, bytes),
+            Action::Crash { slot } => self.crash(slot).await,
+            Action::CrashWithin { slot, steps } => {
+                if let Some(running) = &self.slots[slot] {
+                    self.world.crash_within(running.life, steps);
+                }
+            }
+            Action::Stop { slot } => self.stop(slot),
+            Action::Move { partition, slot } => {
+                self.assigned[partition as usize] = slot;
+                self.assign();
+            }
+            Action::CutOff { slot } => {
+                let Some(running) = &mut self.slots[slot] else { return };
+                if running.stop.is_none() || std::mem::replace(&mut running.cut_off, true) {
+                    return;
+                }
+                let life = running.life;
+                let ends = self.world.lock().members.cut_off(life);
+                if let Some(ends) = ends {
+                    self.outcome.sessions_lost += 1;
+                    self.at(self.world.moment(ends), Step::SessionEnds { life });
+                }
+            }
+            Action::Outage(outage) => {
+                let mut state = self.world.lock();
+                state.behaviour.outage = outage;
+                match outage {
+                    Some(_) => state.oracle.phase_begins(),
+                    None => state.oracle.phase_ends(),
+                }
+                drop(state);
+                self.outcome.outages += u64::from(outage.is_some());
+            }
+            Action::Trim { partition, percent } => {
+                let latest = self.world.lock().topics.latest(partition);
+                self.world.trim(partition, latest * percent / 100);
+            }
+        }
+    }
+
+    fn append(&mut self, user: usize, many: u64, bytes: usize) {
+        let key = self.scenario.users[user].clone();
+        let partition = (user as u32) % self.scenario.partitions;
+        let now_ms = self.world.now().as_millis() as i64;
+        let records: Vec<Record> = (0..many)
+            .map(|_| {
+                self.appended += 1;
+                let id = format!("event-{}", self.appended);
+                let mut value = id.clone().into_bytes();
+                value.resize(value.len() + bytes, b'.');
+                let headers = [(ID, Some(id.as_bytes())), (CONTENT_TYPE, Some(&b"text/plain"[..])), ("x-null", None)];
+                let value = (self.appended % 17 != 0).then_some(value);
+                Record::new(key.as_deref(), value.as_deref(), &headers[..(self.appended % 4) as usize], now_ms)
+            })
+            .collect();
+        self.world.append(TOPIC, partition, &records);
+    }
+
+    // -- processes
+
+    fn start(&mut self, slot: usize) {
+        if self.slots[slot].is_some() {
+            return;
+        }
+        let handle = self.world.begin_life();
+        let life = handle.life;
+        self.world.lock().members.join(life, self.scenario.session);
+        let group = Arc::new(MemoryGroup(handle.clone()));
+        let parts = Parts {
+            engine: Arc::new(MemoryEngine(handle.clone())),
+            log: Arc::new(MemoryLog { handle: handle.clone(), topic: TOPIC.to_owned() }),
+            group: group.clone(),
+            destination: Arc::new(MemoryDestination { handle, limits: self.scenario.limits, group }),
+        };
+        let (stop, stopped) = oneshot::channel::<()>();
+        let (config, world) = (self.scenario.config.clone(), Arc::clone(&self.world));
+        let task = tokio::spawn(async move {
+            let shutdown = async move {
+                if stopped.await.is_err() {
+                    std::future::pending::<()>().await;
+                }
+            };
+            let ended = run(parts, config, shutdown).await;
+            world.happened.notify_one();
+            ended
+        });
+        self.slots[slot] = Some(Running { life, task, stop: Some(stop), cut_off: false });
+        self.assign();
+    }
+
+    /// Says who should own each partition: the assigned process, or the other one where that cannot.
+    fn assign(&mut self) {
+        let able = |slot: usize| {
+            let running = self.slots[slot].as_ref();
+            running.filter(|running| running.stop.is_some() && !running.cut_off).map(|running| running.life)
+        };
+        let mut state = self.world.lock();
+        for (slot, partition) in self.assigned.iter().zip(0u32..) {
+            let wanted = able(*slot).or_else(|| (0..self.slots.len()).find_map(able));
+            if wanted.is_some() {
+                state.members.want(partition, wanted);
+            }
+        }
+        drop(state);
+        self.outcome.moves += self.world.balance();
+    }
+
+    /// Buries those that crashed or ended.
+    async fn look_after(&mut self) {
+        for slot in 0..self.slots.len() {
+            let Some(running) = &self.slots[slot] else { continue };
+            if self.world.is_dying(running.life) {
+                self.crash(slot).await;
+            } else if running.task.is_finished() {
+                self.ended(slot).await;
+            }
+        }
+        self.assign();
+    }
+
+    async fn crash(&mut self, slot: usize) {
+        let Some(running) = self.slots[slot].take() else { return };
+        let life = running.life;
+        self.world.crash(life);
+        running.task.abort();
+        if let Err(error) = running.task.await
+            && error.is_panic()
+        {
+            self.world.lock().oracle.fail(format!("life {life} panicked: {error}"));
+        }
+        // What the process had spawned is dropped in the turns of the runtime that follow.
+        tokio::time::sleep(Duration::from_millis(1)).await;
+        self.world.bury(life);
+        let now = self.world.now();
+        let mut state = self.world.lock();
+        state.note(now, life, format_args!("is gone"));
+        state.oracle.ended(life, false);
+        drop(state);
+        self.outcome.crashes += u64::from(!self.calm);
+        let noticed = self.random.millis(0, 3_000);
+        self.after(noticed, Step::Forget { life });
+        let restarted = self.random.millis(0, 3_000);
+        self.after(restarted, Step::Start { slot });
+    }
+
+    async fn ended(&mut self, slot: usize) {
+        let Some(running) = self.slots[slot].take() else { return };
+        let (life, told) = (running.life, running.stop.is_none());
+        let result = running.task.await;
+        tokio::time::sleep(Duration::from_millis(1)).await;
+        self.world.bury(life);
+        let ended_by_group = self.world.membership_ended(life);
+        let now = self.world.now();
+        let mut state = self.world.lock();
+        state.note(now, life, format_args!("ended: {result:?}"));
+        let drained = match result {
+            Ok(Ok(ended)) if told => ended == Ended::Drained,
+            Ok(Ok(ended)) => {
+                state.oracle.fail(format!("life {life} ended with {ended:?} and was not told to stop"));
+                false
+            }
+            Ok(Err(_)) if ended_by_group => false,
+            Ok(Err(error)) => {
+                state.oracle.fail(format!("life {life} failed: {error:#}"));
+                false
+            }
+            Err(error) => {
+                state.oracle.fail(format!("life {life} panicked: {error}"));
+                false
+            }
+        };
+        state.oracle.ended(life, drained);
+        if self.calm && told && !drained && !ended_by_group {
+            state.oracle.fail(format!("life {life} left work, with nothing in its way"));
+        }
+        state.members.forget(life);
+        drop(state);
+        let restarted = self.random.millis(0, 2_000);
+        self.after(restarted, Step::Start { slot });
+    }
+
+    fn stop(&mut self, slot: usize) {
+        let Some(running) = &mut self.slots[slot] else { return };
+        let Some(stop) = running.stop.take() else { return };
+        let life = running.life;
+        let now = self.world.now();
+        let mut state = self.world.lock();
+        state.members.stopping(life);
+        state.note(now, life, format_args!("is told to stop"));
+        drop(state);
+        if stop.send(()).is_err() {
+            // It ended by itself at this very moment: `look_after` sees to it.
+            return;
+        }
+        self.outcome.stops += 1;
+        self.after(self.scenario.config.drain + STOP_GRACE, Step::MustHaveEnded { life });
+    }
+
+    // -- the end
+
+    /// No more trouble: everything has to be settled within a time that the configuration bounds.
+    async fn settle_everything(&mut self) {
+        self.calm = true;
+        let mut state = self.world.lock();
+        state.rates = crate::world::Rates::default();
+        state.behaviour.calm();
+        state.oracle.phase_ends();
+        drop(state);
+        let config = &self.scenario.config;
+        let try_max = config.attempt_timeout + Duration::from_secs(12);
+        let limit = self.world.now() + try_max * (self.appended as u32 + 10) * (config.attempts + 1);
+        while self.world.lock().oracle.unsettled().is_some() || self.slots.iter().any(Option::is_none) {
+            let soon = self.world.now() + Duration::from_millis(100);
+            self.turn(soon).await;
+            if self.broken() {
+                return;
+            }
+            if self.world.now() > limit {
+                let mut state = self.world.lock();
+                let waiting = state.oracle.unsettled();
+                return state.oracle.fail(format!("{waiting:?} is still not settled at {limit:?}, long after the trouble"));
+            }
+        }
+        let special = self.scenario.users[0].clone();
+        if let Some(max) = self.scenario.others_wait_max {
+            let mut state = self.world.lock();
+            let waited = state.oracle.longest_wait(|user| Some(user) != special.as_deref());
+            if waited > max {
+                state.oracle.fail(format!("somebody waited {waited:?} though only {special:?} is in trouble"));
+            }
+        }
+    }
+
+    async fn stop_in_order(&mut self) {
+        for slot in 0..self.slots.len() {
+            self.stop(slot);
+        }
+        while self.slots.iter().any(Option::is_some) && !self.broken() {
+            let soon = self.world.now() + Duration::from_millis(100);
+            self.turn(soon).await;
+            self.queue.retain(|_, step| !matches!(step, Step::Start { .. }));
+        }
+        if !self.broken() {
+            self.world.lock().oracle.finished();
+        }
+    }
+}

@@ -1,0 +1,228 @@
+//! A destination in memory that does whatever a destination may do: answers late or never, asks for patience, refuses,
+//! takes an event and loses its answer, fails one user for ever, is slow for another, or is out for everybody.
+
+use crate::oracle::{Handed, User};
+use crate::random::Random;
+use crate::world::{Call, Handle};
+use eventd::BoxFuture;
+use eventd::core::event::Event;
+use eventd::core::verdict::{Failed, Report, Verdict};
+use eventd::destination::{Destination, HandOver, HandOverLimits};
+use eventd::group::Group as _;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::time::Instant;
+
+/// How the whole destination is out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Outage {
+    Unreachable,
+    /// Answers 500 to everybody.
+    Fails,
+    /// Answers 422 to everybody.
+    Refuses,
+    /// Takes connections and never answers.
+    Hangs,
+}
+
+/// What the destination does to attempts that begin now. Chances in percent.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Behaviour {
+    pub(crate) outage: Option<Outage>,
+    pub(crate) fails: u64,
+    pub(crate) asks_for_patience: u64,
+    pub(crate) refuses: u64,
+    pub(crate) unreachable: u64,
+    pub(crate) hangs: u64,
+    /// Takes the event, and the answer is lost.
+    pub(crate) loses_answer: u64,
+    pub(crate) latency_ms_max: u64,
+    pub(crate) failing_user: Option<User>,
+    pub(crate) refused_user: Option<User>,
+    pub(crate) slow_user: Option<(User, Duration)>,
+}
+
+/// What becomes of one attempt.
+#[derive(Debug, Clone, Copy)]
+enum Fate {
+    Delivered,
+    Failed(Verdict),
+    /// Never answers, not at the deadline either.
+    Hangs,
+}
+
+impl Behaviour {
+    /// The same without anything random: what is left is what lasts.
+    pub(crate) fn calm(&mut self) {
+        *self = Self {
+            latency_ms_max: self.latency_ms_max.min(20),
+            failing_user: self.failing_user.take(),
+            refused_user: self.refused_user.take(),
+            ..Self::default()
+        };
+    }
+
+    fn fate(&self, event: &Event, random: &mut Random) -> Fate {
+        let is = |user: &Option<User>| user.as_ref().is_some_and(|user| user.as_deref() == event.record.key());
+        let after = |random: &mut Random| random.chance(50).then(|| random.millis(0, 3_000));
+        let roll = random.below(100);
+        let below = |percents: &[u64]| roll < percents.iter().sum();
+        match self.outage {
+            Some(Outage::Unreachable) => Fate::Failed(Verdict::Unreachable),
+            Some(Outage::Fails) => Fate::Failed(Verdict::Retry { after: None }),
+            Some(Outage::Refuses) => Fate::Failed(Verdict::Refused),
+            Some(Outage::Hangs) => Fate::Hangs,
+            None if is(&self.failing_user) => Fate::Failed(Verdict::Retry { after: None }),
+            None if is(&self.refused_user) => Fate::Failed(Verdict::Refused),
+            None if below(&[self.fails]) => Fate::Failed(Verdict::Retry { after: None }),
+            None if below(&[self.fails, self.asks_for_patience]) => {
+                let after = after(random);
+                Fate::Failed(if random.chance(30) { Verdict::Retry { after } } else { Verdict::Busy { after } })
+            }
+            None if below(&[self.fails, self.asks_for_patience, self.refuses]) => Fate::Failed(Verdict::Refused),
+            None if below(&[self.fails, self.asks_for_patience, self.refuses, self.unreachable]) => {
+                Fate::Failed(Verdict::Unreachable)
+            }
+            None if below(&[self.fails, self.asks_for_patience, self.refuses, self.unreachable, self.hangs]) => {
+                Fate::Hangs
+            }
+            None => Fate::Delivered,
+        }
+    }
+
+    fn latency(&self, event: &Event, random: &mut Random) -> Duration {
+        match &self.slow_user {
+            Some((user, time)) if user.as_deref() == event.record.key() => *time,
+            _ => random.millis(0, self.latency_ms_max),
+        }
+    }
+}
+
+/// The fate that was chosen for one single call.
+fn chosen(way: u32) -> Fate {
+    let patience = Some(Duration::from_millis(700));
+    [
+        Fate::Failed(Verdict::Retry { after: None }),
+        Fate::Failed(Verdict::Busy { after: patience }),
+        Fate::Failed(Verdict::Refused),
+        Fate::Failed(Verdict::Unreachable),
+        Fate::Failed(Verdict::Drilled),
+        Fate::Hangs,
+    ][way as usize]
+}
+
+/// The destination, as one life of dispatch sees it.
+#[derive(Debug)]
+pub(crate) struct MemoryDestination {
+    pub(crate) handle: Handle,
+    pub(crate) limits: HandOverLimits,
+    pub(crate) group: Arc<crate::memory_group::MemoryGroup>,
+}
+
+/// An attempt that has not answered. Where its caller drops it, nobody saw what became of it.
+struct InFlight<'a> {
+    handle: &'a Handle,
+    id: Option<u64>,
+}
+
+impl Drop for InFlight<'_> {
+    fn drop(&mut self) {
+        if let Some(id) = self.id {
+            let now = self.handle.world.now();
+            let mut state = self.handle.world.lock();
+            state.note(now, self.handle.life, format_args!("drops attempt {id}"));
+            state.oracle.dropped(id, now);
+        }
+    }
+}
+
+impl MemoryDestination {
+    /// What each run comes to, how long the hand-over takes, and whether it answers at all.
+    fn fates(&self, runs: &[Handed], way: Option<u32>) -> (Vec<Report>, Duration, bool) {
+        let mut guard = self.handle.world.lock();
+        let state = &mut *guard;
+        let (behaviour, random) = (&state.behaviour, &mut state.random);
+        let (mut reports, mut time, mut answers) = (Vec::new(), Duration::ZERO, true);
+        for run in runs {
+            let mut report = Report { delivered: 0, failed: None };
+            for event in &run.events {
+                time = time.max(behaviour.latency(event, random));
+                match way.map_or_else(|| behaviour.fate(event, random), chosen) {
+                    Fate::Delivered => report.delivered += 1,
+                    Fate::Failed(verdict) => {
+                        report.failed = Some(Failed::new(verdict, "503 try later"));
+                        break;
+                    }
+                    Fate::Hangs => {
+                        answers = false;
+                        break;
+                    }
+                }
+            }
+            let lost = random.chance(behaviour.loses_answer) && way.is_none();
+            if lost {
+                report = Report { delivered: 0, failed: Some(Failed::new(Verdict::Retry { after: None }, "no answer")) };
+            }
+            reports.push(report);
+        }
+        (reports, time, answers)
+    }
+}
+
+impl Destination for MemoryDestination {
+    fn limits(&self) -> HandOverLimits {
+        self.limits
+    }
+
+    fn deliver(&self, hand_over: HandOver) -> BoxFuture<'_, Vec<Report>> {
+        Box::pin(async move {
+            let (handle, world) = (&self.handle, &self.handle.world);
+            let way = handle.begin(Call::Deliver).await;
+            let runs: Vec<Handed> = hand_over
+                .runs
+                .iter()
+                .map(|run| Handed {
+                    events: hand_over.events_of(run).to_vec(),
+                    attempt: run.attempt,
+                    gap: run.gap,
+                })
+                .collect();
+            let (now, deadline) = (world.now(), world.moment(hand_over.deadline));
+            let fence = self.group.fence().map(|fence| world.moment(fence));
+            let id = {
+                let mut guard = world.lock();
+                let state = &mut *guard;
+                if fence.is_some_and(|fence| fence <= now || fence < deadline) {
+                    let life = handle.life;
+                    state.oracle.fail(format!("an attempt of life {life} until {deadline:?}, its fence is {fence:?}"));
+                }
+                let id = state.oracle.started(handle.life, hand_over.partition, &runs, deadline, now);
+                let offsets: Vec<Vec<i64>> =
+                    runs.iter().map(|run| run.events.iter().map(|event| event.offset).collect()).collect();
+                state.note(now, handle.life, format_args!("attempt {id} in {}: {offsets:?}", hand_over.partition));
+                id
+            };
+            let mut in_flight = InFlight { handle, id: Some(id) };
+            let (mut reports, time, answers) = self.fates(&runs, way);
+            if !answers {
+                std::future::pending::<()>().await;
+            }
+            let late = Instant::now() + time > hand_over.deadline;
+            handle.sleep(time.min(deadline.saturating_sub(now))).await;
+            handle.end().await;
+            if late {
+                let failed = Failed::new(Verdict::Retry { after: None }, "no answer in time");
+                reports = vec![Report { delivered: 0, failed: Some(failed) }; runs.len()];
+            }
+            in_flight.id = None;
+            let now = world.now();
+            let mut state = world.lock();
+            let said: Vec<_> = reports.iter().map(|r| (r.delivered, r.failed.as_ref().map(|f| f.verdict))).collect();
+            state.note(now, handle.life, format_args!("attempt {id} answers {said:?}"));
+            state.oracle.reported(id, &reports, now);
+            drop(state);
+            world.happened.notify_one();
+            reports
+        })
+    }
+}

@@ -1,0 +1,328 @@
+//! A group in memory, held to the contract of `eventd::group`: partitions move in order (`Taken`, `released`, `Given`)
+//! or are lost with a session, commits are fenced by the ownership that they were sent under and may fail in every
+//! way, and the fence of a session is never later than the next owner's beginning.
+
+use crate::oracle::Life;
+use crate::world::{Call, Handle, State as WorldState, World, WriteFault};
+use eventd::BoxFuture;
+use eventd::core::outcome::Failure;
+use eventd::core::progress::State;
+use eventd::group::{Change, Group};
+use std::collections::{BTreeMap, VecDeque};
+use std::time::Duration;
+use tokio::time::Instant;
+
+/// The group's name: the destination's.
+pub(crate) const NAME: &str = "file-1";
+
+#[derive(Debug, Default)]
+struct Partition {
+    owner: Option<Life>,
+    /// Grows with every owner: what a commit is fenced by.
+    epoch: u64,
+    /// Who should own it.
+    wanted: Option<Life>,
+    taken: bool,
+    committed: Option<State>,
+    /// A commit that was sent later is never stored earlier: they go over one connection.
+    stored_until: Duration,
+    /// A commit of this owner failed since it was told to hand over, or the life to stop.
+    commit_failed: bool,
+}
+
+#[derive(Debug, Default)]
+struct Member {
+    changes: VecDeque<(Change, Instant)>,
+    session: Option<Duration>,
+    /// When the session ends, where the member cannot reach the group any more.
+    cut_off: Option<Instant>,
+    stopping: bool,
+}
+
+/// All members of the group, and what is stored.
+#[derive(Debug)]
+pub(crate) struct Members {
+    partitions: Vec<Partition>,
+    members: BTreeMap<Life, Member>,
+}
+
+impl Members {
+    pub(crate) fn new(partitions: u32) -> Self {
+        Self { partitions: (0..partitions).map(|_| Partition::default()).collect(), members: BTreeMap::new() }
+    }
+
+    /// A process joins. With a session its attempts are fenced.
+    pub(crate) fn join(&mut self, life: Life, session: Option<Duration>) {
+        self.members.insert(life, Member { session, ..Member::default() });
+    }
+
+    /// Its session ends, or it left: what it owned is free. It is told so after `told_after`.
+    pub(crate) fn lose(&mut self, life: Life, told_after: Duration) {
+        let at = Instant::now() + told_after;
+        let Some(member) = self.members.get_mut(&life) else { return };
+        for (part, number) in self.partitions.iter_mut().zip(0u32..) {
+            if part.owner == Some(life) {
+                (part.owner, part.taken) = (None, false);
+                member.changes.push_back((Change::Lost(number), at));
+            }
+        }
+    }
+
+    /// A process is gone.
+    pub(crate) fn forget(&mut self, life: Life) {
+        self.lose(life, Duration::ZERO);
+        self.members.remove(&life);
+    }
+
+    /// From now on no heartbeat gets through. Answers with the end of the session.
+    pub(crate) fn cut_off(&mut self, life: Life) -> Option<Instant> {
+        let member = self.members.get_mut(&life)?;
+        member.cut_off = Some(Instant::now() + member.session?);
+        member.cut_off
+    }
+
+    /// Heartbeats get through again.
+    pub(crate) fn reconnect(&mut self, life: Life) {
+        if let Some(member) = self.members.get_mut(&life) {
+            member.cut_off = None;
+        }
+    }
+
+    /// From now on it matters whether commits fail: the life hands over everything.
+    pub(crate) fn stopping(&mut self, life: Life) {
+        if let Some(member) = self.members.get_mut(&life) {
+            member.stopping = true;
+        }
+        for part in self.partitions.iter_mut().filter(|part| part.owner == Some(life) && !part.taken) {
+            part.commit_failed = false;
+        }
+    }
+
+    pub(crate) fn want(&mut self, partition: u32, life: Option<Life>) {
+        self.partitions[partition as usize].wanted = life;
+    }
+
+
+    /// Takes from those who should not own, and gives what is free. Answers how many were taken.
+    pub(crate) fn balance(&mut self) -> u64 {
+        let now = Instant::now();
+        let mut taken = 0;
+        for (part, number) in self.partitions.iter_mut().zip(0u32..) {
+            match (part.owner, part.wanted) {
+                (Some(owner), wanted) if wanted != Some(owner) => {
+                    if let Some(member) = self.members.get_mut(&owner)
+                        && !std::mem::replace(&mut part.taken, true)
+                    {
+                        part.commit_failed = false;
+                        member.changes.push_back((Change::Taken(number), now));
+                        taken += 1;
+                    }
+                }
+                (None, Some(wanted)) => {
+                    let member = self.members.get_mut(&wanted);
+                    if let Some(member) = member.filter(|member| member.cut_off.is_none() && !member.stopping) {
+                        part.owner = Some(wanted);
+                        part.epoch += 1;
+                        (part.taken, part.commit_failed) = (false, false);
+                        member.changes.push_back((Change::Given(number), now));
+                    }
+                }
+                _ => {}
+            }
+        }
+        taken
+    }
+}
+
+/// The group, as one life of dispatch sees it.
+#[derive(Debug)]
+pub(crate) struct MemoryGroup(pub(crate) Handle);
+
+/// A commit on its way: where its caller drops it, it is stored all the same or not, as was drawn before.
+struct OnItsWay<'a> {
+    handle: &'a Handle,
+    partition: u32,
+    epoch: u64,
+    state: Option<State>,
+}
+
+impl Drop for OnItsWay<'_> {
+    fn drop(&mut self) {
+        if let Some(state) = self.state.take() {
+            let world = &self.handle.world;
+            // Refused or stored: nobody waits for the answer.
+            let _nobody_waits = store(&mut world.lock(), self.handle.life, self.partition, self.epoch, state);
+        }
+    }
+}
+
+fn store(world: &mut WorldState, life: Life, partition: u32, epoch: u64, state: State) -> Result<(), Failure> {
+    let end = state.settled.last().map_or(state.watermark, |range| range.end);
+    if end > world.topics.latest(partition) {
+        world.oracle.fail(format!("life {life} commits {state:?} of partition {partition}, past the end"));
+        return Err(Failure::refused("commit-past-end", "the commit is past the end of the log"));
+    }
+    let part = &mut world.members.partitions[partition as usize];
+    if part.owner != Some(life) || part.epoch != epoch {
+        return Err(Failure::refused("fenced", "the partition has another owner"));
+    }
+    world.oracle.committed(partition, &state);
+    part.committed = Some(state);
+    Ok(())
+}
+
+impl Group for MemoryGroup {
+    fn name(&self) -> &str {
+        NAME
+    }
+
+    fn changed(&self) -> BoxFuture<'_, Result<Change, Failure>> {
+        Box::pin(async move {
+            let Handle { world, life } = &self.0;
+            let way = self.0.begin(Call::Changed).await;
+            if world.lock().membership_ends(*life, way) {
+                let now = world.now();
+                let mut state = world.lock();
+                state.members.forget(*life);
+                state.oracle.lost_all(*life, now);
+                world.happened.notify_one();
+                return Err(Failure::refused("fenced", "the group does not know this member any more"));
+            }
+            loop {
+                let moved = world.members_changed.notified();
+                let next = world.lock().members.members.get(life).and_then(|member| member.changes.front().copied());
+                match next {
+                    Some((_, at)) if at > Instant::now() => tokio::time::sleep_until(at).await,
+                    Some((change, _)) => {
+                        self.0.end().await;
+                        let now = world.now();
+                        let mut guard = world.lock();
+                        let state = &mut *guard;
+                        if let Some(member) = state.members.members.get_mut(life) {
+                            member.changes.pop_front();
+                        }
+                        state.note(now, *life, format_args!("{change:?}"));
+                        match change {
+                            Change::Given(partition) => state.oracle.given(*life, partition),
+                            Change::Lost(partition) => state.oracle.lost(*life, partition, now),
+                            Change::Taken(_) => {}
+                        }
+                        return Ok(change);
+                    }
+                    None => moved.await,
+                }
+            }
+        })
+    }
+
+    fn released(&self, partition: u32) -> BoxFuture<'_, ()> {
+        Box::pin(async move {
+            self.0.end().await;
+            let Handle { world, life } = &self.0;
+            let now = world.now();
+            let mut guard = world.lock();
+            let state = &mut *guard;
+            state.note(now, *life, format_args!("releases {partition}"));
+            let part = &mut state.members.partitions[partition as usize];
+            if part.owner == Some(*life) {
+                state.oracle.released(*life, partition, !part.commit_failed);
+                (part.owner, part.taken) = (None, false);
+                state.members.balance();
+            }
+            drop(guard);
+            world.members_changed.notify_waiters();
+        })
+    }
+
+    fn committed(&self, partition: u32) -> BoxFuture<'_, Result<Option<State>, Failure>> {
+        Box::pin(async move {
+            let Handle { world, life } = &self.0;
+            let way = self.0.begin(Call::Committed).await;
+            let (delay, fails) = {
+                let mut state = world.lock();
+                (state.delay(), state.read_fails(way))
+            };
+            self.0.sleep(delay).await;
+            if fails {
+                return Err(Failure::refused("group-unavailable", "no answer from the group"));
+            }
+            let mut state = world.lock();
+            let committed = state.members.partitions[partition as usize].committed.clone();
+            state.oracle.began_with(*life, partition, committed.clone());
+            Ok(committed)
+        })
+    }
+
+    fn commit(&self, partition: u32, state: State) -> BoxFuture<'_, Result<(), Failure>> {
+        Box::pin(async move {
+            let Handle { world, life } = &self.0;
+            let way = self.0.begin(Call::Commit).await;
+            let now = world.now();
+            let (before, after, fault, mut on_its_way) = {
+                let mut guard = world.lock();
+                let world = &mut *guard;
+                world.oracle.commit_tried(*life, partition, now);
+                world.note(now, *life, format_args!("commits in {partition}: {state:?}"));
+                let percent = world.rates.commit_fails;
+                let fault = world.write_fault(way, percent, false);
+                let (before, after, kept) = (world.delay(), world.delay(), world.random.chance(50));
+                let part = &mut world.members.partitions[partition as usize];
+                part.commit_failed |= fault.is_some();
+                part.stored_until = part.stored_until.max(now + before);
+                let before = part.stored_until - now;
+                let on_its_way =
+                    OnItsWay { handle: &self.0, partition, epoch: part.epoch, state: kept.then(|| state.clone()) };
+                (before, after, fault, on_its_way)
+            };
+            self.0.sleep(before).await;
+            on_its_way.state = None;
+            let epoch = on_its_way.epoch;
+            match fault {
+                Some(WriteFault::Refused) => Err(Failure::refused("group-unavailable", "the group takes nothing now")),
+                Some(WriteFault::UnknownLost | WriteFault::UnknownLate) => {
+                    Err(Failure::unknown("time-out", "no answer from the group"))
+                }
+                Some(WriteFault::UnknownStored) => {
+                    store(&mut world.lock(), *life, partition, epoch, state)?;
+                    Err(Failure::unknown("time-out", "no answer from the group"))
+                }
+                None => {
+                    store(&mut world.lock(), *life, partition, epoch, state)?;
+                    self.0.sleep(after).await;
+                    self.0.end().await;
+                    Ok(())
+                }
+            }
+        })
+    }
+
+    fn fence(&self) -> Option<Instant> {
+        let state = self.0.world.lock();
+        let member = state.members.members.get(&self.0.life)?;
+        let session = member.session?;
+        Some(member.cut_off.unwrap_or_else(|| Instant::now() + session))
+    }
+
+    fn leave(&self) -> BoxFuture<'_, ()> {
+        Box::pin(async move {
+            self.0.end().await;
+            let Handle { world, life } = &self.0;
+            let now = world.now();
+            let mut state = world.lock();
+            state.note(now, *life, format_args!("leaves"));
+            state.members.forget(*life);
+            drop(state);
+            world.happened.notify_one();
+        })
+    }
+}
+
+impl World {
+    /// Takes and gives what the wanted owners say. Answers how many handovers began.
+    pub(crate) fn balance(&self) -> u64 {
+        let taken = self.lock().members.balance();
+        self.members_changed.notify_waiters();
+        taken
+    }
+}
+

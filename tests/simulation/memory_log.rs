@@ -1,0 +1,321 @@
+//! An engine and its topics in memory, held to the contract of `eventd::log`, with faults: appends that are refused or
+//! whose outcome is unknown (stored, not stored, stored later), fetches that are not available, offsets without a
+//! record, topics that cannot be made for a while.
+
+use crate::world::{Call, Handle, World, WriteFault};
+use eventd::BoxFuture;
+use eventd::core::event::{Event, Record};
+use eventd::core::outcome::Failure;
+use eventd::log::{CreateTopic, Engine, FetchError, Fetched, Log, OpenError};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::time::Instant;
+
+/// The topic that is delivered.
+pub(crate) const TOPIC: &str = "user-events";
+
+#[derive(Debug, Default)]
+struct Partition {
+    events: BTreeMap<i64, Record>,
+    earliest: i64,
+    latest: i64,
+}
+
+/// All topics of the engine.
+#[derive(Debug)]
+pub(crate) struct Topics {
+    topics: BTreeMap<String, Vec<Partition>>,
+    /// Of a hundred appends, how many are followed by offsets without a record.
+    gaps: u64,
+    /// The most records in one answer to a fetch.
+    fetch_events_max: usize,
+}
+
+impl Topics {
+    pub(crate) fn new(partitions: u32, gaps: u64, fetch_events_max: usize) -> Self {
+        let mut topics = Self { topics: BTreeMap::new(), gaps, fetch_events_max };
+        topics.make(TOPIC, partitions);
+        topics
+    }
+
+    pub(crate) fn make(&mut self, topic: &str, partitions: u32) {
+        let made = || (0..partitions).map(|_| Partition::default()).collect();
+        self.topics.entry(topic.to_owned()).or_insert_with(made);
+    }
+
+    pub(crate) fn latest(&self, partition: u32) -> i64 {
+        self.topics[TOPIC][partition as usize].latest
+    }
+
+    fn partition(&self, topic: &str, partition: u32) -> Option<&Partition> {
+        self.topics.get(topic)?.get(partition as usize)
+    }
+}
+
+impl World {
+    /// Stores records at once, and tells the oracle what that means.
+    pub(crate) fn append(&self, topic: &str, partition: u32, records: &[Record]) -> i64 {
+        let now = self.now();
+        let mut guard = self.lock();
+        let state = &mut *guard;
+        let gap = if state.random.chance(state.topics.gaps) { state.random.between(1, 3) as i64 } else { 0 };
+        let part = &mut state.topics.topics.get_mut(topic).expect("the topic is open")[partition as usize];
+        let first = part.latest;
+        for record in records {
+            part.events.insert(part.latest, record.clone());
+            if topic == TOPIC {
+                state.oracle.appended(partition, part.latest, record, now);
+            } else {
+                state.oracle.dead_letter_stored(partition, record, now);
+            }
+            part.latest += 1;
+        }
+        part.latest += gap;
+        if topic == TOPIC {
+            state.oracle.passed(partition, part.latest);
+        }
+        drop(guard);
+        self.log_grew.notify_waiters();
+        first
+    }
+
+    /// Retention removes everything below an offset.
+    pub(crate) fn trim(&self, partition: u32, earliest: i64) {
+        let now = self.now();
+        let mut state = self.lock();
+        let part = &mut state.topics.topics.get_mut(TOPIC).expect("the topic is there")[partition as usize];
+        let earliest = earliest.clamp(part.earliest, part.latest);
+        part.earliest = earliest;
+        part.events = part.events.split_off(&earliest);
+        state.oracle.trimmed(partition, earliest, now);
+    }
+}
+
+/// Makes topics for one life of dispatch.
+#[derive(Debug)]
+pub(crate) struct MemoryEngine(pub(crate) Handle);
+
+impl Engine for MemoryEngine {
+    fn open<'a>(
+        &'a self,
+        topic: &'a str,
+        create: Option<CreateTopic>,
+    ) -> BoxFuture<'a, Result<Arc<dyn Log>, OpenError>> {
+        Box::pin(async move {
+            let handle = &self.0;
+            let way = handle.begin(Call::Open).await;
+            let (delay, fails) = {
+                let mut state = handle.world.lock();
+                (state.delay(), state.read_fails(way))
+            };
+            handle.sleep(delay).await;
+            if fails {
+                return Err(OpenError::Unavailable("no answer from the engine".into()));
+            }
+            let there = handle.world.lock().topics.topics.contains_key(topic);
+            match create {
+                None if !there => return Err(OpenError::Missing { topic: topic.to_owned() }),
+                Some(create) => handle.world.lock().topics.make(topic, create.partitions),
+                None => {}
+            }
+            handle.end().await;
+            Ok(Arc::new(MemoryLog { handle: handle.clone(), topic: topic.to_owned() }) as Arc<dyn Log>)
+        })
+    }
+
+    fn lost(&self) -> BoxFuture<'_, String> {
+        Box::pin(std::future::pending())
+    }
+}
+
+/// One topic, as one life of dispatch sees it.
+#[derive(Debug)]
+pub(crate) struct MemoryLog {
+    pub(crate) handle: Handle,
+    pub(crate) topic: String,
+}
+
+impl MemoryLog {
+    async fn read<T>(&self, call: Call, answer: impl Fn(&[Partition]) -> Option<T>) -> Result<T, Failure> {
+        let way = self.handle.begin(call).await;
+        let (delay, fails) = {
+            let mut state = self.handle.world.lock();
+            (state.delay(), state.read_fails(way))
+        };
+        self.handle.sleep(delay).await;
+        if fails {
+            return Err(Failure::refused("log-unavailable", "no answer from the log"));
+        }
+        let found = answer(&self.handle.world.lock().topics.topics[&self.topic]);
+        self.handle.end().await;
+        found.ok_or_else(|| Failure::refused("no-such-partition", "there is no such partition"))
+    }
+
+    /// What is there now; `None` while there is nothing at or past `from`.
+    fn look(&self, partition: u32, from: i64, max_bytes: usize) -> Option<Result<Fetched, FetchError>> {
+        let state = self.handle.world.lock();
+        let Some(part) = state.topics.partition(&self.topic, partition) else {
+            return Some(Err(FetchError::Unavailable("there is no such partition".into())));
+        };
+        let (earliest, latest) = (part.earliest, part.latest);
+        if from < earliest || from > latest {
+            return Some(Err(FetchError::OutOfRange { from, earliest, latest }));
+        }
+        if from == latest {
+            return None;
+        }
+        let (mut events, mut bytes) = (Vec::new(), 0);
+        for (offset, record) in part.events.range(from..) {
+            bytes += record.size_bytes();
+            if !events.is_empty() && (bytes > max_bytes || events.len() >= state.topics.fetch_events_max) {
+                return Some(Ok(Fetched { events, next: *offset, latest }));
+            }
+            events.push(Event { offset: *offset, record: record.clone() });
+        }
+        Some(Ok(Fetched { events, next: latest, latest }))
+    }
+}
+
+/// An append on its way: where its caller drops it, it is stored all the same or not, as was drawn before.
+struct OnItsWay<'a> {
+    log: &'a MemoryLog,
+    partition: u32,
+    records: Vec<Record>,
+    stored_if_dropped: bool,
+}
+
+impl Drop for OnItsWay<'_> {
+    fn drop(&mut self) {
+        if self.stored_if_dropped {
+            self.log.handle.world.append(&self.log.topic, self.partition, &self.records);
+        }
+    }
+}
+
+impl Log for MemoryLog {
+    fn topic(&self) -> &str {
+        &self.topic
+    }
+
+    fn partitions(&self) -> BoxFuture<'_, Result<u32, Failure>> {
+        Box::pin(self.read(Call::Partitions, |partitions| Some(partitions.len() as u32)))
+    }
+
+    fn append(&self, partition: u32, records: Vec<Record>) -> BoxFuture<'_, Result<i64, Failure>> {
+        Box::pin(async move {
+            let (handle, world) = (&self.handle, &self.handle.world);
+            let way = handle.begin(Call::Append).await;
+            let now = world.now();
+            let (before, after, fault, stored_if_dropped) = {
+                let mut state = world.lock();
+                for record in &records {
+                    state.oracle.gives_up(handle.life, partition, record);
+                }
+                state.note(now, handle.life, format_args!("gives up in {partition}: {:?}", sources(&records)));
+                let percent = state.rates.append_fails;
+                let fault = state.write_fault(way, percent, true);
+                (state.delay(), state.delay(), fault, state.random.chance(50))
+            };
+            if records.is_empty() {
+                return Err(Failure::refused("no-records", "nothing to append"));
+            }
+            let mut on_its_way = OnItsWay { log: self, partition, records, stored_if_dropped };
+            handle.sleep(before).await;
+            on_its_way.stored_if_dropped = false;
+            let records = std::mem::take(&mut on_its_way.records);
+            let offset = match fault {
+                Some(WriteFault::Refused) => {
+                    return Err(Failure::refused("log-unavailable", "the log takes nothing now"));
+                }
+                Some(WriteFault::UnknownLost) => None,
+                Some(WriteFault::UnknownLate) => {
+                    let (world, topic) = (world.clone(), self.topic.clone());
+                    tokio::spawn(async move {
+                        tokio::time::sleep(after * 4).await;
+                        world.append(&topic, partition, &records);
+                    });
+                    None
+                }
+                Some(WriteFault::UnknownStored) => {
+                    world.append(&self.topic, partition, &records);
+                    None
+                }
+                None => {
+                    let offset = world.append(&self.topic, partition, &records);
+                    handle.sleep(after).await;
+                    handle.end().await;
+                    let mut state = world.lock();
+                    for record in &records {
+                        state.oracle.dead_letter_acknowledged(handle.life, partition, record);
+                    }
+                    Some(offset)
+                }
+            };
+            offset.ok_or_else(|| Failure::unknown("time-out", "no answer from the log"))
+        })
+    }
+
+    fn fetch(
+        &self,
+        partition: u32,
+        from: i64,
+        max_bytes: usize,
+        wait: Duration,
+    ) -> BoxFuture<'_, Result<Fetched, FetchError>> {
+        Box::pin(async move {
+            let (handle, world) = (&self.handle, &self.handle.world);
+            let way = handle.begin(Call::Fetch).await;
+            let until = Instant::now() + wait;
+            let (delay, fails) = {
+                let mut state = world.lock();
+                if self.topic == TOPIC {
+                    state.oracle.fetch(handle.life, partition, from, max_bytes);
+                }
+                (state.delay(), state.read_fails(way))
+            };
+            handle.sleep(delay).await;
+            if fails {
+                return Err(FetchError::Unavailable("no answer from the log".into()));
+            }
+            let found = loop {
+                let grew = world.log_grew.notified();
+                if let Some(found) = self.look(partition, from, max_bytes) {
+                    break found;
+                }
+                if tokio::time::timeout_at(until, grew).await.is_err() {
+                    break Ok(Fetched { events: Vec::new(), next: from, latest: from });
+                }
+                handle.end().await;
+            };
+            handle.end().await;
+            if let (Ok(found), TOPIC) = (&found, self.topic.as_str()) {
+                let now = world.now();
+                let mut state = world.lock();
+                state.oracle.fetched(handle.life, partition, &found.events);
+                let (many, next) = (found.events.len(), found.next);
+                state.note(now, handle.life, format_args!("fetches {many} in {partition} from {from} to {next}"));
+            }
+            found
+        })
+    }
+
+    fn earliest(&self, partition: u32) -> BoxFuture<'_, Result<i64, Failure>> {
+        Box::pin(self.read(Call::Earliest, move |parts| parts.get(partition as usize).map(|part| part.earliest)))
+    }
+
+    fn latest(&self, partition: u32) -> BoxFuture<'_, Result<i64, Failure>> {
+        Box::pin(self.read(Call::Latest, move |parts| parts.get(partition as usize).map(|part| part.latest)))
+    }
+
+    fn offset_at(&self, partition: u32, timestamp_ms: i64) -> BoxFuture<'_, Result<Option<i64>, Failure>> {
+        Box::pin(self.read(Call::Latest, move |parts| {
+            let events = &parts.get(partition as usize)?.events;
+            Some(events.iter().find(|(_, record)| record.timestamp_ms >= timestamp_ms).map(|(offset, _)| *offset))
+        }))
+    }
+}
+
+fn sources(records: &[Record]) -> Vec<&str> {
+    records.iter().filter_map(|record| record.header_text("eventd-source")).collect()
+}

@@ -1,0 +1,343 @@
+//! What must hold, whatever happens: the promises, told apart from the code under test and by other means.
+//!
+//! The oracle is told everything that passes between dispatch and the world (log, group, destination), at the moment
+//! when it takes effect. It knows no lanes and no clock of its own; it keeps the whole truth and compares.
+//!
+//! ```text
+//!   log ── appended, fetched ─▶ ┌────────┐ ◀─ started, acknowledged, reported ── destination
+//!   dead topic ── given up ───▶ │ oracle │ ◀─ given, taken, lost, released, committed ── group
+//!                               └────────┘ ──▶ the first violation, in words
+//! ```
+//!
+//! *Settled* is meant strictly: the destination answered "delivered" to whoever asked, or the dead letter is stored.
+//! What a destination took without that its answer arrived is not settled: nobody may count on it.
+
+mod deliveries;
+
+pub(crate) use deliveries::Handed;
+
+use crate::judgement::{Failures, Health, Phase};
+use eventd::core::event::{Event, Record};
+use eventd::core::progress::State;
+use eventd::destination::HandOverLimits;
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::time::Duration;
+
+/// One life of one dispatch process, from its start to its end or crash.
+pub(crate) type Life = u32;
+/// A user, or everything without a key (one lane a partition).
+pub(crate) type User = Option<Vec<u8>>;
+
+/// What the configuration promises, in numbers.
+#[derive(Debug, Clone)]
+pub(crate) struct Rules {
+    pub(crate) attempts: u32,
+    pub(crate) window_events: usize,
+    pub(crate) window_bytes: usize,
+    pub(crate) concurrency: usize,
+    pub(crate) limits: HandOverLimits,
+    pub(crate) retry_after_max: Duration,
+    /// A destination without a commit begins at the end of the log.
+    pub(crate) start_latest: bool,
+}
+
+#[derive(Debug)]
+struct Entry {
+    record: Record,
+    user: User,
+    /// Which event of its user in this partition it is.
+    index: usize,
+    appended: Duration,
+    settled: Option<Duration>,
+    dead: bool,
+    delivered: bool,
+}
+
+#[derive(Debug, Default)]
+struct Partition {
+    entries: BTreeMap<i64, Entry>,
+    latest: i64,
+    /// Offsets of each user, in order, and how many of the first of them are settled.
+    users: HashMap<User, (Vec<i64>, usize)>,
+    committed: Option<State>,
+    /// Below it nothing is promised: the destination began behind it, or retention took it.
+    floor: i64,
+}
+
+/// One ownership of one partition by one life.
+#[derive(Debug, Default)]
+struct Ownership {
+    /// Tells this ownership from an earlier one of the same life.
+    number: u64,
+    began_with: Option<State>,
+    released: bool,
+    lost: Option<Duration>,
+    /// The last offset of which an attempt was started, by user.
+    last_started: HashMap<User, i64>,
+    /// Offsets whose delivery was reported, or whose dead letter was acknowledged, to this owner.
+    done: HashSet<i64>,
+    failures: HashMap<i64, Failures>,
+    /// No attempt of this offset before this time: the destination asked for patience.
+    not_before: HashMap<i64, Duration>,
+    gave_up: HashSet<i64>,
+    fetched: BTreeMap<i64, usize>,
+}
+
+#[derive(Debug)]
+struct Attempt {
+    life: Life,
+    partition: u32,
+    ownership: u64,
+    /// The phase of an outage in which it began.
+    phase: Option<Phase>,
+    deadline: Duration,
+    runs: Vec<Vec<i64>>,
+}
+
+/// How much really happened: a run in which nothing did proves nothing.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Counts {
+    pub(crate) events: u64,
+    pub(crate) attempts: u64,
+    pub(crate) delivered: u64,
+    pub(crate) redelivered: u64,
+    pub(crate) failed: u64,
+    pub(crate) dead_letters: u64,
+    pub(crate) commits: u64,
+    pub(crate) with_settled_map: u64,
+    pub(crate) outages_evident: u64,
+}
+
+#[derive(Debug)]
+pub(crate) struct Oracle {
+    rules: Rules,
+    partitions: Vec<Partition>,
+    owned: HashMap<(Life, u32), Ownership>,
+    attempts: BTreeMap<u64, Attempt>,
+    next_attempt: u64,
+    ownerships: u64,
+    health: Health,
+    pub(crate) counts: Counts,
+    violation: Option<String>,
+}
+
+impl Oracle {
+    pub(crate) fn new(rules: Rules, partitions: u32) -> Self {
+        Self {
+            rules,
+            partitions: (0..partitions).map(|_| Partition::default()).collect(),
+            owned: HashMap::new(),
+            attempts: BTreeMap::new(),
+            next_attempt: 0,
+            ownerships: 0,
+            health: Health::default(),
+            counts: Counts::default(),
+            violation: None,
+        }
+    }
+
+    /// The first promise that was broken.
+    pub(crate) fn violation(&self) -> Option<&str> {
+        self.violation.as_deref()
+    }
+
+    /// Only the first counts: what follows it may be its consequence.
+    pub(crate) fn fail(&mut self, what: impl Into<String>) {
+        self.violation.get_or_insert_with(|| what.into());
+    }
+
+    // -- the log
+
+    pub(crate) fn appended(&mut self, partition: u32, offset: i64, record: &Record, now: Duration) {
+        let part = &mut self.partitions[partition as usize];
+        assert!(offset >= part.latest, "the world itself is wrong: offsets grow");
+        let user: User = record.key().map(<[u8]>::to_vec);
+        let (offsets, _) = part.users.entry(user.clone()).or_default();
+        let index = offsets.len();
+        offsets.push(offset);
+        part.latest = offset + 1;
+        let record = record.clone();
+        part.entries.insert(
+            offset,
+            Entry { record, user, index, appended: now, settled: None, dead: false, delivered: false },
+        );
+        self.counts.events += 1;
+    }
+
+    /// Offsets up to this one were used up, without a record.
+    pub(crate) fn passed(&mut self, partition: u32, latest: i64) {
+        let part = &mut self.partitions[partition as usize];
+        part.latest = part.latest.max(latest);
+    }
+
+    /// Retention took everything below, and the destination is configured to skip what it took.
+    pub(crate) fn trimmed(&mut self, partition: u32, earliest: i64, now: Duration) {
+        let offsets: Vec<i64> = self.partitions[partition as usize].entries.range(..earliest).map(|(o, _)| *o).collect();
+        for offset in offsets {
+            self.settle(partition, offset, now);
+        }
+        let part = &mut self.partitions[partition as usize];
+        part.floor = part.floor.max(earliest);
+    }
+
+    /// A fetch begins: everything below `from` that this owner fetched and that is not settled is in its memory.
+    pub(crate) fn fetch(&mut self, life: Life, partition: u32, from: i64, max_bytes: usize) {
+        let part = &self.partitions[partition as usize];
+        let Some(owned) = self.owned.get_mut(&(life, partition)) else {
+            return self.fail(format!("life {life} fetches partition {partition}, which it does not own"));
+        };
+        let done = &owned.done;
+        owned.fetched.retain(|offset, _| !done.contains(offset));
+        let (mut events, mut bytes) = (0, 0);
+        for (offset, size) in owned.fetched.range(..from) {
+            if part.entries[offset].settled.is_none() {
+                events += 1;
+                bytes += size;
+            }
+        }
+        let room = events == 0 || (events < self.rules.window_events && bytes < self.rules.window_bytes);
+        if !room {
+            self.fail(format!(
+                "life {life} fetches partition {partition} from {from} with {events} events of {bytes} bytes in memory"
+            ));
+        } else if max_bytes == 0 || max_bytes > self.rules.window_bytes.max(1) {
+            self.fail(format!("life {life} fetches {max_bytes} bytes, its window is {}", self.rules.window_bytes));
+        }
+    }
+
+    pub(crate) fn fetched(&mut self, life: Life, partition: u32, events: &[Event]) {
+        if let Some(owned) = self.owned.get_mut(&(life, partition)) {
+            let claimed = |o| owned.began_with.as_ref().is_some_and(|state| claims(state, o));
+            let new: Vec<(i64, usize)> = events
+                .iter()
+                .filter(|event| !claimed(event.offset))
+                .map(|event| (event.offset, event.record.window_bytes()))
+                .collect();
+            owned.fetched.extend(new);
+        }
+    }
+
+    fn settle(&mut self, partition: u32, offset: i64, now: Duration) {
+        let part = &mut self.partitions[partition as usize];
+        let entry = part.entries.get_mut(&offset).expect("only what is in the log is settled");
+        entry.settled.get_or_insert(now);
+        let (offsets, settled) = part.users.get_mut(&entry.user).expect("the user of an event");
+        while offsets.get(*settled).is_some_and(|offset| part.entries[offset].settled.is_some()) {
+            *settled += 1;
+        }
+    }
+
+    // -- the group
+
+    pub(crate) fn given(&mut self, life: Life, partition: u32) {
+        self.ownerships += 1;
+        self.owned.insert((life, partition), Ownership { number: self.ownerships, ..Ownership::default() });
+    }
+
+    /// What the group answered to the owner that asked where to begin.
+    pub(crate) fn began_with(&mut self, life: Life, partition: u32, state: Option<State>) {
+        if let Some(owned) = self.owned.get_mut(&(life, partition)) {
+            owned.began_with = state;
+        }
+    }
+
+    pub(crate) fn lost(&mut self, life: Life, partition: u32, now: Duration) {
+        if let Some(owned) = self.owned.get_mut(&(life, partition)) {
+            owned.lost.get_or_insert(now);
+        }
+    }
+
+    /// The membership ended: nothing is owned any more.
+    pub(crate) fn lost_all(&mut self, life: Life, now: Duration) {
+        for ((_, _), owned) in self.owned.iter_mut().filter(|((of, _), _)| *of == life) {
+            owned.lost.get_or_insert(now);
+        }
+    }
+
+    /// The owner let go in order. `commit_must_hold`: no commit was made to fail meanwhile, so that everything that
+    /// was reported to it is stored.
+    pub(crate) fn released(&mut self, life: Life, partition: u32, commit_must_hold: bool) {
+        if let Some(id) = self.in_flight(|a| a.life == life && a.partition == partition) {
+            self.fail(format!("life {life} released partition {partition} with attempt {id} in flight"));
+        }
+        let Some(owned) = self.owned.get_mut(&(life, partition)) else { return };
+        owned.released = true;
+        if commit_must_hold {
+            self.done_is_committed(life, partition, "a handover");
+        }
+    }
+
+    /// Everything that was reported to this owner as done is in the stored state.
+    fn done_is_committed(&mut self, life: Life, partition: u32, after: &str) {
+        let Some(owned) = self.owned.get(&(life, partition)) else { return };
+        let committed = self.partitions[partition as usize].committed.as_ref();
+        let missing = owned.done.iter().filter(|o| !committed.is_some_and(|state| claims(state, **o))).min();
+        if let Some(missing) = missing.copied() {
+            self.fail(format!("after {after} of life {life} partition {partition} does not hold {missing} as settled"));
+        }
+    }
+
+    /// Before a commit is judged by the group: a partition that was let go is not committed any more.
+    pub(crate) fn commit_tried(&mut self, life: Life, partition: u32, now: Duration) {
+        match self.owned.get(&(life, partition)) {
+            None => self.fail(format!("life {life} commits partition {partition}, which it never owned")),
+            Some(owned) if owned.released => {
+                self.fail(format!("life {life} commits partition {partition} after it released it"));
+            }
+            Some(owned) if owned.lost.is_some_and(|at| at < now) => {
+                self.fail(format!("life {life} commits partition {partition} after it lost it"));
+            }
+            Some(_) => {}
+        }
+    }
+
+    /// A commit is stored: it never claims what is not settled, and never takes back what was claimed.
+    pub(crate) fn committed(&mut self, partition: u32, state: &State) {
+        self.counts.commits += 1;
+        self.counts.with_settled_map += u64::from(!state.settled.is_empty());
+        let part = &mut self.partitions[partition as usize];
+        if part.committed.is_none() && self.rules.start_latest && state.settled.is_empty() {
+            part.floor = part.floor.max(state.watermark);
+            let behind: Vec<i64> = part.entries.range(..state.watermark).map(|(offset, _)| *offset).collect();
+            for offset in behind {
+                self.settle(partition, offset, Duration::ZERO);
+            }
+        }
+        let part = &mut self.partitions[partition as usize];
+        let end = state.settled.last().map_or(state.watermark, |range| range.end);
+        let unsettled = part.entries.iter().find(|(o, entry)| entry.settled.is_none() && claims(state, **o));
+        let wrong = if end > part.latest {
+            Some(format!("a commit of partition {partition} reaches to {end}, past the end {}", part.latest))
+        } else if let Some((offset, _)) = unsettled {
+            Some(format!("a commit of partition {partition} claims {offset}, which is not settled: {state:?}"))
+        } else {
+            let taken_back = |old: &State| part.entries.keys().find(|o| claims(old, **o) && !claims(state, **o)).copied();
+            let offset = part.committed.as_ref().and_then(taken_back);
+            offset.map(|o| format!("a commit of partition {partition} takes back {o}, which was settled: {state:?}"))
+        };
+        part.committed = Some(state.clone());
+        if let Some(wrong) = wrong {
+            self.fail(wrong);
+        }
+    }
+
+    /// A life ended: in order (then everything is committed), or not.
+    pub(crate) fn ended(&mut self, life: Life, drained: bool) {
+        if let Some(id) = self.in_flight(|attempt| attempt.life == life) {
+            self.fail(format!("attempt {id} goes on after life {life} ended"));
+        }
+        let partitions: Vec<u32> = self.owned.keys().filter(|(l, _)| *l == life).map(|(_, p)| *p).collect();
+        for partition in partitions {
+            if drained && self.owned[&(life, partition)].lost.is_none() {
+                self.done_is_committed(life, partition, "a drained stop");
+            }
+            self.owned.remove(&(life, partition));
+        }
+        self.health.forget(life);
+    }
+}
+
+/// Whether a state says that this offset is settled.
+pub(crate) fn claims(state: &State, offset: i64) -> bool {
+    offset < state.watermark || state.settled.iter().any(|range| range.contains(&offset))
+}

@@ -1,0 +1,334 @@
+//! The oracle's view of attempts and dead letters: order, one at a time, nothing twice without need, nothing given up
+//! without cause.
+
+use super::{Attempt, Life, Oracle, Ownership, claims};
+use eventd::core::event::{Event, Record};
+use eventd::core::verdict::{Report, Verdict};
+use std::time::Duration;
+
+/// A run as the destination got it.
+#[derive(Debug, Clone)]
+pub(crate) struct Handed {
+    pub(crate) events: Vec<Event>,
+    pub(crate) attempt: u32,
+    pub(crate) gap: bool,
+}
+
+impl Oracle {
+    /// An attempt begins. Answers with its number.
+    pub(crate) fn started(
+        &mut self,
+        life: Life,
+        partition: u32,
+        runs: &[Handed],
+        deadline: Duration,
+        now: Duration,
+    ) -> u64 {
+        let id = self.next_attempt;
+        self.next_attempt += 1;
+        self.counts.attempts += 1;
+        let wrong =
+            self.wrong_hand_over(life, partition, runs, now).or_else(|| {
+                runs.iter().find_map(|run| self.wrong_run(life, partition, run, now))
+            });
+        if let Some(wrong) = wrong {
+            self.fail(format!("attempt {id} of life {life} in partition {partition}: {wrong}"));
+        }
+        let part = &self.partitions[partition as usize];
+        for event in runs.iter().filter_map(|run| run.events.first()) {
+            self.counts.redelivered += u64::from(part.entries.get(&event.offset).is_some_and(|e| e.delivered));
+        }
+        if let Some(owned) = self.owned.get_mut(&(life, partition)) {
+            for run in runs {
+                if let Some(last) = run.events.last() {
+                    owned.last_started.insert(last.record.key().map(<[u8]>::to_vec), run.events[0].offset);
+                }
+            }
+        }
+        let runs = runs.iter().map(|run| run.events.iter().map(|event| event.offset).collect()).collect();
+        let ownership = self.owned.get(&(life, partition)).map_or(0, |owned| owned.number);
+        let phase = self.health.phase();
+        self.attempts.insert(id, Attempt { life, partition, ownership, phase, deadline, runs });
+        id
+    }
+
+    fn wrong_hand_over(&self, life: Life, partition: u32, runs: &[Handed], now: Duration) -> Option<String> {
+        let limits = self.rules.limits;
+        let Some(owned) = self.owned.get(&(life, partition)) else {
+            return Some("the partition is not owned".into());
+        };
+        let in_flight = self.attempts.values().filter(|attempt| attempt.life == life).count();
+        if owned.released || owned.lost.is_some_and(|lost| lost < now) {
+            Some("the partition was let go or lost".into())
+        } else if self.partitions[partition as usize].committed.is_none() {
+            Some("nothing was ever committed, so a restart would take the group for a new one".into())
+        } else if in_flight >= self.rules.concurrency {
+            Some(format!("{in_flight} attempts are in flight already"))
+        } else if runs.is_empty() || runs.len() > limits.runs_max {
+            Some(format!("{} runs, the destination takes {}", runs.len(), limits.runs_max))
+        } else {
+            None
+        }
+    }
+
+    fn wrong_run(&self, life: Life, partition: u32, run: &Handed, now: Duration) -> Option<String> {
+        let part = &self.partitions[partition as usize];
+        let owned = &self.owned[&(life, partition)];
+        let limits = self.rules.limits;
+        let Some(first) = run.events.first() else { return Some("an empty run".into()) };
+        let bytes: usize = run.events.iter().map(|event| event.record.size_bytes()).sum();
+        if run.events.len() > limits.run_events_max || (run.events.len() > 1 && bytes > limits.run_bytes_max) {
+            return Some(format!("a run of {} events and {bytes} bytes", run.events.len()));
+        }
+        let user = first.record.key().map(<[u8]>::to_vec);
+        let busy = |attempt: &&Attempt| {
+            attempt.partition == partition
+                && (attempt.life == life || attempt.deadline > now)
+                && attempt.runs.iter().any(|run| run.first().is_some_and(|o| part.entries[o].user == user))
+        };
+        if let Some(other) = self.attempts.values().find(busy) {
+            return Some(format!("{} is tried while {other:?} is in flight for its user", first.offset));
+        }
+        if owned.last_started.get(&user).is_some_and(|last| first.offset < *last) {
+            return Some(format!("{} steps back behind {}", first.offset, owned.last_started[&user]));
+        }
+        let mut before: Option<usize> = None;
+        for event in &run.events {
+            let o = event.offset;
+            let Some(entry) = part.entries.get(&o) else { return Some(format!("{o} is not in the log")) };
+            if entry.record != event.record {
+                return Some(format!("{o} is not what was appended: {:?}", event.record));
+            }
+            if owned.done.contains(&o) {
+                return Some(format!("{o} is tried again though this owner knows it settled"));
+            }
+            if owned.began_with.as_ref().is_some_and(|state| claims(state, o)) {
+                return Some(format!("{o} is tried again though the commit holds it as settled"));
+            }
+            // Those of this run count as settled once they are: `reported` looks again.
+            let settled = part.users[&entry.user].1;
+            let expected = before.map_or(settled, |index| index + 1);
+            if entry.user != user || entry.index > expected.max(settled) || before.is_some_and(|b| entry.index <= b) {
+                let earlier = part.users[&entry.user].0.get(expected);
+                return Some(format!("{o} is tried before {earlier:?} of its user is settled"));
+            }
+            before = Some(entry.index);
+        }
+        self.wrong_count(owned, part.users[&user].0.as_slice(), partition, run, now)
+    }
+
+    /// The number of the attempt, the mark of a gap, and the time that the destination asked for.
+    fn wrong_count(
+        &self,
+        owned: &Ownership,
+        offsets: &[i64],
+        partition: u32,
+        run: &Handed,
+        now: Duration,
+    ) -> Option<String> {
+        let part = &self.partitions[partition as usize];
+        let head = run.events[0].offset;
+        let failures = owned.failures.get(&head);
+        let seen = failures.map_or(0, |failures| failures.seen());
+        if run.attempt != seen + 1 {
+            return Some(format!("{head} is called attempt {} after {seen} that failed", run.attempt));
+        }
+        if owned.not_before.get(&head).is_some_and(|at| now < *at) {
+            return Some(format!("{head} is tried at {now:?}, the destination asked for {:?}", owned.not_before[&head]));
+        }
+        if owned.gave_up.contains(&head) {
+            return Some(format!("{head} is tried while its dead letter is written"));
+        }
+        let previous = part.entries[&head].index.checked_sub(1).map(|index| offsets[index]);
+        let gap = previous.is_some_and(|offset| part.entries[&offset].dead);
+        if run.gap && !gap {
+            return Some(format!("{head} is marked as behind a gap, {previous:?} was not given up"));
+        }
+        let known = previous.is_some_and(|offset| owned.gave_up.contains(&offset) && owned.done.contains(&offset));
+        if known && !run.gap && failures.is_none() {
+            return Some(format!("{head} is not marked as behind a gap, {previous:?} was given up"));
+        }
+        None
+    }
+
+    /// The destination answered: one report a run, in their order.
+    pub(crate) fn reported(&mut self, id: u64, reports: &[Report], now: Duration) {
+        let attempt = self.attempts.remove(&id).expect("an attempt is answered once");
+        let (life, partition) = (attempt.life, attempt.partition);
+        for (run, report) in attempt.runs.iter().zip(reports) {
+            for offset in &run[..report.delivered] {
+                let entry = &self.partitions[partition as usize].entries[offset];
+                let (index, settled) = (entry.index, self.partitions[partition as usize].users[&entry.user].1);
+                if index > settled {
+                    self.fail(format!("{offset} was delivered before an earlier event of its user"));
+                }
+                self.settle(partition, *offset, now);
+                let entry = self.partitions[partition as usize].entries.get_mut(offset).expect("it is in the log");
+                self.counts.delivered += u64::from(!entry.delivered);
+                entry.delivered = true;
+                let user = entry.user.clone();
+                if let Some(owned) = self.ownership_of(&attempt) {
+                    owned.done.insert(*offset);
+                }
+                self.health.saw(life, partition, &user, None, attempt.phase);
+            }
+            if let (Some(failed), Some(offset)) = (&report.failed, run.get(report.delivered)) {
+                self.failed(&attempt, *offset, failed.verdict, now);
+            }
+        }
+    }
+
+    /// The attempt was dropped before it answered. Past its deadline that is a time-out, which counts as a failure;
+    /// before it the owner ended, or lost the partition, and nobody saw a verdict.
+    pub(crate) fn dropped(&mut self, id: u64, now: Duration) {
+        let attempt = self.attempts.remove(&id).expect("an attempt ends once");
+        if now < attempt.deadline {
+            return;
+        }
+        for run in &attempt.runs {
+            if let Some(offset) = run.first() {
+                self.failed(&attempt, *offset, Verdict::Retry { after: None }, now);
+            }
+        }
+    }
+
+    fn failed(&mut self, attempt: &Attempt, offset: i64, verdict: Verdict, now: Duration) {
+        self.counts.failed += 1;
+        let user = self.partitions[attempt.partition as usize].entries[&offset].user.clone();
+        let evident = self.health.saw(attempt.life, attempt.partition, &user, Some(verdict), attempt.phase);
+        self.counts.outages_evident += u64::from(evident);
+        let retry_after_max = self.rules.retry_after_max;
+        if let Some(owned) = self.ownership_of(attempt) {
+            owned.failures.entry(offset).or_default().add(verdict, attempt.phase);
+            if let Verdict::Busy { after: Some(after) } | Verdict::Retry { after: Some(after) } = verdict {
+                owned.not_before.insert(offset, now + after.min(retry_after_max));
+            }
+        }
+    }
+
+    /// The ownership under which it began, if it still stands.
+    fn ownership_of(&mut self, attempt: &Attempt) -> Option<&mut Ownership> {
+        let owned = self.owned.get_mut(&(attempt.life, attempt.partition));
+        owned.filter(|owned| owned.number == attempt.ownership)
+    }
+
+    pub(super) fn in_flight(&self, which: impl Fn(&Attempt) -> bool) -> Option<u64> {
+        self.attempts.iter().find(|(_, attempt)| which(attempt)).map(|(id, _)| *id)
+    }
+
+    // -- dead letters
+
+    /// A dead letter is about to be appended: is it a true one, and was there cause?
+    pub(crate) fn gives_up(&mut self, life: Life, partition: u32, record: &Record) {
+        if let Err(wrong) = self.judge_dead_letter(life, partition, record) {
+            self.fail(format!("life {life} writes a dead letter to partition {partition}: {wrong}"));
+        }
+    }
+
+    fn judge_dead_letter(&mut self, life: Life, partition: u32, record: &Record) -> Result<(), String> {
+        let (source, offset) = source(record)?;
+        if source != partition {
+            return Err(format!("it is of partition {source}"));
+        }
+        let part = &self.partitions[partition as usize];
+        let entry = part.entries.get(&offset).ok_or(format!("{offset} is not in the log"))?;
+        if (record.key(), record.value()) != (entry.record.key(), entry.record.value()) {
+            return Err(format!("key or payload of {offset} differ: {record:?}"));
+        }
+        if let Some(missing) = entry.record.headers().find(|header| record.headers().all(|h| h != *header)) {
+            return Err(format!("the header {missing:?} of {offset} is missing"));
+        }
+        if let Some(attempt) = self.in_flight(|a| {
+            a.life == life && a.partition == partition && a.runs.iter().any(|run| run.contains(&offset))
+        }) {
+            return Err(format!("{offset} is in flight with attempt {attempt}"));
+        }
+        let Some(owned) = self.owned.get_mut(&(life, partition)) else {
+            return Err("the partition is not owned".into());
+        };
+        if !owned.gave_up.insert(offset) {
+            return Ok(());
+        }
+        let text = |name| record.header_text(name).ok_or(format!("no header {name}"));
+        let tries: u32 = text("eventd-attempts")?.parse().map_err(|_| "eventd-attempts is no number".to_owned())?;
+        for name in ["eventd-answer", "eventd-first-attempt", "eventd-last-attempt", "eventd-time", "eventd-topic"] {
+            text(name)?;
+        }
+        let failures = owned.failures.get(&offset).ok_or(format!("{offset} was never tried by this owner"))?;
+        if tries != failures.seen() {
+            return Err(format!("{tries} attempts of {offset}, and {} were seen to fail", failures.seen()));
+        }
+        match failures.forbid(life, text("eventd-reason")?, self.rules.attempts, &self.health) {
+            Some(wrong) => Err(format!("{offset} is given up {wrong}")),
+            None => Ok(()),
+        }
+    }
+
+    /// A dead letter is stored: its event is settled.
+    pub(crate) fn dead_letter_stored(&mut self, partition: u32, record: &Record, now: Duration) {
+        let Ok((_, offset)) = source(record) else { return };
+        let part = &mut self.partitions[partition as usize];
+        let Some(entry) = part.entries.get_mut(&offset) else { return };
+        self.counts.dead_letters += u64::from(!entry.dead);
+        entry.dead = true;
+        if entry.index > part.users[&entry.user].1 {
+            self.fail(format!("{offset} is given up before an earlier event of its user is settled"));
+        }
+        self.settle(partition, offset, now);
+    }
+
+    /// The owner was told that the dead letter is stored.
+    pub(crate) fn dead_letter_acknowledged(&mut self, life: Life, partition: u32, record: &Record) {
+        if let (Ok((_, offset)), Some(owned)) = (source(record), self.owned.get_mut(&(life, partition))) {
+            owned.done.insert(offset);
+        }
+    }
+
+    // -- outages, and the end
+
+    pub(crate) fn phase_begins(&mut self) {
+        self.health.phase_begins();
+    }
+
+    pub(crate) fn phase_ends(&mut self) {
+        self.health.phase_ends();
+    }
+
+    /// The first event that is not settled, if there is one.
+    pub(crate) fn unsettled(&self) -> Option<(u32, i64)> {
+        self.partitions.iter().zip(0u32..).find_map(|(part, partition)| {
+            let (offset, _) = part.entries.iter().find(|(_, entry)| entry.settled.is_none())?;
+            Some((partition, *offset))
+        })
+    }
+
+    /// After a stop in order with nothing left to do: everything is settled, and the stored states say so.
+    pub(crate) fn finished(&mut self) {
+        if let Some((partition, offset)) = self.unsettled() {
+            return self.fail(format!("event {offset} of partition {partition} was never settled"));
+        }
+        let unclaimed = self.partitions.iter().zip(0u32..).find_map(|(part, partition)| {
+            let claimed = |offset: &i64| part.committed.as_ref().is_some_and(|state| claims(state, *offset));
+            part.entries.keys().find(|offset| !claimed(offset)).map(|offset| (partition, *offset))
+        });
+        if let Some((partition, offset)) = unclaimed {
+            self.fail(format!("event {offset} of partition {partition} is settled, and no commit says so"));
+        }
+    }
+
+    /// The longest time between append and settlement among the users that `which` takes.
+    pub(crate) fn longest_wait(&self, which: impl Fn(&[u8]) -> bool) -> Duration {
+        let entries = self.partitions.iter().flat_map(|part| part.entries.values());
+        let waits = entries
+            .filter(|entry| entry.user.as_deref().is_some_and(&which))
+            .filter_map(|entry| Some(entry.settled?.saturating_sub(entry.appended)));
+        waits.max().unwrap_or_default()
+    }
+}
+
+/// Where the event of a dead letter stands: `eventd-source`, `partition:offset`.
+fn source(record: &Record) -> Result<(u32, i64), String> {
+    let text = record.header_text("eventd-source").ok_or("no header eventd-source")?;
+    let parsed = text.split_once(':').and_then(|(p, o)| Some((p.parse().ok()?, o.parse().ok()?)));
+    parsed.ok_or(format!("eventd-source {text:?} is not partition:offset"))
+}

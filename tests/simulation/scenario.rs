@@ -1,0 +1,276 @@
+//! A seed becomes a configuration, users, their load, and a plan of troubles.
+
+use crate::memory_destination::{Behaviour, Outage};
+use crate::oracle::{Rules, User};
+use crate::random::Random;
+use crate::world::{Rates, Single};
+use eventd::core::backoff::Backoff;
+use eventd::destination::HandOverLimits;
+use eventd::dispatch::{Config, OnGap, Start};
+use std::time::Duration;
+
+/// What the driver does at a moment of virtual time.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Action {
+    /// Appends events of one user, in one append.
+    Append { user: usize, many: u64, bytes: usize },
+    /// A process dies at once.
+    Crash { slot: usize },
+    /// A process dies after so many steps, at whatever await that is.
+    CrashWithin { slot: usize, steps: u64 },
+    /// A process is told to stop, and is started again later.
+    Stop { slot: usize },
+    /// A partition is to be owned by the process in this slot.
+    Move { partition: u32, slot: usize },
+    /// A process cannot reach the group any more, until its session is over.
+    CutOff { slot: usize },
+    /// Begins, or ends, a time in which every attempt fails.
+    Outage(Option<Outage>),
+    /// Retention removes this share, in percent, of what a partition holds.
+    Trim { partition: u32, percent: i64 },
+}
+
+/// One simulation, told completely.
+#[derive(Debug, Clone)]
+pub(crate) struct Scenario {
+    pub(crate) seed: u64,
+    pub(crate) partitions: u32,
+    pub(crate) users: Vec<User>,
+    /// Processes at a time.
+    pub(crate) slots: usize,
+    pub(crate) session: Option<Duration>,
+    pub(crate) config: Config,
+    pub(crate) limits: HandOverLimits,
+    pub(crate) rates: Rates,
+    pub(crate) behaviour: Behaviour,
+    pub(crate) gaps: u64,
+    pub(crate) fetch_events_max: usize,
+    pub(crate) plan: Vec<(Duration, Action)>,
+    /// Users without trouble wait no longer than this for each event, if it is said.
+    pub(crate) others_wait_max: Option<Duration>,
+    pub(crate) single: Option<Single>,
+}
+
+impl Scenario {
+    /// Of ten seeds one shows isolation, four an outage, and all others everything else at once.
+    pub(crate) fn new(seed: u64) -> Self {
+        let mut random = Random::new(seed);
+        match seed % 10 {
+            0 => isolation(seed, &mut random),
+            1..=4 => {
+                let mut scenario = troubled(seed, &mut random, 9);
+                outages(&mut scenario, &mut random);
+                scenario
+            }
+            _ => troubled(seed, &mut random, 1),
+        }
+    }
+
+    pub(crate) fn rules(&self) -> Rules {
+        Rules {
+            attempts: self.config.attempts,
+            window_events: self.config.window_events,
+            window_bytes: self.config.window_bytes,
+            concurrency: self.config.concurrency,
+            limits: self.limits,
+            retry_after_max: self.config.retry_after_max,
+            start_latest: self.config.start == Start::Latest,
+        }
+    }
+}
+
+/// One small scenario with everything in it that dispatch calls, and nothing that fails by chance.
+pub(crate) fn fixed() -> Scenario {
+    let mut random = Random::new(0);
+    let mut scenario = isolation(0, &mut random);
+    scenario.partitions = 2;
+    scenario.slots = 2;
+    scenario.users = users(6, &mut random);
+    scenario.others_wait_max = None;
+    scenario.config.attempts = 2;
+    scenario.config.attempt_timeout = Duration::from_secs(1);
+    scenario.behaviour.failing_user = Some(scenario.users[0].clone());
+    scenario.behaviour.refused_user = Some(scenario.users[1].clone());
+    scenario.session = Some(Duration::from_secs(10));
+    scenario.plan = (0..12)
+        .map(|n| (Duration::from_millis(n * 150), Action::Append { user: (n % 6) as usize, many: 2, bytes: 40 }))
+        .collect();
+    scenario.plan.push((Duration::from_millis(700), Action::Move { partition: 0, slot: 1 }));
+    scenario.plan.push((Duration::from_millis(1_200), Action::Stop { slot: 1 }));
+    scenario.plan.sort_by_key(|(at, _)| *at);
+    scenario
+}
+
+fn users(many: usize, random: &mut Random) -> Vec<User> {
+    let mut users: Vec<User> = (0..many).map(|n| Some(format!("user-{n}").into_bytes())).collect();
+    if many > 2 && random.chance(20) {
+        users[2] = None;
+    }
+    if many > 3 && random.chance(10) {
+        users[3] = Some(Vec::new());
+    }
+    users
+}
+
+fn config(random: &mut Random) -> Config {
+    let first = random.millis(10, 200);
+    let max = first + random.millis(0, 1_500);
+    Config {
+        attempts: random.between(1, 6) as u32,
+        backoff: Backoff::new(first, max, random.chance(30)).expect("the first delay is the shortest"),
+        attempt_timeout: random.millis(300, 3_000),
+        retry_after_max: random.millis(500, 5_000),
+        concurrency: random.pick(&[1, 2, 4, 16, 256]),
+        window_events: random.pick(&[1, 3, 8, 30, 1_000, 100_000]),
+        window_bytes: random.pick(&[200, 3_000, 64 << 20, 64 << 20]),
+        commit_interval: random.millis(20, 500),
+        start: if random.chance(10) { Start::Latest } else { Start::Earliest },
+        on_gap: if random.chance(20) { OnGap::Skip } else { OnGap::Stop },
+        drain: random.millis(100, 5_000),
+        dead_retention: Duration::from_secs(3600),
+        seed: random.next(),
+    }
+}
+
+fn limits(random: &mut Random) -> HandOverLimits {
+    if random.chance(60) {
+        HandOverLimits { runs_max: 1, run_events_max: 1, run_bytes_max: 0 }
+    } else {
+        HandOverLimits {
+            runs_max: random.between(1, 8) as usize,
+            run_events_max: random.between(1, 10) as usize,
+            run_bytes_max: random.pick(&[60, 1_000, 1 << 20]),
+        }
+    }
+}
+
+/// Events in bursts, some users far busier than others.
+fn load(users: usize, events: u64, until: Duration, random: &mut Random) -> Vec<(Duration, Action)> {
+    let (mut plan, mut left) = (Vec::new(), events);
+    while left > 0 {
+        let many = random.between(1, left.min(5));
+        let user = if random.chance(20) { 0 } else { random.below(users as u64) as usize };
+        let bytes = if random.chance(5) { 4_000 } else { random.between(0, 100) as usize };
+        plan.push((random.millis(0, until.as_millis() as u64), Action::Append { user, many, bytes }));
+        left -= many;
+    }
+    plan
+}
+
+fn troubled(seed: u64, random: &mut Random, users_min: u64) -> Scenario {
+    let partitions = random.between(1, 4) as u32;
+    let slots = if random.chance(50) { 2 } else { 1 };
+    let session = random.chance(60).then(|| random.millis(1_000, 10_000));
+    let users = users(random.between(users_min, users_min + 20) as usize, random);
+    let config = config(random);
+    let until = random.millis(500, 12_000);
+    let mut plan = load(users.len(), random.between(10, 150), until, random);
+    let someone = |random: &mut Random| random.below(slots as u64) as usize;
+    let mut add = |random: &mut Random, most: u64, action: &dyn Fn(&mut Random) -> Action| {
+        for _ in 0..random.between(0, most) {
+            let at = random.millis(0, until.as_millis() as u64);
+            plan.push((at, action(random)));
+        }
+    };
+    add(random, 2, &|random| Action::Crash { slot: someone(random) });
+    add(random, 3, &|random| Action::CrashWithin { slot: someone(random), steps: random.between(1, 150) });
+    add(random, 2, &|random| Action::Stop { slot: someone(random) });
+    if slots == 2 {
+        add(random, 5, &|random| Action::Move {
+            partition: random.below(u64::from(partitions)) as u32,
+            slot: someone(random),
+        });
+    }
+    if session.is_some() {
+        add(random, 2, &|random| Action::CutOff { slot: someone(random) });
+    }
+    if config.on_gap == OnGap::Skip {
+        add(random, 2, &|random| Action::Trim {
+            partition: random.below(u64::from(partitions)) as u32,
+            percent: random.between(0, 100) as i64,
+        });
+    }
+    plan.sort_by_key(|(at, _)| *at);
+    let sometimes = |random: &mut Random, most: u64| if random.chance(50) { random.between(1, most) } else { 0 };
+    let rates = Rates {
+        append_fails: sometimes(random, 50),
+        commit_fails: sometimes(random, 40),
+        reads_fail: sometimes(random, 20),
+        slow: sometimes(random, 30),
+        slow_ms_max: random.between(10, 2_000),
+        membership_ends_permille: if random.chance(20) { 30 } else { 0 },
+    };
+    let picked = |random: &mut Random| users[random.below(users.len() as u64) as usize].clone();
+    let behaviour = Behaviour {
+        outage: None,
+        fails: sometimes(random, 30),
+        asks_for_patience: sometimes(random, 10),
+        refuses: sometimes(random, 10),
+        unreachable: sometimes(random, 10),
+        hangs: sometimes(random, 5),
+        loses_answer: sometimes(random, 10),
+        latency_ms_max: random.pick(&[0, 5, 50, 400]),
+        failing_user: random.chance(30).then(|| picked(random)),
+        refused_user: random.chance(20).then(|| picked(random)),
+        slow_user: random.chance(20).then(|| (picked(random), random.millis(100, 2_000))),
+    };
+    Scenario {
+        seed,
+        partitions,
+        users,
+        slots,
+        session,
+        config,
+        limits: limits(random),
+        rates,
+        behaviour,
+        gaps: if random.chance(40) { 15 } else { 0 },
+        fetch_events_max: random.pick(&[1, 3, 20, 1_000]),
+        plan,
+        others_wait_max: None,
+        single: None,
+    }
+}
+
+/// Adds one or two times in which the destination is out for everybody, while many users wait.
+fn outages(scenario: &mut Scenario, random: &mut Random) {
+    scenario.config.window_events = scenario.config.window_events.max(100);
+    scenario.config.window_bytes = 64 << 20;
+    let mut at = random.millis(500, 4_000);
+    for _ in 0..random.between(1, 2) {
+        let outage = random.pick(&[Outage::Unreachable, Outage::Fails, Outage::Fails, Outage::Refuses, Outage::Hangs]);
+        scenario.plan.push((at, Action::Outage(Some(outage))));
+        for user in 0..scenario.users.len() {
+            let later = at + random.millis(0, 500);
+            scenario.plan.push((later, Action::Append { user, many: random.between(1, 2), bytes: 30 }));
+        }
+        at += random.millis(1_000, 20_000);
+        scenario.plan.push((at, Action::Outage(None)));
+        at += random.millis(500, 5_000);
+    }
+    scenario.plan.sort_by_key(|(at, _)| *at);
+}
+
+/// Nothing fails but one user: it alone may wait.
+fn isolation(seed: u64, random: &mut Random) -> Scenario {
+    let mut scenario = troubled(seed, random, 8);
+    let behaviour = Behaviour { latency_ms_max: 20, ..Behaviour::default() };
+    let picked = Some(scenario.users[0].clone());
+    scenario.behaviour = match random.below(3) {
+        0 => Behaviour { failing_user: picked, ..behaviour },
+        1 => Behaviour { refused_user: picked, ..behaviour },
+        _ if scenario.limits.runs_max == 1 => {
+            Behaviour { slow_user: picked.map(|user| (user, scenario.config.attempt_timeout * 2)), ..behaviour }
+        }
+        _ => Behaviour { failing_user: picked, ..behaviour },
+    };
+    scenario.rates = Rates::default();
+    scenario.config.concurrency = 16;
+    scenario.config.window_events = 1_000;
+    scenario.config.window_bytes = 64 << 20;
+    scenario.config.start = Start::Earliest;
+    let kept = |action: &Action| matches!(action, Action::Append { .. });
+    scenario.plan.retain(|(_, action)| kept(action));
+    scenario.others_wait_max = Some(Duration::from_secs(5));
+    scenario
+}
