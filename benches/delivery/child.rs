@@ -1,0 +1,155 @@
+//! Child processes: `eventd` itself, and this program again in one of its [`roles`](crate::roles). What they used is
+//! read from `/proc`; only our own children are ever stopped, and none outlives its handle.
+
+use anyhow::{Context as _, bail, ensure};
+use std::fs::File;
+use std::io::{BufRead as _, BufReader, Write as _};
+use std::path::Path;
+use std::process::{Child as Process, ChildStdin, ChildStdout, Command, Stdio};
+use std::time::{Duration, Instant};
+
+/// How long a child may take to end after SIGTERM. `--drain` is 30 s by default; nothing is in flight when we ask.
+const END_WITHIN: Duration = Duration::from_secs(40);
+
+/// `USER_HZ`: what `/proc/<pid>/stat` counts in, on every Linux that Rust runs on.
+const TICKS_A_SECOND: f64 = 100.0;
+
+/// A running child process.
+#[derive(Debug)]
+pub(crate) struct Child {
+    name: String,
+    process: Process,
+}
+
+/// What a process used until now.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Usage {
+    /// User and system time, all threads, ended ones too.
+    pub(crate) cpu_s: f64,
+    /// The most memory that was resident at once (`VmHWM`).
+    pub(crate) peak_mb: f64,
+    /// The memory that is resident now (`VmRSS`).
+    pub(crate) resident_mb: f64,
+}
+
+impl Child {
+    /// Starts `eventd` with these arguments; what it logs goes to the file `log`.
+    pub(crate) fn eventd(arguments: &[&str], log: &Path) -> anyhow::Result<Self> {
+        let log = File::options().create(true).append(true).open(log).with_context(|| format!("open {log:?}"))?;
+        let process = Command::new(env!("CARGO_BIN_EXE_eventd"))
+            .args(arguments)
+            .stdin(Stdio::null())
+            .stdout(log.try_clone()?)
+            .stderr(log)
+            .spawn()
+            .context("start eventd")?;
+        Ok(Self { name: format!("eventd {}", arguments.join(" ")), process })
+    }
+
+    /// The process's use of processor and memory.
+    pub(crate) fn usage(&self) -> anyhow::Result<Usage> {
+        usage(self.process.id())
+    }
+
+    /// Fails when the process has ended though nobody asked it to.
+    pub(crate) fn assert_running(&mut self) -> anyhow::Result<()> {
+        match self.process.try_wait()? {
+            None => Ok(()),
+            Some(status) => bail!("{} ended by itself: {status}", self.name),
+        }
+    }
+
+    /// SIGTERM, and waits for exit code 0.
+    pub(crate) fn terminate(mut self) -> anyhow::Result<()> {
+        let told = Command::new("kill").args(["-TERM", &self.process.id().to_string()]).status().context("run kill")?;
+        ensure!(told.success(), "kill -TERM of {} failed: {told}", self.name);
+        let deadline = Instant::now() + END_WITHIN;
+        loop {
+            if let Some(status) = self.process.try_wait()? {
+                ensure!(status.success(), "{} ended with {status}", self.name);
+                return Ok(());
+            }
+            ensure!(Instant::now() < deadline, "{} still runs {END_WITHIN:?} after SIGTERM", self.name);
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+}
+
+impl Drop for Child {
+    fn drop(&mut self) {
+        // Both fail when it ended already, which is what is wanted.
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+/// This program again, as a server or client beside `eventd`. It is asked by lines and answers each with one; it ends
+/// when its standard input does, so it never outlives us.
+#[derive(Debug)]
+pub(crate) struct Helper {
+    child: Child,
+    questions: ChildStdin,
+    answers: BufReader<ChildStdout>,
+}
+
+impl Helper {
+    /// Starts the role and gives its first line.
+    pub(crate) fn start(role: &[&str]) -> anyhow::Result<(Self, String)> {
+        let mut process = Command::new(std::env::current_exe()?)
+            .arg("--role")
+            .args(role)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .context("start this program again")?;
+        let questions = process.stdin.take().context("a child's standard input")?;
+        let answers = BufReader::new(process.stdout.take().context("a child's standard output")?);
+        let mut helper = Self { child: Child { name: role.join(" "), process }, questions, answers };
+        let first = helper.answer()?;
+        Ok((helper, first))
+    }
+
+    /// Asks one question and waits for its line.
+    pub(crate) fn ask(&mut self, question: &str) -> anyhow::Result<String> {
+        writeln!(self.questions, "{question}")?;
+        self.questions.flush()?;
+        self.answer()
+    }
+
+    pub(crate) fn usage(&self) -> anyhow::Result<Usage> {
+        self.child.usage()
+    }
+
+    /// Waits for its next line.
+    pub(crate) fn answer(&mut self) -> anyhow::Result<String> {
+        let mut line = String::new();
+        ensure!(self.answers.read_line(&mut line)? > 0, "the helper {:?} ended", self.child.name);
+        Ok(line.trim_end().to_owned())
+    }
+}
+
+/// The use of this process itself: the limits that are measured through the library run in it.
+pub(crate) fn own_usage() -> anyhow::Result<Usage> {
+    usage(std::process::id())
+}
+
+fn usage(pid: u32) -> anyhow::Result<Usage> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"))?;
+    // The command's name stands in parentheses and may hold blanks; utime and stime are the 12th and 13th behind it.
+    let fields: Vec<&str> =
+        stat.rsplit_once(')').context("the form of /proc/<pid>/stat")?.1.split_whitespace().collect();
+    let ticks = |index: usize| -> anyhow::Result<f64> {
+        Ok(fields.get(index).context("a field of /proc/<pid>/stat")?.parse::<u64>()? as f64)
+    };
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
+    let megabytes = |key: &str| -> anyhow::Result<f64> {
+        let line =
+            status.lines().find_map(|line| line.strip_prefix(key)).with_context(|| format!("{key} in status"))?;
+        Ok(line.trim().trim_end_matches(" kB").trim().parse::<u64>()? as f64 * 1024.0 / 1e6)
+    };
+    Ok(Usage {
+        cpu_s: (ticks(11)? + ticks(12)?) / TICKS_A_SECOND,
+        peak_mb: megabytes("VmHWM:")?,
+        resident_mb: megabytes("VmRSS:")?,
+    })
+}

@@ -1,0 +1,158 @@
+//! How fast `eventd dispatch` delivers what is in the log already. The time goes from the start of the process to the
+//! last event: its arrival at the http sink, the last growth of the file, or, to null, the commit that says that
+//! everything is settled (there committed every 20 ms instead of 200, so that the wait for it does not count).
+
+use crate::child::{Child, Helper};
+use crate::report::Measured;
+use crate::roles::{Seen, now_ns};
+use crate::run::Run;
+use crate::store::Store;
+use crate::users::Users;
+use anyhow::{bail, ensure};
+use std::fmt;
+use std::io::Read as _;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+/// How often it is looked whether a drain is done. Each look costs a `stat` or a small read of the log.
+const LOOK_EVERY: Duration = Duration::from_millis(5);
+
+/// The group's name in every case.
+const NAME: &str = "bench";
+
+/// Where events go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum To {
+    Null,
+    File,
+    /// A sink that waits so many milliseconds before it answers.
+    Http {
+        latency_ms: u32,
+    },
+}
+
+impl fmt::Display for To {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Null => f.write_str("null"),
+            Self::File => f.write_str("file"),
+            Self::Http { latency_ms } => write!(f, "http-{latency_ms}ms"),
+        }
+    }
+}
+
+/// One kind of drain.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Drain {
+    pub(crate) users: Users,
+    pub(crate) to: To,
+    pub(crate) events: u64,
+    /// `--concurrency`, where it is not the default.
+    pub(crate) concurrency: Option<usize>,
+}
+
+impl Drain {
+    /// How many requests the bare client keeps in flight to be comparable: as many as eventd can, and one user's events
+    /// go one by one.
+    pub(crate) fn client_concurrency(&self) -> usize {
+        const DEFAULT: usize = 256;
+        if self.users == Users::One { 1 } else { self.concurrency.unwrap_or(DEFAULT) }
+    }
+}
+
+/// Measures one round of `eventd dispatch`.
+pub(crate) fn round(run: &Run, store: &mut dyn Store, drain: Drain) -> anyhow::Result<Measured> {
+    let place = store.loaded(drain.users, drain.events)?;
+    let folder = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR"))?;
+    let file = folder.path().join("delivered.jsonl");
+    let mut sink = None;
+    let dest = match drain.to {
+        To::Null => "null:".to_owned(),
+        To::File => format!("file:{}", file.display()),
+        To::Http { latency_ms } => {
+            let (helper, address) = Helper::start(&["server", &latency_ms.to_string()])?;
+            sink = Some(helper);
+            format!("http://{address}/hook")
+        }
+    };
+    let dest = format!("{NAME}={dest}");
+    let concurrency = drain.concurrency.map(|n| n.to_string());
+    let mut arguments = vec!["dispatch", "--url", &place.url, "--dest", &dest];
+    if let Some(concurrency) = &concurrency {
+        arguments.extend(["--concurrency", concurrency]);
+    }
+    if drain.to == To::Null {
+        arguments.extend(["--commit-interval", "20ms"]);
+    }
+    let mut settled = store.settled(&place, NAME)?;
+
+    let started_ns = now_ns();
+    let mut child = Child::eventd(&arguments, &run.log)?;
+    let deadline = Instant::now() + run.drain_within;
+    let (mut length, mut grew_ns) = (0, started_ns);
+    let settled_ns = loop {
+        let done = settled()?;
+        if drain.to == To::File {
+            let now = std::fs::metadata(&file).map(|data| data.len()).unwrap_or(0);
+            if now != length {
+                (length, grew_ns) = (now, now_ns());
+            }
+        }
+        if done >= drain.events {
+            break now_ns();
+        }
+        child.assert_running()?;
+        if Instant::now() > deadline {
+            bail!("{done} of {} events settled after {:?}", drain.events, run.drain_within);
+        }
+        std::thread::sleep(LOOK_EVERY);
+    };
+    let usage = child.usage()?;
+    let ended_ns = match (drain.to, &mut sink) {
+        (To::Http { .. }, Some(sink)) => {
+            let seen: Seen = sink.ask("stats")?.parse()?;
+            ensure!(seen.requests == drain.events, "{} requests for {} events", seen.requests, drain.events);
+            seen.last_ns
+        }
+        (To::File, _) => {
+            let lines = lines(&file)?;
+            ensure!(lines == drain.events, "{lines} lines for {} events", drain.events);
+            grew_ns
+        }
+        _ => settled_ns,
+    };
+    child.terminate()?;
+    Ok(measured(drain.events, ended_ns - started_ns, usage.cpu_s, usage.peak_mb))
+}
+
+/// Measures a bare hyper client that posts as many events to the same kind of sink.
+pub(crate) fn bare_client(drain: Drain, latency_ms: u32) -> anyhow::Result<Measured> {
+    let (mut sink, address) = Helper::start(&["server", &latency_ms.to_string()])?;
+    let (count, concurrency) = (drain.events.to_string(), drain.client_concurrency().to_string());
+    let started_ns = now_ns();
+    let (client, _) = Helper::start(&["client", &address, &count, &concurrency])?;
+    let usage = client.usage()?;
+    let seen: Seen = sink.ask("stats")?.parse()?;
+    Ok(measured(seen.requests, seen.last_ns - started_ns, usage.cpu_s, usage.peak_mb))
+}
+
+fn measured(events: u64, elapsed_ns: u64, cpu_s: f64, peak_mb: f64) -> Measured {
+    Measured {
+        events: Some(events as f64),
+        events_s: Some(events as f64 * 1e9 / elapsed_ns as f64),
+        cpu_s: Some(cpu_s),
+        memory_mb: Some(peak_mb),
+        ..Measured::default()
+    }
+}
+
+fn lines(path: &Path) -> anyhow::Result<u64> {
+    let (mut file, mut chunk, mut lines) = (std::fs::File::open(path)?, vec![0; 1024 * 1024], 0);
+    loop {
+        let read = file.read(&mut chunk)?;
+        if read == 0 {
+            return Ok(lines);
+        }
+        lines += chunk[..read].iter().filter(|byte| **byte == b'\n').count() as u64;
+    }
+}

@@ -1,0 +1,111 @@
+//! `eventd up` with ingest and delivery in one process: what it costs when nothing happens, and how long an event takes
+//! from its request to its arrival at the destination.
+
+use crate::child::{Child, Helper};
+use crate::client::{Connection, request};
+use crate::report::Measured;
+use crate::roles::{STAMP_DIGITS, Seen, now_ns};
+use crate::run::{Run, START_WITHIN, free_address};
+use crate::store::Store;
+use crate::users;
+use anyhow::ensure;
+use std::time::{Duration, Instant};
+use tokio::task::JoinSet;
+
+/// Connections that share the steady load.
+const CONNECTIONS: u32 = 16;
+
+/// Events a second of the steady load, one a request.
+const EVENTS_A_SECOND: u32 = 2_000;
+
+/// How long the last events may take to arrive.
+const ARRIVE_WITHIN: Duration = Duration::from_secs(10);
+
+/// One round of no traffic at all.
+pub(crate) fn idle(run: &Run, store: &dyn Store) -> anyhow::Result<Measured> {
+    let (place, address) = (store.empty()?, free_address()?);
+    let mut child =
+        Child::eventd(&["up", "--url", &place.url, "--listen", &address.to_string(), "--dest", "null:"], &run.log)?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    drop(runtime.block_on(Connection::open(address, START_WITHIN))?);
+    // What starting costs is not what idling costs.
+    std::thread::sleep(Duration::from_secs(1));
+    let (before, started) = (child.usage()?, Instant::now());
+    std::thread::sleep(run.idle_for);
+    let (after, elapsed) = (child.usage()?, started.elapsed());
+    child.assert_running()?;
+    child.terminate()?;
+    let cpu_s = after.cpu_s - before.cpu_s;
+    Ok(Measured {
+        cpu_s: Some(cpu_s),
+        memory_mb: Some(after.resident_mb),
+        core_share: Some(cpu_s / elapsed.as_secs_f64()),
+        ..Measured::default()
+    })
+}
+
+/// One round of a steady load: each payload holds the time when its request was sent, and the sink looks at its clock.
+pub(crate) fn latency(run: &Run, store: &dyn Store) -> anyhow::Result<Measured> {
+    let (place, address) = (store.empty()?, free_address()?);
+    let (mut sink, sink_address) = Helper::start(&["server", "0"])?;
+    let dest = format!("bench=http://{sink_address}/hook");
+    let mut child =
+        Child::eventd(&["up", "--url", &place.url, "--listen", &address.to_string(), "--dest", &dest], &run.log)?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let (sent, elapsed) = runtime.block_on(async {
+        let started = tokio::time::Instant::now();
+        let mut tasks = JoinSet::new();
+        let interval = Duration::from_secs(1) * CONNECTIONS / EVENTS_A_SECOND;
+        for index in 0..CONNECTIONS {
+            let mut connection = Connection::open(address, START_WITHIN).await?;
+            let lasting = run.load_for;
+            tasks.spawn(async move {
+                let first = tokio::time::Instant::now() + interval * index / CONNECTIONS;
+                let mut ticks = tokio::time::interval_at(first, interval);
+                let mut sent = 0u32;
+                while first.elapsed() < lasting {
+                    ticks.tick().await;
+                    let answer = connection.exchange(&stamped(index, sent)).await?;
+                    let body = String::from_utf8_lossy(answer.body);
+                    ensure!(answer.status == 200, "answered {}: {body}", answer.status);
+                    sent += 1;
+                }
+                Ok(sent)
+            });
+        }
+        let mut sent = 0;
+        while let Some(ended) = tasks.join_next().await {
+            sent += ended??;
+        }
+        Ok::<_, anyhow::Error>((sent, started.elapsed()))
+    })?;
+    let deadline = Instant::now() + ARRIVE_WITHIN;
+    let seen = loop {
+        let seen: Seen = sink.ask("stats")?.parse()?;
+        if seen.requests >= u64::from(sent) {
+            break seen;
+        }
+        ensure!(Instant::now() < deadline, "{} of {sent} events arrived", seen.requests);
+        std::thread::sleep(Duration::from_millis(10));
+    };
+    let usage = child.usage()?;
+    child.assert_running()?;
+    child.terminate()?;
+    Ok(Measured {
+        events: Some(f64::from(sent)),
+        events_s: Some(f64::from(sent) / elapsed.as_secs_f64()),
+        p50_ms: Some(seen.latency_p50_us as f64 / 1e3),
+        p99_ms: Some(seen.latency_p99_us as f64 / 1e3),
+        cpu_s: Some(usage.cpu_s),
+        memory_mb: Some(usage.peak_mb),
+        ..Measured::default()
+    })
+}
+
+/// A request with one event whose payload begins with the time.
+fn stamped(connection: u32, number: u32) -> Vec<u8> {
+    let (user, rest) = (number % 64 * CONNECTIONS + connection, &users::payload()[STAMP_DIGITS..]);
+    let stamp = format!("{:0width$}", now_ns(), width = STAMP_DIGITS);
+    // Something that is no digit behind the stamp is not needed: its width is fixed.
+    request("/events", format!(r#"{{"UserID":"user-{user}","Payload":"{stamp}{rest}"}}"#).as_bytes())
+}

@@ -1,0 +1,260 @@
+//! The end-to-end benchmark: `eventd` as real processes, loaded and drained over loopback, beside the limits of the same
+//! run. `make bench`, or with options:
+//!
+//! ```text
+//! cargo bench --bench delivery -- [--quick] [--only PATTERN]…
+//! ```
+//!
+//! `--only` takes the cases whose name contains the pattern; `--quick` shows in a minute whether everything works. The
+//! table goes to standard output in markdown, what happens meanwhile to standard error.
+//!
+//! ```text
+//!   this process                         children
+//!   client ── requests ────────────────▶ eventd ingest │ up ── requests ─▶ this program as `server` (the sink)
+//!   library ── preload, raw limits       eventd dispatch ────────────────▶      ″
+//!                                        this program as `client` ───────▶      ″
+//! ```
+
+mod child;
+mod client;
+mod drain;
+mod ingest;
+mod live;
+mod report;
+mod roles;
+mod run;
+mod store;
+mod users;
+
+use crate::drain::{Drain, To};
+use crate::ingest::Load;
+use crate::report::{Measured, Reach, Table};
+use crate::run::Run;
+use crate::store::{Sqlite, Store};
+use crate::users::Users;
+use anyhow::{Context as _, bail};
+use std::process::{Command, ExitCode};
+
+const K_USERS: Users = Users::Uniform(1_000);
+const M_USERS: Users = Users::Uniform(1_000_000);
+const ZIPF: Users = Users::Zipf(10_000);
+
+fn main() -> anyhow::Result<ExitCode> {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    if arguments.first().is_some_and(|first| first == "--role") {
+        roles::run(&arguments[1..])?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    let (mut quick, mut only, mut rest) = (false, Vec::new(), arguments.iter());
+    while let Some(argument) = rest.next() {
+        match argument.as_str() {
+            "--quick" => quick = true,
+            "--only" => only.push(rest.next().context("--only needs a pattern")?.clone()),
+            // Cargo says so to every benchmark.
+            "--bench" => {}
+            other => bail!("unknown option {other:?}: --quick or --only PATTERN"),
+        }
+    }
+    let folder = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR"))?;
+    let run = Run::new(quick, folder.path().join("eventd.log"));
+    let mut bench = Bench { run, only, table: Table::default(), failed: 0 };
+    bench.measure(&mut Sqlite::new());
+    println!("{}\n\n{}", header(&arguments), bench.table.markdown());
+    if bench.failed > 0 {
+        let log = std::fs::read_to_string(&bench.run.log).unwrap_or_default();
+        let last: Vec<&str> = log.lines().rev().take(20).collect();
+        eprintln!("the last lines of eventd:\n{}", last.into_iter().rev().collect::<Vec<_>>().join("\n"));
+        eprintln!("{} cases failed", bench.failed);
+        return Ok(ExitCode::FAILURE);
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// A run under way.
+struct Bench {
+    run: Run,
+    only: Vec<String>,
+    table: Table,
+    failed: usize,
+}
+
+impl Bench {
+    /// Every case, with the figures to reach.
+    fn measure(&mut self, store: &mut dyn Store) {
+        let engine = store.name();
+        let events = self.run.drain_events;
+        if self.needs("limit/append", &["ingest/100"]) {
+            self.rounds(store, "limit/append", Reach::default(), "", |_, store| store.raw_append(events));
+        }
+        if self.needs("limit/fetch", &["drain/null", "drain/file"]) {
+            self.rounds(store, "limit/fetch", Reach::default(), "", |_, store| store.raw_fetch(events));
+        }
+
+        let reach =
+            Reach { events_s_min: Some(25e3), ratio_min: Some(0.4), p99_ms_max: Some(15.0), ..Reach::default() };
+        self.ingest(store, Load { events_a_request: 1, connections: 64 }, reach);
+        self.ingest(store, Load { events_a_request: 10, connections: 32 }, Reach::default());
+        let reach = Reach { events_s_min: Some(130e3), ratio_min: Some(0.5), ..Reach::default() };
+        self.ingest(store, Load { events_a_request: 100, connections: 8 }, reach);
+
+        for users in [K_USERS, M_USERS, ZIPF, Users::One] {
+            for to in [To::Null, To::File, To::Http { latency_ms: 0 }, To::Http { latency_ms: 10 }] {
+                self.drain(store, users, to);
+            }
+        }
+        self.million_against_thousand(engine);
+
+        let reach = Reach { core_share_max: Some(0.01), memory_mb_max: Some(30.0), ..Reach::default() };
+        self.case(store, "idle", reach, "", |run, store| live::idle(run, store));
+        self.case(store, "latency/2000-a-second", Reach::default(), "", |run, store| live::latency(run, store));
+    }
+
+    fn ingest(&mut self, store: &mut dyn Store, load: Load, reach: Reach) {
+        let (size, engine) = (load.events_a_request, store.name());
+        let (name, bare) = (format!("ingest/{size}"), format!("limit/server-{size}"));
+        // One by one, HTTP is the limit; in large requests, the log is.
+        let (append, limit) = match self.table.measured(engine, "limit/append") {
+            Some(append) if size == 100 => (Some(append), "limit/append"),
+            _ => (None, bare.as_str()),
+        };
+        let mut servers = Vec::new();
+        self.case(store, &name, reach, limit, |run, store| {
+            let round = ingest::round(run, store, load)?;
+            servers.push(round.bare_server);
+            let of = append.unwrap_or(round.bare_server);
+            Ok(Measured { ratio: quotient(round.eventd.events_s, of.events_s), ..round.eventd })
+        });
+        if !servers.is_empty() {
+            self.add(engine, &bare, Reach::default(), "", Ok(Measured::median(&servers)));
+        }
+    }
+
+    fn drain(&mut self, store: &mut dyn Store, users: Users, to: To) {
+        let (engine, run) = (store.name(), &self.run);
+        let at_least = |events_s: f64| Reach { events_s_min: Some(events_s), ..Reach::default() };
+        // Where one user's events wait for each other, fewer of them tell as much: these drains are bounded in time.
+        let (events, concurrency, reach) = match (to, users) {
+            (To::Null, K_USERS) => (run.drain_events, None, at_least(400e3)),
+            (To::File, K_USERS) => (run.drain_events, None, Reach { memory_mb_max: Some(150.0), ..at_least(250e3) }),
+            (To::File, Users::One) => (run.drain_events, None, at_least(200e3)),
+            (To::Null | To::File, _) => (run.drain_events, None, Reach::default()),
+            (To::Http { latency_ms: 0 }, K_USERS) => {
+                (run.drain_events, None, Reach { ratio_min: Some(0.6), ..at_least(50e3) })
+            }
+            (To::Http { latency_ms: 0 }, ZIPF) => (run.drain_events, Some(16), at_least(25e3)),
+            (To::Http { latency_ms: 0 }, Users::One) => (run.paced_events, None, at_least(6e3)),
+            (To::Http { latency_ms: 0 }, _) => (run.drain_events, None, Reach::default()),
+            (To::Http { .. }, K_USERS) => (run.drain_events, Some(1000), at_least(40e3)),
+            (To::Http { .. }, ZIPF) => (run.paced_events / 3, Some(1000), Reach::default()),
+            (To::Http { .. }, Users::One) => (run.paced_events / 60, Some(1000), Reach::default()),
+            (To::Http { .. }, _) => (run.drain_events, Some(1000), Reach::default()),
+        };
+        let (drain, name) = (Drain { users, to, events, concurrency }, format!("drain/{to}/{users}"));
+        let fetch = self.table.measured(engine, "limit/fetch");
+        let bare = format!("limit/client-{to}-{}", drain.client_concurrency());
+        let limit = if matches!(to, To::Http { .. }) { bare.as_str() } else { "limit/fetch" };
+        let mut clients = Vec::new();
+        self.case(store, &name, reach, limit, |run, store| {
+            let measured = drain::round(run, store, drain)?;
+            let of = match to {
+                To::Null | To::File => fetch,
+                To::Http { latency_ms } => {
+                    let client = drain::bare_client(drain, latency_ms)?;
+                    clients.push(client);
+                    Some(client)
+                }
+            };
+            Ok(Measured { ratio: of.and_then(|of| quotient(measured.events_s, of.events_s)), ..measured })
+        });
+        if !clients.is_empty() {
+            self.add(engine, &bare, Reach::default(), "", Ok(Measured::median(&clients)));
+        }
+    }
+
+    /// Whether an event costs more where many users are known.
+    fn million_against_thousand(&mut self, engine: &'static str) {
+        let cost = |users| self.table.measured(engine, &format!("drain/null/{users}"))?.cpu_us_an_event();
+        if let (Some(thousand), Some(million)) = (cost(K_USERS), cost(M_USERS)) {
+            let measured = Measured { ratio: Some(million / thousand), ..Measured::default() };
+            let reach = Reach { ratio_max: Some(2.0), ..Reach::default() };
+            self.add(engine, "cpu/1m-users", reach, "cpu an event of drain/null/1k-users", Ok(measured));
+        }
+    }
+
+    /// Whether `--only` takes this case.
+    fn chosen(&self, name: &str) -> bool {
+        self.only.is_empty() || self.only.iter().any(|pattern| name.contains(pattern.as_str()))
+    }
+
+    /// Whether a limit is needed: it was chosen itself, or cases of these kinds were.
+    fn needs(&self, limit: &str, kinds: &[&str]) -> bool {
+        let of_kind =
+            |pattern: &String| kinds.iter().any(|kind| pattern.contains(kind) || kind.contains(pattern.as_str()));
+        self.chosen(limit) || self.only.iter().any(of_kind)
+    }
+
+    /// Runs a case if it was chosen.
+    fn case(
+        &mut self,
+        store: &mut dyn Store,
+        name: &str,
+        reach: Reach,
+        limit: &str,
+        round: impl FnMut(&Run, &mut dyn Store) -> anyhow::Result<Measured>,
+    ) {
+        if self.chosen(name) {
+            self.rounds(store, name, reach, limit, round);
+        }
+    }
+
+    /// Runs a case: its rounds, their median, and a row.
+    fn rounds(
+        &mut self,
+        store: &mut dyn Store,
+        name: &str,
+        reach: Reach,
+        limit: &str,
+        mut round: impl FnMut(&Run, &mut dyn Store) -> anyhow::Result<Measured>,
+    ) {
+        let rounds: anyhow::Result<Vec<Measured>> = (0..self.run.rounds).map(|_| round(&self.run, store)).collect();
+        let measured = rounds.map(|rounds| Measured::median(&rounds)).map_err(|error| format!("{error:#}"));
+        self.add(store.name(), name, reach, limit, measured);
+    }
+
+    fn add(&mut self, engine: &'static str, name: &str, reach: Reach, limit: &str, measured: Result<Measured, String>) {
+        match &measured {
+            Ok(measured) => eprintln!(
+                "{engine} {name}: {:.0} events/s, ratio {:.2}",
+                measured.events_s.unwrap_or_default(),
+                measured.ratio.unwrap_or_default()
+            ),
+            Err(why) => {
+                self.failed += 1;
+                eprintln!("{engine} {name}: failed: {why}");
+            }
+        }
+        self.table.add(engine, name, reach, limit, measured);
+    }
+}
+
+fn quotient(value: Option<f64>, of: Option<f64>) -> Option<f64> {
+    Some(value? / of?)
+}
+
+/// Where and with what this was measured.
+fn header(arguments: &[String]) -> String {
+    let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
+    let cpu = read("/proc/cpuinfo");
+    let model = cpu.lines().find_map(|line| line.strip_prefix("model name")).unwrap_or_default();
+    let kernel = read("/proc/sys/kernel/osrelease");
+    let rustc = Command::new("rustc").arg("--version").output().map(|output| output.stdout).unwrap_or_default();
+    let options: Vec<&str> = arguments.iter().map(String::as_str).filter(|argument| *argument != "--bench").collect();
+    let options = if options.is_empty() { String::new() } else { format!(" -- {}", options.join(" ")) };
+    format!(
+        "- machine: {} cores, {}, Linux {}\n- compiler: {}\n- command: `cargo bench --bench delivery{options}`",
+        std::thread::available_parallelism().map_or(0, usize::from),
+        model.trim_start_matches([' ', '\t', ':']),
+        kernel.trim(),
+        String::from_utf8_lossy(&rustc).trim(),
+    )
+}
