@@ -17,7 +17,7 @@ const EXIT_WORK_LEFT: u8 = 3;
 enum Mode {
     Up(config::Up),
     Ingest(config::Ingest),
-    Dispatch(config::Dispatch),
+    Dispatch(Box<config::Dispatch>),
 }
 
 fn main() -> ExitCode {
@@ -45,7 +45,7 @@ fn configured(cli: &Cli) -> anyhow::Result<(Mode, LogFormat)> {
     Ok(match &cli.command {
         Command::Up(flags) => (Mode::Up(config::Up::new(flags)?), flags.shared.log_format),
         Command::Ingest(flags) => (Mode::Ingest(config::Ingest::new(flags)?), flags.shared.log_format),
-        Command::Dispatch(flags) => (Mode::Dispatch(config::Dispatch::new(flags)?), flags.shared.log_format),
+        Command::Dispatch(flags) => (Mode::Dispatch(Box::new(config::Dispatch::new(flags)?)), flags.shared.log_format),
     })
 }
 
@@ -63,7 +63,7 @@ fn run(mode: Mode) -> anyhow::Result<Ended> {
             match mode {
                 Mode::Up(config) => up::up(config, &signals).await,
                 Mode::Ingest(config) => modes::ingest(config, &signals).await,
-                Mode::Dispatch(config) => modes::dispatch(config, &signals).await,
+                Mode::Dispatch(config) => modes::dispatch(*config, &signals).await,
             }
         };
         tokio::select! {

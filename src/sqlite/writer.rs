@@ -32,6 +32,9 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
 
 type Answer = Result<i64, Failure>;
 
+/// (topic, partition) → the offset that its next record gets now.
+type Grown = HashMap<(i64, u32), i64>;
+
 /// What reaches the writer.
 enum Message {
     Write(Waiting),
@@ -244,7 +247,7 @@ impl Writer {
         }
     }
 
-    fn commit(&mut self, group: &[Waiting]) -> Result<(Vec<Answer>, HashMap<(i64, u32), i64>), Failed> {
+    fn commit(&mut self, group: &[Waiting]) -> Result<(Vec<Answer>, Grown), Failed> {
         let max_bytes = self.parts.max_bytes;
         in_transaction(&self.parts.connection, |connection| {
             let mut transaction = Transaction::new(connection, max_bytes)?;
@@ -254,7 +257,7 @@ impl Writer {
         })
     }
 
-    fn answer(&self, group: Vec<Waiting>, answers: Vec<Answer>, grown: &HashMap<(i64, u32), i64>) {
+    fn answer(&self, group: Vec<Waiting>, answers: Vec<Answer>, grown: &Grown) {
         for ((topic, partition), next) in grown {
             self.parts.hub.advance(*topic, *partition, *next);
         }

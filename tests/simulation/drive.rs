@@ -43,12 +43,22 @@ pub(crate) fn simulate(scenario: &Scenario) -> Outcome {
 #[derive(Debug, Clone, Copy)]
 enum Step {
     Planned(Action),
-    Start { slot: usize },
+    Start {
+        slot: usize,
+    },
     /// The group notices that a process is gone.
-    Forget { life: Life },
-    SessionEnds { life: Life },
-    Reconnects { life: Life },
-    MustHaveEnded { life: Life },
+    Forget {
+        life: Life,
+    },
+    SessionEnds {
+        life: Life,
+    },
+    Reconnects {
+        life: Life,
+    },
+    MustHaveEnded {
+        life: Life,
+    },
 }
 
 struct Running {
@@ -427,7 +437,9 @@ impl<'a> Driver<'a> {
             if self.world.now() > limit {
                 let mut state = self.world.lock();
                 let waiting = state.oracle.unsettled();
-                return state.oracle.fail(format!("{waiting:?} is still not settled at {limit:?}, long after the trouble"));
+                return state
+                    .oracle
+                    .fail(format!("{waiting:?} is still not settled at {limit:?}, long after the trouble"));
             }
         }
         let special = self.scenario.users[0].clone();

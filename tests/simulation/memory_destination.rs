@@ -161,7 +161,8 @@ impl MemoryDestination {
             }
             let lost = random.chance(behaviour.loses_answer) && way.is_none();
             if lost {
-                report = Report { delivered: 0, failed: Some(Failed::new(Verdict::Retry { after: None }, "no answer")) };
+                report =
+                    Report { delivered: 0, failed: Some(Failed::new(Verdict::Retry { after: None }, "no answer")) };
             }
             reports.push(report);
         }
@@ -181,11 +182,7 @@ impl Destination for MemoryDestination {
             let runs: Vec<Handed> = hand_over
                 .runs
                 .iter()
-                .map(|run| Handed {
-                    events: hand_over.events_of(run).to_vec(),
-                    attempt: run.attempt,
-                    gap: run.gap,
-                })
+                .map(|run| Handed { events: hand_over.events_of(run).to_vec(), attempt: run.attempt, gap: run.gap })
                 .collect();
             let (now, deadline) = (world.now(), world.moment(hand_over.deadline));
             let fence = self.group.fence().map(|fence| world.moment(fence));

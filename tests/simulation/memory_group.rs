@@ -102,7 +102,6 @@ impl Members {
         self.partitions[partition as usize].wanted = life;
     }
 
-
     /// Takes from those who should not own, and gives what is free. Answers how many were taken.
     pub(crate) fn balance(&mut self) -> u64 {
         let now = Instant::now();
@@ -325,4 +324,3 @@ impl World {
         taken
     }
 }
-

@@ -157,10 +157,8 @@ impl Oracle {
         offsets.push(offset);
         part.latest = offset + 1;
         let record = record.clone();
-        part.entries.insert(
-            offset,
-            Entry { record, user, index, appended: now, settled: None, dead: false, delivered: false },
-        );
+        part.entries
+            .insert(offset, Entry { record, user, index, appended: now, settled: None, dead: false, delivered: false });
         self.counts.events += 1;
     }
 
@@ -172,7 +170,8 @@ impl Oracle {
 
     /// Retention took everything below, and the destination is configured to skip what it took.
     pub(crate) fn trimmed(&mut self, partition: u32, earliest: i64, now: Duration) {
-        let offsets: Vec<i64> = self.partitions[partition as usize].entries.range(..earliest).map(|(o, _)| *o).collect();
+        let offsets: Vec<i64> =
+            self.partitions[partition as usize].entries.range(..earliest).map(|(o, _)| *o).collect();
         for offset in offsets {
             self.settle(partition, offset, now);
         }
@@ -311,7 +310,8 @@ impl Oracle {
         } else if let Some((offset, _)) = unsettled {
             Some(format!("a commit of partition {partition} claims {offset}, which is not settled: {state:?}"))
         } else {
-            let taken_back = |old: &State| part.entries.keys().find(|o| claims(old, **o) && !claims(state, **o)).copied();
+            let taken_back =
+                |old: &State| part.entries.keys().find(|o| claims(old, **o) && !claims(state, **o)).copied();
             let offset = part.committed.as_ref().and_then(taken_back);
             offset.map(|o| format!("a commit of partition {partition} takes back {o}, which was settled: {state:?}"))
         };

@@ -176,7 +176,7 @@ impl Model {
             outage.probe = None;
             outage.due = now + Duration::from_millis((100 << outage.failures.min(10)).min(5000));
         }
-        self.outage.is_none() && !self.bad && matches!(verdict, Verdict::Retry | Verdict::Refused)
+        self.outage.is_none() && !self.bad && matches!(verdict, Verdict::Retry { .. } | Verdict::Refused)
     }
 
     fn abandoned(&mut self, attempt: &Attempt) {
@@ -234,7 +234,7 @@ enum Step {
 
 fn steps() -> impl Strategy<Value = Vec<Step>> {
     let verdict = prop_oneof![
-        8 => Just(Verdict::Retry),
+        8 => Just(Verdict::Retry { after: None }),
         4 => Just(Verdict::Refused),
         2 => Just(Verdict::Busy { after: None }),
         1 => Just(Verdict::Unreachable),

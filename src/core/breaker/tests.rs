@@ -144,7 +144,7 @@ fn health_is_of_the_last_twenty_users() {
             *side = rest;
             match word {
                 '+' => scene.breaker.delivered(attempt, scene.now),
-                _ => drop(scene.end(attempt, Verdict::Retry)),
+                _ => drop(scene.end(attempt, Verdict::Retry { after: None })),
             }
         }
         scene.health()

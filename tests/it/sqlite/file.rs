@@ -2,8 +2,8 @@
 
 use super::{Embedded, fixture, open};
 use crate::conformance::{payload, read_all, record};
-use eventd::log::sqlite::{Settings, Sqlite};
 use eventd::log::OpenError;
+use eventd::log::sqlite::{Settings, Sqlite};
 use std::path::Path;
 
 const CREATE: Settings = Settings { retention: None, dead_retention: None, max_db_bytes: None, create: true };

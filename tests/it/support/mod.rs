@@ -1,14 +1,12 @@
-//! What tests of the whole program share.
-
-pub mod client;
-pub mod delivered;
-pub mod load;
-pub mod program;
 //! What the tests share.
 
+pub(crate) mod client;
+pub(crate) mod delivered;
 pub(crate) mod http;
 pub(crate) mod ingesting;
+pub(crate) mod load;
 pub(crate) mod memory_log;
+pub(crate) mod program;
 
 use std::time::Duration;
 
@@ -22,7 +20,3 @@ pub(crate) async fn soon<T>(what: &str, happening: impl Future<Output = T>) -> T
         Err(_) => panic!("waited {DEADLINE:?} in vain: {what}"),
     }
 }
-pub(crate) mod client;
-pub(crate) mod delivered;
-pub(crate) mod load;
-pub(crate) mod program;

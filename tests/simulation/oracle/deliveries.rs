@@ -27,10 +27,9 @@ impl Oracle {
         let id = self.next_attempt;
         self.next_attempt += 1;
         self.counts.attempts += 1;
-        let wrong =
-            self.wrong_hand_over(life, partition, runs, now).or_else(|| {
-                runs.iter().find_map(|run| self.wrong_run(life, partition, run, now))
-            });
+        let wrong = self
+            .wrong_hand_over(life, partition, runs, now)
+            .or_else(|| runs.iter().find_map(|run| self.wrong_run(life, partition, run, now)));
         if let Some(wrong) = wrong {
             self.fail(format!("attempt {id} of life {life} in partition {partition}: {wrong}"));
         }
@@ -134,7 +133,10 @@ impl Oracle {
             return Some(format!("{head} is called attempt {} after {seen} that failed", run.attempt));
         }
         if owned.not_before.get(&head).is_some_and(|at| now < *at) {
-            return Some(format!("{head} is tried at {now:?}, the destination asked for {:?}", owned.not_before[&head]));
+            return Some(format!(
+                "{head} is tried at {now:?}, the destination asked for {:?}",
+                owned.not_before[&head]
+            ));
         }
         if owned.gave_up.contains(&head) {
             return Some(format!("{head} is tried while its dead letter is written"));
@@ -238,9 +240,9 @@ impl Oracle {
         if let Some(missing) = entry.record.headers().find(|header| record.headers().all(|h| h != *header)) {
             return Err(format!("the header {missing:?} of {offset} is missing"));
         }
-        if let Some(attempt) = self.in_flight(|a| {
-            a.life == life && a.partition == partition && a.runs.iter().any(|run| run.contains(&offset))
-        }) {
+        if let Some(attempt) = self
+            .in_flight(|a| a.life == life && a.partition == partition && a.runs.iter().any(|run| run.contains(&offset)))
+        {
             return Err(format!("{offset} is in flight with attempt {attempt}"));
         }
         let Some(owned) = self.owned.get_mut(&(life, partition)) else {
