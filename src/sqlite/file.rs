@@ -23,6 +23,46 @@ const PAGE_BYTES: u32 = 8192;
 const WRITER_CACHE_KIB: i64 = 16 * 1024;
 const READER_CACHE_KIB: i64 = 4 * 1024;
 
+/// Which file the database is, apart from its name: to notice that somebody removed or replaced it. SQLite would go on
+/// in a file that nobody finds again.
+#[derive(Debug)]
+pub(super) struct Identity {
+    path: PathBuf,
+    found: (u64, u64),
+}
+
+impl Identity {
+    /// Of the database that was just opened.
+    pub(super) fn of(canonical: &Path) -> std::io::Result<Self> {
+        Ok(Self { path: canonical.to_owned(), found: identity(canonical)? })
+    }
+
+    /// Why the database is not where it was. A path that cannot be looked at just now says nothing.
+    pub(super) fn gone(&self) -> Option<String> {
+        let path = self.path.display();
+        match identity(&self.path) {
+            Ok(found) if found == self.found => None,
+            Ok(_) => Some(format!("{path} was replaced by another file while it was open")),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+                Some(format!("{path} was removed while it was open"))
+            }
+            Err(_) => None,
+        }
+    }
+}
+
+#[cfg(unix)]
+fn identity(path: &Path) -> std::io::Result<(u64, u64)> {
+    use std::os::unix::fs::MetadataExt;
+    std::fs::metadata(path).map(|metadata| (metadata.dev(), metadata.ino()))
+}
+
+/// Elsewhere a file that is open cannot be removed.
+#[cfg(not(unix))]
+fn identity(path: &Path) -> std::io::Result<(u64, u64)> {
+    std::fs::metadata(path).map(|_| (0, 0))
+}
+
 /// What a connection is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Role {

@@ -87,12 +87,16 @@ impl Database {
             checkpoints,
             trimmer: trim::Trimmer::default(),
             max_bytes,
-            lost,
+            lost: lost.clone(),
         })
         .map_err(|error| unavailable(&error))?;
-        let housekeeping = create.then(|| queue.housekeeping());
+        let rounds = wait::Rounds {
+            housekeeping: create.then(|| queue.housekeeping()),
+            identity: file::Identity::of(&path).map_err(|error| unavailable(&error))?,
+            lost,
+        };
         let watcher =
-            wait::watch(connect(Role::Reader)?, Arc::clone(&hub), housekeeping).map_err(|error| unavailable(&error))?;
+            wait::watch(connect(Role::Reader)?, Arc::clone(&hub), rounds).map_err(|error| unavailable(&error))?;
         let readers = Arc::new(read::Readers::new(path.clone()));
         Ok(Self { path, queue, readers, hub, lost: lost_reader, _watcher: watcher })
     }

@@ -8,6 +8,7 @@
 //! In process it is a notification. Across processes one thread looks at a number that SQLite changes with every commit
 //! of another connection: every 5 ms while anything is written, else every 50 ms, which costs some microseconds each.
 
+use super::file::Identity;
 use super::writer::Housekeeping;
 use crate::limits::{
     HOUSEKEEPING_INTERVAL, LOG_REPEAT_INTERVAL, WATCH_BUSY_AFTER_CHANGE, WATCH_INTERVAL_BUSY, WATCH_INTERVAL_IDLE,
@@ -51,12 +52,28 @@ pub(super) struct Watcher {
     _stop: mpsc::SyncSender<()>,
 }
 
-/// Starts the watcher on a connection of its own. Without `housekeeping`, it never asks for any.
-pub(super) fn watch(
-    connection: Connection,
-    hub: Arc<Hub>,
-    housekeeping: Option<Housekeeping>,
-) -> std::io::Result<Watcher> {
+/// What the watcher does once in [`HOUSEKEEPING_INTERVAL`] besides.
+#[derive(Debug)]
+pub(super) struct Rounds {
+    /// Absent where this process leaves it to others.
+    pub(super) housekeeping: Option<Housekeeping>,
+    pub(super) identity: Identity,
+    pub(super) lost: watch::Sender<Option<String>>,
+}
+
+impl Rounds {
+    /// `false`: there is nothing to go round for any more.
+    fn make(&self) -> bool {
+        if let Some(why) = self.identity.gone() {
+            self.lost.send_replace(Some(why));
+            return false;
+        }
+        self.housekeeping.as_ref().is_none_or(Housekeeping::ask)
+    }
+}
+
+/// Starts the watcher on a connection of its own.
+pub(super) fn watch(connection: Connection, hub: Arc<Hub>, rounds: Rounds) -> std::io::Result<Watcher> {
     let (stop, stopped) = mpsc::sync_channel(0);
     std::thread::Builder::new().name("log-watch".into()).spawn(move || {
         let (mut version, mut changed, mut kept, mut told) = (None, None::<Instant>, Instant::now(), None::<Instant>);
@@ -71,11 +88,9 @@ pub(super) fn watch(
                 }
                 Err(_) => {}
             }
-            if let Some(housekeeping) = &housekeeping
-                && kept.elapsed() >= HOUSEKEEPING_INTERVAL
-            {
+            if kept.elapsed() >= HOUSEKEEPING_INTERVAL {
                 kept = Instant::now();
-                if !housekeeping.ask() {
+                if !rounds.make() {
                     return;
                 }
             }

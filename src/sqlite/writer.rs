@@ -34,6 +34,8 @@ type Answer = Result<i64, Failure>;
 
 /// (topic, partition) → the offset that its next record gets now.
 type Grown = HashMap<(i64, u32), i64>;
+/// What a group's writes are answered with, and the partitions that grew with their next offsets.
+type Done = (Vec<Answer>, HashMap<(i64, u32), i64>);
 
 /// What reaches the writer.
 enum Message {
@@ -248,6 +250,7 @@ impl Writer {
     }
 
     fn commit(&mut self, group: &[Waiting]) -> Result<(Vec<Answer>, Grown), Failed> {
+    fn commit(&mut self, group: &[Waiting]) -> Result<Done, Failed> {
         let max_bytes = self.parts.max_bytes;
         in_transaction(&self.parts.connection, |connection| {
             let mut transaction = Transaction::new(connection, max_bytes)?;

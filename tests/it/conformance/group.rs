@@ -8,8 +8,9 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 use tokio::time::timeout;
 
-fn state(watermark: i64, settled: &[std::ops::Range<i64>]) -> State {
-    State { watermark, settled: settled.to_vec() }
+/// A watermark, and what is settled above it as `(start, end)`.
+fn state(watermark: i64, settled: &[(i64, i64)]) -> State {
+    State { watermark, settled: settled.iter().map(|(start, end)| *start..*end).collect() }
 }
 
 pub(crate) async fn a_member_alone_is_given_every_partition_once(fixture: &dyn Fixture) {
@@ -42,8 +43,8 @@ pub(crate) async fn a_commit_comes_back_with_its_map(fixture: &dyn Fixture) {
     let group = fixture.join(&unique("group"), log.topic()).await;
     for stored in [
         state(first, &[]),
-        state(first + 3, &[first + 5..first + 6, first + 40..first + 100]),
-        state(first + 2, &[first + 50..first + 60]),
+        state(first + 3, &[(first + 5, first + 6), (first + 40, first + 100)]),
+        state(first + 2, &[(first + 50, first + 60)]),
         state(first + 100, &[]),
     ] {
         group.commit(1, stored.clone()).await.unwrap();
@@ -72,7 +73,7 @@ pub(crate) async fn groups_and_topics_are_apart(fixture: &dyn Fixture) {
 pub(crate) async fn a_commit_outlives_its_member(fixture: &dyn Fixture) {
     let log = new_topic(fixture, 1).await;
     let first = log.append(0, (0..9).map(|n| record("user", &n.to_string())).collect()).await.unwrap();
-    let (name, stored) = (unique("group"), state(first + 4, &[first + 6..first + 8]));
+    let (name, stored) = (unique("group"), state(first + 4, &[(first + 6, first + 8)]));
     let group = fixture.join(&name, log.topic()).await;
     group.commit(0, stored.clone()).await.unwrap();
     group.leave().await;
@@ -88,7 +89,7 @@ pub(crate) async fn a_commit_past_the_end_is_refused_and_changes_nothing(fixture
     let end = log.append(0, (0..9).map(|n| record("user", &n.to_string())).collect()).await.unwrap() + 9;
     let group = fixture.join(&unique("group"), log.topic()).await;
     group.commit(0, state(end, &[])).await.unwrap();
-    for past in [state(end + 1, &[]), state(end - 5, &[end - 3..end + 1])] {
+    for past in [state(end + 1, &[]), state(end - 5, &[(end - 3, end + 1)])] {
         let failure = group.commit(0, past).await.unwrap_err();
         assert_eq!((failure.certainty, failure.code), (Certainty::Refused, "commit-past-end"), "{failure}");
     }

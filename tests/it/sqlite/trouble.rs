@@ -3,7 +3,8 @@
 use super::child::start;
 use super::fixture;
 use crate::conformance::{SOON, payload, read_all, record};
-use eventd::log::{FetchError, Log};
+use eventd::core::outcome::Certainty;
+use eventd::log::{Engine, FetchError, Log};
 use std::process::Command;
 use std::time::Duration;
 
@@ -130,4 +131,21 @@ async fn a_reader_that_never_ends_delays_no_append() {
     }
     assert_eq!(count("SELECT count(*) FROM records"), 1, "of the moment when it began");
     assert_eq!(read_all(&*log, 0, 0).await.len(), 8_001);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_database_that_is_removed_or_replaced_is_lost_and_not_written_to_in_vain() {
+    for replaced in [false, true] {
+        let embedded = fixture().await;
+        let log = embedded.topic("events").await;
+        log.append(0, vec![record("user", "kept")]).await.unwrap();
+        std::fs::rename(embedded.path(), embedded.path().with_extension("away")).unwrap();
+        if replaced {
+            std::fs::write(embedded.path(), "").unwrap();
+        }
+        let why = tokio::time::timeout(SOON, embedded.engine.lost()).await.expect("it is noticed");
+        assert!(why.contains(if replaced { "replaced" } else { "removed" }), "{why}");
+        let failure = log.append(0, vec![record("user", "in vain")]).await.unwrap_err();
+        assert_eq!((failure.certainty, failure.code), (Certainty::Refused, "log-lost"));
+    }
 }
