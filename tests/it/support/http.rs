@@ -32,7 +32,7 @@ impl Answer {
         serde_json::from_slice(&self.body).unwrap_or_else(|error| panic!("{error} in {self:?}"))
     }
 
-    /// The `code` of a problem, after a look at all that every problem has.
+    /// The problem, after a look at what every problem has.
     pub(crate) fn problem(&self) -> Value {
         assert_eq!(self.header("content-type"), Some("application/problem+json"), "{self:?}");
         let problem = self.json();
