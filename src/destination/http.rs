@@ -84,14 +84,12 @@ impl Http {
     }
 
     async fn attempt(&self, attempt: Try<'_>, deadline: Instant) -> Result<(), Failed> {
-        let headers = self.headers(attempt);
-        let body = body(attempt.event);
         let mut was_sent = false;
-        let answer = match self.send(headers.clone(), body.clone(), deadline).await {
+        let answer = match self.send(attempt, deadline).await {
             Err(NoAnswer::Closed(_)) if Instant::now() < deadline => {
                 was_sent = true;
                 self.resent.fetch_add(1, Ordering::Relaxed);
-                self.send(headers, body, deadline).await
+                self.send(attempt, deadline).await
             }
             answer => answer,
         };
@@ -114,16 +112,11 @@ impl Http {
         headers
     }
 
-    async fn send(
-        &self,
-        headers: HeaderMap,
-        body: Full<Bytes>,
-        deadline: Instant,
-    ) -> Result<Response<Incoming>, NoAnswer> {
-        let mut request = Request::new(body);
+    async fn send(&self, attempt: Try<'_>, deadline: Instant) -> Result<Response<Incoming>, NoAnswer> {
+        let mut request = Request::new(body(attempt.event));
         *request.method_mut() = Method::POST;
         *request.uri_mut() = self.uri.clone();
-        *request.headers_mut() = headers;
+        *request.headers_mut() = self.headers(attempt);
         let connection = capture_connection(&mut request);
         match timeout_at(deadline, self.client.request(request)).await {
             Ok(Ok(response)) => Ok(response),
