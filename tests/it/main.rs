@@ -11,3 +11,4 @@ mod ingest_bad_input;
 mod ingest_trouble;
 mod sqlite;
 mod support;
+mod layering;

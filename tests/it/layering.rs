@@ -1,0 +1,238 @@
+//! Arrows never turn back: which module may name which other, and which crate, read from the source itself.
+
+mod source;
+
+use source::{Path, Source};
+use std::fs;
+use std::path::Path as File;
+
+/// What everything that makes up a mode may name.
+const PARTS: &[&str] = &["core", "net", "sqlite", "kafka", "log", "group", "destination"];
+
+/// Each module and what else of eventd it may name. `crate::limits` and `crate::BoxFuture` are free for all; `lib.rs`
+/// and `main.rs` name what they like. A module that is not here has to be given its place.
+const ARROWS: &[(&str, &[&str])] = &[
+    ("limits", &[]),
+    ("core", &[]),
+    ("net", &["core"]),
+    ("sqlite", &["core", "net"]),
+    ("kafka", &["core", "net"]),
+    ("log", &["core", "net", "sqlite", "kafka"]),
+    ("group", &["core", "net", "sqlite", "kafka", "log"]),
+    ("destination", &["core"]),
+    ("ingest", PARTS),
+    ("dispatch", PARTS),
+    ("replay", PARTS),
+    // Flags as typed and the configuration checked from them know each other's types, and those of what they set up.
+    ("cli", &["config", "core", "net", "log", "destination", "ingest", "dispatch", "replay"]),
+    ("config", &["cli", "core", "net", "log", "destination", "ingest", "dispatch", "replay"]),
+    ("signals", &[]),
+    ("telemetry", &["config"]),
+    ("modes", &["core", "net", "log", "group", "destination", "ingest", "dispatch", "replay", "config", "signals"]),
+    ("up", &["core", "net", "log", "group", "destination", "ingest", "dispatch", "config", "signals", "modes"]),
+];
+
+/// Paths that only some files may name, by the beginning of their names.
+const CONFINED: &[(&[&str], &[&str])] = &[
+    (&["rusqlite"], &["src/sqlite/"]),
+    (&["clap"], &["src/cli.rs", "src/main.rs"]),
+    (&["hyper"], HTTP),
+    (&["hyper_util"], HTTP),
+    (&["hyper_rustls"], HTTP),
+    (&["http_body"], HTTP),
+    (&["http_body_util"], HTTP),
+    (&["tokio", "spawn"], SPAWNING),
+    (&["tokio", "task", "spawn"], SPAWNING),
+    (&["tokio", "task", "spawn_local"], SPAWNING),
+    (&["tokio", "task", "JoinSet"], SPAWNING),
+    (&["tokio", "task", "LocalSet"], SPAWNING),
+    (&["tokio", "runtime"], SPAWNING),
+    // The others' time is tokio's, which the simulation holds still; they never stop a thread of the runtime.
+    (&["std", "time", "Instant"], &["src/sqlite/"]),
+    (&["std", "thread", "sleep"], &["src/sqlite/"]),
+];
+
+const HTTP: &[&str] = &["src/ingest/", "src/ops/", "src/destination/http.rs"];
+
+/// Modes spawn tasks, since they alone know when to end them. (The one task of `signals` lives as long as the process.)
+const SPAWNING: &[&str] =
+    &["src/ingest/", "src/dispatch/", "src/replay/", "src/modes.rs", "src/up.rs", "src/signals.rs", "src/main.rs"];
+
+/// The crates that the core may name: pure ones.
+const CORE_CRATES: &[&str] = &["base64", "hashbrown"];
+
+/// What of `std` the core may not name: clocks, and everything outside the process.
+const NOT_IN_CORE: &[&[&str]] = &[
+    &["std", "time", "Instant"],
+    &["std", "time", "SystemTime"],
+    &["std", "time", "UNIX_EPOCH"],
+    &["std", "fs"],
+    &["std", "io"],
+    &["std", "net"],
+    &["std", "os"],
+    &["std", "env"],
+    &["std", "process"],
+    &["std", "thread"],
+    &["std", "sync", "mpsc"],
+];
+
+/// What breaks a rule in this file, a line each.
+fn violations(file: &str, source: &Source, crates: &[String]) -> Vec<String> {
+    let module = module_of(file);
+    let arrows = ARROWS.iter().find(|(name, _)| *name == module[0]).map(|(_, arrows)| *arrows);
+    let is_root = ["lib", "main"].contains(&module[0].as_str());
+    if arrows.is_none() && !is_root {
+        return vec![format!("{file}: the module {} has no place in ARROWS yet", module[0])];
+    }
+    let broken = |path: &Path| -> Option<String> {
+        if let Some(target) = module_named(&module, path) {
+            let free = is_root || target == module[0] || ["limits", "BoxFuture"].contains(&target);
+            return (!free && !arrows.is_some_and(|arrows| arrows.contains(&target)))
+                .then(|| format!("{} may not name {target}", module[0]));
+        }
+        for (confined, homes) in CONFINED {
+            if covers(confined, path) && !homes.iter().any(|home| file.starts_with(home)) {
+                return Some(format!("{} belongs in {}", confined.join("::"), homes.join(", ")));
+            }
+        }
+        let foreign = |name: &String| crates.contains(name) && !CORE_CRATES.contains(&name.as_str());
+        let impure = foreign(&path.words[0]) || NOT_IN_CORE.iter().any(|banned| covers(banned, path));
+        (module[0] == "core" && impure).then(|| "core is pure".to_owned())
+    };
+    let tell = |path: &Path, why: String| format!("{file}:{}: `{}`: {why}", path.line, path.words.join("::"));
+    source.paths.iter().filter_map(|path| broken(path).map(|why| tell(path, why))).collect()
+}
+
+/// `src/core/breaker/trust.rs` is `["core", "breaker", "trust"]`.
+fn module_of(file: &str) -> Vec<String> {
+    let path = file.trim_start_matches("src/").trim_end_matches(".rs").trim_end_matches("/mod");
+    path.split('/').map(str::to_owned).collect()
+}
+
+/// Which module of eventd the path names: its first, as seen from the root.
+fn module_named<'a>(module: &'a [String], path: &'a Path) -> Option<&'a str> {
+    let words: Vec<&str> = path.words.iter().map(String::as_str).collect();
+    match words[..] {
+        ["crate" | "eventd", named, ..] => Some(named),
+        ["super", ..] => {
+            let supers = words.iter().take_while(|word| **word == "super").count();
+            let rest = words[supers..].first().copied();
+            // A module within a file goes up less far: then it is the file's own.
+            module
+                .len()
+                .checked_sub(supers)
+                .map_or(Some(&module[0]), |left| if left == 0 { rest } else { Some(&module[0]) })
+        }
+        _ => None,
+    }
+}
+
+/// Whether the path is this one, goes on from it, or is a glob that holds it.
+fn covers(prefix: &[&str], path: &Path) -> bool {
+    let same = prefix.iter().zip(&path.words).take_while(|(wanted, word)| wanted == word).count();
+    same == prefix.len() || (path.words.get(same).is_some_and(|word| word == "*") && same > 0)
+}
+
+/// The names of the crates that eventd is built from, as code writes them.
+fn crates() -> Vec<String> {
+    let manifest = fs::read_to_string(File::new(env!("CARGO_MANIFEST_DIR")).join("Cargo.toml")).unwrap();
+    let section = manifest.lines().skip_while(|line| *line != "[dependencies]").skip(1);
+    let names = section.take_while(|line| !line.starts_with('[')).filter_map(|line| line.split_once('='));
+    names.filter(|(name, _)| !name.starts_with('#')).map(|(name, _)| name.trim().replace('-', "_")).collect()
+}
+
+/// Every file below `folder` and what it names, but for those that are compiled for tests only.
+fn tree(folder: &str) -> Vec<(String, Source)> {
+    let root = File::new(env!("CARGO_MANIFEST_DIR"));
+    let (mut found, mut folders, mut tests) = (Vec::new(), vec![root.join(folder)], Vec::new());
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                folders.push(path);
+            } else if path.extension().is_some_and(|extension| extension == "rs") {
+                let file = path.strip_prefix(root).unwrap().to_str().unwrap().to_owned();
+                let source = Source::read(&fs::read_to_string(&path).unwrap());
+                // A module's file stands beside `mod.rs`, or in the folder named like the file that declares it;
+                // one with a `#[path]` beside that file.
+                let (own, beside) = (file.trim_end_matches(".rs"), path.parent().unwrap().strip_prefix(root).unwrap());
+                for module in &source.test_modules {
+                    tests.push(format!("{own}/{module}.rs"));
+                    tests.push(format!("{}/{module}.rs", beside.display()));
+                }
+                found.push((file, source));
+            }
+        }
+    }
+    found.retain(|(file, _)| !tests.contains(file));
+    found.sort_by(|a, b| a.0.cmp(&b.0));
+    found
+}
+
+#[test]
+fn arrows_never_turn_back() {
+    let (files, crates) = (tree("src"), crates());
+    assert!(files.len() > 30 && crates.len() > 20, "{} files, {} crates", files.len(), crates.len());
+    let broken: Vec<String> = files.iter().flat_map(|(file, source)| violations(file, source, &crates)).collect();
+    assert!(broken.is_empty(), "\n{}", broken.join("\n"));
+}
+
+#[test]
+fn a_planted_arrow_is_found() {
+    let crates = crates();
+    for (file, text, word) in [
+        ("src/core/lanes.rs", "use crate::log::Log;", "core may not name log"),
+        ("src/core/lanes.rs", "fn f() { crate::dispatch::run() }", "core may not name dispatch"),
+        ("src/core/lanes.rs", "use crate::{core::Moment, limits, group};", "core may not name group"),
+        ("src/core/breaker/trust.rs", "use super::super::super::log::Log;", "core may not name log"),
+        ("src/core/lanes.rs", "use tokio::sync::mpsc;", "core is pure"),
+        ("src/core/lanes.rs", "use std::{fmt, time::{Duration, SystemTime}};", "core is pure"),
+        ("src/core/lanes.rs", "fn f() { let a = 'x'; std::time::SystemTime::now(); }", "core is pure"),
+        ("src/core/lanes.rs", "use std::time; fn f() { time::Instant::now(); }", "time::Instant"),
+        ("src/core/lanes.rs", "use std::time::*;", "lanes.rs:1"),
+        ("src/core/lanes.rs", "use std::fs::File;", "core is pure"),
+        ("src/core/lanes.rs", "use uuid::Uuid;", "core is pure"),
+        ("src/core/lanes.rs", "#[cfg(not(test))] use std::thread;", "core is pure"),
+        ("src/core/lanes.rs", "#[cfg(test)] use std::thread;\nuse std::net::IpAddr;", "lanes.rs:2"),
+        ("src/core/lanes.rs", "#[cfg(test)] mod tests { fn f() { g(\"}\") } }\nuse std::net::IpAddr;", "lanes.rs:2"),
+        ("src/log/sqlite.rs", "use rusqlite::Connection;", "belongs in src/sqlite/"),
+        ("src/log/mod.rs", "use crate::group::Group;", "log may not name group"),
+        ("src/sqlite/mod.rs", "use crate::log::Log;", "sqlite may not name log"),
+        ("src/destination/mod.rs", "use crate::dispatch::Config;", "destination may not name dispatch"),
+        ("src/ingest/mod.rs", "use crate::dispatch;", "ingest may not name dispatch"),
+        ("src/dispatch/mod.rs", "use crate::up;", "dispatch may not name up"),
+        ("src/config.rs", "use clap::Parser;", "belongs in src/cli.rs"),
+        ("src/dispatch/mod.rs", "use hyper::Request;", "belongs in src/ingest/"),
+        ("src/destination/mod.rs", "type A = http_body_util::Full<u8>;", "belongs in src/ingest/"),
+        ("src/destination/http.rs", "fn f() { tokio::spawn(async {}); }", "tokio::spawn belongs in"),
+        ("src/destination/http.rs", "use tokio::task; fn f() { task::spawn(g()); }", "tokio::task::spawn belongs in"),
+        ("src/log/sqlite.rs", "fn f() { t::JoinSet::new() }\nuse tokio::task as t;", "sqlite.rs:1"),
+        ("src/group/mod.rs", "use tokio::task::{self, JoinSet};", "tokio::task::JoinSet belongs in"),
+        ("src/group/mod.rs", "fn f() { tokio::runtime::Handle::current().spawn(g()); }", "tokio::runtime belongs in"),
+        ("src/dispatch/worker.rs", "use std::time::{Duration, Instant};", "std::time::Instant belongs in src/sqlite/"),
+        ("src/ingest/server.rs", "fn f() { std::thread::sleep(A) }", "std::thread::sleep belongs in src/sqlite/"),
+        ("src/newcomer/mod.rs", "", "no place in ARROWS"),
+    ] {
+        let found = violations(file, &Source::read(text), &crates);
+        assert!(found.iter().any(|told| told.contains(word)), "{file}: {text}\nwants {word:?}, found {found:?}");
+    }
+}
+
+#[test]
+fn what_is_no_arrow_is_left_alone() {
+    let crates = crates();
+    for (file, text) in [
+        ("src/core/lanes.rs", "//! Not like [`crate::log`].\n/* use /* tokio */ ::x; crate::log::Log */"),
+        ("src/core/lanes.rs", r##"const A: &str = "use crate::log;"; const B: &str = r#"" crate::up::x "#;"##),
+        ("src/core/lanes.rs", "use std::time::Duration; use crate::core::Moment; use crate::limits::A; use super::x;"),
+        ("src/core/lanes.rs", "fn f<'a>(a: &'a str) -> char { '\\'' }"),
+        ("src/core/lanes.rs", "#[cfg(test)]\nmod tests { use std::thread; fn f() -> [u8; 2] { crate::log::x() } }"),
+        ("src/core/lanes.rs", "#[cfg(test)] #[path = \"lanes_tests.rs\"] mod tests;"),
+        ("src/destination/file.rs", "fn f() { tokio::task::spawn_blocking(g); std::thread::spawn(h); }"),
+        ("src/group/sqlite.rs", "use crate::log::sqlite::Sqlite; use crate::BoxFuture;"),
+        ("src/dispatch/worker.rs", "fn f() -> impl Future + use<'a> { tokio::spawn(g()) } fn h() { crate::log::x() }"),
+    ] {
+        let found = violations(file, &Source::read(text), &crates);
+        assert!(found.is_empty(), "{file}: {text}\n{found:?}");
+    }
+}

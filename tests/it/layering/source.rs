@@ -1,0 +1,313 @@
+//! Reads Rust source as far as layering needs it: which paths its code names. Comments, strings and test code are left
+//! out, imports are followed: `use tokio::{task as t}; t::spawn(…)` names `tokio::task::spawn`.
+//!
+//! It is a reader of words, not a compiler: what a macro makes up is not seen.
+
+use std::collections::HashMap;
+
+/// What one file names.
+#[derive(Debug)]
+pub(super) struct Source {
+    pub(super) paths: Vec<Path>,
+    /// Modules in files of their own that are compiled for tests only: the name, or the file of a `#[path]`.
+    pub(super) test_modules: Vec<String>,
+}
+
+/// A path as it is after imports were followed, and the line where it stands.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Path {
+    pub(super) line: usize,
+    /// `["tokio", "task", "spawn"]`; the last one is `*` for a glob.
+    pub(super) words: Vec<String>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Token {
+    Word(String),
+    Text(String),
+    /// `::`
+    Colons,
+    Mark(char),
+}
+
+type Tokens = Vec<(usize, Token)>;
+
+impl Source {
+    pub(super) fn read(text: &str) -> Self {
+        let (tokens, test_modules) = without_test_code(tokens(text));
+        Self { paths: paths(&tokens), test_modules }
+    }
+}
+
+fn tokens(text: &str) -> Tokens {
+    let chars: Vec<char> = text.chars().collect();
+    let (mut found, mut at, mut line) = (Vec::new(), 0, 1);
+    let peek = |at: usize| chars.get(at).copied().unwrap_or('\0');
+    while at < chars.len() {
+        let (begin, first_line) = (at, line);
+        let token = match peek(at) {
+            '/' if peek(at + 1) == '/' => {
+                while at < chars.len() && peek(at) != '\n' {
+                    at += 1;
+                }
+                None
+            }
+            '/' if peek(at + 1) == '*' => {
+                at = end_of_comment(&chars, at);
+                None
+            }
+            '"' => {
+                at = end_of_string(&chars, at);
+                Some(Token::Text(chars[begin + 1..at - 1].iter().collect()))
+            }
+            // A character, or a lifetime's mark.
+            '\'' => {
+                at += match (peek(at + 1), peek(at + 2)) {
+                    ('\\', _) => 3 + chars[at + 3..].iter().position(|c| *c == '\'').map_or(0, |more| more + 1),
+                    (_, '\'') => 3,
+                    _ => 1,
+                };
+                None
+            }
+            c if c.is_alphanumeric() || c == '_' => {
+                while peek(at).is_alphanumeric() || peek(at) == '_' {
+                    at += 1;
+                }
+                let word: String = chars[begin..at].iter().collect();
+                match raw_string(&chars, at).filter(|_| ["r", "br", "cr"].contains(&word.as_str())) {
+                    Some(end) => {
+                        at = end;
+                        None
+                    }
+                    None => Some(Token::Word(word)),
+                }
+            }
+            ':' if peek(at + 1) == ':' => {
+                at += 2;
+                Some(Token::Colons)
+            }
+            c => {
+                at += 1;
+                (!c.is_whitespace()).then_some(Token::Mark(c))
+            }
+        };
+        at = at.min(chars.len());
+        line += chars[begin..at].iter().filter(|c| **c == '\n').count();
+        found.extend(token.map(|token| (first_line, token)));
+    }
+    found
+}
+
+fn end_of_comment(chars: &[char], mut at: usize) -> usize {
+    let mut depth = 0;
+    while at < chars.len() {
+        match chars[at..] {
+            ['/', '*', ..] => (depth, at) = (depth + 1, at + 2),
+            ['*', '/', ..] => (depth, at) = (depth - 1, at + 2),
+            _ => at += 1,
+        }
+        if depth == 0 {
+            break;
+        }
+    }
+    at
+}
+
+fn end_of_string(chars: &[char], mut at: usize) -> usize {
+    at += 1;
+    while at < chars.len() && chars[at] != '"' {
+        at += if chars[at] == '\\' { 2 } else { 1 };
+    }
+    at + 1
+}
+
+/// Where a raw string ends whose `#…#"` begins here.
+fn raw_string(chars: &[char], at: usize) -> Option<usize> {
+    let hashes = chars[at..].iter().take_while(|c| **c == '#').count();
+    let begin = at + hashes + 1;
+    if chars.get(begin - 1) != Some(&'"') {
+        return None;
+    }
+    let mut end = vec!['"'];
+    end.extend(vec!['#'; hashes]);
+    let len = chars[begin..].windows(end.len()).position(|window| window == end);
+    Some(len.map_or(chars.len(), |len| begin + len + end.len()))
+}
+
+/// Leaves out items under `#[cfg(test)]`, and names those that are modules in files of their own.
+fn without_test_code(tokens: Tokens) -> (Tokens, Vec<String>) {
+    let (mut kept, mut modules, mut at) = (Vec::new(), Vec::new(), 0);
+    while at < tokens.len() {
+        let Some((attribute, behind)) = attribute(&tokens, at) else {
+            kept.push(tokens[at].clone());
+            at += 1;
+            continue;
+        };
+        let says = |word: &str| attribute.iter().any(|(_, token)| *token == Token::Word(word.into()));
+        if !(says("cfg") && says("test")) || says("not") {
+            kept.extend_from_slice(attribute);
+            at = behind;
+            continue;
+        }
+        let end = end_of_item(&tokens, behind);
+        modules.extend(module_in_a_file(&tokens[behind..end]));
+        at = end;
+    }
+    (kept, modules)
+}
+
+/// The attribute that begins here, and where it ends.
+fn attribute(tokens: &Tokens, at: usize) -> Option<(&[(usize, Token)], usize)> {
+    let marks = |at: usize, mark: char| tokens.get(at).is_some_and(|(_, token)| *token == Token::Mark(mark));
+    if !(marks(at, '#') && marks(at + 1, '[')) {
+        return None;
+    }
+    let mut depth = 0;
+    for end in at + 1..tokens.len() {
+        depth += i32::from(marks(end, '[')) - i32::from(marks(end, ']'));
+        if depth == 0 {
+            return Some((&tokens[at..=end], end + 1));
+        }
+    }
+    None
+}
+
+fn end_of_item(tokens: &Tokens, mut at: usize) -> usize {
+    while let Some((_, behind)) = attribute(tokens, at) {
+        at = behind;
+    }
+    const ITEMS: [&str; 13] = [
+        "pub",
+        "mod",
+        "fn",
+        "use",
+        "struct",
+        "enum",
+        "impl",
+        "trait",
+        "const",
+        "static",
+        "type",
+        "async",
+        "macro_rules",
+    ];
+    // A field, a variant, an argument ends at its comma; an item may hold commas.
+    let is_item = matches!(tokens.get(at), Some((_, Token::Word(word))) if ITEMS.contains(&word.as_str()));
+    let mut depth = 0;
+    while at < tokens.len() {
+        match tokens[at].1 {
+            Token::Mark('{' | '(' | '[') => depth += 1,
+            Token::Mark('}') if depth == 1 => return at + 1,
+            Token::Mark('}' | ')' | ']') if depth == 0 => return at,
+            Token::Mark('}' | ')' | ']') => depth -= 1,
+            Token::Mark(';') if depth == 0 => return at + 1,
+            Token::Mark(',') if depth == 0 && !is_item => return at + 1,
+            _ => {}
+        }
+        at += 1;
+    }
+    at
+}
+
+fn module_in_a_file(item: &[(usize, Token)]) -> Option<String> {
+    let words: Vec<&Token> = item.iter().map(|(_, token)| token).collect();
+    let named = words.windows(3).find_map(|window| match window {
+        [Token::Word(word), Token::Word(name), Token::Mark(';')] if word == "mod" => Some(name.clone()),
+        _ => None,
+    })?;
+    let path = words.iter().find_map(|token| match token {
+        Token::Text(path) => Some(path.trim_end_matches(".rs").to_owned()),
+        _ => None,
+    });
+    Some(path.unwrap_or(named))
+}
+
+fn paths(tokens: &Tokens) -> Vec<Path> {
+    let (mut named, mut imports, mut at) = (Vec::new(), HashMap::new(), 0);
+    let mut loose = Vec::new();
+    while at < tokens.len() {
+        match &tokens[at] {
+            // Not the `use<…>` of a type.
+            (_, Token::Word(word)) if word == "use" && !matches!(tokens.get(at + 1), Some((_, Token::Mark('<')))) => {
+                let (line, begin) = (tokens[at].0, at + 1);
+                at = (begin..tokens.len()).find(|at| tokens[*at].1 == Token::Mark(';')).unwrap_or(tokens.len());
+                let mut tree = Tree { tokens: &tokens[begin..at], at: 0, found: Vec::new() };
+                tree.read(&[]);
+                for (words, name) in tree.found {
+                    imports.insert(name, words.clone());
+                    named.push(Path { line, words });
+                }
+            }
+            (line, Token::Word(word)) => {
+                let follows = at > 0 && matches!(tokens[at - 1].1, Token::Colons | Token::Mark('.'));
+                let mut words = vec![word.clone()];
+                while let Some([(_, Token::Colons), (_, Token::Word(word))]) = tokens.get(at + 1..at + 3) {
+                    words.push(word.clone());
+                    at += 2;
+                }
+                if !follows {
+                    loose.push(Path { line: *line, words });
+                }
+            }
+            _ => {}
+        }
+        at += 1;
+    }
+    // Imports may stand below what uses them.
+    for mut path in loose {
+        if let Some(import) = imports.get(&path.words[0]).filter(|import| import[0] != path.words[0]) {
+            path.words.splice(..1, import.iter().cloned());
+        } else if path.words.len() == 1 {
+            continue;
+        }
+        named.push(path);
+    }
+    named
+}
+
+/// The tree of a `use`: every path in it, and the name that it goes by.
+struct Tree<'a> {
+    tokens: &'a [(usize, Token)],
+    at: usize,
+    found: Vec<(Vec<String>, String)>,
+}
+
+impl Tree<'_> {
+    fn read(&mut self, above: &[String]) {
+        let mut words = above.to_vec();
+        while let Some((_, token)) = self.tokens.get(self.at) {
+            self.at += 1;
+            match token {
+                Token::Word(word) if word == "as" => {
+                    let Some((_, Token::Word(name))) = self.tokens.get(self.at) else { return };
+                    self.found.push((words, name.clone()));
+                    self.at += 1;
+                    return;
+                }
+                // `{self, …}` is what stands above it.
+                Token::Word(word) if word == "self" && !words.is_empty() => {}
+                Token::Word(word) => words.push(word.clone()),
+                Token::Mark('*') => words.push("*".into()),
+                Token::Mark('{') => {
+                    while self.tokens.get(self.at).is_some_and(|(_, token)| *token != Token::Mark('}')) {
+                        self.read(&words);
+                        // Past what ended it: the comma, unless it is the brace.
+                        if self.tokens.get(self.at).is_some_and(|(_, token)| *token != Token::Mark('}')) {
+                            self.at += 1;
+                        }
+                    }
+                    self.at += 1;
+                    return;
+                }
+                Token::Mark(_) => {
+                    self.at -= 1;
+                    break;
+                }
+                Token::Colons | Token::Text(_) => {}
+            }
+        }
+        if let Some(name) = words.last().cloned() {
+            self.found.push((words, name));
+        }
+    }
+}
