@@ -72,9 +72,9 @@ pub fn is_configuration(error: &anyhow::Error) -> bool {
 
 /// Takes events in until the first signal, and ends what it accepted.
 pub async fn ingest(config: config::Ingest, signals: &Signals) -> anyhow::Result<Ended> {
-    let listeners = listen(&config.endpoint.listen).await?;
-    let (engine, log) = open(&config.log).await?;
-    announce(&config.endpoint.listen, &listeners)?;
+    let Some((listeners, engine, log)) = unless_stopped(signals, start(&config.log, &config.endpoint)).await? else {
+        return Ok(Ended::Drained);
+    };
     tokio::select! {
         ended = ingest::run(listeners, log, config.endpoint.ingest, signals.stop()) => Ok(ended?.into()),
         why = engine.lost() => Err(lost(&why)),
@@ -83,11 +83,13 @@ pub async fn ingest(config: config::Ingest, signals: &Signals) -> anyhow::Result
 
 /// Delivers to one destination until the first signal, and ends what is in flight.
 pub async fn dispatch(config: config::Dispatch, signals: &Signals) -> anyhow::Result<Ended> {
-    let (engine, log) = open(&config.log).await?;
-    let group = tokio::select! {
-        group = hold(&engine, &log, &config.delivery, config.standby) => group?,
-        () = signals.stop() => return Ok(Ended::Drained),
-        why = engine.lost() => return Err(lost(&why)),
+    let start = async {
+        let (engine, log) = open(&config.log).await?;
+        let group = hold(&engine, &log, &config.delivery, config.standby).await?;
+        Ok((engine, log, group))
+    };
+    let Some((engine, log, group)) = unless_stopped(signals, start).await? else {
+        return Ok(Ended::Drained);
     };
     let delivery = deliver(engine.clone(), log, group, config.delivery, signals.clone(), signals.stop());
     tokio::select! {
@@ -96,13 +98,36 @@ pub async fn dispatch(config: config::Dispatch, signals: &Signals) -> anyhow::Re
     }
 }
 
+/// What a mode begins with, or `None` where the first signal came before it was there: a standby may wait for days, and
+/// a name's look-up for minutes.
+pub(crate) async fn unless_stopped<T>(
+    signals: &Signals,
+    start: impl Future<Output = anyhow::Result<T>>,
+) -> anyhow::Result<Option<T>> {
+    tokio::select! {
+        started = start => started.map(Some),
+        () = signals.stop() => Ok(None),
+    }
+}
+
+/// What a mode with an endpoint begins with: sockets first, since they are what most often fails.
+pub(crate) async fn start(
+    log: &config::Log,
+    endpoint: &config::Endpoint,
+) -> anyhow::Result<(Vec<TcpListener>, Arc<Sqlite>, Arc<dyn Log>)> {
+    let listeners = listen(&endpoint.listen).await?;
+    let (engine, log) = open(log).await?;
+    announce(&endpoint.listen, &listeners)?;
+    Ok((listeners, engine, log))
+}
+
 /// The end of every mode: what is on the disk is unknown, and only a new start can tell.
 pub(crate) fn lost(why: &str) -> anyhow::Error {
     anyhow!("the log can be trusted no more: {why}")
 }
 
 /// Opens the log and its topic, and makes them where they are missing.
-pub(crate) async fn open(config: &config::Log) -> anyhow::Result<(Arc<Sqlite>, Arc<dyn Log>)> {
+async fn open(config: &config::Log) -> anyhow::Result<(Arc<Sqlite>, Arc<dyn Log>)> {
     let Engine::Sqlite(path) = config.engine.clone();
     let engine = Sqlite::open(path, config.settings).await?;
     let log = engine.open(&config.topic, Some(config.create)).await?;
@@ -121,7 +146,7 @@ pub(crate) async fn open(config: &config::Log) -> anyhow::Result<(Arc<Sqlite>, A
 }
 
 /// Listens on every address that `host:port` resolves to.
-pub(crate) async fn listen(address: &str) -> anyhow::Result<Vec<TcpListener>> {
+async fn listen(address: &str) -> anyhow::Result<Vec<TcpListener>> {
     let resolved = tokio::net::lookup_host(address).await.with_context(|| format!("--listen {address}"))?;
     let mut listeners = Vec::new();
     let mut missing = None;
@@ -160,7 +185,7 @@ fn is_family_missing(error: &std::io::Error) -> bool {
 }
 
 /// Says where events are taken, with a line to paste.
-pub(crate) fn announce(asked: &str, listeners: &[TcpListener]) -> anyhow::Result<()> {
+fn announce(asked: &str, listeners: &[TcpListener]) -> anyhow::Result<()> {
     let mut port = 0;
     for listener in listeners {
         let address = listener.local_addr()?;

@@ -22,9 +22,10 @@ use tokio::time::Instant;
 
 /// Takes events in and delivers them until the first signal, then drains in the order of the data flow.
 pub async fn up(config: config::Up, signals: &Signals) -> anyhow::Result<Ended> {
-    let listeners = modes::listen(&config.endpoint.listen).await?;
-    let (engine, log) = modes::open(&config.log).await?;
-    modes::announce(&config.endpoint.listen, &listeners)?;
+    let start = modes::start(&config.log, &config.endpoint);
+    let Some((listeners, engine, log)) = modes::unless_stopped(signals, start).await? else {
+        return Ok(Ended::Drained);
+    };
     if config.deliveries.is_empty() {
         tracing::warn!("no --dest: events are kept, and delivered to nobody");
     }

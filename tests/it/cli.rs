@@ -91,6 +91,9 @@ fn a_second_process_of_a_destination_is_refused_and_told_who_holds_it() {
     assert!(second.said.contains(&format!("pid {}", first.id())), "{}", second.said);
     let waiting = Program::start(folder.path(), &["dispatch", "--dest", "file-1", "--standby"]);
     waiting.wait_for(&["standing by", &format!("held_by={}", first.id())]);
+    let impatient = Program::start(folder.path(), &["dispatch", "--dest", "file-1", "--standby"]);
+    impatient.wait_for(&["standing by"]);
+    assert_eq!(impatient.stop().code(), 0, "a standby ends while it waits");
     assert_eq!(first.stop().code(), 0);
     waiting.wait_for(&["delivering", "file-1"]);
     assert_eq!(waiting.stop().code(), 0);
@@ -197,6 +200,20 @@ fn every_flag_is_an_environment_variable_too_and_log_lines_may_be_json() {
     delivered(folder.path(), "file-2", 5);
     assert!(folder.path().join("other.db").exists());
     assert_eq!(up.stop().code(), 0);
+}
+
+#[test]
+fn a_bad_environment_variable_is_refused_as_its_flag_is() {
+    let folder = tempfile::tempdir().unwrap();
+    let bad = [("EVENTD_ATTEMPTS", "0"), ("EVENTD_DRAIN", "30"), ("EVENTD_JITTER", "perhaps"), ("EVENTD_LOG", "a=b=c")];
+    for (variable, value) in bad {
+        let mut command = command(folder.path(), &["up"]);
+        command.env(variable, value);
+        let ending = Program::spawn(command, variable).end();
+        assert_eq!(ending.code(), 2, "{variable}: {}", ending.said);
+        let flag = variable.trim_start_matches("EVENTD_").to_lowercase();
+        assert!(ending.said.to_lowercase().contains(&flag), "{variable}: {}", ending.said);
+    }
 }
 
 #[test]
