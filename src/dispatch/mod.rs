@@ -211,6 +211,8 @@ impl Owners {
         self.shared.set_owned(self.partitions.len());
         match result {
             Ok(Ended::Drained) => {}
+            // A partition that was handed over before the stop is somebody else's work by now.
+            Ok(Ended::WorkLeft) if owner.as_ref().is_some_and(|owner| owner.taken) => {}
             Ok(Ended::WorkLeft) => self.worst = Ended::WorkLeft,
             Err(error) => {
                 let (destination, topic) = (self.shared.parts.group.name(), &self.shared.topic);
