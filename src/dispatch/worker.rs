@@ -151,7 +151,14 @@ impl Worker {
     }
 
     /// Delivers until `stop` says true; then hands over: lets attempts in flight end within `--drain`, and commits.
-    pub(super) async fn run(mut self, mut stop: watch::Receiver<bool>) -> anyhow::Result<Ended> {
+    pub(super) async fn run(mut self, stop: watch::Receiver<bool>) -> anyhow::Result<Ended> {
+        let ended = self.work(stop).await;
+        // What was cut off is really gone before the partition is released: its next owner begins at once.
+        self.outside.shutdown().await;
+        ended
+    }
+
+    async fn work(&mut self, mut stop: watch::Receiver<bool>) -> anyhow::Result<Ended> {
         let mut breaker_moved = self.shared.breaker_moved.subscribe();
         while !*stop.borrow_and_update() {
             let now = self.shared.now();
@@ -180,7 +187,7 @@ impl Worker {
         self.hand_over().await
     }
 
-    async fn hand_over(mut self) -> anyhow::Result<Ended> {
+    async fn hand_over(&mut self) -> anyhow::Result<Ended> {
         self.slot = None;
         let deadline = Instant::now() + self.shared.config.drain;
         while self.hand_overs > 0 || self.letters_writing > 0 || self.committing {
