@@ -237,7 +237,7 @@ mod tests {
     type Gate = std::sync::mpsc::Sender<()>;
 
     fn gated(failing: &'static [usize]) -> (Writer, Gate, Arc<Mutex<Vec<usize>>>) {
-        let (open, gate) = std::sync::mpsc::channel();
+        let (open, gate) = std::sync::mpsc::sync_channel(1);
         let appended = Arc::<Mutex<Vec<usize>>>::default();
         let writer = Writer::start(Gated { gate: Some(gate), failing, appended: appended.clone() }).unwrap();
         (writer, open, appended)

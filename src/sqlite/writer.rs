@@ -30,10 +30,11 @@ use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
 
-type Answer = Result<i64, Failure>;
-
 /// (topic, partition) → the offset that its next record gets now.
 type Grown = HashMap<(i64, u32), i64>;
+
+type Answer = Result<i64, Failure>;
+
 /// What a group's writes are answered with, and the partitions that grew with their next offsets.
 type Done = (Vec<Answer>, HashMap<(i64, u32), i64>);
 
@@ -249,7 +250,6 @@ impl Writer {
         }
     }
 
-    fn commit(&mut self, group: &[Waiting]) -> Result<(Vec<Answer>, Grown), Failed> {
     fn commit(&mut self, group: &[Waiting]) -> Result<Done, Failed> {
         let max_bytes = self.parts.max_bytes;
         in_transaction(&self.parts.connection, |connection| {

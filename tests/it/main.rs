@@ -9,6 +9,6 @@ mod destination_support;
 mod ingest;
 mod ingest_bad_input;
 mod ingest_trouble;
+mod layering;
 mod sqlite;
 mod support;
-mod layering;
