@@ -234,7 +234,7 @@ mod tests {
         }
     }
 
-    type Gate = std::sync::mpsc::Sender<()>;
+    type Gate = std::sync::mpsc::SyncSender<()>;
 
     fn gated(failing: &'static [usize]) -> (Writer, Gate, Arc<Mutex<Vec<usize>>>) {
         let (open, gate) = std::sync::mpsc::sync_channel(1);
