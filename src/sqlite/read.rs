@@ -4,12 +4,12 @@
 //! bytes and ends before its reader waits for anything.
 
 use super::file::{self, Role};
-use super::row::{self, Row};
+use super::row::{self, Stored};
 use super::schema;
 use crate::core::event::Event;
 use crate::core::progress::State;
 use crate::limits::{DATABASE_READ_WAIT_MAX, DATABASE_READERS_MAX, FETCH_EVENTS_MAX};
-use rusqlite::{Connection, OptionalExtension};
+use rusqlite::{Connection, ErrorCode, OptionalExtension};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -99,34 +99,27 @@ pub(super) fn fetch(
     let (mut events, mut next, mut bytes) = (Vec::new(), from, 0);
     let mut statement = connection.prepare_cached(row::SELECT)?;
     let mut rows = statement.query((topic, partition, from, latest))?;
-    let damaged = |offset, detail: String| ReadError::Corrupt { offset, detail };
     while next < latest && events.len() < FETCH_EVENTS_MAX {
         let found = match rows.next() {
             Ok(Some(row)) => {
-                bytes += row::size_bytes(row)?;
+                let stored = Stored::new(row)?;
+                bytes += stored.size_bytes();
                 if bytes > max_bytes && !events.is_empty() {
                     break;
                 }
-                row::checked(row, next)?
+                stored.checked(next).map_err(str::to_owned)
             }
-            Ok(None) => Row::Damaged { offset: next, detail: "it is missing" },
-            Err(error) if error.sqlite_error_code() == Some(rusqlite::ErrorCode::DatabaseCorrupt) => {
-                if events.is_empty() {
-                    return Err(damaged(next, format!("the database is damaged there: {error}")));
-                }
-                break;
-            }
+            Ok(None) => Err("it is missing".to_owned()),
+            Err(error) if error.sqlite_error_code() == Some(ErrorCode::DatabaseCorrupt) => Err(error.to_string()),
             Err(error) => return Err(error.into()),
         };
         match found {
-            Row::Record { offset, record } => {
-                events.push(Event { offset, record });
-                next = offset + 1;
-            }
+            Ok(record) => events.push(Event { offset: next, record }),
             // What is before it is whole, and goes out first.
-            Row::Damaged { .. } if !events.is_empty() => break,
-            Row::Damaged { offset, detail } => return Err(damaged(offset, detail.into())),
+            Err(_) if !events.is_empty() => break,
+            Err(detail) => return Err(ReadError::Corrupt { offset: next, detail }),
         }
+        next += 1;
     }
     Ok(Batch { events, next, latest })
 }

@@ -3,7 +3,7 @@
 
 use crate::core::event::Record;
 
-/// The columns that [`checked`] reads, in its order.
+/// The columns that [`Stored`] has, in its order.
 pub(super) const SELECT: &str = "SELECT offset, timestamp_ms, crc32c, key, value, headers FROM records
     WHERE topic = ?1 AND partition = ?2 AND offset >= ?3 AND offset < ?4 ORDER BY offset";
 
@@ -43,33 +43,51 @@ pub(super) fn insert(
 pub(super) const INSERT: &str = "INSERT INTO records
     (topic, partition, offset, timestamp_ms, crc32c, key, value, headers) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)";
 
-/// What a row of [`SELECT`] turned out to be.
-pub(super) enum Row {
-    Record { offset: i64, record: Record },
-    Damaged { offset: i64, detail: &'static str },
+/// A row of [`SELECT`] as it was found, not copied and not yet believed. A column of another type than it should have
+/// is absent; a part that is null is `Some(None)`.
+pub(super) struct Stored<'r> {
+    offset: Option<i64>,
+    timestamp_ms: Option<i64>,
+    crc: Option<i64>,
+    key: Option<Option<&'r [u8]>>,
+    value: Option<Option<&'r [u8]>>,
+    headers: Option<Option<&'r [u8]>>,
 }
 
-/// How many bytes of key, value and headers the row has, before anything is copied.
-pub(super) fn size_bytes(row: &rusqlite::Row<'_>) -> rusqlite::Result<usize> {
-    (3..6).map(|column| Ok(row.get_ref(column)?.as_bytes_or_null().ok().flatten().map_or(0, <[u8]>::len))).sum()
-}
+impl<'r> Stored<'r> {
+    /// Looks at each column once: that is most of what reading a small record costs.
+    pub(super) fn new(row: &'r rusqlite::Row<'_>) -> rusqlite::Result<Self> {
+        let number = |column: usize| Ok::<_, rusqlite::Error>(row.get_ref(column)?.as_i64().ok());
+        let part = |column: usize| Ok::<_, rusqlite::Error>(row.get_ref(column)?.as_bytes_or_null().ok());
+        Ok(Self {
+            offset: number(0)?,
+            timestamp_ms: number(1)?,
+            crc: number(2)?,
+            key: part(3)?,
+            value: part(4)?,
+            headers: part(5)?,
+        })
+    }
 
-/// The record, if it is what was stored. `expected` is the offset that has to come: none is ever left out.
-pub(super) fn checked(row: &rusqlite::Row<'_>, expected: i64) -> rusqlite::Result<Row> {
-    let number = |column: usize| Ok::<_, rusqlite::Error>(row.get_ref(column)?.as_i64().ok());
-    let part = |column: usize| Ok::<_, rusqlite::Error>(row.get_ref(column)?.as_bytes_or_null().ok());
-    let damaged = |detail| Ok(Row::Damaged { offset: expected, detail });
-    if number(0)? != Some(expected) {
-        return damaged("it is missing");
+    /// The bytes of key, value and headers together.
+    pub(super) fn size_bytes(&self) -> usize {
+        [self.key, self.value, self.headers].iter().map(|part| part.flatten().map_or(0, <[u8]>::len)).sum()
     }
-    let (Some(timestamp_ms), Some(crc)) = (number(1)?, number(2)?) else {
-        return damaged("its columns are of another type");
-    };
-    let (Some(key), Some(value), Some(Some(headers))) = (part(3)?, part(4)?, part(5)?) else {
-        return damaged("its columns are of another type");
-    };
-    if i64::from(checksum(expected, timestamp_ms, key, value, headers)) != crc {
-        return damaged("its checksum differs from what was stored");
+
+    /// The record, if it is what was stored at `expected`, the offset that has to come: none is ever left out. Else
+    /// what is wrong.
+    pub(super) fn checked(&self, expected: i64) -> Result<Record, &'static str> {
+        if self.offset != Some(expected) {
+            return Err("it is missing");
+        }
+        let (Some(timestamp_ms), Some(crc), Some(key), Some(value), Some(Some(headers))) =
+            (self.timestamp_ms, self.crc, self.key, self.value, self.headers)
+        else {
+            return Err("its columns are of another type");
+        };
+        if i64::from(checksum(expected, timestamp_ms, key, value, headers)) != crc {
+            return Err("its checksum differs from what was stored");
+        }
+        Ok(Record::from_parts(key, value, headers, timestamp_ms))
     }
-    Ok(Row::Record { offset: expected, record: Record::from_parts(key, value, headers, timestamp_ms) })
 }
