@@ -134,7 +134,6 @@ pub struct Snapshot {
 #[derive(Debug, Default)]
 pub struct Breaker {
     attempts: u64,
-    changes: u64,
     state: State,
     since: Moment,
     trust: Trust,
@@ -174,11 +173,6 @@ impl Breaker {
         }
     }
 
-    /// Grows with every change of the gate that does not come of time alone: who waits there looks again.
-    pub fn changes(&self) -> u64 {
-        self.changes
-    }
-
     /// Begins an attempt of this user: as the probe where one is due. The caller has asked [`Breaker::gate`]; an
     /// attempt that slips through an open breaker is judged like one that was in flight when it opened.
     pub fn begin(&mut self, user: u64, now: Moment) -> Attempt {
@@ -187,7 +181,6 @@ impl Breaker {
         let probe = self.gate(now) == Gate::HalfOpen;
         if probe && let State::Open(outage) = &mut self.state {
             outage.begin_probe(seq, user, self.trust.is_suspect(user));
-            self.changes += 1;
         }
         Attempt { seq, user, probe }
     }
@@ -254,7 +247,6 @@ impl Breaker {
             && outage.is_probe(attempt.seq)
         {
             outage.probe_abandoned();
-            self.changes += 1;
         }
     }
 
@@ -351,7 +343,6 @@ impl Breaker {
         self.take_tries_back();
         self.state = State::Open(Outage::new(cause, now));
         (self.since, self.unwell_at) = (now, Some(now));
-        self.changes += 1;
     }
 
     fn close(&mut self, now: Moment) {
@@ -362,7 +353,6 @@ impl Breaker {
         self.recent.clear();
         self.bad = false;
         (self.since, self.unwell_at) = (now, Some(now));
-        self.changes += 1;
     }
 
     fn probe_failed(&mut self, attempt: &Attempt, now: Moment) {
@@ -370,7 +360,6 @@ impl Breaker {
             && outage.is_probe(attempt.seq)
         {
             outage.probe_failed(now);
-            self.changes += 1;
         }
     }
 

@@ -469,24 +469,6 @@ fn poisoned_users_that_fail_faster_than_the_others_are_delivered_are_found_out_a
 }
 
 #[test]
-fn the_gate_announces_its_changes() {
-    let mut scene = Scene::default();
-    let mut seen = vec![scene.breaker.changes()];
-    scene.fail(1, Verdict::Unreachable);
-    seen.push(scene.breaker.changes());
-    let probe = scene.probe(1);
-    seen.push(scene.breaker.changes());
-    scene.breaker.abandoned(&probe);
-    seen.push(scene.breaker.changes());
-    let probe = scene.probe(1);
-    scene.end(&probe, Verdict::Unreachable);
-    seen.push(scene.breaker.changes());
-    scene.deliver([2]);
-    seen.push(scene.breaker.changes());
-    assert!(seen.windows(2).all(|pair| pair[0] < pair[1]), "{seen:?}");
-}
-
-#[test]
 fn void_marks_are_bounded_and_the_oldest_tries_stay_counted() {
     let mut scene = Scene::default();
     let mut marks = Vec::new();
