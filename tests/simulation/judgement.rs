@@ -3,9 +3,10 @@
 //!
 //! A *phase* is a time in which the destination fails every attempt that begins in it, whoever's it is. For one life
 //! of dispatch the outage is *evident* from the moment when 5 users who were well before (their last verdict from this
-//! life was not a failure) have failed in the phase since this life last saw a delivery. Then no failure of an attempt
-//! that began in this phase may count: not towards giving up after so many tries, and no refusal is believed. An
-//! `Unreachable` and a `Busy` never count, evident or not.
+//! life was not a failure) have failed in the phase since this life last saw a delivery. From then on no
+//! failure of an attempt that began in the phase gives an event up, neither as exhausted nor as refused; and who was
+//! not given up before is not held to its failures in the phase afterwards either. An `Unreachable` and a `Busy` never
+//! count, evident or not.
 
 use crate::oracle::{Life, User};
 use eventd::core::verdict::Verdict;
@@ -17,15 +18,25 @@ const USERS_THAT_TELL: usize = 5;
 /// One phase in which everything fails, numbered.
 pub(crate) type Phase = u32;
 
+/// One failed attempt.
+#[derive(Debug, Clone, Copy)]
+struct Failure {
+    verdict: Verdict,
+    /// The phase in which it began.
+    phase: Option<Phase>,
+    /// That phase was evident when it ended.
+    evident: bool,
+}
+
 /// The failed attempts of one event that one owner saw.
 #[derive(Debug, Default)]
 pub(crate) struct Failures {
-    seen: Vec<(Verdict, Option<Phase>)>,
+    seen: Vec<Failure>,
 }
 
 impl Failures {
-    pub(crate) fn add(&mut self, verdict: Verdict, phase: Option<Phase>) {
-        self.seen.push((verdict, phase));
+    pub(crate) fn add(&mut self, verdict: Verdict, phase: Option<Phase>, evident: bool) {
+        self.seen.push(Failure { verdict, phase, evident });
     }
 
     /// Attempts that were seen to fail.
@@ -35,15 +46,22 @@ impl Failures {
 
     /// Why this event may not be given up for this reason; `None` where it may.
     pub(crate) fn forbid(&self, life: Life, reason: &str, attempts: u32, health: &Health) -> Option<String> {
-        let excused = |phase: &Option<Phase>| phase.is_some_and(|phase| health.is_evident(life, phase));
-        let own = || self.seen.iter().filter(|(_, phase)| !excused(phase)).map(|(verdict, _)| *verdict);
+        let last = self.seen.last()?;
+        if last.evident {
+            return Some(format!("in an outage that 5 users had told of: {:?}", self.seen));
+        }
+        // Who failed for the last time before anybody could tell was given up in good faith. Who failed again after
+        // the outage was not: the tries in it are taken back.
+        let same = |failure: &&Failure| failure.phase.is_some() && failure.phase == last.phase;
+        let told = |failure: &&Failure| failure.phase.is_some_and(|phase| health.is_evident(life, phase));
+        let own = || self.seen.iter().filter(|failure| !failure.evident && (same(failure) || !told(failure)));
         match reason {
             "exhausted" => {
-                let tries = own().filter(|verdict| counts(*verdict)).count() as u32;
+                let tries = own().filter(|failure| counts(failure.verdict)).count() as u32;
                 (tries < attempts).then(|| format!("after {tries} tries of {attempts} that count: {:?}", self.seen))
             }
             "refused" => {
-                let refused = own().any(|verdict| verdict == Verdict::Refused);
+                let refused = own().any(|failure| failure.verdict == Verdict::Refused);
                 (!refused).then(|| format!("as refused, and no refusal counts: {:?}", self.seen))
             }
             _ => Some(format!("for the reason {reason:?}, which nothing here gives")),
@@ -102,6 +120,8 @@ impl Health {
             (None, _) => {
                 self.troubled.remove(&who);
                 self.failed.remove(&life);
+                // Somebody is served, by an attempt that was on its way: it takes 5 users again to tell.
+                self.evident.retain(|(of, phase)| *of != life || Some(*phase) != self.phase);
                 false
             }
             (Some(Verdict::Retry { .. } | Verdict::Refused), Some(phase)) if self.phase == began_in => {

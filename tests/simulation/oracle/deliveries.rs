@@ -199,9 +199,10 @@ impl Oracle {
         let user = self.partitions[attempt.partition as usize].entries[&offset].user.clone();
         let evident = self.health.saw(attempt.life, attempt.partition, &user, Some(verdict), attempt.phase);
         self.counts.outages_evident += u64::from(evident);
+        let told = attempt.phase.is_some_and(|phase| self.health.is_evident(attempt.life, phase));
         let retry_after_max = self.rules.retry_after_max;
         if let Some(owned) = self.ownership_of(attempt) {
-            owned.failures.entry(offset).or_default().add(verdict, attempt.phase);
+            owned.failures.entry(offset).or_default().add(verdict, attempt.phase, told);
             if let Verdict::Busy { after: Some(after) } | Verdict::Retry { after: Some(after) } = verdict {
                 owned.not_before.insert(offset, now + after.min(retry_after_max));
             }
