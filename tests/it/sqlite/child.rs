@@ -97,7 +97,7 @@ fn wait_for_the_parent() {
 }
 
 #[test]
-#[ignore = "a process that other tests start"]
+#[ignore = "run by other tests, as a process of their own"]
 fn child() {
     let (Ok(role), Ok(path)) = (std::env::var(ROLE), std::env::var(PATH)) else { return };
     let runtime =
