@@ -55,5 +55,5 @@ echo
 children=$(grep -cE '^[0-9]+ child ' "$out/results" || true)
 passed=$(grep -cE '^[0-9]+ ok ' "$out/results" || true)
 total=$(($(wc -l <"$out/tests") - children))
-echo "$passed of $total tests passed"
+echo "$passed passed, $((total - passed)) failed"
 [ "$passed" = "$total" ] && [ $failed = 0 ]

@@ -54,7 +54,9 @@ fn thousands_of_seeds() {
                         let scenario = Scenario::new(seed);
                         let mut outcome = simulate(&scenario);
                         if let (Some(v), Ok(_)) = (&outcome.violation, std::env::var("SURVEY")) {
-                            if std::env::var("NOOUT").is_ok() && (1..=4).contains(&(seed % 10)) { continue }
+                            if std::env::var("NOOUT").is_ok() && (1..=4).contains(&(seed % 10)) {
+                                continue;
+                            }
                             eprintln!("SEED {seed}: {v}");
                         } else if outcome.violation.is_some() {
                             eprintln!("{}", story(&outcome));
