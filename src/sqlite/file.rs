@@ -166,7 +166,11 @@ fn prepare(connection: &mut Connection, path: &Path, create: bool) -> Result<(),
         Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked) => Prepare::Busy,
         _ => Prepare::Failed(refuse(path, &error)),
     };
-    let ours = is_ours(connection, path).map_err(failed)?.map_err(Prepare::Failed)?;
+    // In one transaction: another process may be laying it out, and half of each moment looks like nobody's.
+    let ours = {
+        let one_moment = connection.transaction().map_err(failed)?;
+        is_ours(&one_moment, path).map_err(failed)?.map_err(Prepare::Failed)?
+    };
     if !ours && !create {
         let detail = format!("{} is empty: `eventd up`, `ingest` and `dispatch` make a database", path.display());
         return Err(Prepare::Failed(OpenError::Configuration(detail)));
