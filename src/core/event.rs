@@ -48,11 +48,16 @@ impl Record {
         };
         let (key_len, value_len) = (part(key), part(value));
         let (key, value) = (key.unwrap_or_default(), value.unwrap_or_default());
-        let mut data = Vec::with_capacity(key.len() + value.len() + headers.len());
-        data.extend_from_slice(key);
-        data.extend_from_slice(value);
-        data.extend_from_slice(headers);
-        Self { data: data.into(), key_len, value_len, timestamp_ms }
+        let len = key.len() + value.len() + headers.len();
+        // Made in place: a vector turned into an `Arc` would be a second allocation and a second copy.
+        let mut data: Arc<[u8]> = std::iter::repeat_n(0, len).collect();
+        let parts = Arc::get_mut(&mut data).expect("nobody else has it yet");
+        let (key_part, rest) = parts.split_at_mut(key.len());
+        let (value_part, headers_part) = rest.split_at_mut(value.len());
+        key_part.copy_from_slice(key);
+        value_part.copy_from_slice(value);
+        headers_part.copy_from_slice(headers);
+        Self { data, key_len, value_len, timestamp_ms }
     }
 
     /// The user's id, the partition key. `None`: a record of another producer without a key.
