@@ -21,7 +21,7 @@ use crate::destination::Destination;
 use crate::group::{Change, Group};
 use crate::log::{Engine, Log};
 use anyhow::Context as _;
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::watch;
@@ -127,7 +127,7 @@ pub async fn run(parts: Parts, config: Config, shutdown: impl Future<Output = ()
 struct Owners {
     shared: Arc<Shared>,
     running: JoinSet<anyhow::Result<Ended>>,
-    partitions: HashMap<u32, Owner>,
+    partitions: BTreeMap<u32, Owner>,
     /// The worst end so far of those that were told to stop.
     worst: Ended,
     /// Why the first partition stopped that was not told to.
@@ -147,7 +147,7 @@ impl Owners {
         Self {
             shared: Arc::new(shared),
             running: JoinSet::new(),
-            partitions: HashMap::new(),
+            partitions: BTreeMap::new(),
             worst: Ended::Drained,
             stopped: None,
         }

@@ -8,7 +8,7 @@ use crate::limits;
 use crate::log::{Log, OpenError};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use tokio::sync::{OnceCell, Semaphore, watch};
+use tokio::sync::{Notify, OnceCell, Semaphore};
 use tokio::time::Instant;
 
 #[derive(Debug)]
@@ -19,7 +19,7 @@ pub(super) struct Shared {
     /// Attempts (hand-overs) in flight at the destination: first come, first served.
     pub(super) slots: Arc<Semaphore>,
     /// Told when the breaker opens, closes, or gives a probe back.
-    pub(super) breaker_moved: watch::Sender<u64>,
+    pub(super) breaker_moved: Notify,
     breaker: Mutex<Breaker>,
     began: Instant,
     /// Partitions that are owned now; each has an equal share of window and in-flight events.
@@ -33,7 +33,7 @@ impl Shared {
         Self {
             topic: parts.log.topic().into(),
             slots: Arc::new(Semaphore::new(config.concurrency)),
-            breaker_moved: watch::Sender::new(0),
+            breaker_moved: Notify::new(),
             breaker: Mutex::new(Breaker::new()),
             began: Instant::now(),
             owned: AtomicUsize::new(0),

@@ -159,8 +159,11 @@ impl Worker {
     }
 
     async fn work(&mut self, mut stop: watch::Receiver<bool>) -> anyhow::Result<Ended> {
-        let mut breaker_moved = self.shared.breaker_moved.subscribe();
+        let shared = Arc::clone(&self.shared);
         while !*stop.borrow_and_update() {
+            // Hears of every move from here on, before the gate is looked at. (A `watch` with several receivers wakes
+            // them in an order drawn at random, which no simulation repeats.)
+            let breaker_moved = shared.breaker_moved.notified();
             let now = self.shared.now();
             self.lanes.wake(now);
             self.tick(now);
@@ -180,7 +183,7 @@ impl Worker {
                         self.handle(happening.context("a part of dispatch panicked")?)?;
                     }
                 }
-                _ = breaker_moved.changed() => {}
+                () = breaker_moved => {}
                 () = sleep_until(self.shared.instant(next)) => {}
             }
         }
@@ -464,7 +467,7 @@ impl Worker {
         }
         let after = breaker.gate(now);
         if before != after {
-            shared.breaker_moved.send_modify(|moves| *moves += 1);
+            shared.breaker_moved.notify_waiters();
         }
         drop(breaker);
         self.say_health(before, after);
@@ -609,7 +612,7 @@ impl Drop for Worker {
     fn drop(&mut self) {
         if let Some(probe) = self.probing.take() {
             self.shared.breaker().abandoned(&probe);
-            self.shared.breaker_moved.send_modify(|moves| *moves += 1);
+            self.shared.breaker_moved.notify_waiters();
         }
     }
 }
