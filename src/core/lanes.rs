@@ -165,15 +165,17 @@ impl Lanes {
         Some(self.start(place, events_max, bytes_max, out))
     }
 
-    /// The same, of the first lane among the next `look_max` ready ones whose user is `wanted`; else of the first.
+    /// The same for a single event, of the first lane among the next `look_max` ready ones whose user is `wanted`; else of
+    /// the first, if `or_any`.
     pub fn next_preferred(
         &mut self,
         look_max: usize,
         wanted: impl Fn(u64) -> bool,
+        or_any: bool,
         out: &mut Vec<Event>,
     ) -> Option<Started> {
         let mut looked = self.ready.iter().take(look_max);
-        let index = looked.position(|place| wanted(lane_at(&self.lanes, *place).user)).unwrap_or(0);
+        let index = looked.position(|place| wanted(lane_at(&self.lanes, *place).user)).or(or_any.then_some(0))?;
         let place = self.ready.remove(index)?;
         Some(self.start(place, 1, 0, out))
     }

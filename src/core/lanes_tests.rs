@@ -56,7 +56,7 @@ proptest! {
                 Step::Start { run, probe } => {
                     let mut out = Vec::new();
                     let started = if probe {
-                        lanes.next_preferred(4, |_| false, &mut out)
+                        lanes.next_preferred(4, |_| false, true, &mut out)
                     } else {
                         lanes.next(run, usize::MAX, &mut out)
                     };

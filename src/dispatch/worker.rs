@@ -342,14 +342,6 @@ impl Worker {
             if many && self.hand_overs >= limits::HAND_OVERS_OF_MANY_MAX {
                 break;
             }
-            let probe = match self.shared.breaker().gate(now) {
-                Gate::Closed => false,
-                Gate::HalfOpen => true,
-                Gate::Open { until } => {
-                    self.slot = None;
-                    return until;
-                }
-            };
             if self.shared.parts.group.fence().is_some_and(|fence| fence <= Instant::now()) {
                 self.slot = None;
                 return Some(now + limits::FENCE_LOOK_INTERVAL);
@@ -360,7 +352,10 @@ impl Worker {
                 break;
             };
             // Two hand-overs take turns: while one is written, the other one fills.
-            self.launch(slot, probe, (events_max / 2).max(1), now);
+            if let Err(until) = self.launch(slot, (events_max / 2).max(1), now) {
+                self.slot = None;
+                return until;
+            }
         }
         self.slot = None;
         None
@@ -375,18 +370,23 @@ impl Worker {
         }
     }
 
-    fn launch(&mut self, slot: OwnedSemaphorePermit, probe: bool, events_max: usize, now: Moment) {
+    /// Hands out what is ready, if the breaker lets it. `Err`: nothing may start, until then or until it moves.
+    fn launch(&mut self, slot: OwnedSemaphorePermit, events_max: usize, now: Moment) -> Result<(), Option<Moment>> {
         let (mut events, mut flights, mut runs) = (Vec::new(), Vec::new(), Vec::new());
         {
+            // Asked and begun under one lock: two owners never both begin the one probe.
             let mut breaker = self.shared.breaker();
+            let probe = match breaker.gate(now) {
+                Gate::Closed => false,
+                Gate::HalfOpen => true,
+                Gate::Open { until } => return Err(until),
+            };
+            let anybody_at = breaker.any_user_probes_at().filter(|at| probe && *at > now);
             while flights.len() < self.limits.runs_max && events.len() < events_max {
                 let run_max = self.limits.run_events_max.min(events_max - events.len());
                 let started = if probe {
-                    self.lanes.next_preferred(
-                        limits::PROBE_LOOK_MAX,
-                        |user| breaker.prefers_as_probe(user),
-                        &mut events,
-                    )
+                    let wanted = |user| breaker.prefers_as_probe(user);
+                    self.lanes.next_preferred(limits::PROBE_LOOK_MAX, wanted, anybody_at.is_none(), &mut events)
                 } else {
                     self.lanes.next(run_max, self.limits.run_bytes_max, &mut events)
                 };
@@ -398,6 +398,9 @@ impl Worker {
                     self.probing = Some(attempt);
                     break;
                 }
+            }
+            if flights.is_empty() {
+                return Err(anybody_at);
             }
         }
         self.hand_overs += 1;
@@ -418,6 +421,7 @@ impl Worker {
             });
             Happening::Attempted { flights, reports }
         });
+        Ok(())
     }
 
     fn attempted(&mut self, flights: Vec<Flight>, reports: Vec<Report>) -> anyhow::Result<()> {
@@ -427,6 +431,10 @@ impl Worker {
         let shared = Arc::clone(&self.shared);
         let mut breaker = shared.breaker();
         let before = breaker.gate(now);
+        // What was delivered is told first: runs that failed beside it did not fail in an outage.
+        let delivered = flights.iter().zip(&reports).filter(|(_, report)| report.delivered > 0);
+        let delivered: Vec<Attempt> = delivered.map(|(flight, _)| flight.attempt).collect();
+        breaker.delivered_many(&delivered, now);
         let mut letters = Vec::new();
         for (flight, report) in flights.into_iter().zip(reports) {
             let Flight { started, attempt } = flight;
@@ -440,10 +448,7 @@ impl Worker {
                 report.delivered,
                 report.failed
             );
-            if report.delivered > 0 {
-                breaker.delivered(&attempt, now);
-                self.dirty = true;
-            }
+            self.dirty |= report.delivered > 0;
             let (window, progress) = (&mut self.window, &mut self.progress);
             let mut reason = None;
             self.lanes.settle(

@@ -7,8 +7,8 @@
 //!                             └────▶ Hub ◀── watcher (a thread)
 //! ```
 //!
-//! [`file`] finds, checks and opens it; [`schema`] says what stands in it; [`row`] is a record and its checksum;
-//! [`write`] and [`writer`] change it; [`read`] reads it; [`wait`] tells readers of growth; [`checkpoint`] and [`trim`]
+//! `file` finds, checks and opens it; `schema` says what stands in it; `row` is a record and its checksum;
+//! `write` and `writer` change it; `read` reads it; `wait` tells readers of growth; `checkpoint` and `trim`
 //! keep it small. Only this module knows that it is SQLite.
 
 mod checkpoint;
