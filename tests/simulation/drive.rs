@@ -19,6 +19,9 @@ use tokio::task::JoinHandle;
 /// How long a stop may take beyond `--drain`: the last commit, and slow answers.
 const STOP_GRACE: Duration = Duration::from_secs(40);
 
+/// In this time after the trouble everything is settled, however much is left.
+const CALM_MAX: Duration = Duration::from_secs(3_600);
+
 /// What one simulation came to.
 #[derive(Debug, Clone)]
 pub(crate) struct Outcome {
@@ -79,7 +82,10 @@ struct Driver<'a> {
     queue: BTreeMap<(Duration, u64), Step>,
     queued: u64,
     appended: u64,
+    /// The trouble is over.
     calm: bool,
+    /// Nothing is started any more.
+    closing: bool,
     outcome: Outcome,
 }
 
@@ -104,6 +110,7 @@ impl<'a> Driver<'a> {
             queued: 0,
             appended: 0,
             calm: false,
+            closing: false,
             outcome: Outcome {
                 counts: Counts::default(),
                 crashes: 0,
@@ -278,7 +285,7 @@ impl<'a> Driver<'a> {
     // -- processes
 
     fn start(&mut self, slot: usize) {
-        if self.slots[slot].is_some() {
+        if self.slots[slot].is_some() || self.closing {
             return;
         }
         let handle = self.world.begin_life();
@@ -371,7 +378,8 @@ impl<'a> Driver<'a> {
         let ended_by_group = self.world.membership_ended(life);
         let now = self.world.now();
         let mut state = self.world.lock();
-        state.note(now, life, format_args!("ended: {result:?}"));
+        let shown = result.as_ref().map(|ended| ended.as_ref().map_err(|error| format!("{error:#}")));
+        state.note(now, life, format_args!("ended: {shown:?}"));
         let drained = match result {
             Ok(Ok(ended)) if told => ended == Ended::Drained,
             Ok(Ok(ended)) => {
@@ -420,6 +428,7 @@ impl<'a> Driver<'a> {
     /// No more trouble: everything has to be settled within a time that the configuration bounds.
     async fn settle_everything(&mut self) {
         self.calm = true;
+        self.world.spare_everybody();
         let mut state = self.world.lock();
         state.rates = crate::world::Rates::default();
         state.behaviour.calm();
@@ -427,7 +436,7 @@ impl<'a> Driver<'a> {
         drop(state);
         let config = &self.scenario.config;
         let try_max = config.attempt_timeout + Duration::from_secs(12);
-        let limit = self.world.now() + try_max * (self.appended as u32 + 10) * (config.attempts + 1);
+        let limit = self.world.now() + (try_max * (self.appended as u32 + 10) * (config.attempts + 1)).min(CALM_MAX);
         while self.world.lock().oracle.unsettled().is_some() || self.slots.iter().any(Option::is_none) {
             let soon = self.world.now() + Duration::from_millis(100);
             self.turn(soon).await;
@@ -453,13 +462,13 @@ impl<'a> Driver<'a> {
     }
 
     async fn stop_in_order(&mut self) {
+        self.closing = true;
         for slot in 0..self.slots.len() {
             self.stop(slot);
         }
         while self.slots.iter().any(Option::is_some) && !self.broken() {
             let soon = self.world.now() + Duration::from_millis(100);
             self.turn(soon).await;
-            self.queue.retain(|_, step| !matches!(step, Step::Start { .. }));
         }
         if !self.broken() {
             self.world.lock().oracle.finished();

@@ -3,7 +3,7 @@
 //!
 //! A *phase* is a time in which the destination fails every attempt that begins in it, whoever's it is. For one life
 //! of dispatch the outage is *evident* from the moment when 5 users who were well before (their last verdict from this
-//! life was not a failure) have failed in the phase since this life last saw a delivery. From then on no
+//! life was not a failure) have failed in the phase since this life last saw a delivery or an `Unreachable`. From then on no
 //! failure of an attempt that began in the phase gives an event up, neither as exhausted nor as refused; and who was
 //! not given up before is not held to its failures in the phase afterwards either. An `Unreachable` and a `Busy` never
 //! count, evident or not.
@@ -122,6 +122,13 @@ impl Health {
                 self.failed.remove(&life);
                 // Somebody is served, by an attempt that was on its way: it takes 5 users again to tell.
                 self.evident.retain(|(of, phase)| *of != life || Some(*phase) != self.phase);
+                false
+            }
+            // Who cannot even be reached says nothing new of how it answers, and the next answer begins a new story.
+            (Some(Verdict::Unreachable), _) => {
+                self.failed.remove(&life);
+                self.evident.retain(|(of, phase)| *of != life || Some(*phase) != self.phase);
+                self.troubled.insert(who);
                 false
             }
             (Some(Verdict::Retry { .. } | Verdict::Refused), Some(phase)) if self.phase == began_in => {

@@ -102,7 +102,7 @@ fn thousands_of_seeds() {
 
 #[test]
 fn the_same_seed_gives_the_same_trace() {
-    for seed in 0..20 {
+    for seed in 0..300 {
         let scenario = Scenario::new(seed);
         let (one, two) = (simulate(&scenario), simulate(&scenario));
         let differs = one.trace.iter().zip(&two.trace).position(|(one, two)| one != two);

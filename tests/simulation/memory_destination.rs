@@ -92,6 +92,8 @@ impl Behaviour {
 
     fn latency(&self, event: &Event, random: &mut Random) -> Duration {
         match &self.slow_user {
+            // An outage is quick to say so, unless it hangs.
+            _ if self.outage.is_some() => random.millis(0, 50),
             Some((user, time)) if user.as_deref() == event.record.key() => *time,
             _ => random.millis(0, self.latency_ms_max),
         }

@@ -204,7 +204,7 @@ impl Group for MemoryGroup {
                         match change {
                             Change::Given(partition) => state.oracle.given(*life, partition),
                             Change::Lost(partition) => state.oracle.lost(*life, partition, now),
-                            Change::Taken(_) => {}
+                            Change::Taken(partition) => state.oracle.taken(*life, partition, now),
                         }
                         return Ok(change);
                     }

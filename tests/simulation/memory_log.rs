@@ -245,9 +245,10 @@ impl Log for MemoryLog {
                     let offset = world.append(&self.topic, partition, &records);
                     handle.sleep(after).await;
                     handle.end().await;
+                    let now = world.now();
                     let mut state = world.lock();
                     for record in &records {
-                        state.oracle.dead_letter_acknowledged(handle.life, partition, record);
+                        state.oracle.dead_letter_acknowledged(handle.life, partition, record, now);
                     }
                     Some(offset)
                 }

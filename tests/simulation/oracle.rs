@@ -37,6 +37,7 @@ pub(crate) struct Rules {
     pub(crate) concurrency: usize,
     pub(crate) limits: HandOverLimits,
     pub(crate) retry_after_max: Duration,
+    pub(crate) drain: Duration,
     /// A destination without a commit begins at the end of the log.
     pub(crate) start_latest: bool,
 }
@@ -51,6 +52,7 @@ struct Entry {
     settled: Option<Duration>,
     dead: bool,
     delivered: bool,
+    trimmed: bool,
 }
 
 #[derive(Debug, Default)]
@@ -60,8 +62,6 @@ struct Partition {
     /// Offsets of each user, in order, and how many of the first of them are settled.
     users: HashMap<User, (Vec<i64>, usize)>,
     committed: Option<State>,
-    /// Below it nothing is promised: the destination began behind it, or retention took it.
-    floor: i64,
 }
 
 /// One ownership of one partition by one life.
@@ -75,7 +75,8 @@ struct Ownership {
     /// The last offset of which an attempt was started, by user.
     last_started: HashMap<User, i64>,
     /// Offsets whose delivery was reported, or whose dead letter was acknowledged, to this owner.
-    done: HashSet<i64>,
+    done: HashMap<i64, Duration>,
+    taken: Option<Duration>,
     failures: HashMap<i64, Failures>,
     /// No attempt of this offset before this time: the destination asked for patience.
     not_before: HashMap<i64, Duration>,
@@ -157,8 +158,10 @@ impl Oracle {
         offsets.push(offset);
         part.latest = offset + 1;
         let record = record.clone();
-        part.entries
-            .insert(offset, Entry { record, user, index, appended: now, settled: None, dead: false, delivered: false });
+        part.entries.insert(
+            offset,
+            Entry { record, user, index, appended: now, settled: None, dead: false, delivered: false, trimmed: false },
+        );
         self.counts.events += 1;
     }
 
@@ -174,9 +177,8 @@ impl Oracle {
             self.partitions[partition as usize].entries.range(..earliest).map(|(o, _)| *o).collect();
         for offset in offsets {
             self.settle(partition, offset, now);
+            self.partitions[partition as usize].entries.get_mut(&offset).expect("it is in the log").trimmed = true;
         }
-        let part = &mut self.partitions[partition as usize];
-        part.floor = part.floor.max(earliest);
     }
 
     /// A fetch begins: everything below `from` that this owner fetched and that is not settled is in its memory.
@@ -186,7 +188,7 @@ impl Oracle {
             return self.fail(format!("life {life} fetches partition {partition}, which it does not own"));
         };
         let done = &owned.done;
-        owned.fetched.retain(|offset, _| !done.contains(offset));
+        owned.fetched.retain(|offset, _| !done.contains_key(offset));
         let (mut events, mut bytes) = (0, 0);
         for (offset, size) in owned.fetched.range(..from) {
             if part.entries[offset].settled.is_none() {
@@ -246,6 +248,13 @@ impl Oracle {
         }
     }
 
+    /// The owner was told to hand over.
+    pub(crate) fn taken(&mut self, life: Life, partition: u32, now: Duration) {
+        if let Some(owned) = self.owned.get_mut(&(life, partition)) {
+            owned.taken = Some(now);
+        }
+    }
+
     /// The membership ended: nothing is owned any more.
     pub(crate) fn lost_all(&mut self, life: Life, now: Duration) {
         for ((_, _), owned) in self.owned.iter_mut().filter(|((of, _), _)| *of == life) {
@@ -261,17 +270,20 @@ impl Oracle {
         }
         let Some(owned) = self.owned.get_mut(&(life, partition)) else { return };
         owned.released = true;
+        // What is reported after `--drain` is over comes too late: the next owner delivers it again.
+        let until = owned.taken.map(|at| at + self.rules.drain);
         if commit_must_hold {
-            self.done_is_committed(life, partition, "a handover");
+            self.done_is_committed(life, partition, "a handover", until);
         }
     }
 
-    /// Everything that was reported to this owner as done is in the stored state.
-    fn done_is_committed(&mut self, life: Life, partition: u32, after: &str) {
+    /// Everything that was reported to this owner as done, before `until`, is in the stored state.
+    fn done_is_committed(&mut self, life: Life, partition: u32, after: &str, until: Option<Duration>) {
         let Some(owned) = self.owned.get(&(life, partition)) else { return };
         let committed = self.partitions[partition as usize].committed.as_ref();
-        let missing = owned.done.iter().filter(|o| !committed.is_some_and(|state| claims(state, **o))).min();
-        if let Some(missing) = missing.copied() {
+        let known = owned.done.iter().filter(|(_, at)| until.is_none_or(|until| **at < until)).map(|(o, _)| *o);
+        let missing = known.filter(|o| !committed.is_some_and(|state| claims(state, *o))).min();
+        if let Some(missing) = missing {
             self.fail(format!("after {after} of life {life} partition {partition} does not hold {missing} as settled"));
         }
     }
@@ -296,7 +308,6 @@ impl Oracle {
         self.counts.with_settled_map += u64::from(!state.settled.is_empty());
         let part = &mut self.partitions[partition as usize];
         if part.committed.is_none() && self.rules.start_latest && state.settled.is_empty() {
-            part.floor = part.floor.max(state.watermark);
             let behind: Vec<i64> = part.entries.range(..state.watermark).map(|(offset, _)| *offset).collect();
             for offset in behind {
                 self.settle(partition, offset, Duration::ZERO);
@@ -329,7 +340,7 @@ impl Oracle {
         let partitions: Vec<u32> = self.owned.keys().filter(|(l, _)| *l == life).map(|(_, p)| *p).collect();
         for partition in partitions {
             if drained && self.owned[&(life, partition)].lost.is_none() {
-                self.done_is_committed(life, partition, "a drained stop");
+                self.done_is_committed(life, partition, "a drained stop", None);
             }
             self.owned.remove(&(life, partition));
         }

@@ -74,6 +74,7 @@ impl Scenario {
             concurrency: self.config.concurrency,
             limits: self.limits,
             retry_after_max: self.config.retry_after_max,
+            drain: self.config.drain,
             start_latest: self.config.start == Start::Latest,
         }
     }

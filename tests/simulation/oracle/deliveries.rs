@@ -98,7 +98,7 @@ impl Oracle {
             if entry.record != event.record {
                 return Some(format!("{o} is not what was appended: {:?}", event.record));
             }
-            if owned.done.contains(&o) {
+            if owned.done.contains_key(&o) {
                 return Some(format!("{o} is tried again though this owner knows it settled"));
             }
             if owned.began_with.as_ref().is_some_and(|state| claims(state, o)) {
@@ -141,12 +141,14 @@ impl Oracle {
         if owned.gave_up.contains(&head) {
             return Some(format!("{head} is tried while its dead letter is written"));
         }
-        let previous = part.entries[&head].index.checked_sub(1).map(|index| offsets[index]);
+        let before = &offsets[..part.entries[&head].index];
+        // What retention took is passed over without a word.
+        let previous = before.iter().rev().copied().find(|o| part.entries[o].dead || !part.entries[o].trimmed);
         let gap = previous.is_some_and(|offset| part.entries[&offset].dead);
         if run.gap && !gap {
             return Some(format!("{head} is marked as behind a gap, {previous:?} was not given up"));
         }
-        let known = previous.is_some_and(|offset| owned.gave_up.contains(&offset) && owned.done.contains(&offset));
+        let known = previous.is_some_and(|offset| owned.gave_up.contains(&offset) && owned.done.contains_key(&offset));
         if known && !run.gap && failures.is_none() {
             return Some(format!("{head} is not marked as behind a gap, {previous:?} was given up"));
         }
@@ -170,7 +172,7 @@ impl Oracle {
                 entry.delivered = true;
                 let user = entry.user.clone();
                 if let Some(owned) = self.ownership_of(&attempt) {
-                    owned.done.insert(*offset);
+                    owned.done.insert(*offset, now);
                 }
                 self.health.saw(life, partition, &user, None, attempt.phase);
             }
@@ -281,9 +283,9 @@ impl Oracle {
     }
 
     /// The owner was told that the dead letter is stored.
-    pub(crate) fn dead_letter_acknowledged(&mut self, life: Life, partition: u32, record: &Record) {
+    pub(crate) fn dead_letter_acknowledged(&mut self, life: Life, partition: u32, record: &Record, now: Duration) {
         if let (Ok((_, offset)), Some(owned)) = (source(record), self.owned.get_mut(&(life, partition))) {
-            owned.done.insert(offset);
+            owned.done.insert(offset, now);
         }
     }
 
