@@ -112,6 +112,8 @@ pub async fn run(parts: Parts, config: Config, shutdown: impl Future<Output = ()
             },
         }
     }
+    // What an earlier handover left undone is somebody else's work by now.
+    owners.worst = Ended::Drained;
     owners.stop_all();
     while let Some(ended) = owners.running.join_next_with_id().await {
         owners.ended(ended).await;
@@ -211,8 +213,6 @@ impl Owners {
         self.shared.set_owned(self.partitions.len());
         match result {
             Ok(Ended::Drained) => {}
-            // A partition that was handed over before the stop is somebody else's work by now.
-            Ok(Ended::WorkLeft) if owner.as_ref().is_some_and(|owner| owner.taken) => {}
             Ok(Ended::WorkLeft) => self.worst = Ended::WorkLeft,
             Err(error) => {
                 let (destination, topic) = (self.shared.parts.group.name(), &self.shared.topic);

@@ -22,6 +22,9 @@ const STOP_GRACE: Duration = Duration::from_secs(40);
 /// In this time after the trouble everything is settled, however much is left.
 const CALM_MAX: Duration = Duration::from_secs(3_600);
 
+/// How often somebody without any trouble sends something, after the trouble.
+const FRESH_EVERY: Duration = Duration::from_secs(20);
+
 /// What one simulation came to.
 #[derive(Debug, Clone)]
 pub(crate) struct Outcome {
@@ -282,6 +285,15 @@ impl<'a> Driver<'a> {
         self.world.append(TOPIC, partition, &records);
     }
 
+    /// One event of a new user in each partition.
+    fn append_fresh(&mut self) {
+        for partition in 0..self.scenario.partitions {
+            let user = format!("fresh-{}", self.world.now().as_secs());
+            let record = Record::new(Some(user.as_bytes()), Some(b"fresh"), &[], 0);
+            self.world.append(TOPIC, partition, &[record]);
+        }
+    }
+
     // -- processes
 
     fn start(&mut self, slot: usize) {
@@ -437,7 +449,13 @@ impl<'a> Driver<'a> {
         let config = &self.scenario.config;
         let try_max = config.attempt_timeout + Duration::from_secs(12);
         let limit = self.world.now() + (try_max * (self.appended as u32 + 10) * (config.attempts + 1)).min(CALM_MAX);
-        while self.world.lock().oracle.unsettled().is_some() || self.slots.iter().any(Option::is_none) {
+        let mut fresh_at = Duration::ZERO;
+        while self.world.lock().oracle.unfinished().is_some() || !self.everybody_is_back() {
+            if self.world.now() >= fresh_at {
+                // Where nobody else is about, nobody can tell whether an outage is over.
+                fresh_at = self.world.now() + FRESH_EVERY;
+                self.append_fresh();
+            }
             let soon = self.world.now() + Duration::from_millis(100);
             self.turn(soon).await;
             if self.broken() {
@@ -445,10 +463,8 @@ impl<'a> Driver<'a> {
             }
             if self.world.now() > limit {
                 let mut state = self.world.lock();
-                let waiting = state.oracle.unsettled();
-                return state
-                    .oracle
-                    .fail(format!("{waiting:?} is still not settled at {limit:?}, long after the trouble"));
+                let waiting = state.oracle.unfinished();
+                return state.oracle.fail(format!("still {waiting:?} at {limit:?}, long after the trouble"));
             }
         }
         let special = self.scenario.users[0].clone();
@@ -459,6 +475,12 @@ impl<'a> Driver<'a> {
                 state.oracle.fail(format!("somebody waited {waited:?} though only {special:?} is in trouble"));
             }
         }
+    }
+
+    /// Every process runs, can reach the group, and owns what it should.
+    fn everybody_is_back(&self) -> bool {
+        let there = |slot: &Option<Running>| slot.as_ref().is_some_and(|running| !running.cut_off);
+        self.slots.iter().all(there) && self.world.lock().members.is_balanced()
     }
 
     async fn stop_in_order(&mut self) {

@@ -11,6 +11,7 @@
 use crate::oracle::{Life, User};
 use eventd::core::verdict::Verdict;
 use std::collections::{HashMap, HashSet};
+use std::time::Duration;
 
 /// Users that have to fail before anybody can tell an outage from events that are bad themselves.
 const USERS_THAT_TELL: usize = 5;
@@ -18,13 +19,16 @@ const USERS_THAT_TELL: usize = 5;
 /// One phase in which everything fails, numbered.
 pub(crate) type Phase = u32;
 
+/// What one life saw in one phase from one delivery (or `Unreachable`) to the next.
+pub(crate) type Story = (Phase, u64);
+
 /// One failed attempt.
 #[derive(Debug, Clone, Copy)]
 struct Failure {
     verdict: Verdict,
-    /// The phase in which it began.
-    phase: Option<Phase>,
-    /// That phase was evident when it ended.
+    /// Of the phase in which it began, the story in which it ended.
+    story: Option<Story>,
+    /// The outage was evident when it ended.
     evident: bool,
 }
 
@@ -35,8 +39,8 @@ pub(crate) struct Failures {
 }
 
 impl Failures {
-    pub(crate) fn add(&mut self, verdict: Verdict, phase: Option<Phase>, evident: bool) {
-        self.seen.push(Failure { verdict, phase, evident });
+    pub(crate) fn add(&mut self, verdict: Verdict, story: Option<Story>, evident: bool) {
+        self.seen.push(Failure { verdict, story, evident });
     }
 
     /// Attempts that were seen to fail.
@@ -52,8 +56,8 @@ impl Failures {
         }
         // Who failed for the last time before anybody could tell was given up in good faith. Who failed again after
         // the outage was not: the tries in it are taken back.
-        let same = |failure: &&Failure| failure.phase.is_some() && failure.phase == last.phase;
-        let told = |failure: &&Failure| failure.phase.is_some_and(|phase| health.is_evident(life, phase));
+        let same = |failure: &&Failure| failure.story.is_some() && failure.story == last.story;
+        let told = |failure: &&Failure| failure.story.is_some_and(|story| health.evident.contains_key(&(life, story)));
         let own = || self.seen.iter().filter(|failure| !failure.evident && (same(failure) || !told(failure)));
         match reason {
             "exhausted" => {
@@ -78,11 +82,16 @@ fn counts(verdict: Verdict) -> bool {
 pub(crate) struct Health {
     phase: Option<Phase>,
     phases: Phase,
-    /// Users whose last verdict from this life was a failure of an attempt outside of any phase.
+    /// Users whose last verdict from this life was a failure.
+    failing: HashSet<(Life, u32, User)>,
+    /// Those of them who were so when the phase began, or who failed with what was on its way then.
     troubled: HashSet<(Life, u32, User)>,
     /// Users that failed in this phase since this life last saw a delivery.
     failed: HashMap<Life, HashSet<(u32, User)>>,
-    evident: HashSet<(Life, Phase)>,
+    /// How many deliveries, or `Unreachable`, each life saw.
+    stories: HashMap<Life, u64>,
+    /// Since when.
+    evident: HashMap<(Life, Story), Duration>,
 }
 
 impl Health {
@@ -90,6 +99,7 @@ impl Health {
         self.phases += 1;
         self.phase = Some(self.phases);
         self.failed.clear();
+        self.troubled = self.failing.clone();
     }
 
     pub(crate) fn phase_ends(&mut self) {
@@ -101,8 +111,14 @@ impl Health {
         self.phase
     }
 
-    pub(crate) fn is_evident(&self, life: Life, phase: Phase) -> bool {
-        self.evident.contains(&(life, phase))
+    /// What this life sees now of the phase in which an attempt began.
+    pub(crate) fn story(&self, life: Life, began_in: Option<Phase>) -> Option<Story> {
+        began_in.map(|phase| (phase, self.stories.get(&life).copied().unwrap_or(0)))
+    }
+
+    /// Whether the outage was evident before this moment. What ends at one moment is seen in any order.
+    pub(crate) fn was_evident(&self, life: Life, story: Story, now: Duration) -> bool {
+        self.evident.get(&(life, story)).is_some_and(|since| *since < now)
     }
 
     /// A verdict that this life saw; `began_in` is the phase in which the attempt began. True where this one made the
@@ -114,30 +130,43 @@ impl Health {
         user: &User,
         failed: Option<Verdict>,
         began_in: Option<Phase>,
+        now: Duration,
     ) -> bool {
         let who = (life, partition, user.clone());
+        match failed {
+            Some(_) => self.failing.insert(who.clone()),
+            None => self.failing.remove(&who),
+        };
         match (failed, began_in) {
             (None, _) => {
                 self.troubled.remove(&who);
                 self.failed.remove(&life);
                 // Somebody is served, by an attempt that was on its way: it takes 5 users again to tell.
-                self.evident.retain(|(of, phase)| *of != life || Some(*phase) != self.phase);
+                *self.stories.entry(life).or_default() += 1;
                 false
             }
             // Who cannot even be reached says nothing new of how it answers, and the next answer begins a new story.
             (Some(Verdict::Unreachable), _) => {
                 self.failed.remove(&life);
-                self.evident.retain(|(of, phase)| *of != life || Some(*phase) != self.phase);
+                *self.stories.entry(life).or_default() += 1;
                 self.troubled.insert(who);
                 false
             }
-            (Some(Verdict::Retry { .. } | Verdict::Refused), Some(phase)) if self.phase == began_in => {
+            (Some(Verdict::Retry { .. } | Verdict::Refused), Some(_)) if self.phase == began_in => {
+                let story = self.story(life, began_in);
                 if self.troubled.contains(&who) {
                     return false;
                 }
                 let failed = self.failed.entry(life).or_default();
                 failed.insert((partition, user.clone()));
-                failed.len() >= USERS_THAT_TELL && self.evident.insert((life, phase))
+                if failed.len() < USERS_THAT_TELL {
+                    return false;
+                }
+                let Some(story) = story.filter(|story| !self.evident.contains_key(&(life, *story))) else {
+                    return false;
+                };
+                self.evident.insert((life, story), now);
+                true
             }
             (Some(_), _) => {
                 self.troubled.insert(who);
@@ -147,8 +176,9 @@ impl Health {
     }
 
     pub(crate) fn forget(&mut self, life: Life) {
+        self.failing.retain(|(of, _, _)| *of != life);
         self.troubled.retain(|(of, _, _)| *of != life);
         self.failed.remove(&life);
-        self.evident.retain(|(of, _)| *of != life);
+        self.evident.retain(|(of, _), _| *of != life);
     }
 }

@@ -27,7 +27,7 @@ use scenario::Scenario;
 const SEEDS: u64 = 2_000;
 const THREADS: u64 = 2;
 /// Lines of a failing seed's trace that are printed.
-const TRACE_LINES: usize = 80;
+const TRACE_LINES: usize = 8000;
 
 fn number(name: &str, otherwise: u64) -> u64 {
     match std::env::var(name) {

@@ -102,6 +102,11 @@ impl Members {
         self.partitions[partition as usize].wanted = life;
     }
 
+    /// Whether every partition is owned by who should own it.
+    pub(crate) fn is_balanced(&self) -> bool {
+        self.partitions.iter().all(|part| part.owner.is_some() && part.owner == part.wanted)
+    }
+
     /// Takes from those who should not own, and gives what is free. Answers how many were taken.
     pub(crate) fn balance(&mut self) -> u64 {
         let now = Instant::now();

@@ -340,7 +340,8 @@ impl Oracle {
         let partitions: Vec<u32> = self.owned.keys().filter(|(l, _)| *l == life).map(|(_, p)| *p).collect();
         for partition in partitions {
             if drained && self.owned[&(life, partition)].lost.is_none() {
-                self.done_is_committed(life, partition, "a drained stop", None);
+                let until = self.owned[&(life, partition)].taken.map(|at| at + self.rules.drain);
+                self.done_is_committed(life, partition, "a drained stop", until);
             }
             self.owned.remove(&(life, partition));
         }

@@ -143,7 +143,10 @@ impl Oracle {
         }
         let before = &offsets[..part.entries[&head].index];
         // What retention took is passed over without a word.
-        let previous = before.iter().rev().copied().find(|o| part.entries[o].dead || !part.entries[o].trimmed);
+        let previous = before.iter().rev().copied().find(|o| {
+            let entry = &part.entries[o];
+            entry.dead || entry.delivered || !entry.trimmed
+        });
         let gap = previous.is_some_and(|offset| part.entries[&offset].dead);
         if run.gap && !gap {
             return Some(format!("{head} is marked as behind a gap, {previous:?} was not given up"));
@@ -174,7 +177,7 @@ impl Oracle {
                 if let Some(owned) = self.ownership_of(&attempt) {
                     owned.done.insert(*offset, now);
                 }
-                self.health.saw(life, partition, &user, None, attempt.phase);
+                self.health.saw(life, partition, &user, None, attempt.phase, now);
             }
             if let (Some(failed), Some(offset)) = (&report.failed, run.get(report.delivered)) {
                 self.failed(&attempt, *offset, failed.verdict, now);
@@ -199,12 +202,13 @@ impl Oracle {
     fn failed(&mut self, attempt: &Attempt, offset: i64, verdict: Verdict, now: Duration) {
         self.counts.failed += 1;
         let user = self.partitions[attempt.partition as usize].entries[&offset].user.clone();
-        let evident = self.health.saw(attempt.life, attempt.partition, &user, Some(verdict), attempt.phase);
+        let evident = self.health.saw(attempt.life, attempt.partition, &user, Some(verdict), attempt.phase, now);
         self.counts.outages_evident += u64::from(evident);
-        let told = attempt.phase.is_some_and(|phase| self.health.is_evident(attempt.life, phase));
+        let story = self.health.story(attempt.life, attempt.phase);
+        let told = story.is_some_and(|story| self.health.was_evident(attempt.life, story, now));
         let retry_after_max = self.rules.retry_after_max;
         if let Some(owned) = self.ownership_of(attempt) {
-            owned.failures.entry(offset).or_default().add(verdict, attempt.phase, told);
+            owned.failures.entry(offset).or_default().add(verdict, story, told);
             if let Verdict::Busy { after: Some(after) } | Verdict::Retry { after: Some(after) } = verdict {
                 owned.not_before.insert(offset, now + after.min(retry_after_max));
             }
@@ -299,25 +303,23 @@ impl Oracle {
         self.health.phase_ends();
     }
 
-    /// The first event that is not settled, if there is one.
-    pub(crate) fn unsettled(&self) -> Option<(u32, i64)> {
+    /// The first event that is not settled, or that no stored state says to be; and which of the two.
+    pub(crate) fn unfinished(&self) -> Option<(u32, i64, &'static str)> {
         self.partitions.iter().zip(0u32..).find_map(|(part, partition)| {
-            let (offset, _) = part.entries.iter().find(|(_, entry)| entry.settled.is_none())?;
-            Some((partition, *offset))
+            let claimed = |offset: i64| part.committed.as_ref().is_some_and(|state| claims(state, offset));
+            part.entries.iter().find_map(|(offset, entry)| match entry.settled {
+                None => Some((partition, *offset, "not settled")),
+                // What retention took while it backed off is passed over at the next start.
+                Some(_) if !entry.trimmed && !claimed(*offset) => Some((partition, *offset, "not committed")),
+                Some(_) => None,
+            })
         })
     }
 
-    /// After a stop in order with nothing left to do: everything is settled, and the stored states say so.
+    /// After a stop in order with nothing left to do.
     pub(crate) fn finished(&mut self) {
-        if let Some((partition, offset)) = self.unsettled() {
-            return self.fail(format!("event {offset} of partition {partition} was never settled"));
-        }
-        let unclaimed = self.partitions.iter().zip(0u32..).find_map(|(part, partition)| {
-            let claimed = |offset: &i64| part.committed.as_ref().is_some_and(|state| claims(state, *offset));
-            part.entries.keys().find(|offset| !claimed(offset)).map(|offset| (partition, *offset))
-        });
-        if let Some((partition, offset)) = unclaimed {
-            self.fail(format!("event {offset} of partition {partition} is settled, and no commit says so"));
+        if let Some((partition, offset, wrong)) = self.unfinished() {
+            self.fail(format!("event {offset} of partition {partition} is {wrong}, at the very end"));
         }
     }
 
