@@ -405,15 +405,17 @@ impl Worker {
         }
         self.hand_overs += 1;
         let mut deadline = Instant::now() + self.shared.config.attempt_timeout;
+        let mut abandoned_at = deadline + limits::ATTEMPT_ABANDON_AFTER;
         if let Some(fence) = self.shared.parts.group.fence() {
-            deadline = deadline.min(fence);
+            // At the fence the next owner may begin: nothing is waited for beyond it.
+            (deadline, abandoned_at) = (deadline.min(fence), abandoned_at.min(fence));
         }
         let destination = Arc::clone(&self.shared.parts.destination);
         let topic = Arc::clone(&self.shared.topic);
         let hand_over = HandOver { topic, partition: self.partition, runs, events, deadline };
         self.outside.spawn(async move {
             let count = hand_over.runs.len();
-            let answer = timeout_at(deadline + limits::ATTEMPT_ABANDON_AFTER, destination.deliver(hand_over)).await;
+            let answer = timeout_at(abandoned_at, destination.deliver(hand_over)).await;
             drop(slot);
             let reports = answer.unwrap_or_else(|_| {
                 let failed = Failed::new(Verdict::Retry { after: None }, "no answer within --attempt-timeout");

@@ -278,7 +278,7 @@ impl<'a> Driver<'a> {
                 let mut value = id.clone().into_bytes();
                 value.resize(value.len() + bytes, b'.');
                 let headers = [(ID, Some(id.as_bytes())), (CONTENT_TYPE, Some(&b"text/plain"[..])), ("x-null", None)];
-                let value = (self.appended % 17 != 0).then_some(value);
+                let value = (!self.appended.is_multiple_of(17)).then_some(value);
                 Record::new(key.as_deref(), value.as_deref(), &headers[..(self.appended % 4) as usize], now_ms)
             })
             .collect();
@@ -308,7 +308,12 @@ impl<'a> Driver<'a> {
             engine: Arc::new(MemoryEngine(handle.clone())),
             log: Arc::new(MemoryLog { handle: handle.clone(), topic: TOPIC.to_owned() }),
             group: group.clone(),
-            destination: Arc::new(MemoryDestination { handle, limits: self.scenario.limits, group }),
+            destination: Arc::new(MemoryDestination {
+                handle,
+                limits: self.scenario.limits,
+                attempt_timeout: self.scenario.config.attempt_timeout,
+                group,
+            }),
         };
         let (stop, stopped) = oneshot::channel::<()>();
         let (config, world) = (self.scenario.config.clone(), Arc::clone(&self.world));
@@ -441,11 +446,12 @@ impl<'a> Driver<'a> {
     async fn settle_everything(&mut self) {
         self.calm = true;
         self.world.spare_everybody();
-        let mut state = self.world.lock();
-        state.rates = crate::world::Rates::default();
-        state.behaviour.calm();
-        state.oracle.phase_ends();
-        drop(state);
+        {
+            let mut state = self.world.lock();
+            state.rates = crate::world::Rates::default();
+            state.behaviour.calm();
+            state.oracle.phase_ends();
+        }
         let config = &self.scenario.config;
         let try_max = config.attempt_timeout + Duration::from_secs(12);
         let limit = self.world.now() + (try_max * (self.appended as u32 + 10) * (config.attempts + 1)).min(CALM_MAX);

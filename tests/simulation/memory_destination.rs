@@ -9,6 +9,7 @@ use eventd::core::event::Event;
 use eventd::core::verdict::{Failed, Report, Verdict};
 use eventd::destination::{Destination, HandOver, HandOverLimits};
 use eventd::group::Group as _;
+use eventd::limits::ATTEMPT_ABANDON_AFTER;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::Instant;
@@ -118,6 +119,7 @@ fn chosen(way: u32) -> Fate {
 pub(crate) struct MemoryDestination {
     pub(crate) handle: Handle,
     pub(crate) limits: HandOverLimits,
+    pub(crate) attempt_timeout: Duration,
     pub(crate) group: Arc<crate::memory_group::MemoryGroup>,
 }
 
@@ -195,7 +197,8 @@ impl Destination for MemoryDestination {
                     let life = handle.life;
                     state.oracle.fail(format!("an attempt of life {life} until {deadline:?}, its fence is {fence:?}"));
                 }
-                let id = state.oracle.started(handle.life, hand_over.partition, &runs, deadline, now);
+                let until = (now + self.attempt_timeout + ATTEMPT_ABANDON_AFTER).min(fence.unwrap_or(Duration::MAX));
+                let id = state.oracle.started(handle.life, hand_over.partition, &runs, until, now);
                 let offsets: Vec<Vec<i64>> =
                     runs.iter().map(|run| run.events.iter().map(|event| event.offset).collect()).collect();
                 state.note(now, handle.life, format_args!("attempt {id} in {}: {offsets:?}", hand_over.partition));

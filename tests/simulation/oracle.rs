@@ -91,7 +91,8 @@ struct Attempt {
     ownership: u64,
     /// The phase of an outage in which it began.
     phase: Option<Phase>,
-    deadline: Duration,
+    /// Until when dispatch waits for its answer.
+    until: Duration,
     runs: Vec<Vec<i64>>,
 }
 

@@ -7,7 +7,7 @@ pub(crate) struct Random(u64);
 
 impl Random {
     pub(crate) fn new(seed: u64) -> Self {
-        let mut random = Self(seed ^ 0x5eed_0f_e7e7_d000);
+        let mut random = Self(seed ^ 0x5eed_0fe7_e7d0_0000);
         random.next();
         random
     }

@@ -15,13 +15,13 @@ pub(crate) struct Handed {
 }
 
 impl Oracle {
-    /// An attempt begins. Answers with its number.
+    /// An attempt begins, and is waited for until `until`. Answers with its number.
     pub(crate) fn started(
         &mut self,
         life: Life,
         partition: u32,
         runs: &[Handed],
-        deadline: Duration,
+        until: Duration,
         now: Duration,
     ) -> u64 {
         let id = self.next_attempt;
@@ -47,7 +47,7 @@ impl Oracle {
         let runs = runs.iter().map(|run| run.events.iter().map(|event| event.offset).collect()).collect();
         let ownership = self.owned.get(&(life, partition)).map_or(0, |owned| owned.number);
         let phase = self.health.phase();
-        self.attempts.insert(id, Attempt { life, partition, ownership, phase, deadline, runs });
+        self.attempts.insert(id, Attempt { life, partition, ownership, phase, until, runs });
         id
     }
 
@@ -82,7 +82,6 @@ impl Oracle {
         let user = first.record.key().map(<[u8]>::to_vec);
         let busy = |attempt: &&Attempt| {
             attempt.partition == partition
-                && (attempt.life == life || attempt.deadline > now)
                 && attempt.runs.iter().any(|run| run.first().is_some_and(|o| part.entries[o].user == user))
         };
         if let Some(other) = self.attempts.values().find(busy) {
@@ -185,11 +184,11 @@ impl Oracle {
         }
     }
 
-    /// The attempt was dropped before it answered. Past its deadline that is a time-out, which counts as a failure;
-    /// before it the owner ended, or lost the partition, and nobody saw a verdict.
+    /// The attempt was dropped before it answered. When it was waited for long enough that is a time-out, which counts
+    /// as a failure; before, the owner ended or lost the partition, and nobody saw a verdict.
     pub(crate) fn dropped(&mut self, id: u64, now: Duration) {
         let attempt = self.attempts.remove(&id).expect("an attempt ends once");
-        if now < attempt.deadline {
+        if now < attempt.until || self.ownership_of(&attempt).is_none_or(|owned| owned.lost.is_some()) {
             return;
         }
         for run in &attempt.runs {
