@@ -74,7 +74,7 @@ impl Ids {
 /// One event or an array of them.
 pub(super) fn json(body: &[u8], context: Context<'_>) -> Result<Batch, Box<Problem>> {
     let text = utf8(body)?;
-    let mut builder = Builder::new(context);
+    let mut builder = Builder::new(context, EVENT_OR_EVENTS);
     let mut json = serde_json::Deserializer::from_str(text);
     let read = Document(&mut builder).deserialize(&mut json).and_then(|()| json.end());
     builder.end(read, text, 0)?;
@@ -84,7 +84,7 @@ pub(super) fn json(body: &[u8], context: Context<'_>) -> Result<Batch, Box<Probl
 /// One event a line; empty lines are passed over.
 pub(super) fn ndjson(body: &[u8], context: Context<'_>) -> Result<Batch, Box<Problem>> {
     let text = utf8(body)?;
-    let mut builder = Builder::new(context);
+    let mut builder = Builder::new(context, EVENT);
     let mut begin = 0;
     for line in text.split_inclusive('\n') {
         if !line.trim_ascii().is_empty() {
@@ -105,11 +105,16 @@ fn utf8(body: &[u8]) -> Result<&str, Box<Problem>> {
     })
 }
 
+const EVENT_OR_EVENTS: &str = "an event (an object) or an array of events";
+const EVENT: &str = "an event (an object)";
+
 struct Builder<'c> {
     context: Context<'c>,
     batch: Batch,
     /// The headers of the event at hand.
     headers: Vec<u8>,
+    /// What has to stand where reading is.
+    expected: &'static str,
     /// Why reading was broken off, where it is not the JSON's fault.
     problem: Option<Box<Problem>>,
 }
@@ -127,8 +132,8 @@ enum Field {
 type Given<'de> = Option<(&'static str, &'de RawValue)>;
 
 impl<'c> Builder<'c> {
-    fn new(context: Context<'c>) -> Self {
-        Self { context, batch: Batch::default(), headers: Vec::new(), problem: None }
+    fn new(context: Context<'c>, expected: &'static str) -> Self {
+        Self { context, batch: Batch::default(), headers: Vec::new(), expected, problem: None }
     }
 
     /// Keeps the problem and makes the error that breaks reading off.
@@ -143,14 +148,19 @@ impl<'c> Builder<'c> {
         if let Some(problem) = self.problem.take() {
             return Err(problem);
         }
-        let said = error.to_string();
-        let said = said.rsplit_once(" at line ").map_or(said.as_str(), |(said, _)| said);
         let (kind, position) = match error.classify() {
             Category::Eof => (MALFORMED_JSON, begin + text.len()),
             Category::Data => (NOT_AN_EVENT, begin + position(text, &error)),
             Category::Syntax | Category::Io => (MALFORMED_JSON, begin + position(text, &error)),
         };
-        let detail = format!("{said}, at byte {position}");
+        let detail = if kind == NOT_AN_EVENT {
+            // serde_json would repeat what stands there, which may be the whole body.
+            format!("{} was expected, at byte {position}", self.expected)
+        } else {
+            let said = error.to_string();
+            let said = said.rsplit_once(" at line ").map_or(said.as_str(), |(said, _)| said);
+            format!("{said}, at byte {position}")
+        };
         Err(Problem::new(kind, detail).index(self.batch.records.len()).position(position))
     }
 
@@ -272,10 +282,11 @@ impl<'de> Visitor<'de> for Document<'_, '_> {
     type Value = ();
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("an event (an object) or an array of events")
+        f.write_str(EVENT_OR_EVENTS)
     }
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut events: A) -> Result<(), A::Error> {
+        self.0.expected = EVENT;
         while events.next_element_seed(Object(self.0))?.is_some() {}
         Ok(())
     }
@@ -300,7 +311,7 @@ impl<'de> Visitor<'de> for Object<'_, '_> {
     type Value = ();
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("an event (an object)")
+        f.write_str(EVENT)
     }
 
     fn visit_map<A: MapAccess<'de>>(self, mut fields: A) -> Result<(), A::Error> {

@@ -62,6 +62,25 @@ async fn neither_object_nor_array_is_no_event() {
 }
 
 #[tokio::test]
+async fn an_answer_never_repeats_much_of_the_body() {
+    let long = "\x7f".repeat(60_000);
+    let (one, many) = ("an event (an object)", "an event (an object) or an array of events");
+    for (content_type, body, expected) in [
+        ("application/json", format!("\"{long}\""), many),
+        ("application/json", format!("[\"{long}\"]"), one),
+        ("application/x-ndjson", format!("\"{long}\""), one),
+    ] {
+        let problem = refused(content_type, body).await;
+        assert_says(&problem, json!({"code": "not-an-event", "index": 0}));
+        let detail = problem["detail"].as_str().unwrap();
+        assert!(detail.starts_with(&format!("{expected} was expected, at byte ")), "{detail}");
+    }
+    let problem = refused_json(&format!(r#"{{"{long}":1}}"#)).await;
+    assert_says(&problem, json!({"code": "unknown-field", "index": 0}));
+    assert!(problem.to_string().len() < 1_000, "{problem}");
+}
+
+#[tokio::test]
 async fn an_unknown_field_is_named() {
     for field in ["userid", "USERID", "UserId", "payLoad", "", "Time"] {
         let body = format!(r#"[{GOOD},{{"UserID":"u","Payload":1,"{field}":2}}]"#);
