@@ -16,10 +16,12 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-/// The bytes of a line that are kept: enough for the two headers and the size of a chunk. A longer line cannot be one
-/// of them, unless it is padded; then watching ends, and hyper's own rule (Transfer-Encoding wins, and the connection
-/// is closed after it) stays.
+/// The bytes of a line that are kept: enough for the names of the two headers, a length and the size of a chunk. A
+/// length that is padded beyond it cannot be read; it still counts as one of two lengths.
 const LINE_BYTES_KEPT: usize = 128;
+
+/// Stands for a Content-Length that cannot be read.
+const UNREADABLE: u64 = u64::MAX;
 
 /// Which request of a connection says its length twice, counted from 1; 0 while none does.
 #[derive(Debug, Default)]
@@ -165,19 +167,23 @@ impl Framing {
                         self.mark.0.store(self.heads, Ordering::Release);
                         State::Over
                     }
-                    (_, true) => State::ChunkSize,
+                    (None, true) => State::ChunkSize,
+                    // Where the next head begins is not known. hyper refuses it, unless it is only padded: then
+                    // hyper's own rule (Transfer-Encoding wins) stays for the requests behind it.
+                    (Some(UNREADABLE), false) => State::Over,
                     (None | Some(0), false) => NEXT_HEAD,
                     (Some(length), false) => State::Body(length),
                 }
             }
             State::Head { length, chunked, .. } => match header(line) {
                 Some(Header::TransferEncoding) => State::Head { begun: true, length, chunked: true },
-                Some(Header::ContentLength(Some(length))) if !cut => {
+                // One that cannot be read stays so whatever follows: only the head's end tells whether it is one of
+                // two, and its line may come before the other one or after it.
+                Some(Header::ContentLength(_)) if length == Some(UNREADABLE) => self.state,
+                Some(Header::ContentLength(read)) => {
+                    let length = read.filter(|_| !cut).unwrap_or(UNREADABLE);
                     State::Head { begun: true, length: Some(length), chunked }
                 }
-                // One that cannot be read is still one of two, and hyper refuses it where it is alone.
-                Some(Header::ContentLength(_)) if chunked => State::Head { begun: true, length: Some(0), chunked },
-                Some(Header::ContentLength(_)) => State::Over,
                 None => self.state,
             },
             State::ChunkSize => match chunk_size(line) {
@@ -234,6 +240,25 @@ mod tests {
                            19;x=y\r\ncontent-length: 1\r\n\r\n\r\n\r\n\r\n0\r\ncontent-length: 7\r\n\r\n";
     const TWICE: &str = "POST /events HTTP/1.1\r\nCONTENT-length: 3\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n";
     const TWICE_TURNED: &str = "POST / HTTP/1.1\r\ntransfer-encoding:chunked\r\ncontent-length:x\r\n\r\n";
+
+    #[test]
+    fn a_length_that_cannot_be_read_is_one_of_two() {
+        let chunked = "Transfer-Encoding: chunked\r\n";
+        let padded = [format!("Content-Length:{}3\r\n", " ".repeat(200)), format!("Content-Length: {:0200}\r\n", 3)];
+        for length in padded.iter().map(String::as_str).chain(["Content-Length: x\r\n", "Content-Length:\r\n"]) {
+            for headers in [
+                format!("{length}{chunked}"),
+                format!("{chunked}{length}"),
+                format!("{length}Content-Length: 3\r\n{chunked}"),
+                format!("Content-Length: 3\r\n{length}Host: x\r\n{chunked}"),
+            ] {
+                assert_eq!(marked(&format!("POST / HTTP/1.1\r\n{headers}\r\n"), 7), 1, "{headers}");
+            }
+            for headers in [length.to_owned(), format!("{length}Content-Length: 0\r\n")] {
+                assert_eq!(marked(&format!("POST / HTTP/1.1\r\n{headers}\r\n{TWICE}"), 7), 0, "{headers}");
+            }
+        }
+    }
 
     proptest! {
         #[test]
