@@ -178,6 +178,11 @@ pub const HEADER_TIMEOUT_MAX: Duration = Duration::from_secs(3600);
 /// reset connection. A longer one costs the connection.
 pub const REFUSED_BODY_BYTES_MAX: u64 = 8 * 1024 * 1024;
 
+/// How long writing an answer may take from the first time the client's side is full until all of it is written: an
+/// answer is small beside what the kernel buffers, so a client that has not read by then has stopped reading, and would
+/// hold one of `--max-connections` for ever.
+pub const ANSWER_WRITE_MAX: Duration = Duration::from_secs(30);
+
 /// How long accepting waits after the system had no descriptor or memory for a connection: it would fail again at once.
 pub const ACCEPT_RETRY_DELAY: Duration = Duration::from_millis(100);
 

@@ -1,6 +1,6 @@
-//! Finds requests that say their length twice, with Content-Length and with Transfer-Encoding.
+//! The stream under hyper: finds requests that say their length twice, and ends connections whose answers nobody reads.
 //!
-//! Two programs that each believe another of the two see different requests in the same bytes (request smuggling), so
+//! Of Content-Length and Transfer-Encoding, two programs that each believe another see different requests in the same bytes (request smuggling), so
 //! such a request is refused. hyper follows Transfer-Encoding, drops the other header and tells nobody; therefore the
 //! bytes are watched on their way to it, only as far as needed to know where each head begins.
 //!
@@ -14,7 +14,9 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll};
+use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::time::{Sleep, sleep};
 
 /// The bytes of a line that are kept: enough for the names of the two headers, a length and the size of a chunk. A
 /// length that is padded beyond it cannot be read; it still counts as one of two lengths.
@@ -34,17 +36,33 @@ impl Mark {
     }
 }
 
-/// A connection whose incoming bytes are watched.
+/// A connection whose incoming bytes are watched, and whose outgoing bytes have to be read in time.
 #[derive(Debug)]
 pub(super) struct Watched<S> {
     stream: S,
     framing: Framing,
+    write_max: Duration,
+    /// Runs from the first write that found no room until all was written.
+    stalled: Option<Pin<Box<Sleep>>>,
 }
 
 impl<S> Watched<S> {
-    pub(super) fn new(stream: S) -> (Self, Arc<Mark>) {
+    /// `write_max` is how long a write may go on from the first time it finds no room until all is flushed; then it
+    /// fails with `TimedOut`.
+    pub(super) fn new(stream: S, write_max: Duration) -> (Self, Arc<Mark>) {
         let mark = Arc::<Mark>::default();
-        (Self { stream, framing: Framing::new(mark.clone()) }, mark)
+        (Self { stream, framing: Framing::new(mark.clone()), write_max, stalled: None }, mark)
+    }
+
+    /// A write that moved some bytes leaves the time running: a byte now and then would make an answer last for ever.
+    fn in_time(&mut self, cx: &mut Context<'_>, written: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
+        if written.is_pending() {
+            let stalled = self.stalled.get_or_insert_with(|| Box::pin(sleep(self.write_max)));
+            if stalled.as_mut().poll(cx).is_ready() {
+                return Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, "the client does not read")));
+            }
+        }
+        written
     }
 }
 
@@ -61,11 +79,17 @@ impl<S: AsyncRead + Unpin> AsyncRead for Watched<S> {
 
 impl<S: AsyncWrite + Unpin> AsyncWrite for Watched<S> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(cx, bytes)
+        let written = Pin::new(&mut self.stream).poll_write(cx, bytes);
+        self.in_time(cx, written)
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(cx)
+        let flushed = Pin::new(&mut self.stream).poll_flush(cx);
+        // hyper flushes once it has written all that it holds.
+        if flushed.is_ready() {
+            self.stalled = None;
+        }
+        flushed
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -77,7 +101,8 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Watched<S> {
         cx: &mut Context<'_>,
         slices: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write_vectored(cx, slices)
+        let written = Pin::new(&mut self.stream).poll_write_vectored(cx, slices);
+        self.in_time(cx, written)
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -225,6 +250,8 @@ fn chunk_size(line: &[u8]) -> Option<u64> {
 mod tests {
     use super::*;
     use proptest::prelude::*;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt, duplex};
+    use tokio::time::Instant;
 
     /// The number of the marked request after these bytes came in pieces of this size.
     fn marked(bytes: &str, piece: usize) -> u64 {
@@ -240,6 +267,46 @@ mod tests {
                            19;x=y\r\ncontent-length: 1\r\n\r\n\r\n\r\n\r\n0\r\ncontent-length: 7\r\n\r\n";
     const TWICE: &str = "POST /events HTTP/1.1\r\nCONTENT-length: 3\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n";
     const TWICE_TURNED: &str = "POST / HTTP/1.1\r\ntransfer-encoding:chunked\r\ncontent-length:x\r\n\r\n";
+
+    const WRITE_MAX: Duration = Duration::from_millis(100);
+
+    #[tokio::test(start_paused = true)]
+    async fn a_client_that_does_not_read_or_only_a_byte_now_and_then_is_given_up() {
+        for reads in [false, true] {
+            let (mut client, server) = duplex(16);
+            let (mut watched, _) = Watched::new(server, WRITE_MAX);
+            let reader = tokio::spawn(async move {
+                while reads && client.read_u8().await.is_ok() {
+                    sleep(WRITE_MAX / 4).await;
+                }
+                client
+            });
+            let begun = Instant::now();
+            let error = watched.write_all(&[b'x'; 64]).await.unwrap_err();
+            assert_eq!(error.kind(), io::ErrorKind::TimedOut);
+            assert!(begun.elapsed() >= WRITE_MAX && begun.elapsed() < 2 * WRITE_MAX, "{:?}", begun.elapsed());
+            drop(watched);
+            reader.await.unwrap();
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn every_answer_has_its_own_time() {
+        let (mut client, server) = duplex(16);
+        let (mut watched, _) = Watched::new(server, WRITE_MAX);
+        let reader = tokio::spawn(async move {
+            let mut answer = [0; 17];
+            for _ in 0..4 {
+                sleep(WRITE_MAX * 3 / 4).await;
+                client.read_exact(&mut answer).await.unwrap();
+            }
+        });
+        for _ in 0..4 {
+            watched.write_all(&[b'x'; 17]).await.unwrap();
+            watched.flush().await.unwrap();
+        }
+        reader.await.unwrap();
+    }
 
     #[test]
     fn a_length_that_cannot_be_read_is_one_of_two() {

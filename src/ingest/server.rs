@@ -16,7 +16,7 @@ use super::problem::{
 };
 use super::{Config, Throttle};
 use crate::core::outcome::{Certainty, Failure};
-use crate::limits::{HEADER_TIMEOUT_MAX, HTTP_BUFFER_BYTES_MAX, TRACEPARENT_BYTES_MAX};
+use crate::limits::{ANSWER_WRITE_MAX, HEADER_TIMEOUT_MAX, HTTP_BUFFER_BYTES_MAX, TRACEPARENT_BYTES_MAX};
 use crate::log::Log;
 use bytes::Bytes;
 use http::header::{CONTENT_ENCODING, CONTENT_TYPE, EXPECT};
@@ -54,7 +54,7 @@ pub(super) async fn serve(stream: TcpStream, shared: Arc<Shared>, mut stopping: 
         return;
     }
     let header_timeout = shared.config.header_timeout.min(HEADER_TIMEOUT_MAX);
-    let (stream, mark) = Watched::new(stream);
+    let (stream, mark) = Watched::new(stream, ANSWER_WRITE_MAX);
     let requests = AtomicU64::new(0);
     let service = service_fn(move |request| {
         let ambiguous = mark.is_on(requests.fetch_add(1, Ordering::Relaxed) + 1);
