@@ -95,13 +95,14 @@ pub struct Shared {
     #[arg(long, value_name = "N", env = "EVENTD_PARTITIONS", value_parser = partitions)]
     pub partitions: Option<u32>,
 
-    /// How long events are kept
-    #[arg(long, value_name = "DURATION", env = "EVENTD_RETENTION", default_value = "7d", value_parser = above_zero)]
-    pub retention: Duration,
+    /// How long events are kept, from now on; without it an existing topic keeps what it has [default: 7d, where the
+    /// topic is made]
+    #[arg(long, value_name = "DURATION", env = "EVENTD_RETENTION", value_parser = above_zero)]
+    pub retention: Option<Duration>,
 
-    /// How long dead letters are kept
-    #[arg(long, value_name = "DURATION", env = "EVENTD_DEAD_RETENTION", default_value = "30d", value_parser = above_zero)]
-    pub dead_retention: Duration,
+    /// How long dead letters are kept, in the same way [default: 30d, where their topic is made]
+    #[arg(long, value_name = "DURATION", env = "EVENTD_DEAD_RETENTION", value_parser = above_zero)]
+    pub dead_retention: Option<Duration>,
 
     /// Size of the database from which on ingest answers 503
     #[arg(long, value_name = "SIZE", env = "EVENTD_MAX_DB_BYTES", default_value = "64GiB", value_parser = some_bytes)]

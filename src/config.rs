@@ -19,6 +19,12 @@ const WEBHOOK_SECRET: &str = "EVENTD_WEBHOOK_SECRET";
 /// Partitions of a topic that is made, where `--partitions` does not say.
 const PARTITIONS: u32 = 3;
 
+/// How long a topic that is made keeps its records, where `--retention` does not say.
+const RETENTION: Duration = Duration::from_secs(7 * 24 * 3600);
+
+/// The same of dead letters and `--dead-retention`.
+const DEAD_RETENTION: Duration = Duration::from_secs(30 * 24 * 3600);
+
 /// The longest of what a side topic's name has behind the destination's.
 const LONGEST_SUFFIX: &str = ".state";
 
@@ -155,15 +161,16 @@ fn log(flags: &cli::Shared) -> Log {
     Log {
         engine: flags.url.clone(),
         settings: log::sqlite::Settings {
-            retention: Some(flags.retention),
-            dead_retention: Some(flags.dead_retention),
+            // Only what was typed: a default must not shorten what another process was told to keep.
+            retention: flags.retention,
+            dead_retention: flags.dead_retention,
             max_db_bytes: Some(flags.max_db_bytes),
             create: true,
         },
         topic: flags.topic.clone(),
         create: log::CreateTopic {
             partitions: flags.partitions.unwrap_or(PARTITIONS),
-            retention: Some(flags.retention),
+            retention: Some(flags.retention.unwrap_or(RETENTION)),
         },
         partitions_asked: flags.partitions,
     }
@@ -210,7 +217,7 @@ fn deliveries(
         start: flags.start,
         on_gap: flags.on_gap,
         drain,
-        dead_retention: shared.dead_retention,
+        dead_retention: shared.dead_retention.unwrap_or(DEAD_RETENTION),
         seed: any_number(),
     };
     let drill = (flags.reliability > 0)

@@ -292,6 +292,21 @@ fn a_duration_without_a_unit_and_a_zero_without_sense_are_refused() {
 }
 
 #[test]
+fn a_retention_that_one_process_was_told_outlives_the_default_of_another() {
+    let folder = tempfile::tempdir().unwrap();
+    let told = Program::start(folder.path(), &[&["ingest", "--retention", "30d"], &ANY_PORT[..]].concat());
+    told.address();
+    let plain = Program::start(folder.path(), &["dispatch", "--dest", "null:"]);
+    plain.wait_for(&["delivering"]);
+    let retained = rusqlite::Connection::open(folder.path().join("eventd.db")).unwrap().query_row(
+        "SELECT retention_ms FROM topics WHERE name = 'user-events'",
+        [],
+        |row| row.get::<_, i64>(0),
+    );
+    assert_eq!(retained, Ok(30 * 24 * 3_600_000));
+}
+
+#[test]
 fn a_database_that_is_not_ours_is_refused_and_left_as_it_is() {
     let folder = tempfile::tempdir().unwrap();
     std::fs::write(folder.path().join("text"), "this is no database, and longer than one page's header\n".repeat(20))

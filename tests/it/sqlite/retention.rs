@@ -108,6 +108,22 @@ async fn the_retention_that_is_given_wins_over_what_the_topic_was_made_with() {
     assert_eq!(dead.earliest(0).await, Ok(0));
 }
 
+#[tokio::test]
+async fn a_process_that_was_told_nothing_of_retention_leaves_what_is_stored() {
+    let embedded = fixture().await;
+    let typed = Settings { retention: Some(720 * HOUR), dead_retention: Some(721 * HOUR), ..Settings::default() };
+    let engine = Sqlite::open(embedded.path(), typed).await.unwrap();
+    let plain = embedded.again().await;
+    for (topic, kept_hours) in [("events", 720), ("events.file-1.dead", 721)] {
+        open(&engine, topic, Some(HOUR)).await;
+        open(&plain, topic, Some(HOUR)).await;
+        let stored = embedded
+            .plain()
+            .query_row("SELECT retention_ms FROM topics WHERE name = ?1", [topic], |row| row.get::<_, i64>(0));
+        assert_eq!(stored, Ok(kept_hours * HOUR.as_millis() as i64), "{topic}");
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_full_database_refuses_events_and_still_takes_what_settles_them() {
     let embedded = with(Settings { max_db_bytes: Some(4 << 20), ..Settings::default() }).await;
