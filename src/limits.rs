@@ -152,6 +152,10 @@ pub const HOUSEKEEPING_INTERVAL: Duration = Duration::from_secs(1);
 /// Records that are removed in one transaction: others wait for it.
 pub const TRIM_RECORDS_MAX: usize = 2_000;
 
+/// How long a partition is left as it is after its trimming met damage: nobody repairs that from one second to the next,
+/// and each try is a log line.
+pub const TRIM_DAMAGED_AGAIN_AFTER: Duration = Duration::from_secs(3600);
+
 /// A group that committed this recently keeps what it has not settled from being removed.
 pub const RETENTION_PROTECTION: Duration = Duration::from_secs(7 * 24 * 3600);
 

@@ -2,8 +2,10 @@
 
 use super::schema;
 use super::write::now_ms;
-use crate::limits::{RETENTION_PROTECTION, TRIM_RECORDS_MAX, WRITE_GROUP_BYTES_MAX};
+use crate::limits::{RETENTION_PROTECTION, TRIM_DAMAGED_AGAIN_AFTER, TRIM_RECORDS_MAX, WRITE_GROUP_BYTES_MAX};
 use rusqlite::Connection;
+use std::collections::HashMap;
+use std::time::Instant;
 
 /// One step: the records of a partition below an offset.
 #[derive(Debug, Clone, Copy)]
@@ -16,9 +18,11 @@ pub(super) struct Step {
 /// Looks through the partitions, round after round.
 #[derive(Debug, Default)]
 pub(super) struct Trimmer {
-    /// The partition where the last step was: the next one begins behind it, so that one with much to remove does not
-    /// keep the others from their turn.
+    /// The partition that was last looked at: the next step begins behind it, so that one with much to remove, or with
+    /// damage, does not keep the others from their turn.
     at: (i64, u32),
+    /// Partitions with damage in what is past its retention, and when it was met.
+    damaged: HashMap<(i64, u32), Instant>,
 }
 
 impl Trimmer {
@@ -34,14 +38,33 @@ impl Trimmer {
         while let Some(row) = rows.next()? {
             let (topic, partition): (i64, u32) = (row.get(0)?, row.get(1)?);
             let (earliest, next, retention_ms): (i64, i64, i64) = (row.get(2)?, row.get(3)?, row.get(4)?);
+            if self.rests((topic, partition)) {
+                continue;
+            }
+            self.at = (topic, partition);
             let end = needed_from(connection, topic, partition)?.map_or(next, |needed| needed.min(next));
             let until = expired_until(connection, (topic, partition), earliest..end, now_ms() - retention_ms)?;
             if until > earliest {
-                self.at = (topic, partition);
                 return Ok(Some(Step { topic, partition, until }));
             }
         }
         Ok(None)
+    }
+
+    /// Lets the partition rest where the last step met damage, and says so. `false`: it was resting already, so the
+    /// damage is not there, and looking on at once would meet it again.
+    pub(super) fn damaged(&mut self, error: &rusqlite::Error) -> bool {
+        if self.rests(self.at) {
+            return false;
+        }
+        let (topic, partition) = self.at;
+        tracing::error!(topic, partition, %error, "records past their retention are damaged and stay");
+        self.damaged.insert(self.at, Instant::now());
+        true
+    }
+
+    fn rests(&self, partition: (i64, u32)) -> bool {
+        self.damaged.get(&partition).is_some_and(|met| met.elapsed() < TRIM_DAMAGED_AGAIN_AFTER)
     }
 
     /// Removes the step's records, in the transaction that was begun.

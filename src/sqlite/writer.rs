@@ -11,6 +11,7 @@
 //! |---|---|---|
 //! | another process keeps the database busy | refused, `log-busy` | as before |
 //! | disk or `--max-db-bytes` full | refused, `log-full`; commits and dead letters are tried again by themselves | as before, once there is room |
+//! | damage that trimming meets | (none) | as before; the records stay |
 //! | any other before `COMMIT` | refused, `log-lost`: without its last frame a transaction is nothing | lost |
 //! | any other in `COMMIT` | unknown, `log-lost` | lost |
 //!
@@ -290,6 +291,8 @@ impl Writer {
                 self.mind_the_wal();
                 true
             }
+            // Rolled back, and nobody was promised anything: the log goes on, and only these records stay.
+            Err(Failed::Before(error)) if is_damage(&error) && connection.is_autocommit() => trimmer.damaged(&error),
             Err(failed) => {
                 self.note(&failed);
                 false
@@ -316,6 +319,10 @@ impl Writer {
             });
         }
     }
+}
+
+fn is_damage(error: &rusqlite::Error) -> bool {
+    error.sqlite_error_code() == Some(ErrorCode::DatabaseCorrupt)
 }
 
 fn refuse(group: Vec<Waiting>, failure: &Failure) {

@@ -7,6 +7,7 @@ use eventd::core::progress::State;
 use eventd::group::sqlite::{WhenHeld, join};
 use eventd::log::sqlite::{Settings, Sqlite};
 use eventd::log::{CreateTopic, Engine, FetchError, Log};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use tokio::time::timeout;
@@ -122,6 +123,40 @@ async fn a_process_that_was_told_nothing_of_retention_leaves_what_is_stored() {
             .query_row("SELECT retention_ms FROM topics WHERE name = ?1", [topic], |row| row.get::<_, i64>(0));
         assert_eq!(stored, Ok(kept_hours * HOUR.as_millis() as i64), "{topic}");
     }
+}
+
+/// Spoils the page with the first of the `marker`s.
+fn spoil(database: &Path, marker: &[u8]) {
+    let mut bytes = std::fs::read(database).unwrap();
+    let at = bytes.windows(marker.len()).position(|window| window == marker).expect("the marker is in the file");
+    let page_bytes = usize::from(u16::from_be_bytes([bytes[16], bytes[17]]));
+    // Its first byte says what kind of page it is.
+    bytes[at / page_bytes * page_bytes] = 0xff;
+    std::fs::write(database, bytes).unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn damage_among_what_may_go_stops_neither_the_log_nor_other_partitions() {
+    let embedded = fixture().await;
+    for topic in ["damaged", "sound"] {
+        let log = open(&embedded.engine, topic, None).await;
+        let records = (0..100).map(|n| {
+            let payload = format!("{topic}-{n:03}{}", "x".repeat(500));
+            Record::new(Some(b"user"), Some(payload.as_bytes()), &[], now_ms() - 2 * HOUR.as_millis() as i64)
+        });
+        log.append(0, records.collect()).await.unwrap();
+    }
+    embedded.plain().query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(())).unwrap();
+    // A copy, which no connection has in its cache.
+    let copy = embedded.folder.path().join("copy.db");
+    std::fs::copy(embedded.path(), &copy).unwrap();
+    spoil(&copy, b"damaged-050");
+    let settings = Settings { retention: Some(HOUR), create: true, ..Settings::default() };
+    let engine = Sqlite::open(copy, settings).await.unwrap();
+    let (damaged, sound) = (open(&engine, "damaged", None).await, open(&engine, "sound", None).await);
+    begins_at(&*sound, 100).await;
+    assert_eq!(damaged.append(0, vec![aged(Duration::ZERO)]).await, Ok(100));
+    assert_eq!(damaged.earliest(0).await, Ok(0), "what is damaged stays");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
