@@ -152,6 +152,14 @@ pub const HOUSEKEEPING_INTERVAL: Duration = Duration::from_secs(1);
 /// Records that are removed in one transaction: others wait for it.
 pub const TRIM_RECORDS_MAX: usize = 2_000;
 
+/// How far the wall clock gets ahead of the monotonic one between two looks at both, a second apart, before it counts as
+/// a jump: clocks that are kept in step by small corrections stay far below.
+pub const CLOCK_JUMP: Duration = Duration::from_secs(60);
+
+/// How long nothing is removed after one: until each destination that is at work has committed again, though nothing
+/// changed, and a minute for it to do so.
+pub const TRIM_AFTER_CLOCK_JUMP: Duration = Duration::from_secs(COMMIT_UNCHANGED_INTERVAL.as_secs() + 60);
+
 /// How long a partition is left as it is after its trimming met damage: nobody repairs that from one second to the next,
 /// and each try is a log line.
 pub const TRIM_DAMAGED_AGAIN_AFTER: Duration = Duration::from_secs(3600);

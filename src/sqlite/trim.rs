@@ -2,7 +2,10 @@
 
 use super::schema;
 use super::write::now_ms;
-use crate::limits::{RETENTION_PROTECTION, TRIM_DAMAGED_AGAIN_AFTER, TRIM_RECORDS_MAX, WRITE_GROUP_BYTES_MAX};
+use crate::limits::{
+    CLOCK_JUMP, RETENTION_PROTECTION, TRIM_AFTER_CLOCK_JUMP, TRIM_DAMAGED_AGAIN_AFTER, TRIM_RECORDS_MAX,
+    WRITE_GROUP_BYTES_MAX,
+};
 use rusqlite::Connection;
 use std::collections::HashMap;
 use std::time::Instant;
@@ -23,11 +26,39 @@ pub(super) struct Trimmer {
     at: (i64, u32),
     /// Partitions with damage in what is past its retention, and when it was met.
     damaged: HashMap<(i64, u32), Instant>,
+    clock: Clock,
+}
+
+/// Tells of a wall clock that jumps ahead, also by a suspend. All commits look old then, and those of a destination
+/// that is at work must not lose their protection before it could commit again.
+#[derive(Debug, Default)]
+struct Clock {
+    /// The last look at both clocks; the wall's in milliseconds since the Unix epoch.
+    last: Option<(Instant, i64)>,
+    jumped: Option<Instant>,
+}
+
+impl Clock {
+    /// Whether the age of a commit can be trusted.
+    fn is_steady(&mut self, now: Instant, wall_ms: i64) -> bool {
+        if let Some((then, then_ms)) = self.last.replace((now, wall_ms)) {
+            let passed_ms = now.duration_since(then).as_millis() as i64;
+            let ahead_ms = wall_ms.saturating_sub(then_ms).saturating_sub(passed_ms);
+            if ahead_ms > CLOCK_JUMP.as_millis() as i64 {
+                tracing::warn!(ahead_ms, "the clock has jumped: nothing is removed for {TRIM_AFTER_CLOCK_JUMP:?}");
+                self.jumped = Some(now);
+            }
+        }
+        self.jumped.is_none_or(|at| now.duration_since(at) >= TRIM_AFTER_CLOCK_JUMP)
+    }
 }
 
 impl Trimmer {
     /// The next step, found without a write transaction. `None`: nothing in any partition.
     pub(super) fn next_step(&mut self, connection: &Connection) -> rusqlite::Result<Option<Step>> {
+        if !self.clock.is_steady(Instant::now(), now_ms()) {
+            return Ok(None);
+        }
         let mut partitions = connection.prepare_cached(
             "SELECT p.topic, p.partition, p.earliest, p.next_offset, t.retention_ms
              FROM partitions p JOIN topics t ON t.id = p.topic
@@ -116,4 +147,34 @@ fn expired_until(
         until = row.get::<_, i64>(0)? + 1;
     }
     Ok(until)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Duration;
+
+    #[test]
+    fn a_wall_clock_that_jumps_ahead_is_not_trusted_until_groups_have_committed_again() {
+        let (mut clock, began) = (Clock::default(), Instant::now());
+        // (seconds on the monotonic clock, on the wall clock, whether they are trusted)
+        for (now, wall, steady) in [
+            (0, 1_000, true),
+            (1, 1_001, true),
+            // A process that was held up: both clocks went on.
+            (600, 1_600, true),
+            (601, 1_661, true),
+            // Set back, and by less than a jump ahead.
+            (602, 900, true),
+            (603, 950, true),
+            // A suspend of a week.
+            (604, 605_750, false),
+            (605, 605_751, false),
+            (604 + 3_659, 605_750 + 3_659, false),
+            (604 + 3_660, 605_750 + 3_660, true),
+        ] {
+            let at = began + Duration::from_secs(now);
+            assert_eq!(clock.is_steady(at, wall * 1_000), steady, "{now} s, {wall} s");
+        }
+    }
 }
