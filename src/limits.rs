@@ -233,5 +233,5 @@ pub const LISTEN_BACKLOG: u32 = 4_096;
 /// How long an end waits for threads that cannot be interrupted, a hanging look-up of a name above all.
 pub const RUNTIME_SHUTDOWN_MAX: Duration = Duration::from_millis(500);
 
-/// How long after a destination's failure `up` starts it again.
+/// How long after a destination's failure `up` starts it again, and `dispatch` asks for its place again.
 pub const RESTART_AFTER: Duration = Duration::from_secs(1);

@@ -15,6 +15,7 @@ use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use tokio::net::{TcpListener, TcpSocket};
+use tokio::time::Instant;
 
 /// How a mode ended after it was told to stop.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -85,7 +86,10 @@ pub async fn ingest(config: config::Ingest, signals: &Signals) -> anyhow::Result
 pub async fn dispatch(config: config::Dispatch, signals: &Signals) -> anyhow::Result<Ended> {
     let start = async {
         let (engine, log) = open(&config.log).await?;
-        let group = hold(&engine, &log, &config.delivery, config.standby).await?;
+        let group = tokio::select! {
+            group = hold(&engine, &log, &config.delivery, config.standby) => group?,
+            why = engine.lost() => return Err(lost(&why)),
+        };
         Ok((engine, log, group))
     };
     let Some((engine, log, group)) = unless_stopped(signals, start).await? else {
@@ -211,8 +215,30 @@ pub(crate) async fn join(
     group::sqlite::join(engine, &delivery.spec.name, log.topic(), &digest, when_held).await
 }
 
-/// Takes the destination's place; with `standby`, as soon as nobody else holds it.
+/// Takes the destination's place, as soon as the log allows it; with `standby`, as soon as nobody else holds it.
 async fn hold(
+    engine: &Arc<Sqlite>,
+    log: &Arc<dyn Log>,
+    delivery: &Delivery,
+    standby: bool,
+) -> Result<Arc<dyn Group>, JoinError> {
+    let mut told: Option<Instant> = None;
+    loop {
+        match hold_once(engine, log, delivery, standby).await {
+            Err(JoinError::Unavailable(failure)) if failure.code != "log-lost" => {
+                if told.is_none_or(|at| at.elapsed() >= limits::LOG_REPEAT_INTERVAL) {
+                    let destination = &delivery.spec.name;
+                    tracing::warn!(%destination, "not started: {failure}; trying again every {:?}", limits::RESTART_AFTER);
+                    told = Some(Instant::now());
+                }
+                tokio::time::sleep(limits::RESTART_AFTER).await;
+            }
+            joined => return joined,
+        }
+    }
+}
+
+async fn hold_once(
     engine: &Arc<Sqlite>,
     log: &Arc<dyn Log>,
     delivery: &Delivery,

@@ -18,7 +18,7 @@ use crate::sqlite::{Commit, Database, ReadError, Write};
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::fs::{File, TryLockError};
-use std::io::{Read, Seek, Write as _};
+use std::io::{ErrorKind, Read, Seek, Write as _};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -90,9 +90,7 @@ pub async fn join(
     let topic = found.ok_or_else(|| JoinError::MissingTopic { topic: topic.into() })?;
     let path = lock_path(database.path(), name);
     let lock = loop {
-        match take(&path, digest)
-            .map_err(|error| JoinError::Configuration(format!("the lock {} cannot be used: {error}", path.display())))?
-        {
+        match take(&path, digest).map_err(|error| unusable(&path, &error))? {
             Ok(lock) => break lock,
             Err(holder) if when_held == WhenHeld::Fail => return Err(JoinError::Held { name: name.into(), holder }),
             Err(_) => tokio::time::sleep(STANDBY_INTERVAL).await,
@@ -131,6 +129,17 @@ fn lock_path(database: &Path, name: &str) -> PathBuf {
     path.into()
 }
 
+/// A full disk has no room for a new lock until somebody makes some; anything else is for somebody to set right.
+fn unusable(path: &Path, error: &std::io::Error) -> JoinError {
+    let detail = format!("the lock {} cannot be used: {error}", path.display());
+    match error.kind() {
+        ErrorKind::StorageFull | ErrorKind::QuotaExceeded => {
+            JoinError::Unavailable(Failure::refused("group-unavailable", detail))
+        }
+        _ => JoinError::Configuration(detail),
+    }
+}
+
 /// Takes the lock and writes into it who holds it; else tells who does.
 fn take(path: &Path, digest: &str) -> std::io::Result<Result<File, Option<Holder>>> {
     let mut file = File::options().read(true).write(true).create(true).truncate(false).open(path)?;
@@ -149,10 +158,17 @@ fn take(path: &Path, digest: &str) -> std::io::Result<Result<File, Option<Holder
         started_ms: u64::try_from(started.as_millis()).unwrap_or(u64::MAX),
         destination: digest.into(),
     };
+    // The lock counts, and not what it says: a disk that is full keeps nobody from delivering, which makes room on it.
+    if let Err(error) = describe(&mut file, &holder) {
+        tracing::warn!(path = %path.display(), %error, "the lock is taken, but does not say by whom");
+    }
+    Ok(Ok(file))
+}
+
+fn describe(file: &mut File, holder: &Holder) -> std::io::Result<()> {
     file.set_len(0)?;
     file.rewind()?;
-    file.write_all(&serde_json::to_vec(&holder)?)?;
-    Ok(Ok(file))
+    file.write_all(&serde_json::to_vec(holder)?)
 }
 
 /// One destination's hold of its topic.

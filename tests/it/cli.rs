@@ -307,6 +307,20 @@ fn a_retention_that_one_process_was_told_outlives_the_default_of_another() {
 }
 
 #[test]
+fn dispatch_waits_for_a_log_that_cannot_be_written_to_now() {
+    let folder = tempfile::tempdir().unwrap();
+    let ingest = Program::start(folder.path(), &[&["ingest"], &ANY_PORT[..]].concat());
+    ingest.address();
+    let plain = rusqlite::Connection::open(folder.path().join("eventd.db")).unwrap();
+    plain.execute_batch("BEGIN IMMEDIATE").unwrap();
+    let dispatch = Program::start(folder.path(), &["dispatch", "--dest", "null:"]);
+    dispatch.wait_for(&["not started", "log-busy"]);
+    plain.execute_batch("ROLLBACK").unwrap();
+    dispatch.wait_for(&["delivering"]);
+    assert_eq!(dispatch.stop().code(), 0);
+}
+
+#[test]
 fn a_database_that_is_not_ours_is_refused_and_left_as_it_is() {
     let folder = tempfile::tempdir().unwrap();
     std::fs::write(folder.path().join("text"), "this is no database, and longer than one page's header\n".repeat(20))

@@ -41,6 +41,18 @@ async fn a_waiting_fetch_of_another_process_wakes() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_lock_whose_text_finds_no_room_still_counts() {
+    let embedded = fixture().await;
+    embedded.topic("events").await;
+    std::os::unix::fs::symlink("/dev/full", embedded.folder.path().join("eventd.db.file-1.lock")).unwrap();
+    // The device is everybody's: another run of this test may hold it for a moment.
+    let group = timeout(SOON, member(&embedded.engine, WhenHeld::Standby)).await.expect("soon").unwrap();
+    group.commit(0, State::at(0)).await.unwrap();
+    let held = member(&embedded.engine, WhenHeld::Fail).await.map(|_| ()).unwrap_err();
+    assert!(matches!(held, JoinError::Held { holder: None, .. }), "{held:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn two_busy_writers_both_get_on() {
     let embedded = fixture().await;
     let (one, two) = (embedded.topic("events").await, open(&embedded.again().await, "events").await);
