@@ -137,7 +137,8 @@ impl<'c> Transaction<'c> {
         let bound = if kind == Kind::Main { max } else { max.saturating_add(DATABASE_HEADROOM_BYTES) };
         if self.used_bytes + bytes > bound {
             let detail = format!(
-                "the database holds {} bytes of {max} (--max-db-bytes): let destinations catch up, or raise it",
+                "the database holds {} bytes of {max}: raise --max-db-bytes or lower --retention (records go by their \
+                 age only)",
                 self.used_bytes
             );
             return Some(Failure::refused("log-full", detail));

@@ -175,6 +175,7 @@ async fn a_full_database_refuses_events_and_still_takes_what_settles_them() {
         }
     };
     assert_eq!(failure.code, "log-full", "{failure}");
+    assert!(failure.detail.contains("raise --max-db-bytes or lower --retention"), "{failure}");
     assert!((60..90).contains(&stored), "{stored} records of 50 kB in 4 MiB");
     dead.append(0, large()).await.unwrap();
     // What is settled may go, and there is room again without a restart.
