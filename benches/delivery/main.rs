@@ -57,9 +57,10 @@ fn main() -> anyhow::Result<ExitCode> {
     }
     let folder = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR"))?;
     let run = Run::new(quick, folder.path().join("eventd.log"));
+    let load = std::fs::read_to_string("/proc/loadavg").unwrap_or_default();
     let mut bench = Bench { run, only, table: Table::default(), failed: 0 };
     bench.measure(&mut Sqlite::new());
-    println!("{}\n\n{}", header(&arguments), bench.table.markdown());
+    println!("{}\n\n{}", header(&arguments, &load), bench.table.markdown());
     if bench.failed > 0 {
         let log = std::fs::read_to_string(&bench.run.log).unwrap_or_default();
         let last: Vec<&str> = log.lines().rev().take(20).collect();
@@ -152,12 +153,21 @@ impl Bench {
         let (drain, name) = (Drain { users, to, events, concurrency }, format!("drain/{to}/{users}"));
         let fetch = self.table.measured(engine, "limit/fetch");
         let bare = format!("limit/client-{to}-{}", drain.client_concurrency());
-        let limit = if matches!(to, To::Http { .. }) { bare.as_str() } else { "limit/fetch" };
+        let limit = match to {
+            To::Null | To::File => "limit/fetch",
+            // Here the hottest user's events, one behind the other, are the limit, and no client is.
+            To::Http { latency_ms } if latency_ms > 0 && users == ZIPF => "",
+            To::Http { .. } => bare.as_str(),
+        };
+        // Of two cases with the same limit, the first one measures it.
+        let known = self.table.measured(engine, &bare);
         let mut clients = Vec::new();
         self.case(store, &name, reach, limit, |run, store| {
             let measured = drain::round(run, store, drain)?;
             let of = match to {
                 To::Null | To::File => fetch,
+                To::Http { .. } if limit.is_empty() => None,
+                To::Http { .. } if known.is_some() => known,
                 To::Http { latency_ms } => {
                     let client = drain::bare_client(drain, latency_ms)?;
                     clients.push(client);
@@ -216,7 +226,12 @@ impl Bench {
         limit: &str,
         mut round: impl FnMut(&Run, &mut dyn Store) -> anyhow::Result<Measured>,
     ) {
-        let rounds: anyhow::Result<Vec<Measured>> = (0..self.run.rounds).map(|_| round(&self.run, store)).collect();
+        let mut one = || {
+            let measured = round(&self.run, store)?;
+            eprintln!("  {name}: {:.0} events/s", measured.events_s.unwrap_or_default());
+            Ok(measured)
+        };
+        let rounds: anyhow::Result<Vec<Measured>> = (0..self.run.rounds).map(|_| one()).collect();
         let measured = rounds.map(|rounds| Measured::median(&rounds)).map_err(|error| format!("{error:#}"));
         self.add(store.name(), name, reach, limit, measured);
     }
@@ -242,7 +257,7 @@ fn quotient(value: Option<f64>, of: Option<f64>) -> Option<f64> {
 }
 
 /// Where and with what this was measured.
-fn header(arguments: &[String]) -> String {
+fn header(arguments: &[String], load: &str) -> String {
     let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
     let cpu = read("/proc/cpuinfo");
     let model = cpu.lines().find_map(|line| line.strip_prefix("model name")).unwrap_or_default();
@@ -251,10 +266,11 @@ fn header(arguments: &[String]) -> String {
     let options: Vec<&str> = arguments.iter().map(String::as_str).filter(|argument| *argument != "--bench").collect();
     let options = if options.is_empty() { String::new() } else { format!(" -- {}", options.join(" ")) };
     format!(
-        "- machine: {} cores, {}, Linux {}\n- compiler: {}\n- command: `cargo bench --bench delivery{options}`",
+        "- machine: {} cores, {}, Linux {}; load when it began: {}\n- compiler: {}\n- command: `cargo bench --bench delivery{options}`",
         std::thread::available_parallelism().map_or(0, usize::from),
         model.trim_start_matches([' ', '\t', ':']),
         kernel.trim(),
+        load.split(' ').next().unwrap_or_default(),
         String::from_utf8_lossy(&rustc).trim(),
     )
 }

@@ -13,7 +13,7 @@ use http_body_util::{BodyExt as _, Full};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::client::legacy::Client;
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::rt::{TokioExecutor, TokioIo};
 use std::convert::Infallible;
 use std::fmt;
 use std::io::BufRead as _;
@@ -149,7 +149,8 @@ async fn connection(stream: TcpStream, latency: Duration, counts: Arc<Counts>) {
     });
     let served = match stream.set_nodelay(true) {
         Ok(()) => {
-            let server = hyper::server::conn::http1::Builder::new().timer(TokioTimer::new()).clone();
+            // Without a timer: no header time-out either. This is what a server costs at least.
+            let server = hyper::server::conn::http1::Builder::new();
             server.serve_connection(TokioIo::new(stream), service).await.map_err(|error| error.to_string())
         }
         Err(error) => Err(error.to_string()),
