@@ -235,3 +235,7 @@ pub const RUNTIME_SHUTDOWN_MAX: Duration = Duration::from_millis(500);
 
 /// How long after a destination's failure `up` starts it again, and `dispatch` asks for its place again.
 pub const RESTART_AFTER: Duration = Duration::from_secs(1);
+
+/// Bytes of a lock file that are read to name its holder: far more than eventd writes there, and nobody else's file can
+/// fill the memory.
+pub const LOCK_TEXT_BYTES_MAX: u64 = 4096;

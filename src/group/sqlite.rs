@@ -12,7 +12,7 @@ use super::{Change, Group};
 use crate::BoxFuture;
 use crate::core::outcome::Failure;
 use crate::core::progress::State;
-use crate::limits::{GROUP_NAME_CHARS_MAX, STANDBY_INTERVAL};
+use crate::limits::{GROUP_NAME_CHARS_MAX, LOCK_TEXT_BYTES_MAX, STANDBY_INTERVAL};
 use crate::log::sqlite::Sqlite;
 use crate::sqlite::{Commit, Database, ReadError, Write};
 use serde::{Deserialize, Serialize};
@@ -147,7 +147,7 @@ fn take(path: &Path, digest: &str) -> std::io::Result<Result<File, Option<Holder
         Ok(()) => {}
         Err(TryLockError::WouldBlock) => {
             let mut text = String::new();
-            file.read_to_string(&mut text)?;
+            file.take(LOCK_TEXT_BYTES_MAX).read_to_string(&mut text)?;
             return Ok(Err(serde_json::from_str(&text).ok()));
         }
         Err(TryLockError::Error(error)) => return Err(error),
