@@ -6,6 +6,7 @@ use super::line;
 use crate::limits::TORN_LINE_BYTES_MAX;
 use std::fs::{File, Metadata, OpenOptions, TryLockError};
 use std::io::{self, ErrorKind, Write};
+use std::ops::Range;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
@@ -195,8 +196,8 @@ fn open(path: &Path) -> Result<File, Fault> {
     Ok(file)
 }
 
-/// The length of the file up to its last line break. An error where what follows is no line of ours: nothing of
-/// another's is cut.
+/// The length of the file up to its last line break. An error where the file, or what follows, is none of ours:
+/// nothing of another's is cut.
 fn whole_lines(file: &File, path: &Path, len: u64) -> Result<u64, Fault> {
     let mut chunk = vec![0; LOOK_BACK_BYTES];
     let mut end = len;
@@ -213,25 +214,53 @@ fn whole_lines(file: &File, path: &Path, len: u64) -> Result<u64, Fault> {
     if end == len {
         return Ok(len);
     }
-    let mut beginning = [0; 20];
-    let read = beginning.len().min((len - end) as usize);
-    file.read_exact_at(&mut beginning[..read], end).map_err(|error| Fault::of(path, &error))?;
-    if len - end < TORN_LINE_BYTES_MAX && is_torn(&beginning[..read]) {
+    let is_ours = || Ok(len - end < TORN_LINE_BYTES_MAX && begins_as_ours(file, end)? && is_torn(file, end..len)?);
+    if is_ours().map_err(|error| Fault::of(path, &error))? {
         return Ok(end);
     }
     Err(Fault::Configuration(format!(
-        "the last line of {} has no line break and was not written by eventd: end it, or use another file",
+        "{} ends without a line break, and not as a file that eventd wrote: end its last line, or use another file",
         path.display()
     )))
 }
 
-/// Whether a line without an end begins as ours do. A crash may leave zeros in place of what was not written.
-fn is_torn(beginning: &[u8]) -> bool {
-    let written = beginning.iter().position(|byte| *byte == 0).unwrap_or(beginning.len());
-    line::BEGINNINGS.iter().any(|ours| {
-        let common = ours.len().min(written);
-        ours[..common] == beginning[..common]
-    })
+/// Whether the first of the file's whole lines is ours. One torn line may well be all that there is.
+fn begins_as_ours(file: &File, whole: u64) -> io::Result<bool> {
+    let beginning = beginning(file, &(0..whole))?;
+    Ok(whole == 0 || line::BEGINNINGS.iter().any(|ours| beginning.starts_with(ours)))
+}
+
+/// Whether a line without an end begins as ours do. A crash may leave zeros in place of what was not written; where
+/// they come so early that they decide, nothing else may follow them.
+fn is_torn(file: &File, tail: Range<u64>) -> io::Result<bool> {
+    let beginning = beginning(file, &tail)?;
+    let zero = beginning.iter().position(|byte| *byte == 0);
+    let written = &beginning[..zero.unwrap_or(beginning.len())];
+    let as_ours = |ours: &&[u8]| ours.starts_with(written) || written.starts_with(ours);
+    if !line::BEGINNINGS.iter().any(as_ours) {
+        return Ok(false);
+    }
+    zero.map_or(Ok(true), |zero| is_zero(file, tail.start + zero as u64..tail.end))
+}
+
+/// As many of the first bytes as tell our lines from others.
+fn beginning(file: &File, range: &Range<u64>) -> io::Result<Vec<u8>> {
+    let longest = line::BEGINNINGS.iter().map(|ours| ours.len()).max().unwrap_or_default() as u64;
+    let mut bytes = vec![0; longest.min(range.end - range.start) as usize];
+    file.read_exact_at(&mut bytes, range.start)?;
+    Ok(bytes)
+}
+
+fn is_zero(file: &File, range: Range<u64>) -> io::Result<bool> {
+    let mut chunk = vec![0; LOOK_BACK_BYTES];
+    for start in range.clone().step_by(LOOK_BACK_BYTES) {
+        let chunk = &mut chunk[..(range.end - start).min(LOOK_BACK_BYTES as u64) as usize];
+        file.read_exact_at(chunk, start)?;
+        if chunk.iter().any(|byte| *byte != 0) {
+            return Ok(false);
+        }
+    }
+    Ok(true)
 }
 
 /// The process that holds the lock, where the system tells.

@@ -19,6 +19,9 @@ use std::time::Duration;
 /// Set for the process that runs [`on_a_disk_that_is_full`] under a limit.
 const FULL_DISK_PATH: &str = "EVENTD_TEST_FULL_DISK_PATH";
 
+/// A whole line as eventd writes it.
+const OURS: &str = "{\"user\":\"u\",\"offset\":1}\n";
+
 fn file_at(path: &Path) -> Arc<dyn Destination> {
     opened(&format!("d=file:{}", path.display()), &Settings::default())
 }
@@ -64,22 +67,40 @@ async fn a_torn_last_line_of_ours_is_cut_at_start_and_anothers_text_never() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("log.jsonl");
     for torn in ["{", "{\"user\":\"user-1\",\"payl", "{\"payload_base64\":\"", "{\"user\":\"\0\0\0\0", "\0\0\0"] {
-        fs::write(&path, format!("{{\"offset\":1}}\n{torn}")).unwrap();
+        fs::write(&path, format!("{OURS}{torn}")).unwrap();
         let destination = file_at(&path);
-        assert_eq!(fs::read_to_string(&path).unwrap(), "{\"offset\":1}\n", "{torn:?}");
+        assert_eq!(fs::read_to_string(&path).unwrap(), OURS, "{torn:?}");
         attempt(&*destination, event(2, "u", b""), PATIENCE).await.unwrap();
         assert_eq!(offsets(&path), [1, 2]);
         drop(destination);
         until("the lock is let go", || fs::File::open(&path).unwrap().try_lock().ok()).await;
     }
-    let torn = format!("{{\"offset\":1}}\n{{\"user\":\"u\",\"payload\":\"{}", "x".repeat(300_000));
+    let torn = format!("{OURS}{{\"user\":\"u\",\"payload\":\"{}", "x".repeat(300_000));
     fs::write(&path, torn).unwrap();
     let destination = file_at(&path);
     assert_eq!(offsets(&path), [1]);
     drop(destination);
     until("the lock is let go", || fs::File::open(&path).unwrap().try_lock().ok()).await;
-    for foreign in ["a poem without an end", "{\"offset\":1}\nnot ours", "{\"user-name\":"] {
-        fs::write(&path, foreign).unwrap();
+    for torn in ["{\"us", "{\"user\":\"u\",\"payload\":\"", "\0\0"] {
+        fs::write(&path, torn).unwrap();
+        drop(file_at(&path));
+        assert_eq!(fs::read_to_string(&path).unwrap(), "", "{torn:?}");
+        until("the lock is let go", || fs::File::open(&path).unwrap().try_lock().ok()).await;
+    }
+    let ours = |torn: &str| format!("{OURS}{torn}");
+    for foreign in [
+        "a poem without an end".to_owned(),
+        "{\"user-name\":".to_owned(),
+        "\0\0a database\0".to_owned(),
+        "{\0\"\0a\0".to_owned(),
+        // What another's file ends with is not enough.
+        "SQLite format 3\0\n\0\0".to_owned(),
+        "{\n  \"a\": [\n{".to_owned(),
+        "{\"offset\":1}\n{\"user\":".to_owned(),
+        ours("not ours"),
+        ours("\0\0not ours"),
+    ] {
+        fs::write(&path, &foreign).unwrap();
         let why = not_opened(&format!("d=file:{}", path.display()));
         assert!(why.contains("line break") && why.contains(path.to_str().unwrap()), "{why}");
         assert_eq!(fs::read_to_string(&path).unwrap(), foreign);
