@@ -9,7 +9,7 @@ use crate::{dispatch, ingest, limits, log};
 use anyhow::{Context, bail, ensure};
 use std::collections::{HashMap, HashSet};
 use std::hash::{BuildHasher, RandomState};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
 
@@ -203,6 +203,10 @@ fn deliveries(
     drain: Duration,
 ) -> anyhow::Result<Vec<Delivery>> {
     let specs = specs(typed, flags.name.as_deref(), &shared.topic)?;
+    let Engine::Sqlite(database) = &shared.url;
+    for spec in &specs {
+        refuse_database(spec, database)?;
+    }
     let secrets = WebhookSecrets::of(&flags.webhook_secret_files, &specs)?;
     let backoff = Backoff::new(flags.backoff, flags.backoff_max, flags.jitter).map_err(anyhow::Error::msg)?;
     let dispatch = dispatch::Config {
@@ -267,6 +271,30 @@ fn specs(typed: &[String], name: Option<&str>, topic: &str) -> anyhow::Result<Ve
     Ok(specs)
 }
 
+/// Lines in the database, or in what SQLite keeps beside it, would destroy the log.
+fn refuse_database(spec: &Spec, database: &Path) -> anyhow::Result<()> {
+    let Target::File(path) = &spec.target else { return Ok(()) };
+    for ending in ["", "-wal", "-shm", "-journal"] {
+        let mut file = database.as_os_str().to_owned();
+        file.push(ending);
+        ensure!(
+            resolved(path) != resolved(Path::new(&file)),
+            "--dest {} is the database itself (--url): write the events to another file",
+            path.display()
+        );
+    }
+    Ok(())
+}
+
+/// The path without links and detours, as far as it exists.
+fn resolved(path: &Path) -> PathBuf {
+    let by_folder = || {
+        let folder = path.parent().map(|folder| if folder.as_os_str().is_empty() { Path::new(".") } else { folder });
+        Some(folder?.canonicalize().ok()?.join(path.file_name()?))
+    };
+    path.canonicalize().ok().or_else(by_folder).unwrap_or_else(|| path.to_owned())
+}
+
 /// Where the secrets of http destinations are. What is read is never logged.
 struct WebhookSecrets {
     by_name: HashMap<String, PathBuf>,
@@ -328,4 +356,26 @@ fn is_http(spec: &Spec) -> bool {
 /// For seeds: the hasher's keys are random, and nothing here is a secret.
 fn any_number() -> u64 {
     RandomState::new().hash_one(std::process::id())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_destination_that_is_the_database_is_refused_however_it_is_written() {
+        let folder = tempfile::tempdir().unwrap();
+        let (database, link) = (folder.path().join("eventd.db"), folder.path().join("link"));
+        let refused = |path: &Path| {
+            let spec = Spec::parse(&format!("d=file:{}", path.display())).unwrap();
+            refuse_database(&spec, &database).is_err()
+        };
+        let detour = folder.path().join(".").join("eventd.db");
+        assert!(refused(&database) && refused(&detour), "also before it is made");
+        assert!(refused(&folder.path().join("eventd.db-wal")));
+        std::fs::write(&database, "").unwrap();
+        std::os::unix::fs::symlink(&database, &link).unwrap();
+        assert!(refused(&database) && refused(&detour) && refused(&link));
+        assert!(!refused(&folder.path().join("eventd.jsonl")));
+    }
 }
