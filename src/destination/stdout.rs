@@ -1,5 +1,8 @@
 //! The lines of a file, to standard output.
 //!
+//! A write that fails may leave a torn line; the next begins with a line break, so that only that one is lost to the
+//! reader. Where standard output is a regular file, the lines are synced before they count.
+//!
 //! A reader that closes the pipe makes every later attempt `Unreachable`, and since nobody can open it again, that
 //! stays so: the events are kept in the log until the destination is started anew.
 
@@ -8,7 +11,7 @@ use super::{ConfigurationError, Destination, HandOver, HandOverLimits, MANY};
 use crate::BoxFuture;
 use crate::core::verdict::Report;
 use std::fs::File;
-use std::io::Write;
+use std::io::{self, ErrorKind, Write};
 use std::os::fd::AsFd;
 
 #[derive(Debug)]
@@ -20,8 +23,8 @@ impl Stdout {
     /// Fails where there is no standard output.
     pub(super) fn open() -> Result<Self, ConfigurationError> {
         // A descriptor of its own: `std::io::stdout` looks through everything for line breaks and copies the rest.
-        let opened = std::io::stdout().as_fd().try_clone_to_owned().map(File::from);
-        let writer = opened.and_then(|output| Writer::start(Output(output)));
+        let opened = io::stdout().as_fd().try_clone_to_owned().map(File::from);
+        let writer = opened.and_then(Output::new).and_then(Writer::start);
         let writer = writer.map_err(|error| ConfigurationError(format!("standard output cannot be used: {error}")))?;
         Ok(Self { writer })
     }
@@ -37,10 +40,70 @@ impl Destination for Stdout {
     }
 }
 
-struct Output(File);
+struct Output {
+    file: File,
+    /// A file on a disk, by redirection: it can be synced.
+    is_regular: bool,
+    /// The last write ended within a line.
+    torn: bool,
+}
+
+impl Output {
+    fn new(file: File) -> io::Result<Self> {
+        let is_regular = file.metadata()?.is_file();
+        Ok(Self { file, is_regular, torn: false })
+    }
+
+    fn write(&mut self, lines: &[u8]) -> io::Result<()> {
+        let mut rest = lines;
+        while !rest.is_empty() {
+            match self.file.write(rest) {
+                Ok(0) => return Err(ErrorKind::WriteZero.into()),
+                Ok(written) => {
+                    self.torn = rest[written - 1] != b'\n';
+                    rest = &rest[written..];
+                }
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+}
 
 impl Sink for Output {
     fn append(&mut self, lines: &[u8]) -> Result<(), String> {
-        self.0.write_all(lines).map_err(|error| format!("standard output: {error}"))
+        // What is written cannot be taken back: a torn line is ended, so that the next one is whole.
+        let ended = if self.torn { self.write(b"\n") } else { Ok(()) };
+        let written = ended.and_then(|()| self.write(lines));
+        let kept = written.and_then(|()| if self.is_regular { self.file.sync_data() } else { Ok(()) });
+        kept.map_err(|error| format!("standard output: {error}"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Read;
+    use std::os::fd::OwnedFd;
+    use std::os::unix::net::UnixStream;
+
+    #[test]
+    fn a_torn_line_is_ended_before_the_next_is_written() {
+        let (output, mut reader) = UnixStream::pair().unwrap();
+        output.set_nonblocking(true).unwrap();
+        reader.set_nonblocking(true).unwrap();
+        let mut output = Output::new(File::from(OwnedFd::from(output))).unwrap();
+        let long = vec![b'x'; 64 * 1024 * 1024];
+        assert!(output.append(&long).is_err(), "more than a socket takes in");
+        let mut seen = Vec::new();
+        assert_eq!(reader.read_to_end(&mut seen).unwrap_err().kind(), ErrorKind::WouldBlock);
+        assert!(!seen.is_empty() && seen.len() < long.len());
+        seen.clear();
+        output.append(b"one\n").unwrap();
+        output.append(b"two\n").unwrap();
+        drop(output);
+        reader.read_to_end(&mut seen).unwrap();
+        assert_eq!(seen, b"\none\ntwo\n");
     }
 }
