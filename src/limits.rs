@@ -47,6 +47,10 @@ pub const ATTEMPT_ABANDON_AFTER: Duration = Duration::from_secs(1);
 /// one early.
 pub const CONNECT_TIMEOUT_MAX: Duration = Duration::from_secs(5);
 
+/// Names that one destination looks up at a time. A look-up that hangs holds a thread of the pool that the reads of the
+/// log use too, longer than the attempt that asked for it: a few are enough, since connections are kept.
+pub const LOOKUPS_MAX: usize = 4;
+
 /// A destination's name is a consumer group, and with topic and suffix a topic of at most 249 characters.
 pub const DESTINATION_NAME_CHARS_MAX: usize = 100;
 

@@ -17,7 +17,7 @@ use super::{ConfigurationError, Destination, HandOver, HandOverLimits, Settings}
 use crate::BoxFuture;
 use crate::core::event::{Event, Record};
 use crate::core::verdict::{Failed, Report, Verdict};
-use crate::limits::{ANSWER_BYTES_MAX, ANSWER_DRAIN_BYTES_MAX, CONNECT_TIMEOUT_MAX, CONNECTION_IDLE_MAX};
+use crate::limits::{ANSWER_BYTES_MAX, ANSWER_DRAIN_BYTES_MAX, CONNECT_TIMEOUT_MAX, CONNECTION_IDLE_MAX, LOOKUPS_MAX};
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 use bytes::Bytes;
@@ -26,6 +26,7 @@ use http::{Method, Request, Response, StatusCode, Uri};
 use http_body_util::{BodyExt, Full};
 use hyper::body::{Body, Incoming};
 use hyper_rustls::{ConfigBuilderExt, HttpsConnector, HttpsConnectorBuilder};
+use hyper_util::client::legacy::connect::dns::Name;
 use hyper_util::client::legacy::connect::{HttpConnector, capture_connection};
 use hyper_util::client::legacy::{self, Client};
 use hyper_util::rt::{TokioExecutor, TokioTimer};
@@ -35,18 +36,22 @@ use rustls::pki_types::pem::PemObject;
 use rustls::{ClientConfig, RootCertStore};
 use std::error::Error;
 use std::io;
+use std::net::{SocketAddr, ToSocketAddrs};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::task::{Context, Poll};
 use std::time::{Duration, SystemTime};
+use tokio::sync::Semaphore;
 use tokio::time::{Instant, timeout_at};
+use tower_service::Service;
 
 /// Headers of one attempt at most, `host` and `content-length` among them: the map is made once in this size.
 const HEADERS_MAX: usize = 16;
 
 #[derive(Debug)]
 pub(super) struct Http {
-    client: Client<HttpsConnector<HttpConnector>, Full<Bytes>>,
+    client: Client<HttpsConnector<HttpConnector<LookUps>>, Full<Bytes>>,
     uri: Uri,
     authorization: Option<HeaderValue>,
     signer: Option<Signer>,
@@ -59,7 +64,7 @@ impl Http {
     pub(super) fn open(target: &HttpTarget, settings: &Settings) -> Result<Self, ConfigurationError> {
         let is_https = target.uri.scheme_str() == Some("https");
         let roots = if is_https { Roots::of(settings.ca_file.as_deref()) } else { Roots::NotNeeded };
-        let mut connector = HttpConnector::new();
+        let mut connector = HttpConnector::new_with_resolver(LookUps::new());
         connector.enforce_http(false);
         connector.set_nodelay(true);
         connector.set_connect_timeout(Some(settings.attempt_timeout.min(CONNECT_TIMEOUT_MAX)));
@@ -255,6 +260,40 @@ async fn read_to_end(mut body: Incoming, keep_bytes: usize, deadline: Instant) -
     kept
 }
 
+/// Looks names up, on threads that everything blocking shares: a few at a time, even where the attempts that asked have
+/// long given up.
+#[derive(Debug, Clone)]
+struct LookUps(Arc<Semaphore>);
+
+impl LookUps {
+    fn new() -> Self {
+        Self(Arc::new(Semaphore::new(LOOKUPS_MAX)))
+    }
+}
+
+impl Service<Name> for LookUps {
+    type Response = std::vec::IntoIter<SocketAddr>;
+    type Error = io::Error;
+    type Future = BoxFuture<'static, io::Result<Self::Response>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, name: Name) -> Self::Future {
+        let places = self.0.clone();
+        Box::pin(async move {
+            let place = places.acquire_owned().await.map_err(io::Error::other)?;
+            let look_up = move || {
+                // Held by the thread: who asked may be gone before it is done.
+                let _place = place;
+                (name.as_str(), 0).to_socket_addrs()
+            };
+            tokio::task::spawn_blocking(look_up).await.map_err(io::Error::other)?
+        })
+    }
+}
+
 /// The payload as it lies in the record: shared, not copied. A tombstone is an empty body.
 fn body(event: &Event) -> Full<Bytes> {
     struct Payload(Record);
@@ -313,4 +352,21 @@ fn read_roots(path: &Path) -> Result<RootCertStore, ConfigurationError> {
         roots.add(certificate).map_err(|error| failed(error.to_string()))?;
     }
     if roots.is_empty() { Err(failed("there is none".into())) } else { Ok(roots) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::str::FromStr;
+
+    #[tokio::test]
+    async fn look_ups_beyond_the_limit_wait_for_a_place() {
+        let mut look_ups = LookUps::new();
+        let taken = look_ups.0.clone().acquire_many_owned(LOOKUPS_MAX as u32).await.unwrap();
+        let mut waiting = look_ups.call(Name::from_str("localhost").unwrap());
+        assert!(std::future::poll_fn(|context| Poll::Ready(waiting.as_mut().poll(context))).await.is_pending());
+        drop(taken);
+        assert!(waiting.await.unwrap().all(|address| address.ip().is_loopback()));
+        assert_eq!(look_ups.0.available_permits(), LOOKUPS_MAX);
+    }
 }
