@@ -240,7 +240,12 @@ fn duration(text: &str) -> Result<Duration, String> {
     if text.chars().all(|c| c.is_ascii_digit()) {
         return Err("a duration needs a unit: 100ms, 2s, 5m, 1h".into());
     }
-    humantime::parse_duration(text).map_err(|error| format!("{error}; write 100ms, 2s, 5m, 1h"))
+    let duration = humantime::parse_duration(text).map_err(|error| format!("{error}; write 100ms, 2s, 5m, 1h"))?;
+    // What is added to a clock has to stay within it.
+    if duration > Duration::from_secs(100 * 365 * 86_400) {
+        return Err("must be at most 100 years".into());
+    }
+    Ok(duration)
 }
 
 fn above_zero(text: &str) -> Result<Duration, String> {

@@ -85,7 +85,9 @@ pub(super) fn record(
         (TOPIC, parts.log.topic()),
         (DESTINATION, parts.group.name()),
     ];
-    let mut headers: Vec<(&str, Option<&[u8]>)> = event.record.headers().collect();
+    // A letter may be about a letter: what an earlier one said of its source gives way to ours.
+    let theirs = event.record.headers().filter(|(name, _)| !ours.iter().any(|(own, _)| own == name));
+    let mut headers: Vec<(&str, Option<&[u8]>)> = theirs.collect();
     headers.extend(ours.map(|(name, value)| (name, Some(value.as_bytes()))));
     Record::new(event.record.key(), event.record.value(), &headers, now_ms)
 }

@@ -32,7 +32,7 @@ impl Shared {
     pub(super) fn new(parts: Parts, config: Config) -> Self {
         Self {
             topic: parts.log.topic().into(),
-            slots: Arc::new(Semaphore::new(config.concurrency)),
+            slots: Arc::new(Semaphore::new(config.concurrency.min(Semaphore::MAX_PERMITS))),
             breaker_moved: Notify::new(),
             breaker: Mutex::new(Breaker::new()),
             began: Instant::now(),

@@ -104,7 +104,7 @@ impl Worker {
         let state = loop {
             match first_state(&shared, partition).await {
                 Ok(state) => break state,
-                Err(failure) if failure.code == "commit-past-end" => return Err(failure.into()),
+                Err(failure) if is_final(&failure) => return Err(failure.into()),
                 Err(failure) => {
                     failures += 1;
                     if let Some(more) = quiet.allows("begin", shared.now()) {
@@ -206,7 +206,7 @@ impl Worker {
             match timeout_at(deadline.max(Instant::now() + limits::LAST_COMMIT_WAIT), self.commit(state.clone())).await
             {
                 Ok(Ok(())) => self.committed = state.clone(),
-                Ok(Err(failure)) if Instant::now() < deadline && failures < 10 => {
+                Ok(Err(failure)) if !is_final(&failure) && Instant::now() < deadline && failures < 10 => {
                     failures += 1;
                     tracing::warn!(partition = self.partition, "the last commit failed, trying again: {failure}");
                     tokio::time::sleep(self.shared.config.backoff.delay(failures, self.shared.random())).await;
@@ -229,6 +229,7 @@ impl Worker {
                 self.committing = false;
                 match result {
                     Ok(()) => (self.committed, self.committed_at) = (state, self.shared.now()),
+                    Err(failure) if is_final(&failure) => return Err(failure.into()),
                     Err(failure) => {
                         self.dirty = true;
                         if let Some(more) = self.quiet.allows("commit", self.shared.now()) {
@@ -440,9 +441,6 @@ impl Worker {
         let mut letters = Vec::new();
         for (flight, report) in flights.into_iter().zip(reports) {
             let Flight { started, attempt } = flight;
-            if self.probing.as_ref().is_some_and(|probe| *probe == attempt) {
-                self.probing = None;
-            }
             ensure!(
                 report.failed.is_some() == (report.delivered < started.events.len()),
                 "a run of {} events reported {} delivered and {:?}",
@@ -468,6 +466,9 @@ impl Worker {
                     next
                 },
             );
+            if self.probing.as_ref().is_some_and(|probe| *probe == attempt) {
+                self.probing = None;
+            }
             if let (Some(reason), Some(failed)) = (reason, report.failed) {
                 letters.push((started.token, Letter { reason, answer: failed.answer, failures: 0 }));
             }
@@ -487,18 +488,25 @@ impl Worker {
 
     fn say_health(&mut self, before: Gate, after: Gate) {
         let (destination, waiting) = (self.shared.parts.group.name(), self.lanes.events());
-        match (before == Gate::Closed, after == Gate::Closed) {
-            (true, false) => {
+        let (opened, closed) = (after != Gate::Closed, before != Gate::Closed);
+        let about = if opened { "opened" } else { "closed" };
+        if opened == closed {
+            return;
+        }
+        // Where some connections work and some do not, it opens and closes with every answer.
+        let Some(more) = self.quiet.allows(about, self.shared.now()) else { return };
+        match opened {
+            true => {
                 let why = self.shared.breaker().snapshot(self.shared.now());
                 tracing::warn!(
                     destination,
                     ?why,
                     waiting,
+                    more,
                     "the destination takes nothing: probing, nothing is given up"
                 );
             }
-            (false, true) => tracing::info!(destination, "the destination takes events again"),
-            _ => {}
+            false => tracing::info!(destination, more, "the destination takes events again"),
         }
     }
 
@@ -598,6 +606,11 @@ impl Worker {
         let (group, partition) = (Arc::clone(&self.shared.parts.group), self.partition);
         async move { group.commit(partition, state).await }
     }
+}
+
+/// Whether a commit can never succeed: somebody else owns the place by now, or it lies outside the log.
+fn is_final(failure: &Failure) -> bool {
+    matches!(failure.code, "commit-fenced" | "commit-past-end")
 }
 
 /// Where the partition stands: what was committed, or where `--start` says, stored before anything is attempted.
