@@ -238,8 +238,10 @@ async fn a_pipe_waits_for_its_reader_and_outlives_it() {
     for offset in [2, 3] {
         let path = path.clone();
         let reader = tokio::task::spawn_blocking(move || {
-            let mut lines = BufReader::new(fs::File::open(path).unwrap()).lines().map(Result::unwrap);
-            lines.find(|line| line.contains(&format!("\"offset\":{offset},")))
+            // The pipe ends at once where it is opened just before the writer, told that the last reader has gone,
+            // closes it.
+            std::iter::repeat_with(|| BufReader::new(fs::File::open(&path).unwrap()).lines().map(Result::unwrap))
+                .find_map(|mut lines| lines.find(|line| line.contains(&format!("\"offset\":{offset},"))))
         });
         // The first may be told that the last reader has gone.
         let deadline = tokio::time::Instant::now() + PATIENCE;
