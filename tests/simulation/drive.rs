@@ -1,15 +1,16 @@
 //! Runs one scenario: starts, crashes, stops and moves processes as planned, then lets the trouble end and holds
 //! dispatch to its promises.
 
-use crate::memory_destination::MemoryDestination;
-use crate::memory_group::{Members, MemoryGroup};
-use crate::memory_log::{MemoryEngine, MemoryLog, TOPIC, Topics};
+mod processes;
+
+use crate::memory_group::Members;
+use crate::memory_log::{TOPIC, Topics};
 use crate::oracle::{Counts, Life, Oracle};
 use crate::random::Random;
 use crate::scenario::{Action, Scenario};
 use crate::world::{CALLS, World};
 use eventd::core::event::{CONTENT_TYPE, ID, Record};
-use eventd::dispatch::{Ended, Parts, run};
+use eventd::dispatch::Ended;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
@@ -42,7 +43,12 @@ pub(crate) struct Outcome {
 /// Runs a scenario in a runtime of its own, whose time stands still while anything is left to do.
 pub(crate) fn simulate(scenario: &Scenario) -> Outcome {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build();
-    runtime.expect("a runtime without I/O").block_on(Driver::new(scenario).drive())
+    runtime.expect("a runtime without I/O").block_on(async {
+        // The runtime reads the real clock once more while it is built. Time begins with its first tick, so that a slow
+        // machine rounds no timer otherwise than a fast one.
+        tokio::time::sleep(Duration::from_millis(1)).await;
+        Driver::new(scenario).drive().await
+    })
 }
 
 /// What the driver has to do beside the scenario's plan.
@@ -292,152 +298,6 @@ impl<'a> Driver<'a> {
             let record = Record::new(Some(user.as_bytes()), Some(b"fresh"), &[], 0);
             self.world.append(TOPIC, partition, &[record]);
         }
-    }
-
-    // -- processes
-
-    fn start(&mut self, slot: usize) {
-        if self.slots[slot].is_some() || self.closing {
-            return;
-        }
-        let handle = self.world.begin_life();
-        let life = handle.life;
-        self.world.lock().members.join(life, self.scenario.session);
-        let group = Arc::new(MemoryGroup(handle.clone()));
-        let parts = Parts {
-            engine: Arc::new(MemoryEngine(handle.clone())),
-            log: Arc::new(MemoryLog { handle: handle.clone(), topic: TOPIC.to_owned() }),
-            group: group.clone(),
-            destination: Arc::new(MemoryDestination {
-                handle,
-                limits: self.scenario.limits,
-                attempt_timeout: self.scenario.config.attempt_timeout,
-                group,
-            }),
-        };
-        let (stop, stopped) = oneshot::channel::<()>();
-        let (config, world) = (self.scenario.config.clone(), Arc::clone(&self.world));
-        let task = tokio::spawn(async move {
-            let shutdown = async move {
-                if stopped.await.is_err() {
-                    std::future::pending::<()>().await;
-                }
-            };
-            let ended = run(parts, config, shutdown).await;
-            world.happened.notify_one();
-            ended
-        });
-        self.slots[slot] = Some(Running { life, task, stop: Some(stop), cut_off: false });
-        self.assign();
-    }
-
-    /// Says who should own each partition: the assigned process, or the other one where that cannot.
-    fn assign(&mut self) {
-        let able = |slot: usize| {
-            let running = self.slots[slot].as_ref();
-            running.filter(|running| running.stop.is_some() && !running.cut_off).map(|running| running.life)
-        };
-        let mut state = self.world.lock();
-        for (slot, partition) in self.assigned.iter().zip(0u32..) {
-            let wanted = able(*slot).or_else(|| (0..self.slots.len()).find_map(able));
-            if wanted.is_some() {
-                state.members.want(partition, wanted);
-            }
-        }
-        drop(state);
-        self.outcome.moves += self.world.balance();
-    }
-
-    /// Buries those that crashed or ended.
-    async fn look_after(&mut self) {
-        for slot in 0..self.slots.len() {
-            let Some(running) = &self.slots[slot] else { continue };
-            if self.world.is_dying(running.life) {
-                self.crash(slot).await;
-            } else if running.task.is_finished() {
-                self.ended(slot).await;
-            }
-        }
-        self.assign();
-    }
-
-    async fn crash(&mut self, slot: usize) {
-        let Some(running) = self.slots[slot].take() else { return };
-        let life = running.life;
-        self.world.crash(life);
-        running.task.abort();
-        if let Err(error) = running.task.await
-            && error.is_panic()
-        {
-            self.world.lock().oracle.fail(format!("life {life} panicked: {error}"));
-        }
-        // What the process had spawned is dropped in the turns of the runtime that follow.
-        tokio::time::sleep(Duration::from_millis(1)).await;
-        self.world.bury(life);
-        let now = self.world.now();
-        let mut state = self.world.lock();
-        state.note(now, life, format_args!("is gone"));
-        state.oracle.ended(life, false);
-        drop(state);
-        self.outcome.crashes += u64::from(!self.calm);
-        let noticed = self.random.millis(0, 3_000);
-        self.after(noticed, Step::Forget { life });
-        let restarted = self.random.millis(0, 3_000);
-        self.after(restarted, Step::Start { slot });
-    }
-
-    async fn ended(&mut self, slot: usize) {
-        let Some(running) = self.slots[slot].take() else { return };
-        let (life, told) = (running.life, running.stop.is_none());
-        let result = running.task.await;
-        tokio::time::sleep(Duration::from_millis(1)).await;
-        self.world.bury(life);
-        let ended_by_group = self.world.membership_ended(life);
-        let now = self.world.now();
-        let mut state = self.world.lock();
-        let shown = result.as_ref().map(|ended| ended.as_ref().map_err(|error| format!("{error:#}")));
-        state.note(now, life, format_args!("ended: {shown:?}"));
-        let drained = match result {
-            Ok(Ok(ended)) if told => ended == Ended::Drained,
-            Ok(Ok(ended)) => {
-                state.oracle.fail(format!("life {life} ended with {ended:?} and was not told to stop"));
-                false
-            }
-            Ok(Err(_)) if ended_by_group => false,
-            Ok(Err(error)) => {
-                state.oracle.fail(format!("life {life} failed: {error:#}"));
-                false
-            }
-            Err(error) => {
-                state.oracle.fail(format!("life {life} panicked: {error}"));
-                false
-            }
-        };
-        state.oracle.ended(life, drained);
-        if self.calm && told && !drained && !ended_by_group {
-            state.oracle.fail(format!("life {life} left work, with nothing in its way"));
-        }
-        state.members.forget(life);
-        drop(state);
-        let restarted = self.random.millis(0, 2_000);
-        self.after(restarted, Step::Start { slot });
-    }
-
-    fn stop(&mut self, slot: usize) {
-        let Some(running) = &mut self.slots[slot] else { return };
-        let Some(stop) = running.stop.take() else { return };
-        let life = running.life;
-        let now = self.world.now();
-        let mut state = self.world.lock();
-        state.members.stopping(life);
-        state.note(now, life, format_args!("is told to stop"));
-        drop(state);
-        if stop.send(()).is_err() {
-            // It ended by itself at this very moment: `look_after` sees to it.
-            return;
-        }
-        self.outcome.stops += 1;
-        self.after(self.scenario.config.drain + STOP_GRACE, Step::MustHaveEnded { life });
     }
 
     // -- the end

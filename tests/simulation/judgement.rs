@@ -90,6 +90,8 @@ pub(crate) struct Health {
     failed: HashMap<Life, HashSet<(u32, User)>>,
     /// How many deliveries, or `Unreachable`, each life saw.
     stories: HashMap<Life, u64>,
+    /// When each life last saw an `Unreachable`.
+    unreachable: HashMap<Life, Duration>,
     /// Since when.
     evident: HashMap<(Life, Story), Duration>,
 }
@@ -121,7 +123,7 @@ impl Health {
         self.evident.get(&(life, story)).is_some_and(|since| *since < now)
     }
 
-    /// A verdict that this life saw; `began_in` is the phase in which the attempt began. True where this one made the
+    /// A verdict that this life saw; its attempt began then, in that phase. True where this one made the
     /// outage evident.
     pub(crate) fn saw(
         &mut self,
@@ -129,7 +131,7 @@ impl Health {
         partition: u32,
         user: &User,
         failed: Option<Verdict>,
-        began_in: Option<Phase>,
+        (began, began_in): (Duration, Option<Phase>),
         now: Duration,
     ) -> bool {
         let who = (life, partition, user.clone());
@@ -148,13 +150,16 @@ impl Health {
             // Who cannot even be reached says nothing new of how it answers, and the next answer begins a new story.
             (Some(Verdict::Unreachable), _) => {
                 self.failed.remove(&life);
+                self.unreachable.insert(life, now);
                 *self.stories.entry(life).or_default() += 1;
                 self.troubled.insert(who);
                 false
             }
             (Some(Verdict::Retry { .. } | Verdict::Refused), Some(_)) if self.phase == began_in => {
                 let story = self.story(life, began_in);
-                if self.troubled.contains(&who) {
+                // What was on its way when nobody could be reached tells nothing either.
+                let too_early = self.unreachable.get(&life).is_some_and(|at| began <= *at);
+                if too_early || self.troubled.contains(&who) {
                     return false;
                 }
                 let failed = self.failed.entry(life).or_default();
@@ -179,6 +184,7 @@ impl Health {
         self.failing.retain(|(of, _, _)| *of != life);
         self.troubled.retain(|(of, _, _)| *of != life);
         self.failed.remove(&life);
+        self.unreachable.remove(&life);
         self.evident.retain(|(of, _), _| *of != life);
     }
 }

@@ -26,6 +26,8 @@ struct Partition {
     committed: Option<State>,
     /// A commit that was sent later is never stored earlier: they go over one connection.
     stored_until: Duration,
+    commits_sent: u64,
+    last_stored: u64,
     /// A commit of this owner failed since it was told to hand over, or the life to stop.
     commit_failed: bool,
 }
@@ -147,20 +149,30 @@ struct OnItsWay<'a> {
     handle: &'a Handle,
     partition: u32,
     epoch: u64,
+    number: u64,
     state: Option<State>,
 }
 
 impl Drop for OnItsWay<'_> {
     fn drop(&mut self) {
         if let Some(state) = self.state.take() {
-            let world = &self.handle.world;
-            // Refused or stored: nobody waits for the answer.
-            let _nobody_waits = store(&mut world.lock(), self.handle.life, self.partition, self.epoch, state);
+            let mut world = self.handle.world.lock();
+            if self.number > world.members.partitions[self.partition as usize].last_stored {
+                // Refused or stored: nobody waits for the answer.
+                let _nobody_waits = store(&mut world, self.handle.life, self.partition, self.epoch, self.number, state);
+            }
         }
     }
 }
 
-fn store(world: &mut WorldState, life: Life, partition: u32, epoch: u64, state: State) -> Result<(), Failure> {
+fn store(
+    world: &mut WorldState,
+    life: Life,
+    partition: u32,
+    epoch: u64,
+    number: u64,
+    state: State,
+) -> Result<(), Failure> {
     let end = state.settled.last().map_or(state.watermark, |range| range.end);
     if end > world.topics.latest(partition) {
         world.oracle.fail(format!("life {life} commits {state:?} of partition {partition}, past the end"));
@@ -172,6 +184,7 @@ fn store(world: &mut WorldState, life: Life, partition: u32, epoch: u64, state: 
     }
     world.oracle.committed(partition, &state);
     part.committed = Some(state);
+    part.last_stored = number;
     Ok(())
 }
 
@@ -274,24 +287,30 @@ impl Group for MemoryGroup {
                 part.commit_failed |= fault.is_some();
                 part.stored_until = part.stored_until.max(now + before);
                 let before = part.stored_until - now;
-                let on_its_way =
-                    OnItsWay { handle: &self.0, partition, epoch: part.epoch, state: kept.then(|| state.clone()) };
+                part.commits_sent += 1;
+                let on_its_way = OnItsWay {
+                    handle: &self.0,
+                    partition,
+                    epoch: part.epoch,
+                    number: part.commits_sent,
+                    state: kept.then(|| state.clone()),
+                };
                 (before, after, fault, on_its_way)
             };
             self.0.sleep(before).await;
             on_its_way.state = None;
-            let epoch = on_its_way.epoch;
+            let (epoch, number) = (on_its_way.epoch, on_its_way.number);
             match fault {
                 Some(WriteFault::Refused) => Err(Failure::refused("group-unavailable", "the group takes nothing now")),
                 Some(WriteFault::UnknownLost | WriteFault::UnknownLate) => {
                     Err(Failure::unknown("time-out", "no answer from the group"))
                 }
                 Some(WriteFault::UnknownStored) => {
-                    store(&mut world.lock(), *life, partition, epoch, state)?;
+                    store(&mut world.lock(), *life, partition, epoch, number, state)?;
                     Err(Failure::unknown("time-out", "no answer from the group"))
                 }
                 None => {
-                    store(&mut world.lock(), *life, partition, epoch, state)?;
+                    store(&mut world.lock(), *life, partition, epoch, number, state)?;
                     self.0.sleep(after).await;
                     self.0.end().await;
                     Ok(())

@@ -71,6 +71,8 @@ struct Ownership {
     number: u64,
     began_with: Option<State>,
     released: bool,
+    /// It was released before its owner was told to stop: what is left undone there is no part of the stop.
+    handed_over_before_the_stop: bool,
     lost: Option<Duration>,
     /// The last offset of which an attempt was started, by user.
     last_started: HashMap<User, i64>,
@@ -89,6 +91,7 @@ struct Attempt {
     life: Life,
     partition: u32,
     ownership: u64,
+    began: Duration,
     /// The phase of an outage in which it began.
     phase: Option<Phase>,
     /// Until when dispatch waits for its answer.
@@ -333,6 +336,13 @@ impl Oracle {
         }
     }
 
+    /// A life is told to stop.
+    pub(crate) fn told_to_stop(&mut self, life: Life) {
+        for (_, owned) in self.owned.iter_mut().filter(|((of, _), _)| *of == life) {
+            owned.handed_over_before_the_stop = owned.released;
+        }
+    }
+
     /// A life ended: in order (then everything is committed), or not.
     pub(crate) fn ended(&mut self, life: Life, drained: bool) {
         if let Some(id) = self.in_flight(|attempt| attempt.life == life) {
@@ -340,8 +350,9 @@ impl Oracle {
         }
         let partitions: Vec<u32> = self.owned.keys().filter(|(l, _)| *l == life).map(|(_, p)| *p).collect();
         for partition in partitions {
-            if drained && self.owned[&(life, partition)].lost.is_none() {
-                let until = self.owned[&(life, partition)].taken.map(|at| at + self.rules.drain);
+            let owned = &self.owned[&(life, partition)];
+            if drained && owned.lost.is_none() && !owned.handed_over_before_the_stop {
+                let until = owned.taken.map(|at| at + self.rules.drain);
                 self.done_is_committed(life, partition, "a drained stop", until);
             }
             self.owned.remove(&(life, partition));

@@ -47,7 +47,7 @@ impl Oracle {
         let runs = runs.iter().map(|run| run.events.iter().map(|event| event.offset).collect()).collect();
         let ownership = self.owned.get(&(life, partition)).map_or(0, |owned| owned.number);
         let phase = self.health.phase();
-        self.attempts.insert(id, Attempt { life, partition, ownership, phase, until, runs });
+        self.attempts.insert(id, Attempt { life, partition, ownership, began: now, phase, until, runs });
         id
     }
 
@@ -176,7 +176,7 @@ impl Oracle {
                 if let Some(owned) = self.ownership_of(&attempt) {
                     owned.done.insert(*offset, now);
                 }
-                self.health.saw(life, partition, &user, None, attempt.phase, now);
+                self.health.saw(life, partition, &user, None, (attempt.began, attempt.phase), now);
             }
             if let (Some(failed), Some(offset)) = (&report.failed, run.get(report.delivered)) {
                 self.failed(&attempt, *offset, failed.verdict, now);
@@ -201,7 +201,8 @@ impl Oracle {
     fn failed(&mut self, attempt: &Attempt, offset: i64, verdict: Verdict, now: Duration) {
         self.counts.failed += 1;
         let user = self.partitions[attempt.partition as usize].entries[&offset].user.clone();
-        let evident = self.health.saw(attempt.life, attempt.partition, &user, Some(verdict), attempt.phase, now);
+        let evident =
+            self.health.saw(attempt.life, attempt.partition, &user, Some(verdict), (attempt.began, attempt.phase), now);
         self.counts.outages_evident += u64::from(evident);
         let story = self.health.story(attempt.life, attempt.phase);
         let told = story.is_some_and(|story| self.health.was_evident(attempt.life, story, now));
