@@ -26,7 +26,7 @@ use crate::core::window::Window;
 use crate::destination::{HandOver, HandOverLimits, Run};
 use crate::limits;
 use crate::log::{FetchError, Fetched};
-use anyhow::{Context as _, bail, ensure};
+use anyhow::{Context as _, anyhow, ensure};
 use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -81,6 +81,8 @@ pub(super) struct Worker {
     probing: Option<Attempt>,
     slot: Option<OwnedSemaphorePermit>,
     slot_wanted: bool,
+    /// Why reading has ended for good: what was read before is delivered and committed first.
+    unreadable: Option<anyhow::Error>,
     giving_up: HashMap<Token, Letter>,
     /// Dead letters whose writing failed, and when it is tried again.
     letters_due: BTreeSet<(Moment, u32)>,
@@ -133,6 +135,7 @@ impl Worker {
             probing: None,
             slot: None,
             slot_wanted: false,
+            unreadable: None,
             giving_up: HashMap::new(),
             letters_due: BTreeSet::new(),
             letters_waiting: HashMap::new(),
@@ -170,6 +173,9 @@ impl Worker {
             self.retry_letters(now)?;
             self.read(now);
             let probe_at = self.start(now);
+            if self.unreadable.is_some() && self.pending.is_empty() && self.lanes.events() == 0 {
+                break;
+            }
             let next = [self.lanes.next_wakeup(), Some(self.tick_at), probe_at, self.next_fetch(), self.next_letter()];
             let next = next.into_iter().flatten().min().unwrap_or(self.tick_at);
             tokio::select! {
@@ -187,7 +193,8 @@ impl Worker {
                 () = sleep_until(self.shared.instant(next)) => {}
             }
         }
-        self.hand_over().await
+        let ended = self.hand_over().await?;
+        self.unreadable.take().map_or(Ok(ended), Err)
     }
 
     async fn hand_over(&mut self) -> anyhow::Result<Ended> {
@@ -254,7 +261,8 @@ impl Worker {
     // ---- reading
 
     fn next_fetch(&self) -> Option<Moment> {
-        (!self.fetching && self.pending.is_empty() && self.window.room_bytes() > 0).then_some(self.fetch_at)
+        let may = !self.fetching && self.unreadable.is_none() && self.pending.is_empty();
+        (may && self.window.room_bytes() > 0).then_some(self.fetch_at)
     }
 
     /// Admits what fits, and fetches more while there is room.
@@ -272,7 +280,7 @@ impl Worker {
             }
         }
         let room = self.window.room_bytes();
-        if self.fetching || room == 0 || now < self.fetch_at {
+        if self.fetching || self.unreadable.is_some() || room == 0 || now < self.fetch_at {
             return;
         }
         self.fetching = true;
@@ -315,11 +323,16 @@ impl Worker {
                 return Ok(());
             }
             FetchError::OutOfRange { from, earliest, .. } if from < earliest => *earliest,
-            FetchError::OutOfRange { .. } => bail!("partition {}: {error}", self.partition),
+            FetchError::OutOfRange { from, .. } => *from,
             FetchError::Corrupt { offset, .. } => *offset + 1,
         };
-        if self.shared.config.on_gap == OnGap::Stop {
-            bail!("partition {}: {error}; --on-gap skip goes on behind it, and those events are lost", self.partition);
+        if skip_to == self.position || self.shared.config.on_gap == OnGap::Stop {
+            let what_to_do = match skip_to == self.position {
+                true => "the log was made again or cut: give the destination another --name to begin anew",
+                false => "--on-gap skip goes on behind it, and those events are lost",
+            };
+            self.unreadable = Some(anyhow!("partition {}: {error}; {what_to_do}", self.partition));
+            return Ok(());
         }
         tracing::error!(
             partition = self.partition,
@@ -616,15 +629,24 @@ fn is_final(failure: &Failure) -> bool {
 /// Where the partition stands: what was committed, or where `--start` says, stored before anything is attempted.
 async fn first_state(shared: &Shared, partition: u32) -> Result<State, Failure> {
     let group = &shared.parts.group;
-    let state = match group.committed(partition).await? {
-        Some(state) => state,
-        None => State::at(match shared.config.start {
-            Start::Earliest => shared.parts.log.earliest(partition).await?,
-            Start::Latest => shared.parts.log.latest(partition).await?,
-        }),
+    if let Some(state) = group.committed(partition).await? {
+        group.commit(partition, state.clone()).await?;
+        return Ok(state);
+    }
+    let log = &shared.parts.log;
+    let mut first = match shared.config.start {
+        Start::Earliest => log.earliest(partition).await?,
+        Start::Latest => log.latest(partition).await?,
     };
-    group.commit(partition, state.clone()).await?;
-    Ok(state)
+    loop {
+        group.commit(partition, State::at(first)).await?;
+        // Only from its commit on a group holds retention back: it may have passed the place just before.
+        let earliest = log.earliest(partition).await?;
+        if earliest <= first {
+            return Ok(State::at(first));
+        }
+        first = earliest;
+    }
 }
 
 impl Drop for Worker {

@@ -1,6 +1,7 @@
 //! The embedded log: the suite of all engines, and what only a file that processes share can do wrong.
 
 mod child;
+mod delivery;
 mod file;
 mod ownership;
 mod retention;

@@ -1,0 +1,179 @@
+//! Dispatch over a log that is damaged, or trimmed under its feet.
+
+use super::{Embedded, fixture};
+use crate::conformance::{SOON, record};
+use eventd::BoxFuture;
+use eventd::core::backoff::Backoff;
+use eventd::core::event::Record;
+use eventd::core::outcome::Failure;
+use eventd::core::verdict::{Failed, Report, Verdict};
+use eventd::destination::{Destination, HandOver, HandOverLimits};
+use eventd::dispatch::{self, Config, Ended, OnGap, Parts, Start, dead_letter};
+use eventd::group::sqlite::{WhenHeld, join};
+use eventd::log::{Engine, FetchError, Fetched, Log};
+use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+use tokio::sync::Notify;
+use tokio::time::timeout;
+
+/// Takes one event at a time, with a latency that outlasts any fetch; refuses all where it is told to.
+#[derive(Debug, Default)]
+struct Receiver {
+    refuses: bool,
+    seen: Mutex<Vec<i64>>,
+    answered: Notify,
+}
+
+impl Destination for Receiver {
+    fn limits(&self) -> HandOverLimits {
+        HandOverLimits { runs_max: 1, run_events_max: 1, run_bytes_max: 0 }
+    }
+
+    fn deliver(&self, hand_over: HandOver) -> BoxFuture<'_, Vec<Report>> {
+        Box::pin(async move {
+            self.seen.lock().unwrap().push(hand_over.events[0].offset);
+            tokio::time::sleep(Duration::from_millis(30)).await;
+            self.answered.notify_one();
+            match self.refuses {
+                true => vec![Report { delivered: 0, failed: Some(Failed::new(Verdict::Refused, "422 no")) }],
+                false => vec![Report { delivered: 1, failed: None }],
+            }
+        })
+    }
+}
+
+fn config(attempts: u32) -> Config {
+    Config {
+        attempts,
+        backoff: Backoff::new(Duration::from_millis(5), Duration::from_millis(5), false).unwrap(),
+        attempt_timeout: SOON,
+        retry_after_max: SOON,
+        concurrency: 16,
+        window_events: 1_000,
+        window_bytes: 1 << 20,
+        commit_interval: Duration::from_millis(50),
+        start: Start::Earliest,
+        on_gap: OnGap::Stop,
+        drain: SOON,
+        dead_retention: Duration::from_secs(3600),
+        seed: 0,
+    }
+}
+
+async fn parts(embedded: &Embedded, log: Arc<dyn Log>, receiver: &Arc<Receiver>) -> Parts {
+    let group = join(&embedded.engine, "hook", log.topic(), "digest", WhenHeld::Fail).await.unwrap();
+    Parts { engine: embedded.engine.clone(), log, group, destination: receiver.clone() }
+}
+
+#[tokio::test]
+async fn what_stands_before_a_damaged_record_is_delivered_once_and_committed() {
+    let embedded = fixture().await;
+    let log = embedded.topic("events").await;
+    log.append(0, (0..10).map(|n| record(&format!("user-{n}"), "payload")).collect()).await.unwrap();
+    embedded.plain().execute("UPDATE records SET crc32c = crc32c + 1 WHERE offset = 6", []).unwrap();
+    let receiver = Arc::new(Receiver::default());
+    for life in 1..=2 {
+        let parts = parts(&embedded, log.clone(), &receiver).await;
+        let group = parts.group.clone();
+        let ended = timeout(SOON, dispatch::run(parts, config(3), std::future::pending())).await.expect("it stops");
+        let error = format!("{:#}", ended.expect_err("the damage is told"));
+        assert!(error.contains("offset 6") && error.contains("--on-gap skip"), "life {life}: {error}");
+        assert_eq!(group.committed(0).await.unwrap().map(|state| state.watermark), Some(6), "life {life}");
+    }
+    let mut seen = receiver.seen.lock().unwrap().clone();
+    seen.sort_unstable();
+    assert_eq!(seen, [0, 1, 2, 3, 4, 5], "each once, in two lives");
+}
+
+#[tokio::test]
+async fn a_letter_about_a_letter_has_the_identity_of_its_own_source() {
+    let embedded = fixture().await;
+    let log = embedded.topic("events").await;
+    let old: [(&str, Option<&[u8]>); 3] =
+        [(dead_letter::SOURCE, Some(b"7:99")), (dead_letter::TOPIC, Some(b"elsewhere")), ("eventd-id", Some(b"kept"))];
+    log.append(0, vec![Record::new(Some(b"user"), Some(b"payload"), &old, 0)]).await.unwrap();
+    let receiver = Arc::new(Receiver { refuses: true, ..Receiver::default() });
+    let parts = parts(&embedded, log.clone(), &receiver).await;
+    let group = parts.group.clone();
+    let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
+    let running = tokio::spawn(dispatch::run(parts, config(1), async {
+        stopped.await.expect("told to stop");
+    }));
+    let dead = dead_letter::topic_of("events", "hook");
+    let settled = async {
+        while group.committed(0).await.unwrap().is_none_or(|state| state.watermark < 1) {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    timeout(SOON, settled).await.expect("given up");
+    stop.send(()).unwrap();
+    assert_eq!(running.await.unwrap().unwrap(), Ended::Drained);
+    let letters = embedded.engine.open(&dead, None).await.unwrap().fetch(0, 0, 1 << 20, SOON).await.unwrap().events;
+    let [letter] = &letters[..] else { panic!("one letter: {letters:?}") };
+    assert_eq!(letter.record.headers().filter(|(name, _)| *name == dead_letter::SOURCE).count(), 1);
+    assert_eq!(letter.record.header_text(dead_letter::SOURCE), Some("0:0"));
+    assert_eq!(letter.record.header_text(dead_letter::TOPIC), Some("events"));
+    assert_eq!(letter.record.header_text("eventd-id"), Some("kept"));
+}
+
+/// Retention that passes the first place just before a new group protects it.
+#[derive(Debug)]
+struct Overtaken {
+    log: Arc<dyn Log>,
+    asked: AtomicI64,
+}
+
+impl Log for Overtaken {
+    fn topic(&self) -> &str {
+        self.log.topic()
+    }
+
+    fn partitions(&self) -> BoxFuture<'_, Result<u32, Failure>> {
+        self.log.partitions()
+    }
+
+    fn append(&self, partition: u32, records: Vec<Record>) -> BoxFuture<'_, Result<i64, Failure>> {
+        self.log.append(partition, records)
+    }
+
+    fn fetch(
+        &self,
+        partition: u32,
+        from: i64,
+        max_bytes: usize,
+        wait: Duration,
+    ) -> BoxFuture<'_, Result<Fetched, FetchError>> {
+        match from {
+            0..4 => Box::pin(async move { Err(FetchError::OutOfRange { from, earliest: 4, latest: 10 }) }),
+            _ => self.log.fetch(partition, from, max_bytes, wait),
+        }
+    }
+
+    fn earliest(&self, _partition: u32) -> BoxFuture<'_, Result<i64, Failure>> {
+        let first = self.asked.fetch_add(1, Ordering::Relaxed) == 0;
+        Box::pin(async move { Ok(if first { 0 } else { 4 }) })
+    }
+
+    fn latest(&self, partition: u32) -> BoxFuture<'_, Result<i64, Failure>> {
+        self.log.latest(partition)
+    }
+
+    fn offset_at(&self, partition: u32, timestamp_ms: i64) -> BoxFuture<'_, Result<Option<i64>, Failure>> {
+        self.log.offset_at(partition, timestamp_ms)
+    }
+}
+
+#[tokio::test]
+async fn a_new_group_that_retention_overtakes_begins_where_the_log_begins() {
+    let embedded = fixture().await;
+    let log = embedded.topic("events").await;
+    log.append(0, (0..10).map(|n| record("user", &n.to_string())).collect()).await.unwrap();
+    let receiver = Arc::new(Receiver::default());
+    let log = Arc::new(Overtaken { log, asked: AtomicI64::new(0) });
+    let parts = parts(&embedded, log, &receiver).await;
+    let told = receiver.clone();
+    let run = dispatch::run(parts, config(3), async move { told.answered.notified().await });
+    let ended = timeout(SOON, run).await.expect("it stops").expect("no gap that a new group could not help");
+    assert_eq!((ended, receiver.seen.lock().unwrap()[0]), (Ended::Drained, 4));
+}
