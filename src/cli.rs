@@ -35,7 +35,8 @@ pub enum Command {
 }
 
 const EXIT_CODES: &str = "Exit codes: 0 drained; 1 a runtime failure; 2 usage or configuration; \
-    3 stopped with work left, by --drain or the second signal (nothing is lost: it is delivered again)";
+    3 stopped with work left, by --drain or the second signal (undelivered events are
+      delivered again; requests without an answer are the client's to repeat)";
 
 #[derive(Debug, Args)]
 pub struct Up {
@@ -104,9 +105,9 @@ pub struct Shared {
     #[arg(long, value_name = "DURATION", env = "EVENTD_DEAD_RETENTION", value_parser = above_zero)]
     pub dead_retention: Option<Duration>,
 
-    /// Size of the database from which on ingest answers 503
-    #[arg(long, value_name = "SIZE", env = "EVENTD_MAX_DB_BYTES", default_value = "64GiB", value_parser = some_bytes)]
-    pub max_db_bytes: u64,
+    /// Size of the database from which on ingest answers 503 [default: 64GiB, where there is an ingest]
+    #[arg(long, value_name = "SIZE", env = "EVENTD_MAX_DB_BYTES", value_parser = some_bytes)]
+    pub max_db_bytes: Option<u64>,
 
     /// How long a stop waits for what is under way
     #[arg(long, value_name = "DURATION", env = "EVENTD_DRAIN", default_value = "30s", value_parser = duration, help_heading = "Running")]

@@ -25,6 +25,9 @@ const RETENTION: Duration = Duration::from_secs(7 * 24 * 3600);
 /// The same of dead letters and `--dead-retention`.
 const DEAD_RETENTION: Duration = Duration::from_secs(30 * 24 * 3600);
 
+/// From which size of the database on ingest refuses, where nobody says.
+const MAX_DB_BYTES: u64 = 64 << 30;
+
 /// The longest of what a side topic's name has behind the destination's.
 const LONGEST_SUFFIX: &str = ".state";
 
@@ -131,7 +134,10 @@ pub struct Up {
 
 impl Ingest {
     pub fn new(flags: &cli::Ingest) -> anyhow::Result<Self> {
-        Ok(Self { log: log(&flags.shared), endpoint: endpoint(&flags.endpoint, flags.shared.drain)? })
+        Ok(Self {
+            log: log(&flags.shared, Some(MAX_DB_BYTES)),
+            endpoint: endpoint(&flags.endpoint, flags.shared.drain)?,
+        })
     }
 }
 
@@ -140,7 +146,7 @@ impl Dispatch {
         let shared = &flags.shared;
         let deliveries = deliveries(std::slice::from_ref(&flags.destination), &flags.delivery, shared, shared.drain)?;
         let delivery = deliveries.into_iter().next().context("--dest is missing")?;
-        Ok(Self { log: log(shared), delivery, standby: flags.standby })
+        Ok(Self { log: log(shared, None), delivery, standby: flags.standby })
     }
 }
 
@@ -150,21 +156,22 @@ impl Up {
         // Ingest ends before the destinations do, each in its own half: together they keep to `--drain`.
         let drain = shared.drain / 2;
         Ok(Self {
-            log: log(shared),
+            log: log(shared, Some(MAX_DB_BYTES)),
             endpoint: endpoint(&flags.endpoint, drain)?,
             deliveries: deliveries(&flags.destinations, &flags.delivery, shared, drain)?,
         })
     }
 }
 
-fn log(flags: &cli::Shared) -> Log {
+/// `max_db_bytes` is for where there is an ingest to refuse: a dispatch alone writes what settles events.
+fn log(flags: &cli::Shared, max_db_bytes: Option<u64>) -> Log {
     Log {
         engine: flags.url.clone(),
         settings: log::sqlite::Settings {
             // Only what was typed: a default must not shorten what another process was told to keep.
             retention: flags.retention,
             dead_retention: flags.dead_retention,
-            max_db_bytes: Some(flags.max_db_bytes),
+            max_db_bytes: flags.max_db_bytes.or(max_db_bytes),
             create: true,
         },
         topic: flags.topic.clone(),
@@ -180,6 +187,11 @@ fn endpoint(flags: &cli::Endpoint, drain: Duration) -> anyhow::Result<Endpoint> 
     ensure!(
         flags.max_body <= flags.max_pending,
         "--max-body must not be above --max-pending: such a body would never be taken"
+    );
+    ensure!(
+        flags.max_event <= limits::RECORD_BYTES_MAX - limits::LETTER_BYTES_MAX,
+        "--max-event must be at most {} bytes: its dead letter has to fit into the log too",
+        limits::RECORD_BYTES_MAX - limits::LETTER_BYTES_MAX
     );
     let ingest = ingest::Config {
         max_body_bytes: flags.max_body,

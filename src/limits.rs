@@ -243,3 +243,6 @@ pub const RESTART_AFTER: Duration = Duration::from_secs(1);
 /// Bytes of a lock file that are read to name its holder: far more than eventd writes there, and nobody else's file can
 /// fill the memory.
 pub const LOCK_TEXT_BYTES_MAX: u64 = 4096;
+
+/// Bytes that a dead letter may have beyond its event: the answer, and the headers that tell its story.
+pub const LETTER_BYTES_MAX: usize = 64 * 1024;

@@ -57,11 +57,21 @@ pub async fn up(config: config::Up, signals: &Signals) -> anyhow::Result<Ended> 
             tracing::error!("ingest ended, and the destinations drain: {error:#}");
         }
         accepted_all.send_replace(true);
-        let mut deliveries = Ended::Drained;
+        // All of them are waited for, also where one fails: the first failure is the exit code's.
+        let mut deliveries = Ok(Ended::Drained);
         while let Some(ended) = supervisors.join_next().await {
-            deliveries = deliveries.and(ended.context("a destination's supervisor ended")?);
+            let ended = ended.context("a destination's supervisor ended").flatten();
+            deliveries = match (deliveries, ended) {
+                (Ok(all), ended) => ended.map(|one: Ended| all.and(one)),
+                (Err(first), ended) => {
+                    if let Err(error) = ended {
+                        tracing::error!("{error:#}");
+                    }
+                    Err(first)
+                }
+            };
         }
-        Ok(ingest?.and(deliveries))
+        Ok(ingest?.and(deliveries?))
     };
     tokio::select! {
         ended = flow => ended,
@@ -82,16 +92,19 @@ struct Supervisor {
 }
 
 impl Supervisor {
-    async fn run(mut self) -> Ended {
+    async fn run(mut self) -> anyhow::Result<Ended> {
         loop {
             match self.delivery_once().await {
-                Ok(ended) if *self.drain.borrow() => return ended,
+                Ok(ended) if *self.drain.borrow() => return Ok(ended),
+                Err(error) if *self.drain.borrow() => {
+                    return Err(error.context(format!("destination {:?}", self.delivery.spec.name)));
+                }
                 Ok(_) => self.tell("not running: it ended without being told to".into()),
                 Err(error) => self.tell(format!("{error:#}")),
             }
             tokio::select! {
                 () = tokio::time::sleep(limits::RESTART_AFTER) => {}
-                () = drained(self.drain.clone()) => return Ended::Drained,
+                () = drained(self.drain.clone()) => return Ok(Ended::Drained),
             }
         }
     }

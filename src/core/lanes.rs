@@ -17,9 +17,10 @@
 use super::Moment;
 use super::event::Event;
 use hashbrown::HashTable;
-use std::collections::{BTreeSet, HashSet, VecDeque};
+use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::hash::{BuildHasher, RandomState};
 use std::ops::Range;
+use std::sync::Arc;
 
 /// All lanes of one partition.
 #[derive(Debug)]
@@ -115,7 +116,7 @@ impl Lanes {
             events: 0,
             in_flight_events: 0,
             next_generation: 0,
-            gaps: Gaps { max: gaps_max, users: HashSet::new(), order: VecDeque::new() },
+            gaps: Gaps::new(gaps_max),
         }
     }
 
@@ -345,33 +346,47 @@ fn lane_of(lanes: &mut [Option<Lane>], token: Token) -> &mut Lane {
 }
 
 /// Users of whom an event was given up and none delivered since: a bounded hint, the oldest is forgotten first.
+/// Forgetting leaves a user's place in the queue behind, stale by its number, so that it costs O(1).
 #[derive(Debug)]
 struct Gaps {
     max: usize,
-    users: HashSet<Option<Box<[u8]>>>,
-    order: VecDeque<Option<Box<[u8]>>>,
+    /// User → the number under which it stands in `order`.
+    users: HashMap<Option<Arc<[u8]>>, u64>,
+    order: VecDeque<(u64, Option<Arc<[u8]>>)>,
+    numbers: u64,
 }
 
 impl Gaps {
+    fn new(max: usize) -> Self {
+        Self { max, users: HashMap::new(), order: VecDeque::new(), numbers: 0 }
+    }
+
     fn holds(&self, user: Option<&[u8]>) -> bool {
-        !self.users.is_empty() && self.users.contains(&user.map(Box::from))
+        !self.users.is_empty() && self.users.contains_key(&user.map(Arc::from))
     }
 
     fn remember(&mut self, user: Option<&[u8]>) {
-        let user: Option<Box<[u8]>> = user.map(Box::from);
-        if self.users.insert(user.clone()) {
-            self.order.push_back(user);
+        let user: Option<Arc<[u8]>> = user.map(Arc::from);
+        if self.users.contains_key(&user) {
+            return;
         }
-        while self.order.len() > self.max {
-            if let Some(oldest) = self.order.pop_front() {
+        self.numbers += 1;
+        self.users.insert(user.clone(), self.numbers);
+        self.order.push_back((self.numbers, user));
+        while self.users.len() > self.max || self.order.len() > self.max.saturating_mul(2) {
+            let Some((number, oldest)) = self.order.pop_front() else { break };
+            if self.users.get(&oldest) == Some(&number) {
                 self.users.remove(&oldest);
             }
         }
     }
 
     fn forget(&mut self, user: Option<&[u8]>) {
-        if !self.users.is_empty() && self.users.remove(&user.map(Box::from)) {
-            self.order.retain(|known| known.as_deref() != user);
+        if !self.users.is_empty() {
+            self.users.remove(&user.map(Arc::from));
+            if self.users.is_empty() {
+                self.order.clear();
+            }
         }
     }
 }

@@ -182,3 +182,34 @@ fn a_run_that_is_reported_twice_stops_everything() {
     lanes.next(1, usize::MAX, &mut out).unwrap();
     lanes.settle(first.token, 1, |_| (), |_, _| unreachable!());
 }
+
+proptest! {
+    #[test]
+    fn gaps_are_a_bounded_set_that_forgets_the_oldest(
+        max in 1usize..4,
+        steps in proptest::collection::vec((any::<bool>(), 0u8..6), 0..80),
+    ) {
+        let mut gaps = Gaps::new(max);
+        let mut model: Vec<u8> = Vec::new();
+        for (remember, user) in steps {
+            if remember {
+                if !model.contains(&user) {
+                    model.push(user);
+                }
+                gaps.remember(Some(&[user]));
+                prop_assert!(gaps.holds(Some(&[user])), "the newest is remembered");
+            } else {
+                model.retain(|known| *known != user);
+                gaps.forget(Some(&[user]));
+            }
+            if model.len() > max {
+                model.remove(0);
+            }
+            prop_assert!(gaps.order.len() <= 2 * max && gaps.users.len() <= max);
+            // What the bound of the queue pushes out early is forgotten too: never one too many.
+            for user in 0..6 {
+                prop_assert!(!gaps.holds(Some(&[user])) || model.contains(&user), "user {}", user);
+            }
+        }
+    }
+}

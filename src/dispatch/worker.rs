@@ -122,7 +122,7 @@ impl Worker {
         let worker = Self {
             limits: shared.parts.destination.limits(),
             outside: JoinSet::new(),
-            lanes: Lanes::new(limits::GAPS_REMEMBERED_MAX),
+            lanes: Lanes::new(shared.share(limits::GAPS_REMEMBERED_MAX)),
             window: Window::new(1, 1),
             position: progress.watermark(),
             settled_until: state.settled.last().map_or(0, |range| range.end),

@@ -254,6 +254,8 @@ fn a_bad_command_line_is_refused_by_the_name_of_the_flag() {
     refused(&["ingest", "--topic", "no/topic"], &["--topic"]);
     refused(&["ingest", "--partitioner", "crc"], &["--partitioner", "murmur2"]);
     refused(&["ingest", "--max-body", "1MiB", "--max-pending", "1KiB"], &["--max-body", "--max-pending"]);
+    refused(&["ingest", "--max-event", "16MiB"], &["--max-event", "dead letter"]);
+    refused(&["dispatch", "--dest", "null:", "--drain", "300000000000y"], &["--drain", "100 years"]);
     refused(&["up", "--log-format", "xml"], &["--log-format", "text or json"]);
     refused(&["up", "--no-such-flag"], &["--no-such-flag"]);
     refused(&["up", "--dest", "null:", "--on-gap", "wait"], &["--on-gap", "stop or skip"]);
