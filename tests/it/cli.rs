@@ -82,6 +82,27 @@ fn separate_processes_share_one_log() {
 }
 
 #[test]
+fn a_partition_that_stopped_is_in_the_exit_code_of_up_as_in_that_of_dispatch() {
+    let folder = tempfile::tempdir().unwrap();
+    let healthy = up(folder.path(), &["--dest", "file-1"]);
+    post(&healthy, README_EVENTS);
+    delivered(folder.path(), "file-1", 5);
+    assert_eq!(healthy.stop().code(), 0);
+    let plain = rusqlite::Connection::open(folder.path().join("eventd.db")).unwrap();
+    // All three users are in partition 2; the two others go on.
+    assert_eq!(plain.execute("UPDATE records SET crc32c = crc32c + 1 WHERE offset = 4", []), Ok(1));
+    drop(plain);
+    let up = up(folder.path(), &["--dest", "file-2"]);
+    up.wait_for(&["partition=2", "this partition stopped, the others go on", "offset 4"]);
+    assert_eq!(delivered(folder.path(), "file-2", 4).len(), 4, "what stands before the damage");
+    assert_eq!(up.stop().code(), 1);
+    let dispatch = Program::start(folder.path(), &["dispatch", "--dest", "file-2"]);
+    dispatch.wait_for(&["this partition stopped, the others go on"]);
+    assert_eq!(dispatch.stop().code(), 1);
+    assert_eq!(lines(&folder.path().join("file-2")).len(), 4, "and nothing again");
+}
+
+#[test]
 fn a_second_process_of_a_destination_is_refused_and_told_who_holds_it() {
     let folder = tempfile::tempdir().unwrap();
     let first = Program::start(folder.path(), &["dispatch", "--dest", "file-1"]);
