@@ -4,6 +4,7 @@
 //! all, and readers fold them by it.
 
 use super::{Config, Parts};
+use crate::core::Moment;
 use crate::core::event::{Event, Record};
 use crate::core::lanes::Trouble;
 use crate::limits;
@@ -56,6 +57,8 @@ impl Reason {
 pub(super) struct Letter {
     pub(super) reason: Reason,
     pub(super) answer: String,
+    /// When its last attempt failed.
+    pub(super) failed_at: Moment,
     /// Writing it failed this often already.
     pub(super) failures: u32,
 }
@@ -67,12 +70,13 @@ pub(super) fn record(
     event: &Event,
     trouble: &Trouble,
     letter: &Letter,
-    elapsed: Duration,
+    now: Moment,
     now_ms: i64,
 ) -> Record {
-    let first_ms = now_ms - i64::try_from(elapsed.as_millis()).unwrap_or(0);
+    let ago_ms = |then: Moment| i64::try_from(now.saturating_sub(then).as_millis()).unwrap_or(0);
+    let (first_ms, last_ms) = (now_ms - ago_ms(trouble.first_failure), now_ms - ago_ms(letter.failed_at));
     let source = format!("{partition}:{}", event.offset);
-    let (attempts, first, last) = (trouble.failures.to_string(), first_ms.to_string(), now_ms.to_string());
+    let (attempts, first, last) = (trouble.failures.to_string(), first_ms.to_string(), last_ms.to_string());
     let time = event.record.timestamp_ms.to_string();
     let ours = [
         (SOURCE, source.as_str()),

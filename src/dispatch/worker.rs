@@ -483,7 +483,7 @@ impl Worker {
                 self.probing = None;
             }
             if let (Some(reason), Some(failed)) = (reason, report.failed) {
-                letters.push((started.token, Letter { reason, answer: failed.answer, failures: 0 }));
+                letters.push((started.token, Letter { reason, answer: failed.answer, failed_at: now, failures: 0 }));
             }
         }
         let after = breaker.gate(now);
@@ -528,10 +528,10 @@ impl Worker {
     fn write_letter(&mut self, token: Token) -> anyhow::Result<()> {
         let letter = self.giving_up.get(&token).context("a dead letter without its story")?;
         let (event, trouble) = self.lanes.settling(token);
-        let elapsed = self.shared.now().saturating_sub(trouble.first_failure);
         let now_ms = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis();
         let now_ms = i64::try_from(now_ms).context("the clock is out of range")?;
-        let record = dead_letter::record(&self.shared.parts, self.partition, event, trouble, letter, elapsed, now_ms);
+        let record =
+            dead_letter::record(&self.shared.parts, self.partition, event, trouble, letter, self.shared.now(), now_ms);
         let (shared, partition) = (Arc::clone(&self.shared), self.partition);
         self.letters_writing += 1;
         self.outside.spawn(async move {

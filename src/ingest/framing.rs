@@ -19,7 +19,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Sleep, sleep};
 
 /// The bytes of a line that are kept: enough for the names of the two headers, a length and the size of a chunk. A
-/// length that is padded beyond it cannot be read; it still counts as one of two lengths.
+/// length that is padded beyond it cannot be read, and its request is refused as one that says its length twice.
 const LINE_BYTES_KEPT: usize = 128;
 
 /// Stands for a Content-Length that cannot be read.
@@ -188,14 +188,12 @@ impl Framing {
             State::Head { length, chunked, .. } if line.is_empty() => {
                 self.heads += 1;
                 match (length, chunked) {
-                    (Some(_), true) => {
+                    // A length that cannot be read hides where the next head begins: nothing behind it is believed.
+                    (Some(_), true) | (Some(UNREADABLE), false) => {
                         self.mark.0.store(self.heads, Ordering::Release);
                         State::Over
                     }
                     (None, true) => State::ChunkSize,
-                    // Where the next head begins is not known. hyper refuses it, unless it is only padded: then
-                    // hyper's own rule (Transfer-Encoding wins) stays for the requests behind it.
-                    (Some(UNREADABLE), false) => State::Over,
                     (None | Some(0), false) => NEXT_HEAD,
                     (Some(length), false) => State::Body(length),
                 }
@@ -309,7 +307,7 @@ mod tests {
     }
 
     #[test]
-    fn a_length_that_cannot_be_read_is_one_of_two() {
+    fn a_length_that_cannot_be_read_is_refused_alone_and_as_one_of_two() {
         let chunked = "Transfer-Encoding: chunked\r\n";
         let padded = [format!("Content-Length:{}3\r\n", " ".repeat(200)), format!("Content-Length: {:0200}\r\n", 3)];
         for length in padded.iter().map(String::as_str).chain(["Content-Length: x\r\n", "Content-Length:\r\n"]) {
@@ -322,7 +320,7 @@ mod tests {
                 assert_eq!(marked(&format!("POST / HTTP/1.1\r\n{headers}\r\n"), 7), 1, "{headers}");
             }
             for headers in [length.to_owned(), format!("{length}Content-Length: 0\r\n")] {
-                assert_eq!(marked(&format!("POST / HTTP/1.1\r\n{headers}\r\n{TWICE}"), 7), 0, "{headers}");
+                assert_eq!(marked(&format!("POST / HTTP/1.1\r\n{headers}\r\n{TWICE}"), 7), 1, "{headers}");
             }
         }
     }
