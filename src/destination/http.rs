@@ -90,24 +90,33 @@ impl Http {
 
     async fn attempt(&self, attempt: Try<'_>, deadline: Instant) -> Result<(), Failed> {
         let mut was_sent = false;
-        let answer = match self.send(attempt, deadline).await {
-            Err(NoAnswer::Closed(_)) if Instant::now() < deadline => {
-                was_sent = true;
-                self.resent.fetch_add(1, Ordering::Relaxed);
-                self.send(attempt, deadline).await
+        // One place that sends and one that reads: an attempt's future then stays small enough for the allocator's fast
+        // way, and there is one an event.
+        let answer = loop {
+            match self.send(&attempt, deadline).await {
+                Err(NoAnswer::Closed(_)) if !was_sent && Instant::now() < deadline => {
+                    was_sent = true;
+                    self.resent.fetch_add(1, Ordering::Relaxed);
+                }
+                answer => break answer,
             }
-            answer => answer,
         };
-        match answer {
-            Ok(response) => self.judge(response, deadline).await,
-            Err(NoAnswer::NotConnected(why)) if !was_sent => Err(Failed::new(Verdict::Unreachable, why)),
-            Err(NoAnswer::NotConnected(why) | NoAnswer::Closed(why) | NoAnswer::Other(why)) => {
-                Err(Failed::new(Verdict::Retry { after: None }, why))
+        let response = answer.map_err(|no_answer| match no_answer {
+            NoAnswer::NotConnected(why) if !was_sent => Failed::new(Verdict::Unreachable, why),
+            NoAnswer::NotConnected(why) | NoAnswer::Closed(why) | NoAnswer::Other(why) => {
+                Failed::new(Verdict::Retry { after: None }, why)
             }
-        }
+        })?;
+        let status = response.status();
+        let failed = (!status.is_success()).then(|| self.verdict(status, response.headers()));
+        let keep_bytes = if failed.is_some() { ANSWER_BYTES_MAX } else { 0 };
+        let said = read_to_end(response.into_body(), keep_bytes, deadline).await;
+        let Some(verdict) = failed else { return Ok(()) };
+        let said = String::from_utf8_lossy(&said);
+        Err(Failed::new(verdict, if said.is_empty() { status.to_string() } else { format!("{status}: {said}") }))
     }
 
-    fn headers(&self, attempt: Try<'_>) -> HeaderMap {
+    fn headers(&self, attempt: &Try<'_>) -> HeaderMap {
         let mut headers = HeaderMap::with_capacity(HEADERS_MAX);
         headers.insert(USER_AGENT, HeaderValue::from_static(concat!("eventd/", env!("CARGO_PKG_VERSION"))));
         if let Some(authorization) = &self.authorization {
@@ -117,7 +126,7 @@ impl Http {
         headers
     }
 
-    async fn send(&self, attempt: Try<'_>, deadline: Instant) -> Result<Response<Incoming>, NoAnswer> {
+    async fn send(&self, attempt: &Try<'_>, deadline: Instant) -> Result<Response<Incoming>, NoAnswer> {
         let mut request = Request::new(body(attempt.event));
         *request.method_mut() = Method::POST;
         *request.uri_mut() = self.uri.clone();
@@ -131,20 +140,6 @@ impl Http {
             }
             Err(_) => Err(NoAnswer::NotConnected("no connection within the time of the attempt".into())),
         }
-    }
-
-    async fn judge(&self, response: Response<Incoming>, deadline: Instant) -> Result<(), Failed> {
-        let status = response.status();
-        if status.is_success() {
-            if !response.body().is_end_stream() {
-                read_to_end(response.into_body(), 0, deadline).await;
-            }
-            return Ok(());
-        }
-        let verdict = self.verdict(status, response.headers());
-        let said = read_to_end(response.into_body(), ANSWER_BYTES_MAX, deadline).await;
-        let said = String::from_utf8_lossy(&said);
-        Err(Failed::new(verdict, if said.is_empty() { status.to_string() } else { format!("{status}: {said}") }))
     }
 
     fn verdict(&self, status: StatusCode, headers: &HeaderMap) -> Verdict {
@@ -249,13 +244,11 @@ fn is_closed(error: &(dyn Error + 'static)) -> bool {
 async fn read_to_end(mut body: Incoming, keep_bytes: usize, deadline: Instant) -> Vec<u8> {
     let mut kept = Vec::new();
     let mut read_bytes = 0;
-    while let Ok(Some(Ok(frame))) = timeout_at(deadline, body.frame()).await {
+    while !body.is_end_stream() && read_bytes <= ANSWER_DRAIN_BYTES_MAX {
+        let Ok(Some(Ok(frame))) = timeout_at(deadline, body.frame()).await else { break };
         let Some(data) = frame.data_ref() else { continue };
         read_bytes += data.len();
         kept.extend_from_slice(&data[..data.len().min(keep_bytes - kept.len())]);
-        if read_bytes > ANSWER_DRAIN_BYTES_MAX {
-            break;
-        }
     }
     kept
 }
