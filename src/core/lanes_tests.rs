@@ -190,7 +190,7 @@ proptest! {
         steps in proptest::collection::vec((any::<bool>(), 0u8..6), 0..80),
     ) {
         let mut gaps = Gaps::new(max);
-        let mut model = std::collections::BTreeSet::new();
+        let mut model = BTreeSet::new();
         for (remember, user) in steps {
             if remember {
                 model.insert(user);
