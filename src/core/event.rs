@@ -4,6 +4,7 @@
 //! makes it, a lane holds it, an attempt borrows it, and nobody copies it. Headers are kept in the encoding of Kafka's
 //! record format version 2 and read only by who wants them.
 
+use super::varint;
 use std::fmt;
 use std::sync::Arc;
 
@@ -174,26 +175,14 @@ pub fn encode_headers(headers: &[(&str, Option<&[u8]>)], out: &mut Vec<u8>) {
     }
 }
 
+/// Zigzag: small numbers of either sign are short.
 fn put_varint(value: i64, out: &mut Vec<u8>) {
-    let mut zigzag = ((value << 1) ^ (value >> 63)) as u64;
-    while zigzag >= 0x80 {
-        out.push(zigzag as u8 | 0x80);
-        zigzag >>= 7;
-    }
-    out.push(zigzag as u8);
+    varint::put(((value << 1) ^ (value >> 63)) as u64, out);
 }
 
 fn varint(rest: &mut &[u8]) -> Option<i64> {
-    let mut zigzag = 0u64;
-    for shift in (0..64).step_by(7) {
-        let (&byte, tail) = rest.split_first()?;
-        *rest = tail;
-        zigzag |= u64::from(byte & 0x7f) << shift;
-        if byte < 0x80 {
-            return Some((zigzag >> 1) as i64 ^ -((zigzag & 1) as i64));
-        }
-    }
-    None
+    let zigzag = varint::take(rest)?;
+    Some((zigzag >> 1) as i64 ^ -((zigzag & 1) as i64))
 }
 
 /// `None`: the bytes are cut short. `Some(None)`: null.

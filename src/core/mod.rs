@@ -8,7 +8,7 @@
 //!  partition  which partition a user has        verdict    what an attempt says of an event
 //!  lanes      one FIFO a user, who is next      window     how many events and bytes may be unsettled
 //!  backoff    when to try again                 progress   watermark and settled map: what a commit stores
-//!  breaker    is it the event, or the destination?
+//!  breaker    is it the event, or the destination?       random     numbers from what the caller gives
 //! ```
 
 pub mod backoff;
@@ -18,6 +18,8 @@ pub mod lanes;
 pub mod outcome;
 pub mod partition;
 pub mod progress;
+pub mod random;
+mod varint;
 pub mod verdict;
 pub mod window;
 

@@ -9,6 +9,7 @@
 //!
 //! The map costs one entry a hole, so it is bounded by the events in the window, not by the distance that they span.
 
+use super::varint;
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use std::collections::BTreeMap;
@@ -38,8 +39,8 @@ impl State {
         let mut bytes = Vec::with_capacity(self.settled.len() * 3);
         let mut at = self.watermark;
         for range in &self.settled {
-            put_varint((range.start - at) as u64, &mut bytes);
-            put_varint((range.end - range.start) as u64, &mut bytes);
+            varint::put((range.start - at) as u64, &mut bytes);
+            varint::put((range.end - range.start) as u64, &mut bytes);
             at = range.end;
         }
         let mut text = String::from(FORMAT);
@@ -56,7 +57,7 @@ impl State {
             URL_SAFE_NO_PAD.decode(encoded).map_err(|error| format!("progress that is not base64url: {error}"))?;
         let (mut rest, mut at, mut settled) = (bytes.as_slice(), watermark, Vec::new());
         while !rest.is_empty() {
-            let mut step = || varint(&mut rest).filter(|n| *n > 0).and_then(|n| i64::try_from(n).ok());
+            let mut step = || varint::take(&mut rest).filter(|n| *n > 0).and_then(|n| i64::try_from(n).ok());
             let range = step().and_then(|gap| Some((gap, step()?))).and_then(|(gap, len)| {
                 let start = at.checked_add(gap)?;
                 Some(start..start.checked_add(len)?)
@@ -126,27 +127,6 @@ impl Progress {
     pub fn state(&self) -> State {
         State { watermark: self.watermark, settled: self.settled.iter().map(|(start, end)| *start..*end).collect() }
     }
-}
-
-fn put_varint(mut value: u64, out: &mut Vec<u8>) {
-    while value >= 0x80 {
-        out.push(value as u8 | 0x80);
-        value >>= 7;
-    }
-    out.push(value as u8);
-}
-
-fn varint(rest: &mut &[u8]) -> Option<u64> {
-    let mut value = 0u64;
-    for shift in (0..64).step_by(7) {
-        let (&byte, tail) = rest.split_first()?;
-        *rest = tail;
-        value |= u64::from(byte & 0x7f) << shift;
-        if byte < 0x80 {
-            return Some(value);
-        }
-    }
-    None
 }
 
 #[cfg(test)]

@@ -6,6 +6,7 @@
 use super::{Destination, Drill, HandOver, HandOverLimits, Run};
 use crate::BoxFuture;
 use crate::core::event::Event;
+use crate::core::random::mix;
 use crate::core::verdict::{Failed, Report, Verdict};
 use std::sync::Arc;
 
@@ -38,14 +39,6 @@ impl Faulty {
         });
         failing.unwrap_or(events.len())
     }
-}
-
-/// One step of SplitMix64, whose bits all depend on all bits of the input.
-fn mix(word: u64) -> u64 {
-    let mut z = word.wrapping_add(0x9e37_79b9_7f4a_7c15);
-    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    z ^ (z >> 31)
 }
 
 /// The hand-over with only the first `passes[i]` events of run `i`; runs of which nothing is left are left out.

@@ -4,6 +4,7 @@
 use super::{Config, Parts, dead_letter};
 use crate::core::Moment;
 use crate::core::breaker::Breaker;
+use crate::core::random;
 use crate::limits;
 use crate::log::{Log, OpenError};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -66,12 +67,9 @@ impl Shared {
         (whole / self.owned.load(Ordering::Relaxed).max(1)).max(1)
     }
 
-    /// A number for jitter: splitmix64 from `--seed`'s state on.
+    /// A number for jitter, another one each time.
     pub(super) fn random(&self) -> u64 {
-        let mut z = self.random.fetch_add(0x9e37_79b9_7f4a_7c15, Ordering::Relaxed);
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
+        random::mix(self.random.fetch_add(random::STEP, Ordering::Relaxed))
     }
 
     /// The topic of dead letters, made when it is first needed.
