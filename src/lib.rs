@@ -14,6 +14,9 @@
 
 pub mod limits;
 
+mod clock;
+mod quiet;
+
 pub mod core;
 
 pub mod sqlite;

@@ -8,6 +8,7 @@ use crate::group::sqlite::{JoinError, WhenHeld};
 use crate::group::{self, Group};
 use crate::log::sqlite::Sqlite;
 use crate::log::{Engine as _, Log, OpenError};
+use crate::quiet::Quiet;
 use crate::signals::Signals;
 use crate::{ingest, limits};
 use anyhow::{Context, anyhow, ensure};
@@ -15,7 +16,6 @@ use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use tokio::net::{TcpListener, TcpSocket};
-use tokio::time::Instant;
 
 /// How a mode ended after it was told to stop.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -222,14 +222,13 @@ async fn hold(
     delivery: &Delivery,
     standby: bool,
 ) -> Result<Arc<dyn Group>, JoinError> {
-    let mut told: Option<Instant> = None;
+    let quiet = Quiet::default();
     loop {
         match hold_once(engine, log, delivery, standby).await {
             Err(JoinError::Unavailable(failure)) if failure.code != "log-lost" => {
-                if told.is_none_or(|at| at.elapsed() >= limits::LOG_REPEAT_INTERVAL) {
-                    let destination = &delivery.spec.name;
-                    tracing::warn!(%destination, "not started: {failure}; trying again every {:?}", limits::RESTART_AFTER);
-                    told = Some(Instant::now());
+                if let Some(more) = quiet.allows("not started") {
+                    let (destination, every) = (&delivery.spec.name, limits::RESTART_AFTER);
+                    tracing::warn!(%destination, more, "not started: {failure}; trying again every {every:?}");
                 }
                 tokio::time::sleep(limits::RESTART_AFTER).await;
             }

@@ -4,6 +4,7 @@
 //! all, and readers fold them by it.
 
 use super::{Config, Parts};
+use crate::clock;
 use crate::core::Moment;
 use crate::core::event::{Event, Record};
 use crate::core::lanes::Trouble;
@@ -71,9 +72,9 @@ pub(super) fn record(
     trouble: &Trouble,
     letter: &Letter,
     now: Moment,
-    now_ms: i64,
 ) -> Record {
-    let ago_ms = |then: Moment| i64::try_from(now.saturating_sub(then).as_millis()).unwrap_or(0);
+    let now_ms = clock::now_ms();
+    let ago_ms = |then: Moment| clock::whole_ms(now.saturating_sub(then));
     let (first_ms, last_ms) = (now_ms - ago_ms(trouble.first_failure), now_ms - ago_ms(letter.failed_at));
     let source = format!("{partition}:{}", event.offset);
     let (attempts, first, last) = (trouble.failures.to_string(), first_ms.to_string(), last_ms.to_string());

@@ -10,7 +10,6 @@
 
 pub mod dead_letter;
 mod policy;
-mod quiet;
 mod shared;
 mod worker;
 

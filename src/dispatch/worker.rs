@@ -12,7 +12,6 @@
 //! settled at that moment. A panic of anything outside, or of the lanes, ends the partition with its message.
 
 use super::dead_letter::{self, Letter};
-use super::quiet::Quiet;
 use super::shared::Shared;
 use super::{Ended, OnGap, Start, policy};
 use crate::core::Moment;
@@ -26,10 +25,10 @@ use crate::core::window::Window;
 use crate::destination::{HandOver, HandOverLimits, Run};
 use crate::limits;
 use crate::log::{FetchError, Fetched};
+use crate::quiet::Quiet;
 use anyhow::{Context as _, anyhow, ensure};
 use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
-use std::time::{SystemTime, UNIX_EPOCH};
 use tokio::sync::{OwnedSemaphorePermit, watch};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until, timeout_at};
@@ -101,7 +100,7 @@ impl Worker {
     /// Reads where the partition stands and stores it, so that "no commit" means "new group" from then on. Waits while
     /// the group or the log does not answer.
     pub(super) async fn begin(shared: Arc<Shared>, partition: u32) -> anyhow::Result<Self> {
-        let mut quiet = Quiet::default();
+        let quiet = Quiet::default();
         let mut failures = 0;
         let state = loop {
             match first_state(&shared, partition).await {
@@ -109,7 +108,7 @@ impl Worker {
                 Err(failure) if is_final(&failure) => return Err(failure.into()),
                 Err(failure) => {
                     failures += 1;
-                    if let Some(more) = quiet.allows("begin", shared.now()) {
+                    if let Some(more) = quiet.allows("begin") {
                         tracing::warn!(partition, more, "cannot begin, trying again: {failure}");
                     }
                     let delay = shared.config.backoff.delay(failures, shared.random());
@@ -239,7 +238,7 @@ impl Worker {
                     Err(failure) if is_final(&failure) => return Err(failure.into()),
                     Err(failure) => {
                         self.dirty = true;
-                        if let Some(more) = self.quiet.allows("commit", self.shared.now()) {
+                        if let Some(more) = self.quiet.allows("commit") {
                             tracing::warn!(
                                 partition = self.partition,
                                 more,
@@ -317,7 +316,7 @@ impl Worker {
                 self.fetch_failures = self.fetch_failures.saturating_add(1);
                 let delay = self.shared.config.backoff.delay(self.fetch_failures, self.shared.random());
                 self.fetch_at = self.shared.now().saturating_add(delay);
-                if let Some(more) = self.quiet.allows("fetch", self.shared.now()) {
+                if let Some(more) = self.quiet.allows("fetch") {
                     tracing::warn!(partition = self.partition, more, "cannot read the log, trying again: {detail}");
                 }
                 return Ok(());
@@ -507,7 +506,7 @@ impl Worker {
             return;
         }
         // Where some connections work and some do not, it opens and closes with every answer.
-        let Some(more) = self.quiet.allows(about, self.shared.now()) else { return };
+        let Some(more) = self.quiet.allows(about) else { return };
         match opened {
             true => {
                 let why = self.shared.breaker().snapshot(self.shared.now());
@@ -528,10 +527,7 @@ impl Worker {
     fn write_letter(&mut self, token: Token) -> anyhow::Result<()> {
         let letter = self.giving_up.get(&token).context("a dead letter without its story")?;
         let (event, trouble) = self.lanes.settling(token);
-        let now_ms = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis();
-        let now_ms = i64::try_from(now_ms).context("the clock is out of range")?;
-        let record =
-            dead_letter::record(&self.shared.parts, self.partition, event, trouble, letter, self.shared.now(), now_ms);
+        let record = dead_letter::record(&self.shared.parts, self.partition, event, trouble, letter, self.shared.now());
         let (shared, partition) = (Arc::clone(&self.shared), self.partition);
         self.letters_writing += 1;
         self.outside.spawn(async move {
@@ -552,7 +548,7 @@ impl Worker {
             let (window, progress) = (&mut self.window, &mut self.progress);
             let (reason, answer) = (letter.reason.as_str(), letter.answer.as_str());
             let (partition, destination) = (self.partition, self.shared.parts.group.name());
-            let more = self.quiet.allows("gave up", now);
+            let more = self.quiet.allows("gave up");
             self.lanes.given_up(token, |event| {
                 window.remove(event.record.window_bytes());
                 progress.settle(event.offset..event.offset + 1);
@@ -579,7 +575,7 @@ impl Worker {
         self.next_letter = self.next_letter.wrapping_add(1);
         self.letters_due.insert((at, self.next_letter));
         self.letters_waiting.insert(self.next_letter, token);
-        if let Some(more) = self.quiet.allows("letter", now) {
+        if let Some(more) = self.quiet.allows("letter") {
             let (partition, waiting) = (self.partition, self.letters_waiting.len());
             tracing::warn!(partition, waiting, more, "a dead letter cannot be written, its user waits: {detail}");
         }

@@ -10,6 +10,7 @@
 
 use super::{Change, Group};
 use crate::BoxFuture;
+use crate::clock::now_ms;
 use crate::core::outcome::Failure;
 use crate::core::progress::State;
 use crate::limits::{GROUP_NAME_CHARS_MAX, LOCK_TEXT_BYTES_MAX, STANDBY_INTERVAL};
@@ -22,7 +23,6 @@ use std::io::{ErrorKind, Read, Seek, Write as _};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{SystemTime, UNIX_EPOCH};
 use tokio::time::Instant;
 
 /// Who holds a destination; the lock file's content, as JSON.
@@ -30,7 +30,7 @@ use tokio::time::Instant;
 pub struct Holder {
     pub pid: u32,
     /// When it joined: milliseconds since the Unix epoch.
-    pub started_ms: u64,
+    pub started_ms: i64,
     /// The digest of its destination.
     pub destination: String,
 }
@@ -152,12 +152,7 @@ fn take(path: &Path, digest: &str) -> std::io::Result<Result<File, Option<Holder
         }
         Err(TryLockError::Error(error)) => return Err(error),
     }
-    let started = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    let holder = Holder {
-        pid: std::process::id(),
-        started_ms: u64::try_from(started.as_millis()).unwrap_or(u64::MAX),
-        destination: digest.into(),
-    };
+    let holder = Holder { pid: std::process::id(), started_ms: now_ms(), destination: digest.into() };
     // The lock counts, and not what it says: a disk that is full keeps nobody from delivering, which makes room on it.
     if let Err(error) = describe(&mut file, &holder) {
         tracing::warn!(path = %path.display(), %error, "the lock is taken, but does not say by whom");

@@ -18,21 +18,22 @@ mod problem;
 mod server;
 
 use crate::core::partition::Partitioner;
-use crate::limits::{ACCEPT_RETRY_DELAY, LOG_REPEAT_INTERVAL, PARTITION_COUNT_CHECK_INTERVAL};
+use crate::limits::{ACCEPT_RETRY_DELAY, PARTITION_COUNT_CHECK_INTERVAL};
 use crate::log::Log;
+use crate::quiet::Quiet;
 use anyhow::{Context as _, ensure};
 use pending::Pending;
 use server::Shared;
 use std::io;
 use std::pin::pin;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::task::Poll;
 use std::time::Duration;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
-use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout};
+use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
 
 /// The checked configuration of ingest.
 #[derive(Debug, Clone)]
@@ -81,7 +82,7 @@ pub async fn run(
         partitions,
         partitions_changed: AtomicBool::new(false),
         pending: Pending::new(config.max_pending_bytes),
-        append_failures: Throttle::default(),
+        quiet: Quiet::default(),
         config,
     });
     let (stop, _) = watch::channel(false);
@@ -115,7 +116,6 @@ async fn accept(
     connections: &mut JoinSet<()>,
 ) -> std::convert::Infallible {
     let free = Arc::new(Semaphore::new(shared.config.max_connections.min(Semaphore::MAX_PERMITS)));
-    let failures = Throttle::default();
     let mut turn = 0;
     loop {
         let permit = free.clone().acquire_owned().await.expect("the semaphore is never closed");
@@ -129,8 +129,8 @@ async fn accept(
             }
             Err(error) if is_of_one_connection(&error) => tracing::debug!(%error, "a connection was gone at once"),
             Err(error) => {
-                if failures.may_speak() {
-                    tracing::warn!(%error, "cannot accept connections: trying again");
+                if let Some(more) = shared.quiet.allows("accept") {
+                    tracing::warn!(%error, more, "cannot accept connections: trying again");
                 }
                 sleep(ACCEPT_RETRY_DELAY).await;
             }
@@ -178,20 +178,5 @@ async fn watch_partition_count(shared: &Shared) -> std::convert::Infallible {
             // Appends fail too, and say so.
             Err(failure) => tracing::debug!(%failure, "cannot read the partition count"),
         }
-    }
-}
-
-/// Lets a log line through at most once in [`LOG_REPEAT_INTERVAL`].
-#[derive(Debug, Default)]
-struct Throttle(Mutex<Option<Instant>>);
-
-impl Throttle {
-    fn may_speak(&self) -> bool {
-        let mut last = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let may = last.is_none_or(|last| last.elapsed() >= LOG_REPEAT_INTERVAL);
-        if may {
-            *last = Some(Instant::now());
-        }
-        may
     }
 }

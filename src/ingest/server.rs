@@ -5,6 +5,7 @@
 //!               └──────────── 4xx ◀──────────────────┴────────┘          └ goes on where the client goes away
 //! ```
 
+use super::Config;
 use super::appender::{self, Outcome};
 use super::body::{self, Bounds};
 use super::framing::Watched;
@@ -14,10 +15,11 @@ use super::problem::{
     AMBIGUOUS_LENGTH, EVENT_TOO_LARGE, Kind, METHOD_NOT_ALLOWED, NOT_FOUND, PARTITION_COUNT_CHANGED, Problem,
     UNSUPPORTED_MEDIA_TYPE, echo, not_stored, put_number, put_text,
 };
-use super::{Config, Throttle};
+use crate::clock::now_ms;
 use crate::core::outcome::{Certainty, Failure};
 use crate::limits::{ANSWER_WRITE_MAX, HEADER_TIMEOUT_MAX, HTTP_BUFFER_BYTES_MAX, TRACEPARENT_BYTES_MAX};
 use crate::log::Log;
+use crate::quiet::Quiet;
 use bytes::Bytes;
 use http::header::{CONTENT_ENCODING, CONTENT_TYPE, EXPECT};
 use http::{HeaderMap, HeaderValue, Method, Request, Response};
@@ -30,7 +32,6 @@ use std::convert::Infallible;
 use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::{SystemTime, UNIX_EPOCH};
 use tokio::net::TcpStream;
 use tokio::sync::watch;
 
@@ -44,7 +45,7 @@ pub(super) struct Shared {
     /// The topic has another count now: a user's events would go to two partitions.
     pub(super) partitions_changed: AtomicBool,
     pub(super) pending: Arc<Pending>,
-    pub(super) append_failures: Throttle,
+    pub(super) quiet: Quiet,
 }
 
 /// Serves one connection until it ends; from `stopping` on, it ends with the request that is under way.
@@ -150,9 +151,9 @@ async fn take(
     match first_failure {
         None => Ok(stored(&results(ids.iter(), &partitions, &outcomes, false))),
         Some(failure) => {
-            if shared.append_failures.may_speak() {
+            if let Some(more) = shared.quiet.allows("append") {
                 let Failure { code, detail, .. } = &**failure;
-                tracing::warn!(code, detail, topic = shared.log.topic(), "the log did not take every event");
+                tracing::warn!(code, detail, more, topic = shared.log.topic(), "the log did not take every event");
             }
             Err(partly_stored(failure, results(ids.iter(), &partitions, &outcomes, true)))
         }
@@ -210,11 +211,6 @@ fn traceparent(headers: &HeaderMap) -> Option<&str> {
     };
     let whole = value.len() == 55 || (value.len() > 55 && value.as_bytes()[55] == b'-');
     (whole && value.len() <= TRACEPARENT_BYTES_MAX && value.bytes().take(55).enumerate().all(shaped)).then_some(value)
-}
-
-fn now_ms() -> i64 {
-    let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    i64::try_from(since_epoch.as_millis()).unwrap_or(i64::MAX)
 }
 
 fn stored(results: &[u8]) -> Response<Full<Bytes>> {

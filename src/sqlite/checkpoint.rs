@@ -11,9 +11,8 @@
 
 use super::file::{wait_while_busy, wait_while_busy_at_most};
 use crate::core::outcome::Failure;
-use crate::limits::{
-    LOG_REPEAT_INTERVAL, WAL_BYTES_MAX, WAL_CHECKPOINT_BYTES, WAL_RESTART_BYTES, WAL_RESTART_WAIT_MAX,
-};
+use crate::limits::{WAL_BYTES_MAX, WAL_CHECKPOINT_BYTES, WAL_RESTART_BYTES, WAL_RESTART_WAIT_MAX};
+use crate::quiet::Quiet;
 use rusqlite::{Connection, ErrorCode};
 use std::sync::mpsc::{SyncSender, sync_channel};
 use std::time::{Duration, Instant};
@@ -31,6 +30,7 @@ pub(super) struct Checkpoints {
     wal_bytes: u64,
     asked_at_bytes: u64,
     restart_tried: Option<Instant>,
+    quiet: Quiet,
 }
 
 impl Checkpoints {
@@ -47,13 +47,12 @@ impl Checkpoints {
         // One request that waits is enough: a checkpoint copies everything.
         let (sender, requests) = sync_channel(1);
         std::thread::Builder::new().name("log-checkpoint".into()).spawn(move || {
-            let mut told: Option<Instant> = None;
+            let quiet = Quiet::default();
             for () in requests {
                 let Err(error) = checkpoint(&helper, "PASSIVE") else { continue };
                 if passes(&error) {
-                    if told.is_none_or(|at| at.elapsed() >= LOG_REPEAT_INTERVAL) {
-                        tracing::warn!(%error, "the write-ahead log cannot be copied into the database now");
-                        told = Some(Instant::now());
+                    if let Some(more) = quiet.allows("checkpoint") {
+                        tracing::warn!(%error, more, "the write-ahead log cannot be copied into the database now");
                     }
                     continue;
                 }
@@ -61,7 +60,14 @@ impl Checkpoints {
                 return;
             }
         })?;
-        Ok(Self { helper: sender, page_bytes, wal_bytes: 0, asked_at_bytes: 0, restart_tried: None })
+        Ok(Self {
+            helper: sender,
+            page_bytes,
+            wal_bytes: 0,
+            asked_at_bytes: 0,
+            restart_tried: None,
+            quiet: Quiet::default(),
+        })
     }
 
     /// Looks at the WAL after a commit. An error is the database's.
@@ -95,8 +101,9 @@ impl Checkpoints {
     pub(super) fn restart_soon(&mut self, writer: &mut Connection) {
         if self.restart_tried.is_none_or(|at| at.elapsed() >= RESTART_AGAIN_AFTER)
             && let Err(error) = self.restart(writer)
+            && let Some(more) = self.quiet.allows("restart")
         {
-            tracing::warn!(%error, "the write-ahead log cannot be copied into the database now");
+            tracing::warn!(%error, more, "the write-ahead log cannot be copied into the database now");
         }
     }
 

@@ -1,7 +1,7 @@
 //! Removes what is past its topic's retention, in small steps, and never what a destination still needs.
 
 use super::schema;
-use super::write::now_ms;
+use crate::clock::now_ms;
 use crate::limits::{
     CLOCK_JUMP, RETENTION_PROTECTION, TRIM_AFTER_CLOCK_JUMP, TRIM_DAMAGED_AGAIN_AFTER, TRIM_RECORDS_MAX,
     WRITE_GROUP_BYTES_MAX,

@@ -10,9 +10,8 @@
 
 use super::file::Identity;
 use super::writer::Housekeeping;
-use crate::limits::{
-    HOUSEKEEPING_INTERVAL, LOG_REPEAT_INTERVAL, WATCH_BUSY_AFTER_CHANGE, WATCH_INTERVAL_BUSY, WATCH_INTERVAL_IDLE,
-};
+use crate::limits::{HOUSEKEEPING_INTERVAL, WATCH_BUSY_AFTER_CHANGE, WATCH_INTERVAL_BUSY, WATCH_INTERVAL_IDLE};
+use crate::quiet::Quiet;
 use rusqlite::Connection;
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError, mpsc};
@@ -76,17 +75,17 @@ impl Rounds {
 pub(super) fn watch(connection: Connection, hub: Arc<Hub>, rounds: Rounds) -> std::io::Result<Watcher> {
     let (stop, stopped) = mpsc::sync_channel(0);
     std::thread::Builder::new().name("log-watch".into()).spawn(move || {
-        let (mut version, mut changed, mut kept, mut told) = (None, None::<Instant>, Instant::now(), None::<Instant>);
+        let (mut version, mut changed, mut kept, quiet) = (None, None::<Instant>, Instant::now(), Quiet::default());
         loop {
             match look(&connection, &hub, version) {
                 Ok(now) if Some(now) != version => (version, changed) = (Some(now), Some(Instant::now())),
                 Ok(_) => {}
                 // Readers look for themselves when their wait ends, so this costs them time and nothing else.
-                Err(error) if told.is_none_or(|at| at.elapsed() >= LOG_REPEAT_INTERVAL) => {
-                    tracing::warn!(%error, "writes of other processes cannot be seen at once");
-                    told = Some(Instant::now());
+                Err(error) => {
+                    if let Some(more) = quiet.allows("look") {
+                        tracing::warn!(%error, more, "writes of other processes cannot be seen at once");
+                    }
                 }
-                Err(_) => {}
             }
             if kept.elapsed() >= HOUSEKEEPING_INTERVAL {
                 kept = Instant::now();

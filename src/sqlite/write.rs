@@ -3,12 +3,13 @@
 
 use super::row;
 use super::schema::{self, Ends};
+use crate::clock::{now_ms, whole_ms};
 use crate::core::event::Record;
 use crate::core::outcome::Failure;
 use crate::limits::{DATABASE_HEADROOM_BYTES, TIME_INDEX_RECORDS};
 use rusqlite::{CachedStatement, Connection, OptionalExtension};
 use std::collections::HashMap;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 /// One write. Each is answered with a number.
 #[derive(Debug)]
@@ -50,13 +51,16 @@ impl Write {
     }
 }
 
+/// (topic, partition) → the offset that its next record gets now.
+pub(super) type Grown = HashMap<(i64, u32), i64>;
+
 /// One transaction's work in progress.
 pub(super) struct Transaction<'c> {
     connection: &'c Connection,
     insert: CachedStatement<'c>,
     /// Ends of the partitions that were looked at, as they will be after the commit.
     ends: HashMap<(i64, u32), Ends>,
-    grown: HashMap<(i64, u32), i64>,
+    grown: Grown,
     used_bytes: u64,
     max_bytes: Option<u64>,
 }
@@ -81,7 +85,7 @@ impl<'c> Transaction<'c> {
     }
 
     /// Writes what is written once a transaction, and answers with the partitions that grew and their next offsets.
-    pub(super) fn finish(self) -> rusqlite::Result<HashMap<(i64, u32), i64>> {
+    pub(super) fn finish(self) -> rusqlite::Result<Grown> {
         let mut update = self.connection.prepare_cached(
             "UPDATE partitions SET next_offset = max(next_offset, ?3), timestamp_ms = ?4
              WHERE topic = ?1 AND partition = ?2",
@@ -243,14 +247,4 @@ fn used_bytes(connection: &Connection) -> rusqlite::Result<u64> {
     };
     let pages = number("page_count")? - number("freelist_count")?;
     Ok(u64::try_from(pages * number("page_size")?).unwrap_or(0))
-}
-
-/// A duration in the whole milliseconds that a column holds.
-fn whole_ms(duration: Duration) -> i64 {
-    i64::try_from(duration.as_millis()).unwrap_or(i64::MAX)
-}
-
-/// Milliseconds since the Unix epoch.
-pub(super) fn now_ms() -> i64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, whole_ms)
 }

@@ -20,24 +20,21 @@
 use super::checkpoint::Checkpoints;
 use super::trim::Trimmer;
 use super::wait::Hub;
-use super::write::{Transaction, Write};
+use super::write::{Grown, Transaction, Write};
 use crate::core::outcome::Failure;
 use crate::limits::{
     WRITE_GROUP_BYTES_MAX, WRITE_GROUP_ENTRIES_MAX, WRITE_OVERHEAD_BYTES, WRITE_QUEUE_BYTES_MAX,
     WRITE_QUEUE_ENTRIES_MAX, WRITE_QUEUE_WAIT_MAX,
 };
 use rusqlite::{Connection, ErrorCode};
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
 use std::sync::Arc;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
-
-/// (topic, partition) → the offset that its next record gets now.
-type Grown = HashMap<(i64, u32), i64>;
 
 type Answer = Result<i64, Failure>;
 
 /// What a group's writes are answered with, and the partitions that grew with their next offsets.
-type Done = (Vec<Answer>, HashMap<(i64, u32), i64>);
+type Done = (Vec<Answer>, Grown);
 
 /// What reaches the writer.
 enum Message {
