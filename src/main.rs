@@ -31,7 +31,7 @@ fn main() -> ExitCode {
     match run(mode) {
         Ok(Ended::Drained) => ExitCode::SUCCESS,
         Ok(Ended::WorkLeft) => {
-            tracing::warn!("stopped with work left: it is delivered again after the next start");
+            tracing::warn!("stopped with work left: events that are in the log are delivered after the next start");
             ExitCode::from(EXIT_WORK_LEFT)
         }
         Err(error) => {

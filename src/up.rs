@@ -79,6 +79,13 @@ pub async fn up(config: config::Up, signals: &Signals) -> anyhow::Result<Ended> 
     }
 }
 
+/// Why a life of a destination ended.
+struct Failed {
+    error: anyhow::Error,
+    /// Whether it was delivering.
+    began: bool,
+}
+
 /// Keeps one destination going.
 struct Supervisor {
     engine: Arc<Sqlite>,
@@ -96,11 +103,12 @@ impl Supervisor {
         loop {
             match self.delivery_once().await {
                 Ok(ended) if *self.drain.borrow() => return Ok(ended),
-                Err(error) if *self.drain.borrow() => {
+                // One that delivered and failed; one that never began has left nothing undone.
+                Err(Failed { error, began: true }) if *self.drain.borrow() => {
                     return Err(error.context(format!("destination {:?}", self.delivery.spec.name)));
                 }
                 Ok(_) => self.tell("not running: it ended without being told to".into()),
-                Err(error) => self.tell(format!("{error:#}")),
+                Err(Failed { error, .. }) => self.tell(format!("{error:#}")),
             }
             tokio::select! {
                 () = tokio::time::sleep(limits::RESTART_AFTER) => {}
@@ -110,18 +118,20 @@ impl Supervisor {
     }
 
     /// One life of the destination, in a task of its own: a panic ends that task alone.
-    async fn delivery_once(&self) -> anyhow::Result<Ended> {
-        let group =
-            modes::join(&self.engine, &self.log, &self.delivery, WhenHeld::Fail).await.context("not started")?;
+    async fn delivery_once(&self) -> Result<Ended, Failed> {
+        let group = modes::join(&self.engine, &self.log, &self.delivery, WhenHeld::Fail).await;
+        let group = group.context("not started").map_err(|error| Failed { error, began: false })?;
         let (engine, log) = (self.engine.clone(), self.log.clone());
         let (delivery, signals) = (self.delivery.clone(), self.signals.clone());
         let stop = drained(self.drain.clone());
         let mut life = JoinSet::new();
         life.spawn(modes::deliver(engine, log, group, delivery, signals, stop));
-        match life.join_next().await.context("not started")? {
-            Ok(ended) => ended,
-            Err(panicked) => Err(anyhow!("panicked: {panicked}")),
-        }
+        let ended = match life.join_next().await {
+            Some(Ok(ended)) => ended,
+            Some(Err(panicked)) => Err(anyhow!("panicked: {panicked}")),
+            None => Err(anyhow!("its task was not started")),
+        };
+        ended.map_err(|error| Failed { began: !modes::is_configuration(&error), error })
     }
 
     fn tell(&mut self, what: String) {

@@ -41,7 +41,7 @@ pub struct Lanes {
 }
 
 /// Names one run that was handed out. Using it twice, or after the lane moved on, is a panic.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Token {
     place: u32,
     generation: u64,

@@ -329,7 +329,7 @@ fn tls_config(roots: Roots<'_>) -> Result<ClientConfig, ConfigurationError> {
     let builder = match roots {
         Roots::NotNeeded => builder.with_root_certificates(RootCertStore::empty()),
         Roots::Native => builder.with_native_roots().map_err(|error| {
-            ConfigurationError(format!("{error}: install the system's (ca-certificates), or name a file of your own"))
+            ConfigurationError(format!("{error}: install the system's (ca-certificates), or set SSL_CERT_FILE"))
         })?,
         Roots::File(path) => builder.with_root_certificates(read_roots(path)?),
     };

@@ -84,9 +84,7 @@ pub(super) struct Worker {
     unreadable: Option<anyhow::Error>,
     giving_up: HashMap<Token, Letter>,
     /// Dead letters whose writing failed, and when it is tried again.
-    letters_due: BTreeSet<(Moment, u32)>,
-    letters_waiting: HashMap<u32, Token>,
-    next_letter: u32,
+    letters_due: BTreeSet<(Moment, Token)>,
     letters_writing: usize,
     committed: State,
     committed_at: Moment,
@@ -137,8 +135,6 @@ impl Worker {
             unreadable: None,
             giving_up: HashMap::new(),
             letters_due: BTreeSet::new(),
-            letters_waiting: HashMap::new(),
-            next_letter: 0,
             letters_writing: 0,
             committed: state,
             committed_at: now,
@@ -204,6 +200,8 @@ impl Worker {
                 Ok(Some(happening)) => self.handle(happening.context("a part of dispatch panicked")?)?,
                 Ok(None) | Err(_) => break,
             }
+            // Nothing is started any more: a slot that comes late is for the partitions that go on.
+            self.slot = None;
         }
         let ended = if self.hand_overs == 0 && self.letters_writing == 0 { Ended::Drained } else { Ended::WorkLeft };
         let state = self.progress.state();
@@ -572,11 +570,9 @@ impl Worker {
         // Refused or unknown: it is written again, and readers fold the two. Its user waits, nobody else.
         letter.failures = letter.failures.saturating_add(1);
         let at = now.saturating_add(self.shared.config.backoff.delay(letter.failures, self.shared.random()));
-        self.next_letter = self.next_letter.wrapping_add(1);
-        self.letters_due.insert((at, self.next_letter));
-        self.letters_waiting.insert(self.next_letter, token);
+        self.letters_due.insert((at, token));
         if let Some(more) = self.quiet.allows("letter") {
-            let (partition, waiting) = (self.partition, self.letters_waiting.len());
+            let (partition, waiting) = (self.partition, self.letters_due.len());
             tracing::warn!(partition, waiting, more, "a dead letter cannot be written, its user waits: {detail}");
         }
         Ok(())
@@ -587,9 +583,11 @@ impl Worker {
     }
 
     fn retry_letters(&mut self, now: Moment) -> anyhow::Result<()> {
-        while self.next_letter().is_some_and(|at| at <= now) {
-            let due = self.letters_due.pop_first().and_then(|(_, number)| self.letters_waiting.remove(&number));
-            self.write_letter(due.context("a dead letter that nobody waits for")?)?;
+        while let Some(&(at, token)) = self.letters_due.first()
+            && at <= now
+        {
+            self.letters_due.pop_first();
+            self.write_letter(token)?;
         }
         Ok(())
     }
