@@ -1,0 +1,191 @@
+//! From the lanes to the destination, where the breaker and the slots allow it, and what the reports lead to.
+
+use super::{Flight, Happening, Worker};
+use crate::core::Moment;
+use crate::core::breaker::{Attempt, Gate};
+use crate::core::verdict::{Failed, Report, Verdict};
+use crate::destination::{HandOver, Run};
+use crate::dispatch::dead_letter::Letter;
+use crate::dispatch::policy;
+use crate::limits;
+use anyhow::ensure;
+use std::sync::Arc;
+use tokio::sync::OwnedSemaphorePermit;
+use tokio::time::{Instant, timeout_at};
+
+impl Worker {
+    /// Starts what may start. Answers with the moment at which the breaker may be asked again, if it said no.
+    pub(super) fn start(&mut self, now: Moment) -> Option<Moment> {
+        let many = self.limits.runs_max > 1;
+        let events_max = self.shared.share(limits::IN_FLIGHT_EVENTS_MAX);
+        while self.lanes.has_ready() && self.lanes.in_flight_events() < events_max {
+            if many && self.hand_overs >= limits::HAND_OVERS_OF_MANY_MAX {
+                break;
+            }
+            if self.shared.parts.group.fence().is_some_and(|fence| fence <= Instant::now()) {
+                self.slot = None;
+                return Some(now + limits::FENCE_LOOK_INTERVAL);
+            }
+            let Some(slot) = self.slot.take().or_else(|| Arc::clone(&self.shared.slots).try_acquire_owned().ok())
+            else {
+                self.want_slot();
+                break;
+            };
+            // Two hand-overs take turns: while one is written, the other one fills.
+            if let Err(until) = self.launch(slot, (events_max / 2).max(1), now) {
+                self.slot = None;
+                return until;
+            }
+        }
+        self.slot = None;
+        None
+    }
+
+    fn want_slot(&mut self) {
+        if !std::mem::replace(&mut self.slot_wanted, true) {
+            let slots = Arc::clone(&self.shared.slots);
+            self.outside.spawn(async move {
+                Happening::Slot(slots.acquire_owned().await.expect("the slots of a destination are never closed"))
+            });
+        }
+    }
+
+    /// Hands out what is ready, if the breaker lets it. `Err`: nothing may start, until then or until it moves.
+    fn launch(&mut self, slot: OwnedSemaphorePermit, events_max: usize, now: Moment) -> Result<(), Option<Moment>> {
+        let (mut events, mut flights, mut runs) = (Vec::new(), Vec::new(), Vec::new());
+        {
+            // Asked and begun under one lock: two owners never both begin the one probe.
+            let mut breaker = self.shared.breaker();
+            let probe = match breaker.gate(now) {
+                Gate::Closed => false,
+                Gate::HalfOpen => true,
+                Gate::Open { until } => return Err(until),
+            };
+            let anybody_at = breaker.any_user_probes_at().filter(|at| probe && *at > now);
+            while flights.len() < self.limits.runs_max && events.len() < events_max {
+                let run_max = self.limits.run_events_max.min(events_max - events.len());
+                let started = if probe {
+                    let wanted = |user| breaker.prefers_as_probe(user);
+                    self.lanes.next_preferred(limits::PROBE_LOOK_MAX, wanted, anybody_at.is_none(), &mut events)
+                } else {
+                    self.lanes.next(run_max, self.limits.run_bytes_max, &mut events)
+                };
+                let Some(started) = started else { break };
+                runs.push(Run { events: started.events.clone(), attempt: started.attempt, gap: started.gap });
+                let attempt = breaker.begin(started.user, now);
+                flights.push(Flight { attempt, started });
+                if probe {
+                    self.probing = Some(attempt);
+                    break;
+                }
+            }
+            if flights.is_empty() {
+                return Err(anybody_at);
+            }
+        }
+        self.hand_overs += 1;
+        let mut deadline = Instant::now() + self.shared.config.attempt_timeout;
+        let mut abandoned_at = deadline + limits::ATTEMPT_ABANDON_AFTER;
+        if let Some(fence) = self.shared.parts.group.fence() {
+            // At the fence the next owner may begin: nothing is waited for beyond it.
+            (deadline, abandoned_at) = (deadline.min(fence), abandoned_at.min(fence));
+        }
+        let destination = Arc::clone(&self.shared.parts.destination);
+        let topic = Arc::clone(&self.shared.topic);
+        let hand_over = HandOver { topic, partition: self.partition, runs, events, deadline };
+        self.outside.spawn(async move {
+            let count = hand_over.runs.len();
+            let answer = timeout_at(abandoned_at, destination.deliver(hand_over)).await;
+            drop(slot);
+            let reports = answer.unwrap_or_else(|_| {
+                let failed = Failed::new(Verdict::Retry { after: None }, "no answer within --attempt-timeout");
+                vec![Report { delivered: 0, failed: Some(failed) }; count]
+            });
+            Happening::Attempted { flights, reports }
+        });
+        Ok(())
+    }
+
+    pub(super) fn attempted(&mut self, flights: Vec<Flight>, reports: Vec<Report>) -> anyhow::Result<()> {
+        self.hand_overs -= 1;
+        ensure!(flights.len() == reports.len(), "{} runs got {} reports", flights.len(), reports.len());
+        let now = self.shared.now();
+        let shared = Arc::clone(&self.shared);
+        let mut breaker = shared.breaker();
+        let before = breaker.gate(now);
+        // What was delivered is told first: runs that failed beside it did not fail in an outage.
+        let delivered = flights.iter().zip(&reports).filter(|(_, report)| report.delivered > 0);
+        let delivered: Vec<Attempt> = delivered.map(|(flight, _)| flight.attempt).collect();
+        breaker.delivered_many(&delivered, now);
+        let mut letters = Vec::new();
+        for (flight, report) in flights.into_iter().zip(reports) {
+            let Flight { started, attempt } = flight;
+            ensure!(
+                report.failed.is_some() == (report.delivered < started.events.len()),
+                "a run of {} events reported {} delivered and {:?}",
+                started.events.len(),
+                report.delivered,
+                report.failed
+            );
+            self.dirty |= report.delivered > 0;
+            let (window, progress) = (&mut self.window, &mut self.progress);
+            let mut reason = None;
+            self.lanes.settle(
+                started.token,
+                report.delivered,
+                |event| {
+                    window.remove(event.record.window_bytes());
+                    progress.settle(event.offset..event.offset + 1);
+                },
+                |_, trouble| {
+                    let verdict = report.failed.as_ref().map_or(Verdict::Drilled, |failed| failed.verdict);
+                    let (next, why) =
+                        policy::judge(&shared.config, &mut breaker, &attempt, verdict, trouble, now, shared.random());
+                    reason = why;
+                    next
+                },
+            );
+            if self.probing.as_ref().is_some_and(|probe| *probe == attempt) {
+                self.probing = None;
+            }
+            if let (Some(reason), Some(failed)) = (reason, report.failed) {
+                letters.push((started.token, Letter { reason, answer: failed.answer, failed_at: now, failures: 0 }));
+            }
+        }
+        let after = breaker.gate(now);
+        if before != after {
+            shared.breaker_moved.notify_waiters();
+        }
+        drop(breaker);
+        self.say_health(before, after);
+        for (token, letter) in letters {
+            self.giving_up.insert(token, letter);
+            self.write_letter(token)?;
+        }
+        Ok(())
+    }
+
+    fn say_health(&mut self, before: Gate, after: Gate) {
+        let (destination, waiting) = (self.shared.parts.group.name(), self.lanes.events());
+        let (opened, closed) = (after != Gate::Closed, before != Gate::Closed);
+        let about = if opened { "opened" } else { "closed" };
+        if opened == closed {
+            return;
+        }
+        // Where some connections work and some do not, it opens and closes with every answer.
+        let Some(more) = self.quiet.allows(about) else { return };
+        match opened {
+            true => {
+                let why = self.shared.breaker().snapshot(self.shared.now());
+                tracing::warn!(
+                    destination,
+                    ?why,
+                    waiting,
+                    more,
+                    "the destination takes nothing: probing, nothing is given up"
+                );
+            }
+            false => tracing::info!(destination, more, "the destination takes events again"),
+        }
+    }
+}

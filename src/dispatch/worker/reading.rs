@@ -1,0 +1,97 @@
+//! From the log into the lanes, as far as the window has room.
+
+use super::{Happening, Worker};
+use crate::core::Moment;
+use crate::dispatch::OnGap;
+use crate::limits;
+use crate::log::{FetchError, Fetched};
+use anyhow::{anyhow, ensure};
+use std::sync::Arc;
+
+impl Worker {
+    pub(super) fn next_fetch(&self) -> Option<Moment> {
+        let may = !self.fetching && self.unreadable.is_none() && self.pending.is_empty();
+        (may && self.window.room_bytes() > 0).then_some(self.fetch_at)
+    }
+
+    /// Admits what fits, and fetches more while there is room.
+    pub(super) fn read(&mut self, now: Moment) {
+        let config = &self.shared.config;
+        self.window.resize(self.shared.share(config.window_events), self.shared.share(config.window_bytes));
+        while let Some(event) = self.pending.front() {
+            let bytes = event.record.window_bytes();
+            if !self.window.admits(bytes) {
+                return;
+            }
+            self.window.add(bytes);
+            if let Some(event) = self.pending.pop_front() {
+                self.lanes.admit(event);
+            }
+        }
+        let room = self.window.room_bytes();
+        if self.fetching || self.unreadable.is_some() || room == 0 || now < self.fetch_at {
+            return;
+        }
+        self.fetching = true;
+        let (log, partition, from) = (Arc::clone(&self.shared.parts.log), self.partition, self.position);
+        let max_bytes = room.min(limits::FETCH_BYTES_MAX);
+        self.outside.spawn(async move {
+            Happening::Fetched(log.fetch(partition, from, max_bytes, limits::FETCH_WAIT_MAX).await)
+        });
+    }
+
+    pub(super) fn fetched(&mut self, fetched: Result<Fetched, FetchError>) -> anyhow::Result<()> {
+        self.fetching = false;
+        let error = match fetched {
+            Ok(fetched) => {
+                self.fetch_failures = 0;
+                let mut at = self.position;
+                for event in fetched.events {
+                    ensure!(event.offset >= at, "the log gave offset {} where {at} was to come", event.offset);
+                    self.progress.settle(at..event.offset);
+                    at = event.offset + 1;
+                    if event.offset >= self.settled_until || !self.progress.is_settled(event.offset) {
+                        self.pending.push_back(event);
+                    }
+                }
+                self.progress.settle(at..fetched.next);
+                self.dirty |= fetched.next > at;
+                self.position = fetched.next.max(at);
+                return Ok(());
+            }
+            Err(error) => error,
+        };
+        let skip_to = match &error {
+            FetchError::Unavailable(detail) => {
+                self.fetch_failures = self.fetch_failures.saturating_add(1);
+                let delay = self.shared.config.backoff.delay(self.fetch_failures, self.shared.random());
+                self.fetch_at = self.shared.now().saturating_add(delay);
+                if let Some(more) = self.quiet.allows("fetch") {
+                    tracing::warn!(partition = self.partition, more, "cannot read the log, trying again: {detail}");
+                }
+                return Ok(());
+            }
+            FetchError::OutOfRange { from, earliest, .. } if from < earliest => *earliest,
+            FetchError::OutOfRange { from, .. } => *from,
+            FetchError::Corrupt { offset, .. } => *offset + 1,
+        };
+        if skip_to == self.position || self.shared.config.on_gap == OnGap::Stop {
+            let what_to_do = match skip_to == self.position {
+                true => "the log was made again or cut: give the destination another --name to begin anew",
+                false => "--on-gap skip goes on behind it, and those events are lost",
+            };
+            self.unreadable = Some(anyhow!("partition {}: {error}; {what_to_do}", self.partition));
+            return Ok(());
+        }
+        tracing::error!(
+            partition = self.partition,
+            from = self.position,
+            to = skip_to,
+            "skipped, by --on-gap: {error}"
+        );
+        self.progress.settle(self.position..skip_to);
+        self.position = skip_to;
+        self.dirty = true;
+        Ok(())
+    }
+}
