@@ -5,6 +5,7 @@
 //! A flag wins over its environment variable, which wins over the default.
 
 use crate::config::{Engine, LogFormat};
+use crate::core::name;
 use crate::core::partition::Partitioner;
 use crate::dispatch::{OnGap, Start};
 use crate::limits;
@@ -294,9 +295,7 @@ fn partitions(text: &str) -> Result<u32, String> {
 }
 
 fn topic(text: &str) -> Result<String, String> {
-    let fits = (1..=limits::TOPIC_CHARS_MAX).contains(&text.len());
-    let plain = text.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b));
-    match fits && plain && text != "." && text != ".." {
+    match name::is_valid(text, limits::TOPIC_CHARS_MAX) {
         true => Ok(text.into()),
         false => Err(format!("a topic is 1 to {} of A-Z a-z 0-9 . _ -", limits::TOPIC_CHARS_MAX)),
     }

@@ -15,6 +15,7 @@ pub mod backoff;
 pub mod breaker;
 pub mod event;
 pub mod lanes;
+pub mod name;
 pub mod outcome;
 pub mod partition;
 pub mod progress;

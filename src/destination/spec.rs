@@ -10,6 +10,7 @@
 //! and two destinations must not share one; the tests pin it.
 
 use super::ConfigurationError;
+use crate::core::name;
 use crate::limits::DESTINATION_NAME_CHARS_MAX;
 use http::Uri;
 use std::fmt;
@@ -124,15 +125,11 @@ impl fmt::Debug for HttpTarget {
     }
 }
 
-fn is_name_char(character: char) -> bool {
-    character.is_ascii_alphanumeric() || matches!(character, '.' | '_' | '-')
-}
-
 /// `NAME=DEST` only where everything before the first `=` can be a name: a URL has `:` before it, a path that holds
 /// one can be typed with `./`.
 fn split_name(text: &str) -> (Option<&str>, &str) {
     match text.split_once('=') {
-        Some((name, rest)) if !name.is_empty() && name.chars().all(is_name_char) => (Some(name), rest),
+        Some((name, rest)) if !name.is_empty() && name.chars().all(name::may_hold) => (Some(name), rest),
         _ => (None, text),
     }
 }
@@ -220,7 +217,7 @@ fn derive_name(target: &Target, as_typed: &str) -> String {
         // The scheme is always left out.
         Target::Http(http) => (host_and_path(http, as_typed), false),
     };
-    let replaced: String = kept.chars().map(|c| if is_name_char(c) { c } else { '-' }).collect();
+    let replaced: String = kept.chars().map(|c| if name::may_hold(c) { c } else { '-' }).collect();
     if whole && replaced == kept && replaced.len() <= DESTINATION_NAME_CHARS_MAX {
         return replaced;
     }
@@ -239,7 +236,7 @@ fn host_and_path(http: &HttpTarget, as_typed: &str) -> String {
 }
 
 fn check_name(name: &str) -> Result<(), String> {
-    if name.is_empty() || !name.chars().all(is_name_char) {
+    if name.is_empty() || !name.chars().all(name::may_hold) {
         return Err("may hold only letters, digits, '.', '_' and '-', and not be empty".into());
     }
     if name.len() > DESTINATION_NAME_CHARS_MAX {

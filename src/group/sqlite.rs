@@ -11,6 +11,7 @@
 use super::{Change, Group};
 use crate::BoxFuture;
 use crate::clock::now_ms;
+use crate::core::name;
 use crate::core::outcome::Failure;
 use crate::core::progress::State;
 use crate::limits::{GROUP_NAME_CHARS_MAX, LOCK_TEXT_BYTES_MAX, STANDBY_INTERVAL};
@@ -250,8 +251,7 @@ fn unavailable(error: ReadError) -> Failure {
 
 /// A name becomes a part of a file's name.
 fn check_name(name: &str) -> Result<(), JoinError> {
-    let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'-');
-    if name.is_empty() || name.len() > GROUP_NAME_CHARS_MAX || !name.bytes().all(plain) {
+    if !name::is_valid(name, GROUP_NAME_CHARS_MAX) {
         return Err(JoinError::Configuration(format!(
             "{name:?} is no name of a group: up to {GROUP_NAME_CHARS_MAX} letters, digits, `.`, `_` and `-`"
         )));

@@ -7,6 +7,7 @@
 use super::{CreateTopic, Engine, FetchError, Fetched, Log, OpenError};
 use crate::BoxFuture;
 use crate::core::event::Record;
+use crate::core::name;
 use crate::core::outcome::Failure;
 use crate::limits::{APPEND_BYTES_MAX, RECORD_BYTES_MAX, TOPIC_CHARS_MAX};
 use crate::sqlite::{self, Database, Kind, ReadError, Topic, Write};
@@ -218,16 +219,9 @@ fn is_side(topic: &str) -> bool {
 
 /// Kafka's rule, so that a topic can move there.
 fn check_name(name: &str) -> Result<(), OpenError> {
-    let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'-');
-    if name.is_empty() || name == "." || name == ".." || !name.bytes().all(plain) {
+    if !name::is_valid(name, TOPIC_CHARS_MAX) {
         return Err(OpenError::Configuration(format!(
-            "{name:?} is no name of a topic: letters, digits, `.`, `_` and `-` make one"
-        )));
-    }
-    if name.len() > TOPIC_CHARS_MAX {
-        return Err(OpenError::Configuration(format!(
-            "the topic's name has {} characters, and at most {TOPIC_CHARS_MAX} are allowed: {name:?}",
-            name.len()
+            "{name:?} is no name of a topic: up to {TOPIC_CHARS_MAX} letters, digits, `.`, `_` and `-` make one"
         )));
     }
     Ok(())
