@@ -1,4 +1,5 @@
-# `make test` is every test; CI runs it through .ci/run. Nothing here needs more than Rust, a C compiler and bash.
+# `make test` is every test; CI runs it through .ci/run. It needs Rust, a C compiler and bash, and for the real Kafka that
+# it tests against Java 17 and Maven (tests/needs.sh installs them where it may). The rest needs neither.
 
 # Seeds of `make simulate`.
 SEEDS ?= 100000
@@ -11,7 +12,8 @@ DEST ?= file-1
 run:
 	cargo run --release -- up --dest $(DEST)
 
-# Every test, each in a process of its own; prints the ten slowest and what tests counted.
+# Every test, each in a process of its own, against a Kafka of its own (compose/broker) or the one at EVENTD_TEST_KAFKA;
+# prints the ten slowest and what tests counted.
 test:
 	bash tests/run.sh
 

@@ -4,21 +4,84 @@
 # libtest on stable Rust measures no single test. A process each gives the times, keeps a test that aborts from taking
 # others with it, and shows that no test leans on another. Lines of a test's output that begin with "# " are what it
 # counted, and are printed at the end. The whole output of a test is kept in target/tests/.
+#
+# A real Kafka starts while cargo builds; tests find it at EVENTD_TEST_KAFKA. Where that is set already, the broker that
+# it names is used instead. Tests that kill or pause brokers start their own, in a folder under EVENTD_TEST_BROKERS, and
+# stand in a module `faults`: they run after the others, one at a time. No broker outlives the run.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-out="${CARGO_TARGET_DIR:-target}/tests"
-rm -rf "$out"
+[ -n "${EVENTD_TEST_KAFKA:-}" ] || tests/needs.sh
+
+target=$(realpath -m "${CARGO_TARGET_DIR:-target}")
+out="$target/tests"
+export EVENTD_TEST_BROKERS="$target/tests-brokers"
+
+# stop_brokers FLAGS…: all of them; those of tests that were killed too.
+stop_brokers() {
+    local folder
+    for folder in "$EVENTD_TEST_BROKERS"/*/; do
+        [ ! -e "$folder/nodes" ] || compose/broker stop --now --dir "$folder" "$@"
+    done
+}
+
+# in_front COMMAND…: in a process group of its own, so that a signal ends all of it at once, and not after it is done.
+group=
+in_front() {
+    set -m
+    "$@" &
+    group=$!
+    set +m
+    local result=0
+    wait "$group" || result=$?
+    group=
+    return $result
+}
+
+starting=
+leave() {
+    local failed=$?
+    trap '' INT TERM HUP
+    [ -z "$group" ] || kill -TERM -- "-$group" 2>/dev/null || true
+    [ -z "$starting" ] || { kill "$starting" && wait "$starting"; } 2>/dev/null || true
+    # After a failure what the brokers logged is worth a look.
+    if [ $failed = 0 ]; then stop_brokers --delete; else stop_brokers; fi
+}
+trap leave EXIT
+trap 'exit 130' INT
+trap 'exit 143' TERM HUP
+
+# What a run that was killed has left.
+stop_brokers --delete
+rm -rf "$out" "$EVENTD_TEST_BROKERS"
 mkdir -p "$out"
 
+if [ -z "${EVENTD_TEST_KAFKA:-}" ]; then
+    compose/broker start --port 0 --no-topic --dir "$EVENTD_TEST_BROKERS/shared" >"$out/kafka" 2>"$out/kafka.log" &
+    starting=$!
+fi
+
 # Built first, so that a compiler's error is seen as cargo prints it.
-cargo test --no-run
+in_front cargo test --no-run
 cargo test --no-run 2>&1 | sed -n 's/^ *Executable .*(\(.*\))$/\1/p' >"$out/binaries"
 test -s "$out/binaries"
 
 while read -r binary; do
     "$binary" --list --format terse | sed -n "s|^\(.*\): test\$|$binary \1|p"
 done <"$out/binaries" >"$out/tests"
+
+if [ -n "$starting" ]; then
+    wait "$starting" || {
+        starting=
+        cat "$out/kafka.log"
+        echo "no Kafka to test against: see above"
+        exit 1
+    }
+    starting=
+    EVENTD_TEST_KAFKA=$(cat "$out/kafka")
+    tail -n 1 "$out/kafka.log"
+fi
+export EVENTD_TEST_KAFKA
 
 one() {
     local binary=$1 test=$2 begun=$EPOCHREALTIME file
@@ -37,13 +100,25 @@ one() {
 }
 export -f one
 
+# all PROCESSES: runs the tests that it reads.
+all() {
+    xargs -r -P "$1" -L 1 bash -c 'one "$1" "$2" "$0"' "$out" | tee -a "$out/results"
+}
+everything() {
+    local failed=0
+    { grep -v '[ :]faults::' "$out/tests" || true; } | all "$(nproc)" || failed=1
+    { grep '[ :]faults::' "$out/tests" || true; } | all 1 || failed=1
+    return $failed
+}
+
 failed=0
-xargs -P "$(nproc)" -L 1 bash -c 'one "$1" "$2" "$0"' "$out" <"$out/tests" | tee "$out/results" || failed=1
+in_front everything || failed=1
 sed -n 's/^[0-9]* FAILED //p' "$out/results" | while read -r test; do
     printf '\n---- %s\n' "$test"
     cat "$out/$test.log"
 done
-cargo test --doc --quiet || failed=1
+stop_brokers
+in_front cargo test --doc --quiet || failed=1
 
 echo
 echo "what the tests counted:"
