@@ -9,9 +9,11 @@ use crate::core::name;
 use crate::core::partition::Partitioner;
 use crate::dispatch::{OnGap, Start};
 use crate::limits;
+use crate::net::Mechanism;
 use bytesize::ByteSize;
 use clap::builder::BoolishValueParser;
 use clap::{Args, Parser, Subcommand};
+use std::path::PathBuf;
 use std::time::Duration;
 
 /// Events of users in over HTTP, kept in a durable log, delivered in order per user and at least once.
@@ -85,9 +87,10 @@ pub struct Dispatch {
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Log")]
 pub struct Shared {
-    /// The log: sqlite:PATH, a file that is made where it is missing
-    #[arg(long, value_name = "URL", env = "EVENTD_URL", default_value = "sqlite:eventd.db")]
-    pub url: Engine,
+    /// The log: sqlite:PATH, a file that is made where it is missing, or the brokers of a Kafka cluster,
+    /// HOST:PORT[,HOST:PORT…] [default: localhost:9092; in `up`, sqlite:eventd.db]
+    #[arg(long, value_name = "URL", env = "EVENTD_URL")]
+    pub url: Option<Engine>,
 
     /// The topic
     #[arg(long, env = "EVENTD_TOPIC", default_value = "user-events", value_parser = topic)]
@@ -97,8 +100,12 @@ pub struct Shared {
     #[arg(long, value_name = "N", env = "EVENTD_PARTITIONS", value_parser = partitions)]
     pub partitions: Option<u32>,
 
+    /// Make the topic on Kafka, where it is missing. (In a database it always is.)
+    #[arg(long, env = "EVENTD_CREATE_TOPIC", value_parser = BoolishValueParser::new())]
+    pub create_topic: bool,
+
     /// How long events are kept, from now on; without it an existing topic keeps what it has [default: 7d, where the
-    /// topic is made]
+    /// topic is made; on Kafka, the cluster's]
     #[arg(long, value_name = "DURATION", env = "EVENTD_RETENTION", value_parser = above_zero)]
     pub retention: Option<Duration>,
 
@@ -110,6 +117,9 @@ pub struct Shared {
     #[arg(long, value_name = "SIZE", env = "EVENTD_MAX_DB_BYTES", value_parser = some_bytes)]
     pub max_db_bytes: Option<u64>,
 
+    #[command(flatten)]
+    pub kafka: Kafka,
+
     /// How long a stop waits for what is under way
     #[arg(long, value_name = "DURATION", env = "EVENTD_DRAIN", default_value = "30s", value_parser = duration, help_heading = "Running")]
     pub drain: Duration,
@@ -117,6 +127,39 @@ pub struct Shared {
     /// How log lines look on standard error, text or json; EVENTD_LOG says which ones (info, debug, eventd=trace)
     #[arg(long, value_name = "FORMAT", env = "EVENTD_LOG_FORMAT", default_value = "text", help_heading = "Running")]
     pub log_format: LogFormat,
+}
+
+/// How the brokers of a Kafka cluster are reached.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Kafka")]
+pub struct Kafka {
+    /// Speak TLS to the brokers
+    #[arg(long, env = "EVENTD_TLS", value_parser = BoolishValueParser::new())]
+    pub tls: bool,
+
+    /// A file with the certificates of the authorities to trust, as PEM; implies --tls [default: the system's]
+    #[arg(long, value_name = "PATH", env = "EVENTD_TLS_CA_FILE")]
+    pub tls_ca_file: Option<PathBuf>,
+
+    /// A file with our own certificate chain, as PEM, for brokers that want one; implies --tls
+    #[arg(long, value_name = "PATH", env = "EVENTD_TLS_CERT_FILE", requires = "tls_key_file")]
+    pub tls_cert_file: Option<PathBuf>,
+
+    /// A file with its private key, as PEM
+    #[arg(long, value_name = "PATH", env = "EVENTD_TLS_KEY_FILE", requires = "tls_cert_file")]
+    pub tls_key_file: Option<PathBuf>,
+
+    /// How to log in: plain, scram-sha-256 or scram-sha-512
+    #[arg(long, value_name = "NAME", env = "EVENTD_SASL_MECHANISM", requires = "sasl_username", value_parser = mechanism)]
+    pub sasl_mechanism: Option<Mechanism>,
+
+    /// The user to log in as
+    #[arg(long, value_name = "NAME", env = "EVENTD_SASL_USERNAME", requires = "sasl_mechanism")]
+    pub sasl_username: Option<String>,
+
+    /// A file with its password. EVENTD_SASL_PASSWORD holds the password itself
+    #[arg(long, value_name = "PATH", env = "EVENTD_SASL_PASSWORD_FILE", requires = "sasl_mechanism")]
+    pub sasl_password_file: Option<PathBuf>,
 }
 
 /// The HTTP endpoint.
@@ -222,9 +265,10 @@ pub struct Delivery {
     #[arg(long, value_name = "WHAT", env = "EVENTD_ON_GAP", default_value = "stop", value_parser = on_gap)]
     pub on_gap: OnGap,
 
-    /// Where a new destination begins: earliest or latest
-    #[arg(long, value_name = "WHERE", env = "EVENTD_START", default_value = "earliest", value_parser = start)]
-    pub start: Start,
+    /// Where a new destination begins: earliest or latest; on Kafka also one whose commit is gone, or was made for an
+    /// earlier topic of the same name [default: earliest, for a new one]
+    #[arg(long, value_name = "WHERE", env = "EVENTD_START", value_parser = start)]
+    pub start: Option<Start>,
 
     /// A file with the secret (whsec_…) that signs requests, as Standard Webhooks says; with NAME= for one of several
     /// destinations. EVENTD_WEBHOOK_SECRET holds the secret itself
@@ -313,6 +357,15 @@ fn on_gap(text: &str) -> Result<OnGap, String> {
         "stop" => Ok(OnGap::Stop),
         "skip" => Ok(OnGap::Skip),
         _ => Err("stop or skip".into()),
+    }
+}
+
+fn mechanism(text: &str) -> Result<Mechanism, String> {
+    match text.to_ascii_lowercase().as_str() {
+        "plain" => Ok(Mechanism::Plain),
+        "scram-sha-256" => Ok(Mechanism::ScramSha256),
+        "scram-sha-512" => Ok(Mechanism::ScramSha512),
+        _ => Err("plain, scram-sha-256 or scram-sha-512".into()),
     }
 }
 

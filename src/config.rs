@@ -5,16 +5,20 @@ use crate::cli;
 use crate::core::backoff::Backoff;
 use crate::destination::spec::{Spec, Target};
 use crate::destination::{self, Drill, webhook};
-use crate::{dispatch, ingest, limits, log};
+use crate::{dispatch, ingest, limits, log, net};
 use anyhow::{Context, bail, ensure};
 use std::collections::{HashMap, HashSet};
 use std::hash::{BuildHasher, RandomState};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
+use std::sync::Arc;
 use std::time::Duration;
 
 /// The fallback for `--webhook-secret-file`: the secret itself.
 const WEBHOOK_SECRET: &str = "EVENTD_WEBHOOK_SECRET";
+
+/// The fallback for `--sasl-password-file`: the password itself.
+const SASL_PASSWORD: &str = "EVENTD_SASL_PASSWORD";
 
 /// Partitions of a topic that is made, where `--partitions` does not say.
 const PARTITIONS: u32 = 3;
@@ -31,33 +35,43 @@ const MAX_DB_BYTES: u64 = 64 << 30;
 /// The longest of what a side topic's name has behind the destination's.
 const LONGEST_SUFFIX: &str = ".state";
 
-/// Which log, and where.
+/// Which log, and where, as `--url` says it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Engine {
     /// The embedded log: a database file.
     Sqlite(PathBuf),
+    /// A Kafka cluster: `host:port` of some of its brokers.
+    Kafka(Vec<String>),
 }
 
 impl FromStr for Engine {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        match text.strip_prefix("sqlite:") {
-            Some("") => Err("sqlite: needs a file behind it, as sqlite:eventd.db".into()),
-            Some(path) => Ok(Self::Sqlite(path.into())),
-            None if text.starts_with("kafka:") || looks_like_brokers(text) => {
-                Err("this version speaks sqlite: only, not \
-                 Kafka: write sqlite:eventd.db, or start `eventd up`, which needs no broker"
-                    .into())
-            }
-            None => Err("not a log that eventd knows: write sqlite:PATH, as sqlite:eventd.db".into()),
+        if let Some(path) = text.strip_prefix("sqlite:") {
+            return match path {
+                "" => Err("sqlite: needs a file behind it, as sqlite:eventd.db".into()),
+                path => Ok(Self::Sqlite(path.into())),
+            };
+        }
+        let brokers: Vec<String> =
+            text.strip_prefix("kafka://").unwrap_or(text).split(',').map(|broker| broker.trim().to_owned()).collect();
+        match brokers.iter().find(|broker| !is_address(broker)) {
+            None => Ok(Self::Kafka(brokers)),
+            Some(_) if !text.starts_with("kafka:") && !text.contains(',') => Err("not a log that eventd knows: write \
+                 sqlite:PATH, as sqlite:eventd.db, or the address of a Kafka broker, as localhost:9092"
+                .into()),
+            Some(broker) => Err(format!("{broker:?} is no address of a Kafka broker: write HOST:PORT[,HOST:PORT…]")),
         }
     }
 }
 
-/// `host:port[,host:port]…`, as Kafka's own tools take it.
-fn looks_like_brokers(text: &str) -> bool {
-    text.split(',').all(|broker| broker.rsplit_once(':').is_some_and(|(_, port)| port.parse::<u16>().is_ok()))
+/// `host:port`, with an IPv6 address in brackets.
+fn is_address(text: &str) -> bool {
+    text.rsplit_once(':').is_some_and(|(host, port)| {
+        let bare = !host.contains([':', '/', '@', ' ']) || (host.starts_with('[') && host.ends_with(']'));
+        !host.is_empty() && bare && port.parse::<u16>().is_ok_and(|port| port != 0)
+    })
 }
 
 /// How log lines look.
@@ -79,14 +93,20 @@ impl FromStr for LogFormat {
     }
 }
 
+/// Where the log is, and how it is worked with.
+#[derive(Debug, Clone)]
+pub enum Store {
+    Sqlite { path: PathBuf, settings: log::sqlite::Settings },
+    Kafka(net::Settings),
+}
+
 /// What every mode opens first.
 #[derive(Debug, Clone)]
 pub struct Log {
-    pub engine: Engine,
-    pub settings: log::sqlite::Settings,
+    pub store: Store,
     pub topic: String,
-    /// How the topic is made where it is missing.
-    pub create: log::CreateTopic,
+    /// How the topic is made where it is missing. `None`: that is an error.
+    pub create: Option<log::CreateTopic>,
     /// The count that was asked for: a topic with another one is an error. `None`: any will do.
     pub partitions_asked: Option<u32>,
 }
@@ -121,6 +141,8 @@ pub struct Delivery {
     pub spec: Spec,
     pub settings: destination::Settings,
     pub dispatch: dispatch::Config,
+    /// Where to begin was typed: then a commit that is gone is no error.
+    pub start_given: bool,
 }
 
 /// `eventd up`.
@@ -135,7 +157,7 @@ pub struct Up {
 impl Ingest {
     pub fn new(flags: &cli::Ingest) -> anyhow::Result<Self> {
         Ok(Self {
-            log: log(&flags.shared, Some(MAX_DB_BYTES)),
+            log: log(&flags.shared, &url(&flags.shared, kafka_here), Some(MAX_DB_BYTES))?,
             endpoint: endpoint(&flags.endpoint, flags.shared.drain)?,
         })
     }
@@ -144,9 +166,15 @@ impl Ingest {
 impl Dispatch {
     pub fn new(flags: &cli::Dispatch) -> anyhow::Result<Self> {
         let shared = &flags.shared;
-        let deliveries = deliveries(std::slice::from_ref(&flags.destination), &flags.delivery, shared, shared.drain)?;
+        let url = url(shared, kafka_here);
+        ensure!(
+            !flags.standby || matches!(url, Engine::Sqlite(_)),
+            "--standby waits for another process to let go of a database: it is for sqlite:"
+        );
+        let typed = std::slice::from_ref(&flags.destination);
+        let deliveries = deliveries(typed, &flags.delivery, shared, &url, shared.drain)?;
         let delivery = deliveries.into_iter().next().context("--dest is missing")?;
-        Ok(Self { log: log(shared, None), delivery, standby: flags.standby })
+        Ok(Self { log: log(shared, &url, None)?, delivery, standby: flags.standby })
     }
 }
 
@@ -155,31 +183,82 @@ impl Up {
         let shared = &flags.shared;
         // Ingest ends before the destinations do, each in its own half: together they keep to `--drain`.
         let drain = shared.drain / 2;
+        let url = url(shared, || Engine::Sqlite("eventd.db".into()));
         Ok(Self {
-            log: log(shared, Some(MAX_DB_BYTES)),
+            log: log(shared, &url, Some(MAX_DB_BYTES))?,
             endpoint: endpoint(&flags.endpoint, drain)?,
-            deliveries: deliveries(&flags.destinations, &flags.delivery, shared, drain)?,
+            deliveries: deliveries(&flags.destinations, &flags.delivery, shared, &url, drain)?,
         })
     }
 }
 
+/// The log of a mode, where `--url` does not say it.
+fn url(flags: &cli::Shared, default: impl FnOnce() -> Engine) -> Engine {
+    flags.url.clone().unwrap_or_else(default)
+}
+
+/// Where Kafka's own tools look.
+fn kafka_here() -> Engine {
+    Engine::Kafka(vec!["localhost:9092".into()])
+}
+
 /// `max_db_bytes` is for where there is an ingest to refuse: a dispatch alone writes what settles events.
-fn log(flags: &cli::Shared, max_db_bytes: Option<u64>) -> Log {
-    Log {
-        engine: flags.url.clone(),
-        settings: log::sqlite::Settings {
-            // Only what was typed: a default must not shorten what another process was told to keep.
-            retention: flags.retention,
-            dead_retention: flags.dead_retention,
-            max_db_bytes: flags.max_db_bytes.or(max_db_bytes),
-            create: true,
-        },
-        topic: flags.topic.clone(),
-        create: log::CreateTopic {
-            partitions: flags.partitions.unwrap_or(PARTITIONS),
-            retention: Some(flags.retention.unwrap_or(RETENTION)),
-        },
-        partitions_asked: flags.partitions,
+fn log(flags: &cli::Shared, url: &Engine, max_db_bytes: Option<u64>) -> anyhow::Result<Log> {
+    let kafka = &flags.kafka;
+    let partitions = flags.partitions.unwrap_or(PARTITIONS);
+    let (store, create) = match url {
+        Engine::Sqlite(path) => {
+            let typed = kafka.tls || kafka.tls_ca_file.is_some() || kafka.tls_cert_file.is_some();
+            ensure!(!typed && kafka.sasl_mechanism.is_none(), "--tls… and --sasl… are for Kafka, and --url is sqlite:");
+            let settings = log::sqlite::Settings {
+                // Only what was typed: a default must not shorten what another process was told to keep.
+                retention: flags.retention,
+                dead_retention: flags.dead_retention,
+                max_db_bytes: flags.max_db_bytes.or(max_db_bytes),
+                create: true,
+            };
+            let retention = Some(flags.retention.unwrap_or(RETENTION));
+            (Store::Sqlite { path: path.clone(), settings }, Some(log::CreateTopic { partitions, retention }))
+        }
+        Engine::Kafka(brokers) => {
+            ensure!(flags.max_db_bytes.is_none(), "--max-db-bytes is for a database, and --url is Kafka");
+            ensure!(
+                flags.create_topic || flags.retention.is_none(),
+                "--retention is for a topic that eventd makes: add --create-topic, or set the topic's retention.ms"
+            );
+            let create = log::CreateTopic { partitions, retention: flags.retention };
+            (Store::Kafka(brokers_of(brokers, kafka)?), flags.create_topic.then_some(create))
+        }
+    };
+    Ok(Log { store, topic: flags.topic.clone(), create, partitions_asked: flags.partitions })
+}
+
+fn brokers_of(brokers: &[String], flags: &cli::Kafka) -> anyhow::Result<net::Settings> {
+    let identity = flags.tls_cert_file.clone().zip(flags.tls_key_file.clone());
+    let tls = net::Tls { ca_file: flags.tls_ca_file.clone(), identity };
+    let tls = match flags.tls || tls != net::Tls::default() {
+        true => Some(Arc::new(tls.config().map_err(anyhow::Error::msg).context("--tls")?)),
+        false => None,
+    };
+    let sasl = match (flags.sasl_mechanism, &flags.sasl_username) {
+        (Some(mechanism), Some(username)) => {
+            let password = sasl_password(flags.sasl_password_file.as_deref())?;
+            Some(net::Sasl { mechanism, username: username.clone(), password })
+        }
+        _ => None,
+    };
+    Ok(net::Settings { brokers: brokers.to_vec(), tls, sasl })
+}
+
+fn sasl_password(file: Option<&Path>) -> anyhow::Result<String> {
+    match file {
+        Some(path) => {
+            let text = std::fs::read_to_string(path);
+            let text = text.with_context(|| format!("--sasl-password-file {}", path.display()))?;
+            Ok(text.trim_end_matches(['\r', '\n']).to_owned())
+        }
+        None => std::env::var(SASL_PASSWORD)
+            .with_context(|| format!("--sasl-mechanism needs --sasl-password-file, or {SASL_PASSWORD}")),
     }
 }
 
@@ -212,12 +291,14 @@ fn deliveries(
     typed: &[String],
     flags: &cli::Delivery,
     shared: &cli::Shared,
+    url: &Engine,
     drain: Duration,
 ) -> anyhow::Result<Vec<Delivery>> {
     let specs = specs(typed, flags.name.as_deref(), &shared.topic)?;
-    let Engine::Sqlite(database) = &shared.url;
-    for spec in &specs {
-        refuse_database(spec, database)?;
+    if let Engine::Sqlite(database) = url {
+        for spec in &specs {
+            refuse_database(spec, database)?;
+        }
     }
     let secrets = WebhookSecrets::of(&flags.webhook_secret_files, &specs)?;
     let backoff = Backoff::new(flags.backoff, flags.backoff_max, flags.jitter).map_err(anyhow::Error::msg)?;
@@ -230,7 +311,7 @@ fn deliveries(
         window_events: flags.window,
         window_bytes: flags.window_bytes,
         commit_interval: flags.commit_interval,
-        start: flags.start,
+        start: flags.start.unwrap_or(dispatch::Start::Earliest),
         on_gap: flags.on_gap,
         drain,
         dead_retention: shared.dead_retention.unwrap_or(DEAD_RETENTION),
@@ -249,7 +330,7 @@ fn deliveries(
                 drill,
                 ..destination::Settings::default()
             };
-            Ok(Delivery { spec, settings, dispatch: dispatch.clone() })
+            Ok(Delivery { spec, settings, dispatch: dispatch.clone(), start_given: flags.start.is_some() })
         })
         .collect()
 }

@@ -19,7 +19,11 @@ mod quiet;
 
 pub mod core;
 
+pub mod net;
+
 pub mod sqlite;
+
+pub mod kafka;
 
 pub mod log;
 

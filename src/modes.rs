@@ -1,13 +1,14 @@
 //! `eventd ingest` and `eventd dispatch`: one part each, in a process of its own; and what [`up`](crate::up) shares with
 //! them: opening the log, the sockets and a destination.
 
-use crate::config::{self, Delivery, Engine};
+use crate::config::{self, Delivery};
 use crate::destination::{self, Destination};
 use crate::dispatch::{self, Parts};
-use crate::group::sqlite::{JoinError, WhenHeld};
-use crate::group::{self, Group};
+use crate::group::sqlite::WhenHeld;
+use crate::group::{self, Group, JoinError};
+use crate::log::kafka::Kafka;
 use crate::log::sqlite::Sqlite;
-use crate::log::{Engine as _, Log, OpenError};
+use crate::log::{Engine, Log, OpenError};
 use crate::quiet::Quiet;
 use crate::signals::Signals;
 use crate::{ingest, limits};
@@ -51,6 +52,38 @@ impl From<ingest::Ended> for Ended {
     }
 }
 
+/// The log of a mode, opened: where its topics are, and how a destination takes its place in it.
+#[derive(Debug, Clone)]
+pub(crate) enum Store {
+    Sqlite(Arc<Sqlite>),
+    Kafka(Arc<Kafka>),
+}
+
+impl Store {
+    pub(crate) fn engine(&self) -> Arc<dyn Engine> {
+        match self {
+            Self::Sqlite(engine) => Arc::clone(engine) as Arc<dyn Engine>,
+            Self::Kafka(engine) => Arc::clone(engine) as Arc<dyn Engine>,
+        }
+    }
+
+    /// Takes the destination's place in the log. A place that is held is an error that names the holder.
+    pub(crate) async fn join(
+        &self,
+        log: &Arc<dyn Log>,
+        delivery: &Delivery,
+        when_held: WhenHeld,
+    ) -> Result<Arc<dyn Group>, JoinError> {
+        let name = &delivery.spec.name;
+        match self {
+            Self::Sqlite(engine) => {
+                group::sqlite::join(engine, name, log.topic(), &delivery.spec.digest(), when_held).await
+            }
+            Self::Kafka(engine) => group::kafka::join(engine, name, log, delivery.start_given).await,
+        }
+    }
+}
+
 /// Somebody has to change a flag or a file: the exit code is 2, and trying again does not help.
 #[derive(Debug)]
 struct Misconfigured(String);
@@ -73,9 +106,10 @@ pub fn is_configuration(error: &anyhow::Error) -> bool {
 
 /// Takes events in until the first signal, and ends what it accepted.
 pub async fn ingest(config: config::Ingest, signals: &Signals) -> anyhow::Result<Ended> {
-    let Some((listeners, engine, log)) = unless_stopped(signals, start(&config.log, &config.endpoint)).await? else {
+    let Some((listeners, store, log)) = unless_stopped(signals, start(&config.log, &config.endpoint)).await? else {
         return Ok(Ended::Drained);
     };
+    let engine = store.engine();
     tokio::select! {
         ended = ingest::run(listeners, log, config.endpoint.ingest, signals.stop()) => Ok(ended?.into()),
         why = engine.lost() => Err(lost(&why)),
@@ -85,9 +119,10 @@ pub async fn ingest(config: config::Ingest, signals: &Signals) -> anyhow::Result
 /// Delivers to one destination until the first signal, and ends what is in flight.
 pub async fn dispatch(config: config::Dispatch, signals: &Signals) -> anyhow::Result<Ended> {
     let start = async {
-        let (engine, log) = open(&config.log).await?;
+        let (store, log) = open(&config.log).await?;
+        let engine = store.engine();
         let group = tokio::select! {
-            group = hold(&engine, &log, &config.delivery, config.standby) => group?,
+            group = hold(&store, &log, &config.delivery, config.standby) => group?,
             why = engine.lost() => return Err(lost(&why)),
         };
         Ok((engine, log, group))
@@ -118,11 +153,11 @@ pub(crate) async fn unless_stopped<T>(
 pub(crate) async fn start(
     log: &config::Log,
     endpoint: &config::Endpoint,
-) -> anyhow::Result<(Vec<TcpListener>, Arc<Sqlite>, Arc<dyn Log>)> {
+) -> anyhow::Result<(Vec<TcpListener>, Store, Arc<dyn Log>)> {
     let listeners = listen(&endpoint.listen).await?;
-    let (engine, log) = open(log).await?;
+    let (store, log) = open(log).await?;
     announce(&endpoint.listen, &listeners)?;
-    Ok((listeners, engine, log))
+    Ok((listeners, store, log))
 }
 
 /// The end of every mode: what is on the disk is unknown, and only a new start can tell.
@@ -130,11 +165,21 @@ pub(crate) fn lost(why: &str) -> anyhow::Error {
     anyhow!("the log can be trusted no more: {why}")
 }
 
-/// Opens the log and its topic, and makes them where they are missing.
-async fn open(config: &config::Log) -> anyhow::Result<(Arc<Sqlite>, Arc<dyn Log>)> {
-    let Engine::Sqlite(path) = config.engine.clone();
-    let engine = Sqlite::open(path, config.settings).await?;
-    let log = engine.open(&config.topic, Some(config.create)).await?;
+/// Opens the log and its topic, and makes them where they are missing and may be made.
+async fn open(config: &config::Log) -> anyhow::Result<(Store, Arc<dyn Log>)> {
+    let store = match &config.store {
+        config::Store::Sqlite { path, settings } => Store::Sqlite(Sqlite::open(path, *settings).await?),
+        config::Store::Kafka(settings) => {
+            let connected = Kafka::connect(settings.clone()).await;
+            Store::Kafka(connected.context("--url names the brokers of a Kafka cluster; `eventd up` needs none")?)
+        }
+    };
+    let log = match store.engine().open(&config.topic, config.create).await {
+        Err(missing @ OpenError::Missing { .. }) => {
+            return Err(Misconfigured(format!("{missing}: make it, or let eventd make it with --create-topic")).into());
+        }
+        opened => opened?,
+    };
     if let Some(asked) = config.partitions_asked {
         let there = log.partitions().await?;
         ensure!(
@@ -146,7 +191,7 @@ async fn open(config: &config::Log) -> anyhow::Result<(Arc<Sqlite>, Arc<dyn Log>
             ))
         );
     }
-    Ok((engine, log))
+    Ok((store, log))
 }
 
 /// Listens on every address that `host:port` resolves to.
@@ -204,27 +249,16 @@ fn announce(asked: &str, listeners: &[TcpListener]) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Takes the destination's place in the log. A place that is held is an error that names the holder.
-pub(crate) async fn join(
-    engine: &Arc<Sqlite>,
-    log: &Arc<dyn Log>,
-    delivery: &Delivery,
-    when_held: WhenHeld,
-) -> Result<Arc<dyn Group>, JoinError> {
-    let digest = delivery.spec.digest();
-    group::sqlite::join(engine, &delivery.spec.name, log.topic(), &digest, when_held).await
-}
-
 /// Takes the destination's place, as soon as the log allows it; with `standby`, as soon as nobody else holds it.
 async fn hold(
-    engine: &Arc<Sqlite>,
+    store: &Store,
     log: &Arc<dyn Log>,
     delivery: &Delivery,
     standby: bool,
 ) -> Result<Arc<dyn Group>, JoinError> {
     let quiet = Quiet::default();
     loop {
-        match hold_once(engine, log, delivery, standby).await {
+        match hold_once(store, log, delivery, standby).await {
             Err(JoinError::Unavailable(failure)) if failure.code != "log-lost" => {
                 if let Some(more) = quiet.allows("not started") {
                     let (destination, every) = (&delivery.spec.name, limits::RESTART_AFTER);
@@ -238,15 +272,15 @@ async fn hold(
 }
 
 async fn hold_once(
-    engine: &Arc<Sqlite>,
+    store: &Store,
     log: &Arc<dyn Log>,
     delivery: &Delivery,
     standby: bool,
 ) -> Result<Arc<dyn Group>, JoinError> {
-    match join(engine, log, delivery, WhenHeld::Fail).await {
+    match store.join(log, delivery, WhenHeld::Fail).await {
         Err(JoinError::Held { name, holder }) if standby => {
             tracing::info!(destination = name, held_by = holder.map(|holder| holder.pid), "standing by");
-            join(engine, log, delivery, WhenHeld::Standby).await
+            store.join(log, delivery, WhenHeld::Standby).await
         }
         joined => joined,
     }
@@ -254,7 +288,7 @@ async fn hold_once(
 
 /// Opens the destination, whose place is taken, and delivers to it until `stop`. Dropping the future stops at once.
 pub(crate) async fn deliver(
-    engine: Arc<Sqlite>,
+    engine: Arc<dyn Engine>,
     log: Arc<dyn Log>,
     group: Arc<dyn Group>,
     delivery: Delivery,

@@ -10,9 +10,8 @@
 use crate::config::{self, Delivery};
 use crate::group::sqlite::WhenHeld;
 use crate::limits;
-use crate::log::sqlite::Sqlite;
-use crate::log::{Engine as _, Log};
-use crate::modes::{self, Ended};
+use crate::log::Log;
+use crate::modes::{self, Ended, Store};
 use crate::signals::Signals;
 use anyhow::{Context, anyhow};
 use std::sync::Arc;
@@ -23,7 +22,7 @@ use tokio::time::Instant;
 /// Takes events in and delivers them until the first signal, then drains in the order of the data flow.
 pub async fn up(config: config::Up, signals: &Signals) -> anyhow::Result<Ended> {
     let start = modes::start(&config.log, &config.endpoint);
-    let Some((listeners, engine, log)) = modes::unless_stopped(signals, start).await? else {
+    let Some((listeners, store, log)) = modes::unless_stopped(signals, start).await? else {
         return Ok(Ended::Drained);
     };
     if config.deliveries.is_empty() {
@@ -35,7 +34,7 @@ pub async fn up(config: config::Up, signals: &Signals) -> anyhow::Result<Ended> 
     let (accepted_all, drain) = watch::channel(false);
     for delivery in config.deliveries {
         let supervisor = Supervisor {
-            engine: engine.clone(),
+            store: store.clone(),
             log: log.clone(),
             delivery,
             signals: signals.clone(),
@@ -73,6 +72,7 @@ pub async fn up(config: config::Up, signals: &Signals) -> anyhow::Result<Ended> 
         }
         Ok(ingest?.and(deliveries?))
     };
+    let engine = store.engine();
     tokio::select! {
         ended = flow => ended,
         why = engine.lost() => Err(modes::lost(&why)),
@@ -88,7 +88,7 @@ struct Failed {
 
 /// Keeps one destination going.
 struct Supervisor {
-    engine: Arc<Sqlite>,
+    store: Store,
     log: Arc<dyn Log>,
     delivery: Delivery,
     signals: Signals,
@@ -119,9 +119,9 @@ impl Supervisor {
 
     /// One life of the destination, in a task of its own: a panic ends that task alone.
     async fn delivery_once(&self) -> Result<Ended, Failed> {
-        let group = modes::join(&self.engine, &self.log, &self.delivery, WhenHeld::Fail).await;
+        let group = self.store.join(&self.log, &self.delivery, WhenHeld::Fail).await;
         let group = group.context("not started").map_err(|error| Failed { error, began: false })?;
-        let (engine, log) = (self.engine.clone(), self.log.clone());
+        let (engine, log) = (self.store.engine(), self.log.clone());
         let (delivery, signals) = (self.delivery.clone(), self.signals.clone());
         let stop = drained(self.drain.clone());
         let mut life = JoinSet::new();

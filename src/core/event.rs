@@ -79,7 +79,7 @@ impl Record {
     /// The headers in their order. Ends early at bytes that are no headers: both logs check what they store.
     pub fn headers(&self) -> Headers<'_> {
         let mut rest = self.headers_encoded();
-        let left = varint(&mut rest).and_then(|n| usize::try_from(n).ok()).unwrap_or(0);
+        let left = varint::take_signed(&mut rest).and_then(|n| usize::try_from(n).ok()).unwrap_or(0);
         Headers { rest, left }
     }
 
@@ -153,46 +153,24 @@ impl<'a> Iterator for Headers<'a> {
 
     fn next(&mut self) -> Option<Self::Item> {
         self.left = self.left.checked_sub(1)?;
-        let name = bytes(&mut self.rest)??;
-        let value = bytes(&mut self.rest)?;
+        let name = varint::take_bytes(&mut self.rest)??;
+        let value = varint::take_bytes(&mut self.rest)?;
         Some((std::str::from_utf8(name).ok()?, value))
     }
 }
 
 /// Appends headers in Kafka's encoding: a count, then name and value, each behind its length, as zigzag varints.
 pub fn encode_headers(headers: &[(&str, Option<&[u8]>)], out: &mut Vec<u8>) {
-    put_varint(headers.len() as i64, out);
+    varint::put_signed(headers.len() as i64, out);
     for (name, value) in headers {
-        put_varint(name.len() as i64, out);
+        varint::put_signed(name.len() as i64, out);
         out.extend_from_slice(name.as_bytes());
         match value {
-            None => put_varint(-1, out),
+            None => varint::put_signed(-1, out),
             Some(value) => {
-                put_varint(value.len() as i64, out);
+                varint::put_signed(value.len() as i64, out);
                 out.extend_from_slice(value);
             }
-        }
-    }
-}
-
-/// Zigzag: small numbers of either sign are short.
-fn put_varint(value: i64, out: &mut Vec<u8>) {
-    varint::put(((value << 1) ^ (value >> 63)) as u64, out);
-}
-
-fn varint(rest: &mut &[u8]) -> Option<i64> {
-    let zigzag = varint::take(rest)?;
-    Some((zigzag >> 1) as i64 ^ -((zigzag & 1) as i64))
-}
-
-/// `None`: the bytes are cut short. `Some(None)`: null.
-fn bytes<'a>(rest: &mut &'a [u8]) -> Option<Option<&'a [u8]>> {
-    match usize::try_from(varint(rest)?) {
-        Err(_) => Some(None),
-        Ok(len) => {
-            let (head, tail) = rest.split_at_checked(len)?;
-            *rest = tail;
-            Some(Some(head))
         }
     }
 }

@@ -20,7 +20,7 @@ pub mod outcome;
 pub mod partition;
 pub mod progress;
 pub mod random;
-mod varint;
+pub mod varint;
 pub mod verdict;
 pub mod window;
 

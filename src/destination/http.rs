@@ -18,6 +18,7 @@ use crate::BoxFuture;
 use crate::core::event::{Event, Record};
 use crate::core::verdict::{Failed, Report, Verdict};
 use crate::limits::{ANSWER_BYTES_MAX, ANSWER_DRAIN_BYTES_MAX, CONNECT_TIMEOUT_MAX, CONNECTION_IDLE_MAX, LOOKUPS_MAX};
+use crate::net;
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 use bytes::Bytes;
@@ -25,19 +26,15 @@ use http::header::{AUTHORIZATION, HeaderMap, HeaderValue, RETRY_AFTER, USER_AGEN
 use http::{Method, Request, Response, StatusCode, Uri};
 use http_body_util::{BodyExt, Full};
 use hyper::body::{Body, Incoming};
-use hyper_rustls::{ConfigBuilderExt, HttpsConnector, HttpsConnectorBuilder};
+use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
 use hyper_util::client::legacy::connect::dns::Name;
 use hyper_util::client::legacy::connect::{HttpConnector, capture_connection};
 use hyper_util::client::legacy::{self, Client};
 use hyper_util::rt::{TokioExecutor, TokioTimer};
 use percent_encoding::percent_decode_str;
-use rustls::pki_types::CertificateDer;
-use rustls::pki_types::pem::PemObject;
-use rustls::{ClientConfig, RootCertStore};
 use std::error::Error;
 use std::io;
 use std::net::{SocketAddr, ToSocketAddrs};
-use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll};
@@ -63,13 +60,16 @@ impl Http {
     /// Makes the client; connects to nothing yet.
     pub(super) fn open(target: &HttpTarget, settings: &Settings) -> Result<Self, ConfigurationError> {
         let is_https = target.uri.scheme_str() == Some("https");
-        let roots = if is_https { Roots::of(settings.ca_file.as_deref()) } else { Roots::NotNeeded };
+        let tls = match is_https {
+            true => net::Tls { ca_file: settings.ca_file.clone(), identity: None }.config(),
+            false => net::no_tls(),
+        };
         let mut connector = HttpConnector::new_with_resolver(LookUps::new());
         connector.enforce_http(false);
         connector.set_nodelay(true);
         connector.set_connect_timeout(Some(settings.attempt_timeout.min(CONNECT_TIMEOUT_MAX)));
         let connector = HttpsConnectorBuilder::new()
-            .with_tls_config(tls_config(roots)?)
+            .with_tls_config(tls.map_err(ConfigurationError)?)
             .https_or_http()
             .enable_http1()
             .wrap_connector(connector);
@@ -306,45 +306,6 @@ fn basic(userinfo: &str) -> HeaderValue {
     let mut value = HeaderValue::from_str(&value).expect("base64 can stand in a header");
     value.set_sensitive(true);
     value
-}
-
-/// Whom https destinations are held to.
-enum Roots<'a> {
-    NotNeeded,
-    Native,
-    File(&'a Path),
-}
-
-impl<'a> Roots<'a> {
-    fn of(ca_file: Option<&'a Path>) -> Self {
-        ca_file.map_or(Self::Native, Self::File)
-    }
-}
-
-fn tls_config(roots: Roots<'_>) -> Result<ClientConfig, ConfigurationError> {
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let builder = ClientConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
-        .map_err(|error| ConfigurationError(format!("TLS cannot be used: {error}")))?;
-    let builder = match roots {
-        Roots::NotNeeded => builder.with_root_certificates(RootCertStore::empty()),
-        Roots::Native => builder.with_native_roots().map_err(|error| {
-            ConfigurationError(format!("{error}: install the system's (ca-certificates), or set SSL_CERT_FILE"))
-        })?,
-        Roots::File(path) => builder.with_root_certificates(read_roots(path)?),
-    };
-    Ok(builder.with_no_client_auth())
-}
-
-fn read_roots(path: &Path) -> Result<RootCertStore, ConfigurationError> {
-    let failed =
-        |why: String| ConfigurationError(format!("the certificates in {} cannot be used: {why}", path.display()));
-    let mut roots = RootCertStore::empty();
-    for certificate in CertificateDer::pem_file_iter(path).map_err(|error| failed(error.to_string()))? {
-        let certificate = certificate.map_err(|error| failed(error.to_string()))?;
-        roots.add(certificate).map_err(|error| failed(error.to_string()))?;
-    }
-    if roots.is_empty() { Err(failed("there is none".into())) } else { Ok(roots) }
 }
 
 #[cfg(test)]

@@ -124,7 +124,7 @@ pub(super) async fn open(parts: &Parts, config: &Config) -> Result<Arc<dyn Log>,
             Ok(fetched) => fetched.events.into_iter().next(),
             // Trimmed meanwhile, or damaged: neither says whose it is.
             Err(FetchError::OutOfRange { .. } | FetchError::Corrupt { .. }) => None,
-            Err(FetchError::Unavailable(detail)) => return Err(OpenError::Unavailable(detail)),
+            Err(error @ (FetchError::Unavailable(_) | FetchError::Remade { .. })) => return Err(unavailable(&error)),
         };
         if let Some(letter) = first {
             let whose = |name| letter.record.header_text(name).unwrap_or("?").to_owned();

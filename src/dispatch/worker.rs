@@ -30,6 +30,7 @@ use crate::core::progress::{Progress, State};
 use crate::core::verdict::Report;
 use crate::core::window::Window;
 use crate::destination::HandOverLimits;
+use crate::group::is_final;
 use crate::limits;
 use crate::log::{FetchError, Fetched};
 use crate::quiet::Quiet;
@@ -281,11 +282,6 @@ impl Worker {
         let (group, partition) = (Arc::clone(&self.shared.parts.group), self.partition);
         async move { group.commit(partition, state).await }
     }
-}
-
-/// Whether a commit can never succeed: somebody else owns the place by now, or it lies outside the log.
-fn is_final(failure: &Failure) -> bool {
-    matches!(failure.code, "commit-fenced" | "commit-past-end")
 }
 
 /// Where the partition stands: what was committed, or where `--start` says, stored before anything is attempted.

@@ -10,11 +10,13 @@
 //! A partition has one owner at a time. What is stored under the group is a whole
 //! [`State`]: never a part of it, and of one moment.
 
+pub mod kafka;
 pub mod sqlite;
 
 use crate::BoxFuture;
 use crate::core::outcome::Failure;
 use crate::core::progress::State;
+use serde::{Deserialize, Serialize};
 use std::fmt;
 use tokio::time::Instant;
 
@@ -33,7 +35,8 @@ pub trait Group: Send + Sync + fmt::Debug {
     /// What was last committed for the partition. `None`: nothing ever, a new group.
     fn committed(&self, partition: u32) -> BoxFuture<'_, Result<Option<State>, Failure>>;
 
-    /// Stores the state. A watermark past the end of the log is refused. Unknown: the next commit tells.
+    /// Stores the state. A watermark past the end of the log is refused. Unknown: the next commit tells. An error that
+    /// [`is_final`] says comes back for ever.
     fn commit(&self, partition: u32, state: State) -> BoxFuture<'_, Result<(), Failure>>;
 
     /// Until when attempts may be started and may last. `None`: no limit (a lock that dies with the process).
@@ -52,4 +55,53 @@ pub enum Change {
     Taken(u32),
     /// It belongs to somebody else already: stop at once and commit nothing.
     Lost(u32),
+}
+
+/// Who holds a destination; the lock file's content, as JSON.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Holder {
+    pub pid: u32,
+    /// When it joined: milliseconds since the Unix epoch.
+    pub started_ms: i64,
+    /// The digest of its destination.
+    pub destination: String,
+}
+
+/// Why a group could not be joined.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum JoinError {
+    /// By another process, or another member in this one. `holder` is absent where it has only just taken the lock.
+    Held { name: String, holder: Option<Holder> },
+    /// The topic is not there.
+    MissingTopic { topic: String },
+    /// Somebody has to change something: the name, a right.
+    Configuration(String),
+    /// It may work later.
+    Unavailable(Failure),
+}
+
+impl fmt::Display for JoinError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Held { name, holder: Some(holder) } => {
+                write!(f, "destination {name:?} is held by pid {}: stop that one, or use --standby", holder.pid)
+            }
+            Self::Held { name, holder: None } => {
+                write!(f, "destination {name:?} is held by another process, which has just started")
+            }
+            Self::MissingTopic { topic } => write!(f, "there is no topic {topic:?}"),
+            Self::Configuration(detail) => f.write_str(detail),
+            Self::Unavailable(failure) => failure.fmt(f),
+        }
+    }
+}
+
+impl std::error::Error for JoinError {}
+
+/// Whether a commit, or reading one, can never succeed until somebody changes something.
+pub fn is_final(failure: &Failure) -> bool {
+    matches!(
+        failure.code,
+        "commit-fenced" | "commit-past-end" | "commit-expired" | "commit-unreadable" | "topic-remade"
+    )
 }

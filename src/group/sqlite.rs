@@ -8,7 +8,7 @@
 //! it would let two processes hold two files of one name. The epoch is a second line: if the lock file is deleted by
 //! hand and another process joins, the first one's commits are refused.
 
-use super::{Change, Group};
+use super::{Change, Group, Holder, JoinError};
 use crate::BoxFuture;
 use crate::clock::now_ms;
 use crate::core::name;
@@ -17,24 +17,12 @@ use crate::core::progress::State;
 use crate::limits::{GROUP_NAME_CHARS_MAX, LOCK_TEXT_BYTES_MAX, STANDBY_INTERVAL};
 use crate::log::sqlite::Sqlite;
 use crate::sqlite::{Commit, Database, ReadError, Write};
-use serde::{Deserialize, Serialize};
-use std::fmt;
 use std::fs::{File, TryLockError};
 use std::io::{ErrorKind, Read, Seek, Write as _};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use tokio::time::Instant;
-
-/// Who holds a destination; the lock file's content, as JSON.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Holder {
-    pub pid: u32,
-    /// When it joined: milliseconds since the Unix epoch.
-    pub started_ms: i64,
-    /// The digest of its destination.
-    pub destination: String,
-}
 
 /// What is done where another process holds the destination.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -44,37 +32,6 @@ pub enum WhenHeld {
     /// Wait until it is gone.
     Standby,
 }
-
-/// Why a group could not be joined.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum JoinError {
-    /// By another process, or another member in this one. `holder` is absent where it has only just taken the lock.
-    Held { name: String, holder: Option<Holder> },
-    /// The topic is not there.
-    MissingTopic { topic: String },
-    /// Somebody has to change something: the name, a right.
-    Configuration(String),
-    /// It may work later.
-    Unavailable(Failure),
-}
-
-impl fmt::Display for JoinError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Held { name, holder: Some(holder) } => {
-                write!(f, "destination {name:?} is held by pid {}: stop that one, or use --standby", holder.pid)
-            }
-            Self::Held { name, holder: None } => {
-                write!(f, "destination {name:?} is held by another process, which has just started")
-            }
-            Self::MissingTopic { topic } => write!(f, "there is no topic {topic:?}"),
-            Self::Configuration(detail) => f.write_str(detail),
-            Self::Unavailable(failure) => failure.fmt(f),
-        }
-    }
-}
-
-impl std::error::Error for JoinError {}
 
 /// Joins the group `name` for a topic: takes its lock, or does what `when_held` says. `digest` tells its destination
 /// from another one under the same name. Dropping the future, or the group, gives the lock back.

@@ -10,8 +10,7 @@
 
 use crate::core::event::Record;
 use crate::core::outcome::Failure;
-use crate::limits::APPEND_BYTES_MAX;
-use crate::log::Log;
+use crate::log::{AppendLimits, Log};
 use std::sync::Arc;
 use tokio::task::JoinSet;
 
@@ -74,7 +73,7 @@ async fn append_share(log: &dyn Log, partition: u32, records: Vec<Record>) -> Ve
     let mut outcomes = Vec::with_capacity(count);
     let mut rest = records;
     while !rest.is_empty() {
-        let behind = rest.split_off(chunk_len(&rest));
+        let behind = rest.split_off(chunk_len(&rest, log.append_limits()));
         let chunk = std::mem::replace(&mut rest, behind);
         let len = chunk.len();
         match log.append(partition, chunk).await {
@@ -93,11 +92,11 @@ async fn append_share(log: &dyn Log, partition: u32, records: Vec<Record>) -> Ve
 }
 
 /// How many records fit one append; at least one.
-fn chunk_len(records: &[Record]) -> usize {
+fn chunk_len(records: &[Record], limits: AppendLimits) -> usize {
     let mut bytes = 0;
     let fit = records.iter().take_while(|record| {
-        bytes += record.size_bytes();
-        bytes <= APPEND_BYTES_MAX
+        bytes += limits.cost_bytes(record);
+        bytes <= limits.batch_bytes_max
     });
     fit.count().max(1)
 }
@@ -109,10 +108,11 @@ mod tests {
     #[test]
     fn chunks_keep_to_the_bound_and_a_large_record_is_one_of_its_own() {
         let of = |bytes: usize| Record::from_parts(None, Some(&vec![b'x'; bytes]), &[], 0);
-        let half = APPEND_BYTES_MAX / 2;
-        assert_eq!(chunk_len(&[of(half), of(half), of(1)]), 2);
-        assert_eq!(chunk_len(&[of(half), of(half + 1)]), 1);
-        assert_eq!(chunk_len(&[of(2 * APPEND_BYTES_MAX), of(1)]), 1);
+        let limits = AppendLimits::default();
+        let half = limits.batch_bytes_max / 2 - limits.cost_bytes(&of(0));
+        assert_eq!(chunk_len(&[of(half), of(half), of(1)], limits), 2);
+        assert_eq!(chunk_len(&[of(half), of(half + 1)], limits), 1);
+        assert_eq!(chunk_len(&[of(2 * limits.batch_bytes_max), of(1)], limits), 1);
     }
 
     #[test]

@@ -69,7 +69,7 @@ pub enum Ended {
 pub async fn run(
     listeners: Vec<TcpListener>,
     log: Arc<dyn Log>,
-    config: Config,
+    mut config: Config,
     shutdown: impl Future<Output = ()> + Send,
 ) -> anyhow::Result<Ended> {
     ensure!(!listeners.is_empty(), "ingest has no address to listen on");
@@ -77,6 +77,12 @@ pub async fn run(
     let partitions = partitions.with_context(|| format!("cannot read the partitions of topic {:?}", log.topic()))?;
     ensure!(partitions > 0, "topic {:?} has no partitions", log.topic());
     let drain = config.drain;
+    let record_bytes_max = log.append_limits().record_bytes_max;
+    if record_bytes_max < config.max_event_bytes {
+        let topic = log.topic();
+        tracing::info!(topic, record_bytes_max, "the topic takes smaller events than --max-event says");
+        config.max_event_bytes = record_bytes_max;
+    }
     let shared = Arc::new(Shared {
         log,
         partitions,

@@ -1,4 +1,4 @@
-//! The durable log: what every engine promises. `sqlite` is the embedded one; Kafka joins behind the same traits.
+//! The durable log: what every engine promises. [`sqlite`] is the embedded one, [`kafka`] a cluster of brokers.
 //!
 //! ```text
 //!  ingest ── append(partition, records) ──▶ ┌─────────────────────────┐
@@ -25,11 +25,14 @@
 //! A fetch sees every record that was acknowledged before it began, never one that is not durable, and never a record
 //! whose bytes changed (that is [`FetchError::Corrupt`]). Offsets may have gaps: `Fetched::next` tells where to go on.
 
+pub mod kafka;
 pub mod sqlite;
 
 use crate::BoxFuture;
 use crate::core::event::{Event, Record};
+use crate::core::name;
 use crate::core::outcome::Failure;
+use crate::limits::{APPEND_BYTES_MAX, RECORD_BYTES_MAX, RECORD_FRAMING_BYTES_MAX, TOPIC_CHARS_MAX};
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
@@ -39,12 +42,16 @@ pub trait Log: Send + Sync + fmt::Debug {
     /// The topic's name.
     fn topic(&self) -> &str;
 
+    /// What one append may hold.
+    fn append_limits(&self) -> AppendLimits {
+        AppendLimits::default()
+    }
+
     /// How many partitions the topic has now. It may grow, never shrink.
     fn partitions(&self) -> BoxFuture<'_, Result<u32, Failure>>;
 
     /// Appends the records to one partition and answers with the offset of the first, once they are durable.
-    /// At most [`APPEND_BYTES_MAX`](crate::limits::APPEND_BYTES_MAX) bytes unless it is a single record; no records
-    /// is an error. Dropping the future leaves the outcome unknown.
+    /// As many as [`Log::append_limits`] says, at least one. Dropping the future leaves the outcome unknown.
     fn append(&self, partition: u32, records: Vec<Record>) -> BoxFuture<'_, Result<i64, Failure>>;
 
     /// Reads from the offset `from` on, at most `max_bytes` (at least one record, whatever its size), and waits up to
@@ -82,6 +89,28 @@ pub trait Engine: Send + Sync + fmt::Debug {
     fn lost(&self) -> BoxFuture<'_, String>;
 }
 
+/// What one append may hold: a topic may take less than eventd would give it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct AppendLimits {
+    /// Bytes of several records together, by [`AppendLimits::cost_bytes`].
+    pub batch_bytes_max: usize,
+    /// Bytes of a record that goes alone.
+    pub record_bytes_max: usize,
+}
+
+impl Default for AppendLimits {
+    fn default() -> Self {
+        Self { batch_bytes_max: APPEND_BYTES_MAX, record_bytes_max: RECORD_BYTES_MAX }
+    }
+}
+
+impl AppendLimits {
+    /// What a record counts among several: its bytes, and what stands around it.
+    pub fn cost_bytes(&self, record: &Record) -> usize {
+        record.size_bytes() + RECORD_FRAMING_BYTES_MAX
+    }
+}
+
 /// How a topic is made where it is missing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct CreateTopic {
@@ -108,6 +137,8 @@ pub enum FetchError {
     OutOfRange { from: i64, earliest: i64, latest: i64 },
     /// The record at this offset is not what was stored. Those before it were given by earlier fetches.
     Corrupt { offset: i64, detail: String },
+    /// The topic was deleted and made again under its name: what is at these offsets now is something else.
+    Remade { topic: String },
     /// It may work later: try again.
     Unavailable(String),
 }
@@ -119,6 +150,7 @@ impl fmt::Display for FetchError {
                 write!(f, "offset {from} is outside the log, which holds {earliest} to {latest}")
             }
             Self::Corrupt { offset, detail } => write!(f, "the record at offset {offset} is damaged: {detail}"),
+            Self::Remade { topic } => write!(f, "topic {topic:?} was deleted and made again"),
             Self::Unavailable(detail) => f.write_str(detail),
         }
     }
@@ -147,3 +179,13 @@ impl fmt::Display for OpenError {
 }
 
 impl std::error::Error for OpenError {}
+
+/// Kafka's rule, for every engine, so that a topic can move there.
+fn check_topic(name: &str) -> Result<(), OpenError> {
+    if !name::is_valid(name, TOPIC_CHARS_MAX) {
+        return Err(OpenError::Configuration(format!(
+            "{name:?} is no name of a topic: up to {TOPIC_CHARS_MAX} letters, digits, `.`, `_` and `-` make one"
+        )));
+    }
+    Ok(())
+}

@@ -4,12 +4,11 @@
 //! by readers of every process: at once in the same one, within 5 ms (50 ms where nothing was written for a second) in
 //! another. `docs/embedded-log.md` says what stands in the file and how it is looked after.
 
-use super::{CreateTopic, Engine, FetchError, Fetched, Log, OpenError};
+use super::{CreateTopic, Engine, FetchError, Fetched, Log, OpenError, check_topic};
 use crate::BoxFuture;
 use crate::core::event::Record;
-use crate::core::name;
 use crate::core::outcome::Failure;
-use crate::limits::{APPEND_BYTES_MAX, RECORD_BYTES_MAX, TOPIC_CHARS_MAX};
+use crate::limits::{APPEND_BYTES_MAX, RECORD_BYTES_MAX};
 use crate::sqlite::{self, Database, Kind, ReadError, Topic, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -74,7 +73,7 @@ impl Sqlite {
     }
 
     async fn open_topic(&self, name: &str, create: Option<CreateTopic>) -> Result<Arc<dyn Log>, OpenError> {
-        check_name(name)?;
+        check_topic(name)?;
         let unavailable = |error: ReadError| OpenError::Unavailable(message(error));
         let mut found = self.database.topic(name).await.map_err(unavailable)?;
         if let Some(CreateTopic { partitions, retention }) = create {
@@ -215,14 +214,4 @@ fn message(error: ReadError) -> String {
 
 fn is_side(topic: &str) -> bool {
     SIDE.iter().any(|ending| topic.ends_with(ending))
-}
-
-/// Kafka's rule, so that a topic can move there.
-fn check_name(name: &str) -> Result<(), OpenError> {
-    if !name::is_valid(name, TOPIC_CHARS_MAX) {
-        return Err(OpenError::Configuration(format!(
-            "{name:?} is no name of a topic: up to {TOPIC_CHARS_MAX} letters, digits, `.`, `_` and `-` make one"
-        )));
-    }
-    Ok(())
 }

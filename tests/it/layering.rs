@@ -25,7 +25,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("kafka", &["core", "net"]),
     ("log", &["core", "net", "sqlite", "kafka"]),
     ("group", &["core", "net", "sqlite", "kafka", "log"]),
-    ("destination", &["core"]),
+    ("destination", &["core", "net"]),
     ("ingest", PARTS),
     ("dispatch", PARTS),
     ("replay", PARTS),
@@ -41,6 +41,7 @@ const ARROWS: &[(&str, &[&str])] = &[
 /// Paths that only some files may name, by the beginning of their names.
 const CONFINED: &[(&[&str], &[&str])] = &[
     (&["rusqlite"], &["src/sqlite/"]),
+    (&["kafka_protocol"], &["src/kafka/", "src/log/kafka/", "src/group/kafka"]),
     (&["clap"], &["src/cli.rs", "src/main.rs"]),
     (&["hyper"], HTTP),
     (&["hyper_util"], HTTP),
@@ -60,9 +61,18 @@ const CONFINED: &[(&[&str], &[&str])] = &[
 
 const HTTP: &[&str] = &["src/ingest/", "src/ops/", "src/destination/http.rs"];
 
-/// Modes spawn tasks, since they alone know when to end them. (The one task of `signals` lives as long as the process.)
-const SPAWNING: &[&str] =
-    &["src/ingest/", "src/dispatch/", "src/replay/", "src/modes.rs", "src/up.rs", "src/signals.rs", "src/main.rs"];
+/// Modes spawn tasks, since they alone know when to end them. (The one task of `signals` lives as long as the process,
+/// and the appender of a Kafka topic as long as its log: what the thread of the writer is to the embedded log.)
+const SPAWNING: &[&str] = &[
+    "src/ingest/",
+    "src/dispatch/",
+    "src/replay/",
+    "src/modes.rs",
+    "src/up.rs",
+    "src/signals.rs",
+    "src/main.rs",
+    "src/log/kafka/append.rs",
+];
 
 /// The crates that the core may name: pure ones.
 const CORE_CRATES: &[&str] = &["base64", "hashbrown"];

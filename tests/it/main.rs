@@ -9,6 +9,7 @@ mod destination_support;
 mod ingest;
 mod ingest_bad_input;
 mod ingest_trouble;
+mod kafka;
 mod layering;
 mod sqlite;
 mod support;

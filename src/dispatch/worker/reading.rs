@@ -71,6 +71,8 @@ impl Worker {
                 }
                 return Ok(());
             }
+            // Nothing can be skipped: what stands at any offset is another topic's.
+            FetchError::Remade { .. } => self.position,
             FetchError::OutOfRange { from, earliest, .. } if from < earliest => *earliest,
             FetchError::OutOfRange { from, .. } => *from,
             FetchError::Corrupt { offset, .. } => *offset + 1,

@@ -1,0 +1,637 @@
+//! The idempotent append: one task a topic, that alone knows what was sent and what is known of it.
+//!
+//! ```text
+//!  append(P, records) ─▶ queue of P ─┐ one batch a partition is under way; what comes meanwhile is the next one
+//!                                    ▼
+//!              batch: producer id, epoch, sequence ─▶ one request a broker, for all partitions that it leads
+//!                                    │
+//!        acknowledged ◀──────────────┤ every caller gets its offset
+//!        surely not stored ◀─────────┤ the same bytes again: another leader, more replicas, later
+//!        no answer, codes 7 and 20 ◀─┘ the same bytes again, and from now on only success ends the doubt
+//! ```
+//!
+//! A batch that reaches its deadline is given up: refused, or unknown where it is in doubt. The next batch behind a
+//! doubt begins a new epoch of that partition, with which the broker shuts out whatever of the old one is still on its
+//! way; nothing is sent any more whose caller was answered.
+
+use crate::core::event::Record;
+use crate::core::outcome::Failure;
+use crate::kafka::batch::{self, Producer};
+use crate::kafka::{self, Cluster, Who, describe, refusal, topic_name};
+use crate::limits::{
+    APPEND_BYTES_MAX, APPEND_MAX, BROKER_CALL_MAX, PRODUCE_CALL_MAX, PRODUCE_REQUEST_BYTES_MAX,
+    RECORD_FRAMING_BYTES_MAX, RESEND_BACKOFF, RESEND_BACKOFF_MAX, WRITE_GROUP_ENTRIES_MAX, WRITE_OVERHEAD_BYTES,
+    WRITE_QUEUE_BYTES_MAX, WRITE_QUEUE_ENTRIES_MAX,
+};
+use crate::quiet::Quiet;
+use bytes::Bytes;
+use kafka_protocol::ResponseError;
+use kafka_protocol::messages::produce_request::{PartitionProduceData, TopicProduceData};
+use kafka_protocol::messages::{InitProducerIdRequest, ProduceRequest, ProduceResponse};
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
+use tokio::task::{AbortHandle, JoinSet};
+use tokio::time::{Instant, sleep_until, timeout_at};
+
+type Answer = Result<i64, Failure>;
+
+/// How often leaders and a producer id are asked for, while there is none.
+const PREPARE_INTERVAL: Duration = Duration::from_millis(100);
+
+/// The way to a topic's appender. Dropped, it stops at once; what is under way is then unknown.
+#[derive(Debug)]
+pub(super) struct Appender {
+    inbox: mpsc::Sender<Waiting>,
+    room: Arc<Semaphore>,
+    task: AbortHandle,
+}
+
+impl Drop for Appender {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+/// An append that waits for its answer.
+#[derive(Debug)]
+struct Waiting {
+    partition: u32,
+    records: Vec<Record>,
+    /// What they cost in a batch.
+    bytes: usize,
+    deadline: Instant,
+    reply: oneshot::Sender<Answer>,
+    /// Its share of the queue's bytes, given back with the answer.
+    room: OwnedSemaphorePermit,
+}
+
+impl Appender {
+    pub(super) fn start(cluster: Arc<Cluster>, topic: String) -> Self {
+        let (inbox, messages) = mpsc::channel(WRITE_QUEUE_ENTRIES_MAX);
+        let driver = Driver {
+            cluster,
+            topic,
+            producer_id: None,
+            lanes: Vec::new(),
+            turn: 0,
+            calls: JoinSet::new(),
+            paused: HashMap::new(),
+            preparing: false,
+            prepare_at: Instant::now(),
+            blocked_by: String::new(),
+            quiet: Quiet::default(),
+        };
+        let task = tokio::spawn(driver.run(messages)).abort_handle();
+        Self { inbox, room: Arc::new(Semaphore::new(WRITE_QUEUE_BYTES_MAX)), task }
+    }
+
+    pub(super) async fn append(&self, partition: u32, records: Vec<Record>) -> Answer {
+        let deadline = Instant::now() + APPEND_MAX;
+        let bytes: usize = records.iter().map(|record| record.size_bytes() + RECORD_FRAMING_BYTES_MAX).sum();
+        let held = (bytes + WRITE_OVERHEAD_BYTES).min(WRITE_QUEUE_BYTES_MAX) as u32;
+        let (reply, answer) = oneshot::channel();
+        let enter = async {
+            let room = Arc::clone(&self.room).acquire_many_owned(held).await.ok()?;
+            self.inbox.send(Waiting { partition, records, bytes, deadline, reply, room }).await.ok()
+        };
+        match timeout_at(deadline, enter).await {
+            Ok(Some(())) => {}
+            Ok(None) => return Err(Failure::refused("log-unavailable", "the log's appender has stopped")),
+            Err(_) => {
+                let detail = "too many appends are waiting for the brokers: try again later";
+                return Err(Failure::refused("log-busy", detail));
+            }
+        }
+        answer.await.unwrap_or_else(|_| Err(Failure::unknown("log-unavailable", "the log's appender broke off")))
+    }
+}
+
+/// What ran outside and came back.
+enum Called {
+    /// A broker's answer about one batch of each of these partitions.
+    Produced { node: i32, partitions: Vec<u32>, answer: Result<ProduceResponse, kafka::Error> },
+    /// The topic's leaders, and a producer id if there was none.
+    Prepared(Result<Option<i64>, kafka::Error>),
+}
+
+/// What is appended to one partition.
+#[derive(Debug, Default)]
+struct Lane {
+    queue: VecDeque<Waiting>,
+    queued_bytes: usize,
+    sending: Option<Batch>,
+    /// The account under which the next batch goes; `None`: none yet, or its epochs are used up.
+    producer: Option<Producer>,
+    /// A request with the batch is under way.
+    called: bool,
+    failures: u32,
+    /// Nothing is sent before.
+    ready_at: Option<Instant>,
+}
+
+/// Records that are sent together until something is known of them.
+#[derive(Debug)]
+struct Batch {
+    bytes: Bytes,
+    records: i32,
+    /// Who waits for it, and where in the batch their records begin.
+    callers: Vec<(i64, Waiting)>,
+    deadline: Instant,
+    /// A sending of it got no answer: it may be stored.
+    in_doubt: bool,
+    last_error: String,
+}
+
+struct Driver {
+    cluster: Arc<Cluster>,
+    topic: String,
+    /// For lanes that begin; those that have an account keep it.
+    producer_id: Option<i64>,
+    /// By partition.
+    lanes: Vec<Lane>,
+    /// The lane that is looked at first: where all do not fit one request, it is another one each time.
+    turn: usize,
+    calls: JoinSet<Called>,
+    /// Brokers with a request under way (`None`), or that asked for a pause.
+    paused: HashMap<i32, Option<Instant>>,
+    /// Leaders, or a producer id, are being asked for.
+    preparing: bool,
+    prepare_at: Instant,
+    /// Why that failed last.
+    blocked_by: String,
+    quiet: Quiet,
+}
+
+impl Driver {
+    async fn run(mut self, mut inbox: mpsc::Receiver<Waiting>) {
+        loop {
+            let now = Instant::now();
+            self.give_up_what_is_late(now);
+            self.send(now);
+            let next = self.next_wakeup(now);
+            tokio::select! {
+                biased;
+                Some(called) = self.calls.join_next() => match called {
+                    Ok(called) => self.called(called, Instant::now()),
+                    Err(error) => {
+                        // A defect: nobody knows any more what is under way.
+                        tracing::error!(topic = %self.topic, "the log's appender panicked: {error}");
+                        return;
+                    }
+                },
+                waiting = inbox.recv() => {
+                    let Some(waiting) = waiting else { return };
+                    self.enqueue(waiting);
+                    for _ in 1..WRITE_GROUP_ENTRIES_MAX {
+                        let Ok(waiting) = inbox.try_recv() else { break };
+                        self.enqueue(waiting);
+                    }
+                }
+                () = sleep_until(next) => {}
+            }
+        }
+    }
+
+    fn enqueue(&mut self, waiting: Waiting) {
+        let place = waiting.partition as usize;
+        if self.lanes.len() <= place {
+            self.lanes.resize_with(place + 1, Lane::default);
+        }
+        let lane = &mut self.lanes[place];
+        lane.queued_bytes += waiting.bytes;
+        lane.queue.push_back(waiting);
+    }
+
+    /// Answers those that waited as long as they may.
+    fn give_up_what_is_late(&mut self, now: Instant) {
+        for lane in &mut self.lanes {
+            if lane.sending.as_ref().is_some_and(|batch| batch.deadline <= now) && !lane.called && lane.give_up() {
+                self.producer_id = None;
+            }
+            while lane.queue.front().is_some_and(|waiting| waiting.deadline <= now)
+                && let Some(waiting) = lane.queue.pop_front()
+            {
+                lane.queued_bytes -= waiting.bytes;
+                let why = match self.blocked_by.as_str() {
+                    "" => "others are before it",
+                    why => why,
+                };
+                let detail = format!("not sent within {APPEND_MAX:?}: {why}");
+                waiting.answer(Err(Failure::refused("log-unavailable", detail)));
+            }
+        }
+    }
+
+    fn next_wakeup(&self, now: Instant) -> Instant {
+        let lanes = self.lanes.iter().flat_map(|lane| {
+            let deadline = lane.sending.as_ref().filter(|_| !lane.called).map(|batch| batch.deadline);
+            let queued = lane.queue.front().map(|waiting| waiting.deadline);
+            [deadline, queued, lane.ready_at.filter(|at| *at > now)]
+        });
+        let pauses = self.paused.values().copied();
+        let prepare = (!self.preparing).then_some(self.prepare_at).filter(|at| *at > now);
+        let next = lanes.chain(pauses).flatten().chain(prepare).min();
+        next.unwrap_or(now + APPEND_MAX)
+    }
+
+    /// Sends what can be sent: one request to each broker that has none under way.
+    fn send(&mut self, now: Instant) {
+        self.paused.retain(|_, until| until.is_none_or(|until| until > now));
+        let mut requests: BTreeMap<i32, (usize, Vec<u32>)> = BTreeMap::new();
+        let mut unprepared = false;
+        let count = self.lanes.len();
+        let mut left_out = None;
+        for place in (0..count).map(|step| (self.turn + step) % count) {
+            let (lane, partition) = (&mut self.lanes[place], place as u32);
+            let idle = lane.sending.is_none() && lane.queue.is_empty();
+            if idle || lane.called || lane.ready_at.is_some_and(|at| at > now) {
+                continue;
+            }
+            if lane.producer.is_none() {
+                lane.producer = self.producer_id.map(|id| Producer { id, epoch: 0, sequence: 0 });
+            }
+            let leader = self.cluster.known_leader(&self.topic, partition);
+            let (Some(leader), Some(producer)) = (leader, lane.producer) else {
+                unprepared = true;
+                continue;
+            };
+            if self.paused.contains_key(&leader) {
+                continue;
+            }
+            let (bytes, partitions) = requests.entry(leader).or_default();
+            let size = lane.sending.as_ref().map_or(lane.queued_bytes.min(APPEND_BYTES_MAX), |batch| batch.bytes.len());
+            if !partitions.is_empty() && *bytes + size > PRODUCE_REQUEST_BYTES_MAX {
+                left_out.get_or_insert(place);
+                continue;
+            }
+            if lane.sending.is_none() {
+                lane.sending = Some(lane.next_batch(producer));
+            }
+            *bytes += size;
+            partitions.push(partition);
+        }
+        self.turn = left_out.unwrap_or(self.turn);
+        for (node, (_, partitions)) in requests {
+            self.produce(node, partitions, now);
+        }
+        if unprepared && !self.preparing && self.prepare_at <= now {
+            self.prepare(now);
+        }
+    }
+
+    fn produce(&mut self, node: i32, partitions: Vec<u32>, now: Instant) {
+        let mut data = Vec::with_capacity(partitions.len());
+        for partition in &partitions {
+            if let Some(lane) = self.lanes.get_mut(*partition as usize)
+                && let Some(batch) = &lane.sending
+            {
+                let records = PartitionProduceData::default().with_index(*partition as i32);
+                data.push(records.with_records(Some(batch.bytes.clone())));
+                lane.called = true;
+            }
+        }
+        // The broker's own wait for the other replicas ends before ours for the broker.
+        let patience = PRODUCE_CALL_MAX / 5 * 4;
+        let topic = TopicProduceData::default().with_name(topic_name(&self.topic)).with_partition_data(data);
+        let request = ProduceRequest::default()
+            .with_transactional_id(None)
+            .with_acks(-1)
+            .with_timeout_ms(i32::try_from(patience.as_millis()).unwrap_or(i32::MAX))
+            .with_topic_data(vec![topic]);
+        let cluster = Arc::clone(&self.cluster);
+        self.paused.insert(node, None);
+        self.calls.spawn(async move {
+            let answer = cluster.call(Who::Node(node), &request, now + PRODUCE_CALL_MAX).await;
+            Called::Produced { node, partitions, answer }
+        });
+    }
+
+    /// Asks for the leaders, and for a producer id where there is none.
+    fn prepare(&mut self, now: Instant) {
+        self.preparing = true;
+        let (cluster, topic, needs_id) = (Arc::clone(&self.cluster), self.topic.clone(), self.producer_id.is_none());
+        self.calls.spawn(async move {
+            let deadline = now + BROKER_CALL_MAX;
+            Called::Prepared(
+                async {
+                    let known = cluster.known_topic(&topic, deadline).await?;
+                    if known.partitions.iter().any(|partition| partition.leader.is_none()) {
+                        cluster.forget(&topic);
+                        cluster.known_topic(&topic, deadline).await?;
+                    }
+                    if needs_id { new_producer_id(&cluster, deadline).await.map(Some) } else { Ok(None) }
+                }
+                .await,
+            )
+        });
+    }
+
+    fn called(&mut self, called: Called, now: Instant) {
+        match called {
+            Called::Prepared(prepared) => {
+                self.preparing = false;
+                self.prepare_at = now + PREPARE_INTERVAL;
+                match prepared {
+                    Ok(id) => {
+                        self.producer_id = id.or(self.producer_id);
+                        self.blocked_by.clear();
+                    }
+                    Err(error) => {
+                        self.blocked_by = error.to_string();
+                        if let Some(more) = self.quiet.allows("prepare") {
+                            tracing::warn!(topic = %self.topic, more, "cannot append, trying again: {error}");
+                        }
+                    }
+                }
+            }
+            Called::Produced { node, partitions, answer } => {
+                let throttle = answer.as_ref().map_or(0, |answer| answer.throttle_time_ms);
+                let pause = Duration::from_millis(throttle.unsigned_abs().into()).min(APPEND_MAX);
+                match pause.is_zero() {
+                    true => self.paused.remove(&node),
+                    false => self.paused.insert(node, Some(now + pause)),
+                };
+                self.produced(&partitions, answer, now);
+            }
+        }
+    }
+
+    fn produced(&mut self, partitions: &[u32], answer: Result<ProduceResponse, kafka::Error>, now: Instant) {
+        let results: HashMap<i32, (i16, i64)> = match &answer {
+            Ok(answer) => {
+                let results = answer.responses.iter().flat_map(|topic| &topic.partition_responses);
+                results.map(|result| (result.index, (result.error_code, result.base_offset))).collect()
+            }
+            Err(_) => HashMap::new(),
+        };
+        for partition in partitions {
+            let Some(lane) = self.lanes.get_mut(*partition as usize) else { continue };
+            lane.called = false;
+            let outcome = match (&answer, results.get(&(*partition as i32))) {
+                (Ok(_), Some((code, base))) => judge(*code, *base),
+                (Ok(_), None) => Outcome::again(true, true, "an answer without this partition".into()),
+                (Err(error), _) => Outcome::again(matches!(error, kafka::Error::NoAnswer(_)), true, error.to_string()),
+            };
+            if let Outcome::Again { look_up: true, .. } = &outcome {
+                self.cluster.forget(&self.topic);
+            }
+            if let Outcome::Again { why, .. } | Outcome::Lost { why } = &outcome
+                && let Some(more) = self.quiet.allows("append")
+            {
+                tracing::warn!(topic = %self.topic, partition, more, "an append failed: {why}");
+            }
+            if lane.apply(outcome, now) {
+                self.producer_id = None;
+            }
+        }
+    }
+}
+
+/// What a broker's answer says of a batch.
+#[derive(Debug, PartialEq, Eq)]
+enum Outcome {
+    Stored {
+        base: i64,
+    },
+    /// Send the same bytes again.
+    Again {
+        in_doubt: bool,
+        look_up: bool,
+        why: String,
+    },
+    /// The broker's account of this producer is not ours: whether the batch is stored is unknown.
+    Lost {
+        why: String,
+    },
+    /// It will never be taken.
+    Refused {
+        code: &'static str,
+        why: String,
+    },
+}
+
+impl Outcome {
+    fn again(in_doubt: bool, look_up: bool, why: String) -> Self {
+        Self::Again { in_doubt, look_up, why }
+    }
+}
+
+fn judge(code: i16, base: i64) -> Outcome {
+    use ResponseError as E;
+    let Some(error) = refusal(code) else { return Outcome::Stored { base } };
+    let why = describe(error);
+    match error {
+        // Stored by the leader, and perhaps by others: a new leader may have it or not.
+        E::RequestTimedOut | E::NotEnoughReplicasAfterAppend => Outcome::again(true, false, why),
+        E::NotEnoughReplicas | E::CorruptMessage | E::ThrottlingQuotaExceeded => Outcome::again(false, false, why),
+        E::OutOfOrderSequenceNumber
+        | E::DuplicateSequenceNumber
+        | E::InvalidProducerEpoch
+        | E::ProducerFenced
+        | E::UnknownProducerId
+        | E::InvalidProducerIdMapping => Outcome::Lost { why },
+        E::MessageTooLarge | E::RecordListTooLarge => Outcome::Refused { code: "event-too-large", why },
+        error if error.is_retriable() => Outcome::again(false, true, why),
+        _ => Outcome::Refused { code: "log-refused", why },
+    }
+}
+
+impl Lane {
+    /// What waits, as far as it fits one batch; at least the first.
+    fn next_batch(&mut self, producer: Producer) -> Batch {
+        let (mut callers, mut records, mut bytes) = (Vec::new(), 0i64, 0);
+        while let Some(waiting) = self.queue.front() {
+            if !callers.is_empty() && bytes + waiting.bytes > APPEND_BYTES_MAX {
+                break;
+            }
+            let Some(waiting) = self.queue.pop_front() else { break };
+            bytes += waiting.bytes;
+            let first = records;
+            records += waiting.records.len() as i64;
+            callers.push((first, waiting));
+        }
+        self.queued_bytes -= bytes;
+        let encoded = batch::encode(callers.iter().flat_map(|(_, waiting)| &waiting.records), producer);
+        for (_, waiting) in &mut callers {
+            waiting.records = Vec::new();
+        }
+        let deadline = callers.iter().map(|(_, waiting)| waiting.deadline).min().unwrap_or_else(Instant::now);
+        Batch { bytes: encoded, records: records as i32, callers, deadline, in_doubt: false, last_error: String::new() }
+    }
+
+    /// Takes in what a broker said of the batch under way. Whether the lane's epochs are used up: see [`Lane::renew`].
+    fn apply(&mut self, outcome: Outcome, now: Instant) -> bool {
+        let Some(batch) = &mut self.sending else { return false };
+        match outcome {
+            Outcome::Stored { base } => {
+                (self.failures, self.ready_at) = (0, None);
+                if let Some(producer) = &mut self.producer {
+                    producer.sequence = next_sequence(producer.sequence, batch.records);
+                }
+                self.answer(|first| Ok(base + first));
+                false
+            }
+            Outcome::Again { in_doubt, why, .. } => {
+                batch.in_doubt |= in_doubt;
+                batch.last_error = why;
+                let delay = RESEND_BACKOFF.saturating_mul(1 << self.failures.min(10)).min(RESEND_BACKOFF_MAX);
+                self.failures = self.failures.saturating_add(1);
+                self.ready_at = Some(now + delay);
+                false
+            }
+            Outcome::Lost { why } => {
+                self.answer(|_| Err(Failure::unknown("log-unavailable", &*why)));
+                self.renew()
+            }
+            Outcome::Refused { code, why } => {
+                let in_doubt = batch.in_doubt;
+                self.answer(|_| Err(failure(in_doubt, code, &why)));
+                in_doubt && self.renew()
+            }
+        }
+    }
+
+    /// Answers the batch under way with what is known of it. Whether the lane's epochs are used up.
+    fn give_up(&mut self) -> bool {
+        let Some(batch) = &self.sending else { return false };
+        let (in_doubt, why) = (batch.in_doubt, format!("not acknowledged within {APPEND_MAX:?}: {}", batch.last_error));
+        self.answer(|_| Err(failure(in_doubt, "log-unavailable", &why)));
+        in_doubt && self.renew()
+    }
+
+    fn answer(&mut self, with: impl Fn(i64) -> Answer) {
+        for (first, waiting) in self.sending.take().into_iter().flat_map(|batch| batch.callers) {
+            waiting.answer(with(first));
+        }
+    }
+
+    /// A new epoch: whatever of the old one is still on its way is shut out by the first batch of this one. `true`: there
+    /// is none left, and the next account needs another id.
+    fn renew(&mut self) -> bool {
+        self.producer = self.producer.and_then(|producer| {
+            let epoch = producer.epoch.checked_add(1)?;
+            Some(Producer { epoch, sequence: 0, ..producer })
+        });
+        self.producer.is_none()
+    }
+}
+
+impl Waiting {
+    /// Nobody may wait any more: a request was dropped.
+    fn answer(self, answer: Answer) {
+        let _ = self.reply.send(answer);
+        drop(self.room);
+    }
+}
+
+fn failure(in_doubt: bool, code: &'static str, why: &str) -> Failure {
+    if in_doubt { Failure::unknown(code, why) } else { Failure::refused(code, why) }
+}
+
+async fn new_producer_id(cluster: &Cluster, deadline: Instant) -> Result<i64, kafka::Error> {
+    let request = InitProducerIdRequest::default()
+        .with_transactional_id(None)
+        .with_transaction_timeout_ms(i32::MAX)
+        .with_producer_id((-1).into())
+        .with_producer_epoch(-1);
+    let answer = cluster.call(Who::Any, &request, deadline).await?;
+    match refusal(answer.error_code) {
+        None => Ok(answer.producer_id.0),
+        // A broker that has just started says so of its coordinator: asked again.
+        Some(error) => Err(kafka::Error::NotSent(format!("no producer id: {}", describe(error)))),
+    }
+}
+
+/// Sequence numbers go around within an `i32`, as Kafka's own producer counts them.
+fn next_sequence(sequence: i32, records: i32) -> i32 {
+    ((i64::from(sequence) + i64::from(records)) % (i64::from(i32::MAX) + 1)) as i32
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn lane(records: &[usize]) -> (Lane, Vec<oneshot::Receiver<Answer>>) {
+        let (mut lane, mut answers) = (Lane::default(), Vec::new());
+        let room = Arc::new(Semaphore::new(1_000));
+        for count in records {
+            let (reply, answer) = oneshot::channel();
+            let records = vec![Record::new(Some(b"user"), Some(b"payload"), &[], 0); *count];
+            let bytes = records.iter().map(|record| record.size_bytes() + RECORD_FRAMING_BYTES_MAX).sum();
+            let room = Arc::clone(&room).try_acquire_owned().unwrap();
+            let deadline = Instant::now() + APPEND_MAX;
+            lane.queued_bytes += bytes;
+            lane.queue.push_back(Waiting { partition: 0, records, bytes, deadline, reply, room });
+            answers.push(answer);
+        }
+        let producer = Producer { id: 7, epoch: 0, sequence: 0 };
+        lane.producer = Some(producer);
+        lane.sending = Some(lane.next_batch(producer));
+        (lane, answers)
+    }
+
+    fn certainty(answer: &mut oneshot::Receiver<Answer>) -> crate::core::outcome::Certainty {
+        answer.try_recv().unwrap().unwrap_err().certainty
+    }
+
+    use crate::core::outcome::Certainty::{Refused, Unknown};
+
+    #[tokio::test]
+    async fn every_caller_of_a_batch_gets_its_own_offset() {
+        let (mut lane, mut answers) = lane(&[1, 3, 2]);
+        assert!(!lane.apply(judge(0, 100), Instant::now()));
+        let offsets: Vec<i64> = answers.iter_mut().map(|answer| answer.try_recv().unwrap().unwrap()).collect();
+        assert_eq!(offsets, [100, 101, 104]);
+        assert_eq!(lane.producer, Some(Producer { id: 7, epoch: 0, sequence: 6 }));
+    }
+
+    #[tokio::test]
+    async fn a_batch_in_doubt_is_never_said_to_be_refused() {
+        // 19: too few replicas; 7: some have it; 10: too large; 29: not allowed.
+        for (codes, expected, epoch) in [
+            (&[19, 10][..], Refused, 0),
+            (&[7, 10], Unknown, 1),
+            (&[20, 19, 29], Unknown, 1),
+            (&[45], Unknown, 1),
+            (&[7, 47], Unknown, 1),
+        ] {
+            let (mut lane, mut answers) = lane(&[1]);
+            for code in codes {
+                lane.apply(judge(*code, -1), Instant::now());
+            }
+            assert_eq!(certainty(&mut answers[0]), expected, "{codes:?}");
+            assert_eq!(lane.producer, Some(Producer { id: 7, epoch, sequence: 0 }), "{codes:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_batch_that_is_given_up_is_unknown_only_after_a_sending_without_an_answer() {
+        let lost = |in_doubt| Outcome::again(in_doubt, true, "broke off".into());
+        for (in_doubt, expected, epoch) in [(false, Refused, 0), (true, Unknown, 1)] {
+            let (mut lane, mut answers) = lane(&[1]);
+            lane.apply(lost(in_doubt), Instant::now());
+            lane.apply(lost(false), Instant::now());
+            assert!(!lane.give_up());
+            assert_eq!(certainty(&mut answers[0]), expected);
+            assert_eq!(lane.producer.unwrap().epoch, epoch);
+        }
+    }
+
+    #[tokio::test]
+    async fn an_account_whose_epochs_are_used_up_asks_for_another_id() {
+        let (mut lane, _answers) = lane(&[1]);
+        lane.producer = Some(Producer { id: 7, epoch: i16::MAX, sequence: 3 });
+        assert!(lane.apply(judge(45, -1), Instant::now()));
+        assert_eq!(lane.producer, None);
+    }
+
+    #[test]
+    fn sequence_numbers_go_around() {
+        assert_eq!(next_sequence(0, 5), 5);
+        assert_eq!(next_sequence(i32::MAX - 1, 1), i32::MAX);
+        assert_eq!(next_sequence(i32::MAX, 1), 0);
+        assert_eq!(next_sequence(i32::MAX - 1, 5), 3);
+    }
+}

@@ -1,0 +1,288 @@
+//! From a partition's leader: records, and the offsets of its ends and times.
+//!
+//! ```text
+//!  fetch(from, max_bytes) ─ left over from an earlier answer? ─▶ at most max_bytes of it, the rest stays left over
+//!                         └ no ─▶ Fetch at the leader ─▶ walk the batches ─▶ the same
+//! ```
+//!
+//! A broker gives whole batches, of up to 900 KiB where eventd appended them, whatever it was asked for. A dispatch
+//! whose window has room for three events would decode such a batch again for every three: so what did not fit is kept,
+//! up to a bound.
+
+use super::{KafkaLog, failure};
+use crate::core::event::{Event, Record};
+use crate::core::outcome::Failure;
+use crate::kafka::batch::{self, Aborted};
+use crate::kafka::{self, Request, Who, describe, refusal, topic_name};
+use crate::limits::{BROKER_CALL_MAX, BROKER_FETCH_GRACE, FRAME_BYTES_MAX, LEFTOVER_BYTES_MAX, LEFTOVERS_MAX};
+use crate::log::{FetchError, Fetched};
+use kafka_protocol::ResponseError;
+use kafka_protocol::messages::fetch_request::{FetchPartition, FetchTopic};
+use kafka_protocol::messages::fetch_response::PartitionData;
+use kafka_protocol::messages::list_offsets_request::{ListOffsetsPartition, ListOffsetsTopic};
+use kafka_protocol::messages::{BrokerId, FetchRequest, ListOffsetsRequest};
+use std::collections::VecDeque;
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+use tokio::time::{Instant, sleep_until};
+
+/// What a broker takes instead of a time.
+pub(super) const EARLIEST: i64 = -2;
+pub(super) const LATEST: i64 = -1;
+
+/// Records of transactions only once they are committed.
+const READ_COMMITTED: i8 = 1;
+
+/// What did not fit into earlier answers, the oldest first, and until when a quota asks us to fetch no more.
+#[derive(Debug, Default)]
+pub(super) struct Leftovers {
+    kept: Mutex<VecDeque<Leftover>>,
+    throttled_until: Mutex<Option<Instant>>,
+}
+
+#[derive(Debug)]
+struct Leftover {
+    partition: u32,
+    /// The offset that the fetch has to ask for.
+    from: i64,
+    fetched: Fetched,
+}
+
+impl Leftovers {
+    fn take(&self, partition: u32, from: i64) -> Option<Fetched> {
+        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        let place = kept.iter().position(|leftover| leftover.partition == partition && leftover.from == from)?;
+        kept.remove(place).map(|leftover| leftover.fetched)
+    }
+
+    /// Gives as much as fits, at least one event, and keeps the rest.
+    fn split(&self, partition: u32, mut fetched: Fetched, max_bytes: usize) -> Fetched {
+        let fit = count_within(&fetched.events, max_bytes, Record::size_bytes).max(1);
+        if fit >= fetched.events.len() {
+            return fetched;
+        }
+        let mut rest = Fetched { events: fetched.events.split_off(fit), ..fetched };
+        // Up to the next event there is none: what is between belongs to what is given.
+        fetched.next = rest.events.first().map_or(fetched.next, |event| event.offset);
+        let keep = count_within(&rest.events, LEFTOVER_BYTES_MAX, Record::window_bytes);
+        if keep < rest.events.len() {
+            rest.next = rest.events[keep].offset;
+            rest.events.truncate(keep);
+        }
+        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        if !rest.events.is_empty() {
+            kept.push_back(Leftover { partition, from: fetched.next, fetched: rest });
+        }
+        let bytes = |leftover: &Leftover| -> usize {
+            leftover.fetched.events.iter().map(|event| event.record.window_bytes()).sum()
+        };
+        let mut all: usize = kept.iter().map(bytes).sum();
+        while all > LEFTOVER_BYTES_MAX || kept.len() > LEFTOVERS_MAX {
+            all -= kept.pop_front().as_ref().map_or(all, bytes);
+        }
+        fetched
+    }
+}
+
+/// How many of the first events have at most this many bytes together.
+fn count_within(events: &[Event], bytes_max: usize, size: impl Fn(&Record) -> usize) -> usize {
+    let mut bytes = 0;
+    let fits = |event: &&Event| {
+        bytes += size(&event.record);
+        bytes <= bytes_max
+    };
+    events.iter().take_while(fits).count()
+}
+
+impl KafkaLog {
+    pub(super) async fn fetch_from(
+        &self,
+        partition: u32,
+        from: i64,
+        max_bytes: usize,
+        wait: Duration,
+    ) -> Result<Fetched, FetchError> {
+        let fetched = match self.leftovers.take(partition, from) {
+            Some(fetched) => fetched,
+            None => self.ask(partition, from, max_bytes, wait).await?,
+        };
+        Ok(self.leftovers.split(partition, fetched, max_bytes))
+    }
+
+    async fn ask(&self, partition: u32, from: i64, max_bytes: usize, wait: Duration) -> Result<Fetched, FetchError> {
+        let throttled = *self.leftovers.throttled_until.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(until) = throttled {
+            sleep_until(until).await;
+        }
+        let deadline = Instant::now() + wait + BROKER_FETCH_GRACE;
+        let unavailable = |error: kafka::Error| FetchError::Unavailable(error.to_string());
+        let leader = self.leader(partition, deadline).await?;
+        let asked = FetchPartition::default()
+            .with_partition(partition as i32)
+            .with_fetch_offset(from)
+            .with_partition_max_bytes(i32::try_from(max_bytes.min(FRAME_BYTES_MAX / 2)).unwrap_or(i32::MAX));
+        let request = FetchRequest::default()
+            .with_replica_id(BrokerId(-1))
+            .with_max_wait_ms(i32::try_from(wait.as_millis()).unwrap_or(i32::MAX))
+            .with_min_bytes(1)
+            .with_max_bytes((FRAME_BYTES_MAX / 2) as i32)
+            .with_isolation_level(READ_COMMITTED)
+            .with_topics(vec![FetchTopic::default().with_topic(topic_name(&self.name)).with_partitions(vec![asked])]);
+        let answer = self.call_leader(leader, &request, deadline).await.map_err(unavailable)?;
+        if answer.throttle_time_ms > 0 {
+            let wait = Duration::from_millis(answer.throttle_time_ms.unsigned_abs().into()).min(BROKER_CALL_MAX);
+            let mut throttled = self.leftovers.throttled_until.lock().unwrap_or_else(PoisonError::into_inner);
+            *throttled = Some(Instant::now() + wait);
+        }
+        let code = answer.error_code;
+        let Some(data) = answer.responses.into_iter().flat_map(|topic| topic.partitions).next() else {
+            let why = refusal(code).map_or_else(|| "nothing".into(), describe);
+            return Err(FetchError::Unavailable(format!("the leader of partition {partition} answers with {why}")));
+        };
+        self.read(partition, from, data).await
+    }
+
+    async fn read(&self, partition: u32, from: i64, data: PartitionData) -> Result<Fetched, FetchError> {
+        match refusal(data.error_code) {
+            None => {}
+            Some(ResponseError::OffsetOutOfRange) => {
+                let ends = async { Ok((self.end(partition, EARLIEST).await?, self.end(partition, LATEST).await?)) };
+                let (earliest, latest) =
+                    ends.await.map_err(|error: Failure| FetchError::Unavailable(error.to_string()))?;
+                return Err(FetchError::OutOfRange { from, earliest, latest });
+            }
+            Some(error) => {
+                self.cluster.forget(&self.name);
+                let why = describe(error);
+                return Err(FetchError::Unavailable(format!("partition {partition} cannot be fetched: {why}")));
+            }
+        }
+        let latest = data.last_stable_offset;
+        let stretch = data.records.unwrap_or_default();
+        if stretch.is_empty() {
+            return Ok(Fetched { events: Vec::new(), next: from, latest });
+        }
+        let aborted: Vec<Aborted> = data
+            .aborted_transactions
+            .unwrap_or_default()
+            .iter()
+            .map(|aborted| Aborted { producer_id: aborted.producer_id.0, first_offset: aborted.first_offset })
+            .collect();
+        match batch::walk(&stretch, from, &aborted) {
+            Ok(walked) if walked.next == from => {
+                Err(FetchError::Unavailable(format!("partition {partition}: a batch that is cut short at {from}")))
+            }
+            Ok(walked) => Ok(Fetched { events: walked.events, next: walked.next, latest: latest.max(walked.next) }),
+            Err(damaged) => Err(FetchError::Corrupt { offset: damaged.last, detail: damaged.detail }),
+        }
+    }
+
+    /// The leader, of the topic that was opened and of no later one under its name.
+    async fn leader(&self, partition: u32, deadline: Instant) -> Result<i32, FetchError> {
+        let found = self.cluster.leader(&self.name, partition, deadline).await;
+        let (leader, topic) = found.map_err(|error| FetchError::Unavailable(error.to_string()))?;
+        if topic.id != self.id {
+            return Err(FetchError::Remade { topic: self.name.clone() });
+        }
+        Ok(leader)
+    }
+
+    /// An error means that the leader may be another one by now.
+    async fn call_leader<R: Request>(
+        &self,
+        leader: i32,
+        request: &R,
+        deadline: Instant,
+    ) -> Result<R::Response, kafka::Error> {
+        let answer = self.cluster.call(Who::Node(leader), request, deadline).await;
+        if answer.is_err() {
+            self.cluster.forget(&self.name);
+        }
+        answer
+    }
+
+    /// One of the ends.
+    pub(super) async fn end(&self, partition: u32, which: i64) -> Result<i64, Failure> {
+        let end = self.offset(partition, which).await?;
+        end.ok_or_else(|| Failure::refused("log-unavailable", format!("partition {partition} tells no offset")))
+    }
+
+    /// The lowest offset with this time or a later one. Asked a second time where the leader has moved.
+    pub(super) async fn offset(&self, partition: u32, timestamp: i64) -> Result<Option<i64>, Failure> {
+        let deadline = Instant::now() + BROKER_CALL_MAX;
+        let mut again = true;
+        loop {
+            let error = match self.offset_once(partition, timestamp, deadline).await {
+                Ok(offset) => return Ok(offset),
+                Err(error) => error,
+            };
+            self.cluster.forget(&self.name);
+            if !std::mem::take(&mut again) {
+                return Err(error);
+            }
+        }
+    }
+
+    async fn offset_once(&self, partition: u32, timestamp: i64, deadline: Instant) -> Result<Option<i64>, Failure> {
+        let (leader, _) = self.cluster.leader(&self.name, partition, deadline).await.map_err(failure)?;
+        let asked = ListOffsetsPartition::default()
+            .with_partition_index(partition as i32)
+            .with_current_leader_epoch(-1)
+            .with_timestamp(timestamp);
+        let request = ListOffsetsRequest::default()
+            .with_replica_id(BrokerId(-1))
+            .with_isolation_level(READ_COMMITTED)
+            .with_topics(vec![
+                ListOffsetsTopic::default().with_name(topic_name(&self.name)).with_partitions(vec![asked]),
+            ]);
+        let answer = self.call_leader(leader, &request, deadline).await.map_err(failure)?;
+        let found = answer.topics.into_iter().flat_map(|topic| topic.partitions).next();
+        let found = found.ok_or_else(|| Failure::refused("log-unavailable", "a broker answers with no offset"))?;
+        match refusal(found.error_code) {
+            None => Ok((found.offset >= 0).then_some(found.offset)),
+            Some(error) => Err(Failure::refused(
+                "log-unavailable",
+                format!("partition {partition} tells no offset: {}", describe(error)),
+            )),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn event(offset: i64, bytes: usize) -> Event {
+        Event { offset, record: Record::new(None, Some(&vec![b'x'; bytes - 1]), &[], 0) }
+    }
+
+    #[test]
+    fn what_does_not_fit_is_given_by_the_next_fetches_without_asking_again() {
+        let leftovers = Leftovers::default();
+        // Offsets 3 and 4 hold no event, nor does 9.
+        let events = [1, 2, 5, 6, 8].map(|offset| event(offset, 100)).to_vec();
+        let fetched = Fetched { events, next: 10, latest: 20 };
+        let first = leftovers.split(0, fetched, 250);
+        assert_eq!((first.events.len(), first.next), (2, 5));
+        assert!(leftovers.take(1, 5).is_none() && leftovers.take(0, 6).is_none(), "another place");
+        let second = leftovers.split(0, leftovers.take(0, 5).unwrap(), 1);
+        assert_eq!((second.events.len(), second.next, second.latest), (1, 6, 20));
+        let third = leftovers.split(0, leftovers.take(0, 6).unwrap(), 1_000);
+        assert_eq!((third.events.len(), third.next), (2, 10));
+        assert!(leftovers.kept.lock().unwrap().is_empty());
+    }
+
+    #[test]
+    fn what_is_kept_has_a_bound_and_the_oldest_goes_first() {
+        let leftovers = Leftovers::default();
+        let size = LEFTOVER_BYTES_MAX / 4 - 1024;
+        let fetched = || Fetched { events: (0..7).map(|offset| event(offset, size)).collect(), next: 7, latest: 7 };
+        leftovers.split(0, fetched(), size);
+        let kept = leftovers.take(0, 1).unwrap();
+        assert_eq!((kept.events.len(), kept.next), (4, 5), "what is beyond the bound is fetched again");
+        leftovers.split(0, fetched(), size);
+        leftovers.split(1, fetched(), size);
+        assert!(leftovers.take(0, 1).is_none(), "the oldest went");
+        assert!(leftovers.kept.lock().unwrap().len() <= 1);
+    }
+}

@@ -1,0 +1,209 @@
+//! The log on Apache Kafka: topics of a cluster, that any number of processes on any number of machines share.
+//!
+//! ```text
+//!  append(P, records) ─▶ append: one task a topic ─▶ a batch a partition, a request a broker ─▶ acks=all
+//!  fetch(P, from) ─▶ fetch: what was left of the last answer, else a long poll of the partition's leader
+//!  open(topic) ─▶ topics: is it there, how large may a batch be, make it where that was asked for
+//! ```
+//!
+//! Everything goes over our own connection, [`kafka`](crate::kafka). `rskafka`, which reads well and fast, gives headers
+//! as a map: their order and repeated names are lost, a null value and the markers of a transaction are errors for
+//! ever, and lz4 and zstd need C. What is stored has to come back as it is, so the one fetch is ours.
+//!
+//! Offsets have gaps here: markers, aborted records, compacted ones. The *latest* offset is the last stable one: up to
+//! there nothing belongs to a transaction that is still open.
+//!
+//! # What is known after an error
+//!
+//! An append is resent, the same bytes under the same sequence number, until it is acknowledged or 10 s old: the broker
+//! knows the repeat, so nothing is stored twice. [`Certainty::Refused`](crate::core::outcome::Certainty::Refused) is
+//! said only where no sending of it ended without an answer; after one that did, only success ends the doubt. The batch
+//! behind one that was given up in doubt begins a new producer epoch, which shuts the old one's late arrival out.
+
+mod append;
+mod fetch;
+mod topics;
+
+use self::append::Appender;
+use self::fetch::Leftovers;
+use super::{AppendLimits, CreateTopic, Engine, FetchError, Fetched, Log, OpenError, check_topic};
+use crate::BoxFuture;
+use crate::core::event::Record;
+use crate::core::outcome::Failure;
+use crate::kafka::{self, Cluster};
+use crate::limits::{APPEND_BYTES_MAX, BROKER_CALL_MAX, BROKER_START_MAX, RECORD_BYTES_MAX, RECORD_FRAMING_BYTES_MAX};
+use crate::net;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::Duration;
+use tokio::time::Instant;
+use uuid::Uuid;
+
+/// A Kafka cluster as a log.
+#[derive(Debug)]
+pub struct Kafka {
+    cluster: Arc<Cluster>,
+    /// Topics that were opened: side topics take after theirs.
+    opened: Mutex<Vec<topics::Opened>>,
+}
+
+impl Kafka {
+    /// Looks whether a broker answers.
+    ///
+    /// # Errors
+    /// Within 10 s: no broker, or none that lets us in.
+    pub async fn connect(settings: net::Settings) -> Result<Arc<Self>, OpenError> {
+        let cluster = Arc::new(Cluster::new(settings));
+        let found = topics::is_there(&cluster, Instant::now() + BROKER_START_MAX).await;
+        found.map_err(|error| match error {
+            kafka::Error::Configuration(detail) => OpenError::Configuration(detail),
+            error => OpenError::Unavailable(format!("no broker answers at {}: {error}", cluster.addresses())),
+        })?;
+        Ok(Arc::new(Self { cluster, opened: Mutex::default() }))
+    }
+
+    pub(crate) fn cluster(&self) -> &Arc<Cluster> {
+        &self.cluster
+    }
+
+    /// Removes what is below this offset, from a topic whose writer does that itself.
+    pub(crate) async fn trim(&self, topic: &str, partition: u32, below: i64) -> Result<(), Failure> {
+        topics::trim(&self.cluster, topic, partition, below).await.map_err(failure)
+    }
+
+    async fn open_topic(&self, name: &str, create: Option<CreateTopic>) -> Result<Arc<dyn Log>, OpenError> {
+        check_topic(name)?;
+        let deadline = Instant::now() + BROKER_START_MAX;
+        let beside = topics::beside(&self.opened.lock().unwrap_or_else(PoisonError::into_inner), name);
+        let opened = topics::open(&self.cluster, name, create, beside, deadline).await?;
+        let log = KafkaLog {
+            cluster: Arc::clone(&self.cluster),
+            name: name.into(),
+            id: opened.id,
+            batch_bytes_max: opened.max_message_bytes,
+            appender: OnceLock::new(),
+            leftovers: Leftovers::default(),
+        };
+        self.opened.lock().unwrap_or_else(PoisonError::into_inner).push(opened);
+        Ok(Arc::new(log))
+    }
+}
+
+impl Engine for Kafka {
+    fn open<'a>(
+        &'a self,
+        topic: &'a str,
+        create: Option<CreateTopic>,
+    ) -> BoxFuture<'a, Result<Arc<dyn Log>, OpenError>> {
+        Box::pin(self.open_topic(topic, create))
+    }
+
+    fn lost(&self) -> BoxFuture<'_, String> {
+        // What a broker acknowledged is with the broker: nothing that happens here makes it untrue.
+        Box::pin(std::future::pending())
+    }
+}
+
+/// One topic of a cluster.
+#[derive(Debug)]
+struct KafkaLog {
+    cluster: Arc<Cluster>,
+    name: String,
+    /// As it was when the topic was opened.
+    id: Uuid,
+    /// What the topic takes a batch.
+    batch_bytes_max: usize,
+    /// Started by the first append.
+    appender: OnceLock<Appender>,
+    leftovers: Leftovers,
+}
+
+impl KafkaLog {
+    async fn append_all(&self, partition: u32, records: Vec<Record>) -> Result<i64, Failure> {
+        let limits = self.append_limits();
+        match records.as_slice() {
+            [] => return Err(Failure::refused("append-empty", "an append needs at least one record")),
+            [record] if record.size_bytes() > limits.record_bytes_max => {
+                let (size, max) = (record.size_bytes(), limits.record_bytes_max);
+                let detail = format!("the record has {size} bytes, and topic {:?} takes {max}", self.name);
+                return Err(Failure::refused("event-too-large", detail));
+            }
+            [_] => {}
+            records => {
+                let size: usize = records.iter().map(|record| limits.cost_bytes(record)).sum();
+                if size > limits.batch_bytes_max {
+                    let max = limits.batch_bytes_max;
+                    let detail = format!("{size} bytes in one append, and topic {:?} takes {max} together", self.name);
+                    return Err(Failure::refused("append-too-large", detail));
+                }
+            }
+        }
+        let known = self.cluster.known_topic(&self.name, Instant::now() + BROKER_CALL_MAX).await;
+        let count = match known {
+            Ok(topic) => topic.partitions.len(),
+            // The appender asks again, and says what is wrong in the end.
+            Err(_) => usize::MAX,
+        };
+        if partition as usize >= count {
+            let detail = format!("topic {:?} has {count} partitions, and no partition {partition}", self.name);
+            return Err(Failure::refused("partition-missing", detail));
+        }
+        let appender = self.appender.get_or_init(|| Appender::start(Arc::clone(&self.cluster), self.name.clone()));
+        appender.append(partition, records).await
+    }
+}
+
+impl Log for KafkaLog {
+    fn topic(&self) -> &str {
+        &self.name
+    }
+
+    fn append_limits(&self) -> AppendLimits {
+        let room = self.batch_bytes_max.saturating_sub(kafka::batch::HEADER_BYTES);
+        AppendLimits {
+            batch_bytes_max: room.min(APPEND_BYTES_MAX),
+            record_bytes_max: room.saturating_sub(RECORD_FRAMING_BYTES_MAX).min(RECORD_BYTES_MAX),
+        }
+    }
+
+    fn partitions(&self) -> BoxFuture<'_, Result<u32, Failure>> {
+        Box::pin(async move {
+            let topic = self.cluster.topic(&self.name, Instant::now() + BROKER_CALL_MAX).await.map_err(failure)?;
+            let topic = topic.ok_or_else(|| {
+                Failure::refused("topic-missing", format!("topic {:?} is not there any more", self.name))
+            })?;
+            Ok(u32::try_from(topic.partitions.len()).unwrap_or(u32::MAX))
+        })
+    }
+
+    fn append(&self, partition: u32, records: Vec<Record>) -> BoxFuture<'_, Result<i64, Failure>> {
+        Box::pin(self.append_all(partition, records))
+    }
+
+    fn fetch(
+        &self,
+        partition: u32,
+        from: i64,
+        max_bytes: usize,
+        wait: Duration,
+    ) -> BoxFuture<'_, Result<Fetched, FetchError>> {
+        Box::pin(self.fetch_from(partition, from, max_bytes, wait))
+    }
+
+    fn earliest(&self, partition: u32) -> BoxFuture<'_, Result<i64, Failure>> {
+        Box::pin(async move { self.end(partition, fetch::EARLIEST).await })
+    }
+
+    fn latest(&self, partition: u32) -> BoxFuture<'_, Result<i64, Failure>> {
+        Box::pin(async move { self.end(partition, fetch::LATEST).await })
+    }
+
+    fn offset_at(&self, partition: u32, timestamp_ms: i64) -> BoxFuture<'_, Result<Option<i64>, Failure>> {
+        // Below zero are the broker's words for the ends.
+        Box::pin(self.offset(partition, timestamp_ms.max(0)))
+    }
+}
+
+/// A request that only reads, or that may be repeated, and failed.
+fn failure(error: kafka::Error) -> Failure {
+    Failure::refused("log-unavailable", error.to_string())
+}

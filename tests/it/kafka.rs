@@ -1,0 +1,42 @@
+//! Apache Kafka: the suite of all engines, and what only brokers can do wrong. `EVENTD_TEST_KAFKA` names the broker that
+//! all of these tests share, each with topics and groups of its own (`make test` starts one); those of `faults` start
+//! brokers of their own and end them.
+
+use crate::conformance::Fixture;
+use eventd::BoxFuture;
+use eventd::group::Group;
+use eventd::group::kafka::join;
+use eventd::log::kafka::Kafka;
+use eventd::log::{Engine, Log};
+use eventd::net::Settings;
+use std::sync::Arc;
+
+crate::conformance::suite!(super::fixture);
+
+/// The shared broker.
+struct Shared {
+    engine: Arc<Kafka>,
+}
+
+/// Where the shared broker is.
+pub(crate) fn address() -> String {
+    std::env::var("EVENTD_TEST_KAFKA").expect("EVENTD_TEST_KAFKA names a Kafka broker; `make test` starts one")
+}
+
+async fn fixture() -> Shared {
+    let settings = Settings::plain(vec![address()]);
+    Shared { engine: Kafka::connect(settings).await.expect("the broker answers") }
+}
+
+impl Fixture for Shared {
+    fn engine(&self) -> Arc<dyn Engine> {
+        Arc::clone(&self.engine) as Arc<dyn Engine>
+    }
+
+    fn join<'a>(&'a self, name: &'a str, topic: &'a str) -> BoxFuture<'a, Arc<dyn Group>> {
+        Box::pin(async move {
+            let log: Arc<dyn Log> = self.engine.open(topic, None).await.expect("the topic is there");
+            join(&self.engine, name, &log, false).await.expect("the group is free")
+        })
+    }
+}
