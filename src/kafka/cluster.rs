@@ -299,8 +299,11 @@ impl Seen {
         self.brokers =
             answer.brokers.iter().map(|broker| (broker.node_id.0, address(&broker.host, broker.port))).collect();
         self.controller = self.brokers.contains_key(&answer.controller_id.0).then_some(answer.controller_id.0);
-        let brokers = &self.brokers;
-        self.idle.retain(|address, _| brokers.values().any(|known| known == address));
+        let (brokers, last) = (&self.brokers, &self.answered_last);
+        // The address that we were given may be another name of a broker that calls itself otherwise.
+        let is_used =
+            |address: &String| last.as_ref() == Some(address) || brokers.values().any(|known| known == address);
+        self.idle.retain(|address, _| is_used(address));
     }
 }
 

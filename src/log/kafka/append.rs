@@ -14,28 +14,27 @@
 //! doubt begins a new epoch of that partition, with which the broker shuts out whatever of the old one is still on its
 //! way; nothing is sent any more whose caller was answered.
 
+mod lane;
+
+use self::lane::{Answer, Lane, Outcome, Waiting, judge};
 use crate::core::event::Record;
 use crate::core::outcome::Failure;
-use crate::kafka::batch::{self, Producer};
+use crate::kafka::batch::Producer;
 use crate::kafka::{self, Cluster, Who, describe, refusal, topic_name};
 use crate::limits::{
     APPEND_BYTES_MAX, APPEND_MAX, BROKER_CALL_MAX, PRODUCE_CALL_MAX, PRODUCE_REQUEST_BYTES_MAX,
-    RECORD_FRAMING_BYTES_MAX, RESEND_BACKOFF, RESEND_BACKOFF_MAX, WRITE_GROUP_ENTRIES_MAX, WRITE_OVERHEAD_BYTES,
-    WRITE_QUEUE_BYTES_MAX, WRITE_QUEUE_ENTRIES_MAX,
+    RECORD_FRAMING_BYTES_MAX, WRITE_GROUP_ENTRIES_MAX, WRITE_OVERHEAD_BYTES, WRITE_QUEUE_BYTES_MAX,
+    WRITE_QUEUE_ENTRIES_MAX,
 };
 use crate::quiet::Quiet;
-use bytes::Bytes;
-use kafka_protocol::ResponseError;
 use kafka_protocol::messages::produce_request::{PartitionProduceData, TopicProduceData};
 use kafka_protocol::messages::{InitProducerIdRequest, ProduceRequest, ProduceResponse};
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
+use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::{Instant, sleep_until, timeout_at};
-
-type Answer = Result<i64, Failure>;
 
 /// How often leaders and a producer id are asked for, while there is none.
 const PREPARE_INTERVAL: Duration = Duration::from_millis(100);
@@ -52,19 +51,6 @@ impl Drop for Appender {
     fn drop(&mut self) {
         self.task.abort();
     }
-}
-
-/// An append that waits for its answer.
-#[derive(Debug)]
-struct Waiting {
-    partition: u32,
-    records: Vec<Record>,
-    /// What they cost in a batch.
-    bytes: usize,
-    deadline: Instant,
-    reply: oneshot::Sender<Answer>,
-    /// Its share of the queue's bytes, given back with the answer.
-    room: OwnedSemaphorePermit,
 }
 
 impl Appender {
@@ -114,34 +100,6 @@ enum Called {
     Produced { node: i32, partitions: Vec<u32>, answer: Result<ProduceResponse, kafka::Error> },
     /// The topic's leaders, and a producer id if there was none.
     Prepared(Result<Option<i64>, kafka::Error>),
-}
-
-/// What is appended to one partition.
-#[derive(Debug, Default)]
-struct Lane {
-    queue: VecDeque<Waiting>,
-    queued_bytes: usize,
-    sending: Option<Batch>,
-    /// The account under which the next batch goes; `None`: none yet, or its epochs are used up.
-    producer: Option<Producer>,
-    /// A request with the batch is under way.
-    called: bool,
-    failures: u32,
-    /// Nothing is sent before.
-    ready_at: Option<Instant>,
-}
-
-/// Records that are sent together until something is known of them.
-#[derive(Debug)]
-struct Batch {
-    bytes: Bytes,
-    records: i32,
-    /// Who waits for it, and where in the batch their records begin.
-    callers: Vec<(i64, Waiting)>,
-    deadline: Instant,
-    /// A sending of it got no answer: it may be stored.
-    in_doubt: bool,
-    last_error: String,
 }
 
 struct Driver {
@@ -207,7 +165,7 @@ impl Driver {
     /// Answers those that waited as long as they may.
     fn give_up_what_is_late(&mut self, now: Instant) {
         for lane in &mut self.lanes {
-            if lane.sending.as_ref().is_some_and(|batch| batch.deadline <= now) && !lane.called && lane.give_up() {
+            if lane.sending.as_ref().is_some_and(|batch| batch.deadline <= now) && lane.give_up() {
                 self.producer_id = None;
             }
             while lane.queue.front().is_some_and(|waiting| waiting.deadline <= now)
@@ -226,7 +184,7 @@ impl Driver {
 
     fn next_wakeup(&self, now: Instant) -> Instant {
         let lanes = self.lanes.iter().flat_map(|lane| {
-            let deadline = lane.sending.as_ref().filter(|_| !lane.called).map(|batch| batch.deadline);
+            let deadline = lane.sending.as_ref().map(|batch| batch.deadline);
             let queued = lane.queue.front().map(|waiting| waiting.deadline);
             [deadline, queued, lane.ready_at.filter(|at| *at > now)]
         });
@@ -267,7 +225,7 @@ impl Driver {
                 continue;
             }
             if lane.sending.is_none() {
-                lane.sending = Some(lane.next_batch(producer));
+                lane.sending = Some(lane.next_batch(producer, now));
             }
             *bytes += size;
             partitions.push(partition);
@@ -389,147 +347,6 @@ impl Driver {
     }
 }
 
-/// What a broker's answer says of a batch.
-#[derive(Debug, PartialEq, Eq)]
-enum Outcome {
-    Stored {
-        base: i64,
-    },
-    /// Send the same bytes again.
-    Again {
-        in_doubt: bool,
-        look_up: bool,
-        why: String,
-    },
-    /// The broker's account of this producer is not ours: whether the batch is stored is unknown.
-    Lost {
-        why: String,
-    },
-    /// It will never be taken.
-    Refused {
-        code: &'static str,
-        why: String,
-    },
-}
-
-impl Outcome {
-    fn again(in_doubt: bool, look_up: bool, why: String) -> Self {
-        Self::Again { in_doubt, look_up, why }
-    }
-}
-
-fn judge(code: i16, base: i64) -> Outcome {
-    use ResponseError as E;
-    let Some(error) = refusal(code) else { return Outcome::Stored { base } };
-    let why = describe(error);
-    match error {
-        // Stored by the leader, and perhaps by others: a new leader may have it or not.
-        E::RequestTimedOut | E::NotEnoughReplicasAfterAppend => Outcome::again(true, false, why),
-        E::NotEnoughReplicas | E::CorruptMessage | E::ThrottlingQuotaExceeded => Outcome::again(false, false, why),
-        E::OutOfOrderSequenceNumber
-        | E::DuplicateSequenceNumber
-        | E::InvalidProducerEpoch
-        | E::ProducerFenced
-        | E::UnknownProducerId
-        | E::InvalidProducerIdMapping => Outcome::Lost { why },
-        E::MessageTooLarge | E::RecordListTooLarge => Outcome::Refused { code: "event-too-large", why },
-        error if error.is_retriable() => Outcome::again(false, true, why),
-        _ => Outcome::Refused { code: "log-refused", why },
-    }
-}
-
-impl Lane {
-    /// What waits, as far as it fits one batch; at least the first.
-    fn next_batch(&mut self, producer: Producer) -> Batch {
-        let (mut callers, mut records, mut bytes) = (Vec::new(), 0i64, 0);
-        while let Some(waiting) = self.queue.front() {
-            if !callers.is_empty() && bytes + waiting.bytes > APPEND_BYTES_MAX {
-                break;
-            }
-            let Some(waiting) = self.queue.pop_front() else { break };
-            bytes += waiting.bytes;
-            let first = records;
-            records += waiting.records.len() as i64;
-            callers.push((first, waiting));
-        }
-        self.queued_bytes -= bytes;
-        let encoded = batch::encode(callers.iter().flat_map(|(_, waiting)| &waiting.records), producer);
-        for (_, waiting) in &mut callers {
-            waiting.records = Vec::new();
-        }
-        let deadline = callers.iter().map(|(_, waiting)| waiting.deadline).min().unwrap_or_else(Instant::now);
-        Batch { bytes: encoded, records: records as i32, callers, deadline, in_doubt: false, last_error: String::new() }
-    }
-
-    /// Takes in what a broker said of the batch under way. Whether the lane's epochs are used up: see [`Lane::renew`].
-    fn apply(&mut self, outcome: Outcome, now: Instant) -> bool {
-        let Some(batch) = &mut self.sending else { return false };
-        match outcome {
-            Outcome::Stored { base } => {
-                (self.failures, self.ready_at) = (0, None);
-                if let Some(producer) = &mut self.producer {
-                    producer.sequence = next_sequence(producer.sequence, batch.records);
-                }
-                self.answer(|first| Ok(base + first));
-                false
-            }
-            Outcome::Again { in_doubt, why, .. } => {
-                batch.in_doubt |= in_doubt;
-                batch.last_error = why;
-                let delay = RESEND_BACKOFF.saturating_mul(1 << self.failures.min(10)).min(RESEND_BACKOFF_MAX);
-                self.failures = self.failures.saturating_add(1);
-                self.ready_at = Some(now + delay);
-                false
-            }
-            Outcome::Lost { why } => {
-                self.answer(|_| Err(Failure::unknown("log-unavailable", &*why)));
-                self.renew()
-            }
-            Outcome::Refused { code, why } => {
-                let in_doubt = batch.in_doubt;
-                self.answer(|_| Err(failure(in_doubt, code, &why)));
-                in_doubt && self.renew()
-            }
-        }
-    }
-
-    /// Answers the batch under way with what is known of it. Whether the lane's epochs are used up.
-    fn give_up(&mut self) -> bool {
-        let Some(batch) = &self.sending else { return false };
-        let (in_doubt, why) = (batch.in_doubt, format!("not acknowledged within {APPEND_MAX:?}: {}", batch.last_error));
-        self.answer(|_| Err(failure(in_doubt, "log-unavailable", &why)));
-        in_doubt && self.renew()
-    }
-
-    fn answer(&mut self, with: impl Fn(i64) -> Answer) {
-        for (first, waiting) in self.sending.take().into_iter().flat_map(|batch| batch.callers) {
-            waiting.answer(with(first));
-        }
-    }
-
-    /// A new epoch: whatever of the old one is still on its way is shut out by the first batch of this one. `true`: there
-    /// is none left, and the next account needs another id.
-    fn renew(&mut self) -> bool {
-        self.producer = self.producer.and_then(|producer| {
-            let epoch = producer.epoch.checked_add(1)?;
-            Some(Producer { epoch, sequence: 0, ..producer })
-        });
-        self.producer.is_none()
-    }
-}
-
-impl Waiting {
-    /// Nobody may wait any more: a request was dropped.
-    fn answer(self, answer: Answer) {
-        let _ = self.reply.send(answer);
-        drop(self.room);
-    }
-}
-
-fn failure(in_doubt: bool, code: &'static str, why: &str) -> Failure {
-    if in_doubt { Failure::unknown(code, why) } else { Failure::refused(code, why) }
-}
-
 async fn new_producer_id(cluster: &Cluster, deadline: Instant) -> Result<i64, kafka::Error> {
     let request = InitProducerIdRequest::default()
         .with_transactional_id(None)
@@ -541,97 +358,5 @@ async fn new_producer_id(cluster: &Cluster, deadline: Instant) -> Result<i64, ka
         None => Ok(answer.producer_id.0),
         // A broker that has just started says so of its coordinator: asked again.
         Some(error) => Err(kafka::Error::NotSent(format!("no producer id: {}", describe(error)))),
-    }
-}
-
-/// Sequence numbers go around within an `i32`, as Kafka's own producer counts them.
-fn next_sequence(sequence: i32, records: i32) -> i32 {
-    ((i64::from(sequence) + i64::from(records)) % (i64::from(i32::MAX) + 1)) as i32
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn lane(records: &[usize]) -> (Lane, Vec<oneshot::Receiver<Answer>>) {
-        let (mut lane, mut answers) = (Lane::default(), Vec::new());
-        let room = Arc::new(Semaphore::new(1_000));
-        for count in records {
-            let (reply, answer) = oneshot::channel();
-            let records = vec![Record::new(Some(b"user"), Some(b"payload"), &[], 0); *count];
-            let bytes = records.iter().map(|record| record.size_bytes() + RECORD_FRAMING_BYTES_MAX).sum();
-            let room = Arc::clone(&room).try_acquire_owned().unwrap();
-            let deadline = Instant::now() + APPEND_MAX;
-            lane.queued_bytes += bytes;
-            lane.queue.push_back(Waiting { partition: 0, records, bytes, deadline, reply, room });
-            answers.push(answer);
-        }
-        let producer = Producer { id: 7, epoch: 0, sequence: 0 };
-        lane.producer = Some(producer);
-        lane.sending = Some(lane.next_batch(producer));
-        (lane, answers)
-    }
-
-    fn certainty(answer: &mut oneshot::Receiver<Answer>) -> crate::core::outcome::Certainty {
-        answer.try_recv().unwrap().unwrap_err().certainty
-    }
-
-    use crate::core::outcome::Certainty::{Refused, Unknown};
-
-    #[tokio::test]
-    async fn every_caller_of_a_batch_gets_its_own_offset() {
-        let (mut lane, mut answers) = lane(&[1, 3, 2]);
-        assert!(!lane.apply(judge(0, 100), Instant::now()));
-        let offsets: Vec<i64> = answers.iter_mut().map(|answer| answer.try_recv().unwrap().unwrap()).collect();
-        assert_eq!(offsets, [100, 101, 104]);
-        assert_eq!(lane.producer, Some(Producer { id: 7, epoch: 0, sequence: 6 }));
-    }
-
-    #[tokio::test]
-    async fn a_batch_in_doubt_is_never_said_to_be_refused() {
-        // 19: too few replicas; 7: some have it; 10: too large; 29: not allowed.
-        for (codes, expected, epoch) in [
-            (&[19, 10][..], Refused, 0),
-            (&[7, 10], Unknown, 1),
-            (&[20, 19, 29], Unknown, 1),
-            (&[45], Unknown, 1),
-            (&[7, 47], Unknown, 1),
-        ] {
-            let (mut lane, mut answers) = lane(&[1]);
-            for code in codes {
-                lane.apply(judge(*code, -1), Instant::now());
-            }
-            assert_eq!(certainty(&mut answers[0]), expected, "{codes:?}");
-            assert_eq!(lane.producer, Some(Producer { id: 7, epoch, sequence: 0 }), "{codes:?}");
-        }
-    }
-
-    #[tokio::test]
-    async fn a_batch_that_is_given_up_is_unknown_only_after_a_sending_without_an_answer() {
-        let lost = |in_doubt| Outcome::again(in_doubt, true, "broke off".into());
-        for (in_doubt, expected, epoch) in [(false, Refused, 0), (true, Unknown, 1)] {
-            let (mut lane, mut answers) = lane(&[1]);
-            lane.apply(lost(in_doubt), Instant::now());
-            lane.apply(lost(false), Instant::now());
-            assert!(!lane.give_up());
-            assert_eq!(certainty(&mut answers[0]), expected);
-            assert_eq!(lane.producer.unwrap().epoch, epoch);
-        }
-    }
-
-    #[tokio::test]
-    async fn an_account_whose_epochs_are_used_up_asks_for_another_id() {
-        let (mut lane, _answers) = lane(&[1]);
-        lane.producer = Some(Producer { id: 7, epoch: i16::MAX, sequence: 3 });
-        assert!(lane.apply(judge(45, -1), Instant::now()));
-        assert_eq!(lane.producer, None);
-    }
-
-    #[test]
-    fn sequence_numbers_go_around() {
-        assert_eq!(next_sequence(0, 5), 5);
-        assert_eq!(next_sequence(i32::MAX - 1, 1), i32::MAX);
-        assert_eq!(next_sequence(i32::MAX, 1), 0);
-        assert_eq!(next_sequence(i32::MAX - 1, 5), 3);
     }
 }
