@@ -3,6 +3,7 @@
 //! brokers of their own and end them.
 
 mod foreign;
+mod security;
 
 use crate::conformance::Fixture;
 use eventd::BoxFuture;

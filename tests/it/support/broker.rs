@@ -23,6 +23,11 @@ impl Broker {
     pub(crate) fn addresses(&self) -> &str {
         &self.addresses
     }
+
+    /// Where its nodes take each other, and whoever wants to: in plain text, whatever clients have to speak.
+    pub(crate) fn internal(&self) -> String {
+        std::fs::read_to_string(self.folder.join("internal")).unwrap().trim().to_owned()
+    }
 }
 
 impl Drop for Broker {
@@ -31,6 +36,11 @@ impl Drop for Broker {
         let flags: &[&str] = if std::thread::panicking() { &["--now"] } else { &["--now", "--delete"] };
         broker("stop", &self.folder, flags);
     }
+}
+
+/// One of Kafka's own tools, and what it said.
+pub(crate) fn tool(name: &str, addresses: &str, arguments: &[&str]) -> String {
+    run(&[&["tool", name, "--bootstrap-server", addresses], arguments].concat())
 }
 
 fn broker(command: &str, folder: &Path, flags: &[&str]) -> String {
