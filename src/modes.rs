@@ -170,8 +170,13 @@ async fn open(config: &config::Log) -> anyhow::Result<(Store, Arc<dyn Log>)> {
     let store = match &config.store {
         config::Store::Sqlite { path, settings } => Store::Sqlite(Sqlite::open(path, *settings).await?),
         config::Store::Kafka(settings) => {
-            let connected = Kafka::connect(settings.clone()).await;
-            Store::Kafka(connected.context("--url names the brokers of a Kafka cluster; `eventd up` needs none")?)
+            let connected = match Kafka::connect(settings.clone()).await {
+                Err(nobody @ OpenError::Unavailable(_)) => {
+                    Err(nobody).context("--url names the brokers of a Kafka cluster; `eventd up` needs none")?
+                }
+                connected => connected?,
+            };
+            Store::Kafka(connected)
         }
     };
     let log = match store.engine().open(&config.topic, config.create).await {

@@ -7,7 +7,7 @@
 
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
-use rustls::{ClientConfig, RootCertStore};
+use rustls::{CertificateError, ClientConfig, RootCertStore};
 use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -131,15 +131,49 @@ pub(crate) trait Stream: AsyncRead + AsyncWrite + Unpin + Send + Sync {}
 
 impl<T: AsyncRead + AsyncWrite + Unpin + Send + Sync> Stream for T {}
 
+/// Why there is no connection.
+#[derive(Debug)]
+pub(crate) enum ConnectError {
+    /// It may work later.
+    Unavailable(String),
+    /// Somebody has to change something first.
+    Configuration(String),
+}
+
 /// Connects to `host:port`, each address that it resolves to in turn. The caller bounds the time.
-pub(crate) async fn connect(address: &str, tls: Option<&Arc<ClientConfig>>) -> io::Result<Box<dyn Stream>> {
-    let stream = TcpStream::connect(address).await?;
+pub(crate) async fn connect(address: &str, tls: Option<&Arc<ClientConfig>>) -> Result<Box<dyn Stream>, ConnectError> {
+    let unavailable = |error: io::Error| ConnectError::Unavailable(error.to_string());
+    let stream = TcpStream::connect(address).await.map_err(unavailable)?;
     // A small frame behind a large one would wait for the other side's delayed acknowledgement: 44 ms on loopback.
-    stream.set_nodelay(true)?;
+    stream.set_nodelay(true).map_err(unavailable)?;
     let Some(config) = tls else { return Ok(Box::new(stream)) };
     let host = address.rsplit_once(':').map_or(address, |(host, _)| host).trim_matches(['[', ']']);
     let name = ServerName::try_from(host.to_owned())
-        .map_err(|_| io::Error::new(io::ErrorKind::InvalidInput, format!("{host:?} is no name for TLS")))?;
-    let stream = TlsConnector::from(Arc::clone(config)).connect(name, stream).await?;
-    Ok(Box::new(stream))
+        .map_err(|_| ConnectError::Configuration(format!("{host:?} is no name for TLS")))?;
+    let stream = TlsConnector::from(Arc::clone(config)).connect(name, stream).await;
+    Ok(Box::new(stream.map_err(|error| match tls_fault(&error) {
+        Some(why) => ConnectError::Configuration(why),
+        // A server that does not speak TLS most often hangs up on what it takes for nonsense.
+        None => ConnectError::Unavailable(format!("{error}: does this port speak TLS (--tls)?")),
+    })?))
+}
+
+/// What has to be changed, where TLS is why a connection failed. (A server's word on our own certificate comes only
+/// once we read.)
+pub(crate) fn tls_fault(error: &io::Error) -> Option<String> {
+    let fault = error.get_ref()?.downcast_ref::<rustls::Error>()?;
+    let change = match fault {
+        // One of the same name, but with another key, gives a bad signature.
+        rustls::Error::InvalidCertificate(CertificateError::UnknownIssuer | CertificateError::BadSignature) => {
+            "--tls-ca-file names the authorities to trust"
+        }
+        rustls::Error::InvalidCertificate(
+            CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. },
+        ) => "it has to be reached by the name in its certificate",
+        rustls::Error::InvalidCertificate(_) => return Some(fault.to_string()),
+        rustls::Error::AlertReceived(_) => "--tls-cert-file and --tls-key-file say who we are, to those who ask",
+        rustls::Error::InvalidMessage(_) => "this port does not speak TLS: leave --tls out",
+        _ => return None,
+    };
+    Some(format!("{fault}: {change}"))
 }

@@ -76,8 +76,13 @@ impl Record {
         &self.data[self.value_end()..]
     }
 
-    /// The headers in their order. Ends early at bytes that are no headers: both logs check what they store.
-    pub fn headers(&self) -> Headers<'_> {
+    /// The headers in their order, but for those whose name is no text: nobody asks for them by it.
+    pub fn headers(&self) -> impl Iterator<Item = (&str, Option<&[u8]>)> + Clone {
+        self.headers_raw().filter_map(|(name, value)| Some((std::str::from_utf8(name).ok()?, value)))
+    }
+
+    /// All headers in their order. Ends early at bytes that are no headers: both logs check what they store.
+    pub fn headers_raw(&self) -> Headers<'_> {
         let mut rest = self.headers_encoded();
         let left = varint::take_signed(&mut rest).and_then(|n| usize::try_from(n).ok()).unwrap_or(0);
         Headers { rest, left }
@@ -141,7 +146,7 @@ impl Event {
     }
 }
 
-/// Iterates over `(name, value)`; made by [`Record::headers`].
+/// Iterates over `(name, value)`; made by [`Record::headers_raw`].
 #[derive(Debug, Clone)]
 pub struct Headers<'a> {
     rest: &'a [u8],
@@ -149,22 +154,23 @@ pub struct Headers<'a> {
 }
 
 impl<'a> Iterator for Headers<'a> {
-    type Item = (&'a str, Option<&'a [u8]>);
+    type Item = (&'a [u8], Option<&'a [u8]>);
 
     fn next(&mut self) -> Option<Self::Item> {
         self.left = self.left.checked_sub(1)?;
         let name = varint::take_bytes(&mut self.rest)??;
         let value = varint::take_bytes(&mut self.rest)?;
-        Some((std::str::from_utf8(name).ok()?, value))
+        Some((name, value))
     }
 }
 
 /// Appends headers in Kafka's encoding: a count, then name and value, each behind its length, as zigzag varints.
-pub fn encode_headers(headers: &[(&str, Option<&[u8]>)], out: &mut Vec<u8>) {
+pub fn encode_headers(headers: &[(impl AsRef<[u8]>, Option<&[u8]>)], out: &mut Vec<u8>) {
     varint::put_signed(headers.len() as i64, out);
     for (name, value) in headers {
+        let name = name.as_ref();
         varint::put_signed(name.len() as i64, out);
-        out.extend_from_slice(name.as_bytes());
+        out.extend_from_slice(name);
         match value {
             None => varint::put_signed(-1, out),
             Some(value) => {
@@ -201,6 +207,18 @@ mod tests {
             let record = Record::from_parts(None, None, &bytes, 0);
             prop_assert!(record.headers().count() <= bytes.len());
         }
+    }
+
+    #[test]
+    fn a_name_that_is_no_text_hides_no_header_behind_it() {
+        let headers: [(&[u8], Option<&[u8]>); 3] =
+            [(b"a", None), (b"\xff", Some(b"x")), (ID.as_bytes(), Some(b"mine"))];
+        let mut encoded = Vec::new();
+        encode_headers(&headers, &mut encoded);
+        let record = Record::from_parts(None, None, &encoded, 0);
+        assert_eq!(record.headers_raw().collect::<Vec<_>>(), headers);
+        assert_eq!(record.headers().collect::<Vec<_>>(), [("a", None), (ID, Some(b"mine".as_slice()))]);
+        assert_eq!(record.header_text(ID), Some("mine"));
     }
 
     #[test]

@@ -30,9 +30,8 @@ pub(super) fn append(topic: &str, partition: u32, event: &Event, lines: &mut Vec
             event::CONTENT_TYPE => &mut content_type,
             _ => continue,
         };
-        if wanted.is_none() {
-            *wanted = value.and_then(|value| std::str::from_utf8(value).ok());
-        }
+        // Of a repeated one the first counts, whatever it holds, as in `Event::id`.
+        wanted.get_or_insert(value);
     }
 
     lines.push(b'{');
@@ -45,21 +44,26 @@ pub(super) fn append(topic: &str, partition: u32, event: &Event, lines: &mut Vec
         None => lines.extend_from_slice(b"\"payload\":null"),
     }
     lines.extend_from_slice(b",\"id\":");
-    match id {
+    match text(id) {
         Some(id) => string(id, lines),
         None => string(&event.id(topic, partition), lines),
     }
     put(lines, format_args!(",\"partition\":{partition},\"offset\":{}", event.offset));
     timestamp(record.timestamp_ms, lines);
-    if let Some(kind) = kind {
+    if let Some(kind) = text(kind) {
         lines.extend_from_slice(b",\"type\":");
         string(kind, lines);
     }
-    if let Some(content_type) = content_type {
+    if let Some(content_type) = text(content_type) {
         lines.extend_from_slice(b",\"content_type\":");
         string(content_type, lines);
     }
     lines.extend_from_slice(b"}\n");
+}
+
+/// The value of a header that is there, if it is text.
+fn text(value: Option<Option<&[u8]>>) -> Option<&str> {
+    std::str::from_utf8(value.flatten()?).ok()
 }
 
 /// `name":"text"` where the bytes are UTF-8, else `name_base64":"…"`.

@@ -98,12 +98,13 @@ impl Try<'_> {
                 event::TRACEPARENT => &mut traceparent,
                 _ => continue,
             };
-            *wanted = wanted.or(value);
+            // Of a repeated one the first counts, whatever it holds, as in `Event::id`.
+            wanted.get_or_insert(value);
         }
 
         // All values stand in one block of memory.
         let mut values = BytesMut::with_capacity(VALUES_BYTES);
-        match id.filter(|id| std::str::from_utf8(id).is_ok()) {
+        match id.flatten().filter(|id| std::str::from_utf8(id).is_ok()) {
             Some(id) => encode(id, IN_A_SIGNED_ID, &mut values),
             None => encode(self.event.id(self.topic, self.partition).as_bytes(), IN_A_SIGNED_ID, &mut values),
         }
@@ -124,7 +125,7 @@ impl Try<'_> {
         put(headers, &ATTEMPT, &mut values);
         write!(values, "{}:{}", self.partition, self.event.offset).expect("memory is written");
         put(headers, &OFFSET, &mut values);
-        if let Some(kind) = kind {
+        if let Some(kind) = kind.flatten() {
             encode(kind, IN_A_HEADER, &mut values);
             put(headers, &TYPE, &mut values);
         }
@@ -132,7 +133,7 @@ impl Try<'_> {
             headers.insert(GAP.clone(), HeaderValue::from_static("1"));
         }
         for (name, value) in [(&CONTENT_TYPE, content_type), (&TRACEPARENT, traceparent)] {
-            if let Some(value) = value {
+            if let Some(value) = value.flatten() {
                 insert(headers, name, HeaderValue::from_bytes(value));
             }
         }
@@ -229,6 +230,18 @@ mod tests {
         let headers = headers(Record::new(None, None, &[(event::CONTENT_TYPE, Some(b"a\nb"))], 0), None);
         assert_eq!(headers["webhook-id"], "t-2-17");
         assert!(!headers.contains_key("eventd-user") && !headers.contains_key("content-type"));
+    }
+
+    #[test]
+    fn of_a_header_that_is_repeated_the_first_counts() {
+        let first: [(Option<&[u8]>, _); 4] =
+            [(Some(b"one"), "one"), (Some(b""), ""), (None, "t-2-17"), (Some(b"\xff"), "t-2-17")];
+        for (first, expected) in first {
+            let stored = [(event::ID, first), (event::ID, Some(b"two".as_slice()))];
+            let record = Record::new(None, None, &stored, 0);
+            assert_eq!(Event { offset: 17, record: record.clone() }.id("t", 2), expected, "{first:?}");
+            assert_eq!(headers(record, None)["webhook-id"], expected, "{first:?}");
+        }
     }
 
     #[test]

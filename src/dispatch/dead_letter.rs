@@ -6,7 +6,7 @@
 use super::{Config, Parts};
 use crate::clock;
 use crate::core::Moment;
-use crate::core::event::{Event, Record};
+use crate::core::event::{Event, Record, encode_headers};
 use crate::core::lanes::Trouble;
 use crate::limits;
 use crate::log::{CreateTopic, FetchError, Log, OpenError};
@@ -91,10 +91,12 @@ pub(super) fn record(
         (DESTINATION, parts.group.name()),
     ];
     // A letter may be about a letter: what an earlier one said of its source gives way to ours.
-    let theirs = event.record.headers().filter(|(name, _)| !ours.iter().any(|(own, _)| own == name));
-    let mut headers: Vec<(&str, Option<&[u8]>)> = theirs.collect();
-    headers.extend(ours.map(|(name, value)| (name, Some(value.as_bytes()))));
-    Record::new(event.record.key(), event.record.value(), &headers, now_ms)
+    let theirs = event.record.headers_raw().filter(|(name, _)| !ours.iter().any(|(own, _)| own.as_bytes() == *name));
+    let mut headers: Vec<(&[u8], Option<&[u8]>)> = theirs.collect();
+    headers.extend(ours.map(|(name, value)| (name.as_bytes(), Some(value.as_bytes()))));
+    let mut encoded = Vec::new();
+    encode_headers(&headers, &mut encoded);
+    Record::from_parts(event.record.key(), event.record.value(), &encoded, now_ms)
 }
 
 /// Opens the topic, made where it is missing, and makes sure that what it holds is this destination's: `orders` with

@@ -82,6 +82,11 @@ impl Cluster {
         self.settings.brokers.join(",")
     }
 
+    /// Whether we tell who we are.
+    pub(crate) fn logs_in(&self) -> bool {
+        self.settings.sasl.is_some()
+    }
+
     /// Asks, and waits for the answer until the deadline; of a broker that may be any one, for as long as one needs
     /// that is well, and then asks the next.
     pub async fn call<R: Request>(&self, who: Who<'_>, request: &R, deadline: Instant) -> Result<R::Response, Error> {
@@ -117,13 +122,13 @@ impl Cluster {
             }
             let patience = deadline.min(Instant::now() + BROKER_ANSWER_MAX);
             match self.call_address(&address, request, patience).await {
-                Err(error @ (Error::NotSent(_) | Error::NoAnswer(_))) => failure = error,
-                answer => {
-                    if answer.is_ok() {
-                        self.seen().answered_last = Some(address);
-                    }
-                    return answer;
+                Ok(answer) => {
+                    self.seen().answered_last = Some(address);
+                    return Ok(answer);
                 }
+                // What somebody has to change is told, and not what may pass by itself.
+                Err(_) if matches!(failure, Error::Configuration(_)) => {}
+                Err(error) => failure = error,
             }
             asked.push(address);
         }

@@ -3,7 +3,7 @@
 use super::requests::Request;
 use super::{describe, refusal};
 use crate::limits::{BROKER_ANSWER_MAX, BROKER_CONNECT_MAX, FRAME_BYTES_MAX};
-use crate::net::{self, Sasl, Settings, Stream};
+use crate::net::{self, ConnectError, Sasl, Settings, Stream};
 use bytes::{BufMut, Bytes, BytesMut};
 use kafka_protocol::messages::{
     ApiVersionsRequest, RequestHeader, ResponseHeader, SaslAuthenticateRequest, SaslHandshakeRequest,
@@ -12,8 +12,9 @@ use kafka_protocol::protocol::{Decodable, Encodable, HeaderVersion, StrBytes, Ve
 use rsasl::prelude::{Mechname, SASLClient, SASLConfig};
 use std::collections::HashMap;
 use std::fmt;
-use std::io::Cursor;
+use std::io::{self, Cursor};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::time::error::Elapsed;
 use tokio::time::{Instant, timeout_at};
 
 /// How eventd names itself in a broker's log and quotas.
@@ -61,7 +62,12 @@ impl Connection {
         let connect_by = deadline.min(Instant::now() + BROKER_CONNECT_MAX);
         let stream = match timeout_at(connect_by, net::connect(address, settings.tls.as_ref())).await {
             Ok(Ok(stream)) => stream,
-            Ok(Err(error)) => return Err(Error::NotSent(format!("cannot connect to {address}: {error}"))),
+            Ok(Err(ConnectError::Unavailable(why))) => {
+                return Err(Error::NotSent(format!("cannot connect to {address}: {why}")));
+            }
+            Ok(Err(ConnectError::Configuration(why))) => {
+                return Err(Error::Configuration(format!("cannot connect to {address}: {why}")));
+            }
             Err(_) => return Err(Error::NotSent(format!("cannot connect to {address}: no answer in time"))),
         };
         let mut connection = Self { stream, address: address.to_owned(), correlation_id: 0, versions: HashMap::new() };
@@ -76,7 +82,14 @@ impl Connection {
 
     async fn greet(&mut self, settings: &Settings, deadline: Instant) -> Result<(), Error> {
         self.versions.insert(ApiVersionsRequest::KEY as i16, ApiVersionsRequest::VERSIONS);
-        let answer = self.call(&ApiVersionsRequest::default(), deadline).await?;
+        let (version, frame) = self.frame(&ApiVersionsRequest::default())?;
+        let answer = timeout_at(deadline, self.exchange(&frame)).await;
+        if let Ok(Err(error)) = &answer
+            && let Some(error) = no_broker(&self.address, error, settings)
+        {
+            return Err(error);
+        }
+        let answer = self.answer::<ApiVersionsRequest>(answer, version)?;
         if let Some(error) = refusal(answer.error_code) {
             return Err(Error::Configuration(format!(
                 "{} does not tell its versions: {}",
@@ -95,12 +108,19 @@ impl Connection {
 
     async fn authenticate(&mut self, sasl: &Sasl, deadline: Instant) -> Result<(), Error> {
         let mechanism = sasl.mechanism.as_str();
-        let refused = |why: String| Error::Configuration(format!("SASL {mechanism} as {:?}: {why}", sasl.username));
+        let (address, name) = (self.address.clone(), &sasl.username);
+        let refused = |why: String| {
+            Error::Configuration(format!("{address} does not let {name:?} in by SASL {mechanism}: {why}"))
+        };
         let request = SaslHandshakeRequest::default().with_mechanism(StrBytes::from_static_str(mechanism));
         let answer = self.call(&request, deadline).await?;
         if let Some(error) = refusal(answer.error_code) {
             let offered: Vec<&str> = answer.mechanisms.iter().map(StrBytes::as_str).collect();
-            return Err(refused(format!("{}; the broker offers {}", describe(error), offered.join(", "))));
+            let change = match offered.as_slice() {
+                [] => "this port asks nobody who they are, leave --sasl-mechanism out".into(),
+                offered => format!("--sasl-mechanism may be one of {}", offered.join(", ")),
+            };
+            return Err(refused(format!("{}: {change}", describe(error))));
         }
         let credentials = SASLConfig::with_credentials(None, sasl.username.clone(), sasl.password.clone());
         let client = SASLClient::new(credentials.map_err(|error| refused(error.to_string()))?);
@@ -128,11 +148,26 @@ impl Connection {
     /// Sends the request and waits for its answer. After an error, or where the future was dropped, the connection is
     /// good for nothing any more.
     pub(super) async fn call<R: Request>(&mut self, request: &R, deadline: Instant) -> Result<R::Response, Error> {
+        let (version, frame) = self.frame(request)?;
+        let answer = timeout_at(deadline, self.exchange(&frame)).await;
+        self.answer::<R>(answer, version)
+    }
+
+    /// The next request, and its version.
+    fn frame<R: Request>(&mut self, request: &R) -> Result<(i16, BytesMut), Error> {
         let version = self.version_of::<R>()?;
         self.correlation_id = self.correlation_id.wrapping_add(1);
         let frame = encode(request, version, self.correlation_id)
             .map_err(|error| Error::NotSent(format!("{:?} version {version} cannot be encoded: {error:#}", R::KEY)))?;
-        match timeout_at(deadline, self.exchange(&frame)).await {
+        Ok((version, frame))
+    }
+
+    fn answer<R: Request>(
+        &self,
+        answer: Result<io::Result<Bytes>, Elapsed>,
+        version: i16,
+    ) -> Result<R::Response, Error> {
+        match answer {
             Ok(Ok(answer)) => decode::<R>(answer, version, self.correlation_id)
                 .map_err(|why| Error::NoAnswer(format!("{} answers {:?} with {why}", self.address, R::KEY))),
             Ok(Err(error)) => Err(Error::NoAnswer(format!("{} broke off in {:?}: {error}", self.address, R::KEY))),
@@ -155,23 +190,48 @@ impl Connection {
         Ok(both.max)
     }
 
-    async fn exchange(&mut self, frame: &[u8]) -> std::io::Result<Bytes> {
+    async fn exchange(&mut self, frame: &[u8]) -> io::Result<Bytes> {
         self.stream.write_all(frame).await?;
         self.stream.flush().await?;
         let size = self.stream.read_i32().await?;
-        let size = usize::try_from(size).ok().filter(|size| *size <= FRAME_BYTES_MAX).ok_or_else(|| {
-            std::io::Error::other(format!(
-                "a frame of {size} bytes: is this the port of a Kafka broker, and TLS as it is set?"
-            ))
-        })?;
+        let Some(size) = usize::try_from(size).ok().filter(|size| *size <= FRAME_BYTES_MAX) else {
+            return Err(io::Error::new(io::ErrorKind::InvalidData, foreign_tongue(size.to_be_bytes())));
+        };
         let mut answer = BytesMut::with_capacity(size);
         let mut rest = (&mut self.stream).take(size as u64);
         while answer.len() < size {
             if rest.read_buf(&mut answer).await? == 0 {
-                return Err(std::io::ErrorKind::UnexpectedEof.into());
+                return Err(io::ErrorKind::UnexpectedEof.into());
             }
         }
         Ok(answer.freeze())
+    }
+}
+
+/// What speaks there, by the first bytes of its answer, which are no frame's length.
+fn foreign_tongue(bytes: [u8; 4]) -> String {
+    match bytes {
+        // A handshake's record, or an alert's, and the version.
+        [0x15 | 0x16, 3, ..] => "this port speaks TLS: add --tls".into(),
+        _ if &bytes == b"HTTP" => "an HTTP server answers: --url names the port of a Kafka broker".into(),
+        _ => format!("what answers begins with {}, no Kafka broker would: look at --url", bytes.escape_ascii()),
+    }
+}
+
+/// Why a greeting has no answer, where it can be told.
+fn no_broker(address: &str, error: &io::Error, settings: &Settings) -> Option<Error> {
+    use io::ErrorKind as Kind;
+    let nameless = settings.tls.as_ref().is_some_and(|tls| !tls.client_auth_cert_resolver.has_certs());
+    match error.kind() {
+        Kind::InvalidData => {
+            let why = net::tls_fault(error).unwrap_or_else(|| error.to_string());
+            Some(Error::Configuration(format!("{address}: {why}")))
+        }
+        // What it has against us may be lost on the way, where it does not wait until we have heard it.
+        Kind::UnexpectedEof | Kind::ConnectionReset | Kind::BrokenPipe if nameless => {
+            Some(Error::NotSent(format!("{address} broke off: {error}: does it ask who we are (--tls-cert-file)?")))
+        }
+        _ => None,
     }
 }
 

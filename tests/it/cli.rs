@@ -1,9 +1,14 @@
 //! The program as it is typed: commands, exit codes, signals, and what a bad command line gets.
 
+use crate::conformance::unique;
+use crate::kafka;
 use crate::support::client::Client;
 use crate::support::delivered::{Line, lines};
 use crate::support::load::Load;
 use crate::support::program::{Program, command, eventually, run};
+use eventd::log::Engine;
+use eventd::log::kafka::Kafka;
+use eventd::net::Settings;
 use std::collections::{BTreeMap, HashSet};
 use std::net::TcpListener;
 use std::path::Path;
@@ -19,8 +24,19 @@ const README_EVENTS: &str = r#"[
 
 const ANY_PORT: [&str; 2] = ["--listen", "127.0.0.1:0"];
 
+/// The log that `up` has where nothing else is said, for the others.
+const SQLITE: [&str; 2] = ["--url", "sqlite:eventd.db"];
+
 fn up(folder: &Path, more: &[&str]) -> Program {
     Program::start(folder, &[&["up"], &ANY_PORT[..], more].concat())
+}
+
+fn ingest(folder: &Path, more: &[&str]) -> Program {
+    Program::start(folder, &[&["ingest"], &SQLITE[..], &ANY_PORT, more].concat())
+}
+
+fn dispatch(folder: &Path, more: &[&str]) -> Program {
+    Program::start(folder, &[&["dispatch"], &SQLITE[..], more].concat())
 }
 
 fn post(program: &Program, body: &str) {
@@ -96,7 +112,7 @@ fn a_partition_that_stopped_is_in_the_exit_code_of_up_as_in_that_of_dispatch() {
     up.wait_for(&["partition=2", "this partition stopped, the others go on", "offset 4"]);
     assert_eq!(delivered(folder.path(), "file-2", 4).len(), 4, "what stands before the damage");
     assert_eq!(up.stop().code(), 1);
-    let dispatch = Program::start(folder.path(), &["dispatch", "--dest", "file-2"]);
+    let dispatch = dispatch(folder.path(), &["--dest", "file-2"]);
     dispatch.wait_for(&["this partition stopped, the others go on"]);
     assert_eq!(dispatch.stop().code(), 1);
     assert_eq!(lines(&folder.path().join("file-2")).len(), 4, "and nothing again");
@@ -105,14 +121,14 @@ fn a_partition_that_stopped_is_in_the_exit_code_of_up_as_in_that_of_dispatch() {
 #[test]
 fn a_second_process_of_a_destination_is_refused_and_told_who_holds_it() {
     let folder = tempfile::tempdir().unwrap();
-    let first = Program::start(folder.path(), &["dispatch", "--dest", "file-1"]);
+    let first = dispatch(folder.path(), &["--dest", "file-1"]);
     first.wait_for(&["delivering", "file-1"]);
-    let second = run(folder.path(), &["dispatch", "--dest", "file-1"]);
+    let second = dispatch(folder.path(), &["--dest", "file-1"]).end();
     assert_eq!(second.code(), 1, "{}", second.said);
     assert!(second.said.contains(&format!("pid {}", first.id())), "{}", second.said);
-    let waiting = Program::start(folder.path(), &["dispatch", "--dest", "file-1", "--standby"]);
+    let waiting = dispatch(folder.path(), &["--dest", "file-1", "--standby"]);
     waiting.wait_for(&["standing by", &format!("held_by={}", first.id())]);
-    let impatient = Program::start(folder.path(), &["dispatch", "--dest", "file-1", "--standby"]);
+    let impatient = dispatch(folder.path(), &["--dest", "file-1", "--standby"]);
     impatient.wait_for(&["standing by"]);
     assert_eq!(impatient.stop().code(), 0, "a standby ends while it waits");
     assert_eq!(first.stop().code(), 0);
@@ -123,7 +139,7 @@ fn a_second_process_of_a_destination_is_refused_and_told_who_holds_it() {
 #[test]
 fn a_destination_that_cannot_start_takes_neither_ingest_nor_the_others_with_it() {
     let folder = tempfile::tempdir().unwrap();
-    let holder = Program::start(folder.path(), &["dispatch", "--dest", "held"]);
+    let holder = dispatch(folder.path(), &["--dest", "held"]);
     holder.wait_for(&["delivering", "held"]);
     let up = up(folder.path(), &["--dest", "file-1", "--dest", "held", "--dest", "missing=nowhere/file-2"]);
     up.wait_for(&["destination=held", "not started", &format!("pid {}", holder.id())]);
@@ -226,7 +242,13 @@ fn every_flag_is_an_environment_variable_too_and_log_lines_may_be_json() {
 #[test]
 fn a_bad_environment_variable_is_refused_as_its_flag_is() {
     let folder = tempfile::tempdir().unwrap();
-    let bad = [("EVENTD_ATTEMPTS", "0"), ("EVENTD_DRAIN", "30"), ("EVENTD_JITTER", "perhaps"), ("EVENTD_LOG", "a=b=c")];
+    let bad = [
+        ("EVENTD_ATTEMPTS", "0"),
+        ("EVENTD_DRAIN", "30"),
+        ("EVENTD_JITTER", "perhaps"),
+        ("EVENTD_TLS", "perhaps"),
+        ("EVENTD_LOG", "a=b=c"),
+    ];
     for (variable, value) in bad {
         let mut command = command(folder.path(), &["up"]);
         command.env(variable, value);
@@ -267,9 +289,13 @@ fn a_bad_command_line_is_refused_by_the_name_of_the_flag() {
     refused(&["dispatch", "--dest", ""], &["--dest", "missing"]);
     refused(&["dispatch"], &["--dest"]);
     refused(&["up", "--dest", "http://:80/"], &["--dest", "host"]);
-    refused(&["up", "--url", "kafka://localhost:9092"], &["--url", "sqlite:", "eventd up"]);
-    refused(&["ingest", "--url", "localhost:9092"], &["--url", "sqlite:", "eventd up"]);
-    refused(&["ingest", "--url", "postgres://localhost/db"], &["--url", "sqlite:PATH"]);
+    for url in ["postgres://localhost/db", "localhost", "localhost:0", "localhost:99999", ":9092", "::1:9092", ""] {
+        refused(&["ingest", "--url", url], &["--url", "sqlite:PATH", "localhost:9092"]);
+    }
+    for url in ["kafka://", "kafka:localhost:9092", "kafka://h1:9092,h2", "h1:9092,,h2:9092", "h1:9092,http://h2:9092"]
+    {
+        refused(&["ingest", "--url", url], &["--url", "HOST:PORT"]);
+    }
     refused(&["ingest", "--url", "sqlite:"], &["--url", "sqlite:eventd.db"]);
     refused(&["ingest", "--listen", "localhost"], &["--listen", "HOST:PORT"]);
     refused(&["ingest", "--topic", "no/topic"], &["--topic"]);
@@ -291,6 +317,101 @@ fn a_bad_command_line_is_refused_by_the_name_of_the_flag() {
     let topic = "t".repeat(240);
     refused(&["up", "--dest", "file-1", "--topic", &topic], &["--topic", "too long"]);
     assert!(!folder.path().join("eventd.db").exists(), "none of these has made anything");
+}
+
+#[test]
+fn what_is_for_one_kind_of_log_is_refused_with_the_other() {
+    let folder = tempfile::tempdir().unwrap();
+    let refused = |arguments: &[&str], says: &[&str]| refused(folder.path(), arguments, says);
+    refused(&["dispatch", "--dest", "null:", "--standby"], &["--standby", "sqlite:"]);
+    refused(&["ingest", "--max-db-bytes", "1GiB"], &["--max-db-bytes", "Kafka"]);
+    refused(&["ingest", "--retention", "1h"], &["--retention", "--create-topic", "retention.ms"]);
+    let login = ["--sasl-mechanism", "plain", "--sasl-username", "app"];
+    for kafkas in [&["--tls"][..], &["--tls-ca-file", "ca.pem"], &login] {
+        refused(&[&["up"], kafkas].concat(), &["--tls… and --sasl…", "Kafka", "sqlite:"]);
+    }
+    let on_kafka = |flags: &[&str], says: &[&str]| refused(&[&["ingest"], flags].concat(), says);
+    on_kafka(&login, &["--sasl-password-file", "EVENTD_SASL_PASSWORD"]);
+    on_kafka(&[&login[..], &["--sasl-password-file", "nowhere"]].concat(), &["--sasl-password-file", "nowhere"]);
+    on_kafka(&login[..2], &["--sasl-username"]);
+    on_kafka(&login[2..], &["--sasl-mechanism"]);
+    on_kafka(&["--sasl-mechanism", "gssapi", "--sasl-username", "app"], &["--sasl-mechanism", "scram-sha-512"]);
+    on_kafka(&["--tls-cert-file", "cert.pem"], &["--tls-key-file"]);
+    on_kafka(&["--tls-key-file", "key.pem"], &["--tls-cert-file"]);
+    on_kafka(&["--tls-ca-file", "nowhere.pem"], &["--tls", "nowhere.pem"]);
+    assert!(!folder.path().join("eventd.db").exists(), "none of these has made anything");
+}
+
+#[test]
+fn ingest_and_dispatch_look_for_a_broker_where_kafkas_own_tools_do() {
+    let folder = tempfile::tempdir().unwrap();
+    // Nobody has such a topic: whoever runs a broker here keeps it as it is.
+    let topic = unique("nobody-made-this");
+    for mode in [&["ingest", "--listen", "127.0.0.1:0"][..], &["dispatch", "--dest", "null:"]] {
+        let ending = run(folder.path(), &[mode, &["--topic", &topic]].concat());
+        let (no_broker, no_topic) = (["localhost:9092", "--url", "eventd up"], [topic.as_str(), "--create-topic"]);
+        let says = |what: &[&str]| what.iter().all(|what| ending.said.contains(what));
+        match ending.code() {
+            1 => assert!(says(&no_broker), "{mode:?}: {}", ending.said),
+            code => assert!(code == 2 && says(&no_topic), "{mode:?}: {code}: {}", ending.said),
+        }
+    }
+    assert!(!folder.path().join("eventd.db").exists());
+}
+
+#[test]
+fn a_broker_is_found_by_each_way_to_write_its_address() {
+    let folder = tempfile::tempdir().unwrap();
+    let (address, topic) = (kafka::address(), unique("nobody-made-this"));
+    let nobody = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    for url in [address.clone(), format!("kafka://{address}"), format!("kafka://{nobody}, {address}")] {
+        // A broker has answered, if it can say what it has not.
+        refused(
+            folder.path(),
+            &["dispatch", "--url", &url, "--dest", "null:", "--topic", &topic],
+            &["there is no topic", &topic, "--create-topic"],
+        );
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_topic_of_kafka_is_made_only_where_that_is_asked_for_and_as_it_is_asked_for() {
+    let folder = tempfile::tempdir().unwrap();
+    let (address, topic) = (kafka::address(), unique("made"));
+    let log = ["--url", &address, "--topic", &topic];
+    let refused = |mode: &[&str], more: &[&str], says: &[&str]| {
+        refused(folder.path(), &[mode, &log, more].concat(), says);
+    };
+    let start = |mode: &[&str], more: &[&str]| Program::start(folder.path(), &[mode, &log, more].concat());
+    let (ingest, dispatch) = (&["ingest", "--listen", "127.0.0.1:0"], &["dispatch", "--dest", "null:"]);
+
+    refused(ingest, &[], &["there is no topic", &topic, "--create-topic"]);
+    refused(dispatch, &["--partitions", "2"], &["there is no topic", &topic, "--create-topic"]);
+    let asked = ["--create-topic", "--partitions", "2", "--retention", "90m"];
+    let up = start(&["up", "--listen", "127.0.0.1:0", "--dest", "file-1"], &asked);
+    up.wait_for(&["retention.ms", "longer than 1h 30m"]);
+    post(&up, README_EVENTS);
+    assert_eq!(payloads(&delivered(folder.path(), "file-1", 5)), of_readme());
+    assert_eq!(up.stop().code(), 0);
+    let engine = Kafka::connect(Settings::plain(vec![address.clone()])).await.unwrap();
+    assert_eq!(engine.open(&topic, None).await.unwrap().partitions().await, Ok(2));
+
+    for more in [&["--partitions", "3"][..], &["--partitions", "3", "--create-topic"]] {
+        refused(dispatch, more, &["--partitions 3", "has 2"]);
+    }
+    for more in [&["--partitions", "2"][..], &["--create-topic"], &[]] {
+        let dispatch = start(dispatch, more);
+        dispatch.wait_for(&["delivering"]);
+        assert_eq!(dispatch.stop().code(), 0);
+    }
+}
+
+#[test]
+fn the_compose_file_is_sound() {
+    let check = Path::new(env!("CARGO_MANIFEST_DIR")).join("compose/check");
+    let ended = std::process::Command::new(check).arg(env!("CARGO_BIN_EXE_eventd")).output().unwrap();
+    let (out, err) = (String::from_utf8_lossy(&ended.stdout), String::from_utf8_lossy(&ended.stderr));
+    assert!(ended.status.success() && out.contains("3 services run eventd"), "{}\n{out}\n{err}", ended.status);
 }
 
 #[test]
@@ -317,9 +438,9 @@ fn a_duration_without_a_unit_and_a_zero_without_sense_are_refused() {
 #[test]
 fn a_retention_that_one_process_was_told_outlives_the_default_of_another() {
     let folder = tempfile::tempdir().unwrap();
-    let told = Program::start(folder.path(), &[&["ingest", "--retention", "30d"], &ANY_PORT[..]].concat());
+    let told = ingest(folder.path(), &["--retention", "30d"]);
     told.address();
-    let plain = Program::start(folder.path(), &["dispatch", "--dest", "null:"]);
+    let plain = dispatch(folder.path(), &["--dest", "null:"]);
     plain.wait_for(&["delivering"]);
     let retained = rusqlite::Connection::open(folder.path().join("eventd.db")).unwrap().query_row(
         "SELECT retention_ms FROM topics WHERE name = 'user-events'",
@@ -332,11 +453,11 @@ fn a_retention_that_one_process_was_told_outlives_the_default_of_another() {
 #[test]
 fn dispatch_waits_for_a_log_that_cannot_be_written_to_now() {
     let folder = tempfile::tempdir().unwrap();
-    let ingest = Program::start(folder.path(), &[&["ingest"], &ANY_PORT[..]].concat());
+    let ingest = ingest(folder.path(), &[]);
     ingest.address();
     let plain = rusqlite::Connection::open(folder.path().join("eventd.db")).unwrap();
     plain.execute_batch("BEGIN IMMEDIATE").unwrap();
-    let dispatch = Program::start(folder.path(), &["dispatch", "--dest", "null:"]);
+    let dispatch = dispatch(folder.path(), &["--dest", "null:"]);
     dispatch.wait_for(&["not started", "log-busy"]);
     plain.execute_batch("ROLLBACK").unwrap();
     dispatch.wait_for(&["delivering"]);
@@ -364,17 +485,19 @@ fn a_database_that_is_not_ours_is_refused_and_left_as_it_is() {
 fn a_path_that_cannot_be_written_ends_dispatch_as_a_fault_of_configuration() {
     let folder = tempfile::tempdir().unwrap();
     std::fs::create_dir(folder.path().join("directory")).unwrap();
-    refused(folder.path(), &["dispatch", "--dest", "nowhere/file-1"], &["nowhere"]);
-    refused(folder.path(), &["dispatch", "--dest", "file:directory"], &["directory"]);
+    for (destination, says) in [("nowhere/file-1", "nowhere"), ("file:directory", "directory")] {
+        refused(folder.path(), &[&["dispatch", "--dest", destination], &SQLITE[..]].concat(), &[says]);
+    }
 }
 
 #[test]
 fn another_count_of_partitions_is_an_error_only_where_it_was_asked_for() {
     let folder = tempfile::tempdir().unwrap();
-    let first = Program::start(folder.path(), &["ingest", "--listen", "127.0.0.1:0", "--partitions", "2"]);
+    let first = ingest(folder.path(), &["--partitions", "2"]);
     first.address();
-    refused(folder.path(), &["dispatch", "--dest", "null:", "--partitions", "3"], &["--partitions 3", "has 2"]);
-    let second = Program::start(folder.path(), &["dispatch", "--dest", "null:"]);
+    let other = [&["dispatch", "--dest", "null:", "--partitions", "3"], &SQLITE[..]].concat();
+    refused(folder.path(), &other, &["--partitions 3", "has 2"]);
+    let second = dispatch(folder.path(), &["--dest", "null:"]);
     second.wait_for(&["delivering"]);
     assert_eq!(second.stop().code(), 0);
     assert_eq!(first.stop().code(), 0);

@@ -1,6 +1,7 @@
 //! The http destination against servers that answer, hang, close and lie.
 
 use crate::destination_support::{PATIENCE, attempt, event, opened};
+use crate::support::authority::Authority;
 use eventd::core::event::{Event, Record};
 use eventd::core::verdict::{Failed, Verdict};
 use eventd::destination::spec::Spec;
@@ -281,7 +282,7 @@ async fn where_nobody_can_be_reached_the_event_never_left() {
     let refused = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let silent = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let ca = Authority::new();
-    let settings = Settings { ca_file: Some(ca.file.path().to_owned()), ..Settings::default() };
+    let settings = Settings { ca_file: Some(ca.path().to_owned()), ..Settings::default() };
     for url in [
         format!("http://{refused}/"),
         "http://nobody.invalid/".to_owned(),
@@ -296,9 +297,9 @@ async fn where_nobody_can_be_reached_the_event_never_left() {
 #[tokio::test]
 async fn an_https_destination_is_held_to_the_authority_that_is_given() {
     let (ours, theirs) = (Authority::new(), Authority::new());
-    let port = ours.serve();
+    let port = serve_tls(&ours);
     let settings =
-        |authority: &Authority| Settings { ca_file: Some(authority.file.path().to_owned()), ..Settings::default() };
+        |authority: &Authority| Settings { ca_file: Some(authority.path().to_owned()), ..Settings::default() };
     let url = format!("https://localhost:{port}/");
     assert_eq!(attempt(&*opened(&url, &settings(&ours)), event(1, "user-1", b"x"), PATIENCE).await, Ok(()));
     let failed = attempt(&*opened(&url, &settings(&theirs)), event(1, "user-1", b"x"), PATIENCE).await.unwrap_err();
@@ -317,49 +318,30 @@ async fn an_authority_that_cannot_be_read_is_an_error_that_names_its_file() {
     }
 }
 
-/// A certificate authority and its file.
-struct Authority {
-    issuer: rcgen::Issuer<'static, rcgen::KeyPair>,
-    file: tempfile::NamedTempFile,
-}
-
-impl Authority {
-    fn new() -> Self {
-        let mut params = rcgen::CertificateParams::default();
-        params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
-        let key = rcgen::KeyPair::generate().unwrap();
-        let mut file = tempfile::NamedTempFile::new().unwrap();
-        file.write_all(params.self_signed(&key).unwrap().pem().as_bytes()).unwrap();
-        Self { issuer: rcgen::Issuer::new(params, key), file }
-    }
-
-    /// Answers every connection to `localhost` with 200, once each, and tells the port.
-    fn serve(&self) -> u16 {
-        let key = rcgen::KeyPair::generate().unwrap();
-        let params = rcgen::CertificateParams::new(vec!["localhost".to_owned()]).unwrap();
-        let certificate = params.signed_by(&key, &self.issuer).unwrap().der().clone();
-        let provider = Arc::new(rustls::crypto::ring::default_provider());
-        let config = rustls::ServerConfig::builder_with_provider(provider)
-            .with_safe_default_protocol_versions()
-            .unwrap()
-            .with_no_client_auth()
-            .with_single_cert(
-                vec![certificate],
-                rustls::pki_types::PrivatePkcs8KeyDer::from(key.serialize_der()).into(),
-            )
-            .unwrap();
-        let (config, listener) = (Arc::new(config), std::net::TcpListener::bind("127.0.0.1:0").unwrap());
-        let port = listener.local_addr().unwrap().port();
-        std::thread::spawn(move || {
-            for stream in listener.incoming() {
-                let connection = rustls::ServerConnection::new(config.clone()).unwrap();
-                let mut stream = rustls::StreamOwned::new(connection, stream.unwrap());
-                // A client that mistrusts us ends the handshake: the next connection is another test's part.
-                if stream.read(&mut [0; 4096]).is_ok_and(|read| read > 0) {
-                    stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n").unwrap();
-                }
+/// Answers every connection to `localhost` with 200, once each, and tells the port.
+fn serve_tls(authority: &Authority) -> u16 {
+    let (certificate, key) = authority.issue();
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let config = rustls::ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_no_client_auth()
+        .with_single_cert(
+            vec![certificate.der().clone()],
+            rustls::pki_types::PrivatePkcs8KeyDer::from(key.serialize_der()).into(),
+        )
+        .unwrap();
+    let (config, listener) = (Arc::new(config), std::net::TcpListener::bind("127.0.0.1:0").unwrap());
+    let port = listener.local_addr().unwrap().port();
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let connection = rustls::ServerConnection::new(config.clone()).unwrap();
+            let mut stream = rustls::StreamOwned::new(connection, stream.unwrap());
+            // A client that mistrusts us ends the handshake: the next connection is another test's part.
+            if stream.read(&mut [0; 4096]).is_ok_and(|read| read > 0) {
+                stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n").unwrap();
             }
-        });
-        port
-    }
+        }
+    });
+    port
 }

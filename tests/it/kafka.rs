@@ -2,6 +2,9 @@
 //! all of these tests share, each with topics and groups of its own (`make test` starts one); those of `faults` start
 //! brokers of their own and end them.
 
+mod foreign;
+mod security;
+
 use crate::conformance::Fixture;
 use eventd::BoxFuture;
 use eventd::group::Group;

@@ -56,6 +56,11 @@ impl Kafka {
         let found = topics::is_there(&cluster, Instant::now() + BROKER_START_MAX).await;
         found.map_err(|error| match error {
             kafka::Error::Configuration(detail) => OpenError::Configuration(detail),
+            // It told its versions, and then hung up: that is how a broker treats those that do not log in.
+            kafka::Error::NoAnswer(detail) if !cluster.logs_in() => OpenError::Unavailable(format!(
+                "no broker of {} answers: {detail}: does it ask who we are (--sasl-mechanism)?",
+                cluster.addresses()
+            )),
             error => OpenError::Unavailable(format!("no broker answers at {}: {error}", cluster.addresses())),
         })?;
         Ok(Arc::new(Self { cluster, opened: Mutex::default() }))

@@ -1,5 +1,7 @@
 //! What the tests share.
 
+pub(crate) mod authority;
+pub(crate) mod broker;
 pub(crate) mod client;
 pub(crate) mod delivered;
 pub(crate) mod http;

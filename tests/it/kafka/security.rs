@@ -1,0 +1,235 @@
+//! Brokers that want to know who is there, and that show who they are: SASL and TLS from end to end, and what a setting
+//! gets that does not fit. (The tests that need such a broker start it, in `faults`.)
+
+use super::address;
+use crate::support::authority::{Authority, pem_file};
+use crate::support::broker::{Broker, tool};
+use crate::support::client::Client;
+use crate::support::delivered::lines;
+use crate::support::program::{Ending, Program, command, eventually};
+use std::io::Write;
+use std::net::TcpListener;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+const USER: &str = "app";
+const PASSWORD: &str = "s3cret p@ss:/%";
+const WRONG_PASSWORD: &str = "wr0ng p@ss:/%";
+
+/// How long a setting that does not fit may take to be told.
+const TOLD_WITHIN: Duration = Duration::from_secs(10);
+
+/// Runs a mode that these settings do not let start, and tells what it said.
+fn fails(address: &str, flags: &[&str], password: Option<&str>) -> Ending {
+    let folder = tempfile::tempdir().unwrap();
+    let arguments = ["dispatch", "--url", address, "--dest", "file-1"];
+    let mut command = command(folder.path(), &[&arguments[..], flags].concat());
+    command.env("EVENTD_LOG", "trace");
+    if let Some(password) = password {
+        command.env("EVENTD_SASL_PASSWORD", password);
+    }
+    let begun = Instant::now();
+    let ending = Program::spawn(command, &flags.join(" ")).end();
+    let took = begun.elapsed();
+    assert!(took < TOLD_WITHIN, "{flags:?}: {took:?}");
+    assert!(ending.said.contains(address), "{flags:?} does not say where: {}", ending.said);
+    for secret in [PASSWORD, WRONG_PASSWORD] {
+        assert!(!ending.said.contains(secret), "{flags:?} shows a password: {}", ending.said);
+    }
+    println!("# security: told after {} ms: {}", took.as_millis(), ending.said.lines().last().unwrap_or_default());
+    ending
+}
+
+/// The same, and it ends with this exit code and says all of this.
+fn refused(address: &str, flags: &[&str], password: Option<&str>, code: i32, says: &[&str]) {
+    let ending = fails(address, flags, password);
+    assert_eq!(ending.code(), code, "{flags:?}: {}", ending.said);
+    for what in says {
+        assert!(ending.said.contains(what), "{flags:?} does not say {what:?}: {}", ending.said);
+    }
+}
+
+/// Takes events in and delivers them, through a topic that eventd makes.
+fn works(address: &str, flags: &[&str]) {
+    let folder = tempfile::tempdir().unwrap();
+    let topic = crate::conformance::unique("secure");
+    let shared = [&["--url", address, "--topic", &topic][..], flags].concat();
+    let start = |mode: &[&str]| {
+        let mut command = command(folder.path(), &[mode, &shared].concat());
+        command.env("EVENTD_LOG", "trace");
+        Program::spawn(command, &mode.join(" "))
+    };
+    let ingest = start(&["ingest", "--listen", "127.0.0.1:0", "--create-topic"]);
+    let body =
+        r#"[{"UserID":"user-1","Payload":"1"},{"UserID":"user-4","Payload":"2"},{"UserID":"user-1","Payload":"3"}]"#;
+    let answer = Client::connect(&ingest.address()).unwrap().post(body).unwrap();
+    assert_eq!(answer.status, 200, "{}", answer.body);
+    let dispatch = start(&["dispatch", "--dest", "file-1"]);
+    let delivered = eventually(|| match lines(&folder.path().join("file-1")) {
+        lines if lines.len() >= 3 => Ok(lines),
+        lines => Err(format!("{lines:?}; eventd said\n{}", dispatch.lines())),
+    });
+    let of_user_1: Vec<&str> =
+        delivered.iter().filter(|line| line.user == "user-1").map(|line| line.payload.as_str()).collect();
+    assert_eq!((delivered.len(), of_user_1), (3, vec!["1", "3"]));
+    for program in [ingest, dispatch] {
+        let ending = program.stop();
+        assert_eq!(ending.code(), 0, "{}", ending.said);
+        assert!(!ending.said.contains(PASSWORD), "{}", ending.said);
+    }
+}
+
+#[test]
+fn tls_and_a_login_that_a_port_does_not_want_are_told() {
+    let address = address();
+    let ca = Authority::new();
+    refused(&address, &["--tls-ca-file", text(ca.path())], None, 1, &["--tls"]);
+    let login = ["--sasl-mechanism", "plain", "--sasl-username", USER];
+    refused(&address, &login, Some(PASSWORD), 2, &["asks nobody", "--sasl-mechanism"]);
+}
+
+#[test]
+fn what_is_no_broker_is_told_from_one() {
+    let ca = Authority::new();
+    let http = answering(b"HTTP/1.1 400 Bad Request\r\ncontent-length: 0\r\n\r\n");
+    refused(&http, &[], None, 2, &["HTTP", "--url"]);
+    refused(&http, &["--tls-ca-file", text(ca.path())], None, 2, &["does not speak TLS", "--tls"]);
+    refused(&answering(b"SSH-2.0-OpenSSH_9.2p1\r\n"), &[], None, 2, &["SSH-", "--url"]);
+    let silent = TcpListener::bind("127.0.0.1:0").unwrap();
+    refused(&silent.local_addr().unwrap().to_string(), &[], None, 1, &["in time", "--url", "eventd up"]);
+    drop(silent);
+    let nobody = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
+    refused(&nobody, &[], None, 1, &["refused", "--url", "eventd up"]);
+}
+
+/// Answers every connection with these bytes, whatever it hears, and tells where.
+fn answering(bytes: &'static [u8]) -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    std::thread::spawn(move || {
+        let mut kept = Vec::new();
+        for stream in listener.incoming() {
+            let mut stream = stream.unwrap();
+            // Kept open: who hangs up before all was read takes the answer back.
+            if stream.write_all(bytes).is_ok() {
+                kept.push(stream);
+            }
+        }
+    });
+    address
+}
+
+fn text(path: &Path) -> &str {
+    path.to_str().unwrap()
+}
+
+mod faults {
+    use super::*;
+
+    /// A broker whose port for clients speaks this, with these settings. SASL knows [`USER`] by every mechanism.
+    fn broker(name: &str, protocol: &str, mechanisms: &str, settings: &[String]) -> Broker {
+        let modules = "org.apache.kafka.common.security";
+        let mut all = vec![
+            format!("listener.security.protocol.map=CLIENT:{protocol},INTERNAL:PLAINTEXT,CONTROLLER:PLAINTEXT"),
+            format!("sasl.enabled.mechanisms={mechanisms}"),
+            format!(
+                "listener.name.client.plain.sasl.jaas.config={modules}.plain.PlainLoginModule required \
+                 user_{USER}=\"{PASSWORD}\";"
+            ),
+        ];
+        let scrams: Vec<&str> = mechanisms.split(',').filter(|mechanism| mechanism.starts_with("SCRAM")).collect();
+        for mechanism in &scrams {
+            let key = format!("listener.name.client.{}.sasl.jaas.config", mechanism.to_lowercase());
+            all.push(format!("{key}={modules}.scram.ScramLoginModule required;"));
+        }
+        all.extend_from_slice(settings);
+        let flags: Vec<&str> = all.iter().flat_map(|setting| ["--set", setting]).collect();
+        let broker = Broker::start(name, &flags);
+        for mechanism in scrams {
+            let credential = format!("{mechanism}=[iterations=4096,password={PASSWORD}]");
+            let user = ["--alter", "--entity-type", "users", "--entity-name", USER];
+            let alter = [&user[..], &["--add-config", &credential]].concat();
+            tool("kafka-configs", &broker.internal(), &alter);
+        }
+        broker
+    }
+
+    /// Settings that give a broker a certificate of this authority.
+    fn keystore(authority: &Authority) -> (tempfile::NamedTempFile, Vec<String>) {
+        let (certificate, key) = authority.issue();
+        let file = pem_file(&[key.serialize_pem(), certificate.pem()].concat());
+        let settings =
+            vec!["ssl.keystore.type=PEM".to_owned(), format!("ssl.keystore.location={}", file.path().display())];
+        (file, settings)
+    }
+
+    #[test]
+    fn sasl_lets_in_who_knows_the_password_and_nobody_else() {
+        let broker = broker("sasl", "SASL_PLAINTEXT", "PLAIN,SCRAM-SHA-256,SCRAM-SHA-512", &[]);
+        let (address, password) = (broker.addresses(), pem_file(&format!("{PASSWORD}\n")));
+        for mechanism in ["plain", "scram-sha-256", "SCRAM-SHA-512"] {
+            let login = ["--sasl-mechanism", mechanism, "--sasl-username", USER];
+            works(address, &[&login[..], &["--sasl-password-file", text(password.path())]].concat());
+            let says = ["does not let \"app\" in", &mechanism.to_uppercase(), "SaslAuthenticationFailed"];
+            refused(address, &login, Some(WRONG_PASSWORD), 2, &says);
+        }
+        let nobody = ["--sasl-mechanism", "scram-sha-256", "--sasl-username", "nobody"];
+        refused(address, &nobody, Some(PASSWORD), 2, &["does not let \"nobody\" in", "SaslAuthenticationFailed"]);
+        refused(address, &[], None, 1, &["--sasl-mechanism"]);
+    }
+
+    #[test]
+    fn sasl_within_tls_needs_the_right_authority_and_a_mechanism_that_is_offered() {
+        let (ours, theirs) = (Authority::new(), Authority::new());
+        let (_keystore, settings) = keystore(&ours);
+        let broker = broker("sasl-tls", "SASL_SSL", "PLAIN,SCRAM-SHA-512", &settings);
+        let (address, password) = (broker.addresses(), pem_file(PASSWORD));
+        let file = ["--sasl-username", USER, "--sasl-password-file", text(password.path())];
+        let trust = ["--tls-ca-file", text(ours.path())];
+        for mechanism in ["plain", "scram-sha-512"] {
+            works(address, &[&["--sasl-mechanism", mechanism], &file[..], &trust].concat());
+        }
+        let login = ["--sasl-mechanism", "scram-sha-512", "--sasl-username", USER];
+        let with = |more: &[&'static str]| [&login[..], &trust, more].concat();
+        refused(address, &with(&[]), Some(WRONG_PASSWORD), 2, &["SaslAuthenticationFailed"]);
+        let other = [&["--sasl-mechanism", "scram-sha-256"], &file[..], &trust].concat();
+        refused(address, &other, None, 2, &["UnsupportedSaslMechanism", "PLAIN, SCRAM-SHA-512"]);
+        refused(address, &login, Some(PASSWORD), 2, &["speaks TLS", "--tls"]);
+        let mistrust = [&login[..], &["--tls-ca-file", text(theirs.path())]].concat();
+        refused(address, &mistrust, Some(PASSWORD), 2, &["certificate", "--tls-ca-file"]);
+        refused(address, &[&login[..], &["--tls"]].concat(), Some(PASSWORD), 2, &["certificate", "--tls-ca-file"]);
+        let by_number = address.replace("localhost", "127.0.0.1");
+        refused(&by_number, &with(&[]), Some(PASSWORD), 2, &["127.0.0.1", "by the name in its certificate"]);
+    }
+
+    #[test]
+    fn a_broker_that_asks_for_a_certificate_is_shown_one() {
+        let (ours, theirs) = (Authority::new(), Authority::new());
+        let (_keystore, mut settings) = keystore(&ours);
+        settings.push("ssl.client.auth=required".into());
+        settings.push("ssl.truststore.type=PEM".into());
+        settings.push(format!("ssl.truststore.location={}", ours.path().display()));
+        let broker = broker("tls", "SSL", "PLAIN", &settings);
+        let address = broker.addresses();
+        let identity = |authority: &Authority| {
+            let (certificate, key) = authority.issue();
+            (pem_file(&certificate.pem()), pem_file(&key.serialize_pem()))
+        };
+        let trust = ["--tls-ca-file", text(ours.path())];
+        let (certificate, key) = identity(&ours);
+        let shown = ["--tls-cert-file", text(certificate.path()), "--tls-key-file", text(key.path())];
+        works(address, &[&trust[..], &shown].concat());
+
+        let ending = fails(address, &trust, None);
+        assert!(ending.code() > 0 && ending.said.contains("--tls-cert-file"), "{}", ending.said);
+        let (certificate, other_key) = identity(&theirs);
+        let stranger = ["--tls-cert-file", text(certificate.path()), "--tls-key-file", text(other_key.path())];
+        let ending = fails(address, &[&trust[..], &stranger].concat(), None);
+        assert!(ending.code() > 0, "{}", ending.said);
+        let mixed = ["--tls-cert-file", text(certificate.path()), "--tls-key-file", text(key.path())];
+        let folder = tempfile::tempdir().unwrap();
+        let arguments = [&["dispatch", "--url", address, "--dest", "null:"], &trust[..], &mixed].concat();
+        let ending = crate::support::program::run(folder.path(), &arguments);
+        assert!(ending.code() == 2 && ending.said.contains(text(certificate.path())), "{}", ending.said);
+    }
+}

@@ -1,0 +1,56 @@
+//! A Kafka of a test's own, by `compose/broker`.
+
+use crate::conformance::unique;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+/// The nodes of one broker, which end with the value; their data too, unless the test failed.
+pub(crate) struct Broker {
+    folder: PathBuf,
+    addresses: String,
+}
+
+impl Broker {
+    /// Starts it, without a topic, and waits until it answers.
+    pub(crate) fn start(name: &str, flags: &[&str]) -> Self {
+        let folder = std::env::var("EVENTD_TEST_BROKERS").expect("EVENTD_TEST_BROKERS names a folder for brokers");
+        let folder = Path::new(&folder).join(unique(name));
+        let addresses = broker("start", &folder, &[&["--port", "0", "--no-topic"], flags].concat());
+        Self { folder, addresses }
+    }
+
+    /// Where its nodes take clients: `host:port,…`.
+    pub(crate) fn addresses(&self) -> &str {
+        &self.addresses
+    }
+
+    /// Where its nodes take each other, and whoever wants to: in plain text, whatever clients have to speak.
+    pub(crate) fn internal(&self) -> String {
+        std::fs::read_to_string(self.folder.join("internal")).unwrap().trim().to_owned()
+    }
+}
+
+impl Drop for Broker {
+    fn drop(&mut self) {
+        // What it logged is worth a look after a failure.
+        let flags: &[&str] = if std::thread::panicking() { &["--now"] } else { &["--now", "--delete"] };
+        broker("stop", &self.folder, flags);
+    }
+}
+
+/// One of Kafka's own tools, and what it said.
+pub(crate) fn tool(name: &str, addresses: &str, arguments: &[&str]) -> String {
+    run(&[&["tool", name, "--bootstrap-server", addresses], arguments].concat())
+}
+
+fn broker(command: &str, folder: &Path, flags: &[&str]) -> String {
+    run(&[&[command, "--dir", folder.to_str().unwrap()], flags].concat())
+}
+
+fn run(arguments: &[&str]) -> String {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let ended = Command::new(root.join("compose/broker")).args(arguments).current_dir(root).output().unwrap();
+    let (out, err) = (String::from_utf8_lossy(&ended.stdout), String::from_utf8_lossy(&ended.stderr));
+    assert!(ended.status.success(), "compose/broker {arguments:?}: {}\n{out}\n{err}", ended.status);
+    out.trim().to_owned()
+}
