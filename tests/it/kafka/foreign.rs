@@ -6,16 +6,18 @@
 //!                      └────────────── tell what the broker acknowledged ─────────────▶ compared with both
 //! ```
 
+mod dispatch;
 mod java;
 mod raw;
 
 use super::{address, fixture};
 use crate::conformance::{SOON, read_all, unique};
 use crate::support::client::Client;
-use crate::support::program::{Program, eventually};
+use crate::support::program::Program;
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
-use eventd::core::event::{Event, Record};
+use dispatch::Dispatch;
+use eventd::core::event::Record;
 use eventd::core::partition::Partitioner;
 use eventd::core::random::mix;
 use eventd::kafka::Cluster;
@@ -25,9 +27,7 @@ use eventd::net::Settings;
 use java::{Java, Told};
 use rskafka::client::ClientBuilder;
 use rskafka::client::partition::{Compression, PartitionClient, UnknownTopicHandling};
-use serde::Deserialize;
 use std::collections::HashMap;
-use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -83,101 +83,19 @@ async fn assert_tiny_steps(logs: &[Arc<dyn Log>], partition: u32, written: &[&To
     assert_same("in tiny steps", &found, written);
 }
 
-/// A line of a destination's file, whatever stands in it.
-#[derive(Debug, Deserialize)]
-struct Line {
-    user: Option<String>,
-    user_base64: Option<String>,
-    payload: Option<String>,
-    payload_base64: Option<String>,
-    id: String,
-    partition: u32,
-    offset: i64,
-    timestamp: Option<String>,
-}
-
-impl Line {
-    fn bytes(text: Option<&String>, base64: Option<&String>) -> Option<Vec<u8>> {
-        text.map(|text| text.clone().into_bytes()).or_else(|| base64.map(|text| BASE64_STANDARD.decode(text).unwrap()))
-    }
-
-    fn user(&self) -> Option<Vec<u8>> {
-        Self::bytes(self.user.as_ref(), self.user_base64.as_ref())
-    }
-
-    fn payload(&self) -> Option<Vec<u8>> {
-        Self::bytes(self.payload.as_ref(), self.payload_base64.as_ref())
-    }
-}
-
-fn lines(path: &Path) -> Vec<Line> {
-    let text = std::fs::read_to_string(path).unwrap_or_default();
-    let whole = &text[..text.rfind('\n').map_or(0, |end| end + 1)];
-    whole.lines().map(|line| serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {line}"))).collect()
-}
-
-/// A running `eventd dispatch` of one topic to a file, in a group of its own.
-struct Dispatch {
-    program: Program,
-    folder: tempfile::TempDir,
-    topic: String,
-    group: String,
-}
-
-impl Dispatch {
-    fn start(address: &str, topic: &str) -> Self {
-        let (folder, group) = (tempfile::tempdir().unwrap(), unique("file"));
-        // A window that is far smaller than a batch: what does not fit waits, and is not lost.
-        let delivery = ["--dest", "file-1", "--name", &group, "--window", "50"];
-        let log = ["--url", address, "--topic", topic];
-        let program = Program::start(folder.path(), &[&["dispatch"], &log[..], &delivery].concat());
-        Self { program, folder, topic: topic.to_owned(), group }
-    }
-
-    /// Waits until so many lines are there.
-    fn delivered(&self, count: usize) -> Vec<Line> {
-        eventually(|| match lines(&self.folder.path().join("file-1")) {
-            lines if lines.len() >= count => Ok(lines),
-            lines => Err(format!("{} of {count} lines; eventd said\n{}", lines.len(), self.program.lines())),
-        })
-    }
-
-    /// Waits until the group has committed this offset.
-    async fn committed(&self, cluster: &Cluster, partition: u32, offset: i64) {
-        let deadline = tokio::time::Instant::now() + SOON;
-        loop {
-            let committed = raw::committed(cluster, &self.group, &self.topic, partition).await;
-            if committed == offset {
-                return;
-            }
-            let now = tokio::time::Instant::now();
-            assert!(now < deadline, "{} {partition}: {committed} is committed, not {offset}", self.topic);
-            tokio::time::sleep(Duration::from_millis(20)).await;
+/// Waits until no transaction of the partition is open any more, and tells where it ends. (A producer is told that its
+/// transaction has ended before every marker is written.)
+async fn closed_end(log: &dyn Log, cluster: &Cluster, partition: u32) -> i64 {
+    let deadline = tokio::time::Instant::now() + SOON;
+    loop {
+        let stable = log.latest(partition).await.unwrap();
+        let end =
+            raw::batches(cluster, log.topic(), partition, stable).await.last().map_or(stable, |last| last.last + 1);
+        if stable == end {
+            return end;
         }
-    }
-
-    /// Holds the file against what was written: each record once, as it was, in order for each user.
-    fn assert_delivered(&self, told: &[Told]) {
-        let mut written: HashMap<(u32, i64), &Told> = told
-            .iter()
-            .filter(|told| told.given && told.topic == self.topic)
-            .map(|told| ((told.partition, told.offset), told))
-            .collect();
-        let mut last = HashMap::new();
-        for line in self.delivered(written.len()) {
-            let place = (line.partition, line.offset);
-            let Some(told) = written.remove(&place) else { panic!("never written, or a second time: {line:?}") };
-            let record = &told.record;
-            assert_eq!(line.payload().as_deref(), record.value(), "{line:?}");
-            assert_eq!(line.user().as_deref(), record.key(), "{line:?}");
-            let event = Event { offset: told.offset, record: record.clone() };
-            assert_eq!(line.id, event.id(&self.topic, told.partition), "{line:?}");
-            let time = UNIX_EPOCH + Duration::from_millis(record.timestamp_ms.try_into().unwrap());
-            assert_eq!(line.timestamp, Some(humantime::format_rfc3339_millis(time).to_string()), "{line:?}");
-            let before = last.insert((line.partition, line.user()), line.offset);
-            assert!(before < Some(line.offset), "behind {before:?}: {line:?}");
-        }
-        assert!(written.is_empty(), "never delivered: {:?}", written.keys());
+        assert!(tokio::time::Instant::now() < deadline, "{} {partition}: {stable} of {end}", log.topic());
+        tokio::time::sleep(Duration::from_millis(5)).await;
     }
 }
 
@@ -258,7 +176,7 @@ async fn what_was_aborted_is_never_given_nor_what_stands_behind_an_open_transact
     let mut ends = Vec::new();
     for partition in 0..2 {
         let written = given(&told, &topic, partition);
-        let end = log.latest(partition).await.unwrap();
+        let end = closed_end(&*log, &cluster, partition).await;
         let batches = raw::batches(&cluster, &topic, partition, 0).await;
         let aborted = told.iter().filter(|told| !told.given && told.partition == partition).count();
         let markers = batches.iter().filter(|batch| batch.control).count();
@@ -287,7 +205,7 @@ async fn what_was_aborted_is_never_given_nor_what_stands_behind_an_open_transact
             // Behind it stand records that are committed, but nobody can tell yet whether the open ones are before them.
             assert_eq!(log.latest(partition).await, Ok(open), "it ends where the open transaction begins");
             for from in [open, open + 2, given(&behind, &topic, partition)[0].offset] {
-                let fetched = log.fetch(partition, from, PLENTY, Duration::from_millis(200)).await.unwrap();
+                let fetched = log.fetch(partition, from, PLENTY, Duration::from_millis(100)).await.unwrap();
                 assert_eq!((fetched.events.len(), fetched.next, fetched.latest), (0, from, open));
             }
             dispatch.committed(&cluster, partition, open).await;
@@ -300,7 +218,7 @@ async fn what_was_aborted_is_never_given_nor_what_stands_behind_an_open_transact
         told.extend(behind);
         told.extend(closed);
         for partition in 0..2 {
-            let end = log.latest(partition).await.unwrap();
+            let end = closed_end(&*log, &cluster, partition).await;
             let before = std::mem::replace(&mut ends[partition as usize], end);
             assert_read_from(&*log, partition, &given(&told, &topic, partition), before..=end).await;
             dispatch.committed(&cluster, partition, end).await;
@@ -462,10 +380,11 @@ mod faults {
         let settings = Settings::plain(vec![address.to_owned()]);
         let (engine, cluster) = (Kafka::connect(settings.clone()).await.unwrap(), Cluster::new(settings));
         let log = engine.open(&topic, None).await.unwrap();
-        let end = log.latest(0).await.unwrap();
+        let end = closed_end(&*log, &cluster, 0).await;
 
-        // The last batch is a segment of its own, which is never compacted; before it the last record of each key stays.
-        let (all, last_batch) = (given(&told, &topic, 0), end - 20);
+        // The last batch is in a segment that is never compacted; before it the last record of each key stays.
+        let all = given(&told, &topic, 0);
+        let last_batch = all[all.len() - 20].offset;
         let last: HashMap<Option<&[u8]>, i64> =
             all.iter().filter(|told| told.offset < last_batch).map(|told| (told.record.key(), told.offset)).collect();
         let stays = |told: &Told| told.offset >= last_batch || last[&told.record.key()] == told.offset;

@@ -2,11 +2,12 @@
 //! gets that does not fit. (The tests that need such a broker start it, in `faults`.)
 
 use super::address;
+use crate::conformance::unique;
 use crate::support::authority::{Authority, pem_file};
 use crate::support::broker::{Broker, tool};
 use crate::support::client::Client;
 use crate::support::delivered::lines;
-use crate::support::program::{Ending, Program, command, eventually};
+use crate::support::program::{Ending, Program, command, eventually, run};
 use std::io::Write;
 use std::net::TcpListener;
 use std::path::Path;
@@ -33,6 +34,7 @@ fn fails(address: &str, flags: &[&str], password: Option<&str>) -> Ending {
     let took = begun.elapsed();
     assert!(took < TOLD_WITHIN, "{flags:?}: {took:?}");
     assert!(ending.said.contains(address), "{flags:?} does not say where: {}", ending.said);
+    assert!(!ending.said.contains("there is no topic"), "{flags:?} are let in: {}", ending.said);
     for secret in [PASSWORD, WRONG_PASSWORD] {
         assert!(!ending.said.contains(secret), "{flags:?} shows a password: {}", ending.said);
     }
@@ -52,7 +54,13 @@ fn refused(address: &str, flags: &[&str], password: Option<&str>, code: i32, say
 /// Takes events in and delivers them, through a topic that eventd makes.
 fn works(address: &str, flags: &[&str]) {
     let folder = tempfile::tempdir().unwrap();
-    let topic = crate::conformance::unique("secure");
+    let topic = unique("secure");
+    // A user that was just made is known to the broker a moment later.
+    eventually(|| {
+        let look = ["dispatch", "--url", address, "--dest", "null:", "--topic", &topic];
+        let ending = run(folder.path(), &[&look[..], flags].concat());
+        if ending.said.contains("there is no topic") { Ok(()) } else { Err(ending.said) }
+    });
     let shared = [&["--url", address, "--topic", &topic][..], flags].concat();
     let start = |mode: &[&str]| {
         let mut command = command(folder.path(), &[mode, &shared].concat());
@@ -229,7 +237,7 @@ mod faults {
         let mixed = ["--tls-cert-file", text(certificate.path()), "--tls-key-file", text(key.path())];
         let folder = tempfile::tempdir().unwrap();
         let arguments = [&["dispatch", "--url", address, "--dest", "null:"], &trust[..], &mixed].concat();
-        let ending = crate::support::program::run(folder.path(), &arguments);
+        let ending = run(folder.path(), &arguments);
         assert!(ending.code() == 2 && ending.said.contains(text(certificate.path())), "{}", ending.said);
     }
 }

@@ -1,0 +1,112 @@
+//! `eventd dispatch` to a file, held against what was written.
+
+use super::java::Told;
+use super::raw;
+use crate::conformance::{SOON, unique};
+use crate::support::program::{Program, eventually};
+use base64::Engine as _;
+use base64::prelude::BASE64_STANDARD;
+use eventd::core::event::Event;
+use eventd::kafka::Cluster;
+use serde::Deserialize;
+use std::collections::HashMap;
+use std::path::Path;
+use std::time::{Duration, UNIX_EPOCH};
+
+/// A line of a destination's file, whatever stands in it.
+#[derive(Debug, Deserialize)]
+struct Line {
+    user: Option<String>,
+    user_base64: Option<String>,
+    payload: Option<String>,
+    payload_base64: Option<String>,
+    id: String,
+    partition: u32,
+    offset: i64,
+    timestamp: Option<String>,
+}
+
+impl Line {
+    fn bytes(text: Option<&String>, base64: Option<&String>) -> Option<Vec<u8>> {
+        text.map(|text| text.clone().into_bytes()).or_else(|| base64.map(|text| BASE64_STANDARD.decode(text).unwrap()))
+    }
+
+    fn user(&self) -> Option<Vec<u8>> {
+        Self::bytes(self.user.as_ref(), self.user_base64.as_ref())
+    }
+
+    fn payload(&self) -> Option<Vec<u8>> {
+        Self::bytes(self.payload.as_ref(), self.payload_base64.as_ref())
+    }
+}
+
+fn lines(path: &Path) -> Vec<Line> {
+    let text = std::fs::read_to_string(path).unwrap_or_default();
+    let whole = &text[..text.rfind('\n').map_or(0, |end| end + 1)];
+    whole.lines().map(|line| serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {line}"))).collect()
+}
+
+/// A running `eventd dispatch` of one topic to a file, in a group of its own.
+pub(super) struct Dispatch {
+    pub(super) program: Program,
+    folder: tempfile::TempDir,
+    topic: String,
+    group: String,
+}
+
+impl Dispatch {
+    pub(super) fn start(address: &str, topic: &str) -> Self {
+        let (folder, group) = (tempfile::tempdir().unwrap(), unique("file"));
+        // A window that is far smaller than a batch: what does not fit waits, and is not lost.
+        let delivery = ["--dest", "file-1", "--name", &group, "--window", "50"];
+        let log = ["--url", address, "--topic", topic];
+        let program = Program::start(folder.path(), &[&["dispatch"], &log[..], &delivery].concat());
+        Self { program, folder, topic: topic.to_owned(), group }
+    }
+
+    /// Waits until so many lines are there.
+    fn delivered(&self, count: usize) -> Vec<Line> {
+        eventually(|| match lines(&self.folder.path().join("file-1")) {
+            lines if lines.len() >= count => Ok(lines),
+            lines => Err(format!("{} of {count} lines; eventd said\n{}", lines.len(), self.program.lines())),
+        })
+    }
+
+    /// Waits until the group has committed this offset.
+    pub(super) async fn committed(&self, cluster: &Cluster, partition: u32, offset: i64) {
+        let deadline = tokio::time::Instant::now() + SOON;
+        loop {
+            let committed = raw::committed(cluster, &self.group, &self.topic, partition).await;
+            if committed == offset {
+                return;
+            }
+            let now = tokio::time::Instant::now();
+            assert!(now < deadline, "{} {partition}: {committed} is committed, not {offset}", self.topic);
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    /// Holds the file against what was written: each record once, as it was, in order for each user.
+    pub(super) fn assert_delivered(&self, told: &[Told]) {
+        let mut written: HashMap<(u32, i64), &Told> = told
+            .iter()
+            .filter(|told| told.given && told.topic == self.topic)
+            .map(|told| ((told.partition, told.offset), told))
+            .collect();
+        let mut last = HashMap::new();
+        for line in self.delivered(written.len()) {
+            let place = (line.partition, line.offset);
+            let Some(told) = written.remove(&place) else { panic!("never written, or a second time: {line:?}") };
+            let record = &told.record;
+            assert_eq!(line.payload().as_deref(), record.value(), "{line:?}");
+            assert_eq!(line.user().as_deref(), record.key(), "{line:?}");
+            let event = Event { offset: told.offset, record: record.clone() };
+            assert_eq!(line.id, event.id(&self.topic, told.partition), "{line:?}");
+            let time = UNIX_EPOCH + Duration::from_millis(record.timestamp_ms.try_into().unwrap());
+            assert_eq!(line.timestamp, Some(humantime::format_rfc3339_millis(time).to_string()), "{line:?}");
+            let before = last.insert((line.partition, line.user()), line.offset);
+            assert!(before < Some(line.offset), "behind {before:?}: {line:?}");
+        }
+        assert!(written.is_empty(), "never delivered: {:?}", written.keys());
+    }
+}
