@@ -1,8 +1,10 @@
-//! Clients that want order: each waits for the answer before it sends its users' next events, and sends a request again,
-//! with the same ids, until it is answered with 200.
+//! Clients that want order: each waits for the answer before it sends its users' next events, and sends again, with the
+//! same ids, what is not stored: after a 503 that which its `results` do not call ok, after a broken connection all of
+//! it. What every event was told is kept, to be held against the log.
 
-use super::client::Client;
+use super::client::{Answer, Client};
 use super::program::PATIENCE;
+use serde::Deserialize;
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
@@ -17,7 +19,7 @@ const EVENTS_A_USER: u64 = 2;
 /// Clients that send until they are told to stop.
 pub(crate) struct Load {
     shared: Arc<Shared>,
-    clients: Vec<JoinHandle<BTreeMap<String, u64>>>,
+    clients: Vec<JoinHandle<Events>>,
 }
 
 struct Shared {
@@ -26,12 +28,34 @@ struct Shared {
     requests_again: AtomicU64,
 }
 
+/// Of each user, what its events with the payloads `0`, `1`, … were told.
+type Events = BTreeMap<String, Vec<Told>>;
+
+/// What a client knows of one event.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Told {
+    /// Where it stands, as the answer said that took it.
+    pub(crate) partition: u32,
+    pub(crate) offset: i64,
+    /// Sendings of which nobody knows whether they were stored: told to be unknown, or without an answer.
+    pub(crate) unknown: u64,
+    /// Sendings that were told to be surely not stored.
+    pub(crate) refused: u64,
+}
+
 /// What the clients know at the end.
 pub(crate) struct Answered {
-    /// How many events of each user were answered with 200: those with the payloads `0`, `1`, ….
-    pub(crate) events: BTreeMap<String, u64>,
-    /// Requests that had to be sent again: nobody knows whether their first sending was stored.
+    /// Of each user, what its events with the payloads `0`, `1`, … were told: all were answered with ok.
+    pub(crate) events: Events,
+    /// Requests that had to be sent again.
     pub(crate) requests_again: u64,
+}
+
+impl Answered {
+    /// How many events were answered with ok.
+    pub(crate) fn count(&self) -> usize {
+        self.events.values().map(Vec::len).sum()
+    }
 }
 
 impl Load {
@@ -70,48 +94,104 @@ impl Drop for Load {
     }
 }
 
+/// The user and the number of an event.
+type Name = (String, u64);
+
+/// A member of `results`.
+#[derive(Deserialize)]
+struct Result {
+    /// Absent where all are ok.
+    outcome: Option<String>,
+    id: String,
+    partition: Option<u32>,
+    offset: Option<i64>,
+}
+
 impl Shared {
-    fn send(&self, client: usize) -> BTreeMap<String, u64> {
+    fn send(&self, client: usize) -> Events {
         let users: Vec<String> = (0..USERS_A_CLIENT).map(|user| format!("user-{client}-{user}")).collect();
-        let mut answered: BTreeMap<String, u64> = users.iter().map(|user| (user.clone(), 0)).collect();
+        let mut told: Events = users.iter().map(|user| (user.clone(), Vec::new())).collect();
         let mut connection = None;
         for request in 0.. {
             if self.stop.load(Ordering::Relaxed) {
                 break;
             }
             let of = [&users[request % users.len()], &users[(request + 1) % users.len()]];
-            let events = of.into_iter().flat_map(|user| {
-                let from = answered[user];
-                (from..from + EVENTS_A_USER)
-                    .map(move |n| format!(r#"{{"UserID":"{user}","Payload":"{n}","ID":"{user}.{n}"}}"#))
-            });
-            let body = format!("[{}]", events.collect::<Vec<_>>().join(","));
-            self.send_until_answered(&mut connection, &body);
+            let mut names = Vec::new();
             for user in of {
-                *answered.get_mut(user).unwrap() += EVENTS_A_USER;
+                let events = told.get_mut(user).unwrap();
+                let from = events.len() as u64;
+                names.extend((from..from + EVENTS_A_USER).map(|number| (user.clone(), number)));
+                events.resize((from + EVENTS_A_USER) as usize, Told::default());
             }
+            self.send_until_taken(&mut connection, names, &mut told);
         }
-        answered
+        told
     }
 
-    fn send_until_answered(&self, connection: &mut Option<Client>, body: &str) {
+    fn send_until_taken(&self, connection: &mut Option<Client>, mut names: Vec<Name>, told: &mut Events) {
         let deadline = Instant::now() + PATIENCE;
         loop {
-            let answer = match connection.as_mut() {
-                Some(connection) => connection.post(body),
-                None => {
-                    Client::connect(&self.address.lock().unwrap()).and_then(|new| connection.insert(new).post(body))
+            match self.send_once(connection, &names) {
+                Ok(answer) => take_in(&answer, &mut names, told),
+                Err(_) => {
+                    *connection = None;
+                    for (user, number) in &names {
+                        told.get_mut(user).unwrap()[*number as usize].unknown += 1;
+                    }
                 }
-            };
-            match answer {
-                Ok(answer) if answer.status == 200 => return,
-                Ok(answer) => assert!(answer.status == 503, "{answer:?}"),
-                Err(_) => *connection = None,
             }
-            assert!(Instant::now() < deadline, "never answered: {body}");
+            if names.is_empty() {
+                return;
+            }
+            assert!(Instant::now() < deadline, "never taken: {names:?}");
             self.requests_again.fetch_add(1, Ordering::Relaxed);
             // Between two tries, as a client would: ingest may be down.
             std::thread::sleep(Duration::from_millis(5));
         }
     }
+
+    fn send_once(&self, connection: &mut Option<Client>, names: &[Name]) -> std::io::Result<Answer> {
+        let event =
+            |(user, number): &Name| format!(r#"{{"UserID":"{user}","Payload":"{number}","ID":"{user}.{number}"}}"#);
+        let body = format!("[{}]", names.iter().map(event).collect::<Vec<_>>().join(","));
+        let connection = match connection {
+            Some(connection) => connection,
+            None => connection.insert(Client::connect(&self.address.lock().unwrap())?),
+        };
+        let answer = connection.post(&body);
+        if let Ok(answer) = &answer
+            && answer.status != 200
+        {
+            assert!(answer.status == 503 && answer.retry_after.is_some(), "{answer:?}");
+        }
+        answer
+    }
+}
+
+/// Keeps what an answer tells, and leaves in `names` what has to be sent again.
+fn take_in(answer: &Answer, names: &mut Vec<Name>, told: &mut Events) {
+    #[derive(Deserialize)]
+    struct Body {
+        results: Option<Vec<Result>>,
+    }
+    let body: Body = serde_json::from_str(&answer.body).unwrap_or_else(|error| panic!("{error}: {answer:?}"));
+    // Without results nothing of the request was tried.
+    let results: BTreeMap<String, Result> =
+        body.results.into_iter().flatten().map(|result| (result.id.clone(), result)).collect();
+    assert!(results.len() == names.len() || (results.is_empty() && answer.status == 503), "{answer:?}");
+    names.retain(|(user, number)| {
+        let told = &mut told.get_mut(user).unwrap()[*number as usize];
+        let Some(result) = results.get(&format!("{user}.{number}")) else {
+            told.refused += 1;
+            return true;
+        };
+        match (result.outcome.as_deref(), result.partition, result.offset) {
+            (None | Some("ok"), Some(partition), Some(offset)) => (told.partition, told.offset) = (partition, offset),
+            (Some("refused"), ..) => told.refused += 1,
+            (Some("unknown"), ..) => told.unknown += 1,
+            _ => panic!("no outcome for {user}.{number}: {answer:?}"),
+        }
+        matches!(result.outcome.as_deref(), Some("refused" | "unknown"))
+    });
 }
