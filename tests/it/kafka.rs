@@ -11,6 +11,8 @@ use eventd::log::{Engine, Log};
 use eventd::net::Settings;
 use std::sync::Arc;
 
+mod faults;
+
 crate::conformance::suite!(super::fixture);
 
 /// The shared broker.

@@ -3,10 +3,10 @@
 //! it. What every event was told is kept, to be held against the log.
 
 use super::client::{Answer, Client};
-use super::program::PATIENCE;
+use super::program::{PATIENCE, eventually};
 use serde::Deserialize;
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -24,8 +24,15 @@ pub(crate) struct Load {
 
 struct Shared {
     address: Mutex<String>,
+    /// Between two requests of a client.
+    pause: Duration,
     stop: AtomicBool,
     requests_again: AtomicU64,
+    refusals: AtomicU64,
+    under_way: AtomicUsize,
+    /// Requests that were answered with 200, a client each.
+    taken: [AtomicU64; CLIENTS],
+    slowest_ms: AtomicU64,
 }
 
 /// Of each user, what its events with the payloads `0`, `1`, … were told.
@@ -49,6 +56,10 @@ pub(crate) struct Answered {
     pub(crate) events: Events,
     /// Requests that had to be sent again.
     pub(crate) requests_again: u64,
+    /// Answers 503; each said `Retry-After`.
+    pub(crate) refusals: u64,
+    /// How long a client waited longest for one answer.
+    pub(crate) slowest: Duration,
 }
 
 impl Answered {
@@ -60,10 +71,20 @@ impl Answered {
 
 impl Load {
     pub(crate) fn start(address: &str) -> Self {
+        Self::with_pauses(address, Duration::ZERO)
+    }
+
+    /// A load that leaves a machine room for what is done to it: every client waits this long between two requests.
+    pub(crate) fn with_pauses(address: &str, pause: Duration) -> Self {
         let shared = Arc::new(Shared {
             address: Mutex::new(address.to_owned()),
+            pause,
             stop: AtomicBool::new(false),
             requests_again: AtomicU64::new(0),
+            refusals: AtomicU64::new(0),
+            under_way: AtomicUsize::new(0),
+            taken: Default::default(),
+            slowest_ms: AtomicU64::new(0),
         });
         let client = |client| {
             let shared = shared.clone();
@@ -77,6 +98,40 @@ impl Load {
         address.clone_into(&mut self.shared.address.lock().unwrap());
     }
 
+    /// Requests that were sent and are not answered yet.
+    pub(crate) fn under_way(&self) -> usize {
+        self.shared.under_way.load(Ordering::Relaxed)
+    }
+
+    /// Answers 503 so far.
+    pub(crate) fn refusals(&self) -> u64 {
+        self.shared.refusals.load(Ordering::Relaxed)
+    }
+
+    /// Waits until so many more requests of every client were answered with 200, and says how long that took.
+    pub(crate) fn wait_for_more(&self, requests: u64) -> Duration {
+        let taken = || -> Vec<u64> { self.shared.taken.iter().map(|taken| taken.load(Ordering::Relaxed)).collect() };
+        let (before, began) = (taken(), Instant::now());
+        eventually(|| {
+            let now = taken();
+            let done = now.iter().zip(&before).all(|(now, before)| now - before >= requests);
+            if done {
+                Ok(began.elapsed())
+            } else {
+                Err(format!("the clients' answers 200 were {before:?}, are {now:?}"))
+            }
+        })
+    }
+
+    /// Waits until there were so many more answers 503.
+    pub(crate) fn wait_for_refusals(&self, more: u64) {
+        let before = self.refusals();
+        eventually(|| match self.refusals() - before {
+            new if new >= more => Ok(()),
+            new => Err(format!("{new} answers 503, {} requests under way", self.under_way())),
+        });
+    }
+
     /// Waits until every client's last request was answered.
     pub(crate) fn stop(mut self) -> Answered {
         self.shared.stop.store(true, Ordering::Relaxed);
@@ -84,7 +139,12 @@ impl Load {
         for client in self.clients.drain(..) {
             events.append(&mut client.join().unwrap());
         }
-        Answered { events, requests_again: self.shared.requests_again.load(Ordering::Relaxed) }
+        Answered {
+            events,
+            requests_again: self.shared.requests_again.load(Ordering::Relaxed),
+            refusals: self.refusals(),
+            slowest: Duration::from_millis(self.shared.slowest_ms.load(Ordering::Relaxed)),
+        }
     }
 }
 
@@ -125,6 +185,8 @@ impl Shared {
                 events.resize((from + EVENTS_A_USER) as usize, Told::default());
             }
             self.send_until_taken(&mut connection, names, &mut told);
+            self.taken[client].fetch_add(1, Ordering::Relaxed);
+            std::thread::sleep(self.pause);
         }
         told
     }
@@ -159,11 +221,16 @@ impl Shared {
             Some(connection) => connection,
             None => connection.insert(Client::connect(&self.address.lock().unwrap())?),
         };
+        self.under_way.fetch_add(1, Ordering::Relaxed);
+        let sent = Instant::now();
         let answer = connection.post(&body);
+        self.slowest_ms.fetch_max(sent.elapsed().as_millis() as u64, Ordering::Relaxed);
+        self.under_way.fetch_sub(1, Ordering::Relaxed);
         if let Ok(answer) = &answer
             && answer.status != 200
         {
             assert!(answer.status == 503 && answer.retry_after.is_some(), "{answer:?}");
+            self.refusals.fetch_add(1, Ordering::Relaxed);
         }
         answer
     }

@@ -1,5 +1,6 @@
 //! What the tests share.
 
+pub(crate) mod broker;
 pub(crate) mod client;
 pub(crate) mod delivered;
 pub(crate) mod http;

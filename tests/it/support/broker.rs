@@ -1,0 +1,82 @@
+//! A Kafka of a test's own, by `compose/broker`: it may be killed, paused, and started again with its data.
+
+use super::program::eventually;
+use crate::conformance::unique;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+/// The nodes of one broker, which end with the value; their data too, unless the test failed.
+pub(crate) struct Broker {
+    folder: PathBuf,
+    addresses: String,
+}
+
+impl Broker {
+    /// Starts it, without a topic, and waits until it answers.
+    pub(crate) fn start(name: &str, flags: &[&str]) -> Self {
+        let folder = std::env::var("EVENTD_TEST_BROKERS").expect("EVENTD_TEST_BROKERS names a folder for brokers");
+        let folder = Path::new(&folder).join(unique(name));
+        let addresses = broker("start", &folder, &[&["--port", "0", "--no-topic"], flags].concat());
+        Self { folder, addresses }
+    }
+
+    /// Where its nodes take clients: `host:port,…`.
+    pub(crate) fn addresses(&self) -> &str {
+        &self.addresses
+    }
+
+    /// Starts the nodes that do not run, on their ports and with their data, and waits until they answer.
+    pub(crate) fn start_again(&self) {
+        broker("start", &self.folder, &[]);
+    }
+
+    /// SIGKILL to a node; gives back once it is gone.
+    pub(crate) fn kill(&self, node: i32) {
+        let process = self.signal(node, "KILL");
+        eventually(|| match std::fs::read_to_string(format!("/proc/{process}/stat")) {
+            // A zombie waits for its parent, and does nothing any more.
+            Ok(state) if !state.contains(") Z ") => Err(format!("node {node} is still there: {state}")),
+            _ => Ok(()),
+        });
+    }
+
+    /// Stops a node where it stands, until [`Broker::go_on`].
+    pub(crate) fn pause(&self, node: i32) {
+        self.signal(node, "STOP");
+    }
+
+    pub(crate) fn go_on(&self, node: i32) {
+        self.signal(node, "CONT");
+    }
+
+    fn signal(&self, node: i32, name: &str) -> String {
+        let process = std::fs::read_to_string(self.folder.join(format!("node-{node}/pid"))).unwrap();
+        super::program::signal(process.trim(), name);
+        process.trim().to_owned()
+    }
+}
+
+impl Drop for Broker {
+    fn drop(&mut self) {
+        // What it logged is worth a look after a failure.
+        let flags: &[&str] = if std::thread::panicking() { &["--now"] } else { &["--now", "--delete"] };
+        broker("stop", &self.folder, flags);
+    }
+}
+
+/// One of Kafka's own tools, and what it said.
+pub(crate) fn tool(name: &str, addresses: &str, arguments: &[&str]) -> String {
+    run(&[&["tool", name, "--bootstrap-server", addresses], arguments].concat())
+}
+
+fn broker(command: &str, folder: &Path, flags: &[&str]) -> String {
+    run(&[&[command, "--dir", folder.to_str().unwrap()], flags].concat())
+}
+
+fn run(arguments: &[&str]) -> String {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let ended = Command::new(root.join("compose/broker")).args(arguments).current_dir(root).output().unwrap();
+    let (out, err) = (String::from_utf8_lossy(&ended.stdout), String::from_utf8_lossy(&ended.stderr));
+    assert!(ended.status.success(), "compose/broker {arguments:?}: {}\n{out}\n{err}", ended.status);
+    out.trim().to_owned()
+}
