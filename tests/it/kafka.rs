@@ -12,6 +12,7 @@ use eventd::net::Settings;
 use std::sync::Arc;
 
 mod faults;
+mod refusals;
 
 crate::conformance::suite!(super::fixture);
 
