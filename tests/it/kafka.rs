@@ -11,6 +11,7 @@ use eventd::log::{Engine, Log};
 use eventd::net::Settings;
 use std::sync::Arc;
 
+mod commits;
 mod faults;
 mod refusals;
 
