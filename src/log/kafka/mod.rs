@@ -6,7 +6,7 @@
 //!  open(topic) ─▶ topics: is it there, how large may a batch be, make it where that was asked for
 //! ```
 //!
-//! Everything goes over our own connection, [`kafka`](crate::kafka). `rskafka`, which reads well and fast, gives headers
+//! Everything goes over our own connection, [`crate::kafka`]. `rskafka`, which reads well and fast, gives headers
 //! as a map: their order and repeated names are lost, a null value and the markers of a transaction are errors for
 //! ever, and lz4 and zstd need C. What is stored has to come back as it is, so the one fetch is ours.
 //!
