@@ -17,10 +17,10 @@ const STARTS_WITHIN: Duration = Duration::from_secs(12);
 
 /// Both modes end with exit code 1 in time, and say all of this.
 fn no_broker(url: &str, what: &[&str]) {
-    let folder = tempfile::tempdir().unwrap();
-    for mode in [&["ingest", "--listen", "127.0.0.1:0"][..], &["dispatch", "--dest", "file-1"]] {
-        let began = Instant::now();
-        let ending = program::run(folder.path(), &[mode, &["--url", url]].concat());
+    let (folder, began) = (tempfile::tempdir().unwrap(), Instant::now());
+    let modes = [&["ingest", "--listen", "127.0.0.1:0"][..], &["dispatch", "--dest", "file-1"]];
+    let programs = modes.map(|mode| Program::start(folder.path(), &[mode, &["--url", url]].concat()));
+    for ending in programs.map(Program::end) {
         assert!(began.elapsed() < STARTS_WITHIN, "{:?}: {}", began.elapsed(), ending.said);
         assert_eq!(ending.code(), 1, "{}", ending.said);
         for what in ["--url", "eventd up", url].iter().chain(what) {
