@@ -87,6 +87,16 @@ pub async fn join(
     }))
 }
 
+/// What the group `name` last committed, by partition: read from outside, without joining it or disturbing its members.
+pub async fn committed(engine: &Arc<Kafka>, name: &str, log: &Arc<dyn Log>) -> Result<Vec<Option<State>>, JoinError> {
+    let group = join(engine, name, log, false).await?;
+    let mut states = Vec::new();
+    for partition in 0..log.partitions().await.map_err(JoinError::Unavailable)? {
+        states.push(group.committed(partition).await.map_err(JoinError::Unavailable)?);
+    }
+    Ok(states)
+}
+
 #[derive(Debug)]
 struct KafkaGroup {
     engine: Arc<Kafka>,

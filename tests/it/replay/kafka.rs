@@ -1,0 +1,79 @@
+//! The main path on a real Kafka: plan, redelivery, SIGKILL in the middle, resume.
+
+use super::*;
+use crate::conformance::unique;
+use crate::kafka::address;
+use crate::support::program::eventually;
+
+fn delivered(events: u64) -> (Delivered, Program) {
+    let (address, topic) = (address(), unique("replayed"));
+    let mut delivered = Delivered::empty(&["--url", &address, "--topic", &topic]);
+    let ingest = delivered.start("ingest", &["--listen", "127.0.0.1:0", "--create-topic"]);
+    ingest.address();
+    let dispatch = delivered.start("dispatch", &["--dest", &delivered.destination()]);
+    delivered.post(&ingest, 0..events);
+    delivered.receiver.wait_for(events as usize);
+    assert_eq!(dispatch.stop().code(), 0, "everything is committed");
+    delivered.receiver.take();
+    (delivered, ingest)
+}
+
+#[test]
+fn a_replay_on_kafka_delivers_what_its_plan_says_once_and_in_order() {
+    let (mut delivered, ingest) = delivered(600);
+    let old = delivered.sent.clone();
+    delivered.post(&ingest, 600..660);
+    let plan = delivered.plan(&["--from", "0"]);
+    assert_eq!((&plan["events"], &plan["on_their_way"], &plan["users"]), (&600.into(), &60.into(), &USERS.into()));
+    let ending = delivered.replay(&["--from", "0", "--execute"]);
+    assert_eq!(ending.code(), 0, "{}", ending.said);
+    let hooks = delivered.receiver.take();
+    assert_eq!(bodies(&hooks), old);
+    let id = delivered.id();
+    assert!(hooks.iter().all(|hook| hook.replay() == id && hook.header("webhook-id") == format!("e{}", hook.body)));
+    assert_eq!(delivered.listed()[0]["state"], "finished");
+
+    // The destination's own place was not touched.
+    let dispatch = delivered.start("dispatch", &["--dest", &delivered.destination()]);
+    delivered.receiver.wait_for(60);
+    assert_eq!((dispatch.stop().code(), ingest.stop().code()), (0, 0));
+    let hooks = delivered.receiver.take();
+    assert!(hooks.len() == 60 && hooks.iter().all(|hook| hook.replay().is_empty()), "{} hooks", hooks.len());
+    println!("# 600 events delivered again from Kafka, and 60 of live traffic behind them");
+}
+
+#[test]
+fn a_replay_on_kafka_that_is_killed_is_resumed_and_nothing_is_missing() {
+    let (delivered, ingest) = delivered(1_200);
+    let replay = delivered.replaying(&["--from", "0", "--execute", "--rate", "600/s"]);
+    delivered.receiver.wait_for(300);
+    replay.kill();
+    assert_eq!(ingest.stop().code(), 0);
+    let id = delivered.id();
+    let ending = eventually(|| match delivered.replay(&["--resume", &id, "--execute"]) {
+        ending if ending.code() == 0 => Ok(ending),
+        // Its membership may live a little longer than it did.
+        ending => Err(ending.said),
+    });
+    let hooks = delivered.receiver.take();
+    assert_eq!(without_repeats(&hooks), delivered.sent, "{}", ending.said);
+    assert_in_order(&hooks);
+    let repeated = hooks.len() - 1_200;
+    assert!(repeated < 1_200, "{repeated} repeats");
+    println!("# a kill in a replay of 1200 events from Kafka: {repeated} were delivered again");
+}
+
+#[test]
+fn bad_input_on_kafka_is_told_as_on_the_embedded_log() {
+    let (delivered, ingest) = delivered(60);
+    for (code, arguments, says) in [
+        (2, ["--dest", "nobody=null:", "--from", "0"], "was ever delivered under the name \"nobody\""),
+        (1, ["--dest", "hook=null:", "--from", "60"], "outside the log"),
+    ] {
+        let arguments = delivered.arguments("replay", &arguments);
+        let ending = run(delivered.folder(), &arguments.iter().map(String::as_str).collect::<Vec<_>>());
+        assert_eq!(ending.code(), code, "{}", ending.said);
+        assert!(ending.said.contains(says), "{}", ending.said);
+    }
+    assert_eq!(ingest.stop().code(), 0);
+}
