@@ -117,6 +117,18 @@ pub struct Replay {
     #[arg(long, value_name = "PLACE", value_parser = place, group = "selection", help_heading = REPLAY)]
     pub until: Option<Place>,
 
+    /// The destination's dead letters, and not the topic: all that were not redriven yet
+    #[arg(long, conflicts_with_all = ["from", "until"], group = "selection", help_heading = REPLAY)]
+    pub dead: bool,
+
+    /// Dead letters that were given up for this reason alone, exhausted or refused
+    #[arg(long = "reason", value_name = "REASON", value_parser = ["exhausted", "refused"], requires = "dead", conflicts_with_all = ["from", "until"], group = "selection", help_heading = REPLAY)]
+    pub reasons: Vec<String>,
+
+    /// Dead letters that were given up since then alone: a time or an age
+    #[arg(long, value_name = "PLACE", value_parser = moment, requires = "dead", conflicts_with_all = ["from", "until"], group = "selection", help_heading = REPLAY)]
+    pub since: Option<Place>,
+
     /// Of this user alone. Repeat it for several; @FILE has one a line
     #[arg(long = "user", value_name = "USER|@FILE", group = "selection", help_heading = REPLAY)]
     pub users: Vec<String>,
@@ -129,7 +141,7 @@ pub struct Replay {
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..), group = "selection", help_heading = REPLAY)]
     pub limit: Option<u64>,
 
-    /// What came from a replay too
+    /// What came from a replay too; of dead letters, those that were redriven before
     #[arg(long, group = "selection", help_heading = REPLAY)]
     pub again: bool,
 
@@ -439,6 +451,13 @@ fn on_gap(text: &str) -> Result<OnGap, String> {
 
 fn place(text: &str) -> Result<Place, String> {
     text.parse()
+}
+
+fn moment(text: &str) -> Result<Place, String> {
+    match text.parse()? {
+        Place::Offset(_) | Place::Offsets(_) => Err("a time (2026-01-02T10:30:00Z, or local) or an age (2h)".into()),
+        moment => Ok(moment),
+    }
 }
 
 fn rate(text: &str) -> Result<Rate, String> {

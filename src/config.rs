@@ -228,14 +228,17 @@ fn replay_config(flags: &cli::Replay) -> anyhow::Result<replay::Config> {
         Some(id) => replay::Wanted::Rest { id: id.clone() },
         None => {
             let range = Range { from: flags.from.clone(), until: flags.until.clone() };
+            let range = if flags.dead { Range { from: flags.since.clone(), until: None } } else { range };
             range.check(clock::now_ms()).map_err(anyhow::Error::msg)?;
             let (users, from_file) = named("--user", &flags.users)?;
             let (ids, _) = named("--id", &flags.ids)?;
             ensure!(
-                range.from.is_some() || !users.is_empty() || !ids.is_empty(),
-                "say what to replay: --from 0 is everything that the log holds (or --user, --id, --resume, --list)"
+                flags.dead || range.from.is_some() || !users.is_empty() || !ids.is_empty(),
+                "say what to replay: --from 0 is everything that the log holds, --dead what was given up (or --user, --id, \
+                 --resume, --list)"
             );
-            let selection = Selection { users, ids, again: flags.again, ..Selection::default() };
+            let reasons = flags.reasons.iter().cloned().collect();
+            let selection = Selection { dead: flags.dead, users, ids, reasons, again: flags.again };
             replay::Wanted::New { range, selection, limit: flags.limit, every_user: !from_file }
         }
     };

@@ -270,6 +270,11 @@ pub const LOCK_TEXT_BYTES_MAX: u64 = 4096;
 /// Bytes that a dead letter may have beyond its event: the answer, and the headers that tell its story.
 pub const LETTER_BYTES_MAX: usize = 64 * 1024;
 
+/// Earlier lives of a letter that it tells of, the latest ones, and characters of the answer that each had: far below
+/// what a letter may have beyond its event.
+pub const LETTER_LIVES_MAX: usize = 10;
+pub const LETTER_LIFE_ANSWER_CHARS_MAX: usize = 200;
+
 /// Bytes of one answer of a broker: a fetch asks for far less, but one batch is always given whole, and its topic says
 /// how large it may be. Anything beyond is no broker speaking.
 pub const FRAME_BYTES_MAX: usize = 128 * 1024 * 1024;

@@ -385,7 +385,10 @@ async fn source(around: &Surroundings, dead: bool) -> anyhow::Result<Arc<dyn Log
     }
     let topic = dead_letter::topic_of(around.log.topic(), &around.spec.name);
     match around.engine.open(&topic, None).await {
-        Ok(log) => Ok(log),
+        Ok(log) => {
+            dead_letter::ensure_own(&*log, around.log.topic(), &around.spec.name).await?;
+            Ok(log)
+        }
         Err(OpenError::Missing { .. }) => {
             Err(Refused::outside(format!("{:?} has no dead letters: nothing was ever given up", around.spec.name)))
         }
@@ -425,7 +428,8 @@ fn describe(around: &Surroundings, range: &Range, selection: &Selection, limit: 
         1 => names.first().map(|name| format!("{one} {name}")),
         n => Some(format!("{n} {one}s")),
     };
-    words.extend(range.from.as_ref().map(|from| format!("from {from}")));
+    let from = if selection.dead { "since" } else { "from" };
+    words.extend(range.from.as_ref().map(|place| format!("{from} {place}")));
     words.extend(range.until.as_ref().map(|until| format!("until {until}")));
     words.extend(named(&selection.users, "user"));
     words.extend(named(&selection.ids, "id"));

@@ -77,3 +77,31 @@ fn bad_input_on_kafka_is_told_as_on_the_embedded_log() {
     }
     assert_eq!(ingest.stop().code(), 0);
 }
+
+#[test]
+fn dead_letters_on_kafka_are_redriven_once() {
+    let (address, topic) = (address(), unique("redriven"));
+    let mut delivered = Delivered::empty(&["--url", &address, "--topic", &topic]);
+    delivered.receiver.answers(|hook| if hook.user() == "user-3" { 500 } else { 200 });
+    let ingest = delivered.start("ingest", &["--listen", "127.0.0.1:0", "--create-topic"]);
+    ingest.address();
+    let quickly = ["--attempts", "2", "--backoff", "1ms"];
+    let dispatch = delivered.start("dispatch", &[&["--dest", &delivered.destination()], &quickly[..]].concat());
+    delivered.post(&ingest, 0..120);
+    delivered.receiver.wait_for(110);
+    let plan = || delivered.replay(&["--dead", "--json"]);
+    eventually(|| match plan() {
+        ending if ending.said.contains("\"events\":10,") => Ok(()),
+        ending => Err(ending.said),
+    });
+    assert_eq!((dispatch.stop().code(), ingest.stop().code()), (0, 0));
+    delivered.receiver.take();
+    delivered.receiver.answers(|_| 200);
+    let ending = delivered.replay(&["--dead", "--execute"]);
+    assert_eq!(ending.code(), 0, "{}", ending.said);
+    let hooks = delivered.receiver.take();
+    assert_eq!(bodies(&hooks), BTreeMap::from([("user-3".to_owned(), delivered.sent["user-3"].clone())]));
+    assert!(hooks.iter().all(|hook| hook.header("webhook-id") == format!("e{}", hook.body)));
+    let plan = delivered.plan(&["--dead"]);
+    assert_eq!((&plan["events"], &plan["redriven"]), (&0.into(), &10.into()), "{plan}");
+}

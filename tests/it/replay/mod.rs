@@ -1,6 +1,7 @@
 //! `eventd replay`, through the program: on the embedded log, and the main path on Kafka too.
 
 mod bad_input;
+mod dead;
 mod kafka;
 mod range;
 mod resume;
