@@ -2,6 +2,7 @@
 
 mod bad_input;
 mod dead;
+mod incident;
 mod kafka;
 mod range;
 mod resume;
