@@ -6,6 +6,7 @@ use crate::core::backoff::Backoff;
 use crate::destination::spec::{Spec, Target};
 use crate::destination::{self, Drill, webhook};
 use crate::replay::range::Range;
+use crate::replay::rewind::Move;
 use crate::replay::select::Selection;
 use crate::{clock, dispatch, ingest, limits, log, net, replay};
 use anyhow::{Context, anyhow, bail, ensure};
@@ -224,12 +225,27 @@ impl Replay {
 }
 
 fn replay_config(flags: &cli::Replay) -> anyhow::Result<replay::Config> {
-    let what = match &flags.resume {
-        Some(id) => replay::Wanted::Rest { id: id.clone() },
-        None => {
+    let config = |what| replay::Config {
+        what,
+        execute: flags.execute,
+        json: flags.json,
+        rate: flags.rate,
+        stop_after_failures: flags.stop_after_failures,
+    };
+    let what = match (&flags.resume, &flags.fast_forward) {
+        (Some(id), _) => replay::Wanted::Rest { id: id.clone() },
+        (None, Some(to)) => {
+            let range = Range { from: None, until: Some(to.clone()) };
+            range.check(clock::now_ms()).map_err(anyhow::Error::msg).context("--fast-forward")?;
+            replay::Wanted::Move(Move::Ahead(to.clone()))
+        }
+        (None, None) => {
             let range = Range { from: flags.from.clone(), until: flags.until.clone() };
             let range = if flags.dead { Range { from: flags.since.clone(), until: None } } else { range };
             range.check(clock::now_ms()).map_err(anyhow::Error::msg)?;
+            if let Some(to) = flags.from.clone().filter(|_| flags.rewind) {
+                return Ok(config(replay::Wanted::Move(Move::Back(to))));
+            }
             let (users, from_file) = named("--user", &flags.users)?;
             let (ids, _) = named("--id", &flags.ids)?;
             ensure!(
@@ -242,13 +258,7 @@ fn replay_config(flags: &cli::Replay) -> anyhow::Result<replay::Config> {
             replay::Wanted::New { range, selection, limit: flags.limit, every_user: !from_file }
         }
     };
-    Ok(replay::Config {
-        what,
-        execute: flags.execute,
-        json: flags.json,
-        rate: flags.rate,
-        stop_after_failures: flags.stop_after_failures,
-    })
+    Ok(config(what))
 }
 
 /// Users or ids, one by one or a file of them; and whether there was a file.

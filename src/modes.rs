@@ -115,6 +115,19 @@ impl Groups for Store {
         })
     }
 
+    fn hold<'a>(
+        &'a self,
+        name: &'a str,
+        log: &'a Arc<dyn Log>,
+        digest: &'a str,
+    ) -> BoxFuture<'a, Result<Arc<dyn Group>, JoinError>> {
+        if matches!(self, Self::Kafka(_)) {
+            // As with a second process of a destination.
+            tracing::warn!(destination = name, "a dispatch that is running is not noticed, and would undo this");
+        }
+        Groups::join(self, name, log, digest)
+    }
+
     fn forget<'a>(&'a self, name: &'a str, log: &'a Arc<dyn Log>) -> BoxFuture<'a, Result<(), Failure>> {
         Box::pin(async move {
             match self {

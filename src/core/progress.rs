@@ -56,6 +56,22 @@ impl State {
         progress.state()
     }
 
+    /// The same with nothing settled from this offset on; what was not settled below it still is not.
+    pub fn rewound(&self, to: i64) -> Self {
+        let mut progress = Progress::new(&Self::at(self.watermark.min(to)));
+        for settled in &self.settled {
+            progress.settle(settled.start..settled.end.min(to));
+        }
+        progress.state()
+    }
+
+    /// The same with everything settled below this offset.
+    pub fn settled_below(&self, to: i64) -> Self {
+        let mut progress = Progress::new(self);
+        progress.settle(self.watermark..to);
+        progress.state()
+    }
+
     /// The end of what is settled: the watermark, where the map is empty.
     pub fn settled_end(&self) -> i64 {
         self.settled.last().map_or(self.watermark, |range| range.end)
@@ -188,7 +204,7 @@ mod tests {
         }
 
         #[test]
-        fn an_inverted_state_settles_what_the_other_does_not_and_nothing_outside_of_its_range(
+        fn a_state_is_inverted_cut_rewound_and_moved_ahead_as_a_plain_set_would_be(
             settles in proptest::collection::vec((0i64..80, 1i64..6), 0..30),
             start in 0i64..60,
             len in 0i64..40,
@@ -203,6 +219,12 @@ mod tests {
             for offset in start..start + len {
                 prop_assert_eq!(inverted.is_settled(offset), !settled.is_settled(offset), "inverted, {}", offset);
                 prop_assert_eq!(within.is_settled(offset), settled.is_settled(offset), "within, {}", offset);
+            }
+            let (rewound, ahead) = (Progress::new(&state.rewound(start)), Progress::new(&state.settled_below(start)));
+            for offset in 0..100 {
+                let was = settled.is_settled(offset);
+                prop_assert_eq!(rewound.is_settled(offset), was && offset < start, "rewound, {}", offset);
+                prop_assert_eq!(ahead.is_settled(offset), was || offset < start, "ahead, {}", offset);
             }
             for (name, part) in [("inverted", inverted), ("within", within)] {
                 prop_assert!(!part.is_settled(start + len), "{}", name);

@@ -68,6 +68,9 @@ pub struct Started {
     pub what: String,
     pub selection: Selection,
     pub plan: Plan,
+    /// It moves the destination's own position, and delivers nothing itself.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub moves: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -235,7 +238,7 @@ mod tests {
 
     fn started() -> What {
         let (selection, plan) = (Selection::default(), Plan { events: 7, ..Plan::default() });
-        What::ReplayStarted(Box::new(Started { to: "null:".into(), what: "all".into(), selection, plan }))
+        What::ReplayStarted(Box::new(Started { to: "null:".into(), what: "all".into(), selection, plan, moves: false }))
     }
 
     fn ended(outcome: Outcome, delivered: u64) -> What {

@@ -105,3 +105,15 @@ fn dead_letters_on_kafka_are_redriven_once() {
     let plan = delivered.plan(&["--dead"]);
     assert_eq!((&plan["events"], &plan["redriven"]), (&0.into(), &10.into()), "{plan}");
 }
+
+#[test]
+fn a_rewind_on_kafka_has_dispatch_deliver_again_from_there_on() {
+    let (mut delivered, ingest) = delivered(240);
+    let ending = delivered.replay(&["--rewind", "--from", "2h", "--execute"]);
+    assert_eq!(ending.code(), 0, "{}", ending.said);
+    delivered.post(&ingest, 240..300);
+    let dispatch = delivered.start("dispatch", &["--dest", &delivered.destination()]);
+    delivered.receiver.wait_for(300);
+    assert_eq!((dispatch.stop().code(), ingest.stop().code()), (0, 0));
+    assert_eq!(bodies(&delivered.receiver.take()), delivered.sent);
+}

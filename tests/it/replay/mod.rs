@@ -6,6 +6,7 @@ mod incident;
 mod kafka;
 mod range;
 mod resume;
+mod rewind;
 
 use crate::support::client::Client;
 use crate::support::program::{Ending, Program, command, run};
