@@ -183,6 +183,33 @@ fn bar(counts: Progressed, events: u64, per_sec: f64) -> String {
 mod tests {
     use super::*;
 
+    /// Whether it is ready now, however often it is asked.
+    async fn is_ready(done: &mut std::pin::Pin<&mut impl Future<Output = ()>>) -> bool {
+        tokio::time::timeout(Duration::ZERO, done.as_mut()).await.is_ok()
+    }
+
+    #[tokio::test]
+    async fn it_is_done_once_every_partition_is_done_or_has_stopped() {
+        let (open, stopped) = (watch::Sender::new(BTreeSet::from([0, 1, 2])), watch::Sender::new(BTreeSet::new()));
+        let mut done = std::pin::pin!(done(open.subscribe(), stopped.subscribe()));
+        assert!(!is_ready(&mut done).await, "nothing is done");
+        open.send_modify(|open| _ = open.remove(&1));
+        assert!(!is_ready(&mut done).await, "two are open");
+        stopped.send_modify(|stopped| _ = stopped.insert(2));
+        assert!(!is_ready(&mut done).await, "one is open");
+        open.send_modify(|open| _ = open.remove(&0));
+        assert!(is_ready(&mut done).await, "what is open has stopped");
+    }
+
+    #[tokio::test]
+    async fn failures_in_a_row_are_too_many_at_the_number_that_was_given_and_never_at_0() {
+        for (max, failures, stops) in [(3, 2, false), (3, 3, true), (0, 1_000_000, false)] {
+            let row = watch::Sender::new(failures);
+            let reached = tokio::time::timeout(Duration::ZERO, too_many(row.subscribe(), max)).await.is_ok();
+            assert_eq!(reached, stops, "{failures} of {max}");
+        }
+    }
+
     #[test]
     fn the_bar_fills_and_says_what_failed() {
         let counts = |delivered, given_up, failed| Progressed { delivered, given_up, failed };
