@@ -56,6 +56,16 @@ impl State {
         progress.state()
     }
 
+    /// Everything that is settled in either of them.
+    pub fn and(&self, other: &Self) -> Self {
+        let mut progress = Progress::new(self);
+        progress.settle(self.watermark..other.watermark);
+        for settled in &other.settled {
+            progress.settle(settled.clone());
+        }
+        progress.state()
+    }
+
     /// The same with nothing settled from this offset on; what was not settled below it still is not.
     pub fn rewound(&self, to: i64) -> Self {
         let mut progress = Progress::new(&Self::at(self.watermark.min(to)));
@@ -220,8 +230,11 @@ mod tests {
                 prop_assert_eq!(inverted.is_settled(offset), !settled.is_settled(offset), "inverted, {}", offset);
                 prop_assert_eq!(within.is_settled(offset), settled.is_settled(offset), "within, {}", offset);
             }
+            prop_assert_eq!(State::at(start).and(&state), state.and(&State::at(start)));
             let (rewound, ahead) = (Progress::new(&state.rewound(start)), Progress::new(&state.settled_below(start)));
+            let both = Progress::new(&state.and(&State::at(start)));
             for offset in 0..100 {
+                prop_assert_eq!(both.is_settled(offset), ahead.is_settled(offset), "both, {}", offset);
                 let was = settled.is_settled(offset);
                 prop_assert_eq!(rewound.is_settled(offset), was && offset < start, "rewound, {}", offset);
                 prop_assert_eq!(ahead.is_settled(offset), was || offset < start, "ahead, {}", offset);

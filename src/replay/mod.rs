@@ -50,7 +50,7 @@ pub use self::show::list;
 
 use self::audit::{Audit, Outcome, Started, What};
 use self::plan::{Leg, Plan};
-use self::range::Range;
+use self::range::{Range, Stretch};
 use self::run::Ready;
 use self::select::Selection;
 use self::view::Taken;
@@ -235,7 +235,7 @@ async fn execute(
     planned: Planned,
     stop: impl Future<Output = ()> + Send,
 ) -> anyhow::Result<Ended> {
-    let Planned { id: resumed, source, what, selection, legs, plan } = planned;
+    let Planned { id: resumed, source, what, selection, mut legs, plan } = planned;
     let id = resumed.clone().unwrap_or_else(new_id);
     let (name, dead) = (&around.spec.name, selection.dead);
     let own = replay_group(name, &id);
@@ -244,17 +244,32 @@ async fn execute(
     let destination = run::open_destination(around, dead).await?;
     let group = around.groups.join(&own, &source, &digest).await?;
     let taken = match dead {
-        true => Some(Arc::new(join_dead(around, &source, &digest).await?)),
+        true => {
+            let (marks, redriven) = join_dead(around, &source, &digest).await?;
+            for Leg { stretch: Stretch { partition, from, until, .. }, state } in &mut legs {
+                // Another replay may have sent some of them since the plan was made, or since this one stopped.
+                if let Some(redriven) = redriven.get(partition).filter(|_| !selection.again) {
+                    *state = state.and(&redriven.within(*from..*until));
+                }
+            }
+            Some(Arc::new(marks))
+        }
         false => None,
     };
     let audit = Audit::open(&*around.engine, &*around.log).await?;
     let left = plan.events;
+    for Leg { stretch: Stretch { partition, .. }, state } in &mut legs {
+        if resumed.is_some()
+            && let Some(committed) = group.committed(*partition).await?
+        {
+            // It may have gone on between the plan and the moment when its place was taken.
+            *state = state.and(&committed);
+        }
+        commit(&*group, *partition, state).await?;
+    }
     let beginning = match resumed {
         Some(_) => What::ReplayResumed { left },
         None => {
-            for leg in &legs {
-                commit(&*group, leg.stretch.partition, &leg.state).await?;
-            }
             let (to, selection) = (around.spec.to_string(), selection.clone());
             What::ReplayStarted(Box::new(Started { to, what, selection, plan, moves: false }))
         }
@@ -285,7 +300,11 @@ async fn execute(
 }
 
 /// Marks letters as redriven, under a group of its own: two who redrive the same ones at once are one too many.
-async fn join_dead(around: &Surroundings, source: &Arc<dyn Log>, digest: &str) -> anyhow::Result<Taken> {
+async fn join_dead(
+    around: &Surroundings,
+    source: &Arc<dyn Log>,
+    digest: &str,
+) -> anyhow::Result<(Taken, BTreeMap<u32, State>)> {
     let group = around.groups.join(&dead_group(&around.spec.name), source, digest).await?;
     let mut redriven = BTreeMap::new();
     for partition in 0..source.partitions().await? {
@@ -295,7 +314,7 @@ async fn join_dead(around: &Surroundings, source: &Arc<dyn Log>, digest: &str) -
         };
         redriven.insert(partition, state);
     }
-    Ok(Taken::new(group, &redriven))
+    Ok((Taken::new(group, &redriven), redriven))
 }
 
 async fn commit(group: &dyn Group, partition: u32, state: &State) -> anyhow::Result<()> {

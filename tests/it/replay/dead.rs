@@ -176,6 +176,21 @@ fn a_redrive_that_is_killed_is_resumed_and_every_letter_is_marked() {
 }
 
 #[test]
+fn letters_that_another_replay_sent_meanwhile_are_not_sent_by_the_one_that_is_resumed() {
+    let delivered = with_letters();
+    delivered.receiver.answers(|_| 503);
+    let stopped = delivered.replay(&["--dead", "--execute", "--stop-after-failures", "3"]);
+    assert_eq!(stopped.code(), 3, "{}", stopped.said);
+    let id = delivered.id();
+    delivered.receiver.answers(|_| 200);
+    assert_eq!(delivered.replay(&["--dead", "--user", "user-3", "--execute"]).code(), 0);
+    delivered.receiver.take();
+    let ending = delivered.replay(&["--resume", &id, "--execute"]);
+    assert_eq!(ending.code(), 0, "{}", ending.said);
+    assert_eq!(bodies(&delivered.receiver.take()), of(&delivered, &["user-4"]));
+}
+
+#[test]
 fn a_file_gets_the_line_that_the_event_itself_would_have() {
     let delivered = with_letters();
     let mut command = command(delivered.folder(), &["replay", "--url", "sqlite:log.db", "--dest", "hook=lines"]);
