@@ -132,8 +132,7 @@ impl Groups for Store {
         Box::pin(async move {
             match self {
                 Self::Sqlite(engine) => group::sqlite::forget(engine, name, log.topic()).await,
-                // Brokers forget a group that nobody is in, and keep nothing for its sake meanwhile.
-                Self::Kafka(_) => Ok(()),
+                Self::Kafka(engine) => group::kafka::forget(engine, name, log.topic()).await,
             }
         })
     }

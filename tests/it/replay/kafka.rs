@@ -4,6 +4,9 @@ use super::*;
 use crate::conformance::unique;
 use crate::kafka::address;
 use crate::support::program::eventually;
+use eventd::log::kafka::Kafka;
+use eventd::log::{Engine, OpenError};
+use eventd::net::Settings;
 
 fn delivered(events: u64) -> (Delivered, Program) {
     let (address, topic) = (address(), unique("replayed"));
@@ -116,4 +119,29 @@ fn a_rewind_on_kafka_has_dispatch_deliver_again_from_there_on() {
     delivered.receiver.wait_for(300);
     assert_eq!((dispatch.stop().code(), ingest.stop().code()), (0, 0));
     assert_eq!(bodies(&delivered.receiver.take()), delivered.sent);
+}
+
+#[test]
+fn progress_that_needed_a_topic_of_its_own_is_gone_with_its_replay() {
+    // Each of this user's events is a hole in what is settled: too many for a commit.
+    let (address, topic) = (address(), unique("holes"));
+    let mut delivered = Delivered::empty(&["--url", &address, "--topic", &topic]);
+    delivered.receiver.answers(|hook| if hook.user() == "user-5" { 503 } else { 200 });
+    let ingest = delivered.start("ingest", &["--listen", "127.0.0.1:0", "--create-topic"]);
+    ingest.address();
+    let dispatch = delivered.start("dispatch", &["--dest", &delivered.destination()]);
+    delivered.post(&ingest, 0..24_000);
+    delivered.receiver.wait_for(22_000);
+    assert_eq!((dispatch.stop().code(), ingest.stop().code()), (0, 0));
+    let ending = delivered.replay(&["--from", "0", "--execute", "--limit", "18000"]);
+    assert_eq!(ending.code(), 0, "{}", ending.said);
+    let own = format!("{topic}.hook.replay.{}.state", delivered.id());
+    let made = format!("made the topic topic=\"{own}\"");
+    assert!(ending.said.contains(&made), "{made:?} is not in {}", ending.said);
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let gone = runtime.block_on(async {
+        let engine = Kafka::connect(Settings::plain(vec![address])).await.unwrap();
+        engine.open(&own, None).await.unwrap_err()
+    });
+    assert_eq!(gone, OpenError::Missing { topic: own });
 }
