@@ -3,10 +3,12 @@
 
 # Seeds of `make simulate`.
 SEEDS ?= 100000
+# How many times the rounds of `make test` are played by `make torture`.
+TIMES ?= 10
 # What `make run` delivers to.
 DEST ?= file-1
 
-.PHONY: run test check simulate planted bench
+.PHONY: run test torture check simulate planted bench
 
 # The first command of README.md.
 run:
@@ -16,6 +18,10 @@ run:
 # prints the ten slowest and what tests counted.
 test:
 	bash tests/run.sh
+
+# The tests that kill, pause and restart, with more rounds: make torture TIMES=10
+torture:
+	EVENTD_TEST_TORTURE=$(TIMES) bash tests/run.sh '(crash|faults)::'
 
 # What a change has to pass before its tests are looked at.
 check:

@@ -72,7 +72,8 @@ pub async fn join(
         error => JoinError::Unavailable(unavailable(error)),
     })?;
     let topic = found.ok_or_else(|| JoinError::MissingTopic { topic: log.topic().into() })?;
-    Ok(Arc::new(KafkaGroup {
+    let partitions = u32::try_from(topic.partitions.len()).unwrap_or(u32::MAX);
+    let mut group = KafkaGroup {
         engine: Arc::clone(engine),
         cluster,
         log: Arc::clone(log),
@@ -80,11 +81,16 @@ pub async fn join(
         topic_id: topic.id,
         start_given,
         given: AtomicU32::new(0),
-        partitions: AtomicU32::new(u32::try_from(topic.partitions.len()).unwrap_or(u32::MAX)),
+        partitions: AtomicU32::new(partitions),
+        joined_with: partitions,
+        had_commits: false,
         state_log: OnceCell::new(),
         left: AtomicBool::new(false),
         seen: Mutex::default(),
-    }))
+    };
+    let commits = group.offset_fetch().await.map_err(JoinError::Unavailable)?;
+    group.had_commits = commits.values().any(|(offset, _)| *offset >= 0);
+    Ok(Arc::new(group))
 }
 
 /// What the group `name` last committed, by partition: read from outside, without joining it or disturbing its members.
@@ -118,6 +124,9 @@ struct KafkaGroup {
     /// Partitions that [`Group::changed`] has told of, and that the topic has.
     given: AtomicU32,
     partitions: AtomicU32,
+    /// How many partitions the topic had when this member came, and whether any had a commit.
+    joined_with: u32,
+    had_commits: bool,
     state_log: OnceCell<Arc<dyn Log>>,
     left: AtomicBool,
     seen: Mutex<HashMap<u32, Seen>>,
@@ -377,7 +386,7 @@ impl KafkaGroup {
     async fn stored(&self, partition: u32) -> Result<Option<State>, Failure> {
         let commits = self.offset_fetch().await?;
         let Some((offset, metadata)) = commits.get(&partition).filter(|(offset, _)| *offset >= 0) else {
-            return self.without_commit(partition, &commits).await;
+            return self.without_commit(partition).await;
         };
         let unreadable = |why: String| {
             let detail = format!("the commit of partition {partition} cannot be read: {why}; --start begins anew");
@@ -462,17 +471,17 @@ impl KafkaGroup {
     }
 
     /// No commit: a new group, a partition that is new, or a commit that the brokers have forgotten.
-    async fn without_commit(
-        &self,
-        partition: u32,
-        commits: &HashMap<u32, (i64, String)>,
-    ) -> Result<Option<State>, Failure> {
-        let had_others = commits.values().any(|(offset, _)| *offset >= 0);
-        // A partition that was added begins at 0: nothing can be missed there.
-        if self.start_given || (had_others && self.log.earliest(partition).await? == 0) {
-            return Ok(None);
+    async fn without_commit(&self, partition: u32) -> Result<Option<State>, Failure> {
+        let was_added = partition >= self.joined_with;
+        if was_added || self.had_commits {
+            let earliest = self.log.earliest(partition).await?;
+            // A partition that was added begins with its first event, wherever a new group would begin: producers may
+            // have been there before us.
+            if was_added || earliest == 0 {
+                return Ok(Some(State::at(earliest)));
+            }
         }
-        if had_others || self.has_side_topic().await? {
+        if self.had_commits || self.has_side_topic().await? {
             return self.anew(
                 "commit-expired",
                 format!(

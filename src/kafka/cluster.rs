@@ -228,6 +228,8 @@ impl Cluster {
     pub async fn leader(&self, name: &str, partition: u32, deadline: Instant) -> Result<(i32, Arc<Topic>), Error> {
         let topic = self.known_topic(name, deadline).await?;
         let Some(found) = topic.partitions.get(partition as usize) else {
+            // One that was added since is found the next time.
+            self.forget(name);
             return Err(Error::NotSent(format!(
                 "topic {name:?} has {} partitions, and no partition {partition}",
                 topic.partitions.len()

@@ -1,5 +1,5 @@
-//! SIGKILL under load, of each mode. What has to hold afterwards is told from outside: by what clients were answered,
-//! by the lines of the destination's file, and by the commit that each killed process left behind.
+//! SIGKILL under load, of each mode, on each engine. What has to hold afterwards is told from outside: by what clients
+//! were answered, by the lines of the destination's file, and by the commit that each killed process left behind.
 //!
 //! ```text
 //!  file   ────life 1────✂ ────life 2────✂ ──── …     ✂ SIGKILL
@@ -7,12 +7,19 @@
 //!      delivered, but not in the commit: only these may stand in life 2 again
 //! ```
 
+use crate::conformance::unique;
+use crate::support::block_on;
 use crate::support::delivered::Line;
+use crate::support::in_log;
 use crate::support::load::{Answered, Load};
 use crate::support::program::{Program, eventually};
+use crate::support::torture_times;
 use eventd::core::progress::Progress;
-use eventd::group::sqlite::{WhenHeld, join};
+use eventd::group::{Group, kafka, sqlite};
+use eventd::log::kafka::Kafka;
 use eventd::log::sqlite::{Settings, Sqlite};
+use eventd::log::{Engine, Log};
+use eventd::net;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::io::{Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
@@ -21,119 +28,235 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-const ROUNDS: usize = 10;
-const TOPIC: &str = "user-events";
+/// Kills of each test.
+fn rounds() -> usize {
+    10 * torture_times()
+}
+
+/// What eventd makes a topic with.
 const PARTITIONS: u32 = 3;
 const COMMIT_INTERVAL: Duration = Duration::from_millis(50);
 /// How much longer than the interval a commit may take, with its syncs, on a busy machine.
 const COMMIT_TAKES_MAX: Duration = Duration::from_millis(1500);
 /// How long the first lines of a long life may need to be old ones at its end.
 const STARTS_WITHIN: Duration = Duration::from_millis(500);
-const DELIVERY: [&str; 10] = [
-    "--url",
-    "sqlite:log.db",
-    "--dest",
-    "file-1",
-    "--commit-interval",
-    "50ms",
-    "--reliability",
-    "50",
-    "--backoff",
-    "1ms",
-];
+const DELIVERY: [&str; 8] =
+    ["--dest", "file-1", "--commit-interval", "50ms", "--reliability", "50", "--backoff", "1ms"];
 
-fn ingest(folder: &Path) -> Program {
-    Program::start(folder, &["ingest", "--url", "sqlite:log.db", "--listen", "127.0.0.1:0"])
+mod embedded {
+    use super::*;
+
+    #[test]
+    fn up_killed_under_load_loses_nothing_and_repeats_only_what_was_not_committed() {
+        kill_up(&Place::embedded());
+    }
+
+    #[test]
+    fn dispatch_killed_under_load_loses_nothing_and_repeats_only_what_was_not_committed() {
+        kill_dispatch(&Place::embedded());
+    }
+
+    #[test]
+    fn ingest_killed_under_load_loses_nothing_that_it_answered() {
+        kill_ingest(&Place::embedded());
+    }
 }
 
-fn dispatch(folder: &Path) -> Program {
-    Program::start(folder, &[&["dispatch"], &DELIVERY[..]].concat())
+mod on_kafka {
+    use super::*;
+
+    #[test]
+    fn dispatch_killed_under_load_loses_nothing_and_repeats_only_what_was_not_committed() {
+        kill_dispatch(&Place::on_kafka());
+    }
+
+    #[test]
+    fn ingest_killed_under_load_loses_nothing_that_it_answered() {
+        kill_ingest(&Place::on_kafka());
+    }
 }
 
-fn up(folder: &Path) -> Program {
-    Program::start(folder, &[&["up", "--listen", "127.0.0.1:0"], &DELIVERY[..]].concat())
+/// Where the processes run, and which log they share.
+struct Place {
+    folder: tempfile::TempDir,
+    log: Shared,
+    topic: String,
 }
 
-#[test]
-fn up_killed_under_load_loses_nothing_and_repeats_only_what_was_not_committed() {
-    let folder = tempfile::tempdir().unwrap();
-    let mut history = History::of(folder.path());
-    let mut program = up(folder.path());
+enum Shared {
+    /// A database in the folder.
+    Embedded,
+    /// The broker of the tests, at this address.
+    Kafka(String),
+}
+
+impl Place {
+    fn embedded() -> Self {
+        Self { folder: tempfile::tempdir().unwrap(), log: Shared::Embedded, topic: "user-events".into() }
+    }
+
+    fn on_kafka() -> Self {
+        let log = Shared::Kafka(crate::kafka::address());
+        Self { folder: tempfile::tempdir().unwrap(), log, topic: unique("crash") }
+    }
+
+    fn name(&self) -> &str {
+        match self.log {
+            Shared::Embedded => "the embedded log",
+            Shared::Kafka(_) => "Kafka",
+        }
+    }
+
+    fn path(&self) -> &Path {
+        self.folder.path()
+    }
+
+    fn start(&self, mode: &[&str]) -> Program {
+        let log = match &self.log {
+            Shared::Embedded => ["--url", "sqlite:log.db", "--topic", &self.topic].to_vec(),
+            Shared::Kafka(url) => ["--url", url, "--topic", &self.topic, "--create-topic"].to_vec(),
+        };
+        Program::start(self.path(), &[mode, &log].concat())
+    }
+
+    fn ingest(&self) -> Program {
+        self.start(&["ingest", "--listen", "127.0.0.1:0"])
+    }
+
+    fn dispatch(&self) -> Program {
+        self.start(&[&["dispatch"], &DELIVERY[..]].concat())
+    }
+
+    fn up(&self) -> Program {
+        self.start(&[&["up", "--listen", "127.0.0.1:0"], &DELIVERY[..]].concat())
+    }
+
+    /// What a process that is gone left: one progress a partition.
+    fn committed(&self) -> Vec<Progress> {
+        block_on(async {
+            let group = self.group().await;
+            let mut committed = Vec::new();
+            for partition in 0..PARTITIONS {
+                committed.push(Progress::new(&group.committed(partition).await.unwrap().unwrap_or_default()));
+            }
+            committed
+        })
+    }
+
+    async fn group(&self) -> Arc<dyn Group> {
+        match &self.log {
+            Shared::Embedded => {
+                let digest = eventd::destination::spec::Spec::parse("file-1").unwrap().digest();
+                sqlite::join(&self.sqlite().await, "file-1", &self.topic, &digest, sqlite::WhenHeld::Fail)
+                    .await
+                    .unwrap()
+            }
+            Shared::Kafka(address) => {
+                let engine = kafka_at(address).await;
+                let log: Arc<dyn Log> = engine.open(&self.topic, None).await.unwrap();
+                kafka::join(&engine, "file-1", &log, false).await.unwrap()
+            }
+        }
+    }
+
+    /// Holds the log against what clients were told, and says how many of its records are repetitions.
+    fn judge_log(&self, answered: &Answered) -> usize {
+        let log = async {
+            match &self.log {
+                Shared::Embedded => self.sqlite().await.open(&self.topic, None).await.unwrap(),
+                Shared::Kafka(address) => kafka_at(address).await.open(&self.topic, None).await.unwrap(),
+            }
+        };
+        block_on(async { in_log::judge(&*log.await, answered).await }).repeats
+    }
+
+    async fn sqlite(&self) -> Arc<Sqlite> {
+        // Nothing is made, and nothing is removed.
+        Sqlite::open(self.path().join("log.db"), Settings::default()).await.unwrap()
+    }
+}
+
+async fn kafka_at(address: &str) -> Arc<Kafka> {
+    Kafka::connect(net::Settings::plain(vec![address.to_owned()])).await.unwrap()
+}
+
+fn kill_up(place: &Place) {
+    let mut history = History::of(place);
+    let mut program = place.up();
     let load = Load::start(&program.address());
-    for round in 0..ROUNDS {
+    for round in 0..rounds() {
         history.live_for(round);
         program.kill();
         history.killed();
-        program = up(folder.path());
+        program = place.up();
         load.turn_to(&program.address());
     }
-    history.live_for(ROUNDS);
+    history.live_for(rounds());
     assert_eq!(program.stop().code(), 0);
     history.drained();
-    program = up(folder.path());
+    program = place.up();
     load.turn_to(&program.address());
     let answered = load.stop();
     history.wait_for(&answered);
     assert_eq!(program.stop().code(), 0);
     history.drained();
+    place.judge_log(&answered);
     let repeated = history.judge("up", &answered);
     assert!(repeated > 0, "no kill hit anything that was under way");
     assert!(answered.requests_again > 0, "no request was under way when up was killed");
 }
 
-#[test]
-fn dispatch_killed_under_load_loses_nothing_and_repeats_only_what_was_not_committed() {
-    let folder = tempfile::tempdir().unwrap();
-    let mut history = History::of(folder.path());
-    let ingest = ingest(folder.path());
+fn kill_dispatch(place: &Place) {
+    let mut history = History::of(place);
+    let ingest = place.ingest();
     let load = Load::start(&ingest.address());
-    let mut program = dispatch(folder.path());
-    for round in 0..ROUNDS {
+    let mut program = place.dispatch();
+    for round in 0..rounds() {
         history.live_for(round);
         program.kill();
         history.killed();
-        program = dispatch(folder.path());
+        program = place.dispatch();
     }
-    history.live_for(ROUNDS);
+    history.live_for(rounds());
     assert_eq!(program.stop().code(), 0);
     history.drained();
-    program = dispatch(folder.path());
+    program = place.dispatch();
     let answered = load.stop();
     history.wait_for(&answered);
     assert_eq!(program.stop().code(), 0);
     assert_eq!(ingest.stop().code(), 0);
     history.drained();
+    assert_eq!(place.judge_log(&answered), 0, "records of events that were appended once");
     let repeated = history.judge("dispatch", &answered);
     assert!(repeated > 0, "no kill hit anything that was under way");
 }
 
-#[test]
-fn ingest_killed_under_load_loses_nothing_that_it_answered() {
-    let folder = tempfile::tempdir().unwrap();
-    let mut history = History::of(folder.path());
-    let mut program = ingest(folder.path());
+fn kill_ingest(place: &Place) {
+    let mut history = History::of(place);
+    let mut program = place.ingest();
     let load = Load::start(&program.address());
-    let dispatch = dispatch(folder.path());
-    for round in 0..ROUNDS {
+    let dispatch = place.dispatch();
+    for round in 0..rounds() {
         history.live_for(round);
         program.kill();
-        program = ingest(folder.path());
+        program = place.ingest();
         load.turn_to(&program.address());
     }
-    history.live_for(ROUNDS);
+    history.live_for(rounds());
     let answered = load.stop();
     history.wait_for(&answered);
     assert_eq!(program.stop().code(), 0);
     assert_eq!(dispatch.stop().code(), 0);
     history.drained();
+    place.judge_log(&answered);
     let repeated = history.judge("ingest", &answered);
     assert_eq!(repeated, 0, "dispatch lived through it all");
     assert!(answered.requests_again > 0, "no request was under way when ingest was killed");
 }
 
 /// A destination's file, life by life of the process that wrote it.
-struct History {
-    folder: PathBuf,
+struct History<'a> {
+    place: &'a Place,
     /// Where the last life that ended ends in the file.
     read_to: u64,
     lives: Vec<Life>,
@@ -156,10 +279,10 @@ impl Life {
     }
 }
 
-impl History {
-    fn of(folder: &Path) -> Self {
-        let lengths = Lengths::follow(folder.join("file-1"));
-        Self { folder: folder.to_owned(), read_to: 0, lives: Vec::new(), lengths }
+impl<'a> History<'a> {
+    fn of(place: &'a Place) -> Self {
+        let lengths = Lengths::follow(place.path().join("file-1"));
+        Self { place, read_to: 0, lives: Vec::new(), lengths }
     }
 
     /// Waits until this life has delivered so much that it can be ended: some are cut short right at the start, some
@@ -180,19 +303,19 @@ impl History {
         let begin = self.read_to;
         let (lines, ends) = self.read();
         let old_lines = ends.iter().filter(|end| begin + **end <= horizon).count();
-        self.lives.push(Life { lines, committed: committed(&self.folder), drained: false, old_lines });
+        self.lives.push(Life { lines, committed: self.place.committed(), drained: false, old_lines });
     }
 
     /// The process ended by itself: all that it delivered has to be committed.
     fn drained(&mut self) {
         let (lines, _) = self.read();
         let old_lines = lines.len();
-        self.lives.push(Life { lines, committed: committed(&self.folder), drained: true, old_lines });
+        self.lives.push(Life { lines, committed: self.place.committed(), drained: true, old_lines });
     }
 
     /// The whole lines since the last life, and where each ends.
     fn read(&mut self) -> (Vec<Line>, Vec<u64>) {
-        let mut file = std::fs::File::open(self.folder.join("file-1")).unwrap();
+        let mut file = std::fs::File::open(self.place.path().join("file-1")).unwrap();
         file.seek(SeekFrom::Start(self.read_to)).unwrap();
         let mut text = String::new();
         file.read_to_string(&mut text).unwrap();
@@ -244,11 +367,11 @@ impl History {
                 }
                 assert!(payload < first.len() as u64, "{user}: {payload} came before {}", first.len());
             }
-            assert_eq!(first.len() as u64, *events, "{user}: so many of its events were delivered, and answered");
+            assert_eq!(first.len(), events.len(), "{user}: so many of its events were delivered, and answered");
         }
-        let answers: u64 = answered.events.values().sum();
+        let (answers, rounds, log) = (answered.count(), rounds(), self.place.name());
         println!(
-            "# crash of {mode}: {ROUNDS} kills, {answers} events answered, {deliveries} deliveries, {repeated} of them \
+            "# crash of {mode} on {log}: {rounds} kills, {answers} events answered, {deliveries} deliveries, {repeated} of them \
              repeated, {} requests sent again, {old_lines} deliveries had to be in a commit",
             answered.requests_again
         );
@@ -258,31 +381,18 @@ impl History {
 
     /// Waits until the last event of every user is in the file.
     fn wait_for(&self, answered: &Answered) {
-        let last = |(user, events): (&String, &u64)| (user.clone(), events.saturating_sub(1).to_string());
-        let mut missing: HashSet<(String, String)> =
-            answered.events.iter().filter(|(_, events)| **events > 0).map(last).collect();
+        let mut missing: HashSet<(String, String)> = answered
+            .events
+            .iter()
+            .filter_map(|(user, events)| Some((user.clone(), events.len().checked_sub(1)?.to_string())))
+            .collect();
         eventually(|| {
-            for line in crate::support::delivered::lines(&self.folder.join("file-1")) {
+            for line in crate::support::delivered::lines(&self.place.path().join("file-1")) {
                 missing.remove(&(line.user, line.payload));
             }
             if missing.is_empty() { Ok(()) } else { Err(format!("never delivered: {missing:?}")) }
         });
     }
-}
-
-/// What the killed process left: one progress a partition.
-fn committed(folder: &Path) -> Vec<Progress> {
-    // Nothing is made, and nothing is removed.
-    let settings = Settings::default();
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    let engine = runtime.block_on(Sqlite::open(folder.join("log.db"), settings)).unwrap();
-    let digest = eventd::destination::spec::Spec::parse("file-1").unwrap().digest();
-    let group = runtime.block_on(join(&engine, "file-1", TOPIC, &digest, WhenHeld::Fail)).unwrap();
-    let progress = |partition| {
-        let state = runtime.block_on(group.committed(partition)).unwrap();
-        Progress::new(&state.unwrap_or_default())
-    };
-    (0..PARTITIONS).map(progress).collect()
 }
 
 /// How long a file was, and when.

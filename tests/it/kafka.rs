@@ -2,7 +2,10 @@
 //! all of these tests share, each with topics and groups of its own (`make test` starts one); those of `faults` start
 //! brokers of their own and end them.
 
+mod commits;
+mod faults;
 mod foreign;
+mod refusals;
 mod security;
 
 use crate::conformance::Fixture;

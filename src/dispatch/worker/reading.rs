@@ -78,9 +78,10 @@ impl Worker {
             FetchError::Corrupt { offset, .. } => *offset + 1,
         };
         if skip_to == self.position || self.shared.config.on_gap == OnGap::Stop {
-            let what_to_do = match skip_to == self.position {
-                true => "the log was made again or cut: give the destination another --name to begin anew",
-                false => "--on-gap skip goes on behind it, and those events are lost",
+            let what_to_do = match &error {
+                FetchError::Remade { .. } => "--start earliest or --start latest says where to begin in the new one",
+                _ if skip_to == self.position => "the log was cut: give the destination another --name to begin anew",
+                _ => "--on-gap skip goes on behind it, and those events are lost",
             };
             self.unreadable = Some(anyhow!("partition {}: {error}; {what_to_do}", self.partition));
             return Ok(());

@@ -22,15 +22,15 @@ use crate::core::outcome::Failure;
 use crate::kafka::batch::Producer;
 use crate::kafka::{self, Cluster, Who, describe, refusal, topic_name};
 use crate::limits::{
-    APPEND_BYTES_MAX, APPEND_MAX, BROKER_CALL_MAX, PRODUCE_CALL_MAX, PRODUCE_REQUEST_BYTES_MAX,
-    RECORD_FRAMING_BYTES_MAX, WRITE_GROUP_ENTRIES_MAX, WRITE_OVERHEAD_BYTES, WRITE_QUEUE_BYTES_MAX,
-    WRITE_QUEUE_ENTRIES_MAX,
+    APPEND_MAX, BROKER_CALL_MAX, PRODUCE_CALL_MAX, PRODUCE_REQUEST_BYTES_MAX, RECORD_FRAMING_BYTES_MAX,
+    WRITE_GROUP_ENTRIES_MAX, WRITE_OVERHEAD_BYTES, WRITE_QUEUE_BYTES_MAX, WRITE_QUEUE_ENTRIES_MAX,
 };
 use crate::quiet::Quiet;
 use kafka_protocol::messages::produce_request::{PartitionProduceData, TopicProduceData};
 use kafka_protocol::messages::{InitProducerIdRequest, ProduceRequest, ProduceResponse};
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio::task::{AbortHandle, JoinSet};
@@ -54,11 +54,12 @@ impl Drop for Appender {
 }
 
 impl Appender {
-    pub(super) fn start(cluster: Arc<Cluster>, topic: String) -> Self {
+    pub(super) fn start(cluster: Arc<Cluster>, topic: String, batch_bytes_max: Arc<AtomicUsize>) -> Self {
         let (inbox, messages) = mpsc::channel(WRITE_QUEUE_ENTRIES_MAX);
         let driver = Driver {
             cluster,
             topic,
+            batch_bytes_max,
             producer_id: None,
             lanes: Vec::new(),
             turn: 0,
@@ -105,6 +106,9 @@ enum Called {
 struct Driver {
     cluster: Arc<Cluster>,
     topic: String,
+    /// Bytes of a batch of several records. A topic may be told to take less while we run, and not everybody may read
+    /// its settings: each refusal halves it, so it stays above half of what the topic takes.
+    batch_bytes_max: Arc<AtomicUsize>,
     /// For lanes that begin; those that have an account keep it.
     producer_id: Option<i64>,
     /// By partition.
@@ -201,6 +205,7 @@ impl Driver {
         let mut unprepared = false;
         let count = self.lanes.len();
         let mut left_out = None;
+        let batch_bytes_max = self.batch_bytes_max.load(Ordering::Relaxed);
         for place in (0..count).map(|step| (self.turn + step) % count) {
             let (lane, partition) = (&mut self.lanes[place], place as u32);
             let idle = lane.sending.is_none() && lane.queue.is_empty();
@@ -219,13 +224,13 @@ impl Driver {
                 continue;
             }
             let (bytes, partitions) = requests.entry(leader).or_default();
-            let size = lane.sending.as_ref().map_or(lane.queued_bytes.min(APPEND_BYTES_MAX), |batch| batch.bytes.len());
+            let size = lane.sending.as_ref().map_or(lane.queued_bytes.min(batch_bytes_max), |batch| batch.bytes.len());
             if !partitions.is_empty() && *bytes + size > PRODUCE_REQUEST_BYTES_MAX {
                 left_out.get_or_insert(place);
                 continue;
             }
             if lane.sending.is_none() {
-                lane.sending = Some(lane.next_batch(producer, now));
+                lane.sending = Some(lane.next_batch(producer, batch_bytes_max, now));
             }
             *bytes += size;
             partitions.push(partition);
@@ -339,6 +344,13 @@ impl Driver {
                 && let Some(more) = self.quiet.allows("append")
             {
                 tracing::warn!(topic = %self.topic, partition, more, "an append failed: {why}");
+            }
+            if let (Outcome::TooLarge { .. }, Some(batch)) = (&outcome, &lane.sending)
+                && batch.records > 1
+            {
+                let (topic, refused_bytes) = (&self.topic, batch.bytes.len());
+                self.batch_bytes_max.fetch_min(refused_bytes / 2, Ordering::Relaxed);
+                tracing::warn!(%topic, refused_bytes, "the topic takes less a batch than it did: sending half of it");
             }
             if lane.apply(outcome, now) {
                 self.producer_id = None;

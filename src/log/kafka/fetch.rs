@@ -129,15 +129,17 @@ impl KafkaLog {
             .with_isolation_level(READ_COMMITTED)
             .with_topics(vec![FetchTopic::default().with_topic(topic_name(&self.name)).with_partitions(vec![asked])]);
         let answer = self.call_leader(leader, &request, deadline).await.map_err(unavailable)?;
-        if answer.throttle_time_ms > 0 {
-            let wait = Duration::from_millis(answer.throttle_time_ms.unsigned_abs().into()).min(BROKER_CALL_MAX);
+        let throttle = Duration::from_millis(answer.throttle_time_ms.unsigned_abs().into()).min(BROKER_CALL_MAX);
+        if !throttle.is_zero() {
             let mut throttled = self.leftovers.throttled_until.lock().unwrap_or_else(PoisonError::into_inner);
-            *throttled = Some(Instant::now() + wait);
+            *throttled = Some(Instant::now() + throttle);
         }
         let code = answer.error_code;
         let Some(data) = answer.responses.into_iter().flat_map(|topic| topic.partitions).next() else {
-            let why = refusal(code).map_or_else(|| "nothing".into(), describe);
-            return Err(FetchError::Unavailable(format!("the leader of partition {partition} answers with {why}")));
+            return Err(FetchError::Unavailable(match refusal(code) {
+                Some(error) => format!("the leader of partition {partition} answers with {}", describe(error)),
+                None => format!("a quota of the brokers has partition {partition} wait for {throttle:?}"),
+            }));
         };
         self.read(partition, from, data).await
     }

@@ -6,7 +6,7 @@
 //!  open(topic) ─▶ topics: is it there, how large may a batch be, make it where that was asked for
 //! ```
 //!
-//! Everything goes over our own connection, [`kafka`](crate::kafka). `rskafka`, which reads well and fast, gives headers
+//! Everything goes over our own connection, [`crate::kafka`]. `rskafka`, which reads well and fast, gives headers
 //! as a map: their order and repeated names are lost, a null value and the markers of a transaction are errors for
 //! ever, and lz4 and zstd need C. What is stored has to come back as it is, so the one fetch is ours.
 //!
@@ -33,6 +33,7 @@ use crate::core::outcome::Failure;
 use crate::kafka::{self, Cluster};
 use crate::limits::{APPEND_BYTES_MAX, BROKER_CALL_MAX, BROKER_START_MAX, RECORD_BYTES_MAX, RECORD_FRAMING_BYTES_MAX};
 use crate::net;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 use tokio::time::Instant;
@@ -89,7 +90,8 @@ impl Kafka {
             cluster: Arc::clone(&self.cluster),
             name: name.into(),
             id: opened.id,
-            batch_bytes_max: opened.max_message_bytes,
+            max_message_bytes: opened.max_message_bytes,
+            batch_bytes_max: Arc::new(AtomicUsize::new(room_in(opened.max_message_bytes).min(APPEND_BYTES_MAX))),
             appender: OnceLock::new(),
             leftovers: Leftovers::default(),
         };
@@ -120,8 +122,10 @@ struct KafkaLog {
     name: String,
     /// As it was when the topic was opened.
     id: Uuid,
-    /// What the topic takes a batch.
-    batch_bytes_max: usize,
+    /// What the topic took a batch when it was opened.
+    max_message_bytes: usize,
+    /// Bytes that several records may have together: less once a broker refused so many.
+    batch_bytes_max: Arc<AtomicUsize>,
     /// Started by the first append.
     appender: OnceLock<Appender>,
     leftovers: Leftovers,
@@ -147,7 +151,13 @@ impl KafkaLog {
                 }
             }
         }
-        let known = self.cluster.known_topic(&self.name, Instant::now() + BROKER_CALL_MAX).await;
+        let deadline = Instant::now() + BROKER_CALL_MAX;
+        let mut known = self.cluster.known_topic(&self.name, deadline).await;
+        if known.as_ref().is_ok_and(|topic| topic.partitions.len() <= partition as usize) {
+            // It may have been added since.
+            self.cluster.forget(&self.name);
+            known = self.cluster.known_topic(&self.name, deadline).await;
+        }
         let count = match known {
             Ok(topic) => topic.partitions.len(),
             // The appender asks again, and says what is wrong in the end.
@@ -157,7 +167,8 @@ impl KafkaLog {
             let detail = format!("topic {:?} has {count} partitions, and no partition {partition}", self.name);
             return Err(Failure::refused("partition-missing", detail));
         }
-        let appender = self.appender.get_or_init(|| Appender::start(Arc::clone(&self.cluster), self.name.clone()));
+        let start = || Appender::start(Arc::clone(&self.cluster), self.name.clone(), Arc::clone(&self.batch_bytes_max));
+        let appender = self.appender.get_or_init(start);
         appender.append(partition, records).await
     }
 }
@@ -168,10 +179,10 @@ impl Log for KafkaLog {
     }
 
     fn append_limits(&self) -> AppendLimits {
-        let room = self.batch_bytes_max.saturating_sub(kafka::batch::HEADER_BYTES);
+        let record_bytes_max = room_in(self.max_message_bytes).saturating_sub(RECORD_FRAMING_BYTES_MAX);
         AppendLimits {
-            batch_bytes_max: room.min(APPEND_BYTES_MAX),
-            record_bytes_max: room.saturating_sub(RECORD_FRAMING_BYTES_MAX).min(RECORD_BYTES_MAX),
+            batch_bytes_max: self.batch_bytes_max.load(Ordering::Relaxed),
+            record_bytes_max: record_bytes_max.min(RECORD_BYTES_MAX),
         }
     }
 
@@ -211,6 +222,11 @@ impl Log for KafkaLog {
         // Below zero are the broker's words for the ends.
         Box::pin(self.offset(partition, timestamp_ms.max(0)))
     }
+}
+
+/// What a batch of this size has for its records.
+fn room_in(batch_bytes: usize) -> usize {
+    batch_bytes.saturating_sub(kafka::batch::HEADER_BYTES)
 }
 
 /// A request that only reads, or that may be repeated, and failed.

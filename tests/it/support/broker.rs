@@ -1,5 +1,6 @@
-//! A Kafka of a test's own, by `compose/broker`.
+//! A Kafka of a test's own, by `compose/broker`: it may be killed, paused, and started again with its data.
 
+use super::program::eventually;
 use crate::conformance::unique;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -27,6 +28,36 @@ impl Broker {
     /// Where its nodes take each other, and whoever wants to: in plain text, whatever clients have to speak.
     pub(crate) fn internal(&self) -> String {
         std::fs::read_to_string(self.folder.join("internal")).unwrap().trim().to_owned()
+    }
+
+    /// Starts the nodes that do not run, on their ports and with their data, and waits until they answer.
+    pub(crate) fn start_again(&self) {
+        broker("start", &self.folder, &[]);
+    }
+
+    /// SIGKILL to a node; gives back once it is gone.
+    pub(crate) fn kill(&self, node: i32) {
+        let process = self.signal(node, "KILL");
+        eventually(|| match std::fs::read_to_string(format!("/proc/{process}/stat")) {
+            // A zombie waits for its parent, and does nothing any more.
+            Ok(state) if !state.contains(") Z ") => Err(format!("node {node} is still there: {state}")),
+            _ => Ok(()),
+        });
+    }
+
+    /// Stops a node where it stands, until [`Broker::go_on`].
+    pub(crate) fn pause(&self, node: i32) {
+        self.signal(node, "STOP");
+    }
+
+    pub(crate) fn go_on(&self, node: i32) {
+        self.signal(node, "CONT");
+    }
+
+    fn signal(&self, node: i32, name: &str) -> String {
+        let process = std::fs::read_to_string(self.folder.join(format!("node-{node}/pid"))).unwrap();
+        super::program::signal(process.trim(), name);
+        process.trim().to_owned()
     }
 }
 

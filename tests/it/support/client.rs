@@ -11,6 +11,7 @@ pub(crate) struct Client {
 #[derive(Debug)]
 pub(crate) struct Answer {
     pub(crate) status: u16,
+    pub(crate) retry_after: Option<String>,
     pub(crate) body: String,
 }
 
@@ -35,19 +36,22 @@ impl Client {
     fn answer(&mut self) -> io::Result<Answer> {
         let status = self.line()?;
         let status = status.split(' ').nth(1).and_then(|status| status.parse().ok()).ok_or_else(|| cut(&status))?;
-        let mut length = 0;
+        let (mut length, mut retry_after) = (0, None);
         loop {
             let line = self.line()?;
             if line.is_empty() {
                 break;
             }
-            if let Some(value) = line.to_ascii_lowercase().strip_prefix("content-length:") {
-                length = value.trim().parse().map_err(|_| cut(&line))?;
+            let (name, value) = line.split_once(':').ok_or_else(|| cut(&line))?;
+            match name.to_ascii_lowercase().as_str() {
+                "content-length" => length = value.trim().parse().map_err(|_| cut(&line))?,
+                "retry-after" => retry_after = Some(value.trim().to_owned()),
+                _ => {}
             }
         }
         let mut body = vec![0; length];
         self.stream.read_exact(&mut body)?;
-        Ok(Answer { status, body: String::from_utf8(body).map_err(|_| cut("a body that is no text"))? })
+        Ok(Answer { status, retry_after, body: String::from_utf8(body).map_err(|_| cut("a body that is no text"))? })
     }
 
     fn line(&mut self) -> io::Result<String> {

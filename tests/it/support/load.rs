@@ -1,10 +1,12 @@
-//! Clients that want order: each waits for the answer before it sends its users' next events, and sends a request again,
-//! with the same ids, until it is answered with 200.
+//! Clients that want order: each waits for the answer before it sends its users' next events, and sends again, with the
+//! same ids, what is not stored: after a 503 that which its `results` do not call ok, after a broken connection all of
+//! it. What every event was told is kept, to be held against the log.
 
-use super::client::Client;
-use super::program::PATIENCE;
+use super::client::{Answer, Client};
+use super::program::{PATIENCE, eventually};
+use serde::Deserialize;
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -17,29 +19,72 @@ const EVENTS_A_USER: u64 = 2;
 /// Clients that send until they are told to stop.
 pub(crate) struct Load {
     shared: Arc<Shared>,
-    clients: Vec<JoinHandle<BTreeMap<String, u64>>>,
+    clients: Vec<JoinHandle<Events>>,
 }
 
 struct Shared {
     address: Mutex<String>,
+    /// Between two requests of a client.
+    pause: Duration,
     stop: AtomicBool,
     requests_again: AtomicU64,
+    refusals: AtomicU64,
+    under_way: AtomicUsize,
+    /// Requests that were answered with 200, a client each.
+    taken: [AtomicU64; CLIENTS],
+    slowest_ms: AtomicU64,
+}
+
+/// Of each user, what its events with the payloads `0`, `1`, … were told.
+type Events = BTreeMap<String, Vec<Told>>;
+
+/// What a client knows of one event.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Told {
+    /// Where it stands, as the answer said that took it.
+    pub(crate) partition: u32,
+    pub(crate) offset: i64,
+    /// Sendings of which nobody knows whether they were stored: told to be unknown, or without an answer.
+    pub(crate) unknown: u64,
+    /// Sendings that were told to be surely not stored.
+    pub(crate) refused: u64,
 }
 
 /// What the clients know at the end.
 pub(crate) struct Answered {
-    /// How many events of each user were answered with 200: those with the payloads `0`, `1`, ….
-    pub(crate) events: BTreeMap<String, u64>,
-    /// Requests that had to be sent again: nobody knows whether their first sending was stored.
+    /// Of each user, what its events with the payloads `0`, `1`, … were told: all were answered with ok.
+    pub(crate) events: Events,
+    /// Requests that had to be sent again.
     pub(crate) requests_again: u64,
+    /// Answers 503; each said `Retry-After`.
+    pub(crate) refusals: u64,
+    /// How long a client waited longest for one answer.
+    pub(crate) slowest: Duration,
+}
+
+impl Answered {
+    /// How many events were answered with ok.
+    pub(crate) fn count(&self) -> usize {
+        self.events.values().map(Vec::len).sum()
+    }
 }
 
 impl Load {
     pub(crate) fn start(address: &str) -> Self {
+        Self::with_pauses(address, Duration::ZERO)
+    }
+
+    /// A load that leaves a machine room for what is done to it: every client waits this long between two requests.
+    pub(crate) fn with_pauses(address: &str, pause: Duration) -> Self {
         let shared = Arc::new(Shared {
             address: Mutex::new(address.to_owned()),
+            pause,
             stop: AtomicBool::new(false),
             requests_again: AtomicU64::new(0),
+            refusals: AtomicU64::new(0),
+            under_way: AtomicUsize::new(0),
+            taken: Default::default(),
+            slowest_ms: AtomicU64::new(0),
         });
         let client = |client| {
             let shared = shared.clone();
@@ -53,6 +98,40 @@ impl Load {
         address.clone_into(&mut self.shared.address.lock().unwrap());
     }
 
+    /// Requests that were sent and are not answered yet.
+    pub(crate) fn under_way(&self) -> usize {
+        self.shared.under_way.load(Ordering::Relaxed)
+    }
+
+    /// Answers 503 so far.
+    pub(crate) fn refusals(&self) -> u64 {
+        self.shared.refusals.load(Ordering::Relaxed)
+    }
+
+    /// Waits until so many more requests of every client were answered with 200, and says how long that took.
+    pub(crate) fn wait_for_more(&self, requests: u64) -> Duration {
+        let taken = || -> Vec<u64> { self.shared.taken.iter().map(|taken| taken.load(Ordering::Relaxed)).collect() };
+        let (before, began) = (taken(), Instant::now());
+        eventually(|| {
+            let now = taken();
+            let done = now.iter().zip(&before).all(|(now, before)| now - before >= requests);
+            if done {
+                Ok(began.elapsed())
+            } else {
+                Err(format!("the clients' answers 200 were {before:?}, are {now:?}"))
+            }
+        })
+    }
+
+    /// Waits until there were so many more answers 503.
+    pub(crate) fn wait_for_refusals(&self, more: u64) {
+        let before = self.refusals();
+        eventually(|| match self.refusals() - before {
+            new if new >= more => Ok(()),
+            new => Err(format!("{new} answers 503, {} requests under way", self.under_way())),
+        });
+    }
+
     /// Waits until every client's last request was answered.
     pub(crate) fn stop(mut self) -> Answered {
         self.shared.stop.store(true, Ordering::Relaxed);
@@ -60,7 +139,12 @@ impl Load {
         for client in self.clients.drain(..) {
             events.append(&mut client.join().unwrap());
         }
-        Answered { events, requests_again: self.shared.requests_again.load(Ordering::Relaxed) }
+        Answered {
+            events,
+            requests_again: self.shared.requests_again.load(Ordering::Relaxed),
+            refusals: self.refusals(),
+            slowest: Duration::from_millis(self.shared.slowest_ms.load(Ordering::Relaxed)),
+        }
     }
 }
 
@@ -70,48 +154,111 @@ impl Drop for Load {
     }
 }
 
+/// The user and the number of an event.
+type Name = (String, u64);
+
+/// A member of `results`.
+#[derive(Deserialize)]
+struct Result {
+    /// Absent where all are ok.
+    outcome: Option<String>,
+    id: String,
+    partition: Option<u32>,
+    offset: Option<i64>,
+}
+
 impl Shared {
-    fn send(&self, client: usize) -> BTreeMap<String, u64> {
+    fn send(&self, client: usize) -> Events {
         let users: Vec<String> = (0..USERS_A_CLIENT).map(|user| format!("user-{client}-{user}")).collect();
-        let mut answered: BTreeMap<String, u64> = users.iter().map(|user| (user.clone(), 0)).collect();
+        let mut told: Events = users.iter().map(|user| (user.clone(), Vec::new())).collect();
         let mut connection = None;
         for request in 0.. {
             if self.stop.load(Ordering::Relaxed) {
                 break;
             }
             let of = [&users[request % users.len()], &users[(request + 1) % users.len()]];
-            let events = of.into_iter().flat_map(|user| {
-                let from = answered[user];
-                (from..from + EVENTS_A_USER)
-                    .map(move |n| format!(r#"{{"UserID":"{user}","Payload":"{n}","ID":"{user}.{n}"}}"#))
-            });
-            let body = format!("[{}]", events.collect::<Vec<_>>().join(","));
-            self.send_until_answered(&mut connection, &body);
+            let mut names = Vec::new();
             for user in of {
-                *answered.get_mut(user).unwrap() += EVENTS_A_USER;
+                let events = told.get_mut(user).unwrap();
+                let from = events.len() as u64;
+                names.extend((from..from + EVENTS_A_USER).map(|number| (user.clone(), number)));
+                events.resize((from + EVENTS_A_USER) as usize, Told::default());
             }
+            self.send_until_taken(&mut connection, names, &mut told);
+            self.taken[client].fetch_add(1, Ordering::Relaxed);
+            std::thread::sleep(self.pause);
         }
-        answered
+        told
     }
 
-    fn send_until_answered(&self, connection: &mut Option<Client>, body: &str) {
+    fn send_until_taken(&self, connection: &mut Option<Client>, mut names: Vec<Name>, told: &mut Events) {
         let deadline = Instant::now() + PATIENCE;
         loop {
-            let answer = match connection.as_mut() {
-                Some(connection) => connection.post(body),
-                None => {
-                    Client::connect(&self.address.lock().unwrap()).and_then(|new| connection.insert(new).post(body))
+            match self.send_once(connection, &names) {
+                Ok(answer) => take_in(&answer, &mut names, told),
+                Err(_) => {
+                    *connection = None;
+                    for (user, number) in &names {
+                        told.get_mut(user).unwrap()[*number as usize].unknown += 1;
+                    }
                 }
-            };
-            match answer {
-                Ok(answer) if answer.status == 200 => return,
-                Ok(answer) => assert!(answer.status == 503, "{answer:?}"),
-                Err(_) => *connection = None,
             }
-            assert!(Instant::now() < deadline, "never answered: {body}");
+            if names.is_empty() {
+                return;
+            }
+            assert!(Instant::now() < deadline, "never taken: {names:?}");
             self.requests_again.fetch_add(1, Ordering::Relaxed);
             // Between two tries, as a client would: ingest may be down.
             std::thread::sleep(Duration::from_millis(5));
         }
     }
+
+    fn send_once(&self, connection: &mut Option<Client>, names: &[Name]) -> std::io::Result<Answer> {
+        let event =
+            |(user, number): &Name| format!(r#"{{"UserID":"{user}","Payload":"{number}","ID":"{user}.{number}"}}"#);
+        let body = format!("[{}]", names.iter().map(event).collect::<Vec<_>>().join(","));
+        let connection = match connection {
+            Some(connection) => connection,
+            None => connection.insert(Client::connect(&self.address.lock().unwrap())?),
+        };
+        self.under_way.fetch_add(1, Ordering::Relaxed);
+        let sent = Instant::now();
+        let answer = connection.post(&body);
+        self.slowest_ms.fetch_max(sent.elapsed().as_millis() as u64, Ordering::Relaxed);
+        self.under_way.fetch_sub(1, Ordering::Relaxed);
+        if let Ok(answer) = &answer
+            && answer.status != 200
+        {
+            assert!(answer.status == 503 && answer.retry_after.is_some(), "{answer:?}");
+            self.refusals.fetch_add(1, Ordering::Relaxed);
+        }
+        answer
+    }
+}
+
+/// Keeps what an answer tells, and leaves in `names` what has to be sent again.
+fn take_in(answer: &Answer, names: &mut Vec<Name>, told: &mut Events) {
+    #[derive(Deserialize)]
+    struct Body {
+        results: Option<Vec<Result>>,
+    }
+    let body: Body = serde_json::from_str(&answer.body).unwrap_or_else(|error| panic!("{error}: {answer:?}"));
+    // Without results nothing of the request was tried.
+    let results: BTreeMap<String, Result> =
+        body.results.into_iter().flatten().map(|result| (result.id.clone(), result)).collect();
+    assert!(results.len() == names.len() || (results.is_empty() && answer.status == 503), "{answer:?}");
+    names.retain(|(user, number)| {
+        let told = &mut told.get_mut(user).unwrap()[*number as usize];
+        let Some(result) = results.get(&format!("{user}.{number}")) else {
+            told.refused += 1;
+            return true;
+        };
+        match (result.outcome.as_deref(), result.partition, result.offset) {
+            (None | Some("ok"), Some(partition), Some(offset)) => (told.partition, told.offset) = (partition, offset),
+            (Some("refused"), ..) => told.refused += 1,
+            (Some("unknown"), ..) => told.unknown += 1,
+            _ => panic!("no outcome for {user}.{number}: {answer:?}"),
+        }
+        matches!(result.outcome.as_deref(), Some("refused" | "unknown"))
+    });
 }

@@ -74,12 +74,11 @@ impl Program {
             }
             let ended = state.1 == 2;
             let left = deadline.saturating_duration_since(Instant::now());
-            assert!(
-                !ended && !left.is_zero(),
-                "eventd {}: no line with {what:?} in\n{}",
-                self.said,
-                state.0.join("\n")
-            );
+            if ended || left.is_zero() {
+                let said = state.0.join("\n");
+                drop(state);
+                panic!("eventd {}: no line with {what:?} in\n{said}", self.said);
+            }
             state = self.lines.more.wait_timeout(state, left).unwrap().0;
         }
     }
@@ -92,9 +91,7 @@ impl Program {
 
     /// Sends a signal by its name: `TERM`, `INT`, `HUP`, `STOP`.
     pub(crate) fn signal(&self, name: &str) {
-        // The shell's own `kill`: std has no signals but SIGKILL.
-        let sent = Command::new("sh").arg("-c").arg(format!("kill -{name} {}", self.id())).status().unwrap();
-        assert!(sent.success(), "kill -{name}: {sent}");
+        signal(&self.id().to_string(), name);
     }
 
     /// Waits for the end.
@@ -137,6 +134,13 @@ impl Drop for Program {
             self.child.wait().expect("a killed child ends");
         }
     }
+}
+
+/// Sends a signal to a process by its id.
+pub(crate) fn signal(process: &str, name: &str) {
+    // The shell's own `kill`: std has no signals but SIGKILL.
+    let sent = Command::new("sh").arg("-c").arg(format!("kill -{name} {process}")).status().unwrap();
+    assert!(sent.success(), "kill -{name} {process}: {sent}");
 }
 
 /// Runs to the end.

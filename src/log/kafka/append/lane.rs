@@ -5,7 +5,7 @@ use crate::core::event::Record;
 use crate::core::outcome::Failure;
 use crate::kafka::batch::{self, Producer};
 use crate::kafka::{describe, refusal};
-use crate::limits::{APPEND_BYTES_MAX, APPEND_MAX, RESEND_BACKOFF, RESEND_BACKOFF_MAX};
+use crate::limits::{APPEND_MAX, RESEND_BACKOFF, RESEND_BACKOFF_MAX};
 use bytes::Bytes;
 use kafka_protocol::ResponseError;
 use std::collections::VecDeque;
@@ -71,6 +71,10 @@ pub(super) enum Outcome {
     Lost {
         why: String,
     },
+    /// More than the topic takes a batch.
+    TooLarge {
+        why: String,
+    },
     /// It will never be taken.
     Refused {
         code: &'static str,
@@ -98,7 +102,7 @@ pub(super) fn judge(code: i16, base: i64) -> Outcome {
         | E::ProducerFenced
         | E::UnknownProducerId
         | E::InvalidProducerIdMapping => Outcome::Lost { why },
-        E::MessageTooLarge | E::RecordListTooLarge => Outcome::Refused { code: "event-too-large", why },
+        E::MessageTooLarge | E::RecordListTooLarge => Outcome::TooLarge { why },
         error if error.is_retriable() => Outcome::again(false, true, why),
         _ => Outcome::Refused { code: "log-refused", why },
     }
@@ -106,10 +110,10 @@ pub(super) fn judge(code: i16, base: i64) -> Outcome {
 
 impl Lane {
     /// What waits, as far as it fits one batch; at least the first.
-    pub(super) fn next_batch(&mut self, producer: Producer, now: Instant) -> Batch {
+    pub(super) fn next_batch(&mut self, producer: Producer, bytes_max: usize, now: Instant) -> Batch {
         let (mut callers, mut records, mut bytes) = (Vec::new(), 0i64, 0);
         while let Some(waiting) = self.queue.front() {
-            if !callers.is_empty() && bytes + waiting.bytes > APPEND_BYTES_MAX {
+            if !callers.is_empty() && bytes + waiting.bytes > bytes_max {
                 break;
             }
             let Some(waiting) = self.queue.pop_front() else { break };
@@ -153,12 +157,22 @@ impl Lane {
                 self.answer(|_| Err(Failure::unknown("log-unavailable", &*why)));
                 self.renew()
             }
-            Outcome::Refused { code, why } => {
-                let in_doubt = batch.in_doubt;
-                self.answer(|_| Err(failure(in_doubt, code, &why)));
-                in_doubt && self.renew()
+            // Several records are none of them too large by themselves, as far as anybody knows.
+            Outcome::TooLarge { why } if batch.records > 1 => {
+                let why = format!("the topic takes less together than it did, try again: {why}");
+                self.refused("append-too-large", &why)
             }
+            Outcome::TooLarge { why } => {
+                self.refused("event-too-large", &format!("the topic takes no event of this size: {why}"))
+            }
+            Outcome::Refused { code, why } => self.refused(code, &why),
         }
+    }
+
+    fn refused(&mut self, code: &'static str, why: &str) -> bool {
+        let in_doubt = self.sending.as_ref().is_some_and(|batch| batch.in_doubt);
+        self.answer(|_| Err(failure(in_doubt, code, why)));
+        in_doubt && self.renew()
     }
 
     /// Answers the batch under way with what is known of it; nobody waits for the answer to a request that may hold it.
@@ -213,7 +227,7 @@ fn next_sequence(sequence: i32, records: i32) -> i32 {
 mod tests {
     use super::*;
     use crate::core::outcome::Certainty::{self, Refused, Unknown};
-    use crate::limits::RECORD_FRAMING_BYTES_MAX;
+    use crate::limits::{APPEND_BYTES_MAX, RECORD_FRAMING_BYTES_MAX};
     use std::sync::Arc;
     use tokio::sync::Semaphore;
 
@@ -232,7 +246,7 @@ mod tests {
         }
         let producer = Producer { id: 7, epoch: 0, sequence: 0 };
         lane.producer = Some(producer);
-        lane.sending = Some(lane.next_batch(producer, Instant::now()));
+        lane.sending = Some(lane.next_batch(producer, APPEND_BYTES_MAX, Instant::now()));
         (lane, answers)
     }
 
@@ -278,6 +292,16 @@ mod tests {
             assert!(!lane.give_up());
             assert_eq!(certainty(&mut answers[0]), expected);
             assert_eq!(lane.producer.unwrap().epoch, epoch);
+        }
+    }
+
+    #[tokio::test]
+    async fn one_record_that_is_too_large_stays_so_and_several_are_worth_another_try() {
+        for (records, code) in [(1, "event-too-large"), (3, "append-too-large")] {
+            let (mut lane, mut answers) = lane(&[records]);
+            lane.apply(judge(10, -1), Instant::now());
+            let failure = answers[0].try_recv().unwrap().unwrap_err();
+            assert_eq!((failure.certainty, failure.code), (Refused, code));
         }
     }
 

@@ -1,0 +1,352 @@
+//! Commits on a real broker, and what happens to them: topics that are made again, commits that brokers forget, positions
+//! that retention passes, operators with Kafka's own tools, maps that are too large for a commit.
+
+use super::{Shared, address, fixture};
+use crate::conformance::{SOON, unique};
+use crate::support::broker::tool;
+use crate::support::client::Client;
+use crate::support::delivered::{self, Line};
+use crate::support::program::{Ending, Program, eventually};
+use eventd::core::event::Record;
+use eventd::core::progress::State;
+use eventd::group::Group;
+use eventd::group::kafka::join;
+use eventd::kafka::Cluster;
+use eventd::log::{CreateTopic, Engine, Log};
+use eventd::net::Settings;
+use std::io::Write;
+use std::sync::Arc;
+use std::time::SystemTime;
+use tokio::time::Instant;
+
+/// A topic and a destination that nobody else uses.
+struct Place {
+    broker: Shared,
+    topic: String,
+    /// The destination's name, and its group.
+    name: String,
+    folder: tempfile::TempDir,
+}
+
+impl Place {
+    async fn with_partitions(partitions: u32) -> (Self, Arc<dyn Log>) {
+        let place = Self {
+            broker: fixture().await,
+            topic: unique("commits"),
+            name: unique("crm"),
+            folder: tempfile::tempdir().unwrap(),
+        };
+        let log = place.make(partitions).await;
+        (place, log)
+    }
+
+    async fn make(&self, partitions: u32) -> Arc<dyn Log> {
+        self.open(&self.topic, Some(CreateTopic { partitions, retention: None })).await
+    }
+
+    async fn open(&self, topic: &str, create: Option<CreateTopic>) -> Arc<dyn Log> {
+        self.broker.engine.open(topic, create).await.unwrap()
+    }
+
+    async fn group(&self, log: &Arc<dyn Log>, start_given: bool) -> Arc<dyn Group> {
+        join(&self.broker.engine, &self.name, log, start_given).await.unwrap()
+    }
+
+    /// Deletes the topic, and waits until the broker knows none of this name.
+    async fn delete(&self) {
+        tool("kafka-topics", &address(), &["--delete", "--topic", &self.topic]);
+        let cluster = Cluster::new(Settings::plain(vec![address()]));
+        while cluster.topic(&self.topic, Instant::now() + SOON).await.unwrap().is_some() {
+            tokio::task::yield_now().await;
+        }
+    }
+
+    fn eventd(&self, mode: &[&str]) -> Program {
+        Program::start(self.folder.path(), &[mode, &["--url", &address(), "--topic", &self.topic]].concat())
+    }
+
+    fn dispatch(&self, flags: &[&str]) -> Program {
+        let delivery = ["dispatch", "--dest", "file-1", "--name", &self.name, "--commit-interval", "50ms"];
+        self.eventd(&[&delivery, flags].concat())
+    }
+
+    /// Dispatch that ends by itself.
+    fn dispatch_fails(&self, flags: &[&str]) -> String {
+        failed(self.dispatch(flags).end())
+    }
+
+    /// Waits until so many lines were delivered, and gives back those behind the first `before`.
+    fn delivered(&self, before: usize, more: usize, by: &Program) -> Vec<Line> {
+        eventually(|| {
+            let mut lines = delivered::lines(&self.folder.path().join("file-1"));
+            match lines.len() {
+                found if found >= before + more => Ok(lines.split_off(before)),
+                found => Err(format!("{found} of {} lines; dispatch said\n{}", before + more, by.lines())),
+            }
+        })
+    }
+}
+
+fn failed(ending: Ending) -> String {
+    assert_eq!(ending.code(), 1, "{}", ending.said);
+    ending.said
+}
+
+/// Records of now: those of long ago a broker may remove at any moment.
+fn records(payloads: std::ops::Range<u32>) -> Vec<Record> {
+    payloads.map(|number| Record::new(Some(b"user"), Some(number.to_string().as_bytes()), &[], now_ms())).collect()
+}
+
+fn now_ms() -> i64 {
+    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap();
+    i64::try_from(since.as_millis()).unwrap()
+}
+
+fn payloads(lines: &[Line]) -> Vec<u32> {
+    lines.iter().map(|line| line.payload.parse().unwrap()).collect()
+}
+
+fn numbers(range: std::ops::Range<u32>) -> Vec<u32> {
+    range.collect()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_topic_made_again_while_dispatch_runs_stops_it_and_the_next_start_begins_with_the_new_one() {
+    let (place, log) = Place::with_partitions(1).await;
+    log.append(0, records(0..5)).await.unwrap();
+    let ingest = place.eventd(&["ingest", "--listen", "127.0.0.1:0"]);
+    let dispatch = place.dispatch(&[]);
+    place.delivered(0, 5, &dispatch);
+    place.delete().await;
+    let log = place.make(1).await;
+    log.append(0, records(10..13)).await.unwrap();
+    let said = failed(dispatch.end());
+    assert!(said.contains("deleted and made again") && said.contains("--start"), "{said}");
+
+    // Ingest goes on, into the new one.
+    let mut client = Client::connect(&ingest.address()).unwrap();
+    let answer = client.post(r#"{"UserID":"user","Payload":"13"}"#).unwrap();
+    assert_eq!(answer.status, 200, "{answer:?}");
+    // The broker forgot the commits with the old topic: the group is a new one, and nothing is passed over.
+    let dispatch = place.dispatch(&[]);
+    assert_eq!(payloads(&place.delivered(5, 4, &dispatch)), numbers(10..14));
+    assert_eq!(dispatch.stop().code(), 0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_commit_of_a_topic_that_was_made_again_stops_dispatch_until_a_start_is_given() {
+    let (place, log) = Place::with_partitions(1).await;
+    log.append(0, records(0..5)).await.unwrap();
+    let group = place.group(&log, false).await;
+    group.commit(0, State::at(2)).await.unwrap();
+    place.delete().await;
+    let log = place.make(1).await;
+    log.append(0, records(10..13)).await.unwrap();
+    // The last commit of a process that saw only the old topic.
+    group.commit(0, State::at(3)).await.unwrap();
+
+    let said = place.dispatch_fails(&[]);
+    assert!(said.contains("was deleted and made again since") && said.contains("--start"), "{said}");
+    let dispatch = place.dispatch(&["--start", "earliest"]);
+    assert_eq!(payloads(&place.delivered(0, 3, &dispatch)), numbers(10..13));
+    dispatch.wait_for(&["beginning anew"]);
+    assert_eq!(dispatch.stop().code(), 0);
+    assert_eq!(place.group(&log, false).await.committed(0).await, Ok(Some(State::at(3))));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_commit_that_the_brokers_forgot_stops_a_destination_that_was_at_work() {
+    let (place, log) = Place::with_partitions(1).await;
+    log.append(0, records(0..5)).await.unwrap();
+    let dispatch = place.dispatch(&[]);
+    place.delivered(0, 5, &dispatch);
+    assert_eq!(dispatch.stop().code(), 0);
+    let dead = format!("{}.{}.dead", place.topic, place.name);
+    place.open(&dead, Some(CreateTopic { partitions: 1, retention: None })).await;
+    tool("kafka-consumer-groups", &address(), &["--delete", "--group", &place.name]);
+
+    let said = place.dispatch_fails(&[]);
+    assert!(said.contains("no commit any more") && said.contains("--start"), "{said}");
+    let dispatch = place.dispatch(&["--start", "latest"]);
+    dispatch.wait_for(&["beginning anew"]);
+    // Where it begins is committed before anything is delivered.
+    let group = place.group(&log, false).await;
+    while !matches!(group.committed(0).await, Ok(Some(_))) {
+        tokio::task::yield_now().await;
+    }
+    log.append(0, records(5..7)).await.unwrap();
+    assert_eq!(payloads(&place.delivered(5, 2, &dispatch)), [5, 6]);
+    assert_eq!(dispatch.stop().code(), 0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_position_that_retention_passed_stops_the_partition_and_may_be_skipped() {
+    let (place, log) = Place::with_partitions(1).await;
+    log.append(0, records(0..10)).await.unwrap();
+    place.group(&log, false).await.commit(0, State::at(2)).await.unwrap();
+    delete_records(&place.topic, 5);
+
+    let said = place.dispatch_fails(&[]);
+    let expected = ["offset 2 is outside the log, which holds 5 to 10", "--on-gap skip"];
+    assert!(expected.iter().all(|text| said.contains(text)), "{said}");
+    let dispatch = place.dispatch(&["--on-gap", "skip"]);
+    assert_eq!(payloads(&place.delivered(0, 5, &dispatch)), numbers(5..10));
+    let skipped = dispatch.wait_for(&["skipped, by --on-gap"]);
+    assert!(skipped.contains("from=2") && skipped.contains("to=5"), "{skipped}");
+    assert_eq!(dispatch.stop().code(), 0);
+    assert_eq!(place.group(&log, false).await.committed(0).await, Ok(Some(State::at(10))));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_operators_reset_is_followed_and_logged() {
+    let (place, log) = Place::with_partitions(1).await;
+    log.append(0, records(0..10)).await.unwrap();
+    let dispatch = place.dispatch(&[]);
+    place.delivered(0, 10, &dispatch);
+    assert_eq!(dispatch.stop().code(), 0);
+    let to_four = ["--reset-offsets", "--group", &place.name, "--topic", &place.topic, "--to-offset", "4", "--execute"];
+    let reset = tool("kafka-consumer-groups", &address(), &to_four);
+
+    let dispatch = place.dispatch(&[]);
+    let logged = dispatch.wait_for(&["the group was reset by another tool"]);
+    assert!(logged.contains("offset=4"), "{logged}\nafter\n{reset}");
+    assert_eq!(payloads(&place.delivered(10, 6, &dispatch)), numbers(4..10));
+    assert_eq!(dispatch.stop().code(), 0);
+    assert_eq!(place.group(&log, false).await.committed(0).await, Ok(Some(State::at(10))));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn kafkas_own_tool_shows_the_lag() {
+    let (place, log) = Place::with_partitions(2).await;
+    log.append(0, records(0..10)).await.unwrap();
+    log.append(1, records(0..3)).await.unwrap();
+    let group = place.group(&log, false).await;
+    group.commit(0, holes(4, 2)).await.unwrap();
+    group.commit(1, State::at(3)).await.unwrap();
+    let shown = tool("kafka-consumer-groups", &address(), &["--describe", "--group", &place.name]);
+    // GROUP TOPIC PARTITION CURRENT-OFFSET LOG-END-OFFSET LAG …
+    let mut lags: Vec<[&str; 4]> = shown
+        .lines()
+        .map(|line| line.split_whitespace().collect::<Vec<_>>())
+        .filter(|words| words.first() == Some(&place.name.as_str()))
+        .map(|words| [words[2], words[3], words[4], words[5]])
+        .collect();
+    lags.sort_unstable();
+    assert_eq!(lags, [["0", "4", "10", "6"], ["1", "3", "3", "0"]], "{shown}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn partitions_that_are_added_are_delivered_and_ingest_asks_for_a_restart() {
+    let (place, log) = Place::with_partitions(1).await;
+    let ingest = place.eventd(&["ingest", "--listen", "127.0.0.1:0"]);
+    // Where a destination without commits begins; a partition that is new has nothing to leave out.
+    let dispatch = place.dispatch(&["--start", "latest"]);
+    dispatch.wait_for(&["delivering"]);
+    let mut client = Client::connect(&ingest.address()).unwrap();
+    let post = |client: &mut Client| client.post(r#"{"UserID":"user","Payload":"1"}"#).unwrap();
+    assert_eq!(post(&mut client).status, 200);
+    let group = place.group(&log, false).await;
+    while !matches!(group.committed(0).await, Ok(Some(_))) {
+        tokio::task::yield_now().await;
+    }
+    tool("kafka-topics", &address(), &["--alter", "--topic", &place.topic, "--partitions", "3"]);
+    log.append(2, records(2..5)).await.unwrap();
+    let added = eventually(|| {
+        let lines = delivered::lines(&place.folder.path().join("file-1"));
+        let added: Vec<Line> = lines.into_iter().filter(|line| line.partition == 2).collect();
+        if added.len() >= 3 { Ok(added) } else { Err(format!("{added:?}; dispatch said\n{}", dispatch.lines())) }
+    });
+    assert_eq!(payloads(&added), [2, 3, 4]);
+    let answer = eventually(|| match post(&mut client) {
+        answer if answer.status == 503 => Ok(answer),
+        answer => Err(format!("{answer:?}")),
+    });
+    assert!(answer.body.contains("partition-count-changed") && answer.retry_after.is_some(), "{answer:?}");
+    assert_eq!(ingest.stop().code(), 0);
+    let ingest = place.eventd(&["ingest", "--listen", "127.0.0.1:0"]);
+    let answer = post(&mut Client::connect(&ingest.address()).unwrap());
+    assert_eq!(answer.status, 200, "{answer:?}");
+}
+
+/// `ranges` ranges of one settled offset each, a hole before each of them.
+fn holes(watermark: i64, ranges: i64) -> State {
+    let settled = (0..ranges).map(|n| watermark + 1 + 2 * n).map(|offset| offset..offset + 1);
+    State { watermark, settled: settled.collect() }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_map_that_is_too_large_for_a_commit_goes_to_a_topic_and_comes_back() {
+    let (place, log) = Place::with_partitions(1).await;
+    fill(&*log, 450_000).await;
+    let group = place.group(&log, false).await;
+    group.commit(0, State::at(1)).await.unwrap();
+    // In one record, in two, and small enough for the commit itself again.
+    let began = Instant::now();
+    let other = place.group(&log, false).await;
+    for state in [holes(10, 5_000), holes(7, 220_000), holes(9, 10)] {
+        group.commit(0, state.clone()).await.unwrap();
+        assert_eq!(group.committed(0).await, Ok(Some(state.clone())));
+        assert_eq!(other.committed(0).await, Ok(Some(state)), "what another process reads");
+    }
+    let side = place.open(&format!("{}.{}.state", place.topic, place.name), None).await;
+    assert_eq!((side.earliest(0).await, side.latest(0).await), (Ok(0), Ok(3)), "one record, then two");
+    println!("# maps in a topic of their own: two stored in {:?}", began.elapsed());
+
+    // Two at once: what is read is one of them, never a part of each.
+    other.commit(0, holes(10, 5_000)).await.unwrap();
+    let (one, two) = (holes(3, 220_000), holes(5, 220_000));
+    let (first, second) = tokio::join!(group.commit(0, one.clone()), other.commit(0, two.clone()));
+    first.and(second).unwrap();
+    let found = group.committed(0).await.unwrap().unwrap();
+    assert!(found == one || found == two, "watermark {}, {} ranges", found.watermark, found.settled.len());
+
+    // A process trims at its first commit what nothing points at any more.
+    let last = holes(11, 6_000);
+    place.group(&log, false).await.commit(0, last.clone()).await.unwrap();
+    let end = side.latest(0).await.unwrap();
+    assert_eq!(side.earliest(0).await, Ok(end - 1), "all but the last map is removed");
+    assert_eq!(group.committed(0).await, Ok(Some(last)));
+
+    delete_records(side.topic(), end);
+    let failure = group.committed(0).await.unwrap_err();
+    assert!(failure.code == "commit-unreadable" && failure.detail.contains("--start"), "{failure}");
+    assert_eq!(place.group(&log, true).await.committed(0).await, Ok(None), "--start begins anew");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn dispatch_goes_on_from_a_map_in_a_topic_and_delivers_the_holes_alone() {
+    let (place, log) = Place::with_partitions(1).await;
+    log.append(0, records(0..8_000)).await.unwrap();
+    let state = holes(100, 3_500);
+    place.group(&log, false).await.commit(0, state.clone()).await.unwrap();
+    let unsettled = |offset: &u32| {
+        let offset = i64::from(*offset);
+        offset >= state.watermark && !state.settled.iter().any(|range| range.contains(&offset))
+    };
+    let expected: Vec<u32> = numbers(0..8_000).into_iter().filter(unsettled).collect();
+    assert_eq!(expected.len(), 4_400);
+    let dispatch = place.dispatch(&[]);
+    assert_eq!(payloads(&place.delivered(0, expected.len(), &dispatch)), expected);
+    assert_eq!(dispatch.stop().code(), 0);
+    assert_eq!(place.group(&log, false).await.committed(0).await, Ok(Some(State::at(8_000))));
+}
+
+async fn fill(log: &dyn Log, records: usize) {
+    let limits = log.append_limits();
+    let small = Record::new(None, Some(b"1"), &[], now_ms());
+    let fit = limits.batch_bytes_max / limits.cost_bytes(&small);
+    let mut left = records;
+    while left > 0 {
+        let now = fit.min(left);
+        log.append(0, vec![small.clone(); now]).await.unwrap();
+        left -= now;
+    }
+}
+
+/// What retention does, at once.
+fn delete_records(topic: &str, below: i64) {
+    let mut file = tempfile::NamedTempFile::new().unwrap();
+    let place = format!(r#"{{"topic":"{topic}","partition":0,"offset":{below}}}"#);
+    write!(file, r#"{{"partitions":[{place}],"version":1}}"#).unwrap();
+    tool("kafka-delete-records", &address(), &["--offset-json-file", file.path().to_str().unwrap()]);
+}
