@@ -6,10 +6,12 @@
 
 use crate::config::{Engine, LogFormat};
 use crate::core::name;
+use crate::core::pace::Rate;
 use crate::core::partition::Partitioner;
 use crate::dispatch::{OnGap, Start};
 use crate::limits;
 use crate::net::Mechanism;
+use crate::replay::range::Place;
 use bytesize::ByteSize;
 use clap::builder::BoolishValueParser;
 use clap::{Args, Parser, Subcommand};
@@ -35,11 +37,19 @@ pub enum Command {
     /// Deliver the topic to one destination
     #[command(after_help = EXIT_CODES)]
     Dispatch(Dispatch),
+    /// Deliver again what a destination had: shows a plan first, and does nothing more without --execute
+    #[command(after_help = REPLAY_EXIT_CODES)]
+    Replay(Replay),
 }
 
 const EXIT_CODES: &str = "Exit codes: 0 drained; 1 a runtime failure; 2 usage or configuration; \
     3 stopped with work left, by --drain or the second signal (undelivered events are
       delivered again; requests without an answer are the client's to repeat)";
+
+const REPLAY_EXIT_CODES: &str =
+    "Exit codes: 0 done, or a plan alone; 1 a runtime failure, or a range outside the log; \
+    2 usage or configuration;
+    3 stopped with work left, by a signal or --stop-after-failures: --resume ID goes on";
 
 #[derive(Debug, Args)]
 pub struct Up {
@@ -82,6 +92,95 @@ pub struct Dispatch {
     #[command(flatten)]
     pub delivery: Delivery,
 }
+
+/// What is delivered again is said on the command line alone: no environment variable starts a replay.
+#[derive(Debug, Args)]
+#[command(group(clap::ArgGroup::new("selection").multiple(true)))]
+pub struct Replay {
+    #[command(flatten)]
+    pub shared: Shared,
+
+    /// The destination, by the name that dispatch has: what it had is delivered to it again. NAME=DEST delivers what
+    /// NAME had to somewhere else
+    #[arg(long = "dest", value_name = "[NAME=]DEST", env = "EVENTD_DEST", hide_env_values = true, help_heading = DELIVERY, required_unless_present = "list")]
+    pub destination: Option<String>,
+
+    #[command(flatten)]
+    pub delivery: Delivery,
+
+    /// The beginning: an offset (480), offsets of partitions (0:480,2:17), a time (2026-01-02T10:30:00Z, or local) or
+    /// an age (2h)
+    #[arg(long, value_name = "PLACE", value_parser = place, group = "selection", help_heading = REPLAY)]
+    pub from: Option<Place>,
+
+    /// The end, which is not part of it, in the same way [default: the end of the log]
+    #[arg(long, value_name = "PLACE", value_parser = place, group = "selection", help_heading = REPLAY)]
+    pub until: Option<Place>,
+
+    /// The destination's dead letters, and not the topic: all that were not redriven yet
+    #[arg(long, conflicts_with_all = ["from", "until"], group = "selection", help_heading = REPLAY)]
+    pub dead: bool,
+
+    /// Dead letters that were given up for this reason alone, exhausted or refused
+    #[arg(long = "reason", value_name = "REASON", value_parser = ["exhausted", "refused"], requires = "dead", conflicts_with_all = ["from", "until"], group = "selection", help_heading = REPLAY)]
+    pub reasons: Vec<String>,
+
+    /// Dead letters that were given up since then alone: a time or an age
+    #[arg(long, value_name = "PLACE", value_parser = moment, requires = "dead", conflicts_with_all = ["from", "until"], group = "selection", help_heading = REPLAY)]
+    pub since: Option<Place>,
+
+    /// Of this user alone. Repeat it for several; @FILE has one a line
+    #[arg(long = "user", value_name = "USER|@FILE", group = "selection", help_heading = REPLAY)]
+    pub users: Vec<String>,
+
+    /// The event with this id alone. Repeat it for several; @FILE has one a line
+    #[arg(long = "id", value_name = "ID|@FILE", group = "selection", help_heading = REPLAY)]
+    pub ids: Vec<String>,
+
+    /// At most so many events: the first ones of the lowest partition, then those of the next
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..), group = "selection", help_heading = REPLAY)]
+    pub limit: Option<u64>,
+
+    /// What came from a replay too; of dead letters, those that were redriven before
+    #[arg(long, group = "selection", help_heading = REPLAY)]
+    pub again: bool,
+
+    /// Deliver. Without it, the plan is all
+    #[arg(long, help_heading = REPLAY)]
+    pub execute: bool,
+
+    /// Go on with the replay of this id, where it stopped
+    #[arg(long, value_name = "ID", value_parser = replay_id, conflicts_with = "selection", help_heading = REPLAY)]
+    pub resume: Option<String>,
+
+    /// Deliver nothing: move the destination's own position back to --from, so that dispatch, which has to be stopped,
+    /// delivers everything from there on again when it starts
+    #[arg(long, requires = "from", conflicts_with_all = ["until", "users", "ids", "limit", "again", "dead", "resume", "list", "rate"], help_heading = REPLAY)]
+    pub rewind: bool,
+
+    /// Deliver nothing: move the destination's own position ahead, so that dispatch, which has to be stopped, leaves out
+    /// what stands before this place and was not delivered (0s is everything)
+    #[arg(long, value_name = "PLACE", value_parser = place, conflicts_with_all = ["selection", "resume", "list", "rate", "rewind"], help_heading = REPLAY)]
+    pub fast_forward: Option<Place>,
+
+    /// Show what was replayed so far
+    #[arg(long, conflicts_with_all = ["selection", "resume", "execute"], help_heading = REPLAY)]
+    pub list: bool,
+
+    /// Plan, summary and list as JSON, a line each
+    #[arg(long, help_heading = REPLAY)]
+    pub json: bool,
+
+    /// The most attempts in a time: 500/s, 30/m [default: as many as the destination takes]
+    #[arg(long, value_name = "RATE", env = "EVENTD_RATE", value_parser = rate, help_heading = REPLAY)]
+    pub rate: Option<Rate>,
+
+    /// Stop after so many failed attempts in a row; 0 is never
+    #[arg(long, value_name = "N", env = "EVENTD_STOP_AFTER_FAILURES", default_value = "100", help_heading = REPLAY)]
+    pub stop_after_failures: u64,
+}
+
+const REPLAY: &str = "Replay";
 
 /// What every mode has: the log, how to stop, how to speak.
 #[derive(Debug, Args)]
@@ -357,6 +456,28 @@ fn on_gap(text: &str) -> Result<OnGap, String> {
         "stop" => Ok(OnGap::Stop),
         "skip" => Ok(OnGap::Skip),
         _ => Err("stop or skip".into()),
+    }
+}
+
+fn place(text: &str) -> Result<Place, String> {
+    text.parse()
+}
+
+fn moment(text: &str) -> Result<Place, String> {
+    match text.parse()? {
+        Place::Offset(_) | Place::Offsets(_) => Err("a time (2026-01-02T10:30:00Z, or local) or an age (2h)".into()),
+        moment => Ok(moment),
+    }
+}
+
+fn rate(text: &str) -> Result<Rate, String> {
+    text.parse()
+}
+
+fn replay_id(text: &str) -> Result<String, String> {
+    match name::is_valid(text, limits::REPLAY_ID_CHARS_MAX) {
+        true => Ok(text.into()),
+        false => Err("no id of a replay: --list shows those that there are".into()),
     }
 }
 

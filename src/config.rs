@@ -5,9 +5,12 @@ use crate::cli;
 use crate::core::backoff::Backoff;
 use crate::destination::spec::{Spec, Target};
 use crate::destination::{self, Drill, webhook};
-use crate::{dispatch, ingest, limits, log, net};
-use anyhow::{Context, bail, ensure};
-use std::collections::{HashMap, HashSet};
+use crate::replay::range::Range;
+use crate::replay::rewind::Move;
+use crate::replay::select::Selection;
+use crate::{clock, dispatch, ingest, limits, log, net, replay};
+use anyhow::{Context, anyhow, bail, ensure};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::hash::{BuildHasher, RandomState};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
@@ -154,6 +157,27 @@ pub struct Up {
     pub deliveries: Vec<Delivery>,
 }
 
+/// `eventd replay`.
+#[derive(Debug, Clone)]
+pub struct Replay {
+    /// Neither database nor topic is made.
+    pub log: Log,
+    pub work: ReplayWork,
+}
+
+#[derive(Debug, Clone)]
+pub enum ReplayWork {
+    /// Of one destination, by its name, or of all.
+    List {
+        destination: Option<String>,
+        json: bool,
+    },
+    Deliver {
+        delivery: Box<Delivery>,
+        replay: Box<replay::Config>,
+    },
+}
+
 impl Ingest {
     pub fn new(flags: &cli::Ingest) -> anyhow::Result<Self> {
         Ok(Self {
@@ -176,6 +200,92 @@ impl Dispatch {
         let delivery = deliveries.into_iter().next().context("--dest is missing")?;
         Ok(Self { log: log(shared, &url, None)?, delivery, standby: flags.standby })
     }
+}
+
+impl Replay {
+    pub fn new(flags: &cli::Replay) -> anyhow::Result<Self> {
+        let shared = &flags.shared;
+        let url = url(shared, kafka_here);
+        let mut log = log(shared, &url, None)?;
+        log.create = None;
+        if let Store::Sqlite { settings, .. } = &mut log.store {
+            settings.create = false;
+        }
+        let typed: Vec<String> = flags.destination.iter().cloned().collect();
+        let deliveries = deliveries(&typed, &flags.delivery, shared, &url, shared.drain)?;
+        let delivery = deliveries.into_iter().next();
+        if flags.list {
+            let destination = delivery.map(|delivery| delivery.spec.name);
+            return Ok(Self { log, work: ReplayWork::List { destination, json: flags.json } });
+        }
+        let delivery = Box::new(delivery.context("--dest is missing")?);
+        let replay = Box::new(replay_config(flags)?);
+        Ok(Self { log, work: ReplayWork::Deliver { delivery, replay } })
+    }
+}
+
+fn replay_config(flags: &cli::Replay) -> anyhow::Result<replay::Config> {
+    let config = |what| replay::Config {
+        what,
+        execute: flags.execute,
+        json: flags.json,
+        rate: flags.rate,
+        stop_after_failures: flags.stop_after_failures,
+    };
+    let what = match (&flags.resume, &flags.fast_forward) {
+        (Some(id), _) => replay::Wanted::Rest { id: id.clone() },
+        (None, Some(to)) => {
+            let range = Range { from: None, until: Some(to.clone()) };
+            range.check(clock::now_ms()).map_err(anyhow::Error::msg).context("--fast-forward")?;
+            replay::Wanted::Move(Move::Ahead(to.clone()))
+        }
+        (None, None) => {
+            let range = Range { from: flags.from.clone(), until: flags.until.clone() };
+            let range = if flags.dead { Range { from: flags.since.clone(), until: None } } else { range };
+            range.check(clock::now_ms()).map_err(anyhow::Error::msg)?;
+            if let Some(to) = flags.from.clone().filter(|_| flags.rewind) {
+                return Ok(config(replay::Wanted::Move(Move::Back(to))));
+            }
+            let (users, from_file) = named("--user", &flags.users)?;
+            let (ids, _) = named("--id", &flags.ids)?;
+            ensure!(
+                flags.dead || range.from.is_some() || !users.is_empty() || !ids.is_empty(),
+                "say what to replay: --from 0 is everything that the log holds, --dead what was given up (or --user, --id, \
+                 --resume, --list)"
+            );
+            let reasons = flags.reasons.iter().cloned().collect();
+            let selection = Selection { dead: flags.dead, users, ids, reasons, again: flags.again };
+            replay::Wanted::New { range, selection, limit: flags.limit, every_user: !from_file }
+        }
+    };
+    Ok(config(what))
+}
+
+/// Users or ids, one by one or a file of them; and whether there was a file.
+fn named(flag: &str, typed: &[String]) -> anyhow::Result<(BTreeSet<String>, bool)> {
+    let (mut names, mut from_file) = (BTreeSet::new(), false);
+    for text in typed {
+        match text.strip_prefix('@') {
+            Some(path) => {
+                let lines = std::fs::read_to_string(path).with_context(|| format!("{flag} @{path}"))?;
+                names.extend(lines.lines().map(str::trim).filter(|line| !line.is_empty()).map(str::to_owned));
+                from_file = true;
+            }
+            None => _ = names.insert(text.clone()),
+        }
+    }
+    ensure!(typed.is_empty() || !names.is_empty(), "{flag}: the file names nobody");
+    let bytes: usize = names.iter().map(String::len).sum();
+    ensure!(
+        names.len() <= limits::REPLAY_NAMED_MAX && bytes <= limits::REPLAY_NAMED_BYTES_MAX,
+        anyhow!(
+            "{flag}: {} of {bytes} bytes, and at most {} of {} bytes go into one replay: split the file",
+            names.len(),
+            limits::REPLAY_NAMED_MAX,
+            limits::REPLAY_NAMED_BYTES_MAX
+        )
+    );
+    Ok((names, from_file))
 }
 
 impl Up {

@@ -35,6 +35,8 @@ pub mod ingest;
 
 pub mod dispatch;
 
+pub mod replay;
+
 pub mod signals;
 pub mod telemetry;
 

@@ -214,6 +214,26 @@ pub const RETRY_AFTER_SECS: u32 = 1;
 /// Bytes of a `traceparent` that is passed on: version 00 has 55, and later ones may be longer.
 pub const TRACEPARENT_BYTES_MAX: usize = 128;
 
+/// Users that the plan of a replay tells apart: 16 MB. Beyond it the plan says "more than".
+pub const REPLAY_USERS_COUNTED_MAX: usize = 1_000_000;
+
+/// How often the plan of a replay asks again for a stretch of the log that cannot be read, and how long it waits before.
+pub const REPLAY_READ_TRIES_MAX: u32 = 20;
+pub const REPLAY_READ_AGAIN_AFTER: Duration = Duration::from_millis(250);
+
+/// Users, or ids, that a replay may be told one by one: the list is kept with its audit record.
+pub const REPLAY_NAMED_MAX: usize = 10_000;
+
+/// Bytes of these together.
+pub const REPLAY_NAMED_BYTES_MAX: usize = 512 * 1024;
+
+/// How often a replay tells how far it is: on a terminal, and in a log.
+pub const REPLAY_PROGRESS_INTERVAL: Duration = Duration::from_millis(200);
+pub const REPLAY_LOG_INTERVAL: Duration = Duration::from_secs(5);
+
+/// Characters of a replay's id, also of another eventd's that replays into our ingest.
+pub const REPLAY_ID_CHARS_MAX: usize = 64;
+
 /// Characters of a client's own text (a field's name, a content type) that an error repeats.
 pub const ECHO_CHARS_MAX: usize = 64;
 
@@ -249,6 +269,11 @@ pub const LOCK_TEXT_BYTES_MAX: u64 = 4096;
 
 /// Bytes that a dead letter may have beyond its event: the answer, and the headers that tell its story.
 pub const LETTER_BYTES_MAX: usize = 64 * 1024;
+
+/// Earlier lives of a letter that it tells of, the latest ones, and characters of the answer that each had: far below
+/// what a letter may have beyond its event.
+pub const LETTER_LIVES_MAX: usize = 10;
+pub const LETTER_LIFE_ANSWER_CHARS_MAX: usize = 200;
 
 /// Bytes of one answer of a broker: a fetch asks for far less, but one batch is always given whole, and its topic says
 /// how large it may be. Anything beyond is no broker speaking.

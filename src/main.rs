@@ -18,6 +18,7 @@ enum Mode {
     Up(config::Up),
     Ingest(config::Ingest),
     Dispatch(Box<config::Dispatch>),
+    Replay(config::Replay),
 }
 
 fn main() -> ExitCode {
@@ -28,10 +29,14 @@ fn main() -> ExitCode {
     if let Err(error) = telemetry::start(format) {
         return usage(&error);
     }
+    // What is left of a replay, nobody begins by itself: it says how.
+    let goes_on = !matches!(mode, Mode::Replay(_));
     match run(mode) {
         Ok(Ended::Drained) => ExitCode::SUCCESS,
         Ok(Ended::WorkLeft) => {
-            tracing::warn!("stopped with work left: events that are in the log are delivered after the next start");
+            if goes_on {
+                tracing::warn!("stopped with work left: events that are in the log are delivered after the next start");
+            }
             ExitCode::from(EXIT_WORK_LEFT)
         }
         Err(error) => {
@@ -46,6 +51,7 @@ fn configured(cli: &Cli) -> anyhow::Result<(Mode, LogFormat)> {
         Command::Up(flags) => (Mode::Up(config::Up::new(flags)?), flags.shared.log_format),
         Command::Ingest(flags) => (Mode::Ingest(config::Ingest::new(flags)?), flags.shared.log_format),
         Command::Dispatch(flags) => (Mode::Dispatch(Box::new(config::Dispatch::new(flags)?)), flags.shared.log_format),
+        Command::Replay(flags) => (Mode::Replay(config::Replay::new(flags)?), flags.shared.log_format),
     })
 }
 
@@ -64,6 +70,7 @@ fn run(mode: Mode) -> anyhow::Result<Ended> {
                 Mode::Up(config) => up::up(config, &signals).await,
                 Mode::Ingest(config) => modes::ingest(config, &signals).await,
                 Mode::Dispatch(config) => modes::dispatch(*config, &signals).await,
+                Mode::Replay(config) => modes::replay(config, &signals).await,
             }
         };
         tokio::select! {

@@ -2,6 +2,8 @@
 //! them: opening the log, the sockets and a destination.
 
 use crate::config::{self, Delivery};
+use crate::core::outcome::Failure;
+use crate::core::progress::State;
 use crate::destination::{self, Destination};
 use crate::dispatch::{self, Parts};
 use crate::group::sqlite::WhenHeld;
@@ -10,8 +12,9 @@ use crate::log::kafka::Kafka;
 use crate::log::sqlite::Sqlite;
 use crate::log::{Engine, Log, OpenError};
 use crate::quiet::Quiet;
+use crate::replay::{self, Groups};
 use crate::signals::Signals;
-use crate::{ingest, limits};
+use crate::{BoxFuture, ingest, limits};
 use anyhow::{Context, anyhow, ensure};
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
@@ -84,6 +87,57 @@ impl Store {
     }
 }
 
+impl Groups for Store {
+    fn committed<'a>(
+        &'a self,
+        name: &'a str,
+        log: &'a Arc<dyn Log>,
+    ) -> BoxFuture<'a, Result<Vec<Option<State>>, JoinError>> {
+        Box::pin(async move {
+            match self {
+                Self::Sqlite(engine) => group::sqlite::committed(engine, name, log.topic()).await,
+                Self::Kafka(engine) => group::kafka::committed(engine, name, log).await,
+            }
+        })
+    }
+
+    fn join<'a>(
+        &'a self,
+        name: &'a str,
+        log: &'a Arc<dyn Log>,
+        digest: &'a str,
+    ) -> BoxFuture<'a, Result<Arc<dyn Group>, JoinError>> {
+        Box::pin(async move {
+            match self {
+                Self::Sqlite(engine) => group::sqlite::join(engine, name, log.topic(), digest, WhenHeld::Fail).await,
+                Self::Kafka(engine) => group::kafka::join(engine, name, log, false).await,
+            }
+        })
+    }
+
+    fn hold<'a>(
+        &'a self,
+        name: &'a str,
+        log: &'a Arc<dyn Log>,
+        digest: &'a str,
+    ) -> BoxFuture<'a, Result<Arc<dyn Group>, JoinError>> {
+        if matches!(self, Self::Kafka(_)) {
+            // As with a second process of a destination.
+            tracing::warn!(destination = name, "a dispatch that is running is not noticed, and would undo this");
+        }
+        Groups::join(self, name, log, digest)
+    }
+
+    fn forget<'a>(&'a self, name: &'a str, log: &'a Arc<dyn Log>) -> BoxFuture<'a, Result<(), Failure>> {
+        Box::pin(async move {
+            match self {
+                Self::Sqlite(engine) => group::sqlite::forget(engine, name, log.topic()).await,
+                Self::Kafka(engine) => group::kafka::forget(engine, name, log.topic()).await,
+            }
+        })
+    }
+}
+
 /// Somebody has to change a flag or a file: the exit code is 2, and trying again does not help.
 #[derive(Debug)]
 struct Misconfigured(String);
@@ -100,6 +154,7 @@ impl std::error::Error for Misconfigured {}
 pub fn is_configuration(error: &anyhow::Error) -> bool {
     error.is::<Misconfigured>()
         || error.is::<destination::ConfigurationError>()
+        || error.downcast_ref().is_some_and(|refused: &replay::Refused| refused.is_usage)
         || matches!(error.downcast_ref(), Some(JoinError::Configuration(_)))
         || matches!(error.downcast_ref(), Some(OpenError::Configuration(_) | OpenError::Missing { .. }))
 }
@@ -133,6 +188,31 @@ pub async fn dispatch(config: config::Dispatch, signals: &Signals) -> anyhow::Re
     let delivery = deliver(engine.clone(), log, group, config.delivery, signals.clone(), signals.stop());
     tokio::select! {
         ended = delivery => ended,
+        why = engine.lost() => Err(lost(&why)),
+    }
+}
+
+/// Shows what would be delivered again, and delivers it where that was asked for, until the first signal.
+pub async fn replay(config: config::Replay, signals: &Signals) -> anyhow::Result<Ended> {
+    let Some((store, log)) = unless_stopped(signals, open(&config.log)).await? else {
+        return Ok(Ended::Drained);
+    };
+    let engine = store.engine();
+    let work = async {
+        match config.work {
+            config::ReplayWork::List { destination, json } => {
+                replay::list(&*engine, log.topic(), destination.as_deref(), json).await.map(|()| Ended::Drained)
+            }
+            config::ReplayWork::Deliver { delivery, replay } => {
+                let Delivery { spec, settings, dispatch, .. } = *delivery;
+                let groups = Arc::new(store.clone()) as Arc<dyn Groups>;
+                let around = replay::Surroundings { engine: engine.clone(), log, groups, spec, settings, dispatch };
+                replay::run(around, *replay, signals.stop()).await.map(Ended::from)
+            }
+        }
+    };
+    tokio::select! {
+        ended = work => ended,
         why = engine.lost() => Err(lost(&why)),
     }
 }

@@ -17,6 +17,10 @@ pub const TYPE: &str = "eventd-type";
 /// W3C trace context, if the request carried it.
 pub const TRACEPARENT: &str = "traceparent";
 
+/// The replay that sends this event, or that it came from: such an event is taken into no other replay unless that is
+/// asked for, so that two programs that replay into each other end.
+pub const REPLAY: &str = "eventd-replay";
+
 /// What each unsettled event costs beyond its own bytes; a part of `--window-bytes`.
 pub const OVERHEAD_BYTES: usize = 128;
 
@@ -98,6 +102,24 @@ impl Record {
         self.header(name).and_then(|value| std::str::from_utf8(value).ok())
     }
 
+    /// The same record with this header behind the others, in the place of any of that name.
+    pub fn with_header(&self, header: &str, value: &[u8]) -> Self {
+        let mut encoded = Vec::with_capacity(self.headers_encoded().len() + header.len() + value.len() + 8);
+        if self.headers_raw().any(|(name, _)| name == header.as_bytes()) {
+            let others = self.headers_raw().filter(|(name, _)| *name != header.as_bytes());
+            let headers: Vec<(&[u8], Option<&[u8]>)> = others.chain([(header.as_bytes(), Some(value))]).collect();
+            encode_headers(&headers, &mut encoded);
+        } else {
+            // The usual case, where the others need not be looked at: one more, behind them.
+            let mut rest = self.headers_encoded();
+            let count = varint::take_signed(&mut rest).unwrap_or(0);
+            varint::put_signed(count + 1, &mut encoded);
+            encoded.extend_from_slice(rest);
+            encode_header(header.as_bytes(), Some(value), &mut encoded);
+        }
+        Self::from_parts(self.key(), self.value(), &encoded, self.timestamp_ms)
+    }
+
     /// The bytes of key, value and headers together.
     pub fn size_bytes(&self) -> usize {
         self.data.len()
@@ -168,15 +190,18 @@ impl<'a> Iterator for Headers<'a> {
 pub fn encode_headers(headers: &[(impl AsRef<[u8]>, Option<&[u8]>)], out: &mut Vec<u8>) {
     varint::put_signed(headers.len() as i64, out);
     for (name, value) in headers {
-        let name = name.as_ref();
-        varint::put_signed(name.len() as i64, out);
-        out.extend_from_slice(name);
-        match value {
-            None => varint::put_signed(-1, out),
-            Some(value) => {
-                varint::put_signed(value.len() as i64, out);
-                out.extend_from_slice(value);
-            }
+        encode_header(name.as_ref(), *value, out);
+    }
+}
+
+fn encode_header(name: &[u8], value: Option<&[u8]>, out: &mut Vec<u8>) {
+    varint::put_signed(name.len() as i64, out);
+    out.extend_from_slice(name);
+    match value {
+        None => varint::put_signed(-1, out),
+        Some(value) => {
+            varint::put_signed(value.len() as i64, out);
+            out.extend_from_slice(value);
         }
     }
 }
@@ -192,14 +217,20 @@ mod tests {
             key in proptest::option::of(proptest::collection::vec(any::<u8>(), 0..40)),
             value in proptest::option::of(proptest::collection::vec(any::<u8>(), 0..400)),
             headers in proptest::collection::vec(
-                ("[a-z-]{0,200}", proptest::option::of(proptest::collection::vec(any::<u8>(), 0..200))), 0..6),
+                ("(a|[a-z-]{0,200})", proptest::option::of(proptest::collection::vec(any::<u8>(), 0..200))), 0..6),
         ) {
             let headers: Vec<(&str, Option<&[u8]>)> =
                 headers.iter().map(|(name, value)| (name.as_str(), value.as_deref())).collect();
             let record = Record::new(key.as_deref(), value.as_deref(), &headers, 7);
             prop_assert_eq!(record.key(), key.as_deref());
             prop_assert_eq!(record.value(), value.as_deref());
-            prop_assert_eq!(record.headers().collect::<Vec<_>>(), headers);
+            prop_assert_eq!(record.headers().collect::<Vec<_>>(), headers.clone());
+
+            let more = record.with_header("a", b"new");
+            prop_assert_eq!((more.key(), more.value()), (record.key(), record.value()));
+            let mut expected: Vec<_> = headers.into_iter().filter(|(name, _)| *name != "a").collect();
+            expected.push(("a", Some(b"new")));
+            prop_assert_eq!(more.headers().collect::<Vec<_>>(), expected);
         }
 
         #[test]

@@ -9,6 +9,7 @@
 //!  lanes      one FIFO a user, who is next      window     how many events and bytes may be unsettled
 //!  backoff    when to try again                 progress   watermark and settled map: what a commit stores
 //!  breaker    is it the event, or the destination?       random     numbers from what the caller gives
+//!  pace       how many may go out now, at a rate that somebody set
 //! ```
 
 pub mod backoff;
@@ -17,6 +18,7 @@ pub mod event;
 pub mod lanes;
 pub mod name;
 pub mod outcome;
+pub mod pace;
 pub mod partition;
 pub mod progress;
 pub mod random;

@@ -33,6 +33,60 @@ impl State {
         Self { watermark, settled: Vec::new() }
     }
 
+    /// What a redelivery of `range` begins with that has to leave out whatever is not settled here: there, those count
+    /// as settled, and what is settled here does not.
+    pub fn inverted(&self, range: Range<i64>) -> Self {
+        let mut progress = Progress::new(&Self::at(range.start));
+        let mut at = self.watermark.max(range.start);
+        for settled in &self.settled {
+            progress.settle(at..settled.start.min(range.end));
+            at = at.max(settled.end);
+        }
+        progress.settle(at..range.end);
+        progress.state()
+    }
+
+    /// The part of it in `range`, as the state of something that begins there.
+    pub fn within(&self, range: Range<i64>) -> Self {
+        let mut progress = Progress::new(&Self::at(range.start));
+        progress.settle(range.start..self.watermark.min(range.end));
+        for settled in &self.settled {
+            progress.settle(settled.start..settled.end.min(range.end));
+        }
+        progress.state()
+    }
+
+    /// Everything that is settled in either of them.
+    pub fn and(&self, other: &Self) -> Self {
+        let mut progress = Progress::new(self);
+        progress.settle(self.watermark..other.watermark);
+        for settled in &other.settled {
+            progress.settle(settled.clone());
+        }
+        progress.state()
+    }
+
+    /// The same with nothing settled from this offset on; what was not settled below it still is not.
+    pub fn rewound(&self, to: i64) -> Self {
+        let mut progress = Progress::new(&Self::at(self.watermark.min(to)));
+        for settled in &self.settled {
+            progress.settle(settled.start..settled.end.min(to));
+        }
+        progress.state()
+    }
+
+    /// The same with everything settled below this offset.
+    pub fn settled_below(&self, to: i64) -> Self {
+        let mut progress = Progress::new(self);
+        progress.settle(self.watermark..to);
+        progress.state()
+    }
+
+    /// The end of what is settled: the watermark, where the map is empty.
+    pub fn settled_end(&self) -> i64 {
+        self.settled.last().map_or(self.watermark, |range| range.end)
+    }
+
     /// The settled map as plain ASCII: a format digit, then for each range the distance from what came before and the
     /// length, as varints in base64url. The watermark is stored beside it.
     pub fn encode_settled(&self) -> String {
@@ -156,6 +210,38 @@ mod tests {
                 prop_assert!(state.settled.windows(2).all(|pair| pair[0].end < pair[1].start));
                 prop_assert_eq!(State::decode(watermark, &state.encode_settled()), Ok(state.clone()));
                 prop_assert_eq!(Progress::new(&state).state(), state);
+            }
+        }
+
+        #[test]
+        fn a_state_is_inverted_cut_rewound_and_moved_ahead_as_a_plain_set_would_be(
+            settles in proptest::collection::vec((0i64..80, 1i64..6), 0..30),
+            start in 0i64..60,
+            len in 0i64..40,
+        ) {
+            let mut settled = Progress::new(&State::at(5));
+            for (from, len) in settles {
+                settled.settle(from..from + len);
+            }
+            let state = settled.state();
+            let (inverted, within) = (Progress::new(&state.inverted(start..start + len)), state.within(start..start + len));
+            let within = Progress::new(&within);
+            for offset in start..start + len {
+                prop_assert_eq!(inverted.is_settled(offset), !settled.is_settled(offset), "inverted, {}", offset);
+                prop_assert_eq!(within.is_settled(offset), settled.is_settled(offset), "within, {}", offset);
+            }
+            prop_assert_eq!(State::at(start).and(&state), state.and(&State::at(start)));
+            let (rewound, ahead) = (Progress::new(&state.rewound(start)), Progress::new(&state.settled_below(start)));
+            let both = Progress::new(&state.and(&State::at(start)));
+            for offset in 0..100 {
+                prop_assert_eq!(both.is_settled(offset), ahead.is_settled(offset), "both, {}", offset);
+                let was = settled.is_settled(offset);
+                prop_assert_eq!(rewound.is_settled(offset), was && offset < start, "rewound, {}", offset);
+                prop_assert_eq!(ahead.is_settled(offset), was || offset < start, "ahead, {}", offset);
+            }
+            for (name, part) in [("inverted", inverted), ("within", within)] {
+                prop_assert!(!part.is_settled(start + len), "{}", name);
+                prop_assert!(part.watermark() >= start && part.state().settled_end() <= start + len, "{}", name);
             }
         }
 

@@ -19,6 +19,7 @@ static ATTEMPT: HeaderName = HeaderName::from_static("eventd-attempt");
 static OFFSET: HeaderName = HeaderName::from_static("eventd-offset");
 static TYPE: HeaderName = HeaderName::from_static("eventd-type");
 static GAP: HeaderName = HeaderName::from_static("eventd-gap");
+static REPLAY: HeaderName = HeaderName::from_static(event::REPLAY);
 static TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 
 /// What cannot stand in a header, and `%`, so that decoding gives back every id. Bytes that are no ASCII always are
@@ -85,17 +86,18 @@ pub(super) struct Try<'a> {
 }
 
 impl Try<'_> {
-    /// Adds the headers. `content-type` and `traceparent` go out as stored, and are left out where they cannot be a
-    /// header; id, user and type are percent-encoded.
+    /// Adds the headers. `content-type`, `traceparent` and `eventd-replay` go out as stored, and are left out where they cannot be
+    /// a header; id, user and type are percent-encoded.
     pub(super) fn put_headers(&self, signer: Option<&Signer>, headers: &mut HeaderMap) {
         let record = &self.event.record;
-        let (mut id, mut kind, mut content_type, mut traceparent) = (None, None, None, None);
+        let (mut id, mut kind, mut content_type, mut traceparent, mut replay) = (None, None, None, None, None);
         for (name, value) in record.headers() {
             let wanted = match name {
                 event::ID => &mut id,
                 event::TYPE => &mut kind,
                 event::CONTENT_TYPE => &mut content_type,
                 event::TRACEPARENT => &mut traceparent,
+                event::REPLAY => &mut replay,
                 _ => continue,
             };
             // Of a repeated one the first counts, whatever it holds, as in `Event::id`.
@@ -132,7 +134,7 @@ impl Try<'_> {
         if self.gap {
             headers.insert(GAP.clone(), HeaderValue::from_static("1"));
         }
-        for (name, value) in [(&CONTENT_TYPE, content_type), (&TRACEPARENT, traceparent)] {
+        for (name, value) in [(&CONTENT_TYPE, content_type), (&TRACEPARENT, traceparent), (&REPLAY, replay)] {
             if let Some(value) = value.flatten() {
                 insert(headers, name, HeaderValue::from_bytes(value));
             }

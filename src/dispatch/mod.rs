@@ -11,11 +11,15 @@
 pub mod dead_letter;
 mod policy;
 mod shared;
+mod tally;
 mod worker;
+
+pub use self::tally::Tally;
 
 use self::shared::Shared;
 use self::worker::Worker;
 use crate::core::backoff::Backoff;
+use crate::core::pace::Rate;
 use crate::destination::Destination;
 use crate::group::{Change, Group};
 use crate::log::{Engine, Log};
@@ -90,8 +94,19 @@ pub enum Ended {
 /// The destination cannot go on and a person has to know: every partition stopped, or the membership ended. A single
 /// partition that stops says so in the log, and the others go on; the error comes with the end.
 pub async fn run(parts: Parts, config: Config, shutdown: impl Future<Output = ()> + Send) -> anyhow::Result<Ended> {
+    run_counted(parts, config, None, Arc::default(), shutdown).await
+}
+
+/// The same for one who wants to know how far it is, and has it go no faster than `rate`: attempts count, each time.
+pub async fn run_counted(
+    parts: Parts,
+    config: Config,
+    rate: Option<Rate>,
+    tally: Arc<Tally>,
+    shutdown: impl Future<Output = ()> + Send,
+) -> anyhow::Result<Ended> {
     let group = Arc::clone(&parts.group);
-    let mut owners = Owners::new(Shared::new(parts, config));
+    let mut owners = Owners::new(Shared::new(parts, config, rate, tally));
     let mut shutdown = std::pin::pin!(shutdown);
     loop {
         tokio::select! {
@@ -216,6 +231,7 @@ impl Owners {
             Err(error) => {
                 let (destination, topic) = (self.shared.parts.group.name(), &self.shared.topic);
                 tracing::error!(destination, %topic, partition, "this partition stopped, the others go on: {error:#}");
+                self.shared.tally.stopped(partition);
                 self.stopped.get_or_insert(error.context(format!("partition {partition} of {topic:?} stopped")));
             }
         }

@@ -1,9 +1,10 @@
 //! What the owners of a destination's partitions share in one process: the breaker, the slots of `--concurrency`, the
 //! clock that the core is told, and the topic of dead letters.
 
-use super::{Config, Parts, dead_letter};
+use super::{Config, Parts, Tally, dead_letter};
 use crate::core::Moment;
 use crate::core::breaker::Breaker;
+use crate::core::pace::{Pace, Rate};
 use crate::core::random;
 use crate::limits;
 use crate::log::{Log, OpenError};
@@ -21,6 +22,9 @@ pub(super) struct Shared {
     pub(super) slots: Arc<Semaphore>,
     /// Told when the breaker opens, closes, or gives a probe back.
     pub(super) breaker_moved: Notify,
+    pub(super) tally: Arc<Tally>,
+    /// `None`: as fast as the destination takes them.
+    pace: Option<Mutex<Pace>>,
     breaker: Mutex<Breaker>,
     began: Instant,
     /// Partitions that are owned now; each has an equal share of window and in-flight events.
@@ -30,11 +34,13 @@ pub(super) struct Shared {
 }
 
 impl Shared {
-    pub(super) fn new(parts: Parts, config: Config) -> Self {
+    pub(super) fn new(parts: Parts, config: Config, rate: Option<Rate>, tally: Arc<Tally>) -> Self {
         Self {
             topic: parts.log.topic().into(),
             slots: Arc::new(Semaphore::new(config.concurrency.min(Semaphore::MAX_PERMITS))),
             breaker_moved: Notify::new(),
+            tally,
+            pace: rate.map(|rate| Mutex::new(Pace::new(rate, Moment::ZERO))),
             breaker: Mutex::new(Breaker::new()),
             began: Instant::now(),
             owned: AtomicUsize::new(0),
@@ -56,6 +62,21 @@ impl Shared {
     /// The breaker holds plain numbers: a panic elsewhere leaves nothing half done in it.
     pub(super) fn breaker(&self) -> MutexGuard<'_, Breaker> {
         self.breaker.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// How many events may be handed out now; `Err`: none before that moment.
+    pub(super) fn allowance(&self, now: Moment) -> Result<usize, Moment> {
+        match &self.pace {
+            None => Ok(usize::MAX),
+            Some(pace) => pace.lock().unwrap_or_else(PoisonError::into_inner).allowance(now),
+        }
+    }
+
+    /// So many were.
+    pub(super) fn spend(&self, events: usize) {
+        if let Some(pace) = &self.pace {
+            pace.lock().unwrap_or_else(PoisonError::into_inner).spend(events);
+        }
     }
 
     pub(super) fn set_owned(&self, partitions: usize) {

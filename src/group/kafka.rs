@@ -93,6 +93,26 @@ pub async fn join(
     Ok(Arc::new(group))
 }
 
+/// What the group `name` last committed, by partition: read from outside, without joining it or disturbing its members.
+pub async fn committed(engine: &Arc<Kafka>, name: &str, log: &Arc<dyn Log>) -> Result<Vec<Option<State>>, JoinError> {
+    let group = join(engine, name, log, false).await?;
+    let mut states = Vec::new();
+    for partition in 0..log.partitions().await.map_err(JoinError::Unavailable)? {
+        states.push(group.committed(partition).await.map_err(JoinError::Unavailable)?);
+    }
+    Ok(states)
+}
+
+/// Removes the progress that a group of this topic, which nobody joins any more, has in a topic of its own. Brokers
+/// forget its commits by themselves.
+pub async fn forget(engine: &Kafka, name: &str, topic: &str) -> Result<(), Failure> {
+    engine.delete(&state_topic(topic, name)).await
+}
+
+fn state_topic(topic: &str, group: &str) -> String {
+    format!("{topic}.{group}.state")
+}
+
 #[derive(Debug)]
 struct KafkaGroup {
     engine: Arc<Kafka>,
@@ -333,7 +353,7 @@ impl KafkaGroup {
     }
 
     fn state_topic(&self) -> String {
-        format!("{}.{}.state", self.log.topic(), self.name)
+        state_topic(self.log.topic(), &self.name)
     }
 
     /// The offset that is committed for each partition, -1 where there is none, and its metadata.

@@ -80,6 +80,20 @@ pub async fn committed(engine: &Sqlite, name: &str, topic: &str) -> Result<Vec<O
     Ok(states)
 }
 
+/// Removes the commits and the lock of a group that nobody joins any more, and that has left. Its commits would keep
+/// what is behind them from retention for a week.
+pub async fn forget(engine: &Sqlite, name: &str, topic: &str) -> Result<(), Failure> {
+    let database = engine.database();
+    let Some(topic) = database.topic(topic).await.map_err(unavailable)? else { return Ok(()) };
+    database.write(Write::Forget { group: name.into(), topic: topic.id }, 0).await?;
+    match std::fs::remove_file(lock_path(database.path(), name)) {
+        Err(error) if error.kind() != ErrorKind::NotFound => {
+            Err(Failure::refused("group-unavailable", format!("its lock cannot be removed: {error}")))
+        }
+        _ => Ok(()),
+    }
+}
+
 /// Beside the database itself, whichever link led to it.
 fn lock_path(database: &Path, name: &str) -> PathBuf {
     let mut path = database.as_os_str().to_owned();

@@ -13,7 +13,7 @@ use super::problem::{
     BATCH_TOO_LARGE, EVENT_TOO_LARGE, INVALID_FIELD, INVALID_UTF8, MALFORMED_JSON, MISSING_FIELD, NOT_AN_EVENT,
     Problem, REPEATED_FIELD, UNKNOWN_FIELD, echo,
 };
-use crate::core::event::{CONTENT_TYPE, ID, OVERHEAD_BYTES, Record, TRACEPARENT, TYPE, encode_headers};
+use crate::core::event::{CONTENT_TYPE, ID, OVERHEAD_BYTES, REPLAY, Record, TRACEPARENT, TYPE, encode_headers};
 use crate::core::partition::Partitioner;
 use crate::limits::{ID_BYTES_MAX, TYPE_BYTES_MAX, USER_BYTES_MAX};
 use serde::de::{DeserializeSeed, Deserializer, MapAccess, SeqAccess, Visitor};
@@ -32,6 +32,8 @@ pub(super) struct Context<'c> {
     pub(super) max_event_bytes: usize,
     pub(super) max_batch_events: usize,
     pub(super) traceparent: Option<&'c str>,
+    /// The replay that sends the request, if one does.
+    pub(super) replay: Option<&'c str>,
     /// When the request was accepted, in milliseconds since the Unix epoch.
     pub(super) timestamp_ms: i64,
 }
@@ -202,10 +204,15 @@ impl<'c> Builder<'c> {
     }
 
     fn encode_headers(&mut self, id: &str, content_type: &str, kind: Option<&str>) {
-        let mut headers =
-            [(ID, Some(id.as_bytes())), (CONTENT_TYPE, Some(content_type.as_bytes())), ("", None), ("", None)];
+        let mut headers = [
+            (ID, Some(id.as_bytes())),
+            (CONTENT_TYPE, Some(content_type.as_bytes())),
+            ("", None),
+            ("", None),
+            ("", None),
+        ];
         let mut count = 2;
-        for (name, value) in [(TYPE, kind), (TRACEPARENT, self.context.traceparent)] {
+        for (name, value) in [(TYPE, kind), (TRACEPARENT, self.context.traceparent), (REPLAY, self.context.replay)] {
             if let Some(value) = value {
                 headers[count] = (name, Some(value.as_bytes()));
                 count += 1;

@@ -16,8 +16,11 @@ use super::problem::{
     UNSUPPORTED_MEDIA_TYPE, echo, not_stored, put_number, put_text,
 };
 use crate::clock::now_ms;
+use crate::core::event;
 use crate::core::outcome::{Certainty, Failure};
-use crate::limits::{ANSWER_WRITE_MAX, HEADER_TIMEOUT_MAX, HTTP_BUFFER_BYTES_MAX, TRACEPARENT_BYTES_MAX};
+use crate::limits::{
+    ANSWER_WRITE_MAX, HEADER_TIMEOUT_MAX, HTTP_BUFFER_BYTES_MAX, REPLAY_ID_CHARS_MAX, TRACEPARENT_BYTES_MAX,
+};
 use crate::log::Log;
 use crate::quiet::Quiet;
 use bytes::Bytes;
@@ -124,6 +127,7 @@ async fn take(
         max_event_bytes,
         max_batch_events,
         traceparent: traceparent(&head.headers),
+        replay: replay(&head.headers),
         timestamp_ms: now_ms(),
     };
     let batch = match format {
@@ -211,6 +215,12 @@ fn traceparent(headers: &HeaderMap) -> Option<&str> {
     };
     let whole = value.len() == 55 || (value.len() > 55 && value.as_bytes()[55] == b'-');
     (whole && value.len() <= TRACEPARENT_BYTES_MAX && value.bytes().take(55).enumerate().all(shaped)).then_some(value)
+}
+
+/// The replay of another eventd that sends the request: kept, so that no replay here takes its events in turn.
+fn replay(headers: &HeaderMap) -> Option<&str> {
+    let id = headers.get(event::REPLAY)?.to_str().ok()?;
+    (1..=REPLAY_ID_CHARS_MAX).contains(&id.len()).then_some(id)
 }
 
 fn stored(results: &[u8]) -> Response<Full<Bytes>> {

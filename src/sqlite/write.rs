@@ -20,6 +20,8 @@ pub(crate) enum Write {
     Commit(Commit),
     /// The next epoch of a group in a topic. Answered with it.
     Join { group: String, topic: i64 },
+    /// Removes a group from a topic, with its commits. Answered with 0.
+    Forget { group: String, topic: i64 },
     /// Makes the topic where it is missing; `retain` is set where it exists too. Answered with its id.
     Topic { name: String, partitions: u32, retention: Option<Duration>, retain: Option<Duration> },
 }
@@ -78,6 +80,7 @@ impl<'c> Transaction<'c> {
             Write::Append { topic, partition, records, kind } => self.append(*topic, *partition, records, *kind),
             Write::Commit(commit) => self.commit(commit),
             Write::Join { group, topic } => self.join(group, *topic).map(Ok),
+            Write::Forget { group, topic } => self.forget(group, *topic).map(Ok),
             Write::Topic { name, partitions, retention, retain } => {
                 self.topic(name, *partitions, *retention, *retain).map(Ok)
             }
@@ -191,6 +194,14 @@ impl<'c> Transaction<'c> {
                  ON CONFLICT (name, topic) DO UPDATE SET epoch = epoch + 1 RETURNING epoch",
             )?
             .query_row((group, topic), |row| row.get(0))
+    }
+
+    fn forget(&self, group: &str, topic: i64) -> rusqlite::Result<i64> {
+        for table in ["commits", "groups"] {
+            let sql = format!("DELETE FROM {table} WHERE name = ?1 AND topic = ?2");
+            self.connection.prepare_cached(&sql)?.execute((group, topic))?;
+        }
+        Ok(0)
     }
 
     fn topic(

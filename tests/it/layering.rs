@@ -9,6 +9,9 @@ use std::path::Path as File;
 /// What everything that makes up a mode may name.
 const PARTS: &[&str] = &["core", "net", "sqlite", "kafka", "log", "group", "destination"];
 
+/// A replay is a dispatch over a part of the log.
+const PARTS_AND_DISPATCH: &[&str] = &["core", "net", "sqlite", "kafka", "log", "group", "destination", "dispatch"];
+
 /// What everybody may name. (Of these the core names `limits` alone: see `NOT_IN_CORE`.)
 const FREE: &[&str] = &["limits", "BoxFuture", "clock", "quiet"];
 
@@ -28,7 +31,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("destination", &["core", "net"]),
     ("ingest", PARTS),
     ("dispatch", PARTS),
-    ("replay", PARTS),
+    ("replay", PARTS_AND_DISPATCH),
     // Flags as typed and the configuration checked from them know each other's types, and those of what they set up.
     ("cli", &["config", "core", "net", "log", "destination", "ingest", "dispatch", "replay"]),
     ("config", &["cli", "core", "net", "log", "destination", "ingest", "dispatch", "replay"]),

@@ -11,5 +11,6 @@ mod ingest_bad_input;
 mod ingest_trouble;
 mod kafka;
 mod layering;
+mod replay;
 mod sqlite;
 mod support;

@@ -14,7 +14,7 @@ use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::{Instant, timeout_at};
 
 impl Worker {
-    /// Starts what may start. Answers with the moment at which the breaker may be asked again, if it said no.
+    /// Starts what may start. Answers with the moment at which breaker and pace may be asked again, if one said no.
     pub(super) fn start(&mut self, now: Moment) -> Option<Moment> {
         let many = self.limits.runs_max > 1;
         let events_max = self.shared.share(limits::IN_FLIGHT_EVENTS_MAX);
@@ -26,13 +26,20 @@ impl Worker {
                 self.slot = None;
                 return Some(now + limits::FENCE_LOOK_INTERVAL);
             }
+            let allowed = match self.shared.allowance(now) {
+                Ok(allowed) => allowed,
+                Err(until) => {
+                    self.slot = None;
+                    return Some(until);
+                }
+            };
             let Some(slot) = self.slot.take().or_else(|| Arc::clone(&self.shared.slots).try_acquire_owned().ok())
             else {
                 self.want_slot();
                 break;
             };
             // Two hand-overs take turns: while one is written, the other one fills.
-            if let Err(until) = self.launch(slot, (events_max / 2).max(1), now) {
+            if let Err(until) = self.launch(slot, (events_max / 2).clamp(1, allowed), now) {
                 self.slot = None;
                 return until;
             }
@@ -84,6 +91,7 @@ impl Worker {
             }
         }
         self.hand_overs += 1;
+        self.shared.spend(events.len());
         let mut deadline = Instant::now() + self.shared.config.attempt_timeout;
         let mut abandoned_at = deadline + limits::ATTEMPT_ABANDON_AFTER;
         if let Some(fence) = self.shared.parts.group.fence() {
@@ -128,6 +136,7 @@ impl Worker {
                 report.failed
             );
             self.dirty |= report.delivered > 0;
+            shared.tally.attempted(&report);
             let (window, progress) = (&mut self.window, &mut self.progress);
             let mut reason = None;
             self.lanes.settle(

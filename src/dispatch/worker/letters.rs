@@ -50,6 +50,7 @@ impl Worker {
                 }
             });
             self.giving_up.remove(&token);
+            self.shared.tally.gave_up();
             self.dirty = true;
             return Ok(());
         };

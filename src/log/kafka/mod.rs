@@ -76,6 +76,11 @@ impl Kafka {
         topics::trim(&self.cluster, topic, partition, below).await.map_err(failure)
     }
 
+    /// Removes a side topic that nobody needs any more.
+    pub(crate) async fn delete(&self, topic: &str) -> Result<(), Failure> {
+        topics::delete(&self.cluster, topic).await.map_err(failure)
+    }
+
     async fn open_topic(&self, name: &str, create: Option<CreateTopic>) -> Result<Arc<dyn Log>, OpenError> {
         check_topic(name)?;
         let deadline = Instant::now() + BROKER_START_MAX;

@@ -8,7 +8,9 @@ use kafka_protocol::ResponseError;
 use kafka_protocol::messages::create_topics_request::{CreatableTopic, CreatableTopicConfig};
 use kafka_protocol::messages::delete_records_request::{DeleteRecordsPartition, DeleteRecordsTopic};
 use kafka_protocol::messages::describe_configs_request::DescribeConfigsResource;
-use kafka_protocol::messages::{CreateTopicsRequest, DeleteRecordsRequest, DescribeConfigsRequest, MetadataRequest};
+use kafka_protocol::messages::{
+    CreateTopicsRequest, DeleteRecordsRequest, DeleteTopicsRequest, DescribeConfigsRequest, MetadataRequest,
+};
 use kafka_protocol::protocol::StrBytes;
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -179,6 +181,19 @@ pub(super) async fn trim(cluster: &Cluster, name: &str, partition: u32, below: i
     let result = answer.topics.first().and_then(|topic| topic.partitions.first());
     match result.and_then(|partition| refusal(partition.error_code)) {
         None => Ok(()),
+        Some(error) => Err(kafka::Error::NotSent(describe(error))),
+    }
+}
+
+/// Removes the whole topic; one that is not there is removed already.
+pub(super) async fn delete(cluster: &Cluster, name: &str) -> Result<(), kafka::Error> {
+    let deadline = Instant::now() + BROKER_CALL_MAX;
+    let request = DeleteTopicsRequest::default()
+        .with_topic_names(vec![topic_name(name)])
+        .with_timeout_ms(i32::try_from(BROKER_CALL_MAX.as_millis()).unwrap_or(i32::MAX));
+    let answer = cluster.call(Who::Controller, &request, deadline).await?;
+    match answer.responses.first().and_then(|result| refusal(result.error_code)) {
+        None | Some(ResponseError::UnknownTopicOrPartition) => Ok(()),
         Some(error) => Err(kafka::Error::NotSent(describe(error))),
     }
 }

@@ -10,6 +10,7 @@ pub(crate) mod ingesting;
 pub(crate) mod load;
 pub(crate) mod memory_log;
 pub(crate) mod program;
+pub(crate) mod receiver;
 
 use std::time::Duration;
 

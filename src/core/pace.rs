@@ -1,0 +1,156 @@
+//! How many events may go out now, at a rate that somebody set: a bucket that fills with time and may be overdrawn.
+//!
+//! What is spent is told after the fact, and partitions ask at the same time: together they may take more than was
+//! there. The bucket is in debt then, and nobody is let through until that is paid. So the rate over any longer time is
+//! exact, whoever asks, and how often.
+
+use super::Moment;
+use std::fmt;
+use std::str::FromStr;
+use std::time::Duration;
+
+/// What the bucket holds at most, in seconds of the rate: a pause of the destination is not made good for by a flood.
+const BURST_SECS: f64 = 0.25;
+
+/// Events in a time: `500/s`, `30/m`, `100/h`.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Rate {
+    per_sec: f64,
+}
+
+impl Rate {
+    pub fn per_sec(self) -> f64 {
+        self.per_sec
+    }
+
+    /// How long so many events take.
+    pub fn time_of(self, events: u64) -> Duration {
+        Duration::try_from_secs_f64(events as f64 / self.per_sec).unwrap_or(Duration::MAX)
+    }
+}
+
+impl FromStr for Rate {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (events, unit) = text.split_once('/').unwrap_or((text, ""));
+        let secs = match unit.trim() {
+            "s" => 1.0,
+            "m" => 60.0,
+            "h" => 3600.0,
+            _ => return Err("a rate is events in a time: 500/s, 30/m, 100/h".into()),
+        };
+        match events.trim().parse::<u32>() {
+            Ok(0) => Err("must be above zero".into()),
+            Ok(events) => Ok(Self { per_sec: f64::from(events) / secs }),
+            Err(error) => Err(format!("{error}: write 500/s, 30/m, 100/h")),
+        }
+    }
+}
+
+impl fmt::Display for Rate {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let whole = |number: f64| (number - number.round()).abs() < 1e-6;
+        let (number, unit) = [(self.per_sec, "s"), (self.per_sec * 60.0, "m"), (self.per_sec * 3600.0, "h")]
+            .into_iter()
+            .find(|(number, _)| whole(*number))
+            .unwrap_or((self.per_sec, "s"));
+        write!(f, "{}/{unit}", number.round())
+    }
+}
+
+/// The bucket of one rate.
+#[derive(Debug, Clone)]
+pub struct Pace {
+    rate: Rate,
+    /// Events that may go out; below zero: went out too early.
+    balance: f64,
+    /// The moment of the balance.
+    at: Moment,
+}
+
+impl Pace {
+    /// Begins with one event.
+    pub fn new(rate: Rate, now: Moment) -> Self {
+        Self { rate, balance: 1.0, at: now }
+    }
+
+    /// How many events may go out now, at least one; `Err`: none before that moment.
+    pub fn allowance(&mut self, now: Moment) -> Result<usize, Moment> {
+        let passed = now.saturating_sub(self.at).as_secs_f64();
+        self.at = self.at.max(now);
+        let full = (self.rate.per_sec * BURST_SECS).max(1.0);
+        self.balance = (self.balance + passed * self.rate.per_sec).min(full);
+        if self.balance >= 1.0 {
+            return Ok(self.balance as usize);
+        }
+        // A microsecond more: rounding must not have the caller ask again just before the moment.
+        let wait = (1.0 - self.balance) / self.rate.per_sec + 1e-6;
+        Err(now.saturating_add(Duration::try_from_secs_f64(wait).unwrap_or(Duration::MAX)))
+    }
+
+    /// So many went out.
+    pub fn spend(&mut self, events: usize) {
+        self.balance -= events as f64;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn rate(text: &str) -> Rate {
+        text.parse().unwrap()
+    }
+
+    #[test]
+    fn a_rate_is_read_and_shown() {
+        for text in ["500/s", "1/s", "30/m", "100/h", "7/m"] {
+            assert_eq!(rate(text).to_string(), text);
+        }
+        assert_eq!((rate("60/m").to_string(), rate("3600/h").per_sec()), ("1/s".into(), 1.0));
+        for wrong in ["", "5", "5/d", "/s", "0/s", "-1/s", "1.5/s", "many/s"] {
+            assert!(wrong.parse::<Rate>().is_err(), "{wrong}");
+        }
+        assert_eq!(rate("30/m").time_of(90), Duration::from_secs(180));
+    }
+
+    proptest! {
+        #[test]
+        fn over_any_stretch_without_a_pause_the_rate_is_kept(
+            per_sec in 1u32..200_000,
+            // How late each asker comes after the moment that it was told, and whether another one asked with it.
+            askers in proptest::collection::vec((0u64..20, any::<bool>()), 50..400),
+        ) {
+            let per_sec_f = f64::from(per_sec);
+            let mut pace = Pace::new(rate(&format!("{per_sec}/s")), Moment::ZERO);
+            let (mut now, mut sent, mut most) = (Moment::ZERO, 0, 0);
+            for (late_ms, two) in askers {
+                match pace.allowance(now) {
+                    Ok(may) => {
+                        let took = may * if two { 2 } else { 1 };
+                        (sent, most) = (sent + took, most.max(took));
+                        pace.spend(took);
+                    }
+                    Err(until) => {
+                        prop_assert!(until > now);
+                        now = until + Duration::from_millis(late_ms);
+                    }
+                }
+                let due = per_sec_f * now.as_secs_f64() + 1.0;
+                prop_assert!(sent as f64 <= due + most as f64, "{} of {} at {:?}", sent, due, now);
+            }
+            // Nobody came later than the bucket holds, so nothing was lost either.
+            let due = per_sec_f * now.as_secs_f64();
+            prop_assert!(sent as f64 >= due - per_sec_f * 0.02 - 2.0 - most as f64, "{} of {} at {:?}", sent, due, now);
+        }
+
+        #[test]
+        fn after_a_pause_there_is_no_flood(per_sec in 1u32..100_000, pause_secs in 1u64..1_000_000) {
+            let mut pace = Pace::new(rate(&format!("{per_sec}/s")), Moment::ZERO);
+            let may = pace.allowance(Duration::from_secs(pause_secs)).unwrap();
+            prop_assert!(may as f64 <= (f64::from(per_sec) * BURST_SECS).max(1.0));
+        }
+    }
+}

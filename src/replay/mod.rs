@@ -1,0 +1,330 @@
+//! `eventd replay`: delivers again what a destination had settled, after an incident.
+//!
+//! ```text
+//!  range, selection ─▶ offsets ─▶ what the destination has settled of them ─▶ plan ── without --execute: the end
+//!                                                                              │
+//!       <topic>.audit ◀─ started ── progress group D.replay.ID, one state a partition ◀─┘
+//!             ▲                        │
+//!             │ ended                  ▼
+//!             └──────────── dispatch over a view of the log: same lanes, retries, destination ─▶ receiver
+//! ```
+//!
+//! # What is taken
+//!
+//! Only what the destination had settled when the plan was made: the rest is on its way, and dispatch delivers it. That
+//! is written down once, as the first state of the replay's own group, in which everything *not* to be taken counts as
+//! settled. From there on the replay is a dispatch with another name: what its state does not settle is what is left,
+//! whoever dies meanwhile, and `--resume` needs nothing else but the selection, which the audit record holds.
+//!
+//! # Order
+//!
+//! In order per user, at least once, as dispatch. Beside the live traffic it is a stream of its own: the receiver sees
+//! old events of a user between new ones, and tells them apart by `eventd-replay`, and repeats by `webhook-id`.
+//!
+//! # What is written, in this order
+//!
+//! The states of all partitions, then the audit record that names the replay, then events are delivered. Killed before
+//! the record, a replay has delivered nothing and nobody knows of it; killed behind it, it can be resumed.
+//!
+//! # Dead letters
+//!
+//! The source is then `<topic>.<dest>.dead`, and what counts as settled at the beginning is what the group `<dest>.dead`
+//! says was redriven before. Letters are marked there as they are settled. One that fails again becomes a letter again,
+//! at the end of the same topic, of the same event, with its history.
+//!
+//! The rooms: `range` (words to offsets), `select` (which events), `prepare` and `plan` (find and count them), `view`
+//! (what dispatch sees), `run` (let it run, watch it, stop it), `audit` (who did what), `show` (tell people),
+//! `rewind` (move the destination's own position instead).
+
+pub mod audit;
+pub mod plan;
+mod prepare;
+pub mod range;
+pub mod rewind;
+mod run;
+pub mod select;
+mod show;
+mod view;
+
+pub use self::show::list;
+
+use self::audit::{Audit, Outcome, Started, What};
+use self::plan::{Leg, Plan};
+use self::range::{Range, Stretch};
+use self::run::Ready;
+use self::select::Selection;
+use self::view::Taken;
+use crate::BoxFuture;
+use crate::clock::now_ms;
+use crate::core::outcome::Failure;
+use crate::core::pace::Rate;
+use crate::core::progress::State;
+use crate::destination::spec::Spec;
+use crate::dispatch::Ended;
+use crate::group::{Group, JoinError, is_final};
+use crate::log::{Engine, Log};
+use crate::{destination, dispatch, limits};
+use anyhow::Context;
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::Arc;
+use uuid::Uuid;
+
+/// Groups by their names, whichever engine they are in.
+pub trait Groups: Send + Sync + fmt::Debug {
+    /// What the group last committed in each partition of the log, without joining it.
+    fn committed<'a>(
+        &'a self,
+        name: &'a str,
+        log: &'a Arc<dyn Log>,
+    ) -> BoxFuture<'a, Result<Vec<Option<State>>, JoinError>>;
+
+    /// Takes its place; one that is held is an error.
+    fn join<'a>(
+        &'a self,
+        name: &'a str,
+        log: &'a Arc<dyn Log>,
+        digest: &'a str,
+    ) -> BoxFuture<'a, Result<Arc<dyn Group>, JoinError>>;
+
+    /// Takes the place of a destination whose position is to be moved: nobody may deliver to it meanwhile.
+    fn hold<'a>(
+        &'a self,
+        name: &'a str,
+        log: &'a Arc<dyn Log>,
+        digest: &'a str,
+    ) -> BoxFuture<'a, Result<Arc<dyn Group>, JoinError>>;
+
+    /// Lets go of everything that is kept of a group whose work is done, as far as the engine can.
+    fn forget<'a>(&'a self, name: &'a str, log: &'a Arc<dyn Log>) -> BoxFuture<'a, Result<(), Failure>>;
+}
+
+/// What a replay works with.
+#[derive(Debug, Clone)]
+pub struct Surroundings {
+    pub engine: Arc<dyn Engine>,
+    /// The topic.
+    pub log: Arc<dyn Log>,
+    pub groups: Arc<dyn Groups>,
+    pub spec: Spec,
+    pub settings: destination::Settings,
+    pub dispatch: dispatch::Config,
+}
+
+/// The checked configuration of one replay.
+#[derive(Debug, Clone)]
+pub struct Config {
+    pub what: Wanted,
+    /// Deliver. Else the plan is all, unless a person at a terminal says yes.
+    pub execute: bool,
+    /// Plan and summary as JSON, a line each.
+    pub json: bool,
+    pub rate: Option<Rate>,
+    /// Failures in a row after which it stops; 0: never.
+    pub stop_after_failures: u64,
+}
+
+/// What is replayed.
+#[derive(Debug, Clone)]
+pub enum Wanted {
+    New {
+        range: Range,
+        selection: Selection,
+        limit: Option<u64>,
+        /// Users were typed one by one, so each has to be there; those of a file need not.
+        every_user: bool,
+    },
+    /// What is left of the replay with this id.
+    Rest { id: String },
+    /// Nothing: dispatch does it, from another position.
+    Move(rewind::Move),
+}
+
+/// A person asked for what cannot be: a name, an id or a place that is not there.
+#[derive(Debug)]
+pub struct Refused {
+    why: String,
+    /// The flags are at fault, and not what the log holds at the moment.
+    pub is_usage: bool,
+}
+
+impl Refused {
+    fn usage(why: impl Into<String>) -> anyhow::Error {
+        Self { why: why.into(), is_usage: true }.into()
+    }
+
+    fn outside(why: impl Into<String>) -> anyhow::Error {
+        Self { why: why.into(), is_usage: false }.into()
+    }
+}
+
+impl fmt::Display for Refused {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.why)
+    }
+}
+
+impl std::error::Error for Refused {}
+
+/// A plan with everything that executing it needs.
+struct Planned {
+    /// Absent: a new one.
+    id: Option<String>,
+    /// Where the events are.
+    source: Arc<dyn Log>,
+    /// As a person reads it.
+    what: String,
+    selection: Selection,
+    legs: Vec<Leg>,
+    plan: Plan,
+}
+
+/// Plans, shows the plan, and where that was asked for delivers, until `stop` is ready.
+pub async fn run(around: Surroundings, config: Config, stop: impl Future<Output = ()> + Send) -> anyhow::Result<Ended> {
+    let mut stop = std::pin::pin!(stop);
+    let planning = async {
+        match &config.what {
+            Wanted::New { range, selection, limit, every_user } => {
+                prepare::plan_new(&around, range, selection, *limit, *every_user).await
+            }
+            Wanted::Rest { id } => prepare::plan_rest(&around, id).await,
+            Wanted::Move(wanted) => rewind::plan(&around, wanted).await,
+        }
+    };
+    let planned = tokio::select! {
+        planned = planning => planned?,
+        () = &mut stop => return Ok(Ended::Drained),
+    };
+    show::show(&around, &config, &planned)?;
+    if planned.plan.events == 0 && planned.id.is_none() {
+        show::note(&config, "there is nothing to replay");
+        return Ok(Ended::Drained);
+    }
+    let agreed = tokio::select! {
+        agreed = show::agree(&around, &config, &planned) => agreed?,
+        () = &mut stop => false,
+    };
+    if !agreed {
+        show::note(&config, "nothing was delivered: --execute does it");
+        return Ok(Ended::Drained);
+    }
+    match &config.what {
+        // A few commits: nothing that a signal has to cut off.
+        Wanted::Move(wanted) => rewind::apply(&around, &config, wanted, planned).await,
+        Wanted::New { .. } | Wanted::Rest { .. } => execute(&around, &config, planned, stop).await,
+    }
+}
+
+fn replay_group(destination: &str, id: &str) -> String {
+    format!("{destination}.replay.{id}")
+}
+
+fn dead_group(destination: &str) -> String {
+    format!("{destination}.dead")
+}
+
+/// Sorts by time, and no two are the same.
+fn new_id() -> String {
+    let now = jiff::Timestamp::from_millisecond(now_ms()).unwrap_or_default();
+    format!("{}-{:06x}", now.strftime("%Y%m%d-%H%M%S"), Uuid::now_v7().as_u128() & 0xff_ffff)
+}
+
+async fn execute(
+    around: &Surroundings,
+    config: &Config,
+    planned: Planned,
+    stop: impl Future<Output = ()> + Send,
+) -> anyhow::Result<Ended> {
+    let Planned { id: resumed, source, what, selection, mut legs, plan } = planned;
+    let id = resumed.clone().unwrap_or_else(new_id);
+    let (name, dead) = (&around.spec.name, selection.dead);
+    let own = replay_group(name, &id);
+    let digest = around.spec.digest();
+    // Before anything is written: a destination that cannot be opened leaves nothing behind.
+    let destination = run::open_destination(around, dead).await?;
+    let group = around.groups.join(&own, &source, &digest).await?;
+    let taken = match dead {
+        true => {
+            let (marks, redriven) = join_dead(around, &source, &digest).await?;
+            for Leg { stretch: Stretch { partition, from, until, .. }, state } in &mut legs {
+                // Another replay may have sent some of them since the plan was made, or since this one stopped.
+                if let Some(redriven) = redriven.get(partition).filter(|_| !selection.again) {
+                    *state = state.and(&redriven.within(*from..*until));
+                }
+            }
+            Some(Arc::new(marks))
+        }
+        false => None,
+    };
+    let audit = Audit::open(&*around.engine, &*around.log).await?;
+    let left = plan.events;
+    for Leg { stretch: Stretch { partition, .. }, state } in &mut legs {
+        if resumed.is_some()
+            && let Some(committed) = group.committed(*partition).await?
+        {
+            // It may have gone on between the plan and the moment when its place was taken.
+            *state = state.and(&committed);
+        }
+        commit(&*group, *partition, state).await?;
+    }
+    let beginning = match resumed {
+        Some(_) => What::ReplayResumed { left },
+        None => {
+            let (to, selection) = (around.spec.to_string(), selection.clone());
+            What::ReplayStarted(Box::new(Started { to, what, selection, plan, moves: false }))
+        }
+    };
+    audit.write(&id, name, beginning).await?;
+    tracing::info!(replay = id, destination = %name, events = left, "replaying; --resume {id} goes on where it stops");
+    let ready = Ready {
+        id: id.clone(),
+        source: Arc::clone(&source),
+        selection,
+        legs,
+        group,
+        taken,
+        destination,
+        events: left,
+        rate: config.rate,
+        stop_after_failures: config.stop_after_failures,
+    };
+    let end = run::run(around, ready, stop).await;
+    let ended = What::ReplayEnded { outcome: end.outcome, counts: end.counts, why: end.why.clone() };
+    audit.write(&id, name, ended).await?;
+    if end.outcome == Outcome::Finished
+        && let Err(failure) = around.groups.forget(&own, &source).await
+    {
+        tracing::warn!(replay = id, "its progress is kept though nobody needs it any more: {failure}");
+    }
+    show::conclude(around, config, &id, left, end)
+}
+
+/// Marks letters as redriven, under a group of its own: two who redrive the same ones at once are one too many.
+async fn join_dead(
+    around: &Surroundings,
+    source: &Arc<dyn Log>,
+    digest: &str,
+) -> anyhow::Result<(Taken, BTreeMap<u32, State>)> {
+    let group = around.groups.join(&dead_group(&around.spec.name), source, digest).await?;
+    let mut redriven = BTreeMap::new();
+    for partition in 0..source.partitions().await? {
+        let state = match group.committed(partition).await? {
+            Some(state) => state,
+            None => State::at(source.earliest(partition).await?),
+        };
+        redriven.insert(partition, state);
+    }
+    Ok((Taken::new(group, &redriven), redriven))
+}
+
+async fn commit(group: &dyn Group, partition: u32, state: &State) -> anyhow::Result<()> {
+    let mut failures = 0;
+    while let Err(failure) = group.commit(partition, state.clone()).await {
+        failures += 1;
+        if is_final(&failure) || failures > limits::REPLAY_READ_TRIES_MAX {
+            return Err(failure).context("the beginning of the replay cannot be written down: nothing was delivered");
+        }
+        tokio::time::sleep(limits::REPLAY_READ_AGAIN_AFTER).await;
+    }
+    Ok(())
+}

@@ -1,0 +1,185 @@
+//! From what was asked for to a plan: which offsets, what of them is to be taken, and how many events that is.
+
+use super::audit::{Audit, Outcome, Started, Story};
+use super::plan::{self, Leg, Plan, Unseen};
+use super::range::{self, Outside, Range, Stretch, show_ms};
+use super::select::Selection;
+use super::{Planned, Refused, Surroundings, dead_group, replay_group};
+use crate::clock::now_ms;
+use crate::core::progress::State;
+use crate::dispatch::{OnGap, dead_letter};
+use crate::log::{Log, OpenError};
+use anyhow::{Context, ensure};
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+/// The range in offsets, or what the log holds instead.
+pub(super) async fn stretches(source: &dyn Log, range: &Range) -> anyhow::Result<Vec<Stretch>> {
+    range::resolve(source, range, now_ms()).await?.map_err(|Outside(why)| Refused::outside(why))
+}
+
+pub(super) async fn plan_new(
+    around: &Surroundings,
+    range: &Range,
+    selection: &Selection,
+    limit: Option<u64>,
+    every_user: bool,
+) -> anyhow::Result<Planned> {
+    let name = &around.spec.name;
+    let known = around.groups.committed(name, &around.log).await?;
+    ensure_known(around, &known)?;
+    let source = source(around, selection.dead).await?;
+    let stretches = stretches(&*source, range).await?;
+    let redriven = match selection.dead && !selection.again {
+        true => around.groups.committed(&dead_group(name), &source).await?,
+        false => Vec::new(),
+    };
+    let leg = |stretch: Stretch| {
+        let of = |states: &[Option<State>]| states.get(stretch.partition as usize).cloned().flatten();
+        let all = stretch.from..stretch.until;
+        let state = match (selection.dead, of(&redriven)) {
+            // Letters: all but those that were redriven.
+            (true, None) => State::at(stretch.from),
+            (true, Some(redriven)) => redriven.within(all),
+            // Events: those that are settled, which is none where there is no commit.
+            (false, _) => of(&known).unwrap_or_else(|| State::at(stretch.from)).inverted(all),
+        };
+        Leg { stretch, state }
+    };
+    let mut legs: Vec<Leg> = stretches.into_iter().map(leg).collect();
+    let (mut plan, unseen) = count(around, &*source, &mut legs, selection, limit).await?;
+    if selection.dead {
+        // Not on their way: redriven already.
+        plan.redriven = std::mem::take(&mut plan.on_their_way);
+    }
+    check_seen(unseen, every_user, limit.is_some())?;
+    let what = describe(around, range, selection, limit);
+    Ok(Planned { id: None, source, what, selection: selection.clone(), legs, plan })
+}
+
+/// What is left of a replay, by its own commits.
+pub(super) async fn plan_rest(around: &Surroundings, id: &str) -> anyhow::Result<Planned> {
+    let story = find(around, id).await?;
+    let Started { selection, plan, what, .. } = story.started;
+    let source = source(around, selection.dead).await?;
+    let group = replay_group(&around.spec.name, id);
+    let states = around.groups.committed(&group, &source).await?;
+    let mut legs = Vec::new();
+    for part in &plan.partitions {
+        let stretch = Stretch { partition: part.partition, from: part.from, until: part.until, removed: 0 };
+        let state = states.get(part.partition as usize).cloned().flatten();
+        let state =
+            state.with_context(|| format!("the progress of {group:?} in partition {} is gone", part.partition))?;
+        // What is settled need not be read again.
+        let from = state.watermark.clamp(stretch.from, stretch.until);
+        legs.push(Leg { stretch: Stretch { from, ..stretch }, state });
+    }
+    let (mut plan, _) = count(around, &*source, &mut legs, &selection, None).await?;
+    // Settled by this replay, or never to be taken.
+    plan.on_their_way = 0;
+    Ok(Planned { id: Some(id.to_owned()), source, what: format!("{what}, the rest of {id}"), selection, legs, plan })
+}
+
+pub(super) async fn count(
+    around: &Surroundings,
+    source: &dyn Log,
+    legs: &mut [Leg],
+    selection: &Selection,
+    limit: Option<u64>,
+) -> anyhow::Result<(Plan, Unseen)> {
+    let skip_damaged = around.dispatch.on_gap == OnGap::Skip;
+    plan::count(source, around.log.topic(), legs, selection, limit, skip_damaged).await
+}
+
+async fn find(around: &Surroundings, id: &str) -> anyhow::Result<Story> {
+    let unknown = || Refused::usage(format!("there is no replay {id:?}: --list shows those that there are"));
+    let audit = Audit::open_existing(&*around.engine, around.log.topic()).await?.ok_or_else(unknown)?;
+    let story = audit.stories().await?.remove(id).ok_or_else(unknown)?;
+    if story.destination != around.spec.name {
+        let (theirs, ours) = (&story.destination, &around.spec.name);
+        return Err(Refused::usage(format!("replay {id} is of destination {theirs:?}, and --dest is {ours:?}")));
+    }
+    if story.started.moves {
+        return Err(Refused::usage(format!(
+            "{id} moved the position of {:?}: give that command again",
+            story.destination
+        )));
+    }
+    if let Some((at_ms, Outcome::Finished, _)) = &story.ended {
+        return Err(Refused::usage(format!("replay {id} has finished already, at {}", show_ms(*at_ms))));
+    }
+    Ok(story)
+}
+
+/// A name that nobody ever delivered under is a mistyped one.
+pub(super) fn ensure_known(around: &Surroundings, states: &[Option<State>]) -> anyhow::Result<()> {
+    if states.iter().any(Option::is_some) {
+        return Ok(());
+    }
+    Err(Refused::usage(format!(
+        "nothing of {:?} was ever delivered under the name {:?}: write --dest NAME=DEST with the name that dispatch has",
+        around.log.topic(),
+        around.spec.name
+    )))
+}
+
+/// Where the events are.
+async fn source(around: &Surroundings, dead: bool) -> anyhow::Result<Arc<dyn Log>> {
+    if !dead {
+        return Ok(Arc::clone(&around.log));
+    }
+    let topic = dead_letter::topic_of(around.log.topic(), &around.spec.name);
+    match around.engine.open(&topic, None).await {
+        Ok(log) => {
+            dead_letter::ensure_own(&*log, around.log.topic(), &around.spec.name).await?;
+            Ok(log)
+        }
+        Err(OpenError::Missing { .. }) => {
+            Err(Refused::outside(format!("{:?} has no dead letters: nothing was ever given up", around.spec.name)))
+        }
+        Err(error) => Err(error.into()),
+    }
+}
+
+fn check_seen(unseen: Unseen, every_user: bool, limited: bool) -> anyhow::Result<()> {
+    // A plan that was cut short says nothing of what is behind the cut.
+    if limited {
+        return Ok(());
+    }
+    let first = |names: &BTreeSet<String>| {
+        let shown: Vec<&str> = names.iter().take(10).map(String::as_str).collect();
+        let more = names.len() - shown.len();
+        shown.join(", ") + &if more > 0 { format!(" and {more} more") } else { String::new() }
+    };
+    if !unseen.ids.is_empty() {
+        return Err(Refused::outside(format!("no event in the range has the id {}", first(&unseen.ids))));
+    }
+    if !unseen.users.is_empty() {
+        let why = format!("the range has no event of the user {}", first(&unseen.users));
+        ensure!(!every_user, Refused { why, is_usage: false });
+        tracing::warn!("{why}");
+    }
+    Ok(())
+}
+
+/// What is replayed, in the words of the flags.
+fn describe(around: &Surroundings, range: &Range, selection: &Selection, limit: Option<u64>) -> String {
+    let mut words = vec![match selection.dead {
+        true => format!("the dead letters of {}", around.spec.name),
+        false => format!("{} for {}", around.log.topic(), around.spec.name),
+    }];
+    let named = |names: &BTreeSet<String>, one: &str| match names.len() {
+        0 => None,
+        1 => names.first().map(|name| format!("{one} {name}")),
+        n => Some(format!("{n} {one}s")),
+    };
+    let from = if selection.dead { "since" } else { "from" };
+    words.extend(range.from.as_ref().map(|place| format!("{from} {place}")));
+    words.extend(range.until.as_ref().map(|until| format!("until {until}")));
+    words.extend(named(&selection.users, "user"));
+    words.extend(named(&selection.ids, "id"));
+    words.extend(selection.reasons.iter().cloned());
+    words.extend(limit.map(|limit| format!("at most {limit}")));
+    words.extend(selection.again.then(|| "also what was replayed before".to_owned()));
+    words.join(", ")
+}

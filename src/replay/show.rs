@@ -1,0 +1,211 @@
+//! What people and programs are shown: the plan, the question, the summary, the list.
+
+use super::audit::{self, Audit, Outcome, Story};
+use super::plan::{Plan, Progressed};
+use super::range::show_ms;
+use super::run::End;
+use super::{Config, Planned, Surroundings, Wanted};
+use crate::core::pace::Rate;
+use crate::destination::spec::Target;
+use crate::dispatch::Ended;
+use crate::log::Engine;
+use anyhow::anyhow;
+use serde::Serialize;
+use std::collections::BTreeMap;
+use std::fmt;
+use std::io::{IsTerminal, Write};
+
+/// What was replayed so far, by id, of every destination or of one.
+pub async fn list(engine: &dyn Engine, topic: &str, destination: Option<&str>, json: bool) -> anyhow::Result<()> {
+    let stories = match Audit::open_existing(engine, topic).await? {
+        Some(audit) => audit.stories().await?,
+        None => BTreeMap::new(),
+    };
+    let mut out = std::io::stdout().lock();
+    for (id, story) in stories.iter().filter(|(_, story)| destination.is_none_or(|name| story.destination == name)) {
+        if json {
+            writeln!(out, "{}", serde_json::to_string(&Listed::of(id, story))?)?;
+        } else {
+            write!(out, "{}", Listed::of(id, story))?;
+        }
+    }
+    if stories.is_empty() && !json {
+        writeln!(out, "nothing of {topic:?} was replayed yet")?;
+    }
+    Ok(())
+}
+
+/// One replay in a list.
+#[derive(Debug, Serialize)]
+struct Listed<'s> {
+    id: &'s str,
+    destination: &'s str,
+    started_ms: i64,
+    by: &'s audit::By,
+    to: &'s str,
+    what: &'s str,
+    events: u64,
+    counts: Progressed,
+    /// `running-or-cut-off`, or how it ended.
+    state: &'static str,
+    ended_ms: Option<i64>,
+    why: &'s str,
+}
+
+impl<'s> Listed<'s> {
+    fn of(id: &'s str, story: &'s Story) -> Self {
+        let (state, ended_ms, why) = match &story.ended {
+            None => ("running-or-cut-off", None, ""),
+            Some((at, outcome, why)) => {
+                let state = match outcome {
+                    Outcome::Finished => "finished",
+                    Outcome::Stopped => "stopped",
+                    Outcome::Failed => "failed",
+                };
+                (state, Some(*at), why.as_str())
+            }
+        };
+        Self {
+            id,
+            destination: &story.destination,
+            started_ms: story.started_ms,
+            by: &story.by,
+            to: &story.started.to,
+            what: &story.started.what,
+            events: story.started.plan.events,
+            counts: story.counts,
+            state,
+            ended_ms,
+            why,
+        }
+    }
+}
+
+impl fmt::Display for Listed<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { id, destination, what, events, counts, state, by, why, .. } = self;
+        writeln!(f, "{id}  {destination}  {state}")?;
+        writeln!(f, "    {} by {}@{}: {what}", show_ms(self.started_ms), by.user, by.host)?;
+        writeln!(f, "    {} of {events} delivered, {} given up", counts.delivered, counts.given_up)?;
+        if !why.is_empty() {
+            writeln!(f, "    {why}")?;
+        }
+        Ok(())
+    }
+}
+
+/// The plan as programs read it.
+#[derive(Debug, Serialize)]
+struct Shown<'p> {
+    topic: &'p str,
+    destination: &'p str,
+    to: String,
+    what: &'p str,
+    resumes: Option<&'p str>,
+    rate_per_sec: Option<f64>,
+    estimate_secs: Option<f64>,
+    #[serde(flatten)]
+    plan: &'p Plan,
+}
+
+pub(super) fn show(around: &Surroundings, config: &Config, planned: &Planned) -> anyhow::Result<()> {
+    let Planned { id, what, plan, .. } = planned;
+    let (destination, to) = (&around.spec.name, around.spec.to_string());
+    let text = if config.json {
+        let shown = Shown {
+            topic: around.log.topic(),
+            destination,
+            to,
+            what,
+            resumes: id.as_deref(),
+            rate_per_sec: config.rate.map(Rate::per_sec),
+            estimate_secs: config.rate.map(|rate| rate.time_of(plan.events).as_secs_f64()),
+            plan,
+        };
+        serde_json::to_string(&shown)? + "\n"
+    } else {
+        format!("{}\n", plan.text(what, &to, config.rate))
+    };
+    say(config.execute && matches!(around.spec.target, Target::Stdout), &text)
+}
+
+/// Where the events go to standard output, everything else goes to the other one.
+fn say(on_stderr: bool, text: &str) -> anyhow::Result<()> {
+    match on_stderr {
+        true => std::io::stderr().write_all(text.as_bytes())?,
+        false => std::io::stdout().write_all(text.as_bytes())?,
+    }
+    Ok(())
+}
+
+/// For people; programs read the plan.
+pub(super) fn note(config: &Config, text: &str) {
+    if !config.json {
+        // Nobody may be looking any more.
+        writeln!(std::io::stderr(), "{text}").unwrap_or_default();
+    }
+}
+
+/// Whether to deliver: by the flag, or by a person who was asked.
+pub(super) async fn agree(around: &Surroundings, config: &Config, planned: &Planned) -> anyhow::Result<bool> {
+    if config.execute {
+        return Ok(true);
+    }
+    if config.json || !std::io::stdin().is_terminal() || !std::io::stderr().is_terminal() {
+        return Ok(false);
+    }
+    let events = planned.plan.events;
+    let name = &around.spec.name;
+    let question = match config.what {
+        Wanted::Move(_) => format!("move the position of {name} over these {events} events?"),
+        Wanted::New { .. } | Wanted::Rest { .. } => format!("deliver these {events} events to {name} now?"),
+    };
+    write!(std::io::stderr(), "{question} [y/N] ")?;
+    let answer = tokio::task::spawn_blocking(|| {
+        let mut line = String::new();
+        std::io::stdin().read_line(&mut line).map(|_| line)
+    });
+    Ok(matches!(answer.await??.trim(), "y" | "Y" | "yes"))
+}
+
+/// The summary as programs read it.
+#[derive(Debug, Serialize)]
+struct Summary<'s> {
+    id: &'s str,
+    outcome: Outcome,
+    #[serde(flatten)]
+    counts: Progressed,
+    left: u64,
+    why: &'s str,
+}
+
+pub(super) fn conclude(
+    around: &Surroundings,
+    config: &Config,
+    id: &str,
+    events: u64,
+    end: End,
+) -> anyhow::Result<Ended> {
+    let End { outcome, counts, why, error } = end;
+    let left = if outcome == Outcome::Finished { 0 } else { events.saturating_sub(counts.settled()) };
+    let Progressed { delivered, given_up, failed } = counts;
+    let to_stderr = matches!(around.spec.target, Target::Stdout);
+    if config.json {
+        let summary = Summary { id, outcome, counts, left, why: &why };
+        say(to_stderr, &(serde_json::to_string(&summary)? + "\n"))?;
+    } else {
+        let attempts = if failed > 0 { format!("; {failed} attempts failed") } else { String::new() };
+        let kept = if given_up > 0 { format!(", {given_up} given up and kept as dead letters") } else { String::new() };
+        let rest = if left > 0 { format!(", {left} left") } else { String::new() };
+        say(to_stderr, &format!("replay {id}: {delivered} delivered{kept}{rest}{attempts}\n"))?;
+    }
+    match (outcome, error) {
+        (Outcome::Finished, _) => Ok(Ended::Drained),
+        (Outcome::Failed, Some(error)) => Err(error.context(format!("replay {id} failed, --resume {id} goes on"))),
+        (Outcome::Failed, None) => Err(anyhow!("replay {id} failed: {why}")),
+        (Outcome::Stopped, _) => {
+            tracing::warn!("{why}: eventd replay --dest … --resume {id} --execute delivers what is left");
+            Ok(Ended::WorkLeft)
+        }
+    }
+}

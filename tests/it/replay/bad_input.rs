@@ -1,0 +1,92 @@
+//! What cannot be replayed, and what is said of it. Nothing of it leaves anything behind.
+
+use super::*;
+
+#[test]
+fn what_cannot_be_replayed_is_refused_in_words_and_leaves_nothing_behind() {
+    let delivered = Delivered::new(60);
+    let elsewhere = ["--dest", "null:"];
+    std::fs::write(delivered.folder().join("nobody"), "\n").unwrap();
+    for (code, arguments, says) in [
+        (2, &["--dest", "null:", "--from", "0"][..], "was ever delivered under the name \"null\""),
+        (2, &["--from", "0"], "--dest"),
+        (2, &elsewhere, "say what to replay"),
+        (2, &["--dest", "hook=null:", "--from", "yesterday"], "no time"),
+        (2, &["--dest", "hook=null:", "--from", "1:0,1:5"], "named twice"),
+        (2, &["--dest", "hook=null:", "--from", "2999-01-01"], "in the future"),
+        (2, &["--dest", "hook=null:", "--from", "9", "--until", "3"], "--from 9 is not before --until 3"),
+        (2, &["--dest", "hook=null:", "--from", "1h", "--until", "2h"], "not before"),
+        (2, &["--dest", "hook=null:", "--from", "0", "--rate", "5"], "500/s"),
+        (2, &["--dest", "hook=null:", "--from", "0", "--limit", "0"], "--limit"),
+        (2, &["--dest", "hook=null:", "--user", "@missing"], "missing"),
+        (2, &["--dest", "hook=null:", "--user", "@nobody"], "names nobody"),
+        (2, &["--dest", "hook=null:", "--resume", "20260102-030405-abcdef"], "there is no replay"),
+        (2, &["--dest", "hook=null:", "--resume", "../other"], "--resume"),
+        (2, &["--dest", "hook=null:", "--resume", "a", "--from", "0"], "cannot be used with"),
+        (2, &["--list"], "cannot be used with"),
+        (2, &["--dest", "hook=null:", "--dead", "--from", "0"], "cannot be used with"),
+        (2, &["--dest", "hook=null:", "--from", "0", "--reason", "refused"], "cannot be used with"),
+        (2, &["--dest", "hook=null:", "--user", "user-1", "--since", "2h"], "--dead"),
+        (2, &["--dest", "hook=null:", "--dead", "--reason", "bored"], "exhausted"),
+        (2, &["--dest", "hook=null:", "--dead", "--since", "5"], "an age"),
+        (1, &["--dest", "hook=null:", "--dead"], "\"hook\" has no dead letters"),
+        (1, &["--dest", "hook=null:", "--from", "60"], "--from 60 is outside the log: the log holds partition 0"),
+        (1, &["--dest", "hook=null:", "--from", "0:1000"], "past the end"),
+        (1, &["--dest", "hook=null:", "--from", "7:0"], "there is no partition 7: the topic has 3"),
+        (1, &["--dest", "hook=null:", "--from", "0", "--user", "nobody"], "no event of the user nobody"),
+        (1, &["--dest", "hook=null:", "--id", "e1", "--id", "e61"], "no event in the range has the id e61"),
+    ] {
+        let arguments = delivered.arguments("replay", &[arguments, &["--execute"]].concat());
+        let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+        let ending = run(delivered.folder(), &arguments);
+        assert_eq!(ending.code(), code, "{arguments:?}: {}", ending.said);
+        assert!(ending.said.contains(says), "{arguments:?} does not say {says:?}: {}", ending.said);
+    }
+    for missing in [["--url", "sqlite:missing.db"], ["--topic", "missing"]] {
+        let arguments =
+            delivered.arguments("replay", &[&["--dest", "hook=null:", "--from", "0"], &missing[..]].concat());
+        // The later one of a flag that is given twice is an error of its own: `missing` stands for it.
+        let arguments: Vec<&str> = match missing[0] {
+            "--url" => [&["replay"], &missing[..], &["--dest", "hook=null:", "--from", "0"]].concat(),
+            _ => arguments.iter().map(String::as_str).collect(),
+        };
+        let ending = run(delivered.folder(), &arguments);
+        assert_eq!(ending.code(), 2, "{arguments:?}: {}", ending.said);
+        assert!(ending.said.contains("missing"), "{arguments:?}: {}", ending.said);
+    }
+    assert_eq!(delivered.listed(), Vec::<Value>::new());
+    assert!(!delivered.folder().join("missing.db").exists(), "a replay makes no database");
+}
+
+#[test]
+fn a_replay_of_one_destination_is_not_resumed_for_another() {
+    let delivered = Delivered::new(60);
+    delivered.receiver.answers(|_| 503);
+    assert_eq!(delivered.replay(&["--from", "0", "--execute", "--stop-after-failures", "3"]).code(), 3);
+    let id = delivered.id();
+    let other = run(delivered.folder(), &["replay", "--url", "sqlite:log.db", "--dest", "null:", "--resume", &id]);
+    assert_eq!(other.code(), 2, "{}", other.said);
+    assert!(other.said.contains("is of destination \"hook\", and --dest is \"null\""), "{}", other.said);
+}
+
+#[test]
+fn users_of_a_file_who_have_nothing_in_the_range_are_told_and_no_error() {
+    let delivered = Delivered::new(60);
+    std::fs::write(delivered.folder().join("users"), "user-1\nnobody\n").unwrap();
+    let ending = delivered.replay(&["--user", "@users"]);
+    assert_eq!(ending.code(), 0, "{}", ending.said);
+    assert!(ending.said.contains("no event of the user nobody"), "{}", ending.said);
+    assert!(ending.said.contains("5, of 1 users"), "{}", ending.said);
+}
+
+#[test]
+fn no_environment_variable_starts_a_replay() {
+    let delivered = Delivered::new(60);
+    let mut command = command(delivered.folder(), &["replay", "--from", "0"]);
+    command.env("EVENTD_URL", "sqlite:log.db").env("EVENTD_DEST", delivered.destination()).env("EVENTD_RATE", "30/s");
+    command.env("EVENTD_EXECUTE", "true").env("EVENTD_FROM", "59");
+    let ending = Program::spawn(command, "replay, by its environment").end();
+    assert_eq!(ending.code(), 0, "{}", ending.said);
+    assert!(ending.said.contains("2s at 30/s") && ending.said.contains("nothing was delivered"), "{}", ending.said);
+    assert_eq!(delivered.receiver.count(), 0);
+}

@@ -1,0 +1,209 @@
+//! Dead letters, redriven: once, in order, under their own ids, and back among the letters where they fail again.
+
+use super::*;
+use crate::support::delivered;
+use rusqlite::Connection;
+use std::collections::HashMap;
+
+/// Given up at once, so that a test need not wait.
+const QUICKLY: [&str; 4] = ["--attempts", "2", "--backoff", "1ms"];
+
+/// 240 events, of which those of `user-3` and `user-4` were given up: 40 letters.
+fn with_letters() -> Delivered {
+    let mut delivered = Delivered::empty(&["--url", "sqlite:log.db"]);
+    delivered.receiver.answers(|hook| if gave_up(hook.user()) { 500 } else { 200 });
+    let up = delivered
+        .start("up", &[&["--listen", "127.0.0.1:0", "--dest", &delivered.destination()], &QUICKLY[..]].concat());
+    delivered.post(&up, 0..240);
+    delivered.receiver.wait_for(200);
+    crate::support::program::eventually(|| match letters(&delivered).len() {
+        40 => Ok(()),
+        letters => Err(format!("{letters} of 40 letters")),
+    });
+    assert_eq!(up.stop().code(), 0);
+    delivered.receiver.take();
+    delivered.receiver.answers(|_| 200);
+    delivered
+}
+
+fn gave_up(user: &str) -> bool {
+    ["user-3", "user-4"].contains(&user)
+}
+
+/// What was sent of these users.
+fn of(delivered: &Delivered, users: &[&str]) -> BTreeMap<String, Vec<String>> {
+    users.iter().map(|user| ((*user).to_owned(), delivered.sent[*user].clone())).collect()
+}
+
+/// The headers of all letters, in their order.
+fn letters(delivered: &Delivered) -> Vec<Vec<(String, String)>> {
+    let database = Connection::open(delivered.folder().join("log.db")).unwrap();
+    let select = "SELECT r.headers FROM records r JOIN topics t ON t.id = r.topic
+                  WHERE t.name = 'user-events.hook.dead' ORDER BY r.partition, r.offset";
+    let mut statement = database.prepare(select).unwrap();
+    let rows = statement.query_map([], |row| row.get::<_, Vec<u8>>(0)).unwrap();
+    let headers = |bytes: Vec<u8>| {
+        let record = eventd::core::event::Record::from_parts(None, None, &bytes, 0);
+        let text = |value: Option<&[u8]>| String::from_utf8(value.unwrap().to_vec()).unwrap();
+        record.headers().map(|(name, value)| (name.to_owned(), text(value))).collect()
+    };
+    rows.map(|row| headers(row.unwrap())).collect()
+}
+
+fn said<'l>(letter: &'l [(String, String)], name: &str) -> Vec<&'l str> {
+    letter.iter().filter(|(header, _)| header == name).map(|(_, value)| value.as_str()).collect()
+}
+
+#[test]
+fn letters_are_redriven_once_in_order_and_under_their_own_ids() {
+    let delivered = with_letters();
+    let plan = delivered.plan(&["--dead"]);
+    assert_eq!((&plan["events"], &plan["users"], &plan["redriven"]), (&40.into(), &2.into(), &0.into()), "{plan}");
+    let ending = delivered.replay(&["--dead", "--execute"]);
+    assert_eq!(ending.code(), 0, "{}", ending.said);
+    let hooks = delivered.receiver.take();
+    assert_eq!(bodies(&hooks), of(&delivered, &["user-3", "user-4"]));
+    let id = delivered.id();
+    let places: HashMap<String, String> = letters(&delivered)
+        .iter()
+        .map(|letter| (said(letter, "eventd-id")[0].to_owned(), said(letter, "eventd-source")[0].to_owned()))
+        .collect();
+    for hook in &hooks {
+        let own = format!("e{}", hook.body);
+        assert_eq!((hook.header("webhook-id"), hook.replay()), (own.as_str(), id.as_str()));
+        assert_eq!(hook.header("eventd-offset"), places[&own], "where the event was, not its letter");
+    }
+
+    let plan = delivered.plan(&["--dead"]);
+    assert_eq!((&plan["events"], &plan["redriven"]), (&0.into(), &40.into()), "{plan}");
+    let ending = delivered.replay(&["--dead", "--execute"]);
+    assert!(ending.code() == 0 && ending.said.contains("nothing to replay"), "{}", ending.said);
+    assert_eq!(delivered.receiver.count(), 0, "not again unless asked");
+    let ending = delivered.replay(&["--dead", "--again", "--user", "user-4", "--execute"]);
+    assert_eq!(ending.code(), 0, "{}", ending.said);
+    assert_eq!(bodies(&delivered.receiver.take()), of(&delivered, &["user-4"]));
+}
+
+#[test]
+fn one_users_letters_leave_the_others_as_they_are() {
+    let delivered = with_letters();
+    let ending = delivered.replay(&["--dead", "--user", "user-3", "--execute"]);
+    assert_eq!(ending.code(), 0, "{}", ending.said);
+    assert_eq!(bodies(&delivered.receiver.take()), of(&delivered, &["user-3"]));
+    for (arguments, events, redriven) in [
+        (&["--dead"][..], 20, 20),
+        (&["--dead", "--user", "user-4"], 20, 0),
+        (&["--dead", "--reason", "exhausted"], 20, 20),
+        (&["--dead", "--reason", "refused"], 0, 0),
+        (&["--dead", "--since", "1h"], 20, 20),
+        (&["--dead", "--limit", "5"], 5, 0),
+        (&["--dead", "--again"], 40, 0),
+    ] {
+        let plan = delivered.plan(arguments);
+        assert_eq!(plan["events"], events, "{arguments:?}: {plan}");
+        // A plan that was cut short counts up to the cut.
+        assert!(plan["redriven"] == redriven || arguments.contains(&"--limit"), "{arguments:?}: {plan}");
+    }
+    let ending = delivered.replay(&["--dead", "--execute"]);
+    assert_eq!(ending.code(), 0, "{}", ending.said);
+    assert_eq!(bodies(&delivered.receiver.take()), of(&delivered, &["user-4"]), "the rest");
+}
+
+#[test]
+fn a_letter_that_fails_again_is_a_letter_of_the_same_event_with_its_history() {
+    let delivered = with_letters();
+    let before = letters(&delivered);
+    delivered.receiver.answers(|hook| if hook.user() == "user-3" { 503 } else { 200 });
+    let mut ids = Vec::new();
+    for life in 2..=3 {
+        let ending = delivered.replay(&[&["--dead", "--execute", "--json"], &QUICKLY[..]].concat());
+        assert_eq!(ending.code(), 0, "{}", ending.said);
+        let summary = json_lines(&ending).pop().unwrap();
+        let expected = if life == 2 { 20 } else { 0 };
+        assert_eq!((&summary["delivered"], &summary["given_up"]), (&expected.into(), &20.into()), "{summary}");
+        ids.push(summary["id"].as_str().unwrap().to_owned());
+    }
+    let mut lives: BTreeMap<String, Vec<Vec<(String, String)>>> = BTreeMap::new();
+    for letter in letters(&delivered) {
+        lives.entry(said(&letter, "eventd-source")[0].to_owned()).or_default().push(letter);
+    }
+    assert_eq!(lives.len(), before.len(), "of the same events: {:?}", lives.keys());
+    let thrice: Vec<_> = lives.into_values().filter(|lives| lives.len() == 3).collect();
+    assert_eq!(thrice.len(), 20);
+    for lives in &thrice {
+        let [first, .., last] = &lives[..] else { panic!("{lives:?}") };
+        for same in ["eventd-source", "eventd-time", "eventd-first-attempt", "eventd-id", "eventd-topic"] {
+            assert_eq!(said(first, same), said(last, same), "{same}");
+            assert_eq!(said(last, same).len(), 1, "{same}: {last:?}");
+        }
+        assert_eq!((said(first, "eventd-attempts"), said(last, "eventd-attempts")), (vec!["2"], vec!["6"]));
+        assert_eq!(said(last, "eventd-replay"), [ids[1].as_str()]);
+        let earlier = said(last, "eventd-earlier");
+        assert!(
+            earlier.len() == 2 && earlier[0].starts_with("exhausted after 2 attempts, the last at "),
+            "{earlier:?}"
+        );
+        assert!(earlier[0].contains(": 500") && earlier[1].contains(": 503"), "the oldest first: {earlier:?}");
+    }
+    delivered.receiver.take();
+    delivered.receiver.answers(|_| 200);
+    let ending = delivered.replay(&["--dead", "--execute"]);
+    assert_eq!(ending.code(), 0, "{}", ending.said);
+    assert_eq!(
+        bodies(&delivered.receiver.take()),
+        of(&delivered, &["user-3"]),
+        "once, though three letters tell of it"
+    );
+}
+
+#[test]
+fn a_redrive_that_is_killed_is_resumed_and_every_letter_is_marked() {
+    let delivered = with_letters();
+    let replay = delivered.replaying(&["--dead", "--execute", "--rate", "20/s"]);
+    delivered.receiver.wait_for(12);
+    replay.kill();
+    let (id, before) = (delivered.id(), delivered.receiver.count());
+    let marked = delivered.plan(&["--dead"])["redriven"].as_u64().unwrap();
+    assert!(marked > 0 && marked <= before as u64, "{marked} of {before} are marked");
+    let ending = delivered.replay(&["--resume", &id, "--execute"]);
+    assert_eq!(ending.code(), 0, "{}", ending.said);
+    let hooks = delivered.receiver.take();
+    assert_eq!(without_repeats(&hooks), of(&delivered, &["user-3", "user-4"]));
+    assert_in_order(&hooks);
+    let plan = delivered.plan(&["--dead"]);
+    assert_eq!((&plan["events"], &plan["redriven"]), (&0.into(), &40.into()), "{plan}");
+    println!("# killed with {marked} of 40 letters marked, {} delivered twice", hooks.len() - 40);
+}
+
+#[test]
+fn letters_that_another_replay_sent_meanwhile_are_not_sent_by_the_one_that_is_resumed() {
+    let delivered = with_letters();
+    delivered.receiver.answers(|_| 503);
+    let stopped = delivered.replay(&["--dead", "--execute", "--stop-after-failures", "3"]);
+    assert_eq!(stopped.code(), 3, "{}", stopped.said);
+    let id = delivered.id();
+    delivered.receiver.answers(|_| 200);
+    assert_eq!(delivered.replay(&["--dead", "--user", "user-3", "--execute"]).code(), 0);
+    delivered.receiver.take();
+    let ending = delivered.replay(&["--resume", &id, "--execute"]);
+    assert_eq!(ending.code(), 0, "{}", ending.said);
+    assert_eq!(bodies(&delivered.receiver.take()), of(&delivered, &["user-4"]));
+}
+
+#[test]
+fn a_file_gets_the_line_that_the_event_itself_would_have() {
+    let delivered = with_letters();
+    let mut command = command(delivered.folder(), &["replay", "--url", "sqlite:log.db", "--dest", "hook=lines"]);
+    command.args(["--dead", "--execute"]);
+    let ending = Program::spawn(command, "replay --dead to a file").end();
+    assert_eq!(ending.code(), 0, "{}", ending.said);
+    let lines = delivered::lines(&delivered.folder().join("lines"));
+    let ending = run(
+        delivered.folder(),
+        &["replay", "--url", "sqlite:log.db", "--dest", "hook=all", "--from", "0", "--execute"],
+    );
+    assert_eq!(ending.code(), 0, "{}", ending.said);
+    let all = delivered::lines(&delivered.folder().join("all"));
+    assert_eq!((lines.len(), all.len()), (40, 240));
+    assert!(lines.iter().all(|line| all.contains(line)), "user, payload, id, partition and offset");
+}

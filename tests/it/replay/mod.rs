@@ -1,0 +1,148 @@
+//! `eventd replay`, through the program: on the embedded log, and the main path on Kafka too.
+
+mod bad_input;
+mod dead;
+mod incident;
+mod kafka;
+mod range;
+mod resume;
+mod rewind;
+
+use crate::support::client::Client;
+use crate::support::program::{Ending, Program, command, run};
+use crate::support::receiver::{Hook, Receiver, bodies};
+use serde_json::Value;
+use std::collections::BTreeMap;
+use std::path::Path;
+use tempfile::TempDir;
+
+/// A log whose events one destination has: `hook`, at a receiver of its own.
+struct Delivered {
+    folder: TempDir,
+    /// `--url` and what is behind it.
+    url: Vec<String>,
+    receiver: Receiver,
+    /// What was sent: the payloads of each user, in order.
+    sent: BTreeMap<String, Vec<String>>,
+}
+
+const USERS: u64 = 12;
+
+impl Delivered {
+    /// So many events on the embedded log, of twelve users in turn, and all of them delivered and committed.
+    fn new(events: u64) -> Self {
+        let mut delivered = Self::empty(&["--url", "sqlite:log.db"]);
+        let up = delivered.up();
+        delivered.post(&up, 0..events);
+        delivered.receiver.wait_for(events as usize);
+        assert_eq!(up.stop().code(), 0, "everything is committed");
+        delivered.receiver.take();
+        delivered
+    }
+
+    fn empty(url: &[&str]) -> Self {
+        Self {
+            folder: tempfile::tempdir().unwrap(),
+            url: url.iter().map(|text| (*text).to_owned()).collect(),
+            receiver: Receiver::start(),
+            sent: BTreeMap::new(),
+        }
+    }
+
+    fn folder(&self) -> &Path {
+        self.folder.path()
+    }
+
+    fn destination(&self) -> String {
+        format!("hook={}", self.receiver.url)
+    }
+
+    fn arguments(&self, mode: &str, more: &[&str]) -> Vec<String> {
+        let own = [mode.to_owned()].into_iter().chain(self.url.clone());
+        own.chain(more.iter().map(|text| (*text).to_owned())).collect()
+    }
+
+    fn start(&self, mode: &str, more: &[&str]) -> Program {
+        let arguments = self.arguments(mode, more);
+        Program::start(self.folder(), &arguments.iter().map(String::as_str).collect::<Vec<_>>())
+    }
+
+    /// Ingest and `hook`, in one process.
+    fn up(&self) -> Program {
+        self.start("up", &["--listen", "127.0.0.1:0", "--dest", &self.destination()])
+    }
+
+    /// Sends the events with these numbers: the payload is the number, the id `e` and the number.
+    fn post(&mut self, ingest: &Program, numbers: std::ops::Range<u64>) {
+        let mut client = Client::connect(&ingest.address()).unwrap();
+        let numbers: Vec<u64> = numbers.collect();
+        for chunk in numbers.chunks(500) {
+            let event = |n: &u64| format!(r#"{{"UserID":"user-{}","Payload":"{n}","ID":"e{n}"}}"#, n % USERS);
+            let answer = client.post(&format!("[{}]", chunk.iter().map(event).collect::<Vec<_>>().join(","))).unwrap();
+            assert_eq!(answer.status, 200, "{}", answer.body);
+            for n in chunk {
+                self.sent.entry(format!("user-{}", n % USERS)).or_default().push(n.to_string());
+            }
+        }
+    }
+
+    fn replaying(&self, more: &[&str]) -> Program {
+        self.start("replay", &[&["--dest", &self.destination()], more].concat())
+    }
+
+    /// To its end.
+    fn replay(&self, more: &[&str]) -> Ending {
+        self.replaying(more).end()
+    }
+
+    /// The plan as JSON, without anything delivered.
+    fn plan(&self, more: &[&str]) -> Value {
+        let ending = self.replay(&[&["--json"], more].concat());
+        assert_eq!(ending.code(), 0, "{}", ending.said);
+        json_lines(&ending).remove(0)
+    }
+
+    /// The ids of all replays, the oldest first.
+    fn listed(&self) -> Vec<Value> {
+        let arguments = self.arguments("replay", &["--list", "--json"]);
+        let ending = run(self.folder(), &arguments.iter().map(String::as_str).collect::<Vec<_>>());
+        assert_eq!(ending.code(), 0, "{}", ending.said);
+        json_lines(&ending)
+    }
+
+    /// The only replay there was.
+    fn id(&self) -> String {
+        let listed = self.listed();
+        assert_eq!(listed.len(), 1, "{listed:?}");
+        listed[0]["id"].as_str().unwrap().to_owned()
+    }
+}
+
+/// The lines of standard output that are JSON.
+fn json_lines(ending: &Ending) -> Vec<Value> {
+    ending.said.lines().filter(|line| line.starts_with('{')).map(|line| serde_json::from_str(line).unwrap()).collect()
+}
+
+/// Each user's payloads in the order of their first coming: what a receiver sees that drops repeats.
+fn without_repeats(hooks: &[Hook]) -> BTreeMap<String, Vec<String>> {
+    let mut seen = bodies(hooks);
+    for payloads in seen.values_mut() {
+        let mut met = std::collections::HashSet::new();
+        payloads.retain(|payload| met.insert(payload.clone()));
+    }
+    seen
+}
+
+/// Between two commits a crash may have an event come again, and those of its user behind it, in order.
+fn assert_in_order(hooks: &[Hook]) {
+    for (user, payloads) in bodies(hooks) {
+        let numbers: Vec<u64> = payloads.iter().map(|payload| payload.parse().unwrap()).collect();
+        let mut highest = 0;
+        for pair in numbers.windows(2) {
+            highest = highest.max(pair[0]);
+            let goes_on = pair[1] == pair[0] + USERS;
+            let steps_back = pair[1] <= highest;
+            assert!(goes_on || steps_back, "{user}: {} behind {}", pair[1], pair[0]);
+        }
+    }
+}

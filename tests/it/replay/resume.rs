@@ -1,0 +1,154 @@
+//! Replays that are stopped, killed, refused by their destination, and resumed.
+
+use super::*;
+use std::collections::HashSet;
+
+#[test]
+fn a_signal_stops_a_replay_and_resume_delivers_what_is_left_and_nothing_again() {
+    let delivered = Delivered::new(600);
+    let replay = delivered.replaying(&["--from", "0", "--execute", "--rate", "200/s"]);
+    delivered.receiver.wait_for(40);
+    let ending = replay.stop();
+    assert_eq!(ending.code(), 3, "{}", ending.said);
+    let id = delivered.id();
+    assert!(ending.said.contains(&format!("--resume {id} --execute")), "{}", ending.said);
+    let listed = &delivered.listed()[0];
+    assert_eq!((listed["state"].as_str(), listed["why"].as_str()), (Some("stopped"), Some("stopped by a signal")));
+    let first = delivered.receiver.count();
+
+    let plan = delivered.plan(&["--resume", &id]);
+    assert_eq!((plan["events"].as_u64(), plan["resumes"].as_str()), (Some(600 - first as u64), Some(id.as_str())));
+    assert_eq!(delivered.receiver.count(), first, "a plan alone");
+    let ending = delivered.replay(&["--resume", &id, "--execute"]);
+    assert_eq!(ending.code(), 0, "{}", ending.said);
+    let hooks = delivered.receiver.take();
+    assert_eq!(bodies(&hooks), delivered.sent, "each once, in order");
+    assert!(hooks.iter().all(|hook| hook.replay() == id));
+    let listed = &delivered.listed()[0];
+    assert_eq!((listed["state"].as_str(), &listed["counts"]["delivered"]), (Some("finished"), &600.into()), "{listed}");
+
+    let again = delivered.replay(&["--resume", &id, "--execute"]);
+    assert_eq!(again.code(), 2, "{}", again.said);
+    assert!(again.said.contains("has finished already"), "{}", again.said);
+    println!("# {first} of 600 events before the signal, the rest behind it");
+}
+
+#[test]
+fn sigkill_in_the_middle_loses_nothing_and_repeats_only_what_was_not_committed() {
+    const ROUNDS: usize = 6;
+    let delivered = Delivered::new(2_400);
+    let mut hooks = Vec::new();
+    let mut id = None;
+    for round in 0..ROUNDS {
+        let resume = id.as_ref().map(|id: &String| vec!["--resume", id.as_str()]);
+        let arguments = [resume.unwrap_or(vec!["--from", "0"]), vec!["--execute", "--rate", "1000/s"]].concat();
+        let replay = delivered.replaying(&arguments);
+        delivered.receiver.wait_for(100 + 40 * round);
+        replay.kill();
+        id = Some(delivered.id());
+        hooks.extend(delivered.receiver.take());
+    }
+    let id = id.unwrap();
+    assert_eq!(delivered.listed()[0]["state"], "running-or-cut-off");
+    let ending = delivered.replay(&["--resume", &id, "--execute"]);
+    assert_eq!(ending.code(), 0, "{}", ending.said);
+    hooks.extend(delivered.receiver.take());
+    assert_eq!(without_repeats(&hooks), delivered.sent, "nothing is missing");
+    assert_in_order(&hooks);
+    let repeated = hooks.len() - 2_400;
+    // At most what goes out between two commits, and between a commit and the kill.
+    assert!(repeated > 0 && repeated < ROUNDS * 1_000, "{repeated} repeats in {ROUNDS} rounds");
+    println!("# {ROUNDS} kills in a replay of 2400 events: {repeated} were delivered again");
+}
+
+#[test]
+fn one_id_runs_once_at_a_time() {
+    let delivered = Delivered::new(240);
+    delivered.receiver.answers(|_| 503);
+    let first = delivered.replaying(&["--from", "0", "--execute"]);
+    first.wait_for(&["replaying"]);
+    let id = delivered.id();
+    let second = delivered.replay(&["--resume", &id, "--execute"]);
+    assert_eq!(second.code(), 1, "{}", second.said);
+    assert!(second.said.contains(&format!("pid {}", first.id())), "{}", second.said);
+    delivered.receiver.answers(|_| 200);
+    let ending = first.end();
+    assert_eq!(ending.code(), 0, "{}", ending.said);
+    assert_eq!(bodies(&delivered.receiver.take()), delivered.sent);
+}
+
+#[test]
+fn a_destination_that_refuses_everything_stops_the_replay_and_loses_nothing() {
+    let delivered = Delivered::new(240);
+    delivered.receiver.answers(|_| 422);
+    let ending = delivered.replay(&["--from", "0", "--execute", "--stop-after-failures", "15"]);
+    assert_eq!(ending.code(), 3, "{}", ending.said);
+    assert!(ending.said.contains("failures in a row (--stop-after-failures)"), "{}", ending.said);
+    assert!(delivered.receiver.refused() >= 15, "{}", delivered.receiver.refused());
+    let id = delivered.id();
+    let listed = &delivered.listed()[0];
+    assert_eq!((listed["state"].as_str(), &listed["counts"]["given_up"]), (Some("stopped"), &0.into()), "{listed}");
+    delivered.receiver.answers(|_| 200);
+    let ending = delivered.replay(&["--resume", &id, "--execute"]);
+    assert_eq!(ending.code(), 0, "{}", ending.said);
+    assert_eq!(bodies(&delivered.receiver.take()), delivered.sent);
+}
+
+#[test]
+fn a_user_whose_events_fail_again_delays_nobody_and_is_kept_as_dead_letters() {
+    let delivered = Delivered::new(240);
+    delivered.receiver.answers(|hook| if hook.user() == "user-3" { 500 } else { 200 });
+    let quickly = ["--attempts", "2", "--backoff", "1ms"];
+    let ending = delivered.replay(&[&["--from", "0", "--execute", "--json"], &quickly[..]].concat());
+    assert_eq!(ending.code(), 0, "{}", ending.said);
+    let summary = json_lines(&ending).pop().unwrap();
+    assert_eq!((&summary["delivered"], &summary["given_up"]), (&220.into(), &20.into()), "{summary}");
+    let mut others = delivered.sent.clone();
+    others.remove("user-3");
+    assert_eq!(bodies(&delivered.receiver.take()), others);
+    let database = rusqlite::Connection::open(delivered.folder().join("log.db")).unwrap();
+    let letters = "SELECT count(DISTINCT r.partition || ':' || r.offset) FROM records r JOIN topics t ON t.id = r.topic
+                   WHERE t.name = 'user-events.hook.dead'";
+    let letters: i64 = database.query_row(letters, [], |row| row.get(0)).unwrap();
+    assert_eq!(letters, 20, "beside those of dispatch, under the destination's name");
+}
+
+#[test]
+fn what_came_after_the_plan_is_not_part_of_it_however_late_it_is_resumed() {
+    let mut delivered = Delivered::new(240);
+    delivered.receiver.answers(|_| 503);
+    let replay = delivered.replaying(&["--from", "0", "--execute", "--stop-after-failures", "5"]);
+    assert_eq!(replay.end().code(), 3);
+    delivered.receiver.answers(|_| 200);
+    let old = delivered.sent.clone();
+    let up = delivered.up();
+    delivered.post(&up, 240..480);
+    delivered.receiver.wait_for(240);
+    assert_eq!(up.stop().code(), 0);
+    delivered.receiver.take();
+    let ending = delivered.replay(&["--resume", &delivered.id(), "--execute"]);
+    assert_eq!(ending.code(), 0, "{}", ending.said);
+    assert_eq!(bodies(&delivered.receiver.take()), old);
+}
+
+#[test]
+fn many_replays_are_listed_with_who_did_them_and_how_they_ended() {
+    let delivered = Delivered::new(60);
+    for user in ["user-1", "user-2"] {
+        assert_eq!(delivered.replay(&["--user", user, "--execute"]).code(), 0);
+    }
+    let listed = delivered.listed();
+    let ids: HashSet<&str> = listed.iter().map(|one| one["id"].as_str().unwrap()).collect();
+    assert_eq!(ids.len(), 2, "{listed:?}");
+    let of_user = |user: &str| listed.iter().any(|one| one["what"].as_str().unwrap().contains(&format!("user {user}")));
+    assert!(of_user("user-1") && of_user("user-2"), "{listed:?}");
+    let for_people = run(delivered.folder(), &["replay", "--url", "sqlite:log.db", "--list", "--dest", "null:"]);
+    assert_eq!(
+        (for_people.code(), for_people.said.contains("finished")),
+        (0, false),
+        "of another: {}",
+        for_people.said
+    );
+    let for_people = run(delivered.folder(), &["replay", "--url", "sqlite:log.db", "--list"]);
+    assert_eq!(for_people.said.matches("finished").count(), 2, "{}", for_people.said);
+}

@@ -1,0 +1,97 @@
+//! The destination's own position, moved back and ahead, while its dispatch is stopped.
+
+use super::*;
+
+#[test]
+fn a_rewind_has_dispatch_deliver_again_from_there_on_in_order_with_what_comes_new() {
+    let mut delivered = Delivered::new(600);
+    let plan = delivered.plan(&["--rewind", "--from", "2h"]);
+    assert_eq!((&plan["events"], &plan["users"]), (&600.into(), &USERS.into()), "{plan}");
+    assert_eq!(delivered.listed(), Vec::<Value>::new(), "a plan moves nothing");
+    let ending = delivered.replay(&["--rewind", "--from", "2h", "--execute"]);
+    assert_eq!(ending.code(), 0, "{}", ending.said);
+    assert!(ending.said.contains("dispatch delivers again 600 events"), "{}", ending.said);
+    assert_eq!(delivered.receiver.count(), 0, "it delivers nothing itself");
+
+    let up = delivered.up();
+    delivered.post(&up, 600..720);
+    delivered.receiver.wait_for(720);
+    assert_eq!(up.stop().code(), 0);
+    let hooks = delivered.receiver.take();
+    assert_eq!(bodies(&hooks), delivered.sent, "old and new of each user in one order");
+    assert!(hooks.iter().all(|hook| hook.replay().is_empty()), "it is live traffic");
+    let listed = &delivered.listed()[0];
+    assert!(listed["state"] == "finished" && listed["what"].as_str().unwrap().contains("rewind of hook"), "{listed}");
+}
+
+#[test]
+fn a_rewind_of_one_partition_leaves_the_others_and_what_stands_before_it() {
+    let delivered = Delivered::new(600);
+    let ending = delivered.replay(&["--rewind", "--from", "1:150", "--execute"]);
+    assert_eq!(ending.code(), 0, "{}", ending.said);
+    let again = delivered.replay(&["--rewind", "--from", "1:150", "--execute"]);
+    assert!(again.code() == 0 && again.said.contains("nothing to replay"), "the same again is nothing: {}", again.said);
+    let up = delivered.up();
+    delivered.receiver.wait_for(50);
+    assert_eq!(up.stop().code(), 0);
+    let hooks = delivered.receiver.take();
+    let offsets: Vec<&str> = hooks.iter().map(|hook| hook.header("eventd-offset")).collect();
+    assert_eq!(hooks.len(), 50, "{offsets:?}");
+    let is_behind = |offset: &&str| offset.strip_prefix("1:").is_some_and(|at| at.parse::<u64>().unwrap() >= 150);
+    assert!(offsets.iter().all(is_behind), "{offsets:?}");
+}
+
+#[test]
+fn a_fast_forward_leaves_out_what_was_not_delivered_and_nothing_else() {
+    let mut delivered = Delivered::empty(&["--url", "sqlite:log.db"]);
+    delivered.receiver.answers(|hook| if hook.user() == "user-5" { 503 } else { 200 });
+    let up = delivered.up();
+    delivered.post(&up, 0..240);
+    delivered.receiver.wait_for(220);
+    assert_eq!(up.stop().code(), 0);
+    delivered.receiver.take();
+    delivered.receiver.answers(|_| 200);
+    let plan = delivered.plan(&["--fast-forward", "0s"]);
+    assert_eq!((&plan["events"], &plan["users"], &plan["on_their_way"]), (&20.into(), &1.into(), &0.into()), "{plan}");
+    let ending = delivered.replay(&["--fast-forward", "0s", "--execute"]);
+    assert_eq!(ending.code(), 0, "{}", ending.said);
+    let up = delivered.up();
+    delivered.post(&up, 240..252);
+    delivered.receiver.wait_for(12);
+    assert_eq!(up.stop().code(), 0);
+    let bodies: Vec<String> = delivered.receiver.take().into_iter().map(|hook| hook.body).collect();
+    assert!(bodies.len() == 12 && bodies.iter().all(|body| body.parse::<u64>().unwrap() >= 240), "{bodies:?}");
+}
+
+#[test]
+fn nothing_is_moved_under_a_dispatch_that_is_running() {
+    let delivered = Delivered::new(60);
+    let up = delivered.up();
+    up.wait_for(&["delivering"]);
+    let ending = delivered.replay(&["--rewind", "--from", "0", "--execute"]);
+    assert_eq!(ending.code(), 1, "{}", ending.said);
+    assert!(ending.said.contains(&format!("pid {}", up.id())), "{}", ending.said);
+    assert_eq!(up.stop().code(), 0);
+    assert_eq!((delivered.receiver.count(), delivered.listed()), (0, Vec::new()));
+}
+
+#[test]
+fn a_move_is_not_mixed_with_what_chooses_events() {
+    let delivered = Delivered::new(60);
+    for (arguments, says) in [
+        (&["--rewind"][..], "--from"),
+        (&["--rewind", "--from", "0", "--user", "user-1"], "cannot be used with"),
+        (&["--rewind", "--from", "0", "--until", "5"], "cannot be used with"),
+        (&["--rewind", "--from", "0", "--rate", "5/s"], "cannot be used with"),
+        (&["--fast-forward", "5", "--from", "0"], "cannot be used with"),
+        (&["--fast-forward", "2999-01-01"], "in the future"),
+    ] {
+        let ending = delivered.replay(arguments);
+        assert_eq!(ending.code(), 2, "{arguments:?}: {}", ending.said);
+        assert!(ending.said.contains(says), "{arguments:?}: {}", ending.said);
+    }
+    assert_eq!(delivered.replay(&["--rewind", "--from", "0", "--execute"]).code(), 0);
+    let resumed = delivered.replay(&["--resume", &delivered.id(), "--execute"]);
+    assert_eq!(resumed.code(), 2, "{}", resumed.said);
+    assert!(resumed.said.contains("give that command again"), "{}", resumed.said);
+}
