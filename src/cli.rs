@@ -360,6 +360,19 @@ pub struct Delivery {
     #[arg(long, value_name = "DURATION", env = "EVENTD_COMMIT_INTERVAL", default_value = "200ms", value_parser = above_zero)]
     pub commit_interval: Duration,
 
+    /// On Kafka: how long after its last heartbeat this process counts as gone, and another one takes its partitions
+    #[arg(long, value_name = "DURATION", env = "EVENTD_SESSION_TIMEOUT", default_value = "10s", value_parser = session_timeout)]
+    pub session_timeout: Duration,
+
+    /// On Kafka: a name of this process that stays from start to start (static membership): a restart within the
+    /// session's time-out takes its own partitions back at once
+    #[arg(long, value_name = "ID", env = "EVENTD_INSTANCE_ID", value_parser = topic)]
+    pub instance_id: Option<String>,
+
+    /// With --instance-id: a stop does not tell the others, so that a rolling restart moves no partition
+    #[arg(long, env = "EVENTD_KEEP_MEMBERSHIP", requires = "instance_id", value_parser = BoolishValueParser::new())]
+    pub keep_membership: bool,
+
     /// Where the log no longer holds the next event, or cannot read it: stop or skip
     #[arg(long, value_name = "WHAT", env = "EVENTD_ON_GAP", default_value = "stop", value_parser = on_gap)]
     pub on_gap: OnGap,
@@ -456,6 +469,14 @@ fn on_gap(text: &str) -> Result<OnGap, String> {
         "stop" => Ok(OnGap::Stop),
         "skip" => Ok(OnGap::Skip),
         _ => Err("stop or skip".into()),
+    }
+}
+
+fn session_timeout(text: &str) -> Result<Duration, String> {
+    match duration(text)? {
+        timeout if timeout < Duration::from_secs(1) => Err("must be at least 1s: heartbeats have to fit in".into()),
+        timeout if timeout > Duration::from_secs(1800) => Err("must be at most 30m, as brokers have it".into()),
+        timeout => Ok(timeout),
     }
 }
 

@@ -5,6 +5,7 @@ use crate::cli;
 use crate::core::backoff::Backoff;
 use crate::destination::spec::{Spec, Target};
 use crate::destination::{self, Drill, webhook};
+use crate::group::kafka::Joining;
 use crate::replay::range::Range;
 use crate::replay::rewind::Move;
 use crate::replay::select::Selection;
@@ -144,8 +145,8 @@ pub struct Delivery {
     pub spec: Spec,
     pub settings: destination::Settings,
     pub dispatch: dispatch::Config,
-    /// Where to begin was typed: then a commit that is gone is no error.
-    pub start_given: bool,
+    /// How it joins its group, on Kafka.
+    pub joining: Joining,
 }
 
 /// `eventd up`.
@@ -406,6 +407,7 @@ fn deliveries(
 ) -> anyhow::Result<Vec<Delivery>> {
     let specs = specs(typed, flags.name.as_deref(), &shared.topic)?;
     if let Engine::Sqlite(database) = url {
+        ensure!(flags.instance_id.is_none(), "--instance-id is for Kafka, and --url is sqlite:");
         for spec in &specs {
             refuse_database(spec, database)?;
         }
@@ -440,7 +442,14 @@ fn deliveries(
                 drill,
                 ..destination::Settings::default()
             };
-            Ok(Delivery { spec, settings, dispatch: dispatch.clone(), start_given: flags.start.is_some() })
+            let joining = Joining {
+                digest: spec.digest(),
+                start_given: flags.start.is_some(),
+                session_timeout: flags.session_timeout,
+                instance_id: flags.instance_id.clone(),
+                keep_membership: flags.keep_membership,
+            };
+            Ok(Delivery { spec, settings, dispatch: dispatch.clone(), joining })
         })
         .collect()
 }

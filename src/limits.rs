@@ -340,3 +340,22 @@ pub const STATE_COMMIT_INTERVAL: Duration = Duration::from_secs(1);
 
 /// How often what no commit points at any more is removed there.
 pub const STATE_TRIM_INTERVAL: Duration = Duration::from_secs(60);
+
+/// How often a member of a group tells the broker that it is there, at most: so soon it learns that others come or go.
+pub const HEARTBEAT_INTERVAL_MAX: Duration = Duration::from_millis(300);
+
+/// How long a broker may take, beyond the session's time-out, until everybody has joined and the leader has assigned.
+pub const REBALANCE_MAX: Duration = Duration::from_secs(10);
+
+/// The wait before a group is joined again where that failed, doubling to the longest one.
+pub const REJOIN_BACKOFF: Duration = Duration::from_millis(50);
+pub const REJOIN_BACKOFF_MAX: Duration = Duration::from_secs(1);
+
+/// How long a commit waits for a rebalance to end before it is refused.
+pub const COMMIT_REBALANCING_MAX: Duration = Duration::from_secs(5);
+
+/// How long after its last heartbeat a member counts as gone, where nobody says.
+pub const SESSION_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How long, beyond the session of one that died, a replay waits to have a group for itself.
+pub const HOLD_GRACE: Duration = Duration::from_secs(5);

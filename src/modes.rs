@@ -6,6 +6,7 @@ use crate::core::outcome::Failure;
 use crate::core::progress::State;
 use crate::destination::{self, Destination};
 use crate::dispatch::{self, Parts};
+use crate::group::kafka::Joining;
 use crate::group::sqlite::WhenHeld;
 use crate::group::{self, Group, JoinError};
 use crate::log::kafka::Kafka;
@@ -82,7 +83,7 @@ impl Store {
             Self::Sqlite(engine) => {
                 group::sqlite::join(engine, name, log.topic(), &delivery.spec.digest(), when_held).await
             }
-            Self::Kafka(engine) => group::kafka::join(engine, name, log, delivery.start_given).await,
+            Self::Kafka(engine) => group::kafka::join(engine, name, log, delivery.joining.clone()).await,
         }
     }
 }
@@ -110,22 +111,9 @@ impl Groups for Store {
         Box::pin(async move {
             match self {
                 Self::Sqlite(engine) => group::sqlite::join(engine, name, log.topic(), digest, WhenHeld::Fail).await,
-                Self::Kafka(engine) => group::kafka::join(engine, name, log, false).await,
+                Self::Kafka(engine) => group::kafka::hold(engine, name, log, Joining::of(digest)).await,
             }
         })
-    }
-
-    fn hold<'a>(
-        &'a self,
-        name: &'a str,
-        log: &'a Arc<dyn Log>,
-        digest: &'a str,
-    ) -> BoxFuture<'a, Result<Arc<dyn Group>, JoinError>> {
-        if matches!(self, Self::Kafka(_)) {
-            // As with a second process of a destination.
-            tracing::warn!(destination = name, "a dispatch that is running is not noticed, and would undo this");
-        }
-        Groups::join(self, name, log, digest)
     }
 
     fn forget<'a>(&'a self, name: &'a str, log: &'a Arc<dyn Log>) -> BoxFuture<'a, Result<(), Failure>> {

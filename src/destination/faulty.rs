@@ -82,6 +82,10 @@ impl Destination for Faulty {
         })
     }
 
+    fn released(&self, partition: u32) {
+        self.inner.released(partition);
+    }
+
     fn reopen(&self) {
         self.inner.reopen();
     }

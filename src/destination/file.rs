@@ -89,6 +89,13 @@ impl Destination for File {
         }
     }
 
+    fn released(&self, partition: u32) {
+        if let Files::OnePerPartition { writers, .. } = &self.files {
+            // The file is closed, and its lock gone, once its writer has ended what it was given.
+            writers.lock().unwrap_or_else(PoisonError::into_inner).remove(&partition);
+        }
+    }
+
     fn reopen(&self) {
         match &self.files {
             Files::One(writer) => writer.reopen(),

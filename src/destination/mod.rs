@@ -50,6 +50,9 @@ pub trait Destination: Send + Sync + fmt::Debug {
     /// Opens again, before the next hand-over, what may have been moved away (`SIGHUP`). Nothing to do for most.
     fn reopen(&self) {}
 
+    /// This process does not own the partition any more: what was held for it alone is let go, for the next owner.
+    fn released(&self, _partition: u32) {}
+
     /// How many attempts were sent a second time inside the same attempt, since their connection closed before a byte
     /// of the answer; since start, for metrics.
     fn resent(&self) -> u64 {

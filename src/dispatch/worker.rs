@@ -308,8 +308,10 @@ async fn first_state(shared: &Shared, partition: u32) -> Result<State, Failure> 
 }
 
 impl Drop for Worker {
-    /// A probe that nobody waits for any more is given back, so that another owner may probe.
+    /// A probe that nobody waits for any more is given back, so that another owner may probe; so is what the destination
+    /// holds for this partition.
     fn drop(&mut self) {
+        self.shared.parts.destination.released(self.partition);
         if let Some(probe) = self.probing.take() {
             self.shared.breaker().abandoned(&probe);
             self.shared.breaker_moved.notify_waiters();

@@ -4,10 +4,12 @@
 use kafka_protocol::messages::{
     ApiKey, ApiVersionsRequest, ApiVersionsResponse, CreateTopicsRequest, CreateTopicsResponse, DeleteRecordsRequest,
     DeleteRecordsResponse, DeleteTopicsRequest, DeleteTopicsResponse, DescribeConfigsRequest, DescribeConfigsResponse,
-    FetchRequest, FetchResponse, FindCoordinatorRequest, FindCoordinatorResponse, InitProducerIdRequest,
-    InitProducerIdResponse, ListOffsetsRequest, ListOffsetsResponse, MetadataRequest, MetadataResponse,
+    FetchRequest, FetchResponse, FindCoordinatorRequest, FindCoordinatorResponse, HeartbeatRequest, HeartbeatResponse,
+    InitProducerIdRequest, InitProducerIdResponse, JoinGroupRequest, JoinGroupResponse, LeaveGroupRequest,
+    LeaveGroupResponse, ListOffsetsRequest, ListOffsetsResponse, MetadataRequest, MetadataResponse,
     OffsetCommitRequest, OffsetCommitResponse, OffsetFetchRequest, OffsetFetchResponse, ProduceRequest,
     ProduceResponse, SaslAuthenticateRequest, SaslAuthenticateResponse, SaslHandshakeRequest, SaslHandshakeResponse,
+    SyncGroupRequest, SyncGroupResponse,
 };
 use kafka_protocol::protocol::{Decodable, Encodable, HeaderVersion, VersionRange};
 
@@ -45,6 +47,11 @@ requests! {
     OffsetCommitRequest => OffsetCommitResponse, OffsetCommit 2..=8;
     // 8 asks for several groups; 2 names an error of the whole group.
     OffsetFetchRequest => OffsetFetchResponse, OffsetFetch 2..=7;
+    // 5 (of JoinGroup) and 3 have static membership; none of these is older than 2.8.
+    JoinGroupRequest => JoinGroupResponse, JoinGroup 5..=7;
+    SyncGroupRequest => SyncGroupResponse, SyncGroup 3..=5;
+    HeartbeatRequest => HeartbeatResponse, Heartbeat 3..=4;
+    LeaveGroupRequest => LeaveGroupResponse, LeaveGroup 3..=4;
     // From 4 on the broker's own defaults may be asked for.
     CreateTopicsRequest => CreateTopicsResponse, CreateTopics 4..=7;
     DescribeConfigsRequest => DescribeConfigsResponse, DescribeConfigs 1..=4;

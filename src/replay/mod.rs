@@ -79,16 +79,8 @@ pub trait Groups: Send + Sync + fmt::Debug {
         log: &'a Arc<dyn Log>,
     ) -> BoxFuture<'a, Result<Vec<Option<State>>, JoinError>>;
 
-    /// Takes its place; one that is held is an error.
+    /// Takes its place, with every partition of the log; one that is held is an error.
     fn join<'a>(
-        &'a self,
-        name: &'a str,
-        log: &'a Arc<dyn Log>,
-        digest: &'a str,
-    ) -> BoxFuture<'a, Result<Arc<dyn Group>, JoinError>>;
-
-    /// Takes the place of a destination whose position is to be moved: nobody may deliver to it meanwhile.
-    fn hold<'a>(
         &'a self,
         name: &'a str,
         log: &'a Arc<dyn Log>,

@@ -35,7 +35,7 @@ pub(super) async fn apply(
 ) -> anyhow::Result<Ended> {
     let (name, id) = (&around.spec.name, super::new_id());
     // Held until everything is written.
-    let place = around.groups.hold(name, &around.log, &around.spec.digest()).await?;
+    let place = around.groups.join(name, &around.log, &around.spec.digest()).await?;
     let audit = Audit::open(&*around.engine, &*around.log).await?;
     let Planned { what, plan, selection, legs, .. } = planned;
     let (to, events) = (around.spec.to_string(), plan.events);

@@ -15,7 +15,7 @@ use crate::support::load::{Answered, Load};
 use crate::support::program::{Program, eventually};
 use crate::support::torture_times;
 use eventd::core::progress::Progress;
-use eventd::group::{Group, kafka, sqlite};
+use eventd::group::{kafka, sqlite};
 use eventd::log::kafka::Kafka;
 use eventd::log::sqlite::{Settings, Sqlite};
 use eventd::log::{Engine, Log};
@@ -34,7 +34,6 @@ fn rounds() -> usize {
 }
 
 /// What eventd makes a topic with.
-const PARTITIONS: u32 = 3;
 const COMMIT_INTERVAL: Duration = Duration::from_millis(50);
 /// How much longer than the interval a commit may take, with its syncs, on a busy machine.
 const COMMIT_TAKES_MAX: Duration = Duration::from_millis(1500);
@@ -124,7 +123,9 @@ impl Place {
     }
 
     fn dispatch(&self) -> Program {
-        self.start(&[&["dispatch"], &DELIVERY[..]].concat())
+        // On Kafka a process that starts again under the same id has its partitions back at once.
+        let id: &[&str] = if matches!(self.log, Shared::Kafka(_)) { &["--instance-id", &self.topic] } else { &[] };
+        self.start(&[&["dispatch"], &DELIVERY[..], id].concat())
     }
 
     fn up(&self) -> Program {
@@ -134,29 +135,16 @@ impl Place {
     /// What a process that is gone left: one progress a partition.
     fn committed(&self) -> Vec<Progress> {
         block_on(async {
-            let group = self.group().await;
-            let mut committed = Vec::new();
-            for partition in 0..PARTITIONS {
-                committed.push(Progress::new(&group.committed(partition).await.unwrap().unwrap_or_default()));
-            }
-            committed
+            let states = match &self.log {
+                Shared::Embedded => sqlite::committed(&*self.sqlite().await, "file-1", &self.topic).await,
+                Shared::Kafka(address) => {
+                    let engine = kafka_at(address).await;
+                    let log: Arc<dyn Log> = engine.open(&self.topic, None).await.unwrap();
+                    kafka::committed(&engine, "file-1", &log).await
+                }
+            };
+            states.unwrap().into_iter().map(|state| Progress::new(&state.unwrap_or_default())).collect()
         })
-    }
-
-    async fn group(&self) -> Arc<dyn Group> {
-        match &self.log {
-            Shared::Embedded => {
-                let digest = eventd::destination::spec::Spec::parse("file-1").unwrap().digest();
-                sqlite::join(&self.sqlite().await, "file-1", &self.topic, &digest, sqlite::WhenHeld::Fail)
-                    .await
-                    .unwrap()
-            }
-            Shared::Kafka(address) => {
-                let engine = kafka_at(address).await;
-                let log: Arc<dyn Log> = engine.open(&self.topic, None).await.unwrap();
-                kafka::join(&engine, "file-1", &log, false).await.unwrap()
-            }
-        }
     }
 
     /// Holds the log against what clients were told, and says how many of its records are repetitions.

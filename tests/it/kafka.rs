@@ -5,13 +5,14 @@
 mod commits;
 mod faults;
 mod foreign;
+mod members;
 mod refusals;
 mod security;
 
 use crate::conformance::Fixture;
 use eventd::BoxFuture;
 use eventd::group::Group;
-use eventd::group::kafka::join;
+use eventd::group::kafka::{Joining, join};
 use eventd::log::kafka::Kafka;
 use eventd::log::{Engine, Log};
 use eventd::net::Settings;
@@ -42,7 +43,7 @@ impl Fixture for Shared {
     fn join<'a>(&'a self, name: &'a str, topic: &'a str) -> BoxFuture<'a, Arc<dyn Group>> {
         Box::pin(async move {
             let log: Arc<dyn Log> = self.engine.open(topic, None).await.expect("the topic is there");
-            join(&self.engine, name, &log, false).await.expect("the group is free")
+            join(&self.engine, name, &log, Joining::of("digest")).await.expect("the group is free")
         })
     }
 }

@@ -34,7 +34,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("replay", PARTS_AND_DISPATCH),
     // Flags as typed and the configuration checked from them know each other's types, and those of what they set up.
     ("cli", &["config", "core", "net", "log", "destination", "ingest", "dispatch", "replay"]),
-    ("config", &["cli", "core", "net", "log", "destination", "ingest", "dispatch", "replay"]),
+    ("config", &["cli", "core", "net", "log", "group", "destination", "ingest", "dispatch", "replay"]),
     ("signals", &[]),
     ("telemetry", &["config"]),
     ("modes", &["core", "net", "log", "group", "destination", "ingest", "dispatch", "replay", "config", "signals"]),
@@ -65,7 +65,7 @@ const CONFINED: &[(&[&str], &[&str])] = &[
 const HTTP: &[&str] = &["src/ingest/", "src/ops/", "src/destination/http.rs"];
 
 /// Modes spawn tasks, since they alone know when to end them. (The one task of `signals` lives as long as the process,
-/// and the appender of a Kafka topic as long as its log: what the thread of the writer is to the embedded log.)
+/// the appender of a Kafka topic as long as its log, and a membership as long as its group.)
 const SPAWNING: &[&str] = &[
     "src/ingest/",
     "src/dispatch/",
@@ -75,6 +75,7 @@ const SPAWNING: &[&str] = &[
     "src/signals.rs",
     "src/main.rs",
     "src/log/kafka/append.rs",
+    "src/group/kafka/membership.rs",
 ];
 
 /// The crates that the core may name: pure ones.

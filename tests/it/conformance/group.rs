@@ -3,10 +3,18 @@
 use super::{Fixture, SOON, new_topic, record, unique};
 use eventd::core::outcome::Certainty;
 use eventd::core::progress::State;
-use eventd::group::Change;
+use eventd::group::{Change, Group};
 use std::collections::BTreeSet;
 use std::time::Duration;
 use tokio::time::timeout;
+
+/// Waits until the member was given so many partitions: only its owner commits one.
+async fn own(group: &dyn Group, partitions: usize) {
+    for _ in 0..partitions {
+        let change = timeout(SOON, group.changed()).await.expect("every partition is given").unwrap();
+        assert!(matches!(change, Change::Given(_)), "nothing is taken from a member alone: {change:?}");
+    }
+}
 
 /// A watermark, and what is settled above it as `(start, end)`.
 fn state(watermark: i64, settled: &[(i64, i64)]) -> State {
@@ -41,6 +49,7 @@ pub(crate) async fn a_commit_comes_back_with_its_map(fixture: &dyn Fixture) {
     let log = new_topic(fixture, 2).await;
     let first = log.append(1, (0..100).map(|n| record("user", &n.to_string())).collect()).await.unwrap();
     let group = fixture.join(&unique("group"), log.topic()).await;
+    own(&*group, 2).await;
     for stored in [
         state(first, &[]),
         state(first + 3, &[(first + 5, first + 6), (first + 40, first + 100)]),
@@ -59,13 +68,16 @@ pub(crate) async fn groups_and_topics_are_apart(fixture: &dyn Fixture) {
     let end = one.append(0, (0..9).map(|n| record("user", &n.to_string())).collect()).await.unwrap() + 9;
     let (name, other) = (unique("group"), unique("group"));
     let group = fixture.join(&name, one.topic()).await;
+    own(&*group, 1).await;
     group.commit(0, state(end, &[])).await.unwrap();
     assert_eq!(group.name(), name);
     group.leave().await;
     let group = fixture.join(&other, one.topic()).await;
+    own(&*group, 1).await;
     assert_eq!(group.committed(0).await, Ok(None));
     group.leave().await;
     let group = fixture.join(&name, two.topic()).await;
+    own(&*group, 1).await;
     assert_eq!(group.committed(0).await, Ok(None));
     group.leave().await;
 }
@@ -75,10 +87,12 @@ pub(crate) async fn a_commit_outlives_its_member(fixture: &dyn Fixture) {
     let first = log.append(0, (0..9).map(|n| record("user", &n.to_string())).collect()).await.unwrap();
     let (name, stored) = (unique("group"), state(first + 4, &[(first + 6, first + 8)]));
     let group = fixture.join(&name, log.topic()).await;
+    own(&*group, 1).await;
     group.commit(0, stored.clone()).await.unwrap();
     group.leave().await;
     drop(group);
     let group = fixture.join(&name, log.topic()).await;
+    own(&*group, 1).await;
     assert_eq!(group.committed(0).await, Ok(Some(stored)));
     group.commit(0, state(first + 9, &[])).await.unwrap();
     group.leave().await;
@@ -88,6 +102,7 @@ pub(crate) async fn a_commit_past_the_end_is_refused_and_changes_nothing(fixture
     let log = new_topic(fixture, 1).await;
     let end = log.append(0, (0..9).map(|n| record("user", &n.to_string())).collect()).await.unwrap() + 9;
     let group = fixture.join(&unique("group"), log.topic()).await;
+    own(&*group, 1).await;
     group.commit(0, state(end, &[])).await.unwrap();
     for past in [state(end + 1, &[]), state(end - 5, &[(end - 3, end + 1)])] {
         let failure = group.commit(0, past).await.unwrap_err();

@@ -9,8 +9,8 @@ use crate::support::delivered::{self, Line};
 use crate::support::program::{Ending, Program, eventually};
 use eventd::core::event::Record;
 use eventd::core::progress::State;
-use eventd::group::Group;
-use eventd::group::kafka::join;
+use eventd::group::kafka::{Joining, committed, hold};
+use eventd::group::{Group, JoinError};
 use eventd::kafka::Cluster;
 use eventd::log::{CreateTopic, Engine, Log};
 use eventd::net::Settings;
@@ -48,8 +48,28 @@ impl Place {
         self.broker.engine.open(topic, create).await.unwrap()
     }
 
-    async fn group(&self, log: &Arc<dyn Log>, start_given: bool) -> Arc<dyn Group> {
-        join(&self.broker.engine, &self.name, log, start_given).await.unwrap()
+    /// The only member of the group.
+    async fn group(&self, log: &Arc<dyn Log>) -> Arc<dyn Group> {
+        hold(&self.broker.engine, &self.name, log, Joining::of("digest")).await.unwrap()
+    }
+
+    /// Commits as a member that leaves behind it.
+    async fn commit(&self, log: &Arc<dyn Log>, state: State) {
+        let group = self.group(log).await;
+        group.commit(0, state).await.unwrap();
+        group.leave().await;
+    }
+
+    /// What is committed for the first partition, read from outside.
+    async fn committed(&self, log: &Arc<dyn Log>) -> Result<Option<State>, JoinError> {
+        let mut states = committed(&self.broker.engine, &self.name, log).await?;
+        Ok(states.remove(0))
+    }
+
+    async fn until_committed(&self, log: &Arc<dyn Log>) {
+        while !matches!(self.committed(log).await, Ok(Some(_))) {
+            tokio::task::yield_now().await;
+        }
     }
 
     /// Deletes the topic, and waits until the broker knows none of this name.
@@ -137,13 +157,14 @@ async fn a_topic_made_again_while_dispatch_runs_stops_it_and_the_next_start_begi
 async fn a_commit_of_a_topic_that_was_made_again_stops_dispatch_until_a_start_is_given() {
     let (place, log) = Place::with_partitions(1).await;
     log.append(0, records(0..5)).await.unwrap();
-    let group = place.group(&log, false).await;
+    let group = place.group(&log).await;
     group.commit(0, State::at(2)).await.unwrap();
     place.delete().await;
     let log = place.make(1).await;
     log.append(0, records(10..13)).await.unwrap();
     // The last commit of a process that saw only the old topic.
     group.commit(0, State::at(3)).await.unwrap();
+    group.leave().await;
 
     let said = place.dispatch_fails(&[]);
     assert!(said.contains("was deleted and made again since") && said.contains("--start"), "{said}");
@@ -151,7 +172,7 @@ async fn a_commit_of_a_topic_that_was_made_again_stops_dispatch_until_a_start_is
     assert_eq!(payloads(&place.delivered(0, 3, &dispatch)), numbers(10..13));
     dispatch.wait_for(&["beginning anew"]);
     assert_eq!(dispatch.stop().code(), 0);
-    assert_eq!(place.group(&log, false).await.committed(0).await, Ok(Some(State::at(3))));
+    assert_eq!(place.committed(&log).await, Ok(Some(State::at(3))));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -170,10 +191,7 @@ async fn a_commit_that_the_brokers_forgot_stops_a_destination_that_was_at_work()
     let dispatch = place.dispatch(&["--start", "latest"]);
     dispatch.wait_for(&["beginning anew"]);
     // Where it begins is committed before anything is delivered.
-    let group = place.group(&log, false).await;
-    while !matches!(group.committed(0).await, Ok(Some(_))) {
-        tokio::task::yield_now().await;
-    }
+    place.until_committed(&log).await;
     log.append(0, records(5..7)).await.unwrap();
     assert_eq!(payloads(&place.delivered(5, 2, &dispatch)), [5, 6]);
     assert_eq!(dispatch.stop().code(), 0);
@@ -183,7 +201,7 @@ async fn a_commit_that_the_brokers_forgot_stops_a_destination_that_was_at_work()
 async fn a_position_that_retention_passed_stops_the_partition_and_may_be_skipped() {
     let (place, log) = Place::with_partitions(1).await;
     log.append(0, records(0..10)).await.unwrap();
-    place.group(&log, false).await.commit(0, State::at(2)).await.unwrap();
+    place.commit(&log, State::at(2)).await;
     delete_records(&place.topic, 5);
 
     let said = place.dispatch_fails(&[]);
@@ -194,7 +212,7 @@ async fn a_position_that_retention_passed_stops_the_partition_and_may_be_skipped
     let skipped = dispatch.wait_for(&["skipped, by --on-gap"]);
     assert!(skipped.contains("from=2") && skipped.contains("to=5"), "{skipped}");
     assert_eq!(dispatch.stop().code(), 0);
-    assert_eq!(place.group(&log, false).await.committed(0).await, Ok(Some(State::at(10))));
+    assert_eq!(place.committed(&log).await, Ok(Some(State::at(10))));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -212,7 +230,7 @@ async fn an_operators_reset_is_followed_and_logged() {
     assert!(logged.contains("offset=4"), "{logged}\nafter\n{reset}");
     assert_eq!(payloads(&place.delivered(10, 6, &dispatch)), numbers(4..10));
     assert_eq!(dispatch.stop().code(), 0);
-    assert_eq!(place.group(&log, false).await.committed(0).await, Ok(Some(State::at(10))));
+    assert_eq!(place.committed(&log).await, Ok(Some(State::at(10))));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -220,7 +238,7 @@ async fn kafkas_own_tool_shows_the_lag() {
     let (place, log) = Place::with_partitions(2).await;
     log.append(0, records(0..10)).await.unwrap();
     log.append(1, records(0..3)).await.unwrap();
-    let group = place.group(&log, false).await;
+    let group = place.group(&log).await;
     group.commit(0, holes(4, 2)).await.unwrap();
     group.commit(1, State::at(3)).await.unwrap();
     let shown = tool("kafka-consumer-groups", &address(), &["--describe", "--group", &place.name]);
@@ -245,10 +263,7 @@ async fn partitions_that_are_added_are_delivered_and_ingest_asks_for_a_restart()
     let mut client = Client::connect(&ingest.address()).unwrap();
     let post = |client: &mut Client| client.post(r#"{"UserID":"user","Payload":"1"}"#).unwrap();
     assert_eq!(post(&mut client).status, 200);
-    let group = place.group(&log, false).await;
-    while !matches!(group.committed(0).await, Ok(Some(_))) {
-        tokio::task::yield_now().await;
-    }
+    place.until_committed(&log).await;
     tool("kafka-topics", &address(), &["--alter", "--topic", &place.topic, "--partitions", "3"]);
     log.append(2, records(2..5)).await.unwrap();
     let added = eventually(|| {
@@ -278,39 +293,41 @@ fn holes(watermark: i64, ranges: i64) -> State {
 async fn a_map_that_is_too_large_for_a_commit_goes_to_a_topic_and_comes_back() {
     let (place, log) = Place::with_partitions(1).await;
     fill(&*log, 450_000).await;
-    let group = place.group(&log, false).await;
+    let group = place.group(&log).await;
     group.commit(0, State::at(1)).await.unwrap();
     // In one record, in two, and small enough for the commit itself again.
     let began = Instant::now();
-    let other = place.group(&log, false).await;
     for state in [holes(10, 5_000), holes(7, 220_000), holes(9, 10)] {
         group.commit(0, state.clone()).await.unwrap();
         assert_eq!(group.committed(0).await, Ok(Some(state.clone())));
-        assert_eq!(other.committed(0).await, Ok(Some(state)), "what another process reads");
+        assert_eq!(place.committed(&log).await, Ok(Some(state)), "what another process reads");
     }
     let side = place.open(&format!("{}.{}.state", place.topic, place.name), None).await;
     assert_eq!((side.earliest(0).await, side.latest(0).await), (Ok(0), Ok(3)), "one record, then two");
     println!("# maps in a topic of their own: two stored in {:?}", began.elapsed());
 
     // Two at once: what is read is one of them, never a part of each.
-    other.commit(0, holes(10, 5_000)).await.unwrap();
     let (one, two) = (holes(3, 220_000), holes(5, 220_000));
-    let (first, second) = tokio::join!(group.commit(0, one.clone()), other.commit(0, two.clone()));
+    let (first, second) = tokio::join!(group.commit(0, one.clone()), group.commit(0, two.clone()));
     first.and(second).unwrap();
     let found = group.committed(0).await.unwrap().unwrap();
     assert!(found == one || found == two, "watermark {}, {} ranges", found.watermark, found.settled.len());
+    group.leave().await;
 
     // A process trims at its first commit what nothing points at any more.
     let last = holes(11, 6_000);
-    place.group(&log, false).await.commit(0, last.clone()).await.unwrap();
+    place.commit(&log, last.clone()).await;
     let end = side.latest(0).await.unwrap();
     assert_eq!(side.earliest(0).await, Ok(end - 1), "all but the last map is removed");
-    assert_eq!(group.committed(0).await, Ok(Some(last)));
+    assert_eq!(place.committed(&log).await, Ok(Some(last)));
 
     delete_records(side.topic(), end);
-    let failure = group.committed(0).await.unwrap_err();
-    assert!(failure.code == "commit-unreadable" && failure.detail.contains("--start"), "{failure}");
-    assert_eq!(place.group(&log, true).await.committed(0).await, Ok(None), "--start begins anew");
+    let failure = place.committed(&log).await.unwrap_err().to_string();
+    assert!(failure.contains("commit-unreadable") && failure.contains("--start"), "{failure}");
+    let joining = Joining { start_given: true, ..Joining::of("digest") };
+    let group = hold(&place.broker.engine, &place.name, &log, joining).await.unwrap();
+    assert_eq!(group.committed(0).await, Ok(None), "--start begins anew");
+    group.leave().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -318,7 +335,7 @@ async fn dispatch_goes_on_from_a_map_in_a_topic_and_delivers_the_holes_alone() {
     let (place, log) = Place::with_partitions(1).await;
     log.append(0, records(0..8_000)).await.unwrap();
     let state = holes(100, 3_500);
-    place.group(&log, false).await.commit(0, state.clone()).await.unwrap();
+    place.commit(&log, state.clone()).await;
     let unsettled = |offset: &u32| {
         let offset = i64::from(*offset);
         offset >= state.watermark && !state.settled.iter().any(|range| range.contains(&offset))
@@ -328,7 +345,7 @@ async fn dispatch_goes_on_from_a_map_in_a_topic_and_delivers_the_holes_alone() {
     let dispatch = place.dispatch(&[]);
     assert_eq!(payloads(&place.delivered(0, expected.len(), &dispatch)), expected);
     assert_eq!(dispatch.stop().code(), 0);
-    assert_eq!(place.group(&log, false).await.committed(0).await, Ok(Some(State::at(8_000))));
+    assert_eq!(place.committed(&log).await, Ok(Some(State::at(8_000))));
 }
 
 async fn fill(log: &dyn Log, records: usize) {

@@ -11,6 +11,7 @@ pub(crate) mod load;
 pub(crate) mod memory_log;
 pub(crate) mod program;
 pub(crate) mod receiver;
+pub(crate) mod sink;
 
 use std::time::Duration;
 

@@ -1,0 +1,344 @@
+//! The commits of a group: under whom they are made, what they say, and what it means where one is not there.
+
+use super::membership::{Identity, Membership};
+use super::metadata::Metadata;
+use super::state::StateTopic;
+use super::unavailable;
+use crate::core::outcome::Failure;
+use crate::core::progress::State;
+use crate::group::JoinError;
+use crate::kafka::{self, Cluster, Request, Who, describe, refusal, topic_name};
+use crate::limits::{
+    BROKER_CALL_MAX, COMMIT_METADATA_CHARS_MAX, COMMIT_REBALANCING_MAX, METADATA_INTERVAL_MIN, STATE_COMMIT_INTERVAL,
+    STATE_TRIM_INTERVAL,
+};
+use crate::log::Log;
+use crate::log::kafka::Kafka;
+use kafka_protocol::ResponseError;
+use kafka_protocol::messages::offset_commit_request::{OffsetCommitRequestPartition, OffsetCommitRequestTopic};
+use kafka_protocol::messages::offset_fetch_request::OffsetFetchRequestTopic;
+use kafka_protocol::messages::offset_fetch_response::OffsetFetchResponsePartition;
+use kafka_protocol::messages::{
+    GroupId, OffsetCommitRequest, OffsetCommitResponse, OffsetFetchRequest, OffsetFetchResponse,
+};
+use kafka_protocol::protocol::StrBytes;
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use tokio::time::{Instant, sleep, sleep_until};
+use uuid::Uuid;
+
+/// The commit's metadata are larger than the broker takes: never seen outside.
+const TOO_LARGE: &str = "commit-metadata-too-large";
+
+#[derive(Debug)]
+pub(super) struct Commits {
+    cluster: Arc<Cluster>,
+    log: Arc<dyn Log>,
+    pub(super) group: String,
+    topic_id: Uuid,
+    /// Where to begin was asked for: then a commit that is gone is no error.
+    start_given: bool,
+    /// How many partitions the topic had when this was opened, and whether any had a commit.
+    pub(super) opened_with: u32,
+    had_commits: bool,
+    state: StateTopic,
+    seen: Mutex<HashMap<u32, Seen>>,
+}
+
+/// What is remembered of a partition between two commits.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Seen {
+    /// The log reaches at least this far.
+    end: i64,
+    /// When a state last went to its topic, and when that was last trimmed.
+    stored_at: Option<Instant>,
+    trimmed_at: Option<Instant>,
+}
+
+impl Commits {
+    pub(super) async fn open(
+        engine: &Arc<Kafka>,
+        group: &str,
+        log: &Arc<dyn Log>,
+        start_given: bool,
+    ) -> Result<Self, JoinError> {
+        let cluster = Arc::clone(engine.cluster());
+        let found = cluster.topic(log.topic(), Instant::now() + BROKER_CALL_MAX).await;
+        let found = found.map_err(|error| match error {
+            kafka::Error::Configuration(detail) => JoinError::Configuration(detail),
+            error => JoinError::Unavailable(unavailable(error)),
+        })?;
+        let topic = found.ok_or_else(|| JoinError::MissingTopic { topic: log.topic().into() })?;
+        let partitions = u32::try_from(topic.partitions.len()).unwrap_or(u32::MAX);
+        let mut commits = Self {
+            cluster,
+            log: Arc::clone(log),
+            group: group.into(),
+            topic_id: topic.id,
+            start_given,
+            opened_with: partitions,
+            had_commits: false,
+            state: StateTopic::new(Arc::clone(engine), log.topic(), group),
+            seen: Mutex::default(),
+        };
+        let found = commits.offset_fetch(partitions).await.map_err(JoinError::Unavailable)?;
+        commits.had_commits = found.values().any(|(offset, _)| *offset >= 0);
+        Ok(commits)
+    }
+
+    fn seen(&self) -> MutexGuard<'_, HashMap<u32, Seen>> {
+        self.seen.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) async fn store(&self, member: &Membership, partition: u32, state: State) -> Result<(), Failure> {
+        self.check_end(partition, &state).await?;
+        let inline = Metadata::of_map(self.topic_id, &state);
+        if inline.len() <= COMMIT_METADATA_CHARS_MAX {
+            match self.offset_commit(member, partition, state.watermark, inline).await {
+                // The broker was told to take less.
+                Err(failure) if failure.code == TOO_LARGE => {}
+                answer => return answer,
+            }
+        }
+        self.store_apart(member, partition, &state).await
+    }
+
+    /// A commit past the end of the log would settle events that are not there yet.
+    async fn check_end(&self, partition: u32, state: &State) -> Result<(), Failure> {
+        let settled_end = state.settled.last().map_or(state.watermark, |range| range.end);
+        if settled_end <= self.seen().get(&partition).map_or(0, |seen| seen.end) {
+            return Ok(());
+        }
+        let end = self.log.latest(partition).await?;
+        self.seen().entry(partition).or_default().end = end;
+        if settled_end > end {
+            return Err(Failure::refused(
+                "commit-past-end",
+                format!("partition {partition} ends at {end}, and the commit says that {settled_end} is settled"),
+            ));
+        }
+        Ok(())
+    }
+
+    /// Commits as the member that we are. In the middle of a rebalance, and where a join has just made us a later
+    /// generation, again as what we are then.
+    async fn offset_commit(
+        &self,
+        member: &Membership,
+        partition: u32,
+        offset: i64,
+        metadata: String,
+    ) -> Result<(), Failure> {
+        let deadline = Instant::now() + COMMIT_REBALANCING_MAX;
+        loop {
+            let identity = member.identity_for(partition).ok_or_else(|| {
+                Failure::refused("group-unavailable", format!("partition {partition} is not ours to commit now"))
+            })?;
+            let error = match self.offset_commit_as(&identity, partition, offset, metadata.clone()).await? {
+                None => return Ok(()),
+                Some(error) => error,
+            };
+            let again = match error {
+                ResponseError::RebalanceInProgress => true,
+                ResponseError::IllegalGeneration => member.identity_for(partition).is_some_and(|now| now != identity),
+                _ => false,
+            };
+            if !again || Instant::now() >= deadline {
+                let code = if error == ResponseError::OffsetMetadataTooLarge { TOO_LARGE } else { "group-unavailable" };
+                let detail = format!("group {:?} takes no commit: {}", self.group, describe(error));
+                return Err(Failure::refused(code, detail));
+            }
+            sleep(METADATA_INTERVAL_MIN).await;
+        }
+    }
+
+    async fn offset_commit_as(
+        &self,
+        identity: &Identity,
+        partition: u32,
+        offset: i64,
+        metadata: String,
+    ) -> Result<Option<ResponseError>, Failure> {
+        let committed = OffsetCommitRequestPartition::default()
+            .with_partition_index(partition as i32)
+            .with_committed_offset(offset)
+            .with_committed_leader_epoch(-1)
+            .with_committed_metadata(Some(StrBytes::from_string(metadata)));
+        let topic = OffsetCommitRequestTopic::default().with_name(topic_name(self.log.topic()));
+        let request = OffsetCommitRequest::default()
+            .with_group_id(GroupId(StrBytes::from_string(self.group.clone())))
+            .with_generation_id_or_member_epoch(identity.generation)
+            .with_member_id(StrBytes::from_string(identity.member_id.clone()))
+            .with_group_instance_id(identity.instance_id.clone().map(StrBytes::from_string))
+            .with_retention_time_ms(-1)
+            .with_topics(vec![topic.with_partitions(vec![committed])]);
+        let code = |answer: &OffsetCommitResponse| answer.topics.first()?.partitions.first().map(|one| one.error_code);
+        let answer = self.ask(&request, code).await?;
+        let code = code(&answer).ok_or_else(|| Failure::unknown("group-unavailable", "a commit without an answer"))?;
+        Ok(refusal(code))
+    }
+
+    /// Puts the map into the state topic, and commits where it is. At most once a second, whatever the commits' tick:
+    /// a map that is large is written whole each time.
+    async fn store_apart(&self, member: &Membership, partition: u32, state: &State) -> Result<(), Failure> {
+        let before = self.seen().get(&partition).copied().unwrap_or_default();
+        if let Some(stored_at) = before.stored_at {
+            sleep_until(stored_at + STATE_COMMIT_INTERVAL).await;
+        }
+        let pointer = self.state.store(partition, member.partitions(), state).await?;
+        let metadata = Metadata::of_pointer(self.topic_id, pointer);
+        self.offset_commit(member, partition, state.watermark, metadata).await?;
+        let now = Instant::now();
+        let trim = before.trimmed_at.is_none_or(|at| at + STATE_TRIM_INTERVAL <= now);
+        {
+            let mut seen = self.seen();
+            let seen = seen.entry(partition).or_default();
+            (seen.stored_at, seen.trimmed_at) = (Some(now), if trim { Some(now) } else { before.trimmed_at });
+        }
+        if trim && let Err(failure) = self.state.trim(partition, pointer.offset).await {
+            // Nothing depends on it: the next time removes more.
+            tracing::debug!(group = self.group, partition, "the state topic cannot be trimmed: {failure}");
+        }
+        Ok(())
+    }
+
+    /// Asks the coordinator, and while another one takes over asks again.
+    async fn ask<R: Request>(
+        &self,
+        request: &R,
+        code: impl Fn(&R::Response) -> Option<i16>,
+    ) -> Result<R::Response, Failure> {
+        let deadline = Instant::now() + BROKER_CALL_MAX;
+        loop {
+            let answer =
+                self.cluster.call(Who::Coordinator(&self.group), request, deadline).await.map_err(unavailable)?;
+            let moved = matches!(
+                code(&answer).and_then(refusal),
+                Some(
+                    ResponseError::NotCoordinator
+                        | ResponseError::CoordinatorNotAvailable
+                        | ResponseError::CoordinatorLoadInProgress
+                )
+            );
+            if !moved || Instant::now() + METADATA_INTERVAL_MIN >= deadline {
+                return Ok(answer);
+            }
+            self.cluster.forget_coordinator(&self.group);
+            sleep(METADATA_INTERVAL_MIN).await;
+        }
+    }
+
+    /// The offset that is committed for each partition, -1 where there is none, and its metadata.
+    async fn offset_fetch(&self, partitions: u32) -> Result<HashMap<u32, (i64, String)>, Failure> {
+        let partitions = (0..partitions as i32).collect();
+        let topic = OffsetFetchRequestTopic::default().with_name(topic_name(self.log.topic()));
+        let request = OffsetFetchRequest::default()
+            .with_group_id(GroupId(StrBytes::from_string(self.group.clone())))
+            .with_topics(Some(vec![topic.with_partition_indexes(partitions)]))
+            .with_require_stable(false);
+        // Of the whole group, or of one partition.
+        let code = |answer: &OffsetFetchResponse| {
+            let partitions = answer.topics.iter().flat_map(|topic| &topic.partitions);
+            let mut codes = std::iter::once(answer.error_code).chain(partitions.map(|one| one.error_code));
+            codes.find(|code| *code != 0)
+        };
+        let answer = self.ask(&request, code).await?;
+        if let Some(error) = code(&answer).and_then(refusal) {
+            let detail = format!("group {:?} does not tell its commits: {}", self.group, describe(error));
+            return Err(Failure::refused("group-unavailable", detail));
+        }
+        let found = answer.topics.into_iter().flat_map(|topic| topic.partitions);
+        let read = |partition: OffsetFetchResponsePartition| {
+            let metadata = partition.metadata.map(|text| text.to_string()).unwrap_or_default();
+            (partition.partition_index as u32, (partition.committed_offset, metadata))
+        };
+        Ok(found.map(read).collect())
+    }
+
+    pub(super) async fn stored(&self, partition: u32, partitions: u32) -> Result<Option<State>, Failure> {
+        let commits = self.offset_fetch(partitions.max(partition + 1)).await?;
+        let Some((offset, metadata)) = commits.get(&partition).filter(|(offset, _)| *offset >= 0) else {
+            return self.without_commit(partition).await;
+        };
+        let unreadable = |why: String| {
+            let detail = format!("the commit of partition {partition} cannot be read: {why}; --start begins anew");
+            Failure::refused("commit-unreadable", detail)
+        };
+        let (topic_id, state) = match Metadata::read(*offset, metadata) {
+            Ok(Metadata::Foreign) => {
+                let (group, topic) = (&self.group, self.log.topic());
+                tracing::warn!(
+                    group,
+                    topic,
+                    partition,
+                    offset,
+                    "the group was reset by another tool: going on from there"
+                );
+                return Ok(Some(State::at(*offset)));
+            }
+            Ok(Metadata::Map { topic_id, state }) => (topic_id, Ok(state)),
+            Ok(Metadata::Pointer { topic_id, pointer }) => {
+                (topic_id, self.state.read(partition, *offset, pointer).await?)
+            }
+            Err(why) => (self.topic_id, Err(why)),
+        };
+        if topic_id != self.topic_id {
+            return self.anew(
+                "topic-remade",
+                format!(
+                    "topic {:?} was deleted and made again since partition {partition} was committed",
+                    self.log.topic()
+                ),
+            );
+        }
+        match state {
+            Ok(state) => Ok(Some(state)),
+            Err(_) if self.start_given => Ok(None),
+            Err(why) => Err(unreadable(why)),
+        }
+    }
+
+    /// No commit: a new group, a partition that is new, or a commit that the brokers have forgotten.
+    async fn without_commit(&self, partition: u32) -> Result<Option<State>, Failure> {
+        let was_added = partition >= self.opened_with;
+        if was_added || self.had_commits {
+            let earliest = self.log.earliest(partition).await?;
+            // A partition that was added begins with its first event, wherever a new group would begin: producers may
+            // have been there before us.
+            if was_added || earliest == 0 {
+                return Ok(Some(State::at(earliest)));
+            }
+        }
+        if self.had_commits || self.has_side_topic().await? {
+            return self.anew(
+                "commit-expired",
+                format!(
+                    "the group {:?} has no commit any more for partition {partition} (brokers forget it after \
+                     offsets.retention.minutes)",
+                    self.group
+                ),
+            );
+        }
+        Ok(None)
+    }
+
+    /// Whether the destination was at work before: it left dead letters, or a large state.
+    async fn has_side_topic(&self) -> Result<bool, Failure> {
+        let deadline = Instant::now() + BROKER_CALL_MAX;
+        for topic in [self.state.name(), format!("{}.{}.dead", self.log.topic(), self.group)] {
+            if self.cluster.topic(&topic, deadline).await.map_err(unavailable)?.is_some() {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    /// Begins anew where a start was asked for; else that is what the error asks for.
+    fn anew(&self, code: &'static str, why: String) -> Result<Option<State>, Failure> {
+        if self.start_given {
+            tracing::warn!(group = self.group, "{why}: beginning anew, as --start says");
+            return Ok(None);
+        }
+        Err(Failure::refused(code, format!("{why}: --start earliest or --start latest says where to begin")))
+    }
+}

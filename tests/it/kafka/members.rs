@@ -1,0 +1,220 @@
+//! Several processes of one destination, on a real broker: they come, stop, are killed and paused under load.
+
+use super::address;
+use crate::conformance::unique;
+use crate::support::broker::tool;
+use crate::support::delivered::{Line, lines};
+use crate::support::load::Load;
+use crate::support::program::{Program, eventually};
+use crate::support::sink::Sink;
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::time::Duration;
+
+const PARTITIONS: &str = "6";
+const SESSION_TIMEOUT: &str = "2s";
+
+/// A topic under load, a receiver, and a name for those who deliver to it.
+struct Scene {
+    folder: tempfile::TempDir,
+    topic: String,
+    name: String,
+    sink: Sink,
+    ingest: Program,
+    load: Load,
+}
+
+impl Scene {
+    fn begin(name: &str) -> Self {
+        let (folder, topic) = (tempfile::tempdir().unwrap(), unique("members"));
+        let make = ["--create-topic", "--partitions", PARTITIONS, "--listen", "127.0.0.1:0"];
+        let url = address();
+        let ingest =
+            Program::start(folder.path(), &[&["ingest", "--url", &url, "--topic", &topic], &make[..]].concat());
+        let load = Load::start(&ingest.address());
+        Self { topic, name: unique(name), sink: Sink::start(Duration::from_millis(1)), ingest, load, folder }
+    }
+
+    fn member(&self, more: &[&str]) -> Program {
+        self.member_to(self.folder.path(), &self.sink.url, more)
+    }
+
+    fn member_to(&self, folder: &Path, destination: &str, more: &[&str]) -> Program {
+        let url = address();
+        let fixed = ["dispatch", "--url", &url, "--topic", &self.topic, "--dest", destination, "--name", &self.name];
+        let quick = ["--session-timeout", SESSION_TIMEOUT, "--commit-interval", "50ms", "--backoff", "1ms"];
+        Program::start(folder, &[&fixed[..], &quick[..], more].concat())
+    }
+
+    /// Waits until something of every partition was delivered that was not before.
+    fn all_move_on(&self, when: &str) {
+        let before = self.sink.count();
+        eventually(|| match self.sink.partitions_behind(before) {
+            moving if moving.len() == 6 => Ok(()),
+            moving => Err(format!("{when}: only {moving:?} move on")),
+        });
+    }
+
+    /// Ends the load, and waits until all of it was delivered.
+    fn end(self, members: Vec<Program>) -> Sink {
+        let answered = self.load.stop();
+        let events: u64 = answered.events.values().map(|told| told.len() as u64).sum();
+        let sink = self.sink;
+        eventually(|| match (sink.count() - sink.repeated()) as u64 {
+            delivered if delivered >= events => Ok(()),
+            delivered => Err(format!("{delivered} of {events} events were delivered")),
+        });
+        for member in members {
+            assert_eq!(member.stop().code(), 0);
+        }
+        assert_eq!(self.ingest.stop().code(), 0);
+        sink.judge(answered.events.iter().map(|(user, told)| (user.as_str(), told.len() as u64)));
+        assert!(events > 100, "only {events} events: that is no load");
+        sink
+    }
+}
+
+fn owns(member: &Program, partitions: usize) {
+    member.wait_for(&["partitions assigned", &format!("owned={partitions} "), "leaving=0"]);
+}
+
+#[test]
+fn members_that_come_and_leave_repeat_nothing_and_keep_every_order() {
+    let scene = Scene::begin("planned");
+    let a = scene.member(&[]);
+    owns(&a, 6);
+    scene.all_move_on("with one member");
+    let b = scene.member(&[]);
+    owns(&b, 3);
+    scene.all_move_on("with two members");
+    let c = scene.member(&[]);
+    owns(&c, 2);
+    scene.all_move_on("with three members");
+    let told = ["--describe", "--members", "--verbose", "--group", &scene.name];
+    let members = tool("kafka-consumer-groups", &address(), &told);
+    let shown = members.lines().filter(|line| line.contains(&scene.topic)).count();
+    assert_eq!(shown, 3, "Kafka's own tool shows three members and their partitions:\n{members}");
+    assert_eq!(a.stop().code(), 0);
+    owns(&b, 3);
+    scene.all_move_on("after one has left");
+    let d = scene.member(&[]);
+    owns(&d, 2);
+    scene.all_move_on("after another has come");
+    let sink = scene.end(vec![b, c, d]);
+    println!(
+        "# planned handovers: {} deliveries, {} repeated, the longest pause of a partition {:?}",
+        sink.count(),
+        sink.repeated(),
+        sink.longest_pause()
+    );
+    assert_eq!(sink.repeated(), 0);
+}
+
+#[test]
+fn members_that_are_killed_or_paused_lose_nothing_and_keep_every_order() {
+    let scene = Scene::begin("killed");
+    let (a, b) = (scene.member(&[]), scene.member(&[]));
+    owns(&a, 3);
+    owns(&b, 3);
+    scene.all_move_on("with two members");
+    a.kill();
+    scene.all_move_on("after one was killed");
+    let c = scene.member(&[]);
+    owns(&c, 3);
+    scene.all_move_on("after another has come");
+    let before_pause = scene.sink.repeated();
+    b.signal("STOP");
+    owns(&c, 6);
+    scene.all_move_on("while one is paused for longer than its session");
+    b.signal("CONT");
+    b.wait_for(&["every partition is given up"]);
+    owns(&b, 3);
+    scene.all_move_on("after it has come back");
+    let sink = scene.end(vec![b, c]);
+    println!(
+        "# a kill and a pause: {} deliveries, {before_pause} repeated after the kill, {} in all, the longest pause of a \
+         partition {:?}",
+        sink.count(),
+        sink.repeated(),
+        sink.longest_pause()
+    );
+}
+
+#[test]
+fn a_file_a_partition_goes_from_member_to_member() {
+    let scene = Scene::begin("files");
+    let member = || scene.member_to(scene.folder.path(), "out-{partition}.jsonl", &[]);
+    let lines = || -> Vec<Line> {
+        let file = |partition| scene.folder.path().join(format!("out-{partition}.jsonl"));
+        (0..6).flat_map(|partition| lines(&file(partition))).collect()
+    };
+    let more = |than: usize| {
+        eventually(|| match lines().len() {
+            now if now > than => Ok(now),
+            now => Err(format!("{now} lines, and {than} before")),
+        })
+    };
+    let a = member();
+    owns(&a, 6);
+    more(0);
+    let b = member();
+    owns(&b, 3);
+    more(lines().len());
+    assert_eq!(a.stop().code(), 0);
+    owns(&b, 6);
+    let before = lines().len();
+    let answered = scene.load.stop();
+    let events: u64 = answered.events.values().map(|told| told.len() as u64).sum();
+    eventually(|| match lines().len() as u64 {
+        delivered if delivered >= events => Ok(()),
+        delivered => Err(format!("{delivered} of {events} events were delivered; {}", b.lines())),
+    });
+    assert_eq!(b.stop().code(), 0);
+    let mut next: BTreeMap<String, u64> = BTreeMap::new();
+    for line in lines() {
+        let expected = next.entry(line.user.clone()).or_default();
+        assert_eq!(line.payload, expected.to_string(), "each once, in order: {line:?}");
+        *expected += 1;
+    }
+    let expected: BTreeMap<String, u64> =
+        answered.events.iter().map(|(user, told)| (user.clone(), told.len() as u64)).collect();
+    assert_eq!(next, expected);
+    println!("# files of partitions: {events} events, {before} before the last handover ended");
+}
+
+#[test]
+fn one_name_with_two_destinations_is_refused_and_disturbs_nobody() {
+    let scene = Scene::begin("twice");
+    let a = scene.member(&[]);
+    owns(&a, 6);
+    scene.all_move_on("with one member");
+    let other = scene.member_to(scene.folder.path(), "null:", &[]).end();
+    assert_eq!(other.code(), 1, "{}", other.said);
+    assert!(other.said.contains("belongs to another destination") && other.said.contains("--name"), "{}", other.said);
+    scene.all_move_on("after the other one was refused");
+    let sink = scene.end(vec![a]);
+    assert_eq!(sink.repeated(), 0);
+}
+
+#[test]
+fn a_restart_under_the_same_instance_id_moves_nothing() {
+    let scene = Scene::begin("static");
+    let keep = |id| ["--instance-id", id, "--keep-membership"];
+    let (a, b) = (scene.member(&keep("a")), scene.member(&keep("b")));
+    owns(&a, 3);
+    owns(&b, 3);
+    scene.all_move_on("with two members");
+    let assigned = |member: &Program| member.lines().matches("partitions assigned").count();
+    let before = assigned(&b);
+    assert_eq!(a.stop().code(), 0);
+    let a = scene.member(&keep("a"));
+    owns(&a, 3);
+    scene.all_move_on("after the restart");
+    assert_eq!(assigned(&b), before, "the other member was not disturbed:\n{}", b.lines());
+    let twin = scene.member(&keep("a"));
+    let older = a.end();
+    assert_eq!(older.code(), 1, "{}", older.said);
+    assert!(older.said.contains("--instance-id"), "{}", older.said);
+    scene.all_move_on("with the twin in its place");
+    scene.end(vec![b, twin]);
+}

@@ -1,0 +1,126 @@
+//! A receiver of webhooks that remembers, in one order, what came: how several processes that deliver are judged.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::sync::{Arc, Mutex};
+use std::thread;
+use std::time::{Duration, Instant};
+
+pub(crate) struct Sink {
+    pub(crate) url: String,
+    arrivals: Arc<Mutex<Vec<Arrival>>>,
+}
+
+#[derive(Debug, Clone)]
+pub(crate) struct Arrival {
+    pub(crate) user: String,
+    pub(crate) payload: String,
+    pub(crate) partition: u32,
+    pub(crate) offset: i64,
+    pub(crate) at: Instant,
+}
+
+impl Sink {
+    /// Answers each request after so long. Its threads end with their connections, and with the test's process.
+    pub(crate) fn start(latency: Duration) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let url = format!("http://{}/hook", listener.local_addr().unwrap());
+        let arrivals = Arc::new(Mutex::new(Vec::new()));
+        let kept = Arc::clone(&arrivals);
+        thread::spawn(move || {
+            for stream in listener.incoming() {
+                let (stream, kept) = (stream.unwrap(), Arc::clone(&kept));
+                thread::spawn(move || serve(stream, latency, &kept));
+            }
+        });
+        Self { url, arrivals }
+    }
+
+    pub(crate) fn count(&self) -> usize {
+        self.arrivals.lock().unwrap().len()
+    }
+
+    pub(crate) fn arrivals(&self) -> Vec<Arrival> {
+        self.arrivals.lock().unwrap().clone()
+    }
+
+    /// The partitions of which something came behind the first so many arrivals.
+    pub(crate) fn partitions_behind(&self, count: usize) -> BTreeSet<u32> {
+        self.arrivals.lock().unwrap()[count..].iter().map(|arrival| arrival.partition).collect()
+    }
+
+    /// So many deliveries were repetitions.
+    pub(crate) fn repeated(&self) -> usize {
+        let arrivals = self.arrivals.lock().unwrap();
+        let places: BTreeSet<(u32, i64)> = arrivals.iter().map(|arrival| (arrival.partition, arrival.offset)).collect();
+        arrivals.len() - places.len()
+    }
+
+    /// The longest pause of any partition.
+    pub(crate) fn longest_pause(&self) -> Duration {
+        let mut last = BTreeMap::new();
+        let arrivals = self.arrivals.lock().unwrap();
+        let pauses = arrivals.iter().filter_map(|arrival| {
+            let before = last.insert(arrival.partition, arrival.at)?;
+            Some(arrival.at - before)
+        });
+        pauses.max().unwrap_or_default()
+    }
+
+    /// Holds the first deliveries of each user against the payloads `0`, `1`, … that were answered.
+    pub(crate) fn judge<'a>(&self, answered: impl Iterator<Item = (&'a str, u64)>) {
+        let mut next: BTreeMap<String, u64> = BTreeMap::new();
+        for (place, arrival) in self.arrivals().into_iter().enumerate() {
+            let payload: u64 = arrival.payload.parse().unwrap();
+            let expected = next.entry(arrival.user.clone()).or_default();
+            assert!(payload <= *expected, "arrival {place}: {arrival:?} came before {expected}");
+            if payload == *expected {
+                *expected += 1;
+            }
+        }
+        for (user, events) in answered {
+            assert_eq!(next.get(user).copied().unwrap_or(0), events, "{user}: delivered, and answered");
+        }
+    }
+}
+
+/// One connection, request after request.
+fn serve(stream: TcpStream, latency: Duration, kept: &Mutex<Vec<Arrival>>) {
+    let mut reader = BufReader::new(stream.try_clone().unwrap());
+    let mut stream = stream;
+    stream.set_nodelay(true).unwrap();
+    // A process that is killed leaves in the middle of anything: then nothing came.
+    while let Some(arrival) = read(&mut reader) {
+        kept.lock().unwrap().push(arrival);
+        thread::sleep(latency);
+        if stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n").is_err() {
+            return;
+        }
+    }
+}
+
+fn read(reader: &mut BufReader<TcpStream>) -> Option<Arrival> {
+    let (mut line, mut headers) = (String::new(), BTreeMap::new());
+    loop {
+        line.clear();
+        if reader.read_line(&mut line).ok()? == 0 {
+            return None;
+        }
+        match line.trim_end().split_once(": ") {
+            Some((name, value)) => drop(headers.insert(name.to_ascii_lowercase(), value.to_owned())),
+            None if line == "\r\n" => break,
+            None => {}
+        }
+    }
+    let mut body = vec![0; headers.get("content-length")?.parse().ok()?];
+    reader.read_exact(&mut body).ok()?;
+    let (partition, offset) = headers.get("eventd-offset")?.split_once(':')?;
+    Some(Arrival {
+        user: headers.get("eventd-user")?.clone(),
+        payload: String::from_utf8(body).ok()?,
+        partition: partition.parse().ok()?,
+        offset: offset.parse().ok()?,
+        at: Instant::now(),
+    })
+}
