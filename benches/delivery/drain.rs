@@ -17,9 +17,6 @@ use std::time::{Duration, Instant};
 /// How often it is looked whether a drain is done. Each look costs a `stat` or a small read of the log.
 const LOOK_EVERY: Duration = Duration::from_millis(5);
 
-/// The group's name in every case.
-const NAME: &str = "bench";
-
 /// Where events go.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum To {
@@ -75,16 +72,16 @@ pub(crate) fn round(run: &Run, store: &mut dyn Store, drain: Drain) -> anyhow::R
             format!("http://{address}/hook")
         }
     };
-    let dest = format!("{NAME}={dest}");
+    let dest = format!("{}={dest}", place.destination);
     let concurrency = drain.concurrency.map(|n| n.to_string());
-    let mut arguments = vec!["dispatch", "--url", &place.url, "--dest", &dest];
+    let mut arguments = vec!["dispatch", "--url", &place.url, "--topic", &place.topic, "--dest", &dest];
     if let Some(concurrency) = &concurrency {
         arguments.extend(["--concurrency", concurrency]);
     }
     if drain.to == To::Null {
         arguments.extend(["--commit-interval", "20ms"]);
     }
-    let mut settled = store.settled(&place, NAME)?;
+    let mut settled = store.settled(&place)?;
 
     let started_ns = now_ns();
     let mut child = Child::eventd(&arguments, &run.log)?;

@@ -30,11 +30,13 @@ pub(crate) struct Round {
 }
 
 /// Measures one round.
-pub(crate) fn round(run: &Run, store: &dyn Store, load: Load) -> anyhow::Result<Round> {
+pub(crate) fn round(run: &Run, store: &mut dyn Store, load: Load) -> anyhow::Result<Round> {
     let requests = requests(load.events_a_request);
     let place = store.empty()?;
     let address = free_address()?;
-    let mut child = Child::eventd(&["ingest", "--url", &place.url, "--listen", &address.to_string()], &run.log)?;
+    let listen = address.to_string();
+    let arguments = ["ingest", "--url", &place.url, "--topic", &place.topic, "--listen", &listen];
+    let mut child = Child::eventd(&arguments, &run.log)?;
     let eventd = drive(run, load, &requests, address, load.events_a_request, || child.usage())?;
     child.assert_running()?;
     child.terminate()?;

@@ -6,9 +6,10 @@ use crate::client::{Connection, request};
 use crate::report::Measured;
 use crate::roles::{STAMP_DIGITS, Seen, now_ns};
 use crate::run::{Run, START_WITHIN, free_address};
-use crate::store::Store;
+use crate::store::{Place, Store};
 use crate::users;
 use anyhow::ensure;
+use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 use tokio::task::JoinSet;
 
@@ -22,10 +23,9 @@ const EVENTS_A_SECOND: u32 = 2_000;
 const ARRIVE_WITHIN: Duration = Duration::from_secs(10);
 
 /// One round of no traffic at all.
-pub(crate) fn idle(run: &Run, store: &dyn Store) -> anyhow::Result<Measured> {
+pub(crate) fn idle(run: &Run, store: &mut dyn Store) -> anyhow::Result<Measured> {
     let (place, address) = (store.empty()?, free_address()?);
-    let mut child =
-        Child::eventd(&["up", "--url", &place.url, "--listen", &address.to_string(), "--dest", "null:"], &run.log)?;
+    let mut child = up(run, &place, address, "null:")?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     drop(runtime.block_on(Connection::open(address, START_WITHIN))?);
     // What starting costs is not what idling costs.
@@ -45,12 +45,10 @@ pub(crate) fn idle(run: &Run, store: &dyn Store) -> anyhow::Result<Measured> {
 }
 
 /// One round of a steady load: each payload holds the time when its request was sent, and the sink looks at its clock.
-pub(crate) fn latency(run: &Run, store: &dyn Store) -> anyhow::Result<Measured> {
+pub(crate) fn latency(run: &Run, store: &mut dyn Store) -> anyhow::Result<Measured> {
     let (place, address) = (store.empty()?, free_address()?);
     let (mut sink, sink_address) = Helper::start(&["server", "0"])?;
-    let dest = format!("bench=http://{sink_address}/hook");
-    let mut child =
-        Child::eventd(&["up", "--url", &place.url, "--listen", &address.to_string(), "--dest", &dest], &run.log)?;
+    let mut child = up(run, &place, address, &format!("http://{sink_address}/hook"))?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let (sent, elapsed) = runtime.block_on(async {
         let started = tokio::time::Instant::now();
@@ -100,6 +98,11 @@ pub(crate) fn latency(run: &Run, store: &dyn Store) -> anyhow::Result<Measured> 
         memory_mb: Some(usage.peak_mb),
         ..Measured::default()
     })
+}
+
+fn up(run: &Run, place: &Place, address: SocketAddr, dest: &str) -> anyhow::Result<Child> {
+    let (listen, dest) = (address.to_string(), format!("{}={dest}", place.destination));
+    Child::eventd(&["up", "--url", &place.url, "--topic", &place.topic, "--listen", &listen, "--dest", &dest], &run.log)
 }
 
 /// A request with one event whose payload begins with the time.

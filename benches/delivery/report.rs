@@ -1,5 +1,6 @@
-//! What was measured, the figures to reach, and the table: one group of columns an engine, one row a case.
+//! What was measured, and the table: one group of columns an engine, one row a case.
 
+use crate::figures::Reach;
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
@@ -51,51 +52,10 @@ impl Measured {
     }
 }
 
-/// Figures that a case should reach.
-#[derive(Debug, Clone, Copy, Default)]
-pub(crate) struct Reach {
-    pub(crate) events_s_min: Option<f64>,
-    pub(crate) ratio_min: Option<f64>,
-    pub(crate) ratio_max: Option<f64>,
-    pub(crate) p99_ms_max: Option<f64>,
-    pub(crate) memory_mb_max: Option<f64>,
-    pub(crate) core_share_max: Option<f64>,
-}
-
-impl Reach {
-    /// The figures in words, and the verdict: each that was missed is named.
-    fn cell(&self, measured: &Measured) -> String {
-        let mut parts = Vec::new();
-        let mut figure = |text: String, reached: Option<bool>| {
-            parts.push(if reached == Some(true) { format!("{text} ✓") } else { format!("{text} **missed**") });
-        };
-        if let Some(min) = self.events_s_min {
-            figure(format!("≥ {}/s", thousands(min)), measured.events_s.map(|v| v >= min));
-        }
-        if let Some(min) = self.ratio_min {
-            figure(format!("ratio ≥ {min}"), measured.ratio.map(|v| v >= min));
-        }
-        if let Some(max) = self.ratio_max {
-            figure(format!("ratio ≤ {max}"), measured.ratio.map(|v| v <= max));
-        }
-        if let Some(max) = self.p99_ms_max {
-            figure(format!("p99 < {max} ms"), measured.p99_ms.map(|v| v < max));
-        }
-        if let Some(max) = self.memory_mb_max {
-            figure(format!("< {max} MB"), measured.memory_mb.map(|v| v < max));
-        }
-        if let Some(max) = self.core_share_max {
-            figure(format!("< {:.0} % of a core", max * 100.0), measured.core_share.map(|v| v < max));
-        }
-        parts.join(", ")
-    }
-}
-
-/// One case: its name, what it should reach, what its ratio is held against, and what each engine gave.
+/// One case: its name, what its ratio is held against, and what each engine gave.
 #[derive(Debug)]
 struct Row {
     case: String,
-    reach: Reach,
     limit: String,
     /// By the engine's name. `Err`: why there is no figure.
     measured: BTreeMap<&'static str, Result<Measured, String>>,
@@ -110,19 +70,12 @@ pub(crate) struct Table {
 
 impl Table {
     /// Adds what one engine gave for one case, in the order in which cases first come.
-    pub(crate) fn add(
-        &mut self,
-        engine: &'static str,
-        case: &str,
-        reach: Reach,
-        limit: &str,
-        measured: Result<Measured, String>,
-    ) {
+    pub(crate) fn add(&mut self, engine: &'static str, case: &str, limit: &str, measured: Result<Measured, String>) {
         if !self.engines.contains(&engine) {
             self.engines.push(engine);
         }
         let index = self.rows.iter().position(|row| row.case == case).unwrap_or_else(|| {
-            let row = Row { case: case.to_owned(), reach, limit: limit.to_owned(), measured: BTreeMap::new() };
+            let row = Row { case: case.to_owned(), limit: limit.to_owned(), measured: BTreeMap::new() };
             self.rows.push(row);
             self.rows.len() - 1
         });
@@ -157,7 +110,7 @@ impl Table {
                     Some(Err(why)) => {
                         let _ = write!(text, " | failed: {} | | | | | | | |", why.replace(['|', '\n'], " "));
                     }
-                    Some(Ok(measured)) => text.push_str(&cells(measured, &row.reach)),
+                    Some(Ok(measured)) => text.push_str(&cells(measured, &Reach::of(engine, &row.case))),
                 }
             }
             let _ = writeln!(text, " {} |", row.limit);
@@ -188,7 +141,7 @@ fn cells(measured: &Measured, reach: &Reach) -> String {
 }
 
 /// 1234567.8 as `1,234,568`.
-fn thousands(value: f64) -> String {
+pub(crate) fn thousands(value: f64) -> String {
     let digits = format!("{value:.0}");
     let mut text = String::new();
     for (index, digit) in digits.chars().enumerate() {

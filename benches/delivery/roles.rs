@@ -3,9 +3,10 @@
 //! - `server LATENCY_MS`: a bare hyper server that reads each body and answers. It is the limit that ingest is held
 //!   against, and the http destination's sink. Asked `stats`, it answers [`Seen`].
 //! - `client ADDRESS COUNT CONCURRENCY`: a bare hyper client that posts the payload, the limit of the http destination.
+//! - `broker`: no part of what is measured by itself, see `store/broker.rs`.
 
 use crate::report::percentile;
-use crate::users;
+use crate::{store, users};
 use anyhow::{Context as _, bail};
 use bytes::Bytes;
 use http::{Request, Response};
@@ -84,6 +85,7 @@ pub(crate) fn run(arguments: &[String]) -> anyhow::Result<()> {
             // Stays until it is told to end, so that what it used can be read.
             std::io::stdin().lock().lines().count();
         }
+        ["broker"] => store::keep_broker()?,
         _ => bail!("no such role: {arguments:?}"),
     }
     Ok(())

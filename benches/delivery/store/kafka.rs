@@ -1,0 +1,220 @@
+//! Apache Kafka: one broker for the whole run, a topic a kind of events, and for each case that reads one a group of its
+//! own.
+
+use super::broker::Broker;
+use super::{PARTITIONS, Place, Settled, Store, append, count, fetch_all, groups, open, timed};
+use crate::report::Measured;
+use crate::users::Users;
+use anyhow::{Context as _, ensure};
+use eventd::group::kafka::join;
+use eventd::limits::FETCH_BYTES_MAX;
+use eventd::log::Log;
+use eventd::log::kafka::Kafka as Cluster;
+use eventd::net::Settings;
+use rskafka::client::partition::UnknownTopicHandling;
+use rskafka::client::{Client, ClientBuilder};
+use std::sync::Arc;
+use tokio::runtime::Runtime;
+use tokio::task::JoinSet;
+
+/// Records in one append of preloading: what a busy ingest groups.
+const LOADED_RECORDS: usize = 500;
+
+/// Records in one append of the limit: the batch for which the raw idempotent append was first measured.
+const APPEND_RECORDS: usize = 100;
+
+/// How often everything is written and read before anything is measured: the broker's hot paths are compiled by then.
+const WARM_UPS: usize = 3;
+const WARM_UP_EVENTS: u64 = 200_000;
+
+const DELETE_WITHIN_MS: i32 = 10_000;
+
+/// A cluster with the topics that were loaded.
+#[derive(Debug)]
+pub(crate) struct Kafka {
+    loaded: Vec<(Users, u64, String)>,
+    /// The topic of the case before, which is deleted when the next one needs its own.
+    emptied: Option<String>,
+    /// Topics and groups until now: each has a name of its own.
+    names: usize,
+    broker: Broker,
+}
+
+impl Kafka {
+    /// Starts the broker, and warms it up.
+    pub(crate) fn start() -> anyhow::Result<Self> {
+        let broker = Broker::start()?;
+        let mut kafka = Self { loaded: Vec::new(), emptied: None, names: 0, broker };
+        for _ in 0..WARM_UPS {
+            let topic = kafka.load(Users::Uniform(1_000), WARM_UP_EVENTS)?;
+            runtime()?.block_on(async {
+                let log = kafka.log(&topic).await?;
+                for partition in 0..PARTITIONS {
+                    fetch_all(&*log, partition).await?;
+                }
+                // The first commit of a cluster makes the topic of all commits.
+                let group = join(&kafka.cluster().await?, "warm-up", &log, true).await?;
+                group.commit(0, eventd::core::progress::State::at(1)).await?;
+                anyhow::Ok(())
+            })?;
+            kafka.delete(&topic)?;
+        }
+        Ok(kafka)
+    }
+
+    fn name(&mut self) -> String {
+        self.names += 1;
+        format!("bench-{}", self.names)
+    }
+
+    fn place(&self, topic: String, destination: String) -> Place {
+        Place { url: format!("kafka://{}", self.broker.address), topic, destination, folder: None }
+    }
+
+    async fn cluster(&self) -> anyhow::Result<Arc<Cluster>> {
+        Ok(Cluster::connect(Settings::plain(vec![self.broker.address.clone()])).await?)
+    }
+
+    async fn log(&self, topic: &str) -> anyhow::Result<Arc<dyn Log>> {
+        open(&*self.cluster().await?, topic).await
+    }
+
+    async fn rskafka(&self) -> anyhow::Result<Client> {
+        Ok(ClientBuilder::new(vec![self.broker.address.clone()]).build().await?)
+    }
+
+    /// Makes a topic with these events.
+    fn load(&mut self, users: Users, events: u64) -> anyhow::Result<String> {
+        let topic = self.name();
+        runtime()?.block_on(async {
+            append(&self.log(&topic).await?, groups(users, events, LOADED_RECORDS)).await?;
+            anyhow::Ok(())
+        })?;
+        Ok(topic)
+    }
+
+    /// The topic with these events; made when it is first asked for.
+    fn template(&mut self, users: Users, events: u64) -> anyhow::Result<String> {
+        if let Some((_, _, topic)) = self.loaded.iter().find(|(u, n, _)| (*u, *n) == (users, events)) {
+            return Ok(topic.clone());
+        }
+        let topic = self.load(users, events)?;
+        self.loaded.push((users, events, topic.clone()));
+        Ok(topic)
+    }
+
+    fn delete(&self, topic: &str) -> anyhow::Result<()> {
+        let delete = async {
+            let controller = self.rskafka().await?.controller_client()?;
+            anyhow::Ok(controller.delete_topic(topic, DELETE_WITHIN_MS).await?)
+        };
+        runtime()?.block_on(delete).with_context(|| format!("delete the topic {topic:?}"))
+    }
+}
+
+impl Store for Kafka {
+    fn name(&self) -> &'static str {
+        "kafka"
+    }
+
+    fn empty(&mut self) -> anyhow::Result<Place> {
+        if let Some(before) = self.emptied.take() {
+            self.delete(&before)?;
+        }
+        let (topic, destination) = (self.name(), self.name());
+        runtime()?.block_on(self.log(&topic))?;
+        self.emptied = Some(topic.clone());
+        Ok(self.place(topic, destination))
+    }
+
+    fn loaded(&mut self, users: Users, events: u64) -> anyhow::Result<Place> {
+        let (topic, destination) = (self.template(users, events)?, self.name());
+        Ok(self.place(topic, destination))
+    }
+
+    fn settled(&self, place: &Place) -> anyhow::Result<Settled> {
+        let runtime = runtime()?;
+        let (group, ends) = runtime.block_on(async {
+            let log = self.log(&place.topic).await?;
+            let mut ends = Vec::new();
+            for partition in 0..PARTITIONS {
+                ends.push(u64::try_from(log.latest(partition).await?)?);
+            }
+            anyhow::Ok((join(&self.cluster().await?, &place.destination, &log, false).await?, ends))
+        })?;
+        // A look asks the broker for as little as it can: of partitions that are done nothing more.
+        let (mut partition, mut done) = (0, 0);
+        Ok(Box::new(move || {
+            loop {
+                let Some(end) = ends.get(partition as usize) else { return Ok(done) };
+                let settled = runtime.block_on(group.committed(partition))?.as_ref().map_or(Ok(0), count)?;
+                if settled < *end {
+                    return Ok(done + settled);
+                }
+                partition += 1;
+                done += settled;
+            }
+        }))
+    }
+
+    fn raw_append(&mut self, events: u64) -> anyhow::Result<Measured> {
+        let (place, groups) = (self.empty()?, groups(Users::Uniform(1_000), events, APPEND_RECORDS));
+        timed(events, async { append(&self.log(&place.topic).await?, groups).await })
+    }
+
+    /// `rskafka`, which was made to be fast: a client a partition, all of them beside each other, as dispatch reads.
+    fn raw_fetch(&mut self, events: u64) -> anyhow::Result<Measured> {
+        let topic = self.template(Users::Uniform(1_000), events)?;
+        timed(events, async {
+            let (client, mut readers) = (Arc::new(self.rskafka().await?), JoinSet::new());
+            for partition in 0..PARTITIONS {
+                let (client, topic) = (Arc::clone(&client), topic.clone());
+                readers.spawn(async move { rskafka_fetch_all(&client, &topic, partition).await });
+            }
+            all_of(readers, events).await
+        })
+    }
+
+    fn log_fetch(&mut self, events: u64) -> Option<anyhow::Result<Measured>> {
+        let topic = self.template(Users::Uniform(1_000), events);
+        Some(topic.and_then(|topic| {
+            timed(events, async {
+                let (log, mut readers) = (self.log(&topic).await?, JoinSet::new());
+                for partition in 0..PARTITIONS {
+                    let log = Arc::clone(&log);
+                    readers.spawn(async move { fetch_all(&*log, partition).await });
+                }
+                all_of(readers, events).await
+            })
+        }))
+    }
+}
+
+/// Waits for the readers, and makes sure that together they have read as many events.
+async fn all_of(mut readers: JoinSet<anyhow::Result<u64>>, events: u64) -> anyhow::Result<()> {
+    let mut fetched = 0;
+    while let Some(ended) = readers.join_next().await {
+        fetched += ended??;
+    }
+    ensure!(fetched == events, "{fetched} of {events} events fetched");
+    Ok(())
+}
+
+/// Reads a partition to its end, and gives how many events there were.
+async fn rskafka_fetch_all(client: &Client, topic: &str, partition: u32) -> anyhow::Result<u64> {
+    let client = client.partition_client(topic, i32::try_from(partition)?, UnknownTopicHandling::Retry).await?;
+    let (mut at, mut events) = (0, 0);
+    loop {
+        let (records, end) = client.fetch_records(at, 1..i32::try_from(FETCH_BYTES_MAX)?, 0).await?;
+        let Some(last) = records.last() else { return Ok(events) };
+        events += records.len() as u64;
+        at = last.offset + 1;
+        if at >= end {
+            return Ok(events);
+        }
+    }
+}
+
+fn runtime() -> anyhow::Result<Runtime> {
+    Ok(tokio::runtime::Builder::new_multi_thread().enable_all().build()?)
+}

@@ -1,0 +1,158 @@
+//! What the benchmark needs of an engine of the log, and what it does with each through the library: loading, and the
+//! limits. An engine joins as a [`Store`], and the table gets its columns.
+
+mod broker;
+mod kafka;
+mod sqlite;
+
+use crate::child::own_usage;
+use crate::report::Measured;
+use crate::users::{self, Users};
+use anyhow::Context as _;
+use eventd::core::event::{CONTENT_TYPE, ID, Record};
+use eventd::core::partition::Partitioner;
+use eventd::core::progress::State;
+use eventd::limits::FETCH_BYTES_MAX;
+use eventd::log::{CreateTopic, Engine, Log};
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use tempfile::TempDir;
+use tokio::task::JoinSet;
+
+pub(crate) use broker::keep as keep_broker;
+pub(crate) use kafka::Kafka;
+pub(crate) use sqlite::Sqlite;
+
+/// Partitions of every topic, as the flag has them by default.
+const PARTITIONS: u32 = 3;
+
+/// Where a case finds its events, or puts them.
+#[derive(Debug)]
+pub(crate) struct Place {
+    /// What `--url` is told.
+    pub(crate) url: String,
+    /// What `--topic` is told.
+    pub(crate) topic: String,
+    /// The name of a destination that has settled nothing there.
+    pub(crate) destination: String,
+    /// Gone with the place, where it has files of its own.
+    folder: Option<TempDir>,
+}
+
+/// Gives how many events a destination has settled. It is asked again and again while the destination works.
+pub(crate) type Settled = Box<dyn FnMut() -> anyhow::Result<u64>>;
+
+/// An engine of the log, as the benchmark uses it.
+pub(crate) trait Store {
+    /// The name of its columns.
+    fn name(&self) -> &'static str;
+
+    /// A log without events.
+    fn empty(&mut self) -> anyhow::Result<Place>;
+
+    /// A log with so many events of these users, of which no destination has read any.
+    fn loaded(&mut self, users: Users, events: u64) -> anyhow::Result<Place>;
+
+    /// Watches what the place's destination settles. Of all events it says so only once that is committed; before, it
+    /// may tell of fewer than there are.
+    fn settled(&self, place: &Place) -> anyhow::Result<Settled>;
+
+    /// How fast the engine alone takes events in: groups of a busy ingest, an appender a partition.
+    fn raw_append(&mut self, events: u64) -> anyhow::Result<Measured>;
+
+    /// How fast the engine alone gives events out.
+    fn raw_fetch(&mut self, events: u64) -> anyhow::Result<Measured>;
+
+    /// The same through eventd's own log, where that is not the engine alone.
+    fn log_fetch(&mut self, _events: u64) -> Option<anyhow::Result<Measured>> {
+        None
+    }
+}
+
+/// Events as ingest would append them, in groups of a partition.
+fn groups(users: Users, events: u64, group_records: usize) -> Vec<(u32, Vec<Record>)> {
+    let (mut full, mut open) = (Vec::new(), vec![Vec::new(); PARTITIONS as usize]);
+    for (partition, record) in records(users, events) {
+        let group = &mut open[partition as usize];
+        group.push(record);
+        if group.len() == group_records {
+            full.push((partition, std::mem::take(group)));
+        }
+    }
+    full.extend((0..).zip(open).filter(|(_, group)| !group.is_empty()));
+    full
+}
+
+/// Appends them: each partition's groups one behind the other, the partitions beside each other.
+async fn append(log: &Arc<dyn Log>, groups: Vec<(u32, Vec<Record>)>) -> anyhow::Result<()> {
+    let mut by_partition = vec![Vec::new(); PARTITIONS as usize];
+    for (partition, group) in groups {
+        by_partition[partition as usize].push(group);
+    }
+    let mut appenders = JoinSet::new();
+    for (partition, groups) in (0..).zip(by_partition) {
+        let log = Arc::clone(log);
+        appenders.spawn(async move {
+            for group in groups {
+                log.append(partition, group).await?;
+            }
+            anyhow::Ok(())
+        });
+    }
+    while let Some(ended) = appenders.join_next().await {
+        ended??;
+    }
+    Ok(())
+}
+
+/// The records of events as ingest would make them, each with its partition.
+fn records(users: Users, events: u64) -> impl Iterator<Item = (u32, Record)> {
+    let payload = users::payload();
+    let now_ms = SystemTime::now().duration_since(UNIX_EPOCH).map(|since| since.as_millis()).unwrap_or_default();
+    let now_ms = i64::try_from(now_ms).unwrap_or(i64::MAX);
+    (0..events).zip(users.draw()).map(move |(_, user)| {
+        let (user, id) = (users::id(user), uuid::Uuid::now_v7().to_string());
+        let headers: [(&str, Option<&[u8]>); 2] =
+            [(ID, Some(id.as_bytes())), (CONTENT_TYPE, Some(b"text/plain; charset=utf-8"))];
+        let record = Record::new(Some(user.as_bytes()), Some(payload.as_bytes()), &headers, now_ms);
+        (Partitioner::default().partition(user.as_bytes(), PARTITIONS), record)
+    })
+}
+
+async fn open(engine: &dyn Engine, topic: &str) -> anyhow::Result<Arc<dyn Log>> {
+    let create = CreateTopic { partitions: PARTITIONS, retention: None };
+    engine.open(topic, Some(create)).await.context("open the topic")
+}
+
+/// The events that are settled. Offsets begin at 0 and have no gaps here, so they count events.
+fn count(state: &State) -> anyhow::Result<u64> {
+    let above: i64 = state.settled.iter().map(|range| range.end - range.start).sum();
+    Ok(u64::try_from(state.watermark + above)?)
+}
+
+/// Reads a partition to its end, and gives how many events there were.
+async fn fetch_all(log: &dyn Log, partition: u32) -> anyhow::Result<u64> {
+    let (mut from, mut events) = (0, 0);
+    loop {
+        let fetched = log.fetch(partition, from, FETCH_BYTES_MAX, Duration::ZERO).await?;
+        events += fetched.events.len() as u64;
+        from = fetched.next;
+        if from >= fetched.latest {
+            return Ok(events);
+        }
+    }
+}
+
+/// Runs the work and measures it with what this process used.
+fn timed(events: u64, work: impl Future<Output = anyhow::Result<()>>) -> anyhow::Result<Measured> {
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let (before, started) = (own_usage()?, Instant::now());
+    runtime.block_on(work)?;
+    let (elapsed, after) = (started.elapsed(), own_usage()?);
+    Ok(Measured {
+        events: Some(events as f64),
+        events_s: Some(events as f64 / elapsed.as_secs_f64()),
+        cpu_s: Some(after.cpu_s - before.cpu_s),
+        ..Measured::default()
+    })
+}

@@ -1,0 +1,137 @@
+//! The embedded log: a database file a case. One that was loaded is copied for each case that reads it.
+
+use super::{PARTITIONS, Place, Settled, Store, append, count, fetch_all, groups, open, timed};
+use crate::report::Measured;
+use crate::users::Users;
+use anyhow::{Context as _, ensure};
+use eventd::group::sqlite::committed;
+use eventd::log::sqlite::{Settings, Sqlite as Embedded};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use tempfile::TempDir;
+
+/// As the flags have it by default.
+const TOPIC: &str = "user-events";
+
+/// Records in one append, of preloading and of the limit that is measured: what a busy ingest groups.
+const APPEND_RECORDS: usize = 500;
+
+/// The embedded engine.
+#[derive(Debug)]
+pub(crate) struct Sqlite {
+    loaded: Vec<(Users, u64, TempDir)>,
+}
+
+impl Sqlite {
+    pub(crate) fn new() -> Self {
+        Self { loaded: Vec::new() }
+    }
+
+    /// The folder with a log of these events; made when it is first asked for.
+    fn template(&mut self, users: Users, events: u64) -> anyhow::Result<&Path> {
+        let index = match self.loaded.iter().position(|(u, n, _)| (*u, *n) == (users, events)) {
+            Some(index) => index,
+            None => {
+                let folder = folder()?;
+                let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+                runtime.block_on(async {
+                    let engine = engine(folder.path()).await?;
+                    append(&open(&*engine, TOPIC).await?, groups(users, events, APPEND_RECORDS)).await
+                })?;
+                closed(folder.path())?;
+                self.loaded.push((users, events, folder));
+                self.loaded.len() - 1
+            }
+        };
+        Ok(self.loaded[index].2.path())
+    }
+}
+
+impl Store for Sqlite {
+    fn name(&self) -> &'static str {
+        "sqlite"
+    }
+
+    fn empty(&mut self) -> anyhow::Result<Place> {
+        place(folder()?)
+    }
+
+    fn loaded(&mut self, users: Users, events: u64) -> anyhow::Result<Place> {
+        let folder = folder()?;
+        for entry in std::fs::read_dir(self.template(users, events)?)? {
+            let entry = entry?;
+            let copy = folder.path().join(entry.file_name());
+            std::fs::copy(entry.path(), &copy)?;
+            // Written back before the case begins: or its own syncs would wait for ours.
+            std::fs::File::open(&copy)?.sync_all()?;
+        }
+        place(folder)
+    }
+
+    fn settled(&self, place: &Place) -> anyhow::Result<Settled> {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let folder = place.folder.as_ref().context("a database has a folder")?;
+        let (engine, destination) = (runtime.block_on(engine(folder.path()))?, place.destination.clone());
+        Ok(Box::new(move || {
+            let states = runtime.block_on(committed(&engine, &destination, TOPIC))?;
+            states.iter().flatten().map(count).sum()
+        }))
+    }
+
+    fn raw_append(&mut self, events: u64) -> anyhow::Result<Measured> {
+        let (folder, groups) = (folder()?, groups(Users::Uniform(1_000), events, APPEND_RECORDS));
+        timed(events, async {
+            let engine = engine(folder.path()).await?;
+            append(&open(&*engine, TOPIC).await?, groups).await
+        })
+    }
+
+    fn raw_fetch(&mut self, events: u64) -> anyhow::Result<Measured> {
+        let folder = self.template(Users::Uniform(1_000), events)?.to_owned();
+        let measured = timed(events, async {
+            let engine = engine(&folder).await?;
+            let (log, mut fetched) = (open(&*engine, TOPIC).await?, 0);
+            for partition in 0..PARTITIONS {
+                fetched += fetch_all(&*log, partition).await?;
+            }
+            ensure!(fetched == events, "{fetched} of {events} events fetched");
+            Ok(())
+        })?;
+        closed(&folder)?;
+        Ok(measured)
+    }
+}
+
+const DATABASE: &str = "x.db";
+
+/// How long closing a database may take: what its write-ahead log holds is copied.
+const CLOSED_WITHIN: Duration = Duration::from_secs(10);
+
+fn folder() -> anyhow::Result<TempDir> {
+    Ok(tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR"))?)
+}
+
+fn place(folder: TempDir) -> anyhow::Result<Place> {
+    Ok(Place {
+        url: format!("sqlite:{}", folder.path().join(DATABASE).display()),
+        topic: TOPIC.into(),
+        destination: "bench".into(),
+        folder: Some(folder),
+    })
+}
+
+/// Waits until the engine that was dropped has closed its files: the last one takes the write-ahead log with it.
+fn closed(folder: &Path) -> anyhow::Result<()> {
+    let (wal, deadline) = (folder.join(format!("{DATABASE}-wal")), Instant::now() + CLOSED_WITHIN);
+    while wal.exists() {
+        ensure!(Instant::now() < deadline, "{} is still there after {CLOSED_WITHIN:?}", wal.display());
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    Ok(())
+}
+
+async fn engine(folder: &Path) -> anyhow::Result<Arc<Embedded>> {
+    let settings = Settings { create: true, ..Settings::default() };
+    Ok(Embedded::open(folder.join(DATABASE), settings).await?)
+}
