@@ -14,8 +14,12 @@ use std::io::Read as _;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-/// How often it is looked whether a drain is done. Each look costs a `stat` or a small read of the log.
+/// How often it is looked whether a drain is done, where the looks say when that was. Each costs a `stat` or a small
+/// read of the log, or a request to a broker.
 const LOOK_EVERY: Duration = Duration::from_millis(5);
+
+/// The same where the sink knows when: a broker's answers would take time from it.
+const LOOK_BESIDE_SINK_EVERY: Duration = Duration::from_millis(100);
 
 /// Where events go.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -86,15 +90,16 @@ pub(crate) fn round(run: &Run, store: &mut dyn Store, drain: Drain) -> anyhow::R
     let started_ns = now_ns();
     let mut child = Child::eventd(&arguments, &run.log)?;
     let deadline = Instant::now() + run.drain_within;
+    let look_every = if sink.is_some() { LOOK_BESIDE_SINK_EVERY } else { LOOK_EVERY };
     let (mut length, mut grew_ns) = (0, started_ns);
     let settled_ns = loop {
-        let done = settled()?;
-        if drain.to == To::File {
-            let now = std::fs::metadata(&file).map(|data| data.len()).unwrap_or(0);
-            if now != length {
-                (length, grew_ns) = (now, now_ns());
-            }
+        let now = if drain.to == To::File { std::fs::metadata(&file).map_or(0, |data| data.len()) } else { 0 };
+        let grew = now != length;
+        if grew {
+            (length, grew_ns) = (now, now_ns());
         }
+        // While a file grows, something is unsettled: nobody need be asked.
+        let done = if grew { 0 } else { settled()? };
         if done >= drain.events {
             break now_ns();
         }
@@ -102,7 +107,7 @@ pub(crate) fn round(run: &Run, store: &mut dyn Store, drain: Drain) -> anyhow::R
         if Instant::now() > deadline {
             bail!("{done} of {} events settled after {:?}", drain.events, run.drain_within);
         }
-        std::thread::sleep(LOOK_EVERY);
+        std::thread::sleep(look_every);
     };
     let usage = child.usage()?;
     let ended_ns = match (drain.to, &mut sink) {
