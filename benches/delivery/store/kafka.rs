@@ -6,7 +6,7 @@ use super::{PARTITIONS, Place, Settled, Store, append, count, fetch_all, groups,
 use crate::report::Measured;
 use crate::users::Users;
 use anyhow::{Context as _, ensure};
-use eventd::group::kafka::join;
+use eventd::group::kafka::{Joining, committed, hold};
 use eventd::limits::FETCH_BYTES_MAX;
 use eventd::log::Log;
 use eventd::log::kafka::Kafka as Cluster;
@@ -53,8 +53,9 @@ impl Kafka {
                     fetch_all(&*log, partition).await?;
                 }
                 // The first commit of a cluster makes the topic of all commits.
-                let group = join(&kafka.cluster().await?, "warm-up", &log, true).await?;
+                let group = hold(&kafka.cluster().await?, "warm-up", &log, Joining::of("")).await?;
                 group.commit(0, eventd::core::progress::State::at(1)).await?;
+                group.leave().await;
                 anyhow::Ok(())
             })?;
             kafka.delete(&topic)?;
@@ -134,26 +135,12 @@ impl Store for Kafka {
 
     fn settled(&self, place: &Place) -> anyhow::Result<Settled> {
         let runtime = runtime()?;
-        let (group, ends) = runtime.block_on(async {
-            let log = self.log(&place.topic).await?;
-            let mut ends = Vec::new();
-            for partition in 0..PARTITIONS {
-                ends.push(u64::try_from(log.latest(partition).await?)?);
-            }
-            anyhow::Ok((join(&self.cluster().await?, &place.destination, &log, false).await?, ends))
-        })?;
-        // A look asks the broker for as little as it can: of partitions that are done nothing more.
-        let (mut partition, mut done) = (0, 0);
+        let (cluster, log) =
+            runtime.block_on(async { anyhow::Ok((self.cluster().await?, self.log(&place.topic).await?)) })?;
+        let destination = place.destination.clone();
         Ok(Box::new(move || {
-            loop {
-                let Some(end) = ends.get(partition as usize) else { return Ok(done) };
-                let settled = runtime.block_on(group.committed(partition))?.as_ref().map_or(Ok(0), count)?;
-                if settled < *end {
-                    return Ok(done + settled);
-                }
-                partition += 1;
-                done += settled;
-            }
+            let states = runtime.block_on(committed(&cluster, &destination, &log))?;
+            states.iter().flatten().map(count).sum()
         }))
     }
 

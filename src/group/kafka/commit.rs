@@ -257,6 +257,20 @@ impl Commits {
 
     pub(super) async fn stored(&self, partition: u32, partitions: u32) -> Result<Option<State>, Failure> {
         let commits = self.offset_fetch(partitions.max(partition + 1)).await?;
+        self.read(partition, &commits).await
+    }
+
+    /// The same of every partition, of one moment.
+    pub(super) async fn all(&self) -> Result<Vec<Option<State>>, Failure> {
+        let commits = self.offset_fetch(self.opened_with).await?;
+        let mut states = Vec::new();
+        for partition in 0..self.opened_with {
+            states.push(self.read(partition, &commits).await?);
+        }
+        Ok(states)
+    }
+
+    async fn read(&self, partition: u32, commits: &HashMap<u32, (i64, String)>) -> Result<Option<State>, Failure> {
         let Some((offset, metadata)) = commits.get(&partition).filter(|(offset, _)| *offset >= 0) else {
             return self.without_commit(partition).await;
         };

@@ -90,12 +90,7 @@ pub async fn hold(
 
 /// What the group `name` last committed, by partition: read from outside, without joining it or disturbing its members.
 pub async fn committed(engine: &Arc<Kafka>, name: &str, log: &Arc<dyn Log>) -> Result<Vec<Option<State>>, JoinError> {
-    let commits = Commits::open(engine, name, log, false).await?;
-    let mut states = Vec::new();
-    for partition in 0..commits.opened_with {
-        states.push(commits.stored(partition, commits.opened_with).await.map_err(JoinError::Unavailable)?);
-    }
-    Ok(states)
+    Commits::open(engine, name, log, false).await?.all().await.map_err(JoinError::Unavailable)
 }
 
 /// Removes the progress that a group of this topic, which nobody joins any more, has in a topic of its own. Brokers
