@@ -72,6 +72,8 @@ pub struct Holder {
 pub enum JoinError {
     /// By another process, or another member in this one. `holder` is absent where it has only just taken the lock.
     Held { name: String, holder: Option<Holder> },
+    /// By other members of the group, where it is wanted as a whole.
+    Shared { name: String },
     /// The topic is not there.
     MissingTopic { topic: String },
     /// Somebody has to change something: the name, a right.
@@ -88,6 +90,9 @@ impl fmt::Display for JoinError {
             }
             Self::Held { name, holder: None } => {
                 write!(f, "destination {name:?} is held by another process, which has just started")
+            }
+            Self::Shared { name } => {
+                write!(f, "others are at work in the group {name:?}: stop every dispatch, or replay, of it first")
             }
             Self::MissingTopic { topic } => write!(f, "there is no topic {topic:?}"),
             Self::Configuration(detail) => f.write_str(detail),

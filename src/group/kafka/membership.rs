@@ -15,7 +15,8 @@
 //! when it came, which is later, so whoever gets the partition next begins after our fence. It is read on a clock that
 //! goes on while the machine sleeps.
 
-use super::assignor::{self, Member};
+use super::clocks::Clocks;
+use super::leader;
 use super::subscription::{Assignment, Subscription};
 use crate::core::outcome::Failure;
 use crate::group::Change;
@@ -118,28 +119,6 @@ struct State {
 enum Told {
     Rejoin,
     Forgotten(ResponseError),
-}
-
-/// One moment, on the clock that timers use and on the one that goes on while the machine sleeps.
-#[derive(Debug, Clone, Copy)]
-struct Clocks {
-    timers: Instant,
-    awake: Duration,
-}
-
-impl Clocks {
-    fn now() -> Self {
-        let now = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
-        let awake = Duration::new(now.tv_sec.unsigned_abs(), u32::try_from(now.tv_nsec).unwrap_or(0));
-        Self { timers: Instant::now(), awake }
-    }
-
-    /// When this much time will have passed since.
-    fn after(self, time: Duration) -> Instant {
-        let now = Self::now();
-        let passed = now.awake.saturating_sub(self.awake).max(now.timers - self.timers);
-        now.timers + time.saturating_sub(passed)
-    }
 }
 
 /// Why a round did not end with an assignment.
@@ -515,7 +494,7 @@ impl Shared {
         let mut assignments = Vec::new();
         for (topic, members) in by_topic {
             let partitions = self.partitions_of(&topic).await?;
-            for (id, assignment) in self.share(&topic, &members, partitions) {
+            for (id, assignment) in leader::share(&self.settings.group, &topic, &members, partitions) {
                 let bytes = assignment.encode().map_err(Broken::Again)?;
                 let id = StrBytes::from_string(id);
                 assignments.push(SyncGroupRequestAssignment::default().with_member_id(id).with_assignment(bytes));
@@ -534,31 +513,6 @@ impl Shared {
             Ok(found) => Ok(found.map_or(0, |topic| u32::try_from(topic.partitions.len()).unwrap_or(u32::MAX))),
             Err(error) => Err(Broken::Again(error.to_string())),
         }
-    }
-
-    /// What each member for this topic gets.
-    fn share(&self, topic: &str, members: &[(String, Subscription)], partitions: u32) -> Vec<(String, Assignment)> {
-        // Who has been here longest is right; among new ones, the first.
-        let rank = |(id, said): &&(String, Subscription)| (said.generation, std::cmp::Reverse(id.clone()));
-        let digest = members.iter().max_by_key(rank).map(|(_, said)| said.digest.as_str()).unwrap_or_default();
-        let welcome: Vec<Member> = members
-            .iter()
-            .filter(|(_, said)| said.digest == digest)
-            .map(|(id, said)| Member { id: id.clone(), claims: said.claims.clone(), generation: said.generation })
-            .collect();
-        let mut assigned = assignor::assign(&welcome, partitions);
-        let tell = |(id, said): &(String, Subscription)| {
-            let refusal = match said.digest == digest {
-                true => String::new(),
-                false => format!(
-                    "the group {:?} belongs to another destination of topic {topic:?}: choose another --name",
-                    self.settings.group
-                ),
-            };
-            let partitions = assigned.remove(id).unwrap_or_default();
-            (id.clone(), Assignment { topic: topic.to_owned(), partitions, refusal })
-        };
-        members.iter().map(tell).collect()
     }
 
     fn broken(&self, error: ResponseError) -> Broken {

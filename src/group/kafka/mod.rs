@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!  membership ── who is a member, who has which partition, until when: Given, Taken, Lost, the fence
-//!  assignor   ── who gets which: sticky, and never what another member has yet to let go
+//!  leader, assignor ── who gets which: sticky, and never what another member has yet to let go
 //!  commit     ── OffsetCommit as that member: offset = watermark, metadata = topic's id, settled map
 //!                 └ over 4,096 characters: records in <topic>.<group>.state, and the metadata point at them (state)
 //! ```
@@ -15,7 +15,9 @@
 //! go. So what is released is refused here.
 
 mod assignor;
+mod clocks;
 mod commit;
+mod leader;
 mod membership;
 mod metadata;
 mod state;
@@ -83,7 +85,7 @@ pub async fn hold(
         Ok(Err(failure)) => Err(JoinError::Unavailable(failure)),
         Err(_) => {
             group.member.leave(true).await;
-            Err(JoinError::Held { name: name.into(), holder: None })
+            Err(JoinError::Shared { name: name.into() })
         }
     }
 }
