@@ -6,7 +6,6 @@ use crate::support::broker::tool;
 use crate::support::client::{Answer, Client};
 use crate::support::program::{self, Program};
 use serde_json::{Value, json};
-use std::io::{Read, Write};
 use std::net::TcpListener;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -41,19 +40,6 @@ fn addresses_where_nobody_answers_are_told_within_10_s() {
     let silent: Vec<TcpListener> = (0..3).map(|_| TcpListener::bind("127.0.0.1:0").unwrap()).collect();
     let addresses: Vec<String> = silent.iter().map(|silent| silent.local_addr().unwrap().to_string()).collect();
     no_broker(&addresses.join(","), &["did not answer"]);
-}
-
-#[test]
-fn an_address_of_something_else_is_told_with_a_guess() {
-    let http = TcpListener::bind("127.0.0.1:0").unwrap();
-    let address = http.local_addr().unwrap().to_string();
-    std::thread::spawn(move || {
-        for mut stream in http.incoming().flatten() {
-            // A client that is gone again is nothing to fail for.
-            let _ = stream.read(&mut [0; 1024]).and_then(|_| stream.write_all(b"HTTP/1.1 400 Bad Request\r\n\r\n"));
-        }
-    });
-    no_broker(&address, &["is this the port of a Kafka broker"]);
 }
 
 #[test]
