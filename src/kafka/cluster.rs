@@ -98,8 +98,10 @@ impl Cluster {
             (Who::Any, _) | (Who::Controller, None) => return self.call_any(request, deadline).await,
         };
         let address = self.seen().brokers.get(&node).cloned();
-        let address = address.ok_or_else(|| Error::NotSent(format!("broker {node} is not known any more")))?;
-        let answer = self.call_address(&address, request, deadline).await;
+        let answer = match address {
+            Some(address) => self.call_address(&address, request, deadline).await,
+            None => Err(Error::NotSent(format!("broker {node} is not known any more"))),
+        };
         if answer.is_err()
             && let Who::Coordinator(group) = who
         {
@@ -307,6 +309,7 @@ impl Seen {
             answer.brokers.iter().map(|broker| (broker.node_id.0, address(&broker.host, broker.port))).collect();
         self.controller = self.brokers.contains_key(&answer.controller_id.0).then_some(answer.controller_id.0);
         let (brokers, last) = (&self.brokers, &self.answered_last);
+        self.coordinators.retain(|_, node| brokers.contains_key(node));
         // The address that we were given may be another name of a broker that calls itself otherwise.
         let is_used =
             |address: &String| last.as_ref() == Some(address) || brokers.values().any(|known| known == address);

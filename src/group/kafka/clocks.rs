@@ -6,7 +6,7 @@ use tokio::time::Instant;
 /// One moment, on the clock that timers use and on the one that goes on while the machine sleeps.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Clocks {
-    timers: Instant,
+    pub(super) timers: Instant,
     awake: Duration,
 }
 

@@ -107,6 +107,8 @@ struct State {
     owned: BTreeSet<u32>,
     /// Those of them that dispatch is asked to let go; `true`: it was given back meanwhile.
     leaving: BTreeMap<u32, bool>,
+    /// Something was let go since our claims were last told: nobody gets it before we join again.
+    let_go: bool,
     changes: VecDeque<Change>,
     /// When the last heartbeat that was acknowledged was sent.
     acknowledged: Option<Clocks>,
@@ -203,6 +205,7 @@ impl Membership {
             }
             Some(false) => {
                 state.owned.remove(&partition);
+                state.let_go = true;
                 self.shared.attention.notify_one();
             }
             // Lost meanwhile.
@@ -304,7 +307,6 @@ impl Shared {
     /// Until there is a reason to join again.
     async fn be_a_member(&self) {
         let mut look_at = Instant::now() + PARTITION_COUNT_CHECK_INTERVAL;
-        let mut let_go = !self.state().leaving.is_empty();
         loop {
             let attention = self.attention.notified();
             {
@@ -318,10 +320,9 @@ impl Shared {
                     None => {}
                 }
                 // Others wait for what we were asked to let go.
-                if let_go && state.leaving.is_empty() {
+                if state.let_go && state.leaving.is_empty() {
                     return;
                 }
-                let_go = !state.leaving.is_empty();
             }
             tokio::select! {
                 () = attention => {}
@@ -357,8 +358,9 @@ impl Shared {
             };
             match fence {
                 Some(fence) if fence <= Instant::now() => return,
-                Some(fence) => sleep_until(fence).await,
-                None => sleep(self.settings.session_timeout).await,
+                // In steps: it may come nearer, by what a heartbeat is told or while the machine sleeps.
+                Some(fence) => sleep_until(fence.min(Instant::now() + HEARTBEAT_INTERVAL_MAX)).await,
+                None => sleep(HEARTBEAT_INTERVAL_MAX).await,
             }
         }
     }
@@ -436,13 +438,19 @@ impl Shared {
         if !assignment.refusal.is_empty() {
             return Err(Broken::End(Failure::refused("group-refused", assignment.refusal)));
         }
-        self.state().acknowledged = Some(sent);
+        let mut state = self.state();
+        // A heartbeat may have gone out since.
+        if state.acknowledged.is_none_or(|last| last.timers < sent.timers) {
+            state.acknowledged = Some(sent);
+        }
+        drop(state);
         Ok(assignment.partitions)
     }
 
     async fn join_group(&self) -> Result<JoinGroupResponse, Broken> {
         let (member_id, subscription) = {
-            let state = self.state();
+            let mut state = self.state();
+            state.let_go = false;
             let subscription = Subscription {
                 topic: self.settings.topic.clone(),
                 claims: state.owned.iter().copied().collect(),
@@ -578,6 +586,11 @@ impl Shared {
                     | ResponseError::FencedInstanceId),
                 ) => {
                     state.told = Some(Told::Forgotten(error));
+                    // Others may be at work already, whatever a join that is under way will be told. (An old generation
+                    // may be the doing of that join.)
+                    if error != ResponseError::IllegalGeneration {
+                        state.acknowledged = None;
+                    }
                     self.attention.notify_one();
                 }
                 Some(_) => self.cluster.forget_coordinator(&self.settings.group),

@@ -93,9 +93,10 @@ pub(super) fn judge(code: i16, base: i64) -> Outcome {
     let Some(error) = refusal(code) else { return Outcome::Stored { base } };
     let why = describe(error);
     match error {
+        // Said before anything is stored.
+        E::NotEnoughReplicas | E::CorruptMessage | E::ThrottlingQuotaExceeded => Outcome::again(false, false, why),
         // Stored by the leader, and perhaps by others: a new leader may have it or not.
         E::RequestTimedOut | E::NotEnoughReplicasAfterAppend => Outcome::again(true, false, why),
-        E::NotEnoughReplicas | E::CorruptMessage | E::ThrottlingQuotaExceeded => Outcome::again(false, false, why),
         E::OutOfOrderSequenceNumber
         | E::DuplicateSequenceNumber
         | E::InvalidProducerEpoch
@@ -103,7 +104,10 @@ pub(super) fn judge(code: i16, base: i64) -> Outcome {
         | E::UnknownProducerId
         | E::InvalidProducerIdMapping => Outcome::Lost { why },
         E::MessageTooLarge | E::RecordListTooLarge => Outcome::TooLarge { why },
-        error if error.is_retriable() => Outcome::again(false, true, why),
+        // A leader that is replaced while it waits for the others says no more than that it leads no longer; and what a
+        // broker calls unknown may have happened at any time.
+        E::UnknownServerError | E::Unknown(_) => Outcome::again(true, true, why),
+        error if error.is_retriable() => Outcome::again(true, true, why),
         _ => Outcome::Refused { code: "log-refused", why },
     }
 }
@@ -172,7 +176,7 @@ impl Lane {
     fn refused(&mut self, code: &'static str, why: &str) -> bool {
         let in_doubt = self.sending.as_ref().is_some_and(|batch| batch.in_doubt);
         self.answer(|_| Err(failure(in_doubt, code, why)));
-        in_doubt && self.renew()
+        self.renew()
     }
 
     /// Answers the batch under way with what is known of it; nobody waits for the answer to a request that may hold it.
@@ -186,7 +190,7 @@ impl Lane {
         };
         let why = format!("not acknowledged within {APPEND_MAX:?}: {why}");
         self.answer(|_| Err(failure(in_doubt, "log-unavailable", &why)));
-        in_doubt && self.renew()
+        self.renew()
     }
 
     fn answer(&mut self, with: impl Fn(i64) -> Answer) {
@@ -195,7 +199,8 @@ impl Lane {
         }
     }
 
-    /// A new epoch: whatever of the old one is still on its way is shut out by the first batch of this one. `true`: there
+    /// A new epoch behind every batch that was not acknowledged: whatever of the old one is still on its way is shut out
+    /// by the first batch of this one, and no sequence number ever stands for two batches. `true`: there
     /// is none left, and the next account needs another id.
     fn renew(&mut self) -> bool {
         self.producer = self.producer.and_then(|producer| {
@@ -267,7 +272,10 @@ mod tests {
     async fn a_batch_in_doubt_is_never_said_to_be_refused() {
         // 19: too few replicas; 7: some have it; 10: too large; 29: not allowed.
         for (codes, expected, epoch) in [
-            (&[19, 10][..], Refused, 0),
+            (&[19, 10][..], Refused, 1),
+            // A leader that has it, and one that does not yet know whether it has enough replicas.
+            (&[6, 19, 10], Unknown, 1),
+            (&[-1, 10], Unknown, 1),
             (&[7, 10], Unknown, 1),
             (&[20, 19, 29], Unknown, 1),
             (&[45], Unknown, 1),
@@ -285,13 +293,13 @@ mod tests {
     #[tokio::test]
     async fn a_batch_that_is_given_up_is_unknown_only_after_a_sending_without_an_answer() {
         let lost = |in_doubt| Outcome::again(in_doubt, true, "broke off".into());
-        for (in_doubt, expected, epoch) in [(false, Refused, 0), (true, Unknown, 1)] {
+        for (in_doubt, expected) in [(false, Refused), (true, Unknown)] {
             let (mut lane, mut answers) = lane(&[1]);
             lane.apply(lost(in_doubt), Instant::now());
             lane.apply(lost(false), Instant::now());
             assert!(!lane.give_up());
             assert_eq!(certainty(&mut answers[0]), expected);
-            assert_eq!(lane.producer.unwrap().epoch, epoch);
+            assert_eq!(lane.producer.unwrap().epoch, 1, "no sequence number stands for two batches");
         }
     }
 
