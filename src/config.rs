@@ -7,7 +7,7 @@ use crate::destination::spec::{Spec, Target};
 use crate::destination::{self, Drill, webhook};
 use crate::group::kafka::Joining;
 use crate::replay::range::Range;
-use crate::replay::rewind::Move;
+use crate::replay::rewind::Way;
 use crate::replay::select::Selection;
 use crate::{clock, dispatch, ingest, limits, log, net, replay};
 use anyhow::{Context, anyhow, bail, ensure};
@@ -238,14 +238,14 @@ fn replay_config(flags: &cli::Replay) -> anyhow::Result<replay::Config> {
         (None, Some(to)) => {
             let range = Range { from: None, until: Some(to.clone()) };
             range.check(clock::now_ms()).map_err(anyhow::Error::msg).context("--fast-forward")?;
-            replay::Wanted::Move(Move::Ahead(to.clone()))
+            replay::Wanted::Move(Way::Ahead(to.clone()))
         }
         (None, None) => {
             let range = Range { from: flags.from.clone(), until: flags.until.clone() };
             let range = if flags.dead { Range { from: flags.since.clone(), until: None } } else { range };
             range.check(clock::now_ms()).map_err(anyhow::Error::msg)?;
             if let Some(to) = flags.from.clone().filter(|_| flags.rewind) {
-                return Ok(config(replay::Wanted::Move(Move::Back(to))));
+                return Ok(config(replay::Wanted::Move(Way::Back(to))));
             }
             let (users, from_file) = named("--user", &flags.users)?;
             let (ids, _) = named("--id", &flags.ids)?;

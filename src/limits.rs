@@ -83,6 +83,9 @@ pub const FENCE_LOOK_INTERVAL: Duration = Duration::from_millis(100);
 /// How long the last commit of a stop may take, also where `--drain` is over.
 pub const LAST_COMMIT_WAIT: Duration = Duration::from_secs(2);
 
+/// How often an owner looks whether a move of its position was asked for.
+pub const MOVES_LOOK_INTERVAL: Duration = Duration::from_secs(1);
+
 /// Users whose last attempt failed, remembered by a destination's breaker. Beyond it the one that failed first is
 /// trusted again: about 6 MB where every one is taken.
 pub const FAILING_USERS_MAX: usize = 100_000;

@@ -3,7 +3,7 @@
 
 use crate::config::{self, Delivery};
 use crate::core::outcome::Failure;
-use crate::core::progress::State;
+use crate::core::progress::{Move, State};
 use crate::destination::{self, Destination};
 use crate::dispatch::{self, Parts};
 use crate::group::kafka::Joining;
@@ -17,7 +17,7 @@ use crate::replay::{self, Groups};
 use crate::signals::Signals;
 use crate::{BoxFuture, ingest, limits};
 use anyhow::{Context, anyhow, ensure};
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use tokio::net::{TcpListener, TcpSocket};
@@ -112,6 +112,35 @@ impl Groups for Store {
             match self {
                 Self::Sqlite(engine) => group::sqlite::join(engine, name, log.topic(), digest, WhenHeld::Fail).await,
                 Self::Kafka(engine) => group::kafka::hold(engine, name, log, Joining::of(digest)).await,
+            }
+        })
+    }
+
+    fn request<'a>(
+        &'a self,
+        name: &'a str,
+        log: &'a Arc<dyn Log>,
+        moves: &'a BTreeMap<u32, Move>,
+    ) -> BoxFuture<'a, Result<(), JoinError>> {
+        Box::pin(async move {
+            match self {
+                Self::Sqlite(engine) => group::sqlite::request(engine, name, log.topic(), moves).await,
+                Self::Kafka(engine) => group::kafka::request(engine, name, log, moves).await,
+            }
+        })
+    }
+
+    fn apply_unowned<'a>(
+        &'a self,
+        name: &'a str,
+        log: &'a Arc<dyn Log>,
+        digest: &'a str,
+        moves: &'a BTreeMap<u32, Move>,
+    ) -> BoxFuture<'a, Result<bool, JoinError>> {
+        Box::pin(async move {
+            match self {
+                Self::Sqlite(engine) => group::sqlite::apply_unowned(engine, name, log.topic(), digest, moves).await,
+                Self::Kafka(engine) => group::kafka::apply_unowned(engine, name, log, moves).await,
             }
         })
     }

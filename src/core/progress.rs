@@ -15,8 +15,10 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use std::collections::BTreeMap;
 use std::ops::Range;
 
-/// The first character of an encoded map. Another one is of a newer eventd, and refused.
+/// The first character of an encoded map: alone, or behind the id of the last move. Another one is of a newer eventd, and
+/// refused.
 const FORMAT: char = '1';
+const FORMAT_MOVED: char = '2';
 
 /// What a commit stores, of one moment.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -25,12 +27,14 @@ pub struct State {
     pub watermark: i64,
     /// What is settled above it: in order, not touching each other, none empty, all past the watermark.
     pub settled: Vec<Range<i64>>,
+    /// The id of the last [`Move`] that is in it: so each is applied once, whoever dies.
+    pub moved: Option<u64>,
 }
 
 impl State {
     /// Nothing settled from this offset on.
     pub fn at(watermark: i64) -> Self {
-        Self { watermark, settled: Vec::new() }
+        Self { watermark, settled: Vec::new(), moved: None }
     }
 
     /// What a redelivery of `range` begins with that has to leave out whatever is not settled here: there, those count
@@ -82,34 +86,56 @@ impl State {
         progress.state()
     }
 
+    /// Whether this move is still to be applied to it. Ids grow, so an older one that comes back is none.
+    pub fn awaits(&self, wanted: &Move) -> bool {
+        self.moved.is_none_or(|moved| moved < wanted.id)
+    }
+
+    /// The same after the move.
+    pub fn after(&self, wanted: &Move) -> Self {
+        let moved = match wanted.to {
+            Target::Back(to) => self.rewound(to),
+            Target::Ahead(to) => self.settled_below(to),
+        };
+        Self { moved: Some(wanted.id), ..moved }
+    }
+
     /// The end of what is settled: the watermark, where the map is empty.
     pub fn settled_end(&self) -> i64 {
         self.settled.last().map_or(self.watermark, |range| range.end)
     }
 
-    /// The settled map as plain ASCII: a format digit, then for each range the distance from what came before and the
-    /// length, as varints in base64url. The watermark is stored beside it.
+    /// The settled map as plain ASCII: a format digit, then the id of the last move if there was one, then for each range
+    /// the distance from what came before and the length, as varints in base64url. The watermark is stored beside it.
     pub fn encode_settled(&self) -> String {
         let mut bytes = Vec::with_capacity(self.settled.len() * 3);
+        if let Some(id) = self.moved {
+            varint::put(id, &mut bytes);
+        }
         let mut at = self.watermark;
         for range in &self.settled {
             varint::put((range.start - at) as u64, &mut bytes);
             varint::put((range.end - range.start) as u64, &mut bytes);
             at = range.end;
         }
-        let mut text = String::from(FORMAT);
+        let mut text = String::from(if self.moved.is_some() { FORMAT_MOVED } else { FORMAT });
         URL_SAFE_NO_PAD.encode_string(bytes, &mut text);
         text
     }
 
     /// The state of a watermark and the map that [`State::encode_settled`] made with it; else says what is wrong.
     pub fn decode(watermark: i64, settled: &str) -> Result<Self, String> {
-        let encoded = settled.strip_prefix(FORMAT).ok_or_else(|| {
+        let encoded = settled.strip_prefix([FORMAT, FORMAT_MOVED]).ok_or_else(|| {
             format!("progress in a format that this eventd does not know: {:?}", settled.chars().next())
         })?;
+        let was_moved = settled.starts_with(FORMAT_MOVED);
         let bytes =
             URL_SAFE_NO_PAD.decode(encoded).map_err(|error| format!("progress that is not base64url: {error}"))?;
         let (mut rest, mut at, mut settled) = (bytes.as_slice(), watermark, Vec::new());
+        let moved = match was_moved {
+            true => Some(varint::take(&mut rest).ok_or("progress whose move has no id")?),
+            false => None,
+        };
         while !rest.is_empty() {
             let mut step = || varint::take(&mut rest).filter(|n| *n > 0).and_then(|n| i64::try_from(n).ok());
             let range = step().and_then(|gap| Some((gap, step()?))).and_then(|(gap, len)| {
@@ -120,9 +146,58 @@ impl State {
             at = range.end;
             settled.push(range);
         }
-        Ok(Self { watermark, settled })
+        Ok(Self { watermark, settled, moved })
     }
 }
+
+/// A wish to move a destination's position in one partition.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Move {
+    /// Higher than that of every move before it.
+    pub id: u64,
+    pub to: Target,
+}
+
+/// Which way a position moves, and where to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Target {
+    /// Nothing is settled from this offset on.
+    Back(i64),
+    /// Everything is settled below this offset.
+    Ahead(i64),
+}
+
+impl Move {
+    /// The offset, which is stored beside the text of [`Move::encode`].
+    pub fn offset(&self) -> i64 {
+        match self.to {
+            Target::Back(to) | Target::Ahead(to) => to,
+        }
+    }
+
+    /// The way and the id, as plain ASCII.
+    pub fn encode(&self) -> String {
+        let way = match self.to {
+            Target::Back(_) => BACK,
+            Target::Ahead(_) => AHEAD,
+        };
+        format!("{way}{:x}", self.id)
+    }
+
+    /// The move of an offset and the text that [`Move::encode`] made with it; else says what is wrong.
+    pub fn decode(offset: i64, text: &str) -> Result<Self, String> {
+        let to = match text.chars().next() {
+            Some(BACK) => Target::Back(offset),
+            Some(AHEAD) => Target::Ahead(offset),
+            way => return Err(format!("a move of a kind that this eventd does not know: {way:?}")),
+        };
+        let id = u64::from_str_radix(&text[1..], 16).map_err(|error| format!("a move without an id: {error}"))?;
+        Ok(Self { id, to })
+    }
+}
+
+const BACK: char = 'r';
+const AHEAD: char = 'f';
 
 /// The progress of an owner: built from a [`State`], told what was passed and settled, and asked for the next one.
 #[derive(Debug, Clone)]
@@ -130,11 +205,12 @@ pub struct Progress {
     watermark: i64,
     /// start → end; not touching, all past the watermark.
     settled: BTreeMap<i64, i64>,
+    moved: Option<u64>,
 }
 
 impl Progress {
     pub fn new(state: &State) -> Self {
-        let mut progress = Self { watermark: state.watermark, settled: BTreeMap::new() };
+        let mut progress = Self { watermark: state.watermark, settled: BTreeMap::new(), moved: state.moved };
         for range in &state.settled {
             progress.settle(range.clone());
         }
@@ -179,7 +255,8 @@ impl Progress {
 
     /// What a commit stores now.
     pub fn state(&self) -> State {
-        State { watermark: self.watermark, settled: self.settled.iter().map(|(start, end)| *start..*end).collect() }
+        let settled = self.settled.iter().map(|(start, end)| *start..*end).collect();
+        State { watermark: self.watermark, settled, moved: self.moved }
     }
 }
 
@@ -194,8 +271,9 @@ mod tests {
         fn the_watermark_is_the_first_unsettled_offset_of_a_plain_set(
             start in 0i64..20,
             settles in proptest::collection::vec((0i64..80, 1i64..6), 0..80),
+            moved in any::<Option<u64>>(),
         ) {
-            let mut progress = Progress::new(&State::at(start));
+            let mut progress = Progress::new(&State { moved, ..State::at(start) });
             let mut model: BTreeSet<i64> = (0..start).collect();
             for (from, len) in settles {
                 progress.settle(from..from + len);
@@ -242,6 +320,28 @@ mod tests {
             for (name, part) in [("inverted", inverted), ("within", within)] {
                 prop_assert!(!part.is_settled(start + len), "{}", name);
                 prop_assert!(part.watermark() >= start && part.state().settled_end() <= start + len, "{}", name);
+            }
+        }
+
+        #[test]
+        fn a_move_comes_back_and_is_applied_once(
+            id in 1u64.., offset in 0i64..100, ahead in any::<bool>(), watermark in 0i64..100,
+        ) {
+            let wanted = Move { id, to: if ahead { Target::Ahead(offset) } else { Target::Back(offset) } };
+            prop_assert_eq!(Move::decode(wanted.offset(), &wanted.encode()), Ok(wanted));
+            let state = State::at(watermark);
+            prop_assert!(state.awaits(&wanted));
+            let after = state.after(&wanted);
+            prop_assert_eq!(after.watermark, if ahead { watermark.max(offset) } else { watermark.min(offset) });
+            let older = Move { id: id - 1, ..wanted };
+            prop_assert!(!after.awaits(&wanted) && !after.awaits(&older));
+            prop_assert_eq!(Progress::new(&after).state(), after);
+        }
+
+        #[test]
+        fn what_is_no_move_is_an_error_and_never_a_panic(text in ".{0,20}", offset in any::<i64>()) {
+            if let Ok(wanted) = Move::decode(offset, &text) {
+                prop_assert_eq!(wanted.offset(), offset);
             }
         }
 

@@ -8,14 +8,15 @@
 //!                             └──▶ progress ── tick ──▶ commit
 //! ```
 //!
-//! Its rooms: `reading` (fetch and admit), `attempts` (hand out, judge, settle), `letters` (give up); here stand its
-//! state, its loop, the handover and the commits.
+//! Its rooms: `reading` (fetch and admit), `attempts` (hand out, judge, settle), `letters` (give up), `moving` (another
+//! position); here stand its state, its loop, the handover and the commits.
 //!
 //! Nothing is attempted before the first commit is stored, and what is committed is what this owner knows to be
 //! settled at that moment. A panic of anything outside, or of the lanes, ends the partition with its message.
 
 mod attempts;
 mod letters;
+mod moving;
 mod reading;
 
 use super::dead_letter::Letter;
@@ -26,7 +27,7 @@ use crate::core::breaker::Attempt;
 use crate::core::event::Event;
 use crate::core::lanes::{Lanes, Started, Token};
 use crate::core::outcome::Failure;
-use crate::core::progress::{Progress, State};
+use crate::core::progress::{Move, Progress, State};
 use crate::core::verdict::Report;
 use crate::core::window::Window;
 use crate::destination::HandOverLimits;
@@ -58,6 +59,16 @@ enum Happening {
     },
     /// A slot of `--concurrency` became free.
     Slot(OwnedSemaphorePermit),
+    /// What is asked for of the position.
+    Looked(Result<Option<Move>, Failure>),
+}
+
+/// Why a worker's loop ended.
+enum Left {
+    /// It was told to, or has nothing more to do.
+    Stopped(Ended),
+    /// Its position is another one: it begins anew from there.
+    Moved(State),
 }
 
 /// One run on its way.
@@ -99,6 +110,9 @@ pub(super) struct Worker {
     committing: bool,
     dirty: bool,
     tick_at: Moment,
+    /// A move that is to be applied, and when the next one is looked for; `None`: that is under way.
+    wanted: Option<Move>,
+    look_at: Option<Moment>,
     quiet: Quiet,
 }
 
@@ -122,9 +136,14 @@ impl Worker {
                 }
             }
         };
+        Ok(Self::from(shared, partition, state))
+    }
+
+    /// From a state that is stored.
+    fn from(shared: Arc<Shared>, partition: u32, state: State) -> Self {
         let progress = Progress::new(&state);
         let now = shared.now();
-        let worker = Self {
+        Self {
             limits: shared.parts.destination.limits(),
             outside: JoinSet::new(),
             lanes: Lanes::new(shared.share(limits::GAPS_REMEMBERED_MAX)),
@@ -149,38 +168,48 @@ impl Worker {
             committing: false,
             dirty: false,
             tick_at: now + shared.config.commit_interval,
-            quiet,
+            wanted: None,
+            look_at: Some(now),
+            quiet: Quiet::default(),
             partition,
             shared,
-        };
-        Ok(worker)
+        }
     }
 
     /// Delivers until `stop` says true; then hands over: lets attempts in flight end within `--drain`, and commits.
-    pub(super) async fn run(mut self, stop: watch::Receiver<bool>) -> anyhow::Result<Ended> {
-        let ended = self.work(stop).await;
-        // What was cut off is really gone before the partition is released: its next owner begins at once.
-        self.outside.shutdown().await;
-        ended
+    pub(super) async fn run(mut self, mut stop: watch::Receiver<bool>) -> anyhow::Result<Ended> {
+        loop {
+            let left = self.work(&mut stop).await;
+            // What was cut off is really gone before the partition is released: its next owner begins at once.
+            self.outside.shutdown().await;
+            match left? {
+                Left::Stopped(ended) => return Ok(ended),
+                Left::Moved(state) => self = Self::from(Arc::clone(&self.shared), self.partition, state),
+            }
+        }
     }
 
-    async fn work(&mut self, mut stop: watch::Receiver<bool>) -> anyhow::Result<Ended> {
+    async fn work(&mut self, stop: &mut watch::Receiver<bool>) -> anyhow::Result<Left> {
         let shared = Arc::clone(&self.shared);
         while !*stop.borrow_and_update() {
+            if let Some(wanted) = self.wanted.take() {
+                return self.apply(&wanted, stop).await;
+            }
             // Hears of every move from here on, before the gate is looked at. (A `watch` with several receivers wakes
             // them in an order drawn at random, which no simulation repeats.)
             let breaker_moved = shared.breaker_moved.notified();
             let now = self.shared.now();
             self.lanes.wake(now);
             self.tick(now);
+            self.look(now);
             self.retry_letters(now)?;
             self.read(now);
             let probe_at = self.start(now);
             if self.unreadable.is_some() && self.pending.is_empty() && self.lanes.events() == 0 {
                 break;
             }
-            let next = [self.lanes.next_wakeup(), Some(self.tick_at), probe_at, self.next_fetch(), self.next_letter()];
-            let next = next.into_iter().flatten().min().unwrap_or(self.tick_at);
+            let next = [self.lanes.next_wakeup(), probe_at, self.next_fetch(), self.next_letter(), self.look_at];
+            let next = next.into_iter().chain([Some(self.tick_at)]).flatten().min().unwrap_or(self.tick_at);
             tokio::select! {
                 biased;
                 changed = stop.changed() => if changed.is_err() { break },
@@ -197,21 +226,26 @@ impl Worker {
             }
         }
         let ended = self.hand_over().await?;
-        self.unreadable.take().map_or(Ok(ended), Err)
+        self.unreadable.take().map_or(Ok(Left::Stopped(ended)), Err)
     }
 
-    async fn hand_over(&mut self) -> anyhow::Result<Ended> {
+    /// Starts nothing any more, and lets what is under way end until the deadline.
+    async fn let_end(&mut self, deadline: Instant) -> anyhow::Result<Ended> {
         self.slot = None;
-        let deadline = Instant::now() + self.shared.config.drain;
         while self.hand_overs > 0 || self.letters_writing > 0 || self.committing {
             match timeout_at(deadline, self.outside.join_next()).await {
                 Ok(Some(happening)) => self.handle(happening.context("a part of dispatch panicked")?)?,
                 Ok(None) | Err(_) => break,
             }
-            // Nothing is started any more: a slot that comes late is for the partitions that go on.
+            // A slot that comes late is for the partitions that go on.
             self.slot = None;
         }
-        let ended = if self.hand_overs == 0 && self.letters_writing == 0 { Ended::Drained } else { Ended::WorkLeft };
+        Ok(if self.hand_overs == 0 && self.letters_writing == 0 { Ended::Drained } else { Ended::WorkLeft })
+    }
+
+    async fn hand_over(&mut self) -> anyhow::Result<Ended> {
+        let deadline = Instant::now() + self.shared.config.drain;
+        let ended = self.let_end(deadline).await?;
         let state = self.progress.state();
         let mut failures = 0;
         while state != self.committed {
@@ -258,6 +292,10 @@ impl Worker {
             Happening::Letter { token, result } => self.letter_written(token, result),
             Happening::Slot(permit) => {
                 (self.slot, self.slot_wanted) = (Some(permit), false);
+                Ok(())
+            }
+            Happening::Looked(found) => {
+                self.looked(found);
                 Ok(())
             }
         }

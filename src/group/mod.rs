@@ -5,17 +5,22 @@
 //!  group ── Given(P) ──▶ owner: committed(P) → deliver ───────────────▶ group
 //!        ── Taken(P) ──▶ stop starting, let end, commit, released(P)
 //!        ── Lost(P)  ──▶ stop at once, commit nothing
+//!
+//!  an operator ── request ──▶ <group>.rewind ── requested(P) ──▶ owner: applies it, once ── commit ──▶ group
 //! ```
 //!
 //! A partition has one owner at a time. What is stored under the group is a whole
 //! [`State`]: never a part of it, and of one moment.
+//!
+//! A [`Move`] of the position is asked for from outside, whoever owns the partition and whether anybody does. The state
+//! that a commit stores holds the id of the last one that is in it, and ids grow: so it is applied once, whoever dies.
 
 pub mod kafka;
 pub mod sqlite;
 
 use crate::BoxFuture;
 use crate::core::outcome::Failure;
-use crate::core::progress::State;
+use crate::core::progress::{Move, State};
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use tokio::time::Instant;
@@ -39,11 +44,19 @@ pub trait Group: Send + Sync + fmt::Debug {
     /// [`is_final`] says comes back for ever.
     fn commit(&self, partition: u32, state: State) -> BoxFuture<'_, Result<(), Failure>>;
 
+    /// The last move of the position that was asked for in the partition, applied or not. `None`: none ever.
+    fn requested(&self, partition: u32) -> BoxFuture<'_, Result<Option<Move>, Failure>>;
+
     /// Until when attempts may be started and may last. `None`: no limit (a lock that dies with the process).
     fn fence(&self) -> Option<Instant>;
 
     /// Leaves the group, so that others need not wait. Every partition was released before.
     fn leave(&self) -> BoxFuture<'_, ()>;
+}
+
+/// Under which name the moves of a group's position are asked for.
+pub fn moves_of(name: &str) -> String {
+    format!("{name}.rewind")
 }
 
 /// What happened to the ownership of one partition.

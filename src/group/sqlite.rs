@@ -8,15 +8,16 @@
 //! it would let two processes hold two files of one name. The epoch is a second line: if the lock file is deleted by
 //! hand and another process joins, the first one's commits are refused.
 
-use super::{Change, Group, Holder, JoinError};
+use super::{Change, Group, Holder, JoinError, moves_of};
 use crate::BoxFuture;
 use crate::clock::now_ms;
 use crate::core::name;
 use crate::core::outcome::Failure;
-use crate::core::progress::State;
+use crate::core::progress::{Move, State};
 use crate::limits::{GROUP_NAME_CHARS_MAX, LOCK_TEXT_BYTES_MAX, STANDBY_INTERVAL};
 use crate::log::sqlite::Sqlite;
-use crate::sqlite::{Commit, Database, ReadError, Write};
+use crate::sqlite::{Commit, Database, ReadError, Topic, Write};
+use std::collections::BTreeMap;
 use std::fs::{File, TryLockError};
 use std::io::{ErrorKind, Read, Seek, Write as _};
 use std::path::{Path, PathBuf};
@@ -44,8 +45,7 @@ pub async fn join(
 ) -> Result<Arc<dyn Group>, JoinError> {
     check_name(name)?;
     let database = Arc::clone(engine.database());
-    let found = database.topic(topic).await.map_err(|error| JoinError::Unavailable(unavailable(error)))?;
-    let topic = found.ok_or_else(|| JoinError::MissingTopic { topic: topic.into() })?;
+    let topic = find(&database, topic).await?;
     let path = lock_path(database.path(), name);
     let lock = loop {
         match take(&path, digest).map_err(|error| unusable(&path, &error))? {
@@ -71,13 +71,49 @@ pub async fn join(
 pub async fn committed(engine: &Sqlite, name: &str, topic: &str) -> Result<Vec<Option<State>>, JoinError> {
     let database = engine.database();
     let failed = |error| JoinError::Unavailable(unavailable(error));
-    let found = database.topic(topic).await.map_err(failed)?;
-    let topic = found.ok_or_else(|| JoinError::MissingTopic { topic: topic.into() })?;
+    let topic = find(database, topic).await?;
     let mut states = Vec::new();
     for partition in 0..topic.partitions {
         states.push(database.committed(name, topic.id, partition).await.map_err(failed)?);
     }
     Ok(states)
+}
+
+async fn find(database: &Database, topic: &str) -> Result<Topic, JoinError> {
+    let found = database.topic(topic).await.map_err(|error| JoinError::Unavailable(unavailable(error)))?;
+    found.ok_or_else(|| JoinError::MissingTopic { topic: topic.into() })
+}
+
+/// Asks for these moves of the group's position, by partition: all of them, or none.
+pub async fn request(engine: &Sqlite, name: &str, topic: &str, moves: &BTreeMap<u32, Move>) -> Result<(), JoinError> {
+    let database = engine.database();
+    let topic = find(database, topic).await?.id;
+    let write = Write::Request { group: moves_of(name), topic, moves: moves.clone() };
+    database.write(write, 0).await.map(drop).map_err(JoinError::Unavailable)
+}
+
+/// Applies them where nobody holds the destination. `false`: somebody does, and does it.
+pub async fn apply_unowned(
+    engine: &Arc<Sqlite>,
+    name: &str,
+    topic: &str,
+    digest: &str,
+    moves: &BTreeMap<u32, Move>,
+) -> Result<bool, JoinError> {
+    let group = match join(engine, name, topic, digest, WhenHeld::Fail).await {
+        Ok(group) => group,
+        Err(JoinError::Held { .. }) => return Ok(false),
+        Err(error) => return Err(error),
+    };
+    for (partition, wanted) in moves {
+        if let Some(state) = group.committed(*partition).await.map_err(JoinError::Unavailable)?
+            && state.awaits(wanted)
+        {
+            group.commit(*partition, state.after(wanted)).await.map_err(JoinError::Unavailable)?;
+        }
+    }
+    group.leave().await;
+    Ok(true)
 }
 
 /// Removes the commits and the lock of a group that nobody joins any more, and that has left. Its commits would keep
@@ -200,6 +236,13 @@ impl Group for SqliteGroup {
 
     fn commit(&self, partition: u32, state: State) -> BoxFuture<'_, Result<(), Failure>> {
         Box::pin(self.store(partition, state))
+    }
+
+    fn requested(&self, partition: u32) -> BoxFuture<'_, Result<Option<Move>, Failure>> {
+        Box::pin(async move {
+            let (name, topic) = (moves_of(&self.name), self.topic);
+            self.database.requested(&name, topic, partition).await.map_err(unavailable)
+        })
     }
 
     fn fence(&self) -> Option<Instant> {

@@ -58,7 +58,7 @@ use crate::BoxFuture;
 use crate::clock::now_ms;
 use crate::core::outcome::Failure;
 use crate::core::pace::Rate;
-use crate::core::progress::State;
+use crate::core::progress::{Move, State};
 use crate::destination::spec::Spec;
 use crate::dispatch::Ended;
 use crate::group::{Group, JoinError, is_final};
@@ -86,6 +86,23 @@ pub trait Groups: Send + Sync + fmt::Debug {
         log: &'a Arc<dyn Log>,
         digest: &'a str,
     ) -> BoxFuture<'a, Result<Arc<dyn Group>, JoinError>>;
+
+    /// Asks for these moves of the group's position, by partition, in place of what was asked for before: all, or none.
+    fn request<'a>(
+        &'a self,
+        name: &'a str,
+        log: &'a Arc<dyn Log>,
+        moves: &'a BTreeMap<u32, Move>,
+    ) -> BoxFuture<'a, Result<(), JoinError>>;
+
+    /// Applies them where nobody owns any of the group's partitions. `false`: somebody does, and applies its own.
+    fn apply_unowned<'a>(
+        &'a self,
+        name: &'a str,
+        log: &'a Arc<dyn Log>,
+        digest: &'a str,
+        moves: &'a BTreeMap<u32, Move>,
+    ) -> BoxFuture<'a, Result<bool, JoinError>>;
 
     /// Lets go of everything that is kept of a group whose work is done, as far as the engine can.
     fn forget<'a>(&'a self, name: &'a str, log: &'a Arc<dyn Log>) -> BoxFuture<'a, Result<(), Failure>>;
@@ -129,7 +146,7 @@ pub enum Wanted {
     /// What is left of the replay with this id.
     Rest { id: String },
     /// Nothing: dispatch does it, from another position.
-    Move(rewind::Move),
+    Move(rewind::Way),
 }
 
 /// A person asked for what cannot be: a name, an id or a place that is not there.
@@ -201,8 +218,7 @@ pub async fn run(around: Surroundings, config: Config, stop: impl Future<Output 
         return Ok(Ended::Drained);
     }
     match &config.what {
-        // A few commits: nothing that a signal has to cut off.
-        Wanted::Move(wanted) => rewind::apply(&around, &config, wanted, planned).await,
+        Wanted::Move(wanted) => rewind::apply(&around, &config, wanted, planned, stop).await,
         Wanted::New { .. } | Wanted::Rest { .. } => execute(&around, &config, planned, stop).await,
     }
 }

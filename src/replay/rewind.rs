@@ -7,72 +7,152 @@
 //!  after          ✓ ✓ ✓ · · · · · · ·      after           ✓ ✓ ✓ ✓ ✓ ✓ ✓ · ·
 //! ```
 //!
-//! Nobody may be delivering to it meanwhile: its place is taken first, and one that is held is an error that names the
-//! holder. Each partition is one commit, and says the same if it is written again: a move that was cut off is made whole
-//! by the same command.
+//! It is asked for in one write, under the group `<dest>.rewind`, and applied by who owns each partition, within a second
+//! or at its next start: a handover to oneself, whose commit holds the id of the request (`dispatch`, `moving`). Where
+//! nobody owns them it is applied here, in the same way. So it is applied once, whoever dies, and a command that was cut
+//! off behind the request needs not be given again.
 
 use super::audit::{Audit, Outcome, Started, What};
 use super::plan::{Leg, Progressed};
 use super::range::{Place, Range, Stretch};
 use super::select::Selection;
 use super::{Config, Planned, Surroundings, prepare, show};
+use crate::clock::now_ms;
+use crate::core::progress::{Move, State, Target};
 use crate::dispatch::Ended;
+use crate::group::JoinError;
+use crate::limits;
+use anyhow::ensure;
+use std::collections::BTreeMap;
 use std::sync::Arc;
+use tokio::time::{Instant, sleep};
+use uuid::Uuid;
 
 /// Which way, and where to.
 #[derive(Debug, Clone)]
-pub enum Move {
+pub enum Way {
     Back(Place),
     Ahead(Place),
 }
 
-/// Writes the new position of each partition that has a part in the plan.
+/// Asks for the new position of each partition that has a part in the plan, and waits until it is there.
 pub(super) async fn apply(
     around: &Surroundings,
     config: &Config,
-    wanted: &Move,
+    way: &Way,
     planned: Planned,
+    stop: impl Future<Output = ()> + Send,
 ) -> anyhow::Result<Ended> {
     let (name, id) = (&around.spec.name, super::new_id());
-    // Held until everything is written.
-    let place = around.groups.join(name, &around.log, &around.spec.digest()).await?;
     let audit = Audit::open(&*around.engine, &*around.log).await?;
     let Planned { what, plan, selection, legs, .. } = planned;
     let (to, events) = (around.spec.to_string(), plan.events);
     let started = Started { to, what: what.clone(), selection, plan, moves: true };
     audit.write(&id, name, What::ReplayStarted(Box::new(started))).await?;
-    for Leg { stretch: Stretch { partition, from, until, .. }, .. } in legs {
-        // As it is now, and not as it was planned with: dispatch may have gone on until its place was taken.
-        if let Some(state) = place.committed(partition).await? {
-            let moved = match wanted {
-                Move::Back(_) => state.rewound(from),
-                Move::Ahead(_) => state.settled_below(until),
-            };
-            super::commit(&*place, partition, &moved).await?;
-        }
-    }
-    place.leave().await;
-    let (outcome, counts) = (Outcome::Finished, Progressed::default());
-    audit.write(&id, name, What::ReplayEnded { outcome, counts, why: String::new() }).await?;
-    let then = match wanted {
-        Move::Back(_) => "delivers again",
-        Move::Ahead(_) => "leaves out",
+    let number = new_number(&around.groups.committed(name, &around.log).await?);
+    let target = |stretch: &Stretch| match way {
+        Way::Back(_) => Target::Back(stretch.from),
+        Way::Ahead(_) => Target::Ahead(stretch.until),
     };
-    show::note(config, &format!("moved: from its next start on, dispatch {then} {events} events ({what})"));
+    let moves = legs.iter().map(|Leg { stretch, .. }| (stretch.partition, Move { id: number, to: target(stretch) }));
+    let moves: BTreeMap<u32, Move> = moves.collect();
+    let asked = async {
+        around.groups.request(name, &around.log, &moves).await?;
+        tokio::select! {
+            applied = applied(around, config, &moves) => applied.map(|()| true),
+            () = stop => Ok(false),
+        }
+    };
+    let asked: anyhow::Result<bool> = asked.await;
+    let (outcome, why) = match &asked {
+        Ok(true) => (Outcome::Finished, String::new()),
+        Ok(false) => (Outcome::Stopped, "stopped by a signal: what was asked for stands, and dispatch does it".into()),
+        Err(error) => (Outcome::Failed, format!("{error:#}")),
+    };
+    audit.write(&id, name, What::ReplayEnded { outcome, counts: Progressed::default(), why: why.clone() }).await?;
+    if !asked? {
+        show::note(config, &why);
+        return Ok(Ended::WorkLeft);
+    }
+    let then = match way {
+        Way::Back(_) => "delivers again",
+        Way::Ahead(_) => "leaves out",
+    };
+    show::note(config, &format!("moved: dispatch {then} {events} events ({what})"));
     Ok(Ended::Drained)
 }
 
+/// Higher than that of every move that was applied, also by a machine whose clock is ahead.
+fn new_number(states: &[Option<State>]) -> u64 {
+    let now = u64::try_from(now_ms()).unwrap_or_default() << RANDOM_BITS;
+    let random = Uuid::now_v7().as_u128() as u64 & ((1 << RANDOM_BITS) - 1);
+    let highest = states.iter().flatten().filter_map(|state| state.moved).max();
+    (now | random).max(highest.map_or(0, |highest| highest.saturating_add(1)))
+}
+
+/// Two commands of one millisecond differ in these.
+const RANDOM_BITS: u32 = 20;
+
+/// Ready once every partition has moved.
+async fn applied(around: &Surroundings, config: &Config, moves: &BTreeMap<u32, Move>) -> anyhow::Result<()> {
+    let name = &around.spec.name;
+    let (mut told_at, mut failures) = (None::<Instant>, 0);
+    loop {
+        let looked = async {
+            let owned = !around.groups.apply_unowned(name, &around.log, &around.spec.digest(), moves).await?;
+            Ok((owned, around.groups.committed(name, &around.log).await?))
+        };
+        let (owned, states) = match looked.await {
+            Ok(looked) => looked,
+            Err(JoinError::Unavailable(failure)) if failures < limits::REPLAY_READ_TRIES_MAX => {
+                tracing::debug!("looking again whether the position has moved: {failure}");
+                failures += 1;
+                sleep(limits::REPLAY_READ_AGAIN_AFTER).await;
+                continue;
+            }
+            Err(error) => return Err(error.into()),
+        };
+        failures = 0;
+        let mut waiting = Vec::new();
+        for (partition, wanted) in moves {
+            let moved = states.get(*partition as usize).and_then(Option::as_ref).and_then(|state| state.moved);
+            ensure!(
+                moved <= Some(wanted.id),
+                "another rewind or fast-forward of {name:?} took the place of this one in partition {partition}"
+            );
+            if moved != Some(wanted.id) {
+                waiting.push(*partition);
+            }
+        }
+        if waiting.is_empty() {
+            return Ok(());
+        }
+        match told_at {
+            None if owned => {
+                show::note(config, "dispatch is running: its processes move their positions now");
+                told_at = Some(Instant::now());
+            }
+            Some(at) if at.elapsed() >= limits::REPLAY_LOG_INTERVAL => {
+                tracing::info!(partitions = ?waiting, "waiting for the owners to move their positions");
+                told_at = Some(Instant::now());
+            }
+            _ => {}
+        }
+        sleep(limits::REPLAY_READ_AGAIN_AFTER).await;
+    }
+}
+
 /// What the move means: each leg is what dispatch will deliver again, or leave out.
-pub(super) async fn plan(around: &Surroundings, wanted: &Move) -> anyhow::Result<Planned> {
+pub(super) async fn plan(around: &Surroundings, wanted: &Way) -> anyhow::Result<Planned> {
     let name = &around.spec.name;
     let known = around.groups.committed(name, &around.log).await?;
     prepare::ensure_known(around, &known)?;
     let (range, what) = match wanted {
-        Move::Back(place) => (
+        Way::Back(place) => (
             Range { from: Some(place.clone()), until: None },
             format!("{}, by a rewind of {name} to {place}", around.log.topic()),
         ),
-        Move::Ahead(place) => (
+        Way::Ahead(place) => (
             Range { from: None, until: Some(place.clone()) },
             format!("{}, left out by a fast-forward of {name} to {place}", around.log.topic()),
         ),
@@ -83,8 +163,8 @@ pub(super) async fn plan(around: &Surroundings, wanted: &Move) -> anyhow::Result
         let Some(state) = known.get(stretch.partition as usize).cloned().flatten() else { continue };
         let Stretch { from, until, .. } = stretch;
         let state = match wanted {
-            Move::Back(_) => state.inverted(from..until),
-            Move::Ahead(_) => state.within(from..until),
+            Way::Back(_) => state.inverted(from..until),
+            Way::Ahead(_) => state.within(from..until),
         };
         legs.push(Leg { stretch, state });
     }
@@ -92,7 +172,7 @@ pub(super) async fn plan(around: &Surroundings, wanted: &Move) -> anyhow::Result
     let selection = Selection { again: true, ..Selection::default() };
     let source = Arc::clone(&around.log);
     let (mut plan, _) = prepare::count(around, &*source, &mut legs, &selection, None).await?;
-    if matches!(wanted, Move::Ahead(_)) {
+    if matches!(wanted, Way::Ahead(_)) {
         // Settled already: nothing of theirs changes.
         plan.on_their_way = 0;
     }

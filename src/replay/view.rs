@@ -15,7 +15,7 @@ use super::select::{self, Judgement, Selection};
 use crate::BoxFuture;
 use crate::core::event::{Event, ID, REPLAY, Record};
 use crate::core::outcome::Failure;
-use crate::core::progress::{Progress, State};
+use crate::core::progress::{Move, Progress, State};
 use crate::core::verdict::Report;
 use crate::destination::{Destination, HandOver, HandOverLimits};
 use crate::group::{Change, Group};
@@ -249,6 +249,11 @@ impl Group for Journal {
             }
             Ok(())
         })
+    }
+
+    fn requested(&self, _partition: u32) -> BoxFuture<'_, Result<Option<Move>, Failure>> {
+        // A replay has no position that anybody moves.
+        Box::pin(std::future::ready(Ok(None)))
     }
 
     fn fence(&self) -> Option<Instant> {

@@ -25,7 +25,7 @@ pub(crate) use read::{Batch, ReadError, Topic};
 pub(crate) use write::{Commit, Kind, Write};
 
 use crate::core::outcome::Failure;
-use crate::core::progress::State;
+use crate::core::progress::{Move, State};
 use crate::limits::DATABASE_HEADROOM_BYTES;
 use file::Role;
 use std::fmt;
@@ -162,7 +162,14 @@ impl Database {
 
     pub(crate) async fn committed(&self, group: &str, topic: i64, partition: u32) -> Result<Option<State>, ReadError> {
         let group = group.to_owned();
-        self.readers.read(move |connection| read::committed(connection, &group, (topic, partition))).await
+        self.readers
+            .read(move |connection| read::committed(connection, &group, (topic, partition), State::decode))
+            .await
+    }
+
+    pub(crate) async fn requested(&self, group: &str, topic: i64, partition: u32) -> Result<Option<Move>, ReadError> {
+        let group = group.to_owned();
+        self.readers.read(move |connection| read::committed(connection, &group, (topic, partition), Move::decode)).await
     }
 }
 

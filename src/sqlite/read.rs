@@ -7,7 +7,6 @@ use super::file::{self, Role};
 use super::row::{self, Stored};
 use super::schema;
 use crate::core::event::Event;
-use crate::core::progress::State;
 use crate::limits::{DATABASE_READ_WAIT_MAX, DATABASE_READERS_MAX, FETCH_EVENTS_MAX};
 use rusqlite::{Connection, ErrorCode, OptionalExtension};
 use std::path::PathBuf;
@@ -168,18 +167,19 @@ pub(super) fn topic(connection: &Connection, name: &str) -> Result<Option<Topic>
     Ok(found)
 }
 
-/// What a group last committed in a partition.
-pub(super) fn committed(
+/// What a group last committed in a partition: an offset and the text beside it, as `decode` reads them.
+pub(super) fn committed<T>(
     connection: &Connection,
     group: &str,
     (topic, partition): (i64, u32),
-) -> Result<Option<State>, ReadError> {
+    decode: impl Fn(i64, &str) -> Result<T, String>,
+) -> Result<Option<T>, ReadError> {
     let found: Option<(i64, String)> = connection
         .prepare_cached("SELECT watermark, settled FROM commits WHERE topic = ?1 AND partition = ?2 AND name = ?3")?
         .query_row((topic, partition, group), |row| Ok((row.get(0)?, row.get(1)?)))
         .optional()?;
-    let Some((watermark, settled)) = found else { return Ok(None) };
-    State::decode(watermark, &settled).map(Some).map_err(|detail| {
+    let Some((offset, text)) = found else { return Ok(None) };
+    decode(offset, &text).map(Some).map_err(|detail| {
         ReadError::Failed(format!("the commit of {group:?} in partition {partition} cannot be read: {detail}"))
     })
 }

@@ -6,9 +6,10 @@ use super::schema::{self, Ends};
 use crate::clock::{now_ms, whole_ms};
 use crate::core::event::Record;
 use crate::core::outcome::Failure;
+use crate::core::progress::Move;
 use crate::limits::{DATABASE_HEADROOM_BYTES, TIME_INDEX_RECORDS};
 use rusqlite::{CachedStatement, Connection, OptionalExtension};
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
 
 /// One write. Each is answered with a number.
@@ -20,6 +21,8 @@ pub(crate) enum Write {
     Commit(Commit),
     /// The next epoch of a group in a topic. Answered with it.
     Join { group: String, topic: i64 },
+    /// Asks for moves of a position, by partition, under a name that is no group. Answered with 0.
+    Request { group: String, topic: i64, moves: BTreeMap<u32, Move> },
     /// Removes a group from a topic, with its commits. Answered with 0.
     Forget { group: String, topic: i64 },
     /// Makes the topic where it is missing; `retain` is set where it exists too. Answered with its id.
@@ -38,6 +41,10 @@ pub(crate) struct Commit {
     pub(crate) settled_end: i64,
     pub(crate) settled: String,
 }
+
+const STORE_COMMIT: &str =
+    "INSERT OR REPLACE INTO commits (name, topic, partition, watermark, settled, epoch, committed_ms)
+     VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)";
 
 /// Whose records stop at `--max-db-bytes`, and whose find room beyond it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -80,6 +87,7 @@ impl<'c> Transaction<'c> {
             Write::Append { topic, partition, records, kind } => self.append(*topic, *partition, records, *kind),
             Write::Commit(commit) => self.commit(commit),
             Write::Join { group, topic } => self.join(group, *topic).map(Ok),
+            Write::Request { group, topic, moves } => self.request(group, *topic, moves).map(Ok),
             Write::Forget { group, topic } => self.forget(group, *topic).map(Ok),
             Write::Topic { name, partitions, retention, retain } => {
                 self.topic(name, *partitions, *retention, *retain).map(Ok)
@@ -171,13 +179,18 @@ impl<'c> Transaction<'c> {
             let detail = format!("another process has joined {group:?} since: epoch {epoch} is over");
             return Ok(Err(Failure::refused("commit-fenced", detail)));
         }
-        self.connection
-            .prepare_cached(
-                "INSERT OR REPLACE INTO commits (name, topic, partition, watermark, settled, epoch, committed_ms)
-                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)",
-            )?
-            .execute((group, topic, partition, watermark, settled, epoch, now_ms()))?;
+        let mut store = self.connection.prepare_cached(STORE_COMMIT)?;
+        store.execute((group, topic, partition, watermark, settled, epoch, now_ms()))?;
         Ok(Ok(0))
+    }
+
+    /// A commit of no epoch and of no time: nobody owns it, and it keeps nothing from retention.
+    fn request(&self, group: &str, topic: i64, moves: &BTreeMap<u32, Move>) -> rusqlite::Result<i64> {
+        let mut store = self.connection.prepare_cached(STORE_COMMIT)?;
+        for (partition, wanted) in moves {
+            store.execute((group, topic, partition, wanted.offset(), wanted.encode(), 0, 0))?;
+        }
+        Ok(0)
     }
 
     fn epoch(&self, group: &str, topic: i64) -> rusqlite::Result<Option<i64>> {

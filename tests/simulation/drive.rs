@@ -10,6 +10,7 @@ use crate::random::Random;
 use crate::scenario::{Action, Scenario};
 use crate::world::{CALLS, World};
 use eventd::core::event::{CONTENT_TYPE, ID, Record};
+use eventd::core::progress::{Move, Target};
 use eventd::dispatch::Ended;
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -35,6 +36,7 @@ pub(crate) struct Outcome {
     pub(crate) moves: u64,
     pub(crate) sessions_lost: u64,
     pub(crate) outages: u64,
+    pub(crate) repositions: u64,
     pub(crate) calls: [u64; CALLS.len()],
     pub(crate) trace: Vec<String>,
     pub(crate) violation: Option<String>,
@@ -127,6 +129,7 @@ impl<'a> Driver<'a> {
                 moves: 0,
                 sessions_lost: 0,
                 outages: 0,
+                repositions: 0,
                 calls: [0; CALLS.len()],
                 trace: Vec::new(),
                 violation: None,
@@ -256,6 +259,7 @@ impl<'a> Driver<'a> {
                     self.at(self.world.moment(ends), Step::SessionEnds { life });
                 }
             }
+            Action::Reposition { partition, percent, ahead } => self.reposition(partition, percent, ahead),
             Action::Outage(outage) => {
                 let mut state = self.world.lock();
                 state.behaviour.outage = outage;
@@ -270,6 +274,26 @@ impl<'a> Driver<'a> {
                 let latest = self.world.lock().topics.latest(partition);
                 self.world.trim(partition, latest * percent / 100);
             }
+        }
+    }
+
+    fn reposition(&mut self, partition: u32, percent: i64, ahead: bool) {
+        let now = self.world.now();
+        let mut guard = self.world.lock();
+        let state = &mut *guard;
+        // Nobody moves what was never delivered.
+        if !state.members.has_committed(partition) {
+            return;
+        }
+        self.outcome.repositions += 1;
+        let (earliest, latest) = state.topics.ends(partition);
+        let to = earliest + (latest - earliest) * percent / 100;
+        let to = if ahead { Target::Ahead(to) } else { Target::Back(to) };
+        let wanted = Move { id: self.outcome.repositions, to };
+        state.oracle.asked(partition, wanted);
+        state.note(now, Life::MAX, format_args!("asks for {wanted:?} in {partition}"));
+        if let Some(moved) = state.members.request(partition, wanted) {
+            state.oracle.committed(None, partition, &moved, now);
         }
     }
 
@@ -315,6 +339,8 @@ impl<'a> Driver<'a> {
         let config = &self.scenario.config;
         let try_max = config.attempt_timeout + Duration::from_secs(12);
         let limit = self.world.now() + (try_max * (self.appended as u32 + 10) * (config.attempts + 1)).min(CALM_MAX);
+        // What is delivered again takes its time again.
+        let limit = limit + CALM_MAX * self.outcome.repositions as u32;
         let mut fresh_at = Duration::ZERO;
         while self.world.lock().oracle.unfinished().is_some() || !self.everybody_is_back() {
             if self.world.now() >= fresh_at {

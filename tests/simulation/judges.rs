@@ -8,7 +8,7 @@ use crate::oracle::{Handed, Oracle, Rules};
 use crate::random::Random;
 use crate::world::{Rates, World};
 use eventd::core::event::{Event, Record};
-use eventd::core::progress::State;
+use eventd::core::progress::{Move, State, Target};
 use eventd::core::verdict::{Failed, Report, Verdict};
 use eventd::destination::HandOverLimits;
 use eventd::log::{CreateTopic, Engine as _, FetchError, Log, OpenError};
@@ -50,7 +50,7 @@ impl Story {
         for (user, offset) in users.iter().zip(0..) {
             story.oracle.appended(0, offset, &record(user), seconds(0));
         }
-        story.oracle.committed(0, &State::at(0));
+        story.oracle.committed(None, 0, &State::at(0), seconds(0));
         story.owner(LIFE, State::at(0));
         story
     }
@@ -123,12 +123,17 @@ fn a_good_story_is_fine() {
     let mut story = Story::of(&["a", "b", "a"]);
     story.attempt(0, 1, RETRY, 1);
     story.attempt(1, 1, DELIVERED, 1);
-    story.oracle.committed(0, &State { watermark: 0, settled: std::iter::once(1..2).collect() });
+    story.oracle.committed(
+        Some(LIFE),
+        0,
+        &State { watermark: 0, settled: std::iter::once(1..2).collect(), moved: None },
+        seconds(0),
+    );
     story.attempt(0, 2, RETRY, 2);
     story.gives_up(0, 2, "exhausted");
     story.oracle.dead_letter_stored(0, &letter("a", "0:0", 2, "exhausted", b"payload"), seconds(3));
     story.attempt(2, 1, DELIVERED, 4);
-    story.oracle.committed(0, &State::at(3));
+    story.oracle.committed(Some(LIFE), 0, &State::at(3), seconds(0));
     story.oracle.ended(LIFE, true);
     story.oracle.finished();
     story.is_fine();
@@ -184,17 +189,61 @@ fn changed_bytes_are_wrong() {
 #[test]
 fn a_commit_that_claims_too_much_or_takes_back_is_wrong() {
     let mut story = Story::of(&["a", "b"]);
-    story.oracle.committed(0, &State::at(1));
+    story.oracle.committed(Some(LIFE), 0, &State::at(1), seconds(0));
     story.is_wrong("claims 0");
     let mut story = Story::of(&["a", "b"]);
     story.attempt(0, 1, DELIVERED, 1);
-    story.oracle.committed(0, &State { watermark: 1, settled: std::iter::once(2..9).collect() });
+    story.oracle.committed(
+        Some(LIFE),
+        0,
+        &State { watermark: 1, settled: std::iter::once(2..9).collect(), moved: None },
+        seconds(0),
+    );
     story.is_wrong("past the end");
     let mut story = Story::of(&["a", "b"]);
     story.attempt(0, 1, DELIVERED, 1);
-    story.oracle.committed(0, &State::at(1));
-    story.oracle.committed(0, &State::at(0));
+    story.oracle.committed(Some(LIFE), 0, &State::at(1), seconds(0));
+    story.oracle.committed(None, 0, &State::at(0), seconds(0));
     story.is_wrong("takes back 0");
+}
+
+#[test]
+fn a_position_that_moves_unasked_or_twice_or_under_an_attempt_is_wrong() {
+    let back = |id, to| Move { id, to: Target::Back(to) };
+    let moved = |story: &mut Story, id, to| {
+        story.oracle.committed(Some(LIFE), 0, &State { moved: Some(id), ..State::at(to) }, seconds(3));
+    };
+    let delivered = || {
+        let mut story = Story::of(&["a", "a"]);
+        story.attempt(0, 1, DELIVERED, 1);
+        story.oracle.committed(Some(LIFE), 0, &State::at(1), seconds(1));
+        story
+    };
+    let mut story = delivered();
+    story.oracle.asked(0, back(1, 0));
+    assert!(story.oracle.unfinished().is_some_and(|(_, _, why)| why.contains("to move")));
+    moved(&mut story, 1, 0);
+    story.attempt(0, 1, DELIVERED, 4);
+    story.attempt(1, 1, DELIVERED, 5);
+    moved(&mut story, 1, 2);
+    story.is_fine();
+    moved(&mut story, 1, 0);
+    story.is_wrong("takes back 0");
+
+    let mut story = delivered();
+    moved(&mut story, 1, 0);
+    story.is_wrong("None was asked for");
+
+    let mut story = delivered();
+    story.oracle.asked(0, back(1, 0));
+    story.start(1, 1, 2);
+    moved(&mut story, 1, 0);
+    story.is_wrong("with attempt 1 in flight");
+
+    let mut story = delivered();
+    story.oracle.asked(0, back(1, 0));
+    moved(&mut story, 1, 1);
+    story.is_wrong("claims 0, which is not settled");
 }
 
 #[test]

@@ -76,7 +76,7 @@ fn thousands_of_seeds() {
         joined.collect::<Result<Vec<_>, _>>().unwrap_or_else(|panic| std::panic::resume_unwind(panic)).concat()
     });
     let sum = |of: fn(&Outcome) -> u64| totals.iter().map(of).sum::<u64>();
-    let counted: [(&str, u64); 13] = [
+    let counted: [(&str, u64); 15] = [
         ("events", sum(|o| o.counts.events)),
         ("attempts", sum(|o| o.counts.attempts)),
         ("failed", sum(|o| o.counts.failed)),
@@ -89,6 +89,8 @@ fn thousands_of_seeds() {
         ("moves", sum(|o| o.moves)),
         ("sessions lost", sum(|o| o.sessions_lost)),
         ("outages", sum(|o| o.outages)),
+        ("positions asked for", sum(|o| o.repositions)),
+        ("positions moved by owners", sum(|o| o.counts.moved)),
         ("evident to a process", sum(|o| o.counts.outages_evident)),
     ];
     println!("# simulation: {seeds} seeds in {:?}: {counted:?}", began.elapsed());

@@ -6,7 +6,7 @@ use crate::oracle::Life;
 use crate::world::{Call, Handle, State as WorldState, World, WriteFault};
 use eventd::BoxFuture;
 use eventd::core::outcome::Failure;
-use eventd::core::progress::State;
+use eventd::core::progress::{Move, State};
 use eventd::group::{Change, Group};
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
@@ -24,6 +24,7 @@ struct Partition {
     wanted: Option<Life>,
     taken: bool,
     committed: Option<State>,
+    requested: Option<Move>,
     /// A commit that was sent later is never stored earlier: they go over one connection.
     stored_until: Duration,
     commits_sent: u64,
@@ -100,6 +101,20 @@ impl Members {
         }
     }
 
+    /// Another position is asked for. Where nobody owns the partition it is applied at once: the answer is the state then.
+    pub(crate) fn request(&mut self, partition: u32, wanted: Move) -> Option<State> {
+        let part = &mut self.partitions[partition as usize];
+        part.requested = Some(wanted);
+        let is_empty = part.owner.is_none();
+        let state = part.committed.as_mut().filter(|_| is_empty)?;
+        *state = state.after(&wanted);
+        Some(state.clone())
+    }
+
+    pub(crate) fn has_committed(&self, partition: u32) -> bool {
+        self.partitions[partition as usize].committed.is_some()
+    }
+
     pub(crate) fn want(&mut self, partition: u32, life: Option<Life>) {
         self.partitions[partition as usize].wanted = life;
     }
@@ -156,10 +171,12 @@ struct OnItsWay<'a> {
 impl Drop for OnItsWay<'_> {
     fn drop(&mut self) {
         if let Some(state) = self.state.take() {
+            let now = self.handle.world.now();
             let mut world = self.handle.world.lock();
             if self.number > world.members.partitions[self.partition as usize].last_stored {
                 // Refused or stored: nobody waits for the answer.
-                let _nobody_waits = store(&mut world, self.handle.life, self.partition, self.epoch, self.number, state);
+                let _nobody_waits =
+                    store(&mut world, self.handle.life, self.partition, self.epoch, self.number, state, now);
             }
         }
     }
@@ -172,6 +189,7 @@ fn store(
     epoch: u64,
     number: u64,
     state: State,
+    now: Duration,
 ) -> Result<(), Failure> {
     let end = state.settled.last().map_or(state.watermark, |range| range.end);
     if end > world.topics.latest(partition) {
@@ -182,7 +200,7 @@ fn store(
     if part.owner != Some(life) || part.epoch != epoch {
         return Err(Failure::refused("fenced", "the partition has another owner"));
     }
-    world.oracle.committed(partition, &state);
+    world.oracle.committed(Some(life), partition, &state, now);
     part.committed = Some(state);
     part.last_stored = number;
     Ok(())
@@ -306,16 +324,34 @@ impl Group for MemoryGroup {
                     Err(Failure::unknown("time-out", "no answer from the group"))
                 }
                 Some(WriteFault::UnknownStored) => {
-                    store(&mut world.lock(), *life, partition, epoch, number, state)?;
+                    store(&mut world.lock(), *life, partition, epoch, number, state, world.now())?;
                     Err(Failure::unknown("time-out", "no answer from the group"))
                 }
                 None => {
-                    store(&mut world.lock(), *life, partition, epoch, number, state)?;
+                    store(&mut world.lock(), *life, partition, epoch, number, state, world.now())?;
                     self.0.sleep(after).await;
                     self.0.end().await;
                     Ok(())
                 }
             }
+        })
+    }
+
+    fn requested(&self, partition: u32) -> BoxFuture<'_, Result<Option<Move>, Failure>> {
+        Box::pin(async move {
+            let Handle { world, .. } = &self.0;
+            let way = self.0.begin(Call::Requested).await;
+            let (delay, fails) = {
+                let mut state = world.lock();
+                (state.delay(), state.read_fails(way))
+            };
+            self.0.sleep(delay).await;
+            if fails {
+                return Err(Failure::refused("group-unavailable", "no answer from the group"));
+            }
+            let found = world.lock().members.partitions[partition as usize].requested;
+            self.0.end().await;
+            Ok(found)
         })
     }
 

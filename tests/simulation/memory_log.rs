@@ -48,6 +48,11 @@ impl Topics {
         self.topics[TOPIC][partition as usize].latest
     }
 
+    pub(crate) fn ends(&self, partition: u32) -> (i64, i64) {
+        let part = &self.topics[TOPIC][partition as usize];
+        (part.earliest, part.latest)
+    }
+
     fn partition(&self, topic: &str, partition: u32) -> Option<&Partition> {
         self.topics.get(topic)?.get(partition as usize)
     }

@@ -18,7 +18,7 @@ pub(crate) use deliveries::Handed;
 
 use crate::judgement::{Failures, Health, Phase};
 use eventd::core::event::{Event, Record};
-use eventd::core::progress::State;
+use eventd::core::progress::{Move, State, Target};
 use eventd::destination::HandOverLimits;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::time::Duration;
@@ -53,6 +53,8 @@ struct Entry {
     dead: bool,
     delivered: bool,
     trimmed: bool,
+    /// The position was moved back over it. A dead letter from before, that comes late, settles nothing now.
+    again: bool,
 }
 
 #[derive(Debug, Default)]
@@ -62,6 +64,9 @@ struct Partition {
     /// Offsets of each user, in order, and how many of the first of them are settled.
     users: HashMap<User, (Vec<i64>, usize)>,
     committed: Option<State>,
+    /// The positions that were asked for, the last of which has to come. An owner may have read an earlier one just
+    /// before.
+    asked: Vec<Move>,
 }
 
 /// One ownership of one partition by one life.
@@ -111,6 +116,7 @@ pub(crate) struct Counts {
     pub(crate) commits: u64,
     pub(crate) with_settled_map: u64,
     pub(crate) outages_evident: u64,
+    pub(crate) moved: u64,
 }
 
 #[derive(Debug)]
@@ -164,7 +170,17 @@ impl Oracle {
         let record = record.clone();
         part.entries.insert(
             offset,
-            Entry { record, user, index, appended: now, settled: None, dead: false, delivered: false, trimmed: false },
+            Entry {
+                record,
+                user,
+                index,
+                appended: now,
+                settled: None,
+                dead: false,
+                delivered: false,
+                trimmed: false,
+                again: false,
+            },
         );
         self.counts.events += 1;
     }
@@ -306,8 +322,14 @@ impl Oracle {
         }
     }
 
-    /// A commit is stored: it never claims what is not settled, and never takes back what was claimed.
-    pub(crate) fn committed(&mut self, partition: u32, state: &State) {
+    /// An operator asks for another position.
+    pub(crate) fn asked(&mut self, partition: u32, wanted: Move) {
+        self.partitions[partition as usize].asked.push(wanted);
+    }
+
+    /// A commit is stored, by a life or by an operator: it never claims what is not settled, and takes back what was
+    /// claimed only where a move that was asked for says so, once.
+    pub(crate) fn committed(&mut self, by: Option<Life>, partition: u32, state: &State, now: Duration) {
         self.counts.commits += 1;
         self.counts.with_settled_map += u64::from(!state.settled.is_empty());
         let part = &mut self.partitions[partition as usize];
@@ -315,6 +337,15 @@ impl Oracle {
             let behind: Vec<i64> = part.entries.range(..state.watermark).map(|(offset, _)| *offset).collect();
             for offset in behind {
                 self.settle(partition, offset, Duration::ZERO);
+            }
+        }
+        let before = self.partitions[partition as usize].committed.clone();
+        let mut keeps_below = i64::MAX;
+        if state.moved != before.as_ref().and_then(|state| state.moved) {
+            match self.moved(by, partition, state, now) {
+                Ok(Target::Back(to)) => keeps_below = to,
+                Ok(Target::Ahead(_)) => {}
+                Err(wrong) => self.fail(format!("a commit of partition {partition}: {wrong}: {state:?}")),
             }
         }
         let part = &mut self.partitions[partition as usize];
@@ -325,15 +356,56 @@ impl Oracle {
         } else if let Some((offset, _)) = unsettled {
             Some(format!("a commit of partition {partition} claims {offset}, which is not settled: {state:?}"))
         } else {
-            let taken_back =
-                |old: &State| part.entries.keys().find(|o| claims(old, **o) && !claims(state, **o)).copied();
-            let offset = part.committed.as_ref().and_then(taken_back);
+            let claimed = |old: &State| {
+                part.entries.range(..keeps_below).map(|(o, _)| *o).find(|o| claims(old, *o) && !claims(state, *o))
+            };
+            let offset = before.as_ref().and_then(claimed);
             offset.map(|o| format!("a commit of partition {partition} takes back {o}, which was settled: {state:?}"))
         };
         part.committed = Some(state.clone());
         if let Some(wrong) = wrong {
             self.fail(wrong);
         }
+    }
+
+    /// The first commit behind a move: what it took back is to be delivered again, by an owner that begins anew.
+    fn moved(&mut self, by: Option<Life>, partition: u32, state: &State, now: Duration) -> Result<Target, String> {
+        if let Some(id) = self.in_flight(|attempt| attempt.partition == partition) {
+            return Err(format!("the position moves with attempt {id} in flight"));
+        }
+        let part = &mut self.partitions[partition as usize];
+        let before = part.committed.as_ref().and_then(|state| state.moved);
+        let mut asked = part.asked.iter().copied();
+        let wanted = asked.find(|wanted| state.moved == Some(wanted.id) && before < state.moved);
+        let wanted = wanted.ok_or_else(|| format!("the position moves, and {:?} was asked for", part.asked.last()))?;
+        match wanted.to {
+            Target::Back(to) => {
+                for (_, entry) in part.entries.range_mut(to..).filter(|(_, entry)| !entry.trimmed) {
+                    (entry.settled, entry.again) = (None, true);
+                }
+                for (offsets, settled) in part.users.values_mut() {
+                    let known = |offset: &&i64| part.entries[offset].settled.is_some();
+                    *settled = offsets.iter().take_while(known).count();
+                }
+                // What an earlier owner handed over is taken back too.
+                for (_, owned) in self.owned.iter_mut().filter(|((_, of), _)| *of == partition) {
+                    owned.done.retain(|offset, _| *offset < to);
+                }
+            }
+            Target::Ahead(to) => {
+                let below: Vec<i64> = part.entries.range(..to).map(|(offset, _)| *offset).collect();
+                for offset in below {
+                    self.settle(partition, offset, now);
+                }
+            }
+        }
+        if let Some(owned) = by.and_then(|life| self.owned.get_mut(&(life, partition))) {
+            self.counts.moved += 1;
+            self.ownerships += 1;
+            let (lost, taken, began_with) = (owned.lost, owned.taken, Some(state.clone()));
+            *owned = Ownership { number: self.ownerships, began_with, lost, taken, ..Ownership::default() };
+        }
+        Ok(wanted.to)
     }
 
     /// A life is told to stop.

@@ -26,6 +26,8 @@ pub(crate) enum Action {
     CutOff { slot: usize },
     /// Begins, or ends, a time in which every attempt fails.
     Outage(Option<Outage>),
+    /// An operator asks for another position, so many percent of the way through what a partition holds.
+    Reposition { partition: u32, percent: i64, ahead: bool },
     /// Retention removes this share, in percent, of what a partition holds.
     Trim { partition: u32, percent: i64 },
 }
@@ -98,6 +100,7 @@ pub(crate) fn fixed() -> Scenario {
         .collect();
     scenario.plan.push((Duration::from_millis(700), Action::Move { partition: 0, slot: 1 }));
     scenario.plan.push((Duration::from_millis(1_200), Action::Stop { slot: 1 }));
+    scenario.plan.push((Duration::from_millis(1_500), Action::Reposition { partition: 1, percent: 50, ahead: false }));
     scenario.plan.sort_by_key(|(at, _)| *at);
     scenario
 }
@@ -189,6 +192,13 @@ fn troubled(seed: u64, random: &mut Random, users_min: u64) -> Scenario {
         add(random, 2, &|random| Action::Trim {
             partition: random.below(u64::from(partitions)) as u32,
             percent: random.between(0, 100) as i64,
+        });
+    }
+    if random.chance(50) {
+        add(random, 3, &|random| Action::Reposition {
+            partition: random.below(u64::from(partitions)) as u32,
+            percent: random.between(0, 100) as i64,
+            ahead: random.chance(30),
         });
     }
     plan.sort_by_key(|(at, _)| *at);

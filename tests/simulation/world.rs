@@ -31,10 +31,11 @@ pub(crate) enum Call {
     Changed,
     Committed,
     Commit,
+    Requested,
     Deliver,
 }
 
-pub(crate) const CALLS: [Call; 10] = [
+pub(crate) const CALLS: [Call; 11] = [
     Call::Open,
     Call::Append,
     Call::Fetch,
@@ -44,6 +45,7 @@ pub(crate) const CALLS: [Call; 10] = [
     Call::Changed,
     Call::Committed,
     Call::Commit,
+    Call::Requested,
     Call::Deliver,
 ];
 

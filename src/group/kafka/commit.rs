@@ -2,12 +2,14 @@
 
 use super::membership::{Identity, Membership};
 use super::metadata::Metadata;
+use super::moves::Moves;
+use super::offsets::{Offset, Offsets};
 use super::state::StateTopic;
 use super::unavailable;
 use crate::core::outcome::Failure;
 use crate::core::progress::State;
 use crate::group::JoinError;
-use crate::kafka::{self, Cluster, Request, Who, describe, refusal, topic_name};
+use crate::kafka::{self, Cluster, describe};
 use crate::limits::{
     BROKER_CALL_MAX, COMMIT_METADATA_CHARS_MAX, COMMIT_REBALANCING_MAX, METADATA_INTERVAL_MIN, STATE_COMMIT_INTERVAL,
     STATE_TRIM_INTERVAL,
@@ -15,13 +17,6 @@ use crate::limits::{
 use crate::log::Log;
 use crate::log::kafka::Kafka;
 use kafka_protocol::ResponseError;
-use kafka_protocol::messages::offset_commit_request::{OffsetCommitRequestPartition, OffsetCommitRequestTopic};
-use kafka_protocol::messages::offset_fetch_request::OffsetFetchRequestTopic;
-use kafka_protocol::messages::offset_fetch_response::OffsetFetchResponsePartition;
-use kafka_protocol::messages::{
-    GroupId, OffsetCommitRequest, OffsetCommitResponse, OffsetFetchRequest, OffsetFetchResponse,
-};
-use kafka_protocol::protocol::StrBytes;
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::time::{Instant, sleep, sleep_until};
@@ -34,7 +29,9 @@ const TOO_LARGE: &str = "commit-metadata-too-large";
 pub(super) struct Commits {
     cluster: Arc<Cluster>,
     log: Arc<dyn Log>,
-    pub(super) group: String,
+    offsets: Offsets,
+    /// What is asked for from outside.
+    pub(super) moves: Moves,
     topic_id: Uuid,
     /// Where to begin was asked for: then a commit that is gone is no error.
     start_given: bool,
@@ -44,6 +41,26 @@ pub(super) struct Commits {
     state: StateTopic,
     seen: Mutex<HashMap<u32, Seen>>,
 }
+
+/// Under whom a commit is made.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum By<'m> {
+    Member(&'m Membership),
+    /// A group without members takes commits from anybody.
+    Nobody,
+}
+
+impl By<'_> {
+    fn identity_for(self, partition: u32) -> Option<Identity> {
+        match self {
+            Self::Member(member) => member.identity_for(partition),
+            Self::Nobody => Some(Identity::nobody()),
+        }
+    }
+}
+
+/// The group has members, so nobody else commits.
+pub(super) const HAS_MEMBERS: &str = "group-has-members";
 
 /// What is remembered of a partition between two commits.
 #[derive(Debug, Clone, Copy, Default)]
@@ -71,9 +88,10 @@ impl Commits {
         let topic = found.ok_or_else(|| JoinError::MissingTopic { topic: log.topic().into() })?;
         let partitions = u32::try_from(topic.partitions.len()).unwrap_or(u32::MAX);
         let mut commits = Self {
+            offsets: Offsets::new(&cluster, group, log.topic()),
+            moves: Moves::new(&cluster, group, log.topic(), topic.id),
             cluster,
             log: Arc::clone(log),
-            group: group.into(),
             topic_id: topic.id,
             start_given,
             opened_with: partitions,
@@ -81,26 +99,38 @@ impl Commits {
             state: StateTopic::new(Arc::clone(engine), log.topic(), group),
             seen: Mutex::default(),
         };
-        let found = commits.offset_fetch(partitions).await.map_err(JoinError::Unavailable)?;
+        let found = commits.offsets.fetch(partitions).await.map_err(JoinError::Unavailable)?;
         commits.had_commits = found.values().any(|(offset, _)| *offset >= 0);
         Ok(commits)
+    }
+
+    pub(super) fn group(&self) -> &str {
+        &self.offsets.group
     }
 
     fn seen(&self) -> MutexGuard<'_, HashMap<u32, Seen>> {
         self.seen.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(super) async fn store(&self, member: &Membership, partition: u32, state: State) -> Result<(), Failure> {
+    pub(super) async fn store(&self, by: By<'_>, partition: u32, state: State) -> Result<(), Failure> {
         self.check_end(partition, &state).await?;
         let inline = Metadata::of_map(self.topic_id, &state);
         if inline.len() <= COMMIT_METADATA_CHARS_MAX {
-            match self.offset_commit(member, partition, state.watermark, inline).await {
+            match self.offset_commit(by, partition, state.watermark, inline).await {
                 // The broker was told to take less.
                 Err(failure) if failure.code == TOO_LARGE => {}
                 answer => return answer,
             }
         }
-        self.store_apart(member, partition, &state).await
+        self.store_apart(by, partition, &state).await
+    }
+
+    /// How many the topic has, as far as is known.
+    fn partitions(&self, by: By<'_>) -> u32 {
+        match by {
+            By::Member(member) => member.partitions(),
+            By::Nobody => self.opened_with,
+        }
     }
 
     /// A commit past the end of the log would settle events that are not there yet.
@@ -122,72 +152,47 @@ impl Commits {
 
     /// Commits as the member that we are. In the middle of a rebalance, and where a join has just made us a later
     /// generation, again as what we are then.
-    async fn offset_commit(
-        &self,
-        member: &Membership,
-        partition: u32,
-        offset: i64,
-        metadata: String,
-    ) -> Result<(), Failure> {
+    async fn offset_commit(&self, by: By<'_>, partition: u32, offset: i64, metadata: String) -> Result<(), Failure> {
         let deadline = Instant::now() + COMMIT_REBALANCING_MAX;
         loop {
-            let identity = member.identity_for(partition).ok_or_else(|| {
+            let identity = by.identity_for(partition).ok_or_else(|| {
                 Failure::refused("group-unavailable", format!("partition {partition} is not ours to commit now"))
             })?;
-            let error = match self.offset_commit_as(&identity, partition, offset, metadata.clone()).await? {
-                None => return Ok(()),
-                Some(error) => error,
-            };
+            let offset = Offset { partition, offset, metadata: metadata.clone() };
+            let Err(error) = self.offsets.commit(&identity, vec![offset]).await? else { return Ok(()) };
             let again = match error {
-                ResponseError::RebalanceInProgress => true,
-                ResponseError::IllegalGeneration => member.identity_for(partition).is_some_and(|now| now != identity),
+                ResponseError::RebalanceInProgress => matches!(by, By::Member(_)),
+                ResponseError::IllegalGeneration => by.identity_for(partition).is_some_and(|now| now != identity),
                 _ => false,
             };
             if !again || Instant::now() >= deadline {
-                let code = if error == ResponseError::OffsetMetadataTooLarge { TOO_LARGE } else { "group-unavailable" };
-                let detail = format!("group {:?} takes no commit: {}", self.group, describe(error));
+                let code = match (error, by) {
+                    (ResponseError::OffsetMetadataTooLarge, _) => TOO_LARGE,
+                    (
+                        ResponseError::UnknownMemberId
+                        | ResponseError::IllegalGeneration
+                        | ResponseError::RebalanceInProgress,
+                        By::Nobody,
+                    ) => HAS_MEMBERS,
+                    _ => "group-unavailable",
+                };
+                let detail = format!("group {:?} takes no commit: {}", self.group(), describe(error));
                 return Err(Failure::refused(code, detail));
             }
             sleep(METADATA_INTERVAL_MIN).await;
         }
     }
 
-    async fn offset_commit_as(
-        &self,
-        identity: &Identity,
-        partition: u32,
-        offset: i64,
-        metadata: String,
-    ) -> Result<Option<ResponseError>, Failure> {
-        let committed = OffsetCommitRequestPartition::default()
-            .with_partition_index(partition as i32)
-            .with_committed_offset(offset)
-            .with_committed_leader_epoch(-1)
-            .with_committed_metadata(Some(StrBytes::from_string(metadata)));
-        let topic = OffsetCommitRequestTopic::default().with_name(topic_name(self.log.topic()));
-        let request = OffsetCommitRequest::default()
-            .with_group_id(GroupId(StrBytes::from_string(self.group.clone())))
-            .with_generation_id_or_member_epoch(identity.generation)
-            .with_member_id(StrBytes::from_string(identity.member_id.clone()))
-            .with_group_instance_id(identity.instance_id.clone().map(StrBytes::from_string))
-            .with_retention_time_ms(-1)
-            .with_topics(vec![topic.with_partitions(vec![committed])]);
-        let code = |answer: &OffsetCommitResponse| answer.topics.first()?.partitions.first().map(|one| one.error_code);
-        let answer = self.ask(&request, code).await?;
-        let code = code(&answer).ok_or_else(|| Failure::unknown("group-unavailable", "a commit without an answer"))?;
-        Ok(refusal(code))
-    }
-
     /// Puts the map into the state topic, and commits where it is. At most once a second, whatever the commits' tick:
     /// a map that is large is written whole each time.
-    async fn store_apart(&self, member: &Membership, partition: u32, state: &State) -> Result<(), Failure> {
+    async fn store_apart(&self, by: By<'_>, partition: u32, state: &State) -> Result<(), Failure> {
         let before = self.seen().get(&partition).copied().unwrap_or_default();
         if let Some(stored_at) = before.stored_at {
             sleep_until(stored_at + STATE_COMMIT_INTERVAL).await;
         }
-        let pointer = self.state.store(partition, member.partitions(), state).await?;
+        let pointer = self.state.store(partition, self.partitions(by), state).await?;
         let metadata = Metadata::of_pointer(self.topic_id, pointer);
-        self.offset_commit(member, partition, state.watermark, metadata).await?;
+        self.offset_commit(by, partition, state.watermark, metadata).await?;
         let now = Instant::now();
         let trim = before.trimmed_at.is_none_or(|at| at + STATE_TRIM_INTERVAL <= now);
         {
@@ -197,72 +202,19 @@ impl Commits {
         }
         if trim && let Err(failure) = self.state.trim(partition, pointer.offset).await {
             // Nothing depends on it: the next time removes more.
-            tracing::debug!(group = self.group, partition, "the state topic cannot be trimmed: {failure}");
+            tracing::debug!(group = self.group(), partition, "the state topic cannot be trimmed: {failure}");
         }
         Ok(())
     }
 
-    /// Asks the coordinator, and while another one takes over asks again.
-    async fn ask<R: Request>(
-        &self,
-        request: &R,
-        code: impl Fn(&R::Response) -> Option<i16>,
-    ) -> Result<R::Response, Failure> {
-        let deadline = Instant::now() + BROKER_CALL_MAX;
-        loop {
-            let answer =
-                self.cluster.call(Who::Coordinator(&self.group), request, deadline).await.map_err(unavailable)?;
-            let moved = matches!(
-                code(&answer).and_then(refusal),
-                Some(
-                    ResponseError::NotCoordinator
-                        | ResponseError::CoordinatorNotAvailable
-                        | ResponseError::CoordinatorLoadInProgress
-                )
-            );
-            if !moved || Instant::now() + METADATA_INTERVAL_MIN >= deadline {
-                return Ok(answer);
-            }
-            self.cluster.forget_coordinator(&self.group);
-            sleep(METADATA_INTERVAL_MIN).await;
-        }
-    }
-
-    /// The offset that is committed for each partition, -1 where there is none, and its metadata.
-    async fn offset_fetch(&self, partitions: u32) -> Result<HashMap<u32, (i64, String)>, Failure> {
-        let partitions = (0..partitions as i32).collect();
-        let topic = OffsetFetchRequestTopic::default().with_name(topic_name(self.log.topic()));
-        let request = OffsetFetchRequest::default()
-            .with_group_id(GroupId(StrBytes::from_string(self.group.clone())))
-            .with_topics(Some(vec![topic.with_partition_indexes(partitions)]))
-            .with_require_stable(false);
-        // Of the whole group, or of one partition.
-        let code = |answer: &OffsetFetchResponse| {
-            let partitions = answer.topics.iter().flat_map(|topic| &topic.partitions);
-            let mut codes = std::iter::once(answer.error_code).chain(partitions.map(|one| one.error_code));
-            codes.find(|code| *code != 0)
-        };
-        let answer = self.ask(&request, code).await?;
-        if let Some(error) = code(&answer).and_then(refusal) {
-            let detail = format!("group {:?} does not tell its commits: {}", self.group, describe(error));
-            return Err(Failure::refused("group-unavailable", detail));
-        }
-        let found = answer.topics.into_iter().flat_map(|topic| topic.partitions);
-        let read = |partition: OffsetFetchResponsePartition| {
-            let metadata = partition.metadata.map(|text| text.to_string()).unwrap_or_default();
-            (partition.partition_index as u32, (partition.committed_offset, metadata))
-        };
-        Ok(found.map(read).collect())
-    }
-
     pub(super) async fn stored(&self, partition: u32, partitions: u32) -> Result<Option<State>, Failure> {
-        let commits = self.offset_fetch(partitions.max(partition + 1)).await?;
+        let commits = self.offsets.fetch(partitions.max(partition + 1)).await?;
         self.read(partition, &commits).await
     }
 
     /// The same of every partition, of one moment.
     pub(super) async fn all(&self) -> Result<Vec<Option<State>>, Failure> {
-        let commits = self.offset_fetch(self.opened_with).await?;
+        let commits = self.offsets.fetch(self.opened_with).await?;
         let mut states = Vec::new();
         for partition in 0..self.opened_with {
             states.push(self.read(partition, &commits).await?);
@@ -280,7 +232,7 @@ impl Commits {
         };
         let (topic_id, state) = match Metadata::read(*offset, metadata) {
             Ok(Metadata::Foreign) => {
-                let (group, topic) = (&self.group, self.log.topic());
+                let (group, topic) = (self.group(), self.log.topic());
                 tracing::warn!(
                     group,
                     topic,
@@ -288,7 +240,9 @@ impl Commits {
                     offset,
                     "the group was reset by another tool: going on from there"
                 );
-                return Ok(Some(State::at(*offset)));
+                // It is newer than what was asked for before it: else the owner would have seen to that.
+                let moved = self.moves.latest(partition, self.opened_with).await?.map(|wanted| wanted.id);
+                return Ok(Some(State { moved, ..State::at(*offset) }));
             }
             Ok(Metadata::Map { topic_id, state }) => (topic_id, Ok(state)),
             Ok(Metadata::Pointer { topic_id, pointer }) => {
@@ -329,7 +283,7 @@ impl Commits {
                 format!(
                     "the group {:?} has no commit any more for partition {partition} (brokers forget it after \
                      offsets.retention.minutes)",
-                    self.group
+                    self.group()
                 ),
             );
         }
@@ -339,7 +293,7 @@ impl Commits {
     /// Whether the destination was at work before: it left dead letters, or a large state.
     async fn has_side_topic(&self) -> Result<bool, Failure> {
         let deadline = Instant::now() + BROKER_CALL_MAX;
-        for topic in [self.state.name(), format!("{}.{}.dead", self.log.topic(), self.group)] {
+        for topic in [self.state.name(), format!("{}.{}.dead", self.log.topic(), self.group())] {
             if self.cluster.topic(&topic, deadline).await.map_err(unavailable)?.is_some() {
                 return Ok(true);
             }
@@ -350,7 +304,7 @@ impl Commits {
     /// Begins anew where a start was asked for; else that is what the error asks for.
     fn anew(&self, code: &'static str, why: String) -> Result<Option<State>, Failure> {
         if self.start_given {
-            tracing::warn!(group = self.group, "{why}: beginning anew, as --start says");
+            tracing::warn!(group = self.group(), "{why}: beginning anew, as --start says");
             return Ok(None);
         }
         Err(Failure::refused(code, format!("{why}: --start earliest or --start latest says where to begin")))

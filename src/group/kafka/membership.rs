@@ -68,6 +68,13 @@ pub(super) struct Identity {
     pub(super) instance_id: Option<String>,
 }
 
+impl Identity {
+    /// As the protocol has it for somebody who is no member.
+    pub(super) fn nobody() -> Self {
+        Self { member_id: String::new(), generation: -1, instance_id: None }
+    }
+}
+
 /// A membership. Dropped, its task ends; the broker notices after the session's time-out.
 #[derive(Debug)]
 pub(super) struct Membership {

@@ -7,9 +7,11 @@ use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use uuid::Uuid;
 
-/// The first character of a commit's metadata: the map is in it, or it points at the map.
+/// The first character of a commit's metadata: the map is in it, or it points at the map. A map behind a move of the
+/// position has a format of its own.
 const INLINE: char = '1';
 const POINTER: char = '2';
+const INLINE_MOVED: char = '3';
 
 /// Characters of a topic's id in it.
 const ID_CHARS: usize = 22;
@@ -39,9 +41,10 @@ pub(super) struct Pointer {
 
 impl Metadata {
     pub(super) fn of_map(topic_id: Uuid, state: &State) -> String {
-        // The map's own format digit is the first character here.
+        // The map's own format digit is told by the first character here.
         let map = state.encode_settled();
-        format!("{INLINE}{}{}", URL_SAFE_NO_PAD.encode(topic_id), &map[1..])
+        let format = if state.moved.is_some() { INLINE_MOVED } else { INLINE };
+        format!("{format}{}{}", URL_SAFE_NO_PAD.encode(topic_id), &map[1..])
     }
 
     pub(super) fn of_pointer(topic_id: Uuid, pointer: Pointer) -> String {
@@ -57,12 +60,10 @@ impl Metadata {
         if !matches!(format, Some('0'..='9')) {
             return Ok(Self::Foreign);
         }
-        let parts = metadata.get(1..1 + ID_CHARS).zip(metadata.get(1 + ID_CHARS..));
-        let (id, rest) = parts.ok_or("progress that is cut short")?;
-        let id = URL_SAFE_NO_PAD.decode(id).ok().and_then(|bytes| Uuid::from_slice(&bytes).ok());
-        let topic_id = id.ok_or("progress without a topic's id")?;
+        let (topic_id, rest) = topic_id_of(&metadata[1..])?;
         match format {
-            Some(INLINE) => Ok(Self::Map { topic_id, state: State::decode(watermark, &format!("{INLINE}{rest}"))? }),
+            Some(INLINE) => Ok(Self::Map { topic_id, state: State::decode(watermark, &format!("1{rest}"))? }),
+            Some(INLINE_MOVED) => Ok(Self::Map { topic_id, state: State::decode(watermark, &format!("2{rest}"))? }),
             Some(POINTER) => {
                 let bytes = URL_SAFE_NO_PAD.decode(rest).map_err(|error| error.to_string())?;
                 let mut rest = bytes.as_slice();
@@ -76,6 +77,18 @@ impl Metadata {
     }
 }
 
+/// The text behind the id of the topic that it is of.
+pub(super) fn with_topic_id(topic_id: Uuid, text: &str) -> String {
+    format!("{}{text}", URL_SAFE_NO_PAD.encode(topic_id))
+}
+
+/// Takes the topic's id off the front.
+pub(super) fn topic_id_of(text: &str) -> Result<(Uuid, &str), String> {
+    let (id, rest) = text.get(..ID_CHARS).zip(text.get(ID_CHARS..)).ok_or("progress that is cut short")?;
+    let id = URL_SAFE_NO_PAD.decode(id).ok().and_then(|bytes| Uuid::from_slice(&bytes).ok());
+    Ok((id.ok_or("progress without a topic's id")?, rest))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -87,6 +100,7 @@ mod tests {
             id in any::<u128>(), watermark in 0i64..1 << 50,
             gaps in proptest::collection::vec((1i64..1_000, 1i64..1_000), 0..40),
             offset in 0i64..1 << 50, parts in 1u64..100, snapshot in any::<u64>(),
+            moved in any::<Option<u64>>(),
         ) {
             let mut state = State::at(watermark);
             let mut at = watermark;
@@ -94,6 +108,7 @@ mod tests {
                 state.settled.push(at + gap..at + gap + len);
                 at += gap + len;
             }
+            state.moved = moved;
             let topic_id = Uuid::from_u128(id);
             let map = Metadata::of_map(topic_id, &state);
             prop_assert!(map.is_ascii());

@@ -20,19 +20,22 @@ mod commit;
 mod leader;
 mod membership;
 mod metadata;
+mod moves;
+mod offsets;
 mod state;
 mod subscription;
 
-use self::commit::Commits;
+use self::commit::{By, Commits, HAS_MEMBERS};
 use self::membership::Membership;
 use super::{Change, Group, JoinError};
 use crate::BoxFuture;
 use crate::core::outcome::Failure;
-use crate::core::progress::State;
+use crate::core::progress::{Move, State};
 use crate::kafka;
 use crate::limits::{HOLD_GRACE, SESSION_TIMEOUT};
 use crate::log::Log;
 use crate::log::kafka::Kafka;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::{Instant, timeout};
@@ -95,6 +98,37 @@ pub async fn committed(engine: &Arc<Kafka>, name: &str, log: &Arc<dyn Log>) -> R
     Commits::open(engine, name, log, false).await?.all().await.map_err(JoinError::Unavailable)
 }
 
+/// Asks for these moves of the group's position, by partition: all of them, or none.
+pub async fn request(
+    engine: &Arc<Kafka>,
+    name: &str,
+    log: &Arc<dyn Log>,
+    moves: &BTreeMap<u32, Move>,
+) -> Result<(), JoinError> {
+    Commits::open(engine, name, log, false).await?.moves.ask(moves).await.map_err(JoinError::Unavailable)
+}
+
+/// Applies them where the group has no members. `false`: it has, and they do it.
+pub async fn apply_unowned(
+    engine: &Arc<Kafka>,
+    name: &str,
+    log: &Arc<dyn Log>,
+    moves: &BTreeMap<u32, Move>,
+) -> Result<bool, JoinError> {
+    let commits = Commits::open(engine, name, log, false).await?;
+    let states = commits.all().await.map_err(JoinError::Unavailable)?;
+    for (state, partition) in states.into_iter().zip(0u32..) {
+        let wanted = moves.get(&partition);
+        let Some((state, wanted)) = state.zip(wanted).filter(|(state, wanted)| state.awaits(wanted)) else { continue };
+        match commits.store(By::Nobody, partition, state.after(wanted)).await {
+            Ok(()) => {}
+            Err(failure) if failure.code == HAS_MEMBERS => return Ok(false),
+            Err(failure) => return Err(JoinError::Unavailable(failure)),
+        }
+    }
+    Ok(true)
+}
+
 /// Removes the progress that a group of this topic, which nobody joins any more, has in a topic of its own. Brokers
 /// forget its commits by themselves.
 pub async fn forget(engine: &Kafka, name: &str, topic: &str) -> Result<(), Failure> {
@@ -126,7 +160,7 @@ impl KafkaGroup {
 
 impl Group for KafkaGroup {
     fn name(&self) -> &str {
-        &self.commits.group
+        self.commits.group()
     }
 
     fn changed(&self) -> BoxFuture<'_, Result<Change, Failure>> {
@@ -143,7 +177,11 @@ impl Group for KafkaGroup {
     }
 
     fn commit(&self, partition: u32, state: State) -> BoxFuture<'_, Result<(), Failure>> {
-        Box::pin(self.commits.store(&self.member, partition, state))
+        Box::pin(self.commits.store(By::Member(&self.member), partition, state))
+    }
+
+    fn requested(&self, partition: u32) -> BoxFuture<'_, Result<Option<Move>, Failure>> {
+        Box::pin(self.commits.moves.latest(partition, self.member.partitions()))
     }
 
     fn fence(&self) -> Option<Instant> {

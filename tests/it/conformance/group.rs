@@ -18,7 +18,7 @@ async fn own(group: &dyn Group, partitions: usize) {
 
 /// A watermark, and what is settled above it as `(start, end)`.
 fn state(watermark: i64, settled: &[(i64, i64)]) -> State {
-    State { watermark, settled: settled.iter().map(|(start, end)| *start..*end).collect() }
+    State { watermark, settled: settled.iter().map(|(start, end)| *start..*end).collect(), moved: None }
 }
 
 pub(crate) async fn a_member_alone_is_given_every_partition_once(fixture: &dyn Fixture) {

@@ -286,7 +286,7 @@ async fn partitions_that_are_added_are_delivered_and_ingest_asks_for_a_restart()
 /// `ranges` ranges of one settled offset each, a hole before each of them.
 fn holes(watermark: i64, ranges: i64) -> State {
     let settled = (0..ranges).map(|n| watermark + 1 + 2 * n).map(|offset| offset..offset + 1);
-    State { watermark, settled: settled.collect() }
+    State { watermark, settled: settled.collect(), moved: None }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

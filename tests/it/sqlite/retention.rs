@@ -76,7 +76,7 @@ async fn what_a_destination_has_not_settled_is_kept_while_it_commits() {
     slow.commit(0, State::at(0)).await.unwrap();
     log.append(0, (0..100).map(|_| aged(2 * HOUR)).collect()).await.unwrap();
     fast.commit(0, State::at(100)).await.unwrap();
-    slow.commit(0, State { watermark: 40, settled: std::iter::once(50..60).collect() }).await.unwrap();
+    slow.commit(0, State { watermark: 40, settled: std::iter::once(50..60).collect(), moved: None }).await.unwrap();
     begins_at(&*log, 40).await;
     // Another destination's commit, and another round of housekeeping, change nothing.
     fast.commit(0, State::at(100)).await.unwrap();

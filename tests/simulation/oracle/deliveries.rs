@@ -276,10 +276,14 @@ impl Oracle {
     /// A dead letter is stored: its event is settled.
     pub(crate) fn dead_letter_stored(&mut self, partition: u32, record: &Record, now: Duration) {
         let Ok((_, offset)) = source(record) else { return };
+        let is_given_up = self.owned.iter().any(|((_, of), owned)| *of == partition && owned.gave_up.contains(&offset));
         let part = &mut self.partitions[partition as usize];
         let Some(entry) = part.entries.get_mut(&offset) else { return };
         self.counts.dead_letters += u64::from(!entry.dead);
         entry.dead = true;
+        if entry.again && !is_given_up {
+            return;
+        }
         if entry.index > part.users[&entry.user].1 {
             self.fail(format!("{offset} is given up before an earlier event of its user is settled"));
         }
@@ -306,6 +310,11 @@ impl Oracle {
     /// The first event that is not settled, or that no stored state says to be; and which of the two.
     pub(crate) fn unfinished(&self) -> Option<(u32, i64, &'static str)> {
         self.partitions.iter().zip(0u32..).find_map(|(part, partition)| {
+            if let Some(wanted) =
+                part.asked.last().filter(|wanted| part.committed.as_ref().is_some_and(|s| s.awaits(wanted)))
+            {
+                return Some((partition, wanted.offset(), "where the position was to move"));
+            }
             let claimed = |offset: i64| part.committed.as_ref().is_some_and(|state| claims(state, offset));
             part.entries.iter().find_map(|(offset, entry)| match entry.settled {
                 None => Some((partition, *offset, "not settled")),

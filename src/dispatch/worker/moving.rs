@@ -1,0 +1,92 @@
+//! Another position, asked for from outside: a handover to oneself.
+//!
+//! ```text
+//!  look ── a move that is not in our state ──▶ start nothing, let end ──▶ commit the state after it ──▶ begin anew
+//! ```
+//!
+//! The commit holds the move's id, so whoever owns the partition next knows that it is done: it is applied once.
+
+use super::{Happening, Left, Worker};
+use crate::core::Moment;
+use crate::core::outcome::Failure;
+use crate::core::progress::{Move, Progress, Target};
+use crate::group::is_final;
+use crate::limits;
+use std::sync::Arc;
+use tokio::sync::watch;
+use tokio::time::Instant;
+
+impl Worker {
+    pub(super) fn look(&mut self, now: Moment) {
+        if self.look_at.is_none_or(|at| now < at) {
+            return;
+        }
+        self.look_at = None;
+        let (group, partition) = (Arc::clone(&self.shared.parts.group), self.partition);
+        self.outside.spawn(async move { Happening::Looked(group.requested(partition).await) });
+    }
+
+    pub(super) fn looked(&mut self, found: Result<Option<Move>, Failure>) {
+        self.look_at = Some(self.shared.now() + limits::MOVES_LOOK_INTERVAL);
+        match found {
+            Ok(found) => self.wanted = found.filter(|wanted| self.progress.state().awaits(wanted)),
+            Err(failure) => {
+                if let Some(more) = self.quiet.allows("look") {
+                    let partition = self.partition;
+                    tracing::warn!(partition, more, "cannot see whether a rewind was asked for: {failure}");
+                }
+            }
+        }
+    }
+
+    /// Moves to the other position, and stores that. Told to stop meanwhile, it leaves the rest to the next owner.
+    pub(super) async fn apply(&mut self, wanted: &Move, stop: &mut watch::Receiver<bool>) -> anyhow::Result<Left> {
+        let (destination, partition) = (self.shared.parts.group.name().to_owned(), self.partition);
+        let deadline = Instant::now() + self.shared.config.drain;
+        let _cut_off = tokio::select! {
+            biased;
+            () = stopped(stop) => return self.hand_over().await.map(Left::Stopped),
+            ended = self.let_end(deadline) => ended?,
+        };
+        // What did not end is delivered again, or left out: its answer must not come between.
+        self.outside.shutdown().await;
+        (self.hand_overs, self.letters_writing, self.committing) = (0, 0, false);
+        let state = self.progress.state().after(wanted);
+        self.progress = Progress::new(&state);
+        let mut failures = 0;
+        loop {
+            let stored = tokio::select! {
+                biased;
+                // Whether it was stored is unknown, so what is handed over is the state after the move.
+                () = stopped(stop) => return self.hand_over().await.map(Left::Stopped),
+                stored = self.commit(state.clone()) => stored,
+            };
+            match stored {
+                Ok(()) => break,
+                Err(failure) if is_final(&failure) => return Err(failure.into()),
+                Err(failure) => {
+                    failures += 1;
+                    if let Some(more) = self.quiet.allows("move") {
+                        tracing::warn!(%destination, partition, more, "cannot move yet, trying again: {failure}");
+                    }
+                    tokio::select! {
+                        biased;
+                        () = stopped(stop) => return self.hand_over().await.map(Left::Stopped),
+                        () = tokio::time::sleep(self.shared.config.backoff.delay(failures, self.shared.random())) => {}
+                    }
+                }
+            }
+        }
+        let (way, to) = match wanted.to {
+            Target::Back(to) => ("back", to),
+            Target::Ahead(to) => ("ahead", to),
+        };
+        tracing::info!(%destination, partition, to, "the position was moved {way}, as was asked for");
+        Ok(Left::Moved(state))
+    }
+}
+
+/// Told to stop, or nobody is there any more who could tell.
+async fn stopped(stop: &mut watch::Receiver<bool>) {
+    let _gone = stop.wait_for(|stop| *stop).await;
+}
