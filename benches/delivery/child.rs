@@ -16,6 +16,9 @@ const END_WITHIN: Duration = Duration::from_secs(40);
 /// `USER_HZ`: what `/proc/<pid>/stat` counts in, on every Linux that Rust runs on.
 const TICKS_A_SECOND: f64 = 100.0;
 
+/// Lines of a child that wait to be read; then the child waits.
+const LINES_WAITING_MAX: usize = 16;
+
 /// A running child process.
 #[derive(Debug)]
 pub(crate) struct Child {
@@ -53,7 +56,7 @@ impl Child {
     pub(crate) fn talking(arguments: &[&str], log: &Path) -> anyhow::Result<(Self, mpsc::Receiver<Line>)> {
         let mut child = Self::start(arguments, Stdio::piped(), appended(log)?)?;
         let lines = BufReader::new(child.process.stdout.take().context("a child's standard output")?).lines();
-        let (tell, told) = mpsc::channel();
+        let (tell, told) = mpsc::sync_channel(LINES_WAITING_MAX);
         // Ends with the child, whose end of the pipe is closed then.
         std::thread::spawn(move || {
             for text in lines.map_while(Result::ok) {

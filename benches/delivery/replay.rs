@@ -16,7 +16,7 @@ use crate::roles::{Seen, now_ns};
 use crate::run::Run;
 use crate::store::{Content, Place, Store};
 use crate::users::Users;
-use anyhow::{Context as _, ensure};
+use anyhow::{Context as _, bail, ensure};
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant, UNIX_EPOCH};
 
@@ -119,7 +119,7 @@ impl Replay {
                 Err(RecvTimeoutError::Timeout) => ensure!(Instant::now() < self.deadline, "a replay takes too long"),
                 Err(RecvTimeoutError::Disconnected) => {
                     self.child.assert_running()?;
-                    anyhow::bail!("a replay closed its standard output");
+                    bail!("a replay closed its standard output");
                 }
             }
         }
