@@ -58,6 +58,7 @@ impl Reach {
             "drain/http-0ms/zipf" => Self::at_least(25e3),
             "drain/http-0ms/one-user" => Self::at_least(6e3),
             "drain/http-10ms/1k-users" => Self::at_least(40e3),
+            "members/three" => Self { ratio_min: Some(2.7), ..Self::default() },
             "latency/2000-a-second" => Self { p50_ms_max: Some(4.0), p99_ms_max: Some(15.0), ..Self::default() },
             _ => Self::default(),
         }

@@ -22,6 +22,7 @@ mod drain;
 mod figures;
 mod ingest;
 mod live;
+mod members;
 mod replay;
 mod report;
 mod roles;
@@ -119,6 +120,8 @@ impl Bench {
         }
         self.million_against_thousand(engine);
 
+        self.members(store);
+
         self.replay(store, To::Null);
         self.replay(store, To::File);
         let plan = format!("replay/plan-{}", self.run.counted_events);
@@ -211,6 +214,25 @@ impl Bench {
         });
         if !clients.is_empty() {
             self.add(engine, &bare, "", Ok(Measured::median(&clients)));
+        }
+    }
+
+    /// Several processes of one destination, which only a broker's group has: each round with three right behind one
+    /// with one.
+    fn members(&mut self, store: &mut dyn Store) {
+        let engine = store.name();
+        if engine != "kafka" {
+            return;
+        }
+        let mut alone = Vec::new();
+        self.case(store, "members/three", "members/one", |run, store| {
+            let one = members::round(run, store, 1)?;
+            alone.push(one);
+            let three = members::round(run, store, 3)?;
+            Ok(Measured { ratio: quotient(three.events_s, one.events_s), ..three })
+        });
+        if !alone.is_empty() {
+            self.add(engine, "members/one", "", Ok(Measured::median(&alone)));
         }
     }
 
