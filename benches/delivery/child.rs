@@ -1,11 +1,13 @@
 //! Child processes: `eventd` itself, and this program again in one of its [`roles`](crate::roles). What they used is
 //! read from `/proc`; only our own children are ever stopped, and none outlives its handle.
 
+use crate::roles::now_ns;
 use anyhow::{Context as _, bail, ensure};
 use std::fs::File;
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::path::Path;
 use std::process::{Child as Process, ChildStdin, ChildStdout, Command, Stdio};
+use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 /// How long a child may take to end after SIGTERM. `--drain` is 30 s by default; nothing is in flight when we ask.
@@ -14,11 +16,22 @@ const END_WITHIN: Duration = Duration::from_secs(40);
 /// `USER_HZ`: what `/proc/<pid>/stat` counts in, on every Linux that Rust runs on.
 const TICKS_A_SECOND: f64 = 100.0;
 
+/// Lines of a child that wait to be read; then the child waits.
+const LINES_WAITING_MAX: usize = 16;
+
 /// A running child process.
 #[derive(Debug)]
 pub(crate) struct Child {
     name: String,
     process: Process,
+}
+
+/// A line that a child wrote.
+#[derive(Debug)]
+pub(crate) struct Line {
+    /// When it came, in nanoseconds since the Unix epoch.
+    pub(crate) came_ns: u64,
+    pub(crate) text: String,
 }
 
 /// What a process used until now.
@@ -35,14 +48,28 @@ pub(crate) struct Usage {
 impl Child {
     /// Starts `eventd` with these arguments; what it logs goes to the file `log`.
     pub(crate) fn eventd(arguments: &[&str], log: &Path) -> anyhow::Result<Self> {
-        let log = File::options().create(true).append(true).open(log).with_context(|| format!("open {log:?}"))?;
-        let process = Command::new(env!("CARGO_BIN_EXE_eventd"))
-            .args(arguments)
-            .stdin(Stdio::null())
-            .stdout(log.try_clone()?)
-            .stderr(log)
-            .spawn()
-            .context("start eventd")?;
+        let log = appended(log)?;
+        Self::start(arguments, log.try_clone()?.into(), log)
+    }
+
+    /// The same with the lines of its standard output, each as it comes, with the time when it came.
+    pub(crate) fn talking(arguments: &[&str], log: &Path) -> anyhow::Result<(Self, mpsc::Receiver<Line>)> {
+        let mut child = Self::start(arguments, Stdio::piped(), appended(log)?)?;
+        let lines = BufReader::new(child.process.stdout.take().context("a child's standard output")?).lines();
+        let (tell, told) = mpsc::sync_channel(LINES_WAITING_MAX);
+        // Ends with the child, whose end of the pipe is closed then.
+        std::thread::spawn(move || {
+            for text in lines.map_while(Result::ok) {
+                let Ok(()) = tell.send(Line { came_ns: now_ns(), text }) else { return };
+            }
+        });
+        Ok((child, told))
+    }
+
+    fn start(arguments: &[&str], stdout: Stdio, stderr: File) -> anyhow::Result<Self> {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_eventd"));
+        command.args(arguments).stdin(Stdio::null()).stdout(stdout).stderr(stderr);
+        let process = command.spawn().context("start eventd")?;
         Ok(Self { name: format!("eventd {}", arguments.join(" ")), process })
     }
 
@@ -60,19 +87,28 @@ impl Child {
     }
 
     /// SIGTERM, and waits for exit code 0.
-    pub(crate) fn terminate(mut self) -> anyhow::Result<()> {
+    pub(crate) fn terminate(self) -> anyhow::Result<()> {
         let told = Command::new("kill").args(["-TERM", &self.process.id().to_string()]).status().context("run kill")?;
         ensure!(told.success(), "kill -TERM of {} failed: {told}", self.name);
+        self.end()
+    }
+
+    /// Waits for exit code 0, to which it comes without being told.
+    pub(crate) fn end(mut self) -> anyhow::Result<()> {
         let deadline = Instant::now() + END_WITHIN;
         loop {
             if let Some(status) = self.process.try_wait()? {
                 ensure!(status.success(), "{} ended with {status}", self.name);
                 return Ok(());
             }
-            ensure!(Instant::now() < deadline, "{} still runs {END_WITHIN:?} after SIGTERM", self.name);
+            ensure!(Instant::now() < deadline, "{} still runs after {END_WITHIN:?}", self.name);
             std::thread::sleep(Duration::from_millis(5));
         }
     }
+}
+
+fn appended(path: &Path) -> anyhow::Result<File> {
+    File::options().create(true).append(true).open(path).with_context(|| format!("open {path:?}"))
 }
 
 impl Drop for Child {

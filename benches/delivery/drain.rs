@@ -6,7 +6,7 @@ use crate::child::{Child, Helper};
 use crate::report::Measured;
 use crate::roles::{Seen, now_ns};
 use crate::run::Run;
-use crate::store::Store;
+use crate::store::{Content, Store};
 use crate::users::Users;
 use anyhow::{bail, ensure};
 use std::fmt;
@@ -63,7 +63,7 @@ impl Drain {
 
 /// Measures one round of `eventd dispatch`.
 pub(crate) fn round(run: &Run, store: &mut dyn Store, drain: Drain) -> anyhow::Result<Measured> {
-    let place = store.loaded(drain.users, drain.events)?;
+    let place = store.loaded(Content::of(drain.users, drain.events))?;
     let folder = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR"))?;
     let file = folder.path().join("delivered.jsonl");
     let mut sink = None;
@@ -138,7 +138,7 @@ pub(crate) fn bare_client(drain: Drain, latency_ms: u32) -> anyhow::Result<Measu
     Ok(measured(seen.requests, seen.last_ns - started_ns, usage.cpu_s, usage.peak_mb))
 }
 
-fn measured(events: u64, elapsed_ns: u64, cpu_s: f64, peak_mb: f64) -> Measured {
+pub(crate) fn measured(events: u64, elapsed_ns: u64, cpu_s: f64, peak_mb: f64) -> Measured {
     Measured {
         events: Some(events as f64),
         events_s: Some(events as f64 * 1e9 / elapsed_ns as f64),
@@ -148,7 +148,8 @@ fn measured(events: u64, elapsed_ns: u64, cpu_s: f64, peak_mb: f64) -> Measured 
     }
 }
 
-fn lines(path: &Path) -> anyhow::Result<u64> {
+/// The lines of a file.
+pub(crate) fn lines(path: &Path) -> anyhow::Result<u64> {
     let (mut file, mut chunk, mut lines) = (std::fs::File::open(path)?, vec![0; 1024 * 1024], 0);
     loop {
         let read = file.read(&mut chunk)?;

@@ -12,6 +12,7 @@ pub(crate) struct Reach {
     p99_ms_max: Option<f64>,
     memory_mb_max: Option<f64>,
     core_share_max: Option<f64>,
+    seconds_max: Option<f64>,
 }
 
 impl Reach {
@@ -20,6 +21,10 @@ impl Reach {
         match (engine, case) {
             (_, "idle") => Self { core_share_max: Some(0.01), memory_mb_max: Some(30.0), ..Self::default() },
             (_, "cpu/1m-users") => Self { ratio_max: Some(2.0), ..Self::default() },
+            (_, "replay/null" | "replay/file") => Self { ratio_min: Some(0.8), ..Self::default() },
+            (_, "replay/5000-a-second") => Self { ratio_min: Some(0.98), ratio_max: Some(1.02), ..Self::default() },
+            (_, "replay/plan-1000000") => Self { seconds_max: Some(3.0), ..Self::default() },
+            (_, "latency/beside-replay") => Self { ratio_min: Some(0.98), p99_ms_max: Some(15.0), ..Self::default() },
             ("sqlite", case) => Self::on_sqlite(case),
             ("kafka", case) => Self::on_kafka(case),
             _ => Self::default(),
@@ -53,6 +58,7 @@ impl Reach {
             "drain/http-0ms/zipf" => Self::at_least(25e3),
             "drain/http-0ms/one-user" => Self::at_least(6e3),
             "drain/http-10ms/1k-users" => Self::at_least(40e3),
+            "members/three" => Self { ratio_min: Some(2.7), ..Self::default() },
             "latency/2000-a-second" => Self { p50_ms_max: Some(4.0), p99_ms_max: Some(15.0), ..Self::default() },
             _ => Self::default(),
         }
@@ -88,6 +94,10 @@ impl Reach {
         }
         if let Some(max) = self.core_share_max {
             figure(format!("< {:.0} % of a core", max * 100.0), measured.core_share.map(|v| v < max));
+        }
+        if let Some(max) = self.seconds_max {
+            let seconds = measured.events.zip(measured.events_s).map(|(events, events_s)| events / events_s);
+            figure(format!("< {max} s"), seconds.map(|v| v < max));
         }
         parts.join(", ")
     }

@@ -3,11 +3,12 @@
 
 use crate::child::{Child, Helper};
 use crate::client::{Connection, request};
+use crate::replay;
 use crate::report::Measured;
 use crate::roles::{STAMP_DIGITS, Seen, now_ns};
 use crate::run::{Run, START_WITHIN, free_address};
-use crate::store::{Place, Store};
-use crate::users;
+use crate::store::{Content, Place, Store};
+use crate::users::{self, Users};
 use anyhow::ensure;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
@@ -18,6 +19,12 @@ const CONNECTIONS: u32 = 16;
 
 /// Events a second of the steady load, one a request.
 const EVENTS_A_SECOND: u32 = 2_000;
+
+/// What a replay beside it sends at most, in events a second: as many as come in.
+const REPLAYED_A_SECOND: u32 = EVENTS_A_SECOND;
+
+/// For how long a replay beside it has events at that rate, more than the load lasts.
+const REPLAY_LONGER: Duration = Duration::from_secs(5);
 
 /// How long the last events may take to arrive.
 const ARRIVE_WITHIN: Duration = Duration::from_secs(10);
@@ -46,16 +53,45 @@ pub(crate) fn idle(run: &Run, store: &mut dyn Store) -> anyhow::Result<Measured>
 
 /// One round of a steady load: each payload holds the time when its request was sent, and the sink looks at its clock.
 pub(crate) fn latency(run: &Run, store: &mut dyn Store) -> anyhow::Result<Measured> {
-    let (place, address) = (store.empty()?, free_address()?);
+    let place = store.empty()?;
     let (mut sink, sink_address) = Helper::start(&["server", "0"])?;
-    let mut child = up(run, &place, address, &format!("http://{sink_address}/hook"))?;
+    steady(run, &place, &mut sink, &format!("http://{sink_address}/hook"))
+}
+
+/// The same beside a replay, which sends to the same sink what the destination had before the load.
+pub(crate) fn latency_beside_replay(run: &Run, store: &mut dyn Store) -> anyhow::Result<Measured> {
+    let place = store.empty()?;
+    let events = u64::from(REPLAYED_A_SECOND) * (run.load_for + REPLAY_LONGER).as_secs();
+    store.load(&place, Content::of(Users::Uniform(1_000), events))?;
+    store.settle(&place)?;
+    let (mut sink, sink_address) = Helper::start(&["server", "0"])?;
+    let dest = format!("http://{sink_address}/hook");
+    let mut replay = replay::rated(run, &place, &dest, REPLAYED_A_SECOND)?;
+    let deadline = Instant::now() + START_WITHIN;
+    while sink.ask("stats")?.parse::<Seen>()?.requests == 0 {
+        replay.assert_running()?;
+        ensure!(Instant::now() < deadline, "the replay sent nothing within {START_WITHIN:?}");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    let measured = steady(run, &place, &mut sink, &dest)?;
+    // Killed where it stands: what is left of it is nobody's concern.
+    replay.assert_running()?;
+    Ok(measured)
+}
+
+fn steady(run: &Run, place: &Place, sink: &mut Helper, dest: &str) -> anyhow::Result<Measured> {
+    let address = free_address()?;
+    let mut child = up(run, place, address, dest)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let (sent, elapsed) = runtime.block_on(async {
-        let started = tokio::time::Instant::now();
+    let (sent, started) = runtime.block_on(async {
+        let mut connections = Vec::new();
+        for _ in 0..CONNECTIONS {
+            connections.push(Connection::open(address, START_WITHIN).await?);
+        }
+        let started = Instant::now();
         let mut tasks = JoinSet::new();
         let interval = Duration::from_secs(1) * CONNECTIONS / EVENTS_A_SECOND;
-        for index in 0..CONNECTIONS {
-            let mut connection = Connection::open(address, START_WITHIN).await?;
+        for (index, mut connection) in (0..).zip(connections) {
             let lasting = run.load_for;
             tasks.spawn(async move {
                 let first = tokio::time::Instant::now() + interval * index / CONNECTIONS;
@@ -75,15 +111,15 @@ pub(crate) fn latency(run: &Run, store: &mut dyn Store) -> anyhow::Result<Measur
         while let Some(ended) = tasks.join_next().await {
             sent += ended??;
         }
-        Ok::<_, anyhow::Error>((sent, started.elapsed()))
+        Ok::<_, anyhow::Error>((sent, started))
     })?;
     let deadline = Instant::now() + ARRIVE_WITHIN;
-    let seen = loop {
+    let (seen, elapsed) = loop {
         let seen: Seen = sink.ask("stats")?.parse()?;
-        if seen.requests >= u64::from(sent) {
-            break seen;
+        if seen.stamped >= u64::from(sent) {
+            break (seen, started.elapsed());
         }
-        ensure!(Instant::now() < deadline, "{} of {sent} events arrived", seen.requests);
+        ensure!(Instant::now() < deadline, "{} of {sent} events arrived", seen.stamped);
         std::thread::sleep(Duration::from_millis(10));
     };
     let usage = child.usage()?;

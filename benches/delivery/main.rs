@@ -22,6 +22,8 @@ mod drain;
 mod figures;
 mod ingest;
 mod live;
+mod members;
+mod replay;
 mod report;
 mod roles;
 mod run;
@@ -40,6 +42,9 @@ use std::process::{Command, ExitCode};
 const K_USERS: Users = Users::Uniform(1_000);
 const M_USERS: Users = Users::Uniform(1_000_000);
 const ZIPF: Users = Users::Zipf(10_000);
+
+/// The rate of a replay that is measured by how well it keeps to it.
+const REPLAYED_A_SECOND: u32 = 5_000;
 
 fn main() -> anyhow::Result<ExitCode> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -115,8 +120,22 @@ impl Bench {
         }
         self.million_against_thousand(engine);
 
+        self.members(store);
+
+        self.replay(store, To::Null);
+        self.replay(store, To::File);
+        let plan = format!("replay/plan-{}", self.run.counted_events);
+        self.case(store, &plan, "", |run, store| replay::plan(run, store));
+        let rated = format!("replay/{REPLAYED_A_SECOND}-a-second");
+        self.case(store, &rated, "--rate", |run, store| replay::at_rate(run, store, REPLAYED_A_SECOND));
+
         self.case(store, "idle", "", |run, store| live::idle(run, store));
         self.case(store, "latency/2000-a-second", "", |run, store| live::latency(run, store));
+        self.case(store, "latency/beside-replay", "the same alone", |run, store| {
+            let alone = live::latency(run, store)?;
+            let beside = live::latency_beside_replay(run, store)?;
+            Ok(Measured { ratio: quotient(beside.events_s, alone.events_s), ..beside })
+        });
     }
 
     /// Our own fetch, where the limit is another one's.
@@ -196,6 +215,35 @@ impl Bench {
         if !clients.is_empty() {
             self.add(engine, &bare, "", Ok(Measured::median(&clients)));
         }
+    }
+
+    /// Several processes of one destination, which only a broker's group has: each round with three right behind one
+    /// with one.
+    fn members(&mut self, store: &mut dyn Store) {
+        let engine = store.name();
+        if engine != "kafka" {
+            return;
+        }
+        let mut alone = Vec::new();
+        self.case(store, "members/three", "members/one", |run, store| {
+            let one = members::round(run, store, 1)?;
+            alone.push(one);
+            let three = members::round(run, store, 3)?;
+            Ok(Measured { ratio: quotient(three.events_s, one.events_s), ..three })
+        });
+        if !alone.is_empty() {
+            self.add(engine, "members/one", "", Ok(Measured::median(&alone)));
+        }
+    }
+
+    /// Each round beside a drain of its own, one right behind the other.
+    fn replay(&mut self, store: &mut dyn Store, to: To) {
+        let drain = Drain { users: K_USERS, to, events: self.run.drain_events, concurrency: None };
+        self.case(store, &format!("replay/{to}"), &format!("drain/{to}/{K_USERS}"), |run, store| {
+            let dispatch = drain::round(run, store, drain)?;
+            let replay = replay::round(run, store, drain)?;
+            Ok(Measured { ratio: quotient(replay.events_s, dispatch.events_s), ..replay })
+        });
     }
 
     /// Whether an event costs more where many users are known.

@@ -31,8 +31,11 @@ pub(crate) const STAMP_DIGITS: usize = 20;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(crate) struct Seen {
     pub(crate) requests: u64,
-    /// When the last one came, in nanoseconds since the Unix epoch: the clock that all processes share.
+    /// When the first and the last one came, in nanoseconds since the Unix epoch: the clock that all processes share.
+    pub(crate) first_ns: u64,
     pub(crate) last_ns: u64,
+    /// Those whose payload has a stamp.
+    pub(crate) stamped: u64,
     /// From the stamp in a payload to its arrival; 0 where payloads have none.
     pub(crate) latency_p50_us: u64,
     pub(crate) latency_p99_us: u64,
@@ -40,7 +43,8 @@ pub(crate) struct Seen {
 
 impl fmt::Display for Seen {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} {} {} {}", self.requests, self.last_ns, self.latency_p50_us, self.latency_p99_us)
+        let Self { requests, first_ns, last_ns, stamped, latency_p50_us, latency_p99_us } = self;
+        write!(f, "{requests} {first_ns} {last_ns} {stamped} {latency_p50_us} {latency_p99_us}")
     }
 }
 
@@ -49,8 +53,10 @@ impl FromStr for Seen {
 
     fn from_str(line: &str) -> anyhow::Result<Self> {
         let numbers = line.split(' ').map(str::parse).collect::<Result<Vec<u64>, _>>()?;
-        let [requests, last_ns, latency_p50_us, latency_p99_us] = numbers[..] else { bail!("not four: {line:?}") };
-        Ok(Self { requests, last_ns, latency_p50_us, latency_p99_us })
+        let [requests, first_ns, last_ns, stamped, latency_p50_us, latency_p99_us] = numbers[..] else {
+            bail!("not six: {line:?}")
+        };
+        Ok(Self { requests, first_ns, last_ns, stamped, latency_p50_us, latency_p99_us })
     }
 }
 
@@ -94,6 +100,8 @@ pub(crate) fn run(arguments: &[String]) -> anyhow::Result<()> {
 #[derive(Debug, Default)]
 struct Counts {
     requests: AtomicU64,
+    /// 0: none came yet.
+    first_ns: AtomicU64,
     last_ns: AtomicU64,
     latencies_us: Mutex<Vec<u32>>,
 }
@@ -104,7 +112,9 @@ impl Counts {
         latencies.sort_unstable();
         Seen {
             requests: self.requests.load(Ordering::SeqCst),
+            first_ns: self.first_ns.load(Ordering::SeqCst),
             last_ns: self.last_ns.load(Ordering::SeqCst),
+            stamped: latencies.len() as u64,
             latency_p50_us: percentile(&latencies, 0.50).into(),
             latency_p99_us: percentile(&latencies, 0.99).into(),
         }
@@ -116,6 +126,10 @@ impl Counts {
         if let Some(sent) = stamp {
             let us = u32::try_from(now.saturating_sub(sent) / 1000).unwrap_or(u32::MAX);
             self.latencies_us.lock().unwrap_or_else(PoisonError::into_inner).push(us);
+        }
+        if self.first_ns.load(Ordering::Relaxed) == 0 {
+            // Fails where another one was first.
+            let _ = self.first_ns.compare_exchange(0, now, Ordering::SeqCst, Ordering::SeqCst);
         }
         self.last_ns.fetch_max(now, Ordering::SeqCst);
         self.requests.fetch_add(1, Ordering::SeqCst);

@@ -20,6 +20,8 @@ pub(crate) struct Run {
     pub(crate) drain_events: u64,
     /// Events of drains where one user's events, one behind the other, set the pace.
     pub(crate) paced_events: u64,
+    /// Events of a log that a replay only counts.
+    pub(crate) counted_events: u64,
     /// A drain that takes longer has failed.
     pub(crate) drain_within: Duration,
     /// How long an idle process is watched.
@@ -39,6 +41,7 @@ impl Run {
                 load_for: seconds(1.0),
                 drain_events: 50_000,
                 paced_events: 5_000,
+                counted_events: 50_000,
                 drain_within: seconds(60.0),
                 idle_for: seconds(3.0),
                 log,
@@ -50,6 +53,7 @@ impl Run {
                 load_for: seconds(5.0),
                 drain_events: 300_000,
                 paced_events: 30_000,
+                counted_events: 1_000_000,
                 drain_within: seconds(120.0),
                 idle_for: seconds(10.0),
                 log,

@@ -2,7 +2,7 @@
 //! own.
 
 use super::broker::Broker;
-use super::{PARTITIONS, Place, Settled, Store, append, count, fetch_all, groups, open, timed};
+use super::{Content, PARTITIONS, Place, Settled, Store, append, commit_all, count, fetch_all, groups, open, timed};
 use crate::report::Measured;
 use crate::users::Users;
 use anyhow::{Context as _, ensure};
@@ -32,7 +32,7 @@ const DELETE_WITHIN_MS: i32 = 10_000;
 /// A cluster with the topics that were loaded.
 #[derive(Debug)]
 pub(crate) struct Kafka {
-    loaded: Vec<(Users, u64, String)>,
+    loaded: Vec<(Content, String)>,
     /// The topic of the case before, which is deleted when the next one needs its own.
     emptied: Option<String>,
     /// Topics and groups until now: each has a name of its own.
@@ -46,9 +46,9 @@ impl Kafka {
         let broker = Broker::start()?;
         let mut kafka = Self { loaded: Vec::new(), emptied: None, names: 0, broker };
         for _ in 0..WARM_UPS {
-            let topic = kafka.load(Users::Uniform(1_000), WARM_UP_EVENTS)?;
+            let topic = kafka.topic(Content::of(Users::Uniform(1_000), WARM_UP_EVENTS))?;
             runtime()?.block_on(async {
-                let log = kafka.log(&topic).await?;
+                let log = kafka.log(&topic, PARTITIONS).await?;
                 for partition in 0..PARTITIONS {
                     fetch_all(&*log, partition).await?;
                 }
@@ -76,8 +76,8 @@ impl Kafka {
         Ok(Cluster::connect(Settings::plain(vec![self.broker.address.clone()])).await?)
     }
 
-    async fn log(&self, topic: &str) -> anyhow::Result<Arc<dyn Log>> {
-        open(&*self.cluster().await?, topic).await
+    async fn log(&self, topic: &str, partitions: u32) -> anyhow::Result<Arc<dyn Log>> {
+        open(&*self.cluster().await?, topic, partitions).await
     }
 
     async fn rskafka(&self) -> anyhow::Result<Client> {
@@ -85,22 +85,25 @@ impl Kafka {
     }
 
     /// Makes a topic with these events.
-    fn load(&mut self, users: Users, events: u64) -> anyhow::Result<String> {
+    fn topic(&mut self, content: Content) -> anyhow::Result<String> {
         let topic = self.name();
-        runtime()?.block_on(async {
-            append(&self.log(&topic).await?, groups(users, events, LOADED_RECORDS)).await?;
-            anyhow::Ok(())
-        })?;
+        self.append(&topic, content)?;
         Ok(topic)
     }
 
+    fn append(&self, topic: &str, content: Content) -> anyhow::Result<()> {
+        runtime()?.block_on(async {
+            append(&self.log(topic, content.partitions).await?, groups(content, LOADED_RECORDS)).await
+        })
+    }
+
     /// The topic with these events; made when it is first asked for.
-    fn template(&mut self, users: Users, events: u64) -> anyhow::Result<String> {
-        if let Some((_, _, topic)) = self.loaded.iter().find(|(u, n, _)| (*u, *n) == (users, events)) {
+    fn template(&mut self, content: Content) -> anyhow::Result<String> {
+        if let Some((_, topic)) = self.loaded.iter().find(|(loaded, _)| *loaded == content) {
             return Ok(topic.clone());
         }
-        let topic = self.load(users, events)?;
-        self.loaded.push((users, events, topic.clone()));
+        let topic = self.topic(content)?;
+        self.loaded.push((content, topic.clone()));
         Ok(topic)
     }
 
@@ -123,20 +126,32 @@ impl Store for Kafka {
             self.delete(&before)?;
         }
         let (topic, destination) = (self.name(), self.name());
-        runtime()?.block_on(self.log(&topic))?;
+        runtime()?.block_on(self.log(&topic, PARTITIONS))?;
         self.emptied = Some(topic.clone());
         Ok(self.place(topic, destination))
     }
 
-    fn loaded(&mut self, users: Users, events: u64) -> anyhow::Result<Place> {
-        let (topic, destination) = (self.template(users, events)?, self.name());
+    fn loaded(&mut self, content: Content) -> anyhow::Result<Place> {
+        let (topic, destination) = (self.template(content)?, self.name());
         Ok(self.place(topic, destination))
+    }
+
+    fn load(&self, place: &Place, content: Content) -> anyhow::Result<()> {
+        self.append(&place.topic, content)
+    }
+
+    fn settle(&self, place: &Place) -> anyhow::Result<()> {
+        runtime()?.block_on(async {
+            let (cluster, log) = (self.cluster().await?, self.log(&place.topic, PARTITIONS).await?);
+            let group = hold(&cluster, &place.destination, &log, Joining::of("")).await?;
+            commit_all(&*log, &*group).await
+        })
     }
 
     fn settled(&self, place: &Place) -> anyhow::Result<Settled> {
         let runtime = runtime()?;
-        let (cluster, log) =
-            runtime.block_on(async { anyhow::Ok((self.cluster().await?, self.log(&place.topic).await?)) })?;
+        let (cluster, log) = runtime
+            .block_on(async { anyhow::Ok((self.cluster().await?, self.log(&place.topic, PARTITIONS).await?)) })?;
         let destination = place.destination.clone();
         Ok(Box::new(move || {
             let states = runtime.block_on(committed(&cluster, &destination, &log))?;
@@ -145,13 +160,14 @@ impl Store for Kafka {
     }
 
     fn raw_append(&mut self, events: u64) -> anyhow::Result<Measured> {
-        let (place, groups) = (self.empty()?, groups(Users::Uniform(1_000), events, APPEND_RECORDS));
-        timed(events, async { append(&self.log(&place.topic).await?, groups).await })
+        let groups = groups(Content::of(Users::Uniform(1_000), events), APPEND_RECORDS);
+        let place = self.empty()?;
+        timed(events, async { append(&self.log(&place.topic, PARTITIONS).await?, groups).await })
     }
 
     /// `rskafka`, which was made to be fast: a client a partition, all of them beside each other, as dispatch reads.
     fn raw_fetch(&mut self, events: u64) -> anyhow::Result<Measured> {
-        let topic = self.template(Users::Uniform(1_000), events)?;
+        let topic = self.template(Content::of(Users::Uniform(1_000), events))?;
         timed(events, async {
             let (client, mut readers) = (Arc::new(self.rskafka().await?), JoinSet::new());
             for partition in 0..PARTITIONS {
@@ -163,10 +179,10 @@ impl Store for Kafka {
     }
 
     fn log_fetch(&mut self, events: u64) -> Option<anyhow::Result<Measured>> {
-        let topic = self.template(Users::Uniform(1_000), events);
+        let topic = self.template(Content::of(Users::Uniform(1_000), events));
         Some(topic.and_then(|topic| {
             timed(events, async {
-                let (log, mut readers) = (self.log(&topic).await?, JoinSet::new());
+                let (log, mut readers) = (self.log(&topic, PARTITIONS).await?, JoinSet::new());
                 for partition in 0..PARTITIONS {
                     let log = Arc::clone(&log);
                     readers.spawn(async move { fetch_all(&*log, partition).await });

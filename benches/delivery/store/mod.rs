@@ -12,6 +12,7 @@ use anyhow::Context as _;
 use eventd::core::event::{CONTENT_TYPE, ID, Record};
 use eventd::core::partition::Partitioner;
 use eventd::core::progress::State;
+use eventd::group::Group;
 use eventd::limits::FETCH_BYTES_MAX;
 use eventd::log::{CreateTopic, Engine, Log};
 use std::sync::Arc;
@@ -23,8 +24,23 @@ pub(crate) use broker::keep as keep_broker;
 pub(crate) use kafka::Kafka;
 pub(crate) use sqlite::Sqlite;
 
-/// Partitions of every topic, as the flag has them by default.
+/// Partitions of a topic, as the flag has them by default.
 const PARTITIONS: u32 = 3;
+
+/// The events of a log, and how they are spread.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Content {
+    pub(crate) users: Users,
+    pub(crate) events: u64,
+    pub(crate) partitions: u32,
+}
+
+impl Content {
+    /// In as many partitions as a topic has by default.
+    pub(crate) fn of(users: Users, events: u64) -> Self {
+        Self { users, events, partitions: PARTITIONS }
+    }
+}
 
 /// Where a case finds its events, or puts them.
 #[derive(Debug)]
@@ -50,8 +66,15 @@ pub(crate) trait Store {
     /// A log without events.
     fn empty(&mut self) -> anyhow::Result<Place>;
 
-    /// A log with so many events of these users, of which no destination has read any.
-    fn loaded(&mut self, users: Users, events: u64) -> anyhow::Result<Place>;
+    /// A log with these events, of which the place's destination has read none. Nothing is to be appended to it: others
+    /// may be given the same one.
+    fn loaded(&mut self, content: Content) -> anyhow::Result<Place>;
+
+    /// Appends these events to a log that was empty.
+    fn load(&self, place: &Place, content: Content) -> anyhow::Result<()>;
+
+    /// Commits everything that is in the log, as if the place's destination had it.
+    fn settle(&self, place: &Place) -> anyhow::Result<()>;
 
     /// Watches what the place's destination settles. Of all events it says so only once that is committed; before, it
     /// may tell of fewer than there are.
@@ -70,9 +93,9 @@ pub(crate) trait Store {
 }
 
 /// Events as ingest would append them, in groups of a partition.
-fn groups(users: Users, events: u64, group_records: usize) -> Vec<(u32, Vec<Record>)> {
-    let (mut full, mut open) = (Vec::new(), vec![Vec::new(); PARTITIONS as usize]);
-    for (partition, record) in records(users, events) {
+fn groups(content: Content, group_records: usize) -> Vec<(u32, Vec<Record>)> {
+    let (mut full, mut open) = (Vec::new(), vec![Vec::new(); content.partitions as usize]);
+    for (partition, record) in records(content) {
         let group = &mut open[partition as usize];
         group.push(record);
         if group.len() == group_records {
@@ -85,7 +108,7 @@ fn groups(users: Users, events: u64, group_records: usize) -> Vec<(u32, Vec<Reco
 
 /// Appends them: each partition's groups one behind the other, the partitions beside each other.
 async fn append(log: &Arc<dyn Log>, groups: Vec<(u32, Vec<Record>)>) -> anyhow::Result<()> {
-    let mut by_partition = vec![Vec::new(); PARTITIONS as usize];
+    let mut by_partition = vec![Vec::new(); log.partitions().await? as usize];
     for (partition, group) in groups {
         by_partition[partition as usize].push(group);
     }
@@ -106,7 +129,7 @@ async fn append(log: &Arc<dyn Log>, groups: Vec<(u32, Vec<Record>)>) -> anyhow::
 }
 
 /// The records of events as ingest would make them, each with its partition.
-fn records(users: Users, events: u64) -> impl Iterator<Item = (u32, Record)> {
+fn records(Content { users, events, partitions }: Content) -> impl Iterator<Item = (u32, Record)> {
     let payload = users::payload();
     let now_ms = SystemTime::now().duration_since(UNIX_EPOCH).map(|since| since.as_millis()).unwrap_or_default();
     let now_ms = i64::try_from(now_ms).unwrap_or(i64::MAX);
@@ -115,12 +138,22 @@ fn records(users: Users, events: u64) -> impl Iterator<Item = (u32, Record)> {
         let headers: [(&str, Option<&[u8]>); 2] =
             [(ID, Some(id.as_bytes())), (CONTENT_TYPE, Some(b"text/plain; charset=utf-8"))];
         let record = Record::new(Some(user.as_bytes()), Some(payload.as_bytes()), &headers, now_ms);
-        (Partitioner::default().partition(user.as_bytes(), PARTITIONS), record)
+        (Partitioner::default().partition(user.as_bytes(), partitions), record)
     })
 }
 
-async fn open(engine: &dyn Engine, topic: &str) -> anyhow::Result<Arc<dyn Log>> {
-    let create = CreateTopic { partitions: PARTITIONS, retention: None };
+/// Commits everything that is in the log, and leaves the group.
+async fn commit_all(log: &dyn Log, group: &dyn Group) -> anyhow::Result<()> {
+    for partition in 0..log.partitions().await? {
+        group.commit(partition, State::at(log.latest(partition).await?)).await?;
+    }
+    group.leave().await;
+    Ok(())
+}
+
+/// Opens the topic; one that is missing is made with so many partitions.
+async fn open(engine: &dyn Engine, topic: &str, partitions: u32) -> anyhow::Result<Arc<dyn Log>> {
+    let create = CreateTopic { partitions, retention: None };
     engine.open(topic, Some(create)).await.context("open the topic")
 }
 

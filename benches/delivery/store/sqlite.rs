@@ -1,10 +1,10 @@
 //! The embedded log: a database file a case. One that was loaded is copied for each case that reads it.
 
-use super::{PARTITIONS, Place, Settled, Store, append, count, fetch_all, groups, open, timed};
+use super::{Content, PARTITIONS, Place, Settled, Store, append, commit_all, count, fetch_all, groups, open, timed};
 use crate::report::Measured;
 use crate::users::Users;
 use anyhow::{Context as _, ensure};
-use eventd::group::sqlite::committed;
+use eventd::group::sqlite::{WhenHeld, committed, join};
 use eventd::log::sqlite::{Settings, Sqlite as Embedded};
 use std::path::Path;
 use std::sync::Arc;
@@ -20,7 +20,7 @@ const APPEND_RECORDS: usize = 500;
 /// The embedded engine.
 #[derive(Debug)]
 pub(crate) struct Sqlite {
-    loaded: Vec<(Users, u64, TempDir)>,
+    loaded: Vec<(Content, TempDir)>,
 }
 
 impl Sqlite {
@@ -29,22 +29,17 @@ impl Sqlite {
     }
 
     /// The folder with a log of these events; made when it is first asked for.
-    fn template(&mut self, users: Users, events: u64) -> anyhow::Result<&Path> {
-        let index = match self.loaded.iter().position(|(u, n, _)| (*u, *n) == (users, events)) {
+    fn template(&mut self, content: Content) -> anyhow::Result<&Path> {
+        let index = match self.loaded.iter().position(|(loaded, _)| *loaded == content) {
             Some(index) => index,
             None => {
                 let folder = folder()?;
-                let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-                runtime.block_on(async {
-                    let engine = engine(folder.path()).await?;
-                    append(&open(&*engine, TOPIC).await?, groups(users, events, APPEND_RECORDS)).await
-                })?;
-                closed(folder.path())?;
-                self.loaded.push((users, events, folder));
+                load(folder.path(), content)?;
+                self.loaded.push((content, folder));
                 self.loaded.len() - 1
             }
         };
-        Ok(self.loaded[index].2.path())
+        Ok(self.loaded[index].1.path())
     }
 }
 
@@ -57,9 +52,9 @@ impl Store for Sqlite {
         place(folder()?)
     }
 
-    fn loaded(&mut self, users: Users, events: u64) -> anyhow::Result<Place> {
+    fn loaded(&mut self, content: Content) -> anyhow::Result<Place> {
         let folder = folder()?;
-        for entry in std::fs::read_dir(self.template(users, events)?)? {
+        for entry in std::fs::read_dir(self.template(content)?)? {
             let entry = entry?;
             let copy = folder.path().join(entry.file_name());
             std::fs::copy(entry.path(), &copy)?;
@@ -69,10 +64,25 @@ impl Store for Sqlite {
         place(folder)
     }
 
+    fn load(&self, place: &Place, content: Content) -> anyhow::Result<()> {
+        load(place.database_folder()?, content)
+    }
+
+    fn settle(&self, place: &Place) -> anyhow::Result<()> {
+        let folder = place.database_folder()?;
+        let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+        runtime.block_on(async {
+            let engine = engine(folder).await?;
+            let log = open(&*engine, TOPIC, PARTITIONS).await?;
+            let group = join(&engine, &place.destination, TOPIC, "", WhenHeld::Fail).await?;
+            commit_all(&*log, &*group).await
+        })?;
+        closed(folder)
+    }
+
     fn settled(&self, place: &Place) -> anyhow::Result<Settled> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-        let folder = place.folder.as_ref().context("a database has a folder")?;
-        let (engine, destination) = (runtime.block_on(engine(folder.path()))?, place.destination.clone());
+        let (engine, destination) = (runtime.block_on(engine(place.database_folder()?))?, place.destination.clone());
         Ok(Box::new(move || {
             let states = runtime.block_on(committed(&engine, &destination, TOPIC))?;
             states.iter().flatten().map(count).sum()
@@ -80,18 +90,18 @@ impl Store for Sqlite {
     }
 
     fn raw_append(&mut self, events: u64) -> anyhow::Result<Measured> {
-        let (folder, groups) = (folder()?, groups(Users::Uniform(1_000), events, APPEND_RECORDS));
+        let (folder, groups) = (folder()?, groups(Content::of(Users::Uniform(1_000), events), APPEND_RECORDS));
         timed(events, async {
             let engine = engine(folder.path()).await?;
-            append(&open(&*engine, TOPIC).await?, groups).await
+            append(&open(&*engine, TOPIC, PARTITIONS).await?, groups).await
         })
     }
 
     fn raw_fetch(&mut self, events: u64) -> anyhow::Result<Measured> {
-        let folder = self.template(Users::Uniform(1_000), events)?.to_owned();
+        let folder = self.template(Content::of(Users::Uniform(1_000), events))?.to_owned();
         let measured = timed(events, async {
             let engine = engine(&folder).await?;
-            let (log, mut fetched) = (open(&*engine, TOPIC).await?, 0);
+            let (log, mut fetched) = (open(&*engine, TOPIC, PARTITIONS).await?, 0);
             for partition in 0..PARTITIONS {
                 fetched += fetch_all(&*log, partition).await?;
             }
@@ -107,6 +117,22 @@ const DATABASE: &str = "x.db";
 
 /// How long closing a database may take: what its write-ahead log holds is copied.
 const CLOSED_WITHIN: Duration = Duration::from_secs(10);
+
+impl Place {
+    fn database_folder(&self) -> anyhow::Result<&Path> {
+        Ok(self.folder.as_ref().context("a database has a folder")?.path())
+    }
+}
+
+/// Appends these events to the database in the folder, which is made where it is missing.
+fn load(folder: &Path, content: Content) -> anyhow::Result<()> {
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    runtime.block_on(async {
+        let engine = engine(folder).await?;
+        append(&open(&*engine, TOPIC, content.partitions).await?, groups(content, APPEND_RECORDS)).await
+    })?;
+    closed(folder)
+}
 
 fn folder() -> anyhow::Result<TempDir> {
     Ok(tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR"))?)

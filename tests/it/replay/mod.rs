@@ -4,6 +4,7 @@ mod bad_input;
 mod dead;
 mod incident;
 mod kafka;
+mod million;
 mod range;
 mod resume;
 mod rewind;

@@ -1,0 +1,98 @@
+//! How fast several `eventd dispatch` of one destination deliver together, where the destination's latency is the limit
+//! and not the cores. Counting begins once every member says that it has its share of the partitions, and a moment of
+//! deliveries later; it ends while there is still work. So neither joining nor the last events count.
+
+use crate::child::{Child, Helper};
+use crate::drain::measured;
+use crate::report::Measured;
+use crate::roles::{Seen, now_ns};
+use crate::run::Run;
+use crate::store::{Content, Store};
+use crate::users::Users;
+use anyhow::{Context as _, ensure};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+/// A multiple of the members, so that each has as many as the others.
+const PARTITIONS: u32 = 12;
+
+/// So many that hardly an event waits for another one of its user.
+const USERS: Users = Users::Uniform(100_000);
+
+/// `--concurrency` of each member.
+const CONCURRENCY: &str = "64";
+
+/// How long the destination takes for each event.
+const LATENCY_MS: &str = "10";
+
+/// How long the members may take to agree: the first one to come has all partitions, and gives them away.
+const SHARED_WITHIN: Duration = Duration::from_secs(30);
+
+/// One round with so many members.
+pub(crate) fn round(run: &Run, store: &mut dyn Store, members: u32) -> anyhow::Result<Measured> {
+    let place = store.loaded(Content { users: USERS, events: run.drain_events, partitions: PARTITIONS })?;
+    let (mut sink, address) = Helper::start(&["server", LATENCY_MS])?;
+    let dest = format!("{}=http://{address}/hook", place.destination);
+    let own = ["--url", &place.url, "--topic", &place.topic, "--dest", &dest, "--concurrency", CONCURRENCY];
+    let folder = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR"))?;
+    let mut running = Vec::new();
+    for member in 0..members {
+        let log = folder.path().join(format!("member-{member}"));
+        running.push((Child::eventd(&[&["dispatch"], &own[..]].concat(), &log)?, log));
+    }
+    let deadline = Instant::now() + SHARED_WITHIN;
+    while !are_shared(&mut running)? {
+        ensure!(Instant::now() < deadline, "{members} members do not agree within {SHARED_WITHIN:?}");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    std::thread::sleep(run.warm_up);
+
+    let before = look(&mut sink, &running)?;
+    std::thread::sleep(run.load_for);
+    let after = look(&mut sink, &running)?;
+    ensure!(are_shared(&mut running)?, "the partitions moved while it was counted");
+    ensure!(after.requests < run.drain_events, "all {} events were delivered before the end", after.requests);
+    for (member, _) in running {
+        member.terminate()?;
+    }
+    let (events, elapsed_ns) = (after.requests - before.requests, after.at_ns - before.at_ns);
+    Ok(measured(events, elapsed_ns, after.cpu_s - before.cpu_s, after.peak_mb))
+}
+
+/// Whether every member said last that it has its share, and nothing to give away.
+fn are_shared(members: &mut [(Child, PathBuf)]) -> anyhow::Result<bool> {
+    let share = format!(" owned={} leaving=0", PARTITIONS as usize / members.len());
+    for (member, log) in members {
+        member.assert_running()?;
+        if !last_assigned(log)?.is_some_and(|line| line.contains(&share)) {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
+/// What the process logged when it was last assigned partitions.
+fn last_assigned(log: &Path) -> anyhow::Result<Option<String>> {
+    let text = std::fs::read_to_string(log).with_context(|| format!("read {log:?}"))?;
+    Ok(text.lines().rfind(|line| line.contains("partitions assigned")).map(str::to_owned))
+}
+
+/// What all of them did until a moment.
+struct Looked {
+    at_ns: u64,
+    requests: u64,
+    cpu_s: f64,
+    /// Of the largest one.
+    peak_mb: f64,
+}
+
+fn look(sink: &mut Helper, members: &[(Child, PathBuf)]) -> anyhow::Result<Looked> {
+    let seen: Seen = sink.ask("stats")?.parse()?;
+    let mut looked = Looked { at_ns: now_ns(), requests: seen.requests, cpu_s: 0.0, peak_mb: 0.0 };
+    for (member, _) in members {
+        let usage = member.usage()?;
+        looked.cpu_s += usage.cpu_s;
+        looked.peak_mb = looked.peak_mb.max(usage.peak_mb);
+    }
+    Ok(looked)
+}

@@ -1,0 +1,149 @@
+//! How fast `eventd replay` delivers again what a destination had, and how well it keeps to a rate. The log is loaded and
+//! everything in it committed for the destination, as if it had been delivered.
+//!
+//! ```text
+//!  start ── reads the log, counts ──▶ plan ── joins its group, writes its record, delivers, commits ──▶ summary
+//!           the case of the plan      └────────── the time of a redelivery ──────────────────────────┘
+//! ```
+//!
+//! To null the summary is the end, and to a file its last growth. (What dispatch is measured by includes the start of
+//! the process instead, and neither record nor summary: on Kafka, where the record's topic is made, some 50 ms that weigh
+//! in a quick run.)
+
+use crate::child::{Child, Helper, Line, Usage};
+use crate::drain::{Drain, To, lines, measured};
+use crate::report::Measured;
+use crate::roles::{Seen, now_ns};
+use crate::run::Run;
+use crate::store::{Content, Place, Store};
+use crate::users::Users;
+use anyhow::{Context as _, bail, ensure};
+use std::sync::mpsc::{Receiver, RecvTimeoutError};
+use std::time::{Duration, Instant, UNIX_EPOCH};
+
+/// How often it is looked what a replay used, which ends by itself: the last look counts.
+const LOOK_EVERY: Duration = Duration::from_millis(5);
+
+const USERS: Users = Users::Uniform(1_000);
+
+/// One round of delivering everything again.
+pub(crate) fn round(run: &Run, store: &mut dyn Store, drain: Drain) -> anyhow::Result<Measured> {
+    let place = settled(store, drain.users, drain.events)?;
+    let folder = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR"))?;
+    let file = folder.path().join("delivered.jsonl");
+    let (dest, more): (_, &[&str]) = match drain.to {
+        // As the drain has it.
+        To::Null => ("null:".to_owned(), &["--execute", "--commit-interval", "20ms"]),
+        _ => (format!("file:{}", file.display()), &["--execute"]),
+    };
+    let mut replay = Replay::start(run, &place, &dest, more)?;
+    let plan = replay.line()?;
+    ensure!(number(&plan, "events")? == drain.events, "the plan is not of all events: {}", plan.text);
+    let summary = replay.line()?;
+    ensure!(number(&summary, "delivered")? == drain.events, "not everything was delivered: {}", summary.text);
+    let usage = replay.end()?;
+    let ended_ns = match drain.to {
+        To::Null => summary.came_ns,
+        _ => {
+            let lines = lines(&file)?;
+            ensure!(lines == drain.events, "{lines} lines for {} events", drain.events);
+            let grew = std::fs::metadata(&file)?.modified()?.duration_since(UNIX_EPOCH)?;
+            u64::try_from(grew.as_nanos())?
+        }
+    };
+    Ok(measured(drain.events, ended_ns - plan.came_ns, usage.cpu_s, usage.peak_mb))
+}
+
+/// One round of a plan: the whole log is read and counted, and nothing delivered. The time is that of the process.
+pub(crate) fn plan(run: &Run, store: &mut dyn Store) -> anyhow::Result<Measured> {
+    let place = settled(store, USERS, run.counted_events)?;
+    let started_ns = now_ns();
+    let mut replay = Replay::start(run, &place, "null:", &[])?;
+    let plan = replay.line()?;
+    ensure!(number(&plan, "events")? == run.counted_events, "the plan is not of all events: {}", plan.text);
+    let usage = replay.end()?;
+    Ok(measured(run.counted_events, plan.came_ns - started_ns, usage.cpu_s, usage.peak_mb))
+}
+
+/// One round at a rate, by the sink's clock: from the first to the last arrival.
+pub(crate) fn at_rate(run: &Run, store: &mut dyn Store, a_second: u32) -> anyhow::Result<Measured> {
+    let events = u64::from(a_second) * run.load_for.as_secs();
+    let place = settled(store, USERS, events)?;
+    let (mut sink, address) = Helper::start(&["server", "0"])?;
+    let rate = format!("{a_second}/s");
+    let mut replay = Replay::start(run, &place, &format!("http://{address}/hook"), &["--execute", "--rate", &rate])?;
+    replay.line()?;
+    let summary = replay.line()?;
+    let usage = replay.end()?;
+    let seen: Seen = sink.ask("stats")?.parse()?;
+    ensure!(seen.requests == events, "{} requests for {events} events: {}", seen.requests, summary.text);
+    // What lies between two arrivals is one less than they are.
+    let measured = measured(events - 1, seen.last_ns - seen.first_ns, usage.cpu_s, usage.peak_mb);
+    let ratio = measured.events_s.map(|events_s| events_s / f64::from(a_second));
+    Ok(Measured { ratio, ..measured })
+}
+
+/// A replay at a rate that somebody else measures something beside.
+pub(crate) fn rated(run: &Run, place: &Place, dest: &str, a_second: u32) -> anyhow::Result<Child> {
+    let rate = format!("{a_second}/s");
+    Ok(Replay::start(run, place, dest, &["--execute", "--rate", &rate])?.child)
+}
+
+fn settled(store: &mut dyn Store, users: Users, events: u64) -> anyhow::Result<Place> {
+    let place = store.loaded(Content::of(users, events))?;
+    store.settle(&place)?;
+    Ok(place)
+}
+
+/// A running replay of the whole log.
+struct Replay {
+    child: Child,
+    lines: Receiver<Line>,
+    usage: Usage,
+    deadline: Instant,
+}
+
+impl Replay {
+    fn start(run: &Run, place: &Place, dest: &str, more: &[&str]) -> anyhow::Result<Self> {
+        let dest = format!("{}={dest}", place.destination);
+        let own = ["replay", "--url", &place.url, "--topic", &place.topic, "--dest", &dest, "--from", "0", "--json"];
+        let (child, lines) = Child::talking(&[&own, more].concat(), &run.log)?;
+        Ok(Self { child, lines, usage: Usage::default(), deadline: Instant::now() + run.drain_within })
+    }
+
+    /// The next line of its standard output.
+    fn line(&mut self) -> anyhow::Result<Line> {
+        loop {
+            self.look();
+            match self.lines.recv_timeout(LOOK_EVERY) {
+                Ok(line) => return Ok(line),
+                Err(RecvTimeoutError::Timeout) => ensure!(Instant::now() < self.deadline, "a replay takes too long"),
+                Err(RecvTimeoutError::Disconnected) => {
+                    self.child.assert_running()?;
+                    bail!("a replay closed its standard output");
+                }
+            }
+        }
+    }
+
+    /// Waits for its end, and gives what it used.
+    fn end(mut self) -> anyhow::Result<Usage> {
+        self.look();
+        self.child.end()?;
+        ensure!(self.usage.peak_mb > 0.0, "a replay ended before anybody looked");
+        Ok(self.usage)
+    }
+
+    /// One that has ended has no memory any more; what it used before counts.
+    fn look(&mut self) {
+        if let Ok(usage) = self.child.usage() {
+            self.usage = usage;
+        }
+    }
+}
+
+/// A number of a plan or a summary.
+fn number(line: &Line, member: &str) -> anyhow::Result<u64> {
+    let json: serde_json::Value = serde_json::from_str(&line.text).with_context(|| line.text.clone())?;
+    json[member].as_u64().with_context(|| format!("no number {member:?}: {}", line.text))
+}
