@@ -141,6 +141,55 @@ fn members_that_are_killed_or_paused_lose_nothing_and_keep_every_order() {
 }
 
 #[test]
+fn a_rewind_of_a_running_group_is_done_once_whoever_comes_leaves_or_is_killed() {
+    let scene = Scene::begin("rewound");
+    let (a, b) = (scene.member(&[]), scene.member(&[]));
+    owns(&a, 3);
+    owns(&b, 3);
+    scene.all_move_on("with two members");
+    let url = address();
+    let asked = ["replay", "--url", &url, "--topic", &scene.topic, "--dest", &scene.sink.url, "--name", &scene.name];
+    let before = scene.sink.count();
+    let rewind = [&asked[..], &["--rewind", "--from", "0", "--execute"]].concat();
+    let rewind = Program::start(scene.folder.path(), &rewind);
+    rewind.wait_for(&["dispatch is running"]);
+    let mut said = a.lines();
+    a.kill();
+    let c = scene.member(&[]);
+    let ending = rewind.end();
+    assert_eq!(ending.code(), 0, "{}", ending.said);
+    owns(&c, 3);
+    scene.all_move_on("after the rewind");
+    let left = b.stop();
+    assert_eq!(left.code(), 0, "{}", left.said);
+    scene.all_move_on("after one has left");
+    said += &format!("{}{}", left.said, c.lines());
+    let sink = scene.end(vec![c]);
+    let moves = said.lines().filter(|line| line.contains("the position was moved back")).count();
+    assert!((1..=6).contains(&moves), "{moves} moves of 6 partitions:\n{said}");
+    // What had come before came again, each user's in its order, from the first event on.
+    let (mut first, mut again) = (BTreeMap::new(), BTreeMap::new());
+    for (place, arrival) in sink.arrivals().into_iter().enumerate() {
+        let payload: u64 = arrival.payload.parse().unwrap();
+        if place < before {
+            first.insert(arrival.user, payload);
+        } else if payload == 0 || again.contains_key(&arrival.user) {
+            let expected = again.entry(arrival.user.clone()).or_insert(0);
+            assert!(payload <= *expected, "arrival {place}: {arrival:?} came again before {expected}");
+            *expected = (*expected).max(payload + 1);
+        }
+    }
+    for (user, last) in first {
+        assert!(again.get(&user).is_some_and(|next| *next > last), "{user}: {last} before, and {:?}", again.get(&user));
+    }
+    println!(
+        "# a rewind of a running group, a kill, a join and a leave: {} deliveries, {} repeated",
+        sink.count(),
+        sink.repeated()
+    );
+}
+
+#[test]
 fn a_file_a_partition_goes_from_member_to_member() {
     let scene = Scene::begin("files");
     let member = || scene.member_to(scene.folder.path(), "out-{partition}.jsonl", &[]);

@@ -1,6 +1,7 @@
-//! The destination's own position, moved back and ahead, while its dispatch is stopped.
+//! The destination's own position, moved back and ahead, while its dispatch is stopped and while it is running.
 
 use super::*;
+use crate::support::program::eventually;
 
 #[test]
 fn a_rewind_has_dispatch_deliver_again_from_there_on_in_order_with_what_comes_new() {
@@ -64,15 +65,89 @@ fn a_fast_forward_leaves_out_what_was_not_delivered_and_nothing_else() {
 }
 
 #[test]
-fn nothing_is_moved_under_a_dispatch_that_is_running() {
-    let delivered = Delivered::new(60);
+fn a_rewind_under_a_running_dispatch_is_done_by_it_in_one_order_with_what_comes_new() {
+    let mut delivered = Delivered::new(600);
+    let up = delivered.up();
+    delivered.post(&up, 600..660);
+    delivered.receiver.wait_for(60);
+    let ending = delivered.replay(&["--rewind", "--from", "2h", "--execute"]);
+    assert_eq!(ending.code(), 0, "{}", ending.said);
+    assert!(ending.said.contains("dispatch is running"), "{}", ending.said);
+    assert!(ending.said.contains("dispatch delivers again"), "{}", ending.said);
+    delivered.post(&up, 660..720);
+    delivered.receiver.wait_for(60 + 720);
+    assert_eq!(up.stop().code(), 0);
+    let hooks = delivered.receiver.take();
+    assert_eq!(hooks.len(), 60 + 720, "once");
+    assert!(hooks[..60].iter().all(|hook| hook.body.parse::<u64>().unwrap() >= 600));
+    assert_eq!(bodies(&hooks[60..]), delivered.sent, "old and new of each user in one order");
+    assert_eq!(delivered.listed()[0]["state"], "finished");
+
+    // It is done: the next start does nothing of it again.
+    let up = delivered.up();
+    delivered.post(&up, 720..732);
+    delivered.receiver.wait_for(12);
+    assert_eq!(up.stop().code(), 0);
+    assert_eq!(delivered.receiver.take().len(), 12);
+}
+
+#[test]
+fn a_fast_forward_under_a_running_dispatch_frees_users_who_wait() {
+    let mut delivered = Delivered::empty(&["--url", "sqlite:log.db"]);
+    delivered.receiver.answers(|hook| if hook.user() == "user-5" { 503 } else { 200 });
+    let up = delivered.up();
+    delivered.post(&up, 0..240);
+    delivered.receiver.wait_for(220);
+    let ending = delivered.replay(&["--fast-forward", "0s", "--execute"]);
+    assert_eq!(ending.code(), 0, "{}", ending.said);
+    delivered.receiver.take();
+    delivered.receiver.answers(|_| 200);
+    delivered.post(&up, 240..252);
+    delivered.receiver.wait_for(12);
+    assert_eq!(up.stop().code(), 0);
+    let bodies: Vec<String> = delivered.receiver.take().into_iter().map(|hook| hook.body).collect();
+    assert!(bodies.len() == 12 && bodies.iter().all(|body| body.parse::<u64>().unwrap() >= 240), "{bodies:?}");
+}
+
+#[test]
+fn what_was_asked_for_stands_whoever_is_killed() {
+    let delivered = Delivered::new(600);
     let up = delivered.up();
     up.wait_for(&["delivering"]);
-    let ending = delivered.replay(&["--rewind", "--from", "0", "--execute"]);
-    assert_eq!(ending.code(), 1, "{}", ending.said);
-    assert!(ending.said.contains(&format!("pid {}", up.id())), "{}", ending.said);
+    up.signal("STOP");
+    let rewind = delivered.replaying(&["--rewind", "--from", "0", "--execute"]);
+    rewind.wait_for(&["dispatch is running"]);
+    let ending = rewind.stop();
+    assert_eq!(ending.code(), 3, "{}", ending.said);
+    assert!(ending.said.contains("what was asked for stands"), "{}", ending.said);
+    assert_eq!((delivered.receiver.count(), &delivered.listed()[0]["state"]), (0, &"stopped".into()));
+    up.kill();
+
+    // Killed at any moment around the move, it moves each partition once.
+    let mut moved = BTreeMap::new();
+    for round in 1..=3 {
+        let up = delivered.up();
+        delivered.receiver.wait_for(40 * round);
+        up.signal("STOP");
+        for line in up.lines().lines().filter(|line| line.contains("the position was moved back")) {
+            *moved.entry(line.split("partition=").nth(1).unwrap()[..1].to_owned()).or_insert(0) += 1;
+        }
+        up.kill();
+    }
+    let up = delivered.up();
+    let mut hooks = Vec::new();
+    eventually(|| {
+        hooks.extend(delivered.receiver.take());
+        match without_repeats(&hooks) {
+            seen if seen == delivered.sent => Ok(()),
+            seen => Err(format!("{seen:?}")),
+        }
+    });
     assert_eq!(up.stop().code(), 0);
-    assert_eq!((delivered.receiver.count(), delivered.listed()), (0, Vec::new()));
+    hooks.extend(delivered.receiver.take());
+    assert_in_order(&hooks);
+    assert!(moved.values().all(|times| *times == 1), "{moved:?}");
+    println!("# a rewind of 600 events, three kills: {} deliveries, moved {moved:?}", hooks.len());
 }
 
 #[test]
