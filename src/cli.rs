@@ -153,13 +153,13 @@ pub struct Replay {
     #[arg(long, value_name = "ID", value_parser = replay_id, conflicts_with = "selection", help_heading = REPLAY)]
     pub resume: Option<String>,
 
-    /// Deliver nothing: move the destination's own position back to --from, so that dispatch, which has to be stopped,
-    /// delivers everything from there on again when it starts
+    /// Deliver nothing: move the destination's own position back to --from, so that dispatch, running or stopped,
+    /// delivers everything from there on again
     #[arg(long, requires = "from", conflicts_with_all = ["until", "users", "ids", "limit", "again", "dead", "resume", "list", "rate"], help_heading = REPLAY)]
     pub rewind: bool,
 
-    /// Deliver nothing: move the destination's own position ahead, so that dispatch, which has to be stopped, leaves out
-    /// what stands before this place and was not delivered (0s is everything)
+    /// Deliver nothing: move the destination's own position ahead, so that dispatch, running or stopped, leaves out what
+    /// stands before this place and was not delivered (0s is everything)
     #[arg(long, value_name = "PLACE", value_parser = place, conflicts_with_all = ["selection", "resume", "list", "rate", "rewind"], help_heading = REPLAY)]
     pub fast_forward: Option<Place>,
 
