@@ -8,6 +8,7 @@ mod million;
 mod range;
 mod resume;
 mod rewind;
+mod terminal;
 
 use crate::support::client::Client;
 use crate::support::program::{Ending, Program, command, run};

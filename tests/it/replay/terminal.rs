@@ -1,0 +1,74 @@
+//! At a terminal: the question before anything is delivered, and the bar while it is.
+
+use super::*;
+use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
+use std::fs::File;
+use std::io::{Read, Write};
+
+/// A replay at a terminal of its own. What is typed goes in here, and what it shows is collected.
+struct Terminal {
+    replay: Program,
+    keys: File,
+    screen: std::thread::JoinHandle<String>,
+}
+
+impl Terminal {
+    fn replaying(delivered: &Delivered, more: &[&str]) -> Self {
+        let user = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).unwrap();
+        grantpt(&user).unwrap();
+        unlockpt(&user).unwrap();
+        let path = ptsname(&user, Vec::new()).unwrap().into_string().unwrap();
+        let terminal = File::options().read(true).write(true).open(path).unwrap();
+        let arguments = delivered.arguments("replay", &[&["--dest", &delivered.destination()], more].concat());
+        let mut command = command(delivered.folder(), &arguments.iter().map(String::as_str).collect::<Vec<_>>());
+        command.stdin(terminal.try_clone().unwrap()).stderr(terminal);
+        let keys = File::from(user);
+        let mut shown = keys.try_clone().unwrap();
+        let replay = Program::spawn(command, "replay at a terminal");
+        // Ends when the program has closed the terminal.
+        let screen = std::thread::spawn(move || {
+            let (mut text, mut some) = (Vec::new(), [0; 4096]);
+            while let Ok(read @ 1..) = shown.read(&mut some) {
+                text.extend_from_slice(&some[..read]);
+            }
+            String::from_utf8_lossy(&text).into_owned()
+        });
+        Self { replay, keys, screen }
+    }
+
+    fn types(mut self, keys: &str) -> (Ending, String) {
+        self.keys.write_all(keys.as_bytes()).unwrap();
+        let ending = self.replay.end();
+        (ending, self.screen.join().unwrap())
+    }
+}
+
+#[test]
+fn a_person_is_asked_and_only_a_yes_delivers() {
+    let delivered = Delivered::new(60);
+    for no in ["n\n", "\n", "yesterday\n", "\u{4}"] {
+        let (ending, shown) = Terminal::replaying(&delivered, &["--from", "0"]).types(no);
+        assert_eq!(ending.code(), 0, "{no:?}: {shown}");
+        assert!(shown.contains("deliver these 60 events to hook now? [y/N]"), "{no:?}: {shown}");
+        assert!(shown.contains("nothing was delivered"), "{no:?}: {shown}");
+    }
+    assert_eq!((delivered.receiver.count(), delivered.listed()), (0, Vec::new()));
+    let (ending, shown) = Terminal::replaying(&delivered, &["--from", "0"]).types("y\n");
+    assert_eq!(ending.code(), 0, "{shown}");
+    assert_eq!(bodies(&delivered.receiver.take()), delivered.sent);
+    let (ending, shown) = Terminal::replaying(&delivered, &["--rewind", "--from", "0"]).types("n\n");
+    assert_eq!(ending.code(), 0, "{shown}");
+    assert!(shown.contains("move the position of hook over these 60 events? [y/N]"), "{shown}");
+}
+
+#[test]
+fn a_bar_shows_how_far_it_is_and_leaves_the_line_clean() {
+    let delivered = Delivered::new(600);
+    let (ending, shown) = Terminal::replaying(&delivered, &["--from", "0", "--rate", "600/s"]).types("yes\n");
+    assert_eq!(ending.code(), 0, "{shown}");
+    assert!(shown.contains("of 600, ") && shown.contains("[#") && shown.contains("s left"), "{shown}");
+    assert!(ending.said.contains("600 delivered"), "{}", ending.said);
+    // What was written last on the line of the bar is gone.
+    let (_, behind) = shown.rsplit_once("\r\u{1b}[K").unwrap();
+    assert!(!behind.contains(" of 600"), "{shown}");
+}
