@@ -5,7 +5,7 @@ use crate::conformance::unique;
 use crate::support::broker::tool;
 use crate::support::delivered::{Line, lines};
 use crate::support::load::Load;
-use crate::support::program::{Program, eventually};
+use crate::support::program::{Program, eventually, run};
 use crate::support::sink::Sink;
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -149,6 +149,11 @@ fn a_rewind_of_a_running_group_is_done_once_whoever_comes_leaves_or_is_killed() 
     scene.all_move_on("with two members");
     let url = address();
     let asked = ["replay", "--url", &url, "--topic", &scene.topic, "--dest", &scene.sink.url, "--name", &scene.name];
+    // Only what is committed can be taken back.
+    eventually(|| {
+        let plan = run(scene.folder.path(), &[&asked[..], &["--rewind", "--from", "0", "--json"]].concat()).said;
+        if plan.contains("\"events\":0,") { Err(plan) } else { Ok(()) }
+    });
     let before = scene.sink.count();
     let rewind = [&asked[..], &["--rewind", "--from", "0", "--execute"]].concat();
     let rewind = Program::start(scene.folder.path(), &rewind);
