@@ -137,7 +137,7 @@ mod tests {
             partition: 3,
             runs: (0..runs).map(run).collect(),
             events: (0..runs * events_each).map(event).collect(),
-            deadline: tokio::time::Instant::now(),
+            deadline: tokio::time::Instant::now().into(),
         }
     }
 

@@ -13,7 +13,7 @@
 
 use super::spec::HttpTarget;
 use super::webhook::{self, Signer, Try};
-use super::{ConfigurationError, Destination, HandOver, HandOverLimits, Settings};
+use super::{ConfigurationError, Deadline, Destination, HandOver, HandOverLimits, Settings};
 use crate::BoxFuture;
 use crate::core::event::{Event, Record};
 use crate::core::verdict::{Failed, Report, Verdict};
@@ -88,13 +88,13 @@ impl Http {
         })
     }
 
-    async fn attempt(&self, attempt: Try<'_>, deadline: Instant) -> Result<(), Failed> {
+    async fn attempt(&self, attempt: Try<'_>, deadline: &Deadline) -> Result<(), Failed> {
         let mut was_sent = false;
         // One place that sends and one that reads: an attempt's future then stays small enough for the allocator's fast
         // way, and there is one an event.
         let answer = loop {
-            match self.send(&attempt, deadline).await {
-                Err(NoAnswer::Closed(_)) if !was_sent && Instant::now() < deadline => {
+            match self.send(&attempt, deadline.at).await {
+                Err(NoAnswer::Closed(_)) if !was_sent && !deadline.is_over() => {
                     was_sent = true;
                     self.resent.fetch_add(1, Ordering::Relaxed);
                 }
@@ -110,7 +110,7 @@ impl Http {
         let status = response.status();
         let failed = (!status.is_success()).then(|| self.verdict(status, response.headers()));
         let keep_bytes = if failed.is_some() { ANSWER_BYTES_MAX } else { 0 };
-        let said = read_to_end(response.into_body(), keep_bytes, deadline).await;
+        let said = read_to_end(response.into_body(), keep_bytes, deadline.at).await;
         let Some(verdict) = failed else { return Ok(()) };
         let said = String::from_utf8_lossy(&said);
         Err(Failed::new(verdict, if said.is_empty() { status.to_string() } else { format!("{status}: {said}") }))
@@ -180,7 +180,7 @@ impl Destination for Http {
                         gap: is_first && run.gap,
                         now: SystemTime::now(),
                     };
-                    match self.attempt(attempt, hand_over.deadline).await {
+                    match self.attempt(attempt, &hand_over.deadline).await {
                         Ok(()) => report.delivered += 1,
                         Err(failed) => {
                             report.failed = Some(failed);

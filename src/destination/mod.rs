@@ -80,7 +80,41 @@ pub struct HandOver {
     /// The events of all runs, one run behind the other.
     pub events: Vec<Event>,
     /// The answer is due by then.
-    pub deadline: Instant,
+    pub deadline: Deadline,
+}
+
+/// When the answer to a hand-over is due, and until when its owner may begin anything at all: that may move meanwhile.
+#[derive(Clone)]
+pub struct Deadline {
+    pub at: Instant,
+    fence: Option<Arc<Fence>>,
+}
+
+/// Until when the owner may begin something, as far as is known now. `None`: no limit.
+pub type Fence = dyn Fn() -> Option<Instant> + Send + Sync;
+
+impl Deadline {
+    pub fn fenced(at: Instant, fence: Arc<Fence>) -> Self {
+        Self { at, fence: Some(fence) }
+    }
+
+    /// Nothing of the hand-over may be begun any more: no resend, no line.
+    pub fn is_over(&self) -> bool {
+        let now = Instant::now();
+        self.at <= now || self.fence.as_ref().and_then(|fence| fence()).is_some_and(|fence| fence <= now)
+    }
+}
+
+impl From<Instant> for Deadline {
+    fn from(at: Instant) -> Self {
+        Self { at, fence: None }
+    }
+}
+
+impl fmt::Debug for Deadline {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.at.fmt(f)
+    }
 }
 
 impl HandOver {

@@ -18,7 +18,6 @@ use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use tokio::sync::{mpsc, oneshot};
-use tokio::time::Instant;
 
 /// Where lines go. What `append` is given it keeps durably and whole, or answers with why not (for people); then
 /// nothing of it counts.
@@ -55,7 +54,7 @@ impl Writer {
 
     /// Hands over, and answers by the deadline. One that is not answered until then may be written all the same.
     pub(super) async fn write(&self, hand_over: HandOver) -> Vec<Report> {
-        let (runs, deadline) = (hand_over.runs.len(), hand_over.deadline);
+        let (runs, deadline) = (hand_over.runs.len(), hand_over.deadline.at);
         if hand_over.events.is_empty() {
             return Vec::new();
         }
@@ -173,7 +172,7 @@ impl<S: Sink> Rounds<S> {
 
 impl Waiting {
     fn is_late(&self) -> bool {
-        self.answer.is_closed() || self.hand_over.deadline <= Instant::now()
+        self.answer.is_closed() || self.hand_over.deadline.is_over()
     }
 
     fn format(&mut self, lines: &mut Vec<u8>) {
@@ -213,6 +212,7 @@ mod tests {
     use crate::destination::Run;
     use std::sync::Mutex;
     use std::time::Duration;
+    use tokio::time::Instant;
 
     /// Waits at the gate before its first append, and fails the appends whose numbers (from 0) are given.
     struct Gated {
@@ -254,7 +254,7 @@ mod tests {
             Run { events: start - len..start, attempt: 1, gap: false }
         };
         let runs = runs.iter().map(run).collect();
-        HandOver { topic: "t".into(), partition: 0, runs, events, deadline: Instant::now() + time }
+        HandOver { topic: "t".into(), partition: 0, runs, events, deadline: (Instant::now() + time).into() }
     }
 
     const PATIENCE: Duration = Duration::from_secs(20);

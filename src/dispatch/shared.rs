@@ -6,6 +6,7 @@ use crate::core::Moment;
 use crate::core::breaker::Breaker;
 use crate::core::pace::{Pace, Rate};
 use crate::core::random;
+use crate::destination::Fence;
 use crate::limits;
 use crate::log::{Log, OpenError};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -13,9 +14,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::{Notify, OnceCell, Semaphore};
 use tokio::time::Instant;
 
-#[derive(Debug)]
 pub(super) struct Shared {
     pub(super) parts: Parts,
+    /// That of the group.
+    pub(super) fence: Arc<Fence>,
     pub(super) config: Config,
     pub(super) topic: Arc<str>,
     /// Attempts (hand-overs) in flight at the destination: first come, first served.
@@ -35,7 +37,9 @@ pub(super) struct Shared {
 
 impl Shared {
     pub(super) fn new(parts: Parts, config: Config, rate: Option<Rate>, tally: Arc<Tally>) -> Self {
+        let group = Arc::clone(&parts.group);
         Self {
+            fence: Arc::new(move || group.fence()),
             topic: parts.log.topic().into(),
             slots: Arc::new(Semaphore::new(config.concurrency.min(Semaphore::MAX_PERMITS))),
             breaker_moved: Notify::new(),

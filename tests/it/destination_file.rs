@@ -294,7 +294,7 @@ proptest! {
                 partition: 0,
                 runs: vec![Run { events: 0..events.len(), attempt: 1, gap: false }],
                 events,
-                deadline: tokio::time::Instant::now() + PATIENCE,
+                deadline: (tokio::time::Instant::now() + PATIENCE).into(),
             }).await
         });
         prop_assert!(all_delivered(&reports));

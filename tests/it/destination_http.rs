@@ -180,7 +180,7 @@ async fn the_request_says_what_the_event_is_and_is_signed() {
         partition: 3,
         runs: vec![Run { events: 0..1, attempt: 4, gap: true }],
         events: vec![Event { offset: 17, record }],
-        deadline: Instant::now() + PATIENCE,
+        deadline: (Instant::now() + PATIENCE).into(),
     };
     assert_eq!(destination.deliver(hand_over).await[0].failed, None);
 

@@ -39,14 +39,15 @@ pub(crate) fn hand_over(partition: u32, first: i64, runs: &[usize], time: Durati
         }
         ranges.push(Run { events: start..events.len(), attempt: 1, gap: false });
     }
-    HandOver { topic: "user-events".into(), partition, runs: ranges, events, deadline: Instant::now() + time }
+    HandOver { topic: "user-events".into(), partition, runs: ranges, events, deadline: (Instant::now() + time).into() }
 }
 
 /// Hands over one event and tells what became of it.
 pub(crate) async fn attempt(destination: &dyn Destination, event: Event, time: Duration) -> Result<(), Failed> {
     let runs = vec![Run { events: 0..1, attempt: 1, gap: false }];
     let deadline = Instant::now() + time;
-    let hand_over = HandOver { topic: "user-events".into(), partition: 0, runs, events: vec![event], deadline };
+    let hand_over =
+        HandOver { topic: "user-events".into(), partition: 0, runs, events: vec![event], deadline: deadline.into() };
     let mut reports = destination.deliver(hand_over).await;
     assert_eq!(reports.len(), 1, "one report a run");
     let Report { delivered, failed } = reports.remove(0);

@@ -9,7 +9,7 @@ use eventd::core::event::Event;
 use eventd::core::verdict::{Failed, Report, Verdict};
 use eventd::destination::{Destination, HandOver, HandOverLimits};
 use eventd::group::Group as _;
-use eventd::limits::ATTEMPT_ABANDON_AFTER;
+use eventd::limits::{ATTEMPT_ABANDON_AFTER, FENCE_LOOK_INTERVAL};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::Instant;
@@ -125,22 +125,38 @@ pub(crate) struct MemoryDestination {
 
 /// An attempt that has not answered. Where its caller drops it, nobody saw what became of it.
 struct InFlight<'a> {
-    handle: &'a Handle,
+    destination: &'a MemoryDestination,
     id: Option<u64>,
 }
 
 impl Drop for InFlight<'_> {
     fn drop(&mut self) {
         if let Some(id) = self.id {
-            let now = self.handle.world.now();
-            let mut state = self.handle.world.lock();
-            state.note(now, self.handle.life, format_args!("drops attempt {id}"));
-            state.oracle.dropped(id, now);
+            let Handle { world, life } = &self.destination.handle;
+            let now = world.now();
+            let is_cut = self.destination.behind_fence(now).is_some();
+            self.destination.judge_end(id, now);
+            let mut state = world.lock();
+            state.note(now, *life, format_args!("drops attempt {id}"));
+            state.oracle.dropped(id, is_cut, now);
         }
     }
 }
 
 impl MemoryDestination {
+    /// How long ago the next owner was let in. `None`: it was not.
+    fn behind_fence(&self, now: Duration) -> Option<Duration> {
+        now.checked_sub(self.handle.world.moment(self.group.fence()?))
+    }
+
+    /// The process is at work, and waits for an attempt longer than it may.
+    fn judge_end(&self, id: u64, now: Duration) {
+        let Handle { world, life } = &self.handle;
+        if !world.is_dying(*life) && self.behind_fence(now).is_some_and(|since| since > FENCE_LOOK_INTERVAL) {
+            world.lock().oracle.fail(format!("life {life} waits for attempt {id} beyond its fence"));
+        }
+    }
+
     /// What each run comes to, how long the hand-over takes, and whether it answers at all.
     fn fates(&self, runs: &[Handed], way: Option<u32>) -> (Vec<Report>, Duration, bool) {
         let mut guard = self.handle.world.lock();
@@ -188,28 +204,27 @@ impl Destination for MemoryDestination {
                 .iter()
                 .map(|run| Handed { events: hand_over.events_of(run).to_vec(), attempt: run.attempt, gap: run.gap })
                 .collect();
-            let (now, deadline) = (world.now(), world.moment(hand_over.deadline));
-            let fence = self.group.fence().map(|fence| world.moment(fence));
+            let (now, deadline) = (world.now(), world.moment(hand_over.deadline.at));
+            let is_behind_fence = self.behind_fence(now).is_some();
             let id = {
                 let mut guard = world.lock();
                 let state = &mut *guard;
-                if fence.is_some_and(|fence| fence <= now || fence < deadline) {
-                    let life = handle.life;
-                    state.oracle.fail(format!("an attempt of life {life} until {deadline:?}, its fence is {fence:?}"));
+                if is_behind_fence {
+                    state.oracle.fail(format!("life {} begins an attempt behind its fence", handle.life));
                 }
-                let until = (now + self.attempt_timeout + ATTEMPT_ABANDON_AFTER).min(fence.unwrap_or(Duration::MAX));
+                let until = now + self.attempt_timeout + ATTEMPT_ABANDON_AFTER;
                 let id = state.oracle.started(handle.life, hand_over.partition, &runs, until, now);
                 let offsets: Vec<Vec<i64>> =
                     runs.iter().map(|run| run.events.iter().map(|event| event.offset).collect()).collect();
                 state.note(now, handle.life, format_args!("attempt {id} in {}: {offsets:?}", hand_over.partition));
                 id
             };
-            let mut in_flight = InFlight { handle, id: Some(id) };
+            let mut in_flight = InFlight { destination: self, id: Some(id) };
             let (mut reports, time, answers) = self.fates(&runs, way);
             if !answers {
                 std::future::pending::<()>().await;
             }
-            let late = Instant::now() + time > hand_over.deadline;
+            let late = Instant::now() + time > hand_over.deadline.at;
             handle.sleep(time.min(deadline.saturating_sub(now))).await;
             handle.end().await;
             if late {
@@ -218,6 +233,7 @@ impl Destination for MemoryDestination {
             }
             in_flight.id = None;
             let now = world.now();
+            self.judge_end(id, now);
             let mut state = world.lock();
             let said: Vec<_> = reports.iter().map(|r| (r.delivered, r.failed.as_ref().map(|f| f.verdict))).collect();
             state.note(now, handle.life, format_args!("attempt {id} answers {said:?}"));

@@ -4,14 +4,14 @@ use super::{Flight, Happening, Worker};
 use crate::core::Moment;
 use crate::core::breaker::{Attempt, Gate};
 use crate::core::verdict::{Failed, Report, Verdict};
-use crate::destination::{HandOver, Run};
+use crate::destination::{Deadline, Fence, HandOver, Run};
 use crate::dispatch::dead_letter::Letter;
 use crate::dispatch::policy;
 use crate::limits;
 use anyhow::ensure;
 use std::sync::Arc;
 use tokio::sync::OwnedSemaphorePermit;
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, sleep_until, timeout_at};
 
 impl Worker {
     /// Starts what may start. Answers with the moment at which breaker and pace may be asked again, if one said no.
@@ -92,22 +92,26 @@ impl Worker {
         }
         self.hand_overs += 1;
         self.shared.spend(events.len());
-        let mut deadline = Instant::now() + self.shared.config.attempt_timeout;
-        let mut abandoned_at = deadline + limits::ATTEMPT_ABANDON_AFTER;
-        if let Some(fence) = self.shared.parts.group.fence() {
-            // At the fence the next owner may begin: nothing is waited for beyond it.
-            (deadline, abandoned_at) = (deadline.min(fence), abandoned_at.min(fence));
-        }
+        let deadline = Instant::now() + self.shared.config.attempt_timeout;
+        let abandoned_at = deadline + limits::ATTEMPT_ABANDON_AFTER;
+        let fence = Arc::clone(&self.shared.fence);
+        let deadline = Deadline::fenced(deadline, Arc::clone(&fence));
         let destination = Arc::clone(&self.shared.parts.destination);
         let topic = Arc::clone(&self.shared.topic);
         let hand_over = HandOver { topic, partition: self.partition, runs, events, deadline };
         self.outside.spawn(async move {
             let count = hand_over.runs.len();
-            let answer = timeout_at(abandoned_at, destination.deliver(hand_over)).await;
+            let answer = tokio::select! {
+                biased;
+                answer = timeout_at(abandoned_at, destination.deliver(hand_over)) => {
+                    answer.map_err(|_| (Verdict::Retry { after: None }, "no answer within --attempt-timeout"))
+                }
+                // At the fence the next owner may begin: nothing is waited for beyond it, and it is nobody's failure.
+                () = passed(&*fence) => Err((Verdict::Busy { after: None }, "cut off at the end of the session")),
+            };
             drop(slot);
-            let reports = answer.unwrap_or_else(|_| {
-                let failed = Failed::new(Verdict::Retry { after: None }, "no answer within --attempt-timeout");
-                vec![Report { delivered: 0, failed: Some(failed) }; count]
+            let reports = answer.unwrap_or_else(|(verdict, why)| {
+                vec![Report { delivered: 0, failed: Some(Failed::new(verdict, why)) }; count]
             });
             Happening::Attempted { flights, reports }
         });
@@ -195,6 +199,19 @@ impl Worker {
                 );
             }
             false => tracing::info!(destination, more, "the destination takes events again"),
+        }
+    }
+}
+
+/// Ready once the fence has passed: asked again and again, since heartbeats move it on and a suspended machine brings it
+/// nearer.
+async fn passed(fence: &Fence) {
+    loop {
+        let now = Instant::now();
+        match fence() {
+            None => std::future::pending().await,
+            Some(at) if at <= now => return,
+            Some(at) => sleep_until(at.min(now + limits::FENCE_LOOK_INTERVAL)).await,
         }
     }
 }

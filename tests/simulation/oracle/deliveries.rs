@@ -185,10 +185,10 @@ impl Oracle {
     }
 
     /// The attempt was dropped before it answered. When it was waited for long enough that is a time-out, which counts
-    /// as a failure; before, the owner ended or lost the partition, and nobody saw a verdict.
-    pub(crate) fn dropped(&mut self, id: u64, now: Duration) {
+    /// as a failure; before, the owner ended, was cut off at its fence or lost the partition, and nobody saw a verdict.
+    pub(crate) fn dropped(&mut self, id: u64, is_cut_off: bool, now: Duration) {
         let attempt = self.attempts.remove(&id).expect("an attempt ends once");
-        if now < attempt.until || self.ownership_of(&attempt).is_none_or(|owned| owned.lost.is_some()) {
+        if is_cut_off || now < attempt.until || self.ownership_of(&attempt).is_none_or(|owned| owned.lost.is_some()) {
             return;
         }
         for run in &attempt.runs {
