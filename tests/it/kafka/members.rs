@@ -2,7 +2,7 @@
 
 use super::address;
 use crate::conformance::unique;
-use crate::support::broker::tool;
+use crate::support::broker::{tool, tool_command};
 use crate::support::delivered::{Line, lines};
 use crate::support::load::Load;
 use crate::support::program::{Program, eventually, run};
@@ -247,6 +247,57 @@ fn one_name_with_two_destinations_is_refused_and_disturbs_nobody() {
     assert!(other.said.contains("belongs to another destination") && other.said.contains("--name"), "{}", other.said);
     scene.all_move_on("after the other one was refused");
     let sink = scene.end(vec![a]);
+    assert_eq!(sink.repeated(), 0);
+}
+
+#[test]
+fn another_program_in_the_group_is_told_apart_and_disturbs_nobody() {
+    let scene = Scene::begin("foreign");
+    let consumer = || {
+        let (address, topic) = (address(), scene.topic.as_str());
+        let what = ["--bootstrap-server", &address, "--topic", topic, "--group", &scene.name];
+        Program::spawn(tool_command("kafka-console-consumer", &what), "a consumer of Kafka's own")
+    };
+    let groups = |arguments: &[&str]| tool("kafka-consumer-groups", &address(), arguments);
+    let theirs = consumer();
+    eventually(|| match groups(&["--describe", "--members", "--group", &scene.name]) {
+        members if members.contains("console-consumer") => Ok(()),
+        members => Err(members),
+    });
+    let refused = scene.member(&[]).end();
+    assert_eq!(refused.code(), 1, "{}", refused.said);
+    assert!(refused.said.contains("another program is in the group"), "{}", refused.said);
+    assert!(refused.said.contains("--name"), "{}", refused.said);
+    theirs.stop();
+
+    // The commits of the consumer are those of another tool: dispatch goes on from there, so it begins anew instead.
+    let ours = scene.member(&["--start", "earliest"]);
+    owns(&ours, 6);
+    scene.all_move_on("alone");
+    let refused = consumer().end();
+    assert!(refused.said.contains("InconsistentGroupProtocol"), "{}", refused.said);
+    scene.all_move_on("after the consumer was refused");
+    let listed = groups(&["--list"]);
+    assert!(listed.lines().any(|line| line.trim() == scene.name), "{listed}");
+    let assigned = ours.lines().matches("partitions assigned").count();
+    assert_eq!(assigned, 1, "it was not disturbed:\n{}", ours.lines());
+    assert_eq!(ours.stop().code(), 0);
+    assert_eq!(scene.ingest.stop().code(), 0);
+}
+
+#[test]
+fn partitions_that_are_added_are_shared_by_the_members_at_once() {
+    let scene = Scene::begin("grown");
+    let (a, b) = (scene.member(&[]), scene.member(&[]));
+    owns(&a, 3);
+    owns(&b, 3);
+    scene.all_move_on("with six partitions");
+    tool("kafka-topics", &address(), &["--alter", "--topic", &scene.topic, "--partitions", "10"]);
+    owns(&a, 5);
+    owns(&b, 5);
+    scene.all_move_on("with ten");
+    let sink = scene.end(vec![a, b]);
+    println!("# four partitions more: {} deliveries, {} repeated", sink.count(), sink.repeated());
     assert_eq!(sink.repeated(), 0);
 }
 

@@ -3,7 +3,7 @@
 use super::program::eventually;
 use crate::conformance::unique;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 /// The nodes of one broker, which end with the value; their data too, unless the test failed.
 pub(crate) struct Broker {
@@ -74,13 +74,26 @@ pub(crate) fn tool(name: &str, addresses: &str, arguments: &[&str]) -> String {
     run(&[&["tool", name, "--bootstrap-server", addresses], arguments].concat())
 }
 
+/// One that goes on until it is ended.
+pub(crate) fn tool_command(name: &str, arguments: &[&str]) -> Command {
+    let mut command = command(&[&["tool", name], arguments].concat());
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    command
+}
+
 fn broker(command: &str, folder: &Path, flags: &[&str]) -> String {
     run(&[&[command, "--dir", folder.to_str().unwrap()], flags].concat())
 }
 
-fn run(arguments: &[&str]) -> String {
+fn command(arguments: &[&str]) -> Command {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let ended = Command::new(root.join("compose/broker")).args(arguments).current_dir(root).output().unwrap();
+    let mut command = Command::new(root.join("compose/broker"));
+    command.args(arguments).current_dir(root);
+    command
+}
+
+fn run(arguments: &[&str]) -> String {
+    let ended = command(arguments).output().unwrap();
     let (out, err) = (String::from_utf8_lossy(&ended.stdout), String::from_utf8_lossy(&ended.stderr));
     assert!(ended.status.success(), "compose/broker {arguments:?}: {}\n{out}\n{err}", ended.status);
     out.trim().to_owned()
