@@ -9,6 +9,7 @@
 //! The three agree after every fault: what was acknowledged stands where the answer said, twice only where a sending was
 //! told to be unknown, and was delivered once, in order. Each test has brokers of its own, and runs alone.
 
+use super::members;
 use crate::support::block_on;
 use crate::support::broker::{Broker, tool};
 use crate::support::delivered;
@@ -160,6 +161,32 @@ fn a_broker_that_is_killed_under_load_loses_nothing_and_comes_back() {
     }
     let judged = scene.judge("a broker killed", &recoveries);
     assert!(judged.answered.refusals > 0 && judged.unknown + judged.refused > 0);
+}
+
+#[test]
+fn two_members_of_a_group_outlive_a_restart_of_their_broker() {
+    let broker = Broker::start("members", &[]);
+    let scene = members::Scene::begin_at(broker.addresses(), "restarted");
+    let (a, b) = (scene.member(&[]), scene.member(&[]));
+    members::owns(&a, 3);
+    members::owns(&b, 3);
+    scene.all_move_on("with two members");
+    let mut recoveries = Vec::new();
+    for _ in 0..torture_times() {
+        broker.kill(1);
+        scene.load.wait_for_refusals(1);
+        broker.start_again();
+        let began = Instant::now();
+        scene.all_move_on("after the broker came back");
+        recoveries.push(began.elapsed());
+    }
+    let sink = scene.end(vec![a, b]);
+    println!(
+        "# a broker restarted under two members: {} deliveries, {} repeated, all partitions move on {recoveries:?} after \
+         it is back",
+        sink.count(),
+        sink.repeated()
+    );
 }
 
 #[test]

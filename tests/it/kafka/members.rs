@@ -15,39 +15,43 @@ const PARTITIONS: &str = "6";
 const SESSION_TIMEOUT: &str = "2s";
 
 /// A topic under load, a receiver, and a name for those who deliver to it.
-struct Scene {
+pub(super) struct Scene {
     folder: tempfile::TempDir,
+    url: String,
     topic: String,
     name: String,
-    sink: Sink,
+    pub(super) sink: Sink,
     ingest: Program,
-    load: Load,
+    pub(super) load: Load,
 }
 
 impl Scene {
     fn begin(name: &str) -> Self {
-        let (folder, topic) = (tempfile::tempdir().unwrap(), unique("members"));
-        let make = ["--create-topic", "--partitions", PARTITIONS, "--listen", "127.0.0.1:0"];
-        let url = address();
-        let ingest =
-            Program::start(folder.path(), &[&["ingest", "--url", &url, "--topic", &topic], &make[..]].concat());
-        let load = Load::start(&ingest.address());
-        Self { topic, name: unique(name), sink: Sink::start(Duration::from_millis(1)), ingest, load, folder }
+        Self::begin_at(&address(), name)
     }
 
-    fn member(&self, more: &[&str]) -> Program {
+    pub(super) fn begin_at(url: &str, name: &str) -> Self {
+        let (folder, topic) = (tempfile::tempdir().unwrap(), unique("members"));
+        let make = ["--create-topic", "--partitions", PARTITIONS, "--listen", "127.0.0.1:0"];
+        let ingest = Program::start(folder.path(), &[&["ingest", "--url", url, "--topic", &topic], &make[..]].concat());
+        let load = Load::start(&ingest.address());
+        let (url, sink) = (url.to_owned(), Sink::start(Duration::from_millis(1)));
+        Self { topic, url, name: unique(name), sink, ingest, load, folder }
+    }
+
+    pub(super) fn member(&self, more: &[&str]) -> Program {
         self.member_to(self.folder.path(), &self.sink.url, more)
     }
 
     fn member_to(&self, folder: &Path, destination: &str, more: &[&str]) -> Program {
-        let url = address();
-        let fixed = ["dispatch", "--url", &url, "--topic", &self.topic, "--dest", destination, "--name", &self.name];
+        let fixed =
+            ["dispatch", "--url", &self.url, "--topic", &self.topic, "--dest", destination, "--name", &self.name];
         let quick = ["--session-timeout", SESSION_TIMEOUT, "--commit-interval", "50ms", "--backoff", "1ms"];
         Program::start(folder, &[&fixed[..], &quick[..], more].concat())
     }
 
     /// Waits until something of every partition was delivered that was not before.
-    fn all_move_on(&self, when: &str) {
+    pub(super) fn all_move_on(&self, when: &str) {
         let before = self.sink.count();
         eventually(|| match self.sink.partitions_behind(before) {
             moving if moving.len() == 6 => Ok(()),
@@ -56,7 +60,7 @@ impl Scene {
     }
 
     /// Ends the load, and waits until all of it was delivered.
-    fn end(self, members: Vec<Program>) -> Sink {
+    pub(super) fn end(self, members: Vec<Program>) -> Sink {
         let answered = self.load.stop();
         let events: u64 = answered.events.values().map(|told| told.len() as u64).sum();
         let sink = self.sink;
@@ -74,7 +78,7 @@ impl Scene {
     }
 }
 
-fn owns(member: &Program, partitions: usize) {
+pub(super) fn owns(member: &Program, partitions: usize) {
     member.wait_for(&["partitions assigned", &format!("owned={partitions} "), "leaving=0"]);
 }
 
