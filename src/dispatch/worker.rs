@@ -136,7 +136,11 @@ impl Worker {
                 }
             }
         };
-        Ok(Self::from(shared, partition, state))
+        let found = shared.parts.group.requested(partition).await;
+        let mut worker = Self::from(shared, partition, state);
+        // What was asked for while nobody was there comes before anything is attempted.
+        worker.looked(found);
+        Ok(worker)
     }
 
     /// From a state that is stored.

@@ -1,12 +1,14 @@
 //! Several processes of one destination, on a real broker: they come, stop, are killed and paused under load.
 
-use super::address;
-use crate::conformance::unique;
+use super::{address, fixture};
+use crate::conformance::{record, unique};
+use crate::support::block_on;
 use crate::support::broker::{tool, tool_command};
 use crate::support::delivered::{Line, lines};
 use crate::support::load::Load;
 use crate::support::program::{Program, eventually, run};
 use crate::support::sink::Sink;
+use eventd::log::Engine;
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Duration;
@@ -296,13 +298,27 @@ fn partitions_that_are_added_are_shared_by_the_members_at_once() {
     owns(&a, 3);
     owns(&b, 3);
     scene.all_move_on("with six partitions");
+    // From then on ingest takes nothing until it is restarted.
+    scene.load.stop();
     tool("kafka-topics", &address(), &["--alter", "--topic", &scene.topic, "--partitions", "10"]);
     owns(&a, 5);
     owns(&b, 5);
-    scene.all_move_on("with ten");
-    let sink = scene.end(vec![a, b]);
-    println!("# four partitions more: {} deliveries, {} repeated", sink.count(), sink.repeated());
-    assert_eq!(sink.repeated(), 0);
+    let before = scene.sink.count();
+    block_on(async {
+        let log = fixture().await.engine.open(&scene.topic, None).await.unwrap();
+        for partition in 0..10 {
+            log.append(partition, vec![record("another", "0")]).await.unwrap();
+        }
+    });
+    eventually(|| match scene.sink.partitions_behind(before) {
+        moving if moving.len() == 10 => Ok(()),
+        moving => Err(format!("with ten: only {moving:?} move on")),
+    });
+    for member in [a, b] {
+        assert_eq!(member.stop().code(), 0);
+    }
+    println!("# four partitions more: {} deliveries, {} repeated", scene.sink.count(), scene.sink.repeated());
+    assert_eq!(scene.sink.repeated(), 0);
 }
 
 #[test]
