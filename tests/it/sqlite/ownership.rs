@@ -61,6 +61,7 @@ async fn two_busy_writers_both_get_on() {
     let embedded = fixture().await;
     let (one, two) = (embedded.topic("events").await, open(&embedded.again().await, "events").await);
     // The first never pauses; the second writes now and then, as a dispatch commits.
+    let (began, mut has_begun) = tokio::sync::watch::channel(false);
     let busy = {
         let log = Arc::clone(&one);
         tokio::spawn(async move {
@@ -68,6 +69,7 @@ async fn two_busy_writers_both_get_on() {
             loop {
                 let records = (0..500).map(|_| record("busy", &"x".repeat(500))).collect();
                 log.append(0, records).await.expect("the busy writer gets on");
+                began.send_replace(true);
                 appends += 1;
                 if appends % 10 == 0 {
                     tokio::task::yield_now().await;
@@ -75,6 +77,7 @@ async fn two_busy_writers_both_get_on() {
             }
         })
     };
+    timeout(SOON, has_begun.wait_for(|begun| *begun)).await.expect("in time").expect("the busy writer lives");
     for n in 0..30 {
         timeout(SOON, two.append(0, vec![record("other", &n.to_string())]))
             .await
