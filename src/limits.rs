@@ -83,8 +83,12 @@ pub const FENCE_LOOK_INTERVAL: Duration = Duration::from_millis(100);
 /// How long the last commit of a stop may take, also where `--drain` is over.
 pub const LAST_COMMIT_WAIT: Duration = Duration::from_secs(2);
 
-/// How often an owner looks whether a move of its position was asked for.
+/// How often an owner looks whether a move of its position was asked for, and how long it waits for that at its start:
+/// delivery does not depend on the answer.
 pub const MOVES_LOOK_INTERVAL: Duration = Duration::from_secs(1);
+
+/// How long any other of these looks may take, which nobody waits for: longer than a slow broker.
+pub const MOVES_LOOK_MAX: Duration = Duration::from_secs(30);
 
 /// Users whose last attempt failed, remembered by a destination's breaker. Beyond it the one that failed first is
 /// trusted again: about 6 MB where every one is taken.

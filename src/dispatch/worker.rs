@@ -136,7 +136,7 @@ impl Worker {
                 }
             }
         };
-        let found = shared.parts.group.requested(partition).await;
+        let found = moving::requested(&*shared.parts.group, partition, limits::MOVES_LOOK_INTERVAL).await;
         let mut worker = Self::from(shared, partition, state);
         // What was asked for while nobody was there comes before anything is attempted.
         worker.looked(found);

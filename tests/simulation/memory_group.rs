@@ -15,6 +15,9 @@ use tokio::time::Instant;
 /// The group's name: the destination's.
 pub(crate) const NAME: &str = "file-1";
 
+/// The second way in which the question for another position fails.
+const NEVER_ANSWERS: u32 = 1;
+
 #[derive(Debug, Default)]
 struct Partition {
     owner: Option<Life>,
@@ -341,6 +344,9 @@ impl Group for MemoryGroup {
         Box::pin(async move {
             let Handle { world, .. } = &self.0;
             let way = self.0.begin(Call::Requested).await;
+            if way == Some(NEVER_ANSWERS) {
+                std::future::pending::<()>().await;
+            }
             let (delay, fails) = {
                 let mut state = world.lock();
                 (state.delay(), state.read_fails(way))

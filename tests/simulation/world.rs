@@ -54,6 +54,7 @@ impl Call {
     pub(crate) fn ways(self) -> u32 {
         match self {
             Self::Append | Self::Commit => 3,
+            Self::Requested => 2,
             Self::Deliver => 6,
             _ => 1,
         }

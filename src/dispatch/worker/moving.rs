@@ -10,11 +10,12 @@ use super::{Happening, Left, Worker};
 use crate::core::Moment;
 use crate::core::outcome::Failure;
 use crate::core::progress::{Move, Progress, Target};
-use crate::group::is_final;
+use crate::group::{Group, is_final};
 use crate::limits;
 use std::sync::Arc;
+use std::time::Duration;
 use tokio::sync::watch;
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 
 impl Worker {
     pub(super) fn look(&mut self, now: Moment) {
@@ -23,7 +24,8 @@ impl Worker {
         }
         self.look_at = None;
         let (group, partition) = (Arc::clone(&self.shared.parts.group), self.partition);
-        self.outside.spawn(async move { Happening::Looked(group.requested(partition).await) });
+        self.outside
+            .spawn(async move { Happening::Looked(requested(&*group, partition, limits::MOVES_LOOK_MAX).await) });
     }
 
     pub(super) fn looked(&mut self, found: Result<Option<Move>, Failure>) {
@@ -84,6 +86,12 @@ impl Worker {
         tracing::info!(%destination, partition, to, "the position was moved {way}, as was asked for");
         Ok(Left::Moved(state))
     }
+}
+
+/// What is asked for, if the group says so in time.
+pub(super) async fn requested(group: &dyn Group, partition: u32, within: Duration) -> Result<Option<Move>, Failure> {
+    let answer = timeout(within, group.requested(partition)).await;
+    answer.unwrap_or_else(|_| Err(Failure::refused("group-unavailable", format!("no answer within {within:?}"))))
 }
 
 /// Told to stop, or nobody is there any more who could tell.
