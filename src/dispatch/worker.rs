@@ -137,14 +137,14 @@ impl Worker {
             }
         };
         let found = moving::requested(&*shared.parts.group, partition, limits::MOVES_LOOK_INTERVAL).await;
-        let mut worker = Self::from(shared, partition, state);
+        let mut worker = Self::anew(shared, partition, state);
         // What was asked for while nobody was there comes before anything is attempted.
         worker.looked(found);
         Ok(worker)
     }
 
     /// From a state that is stored.
-    fn from(shared: Arc<Shared>, partition: u32, state: State) -> Self {
+    fn anew(shared: Arc<Shared>, partition: u32, state: State) -> Self {
         let progress = Progress::new(&state);
         let now = shared.now();
         Self {
@@ -188,7 +188,7 @@ impl Worker {
             self.outside.shutdown().await;
             match left? {
                 Left::Stopped(ended) => return Ok(ended),
-                Left::Moved(state) => self = Self::from(Arc::clone(&self.shared), self.partition, state),
+                Left::Moved(state) => self = Self::anew(Arc::clone(&self.shared), self.partition, state),
             }
         }
     }
@@ -213,7 +213,7 @@ impl Worker {
                 break;
             }
             let next = [self.lanes.next_wakeup(), probe_at, self.next_fetch(), self.next_letter(), self.look_at];
-            let next = next.into_iter().chain([Some(self.tick_at)]).flatten().min().unwrap_or(self.tick_at);
+            let next = next.into_iter().flatten().fold(self.tick_at, Moment::min);
             tokio::select! {
                 biased;
                 changed = stop.changed() => if changed.is_err() { break },

@@ -9,13 +9,13 @@
 use super::{Happening, Left, Worker};
 use crate::core::Moment;
 use crate::core::outcome::Failure;
-use crate::core::progress::{Move, Progress, Target};
+use crate::core::progress::{Move, Progress, State, Target};
 use crate::group::{Group, is_final};
 use crate::limits;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::watch;
-use tokio::time::{Instant, timeout};
+use tokio::time::{Instant, sleep, timeout};
 
 impl Worker {
     pub(super) fn look(&mut self, now: Moment) {
@@ -31,7 +31,7 @@ impl Worker {
     pub(super) fn looked(&mut self, found: Result<Option<Move>, Failure>) {
         self.look_at = Some(self.shared.now() + limits::MOVES_LOOK_INTERVAL);
         match found {
-            Ok(found) => self.wanted = found.filter(|wanted| self.progress.state().awaits(wanted)),
+            Ok(found) => self.wanted = found.filter(|wanted| self.committed.awaits(wanted)),
             Err(failure) => {
                 if let Some(more) = self.quiet.allows("look") {
                     let partition = self.partition;
@@ -43,48 +43,48 @@ impl Worker {
 
     /// Moves to the other position, and stores that. Told to stop meanwhile, it leaves the rest to the next owner.
     pub(super) async fn apply(&mut self, wanted: &Move, stop: &mut watch::Receiver<bool>) -> anyhow::Result<Left> {
-        let (destination, partition) = (self.shared.parts.group.name().to_owned(), self.partition);
         let deadline = Instant::now() + self.shared.config.drain;
-        let _cut_off = tokio::select! {
+        tokio::select! {
             biased;
             () = stopped(stop) => return self.hand_over().await.map(Left::Stopped),
-            ended = self.let_end(deadline) => ended?,
-        };
+            ended = self.let_end(deadline) => { ended?; }
+        }
         // What did not end is delivered again, or left out: its answer must not come between.
         self.outside.shutdown().await;
         (self.hand_overs, self.letters_writing, self.committing) = (0, 0, false);
         let state = self.progress.state().after(wanted);
         self.progress = Progress::new(&state);
-        let mut failures = 0;
-        loop {
-            let stored = tokio::select! {
-                biased;
-                // Whether it was stored is unknown, so what is handed over is the state after the move.
-                () = stopped(stop) => return self.hand_over().await.map(Left::Stopped),
-                stored = self.commit(state.clone()) => stored,
-            };
-            match stored {
-                Ok(()) => break,
-                Err(failure) if is_final(&failure) => return Err(failure.into()),
-                Err(failure) => {
-                    failures += 1;
-                    if let Some(more) = self.quiet.allows("move") {
-                        tracing::warn!(%destination, partition, more, "cannot move yet, trying again: {failure}");
-                    }
-                    tokio::select! {
-                        biased;
-                        () = stopped(stop) => return self.hand_over().await.map(Left::Stopped),
-                        () = tokio::time::sleep(self.shared.config.backoff.delay(failures, self.shared.random())) => {}
-                    }
-                }
-            }
+        tokio::select! {
+            biased;
+            // Whether it was stored is unknown, so what is handed over is the state after the move.
+            () = stopped(stop) => return self.hand_over().await.map(Left::Stopped),
+            stored = self.store(&state) => stored?,
         }
         let (way, to) = match wanted.to {
             Target::Back(to) => ("back", to),
             Target::Ahead(to) => ("ahead", to),
         };
-        tracing::info!(%destination, partition, to, "the position was moved {way}, as was asked for");
+        let (destination, partition) = (self.shared.parts.group.name(), self.partition);
+        tracing::info!(destination, partition, to, "the position was moved {way}, as was asked for");
         Ok(Left::Moved(state))
+    }
+
+    /// Until it is stored: nothing may be attempted before.
+    async fn store(&self, state: &State) -> Result<(), Failure> {
+        let mut failures = 0;
+        loop {
+            match self.commit(state.clone()).await {
+                Err(failure) if !is_final(&failure) => {
+                    failures += 1;
+                    if let Some(more) = self.quiet.allows("move") {
+                        let partition = self.partition;
+                        tracing::warn!(partition, more, "cannot move yet, trying again: {failure}");
+                    }
+                    sleep(self.shared.config.backoff.delay(failures, self.shared.random())).await;
+                }
+                answer => return answer,
+            }
+        }
     }
 }
 
