@@ -17,12 +17,13 @@ use super::plan::{Leg, Progressed};
 use super::range::{Place, Range, Stretch};
 use super::select::Selection;
 use super::{Config, Planned, Surroundings, prepare, show};
+use crate::BoxFuture;
 use crate::clock::now_ms;
 use crate::core::progress::{Move, State, Target};
 use crate::dispatch::Ended;
 use crate::group::JoinError;
 use crate::limits;
-use anyhow::ensure;
+use anyhow::{Context, ensure};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use tokio::time::{Instant, sleep};
@@ -44,20 +45,22 @@ pub(super) async fn apply(
     stop: impl Future<Output = ()> + Send,
 ) -> anyhow::Result<Ended> {
     let (name, id) = (&around.spec.name, super::new_id());
-    let audit = Audit::open(&*around.engine, &*around.log).await?;
     let Planned { what, plan, selection, legs, .. } = planned;
-    let (to, events) = (around.spec.to_string(), plan.events);
-    let started = Started { to, what: what.clone(), selection, plan, moves: true };
-    audit.write(&id, name, What::ReplayStarted(Box::new(started))).await?;
-    let number = new_number(&around.groups.committed(name, &around.log).await?);
+    let states = patiently(|| around.groups.committed(name, &around.log)).await?;
+    let (number, events) = (new_number(&states), plan.events);
     let target = |stretch: &Stretch| match way {
         Way::Back(_) => Target::Back(stretch.from),
         Way::Ahead(_) => Target::Ahead(stretch.until),
     };
     let moves = legs.iter().map(|Leg { stretch, .. }| (stretch.partition, Move { id: number, to: target(stretch) }));
     let moves: BTreeMap<u32, Move> = moves.collect();
+    let audit = Audit::open(&*around.engine, &*around.log).await?;
+    let started = Started { to: around.spec.to_string(), what: what.clone(), selection, plan, moves: true };
+    audit.write(&id, name, What::ReplayStarted(Box::new(started))).await?;
     let asked = async {
-        around.groups.request(name, &around.log, &moves).await?;
+        // Whether it was stored may be unknown: the same once more changes nothing.
+        let asked = patiently(|| around.groups.request(name, &around.log, &moves)).await;
+        asked.context("what was asked for may stand all the same: give the command again to be sure")?;
         tokio::select! {
             applied = applied(around, config, &moves) => applied.map(|()| true),
             () = stop => Ok(false),
@@ -96,23 +99,11 @@ const RANDOM_BITS: u32 = 20;
 /// Ready once every partition has moved.
 async fn applied(around: &Surroundings, config: &Config, moves: &BTreeMap<u32, Move>) -> anyhow::Result<()> {
     let name = &around.spec.name;
-    let (mut told_at, mut failures) = (None::<Instant>, 0);
+    let digest = around.spec.digest();
+    let mut told_at = None::<Instant>;
     loop {
-        let looked = async {
-            let owned = !around.groups.apply_unowned(name, &around.log, &around.spec.digest(), moves).await?;
-            Ok((owned, around.groups.committed(name, &around.log).await?))
-        };
-        let (owned, states) = match looked.await {
-            Ok(looked) => looked,
-            Err(JoinError::Unavailable(failure)) if failures < limits::REPLAY_READ_TRIES_MAX => {
-                tracing::debug!("looking again whether the position has moved: {failure}");
-                failures += 1;
-                sleep(limits::REPLAY_READ_AGAIN_AFTER).await;
-                continue;
-            }
-            Err(error) => return Err(error.into()),
-        };
-        failures = 0;
+        let owned = !patiently(|| around.groups.apply_unowned(name, &around.log, &digest, moves)).await?;
+        let states = patiently(|| around.groups.committed(name, &around.log)).await?;
         let mut waiting = Vec::new();
         for (partition, wanted) in moves {
             let moved = states.get(*partition as usize).and_then(Option::as_ref).and_then(|state| state.moved);
@@ -139,6 +130,21 @@ async fn applied(around: &Surroundings, config: &Config, moves: &BTreeMap<u32, M
             _ => {}
         }
         sleep(limits::REPLAY_READ_AGAIN_AFTER).await;
+    }
+}
+
+/// Asks again while it may work later, a bounded number of times.
+async fn patiently<'a, T>(ask: impl Fn() -> BoxFuture<'a, Result<T, JoinError>>) -> Result<T, JoinError> {
+    let mut failures = 0;
+    loop {
+        match ask().await {
+            Err(JoinError::Unavailable(failure)) if failures < limits::REPLAY_READ_TRIES_MAX => {
+                tracing::debug!("asking again: {failure}");
+                failures += 1;
+                sleep(limits::REPLAY_READ_AGAIN_AFTER).await;
+            }
+            answer => return answer,
+        }
     }
 }
 
