@@ -9,7 +9,7 @@ use eventd::core::event::Event;
 use eventd::core::verdict::{Failed, Report, Verdict};
 use eventd::destination::{Destination, HandOver, HandOverLimits};
 use eventd::group::Group as _;
-use eventd::limits::{ATTEMPT_ABANDON_AFTER, FENCE_LOOK_INTERVAL};
+use eventd::limits::ATTEMPT_ABANDON_AFTER;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::Instant;
@@ -152,7 +152,7 @@ impl MemoryDestination {
     /// The process is at work, and waits for an attempt longer than it may.
     fn judge_end(&self, id: u64, now: Duration) {
         let Handle { world, life } = &self.handle;
-        if !world.is_dying(*life) && self.behind_fence(now).is_some_and(|since| since > FENCE_LOOK_INTERVAL) {
+        if !world.is_dying(*life) && self.behind_fence(now).is_some_and(|since| !since.is_zero()) {
             world.lock().oracle.fail(format!("life {life} waits for attempt {id} beyond its fence"));
         }
     }

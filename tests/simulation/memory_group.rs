@@ -15,9 +15,6 @@ use tokio::time::Instant;
 /// The group's name: the destination's.
 pub(crate) const NAME: &str = "file-1";
 
-/// The second way in which the question for another position fails.
-const NEVER_ANSWERS: u32 = 1;
-
 #[derive(Debug, Default)]
 struct Partition {
     owner: Option<Life>,
@@ -275,13 +272,7 @@ impl Group for MemoryGroup {
     fn committed(&self, partition: u32) -> BoxFuture<'_, Result<Option<State>, Failure>> {
         Box::pin(async move {
             let Handle { world, life } = &self.0;
-            let way = self.0.begin(Call::Committed).await;
-            let (delay, fails) = {
-                let mut state = world.lock();
-                (state.delay(), state.read_fails(way))
-            };
-            self.0.sleep(delay).await;
-            if fails {
+            if !self.0.is_answered(Call::Committed).await {
                 return Err(Failure::refused("group-unavailable", "no answer from the group"));
             }
             let mut state = world.lock();
@@ -342,20 +333,10 @@ impl Group for MemoryGroup {
 
     fn requested(&self, partition: u32) -> BoxFuture<'_, Result<Option<Move>, Failure>> {
         Box::pin(async move {
-            let Handle { world, .. } = &self.0;
-            let way = self.0.begin(Call::Requested).await;
-            if way == Some(NEVER_ANSWERS) {
-                std::future::pending::<()>().await;
-            }
-            let (delay, fails) = {
-                let mut state = world.lock();
-                (state.delay(), state.read_fails(way))
-            };
-            self.0.sleep(delay).await;
-            if fails {
+            if !self.0.is_answered(Call::Requested).await {
                 return Err(Failure::refused("group-unavailable", "no answer from the group"));
             }
-            let found = world.lock().members.partitions[partition as usize].requested;
+            let found = self.0.world.lock().members.partitions[partition as usize].requested;
             self.0.end().await;
             Ok(found)
         })

@@ -109,13 +109,7 @@ impl Engine for MemoryEngine {
     ) -> BoxFuture<'a, Result<Arc<dyn Log>, OpenError>> {
         Box::pin(async move {
             let handle = &self.0;
-            let way = handle.begin(Call::Open).await;
-            let (delay, fails) = {
-                let mut state = handle.world.lock();
-                (state.delay(), state.read_fails(way))
-            };
-            handle.sleep(delay).await;
-            if fails {
+            if !handle.is_answered(Call::Open).await {
                 return Err(OpenError::Unavailable("no answer from the engine".into()));
             }
             let there = handle.world.lock().topics.topics.contains_key(topic);
@@ -143,13 +137,7 @@ pub(crate) struct MemoryLog {
 
 impl MemoryLog {
     async fn read<T>(&self, call: Call, answer: impl Fn(&[Partition]) -> Option<T>) -> Result<T, Failure> {
-        let way = self.handle.begin(call).await;
-        let (delay, fails) = {
-            let mut state = self.handle.world.lock();
-            (state.delay(), state.read_fails(way))
-        };
-        self.handle.sleep(delay).await;
-        if fails {
+        if !self.handle.is_answered(call).await {
             return Err(Failure::refused("log-unavailable", "no answer from the log"));
         }
         let found = answer(&self.handle.world.lock().topics.topics[&self.topic]);

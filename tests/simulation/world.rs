@@ -19,6 +19,9 @@ use tokio::time::Instant;
 /// Calls at one instant of virtual time: more of them are a loop that waits for nothing.
 const CALLS_AT_ONCE_MAX: u64 = 20_000;
 
+/// The second way in which a call that only reads fails, where it has one: it is never answered.
+const NEVER: u32 = 1;
+
 /// What dispatch calls.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) enum Call {
@@ -275,6 +278,20 @@ impl Handle {
         let index = state.calls[call as usize];
         state.calls[call as usize] += 1;
         state.single.filter(|single| single.call == call && single.index == index).map(|single| single.way)
+    }
+
+    /// A call that only reads begins, and takes its time. `false`: it fails.
+    pub(crate) async fn is_answered(&self, call: Call) -> bool {
+        let way = self.begin(call).await;
+        if way == Some(NEVER) {
+            std::future::pending::<()>().await;
+        }
+        let (delay, fails) = {
+            let mut state = self.world.lock();
+            (state.delay(), state.read_fails(way))
+        };
+        self.sleep(delay).await;
+        !fails
     }
 
     /// The call's effect is done and its answer is on the way.
