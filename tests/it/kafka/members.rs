@@ -9,7 +9,7 @@ use crate::support::load::Load;
 use crate::support::program::{Program, eventually, run};
 use crate::support::sink::Sink;
 use eventd::log::Engine;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::time::Duration;
 
@@ -153,8 +153,8 @@ fn a_rewind_of_a_running_group_is_done_once_whoever_comes_leaves_or_is_killed() 
     owns(&a, 3);
     owns(&b, 3);
     scene.all_move_on("with two members");
-    let url = address();
-    let asked = ["replay", "--url", &url, "--topic", &scene.topic, "--dest", &scene.sink.url, "--name", &scene.name];
+    let to = ["--dest", &scene.sink.url, "--name", &scene.name];
+    let asked = [&["replay", "--url", &scene.url, "--topic", &scene.topic], &to[..]].concat();
     // Only what is committed can be taken back.
     eventually(|| {
         let plan = run(scene.folder.path(), &[&asked[..], &["--rewind", "--from", "0", "--json"]].concat()).said;
@@ -176,8 +176,11 @@ fn a_rewind_of_a_running_group_is_done_once_whoever_comes_leaves_or_is_killed() 
     scene.all_move_on("after one has left");
     said += &format!("{}{}", left.said, c.lines());
     let sink = scene.end(vec![c]);
-    let moves = said.lines().filter(|line| line.contains("the position was moved back")).count();
-    assert!((1..=6).contains(&moves), "{moves} moves of 6 partitions:\n{said}");
+    // What the killed one said last may be lost, so some may be missing here, and none may be there twice.
+    let moves = said.lines().filter(|line| line.contains("the position was moved back"));
+    let moved: Vec<&str> = moves.map(|line| &line.split("partition=").nth(1).unwrap()[..1]).collect();
+    let once: BTreeSet<&str> = moved.iter().copied().collect();
+    assert!(!moved.is_empty() && once.len() == moved.len(), "{moved:?}:\n{said}");
     // What had come before came again, each user's in its order, from the first event on.
     let (mut first, mut again) = (BTreeMap::new(), BTreeMap::new());
     for (place, arrival) in sink.arrivals().into_iter().enumerate() {
@@ -276,8 +279,8 @@ fn another_program_in_the_group_is_told_apart_and_disturbs_nobody() {
     assert!(refused.said.contains("--name"), "{}", refused.said);
     theirs.stop();
 
-    // The commits of the consumer are those of another tool: dispatch goes on from there, so it begins anew instead.
-    let ours = scene.member(&["--start", "earliest"]);
+    // What the consumer committed is another tool's: dispatch goes on from there.
+    let ours = scene.member(&[]);
     owns(&ours, 6);
     scene.all_move_on("alone");
     let refused = consumer().end();

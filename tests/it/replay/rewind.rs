@@ -6,6 +6,24 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+/// 240 events, of which those of `user-5` are not taken.
+fn with_one_user_waiting() -> (Delivered, Program) {
+    let mut delivered = Delivered::empty(&["--url", "sqlite:log.db"]);
+    delivered.receiver.answers(|hook| if hook.user() == "user-5" { 503 } else { 200 });
+    let up = delivered.up();
+    delivered.post(&up, 0..240);
+    delivered.receiver.wait_for(220);
+    (delivered, up)
+}
+
+fn delivers_what_comes_new_alone(delivered: &mut Delivered, up: Program) {
+    delivered.post(&up, 240..252);
+    delivered.receiver.wait_for(12);
+    assert_eq!(up.stop().code(), 0);
+    let bodies: Vec<String> = delivered.receiver.take().into_iter().map(|hook| hook.body).collect();
+    assert!(bodies.len() == 12 && bodies.iter().all(|body| body.parse::<u64>().unwrap() >= 240), "{bodies:?}");
+}
+
 #[test]
 fn a_rewind_has_dispatch_deliver_again_from_there_on_in_order_with_what_comes_new() {
     let mut delivered = Delivered::new(600);
@@ -47,11 +65,7 @@ fn a_rewind_of_one_partition_leaves_the_others_and_what_stands_before_it() {
 
 #[test]
 fn a_fast_forward_leaves_out_what_was_not_delivered_and_nothing_else() {
-    let mut delivered = Delivered::empty(&["--url", "sqlite:log.db"]);
-    delivered.receiver.answers(|hook| if hook.user() == "user-5" { 503 } else { 200 });
-    let up = delivered.up();
-    delivered.post(&up, 0..240);
-    delivered.receiver.wait_for(220);
+    let (mut delivered, up) = with_one_user_waiting();
     assert_eq!(up.stop().code(), 0);
     delivered.receiver.take();
     delivered.receiver.answers(|_| 200);
@@ -60,11 +74,7 @@ fn a_fast_forward_leaves_out_what_was_not_delivered_and_nothing_else() {
     let ending = delivered.replay(&["--fast-forward", "0s", "--execute"]);
     assert_eq!(ending.code(), 0, "{}", ending.said);
     let up = delivered.up();
-    delivered.post(&up, 240..252);
-    delivered.receiver.wait_for(12);
-    assert_eq!(up.stop().code(), 0);
-    let bodies: Vec<String> = delivered.receiver.take().into_iter().map(|hook| hook.body).collect();
-    assert!(bodies.len() == 12 && bodies.iter().all(|body| body.parse::<u64>().unwrap() >= 240), "{bodies:?}");
+    delivers_what_comes_new_alone(&mut delivered, up);
 }
 
 #[test]
@@ -96,20 +106,12 @@ fn a_rewind_under_a_running_dispatch_is_done_by_it_in_one_order_with_what_comes_
 
 #[test]
 fn a_fast_forward_under_a_running_dispatch_frees_users_who_wait() {
-    let mut delivered = Delivered::empty(&["--url", "sqlite:log.db"]);
-    delivered.receiver.answers(|hook| if hook.user() == "user-5" { 503 } else { 200 });
-    let up = delivered.up();
-    delivered.post(&up, 0..240);
-    delivered.receiver.wait_for(220);
+    let (mut delivered, up) = with_one_user_waiting();
     let ending = delivered.replay(&["--fast-forward", "0s", "--execute"]);
     assert_eq!(ending.code(), 0, "{}", ending.said);
     delivered.receiver.take();
     delivered.receiver.answers(|_| 200);
-    delivered.post(&up, 240..252);
-    delivered.receiver.wait_for(12);
-    assert_eq!(up.stop().code(), 0);
-    let bodies: Vec<String> = delivered.receiver.take().into_iter().map(|hook| hook.body).collect();
-    assert!(bodies.len() == 12 && bodies.iter().all(|body| body.parse::<u64>().unwrap() >= 240), "{bodies:?}");
+    delivers_what_comes_new_alone(&mut delivered, up);
 }
 
 #[test]
