@@ -11,11 +11,13 @@ mod security;
 
 use crate::conformance::Fixture;
 use eventd::BoxFuture;
+use eventd::core::progress::Move;
 use eventd::group::Group;
-use eventd::group::kafka::{Joining, join};
+use eventd::group::kafka::{Joining, apply_unowned, join, request};
 use eventd::log::kafka::Kafka;
 use eventd::log::{Engine, Log};
 use eventd::net::Settings;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 crate::conformance::suite!(super::fixture);
@@ -44,6 +46,15 @@ impl Fixture for Shared {
         Box::pin(async move {
             let log: Arc<dyn Log> = self.engine.open(topic, None).await.expect("the topic is there");
             join(&self.engine, name, &log, Joining::of("digest")).await.expect("the group is free")
+        })
+    }
+
+    fn moves<'a>(&'a self, name: &'a str, topic: &'a str, partition: u32, wanted: Move) -> BoxFuture<'a, bool> {
+        Box::pin(async move {
+            let log = self.engine.open(topic, None).await.expect("the topic is there");
+            let moves = BTreeMap::from([(partition, wanted)]);
+            request(&self.engine, name, &log, &moves).await.expect("it can be asked for");
+            apply_unowned(&self.engine, name, &log, &moves).await.expect("the broker answers")
         })
     }
 }

@@ -9,10 +9,12 @@ mod trouble;
 
 use crate::conformance::Fixture;
 use eventd::BoxFuture;
+use eventd::core::progress::Move;
 use eventd::group::Group;
-use eventd::group::sqlite::{WhenHeld, join};
+use eventd::group::sqlite::{WhenHeld, apply_unowned, join, request};
 use eventd::log::sqlite::{Settings, Sqlite};
 use eventd::log::{CreateTopic, Engine, Log};
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 use tempfile::TempDir;
@@ -72,5 +74,13 @@ impl Fixture for Embedded {
         Box::pin(
             async move { join(&self.engine, name, topic, "digest", WhenHeld::Fail).await.expect("the group is free") },
         )
+    }
+
+    fn moves<'a>(&'a self, name: &'a str, topic: &'a str, partition: u32, wanted: Move) -> BoxFuture<'a, bool> {
+        Box::pin(async move {
+            let moves = BTreeMap::from([(partition, wanted)]);
+            request(&self.engine, name, topic, &moves).await.expect("it can be asked for");
+            apply_unowned(&self.engine, name, topic, "digest", &moves).await.expect("the database answers")
+        })
     }
 }

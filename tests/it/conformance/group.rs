@@ -2,11 +2,11 @@
 
 use super::{Fixture, SOON, new_topic, record, unique};
 use eventd::core::outcome::Certainty;
-use eventd::core::progress::State;
+use eventd::core::progress::{Move, State, Target};
 use eventd::group::{Change, Group};
 use std::collections::BTreeSet;
 use std::time::Duration;
-use tokio::time::timeout;
+use tokio::time::{Instant, sleep, timeout};
 
 /// Waits until the member was given so many partitions: only its owner commits one.
 async fn own(group: &dyn Group, partitions: usize) {
@@ -95,6 +95,40 @@ pub(crate) async fn a_commit_outlives_its_member(fixture: &dyn Fixture) {
     own(&*group, 1).await;
     assert_eq!(group.committed(0).await, Ok(Some(stored)));
     group.commit(0, state(first + 9, &[])).await.unwrap();
+    group.leave().await;
+}
+
+pub(crate) async fn what_is_asked_for_is_told_to_the_owner_and_applied_where_there_is_none(fixture: &dyn Fixture) {
+    let log = new_topic(fixture, 2).await;
+    let first = log.append(1, (0..9).map(|n| record("user", &n.to_string())).collect()).await.unwrap();
+    let (name, topic) = (unique("group"), log.topic());
+    let stored = state(first + 6, &[(first + 7, first + 8)]);
+    let back = |id, by| Move { id, to: Target::Back(first + by) };
+    let group = fixture.join(&name, topic).await;
+    own(&*group, 2).await;
+    group.commit(1, stored.clone()).await.unwrap();
+    assert_eq!(group.requested(1).await, Ok(None));
+    for wanted in [back(5, 3), Move { id: 6, to: Target::Ahead(first + 8) }, back(8, 2)] {
+        assert!(!fixture.moves(&name, topic, 1, wanted).await, "its owner is there");
+        // An owner looks now and then: an engine may remember for as long what it was told.
+        let deadline = Instant::now() + SOON;
+        while group.requested(1).await != Ok(Some(wanted)) {
+            assert!(Instant::now() < deadline, "{wanted:?}, and {:?}", group.requested(1).await);
+            sleep(Duration::from_millis(20)).await;
+        }
+        assert_eq!(group.requested(0).await, Ok(None), "each partition has its own");
+    }
+    assert_eq!(group.committed(1).await, Ok(Some(stored.clone())), "the owner alone applies it");
+    let moved = stored.after(&back(8, 2));
+    group.commit(1, moved.clone()).await.unwrap();
+    group.leave().await;
+    drop(group);
+
+    assert!(fixture.moves(&name, topic, 1, back(8, 2)).await);
+    assert!(fixture.moves(&name, topic, 1, back(9, 1)).await);
+    let group = fixture.join(&name, topic).await;
+    own(&*group, 2).await;
+    assert_eq!(group.committed(1).await, Ok(Some(moved.after(&back(9, 1)))), "it is done already");
     group.leave().await;
 }
 

@@ -11,6 +11,7 @@ pub(crate) mod log;
 
 use eventd::BoxFuture;
 use eventd::core::event::Record;
+use eventd::core::progress::Move;
 use eventd::group::Group;
 use eventd::log::{CreateTopic, Engine, Log};
 use std::sync::Arc;
@@ -23,6 +24,9 @@ pub(crate) trait Fixture: Send + Sync {
 
     /// Joins a group that nobody else is in.
     fn join<'a>(&'a self, name: &'a str, topic: &'a str) -> BoxFuture<'a, Arc<dyn Group>>;
+
+    /// Asks for another position of a group, in one partition; and applies it, if nobody owns that. Answers whether.
+    fn moves<'a>(&'a self, name: &'a str, topic: &'a str, partition: u32, wanted: Move) -> BoxFuture<'a, bool>;
 }
 
 /// Long enough for a broker, short enough for a person: what is waited for in a test comes by then.
@@ -56,6 +60,7 @@ macro_rules! suite {
             a_commit_comes_back_with_its_map
             groups_and_topics_are_apart
             a_commit_outlives_its_member
+            what_is_asked_for_is_told_to_the_owner_and_applied_where_there_is_none
             a_commit_past_the_end_is_refused_and_changes_nothing);
     };
     ($fixture:path, $part:ident: $($name:ident)+) => {
