@@ -1,9 +1,9 @@
 //! What is removed, and what is not.
 
 use super::{Embedded, fixture, with};
-use crate::conformance::{SOON, read_all};
+use crate::conformance::{Fixture, SOON, read_all};
 use eventd::core::event::Record;
-use eventd::core::progress::State;
+use eventd::core::progress::{Move, State, Target};
 use eventd::group::sqlite::{WhenHeld, join};
 use eventd::log::sqlite::{Settings, Sqlite};
 use eventd::log::{CreateTopic, Engine, FetchError, Log};
@@ -89,6 +89,18 @@ async fn what_a_destination_has_not_settled_is_kept_while_it_commits() {
     let aged =
         embedded.plain().execute("UPDATE commits SET committed_ms = committed_ms - ?1 WHERE name = 'slow'", [week]);
     assert_eq!(aged, Ok(1));
+    begins_at(&*log, 100).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_position_that_was_asked_for_keeps_nothing_until_it_is_committed() {
+    let embedded = fixture().await;
+    let log = open(&embedded.engine, "events", Some(HOUR)).await;
+    let group = join(&embedded.engine, "file-1", "events", "digest", WhenHeld::Fail).await.unwrap();
+    group.commit(0, State::at(0)).await.unwrap();
+    log.append(0, (0..100).map(|_| aged(2 * HOUR)).collect()).await.unwrap();
+    assert!(!embedded.moves("file-1", "events", 0, Move { id: 1, to: Target::Back(0) }).await, "its owner is there");
+    group.commit(0, State::at(100)).await.unwrap();
     begins_at(&*log, 100).await;
 }
 
