@@ -11,7 +11,7 @@ use crate::limits;
 use anyhow::ensure;
 use std::sync::Arc;
 use tokio::sync::OwnedSemaphorePermit;
-use tokio::time::{Instant, sleep_until, timeout_at};
+use tokio::time::{Instant, sleep_until};
 
 impl Worker {
     /// Starts what may start. Answers with the moment at which breaker and pace may be asked again, if one said no.
@@ -103,16 +103,11 @@ impl Worker {
             let count = hand_over.runs.len();
             let answer = tokio::select! {
                 biased;
-                answer = timeout_at(abandoned_at, destination.deliver(hand_over)) => {
-                    answer.map_err(|_| (Verdict::Retry { after: None }, "no answer within --attempt-timeout"))
-                }
-                // At the fence the next owner may begin: nothing is waited for beyond it, and it is nobody's failure.
-                () = passed(&*fence) => Err((Verdict::Busy { after: None }, "cut off at the end of the session")),
+                reports = destination.deliver(hand_over) => Ok(reports),
+                failed = abandoned(&*fence, abandoned_at) => Err(failed),
             };
             drop(slot);
-            let reports = answer.unwrap_or_else(|(verdict, why)| {
-                vec![Report { delivered: 0, failed: Some(Failed::new(verdict, why)) }; count]
-            });
+            let reports = answer.unwrap_or_else(|failed| vec![Report { delivered: 0, failed: Some(failed) }; count]);
             Happening::Attempted { flights, reports }
         });
         Ok(())
@@ -203,15 +198,18 @@ impl Worker {
     }
 }
 
-/// Ready once the fence has passed: asked again and again, since heartbeats move it on and a suspended machine brings it
-/// nearer.
-async fn passed(fence: &Fence) {
+/// Ready once nobody may wait for an answer any more. The fence is asked again and again, since heartbeats move it on and
+/// a suspended machine brings it nearer.
+async fn abandoned(fence: &Fence, at: Instant) -> Failed {
     loop {
-        let now = Instant::now();
-        match fence() {
-            None => std::future::pending().await,
-            Some(at) if at <= now => return,
-            Some(at) => sleep_until(at.min(now + limits::FENCE_LOOK_INTERVAL)).await,
+        let (now, fence) = (Instant::now(), fence());
+        if fence.is_some_and(|fence| fence <= now) {
+            // The next owner may begin, and that is nobody's failure.
+            return Failed::new(Verdict::Busy { after: None }, "cut off at the end of the owner's session");
         }
+        if at <= now {
+            return Failed::new(Verdict::Retry { after: None }, "no answer within --attempt-timeout");
+        }
+        sleep_until(fence.map_or(at, |fence| at.min(fence).min(now + limits::FENCE_LOOK_INTERVAL))).await;
     }
 }
