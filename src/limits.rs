@@ -361,6 +361,16 @@ pub const REJOIN_BACKOFF_MAX: Duration = Duration::from_secs(1);
 /// How long a commit waits for a rebalance to end before it is refused.
 pub const COMMIT_REBALANCING_MAX: Duration = Duration::from_secs(5);
 
+/// How long the owners of a new group's other partitions wait for that of partition 0 to begin it, before they say so
+/// and ask again: the session of one that died there.
+pub const GROUP_BEGIN_MAX: Duration = Duration::from_secs(10);
+
+/// How often they look: it is a matter of milliseconds, and one worker of a process looks.
+pub const GROUP_BEGIN_POLL: Duration = Duration::from_millis(10);
+
+/// Partitions whose first offset is looked up at the same time: each look is a connection.
+pub const OFFSETS_LOOKED_UP_MAX: usize = 16;
+
 /// How long after its last heartbeat a member counts as gone, where nobody says.
 pub const SESSION_TIMEOUT: Duration = Duration::from_secs(10);
 

@@ -37,7 +37,7 @@ pub trait Group: Send + Sync + fmt::Debug {
     /// Tells that a partition that was [`Change::Taken`] is let go: nothing of it is started or committed any more.
     fn released(&self, partition: u32) -> BoxFuture<'_, ()>;
 
-    /// What was last committed for the partition. `None`: nothing ever, a new group.
+    /// What was last committed for the partition. `None`: nothing ever, it has not begun.
     fn committed(&self, partition: u32) -> BoxFuture<'_, Result<Option<State>, Failure>>;
 
     /// Stores the state. A watermark past the end of the log is refused. Unknown: the next commit tells. An error that

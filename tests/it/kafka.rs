@@ -4,6 +4,7 @@
 
 mod commits;
 mod faults;
+mod first_commits;
 mod foreign;
 mod members;
 mod refusals;

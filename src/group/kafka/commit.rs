@@ -1,5 +1,6 @@
 //! The commits of a group: under whom they are made, what they say, and what it means where one is not there.
 
+use super::beginning::{Beginning, is_new};
 use super::membership::{Identity, Membership};
 use super::metadata::Metadata;
 use super::moves::Moves;
@@ -38,6 +39,7 @@ pub(super) struct Commits {
     /// How many partitions the topic had when this was opened, and whether any had a commit.
     pub(super) opened_with: u32,
     had_commits: bool,
+    beginning: Beginning,
     state: StateTopic,
     seen: Mutex<HashMap<u32, Seen>>,
 }
@@ -96,11 +98,12 @@ impl Commits {
             start_given,
             opened_with: partitions,
             had_commits: false,
+            beginning: Beginning::new(log, topic.id, partitions),
             state: StateTopic::new(Arc::clone(engine), log.topic(), group),
             seen: Mutex::default(),
         };
         let found = commits.offsets.fetch(partitions).await.map_err(JoinError::Unavailable)?;
-        commits.had_commits = found.values().any(|(offset, _)| *offset >= 0);
+        commits.had_commits = !is_new(&found);
         Ok(commits)
     }
 
@@ -207,12 +210,24 @@ impl Commits {
         Ok(())
     }
 
-    pub(super) async fn stored(&self, partition: u32, partitions: u32) -> Result<Option<State>, Failure> {
-        let commits = self.offsets.fetch(partitions.max(partition + 1)).await?;
+    /// What was committed for a partition of ours. Of a group that is new, once it has begun.
+    pub(super) async fn stored(&self, member: &Membership, partition: u32) -> Result<Option<State>, Failure> {
+        let partitions = member.partitions().max(partition + 1);
+        let mut commits = self.offsets.fetch(partitions).await?;
+        if is_new(&commits) && self.has_side_topic().await? {
+            // Another partition may have begun meanwhile, and made it.
+            commits = self.offsets.fetch(partitions).await?;
+            if is_new(&commits) {
+                self.forgotten(partition)?;
+            }
+        }
+        if is_new(&commits) {
+            commits = self.beginning.commits(&self.offsets, member, partitions).await?;
+        }
         self.read(partition, &commits).await
     }
 
-    /// The same of every partition, of one moment.
+    /// What every partition has committed, at one moment, read from outside: nothing is written.
     pub(super) async fn all(&self) -> Result<Vec<Option<State>>, Failure> {
         let commits = self.offsets.fetch(self.opened_with).await?;
         let mut states = Vec::new();
@@ -244,9 +259,10 @@ impl Commits {
                 let moved = self.moves.latest(partition, self.opened_with).await?.map(|wanted| wanted.id);
                 return Ok(Some(State { moved, ..State::at(*offset) }));
             }
-            Ok(Metadata::Map { topic_id, state }) => (topic_id, Ok(state)),
+            Ok(Metadata::Map { topic_id, state }) => (topic_id, Ok(Some(state))),
+            Ok(Metadata::NotBegun { topic_id }) => (topic_id, Ok(None)),
             Ok(Metadata::Pointer { topic_id, pointer }) => {
-                (topic_id, self.state.read(partition, *offset, pointer).await?)
+                (topic_id, self.state.read(partition, *offset, pointer).await?.map(Some))
             }
             Err(why) => (self.topic_id, Err(why)),
         };
@@ -260,7 +276,7 @@ impl Commits {
             );
         }
         match state {
-            Ok(state) => Ok(Some(state)),
+            Ok(state) => Ok(state),
             Err(_) if self.start_given => Ok(None),
             Err(why) => Err(unreadable(why)),
         }
@@ -278,16 +294,17 @@ impl Commits {
             }
         }
         if self.had_commits || self.has_side_topic().await? {
-            return self.anew(
-                "commit-expired",
-                format!(
-                    "the group {:?} has no commit any more for partition {partition} (brokers forget it after \
-                     offsets.retention.minutes)",
-                    self.group()
-                ),
-            );
+            return self.forgotten(partition);
         }
         Ok(None)
+    }
+
+    fn forgotten(&self, partition: u32) -> Result<Option<State>, Failure> {
+        let (group, why) = (self.group(), "brokers forget it after offsets.retention.minutes");
+        self.anew(
+            "commit-expired",
+            format!("the group {group:?} has no commit any more for partition {partition} ({why})"),
+        )
     }
 
     /// Whether the destination was at work before: it left dead letters, or a large state.

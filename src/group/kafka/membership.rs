@@ -230,6 +230,12 @@ impl Membership {
         })
     }
 
+    /// Becomes a member of a later generation: what was sent as this one, and comes late, is refused.
+    pub(super) fn join_again(&self) {
+        self.shared.state().told = Some(Told::Rejoin);
+        self.shared.attention.notify_one();
+    }
+
     pub(super) fn fence(&self) -> Instant {
         self.shared.fence_of(&self.shared.state())
     }

@@ -1,5 +1,5 @@
 //! What stands beside the offset of a commit: plain ASCII, a format digit, the topic's id, then the settled map or where
-//! it is, as varints in base64url.
+//! it is, as varints in base64url; nothing, where no owner has begun the partition yet.
 
 use crate::core::progress::State;
 use crate::core::varint;
@@ -12,6 +12,8 @@ use uuid::Uuid;
 const INLINE: char = '1';
 const POINTER: char = '2';
 const INLINE_MOVED: char = '3';
+/// No owner has begun the partition yet: that is all.
+const NOT_BEGUN: char = '4';
 
 /// Characters of a topic's id in it.
 const ID_CHARS: usize = 22;
@@ -26,6 +28,10 @@ pub(super) enum Metadata {
     Pointer {
         topic_id: Uuid,
         pointer: Pointer,
+    },
+    /// The group has begun, and with it this partition's wait for its first owner.
+    NotBegun {
+        topic_id: Uuid,
     },
     /// An operator's tool, or another program.
     Foreign,
@@ -55,6 +61,10 @@ impl Metadata {
         format!("{POINTER}{}{}", URL_SAFE_NO_PAD.encode(topic_id), URL_SAFE_NO_PAD.encode(bytes))
     }
 
+    pub(super) fn of_not_begun(topic_id: Uuid) -> String {
+        format!("{NOT_BEGUN}{}", URL_SAFE_NO_PAD.encode(topic_id))
+    }
+
     pub(super) fn read(watermark: i64, metadata: &str) -> Result<Self, String> {
         let format = metadata.chars().next();
         if !matches!(format, Some('0'..='9')) {
@@ -72,6 +82,7 @@ impl Metadata {
                 let offset = i64::try_from(offset).map_err(|error| error.to_string())?;
                 Ok(Self::Pointer { topic_id, pointer: Pointer { offset, parts, snapshot } })
             }
+            Some(NOT_BEGUN) if rest.is_empty() => Ok(Self::NotBegun { topic_id }),
             other => Err(format!("progress in a format that this eventd does not know: {other:?}")),
         }
     }
@@ -116,6 +127,10 @@ mod tests {
             let pointer = Pointer { offset, parts, snapshot };
             let text = Metadata::of_pointer(topic_id, pointer);
             prop_assert_eq!(Metadata::read(watermark, &text), Ok(Metadata::Pointer { topic_id, pointer }));
+            let text = Metadata::of_not_begun(topic_id);
+            prop_assert!(text.is_ascii());
+            prop_assert_eq!(Metadata::read(watermark, &text), Ok(Metadata::NotBegun { topic_id }));
+            prop_assert!(Metadata::read(watermark, &format!("{text}{snapshot}")).is_err(), "of a newer eventd");
         }
 
         #[test]

@@ -5,6 +5,7 @@
 //!  leader, assignor ── who gets which: sticky, and never what another member has yet to let go
 //!  commit     ── OffsetCommit as that member: offset = watermark, metadata = topic's id, settled map
 //!                 └ over 4,096 characters: records in <topic>.<group>.state, and the metadata point at them (state)
+//!  beginning  ── of a new group: one commit that says of every partition that it has not begun
 //! ```
 //!
 //! The offset is what Kafka's own tools show and take away. A commit without our metadata is an operator's reset: the
@@ -15,6 +16,7 @@
 //! go. So what is released is refused here.
 
 mod assignor;
+mod beginning;
 mod clocks;
 mod commit;
 mod leader;
@@ -173,7 +175,7 @@ impl Group for KafkaGroup {
     }
 
     fn committed(&self, partition: u32) -> BoxFuture<'_, Result<Option<State>, Failure>> {
-        Box::pin(self.commits.stored(partition, self.member.partitions()))
+        Box::pin(self.commits.stored(&self.member, partition))
     }
 
     fn commit(&self, partition: u32, state: State) -> BoxFuture<'_, Result<(), Failure>> {

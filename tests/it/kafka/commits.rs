@@ -20,16 +20,16 @@ use std::time::SystemTime;
 use tokio::time::Instant;
 
 /// A topic and a destination that nobody else uses.
-struct Place {
-    broker: Shared,
-    topic: String,
+pub(super) struct Place {
+    pub(super) broker: Shared,
+    pub(super) topic: String,
     /// The destination's name, and its group.
-    name: String,
-    folder: tempfile::TempDir,
+    pub(super) name: String,
+    pub(super) folder: tempfile::TempDir,
 }
 
 impl Place {
-    async fn with_partitions(partitions: u32) -> (Self, Arc<dyn Log>) {
+    pub(super) async fn with_partitions(partitions: u32) -> (Self, Arc<dyn Log>) {
         let place = Self {
             broker: fixture().await,
             topic: unique("commits"),
@@ -40,7 +40,7 @@ impl Place {
         (place, log)
     }
 
-    async fn make(&self, partitions: u32) -> Arc<dyn Log> {
+    pub(super) async fn make(&self, partitions: u32) -> Arc<dyn Log> {
         self.open(&self.topic, Some(CreateTopic { partitions, retention: None })).await
     }
 
@@ -49,7 +49,7 @@ impl Place {
     }
 
     /// The only member of the group.
-    async fn group(&self, log: &Arc<dyn Log>) -> Arc<dyn Group> {
+    pub(super) async fn group(&self, log: &Arc<dyn Log>) -> Arc<dyn Group> {
         hold(&self.broker.engine, &self.name, log, Joining::of("digest")).await.unwrap()
     }
 
@@ -73,7 +73,7 @@ impl Place {
     }
 
     /// Deletes the topic, and waits until the broker knows none of this name.
-    async fn delete(&self) {
+    pub(super) async fn delete(&self) {
         tool("kafka-topics", &address(), &["--delete", "--topic", &self.topic]);
         let cluster = Cluster::new(Settings::plain(vec![address()]));
         while cluster.topic(&self.topic, Instant::now() + SOON).await.unwrap().is_some() {
@@ -81,7 +81,7 @@ impl Place {
         }
     }
 
-    fn eventd(&self, mode: &[&str]) -> Program {
+    pub(super) fn eventd(&self, mode: &[&str]) -> Program {
         Program::start(self.folder.path(), &[mode, &["--url", &address(), "--topic", &self.topic]].concat())
     }
 
@@ -113,7 +113,7 @@ fn failed(ending: Ending) -> String {
 }
 
 /// Records of now: those of long ago a broker may remove at any moment.
-fn records(payloads: std::ops::Range<u32>) -> Vec<Record> {
+pub(super) fn records(payloads: std::ops::Range<u32>) -> Vec<Record> {
     payloads.map(|number| Record::new(Some(b"user"), Some(number.to_string().as_bytes()), &[], now_ms())).collect()
 }
 
@@ -122,11 +122,11 @@ fn now_ms() -> i64 {
     i64::try_from(since.as_millis()).unwrap()
 }
 
-fn payloads(lines: &[Line]) -> Vec<u32> {
+pub(super) fn payloads(lines: &[Line]) -> Vec<u32> {
     lines.iter().map(|line| line.payload.parse().unwrap()).collect()
 }
 
-fn numbers(range: std::ops::Range<u32>) -> Vec<u32> {
+pub(super) fn numbers(range: std::ops::Range<u32>) -> Vec<u32> {
     range.collect()
 }
 
@@ -202,7 +202,7 @@ async fn a_position_that_retention_passed_stops_the_partition_and_may_be_skipped
     let (place, log) = Place::with_partitions(1).await;
     log.append(0, records(0..10)).await.unwrap();
     place.commit(&log, State::at(2)).await;
-    delete_records(&place.topic, 5);
+    delete_records(&place.topic, 0..1, 5);
 
     let said = place.dispatch_fails(&[]);
     let expected = ["offset 2 is outside the log, which holds 5 to 10", "--on-gap skip"];
@@ -321,7 +321,7 @@ async fn a_map_that_is_too_large_for_a_commit_goes_to_a_topic_and_comes_back() {
     assert_eq!(side.earliest(0).await, Ok(end - 1), "all but the last map is removed");
     assert_eq!(place.committed(&log).await, Ok(Some(last)));
 
-    delete_records(side.topic(), end);
+    delete_records(side.topic(), 0..1, end);
     let failure = place.committed(&log).await.unwrap_err().to_string();
     assert!(failure.contains("commit-unreadable") && failure.contains("--start"), "{failure}");
     let joining = Joining { start_given: true, ..Joining::of("digest") };
@@ -361,9 +361,10 @@ async fn fill(log: &dyn Log, records: usize) {
 }
 
 /// What retention does, at once.
-fn delete_records(topic: &str, below: i64) {
+pub(super) fn delete_records(topic: &str, partitions: std::ops::Range<u32>, below: i64) {
     let mut file = tempfile::NamedTempFile::new().unwrap();
-    let place = format!(r#"{{"topic":"{topic}","partition":0,"offset":{below}}}"#);
-    write!(file, r#"{{"partitions":[{place}],"version":1}}"#).unwrap();
+    let place = |partition| format!(r#"{{"topic":"{topic}","partition":{partition},"offset":{below}}}"#);
+    let places = partitions.map(place).collect::<Vec<_>>().join(",");
+    write!(file, r#"{{"partitions":[{places}],"version":1}}"#).unwrap();
     tool("kafka-delete-records", &address(), &["--offset-json-file", file.path().to_str().unwrap()]);
 }

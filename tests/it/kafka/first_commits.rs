@@ -1,0 +1,245 @@
+//! The first commits of a new group: whoever dies between them, every partition begins where `--start` says.
+
+use super::address;
+use super::commits::{Place, delete_records, records};
+use crate::conformance::{SOON, unique};
+use crate::support::broker::tool;
+use crate::support::delivered::{self, Line};
+use crate::support::program::{Program, eventually, run};
+use eventd::core::progress::State;
+use eventd::group::kafka::{Joining, committed, hold, join};
+use eventd::group::{Change, Group};
+use eventd::log::Log;
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::time::timeout;
+
+const PARTITIONS: u32 = 3;
+const MANY: u32 = 60;
+/// What each partition got, and where retention has it begin.
+const EVENTS: u32 = 10;
+const EARLIEST: u32 = 4;
+
+/// A topic whose beginning retention has removed.
+async fn old_topic(partitions: u32) -> (Place, Arc<dyn Log>) {
+    let (place, log) = full_topic(partitions).await;
+    delete_records(&place.topic, 0..partitions, i64::from(EARLIEST));
+    (place, log)
+}
+
+async fn full_topic(partitions: u32) -> (Place, Arc<dyn Log>) {
+    let (place, log) = Place::with_partitions(partitions).await;
+    for partition in 0..partitions {
+        log.append(partition, records(0..EVENTS)).await.unwrap();
+    }
+    (place, log)
+}
+
+/// What the owners of a new group do first, up to the first commit of one of them: then all are gone.
+async fn begin_with_one_commit(place: &Place, log: &Arc<dyn Log>, state: State) {
+    let group = place.group(log).await;
+    assert_eq!(group.committed(0).await, Ok(None), "a new group");
+    group.commit(0, state).await.unwrap();
+    group.leave().await;
+}
+
+/// A process of the destination that may have others beside it.
+fn dispatch(place: &Place, flags: &[&str]) -> Program {
+    let fixed = ["dispatch", "--dest", "out-{partition}.jsonl", "--name", &place.name, "--commit-interval", "50ms"];
+    place.eventd(&[&fixed[..], &["--session-timeout", "1s"], flags].concat())
+}
+
+/// Waits until these events of the partition were delivered, and holds them against what should have been.
+fn delivers(place: &Place, partition: u32, expected: std::ops::Range<u32>, by: &[&Program]) {
+    let expected: BTreeSet<u32> = expected.collect();
+    eventually(|| {
+        let lines = delivered::lines(&place.folder.path().join(format!("out-{partition}.jsonl")));
+        let found: BTreeSet<u32> = lines.iter().map(|line: &Line| line.payload.parse().unwrap()).collect();
+        assert!(
+            found.is_subset(&expected),
+            "partition {partition}: {found:?} were delivered, and not only {expected:?}"
+        );
+        let said = || by.iter().map(|program| program.lines()).collect::<Vec<_>>().join("\n");
+        if found == expected { Ok(()) } else { Err(format!("partition {partition}: {found:?} came; {}", said())) }
+    });
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_new_group_that_ended_behind_one_first_commit_begins_its_other_partitions_all_the_same() {
+    let (place, log) = old_topic(PARTITIONS).await;
+    begin_with_one_commit(&place, &log, State::at(6)).await;
+
+    let group = place.group(&log).await;
+    assert_eq!(group.committed(0).await, Ok(Some(State::at(6))));
+    for partition in 1..PARTITIONS {
+        assert_eq!(group.committed(partition).await, Ok(None), "partition {partition} has not begun");
+    }
+    group.leave().await;
+    let dispatch = dispatch(&place, &[]);
+    delivers(&place, 0, 6..EVENTS, &[&dispatch]);
+    for partition in 1..PARTITIONS {
+        delivers(&place, partition, EARLIEST..EVENTS, &[&dispatch]);
+    }
+    assert_eq!(dispatch.stop().code(), 0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn where_the_log_is_whole_too_a_partition_that_has_not_begun_begins_where_start_says() {
+    let (place, log) = full_topic(PARTITIONS).await;
+    begin_with_one_commit(&place, &log, State::at(i64::from(EVENTS))).await;
+
+    let dispatch = dispatch(&place, &["--start", "latest"]);
+    eventually_begun(&place, &log).await;
+    log.append(1, records(EVENTS..EVENTS + 2)).await.unwrap();
+    delivers(&place, 1, EVENTS..EVENTS + 2, &[&dispatch]);
+    assert_eq!(dispatch.stop().code(), 0);
+}
+
+/// Until every partition has a commit of its own.
+async fn eventually_begun(place: &Place, log: &Arc<dyn Log>) {
+    while !states(place, log).await.iter().all(Option::is_some) {
+        tokio::task::yield_now().await;
+    }
+}
+
+/// What is committed, read from outside.
+async fn states(place: &Place, log: &Arc<dyn Log>) -> Vec<Option<State>> {
+    committed(&place.broker.engine, &place.name, log).await.unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_owner_of_partition_0_begins_a_group_and_the_others_wait_for_it() {
+    let (place, log) = Place::with_partitions(2).await;
+    let (a, b) = (member(&place, &log).await, member(&place, &log).await);
+    let (mut of_a, mut of_b) = (BTreeSet::new(), BTreeSet::new());
+    while (of_a.len(), of_b.len()) != (1, 1) {
+        let ((group, owned), change) = tokio::select! {
+            change = a.changed() => ((&a, &mut of_a), change.unwrap()),
+            change = b.changed() => ((&b, &mut of_b), change.unwrap()),
+        };
+        match change {
+            Change::Given(partition) => assert!(owned.insert(partition)),
+            Change::Taken(partition) => {
+                owned.remove(&partition);
+                group.released(partition).await;
+            }
+            Change::Lost(partition) => panic!("{partition} was lost"),
+        }
+    }
+    let (first, other) = if of_a.contains(&0) { (a, b) } else { (b, a) };
+    let waiting = Arc::clone(&other);
+    let mut waiting = tokio::spawn(async move { waiting.committed(1).await });
+    // Not a wait for something to happen: nothing may.
+    let early = timeout(Duration::from_millis(300), &mut waiting).await;
+    assert!(early.is_err(), "{early:?}");
+    assert_eq!(first.committed(0).await, Ok(None));
+    assert_eq!(timeout(SOON, waiting).await.expect("the group has begun").unwrap(), Ok(None));
+    first.leave().await;
+    other.leave().await;
+}
+
+async fn member(place: &Place, log: &Arc<dyn Log>) -> Arc<dyn Group> {
+    join(&place.broker.engine, &place.name, log, Joining::of("digest")).await.unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_beginning_that_was_cut_off_at_any_moment_is_made_good() {
+    let (mut place, log) = old_topic(PARTITIONS).await;
+    for cut_after in (0..20).map(|step| Duration::from_micros(step * 400)) {
+        place.name = unique("cut");
+        let group = place.group(&log).await;
+        let cut = timeout(cut_after, group.committed(0)).await.is_err();
+        assert_eq!(group.committed(1).await, Ok(None), "cut off after {cut_after:?}: {cut}");
+        group.commit(1, State::at(7)).await.unwrap();
+        group.leave().await;
+        let group = place.group(&log).await;
+        let found = [group.committed(0).await, group.committed(1).await, group.committed(2).await];
+        assert_eq!(found, [Ok(None), Ok(Some(State::at(7))), Ok(None)], "cut off after {cut_after:?}: {cut}");
+        group.leave().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn processes_of_a_new_group_that_are_killed_at_their_first_commit_deliver_everything_at_the_next_start() {
+    // Many, so that there is a time between the first one's first commit and the last one's.
+    let (mut place, log) = old_topic(MANY).await;
+    let mut begun = Vec::new();
+    for _ in 0..3 {
+        (place.name, place.folder) = (unique("killed"), tempfile::tempdir().unwrap());
+        let (a, b) = (dispatch(&place, &[]), dispatch(&place, &[]));
+        while states(&place, &log).await.iter().all(Option::is_none) {}
+        for member in [a, b] {
+            assert!(!member.lines().contains("cannot begin"), "{}", member.lines());
+            member.kill();
+        }
+        begun.push(states(&place, &log).await.iter().flatten().count());
+        let (a, b) = (dispatch(&place, &[]), dispatch(&place, &[]));
+        a.wait_for(&["delivering"]);
+        b.wait_for(&["delivering"]);
+        for partition in 0..MANY {
+            delivers(&place, partition, EARLIEST..EVENTS, &[&a, &b]);
+        }
+        for member in [a, b] {
+            let ending = member.stop();
+            assert_eq!(ending.code(), 0, "{}", ending.said);
+            assert!(!ending.said.contains("cannot begin"), "{}", ending.said);
+        }
+    }
+    println!("# killed at the first commits of a group: {begun:?} of {MANY} partitions had theirs");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_group_that_has_not_begun_is_shown_reset_and_begun_as_a_new_one() {
+    let (place, log) = old_topic(PARTITIONS).await;
+    let group = place.group(&log).await;
+    assert_eq!(group.committed(0).await, Ok(None));
+    group.leave().await;
+
+    // Nothing was delivered, so there is nothing to move.
+    for way in [&["--rewind", "--from", "5"][..], &["--fast-forward", "5"]] {
+        let to = ["--url", &address(), "--topic", &place.topic, "--dest", "file-1", "--name", &place.name, "--execute"];
+        let ending = run(place.folder.path(), &[&["replay"], &to[..], way].concat());
+        assert_eq!(ending.code(), 2, "{}", ending.said);
+        assert!(ending.said.contains("was ever delivered under the name"), "{}", ending.said);
+    }
+    assert_eq!(states(&place, &log).await, [None, None, None], "read from outside");
+    // GROUP TOPIC PARTITION CURRENT-OFFSET LOG-END-OFFSET LAG …
+    let shown = tool("kafka-consumer-groups", &address(), &["--describe", "--group", &place.name]);
+    let words = shown.lines().map(|line| line.split_whitespace().collect::<Vec<_>>());
+    let lags: Vec<_> = words.filter(|words| words.first() == Some(&place.name.as_str())).map(|of| of[5]).collect();
+    assert_eq!(lags, ["6", "6", "6"], "{shown}");
+
+    let of_one = format!("{}:1", place.topic);
+    let to_seven = ["--reset-offsets", "--group", &place.name, "--topic", &of_one, "--to-offset", "7", "--execute"];
+    tool("kafka-consumer-groups", &address(), &to_seven);
+    let dispatch = dispatch(&place, &[]);
+    delivers(&place, 1, 7..EVENTS, &[&dispatch]);
+    for partition in [0, 2] {
+        delivers(&place, partition, EARLIEST..EVENTS, &[&dispatch]);
+    }
+    assert_eq!(dispatch.stop().code(), 0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_beginning_of_a_topic_that_was_made_again_asks_for_a_start() {
+    let (place, log) = Place::with_partitions(2).await;
+    let group = place.group(&log).await;
+    place.delete().await;
+    let log = place.make(2).await;
+    // By a process that saw only the old topic.
+    assert_eq!(group.committed(0).await, Ok(None));
+    group.leave().await;
+
+    let group = place.group(&log).await;
+    for partition in 0..2 {
+        assert_eq!(group.committed(partition).await.unwrap_err().code, "topic-remade");
+    }
+    group.leave().await;
+    let joining = Joining { start_given: true, ..Joining::of("digest") };
+    let group = hold(&place.broker.engine, &place.name, &log, joining).await.unwrap();
+    for partition in 0..2 {
+        assert_eq!(group.committed(partition).await, Ok(None));
+    }
+    group.leave().await;
+}
