@@ -3,6 +3,8 @@
 use super::child::start;
 use super::{Embedded, fixture, open};
 use crate::conformance::{SOON, payload, read_all, record};
+use crate::support::delivered;
+use crate::support::program::{Program, eventually};
 use eventd::core::outcome::Certainty;
 use eventd::core::progress::State;
 use eventd::group::Group;
@@ -135,6 +137,41 @@ async fn a_destination_held_by_another_process_names_its_pid() {
     child.kill();
     let group = timeout(SOON, standby).await.expect("the lock died with its process").unwrap().unwrap();
     group.commit(0, State::at(0)).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_standby_delivers_within_a_second_of_the_sigkill_of_the_holder() {
+    let embedded = fixture().await;
+    let log = embedded.topic("events").await;
+    let url = format!("sqlite:{}", embedded.path().display());
+    let flags = ["dispatch", "--url", &url, "--topic", "events", "--dest", "file-1", "--standby"];
+    let process = || Program::start(embedded.folder.path(), &flags);
+    let file = embedded.folder.path().join("file-1");
+    let delivers = |payload: &str, by: &Program| {
+        eventually(|| match delivered::lines(&file) {
+            lines if lines.last().is_some_and(|line| line.payload == payload) => Ok(()),
+            lines => Err(format!("no {payload:?} at the end of {} lines; dispatch said\n{}", lines.len(), by.lines())),
+        });
+    };
+    let (mut holder, mut took) = (process(), Vec::new());
+    for round in 0..3 {
+        let (before, after) = (format!("{round} before"), format!("{round} after"));
+        log.append(0, vec![record("user", &before)]).await.unwrap();
+        delivers(&before, &holder);
+        let standby = process();
+        standby.wait_for(&["standing by", &format!("held_by={}", holder.id())]);
+        log.append(0, vec![record("user", &after)]).await.unwrap();
+        delivers(&after, &holder);
+        holder.kill();
+        let killed = Instant::now();
+        log.append(0, vec![record("user", "left")]).await.unwrap();
+        delivers("left", &standby);
+        took.push(killed.elapsed());
+        holder = standby;
+    }
+    assert_eq!(holder.stop().code(), 0);
+    println!("# a standby delivers {took:?} after the SIGKILL of the holder");
+    assert!(took.iter().all(|took| *took < Duration::from_secs(1)), "{took:?}");
 }
 
 #[tokio::test]
