@@ -21,7 +21,7 @@ pub(super) struct Scene {
     folder: tempfile::TempDir,
     url: String,
     topic: String,
-    name: String,
+    pub(super) name: String,
     pub(super) sink: Sink,
     ingest: Program,
     pub(super) load: Load,
@@ -322,6 +322,28 @@ fn partitions_that_are_added_are_shared_by_the_members_at_once() {
     }
     println!("# four partitions more: {} deliveries, {} repeated", scene.sink.count(), scene.sink.repeated());
     assert_eq!(scene.sink.repeated(), 0);
+}
+
+#[test]
+fn kafkas_own_tool_resets_no_offsets_while_a_member_is_there() {
+    let scene = Scene::begin("reset");
+    let a = scene.member(&[]);
+    owns(&a, 6);
+    scene.all_move_on("with one member");
+    let to_earliest = ["--group", &scene.name, "--topic", &scene.topic, "--to-earliest", "--execute"];
+    let said = tool("kafka-consumer-groups", &address(), &[&["--reset-offsets"], &to_earliest[..]].concat());
+    assert!(said.contains("can only be reset if the group") && said.contains("is inactive"), "{said}");
+    assert!(!said.contains(&scene.topic), "no offset is new:\n{said}");
+    scene.all_move_on("after the tool was refused");
+    // Who comes now goes on from what the first one commits at its end.
+    assert_eq!(a.stop().code(), 0);
+    let b = scene.member(&[]);
+    owns(&b, 6);
+    scene.all_move_on("with another member");
+    let was_reset = b.lines().contains("reset by another tool");
+    assert!(!was_reset, "{}", b.lines());
+    let sink = scene.end(vec![b]);
+    assert_eq!(sink.repeated(), 0);
 }
 
 #[test]
