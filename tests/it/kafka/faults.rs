@@ -190,6 +190,50 @@ fn two_members_of_a_group_outlive_a_restart_of_their_broker() {
 }
 
 #[test]
+fn two_members_of_a_group_outlive_the_broker_that_coordinates_it() {
+    let broker = Broker::start("coordinator", &["--nodes", "3"]);
+    let scene = members::Scene::begin_at(broker.addresses(), "coordinated");
+    let (a, b) = (scene.member(&[]), scene.member(&[]));
+    members::owns(&a, 3);
+    members::owns(&b, 3);
+    scene.all_move_on("with two members");
+    let (mut coordinators, mut takeovers) = (vec![coordinator(&broker, &scene.name)], Vec::new());
+    for _ in 0..torture_times() {
+        let killed = *coordinators.last().unwrap();
+        broker.kill(killed);
+        let began = Instant::now();
+        scene.all_move_on("after the coordinator was killed");
+        takeovers.push(began.elapsed());
+        let next = coordinator(&broker, &scene.name);
+        assert_ne!(next, killed, "who coordinates the group");
+        coordinators.push(next);
+        broker.start_again();
+        scene.all_move_on("after the broker came back");
+    }
+    // Who hears from no coordinator for its session gives up what it has, and begins again at the last commit.
+    let gave_up = [&a, &b].map(|member| member.lines().matches("every partition is given up").count());
+    let sink = scene.end(vec![a, b]);
+    let repeated = sink.repeated();
+    println!(
+        "# the coordinator killed among three brokers, nodes {coordinators:?}: {} deliveries, {repeated} repeated, the \
+         members gave up what they had {gave_up:?} times, all partitions move on {takeovers:?} after the kill",
+        sink.count()
+    );
+    assert!(repeated == 0 || gave_up != [0, 0], "{repeated} deliveries were repeated, and no member gave up anything");
+}
+
+/// The node that coordinates the group, as Kafka's own tool has it.
+fn coordinator(broker: &Broker, group: &str) -> i32 {
+    eventually(|| {
+        let said = tool("kafka-consumer-groups", broker.addresses(), &["--describe", "--state", "--group", group]);
+        // GROUP COORDINATOR (ID) …, where the second is `host:port (id)`.
+        let line = said.lines().find(|line| line.starts_with(group));
+        let id = line.and_then(|line| line.split(['(', ')']).nth(1)?.parse().ok());
+        id.ok_or(said)
+    })
+}
+
+#[test]
 fn a_broker_that_stands_for_20_s_loses_nothing_and_goes_on() {
     let scene = Scene::start(Broker::start("paused", &[]));
     let mut recoveries = Vec::new();
