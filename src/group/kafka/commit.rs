@@ -153,8 +153,8 @@ impl Commits {
         Ok(())
     }
 
-    /// Commits as the member that we are. In the middle of a rebalance, and where a join has just made us a later
-    /// generation, again as what we are then.
+    /// Commits as the member that we are. In the middle of a rebalance, and where a join makes us a later generation, of
+    /// which the broker knows before we do, again as what we are then: as nobody, where we are cut off.
     async fn offset_commit(&self, by: By<'_>, partition: u32, offset: i64, metadata: String) -> Result<(), Failure> {
         let deadline = Instant::now() + COMMIT_REBALANCING_MAX;
         loop {
@@ -163,12 +163,8 @@ impl Commits {
             })?;
             let offset = Offset { partition, offset, metadata: metadata.clone() };
             let Err(error) = self.offsets.commit(&identity, vec![offset]).await? else { return Ok(()) };
-            let again = match error {
-                ResponseError::RebalanceInProgress => matches!(by, By::Member(_)),
-                ResponseError::IllegalGeneration => by.identity_for(partition).is_some_and(|now| now != identity),
-                _ => false,
-            };
-            if !again || Instant::now() >= deadline {
+            let moves_on = matches!(error, ResponseError::RebalanceInProgress | ResponseError::IllegalGeneration);
+            if !(moves_on && matches!(by, By::Member(_))) || Instant::now() >= deadline {
                 let code = match (error, by) {
                     (ResponseError::OffsetMetadataTooLarge, _) => TOO_LARGE,
                     (
