@@ -368,9 +368,6 @@ pub const GROUP_BEGIN_MAX: Duration = Duration::from_secs(10);
 /// How often they look: it is a matter of milliseconds, and one worker of a process looks.
 pub const GROUP_BEGIN_POLL: Duration = Duration::from_millis(10);
 
-/// Partitions whose first offset is looked up at the same time: each look is a connection.
-pub const OFFSETS_LOOKED_UP_MAX: usize = 16;
-
 /// How long after its last heartbeat a member counts as gone, where nobody says.
 pub const SESSION_TIMEOUT: Duration = Duration::from_secs(10);
 

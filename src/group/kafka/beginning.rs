@@ -18,19 +18,18 @@ use super::metadata::Metadata;
 use super::offsets::{Offset, Offsets};
 use crate::core::outcome::Failure;
 use crate::kafka::describe;
-use crate::limits::{BROKER_ANSWER_MAX, GROUP_BEGIN_MAX, GROUP_BEGIN_POLL, OFFSETS_LOOKED_UP_MAX};
-use crate::log::Log;
+use crate::limits::{GROUP_BEGIN_MAX, GROUP_BEGIN_POLL};
+use crate::log::kafka::Kafka;
 use kafka_protocol::ResponseError;
 use std::collections::HashMap;
 use std::sync::Arc;
 use tokio::sync::Mutex;
-use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout_at};
 use uuid::Uuid;
 
 #[derive(Debug)]
 pub(super) struct Beginning {
-    log: Arc<dyn Log>,
+    engine: Arc<Kafka>,
     topic_id: Uuid,
     /// As many as there were when the group was joined: one that is added later begins with its first event.
     partitions: u32,
@@ -45,8 +44,8 @@ pub(super) fn is_new(commits: &HashMap<u32, (i64, String)>) -> bool {
 }
 
 impl Beginning {
-    pub(super) fn new(log: &Arc<dyn Log>, topic_id: Uuid, partitions: u32) -> Self {
-        Self { log: Arc::clone(log), topic_id, partitions, asked: Mutex::default() }
+    pub(super) fn new(engine: &Arc<Kafka>, topic_id: Uuid, partitions: u32) -> Self {
+        Self { engine: Arc::clone(engine), topic_id, partitions, asked: Mutex::default() }
     }
 
     /// The commits of so many partitions of a group that had none: once it has begun.
@@ -88,7 +87,7 @@ impl Beginning {
             match identity {
                 Some(identity) if asked.as_ref() == Some(&identity) => member.join_again(),
                 Some(identity) => {
-                    let markers = self.markers().await;
+                    let markers = self.markers(&offsets.topic).await;
                     *asked = Some(identity.clone());
                     let answer = offsets.commit(&identity, markers).await?;
                     *asked = None;
@@ -116,27 +115,15 @@ impl Beginning {
     }
 
     /// One for each partition, at its first event: Kafka's tools count the lag from there.
-    async fn markers(&self) -> Vec<Offset> {
-        let (deadline, mut partitions) = (Instant::now() + BROKER_ANSWER_MAX, 0..self.partitions);
-        let mut looking = JoinSet::new();
-        // Nobody begins there: a partition that no broker leads now holds up none of the others.
-        let mut earliest = vec![0; self.partitions as usize];
-        loop {
-            while looking.len() < OFFSETS_LOOKED_UP_MAX
-                && let Some(partition) = partitions.next()
-            {
-                let log = Arc::clone(&self.log);
-                looking.spawn(async move { (partition, timeout_at(deadline, log.earliest(partition)).await) });
-            }
-            match looking.join_next().await {
-                Some(Ok((partition, Ok(Ok(offset))))) => earliest[partition as usize] = offset,
-                Some(_) => {}
-                None => break,
-            }
-        }
+    async fn markers(&self, topic: &str) -> Vec<Offset> {
+        let earliest = self.engine.earliest(topic).await;
         let metadata = Metadata::of_not_begun(self.topic_id);
-        let marker = |(offset, partition)| Offset { partition, offset, metadata: metadata.clone() };
-        earliest.into_iter().zip(0..).map(marker).collect()
+        let marker = |partition| {
+            // Nobody begins there: a partition that no broker leads now holds up none of the others.
+            let offset = earliest.get(&partition).copied().unwrap_or(0);
+            Offset { partition, offset, metadata: metadata.clone() }
+        };
+        (0..self.partitions).map(marker).collect()
     }
 }
 

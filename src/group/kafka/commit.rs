@@ -98,7 +98,7 @@ impl Commits {
             start_given,
             opened_with: partitions,
             had_commits: false,
-            beginning: Beginning::new(log, topic.id, partitions),
+            beginning: Beginning::new(engine, topic.id, partitions),
             state: StateTopic::new(Arc::clone(engine), log.topic(), group),
             seen: Mutex::default(),
         };

@@ -29,7 +29,7 @@ pub(super) struct Offset {
 pub(super) struct Offsets {
     cluster: Arc<Cluster>,
     pub(super) group: String,
-    topic: String,
+    pub(super) topic: String,
 }
 
 impl Offsets {

@@ -13,7 +13,7 @@ use super::{KafkaLog, failure};
 use crate::core::event::{Event, Record};
 use crate::core::outcome::Failure;
 use crate::kafka::batch::{self, Aborted};
-use crate::kafka::{self, Request, Who, describe, refusal, topic_name};
+use crate::kafka::{self, Cluster, Request, Who, describe, refusal, topic_name};
 use crate::limits::{BROKER_CALL_MAX, BROKER_FETCH_GRACE, FRAME_BYTES_MAX, LEFTOVER_BYTES_MAX, LEFTOVERS_MAX};
 use crate::log::{FetchError, Fetched};
 use kafka_protocol::ResponseError;
@@ -21,7 +21,7 @@ use kafka_protocol::messages::fetch_request::{FetchPartition, FetchTopic};
 use kafka_protocol::messages::fetch_response::PartitionData;
 use kafka_protocol::messages::list_offsets_request::{ListOffsetsPartition, ListOffsetsTopic};
 use kafka_protocol::messages::{BrokerId, FetchRequest, ListOffsetsRequest};
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 use tokio::time::{Instant, sleep_until};
@@ -227,16 +227,7 @@ impl KafkaLog {
 
     async fn offset_once(&self, partition: u32, timestamp: i64, deadline: Instant) -> Result<Option<i64>, Failure> {
         let (leader, _) = self.cluster.leader(&self.name, partition, deadline).await.map_err(failure)?;
-        let asked = ListOffsetsPartition::default()
-            .with_partition_index(partition as i32)
-            .with_current_leader_epoch(-1)
-            .with_timestamp(timestamp);
-        let request = ListOffsetsRequest::default()
-            .with_replica_id(BrokerId(-1))
-            .with_isolation_level(READ_COMMITTED)
-            .with_topics(vec![
-                ListOffsetsTopic::default().with_name(topic_name(&self.name)).with_partitions(vec![asked]),
-            ]);
+        let request = list_offsets(&self.name, &[partition], timestamp);
         let answer = self.call_leader(leader, &request, deadline).await.map_err(failure)?;
         let found = answer.topics.into_iter().flat_map(|topic| topic.partitions).next();
         let found = found.ok_or_else(|| Failure::refused("log-unavailable", "a broker answers with no offset"))?;
@@ -248,6 +239,42 @@ impl KafkaLog {
             )),
         }
     }
+}
+
+/// The first offset of every partition, as far as their leaders tell it by then: asked one after the other, once each.
+pub(super) async fn earliest(cluster: &Cluster, name: &str, deadline: Instant) -> HashMap<u32, i64> {
+    let mut found = HashMap::new();
+    let Ok(topic) = cluster.known_topic(name, deadline).await else { return found };
+    let mut led_by: BTreeMap<i32, Vec<u32>> = BTreeMap::new();
+    for (partition, number) in topic.partitions.iter().zip(0..) {
+        if let Some(leader) = partition.leader {
+            led_by.entry(leader).or_default().push(number);
+        }
+    }
+    for (leader, partitions) in led_by {
+        let request = list_offsets(name, &partitions, EARLIEST);
+        let Ok(answer) = cluster.call(Who::Node(leader), &request, deadline).await else {
+            cluster.forget(name);
+            continue;
+        };
+        let told = answer.topics.into_iter().flat_map(|topic| topic.partitions);
+        found.extend(told.filter(|one| one.error_code == 0).map(|one| (one.partition_index as u32, one.offset)));
+    }
+    found
+}
+
+fn list_offsets(name: &str, partitions: &[u32], timestamp: i64) -> ListOffsetsRequest {
+    let asked = |partition: &u32| {
+        ListOffsetsPartition::default()
+            .with_partition_index(*partition as i32)
+            .with_current_leader_epoch(-1)
+            .with_timestamp(timestamp)
+    };
+    let partitions = partitions.iter().map(asked).collect();
+    ListOffsetsRequest::default()
+        .with_replica_id(BrokerId(-1))
+        .with_isolation_level(READ_COMMITTED)
+        .with_topics(vec![ListOffsetsTopic::default().with_name(topic_name(name)).with_partitions(partitions)])
 }
 
 #[cfg(test)]

@@ -31,8 +31,11 @@ use crate::BoxFuture;
 use crate::core::event::Record;
 use crate::core::outcome::Failure;
 use crate::kafka::{self, Cluster};
-use crate::limits::{APPEND_BYTES_MAX, BROKER_CALL_MAX, BROKER_START_MAX, RECORD_BYTES_MAX, RECORD_FRAMING_BYTES_MAX};
+use crate::limits::{
+    APPEND_BYTES_MAX, BROKER_ANSWER_MAX, BROKER_CALL_MAX, BROKER_START_MAX, RECORD_BYTES_MAX, RECORD_FRAMING_BYTES_MAX,
+};
 use crate::net;
+use std::collections::HashMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
@@ -69,6 +72,11 @@ impl Kafka {
 
     pub(crate) fn cluster(&self) -> &Arc<Cluster> {
         &self.cluster
+    }
+
+    /// The first offset of each partition, where its leader tells it in time.
+    pub(crate) async fn earliest(&self, topic: &str) -> HashMap<u32, i64> {
+        fetch::earliest(&self.cluster, topic, Instant::now() + BROKER_ANSWER_MAX).await
     }
 
     /// Removes what is below this offset, from a topic whose writer does that itself.
