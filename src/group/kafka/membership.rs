@@ -232,7 +232,7 @@ impl Membership {
 
     /// Becomes a member of a later generation: what was sent as this one, and comes late, is refused.
     pub(super) fn join_again(&self) {
-        self.shared.state().told = Some(Told::Rejoin);
+        self.shared.state().told.get_or_insert(Told::Rejoin);
         self.shared.attention.notify_one();
     }
 
