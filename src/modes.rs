@@ -125,7 +125,8 @@ pub async fn replay(config: config::Replay, signals: &Signals) -> anyhow::Result
             config::ReplayWork::Deliver { delivery, replay } => {
                 let Delivery { spec, settings, dispatch, .. } = *delivery;
                 let groups = Arc::new(store.clone()) as Arc<dyn Groups>;
-                let around = replay::Surroundings { engine: engine.clone(), log, groups, spec, settings, dispatch };
+                let (engine, opener, streams) = (engine.clone(), Arc::new(settings), Arc::new(replay::Process));
+                let around = replay::Surroundings { engine, log, groups, spec, opener, dispatch, streams };
                 replay::run(around, *replay, signals.stop()).await.map(Ended::from)
             }
         }

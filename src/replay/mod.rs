@@ -46,7 +46,7 @@ pub mod select;
 mod show;
 mod view;
 
-pub use self::show::list;
+pub use self::show::{Process, Streams, list};
 
 use self::audit::{Audit, Outcome, Started, What};
 use self::plan::{Leg, Plan};
@@ -60,10 +60,11 @@ use crate::core::outcome::Failure;
 use crate::core::pace::Rate;
 use crate::core::progress::{Move, State};
 use crate::destination::spec::Spec;
+use crate::destination::{self, Destination};
 use crate::dispatch::Ended;
 use crate::group::{Group, JoinError, is_final};
 use crate::log::{Engine, Log};
-use crate::{destination, dispatch, limits};
+use crate::{dispatch, limits};
 use anyhow::Context;
 use std::collections::BTreeMap;
 use std::fmt;
@@ -116,8 +117,22 @@ pub struct Surroundings {
     pub log: Arc<dyn Log>,
     pub groups: Arc<dyn Groups>,
     pub spec: Spec,
-    pub settings: destination::Settings,
+    pub opener: Arc<dyn Opener>,
     pub dispatch: dispatch::Config,
+    pub streams: Arc<dyn Streams>,
+}
+
+/// Opens the destination, once there is something to deliver.
+pub trait Opener: Send + Sync + fmt::Debug {
+    fn open<'a>(&'a self, spec: &'a Spec) -> BoxFuture<'a, anyhow::Result<Arc<dyn Destination>>>;
+}
+
+impl Opener for destination::Settings {
+    fn open<'a>(&'a self, spec: &'a Spec) -> BoxFuture<'a, anyhow::Result<Arc<dyn Destination>>> {
+        let (spec, settings) = (spec.clone(), self.clone());
+        // It looks at files, and blocks for as long as they do.
+        Box::pin(async move { Ok(tokio::task::spawn_blocking(move || destination::open(&spec, &settings)).await??) })
+    }
 }
 
 /// The checked configuration of one replay.
@@ -201,20 +216,22 @@ pub async fn run(around: Surroundings, config: Config, stop: impl Future<Output 
         }
     };
     let planned = tokio::select! {
+        biased;
         planned = planning => planned?,
         () = &mut stop => return Ok(Ended::Drained),
     };
     show::show(&around, &config, &planned)?;
     if planned.plan.events == 0 && planned.id.is_none() {
-        show::note(&config, "there is nothing to replay");
+        show::note(&around, &config, "there is nothing to replay");
         return Ok(Ended::Drained);
     }
     let agreed = tokio::select! {
+        biased;
         agreed = show::agree(&around, &config, &planned) => agreed?,
         () = &mut stop => false,
     };
     if !agreed {
-        show::note(&config, "nothing was delivered: --execute does it");
+        show::note(&around, &config, "nothing was delivered: --execute does it");
         return Ok(Ended::Drained);
     }
     match &config.what {

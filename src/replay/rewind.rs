@@ -62,6 +62,7 @@ pub(super) async fn apply(
         let asked = patiently(|| around.groups.request(name, &around.log, &moves)).await;
         asked.context("what was asked for may stand all the same: give the command again to be sure")?;
         tokio::select! {
+            biased;
             applied = applied(around, config, &moves) => applied.map(|()| true),
             () = stop => Ok(false),
         }
@@ -74,14 +75,14 @@ pub(super) async fn apply(
     };
     audit.write(&id, name, What::ReplayEnded { outcome, counts: Progressed::default(), why: why.clone() }).await?;
     if !asked? {
-        show::note(config, &why);
+        show::note(around, config, &why);
         return Ok(Ended::WorkLeft);
     }
     let then = match way {
         Way::Back(_) => "delivers again",
         Way::Ahead(_) => "leaves out",
     };
-    show::note(config, &format!("moved: dispatch {then} {events} events ({what})"));
+    show::note(around, config, &format!("moved: dispatch {then} {events} events ({what})"));
     Ok(Ended::Drained)
 }
 
@@ -120,7 +121,7 @@ async fn applied(around: &Surroundings, config: &Config, moves: &BTreeMap<u32, M
         }
         match told_at {
             None if owned => {
-                show::note(config, "dispatch is running: its processes move their positions now");
+                show::note(around, config, "dispatch is running: its processes move their positions now");
                 told_at = Some(Instant::now());
             }
             Some(at) if at.elapsed() >= limits::REPLAY_LOG_INTERVAL => {

@@ -6,20 +6,19 @@
 //!  --stop-after-failures ───┘
 //! ```
 
-use super::Surroundings;
 use super::audit::Outcome;
 use super::plan::{Leg, Progressed};
 use super::select::Selection;
 use super::view::{Journal, Sources, Taken, View, ends_of};
+use super::{Streams, Surroundings};
 use crate::core::pace::Rate;
-use crate::destination::{self, Destination};
+use crate::destination::Destination;
 use crate::dispatch::{self, Parts, Tally};
 use crate::group::Group;
 use crate::limits;
 use crate::log::Log;
 use std::collections::BTreeSet;
 use std::convert::Infallible;
-use std::io::{IsTerminal, Write};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::watch;
@@ -70,8 +69,9 @@ pub(super) async fn run(around: &Surroundings, ready: Ready, stop: impl Future<O
     let stopping = watch::Sender::new("stopped by a signal".to_owned());
     let shutdown = async {
         tokio::select! {
-            () = stop => {}
+            biased;
             () = done(journal.open(), tally.stopped_partitions()) => {}
+            () = stop => {}
             failures = too_many(tally.failures_in_a_row(), ready.stop_after_failures) => {
                 stopping.send_replace(format!(
                     "stopped after {failures} failures in a row (--stop-after-failures): look at the destination first"
@@ -81,8 +81,9 @@ pub(super) async fn run(around: &Surroundings, ready: Ready, stop: impl Future<O
     };
     let delivery = dispatch::run_counted(parts, around.dispatch.clone(), ready.rate, Arc::clone(&tally), shutdown);
     let ended = tokio::select! {
+        biased;
         ended = delivery => ended,
-        never = tell(&tally, ready.events) => match never {},
+        never = tell(&*around.streams, &tally, ready.events) => match never {},
     };
     if let Some(taken) = &ready.taken {
         taken.leave().await;
@@ -98,9 +99,7 @@ pub(super) async fn run(around: &Surroundings, ready: Ready, stop: impl Future<O
 }
 
 pub(super) async fn open_destination(around: &Surroundings, dead: bool) -> anyhow::Result<Arc<dyn Destination>> {
-    let (spec, settings) = (around.spec.clone(), around.settings.clone());
-    // It looks at files, and blocks for as long as they do.
-    let destination = tokio::task::spawn_blocking(move || destination::open(&spec, &settings)).await??;
+    let destination = around.opener.open(&around.spec).await?;
     Ok(if dead { Arc::new(Sources(destination)) } else { destination })
 }
 
@@ -108,6 +107,7 @@ pub(super) async fn open_destination(around: &Surroundings, dead: bool) -> anyho
 async fn done(mut open: watch::Receiver<BTreeSet<u32>>, mut stopped: watch::Receiver<BTreeSet<u32>>) {
     while !open.borrow_and_update().is_subset(&stopped.borrow_and_update()) {
         tokio::select! {
+            biased;
             Ok(()) = open.changed() => {}
             Ok(()) = stopped.changed() => {}
             else => return,
@@ -129,9 +129,9 @@ fn counts(tally: &Tally) -> Progressed {
 }
 
 /// Says how far it is: in one line of a terminal that is written over, else as a log line every few seconds.
-async fn tell(tally: &Tally, events: u64) -> Infallible {
-    let (began, on_terminal) = (Instant::now(), std::io::stderr().is_terminal());
-    let _line = on_terminal.then(|| Line);
+async fn tell(streams: &dyn Streams, tally: &Tally, events: u64) -> Infallible {
+    let (began, on_terminal) = (Instant::now(), streams.has_terminal());
+    let _line = on_terminal.then(|| Line(streams));
     loop {
         sleep(if on_terminal { limits::REPLAY_PROGRESS_INTERVAL } else { limits::REPLAY_LOG_INTERVAL }).await;
         let counts = counts(tally);
@@ -140,7 +140,7 @@ async fn tell(tally: &Tally, events: u64) -> Infallible {
         if on_terminal {
             let text = bar(counts, events, per_sec);
             // Nobody may be looking any more, which is no reason to stop.
-            write!(std::io::stderr(), "\r\x1b[K{text}").unwrap_or_default();
+            streams.err(&format!("\r\x1b[K{text}")).unwrap_or_default();
         } else {
             let Progressed { delivered, given_up, failed } = counts;
             let left = events.saturating_sub(settled);
@@ -150,11 +150,11 @@ async fn tell(tally: &Tally, events: u64) -> Infallible {
 }
 
 /// The line of a terminal; gone with its value, so that what is written next begins a line.
-struct Line;
+struct Line<'s>(&'s dyn Streams);
 
-impl Drop for Line {
+impl Drop for Line<'_> {
     fn drop(&mut self) {
-        write!(std::io::stderr(), "\r\x1b[K").unwrap_or_default();
+        self.0.err("\r\x1b[K").unwrap_or_default();
     }
 }
 

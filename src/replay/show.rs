@@ -13,7 +13,37 @@ use anyhow::anyhow;
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::fmt;
-use std::io::{IsTerminal, Write};
+use std::io::{self, IsTerminal, Write};
+
+/// Where a replay tells what it does.
+pub trait Streams: Send + Sync + fmt::Debug {
+    /// For programs, and for people who asked for it: the plan, the summary.
+    fn out(&self, text: &str) -> io::Result<()>;
+
+    /// For people alone.
+    fn err(&self, text: &str) -> io::Result<()>;
+
+    /// Whether a person looks at what goes to `err`.
+    fn has_terminal(&self) -> bool;
+}
+
+/// The streams of the process.
+#[derive(Debug, Clone, Copy)]
+pub struct Process;
+
+impl Streams for Process {
+    fn out(&self, text: &str) -> io::Result<()> {
+        io::stdout().write_all(text.as_bytes())
+    }
+
+    fn err(&self, text: &str) -> io::Result<()> {
+        io::stderr().write_all(text.as_bytes())
+    }
+
+    fn has_terminal(&self) -> bool {
+        io::stderr().is_terminal()
+    }
+}
 
 /// What was replayed so far, by id, of every destination or of one.
 pub async fn list(engine: &dyn Engine, topic: &str, destination: Option<&str>, json: bool) -> anyhow::Result<()> {
@@ -21,7 +51,7 @@ pub async fn list(engine: &dyn Engine, topic: &str, destination: Option<&str>, j
         Some(audit) => audit.stories().await?,
         None => BTreeMap::new(),
     };
-    let mut out = std::io::stdout().lock();
+    let mut out = io::stdout().lock();
     for (id, story) in stories.iter().filter(|(_, story)| destination.is_none_or(|name| story.destination == name)) {
         if json {
             writeln!(out, "{}", serde_json::to_string(&Listed::of(id, story))?)?;
@@ -126,23 +156,23 @@ pub(super) fn show(around: &Surroundings, config: &Config, planned: &Planned) ->
     } else {
         format!("{}\n", plan.text(what, &to, config.rate))
     };
-    say(config.execute && matches!(around.spec.target, Target::Stdout), &text)
+    say(around, config.execute, &text)
 }
 
 /// Where the events go to standard output, everything else goes to the other one.
-fn say(on_stderr: bool, text: &str) -> anyhow::Result<()> {
-    match on_stderr {
-        true => std::io::stderr().write_all(text.as_bytes())?,
-        false => std::io::stdout().write_all(text.as_bytes())?,
+fn say(around: &Surroundings, delivers: bool, text: &str) -> anyhow::Result<()> {
+    match delivers && matches!(around.spec.target, Target::Stdout) {
+        true => around.streams.err(text)?,
+        false => around.streams.out(text)?,
     }
     Ok(())
 }
 
 /// For people; programs read the plan.
-pub(super) fn note(config: &Config, text: &str) {
+pub(super) fn note(around: &Surroundings, config: &Config, text: &str) {
     if !config.json {
         // Nobody may be looking any more.
-        writeln!(std::io::stderr(), "{text}").unwrap_or_default();
+        around.streams.err(&format!("{text}\n")).unwrap_or_default();
     }
 }
 
@@ -151,7 +181,7 @@ pub(super) async fn agree(around: &Surroundings, config: &Config, planned: &Plan
     if config.execute {
         return Ok(true);
     }
-    if config.json || !std::io::stdin().is_terminal() || !std::io::stderr().is_terminal() {
+    if config.json || !io::stdin().is_terminal() || !around.streams.has_terminal() {
         return Ok(false);
     }
     let events = planned.plan.events;
@@ -160,10 +190,10 @@ pub(super) async fn agree(around: &Surroundings, config: &Config, planned: &Plan
         Wanted::Move(_) => format!("move the position of {name} over these {events} events?"),
         Wanted::New { .. } | Wanted::Rest { .. } => format!("deliver these {events} events to {name} now?"),
     };
-    write!(std::io::stderr(), "{question} [y/N] ")?;
+    around.streams.err(&format!("{question} [y/N] "))?;
     let answer = tokio::task::spawn_blocking(|| {
         let mut line = String::new();
-        std::io::stdin().read_line(&mut line).map(|_| line)
+        io::stdin().read_line(&mut line).map(|_| line)
     });
     Ok(matches!(answer.await??.trim(), "y" | "Y" | "yes"))
 }
@@ -189,15 +219,14 @@ pub(super) fn conclude(
     let End { outcome, counts, why, error } = end;
     let left = if outcome == Outcome::Finished { 0 } else { events.saturating_sub(counts.settled()) };
     let Progressed { delivered, given_up, failed } = counts;
-    let to_stderr = matches!(around.spec.target, Target::Stdout);
     if config.json {
         let summary = Summary { id, outcome, counts, left, why: &why };
-        say(to_stderr, &(serde_json::to_string(&summary)? + "\n"))?;
+        say(around, true, &(serde_json::to_string(&summary)? + "\n"))?;
     } else {
         let attempts = if failed > 0 { format!("; {failed} attempts failed") } else { String::new() };
         let kept = if given_up > 0 { format!(", {given_up} given up and kept as dead letters") } else { String::new() };
         let rest = if left > 0 { format!(", {left} left") } else { String::new() };
-        say(to_stderr, &format!("replay {id}: {delivered} delivered{kept}{rest}{attempts}\n"))?;
+        say(around, true, &format!("replay {id}: {delivered} delivered{kept}{rest}{attempts}\n"))?;
     }
     match (outcome, error) {
         (Outcome::Finished, _) => Ok(Ended::Drained),
