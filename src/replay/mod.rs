@@ -218,7 +218,10 @@ pub async fn run(around: Surroundings, config: Config, stop: impl Future<Output 
     let planned = tokio::select! {
         biased;
         planned = planning => planned?,
-        () = &mut stop => return Ok(Ended::Drained),
+        () = &mut stop => {
+            show::note(&around, &config, "stopped before the plan was made: nothing was delivered");
+            return Ok(Ended::WorkLeft);
+        }
     };
     show::show(&around, &config, &planned)?;
     if planned.plan.events == 0 && planned.id.is_none() {

@@ -2,16 +2,18 @@
 //! dispatch to its promises.
 
 mod processes;
+mod replaying;
 
 use crate::memory_group::Members;
 use crate::memory_log::{TOPIC, Topics};
 use crate::oracle::{Counts, Life, Oracle};
 use crate::random::Random;
 use crate::scenario::{Action, Scenario};
-use crate::world::{CALLS, World};
+use crate::world::{CALLS, Calls, World};
 use eventd::core::event::{CONTENT_TYPE, ID, Record};
 use eventd::core::progress::{Move, Target};
 use eventd::dispatch::Ended;
+use replaying::Replaying;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
@@ -37,7 +39,15 @@ pub(crate) struct Outcome {
     pub(crate) sessions_lost: u64,
     pub(crate) outages: u64,
     pub(crate) repositions: u64,
-    pub(crate) calls: [u64; CALLS.len()],
+    /// Replays that came to their end, were resumed, were refused.
+    pub(crate) replayed: u64,
+    pub(crate) resumes: u64,
+    pub(crate) refused: u64,
+    /// Of replays: what was delivered, and kept as a dead letter again.
+    pub(crate) redelivered: u64,
+    pub(crate) letters_again: u64,
+    /// By role.
+    pub(crate) calls: [Calls; 2],
     pub(crate) trace: Vec<String>,
     pub(crate) violation: Option<String>,
 }
@@ -59,6 +69,9 @@ enum Step {
     Planned(Action),
     Start {
         slot: usize,
+    },
+    Replay {
+        number: usize,
     },
     /// The group notices that a process is gone.
     Forget {
@@ -88,6 +101,8 @@ struct Driver<'a> {
     /// The driver's own choices: the world's must not depend on how often the driver looks.
     random: Random,
     slots: Vec<Option<Running>>,
+    /// By the number of the scenario's request.
+    replaying: Vec<Replaying>,
     /// Which slot should own each partition.
     assigned: Vec<usize>,
     queue: BTreeMap<(Duration, u64), Step>,
@@ -110,12 +125,17 @@ impl<'a> Driver<'a> {
             scenario.behaviour.clone(),
             scenario.rates,
         );
-        world.lock().single = scenario.single;
+        {
+            let mut state = world.lock();
+            state.single = scenario.single;
+            state.replays.ask(scenario.replays.iter().map(|request| request.asked.clone()).collect());
+        }
         Self {
             world,
             scenario,
             random: Random::new(scenario.seed ^ 2),
             slots: (0..scenario.slots).map(|_| None).collect(),
+            replaying: scenario.replays.iter().map(|_| Replaying::default()).collect(),
             assigned: (0..scenario.partitions as usize).map(|partition| partition % scenario.slots).collect(),
             queue: BTreeMap::new(),
             queued: 0,
@@ -130,7 +150,12 @@ impl<'a> Driver<'a> {
                 sessions_lost: 0,
                 outages: 0,
                 repositions: 0,
-                calls: [0; CALLS.len()],
+                replayed: 0,
+                resumes: 0,
+                refused: 0,
+                redelivered: 0,
+                letters_again: 0,
+                calls: [[0; CALLS.len()]; 2],
                 trace: Vec::new(),
                 violation: None,
             },
@@ -151,6 +176,7 @@ impl<'a> Driver<'a> {
         if !self.broken() {
             self.stop_in_order().await;
         }
+        self.abort_replays().await;
         for slot in 0..self.slots.len() {
             self.crash(slot).await;
         }
@@ -158,13 +184,17 @@ impl<'a> Driver<'a> {
         self.outcome.counts = state.oracle.counts;
         self.outcome.calls = state.calls;
         self.outcome.trace = std::mem::take(&mut state.trace);
-        self.outcome.violation = state.oracle.violation().map(str::to_owned);
+        self.outcome.violation = state.violation().map(str::to_owned);
+        for counts in state.replays.oracles().map(|oracle| oracle.counts) {
+            self.outcome.redelivered += counts.delivered;
+            self.outcome.letters_again += counts.dead_letters;
+        }
         drop(state);
         self.outcome
     }
 
     fn broken(&self) -> bool {
-        self.world.lock().oracle.violation().is_some()
+        self.world.lock().violation().is_some()
     }
 
     fn at(&mut self, at: Duration, step: Step) {
@@ -207,6 +237,7 @@ impl<'a> Driver<'a> {
         match step {
             Step::Planned(action) => self.act(action).await,
             Step::Start { slot } => self.start(slot),
+            Step::Replay { number } => self.replay(number),
             Step::Forget { life } => {
                 self.world.lock().members.forget(life);
                 self.assign();
@@ -226,7 +257,7 @@ impl<'a> Driver<'a> {
                 self.assign();
             }
             Step::MustHaveEnded { life } => {
-                if self.slots.iter().flatten().any(|running| running.life == life) {
+                if self.slots.iter().flatten().any(|running| running.life == life) || self.is_replaying(life) {
                     self.world.lock().oracle.fail(format!("life {life} was told to stop long ago and goes on"));
                 }
             }
@@ -259,15 +290,20 @@ impl<'a> Driver<'a> {
                     self.at(self.world.moment(ends), Step::SessionEnds { life });
                 }
             }
+            Action::Replay { number } => self.replay(number),
+            Action::CrashReplayWithin { number, steps } => self.crash_replay_within(number, steps),
+            Action::StopReplay { number } => self.stop_replay(number),
             Action::Reposition { partition, percent, ahead } => self.reposition(partition, percent, ahead),
             Action::Outage(outage) => {
                 let mut state = self.world.lock();
                 state.behaviour.outage = outage;
-                match outage {
-                    Some(_) => state.oracle.phase_begins(),
-                    None => state.oracle.phase_ends(),
+                let state = &mut *state;
+                for oracle in std::iter::once(&mut state.oracle).chain(state.replays.oracles()) {
+                    match outage {
+                        Some(_) => oracle.phase_begins(),
+                        None => oracle.phase_ends(),
+                    }
                 }
-                drop(state);
                 self.outcome.outages += u64::from(outage.is_some());
             }
             Action::Trim { partition, percent } => {
@@ -292,7 +328,8 @@ impl<'a> Driver<'a> {
         let wanted = Move { id: self.outcome.repositions, to };
         state.oracle.asked(partition, wanted);
         state.note(now, Life::MAX, format_args!("asks for {wanted:?} in {partition}"));
-        if let Some(moved) = state.members.request(partition, wanted) {
+        state.members.ask(partition, wanted);
+        if let Some(moved) = state.members.apply(partition, wanted) {
             state.oracle.committed(None, partition, &moved, now);
         }
     }
@@ -335,14 +372,17 @@ impl<'a> Driver<'a> {
             state.rates = crate::world::Rates::default();
             state.behaviour.calm();
             state.oracle.phase_ends();
+            for oracle in state.replays.oracles() {
+                oracle.phase_ends();
+            }
         }
         let config = &self.scenario.config;
         let try_max = config.attempt_timeout + Duration::from_secs(12);
         let limit = self.world.now() + (try_max * (self.appended as u32 + 10) * (config.attempts + 1)).min(CALM_MAX);
         // What is delivered again takes its time again.
-        let limit = limit + CALM_MAX * self.outcome.repositions as u32;
+        let limit = limit + CALM_MAX * (self.outcome.repositions as u32 + self.scenario.replays.len() as u32);
         let mut fresh_at = Duration::ZERO;
-        while self.world.lock().oracle.unfinished().is_some() || !self.everybody_is_back() {
+        while self.world.lock().oracle.unfinished().is_some() || !self.everybody_is_back() || !self.is_replayed() {
             if self.world.now() >= fresh_at {
                 // Where nobody else is about, nobody can tell whether an outage is over.
                 fresh_at = self.world.now() + FRESH_EVERY;
@@ -355,7 +395,7 @@ impl<'a> Driver<'a> {
             }
             if self.world.now() > limit {
                 let mut state = self.world.lock();
-                let waiting = state.oracle.unfinished();
+                let waiting = (state.oracle.unfinished(), state.replays.unfinished());
                 return state.oracle.fail(format!("still {waiting:?} at {limit:?}, long after the trouble"));
             }
         }

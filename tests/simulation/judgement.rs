@@ -97,6 +97,11 @@ pub(crate) struct Health {
 }
 
 impl Health {
+    /// That of one who begins now, in the phase that there is.
+    pub(crate) fn of_newcomer(&self) -> Self {
+        Self { phase: self.phase, phases: self.phases, ..Self::default() }
+    }
+
     pub(crate) fn phase_begins(&mut self) {
         self.phases += 1;
         self.phase = Some(self.phases);

@@ -6,7 +6,7 @@ use crate::memory_group::Members;
 use crate::memory_log::{MemoryEngine, TOPIC, Topics};
 use crate::oracle::{Handed, Oracle, Rules};
 use crate::random::Random;
-use crate::world::{Rates, World};
+use crate::world::{Rates, Role, World};
 use eventd::core::event::{Event, Record};
 use eventd::core::progress::{Move, State, Target};
 use eventd::core::verdict::{Failed, Report, Verdict};
@@ -374,7 +374,7 @@ fn world() -> Arc<World> {
 #[tokio::test(start_paused = true)]
 async fn the_log_in_memory_keeps_the_contract_of_a_log() {
     let world = world();
-    let engine = MemoryEngine(world.begin_life());
+    let engine = MemoryEngine(world.begin_life(Role::Replay));
     let missing = engine.open("nowhere", None).await.unwrap_err();
     assert_eq!(missing, OpenError::Missing { topic: "nowhere".into() });
     let create = CreateTopic { partitions: 2, retention: None };
@@ -403,7 +403,7 @@ async fn the_log_in_memory_keeps_the_contract_of_a_log() {
 #[tokio::test(start_paused = true)]
 async fn a_fetch_that_waits_hears_of_an_append() {
     let world = world();
-    let engine = MemoryEngine(world.begin_life());
+    let engine = MemoryEngine(world.begin_life(Role::Replay));
     let log = engine.open("side", Some(CreateTopic { partitions: 1, retention: None })).await.unwrap();
     let waiting = {
         let log: Arc<dyn Log> = Arc::clone(&log);

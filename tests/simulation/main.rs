@@ -15,15 +15,17 @@ mod judgement;
 mod judges;
 mod memory_destination;
 mod memory_group;
+mod memory_groups;
 mod memory_log;
 mod oracle;
 mod random;
+mod replays;
 mod scenario;
 mod world;
 
 use drive::{Outcome, simulate};
 use scenario::{Scenario, fixed};
-use world::{CALLS, Single};
+use world::{CALLS, CALLS_OF_DISPATCH, Role, Single};
 
 /// Seeds of a plain run.
 const SEEDS: u64 = 2_000;
@@ -76,7 +78,7 @@ fn thousands_of_seeds() {
         joined.collect::<Result<Vec<_>, _>>().unwrap_or_else(|panic| std::panic::resume_unwind(panic)).concat()
     });
     let sum = |of: fn(&Outcome) -> u64| totals.iter().map(of).sum::<u64>();
-    let counted: [(&str, u64); 15] = [
+    let counted: [(&str, u64); 20] = [
         ("events", sum(|o| o.counts.events)),
         ("attempts", sum(|o| o.counts.attempts)),
         ("failed", sum(|o| o.counts.failed)),
@@ -92,6 +94,11 @@ fn thousands_of_seeds() {
         ("positions asked for", sum(|o| o.repositions)),
         ("positions moved by owners", sum(|o| o.counts.moved)),
         ("evident to a process", sum(|o| o.counts.outages_evident)),
+        ("replays", sum(|o| o.replayed)),
+        ("resumed", sum(|o| o.resumes)),
+        ("refused", sum(|o| o.refused)),
+        ("delivered by them", sum(|o| o.redelivered)),
+        ("given up by them", sum(|o| o.letters_again)),
     ];
     println!("# simulation: {seeds} seeds in {:?}: {counted:?}", began.elapsed());
     if seeds >= 100 {
@@ -118,10 +125,10 @@ fn every_single_call_fails_once() {
     let whole = simulate(&fixed());
     assert_eq!(whole.violation, None, "with nothing failing: {}", story(&whole));
     let mut runs = 0;
-    for (call, calls) in CALLS.into_iter().zip(whole.calls) {
+    for (call, calls) in CALLS.into_iter().zip(whole.calls[Role::Dispatch as usize]).take(CALLS_OF_DISPATCH) {
         assert!(calls > 0 || call == world::Call::Latest, "{call:?} is never called: its failure shows nothing");
         for (index, way) in (0..calls).flat_map(|index| (0..call.ways()).map(move |way| (index, way))) {
-            let single = Single { call, index, way };
+            let single = Single { role: Role::Dispatch, call, index, way };
             let outcome = simulate(&Scenario { single: Some(single), ..fixed() });
             assert!(outcome.violation.is_none(), "{single:?}: {}", story(&outcome));
             runs += 1;
@@ -129,7 +136,7 @@ fn every_single_call_fails_once() {
     }
     println!(
         "# every single call fails once: {runs} runs, {:?}",
-        CALLS.into_iter().zip(whole.calls).collect::<Vec<_>>()
+        CALLS.into_iter().zip(whole.calls[Role::Dispatch as usize]).take(CALLS_OF_DISPATCH).collect::<Vec<_>>()
     );
 }
 
@@ -139,9 +146,12 @@ fn the_question_where_the_log_ends_fails_once() {
     let mut scenario = fixed();
     scenario.config.start = eventd::dispatch::Start::Latest;
     for index in 0..u64::from(scenario.partitions) {
-        scenario.single = Some(Single { call: world::Call::Latest, index, way: 0 });
+        scenario.single = Some(Single { role: Role::Dispatch, call: world::Call::Latest, index, way: 0 });
         let outcome = simulate(&scenario);
         assert!(outcome.violation.is_none(), "{}", story(&outcome));
-        assert!(outcome.calls[world::Call::Latest as usize] > index, "the call that was to fail was never made");
+        assert!(
+            outcome.calls[Role::Dispatch as usize][world::Call::Latest as usize] > index,
+            "the call that was to fail was never made"
+        );
     }
 }

@@ -8,9 +8,7 @@ use eventd::BoxFuture;
 use eventd::core::event::Event;
 use eventd::core::verdict::{Failed, Report, Verdict};
 use eventd::destination::{Destination, HandOver, HandOverLimits};
-use eventd::group::Group as _;
 use eventd::limits::ATTEMPT_ABANDON_AFTER;
-use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::Instant;
 
@@ -120,7 +118,6 @@ pub(crate) struct MemoryDestination {
     pub(crate) handle: Handle,
     pub(crate) limits: HandOverLimits,
     pub(crate) attempt_timeout: Duration,
-    pub(crate) group: Arc<crate::memory_group::MemoryGroup>,
 }
 
 /// An attempt that has not answered. Where its caller drops it, nobody saw what became of it.
@@ -138,7 +135,9 @@ impl Drop for InFlight<'_> {
             self.destination.judge_end(id, now);
             let mut state = world.lock();
             state.note(now, *life, format_args!("drops attempt {id}"));
-            state.oracle.dropped(id, is_cut, now);
+            if let Some(oracle) = state.oracle_of(*life) {
+                oracle.dropped(id, is_cut, now);
+            }
         }
     }
 }
@@ -146,7 +145,8 @@ impl Drop for InFlight<'_> {
 impl MemoryDestination {
     /// How long ago the next owner was let in. `None`: it was not.
     fn behind_fence(&self, now: Duration) -> Option<Duration> {
-        now.checked_sub(self.handle.world.moment(self.group.fence()?))
+        let fence = self.handle.world.lock().members.fence(self.handle.life)?;
+        now.checked_sub(self.handle.world.moment(fence))
     }
 
     /// The process is at work, and waits for an attempt longer than it may.
@@ -213,10 +213,14 @@ impl Destination for MemoryDestination {
                     state.oracle.fail(format!("life {} begins an attempt behind its fence", handle.life));
                 }
                 let until = now + self.attempt_timeout + ATTEMPT_ABANDON_AFTER;
-                let id = state.oracle.started(handle.life, hand_over.partition, &runs, until, now);
+                let partition = hand_over.partition;
+                state.replays.attempts(handle.life);
+                let Some(oracle) = state.oracle_of(handle.life) else { unreachable!("it has joined its group") };
+                let runs = oracle.in_place(handle.life, partition, runs.clone());
+                let id = oracle.started(handle.life, partition, &runs, until, now);
                 let offsets: Vec<Vec<i64>> =
                     runs.iter().map(|run| run.events.iter().map(|event| event.offset).collect()).collect();
-                state.note(now, handle.life, format_args!("attempt {id} in {}: {offsets:?}", hand_over.partition));
+                state.note(now, handle.life, format_args!("attempt {id} in {partition}: {offsets:?}"));
                 id
             };
             let mut in_flight = InFlight { destination: self, id: Some(id) };
@@ -237,7 +241,9 @@ impl Destination for MemoryDestination {
             let mut state = world.lock();
             let said: Vec<_> = reports.iter().map(|r| (r.delivered, r.failed.as_ref().map(|f| f.verdict))).collect();
             state.note(now, handle.life, format_args!("attempt {id} answers {said:?}"));
-            state.oracle.reported(id, &reports, now);
+            if let Some(oracle) = state.oracle_of(handle.life) {
+                oracle.reported(id, &reports, now);
+            }
             drop(state);
             world.happened.notify_one();
             reports

@@ -101,14 +101,33 @@ impl Members {
         }
     }
 
-    /// Another position is asked for. Where nobody owns the partition it is applied at once: the answer is the state then.
-    pub(crate) fn request(&mut self, partition: u32, wanted: Move) -> Option<State> {
+    /// Another position is asked for. `false`: it is already.
+    pub(crate) fn ask(&mut self, partition: u32, wanted: Move) -> bool {
+        self.partitions[partition as usize].requested.replace(wanted) != Some(wanted)
+    }
+
+    /// Applies it where nobody owns the partition: the answer is the state then.
+    pub(crate) fn apply(&mut self, partition: u32, wanted: Move) -> Option<State> {
         let part = &mut self.partitions[partition as usize];
-        part.requested = Some(wanted);
         let is_empty = part.owner.is_none();
-        let state = part.committed.as_mut().filter(|_| is_empty)?;
+        let state = part.committed.as_mut().filter(|state| is_empty && state.awaits(&wanted))?;
         *state = state.after(&wanted);
         Some(state.clone())
+    }
+
+    /// What is stored of each partition.
+    pub(crate) fn committed(&self) -> Vec<Option<State>> {
+        self.partitions.iter().map(|part| part.committed.clone()).collect()
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.members.is_empty()
+    }
+
+    /// Until when this life may begin something; `None`: it is no member, or has no session.
+    pub(crate) fn fence(&self, life: Life) -> Option<Instant> {
+        let member = self.members.get(&life)?;
+        Some(member.cut_off.unwrap_or(Instant::now() + member.session?))
     }
 
     pub(crate) fn has_committed(&self, partition: u32) -> bool {
@@ -180,6 +199,12 @@ impl Drop for OnItsWay<'_> {
             }
         }
     }
+}
+
+/// Without the number of a move, which is made of the real time.
+fn shown(state: &State) -> String {
+    let State { watermark, settled, moved } = state;
+    format!("{watermark} {settled:?}{}", if moved.is_some() { " moved" } else { "" })
 }
 
 fn store(
@@ -291,7 +316,7 @@ impl Group for MemoryGroup {
                 let mut guard = world.lock();
                 let world = &mut *guard;
                 world.oracle.commit_tried(*life, partition, now);
-                world.note(now, *life, format_args!("commits in {partition}: {state:?}"));
+                world.note(now, *life, format_args!("commits in {partition}: {}", shown(&state)));
                 let percent = world.rates.commit_fails;
                 let fault = world.write_fault(way, percent, false);
                 let (before, after, kept) = (world.delay(), world.delay(), world.random.chance(50));
@@ -343,10 +368,7 @@ impl Group for MemoryGroup {
     }
 
     fn fence(&self) -> Option<Instant> {
-        let state = self.0.world.lock();
-        let member = state.members.members.get(&self.0.life)?;
-        let session = member.session?;
-        Some(member.cut_off.unwrap_or_else(|| Instant::now() + session))
+        self.0.world.lock().members.fence(self.0.life)
     }
 
     fn leave(&self) -> BoxFuture<'_, ()> {

@@ -2,7 +2,8 @@
 //! whose outcome is unknown (stored, not stored, stored later), fetches that are not available, offsets without a
 //! record, topics that cannot be made for a while.
 
-use crate::world::{Call, Handle, World, WriteFault};
+use crate::oracle::Oracle;
+use crate::world::{Call, Handle, State, World, WriteFault};
 use eventd::BoxFuture;
 use eventd::core::event::{Event, Record};
 use eventd::core::outcome::Failure;
@@ -14,6 +15,9 @@ use tokio::time::Instant;
 
 /// The topic that is delivered.
 pub(crate) const TOPIC: &str = "user-events";
+/// Its dead letters, and the records of its replays.
+pub(crate) const LETTERS: &str = "user-events.file-1.dead";
+const AUDIT: &str = "user-events.audit";
 
 #[derive(Debug, Default)]
 struct Partition {
@@ -48,6 +52,17 @@ impl Topics {
         self.topics[TOPIC][partition as usize].latest
     }
 
+    /// How many partitions it has; 0: it is not there.
+    pub(crate) fn partitions(&self, topic: &str) -> usize {
+        self.topics.get(topic).map_or(0, Vec::len)
+    }
+
+    /// The dead letters of one partition.
+    pub(crate) fn letters(&self, partition: u32) -> impl Iterator<Item = (i64, &Record)> {
+        let part = self.topics.get(LETTERS).and_then(|parts| parts.get(partition as usize));
+        part.into_iter().flat_map(|part| &part.events).map(|(offset, record)| (*offset, record))
+    }
+
     pub(crate) fn ends(&self, partition: u32) -> (i64, i64) {
         let part = &self.topics[TOPIC][partition as usize];
         (part.earliest, part.latest)
@@ -71,8 +86,11 @@ impl World {
             part.events.insert(part.latest, record.clone());
             if topic == TOPIC {
                 state.oracle.appended(partition, part.latest, record, now);
+            } else if topic == AUDIT {
+                state.replays.audited(record);
             } else {
-                state.oracle.dead_letter_stored(partition, record, now);
+                let replayed = state.replays.oracle_of_letter(record);
+                replayed.unwrap_or(&mut state.oracle).dead_letter_stored(partition, record, now);
             }
             part.latest += 1;
         }
@@ -94,6 +112,7 @@ impl World {
         part.earliest = earliest;
         part.events = part.events.split_off(&earliest);
         state.oracle.trimmed(partition, earliest, now);
+        state.replays.trimmed(partition, earliest, now);
     }
 }
 
@@ -143,6 +162,14 @@ impl MemoryLog {
         let found = answer(&self.handle.world.lock().topics.topics[&self.topic]);
         self.handle.end().await;
         found.ok_or_else(|| Failure::refused("no-such-partition", "there is no such partition"))
+    }
+
+    /// Who judges how this topic is fetched, where it is the one that is delivered.
+    fn watcher<'s>(&self, state: &'s mut State) -> Option<&'s mut Oracle> {
+        let life = self.handle.life;
+        let oracle = state.oracle_of(life)?;
+        let delivered = if oracle.is_of_letters() { LETTERS } else { TOPIC };
+        (self.topic == delivered).then_some(oracle)
     }
 
     /// What is there now; `None` while there is nothing at or past `from`.
@@ -202,10 +229,13 @@ impl Log for MemoryLog {
             let now = world.now();
             let (before, after, fault, stored_if_dropped) = {
                 let mut state = world.lock();
-                for record in records.iter().filter(|_| self.topic.ends_with(".dead")) {
-                    state.oracle.gives_up(handle.life, partition, record);
+                for record in records.iter().filter(|_| self.topic == LETTERS) {
+                    if let Some(oracle) = state.oracle_of(handle.life) {
+                        oracle.gives_up(handle.life, partition, record);
+                    }
+                    let source = record.header_text("eventd-source");
+                    state.note(now, handle.life, format_args!("gives up in {partition}: {source:?}"));
                 }
-                state.note(now, handle.life, format_args!("gives up in {partition}: {:?}", sources(&records)));
                 let percent = state.rates.append_fails;
                 let fault = state.write_fault(way, percent, true);
                 (state.delay(), state.delay(), fault, state.random.chance(50))
@@ -240,8 +270,12 @@ impl Log for MemoryLog {
                     handle.end().await;
                     let now = world.now();
                     let mut state = world.lock();
-                    for record in &records {
-                        state.oracle.dead_letter_acknowledged(handle.life, partition, record, now);
+                    if self.topic == LETTERS
+                        && let Some(oracle) = state.oracle_of(handle.life)
+                    {
+                        for record in &records {
+                            oracle.dead_letter_acknowledged(handle.life, partition, record, now);
+                        }
                     }
                     Some(offset)
                 }
@@ -263,8 +297,8 @@ impl Log for MemoryLog {
             let until = Instant::now() + wait;
             let (delay, fails) = {
                 let mut state = world.lock();
-                if self.topic == TOPIC {
-                    state.oracle.fetch(handle.life, partition, from, max_bytes);
+                if let Some(oracle) = self.watcher(&mut state) {
+                    oracle.fetch(handle.life, partition, from, max_bytes);
                 }
                 (state.delay(), state.read_fails(way))
             };
@@ -283,10 +317,10 @@ impl Log for MemoryLog {
                 handle.end().await;
             };
             handle.end().await;
-            if let (Ok(found), TOPIC) = (&found, self.topic.as_str()) {
+            let mut state = world.lock();
+            if let (Ok(found), Some(oracle)) = (&found, self.watcher(&mut state)) {
+                oracle.fetched(handle.life, partition, &found.events);
                 let now = world.now();
-                let mut state = world.lock();
-                state.oracle.fetched(handle.life, partition, &found.events);
                 let (many, next) = (found.events.len(), found.next);
                 state.note(now, handle.life, format_args!("fetches {many} in {partition} from {from} to {next}"));
             }
@@ -299,7 +333,12 @@ impl Log for MemoryLog {
     }
 
     fn latest(&self, partition: u32) -> BoxFuture<'_, Result<i64, Failure>> {
-        Box::pin(self.read(Call::Latest, move |parts| parts.get(partition as usize).map(|part| part.latest)))
+        Box::pin(async move {
+            let latest = self.read(Call::Latest, move |parts| parts.get(partition as usize).map(|part| part.latest));
+            let latest = latest.await?;
+            self.handle.world.lock().replays.saw_end(self.handle.life, &self.topic, partition, latest);
+            Ok(latest)
+        })
     }
 
     fn offset_at(&self, partition: u32, timestamp_ms: i64) -> BoxFuture<'_, Result<Option<i64>, Failure>> {
@@ -308,8 +347,4 @@ impl Log for MemoryLog {
             Some(events.iter().find(|(_, record)| record.timestamp_ms >= timestamp_ms).map(|(offset, _)| *offset))
         }))
     }
-}
-
-fn sources(records: &[Record]) -> Vec<&str> {
-    records.iter().filter_map(|record| record.header_text("eventd-source")).collect()
 }

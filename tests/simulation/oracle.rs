@@ -13,8 +13,10 @@
 //! What a destination took without that its answer arrived is not settled: nobody may count on it.
 
 mod deliveries;
+mod replayed;
 
 pub(crate) use deliveries::Handed;
+pub(crate) use replayed::Guise;
 
 use crate::judgement::{Failures, Health, Phase};
 use eventd::core::event::{Event, Record};
@@ -128,6 +130,8 @@ pub(crate) struct Oracle {
     next_attempt: u64,
     ownerships: u64,
     health: Health,
+    /// Of a replay: how its events look.
+    guise: Option<Guise>,
     pub(crate) counts: Counts,
     violation: Option<String>,
 }
@@ -142,6 +146,7 @@ impl Oracle {
             next_attempt: 0,
             ownerships: 0,
             health: Health::default(),
+            guise: None,
             counts: Counts::default(),
             violation: None,
         }
@@ -227,11 +232,12 @@ impl Oracle {
     }
 
     pub(crate) fn fetched(&mut self, life: Life, partition: u32, events: &[Event]) {
+        let part = &self.partitions[partition as usize];
         if let Some(owned) = self.owned.get_mut(&(life, partition)) {
             let claimed = |o| owned.began_with.as_ref().is_some_and(|state| claims(state, o));
             let new: Vec<(i64, usize)> = events
                 .iter()
-                .filter(|event| !claimed(event.offset))
+                .filter(|event| part.entries.contains_key(&event.offset) && !claimed(event.offset))
                 .map(|event| (event.offset, event.record.window_bytes()))
                 .collect();
             owned.fetched.extend(new);

@@ -3,33 +3,81 @@
 use crate::memory_destination::{Behaviour, Outage};
 use crate::oracle::{Rules, User};
 use crate::random::Random;
+use crate::replays::Asked;
 use crate::world::{Rates, Single};
 use eventd::core::backoff::Backoff;
+use eventd::core::pace::Rate;
 use eventd::destination::HandOverLimits;
 use eventd::dispatch::{Config, OnGap, Start};
+use eventd::replay::range::{Place, Range};
+use eventd::replay::rewind::Way;
+use eventd::replay::select::Selection;
 use std::time::Duration;
 
 /// What the driver does at a moment of virtual time.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Action {
     /// Appends events of one user, in one append.
-    Append { user: usize, many: u64, bytes: usize },
+    Append {
+        user: usize,
+        many: u64,
+        bytes: usize,
+    },
     /// A process dies at once.
-    Crash { slot: usize },
+    Crash {
+        slot: usize,
+    },
     /// A process dies after so many steps, at whatever await that is.
-    CrashWithin { slot: usize, steps: u64 },
+    CrashWithin {
+        slot: usize,
+        steps: u64,
+    },
     /// A process is told to stop, and is started again later.
-    Stop { slot: usize },
+    Stop {
+        slot: usize,
+    },
     /// A partition is to be owned by the process in this slot.
-    Move { partition: u32, slot: usize },
+    Move {
+        partition: u32,
+        slot: usize,
+    },
     /// A process cannot reach the group any more, until its session is over.
-    CutOff { slot: usize },
+    CutOff {
+        slot: usize,
+    },
     /// Begins, or ends, a time in which every attempt fails.
     Outage(Option<Outage>),
     /// An operator asks for another position, so many percent of the way through what a partition holds.
-    Reposition { partition: u32, percent: i64, ahead: bool },
+    Reposition {
+        partition: u32,
+        percent: i64,
+        ahead: bool,
+    },
+    /// An operator asks for the scenario's replay of this number; or once more, while it is at work.
+    Replay {
+        number: usize,
+    },
+    /// It dies after so many steps, at whatever await that is.
+    CrashReplayWithin {
+        number: usize,
+        steps: u64,
+    },
+    StopReplay {
+        number: usize,
+    },
     /// Retention removes this share, in percent, of what a partition holds.
-    Trim { partition: u32, percent: i64 },
+    Trim {
+        partition: u32,
+        percent: i64,
+    },
+}
+
+/// What an operator asks a replay for.
+#[derive(Debug, Clone)]
+pub(crate) struct Request {
+    pub(crate) asked: Asked,
+    pub(crate) rate: Option<Rate>,
+    pub(crate) stop_after_failures: u64,
 }
 
 /// One simulation, told completely.
@@ -48,6 +96,7 @@ pub(crate) struct Scenario {
     pub(crate) gaps: u64,
     pub(crate) fetch_events_max: usize,
     pub(crate) plan: Vec<(Duration, Action)>,
+    pub(crate) replays: Vec<Request>,
     /// Users without trouble wait no longer than this for each event, if it is said.
     pub(crate) others_wait_max: Option<Duration>,
     pub(crate) single: Option<Single>,
@@ -57,15 +106,20 @@ impl Scenario {
     /// Of ten seeds one shows isolation, four an outage, and all others everything else at once.
     pub(crate) fn new(seed: u64) -> Self {
         let mut random = Random::new(seed);
-        match seed % 10 {
-            0 => isolation(seed, &mut random),
+        let mut scenario = match seed % 10 {
+            0 => return isolation(seed, &mut random),
             1..=4 => {
                 let mut scenario = troubled(seed, &mut random, 9);
                 outages(&mut scenario, &mut random);
                 scenario
             }
             _ => troubled(seed, &mut random, 1),
+        };
+        let mut random = Random::new(seed ^ 3);
+        if random.chance(40) {
+            replays(&mut scenario, &mut random);
         }
+        scenario
     }
 
     pub(crate) fn rules(&self) -> Rules {
@@ -238,6 +292,7 @@ fn troubled(seed: u64, random: &mut Random, users_min: u64) -> Scenario {
         gaps: if random.chance(40) { 15 } else { 0 },
         fetch_events_max: random.pick(&[1, 3, 20, 1_000]),
         plan,
+        replays: Vec::new(),
         others_wait_max: None,
         single: None,
     }
@@ -284,4 +339,61 @@ fn isolation(seed: u64, random: &mut Random) -> Scenario {
     scenario.plan.retain(|(_, action)| kept(action));
     scenario.others_wait_max = Some(Duration::from_secs(5));
     scenario
+}
+
+/// Adds one or two replays, each of which may crash, be stopped, and be asked for once more while it is at work.
+fn replays(scenario: &mut Scenario, random: &mut Random) {
+    let until = scenario.plan.last().map_or(Duration::from_secs(5), |(at, _)| *at) + Duration::from_secs(10);
+    let is_moved = scenario.plan.iter().any(|(_, action)| matches!(action, Action::Reposition { .. }));
+    let mut moves_left = u32::from(!is_moved);
+    for number in 0..random.between(1, 2) as usize {
+        let asked = match random.below(10) {
+            0 | 1 if moves_left > 0 => {
+                moves_left -= 1;
+                let place = place(scenario, random);
+                Asked::Move(if random.chance(50) { Way::Back(place) } else { Way::Ahead(place) })
+            }
+            n => {
+                let dead = n > 5;
+                let ends = |random: &mut Random| (!dead && random.chance(50)).then(|| place(scenario, random));
+                let (from, until) = (ends(random), ends(random));
+                let users = match scenario.users[random.below(scenario.users.len() as u64) as usize].as_deref() {
+                    Some(user) if random.chance(20) => [String::from_utf8_lossy(user).into_owned()].into(),
+                    _ => [].into(),
+                };
+                let selection = Selection { dead, users, again: random.chance(20), ..Selection::default() };
+                // What retention removes between plan and delivery is counted by a limit.
+                let may_be_limited = !dead && scenario.config.on_gap == OnGap::Stop;
+                let limit = (may_be_limited && random.chance(20)).then(|| random.between(1, 30));
+                Asked::Deliver { range: Range { from, until }, selection, limit }
+            }
+        };
+        let rate = random.chance(30).then(|| random.pick(&["5/s", "50/s", "600/m"]).parse().expect("a rate"));
+        let stop_after_failures = if random.chance(30) { random.between(1, 10) } else { 0 };
+        scenario.replays.push(Request { asked, rate, stop_after_failures });
+        let begins = random.millis(500, until.as_millis() as u64);
+        scenario.plan.push((begins, Action::Replay { number }));
+        for _ in 0..random.below(4) {
+            let at = begins + random.millis(0, 4_000);
+            let action = match random.below(4) {
+                0 => Action::Replay { number },
+                1 => Action::StopReplay { number },
+                _ => Action::CrashReplayWithin { number, steps: random.between(1, 120) },
+            };
+            scenario.plan.push((at, action));
+        }
+    }
+    scenario.plan.sort_by_key(|(at, _)| *at);
+}
+
+/// One end of a range: an offset, one in some partitions, or a time.
+fn place(scenario: &Scenario, random: &mut Random) -> Place {
+    match random.below(3) {
+        0 => Place::Offset(random.between(0, 40) as i64),
+        1 => {
+            let partitions = (0..scenario.partitions).filter(|_| random.chance(70)).collect::<Vec<_>>();
+            Place::Offsets(partitions.into_iter().map(|partition| (partition, random.between(0, 40) as i64)).collect())
+        }
+        _ => Place::Time(random.between(0, 12_000) as i64),
+    }
 }

@@ -1,15 +1,17 @@
-//! The world around dispatch: who lives, which call fails, and where a process dies.
+//! The world around dispatch and replay: who lives, which call fails, and where a process dies.
 //!
-//! Every call that dispatch makes comes through a [`Handle`], which belongs to one *life* of one process. A call may be
+//! Every call that they make comes through a [`Handle`], which belongs to one *life* of one process. A call may be
 //! chosen to fail, and any point before or after its effect may be chosen for a crash: from then on no call of that life
 //! returns or has an effect, until the driver has dropped it. So a crash falls at exactly one await, and what was in
 //! flight may or may not have been done, as the seed says.
 
 use crate::memory_destination::Behaviour;
 use crate::memory_group::Members;
+use crate::memory_groups::Alone;
 use crate::memory_log::Topics;
 use crate::oracle::{Life, Oracle};
 use crate::random::Random;
+use crate::replays::Replays;
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
@@ -22,7 +24,14 @@ const CALLS_AT_ONCE_MAX: u64 = 20_000;
 /// The second way in which a call that only reads fails, where it has one: it is never answered.
 const NEVER: u32 = 1;
 
-/// What dispatch calls.
+/// What a process is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Role {
+    Dispatch,
+    Replay,
+}
+
+/// What dispatch calls, and below what a replay alone does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) enum Call {
     Open,
@@ -36,9 +45,17 @@ pub(crate) enum Call {
     Commit,
     Requested,
     Deliver,
+    /// What a group has committed, asked from outside.
+    Known,
+    Join,
+    Forget,
+    /// For moves of a group's position.
+    Request,
+    Apply,
+    OpenDestination,
 }
 
-pub(crate) const CALLS: [Call; 11] = [
+pub(crate) const CALLS: [Call; 17] = [
     Call::Open,
     Call::Append,
     Call::Fetch,
@@ -50,13 +67,25 @@ pub(crate) const CALLS: [Call; 11] = [
     Call::Commit,
     Call::Requested,
     Call::Deliver,
+    Call::Known,
+    Call::Join,
+    Call::Forget,
+    Call::Request,
+    Call::Apply,
+    Call::OpenDestination,
 ];
+
+/// So many of the first of them are dispatch's too.
+pub(crate) const CALLS_OF_DISPATCH: usize = 11;
+
+/// How many calls of each kind there were.
+pub(crate) type Calls = [u64; CALLS.len()];
 
 impl Call {
     /// In how many ways this call can fail.
     pub(crate) fn ways(self) -> u32 {
         match self {
-            Self::Append | Self::Commit => 3,
+            Self::Append | Self::Commit | Self::Request | Self::Apply => 3,
             Self::Requested => 2,
             Self::Deliver => 6,
             _ => 1,
@@ -64,9 +93,10 @@ impl Call {
     }
 }
 
-/// One call, the `index`th of its kind, that fails in one way.
+/// One call, the `index`th of its kind and of such processes, that fails in one way.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Single {
+    pub(crate) role: Role,
     pub(crate) call: Call,
     pub(crate) index: u64,
     pub(crate) way: u32,
@@ -105,6 +135,7 @@ enum Health {
 
 #[derive(Debug)]
 struct LifeState {
+    role: Role,
     health: Health,
     /// Points at which it may still pass before it crashes.
     steps_left: Option<u64>,
@@ -114,13 +145,17 @@ struct LifeState {
 #[derive(Debug)]
 pub(crate) struct State {
     pub(crate) random: Random,
+    /// Of what dispatch does.
     pub(crate) oracle: Oracle,
+    pub(crate) replays: Replays,
     pub(crate) topics: Topics,
     pub(crate) members: Members,
+    pub(crate) groups: Alone,
     pub(crate) behaviour: Behaviour,
     pub(crate) rates: Rates,
     pub(crate) single: Option<Single>,
-    pub(crate) calls: [u64; CALLS.len()],
+    /// By role.
+    pub(crate) calls: [Calls; 2],
     pub(crate) trace: Vec<String>,
     lives: Vec<LifeState>,
     at: Duration,
@@ -155,12 +190,14 @@ impl World {
         let state = State {
             random,
             oracle,
+            replays: Replays::default(),
             topics,
             members,
+            groups: Alone::default(),
             behaviour,
             rates,
             single: None,
-            calls: [0; CALLS.len()],
+            calls: [[0; CALLS.len()]; 2],
             trace: Vec::new(),
             lives: Vec::new(),
             at: Duration::ZERO,
@@ -188,10 +225,10 @@ impl World {
     }
 
     /// A process begins.
-    pub(crate) fn begin_life(self: &Arc<Self>) -> Handle {
+    pub(crate) fn begin_life(self: &Arc<Self>, role: Role) -> Handle {
         let mut state = self.lock();
         let life = state.lives.len() as Life;
-        state.lives.push(LifeState { health: Health::Running, steps_left: None, membership_ended: false });
+        state.lives.push(LifeState { role, health: Health::Running, steps_left: None, membership_ended: false });
         drop(state);
         Handle { world: self.clone(), life }
     }
@@ -228,6 +265,20 @@ impl World {
 }
 
 impl State {
+    pub(crate) fn is_replay(&self, life: Life) -> bool {
+        self.lives[life as usize].role == Role::Replay
+    }
+
+    /// Who judges what this life does; `None`: a replay that does not deliver as yet.
+    pub(crate) fn oracle_of(&mut self, life: Life) -> Option<&mut Oracle> {
+        if self.is_replay(life) { self.replays.oracle_of(life) } else { Some(&mut self.oracle) }
+    }
+
+    /// The first promise that was broken, by anybody.
+    pub(crate) fn violation(&self) -> Option<&str> {
+        self.oracle.violation().or_else(|| self.replays.violation())
+    }
+
     pub(crate) fn note(&mut self, now: Duration, life: Life, what: fmt::Arguments<'_>) {
         self.trace.push(format!("{:>10.3} life {life}: {what}", now.as_secs_f64()));
     }
@@ -275,9 +326,12 @@ impl Handle {
     pub(crate) async fn begin(&self, call: Call) -> Option<u32> {
         self.step(Some(call)).await;
         let mut state = self.world.lock();
-        let index = state.calls[call as usize];
-        state.calls[call as usize] += 1;
-        state.single.filter(|single| single.call == call && single.index == index).map(|single| single.way)
+        let role = state.lives[self.life as usize].role;
+        let calls = &mut state.calls[role as usize][call as usize];
+        let index = *calls;
+        *calls += 1;
+        let chosen = |single: &Single| (single.role, single.call, single.index) == (role, call, index);
+        state.single.filter(chosen).map(|single| single.way)
     }
 
     /// A call that only reads begins, and takes its time. `false`: it fails.
@@ -338,8 +392,9 @@ impl Handle {
                 state.oracle.fail(format!("life {} spins: {call:?} again and again at one instant", self.life));
             }
         }
-        let ends = life.health != Health::Running || state.oracle.violation().is_some();
-        if state.oracle.violation().is_some() {
+        let is_broken = state.violation().is_some();
+        let ends = state.lives[self.life as usize].health != Health::Running || is_broken;
+        if is_broken {
             self.world.happened.notify_one();
         }
         ends

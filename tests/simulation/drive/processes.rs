@@ -4,6 +4,7 @@ use super::{Driver, Running, STOP_GRACE, Step};
 use crate::memory_destination::MemoryDestination;
 use crate::memory_group::MemoryGroup;
 use crate::memory_log::{MemoryEngine, MemoryLog, TOPIC};
+use crate::world::Role;
 use eventd::dispatch::{Ended, Parts, run};
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,19 +15,17 @@ impl Driver<'_> {
         if self.slots[slot].is_some() || self.closing {
             return;
         }
-        let handle = self.world.begin_life();
+        let handle = self.world.begin_life(Role::Dispatch);
         let life = handle.life;
         self.world.lock().members.join(life, self.scenario.session);
-        let group = Arc::new(MemoryGroup(handle.clone()));
         let parts = Parts {
             engine: Arc::new(MemoryEngine(handle.clone())),
             log: Arc::new(MemoryLog { handle: handle.clone(), topic: TOPIC.to_owned() }),
-            group: group.clone(),
+            group: Arc::new(MemoryGroup(handle.clone())),
             destination: Arc::new(MemoryDestination {
                 handle,
                 limits: self.scenario.limits,
                 attempt_timeout: self.scenario.config.attempt_timeout,
-                group,
             }),
         };
         let (stop, stopped) = oneshot::channel::<()>();
@@ -72,6 +71,7 @@ impl Driver<'_> {
                 self.ended(slot).await;
             }
         }
+        self.look_after_replays().await;
         self.assign();
     }
 

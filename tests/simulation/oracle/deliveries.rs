@@ -94,7 +94,7 @@ impl Oracle {
         for event in &run.events {
             let o = event.offset;
             let Some(entry) = part.entries.get(&o) else { return Some(format!("{o} is not in the log")) };
-            if entry.record != event.record {
+            if !self.is_faithful(&entry.record, &event.record) {
                 return Some(format!("{o} is not what was appended: {:?}", event.record));
             }
             if owned.done.contains_key(&o) {
@@ -239,14 +239,16 @@ impl Oracle {
         if source != partition {
             return Err(format!("it is of partition {source}"));
         }
+        let offset = self.place(life, partition, offset, &[]);
         let part = &self.partitions[partition as usize];
         let entry = part.entries.get(&offset).ok_or(format!("{offset} is not in the log"))?;
         if (record.key(), record.value()) != (entry.record.key(), entry.record.value()) {
             return Err(format!("key or payload of {offset} differ: {record:?}"));
         }
-        if let Some(missing) = entry.record.headers().find(|header| record.headers().all(|h| h != *header)) {
+        if let Some(missing) = self.headers_kept(&entry.record).find(|header| record.headers().all(|h| h != *header)) {
             return Err(format!("the header {missing:?} of {offset} is missing"));
         }
+        let before = self.tries_before(&entry.record);
         if let Some(attempt) = self
             .in_flight(|a| a.life == life && a.partition == partition && a.runs.iter().any(|run| run.contains(&offset)))
         {
@@ -264,8 +266,8 @@ impl Oracle {
             text(name)?;
         }
         let failures = owned.failures.get(&offset).ok_or(format!("{offset} was never tried by this owner"))?;
-        if tries != failures.seen() {
-            return Err(format!("{tries} attempts of {offset}, and {} were seen to fail", failures.seen()));
+        if tries != before + failures.seen() {
+            return Err(format!("{tries} attempts of {offset}, and {before} + {} were seen to fail", failures.seen()));
         }
         match failures.forbid(life, text("eventd-reason")?, self.rules.attempts, &self.health) {
             Some(wrong) => Err(format!("{offset} is given up {wrong}")),
@@ -275,7 +277,9 @@ impl Oracle {
 
     /// A dead letter is stored: its event is settled.
     pub(crate) fn dead_letter_stored(&mut self, partition: u32, record: &Record, now: Duration) {
-        let Ok((_, offset)) = source(record) else { return };
+        let Some(offset) = source(record).ok().and_then(|(_, offset)| self.given_up_at(partition, offset)) else {
+            return;
+        };
         let is_given_up = self.owned.iter().any(|((_, of), owned)| *of == partition && owned.gave_up.contains(&offset));
         let part = &mut self.partitions[partition as usize];
         let Some(entry) = part.entries.get_mut(&offset) else { return };
@@ -292,7 +296,9 @@ impl Oracle {
 
     /// The owner was told that the dead letter is stored.
     pub(crate) fn dead_letter_acknowledged(&mut self, life: Life, partition: u32, record: &Record, now: Duration) {
-        if let (Ok((_, offset)), Some(owned)) = (source(record), self.owned.get_mut(&(life, partition))) {
+        let Ok((_, offset)) = source(record) else { return };
+        let offset = self.place(life, partition, offset, &[]);
+        if let Some(owned) = self.owned.get_mut(&(life, partition)) {
             owned.done.insert(offset, now);
         }
     }
@@ -343,7 +349,7 @@ impl Oracle {
 }
 
 /// Where the event of a dead letter stands: `eventd-source`, `partition:offset`.
-fn source(record: &Record) -> Result<(u32, i64), String> {
+pub(super) fn source(record: &Record) -> Result<(u32, i64), String> {
     let text = record.header_text("eventd-source").ok_or("no header eventd-source")?;
     let parsed = text.split_once(':').and_then(|(p, o)| Some((p.parse().ok()?, o.parse().ok()?)));
     parsed.ok_or(format!("eventd-source {text:?} is not partition:offset"))

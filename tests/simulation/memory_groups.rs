@@ -1,0 +1,352 @@
+//! Groups by their names, as a replay works with them: the destination's own, asked and moved from outside, and those
+//! that one process holds alone (a replay's progress, the marks of its dead letters).
+
+use crate::memory_group::NAME;
+use crate::oracle::{Life, Rules, claims};
+use crate::world::{Call, Handle, State as WorldState, WriteFault};
+use eventd::BoxFuture;
+use eventd::core::outcome::Failure;
+use eventd::core::progress::{Move, State};
+use eventd::group::{Change, Group, JoinError};
+use eventd::log::Log;
+use eventd::replay::Groups;
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::{Arc, Mutex};
+use tokio::time::Instant;
+
+/// The group that says which dead letters were redriven.
+pub(crate) const REDRIVEN: &str = "file-1.dead";
+/// What the name of a replay's own group begins with; its id follows.
+const REPLAY: &str = "file-1.replay.";
+
+/// The groups that one process holds alone.
+#[derive(Debug, Default)]
+pub(crate) struct Alone {
+    groups: BTreeMap<String, Held>,
+}
+
+#[derive(Debug, Default)]
+struct Held {
+    holder: Option<Life>,
+    committed: BTreeMap<u32, State>,
+}
+
+impl Alone {
+    /// What is stored of each partition.
+    pub(crate) fn committed(&self, name: &str) -> Vec<Option<State>> {
+        let Some(held) = self.groups.get(name) else { return Vec::new() };
+        let partitions = held.committed.keys().last().map_or(0, |last| last + 1);
+        (0..partitions).map(|partition| held.committed.get(&partition).cloned()).collect()
+    }
+
+    /// A process is gone.
+    pub(crate) fn forget(&mut self, life: Life) {
+        for held in self.groups.values_mut().filter(|held| held.holder == Some(life)) {
+            held.holder = None;
+        }
+    }
+
+    fn holds(&self, name: &str, life: Life) -> bool {
+        self.groups.get(name).is_some_and(|held| held.holder == Some(life))
+    }
+}
+
+/// All groups, as one life of a replay sees them.
+#[derive(Debug)]
+pub(crate) struct MemoryGroups {
+    pub(crate) handle: Handle,
+    pub(crate) rules: Rules,
+}
+
+fn unavailable() -> JoinError {
+    JoinError::Unavailable(Failure::refused("group-unavailable", "no answer from the group"))
+}
+
+impl MemoryGroups {
+    /// One write, which fails in one of the ways of writes.
+    async fn write<T>(&self, call: Call, effect: impl FnOnce(&mut WorldState) -> T) -> Result<T, JoinError> {
+        let (handle, world) = (&self.handle, &self.handle.world);
+        let way = handle.begin(call).await;
+        let (before, after, fault) = {
+            let mut state = world.lock();
+            let percent = state.rates.commit_fails;
+            (state.delay(), state.delay(), state.write_fault(way, percent, false))
+        };
+        handle.sleep(before).await;
+        let unknown = || JoinError::Unavailable(Failure::unknown("time-out", "no answer from the group"));
+        match fault {
+            Some(WriteFault::Refused) => Err(unavailable()),
+            Some(WriteFault::UnknownLost | WriteFault::UnknownLate) => Err(unknown()),
+            Some(WriteFault::UnknownStored) => {
+                effect(&mut world.lock());
+                Err(unknown())
+            }
+            None => {
+                let done = effect(&mut world.lock());
+                handle.sleep(after).await;
+                handle.end().await;
+                Ok(done)
+            }
+        }
+    }
+}
+
+impl Groups for MemoryGroups {
+    fn committed<'a>(
+        &'a self,
+        name: &'a str,
+        log: &'a Arc<dyn Log>,
+    ) -> BoxFuture<'a, Result<Vec<Option<State>>, JoinError>> {
+        Box::pin(async move {
+            if !self.handle.is_answered(Call::Known).await {
+                return Err(unavailable());
+            }
+            let mut state = self.handle.world.lock();
+            let mut found = if name == NAME { state.members.committed() } else { state.groups.committed(name) };
+            found.resize(state.topics.partitions(log.topic()), None);
+            if name == NAME {
+                state.replays.saw_known(self.handle.life, &found);
+            }
+            Ok(found)
+        })
+    }
+
+    fn join<'a>(
+        &'a self,
+        name: &'a str,
+        log: &'a Arc<dyn Log>,
+        _digest: &'a str,
+    ) -> BoxFuture<'a, Result<Arc<dyn Group>, JoinError>> {
+        Box::pin(async move {
+            if !self.handle.is_answered(Call::Join).await {
+                return Err(unavailable());
+            }
+            let partitions = {
+                let mut state = self.handle.world.lock();
+                let held = state.groups.groups.entry(name.to_owned()).or_default();
+                if held.holder.is_some() {
+                    return Err(JoinError::Held { name: name.to_owned(), holder: None });
+                }
+                held.holder = Some(self.handle.life);
+                state.topics.partitions(log.topic()) as u32
+            };
+            let group = HeldGroup {
+                handle: self.handle.clone(),
+                name: name.to_owned(),
+                rules: self.rules.clone(),
+                changes: Mutex::new((0..partitions).map(Change::Given).collect()),
+            };
+            self.handle.end().await;
+            Ok(Arc::new(group) as Arc<dyn Group>)
+        })
+    }
+
+    fn request<'a>(
+        &'a self,
+        _name: &'a str,
+        _log: &'a Arc<dyn Log>,
+        moves: &'a BTreeMap<u32, Move>,
+    ) -> BoxFuture<'a, Result<(), JoinError>> {
+        Box::pin(self.write(Call::Request, move |state| {
+            for (partition, wanted) in moves {
+                if state.members.ask(*partition, *wanted) {
+                    state.oracle.asked(*partition, *wanted);
+                }
+            }
+        }))
+    }
+
+    fn apply_unowned<'a>(
+        &'a self,
+        _name: &'a str,
+        _log: &'a Arc<dyn Log>,
+        _digest: &'a str,
+        moves: &'a BTreeMap<u32, Move>,
+    ) -> BoxFuture<'a, Result<bool, JoinError>> {
+        Box::pin(async move {
+            let world = &self.handle.world;
+            let applied = self.write(Call::Apply, |state| {
+                let is_unowned = state.members.is_empty();
+                for (partition, wanted) in moves.iter().filter(|_| is_unowned) {
+                    if let Some(moved) = state.members.apply(*partition, *wanted) {
+                        state.oracle.committed(None, *partition, &moved, world.now());
+                    }
+                }
+                is_unowned
+            });
+            applied.await
+        })
+    }
+
+    fn forget<'a>(&'a self, name: &'a str, _log: &'a Arc<dyn Log>) -> BoxFuture<'a, Result<(), Failure>> {
+        Box::pin(async move {
+            let forgotten = self.write(Call::Forget, |state| {
+                if let Some(held) = state.groups.groups.get_mut(name) {
+                    held.committed.clear();
+                }
+            });
+            forgotten.await.map_err(|_| Failure::refused("group-unavailable", "no answer from the group"))
+        })
+    }
+}
+
+/// A group of which this life holds everything.
+#[derive(Debug)]
+struct HeldGroup {
+    handle: Handle,
+    name: String,
+    rules: Rules,
+    changes: Mutex<VecDeque<Change>>,
+}
+
+impl HeldGroup {
+    fn let_go(&self) {
+        let mut state = self.handle.world.lock();
+        if let Some(held) = state.groups.groups.get_mut(&self.name)
+            && held.holder == Some(self.handle.life)
+        {
+            held.holder = None;
+        }
+    }
+
+    /// Stores a commit, where this life holds the group still.
+    fn store(&self, partition: u32, commit: &State) -> Result<(), Failure> {
+        let (life, now) = (self.handle.life, self.handle.world.now());
+        let mut guard = self.handle.world.lock();
+        let state = &mut *guard;
+        if !state.groups.holds(&self.name, life) {
+            return Err(Failure::refused("fenced", "the group has another holder"));
+        }
+        if self.name == REDRIVEN {
+            let before = state.groups.committed(REDRIVEN).get(partition as usize).cloned().flatten();
+            let is_new =
+                |offset: &i64| claims(commit, *offset) && !before.as_ref().is_some_and(|old| claims(old, *offset));
+            let marked: Vec<i64> = state.topics.letters(partition).map(|(offset, _)| offset).filter(is_new).collect();
+            let wrong = marked.into_iter().find(|offset| !state.replays.has_redriven(partition, *offset));
+            if let Some(offset) = wrong {
+                state
+                    .oracle
+                    .fail(format!("life {life} marks the letter {offset} of {partition}, which was not redriven"));
+            }
+        } else if let Some(oracle) = state.replays.oracle_of(life) {
+            oracle.committed(Some(life), partition, commit, now);
+        }
+        let held = state.groups.groups.entry(self.name.clone()).or_default();
+        held.committed.insert(partition, commit.clone());
+        Ok(())
+    }
+}
+
+impl Drop for HeldGroup {
+    fn drop(&mut self) {
+        self.let_go();
+    }
+}
+
+impl Group for HeldGroup {
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn changed(&self) -> BoxFuture<'_, Result<Change, Failure>> {
+        Box::pin(async move {
+            let Handle { world, life } = &self.handle;
+            let way = self.handle.begin(Call::Changed).await;
+            if world.lock().membership_ends(*life, way) {
+                self.let_go();
+                let now = world.now();
+                if let Some(oracle) = world.lock().oracle_of(*life) {
+                    oracle.lost_all(*life, now);
+                }
+                return Err(Failure::refused("fenced", "the group does not know this member any more"));
+            }
+            let next = self.changes.lock().expect("nobody panics while it holds the changes").pop_front();
+            match next {
+                Some(change) => Ok(change),
+                None => std::future::pending().await,
+            }
+        })
+    }
+
+    fn released(&self, partition: u32) -> BoxFuture<'_, ()> {
+        Box::pin(async move {
+            self.handle.end().await;
+            let life = self.handle.life;
+            if let Some(oracle) = self.handle.world.lock().oracle_of(life) {
+                oracle.released(life, partition, false);
+            }
+        })
+    }
+
+    fn committed(&self, partition: u32) -> BoxFuture<'_, Result<Option<State>, Failure>> {
+        Box::pin(async move {
+            if !self.handle.is_answered(Call::Committed).await {
+                return Err(Failure::refused("group-unavailable", "no answer from the group"));
+            }
+            let life = self.handle.life;
+            let mut state = self.handle.world.lock();
+            let committed = state.groups.committed(&self.name).get(partition as usize).cloned().flatten();
+            if self.name != REDRIVEN
+                && let Some(oracle) = state.oracle_of(life)
+            {
+                oracle.began_with(life, partition, committed.clone());
+            }
+            Ok(committed)
+        })
+    }
+
+    fn commit(&self, partition: u32, commit: State) -> BoxFuture<'_, Result<(), Failure>> {
+        Box::pin(async move {
+            let Handle { world, life } = &self.handle;
+            let way = self.handle.begin(Call::Commit).await;
+            let now = world.now();
+            let (before, after, fault) = {
+                let mut guard = world.lock();
+                let state = &mut *guard;
+                if let Some(id) = self.name.strip_prefix(REPLAY) {
+                    state.replay_begins(*life, id, &self.rules, now);
+                    if let Some(oracle) = state.oracle_of(*life) {
+                        oracle.commit_tried(*life, partition, now);
+                    }
+                }
+                let what = if self.name == REDRIVEN { "marks letters" } else { "commits its progress" };
+                let State { watermark, settled, .. } = &commit;
+                state.note(now, *life, format_args!("{what} in {partition}: {watermark} {settled:?}"));
+                let percent = state.rates.commit_fails;
+                (state.delay(), state.delay(), state.write_fault(way, percent, false))
+            };
+            self.handle.sleep(before).await;
+            match fault {
+                Some(WriteFault::Refused) => Err(Failure::refused("group-unavailable", "the group takes nothing now")),
+                Some(WriteFault::UnknownLost | WriteFault::UnknownLate) => {
+                    Err(Failure::unknown("time-out", "no answer from the group"))
+                }
+                Some(WriteFault::UnknownStored) => {
+                    self.store(partition, &commit)?;
+                    Err(Failure::unknown("time-out", "no answer from the group"))
+                }
+                None => {
+                    self.store(partition, &commit)?;
+                    self.handle.sleep(after).await;
+                    self.handle.end().await;
+                    Ok(())
+                }
+            }
+        })
+    }
+
+    fn requested(&self, _partition: u32) -> BoxFuture<'_, Result<Option<Move>, Failure>> {
+        unreachable!("nobody moves the position of a replay")
+    }
+
+    fn fence(&self) -> Option<Instant> {
+        None
+    }
+
+    fn leave(&self) -> BoxFuture<'_, ()> {
+        Box::pin(async move {
+            self.handle.end().await;
+            self.let_go();
+        })
+    }
+}

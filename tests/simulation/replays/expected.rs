@@ -1,0 +1,75 @@
+//! What a replay has to deliver: told from what was asked for and from the log, and by no code of replay.
+
+use crate::memory_log::LETTERS;
+use crate::oracle::claims;
+use crate::world::State as WorldState;
+use eventd::core::event::Record;
+use eventd::core::progress::State;
+use eventd::replay::range::{Place, Range};
+use eventd::replay::select::Selection;
+use std::collections::BTreeMap;
+
+/// The events by partition and offset. `known`: what the destination had committed; `ends`: where the partitions of the
+/// source ended; `redriven`: the letters that are marked.
+pub(super) fn expected(
+    world: &WorldState,
+    range: &Range,
+    selection: &Selection,
+    limit: Option<u64>,
+    known: &[Option<State>],
+    ends: &BTreeMap<(String, u32), i64>,
+    redriven: &[Option<State>],
+) -> Vec<BTreeMap<i64, Record>> {
+    let mut left = limit.unwrap_or(u64::MAX);
+    let mut all = Vec::new();
+    for (state, partition) in known.iter().zip(0u32..) {
+        let mut taken = BTreeMap::new();
+        let there: Vec<(i64, &Record)> = match selection.dead {
+            false => world.oracle.there(partition).collect(),
+            true => {
+                let end = ends.get(&(LETTERS.to_owned(), partition)).copied().unwrap_or(0);
+                world.topics.letters(partition).filter(|(offset, _)| *offset < end).collect()
+            }
+        };
+        let marked = redriven.get(partition as usize).and_then(Option::as_ref);
+        for (offset, record) in &there {
+            let is_due = match selection.dead {
+                true => selection.again || !marked.is_some_and(|state| claims(state, *offset)),
+                false => state.as_ref().is_some_and(|state| claims(state, *offset)),
+            };
+            let is_inside = begins(&range.from, partition, *offset, &there)
+                && range.until.as_ref().is_none_or(|until| ends_behind(until, partition, *offset, &there));
+            let user = record.key().map(String::from_utf8_lossy);
+            let is_users = selection.users.is_empty() || user.is_some_and(|user| selection.users.contains(&*user));
+            if is_due && is_inside && is_users && left > 0 {
+                left -= 1;
+                taken.insert(*offset, (*record).clone());
+            }
+        }
+        all.push(taken);
+    }
+    all
+}
+
+fn begins(from: &Option<Place>, partition: u32, offset: i64, there: &[(i64, &Record)]) -> bool {
+    match from {
+        None => true,
+        Some(Place::Offset(from)) => offset >= *from,
+        Some(Place::Offsets(from)) => from.get(&partition).is_some_and(|from| offset >= *from),
+        Some(Place::Time(ms)) => first_since(*ms, there).is_some_and(|first| offset >= first),
+        Some(Place::Ago(_)) => unreachable!("no scenario asks for what depends on the real time"),
+    }
+}
+
+fn ends_behind(until: &Place, partition: u32, offset: i64, there: &[(i64, &Record)]) -> bool {
+    match until {
+        Place::Offset(until) => offset < *until,
+        Place::Offsets(until) => until.get(&partition).is_some_and(|until| offset < *until),
+        Place::Time(ms) => first_since(*ms, there).is_none_or(|first| offset < first),
+        Place::Ago(_) => unreachable!("no scenario asks for what depends on the real time"),
+    }
+}
+
+fn first_since(ms: i64, there: &[(i64, &Record)]) -> Option<i64> {
+    there.iter().find(|(_, record)| record.timestamp_ms >= ms).map(|(offset, _)| *offset)
+}
