@@ -92,6 +92,18 @@ pub async fn request(engine: &Sqlite, name: &str, topic: &str, moves: &BTreeMap<
     database.write(write, 0).await.map(drop).map_err(JoinError::Unavailable)
 }
 
+/// The last move that was asked for in each partition, applied or not.
+pub async fn requested(engine: &Sqlite, name: &str, topic: &str) -> Result<Vec<Option<Move>>, JoinError> {
+    let database = engine.database();
+    let failed = |error| JoinError::Unavailable(unavailable(error));
+    let topic = find(database, topic).await?;
+    let mut moves = Vec::new();
+    for partition in 0..topic.partitions {
+        moves.push(database.requested(&moves_of(name), topic.id, partition).await.map_err(failed)?);
+    }
+    Ok(moves)
+}
+
 /// Applies them where nobody holds the destination. `false`: somebody does, and does it.
 pub async fn apply_unowned(
     engine: &Arc<Sqlite>,

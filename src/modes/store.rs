@@ -88,6 +88,19 @@ impl Groups for Store {
         })
     }
 
+    fn requested<'a>(
+        &'a self,
+        name: &'a str,
+        log: &'a Arc<dyn Log>,
+    ) -> BoxFuture<'a, Result<Vec<Option<Move>>, JoinError>> {
+        Box::pin(async move {
+            match self {
+                Self::Sqlite(engine) => group::sqlite::requested(engine, name, log.topic()).await,
+                Self::Kafka(engine) => group::kafka::requested(engine, name, log).await,
+            }
+        })
+    }
+
     fn apply_unowned<'a>(
         &'a self,
         name: &'a str,

@@ -96,6 +96,13 @@ pub trait Groups: Send + Sync + fmt::Debug {
         moves: &'a BTreeMap<u32, Move>,
     ) -> BoxFuture<'a, Result<(), JoinError>>;
 
+    /// The last one that was asked for in each partition, applied or not.
+    fn requested<'a>(
+        &'a self,
+        name: &'a str,
+        log: &'a Arc<dyn Log>,
+    ) -> BoxFuture<'a, Result<Vec<Option<Move>>, JoinError>>;
+
     /// Applies them where nobody owns any of the group's partitions. `false`: somebody does, and applies its own.
     fn apply_unowned<'a>(
         &'a self,

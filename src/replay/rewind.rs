@@ -47,7 +47,8 @@ pub(super) async fn apply(
     let (name, id) = (&around.spec.name, super::new_id());
     let Planned { what, plan, selection, legs, .. } = planned;
     let states = patiently(|| around.groups.committed(name, &around.log)).await?;
-    let (number, events) = (new_number(&states), plan.events);
+    let standing = patiently(|| around.groups.requested(name, &around.log)).await?;
+    let (number, events) = (new_number(&states, &standing), plan.events);
     let target = |stretch: &Stretch| match way {
         Way::Back(_) => Target::Back(stretch.from),
         Way::Ahead(_) => Target::Ahead(stretch.until),
@@ -86,11 +87,12 @@ pub(super) async fn apply(
     Ok(Ended::Drained)
 }
 
-/// Higher than that of every move that was applied, also by a machine whose clock is ahead.
-fn new_number(states: &[Option<State>]) -> u64 {
+/// Higher than that of every move that was applied or asked for, also by a machine whose clock is ahead.
+fn new_number(states: &[Option<State>], standing: &[Option<Move>]) -> u64 {
     let now = u64::try_from(now_ms()).unwrap_or_default() << RANDOM_BITS;
     let random = Uuid::now_v7().as_u128() as u64 & ((1 << RANDOM_BITS) - 1);
-    let highest = states.iter().flatten().filter_map(|state| state.moved).max();
+    let applied = states.iter().flatten().filter_map(|state| state.moved);
+    let highest = applied.chain(standing.iter().flatten().map(|wanted| wanted.id)).max();
     (now | random).max(highest.map_or(0, |highest| highest.saturating_add(1)))
 }
 
@@ -104,15 +106,18 @@ async fn applied(around: &Surroundings, config: &Config, moves: &BTreeMap<u32, M
     let mut told_at = None::<Instant>;
     loop {
         let owned = !patiently(|| around.groups.apply_unowned(name, &around.log, &digest, moves)).await?;
+        // In this order: what was applied, and then had its place taken, is applied.
+        let standing = patiently(|| around.groups.requested(name, &around.log)).await?;
         let states = patiently(|| around.groups.committed(name, &around.log)).await?;
         let mut waiting = Vec::new();
         for (partition, wanted) in moves {
             let moved = states.get(*partition as usize).and_then(Option::as_ref).and_then(|state| state.moved);
-            ensure!(
-                moved <= Some(wanted.id),
-                "another rewind or fast-forward of {name:?} took the place of this one in partition {partition}"
-            );
             if moved != Some(wanted.id) {
+                let stands = standing.get(*partition as usize).copied().flatten();
+                ensure!(
+                    moved < Some(wanted.id) && stands == Some(*wanted),
+                    "another rewind or fast-forward of {name:?} took the place of this one in partition {partition}"
+                );
                 waiting.push(*partition);
             }
         }

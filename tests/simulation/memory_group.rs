@@ -120,6 +120,11 @@ impl Members {
         self.partitions.iter().map(|part| part.committed.clone()).collect()
     }
 
+    /// The last move of each partition that was asked for.
+    pub(crate) fn requested(&self) -> Vec<Option<Move>> {
+        self.partitions.iter().map(|part| part.requested).collect()
+    }
+
     pub(crate) fn is_empty(&self) -> bool {
         self.members.is_empty()
     }

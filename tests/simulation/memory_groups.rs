@@ -156,6 +156,19 @@ impl Groups for MemoryGroups {
         }))
     }
 
+    fn requested<'a>(
+        &'a self,
+        _name: &'a str,
+        _log: &'a Arc<dyn Log>,
+    ) -> BoxFuture<'a, Result<Vec<Option<Move>>, JoinError>> {
+        Box::pin(async move {
+            if !self.handle.is_answered(Call::Requested).await {
+                return Err(unavailable());
+            }
+            Ok(self.handle.world.lock().members.requested())
+        })
+    }
+
     fn apply_unowned<'a>(
         &'a self,
         _name: &'a str,

@@ -110,6 +110,13 @@ pub async fn request(
     Commits::open(engine, name, log, false).await?.moves.ask(moves).await.map_err(JoinError::Unavailable)
 }
 
+/// The last move that was asked for in each partition, applied or not.
+pub async fn requested(engine: &Arc<Kafka>, name: &str, log: &Arc<dyn Log>) -> Result<Vec<Option<Move>>, JoinError> {
+    let commits = Commits::open(engine, name, log, false).await?;
+    let moves = commits.moves.read(commits.opened_with).await.map_err(JoinError::Unavailable)?;
+    Ok((0..commits.opened_with).map(|partition| moves.get(&partition).copied()).collect())
+}
+
 /// Applies them where the group has no members. `false`: it has, and they do it.
 pub async fn apply_unowned(
     engine: &Arc<Kafka>,

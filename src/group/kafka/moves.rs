@@ -49,7 +49,7 @@ impl Moves {
         Ok(moves.get(&partition).copied())
     }
 
-    async fn read(&self, partitions: u32) -> Result<HashMap<u32, Move>, Failure> {
+    pub(super) async fn read(&self, partitions: u32) -> Result<HashMap<u32, Move>, Failure> {
         let found = self.offsets.fetch(partitions).await?;
         let mut moves = HashMap::new();
         for (partition, (offset, text)) in found.into_iter().filter(|(_, (offset, _))| *offset >= 0) {
