@@ -294,11 +294,11 @@ async fn execute(
     let audit = Audit::open(&*around.engine, &*around.log).await?;
     let left = plan.events;
     for Leg { stretch: Stretch { partition, .. }, state } in &mut legs {
-        if resumed.is_some()
-            && let Some(committed) = group.committed(*partition).await?
-        {
-            // It may have gone on between the plan and the moment when its place was taken.
-            *state = state.and(&committed);
+        if resumed.is_some() {
+            // It may have gone on between the plan and the moment when its place was taken. What has finished is forgotten.
+            let committed = group.committed(*partition).await?;
+            let finished = || Refused::usage(format!("replay {id} has finished meanwhile: --list shows how"));
+            *state = state.and(&committed.ok_or_else(finished)?);
         }
         commit(&*group, *partition, state).await?;
     }

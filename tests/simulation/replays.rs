@@ -33,6 +33,8 @@ pub(crate) enum Asked {
 #[derive(Debug)]
 struct Run {
     asked: usize,
+    /// With `--resume`: the id that was given.
+    resumes: Option<String>,
     /// Of the replay that it delivers.
     id: Option<String>,
     known: Vec<Option<State>>,
@@ -64,8 +66,8 @@ impl Replays {
     }
 
     /// A process begins with the request of this number.
-    pub(crate) fn begins(&mut self, life: Life, asked: usize) {
-        self.runs.insert(life, Run { asked, id: None, known: Vec::new(), ends: BTreeMap::new() });
+    pub(crate) fn begins(&mut self, life: Life, asked: usize, resumes: Option<String>) {
+        self.runs.insert(life, Run { asked, resumes, id: None, known: Vec::new(), ends: BTreeMap::new() });
     }
 
     pub(crate) fn saw_end(&mut self, life: Life, topic: &str, partition: u32, latest: i64) {
@@ -81,7 +83,7 @@ impl Replays {
     }
 
     /// Whether a partition was asked for by its number from where it holds nothing: that is a mistake.
-    pub(crate) fn names_what_is_not_there(&self, life: Life) -> bool {
+    fn names_what_is_not_there(&self, life: Life) -> bool {
         let run = &self.runs[&life];
         let Asked::Deliver { range: Range { from: Some(Place::Offsets(from)), .. }, .. } = &self.asked[run.asked]
         else {
@@ -97,6 +99,11 @@ impl Replays {
         // A record that was stored late may tell of one that was given up for another.
         let replay = written().find(|replay| replay.is_finished).or_else(|| written().last())?;
         Some((&replay.id, replay.is_finished))
+    }
+
+    /// Whether it has committed anything of a replay.
+    pub(crate) fn has_begun(&self, life: Life) -> bool {
+        self.runs.get(&life).is_some_and(|run| run.id.is_some())
     }
 
     pub(crate) fn oracle_of(&mut self, life: Life) -> Option<&mut Oracle> {
@@ -126,6 +133,8 @@ impl Replays {
 
     pub(crate) fn trimmed(&mut self, partition: u32, earliest: i64, now: Duration) {
         for oracle in self.oracles().filter(|oracle| !oracle.is_of_letters()) {
+            // Who is behind goes on from there, which may be past the end of the replay.
+            oracle.passed(partition, earliest);
             oracle.trimmed(partition, earliest, now);
         }
     }
@@ -169,6 +178,17 @@ impl WorldState {
         let Asked::Deliver { range, selection, limit } = &self.replays.asked[run.asked] else { return Vec::new() };
         let redriven = self.groups.committed(crate::memory_groups::REDRIVEN);
         expected(self, range, selection, *limit, &run.known, &run.ends, &redriven)
+    }
+
+    /// Whether a person asked for what cannot be: the rest of what is finished, or a range with nothing in it.
+    pub(crate) fn may_be_refused(&self, life: Life) -> bool {
+        match &self.replays.runs[&life].resumes {
+            Some(id) => self.replays.replays.iter().any(|replay| replay.id == *id && replay.is_finished),
+            None => {
+                let is_empty = self.expected(life).iter().all(BTreeMap::is_empty);
+                is_empty || self.replays.names_what_is_not_there(life)
+            }
+        }
     }
 
     /// A life has its replay's place, and commits for the first time, or once more.

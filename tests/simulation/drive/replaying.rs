@@ -13,6 +13,7 @@ use eventd::BoxFuture;
 use eventd::destination::spec::Spec;
 use eventd::destination::{Destination, HandOverLimits};
 use eventd::dispatch::Ended;
+use eventd::group::JoinError;
 use eventd::replay::{Config, Opener, Refused, Streams, Surroundings, Wanted, run};
 use std::io;
 use std::sync::Arc;
@@ -88,8 +89,8 @@ impl Driver<'_> {
         let request = &self.scenario.replays[number];
         let rest = {
             let mut state = self.world.lock();
-            state.replays.begins(life, number);
             let written = state.replays.written(number).map(|(id, _)| id.to_owned());
+            state.replays.begins(life, number, written.clone());
             let now = self.world.now();
             state.note(now, life, format_args!("replays request {number}, resumed: {}", written.is_some()));
             written
@@ -213,7 +214,7 @@ impl Driver<'_> {
         let mut guard = self.world.lock();
         let state = &mut *guard;
         let is_drained = matches!(result, Ok(Ok(Ended::Drained)));
-        let shown = result.as_ref().map(|ended| ended.as_ref().map_err(|_| "an error"));
+        let shown = result.as_ref().map(|ended| ended.as_ref().map_err(|_| "an error")).map_err(|_| "a crash");
         state.note(now, life, format_args!("replay ended: {shown:?}"));
         if let Some(oracle) = state.oracle_of(life) {
             oracle.ended(life, is_drained);
@@ -228,8 +229,9 @@ impl Driver<'_> {
             // What it had asked for stands or not: an operator gives the command again.
             Err(_) => self.outcome.crashes += u64::from(!self.calm),
             Ok(Ok(Ended::Drained)) if moves => is_done = true,
-            Ok(Ok(Ended::Drained)) if !is_written => {
-                is_done = true;
+            // Two who ask at once may both ask for a new one.
+            Ok(Ok(Ended::Drained)) if !state.replays.has_begun(life) => {
+                is_done = !is_written;
                 let left = state.expected(life);
                 if left.iter().any(|taken| !taken.is_empty()) {
                     state.oracle.fail(format!("life {life} finds nothing to replay, and there is {left:?}"));
@@ -242,16 +244,14 @@ impl Driver<'_> {
             Ok(Err(error)) if error.is::<Refused>() => {
                 is_done |= !is_written;
                 self.outcome.refused += 1;
-                let left = state.expected(life);
-                let is_outside = state.replays.names_what_is_not_there(life);
-                if !is_finished && !is_written && !is_outside && left.iter().any(|taken| !taken.is_empty()) {
-                    state.oracle.fail(format!("life {life} is refused, and there is {left:?}: {error:#}"));
-                } else if is_written && !is_finished {
-                    state.oracle.fail(format!("life {life} is not resumed: {error:#}"));
+                if !state.may_be_refused(life) {
+                    state.oracle.fail(format!("life {life} is refused, and there is work: {error:#}"));
                 }
             }
             Ok(Err(error)) => {
-                self.replaying[number].tries_in_calm += u32::from(self.calm);
+                // Another one of the same letters is at work as long as it takes.
+                let is_held = matches!(error.downcast_ref(), Some(JoinError::Held { .. }));
+                self.replaying[number].tries_in_calm += u32::from(self.calm && !is_held);
                 if self.replaying[number].tries_in_calm > TRIES_IN_CALM_MAX {
                     state.oracle.fail(format!("life {life} fails again and again: {error:#}"));
                 }
