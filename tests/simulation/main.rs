@@ -24,8 +24,8 @@ mod scenario;
 mod world;
 
 use drive::{Outcome, simulate};
-use scenario::{Scenario, fixed};
-use world::{CALLS, CALLS_OF_DISPATCH, Role, Single};
+use scenario::{Scenario, fixed, fixed_with_replays};
+use world::{CALLS, Call, Role, Single};
 
 /// Seeds of a plain run.
 const SEEDS: u64 = 2_000;
@@ -120,24 +120,36 @@ fn the_same_seed_gives_the_same_trace() {
 }
 
 /// Most catastrophic failures come from a mishandled, harmless-looking error: so each call fails once, in every way.
-#[test]
-fn every_single_call_fails_once() {
-    let whole = simulate(&fixed());
+fn every_call_fails_once(scenario: &Scenario, role: Role, made: &[Call]) {
+    let whole = simulate(scenario);
     assert_eq!(whole.violation, None, "with nothing failing: {}", story(&whole));
     let mut runs = 0;
-    for (call, calls) in CALLS.into_iter().zip(whole.calls[Role::Dispatch as usize]).take(CALLS_OF_DISPATCH) {
-        assert!(calls > 0 || call == world::Call::Latest, "{call:?} is never called: its failure shows nothing");
-        for (index, way) in (0..calls).flat_map(|index| (0..call.ways()).map(move |way| (index, way))) {
-            let single = Single { role: Role::Dispatch, call, index, way };
-            let outcome = simulate(&Scenario { single: Some(single), ..fixed() });
+    let calls: Vec<(Call, u64)> = made.iter().map(|call| (*call, whole.calls[role as usize][*call as usize])).collect();
+    for (call, calls) in &calls {
+        let call = *call;
+        assert!(*calls > 0, "{call:?} is never called: its failure shows nothing");
+        for (index, way) in (0..*calls).flat_map(|index| (0..call.ways()).map(move |way| (index, way))) {
+            let single = Single { role, call, index, way };
+            let outcome = simulate(&Scenario { single: Some(single), ..scenario.clone() });
             assert!(outcome.violation.is_none(), "{single:?}: {}", story(&outcome));
             runs += 1;
         }
     }
-    println!(
-        "# every single call fails once: {runs} runs, {:?}",
-        CALLS.into_iter().zip(whole.calls[Role::Dispatch as usize]).take(CALLS_OF_DISPATCH).collect::<Vec<_>>()
-    );
+    println!("# every single call of {role:?} fails once: {runs} runs, {calls:?}");
+}
+
+#[test]
+fn every_single_call_fails_once() {
+    use Call::{Append, Changed, Commit, Committed, Deliver, Earliest, Fetch, Open, Partitions, Requested};
+    let made = [Open, Append, Fetch, Partitions, Earliest, Changed, Committed, Commit, Requested, Deliver];
+    every_call_fails_once(&fixed(), Role::Dispatch, &made);
+}
+
+#[test]
+fn every_single_call_of_a_replay_fails_once() {
+    // A replay has no position that anybody moves.
+    let made: Vec<Call> = CALLS.into_iter().filter(|call| *call != Call::Requested).collect();
+    every_call_fails_once(&fixed_with_replays(), Role::Replay, &made);
 }
 
 /// The one call that a start at the beginning never makes.
@@ -146,11 +158,11 @@ fn the_question_where_the_log_ends_fails_once() {
     let mut scenario = fixed();
     scenario.config.start = eventd::dispatch::Start::Latest;
     for index in 0..u64::from(scenario.partitions) {
-        scenario.single = Some(Single { role: Role::Dispatch, call: world::Call::Latest, index, way: 0 });
+        scenario.single = Some(Single { role: Role::Dispatch, call: Call::Latest, index, way: 0 });
         let outcome = simulate(&scenario);
         assert!(outcome.violation.is_none(), "{}", story(&outcome));
         assert!(
-            outcome.calls[Role::Dispatch as usize][world::Call::Latest as usize] > index,
+            outcome.calls[Role::Dispatch as usize][Call::Latest as usize] > index,
             "the call that was to fail was never made"
         );
     }

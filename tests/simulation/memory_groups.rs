@@ -162,7 +162,7 @@ impl Groups for MemoryGroups {
         _log: &'a Arc<dyn Log>,
     ) -> BoxFuture<'a, Result<Vec<Option<Move>>, JoinError>> {
         Box::pin(async move {
-            if !self.handle.is_answered(Call::Requested).await {
+            if !self.handle.is_answered(Call::Standing).await {
                 return Err(unavailable());
             }
             Ok(self.handle.world.lock().members.requested())

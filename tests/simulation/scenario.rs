@@ -159,6 +159,24 @@ pub(crate) fn fixed() -> Scenario {
     scenario
 }
 
+/// The same with a replay of everything, of the dead letters, and a rewind by command, one after the other.
+pub(crate) fn fixed_with_replays() -> Scenario {
+    let mut scenario = fixed();
+    scenario.plan.retain(|(_, action)| !matches!(action, Action::Reposition { .. }));
+    let deliver = |dead| Asked::Deliver {
+        range: Range::default(),
+        selection: Selection { dead, ..Selection::default() },
+        limit: None,
+    };
+    let asked = [deliver(false), deliver(true), Asked::Move(Way::Back(Place::Offset(3)))];
+    for (asked, number) in asked.into_iter().zip(0u32..) {
+        scenario.replays.push(Request { asked, rate: None, stop_after_failures: 0 });
+        let at = Duration::from_secs(20) * (number + 1);
+        scenario.plan.push((at, Action::Replay { number: number as usize }));
+    }
+    scenario
+}
+
 fn users(many: usize, random: &mut Random) -> Vec<User> {
     let mut users: Vec<User> = (0..many).map(|n| Some(format!("user-{n}").into_bytes())).collect();
     if many > 2 && random.chance(20) {

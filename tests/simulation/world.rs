@@ -49,13 +49,14 @@ pub(crate) enum Call {
     Known,
     Join,
     Forget,
-    /// For moves of a group's position.
+    /// For moves of a group's position, and which ones stand.
     Request,
+    Standing,
     Apply,
     OpenDestination,
 }
 
-pub(crate) const CALLS: [Call; 17] = [
+pub(crate) const CALLS: [Call; 18] = [
     Call::Open,
     Call::Append,
     Call::Fetch,
@@ -71,12 +72,10 @@ pub(crate) const CALLS: [Call; 17] = [
     Call::Join,
     Call::Forget,
     Call::Request,
+    Call::Standing,
     Call::Apply,
     Call::OpenDestination,
 ];
-
-/// So many of the first of them are dispatch's too.
-pub(crate) const CALLS_OF_DISPATCH: usize = 11;
 
 /// How many calls of each kind there were.
 pub(crate) type Calls = [u64; CALLS.len()];
