@@ -1,6 +1,8 @@
 //! The oracle and the world, judged themselves: bad stories made by hand, each told by its first wrong sentence; and
 //! the in-memory log held to its contract.
 
+mod replayed;
+
 use crate::memory_destination::Behaviour;
 use crate::memory_group::Members;
 use crate::memory_log::{MemoryEngine, TOPIC, Topics};

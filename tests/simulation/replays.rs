@@ -29,6 +29,12 @@ pub(crate) enum Asked {
     Move(Way),
 }
 
+impl Asked {
+    pub(crate) fn is_of_letters(&self) -> bool {
+        matches!(self, Self::Deliver { selection, .. } if selection.dead)
+    }
+}
+
 /// What one process of a replay was asked for and has been told.
 #[derive(Debug)]
 struct Run {
@@ -97,7 +103,7 @@ impl Replays {
     pub(crate) fn written(&self, asked: usize) -> Option<(&str, bool)> {
         let written = || self.replays.iter().filter(|replay| replay.asked == asked && replay.is_started);
         // A record that was stored late may tell of one that was given up for another.
-        let replay = written().find(|replay| replay.is_finished).or_else(|| written().last())?;
+        let replay = written().find(|replay| replay.is_finished).or_else(|| written().next_back())?;
         Some((&replay.id, replay.is_finished))
     }
 

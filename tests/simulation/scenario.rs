@@ -363,7 +363,7 @@ fn isolation(seed: u64, random: &mut Random) -> Scenario {
 fn replays(scenario: &mut Scenario, random: &mut Random) {
     let until = scenario.plan.last().map_or(Duration::from_secs(5), |(at, _)| *at) + Duration::from_secs(10);
     let is_moved = scenario.plan.iter().any(|(_, action)| matches!(action, Action::Reposition { .. }));
-    let mut moves_left = u32::from(!is_moved);
+    let (mut moves_left, mut first) = (u32::from(!is_moved), None);
     for number in 0..random.between(1, 2) as usize {
         let asked = match random.below(10) {
             0 | 1 if moves_left > 0 => {
@@ -372,7 +372,8 @@ fn replays(scenario: &mut Scenario, random: &mut Random) {
                 Asked::Move(if random.chance(50) { Way::Back(place) } else { Way::Ahead(place) })
             }
             n => {
-                let dead = n > 5;
+                let same_letters = scenario.replays.first().is_some_and(|request| request.asked.is_of_letters());
+                let dead = n > if same_letters { 2 } else { 5 };
                 let ends = |random: &mut Random| (!dead && random.chance(50)).then(|| place(scenario, random));
                 let (from, until) = (ends(random), ends(random));
                 let users = match scenario.users[random.below(scenario.users.len() as u64) as usize].as_deref() {
@@ -389,8 +390,16 @@ fn replays(scenario: &mut Scenario, random: &mut Random) {
         let rate = random.chance(30).then(|| random.pick(&["5/s", "50/s", "600/m"]).parse().expect("a rate"));
         let stop_after_failures = if random.chance(30) { random.between(1, 10) } else { 0 };
         scenario.replays.push(Request { asked, rate, stop_after_failures });
-        let begins = random.millis(500, until.as_millis() as u64);
-        scenario.plan.push((begins, Action::Replay { number }));
+        // Two that find the same letters, and what an impatient operator meets at the very end.
+        let begins = match first {
+            Some(first) if random.chance(40) => first + random.millis(0, 100),
+            _ => random.millis(500, until.as_millis() as u64),
+        };
+        first = Some(begins);
+        let is_impatient = random.chance(30);
+        let asked_again = (1..=40).take_while(|_| is_impatient).map(|n| begins + Duration::from_millis(n * 230));
+        let times = std::iter::once(begins).chain(asked_again);
+        scenario.plan.extend(times.map(|at| (at, Action::Replay { number })));
         for _ in 0..random.below(4) {
             let at = begins + random.millis(0, 4_000);
             let action = match random.below(4) {
