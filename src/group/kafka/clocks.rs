@@ -17,11 +17,18 @@ impl Clocks {
         Self { timers: Instant::now(), awake }
     }
 
-    /// When this much time will have passed since.
-    pub(super) fn after(self, time: Duration) -> Instant {
-        let now = Self::now();
-        let passed = now.awake.saturating_sub(self.awake).max(now.timers - self.timers);
+    /// When this much time will have passed since, as it looks `now`.
+    pub(super) fn after(self, time: Duration, now: Self) -> Instant {
+        let passed = now.awake.saturating_sub(self.awake).max(now.timers.saturating_duration_since(self.timers));
         now.timers + time.saturating_sub(passed)
+    }
+}
+
+#[cfg(test)]
+impl Clocks {
+    /// A later moment, seen by both clocks.
+    pub(super) fn later(self, time: Duration) -> Self {
+        Self { timers: self.timers + time, awake: self.awake + time }
     }
 }
 
@@ -34,9 +41,12 @@ mod tests {
         let now = Clocks::now();
         let session = Duration::from_secs(10);
         let slept = Clocks { awake: now.awake.saturating_sub(Duration::from_secs(4)), ..now };
-        let left = slept.after(session) - Instant::now();
+        let left = slept.after(session, now) - Instant::now();
         assert!(left <= Duration::from_secs(6) && left > Duration::from_secs(5), "{left:?}");
         let long_ago = Clocks { awake: Duration::ZERO, ..now };
-        assert!(long_ago.after(Duration::from_millis(1)) <= Instant::now(), "over, and not a moment that is no more");
+        assert!(
+            long_ago.after(Duration::from_millis(1), now) <= Instant::now(),
+            "over, and not a moment that is no more"
+        );
     }
 }

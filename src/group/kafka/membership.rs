@@ -17,6 +17,7 @@
 
 use super::clocks::Clocks;
 use super::leader;
+use super::member::{Heard, Member, Released, Told};
 use super::subscription::{Assignment, Subscription};
 use crate::core::outcome::Failure;
 use crate::group::Change;
@@ -35,7 +36,7 @@ use kafka_protocol::messages::{
     GroupId, HeartbeatRequest, JoinGroupRequest, JoinGroupResponse, LeaveGroupRequest, SyncGroupRequest,
 };
 use kafka_protocol::protocol::StrBytes;
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -94,40 +95,12 @@ struct Shared {
     settings: Settings,
     /// Partitions of the topic, as last seen.
     partitions: AtomicU32,
-    state: Mutex<State>,
+    member: Mutex<Member>,
     /// Told of every change, for who waits in [`Membership::changed`].
     changed: Notify,
     /// Told of what a heartbeat found, and of what was let go.
     attention: Notify,
     quiet: Quiet,
-}
-
-#[derive(Debug, Default)]
-struct State {
-    member_id: String,
-    /// Of the last join; -1: none.
-    generation: i32,
-    /// Of the last assignment that was adopted.
-    claims_generation: i32,
-    is_leader: bool,
-    /// Given to dispatch, and not let go.
-    owned: BTreeSet<u32>,
-    /// Those of them that dispatch is asked to let go; `true`: it was given back meanwhile.
-    leaving: BTreeMap<u32, bool>,
-    /// Something was let go since our claims were last told: nobody gets it before we join again.
-    let_go: bool,
-    changes: VecDeque<Change>,
-    /// When the last heartbeat that was acknowledged was sent.
-    acknowledged: Option<Clocks>,
-    told: Option<Told>,
-    ended: Option<Failure>,
-}
-
-/// What a heartbeat was told.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Told {
-    Rejoin,
-    Forgotten(ResponseError),
 }
 
 /// Why a round did not end with an assignment.
@@ -142,12 +115,12 @@ enum Broken {
 
 impl Membership {
     pub(super) fn start(cluster: Arc<Cluster>, settings: Settings, partitions: u32) -> Self {
-        let state = State { generation: -1, claims_generation: -1, ..State::default() };
+        let member = Member::new(settings.session_timeout, settings.instance_id.clone());
         let shared = Arc::new(Shared {
             cluster,
             settings,
             partitions: AtomicU32::new(partitions),
-            state: Mutex::new(state),
+            member: Mutex::new(member),
             changed: Notify::new(),
             attention: Notify::new(),
             quiet: Quiet::default(),
@@ -158,8 +131,7 @@ impl Membership {
                 failure = member.stay() => failure,
                 never = member.heartbeats() => match never {},
             };
-            member.lose_all();
-            member.state().ended = Some(failure);
+            member.member().end(failure);
             member.changed.notify_one();
         });
         Self { shared, task: task.abort_handle() }
@@ -169,16 +141,11 @@ impl Membership {
     pub(super) async fn changed(&self) -> Result<Change, Failure> {
         loop {
             let changed = self.shared.changed.notified();
-            {
-                let mut state = self.shared.state();
-                if let Some(change) = state.changes.pop_front() {
-                    return Ok(change);
-                }
-                if let Some(failure) = &state.ended {
-                    return Err(failure.clone());
-                }
+            let next = self.shared.member().next_change();
+            match next {
+                Some(change) => return change,
+                None => changed.await,
             }
-            changed.await;
         }
     }
 
@@ -195,7 +162,7 @@ impl Membership {
                 Change::Lost(partition) => given.remove(&partition),
             };
         }
-        self.shared.state().changes.extend(given.into_iter().map(Change::Given));
+        self.shared.member().tell_again(given.into_iter().map(Change::Given));
         Ok(())
     }
 
@@ -204,56 +171,43 @@ impl Membership {
     }
 
     pub(super) fn released(&self, partition: u32) {
-        let mut state = self.shared.state();
-        match state.leaving.remove(&partition) {
-            Some(true) => {
-                state.changes.push_back(Change::Given(partition));
-                self.shared.changed.notify_one();
-            }
-            Some(false) => {
-                state.owned.remove(&partition);
-                state.let_go = true;
-                self.shared.attention.notify_one();
-            }
-            // Lost meanwhile.
-            None => {}
+        let released = self.shared.member().released(partition);
+        match released {
+            Released::GivenBack => self.shared.changed.notify_one(),
+            Released::LetGo => self.shared.attention.notify_one(),
+            Released::Lost => {}
         }
     }
 
     /// Under what a commit of this partition is made now; `None`: it is not ours.
     pub(super) fn identity_for(&self, partition: u32) -> Option<Identity> {
-        let state = self.shared.state();
-        (state.owned.contains(&partition) && self.shared.fence_of(&state) > Instant::now()).then(|| Identity {
-            member_id: state.member_id.clone(),
-            generation: state.generation,
-            instance_id: self.shared.settings.instance_id.clone(),
-        })
+        self.shared.member().identity_for(partition, Clocks::now())
     }
 
     /// Becomes a member of a later generation: what was sent as this one, and comes late, is refused.
     pub(super) fn join_again(&self) {
-        self.shared.state().told.get_or_insert(Told::Rejoin);
+        self.shared.member().join_again();
         self.shared.attention.notify_one();
     }
 
     pub(super) fn fence(&self) -> Instant {
-        self.shared.fence_of(&self.shared.state())
+        self.shared.member().fence(Clocks::now())
     }
 
     /// Ends the membership; tells the broker, unless a restart is to find its partitions where they were.
     pub(super) async fn leave(&self, tell: bool) {
         self.task.abort();
-        let (member_id, instance_id) = {
-            let mut state = self.shared.state();
-            state.owned.clear();
-            (state.member_id.clone(), self.shared.settings.instance_id.clone())
+        let member_id = {
+            let mut member = self.shared.member();
+            member.leave();
+            member.id().to_owned()
         };
         if member_id.is_empty() || !tell {
             return;
         }
         let member = MemberIdentity::default()
             .with_member_id(StrBytes::from_string(member_id))
-            .with_group_instance_id(instance_id.map(StrBytes::from_string));
+            .with_group_instance_id(self.shared.instance_id());
         let request = LeaveGroupRequest::default().with_group_id(self.shared.group_id()).with_members(vec![member]);
         let who = Who::Coordinator(&self.shared.settings.group);
         // Untold, the broker notices after the session's time-out.
@@ -266,8 +220,8 @@ impl Membership {
 
 impl Shared {
     /// Plain sets: nothing is half done in them where a holder panicked.
-    fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    fn member(&self) -> MutexGuard<'_, Member> {
+        self.member.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn group_id(&self) -> GroupId {
@@ -276,10 +230,6 @@ impl Shared {
 
     fn instance_id(&self) -> Option<StrBytes> {
         self.settings.instance_id.clone().map(StrBytes::from_string)
-    }
-
-    fn fence_of(&self, state: &State) -> Instant {
-        state.acknowledged.map_or_else(Instant::now, |sent| sent.after(self.settings.session_timeout))
     }
 
     /// Joins again and again; gives the failure that ends it.
@@ -322,27 +272,22 @@ impl Shared {
         let mut look_at = Instant::now() + PARTITION_COUNT_CHECK_INTERVAL;
         loop {
             let attention = self.attention.notified();
-            {
-                let mut state = self.state();
-                match state.told.take() {
-                    Some(Told::Rejoin) => return,
-                    Some(Told::Forgotten(error)) => {
-                        drop(state);
-                        return self.forgotten(error);
-                    }
-                    None => {}
-                }
-                // Others wait for what we were asked to let go.
-                if state.let_go && state.leaving.is_empty() {
-                    return;
-                }
+            let (told, has_let_go) = {
+                let mut member = self.member();
+                (member.take_told(), member.has_let_go())
+            };
+            match told {
+                Some(Told::Rejoin) => return,
+                Some(Told::Forgotten(error)) => return self.forgotten(error),
+                None if has_let_go => return,
+                None => {}
             }
             tokio::select! {
                 () = attention => {}
                 () = self.expired() => return self.lost("no heartbeat was acknowledged within the session's time-out"),
                 () = sleep_until(look_at) => {
                     look_at = Instant::now() + PARTITION_COUNT_CHECK_INTERVAL;
-                    if self.has_grown().await && self.state().is_leader {
+                    if self.has_grown().await && self.member().is_leader() {
                         return;
                     }
                 }
@@ -366,8 +311,8 @@ impl Shared {
     async fn expired(&self) {
         loop {
             let fence = {
-                let state = self.state();
-                if state.owned.is_empty() { None } else { Some(self.fence_of(&state)) }
+                let member = self.member();
+                member.owns_any().then(|| member.fence(Clocks::now()))
             };
             match fence {
                 Some(fence) if fence <= Instant::now() => return,
@@ -380,53 +325,29 @@ impl Shared {
 
     fn lost(&self, why: &str) {
         tracing::warn!(group = self.settings.group, "every partition is given up: {why}");
-        self.lose_all();
+        self.member().lose_all();
+        self.changed.notify_one();
     }
 
     fn forgotten(&self, error: ResponseError) {
-        if error == ResponseError::UnknownMemberId {
-            self.state().member_id.clear();
+        if self.member().forgotten(error) {
+            let why = describe(error);
+            tracing::warn!(
+                group = self.settings.group,
+                "every partition is given up: the broker has another member in our place ({why})"
+            );
+            self.changed.notify_one();
         }
-        if !self.state().owned.is_empty() {
-            self.lost(&format!("the broker has another member in our place ({})", describe(error)));
-        }
-        self.state().generation = -1;
     }
 
-    /// Nothing of it is ours any more, and nothing is claimed when we join again.
-    fn lose_all(&self) {
-        let mut state = self.state();
-        let owned = std::mem::take(&mut state.owned);
-        state.leaving.clear();
-        state.changes.extend(owned.into_iter().map(Change::Lost));
-        (state.generation, state.claims_generation, state.acknowledged, state.told) = (-1, -1, None, None);
-        self.changed.notify_one();
-    }
-
-    /// Takes over what was assigned; asks dispatch to let go of what was not.
     fn adopt(&self, assigned: &[u32]) {
-        let mut state = self.state();
-        let state = &mut *state;
-        state.claims_generation = state.generation;
-        for partition in &state.owned {
-            match (assigned.contains(partition), state.leaving.get_mut(partition)) {
-                (true, Some(back)) => *back = true,
-                (false, Some(back)) => *back = false,
-                (true, None) => {}
-                (false, None) => {
-                    state.leaving.insert(*partition, false);
-                    state.changes.push_back(Change::Taken(*partition));
-                }
-            }
-        }
-        for partition in assigned {
-            if state.owned.insert(*partition) {
-                state.changes.push_back(Change::Given(*partition));
-            }
-        }
+        let (generation, (owned, leaving)) = {
+            let mut member = self.member();
+            member.adopt(assigned);
+            (member.generation(), member.counts())
+        };
         self.changed.notify_one();
-        let (group, generation, owned) = (&self.settings.group, state.generation, state.owned.len());
-        tracing::info!(%group, generation, owned, leaving = state.leaving.len(), "partitions assigned");
+        tracing::info!(group = self.settings.group, generation, owned, leaving, "partitions assigned");
     }
 
     async fn join(&self) -> Result<Vec<u32>, Broken> {
@@ -451,26 +372,16 @@ impl Shared {
         if !assignment.refusal.is_empty() {
             return Err(Broken::End(Failure::refused("group-refused", assignment.refusal)));
         }
-        let mut state = self.state();
-        // A heartbeat may have gone out since.
-        if state.acknowledged.is_none_or(|last| last.timers < sent.timers) {
-            state.acknowledged = Some(sent);
-        }
-        drop(state);
+        self.member().acknowledge(sent);
         Ok(assignment.partitions)
     }
 
     async fn join_group(&self) -> Result<JoinGroupResponse, Broken> {
         let (member_id, subscription) = {
-            let mut state = self.state();
-            state.let_go = false;
-            let subscription = Subscription {
-                topic: self.settings.topic.clone(),
-                claims: state.owned.iter().copied().collect(),
-                generation: state.claims_generation,
-                digest: self.settings.digest.clone(),
-            };
-            (state.member_id.clone(), subscription)
+            let mut member = self.member();
+            let (claims, generation) = member.claims();
+            let (topic, digest) = (self.settings.topic.clone(), self.settings.digest.clone());
+            (member.id().to_owned(), Subscription { topic, claims, generation, digest })
         };
         let metadata = subscription.encode().map_err(Broken::Again)?;
         let millis = |time: Duration| i32::try_from(time.as_millis()).unwrap_or(i32::MAX);
@@ -490,17 +401,13 @@ impl Shared {
             None => {}
             // The first answer to a new member is its id.
             Some(ResponseError::MemberIdRequired) => {
-                self.state().member_id = answer.member_id.to_string();
+                self.member().is_called(answer.member_id.to_string());
                 return Box::pin(self.join_group()).await;
             }
             Some(error) => return Err(self.broken(error)),
         }
-        let mut state = self.state();
-        state.member_id = answer.member_id.to_string();
-        (state.generation, state.is_leader) = (answer.generation_id, answer.leader == answer.member_id);
-        // What a heartbeat was told before is answered by this.
-        state.told = None;
-        drop(state);
+        let is_leader = answer.leader == answer.member_id;
+        self.member().joined(answer.member_id.to_string(), answer.generation_id, is_leader);
         Ok(answer)
     }
 
@@ -568,45 +475,19 @@ impl Shared {
         let patience = (self.settings.session_timeout / 3).min(BROKER_CALL_MAX);
         loop {
             sleep(interval).await;
-            let (member_id, generation) = {
-                let state = self.state();
-                (state.member_id.clone(), state.generation)
-            };
-            if generation < 0 {
-                continue;
-            }
+            let Some(who) = self.member().sends_as() else { continue };
             let request = HeartbeatRequest::default()
                 .with_group_id(self.group_id())
-                .with_generation_id(generation)
-                .with_member_id(StrBytes::from_string(member_id.clone()))
+                .with_generation_id(who.generation)
+                .with_member_id(StrBytes::from_string(who.id.clone()))
                 .with_group_instance_id(self.instance_id());
-            let (sent, who) = (Clocks::now(), Who::Coordinator(&self.settings.group));
-            let Ok(answer) = self.cluster.call(who, &request, Instant::now() + patience).await else { continue };
-            let mut state = self.state();
-            // A join in between made it a heartbeat of somebody else.
-            if (&state.member_id, state.generation) != (&member_id, generation) {
-                continue;
-            }
-            match refusal(answer.error_code) {
-                None => state.acknowledged = Some(sent),
-                Some(ResponseError::RebalanceInProgress) => {
-                    (state.acknowledged, state.told) = (Some(sent), Some(Told::Rejoin));
-                    self.attention.notify_one();
-                }
-                Some(
-                    error @ (ResponseError::UnknownMemberId
-                    | ResponseError::IllegalGeneration
-                    | ResponseError::FencedInstanceId),
-                ) => {
-                    state.told = Some(Told::Forgotten(error));
-                    // Others may be at work already, whatever a join that is under way will be told. (An old generation
-                    // may be the doing of that join.)
-                    if error != ResponseError::IllegalGeneration {
-                        state.acknowledged = None;
-                    }
-                    self.attention.notify_one();
-                }
-                Some(_) => self.cluster.forget_coordinator(&self.settings.group),
+            let (sent, whom) = (Clocks::now(), Who::Coordinator(&self.settings.group));
+            let Ok(answer) = self.cluster.call(whom, &request, Instant::now() + patience).await else { continue };
+            let heard = self.member().heard(&who, sent, refusal(answer.error_code));
+            match heard {
+                Heard::Nothing => {}
+                Heard::Attention => self.attention.notify_one(),
+                Heard::Elsewhere => self.cluster.forget_coordinator(&self.settings.group),
             }
         }
     }

@@ -1,0 +1,383 @@
+//! What a member of a group knows of itself: who it is, what it has, and until when it may act upon that. Pure: moments
+//! are arguments, and whoever has to be told is told by the caller.
+//!
+//! ```text
+//!   joins, with the claims ─▶ joined: an id, a generation ─▶ adopt ── Given ─────────────────────────▶ owned
+//!                                                              └───── Taken ─▶ leaving ── released ──▶ let go: joins
+//!   lose_all: Lost, nothing claimed ◀── forgotten ◀── told by a heartbeat
+//! ```
+
+use super::clocks::Clocks;
+use super::membership::Identity;
+use crate::core::outcome::Failure;
+use crate::group::Change;
+use kafka_protocol::ResponseError;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::time::Duration;
+use tokio::time::Instant;
+
+#[derive(Debug)]
+pub(super) struct Member {
+    session_timeout: Duration,
+    instance_id: Option<String>,
+    /// Empty: the broker has yet to give one.
+    id: String,
+    /// Of the last join; -1: none.
+    generation: i32,
+    /// Of the last assignment that was adopted.
+    claims_generation: i32,
+    is_leader: bool,
+    /// Given to dispatch, and not let go.
+    owned: BTreeSet<u32>,
+    /// Those of them that dispatch is asked to let go; `true`: it was given back meanwhile.
+    leaving: BTreeMap<u32, bool>,
+    /// Something was let go since our claims were last told: nobody gets it before we join again.
+    let_go: bool,
+    changes: VecDeque<Change>,
+    /// When the last heartbeat that was acknowledged was sent.
+    acknowledged: Option<Clocks>,
+    told: Option<Told>,
+    ended: Option<Failure>,
+}
+
+/// What a heartbeat was told.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Told {
+    Rejoin,
+    Forgotten(ResponseError),
+}
+
+/// As which member a request was sent.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct SentAs {
+    pub(super) id: String,
+    pub(super) generation: i32,
+}
+
+/// What letting go of a partition came to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Released {
+    /// It was given back meanwhile: there is a change.
+    GivenBack,
+    /// Others wait for it.
+    LetGo,
+    /// It was lost meanwhile.
+    Lost,
+}
+
+/// What an answer to a heartbeat calls for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Heard {
+    Nothing,
+    /// What was told waits for whoever joins.
+    Attention,
+    /// Another broker has to be asked.
+    Elsewhere,
+}
+
+impl Member {
+    pub(super) fn new(session_timeout: Duration, instance_id: Option<String>) -> Self {
+        Self {
+            session_timeout,
+            instance_id,
+            id: String::new(),
+            generation: -1,
+            claims_generation: -1,
+            is_leader: false,
+            owned: BTreeSet::new(),
+            leaving: BTreeMap::new(),
+            let_go: false,
+            changes: VecDeque::new(),
+            acknowledged: None,
+            told: None,
+            ended: None,
+        }
+    }
+
+    pub(super) fn id(&self) -> &str {
+        &self.id
+    }
+
+    pub(super) fn is_leader(&self) -> bool {
+        self.is_leader
+    }
+
+    pub(super) fn owns_any(&self) -> bool {
+        !self.owned.is_empty()
+    }
+
+    /// As whom a heartbeat is sent; `None`: there is nobody to be yet.
+    pub(super) fn sends_as(&self) -> Option<SentAs> {
+        (self.generation >= 0).then(|| SentAs { id: self.id.clone(), generation: self.generation })
+    }
+
+    /// Under what a commit of this partition is made now; `None`: it is not ours.
+    pub(super) fn identity_for(&self, partition: u32, now: Clocks) -> Option<Identity> {
+        (self.owned.contains(&partition) && self.fence(now) > now.timers).then(|| Identity {
+            member_id: self.id.clone(),
+            generation: self.generation,
+            instance_id: self.instance_id.clone(),
+        })
+    }
+
+    pub(super) fn fence(&self, now: Clocks) -> Instant {
+        self.acknowledged.map_or(now.timers, |sent| sent.after(self.session_timeout, now))
+    }
+
+    pub(super) fn next_change(&mut self) -> Option<Result<Change, Failure>> {
+        self.changes.pop_front().map(Ok).or_else(|| self.ended.clone().map(Err))
+    }
+
+    pub(super) fn tell_again(&mut self, changes: impl IntoIterator<Item = Change>) {
+        self.changes.extend(changes);
+    }
+
+    pub(super) fn end(&mut self, failure: Failure) {
+        self.lose_all();
+        self.ended = Some(failure);
+    }
+
+    /// It leaves: nothing is ours any more, and nobody is told.
+    pub(super) fn leave(&mut self) {
+        self.owned.clear();
+    }
+
+    // -- joining
+
+    /// The partitions that we have, and the generation in which we got them, for a join that is about to be sent.
+    pub(super) fn claims(&mut self) -> (Vec<u32>, i32) {
+        self.let_go = false;
+        (self.owned.iter().copied().collect(), self.claims_generation)
+    }
+
+    /// The first answer to a new member is its id.
+    pub(super) fn is_called(&mut self, id: String) {
+        self.id = id;
+    }
+
+    pub(super) fn joined(&mut self, id: String, generation: i32, is_leader: bool) {
+        (self.id, self.generation, self.is_leader) = (id, generation, is_leader);
+        // What a heartbeat was told before is answered by this.
+        self.told = None;
+    }
+
+    pub(super) fn acknowledge(&mut self, sent: Clocks) {
+        // A heartbeat may have gone out since.
+        if self.acknowledged.is_none_or(|last| last.timers < sent.timers) {
+            self.acknowledged = Some(sent);
+        }
+    }
+
+    /// Takes over what was assigned; asks dispatch to let go of what was not.
+    pub(super) fn adopt(&mut self, assigned: &[u32]) {
+        self.claims_generation = self.generation;
+        for partition in &self.owned {
+            match (assigned.contains(partition), self.leaving.get_mut(partition)) {
+                (true, Some(back)) => *back = true,
+                (false, Some(back)) => *back = false,
+                (true, None) => {}
+                (false, None) => {
+                    self.leaving.insert(*partition, false);
+                    self.changes.push_back(Change::Taken(*partition));
+                }
+            }
+        }
+        for partition in assigned {
+            if self.owned.insert(*partition) {
+                self.changes.push_back(Change::Given(*partition));
+            }
+        }
+    }
+
+    // -- being a member
+
+    /// The answer to a heartbeat that was sent as `who`.
+    pub(super) fn heard(&mut self, who: &SentAs, sent: Clocks, answer: Option<ResponseError>) -> Heard {
+        // A join in between made it a heartbeat of somebody else.
+        if (&self.id, self.generation) != (&who.id, who.generation) {
+            return Heard::Nothing;
+        }
+        match answer {
+            None => {
+                self.acknowledged = Some(sent);
+                Heard::Nothing
+            }
+            Some(ResponseError::RebalanceInProgress) => {
+                (self.acknowledged, self.told) = (Some(sent), Some(Told::Rejoin));
+                Heard::Attention
+            }
+            Some(
+                error @ (ResponseError::UnknownMemberId
+                | ResponseError::IllegalGeneration
+                | ResponseError::FencedInstanceId),
+            ) => {
+                self.told = Some(Told::Forgotten(error));
+                // Others may be at work already, whatever a join that is under way will be told. (An old generation
+                // may be the doing of that join.)
+                if error != ResponseError::IllegalGeneration {
+                    self.acknowledged = None;
+                }
+                Heard::Attention
+            }
+            Some(_) => Heard::Elsewhere,
+        }
+    }
+
+    /// As if a heartbeat had told of a rebalance.
+    pub(super) fn join_again(&mut self) {
+        self.told.get_or_insert(Told::Rejoin);
+    }
+
+    pub(super) fn take_told(&mut self) -> Option<Told> {
+        self.told.take()
+    }
+
+    /// Others wait for what we were asked to let go.
+    pub(super) fn has_let_go(&self) -> bool {
+        self.let_go && self.leaving.is_empty()
+    }
+
+    pub(super) fn released(&mut self, partition: u32) -> Released {
+        match self.leaving.remove(&partition) {
+            Some(true) => {
+                self.changes.push_back(Change::Given(partition));
+                Released::GivenBack
+            }
+            Some(false) => {
+                self.owned.remove(&partition);
+                self.let_go = true;
+                Released::LetGo
+            }
+            None => Released::Lost,
+        }
+    }
+
+    // -- losing it
+
+    /// The broker does not know us, or only as somebody older. `true`: something was lost by it.
+    pub(super) fn forgotten(&mut self, error: ResponseError) -> bool {
+        if error == ResponseError::UnknownMemberId {
+            self.id.clear();
+        }
+        let loses = self.owns_any();
+        if loses {
+            self.lose_all();
+        }
+        self.generation = -1;
+        loses
+    }
+
+    /// Nothing of it is ours any more, and nothing is claimed when we join again.
+    pub(super) fn lose_all(&mut self) {
+        let owned = std::mem::take(&mut self.owned);
+        self.leaving.clear();
+        self.changes.extend(owned.into_iter().map(Change::Lost));
+        (self.generation, self.claims_generation, self.acknowledged, self.told) = (-1, -1, None, None);
+    }
+
+    /// How many are owned, and how many of them are being let go.
+    pub(super) fn counts(&self) -> (usize, usize) {
+        (self.owned.len(), self.leaving.len())
+    }
+
+    pub(super) fn generation(&self) -> i32 {
+        self.generation
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SESSION: Duration = Duration::from_secs(2);
+
+    /// A member of generation 1 that has 0 and 1, acknowledged at `now`.
+    fn member(now: Clocks) -> Member {
+        let mut member = Member::new(SESSION, None);
+        assert_eq!(member.claims(), (vec![], -1));
+        member.joined("m".into(), 1, false);
+        member.acknowledge(now);
+        member.adopt(&[0, 1]);
+        assert_eq!(told(&mut member), [Change::Given(0), Change::Given(1)]);
+        member
+    }
+
+    fn told(member: &mut Member) -> Vec<Change> {
+        std::iter::from_fn(|| member.next_change()).map(Result::unwrap).collect()
+    }
+
+    #[test]
+    fn what_is_taken_is_claimed_and_committed_until_it_is_let_go() {
+        let now = Clocks::now();
+        let mut member = member(now);
+        member.joined("m".into(), 2, false);
+        member.adopt(&[0]);
+        assert_eq!(told(&mut member), [Change::Taken(1)]);
+        assert!(member.identity_for(1, now).is_some() && !member.has_let_go());
+        assert_eq!(member.claims(), (vec![0, 1], 2));
+        assert_eq!(member.released(1), Released::LetGo);
+        assert!(member.identity_for(1, now).is_none() && member.has_let_go());
+        assert_eq!(member.claims(), (vec![0], 2));
+        assert!(!member.has_let_go(), "the claims that were asked for tell of it");
+        assert_eq!(member.released(0), Released::Lost, "what was never taken is not let go");
+        assert!(member.identity_for(0, now).is_some());
+    }
+
+    #[test]
+    fn what_is_given_back_while_it_is_let_go_is_given_anew_once_it_was() {
+        let mut member = member(Clocks::now());
+        for (generation, assigned) in [(2, &[0][..]), (3, &[0, 1])] {
+            member.joined("m".into(), generation, false);
+            member.adopt(assigned);
+        }
+        assert_eq!(told(&mut member), [Change::Taken(1)]);
+        assert_eq!(member.released(1), Released::GivenBack);
+        assert_eq!(told(&mut member), [Change::Given(1)]);
+        assert!(!member.has_let_go());
+    }
+
+    #[test]
+    fn the_fence_is_counted_from_the_sending_and_ends_what_may_be_committed() {
+        let now = Clocks::now();
+        let mut member = member(now);
+        let who = member.sends_as().unwrap();
+        let sent = now.later(Duration::from_millis(300));
+        assert_eq!(member.heard(&who, sent, None), Heard::Nothing);
+        assert_eq!(member.fence(now.later(Duration::from_secs(1))), sent.timers + SESSION);
+        assert!(member.identity_for(0, sent.later(SESSION - Duration::from_millis(1))).is_some());
+        assert_eq!(member.identity_for(0, sent.later(SESSION)), None);
+    }
+
+    #[test]
+    fn who_is_unknown_loses_all_and_claims_nothing_and_is_fenced_at_once() {
+        let now = Clocks::now();
+        let mut member = member(now);
+        let who = member.sends_as().unwrap();
+        let error = ResponseError::UnknownMemberId;
+        assert_eq!(member.heard(&who, now, Some(error)), Heard::Attention);
+        assert_eq!((member.fence(now), member.identity_for(0, now)), (now.timers, None));
+        assert_eq!(member.take_told(), Some(Told::Forgotten(error)));
+        assert!(member.forgotten(error));
+        assert_eq!(told(&mut member), [Change::Lost(0), Change::Lost(1)]);
+        assert_eq!((member.claims(), member.id(), member.sends_as()), ((vec![], -1), "", None));
+    }
+
+    #[test]
+    fn what_an_older_self_is_told_concerns_nobody() {
+        let now = Clocks::now();
+        let mut member = member(now);
+        let who = member.sends_as().unwrap();
+        member.joined("m".into(), 2, false);
+        assert_eq!(member.heard(&who, now, Some(ResponseError::UnknownMemberId)), Heard::Nothing);
+        assert_eq!((member.take_told(), member.fence(now)), (None, now.timers + SESSION));
+    }
+
+    #[test]
+    fn a_membership_that_ended_says_so_after_what_was_lost_by_it() {
+        let mut member = member(Clocks::now());
+        member.end(Failure::refused("group-refused", "why"));
+        let told: Vec<_> = (0..3).filter_map(|_| member.next_change()).collect();
+        assert_eq!(told[..2], [Ok(Change::Lost(0)), Ok(Change::Lost(1))]);
+        assert!(matches!(&told[2], Err(failure) if failure.code == "group-refused"));
+    }
+}
