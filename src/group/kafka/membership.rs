@@ -15,39 +15,31 @@
 //! when it came, which is later, so whoever gets the partition next begins after our fence. It is read on a clock that
 //! goes on while the machine sleeps.
 
+mod joining;
+
+use self::joining::Broken;
 use super::clocks::Clocks;
-use super::leader;
+use super::coordinator::Coordinator;
 use super::member::{Heard, Member, Released, Told};
-use super::subscription::{Assignment, Subscription};
+use crate::BoxFuture;
 use crate::core::outcome::Failure;
 use crate::group::Change;
-use crate::kafka::{self, Cluster, Who, describe, refusal};
+use crate::kafka::{describe, refusal};
 use crate::limits::{
-    BROKER_CALL_MAX, HEARTBEAT_INTERVAL_MAX, PARTITION_COUNT_CHECK_INTERVAL, REBALANCE_MAX, REJOIN_BACKOFF,
-    REJOIN_BACKOFF_MAX,
+    BROKER_CALL_MAX, HEARTBEAT_INTERVAL_MAX, PARTITION_COUNT_CHECK_INTERVAL, REJOIN_BACKOFF, REJOIN_BACKOFF_MAX,
 };
 use crate::quiet::Quiet;
 use kafka_protocol::ResponseError;
-use kafka_protocol::messages::join_group_request::JoinGroupRequestProtocol;
-use kafka_protocol::messages::join_group_response::JoinGroupResponseMember;
 use kafka_protocol::messages::leave_group_request::MemberIdentity;
-use kafka_protocol::messages::sync_group_request::SyncGroupRequestAssignment;
-use kafka_protocol::messages::{
-    GroupId, HeartbeatRequest, JoinGroupRequest, JoinGroupResponse, LeaveGroupRequest, SyncGroupRequest,
-};
+use kafka_protocol::messages::{GroupId, HeartbeatRequest, LeaveGroupRequest};
 use kafka_protocol::protocol::StrBytes;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::sync::Notify;
 use tokio::task::AbortHandle;
 use tokio::time::{Instant, sleep, sleep_until};
-
-/// Kafka's own consumers have this type, and its tools show what its members have.
-const PROTOCOL_TYPE: &str = "consumer";
-/// Of our own assignor: a program that does not know it is refused by the broker.
-const PROTOCOL: &str = "eventd-cooperative-sticky";
 
 /// What a member is told.
 #[derive(Debug, Clone)]
@@ -91,7 +83,9 @@ impl Drop for Membership {
 
 #[derive(Debug)]
 struct Shared {
-    cluster: Arc<Cluster>,
+    coordinator: Arc<dyn Coordinator>,
+    /// What time it is.
+    clock: fn() -> Clocks,
     settings: Settings,
     /// Partitions of the topic, as last seen.
     partitions: AtomicU32,
@@ -103,21 +97,23 @@ struct Shared {
     quiet: Quiet,
 }
 
-/// Why a round did not end with an assignment.
-enum Broken {
-    /// Try again, with the same claims.
-    Again(String),
-    /// The broker does not know us, or only as somebody older: claim nothing.
-    Forgotten(ResponseError),
-    /// For ever.
-    End(Failure),
-}
-
 impl Membership {
-    pub(super) fn start(cluster: Arc<Cluster>, settings: Settings, partitions: u32) -> Self {
+    pub(super) fn start(coordinator: Arc<dyn Coordinator>, settings: Settings, partitions: u32) -> Self {
+        Self::start_by(coordinator, settings, partitions, Clocks::now, |stays| tokio::spawn(stays).abort_handle())
+    }
+
+    /// Starts it on a clock, and as a task, of the caller's.
+    fn start_by(
+        coordinator: Arc<dyn Coordinator>,
+        settings: Settings,
+        partitions: u32,
+        clock: fn() -> Clocks,
+        spawn: impl FnOnce(BoxFuture<'static, ()>) -> AbortHandle,
+    ) -> Self {
         let member = Member::new(settings.session_timeout, settings.instance_id.clone());
         let shared = Arc::new(Shared {
-            cluster,
+            coordinator,
+            clock,
             settings,
             partitions: AtomicU32::new(partitions),
             member: Mutex::new(member),
@@ -126,15 +122,16 @@ impl Membership {
             quiet: Quiet::default(),
         });
         let member = Arc::clone(&shared);
-        let task = tokio::spawn(async move {
+        let task = spawn(Box::pin(async move {
             let failure = tokio::select! {
+                biased;
                 failure = member.stay() => failure,
                 never = member.heartbeats() => match never {},
             };
             member.member().end(failure);
             member.changed.notify_one();
-        });
-        Self { shared, task: task.abort_handle() }
+        }));
+        Self { shared, task }
     }
 
     /// The next change. Dropping the future loses none.
@@ -181,7 +178,7 @@ impl Membership {
 
     /// Under what a commit of this partition is made now; `None`: it is not ours.
     pub(super) fn identity_for(&self, partition: u32) -> Option<Identity> {
-        self.shared.member().identity_for(partition, Clocks::now())
+        self.shared.member().identity_for(partition, (self.shared.clock)())
     }
 
     /// Becomes a member of a later generation: what was sent as this one, and comes late, is refused.
@@ -191,7 +188,7 @@ impl Membership {
     }
 
     pub(super) fn fence(&self) -> Instant {
-        self.shared.member().fence(Clocks::now())
+        self.shared.member().fence((self.shared.clock)())
     }
 
     /// Ends the membership; tells the broker, unless a restart is to find its partitions where they were.
@@ -209,10 +206,9 @@ impl Membership {
             .with_member_id(StrBytes::from_string(member_id))
             .with_group_instance_id(self.shared.instance_id());
         let request = LeaveGroupRequest::default().with_group_id(self.shared.group_id()).with_members(vec![member]);
-        let who = Who::Coordinator(&self.shared.settings.group);
+        let deadline = Instant::now() + HEARTBEAT_INTERVAL_MAX * 10;
         // Untold, the broker notices after the session's time-out.
-        if let Err(error) = self.shared.cluster.call(who, &request, Instant::now() + HEARTBEAT_INTERVAL_MAX * 10).await
-        {
+        if let Err(error) = self.shared.coordinator.leave_group(request, deadline).await {
             tracing::debug!(group = self.shared.settings.group, "left without telling: {error}");
         }
     }
@@ -237,12 +233,13 @@ impl Shared {
         let mut failures = 0;
         loop {
             let round = tokio::select! {
-                round = self.join() => round,
+                biased;
                 // What we had may be somebody else's from now on, whatever the broker is waiting for.
                 () = self.expired() => {
                     self.lost("no heartbeat was acknowledged within the session's time-out");
                     continue;
                 }
+                round = self.join() => round,
             };
             match round {
                 Ok(assignment) => {
@@ -257,8 +254,9 @@ impl Shared {
                     let delay = REJOIN_BACKOFF.saturating_mul(1 << failures.min(10)).min(REJOIN_BACKOFF_MAX);
                     failures += 1;
                     tokio::select! {
-                        () = sleep(delay) => {}
+                        biased;
                         () = self.expired() => self.lost("no broker answered within the session's time-out"),
+                        () = sleep(delay) => {}
                     }
                 }
                 Err(Broken::Forgotten(error)) => self.forgotten(error),
@@ -283,8 +281,9 @@ impl Shared {
                 None => {}
             }
             tokio::select! {
-                () = attention => {}
+                biased;
                 () = self.expired() => return self.lost("no heartbeat was acknowledged within the session's time-out"),
+                () = attention => {}
                 () = sleep_until(look_at) => {
                     look_at = Instant::now() + PARTITION_COUNT_CHECK_INTERVAL;
                     if self.has_grown().await && self.member().is_leader() {
@@ -297,11 +296,9 @@ impl Shared {
 
     /// Whether the topic has more partitions than it had: its leader then assigns anew.
     async fn has_grown(&self) -> bool {
-        match self.cluster.topic(&self.settings.topic, Instant::now() + HEARTBEAT_INTERVAL_MAX * 10).await {
-            Ok(Some(topic)) => {
-                let now = u32::try_from(topic.partitions.len()).unwrap_or(u32::MAX);
-                self.partitions.fetch_max(now, Ordering::Relaxed) < now
-            }
+        let deadline = Instant::now() + HEARTBEAT_INTERVAL_MAX * 10;
+        match self.coordinator.partitions(&self.settings.topic, deadline).await {
+            Ok(Some(now)) => self.partitions.fetch_max(now, Ordering::Relaxed) < now,
             // Fetches fail too, and say so.
             Ok(None) | Err(_) => false,
         }
@@ -312,7 +309,7 @@ impl Shared {
         loop {
             let fence = {
                 let member = self.member();
-                member.owns_any().then(|| member.fence(Clocks::now()))
+                member.owns_any().then(|| member.fence((self.clock)()))
             };
             match fence {
                 Some(fence) if fence <= Instant::now() => return,
@@ -350,126 +347,6 @@ impl Shared {
         tracing::info!(group = self.settings.group, generation, owned, leaving, "partitions assigned");
     }
 
-    async fn join(&self) -> Result<Vec<u32>, Broken> {
-        let joined = self.join_group().await?;
-        let assignments =
-            if joined.leader == joined.member_id { self.assign(&joined.members).await? } else { Vec::new() };
-        let (sent, who) = (Clocks::now(), Who::Coordinator(&self.settings.group));
-        let request = SyncGroupRequest::default()
-            .with_group_id(self.group_id())
-            .with_generation_id(joined.generation_id)
-            .with_member_id(joined.member_id.clone())
-            .with_group_instance_id(self.instance_id())
-            .with_protocol_type(Some(StrBytes::from_static_str(PROTOCOL_TYPE)))
-            .with_protocol_name(Some(StrBytes::from_static_str(PROTOCOL)))
-            .with_assignments(assignments);
-        let answer = self.cluster.call(who, &request, Instant::now() + REBALANCE_MAX).await.map_err(again)?;
-        if let Some(error) = refusal(answer.error_code) {
-            return Err(self.broken(error));
-        }
-        let assignment = Assignment::decode(&self.settings.topic, answer.assignment)
-            .map_err(|why| Broken::Again(format!("an assignment that cannot be read: {why}")))?;
-        if !assignment.refusal.is_empty() {
-            return Err(Broken::End(Failure::refused("group-refused", assignment.refusal)));
-        }
-        self.member().acknowledge(sent);
-        Ok(assignment.partitions)
-    }
-
-    async fn join_group(&self) -> Result<JoinGroupResponse, Broken> {
-        let (member_id, subscription) = {
-            let mut member = self.member();
-            let (claims, generation) = member.claims();
-            let (topic, digest) = (self.settings.topic.clone(), self.settings.digest.clone());
-            (member.id().to_owned(), Subscription { topic, claims, generation, digest })
-        };
-        let metadata = subscription.encode().map_err(Broken::Again)?;
-        let millis = |time: Duration| i32::try_from(time.as_millis()).unwrap_or(i32::MAX);
-        let protocol = JoinGroupRequestProtocol::default().with_name(StrBytes::from_static_str(PROTOCOL));
-        let request = JoinGroupRequest::default()
-            .with_group_id(self.group_id())
-            .with_session_timeout_ms(millis(self.settings.session_timeout))
-            .with_rebalance_timeout_ms(millis(self.settings.session_timeout))
-            .with_member_id(StrBytes::from_string(member_id))
-            .with_group_instance_id(self.instance_id())
-            .with_protocol_type(StrBytes::from_static_str(PROTOCOL_TYPE))
-            .with_protocols(vec![protocol.with_metadata(metadata)]);
-        let deadline = Instant::now() + self.settings.session_timeout + REBALANCE_MAX;
-        let who = Who::Coordinator(&self.settings.group);
-        let answer = self.cluster.call(who, &request, deadline).await.map_err(again)?;
-        match refusal(answer.error_code) {
-            None => {}
-            // The first answer to a new member is its id.
-            Some(ResponseError::MemberIdRequired) => {
-                self.member().is_called(answer.member_id.to_string());
-                return Box::pin(self.join_group()).await;
-            }
-            Some(error) => return Err(self.broken(error)),
-        }
-        let is_leader = answer.leader == answer.member_id;
-        self.member().joined(answer.member_id.to_string(), answer.generation_id, is_leader);
-        Ok(answer)
-    }
-
-    /// What each member gets.
-    async fn assign(&self, members: &[JoinGroupResponseMember]) -> Result<Vec<SyncGroupRequestAssignment>, Broken> {
-        let mut by_topic: BTreeMap<String, Vec<(String, Subscription)>> = BTreeMap::new();
-        for member in members {
-            let said = Subscription::decode(member.metadata.clone())
-                .map_err(|why| Broken::Again(format!("member {} says what cannot be read: {why}", member.member_id)))?;
-            by_topic.entry(said.topic.clone()).or_default().push((member.member_id.to_string(), said));
-        }
-        let mut assignments = Vec::new();
-        for (topic, members) in by_topic {
-            let partitions = self.partitions_of(&topic).await?;
-            for (id, assignment) in leader::share(&self.settings.group, &topic, &members, partitions) {
-                let bytes = assignment.encode().map_err(Broken::Again)?;
-                let id = StrBytes::from_string(id);
-                assignments.push(SyncGroupRequestAssignment::default().with_member_id(id).with_assignment(bytes));
-            }
-        }
-        Ok(assignments)
-    }
-
-    /// A destination of one name may be there for several topics: one group, whose members share each topic apart.
-    async fn partitions_of(&self, topic: &str) -> Result<u32, Broken> {
-        if topic == self.settings.topic {
-            self.has_grown().await;
-            return Ok(self.partitions.load(Ordering::Relaxed));
-        }
-        match self.cluster.topic(topic, Instant::now() + BROKER_CALL_MAX).await {
-            Ok(found) => Ok(found.map_or(0, |topic| u32::try_from(topic.partitions.len()).unwrap_or(u32::MAX))),
-            Err(error) => Err(Broken::Again(error.to_string())),
-        }
-    }
-
-    fn broken(&self, error: ResponseError) -> Broken {
-        let group = &self.settings.group;
-        let end = |detail: String| Broken::End(Failure::refused("group-refused", detail));
-        match error {
-            ResponseError::UnknownMemberId | ResponseError::IllegalGeneration => Broken::Forgotten(error),
-            ResponseError::FencedInstanceId => end(format!(
-                "another process has joined the group {group:?} with the same --instance-id: each needs its own"
-            )),
-            ResponseError::InconsistentGroupProtocol => end(format!(
-                "another program is in the group {group:?}, with a protocol that is not eventd's: choose another --name"
-            )),
-            ResponseError::InvalidSessionTimeout => end(format!(
-                "the broker allows no --session-timeout of {:?} (group.min.session.timeout.ms and .max.)",
-                self.settings.session_timeout
-            )),
-            ResponseError::GroupAuthorizationFailed
-            | ResponseError::GroupMaxSizeReached
-            | ResponseError::InvalidGroupId => {
-                end(format!("the group {group:?} cannot be joined: {}", describe(error)))
-            }
-            error => {
-                self.cluster.forget_coordinator(group);
-                Broken::Again(describe(error))
-            }
-        }
-    }
-
     async fn heartbeats(&self) -> std::convert::Infallible {
         let interval = (self.settings.session_timeout / 10).min(HEARTBEAT_INTERVAL_MAX);
         let patience = (self.settings.session_timeout / 3).min(BROKER_CALL_MAX);
@@ -481,21 +358,14 @@ impl Shared {
                 .with_generation_id(who.generation)
                 .with_member_id(StrBytes::from_string(who.id.clone()))
                 .with_group_instance_id(self.instance_id());
-            let (sent, whom) = (Clocks::now(), Who::Coordinator(&self.settings.group));
-            let Ok(answer) = self.cluster.call(whom, &request, Instant::now() + patience).await else { continue };
+            let (sent, deadline) = ((self.clock)(), Instant::now() + patience);
+            let Ok(answer) = self.coordinator.heartbeat(request, deadline).await else { continue };
             let heard = self.member().heard(&who, sent, refusal(answer.error_code));
             match heard {
                 Heard::Nothing => {}
                 Heard::Attention => self.attention.notify_one(),
-                Heard::Elsewhere => self.cluster.forget_coordinator(&self.settings.group),
+                Heard::Elsewhere => self.coordinator.forget_coordinator(&self.settings.group),
             }
         }
-    }
-}
-
-fn again(error: kafka::Error) -> Broken {
-    match error {
-        kafka::Error::Configuration(detail) => Broken::End(Failure::refused("group-refused", detail)),
-        error => Broken::Again(error.to_string()),
     }
 }

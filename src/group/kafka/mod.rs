@@ -19,6 +19,7 @@ mod assignor;
 mod beginning;
 mod clocks;
 mod commit;
+mod coordinator;
 mod leader;
 mod member;
 mod membership;
@@ -34,7 +35,7 @@ use super::{Change, Group, JoinError};
 use crate::BoxFuture;
 use crate::core::outcome::Failure;
 use crate::core::progress::{Move, State};
-use crate::kafka;
+use crate::kafka::{self, Cluster};
 use crate::limits::{HOLD_GRACE, SESSION_TIMEOUT};
 use crate::log::Log;
 use crate::log::kafka::Kafka;
@@ -163,7 +164,7 @@ impl KafkaGroup {
             session_timeout: joining.session_timeout,
             instance_id: joining.instance_id,
         };
-        let member = Membership::start(Arc::clone(engine.cluster()), settings, commits.opened_with);
+        let member = Membership::start(Arc::<Cluster>::clone(engine.cluster()), settings, commits.opened_with);
         Ok(Self { commits, member, tells: !joining.keep_membership })
     }
 }
