@@ -36,6 +36,8 @@ pub(super) struct Member {
     changes: VecDeque<Change>,
     /// When the last heartbeat that was acknowledged was sent.
     acknowledged: Option<Clocks>,
+    /// The same of the last request whose answer showed that no rebalance waits for us.
+    undisturbed: Option<Clocks>,
     told: Option<Told>,
     ended: Option<Failure>,
 }
@@ -89,9 +91,16 @@ impl Member {
             let_go: false,
             changes: VecDeque::new(),
             acknowledged: None,
+            undisturbed: None,
             told: None,
             ended: None,
         }
+    }
+
+    /// How long a rebalance waits for its members. Longer than a session by a few heartbeats: where one dies as a
+    /// rebalance begins, the others' fences pass after it was given up.
+    pub(super) fn rebalance_timeout(session_timeout: Duration) -> Duration {
+        session_timeout * 3 / 2
     }
 
     pub(super) fn id(&self) -> &str {
@@ -121,7 +130,11 @@ impl Member {
     }
 
     pub(super) fn fence(&self, now: Clocks) -> Instant {
-        self.acknowledged.map_or(now.timers, |sent| sent.after(self.session_timeout, now))
+        let session = self.acknowledged.map(|sent| sent.after(self.session_timeout, now));
+        // A rebalance does not wait for ever for a member whose heartbeats come and whose join does not.
+        let wait = Self::rebalance_timeout(self.session_timeout);
+        let rebalance = self.undisturbed.map(|sent| sent.after(wait, now));
+        session.zip(rebalance).map_or(now.timers, |(session, rebalance)| session.min(rebalance))
     }
 
     pub(super) fn next_change(&mut self) -> Option<Result<Change, Failure>> {
@@ -155,16 +168,25 @@ impl Member {
         self.id = id;
     }
 
-    pub(super) fn joined(&mut self, id: String, generation: i32, is_leader: bool) {
+    pub(super) fn joined(&mut self, id: String, generation: i32, is_leader: bool, sent: Clocks) {
+        self.undisturbed_at(sent);
         (self.id, self.generation, self.is_leader) = (id, generation, is_leader);
         // What a heartbeat was told before is answered by this.
         self.told = None;
     }
 
-    pub(super) fn acknowledge(&mut self, sent: Clocks) {
+    /// The broker took a SyncGroup.
+    pub(super) fn synced(&mut self, sent: Clocks) {
+        self.undisturbed_at(sent);
         // A heartbeat may have gone out since.
         if self.acknowledged.is_none_or(|last| last.timers < sent.timers) {
             self.acknowledged = Some(sent);
+        }
+    }
+
+    fn undisturbed_at(&mut self, sent: Clocks) {
+        if self.undisturbed.is_none_or(|last| last.timers < sent.timers) {
+            self.undisturbed = Some(sent);
         }
     }
 
@@ -200,6 +222,7 @@ impl Member {
         match answer {
             None => {
                 self.acknowledged = Some(sent);
+                self.undisturbed_at(sent);
                 Heard::Nothing
             }
             Some(ResponseError::RebalanceInProgress) => {
@@ -272,7 +295,8 @@ impl Member {
         let owned = std::mem::take(&mut self.owned);
         self.leaving.clear();
         self.changes.extend(owned.into_iter().map(Change::Lost));
-        (self.generation, self.claims_generation, self.acknowledged, self.told) = (-1, -1, None, None);
+        (self.generation, self.claims_generation) = (-1, -1);
+        (self.acknowledged, self.undisturbed, self.told) = (None, None, None);
     }
 
     /// How many are owned, and how many of them are being let go.
@@ -295,8 +319,8 @@ mod tests {
     fn member(now: Clocks) -> Member {
         let mut member = Member::new(SESSION, None);
         assert_eq!(member.claims(), (vec![], -1));
-        member.joined("m".into(), 1, false);
-        member.acknowledge(now);
+        member.joined("m".into(), 1, false, now);
+        member.synced(now);
         member.adopt(&[0, 1]);
         assert_eq!(told(&mut member), [Change::Given(0), Change::Given(1)]);
         member
@@ -310,7 +334,7 @@ mod tests {
     fn what_is_taken_is_claimed_and_committed_until_it_is_let_go() {
         let now = Clocks::now();
         let mut member = member(now);
-        member.joined("m".into(), 2, false);
+        member.joined("m".into(), 2, false, now);
         member.adopt(&[0]);
         assert_eq!(told(&mut member), [Change::Taken(1)]);
         assert!(member.identity_for(1, now).is_some() && !member.has_let_go());
@@ -325,9 +349,10 @@ mod tests {
 
     #[test]
     fn what_is_given_back_while_it_is_let_go_is_given_anew_once_it_was() {
-        let mut member = member(Clocks::now());
+        let now = Clocks::now();
+        let mut member = member(now);
         for (generation, assigned) in [(2, &[0][..]), (3, &[0, 1])] {
-            member.joined("m".into(), generation, false);
+            member.joined("m".into(), generation, false, now);
             member.adopt(assigned);
         }
         assert_eq!(told(&mut member), [Change::Taken(1)]);
@@ -349,6 +374,22 @@ mod tests {
     }
 
     #[test]
+    fn a_rebalance_that_is_not_joined_ends_what_may_be_done_whatever_heartbeats_are_told() {
+        let now = Clocks::now();
+        let mut member = member(now);
+        let who = member.sends_as().unwrap();
+        let given_up = now.timers + Member::rebalance_timeout(SESSION);
+        for seconds in [1, 2] {
+            let sent = now.later(Duration::from_secs(seconds));
+            assert_eq!(member.heard(&who, sent, Some(ResponseError::RebalanceInProgress)), Heard::Attention);
+            assert_eq!(member.fence(sent), given_up.min(sent.timers + SESSION), "after {seconds} s");
+        }
+        let joins = now.later(Duration::from_millis(2_500));
+        member.joined("m".into(), 2, false, joins);
+        assert_eq!(member.fence(joins), now.timers + SESSION * 2, "the last heartbeat's session is left");
+    }
+
+    #[test]
     fn who_is_unknown_loses_all_and_claims_nothing_and_is_fenced_at_once() {
         let now = Clocks::now();
         let mut member = member(now);
@@ -367,7 +408,7 @@ mod tests {
         let now = Clocks::now();
         let mut member = member(now);
         let who = member.sends_as().unwrap();
-        member.joined("m".into(), 2, false);
+        member.joined("m".into(), 2, false, now);
         assert_eq!(member.heard(&who, now, Some(ResponseError::UnknownMemberId)), Heard::Nothing);
         assert_eq!((member.take_told(), member.fence(now)), (None, now.timers + SESSION));
     }

@@ -3,6 +3,7 @@
 use super::Shared;
 use crate::core::outcome::Failure;
 use crate::group::kafka::leader;
+use crate::group::kafka::member::Member;
 use crate::group::kafka::subscription::{Assignment, Subscription};
 use crate::kafka::{self, describe, refusal};
 use crate::limits::{BROKER_CALL_MAX, REBALANCE_MAX};
@@ -55,7 +56,7 @@ impl Shared {
         if !assignment.refusal.is_empty() {
             return Err(Broken::End(Failure::refused("group-refused", assignment.refusal)));
         }
-        self.member().acknowledge(sent);
+        self.member().synced(sent);
         Ok(assignment.partitions)
     }
 
@@ -72,12 +73,13 @@ impl Shared {
         let request = JoinGroupRequest::default()
             .with_group_id(self.group_id())
             .with_session_timeout_ms(millis(self.settings.session_timeout))
-            .with_rebalance_timeout_ms(millis(self.settings.session_timeout))
+            .with_rebalance_timeout_ms(millis(Member::rebalance_timeout(self.settings.session_timeout)))
             .with_member_id(StrBytes::from_string(member_id))
             .with_group_instance_id(self.instance_id())
             .with_protocol_type(StrBytes::from_static_str(PROTOCOL_TYPE))
             .with_protocols(vec![protocol.with_metadata(metadata)]);
         let deadline = Instant::now() + self.settings.session_timeout + REBALANCE_MAX;
+        let sent = (self.clock)();
         let answer = self.coordinator.join_group(request, deadline).await.map_err(again)?;
         match refusal(answer.error_code) {
             None => {}
@@ -89,7 +91,7 @@ impl Shared {
             Some(error) => return Err(self.broken(error)),
         }
         let is_leader = answer.leader == answer.member_id;
-        self.member().joined(answer.member_id.to_string(), answer.generation_id, is_leader);
+        self.member().joined(answer.member_id.to_string(), answer.generation_id, is_leader, sent);
         Ok(answer)
     }
 
