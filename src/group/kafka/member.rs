@@ -33,6 +33,8 @@ pub(super) struct Member {
     leaving: BTreeMap<u32, bool>,
     /// Something was let go since our claims were last told: nobody gets it before we join again.
     let_go: bool,
+    /// The last assignment may be that of the process that was here before, under the same instance id.
+    inherits: bool,
     changes: VecDeque<Change>,
     /// When the last heartbeat that was acknowledged was sent.
     acknowledged: Option<Clocks>,
@@ -89,6 +91,7 @@ impl Member {
             owned: BTreeSet::new(),
             leaving: BTreeMap::new(),
             let_go: false,
+            inherits: false,
             changes: VecDeque::new(),
             acknowledged: None,
             undisturbed: None,
@@ -160,6 +163,8 @@ impl Member {
     /// The partitions that we have, and the generation in which we got them, for a join that is about to be sent.
     pub(super) fn claims(&mut self) -> (Vec<u32>, i32) {
         self.let_go = false;
+        // What was adopted since is in them.
+        self.inherits &= self.claims_generation < 0;
         (self.owned.iter().copied().collect(), self.claims_generation)
     }
 
@@ -170,6 +175,9 @@ impl Member {
 
     pub(super) fn joined(&mut self, id: String, generation: i32, is_leader: bool, sent: Clocks) {
         self.undisturbed_at(sent);
+        // Without a rebalance a broker names as the leader whoever led before, and never who has just come.
+        let may_inherit = self.inherits || (self.id.is_empty() && self.instance_id.is_some());
+        self.inherits = may_inherit && !is_leader;
         (self.id, self.generation, self.is_leader) = (id, generation, is_leader);
         // What a heartbeat was told before is answered by this.
         self.told = None;
@@ -255,9 +263,10 @@ impl Member {
         self.told.take()
     }
 
-    /// Others wait for what we were asked to let go.
-    pub(super) fn has_let_go(&self) -> bool {
-        self.let_go && self.leaving.is_empty()
+    /// The others have to be told what we have now: they wait for what we were asked to let go; or somebody was here
+    /// before us, and what that one was to let go, or to see as their leader, nobody sees to until we join again.
+    pub(super) fn has_news(&self) -> bool {
+        (self.let_go || self.inherits) && self.leaving.is_empty()
     }
 
     pub(super) fn released(&mut self, partition: u32) -> Released {
@@ -337,12 +346,12 @@ mod tests {
         member.joined("m".into(), 2, false, now);
         member.adopt(&[0]);
         assert_eq!(told(&mut member), [Change::Taken(1)]);
-        assert!(member.identity_for(1, now).is_some() && !member.has_let_go());
+        assert!(member.identity_for(1, now).is_some() && !member.has_news());
         assert_eq!(member.claims(), (vec![0, 1], 2));
         assert_eq!(member.released(1), Released::LetGo);
-        assert!(member.identity_for(1, now).is_none() && member.has_let_go());
+        assert!(member.identity_for(1, now).is_none() && member.has_news());
         assert_eq!(member.claims(), (vec![0], 2));
-        assert!(!member.has_let_go(), "the claims that were asked for tell of it");
+        assert!(!member.has_news(), "the claims that were asked for tell of it");
         assert_eq!(member.released(0), Released::Lost, "what was never taken is not let go");
         assert!(member.identity_for(0, now).is_some());
     }
@@ -358,7 +367,7 @@ mod tests {
         assert_eq!(told(&mut member), [Change::Taken(1)]);
         assert_eq!(member.released(1), Released::GivenBack);
         assert_eq!(told(&mut member), [Change::Given(1)]);
-        assert!(!member.has_let_go());
+        assert!(!member.has_news());
     }
 
     #[test]
@@ -411,6 +420,25 @@ mod tests {
         member.joined("m".into(), 2, false, now);
         assert_eq!(member.heard(&who, now, Some(ResponseError::UnknownMemberId)), Heard::Nothing);
         assert_eq!((member.take_told(), member.fence(now)), (None, now.timers + SESSION));
+    }
+
+    #[test]
+    fn a_process_that_may_have_inherited_its_assignment_joins_once_more() {
+        let now = Clocks::now();
+        let mut restarted = Member::new(SESSION, Some("one".into()));
+        restarted.claims();
+        restarted.joined("m".into(), 3, false, now);
+        restarted.adopt(&[0]);
+        assert!(restarted.has_news());
+        assert_eq!(restarted.claims(), (vec![0], 3));
+        restarted.joined("m".into(), 4, false, now);
+        restarted.adopt(&[0]);
+        assert!(!restarted.has_news());
+        for (instance, leads) in [(None, false), (Some("one".into()), true)] {
+            let mut new = Member::new(SESSION, instance);
+            new.joined("m".into(), 3, leads, now);
+            assert!(!new.has_news(), "whom nobody was before, or whose rebalance it was");
+        }
     }
 
     #[test]

@@ -270,14 +270,14 @@ impl Shared {
         let mut look_at = Instant::now() + PARTITION_COUNT_CHECK_INTERVAL;
         loop {
             let attention = self.attention.notified();
-            let (told, has_let_go) = {
+            let (told, has_news) = {
                 let mut member = self.member();
-                (member.take_told(), member.has_let_go())
+                (member.take_told(), member.has_news())
             };
             match told {
                 Some(Told::Rejoin) => return,
                 Some(Told::Forgotten(error)) => return self.forgotten(error),
-                None if has_let_go => return,
+                None if has_news => return,
                 None => {}
             }
             tokio::select! {
