@@ -34,6 +34,7 @@ use kafka_protocol::messages::leave_group_request::MemberIdentity;
 use kafka_protocol::messages::{GroupId, HeartbeatRequest, LeaveGroupRequest};
 use kafka_protocol::protocol::StrBytes;
 use std::collections::BTreeSet;
+use std::pin::pin;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -267,7 +268,7 @@ impl Shared {
 
     /// Until there is a reason to join again.
     async fn be_a_member(&self) {
-        let mut look_at = Instant::now() + PARTITION_COUNT_CHECK_INTERVAL;
+        let mut grows = pin!(self.grows());
         loop {
             let attention = self.attention.notified();
             let (told, has_news) = {
@@ -284,12 +285,17 @@ impl Shared {
                 biased;
                 () = self.expired() => return self.lost("no heartbeat was acknowledged within the session's time-out"),
                 () = attention => {}
-                () = sleep_until(look_at) => {
-                    look_at = Instant::now() + PARTITION_COUNT_CHECK_INTERVAL;
-                    if self.has_grown().await && self.member().is_leader() {
-                        return;
-                    }
-                }
+                () = &mut grows => return,
+            }
+        }
+    }
+
+    /// Ready once the topic has more partitions than it had, where it is for us to assign them.
+    async fn grows(&self) {
+        loop {
+            sleep(PARTITION_COUNT_CHECK_INTERVAL).await;
+            if self.has_grown().await && self.member().is_leader() {
+                return;
             }
         }
     }
