@@ -40,6 +40,8 @@ pub(super) struct Member {
     acknowledged: Option<Clocks>,
     /// The same of the last request whose answer showed that no rebalance waits for us.
     undisturbed: Option<Clocks>,
+    /// It has joined, and has yet to hear what it is assigned: no longer than a rebalance may last.
+    syncs: bool,
     told: Option<Told>,
     ended: Option<Failure>,
 }
@@ -95,6 +97,7 @@ impl Member {
             changes: VecDeque::new(),
             acknowledged: None,
             undisturbed: None,
+            syncs: false,
             told: None,
             ended: None,
         }
@@ -134,7 +137,7 @@ impl Member {
 
     pub(super) fn fence(&self, now: Clocks) -> Instant {
         let session = self.acknowledged.map(|sent| sent.after(self.session_timeout, now));
-        // A rebalance does not wait for ever for a member whose heartbeats come and whose join does not.
+        // A rebalance does not wait for ever for a member whose heartbeats come, and whose join or sync does not.
         let wait = Self::rebalance_timeout(self.session_timeout);
         let rebalance = self.undisturbed.map(|sent| sent.after(wait, now));
         session.zip(rebalance).map_or(now.timers, |(session, rebalance)| session.min(rebalance))
@@ -175,6 +178,9 @@ impl Member {
 
     pub(super) fn joined(&mut self, id: String, generation: i32, is_leader: bool, sent: Clocks) {
         self.undisturbed_at(sent);
+        // What was acknowledged to the generation before was so before this one began.
+        self.acknowledged.into_iter().for_each(|sent| self.undisturbed_at(sent));
+        self.syncs = true;
         // Without a rebalance a broker names as the leader whoever led before, and never who has just come.
         let may_inherit = self.inherits || (self.id.is_empty() && self.instance_id.is_some());
         self.inherits = may_inherit && !is_leader;
@@ -185,6 +191,7 @@ impl Member {
 
     /// The broker took a SyncGroup.
     pub(super) fn synced(&mut self, sent: Clocks) {
+        self.syncs = false;
         self.undisturbed_at(sent);
         // A heartbeat may have gone out since.
         if self.acknowledged.is_none_or(|last| last.timers < sent.timers) {
@@ -230,7 +237,9 @@ impl Member {
         match answer {
             None => {
                 self.acknowledged = Some(sent);
-                self.undisturbed_at(sent);
+                if !self.syncs {
+                    self.undisturbed_at(sent);
+                }
                 Heard::Nothing
             }
             Some(ResponseError::RebalanceInProgress) => {
@@ -305,7 +314,7 @@ impl Member {
         self.leaving.clear();
         self.changes.extend(owned.into_iter().map(Change::Lost));
         (self.generation, self.claims_generation) = (-1, -1);
-        (self.acknowledged, self.undisturbed, self.told) = (None, None, None);
+        (self.acknowledged, self.undisturbed, self.syncs, self.told) = (None, None, false, None);
     }
 
     /// How many are owned, and how many of them are being let go.
@@ -396,6 +405,18 @@ mod tests {
         let joins = now.later(Duration::from_millis(2_500));
         member.joined("m".into(), 2, false, joins);
         assert_eq!(member.fence(joins), now.timers + SESSION * 2, "the last heartbeat's session is left");
+    }
+
+    #[test]
+    fn an_assignment_that_is_not_asked_for_ends_what_may_be_done_too() {
+        let now = Clocks::now();
+        let mut member = member(now);
+        member.joined("m".into(), 2, false, now);
+        let (who, sent) = (member.sends_as().unwrap(), now.later(SESSION));
+        member.heard(&who, sent, None);
+        assert_eq!(member.fence(sent), now.timers + Member::rebalance_timeout(SESSION));
+        member.synced(sent);
+        assert_eq!(member.fence(sent), sent.timers + SESSION);
     }
 
     #[test]
