@@ -171,7 +171,11 @@ impl Membership {
     pub(super) fn released(&self, partition: u32) {
         let released = self.shared.member().released(partition);
         match released {
-            Released::GivenBack => self.shared.changed.notify_one(),
+            Released::GivenBack => {
+                self.shared.changed.notify_one();
+                // It may have been the last one that something else, which was let go, had to wait for.
+                self.shared.attention.notify_one();
+            }
             Released::LetGo => self.shared.attention.notify_one(),
             Released::Lost => {}
         }
