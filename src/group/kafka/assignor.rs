@@ -8,19 +8,25 @@
 //! ```
 //!
 //! A partition stays where it is, as long as nobody has more than a share; and it is given to nobody while another
-//! member claims it.
+//! member claims it. Of two that have the same number the one that is to let nothing go keeps it: while several let go,
+//! one after another, nothing is decided anew.
 
+use super::subscription::Claims;
 use std::collections::BTreeMap;
 
 /// A member, as its subscription tells of it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Member {
     pub(super) id: String,
-    /// The partitions that it has.
-    pub(super) claims: Vec<u32>,
-    /// The generation in which it got them: of two that claim one partition, the later one has it. Else one that was cut
-    /// off for a while could take back what has long been somebody else's.
-    pub(super) generation: i32,
+    /// Of two that claim one partition, the one with the later generation has it. Else one that was cut off for a while
+    /// could take back what has long been somebody else's.
+    pub(super) claims: Claims,
+}
+
+impl Member {
+    fn all(&self) -> impl Iterator<Item = &u32> {
+        self.claims.staying.iter().chain(&self.claims.leaving)
+    }
 }
 
 /// Gives every partition that nobody else claims to one member; the numbers of any two differ by one at most, once
@@ -30,27 +36,30 @@ pub(super) fn assign(members: &[Member], partitions: u32) -> BTreeMap<String, Ve
     members.sort_by(|a, b| a.id.cmp(&b.id));
     let mut claimed: BTreeMap<u32, &Member> = BTreeMap::new();
     for member in &members {
-        for partition in member.claims.iter().filter(|partition| **partition < partitions) {
+        for partition in member.all().filter(|partition| **partition < partitions) {
             let holder = claimed.entry(*partition).or_insert(member);
-            if holder.generation < member.generation {
+            if holder.claims.generation < member.claims.generation {
                 *holder = member;
             }
         }
     }
-    let mut has: BTreeMap<&str, Vec<u32>> = members.iter().map(|member| (member.id.as_str(), Vec::new())).collect();
+    let mut has: BTreeMap<&str, Has> = members.iter().map(|member| (member.id.as_str(), Has::default())).collect();
     for (partition, member) in &claimed {
-        has.entry(&member.id).or_default().push(*partition);
+        let has = has.entry(&member.id).or_default();
+        let leaves = member.claims.leaving.contains(partition);
+        if leaves { has.leaving.push(*partition) } else { has.staying.push(*partition) }
     }
     // Those that have most get the larger shares: fewer partitions move.
     let mut order: Vec<&str> = members.iter().map(|member| member.id.as_str()).collect();
-    order.sort_by_key(|id| std::cmp::Reverse(has[id].len()));
+    order.sort_by_key(|id| std::cmp::Reverse((has[id].staying.len(), has[id].leaving.len())));
     let count = u32::try_from(members.len()).unwrap_or(u32::MAX).max(1);
     let (share, larger) = (partitions / count, partitions % count);
     let mut free = (0..partitions).filter(|partition| !claimed.contains_key(partition)).collect::<Vec<_>>().into_iter();
     let mut assigned = BTreeMap::new();
     for (place, id) in (0u32..).zip(order) {
         let share = (share + u32::from(place < larger)) as usize;
-        let mut own = has.remove(id).unwrap_or_default();
+        let has = has.remove(id).unwrap_or_default();
+        let mut own = [has.staying, has.leaving].concat();
         own.truncate(share);
         let more = share - own.len();
         own.extend(free.by_ref().take(more));
@@ -60,6 +69,13 @@ pub(super) fn assign(members: &[Member], partitions: u32) -> BTreeMap<String, Ve
     assigned
 }
 
+/// What a member has, and nobody else claims with more right.
+#[derive(Debug, Default)]
+struct Has {
+    staying: Vec<u32>,
+    leaving: Vec<u32>,
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -67,7 +83,12 @@ mod tests {
     use std::collections::BTreeSet;
 
     fn member(id: &str, generation: i32, claims: &[u32]) -> Member {
-        Member { id: id.into(), claims: claims.to_vec(), generation }
+        letting_go(id, generation, claims, &[])
+    }
+
+    fn letting_go(id: &str, generation: i32, staying: &[u32], leaving: &[u32]) -> Member {
+        let claims = Claims { staying: staying.to_vec(), leaving: leaving.to_vec(), generation };
+        Member { id: id.into(), claims }
     }
 
     proptest! {
@@ -85,9 +106,11 @@ mod tests {
                 for partition in own {
                     prop_assert!(*partition < partitions && given.insert(*partition), "{partition} twice: {first:?}");
                     // Who claims it in the latest generation has it, or nobody gets it now.
-                    let latest = members.iter().filter(|m| m.claims.contains(partition)).map(|m| m.generation).max();
+                    let latest = members.iter().filter(|m| m.all().any(|claimed| claimed == partition))
+                        .map(|m| m.claims.generation).max();
                     let mine = members.iter().find(|m| m.id == *id).unwrap();
-                    prop_assert!(latest.is_none() || (mine.claims.contains(partition) && Some(mine.generation) == latest));
+                    prop_assert!(latest.is_none() || (mine.all().any(|claimed| claimed == partition)
+                        && Some(mine.claims.generation) == latest));
                 }
             }
             // Everybody lets go of what it was not given, and joins again.
@@ -113,6 +136,20 @@ mod tests {
         assert_eq!((&first["a"], &first["b"]), (&vec![0, 1], &vec![]));
         let second = assign(&[member("a", 2, &[0, 1]), member("b", 2, &[])], 4);
         assert_eq!((&second["a"], &second["b"]), (&vec![0, 1], &vec![2, 3]));
+    }
+
+    /// Each lets go in its own time, and joins again once it has.
+    #[test]
+    fn who_lets_go_first_is_not_asked_for_more_and_nobody_is_given_back_what_it_lets_go() {
+        let (a, b) = (member("b", 1, &[0, 1, 2, 3]), member("a", 1, &[4, 5, 6]));
+        let first = assign(&[a, b, member("c", -1, &[])], 7);
+        assert_eq!((&first["b"], &first["a"]), (&vec![0, 1, 2], &vec![4, 5]));
+        let (a, b) = (member("b", 2, &[0, 1, 2]), letting_go("a", 2, &[4, 5], &[6]));
+        let second = assign(&[a, b, member("c", 2, &[])], 7);
+        assert_eq!((&second["b"], &second["a"], &second["c"]), (&vec![0, 1, 2], &vec![4, 5], &vec![3]));
+        // What it lets go comes back where it is needed there again.
+        let third = assign(&[letting_go("a", 2, &[4, 5], &[6])], 7);
+        assert_eq!(third["a"], [0, 1, 2, 3, 4, 5, 6]);
     }
 
     #[test]

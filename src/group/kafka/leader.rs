@@ -11,12 +11,12 @@ pub(super) fn share(
     partitions: u32,
 ) -> Vec<(String, Assignment)> {
     // Who has been here longest is right; among new ones, the first.
-    let rank = |(id, said): &&(String, Subscription)| (said.generation, std::cmp::Reverse(id.clone()));
+    let rank = |(id, said): &&(String, Subscription)| (said.claims.generation, std::cmp::Reverse(id.clone()));
     let digest = members.iter().max_by_key(rank).map(|(_, said)| said.digest.as_str()).unwrap_or_default();
     let welcome: Vec<Member> = members
         .iter()
         .filter(|(_, said)| said.digest == digest)
-        .map(|(id, said)| Member { id: id.clone(), claims: said.claims.clone(), generation: said.generation })
+        .map(|(id, said)| Member { id: id.clone(), claims: said.claims.clone() })
         .collect();
     let mut assigned = assignor::assign(&welcome, partitions);
     let tell = |(id, said): &(String, Subscription)| {
@@ -35,10 +35,18 @@ pub(super) fn share(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::group::kafka::subscription::Claims;
 
     fn member(id: &str, digest: &str, generation: i32, claims: &[u32]) -> (String, Subscription) {
         let (topic, digest) = ("orders".to_owned(), digest.to_owned());
-        (id.to_owned(), Subscription { topic, claims: claims.to_vec(), generation, digest })
+        (
+            id.to_owned(),
+            Subscription {
+                topic,
+                claims: Claims { staying: claims.to_vec(), leaving: Vec::new(), generation },
+                digest,
+            },
+        )
     }
 
     #[test]

@@ -9,6 +9,7 @@
 
 use super::clocks::Clocks;
 use super::membership::Identity;
+use super::subscription::Claims;
 use crate::core::outcome::Failure;
 use crate::group::Change;
 use kafka_protocol::ResponseError;
@@ -163,12 +164,13 @@ impl Member {
 
     // -- joining
 
-    /// The partitions that we have, and the generation in which we got them, for a join that is about to be sent.
-    pub(super) fn claims(&mut self) -> (Vec<u32>, i32) {
+    /// The partitions that we have, for a join that is about to be sent.
+    pub(super) fn claims(&mut self) -> Claims {
         self.let_go = false;
         // What was adopted since is in them.
         self.inherits &= self.claims_generation < 0;
-        (self.owned.iter().copied().collect(), self.claims_generation)
+        let (leaving, staying) = self.owned.iter().partition(|partition| self.leaving.contains_key(partition));
+        Claims { staying, leaving, generation: self.claims_generation }
     }
 
     /// The first answer to a new member is its id.
@@ -333,10 +335,14 @@ mod tests {
 
     const SESSION: Duration = Duration::from_secs(2);
 
+    fn claims(staying: &[u32], leaving: &[u32], generation: i32) -> Claims {
+        Claims { staying: staying.to_vec(), leaving: leaving.to_vec(), generation }
+    }
+
     /// A member of generation 1 that has 0 and 1, acknowledged at `now`.
     fn member(now: Clocks) -> Member {
         let mut member = Member::new(SESSION, None);
-        assert_eq!(member.claims(), (vec![], -1));
+        assert_eq!(member.claims(), Claims::none());
         member.joined("m".into(), 1, false, now);
         member.synced(now);
         member.adopt(&[0, 1]);
@@ -356,10 +362,10 @@ mod tests {
         member.adopt(&[0]);
         assert_eq!(told(&mut member), [Change::Taken(1)]);
         assert!(member.identity_for(1, now).is_some() && !member.has_news());
-        assert_eq!(member.claims(), (vec![0, 1], 2));
+        assert_eq!(member.claims(), claims(&[0], &[1], 2));
         assert_eq!(member.released(1), Released::LetGo);
         assert!(member.identity_for(1, now).is_none() && member.has_news());
-        assert_eq!(member.claims(), (vec![0], 2));
+        assert_eq!(member.claims(), claims(&[0], &[], 2));
         assert!(!member.has_news(), "the claims that were asked for tell of it");
         assert_eq!(member.released(0), Released::Lost, "what was never taken is not let go");
         assert!(member.identity_for(0, now).is_some());
@@ -430,7 +436,7 @@ mod tests {
         assert_eq!(member.take_told(), Some(Told::Forgotten(error)));
         assert!(member.forgotten(error));
         assert_eq!(told(&mut member), [Change::Lost(0), Change::Lost(1)]);
-        assert_eq!((member.claims(), member.id(), member.sends_as()), ((vec![], -1), "", None));
+        assert_eq!((member.claims(), member.id(), member.sends_as()), (Claims::none(), "", None));
     }
 
     #[test]
@@ -451,7 +457,7 @@ mod tests {
         restarted.joined("m".into(), 3, false, now);
         restarted.adopt(&[0]);
         assert!(restarted.has_news());
-        assert_eq!(restarted.claims(), (vec![0], 3));
+        assert_eq!(restarted.claims(), claims(&[0], &[], 3));
         restarted.joined("m".into(), 4, false, now);
         restarted.adopt(&[0]);
         assert!(!restarted.has_news());

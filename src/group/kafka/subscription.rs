@@ -15,11 +15,19 @@ const ASSIGNMENT_VERSION: i16 = 1;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Subscription {
     pub(super) topic: String,
-    /// The partitions that it has, and the generation in which it got them (-1: none).
-    pub(super) claims: Vec<u32>,
-    pub(super) generation: i32,
+    pub(super) claims: Claims,
     /// The digest of its destination.
     pub(super) digest: String,
+}
+
+/// The partitions that a member has.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Claims {
+    pub(super) staying: Vec<u32>,
+    /// Those that it was asked to let go, and has not yet.
+    pub(super) leaving: Vec<u32>,
+    /// In which it got them (-1: none).
+    pub(super) generation: i32,
 }
 
 /// What the leader says to a member.
@@ -31,16 +39,30 @@ pub(super) struct Assignment {
     pub(super) refusal: String,
 }
 
+#[cfg(test)]
+impl Claims {
+    pub(super) fn none() -> Self {
+        Self { staying: Vec::new(), leaving: Vec::new(), generation: -1 }
+    }
+}
+
 impl Subscription {
     pub(super) fn encode(&self) -> Result<Bytes, String> {
-        let owned = Owned::default()
-            .with_topic(TopicName(text(&self.topic)))
-            .with_partitions(self.claims.iter().map(|partition| *partition as i32).collect());
+        let owned = |partitions: &[u32]| {
+            let partitions = partitions.iter().map(|partition| *partition as i32).collect();
+            Owned::default().with_topic(TopicName(text(&self.topic))).with_partitions(partitions)
+        };
+        // What it lets go is its own as well, and stands in a second entry for the topic.
+        let owned = match (&self.claims.staying, &self.claims.leaving) {
+            (staying, leaving) if leaving.is_empty() && staying.is_empty() => Vec::new(),
+            (staying, leaving) if leaving.is_empty() => vec![owned(staying)],
+            (staying, leaving) => vec![owned(staying), owned(leaving)],
+        };
         let message = ConsumerProtocolSubscription::default()
             .with_topics(vec![text(&self.topic)])
             .with_user_data(Some(Bytes::copy_from_slice(self.digest.as_bytes())))
-            .with_owned_partitions(if self.claims.is_empty() { Vec::new() } else { vec![owned] })
-            .with_generation_id(self.generation);
+            .with_owned_partitions(owned)
+            .with_generation_id(self.claims.generation);
         encode(&message, SUBSCRIPTION_VERSION)
     }
 
@@ -50,9 +72,10 @@ impl Subscription {
         let topics = rest.array(Reader::text)?;
         let digest = String::from_utf8_lossy(rest.bytes()?).into_owned();
         let topic = topics.into_iter().next().unwrap_or_default();
-        let claims = if version >= 1 { rest.partitions_of(&topic)? } else { Vec::new() };
+        let mut claimed = if version >= 1 { rest.partitions_of(&topic)? } else { Vec::new() }.into_iter();
+        let (staying, leaving) = (claimed.next().unwrap_or_default(), claimed.flatten().collect());
         let generation = if version >= 2 { rest.i32()? } else { -1 };
-        Ok(Self { topic, claims, generation, digest })
+        Ok(Self { topic, claims: Claims { staying, leaving, generation }, digest })
     }
 }
 
@@ -75,7 +98,7 @@ impl Assignment {
         }
         let mut rest = Reader(&bytes);
         rest.version()?;
-        let partitions = rest.partitions_of(&topic)?;
+        let partitions = rest.partitions_of(&topic)?.concat();
         let refusal = String::from_utf8_lossy(rest.bytes()?).into_owned();
         Ok(Self { topic, partitions, refusal })
     }
@@ -134,11 +157,11 @@ impl<'a> Reader<'a> {
         (0..count).map(|_| one(self)).collect()
     }
 
-    /// What a list of topics with their partitions says of one.
-    fn partitions_of(&mut self, topic: &str) -> Result<Vec<u32>, String> {
+    /// What a list of topics with their partitions says of one, entry by entry.
+    fn partitions_of(&mut self, topic: &str) -> Result<Vec<Vec<u32>>, String> {
         let all = self.array(|rest| Ok((rest.text()?, rest.array(Self::i32)?)))?;
-        let own = all.into_iter().filter(|(name, _)| name == topic).flat_map(|(_, partitions)| partitions);
-        Ok(own.filter_map(|partition| u32::try_from(partition).ok()).collect())
+        let own = all.into_iter().filter(|(name, _)| name == topic).map(|(_, partitions)| partitions);
+        Ok(own.map(|some| some.into_iter().filter_map(|partition| u32::try_from(partition).ok()).collect()).collect())
     }
 }
 
@@ -150,15 +173,17 @@ mod tests {
     proptest! {
         #[test]
         fn what_members_say_comes_back(
-            claims in proptest::collection::vec(0u32..1_000, 0..20), generation in -1i32..1_000,
+            staying in proptest::collection::vec(0u32..1_000, 0..20), generation in -1i32..1_000,
+            leaving in proptest::collection::vec(0u32..1_000, 0..3),
             digest in "[0-9a-f]{0,16}", refusal in ".{0,40}",
         ) {
             let topic = "user-events".to_owned();
-            let said = Subscription { topic: topic.clone(), claims: claims.clone(), generation, digest };
+            let claims = Claims { staying: staying.clone(), leaving, generation };
+            let said = Subscription { topic: topic.clone(), claims, digest };
             prop_assert_eq!(Subscription::decode(said.encode().unwrap()).map(|back| Subscription {
                 topic: topic.clone(), ..back
             }), Ok(said));
-            let told = Assignment { topic: topic.clone(), partitions: claims, refusal };
+            let told = Assignment { topic: topic.clone(), partitions: staying, refusal };
             prop_assert_eq!(Assignment::decode(&topic, told.encode().unwrap()), Ok(told));
         }
 

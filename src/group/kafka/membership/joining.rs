@@ -63,9 +63,9 @@ impl Shared {
     async fn join_group(&self) -> Result<JoinGroupResponse, Broken> {
         let (member_id, subscription) = {
             let mut member = self.member();
-            let (claims, generation) = member.claims();
+            let claims = member.claims();
             let (topic, digest) = (self.settings.topic.clone(), self.settings.digest.clone());
-            (member.id().to_owned(), Subscription { topic, claims, generation, digest })
+            (member.id().to_owned(), Subscription { topic, claims, digest })
         };
         let metadata = subscription.encode().map_err(Broken::Again)?;
         let millis = |time: Duration| i32::try_from(time.as_millis()).unwrap_or(i32::MAX);
