@@ -195,10 +195,11 @@ impl Member {
     pub(super) fn synced(&mut self, sent: Clocks) {
         self.syncs = false;
         self.undisturbed_at(sent);
-        // A heartbeat may have gone out since.
-        if self.acknowledged.is_none_or(|last| last.timers < sent.timers) {
-            self.acknowledged = Some(sent);
-        }
+    }
+
+    /// Whether there is a fence at all.
+    pub(super) fn is_acknowledged(&self) -> bool {
+        self.acknowledged.is_some()
     }
 
     fn undisturbed_at(&mut self, sent: Clocks) {
@@ -345,6 +346,9 @@ mod tests {
         assert_eq!(member.claims(), Claims::none());
         member.joined("m".into(), 1, false, now);
         member.synced(now);
+        assert!(!member.is_acknowledged() && member.fence(now) == now.timers, "joining makes no fence");
+        let who = member.sends_as().unwrap();
+        member.heard(&who, now, None);
         member.adopt(&[0, 1]);
         assert_eq!(told(&mut member), [Change::Given(0), Change::Given(1)]);
         member
@@ -423,6 +427,9 @@ mod tests {
         assert_eq!(member.fence(sent), now.timers + Member::rebalance_timeout(SESSION));
         member.synced(sent);
         assert_eq!(member.fence(sent), sent.timers + SESSION);
+        member.joined("m".into(), 3, false, sent);
+        member.synced(sent.later(SESSION / 2));
+        assert_eq!(member.fence(sent), sent.timers + SESSION, "which only a heartbeat moves");
     }
 
     #[test]

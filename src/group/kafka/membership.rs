@@ -358,24 +358,29 @@ impl Shared {
     }
 
     async fn heartbeats(&self) -> std::convert::Infallible {
-        let interval = (self.settings.session_timeout / 10).min(HEARTBEAT_INTERVAL_MAX);
-        let patience = (self.settings.session_timeout / 3).min(BROKER_CALL_MAX);
         loop {
-            sleep(interval).await;
-            let Some(who) = self.member().sends_as() else { continue };
-            let request = HeartbeatRequest::default()
-                .with_group_id(self.group_id())
-                .with_generation_id(who.generation)
-                .with_member_id(StrBytes::from_string(who.id.clone()))
-                .with_group_instance_id(self.instance_id());
-            let (sent, deadline) = ((self.clock)(), Instant::now() + patience);
-            let Ok(answer) = self.coordinator.heartbeat(request, deadline).await else { continue };
-            let heard = self.member().heard(&who, sent, refusal(answer.error_code));
-            match heard {
-                Heard::Nothing => {}
-                Heard::Attention => self.attention.notify_one(),
-                Heard::Elsewhere => self.coordinator.forget_coordinator(&self.settings.group),
-            }
+            sleep((self.settings.session_timeout / 10).min(HEARTBEAT_INTERVAL_MAX)).await;
+            self.heartbeat().await;
         }
+    }
+
+    /// One heartbeat, as who we are now. `false`: nobody answered who knows about us.
+    async fn heartbeat(&self) -> bool {
+        let Some(who) = self.member().sends_as() else { return false };
+        let patience = (self.settings.session_timeout / 3).min(BROKER_CALL_MAX);
+        let request = HeartbeatRequest::default()
+            .with_group_id(self.group_id())
+            .with_generation_id(who.generation)
+            .with_member_id(StrBytes::from_string(who.id.clone()))
+            .with_group_instance_id(self.instance_id());
+        let (sent, deadline) = ((self.clock)(), Instant::now() + patience);
+        let Ok(answer) = self.coordinator.heartbeat(request, deadline).await else { return false };
+        let heard = self.member().heard(&who, sent, refusal(answer.error_code));
+        match heard {
+            Heard::Nothing => {}
+            Heard::Attention => self.attention.notify_one(),
+            Heard::Elsewhere => self.coordinator.forget_coordinator(&self.settings.group),
+        }
+        heard != Heard::Elsewhere
     }
 }

@@ -3,10 +3,10 @@
 use super::Shared;
 use crate::core::outcome::Failure;
 use crate::group::kafka::leader;
-use crate::group::kafka::member::Member;
+use crate::group::kafka::member::{Member, Told};
 use crate::group::kafka::subscription::{Assignment, Subscription};
 use crate::kafka::{self, describe, refusal};
-use crate::limits::{BROKER_CALL_MAX, REBALANCE_MAX};
+use crate::limits::{BROKER_CALL_MAX, REBALANCE_MAX, REJOIN_BACKOFF};
 use kafka_protocol::ResponseError;
 use kafka_protocol::messages::join_group_request::JoinGroupRequestProtocol;
 use kafka_protocol::messages::join_group_response::JoinGroupResponseMember;
@@ -16,7 +16,7 @@ use kafka_protocol::protocol::StrBytes;
 use std::collections::BTreeMap;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep};
 
 /// Kafka's own consumers have this type, and its tools show what its members have.
 const PROTOCOL_TYPE: &str = "consumer";
@@ -57,7 +57,31 @@ impl Shared {
             return Err(Broken::End(Failure::refused("group-refused", assignment.refusal)));
         }
         self.member().synced(sent);
+        self.first_heartbeat().await?;
         Ok(assignment.partitions)
+    }
+
+    /// Waits until there is a fence. Joining makes none: where a group is stable already, the broker answers a JoinGroup
+    /// and a SyncGroup without beginning our session anew.
+    async fn first_heartbeat(&self) -> Result<(), Broken> {
+        let until = Instant::now() + self.settings.session_timeout;
+        loop {
+            {
+                let mut member = self.member();
+                if member.is_acknowledged() {
+                    return Ok(());
+                }
+                if let Some(Told::Forgotten(error)) = member.take_told() {
+                    return Err(Broken::Forgotten(error));
+                }
+            }
+            if Instant::now() >= until {
+                return Err(Broken::Again("no heartbeat was acknowledged within the session's time-out".into()));
+            }
+            if !self.heartbeat().await {
+                sleep(REJOIN_BACKOFF).await;
+            }
+        }
     }
 
     async fn join_group(&self) -> Result<JoinGroupResponse, Broken> {
