@@ -26,6 +26,11 @@ impl Clocks {
 
 #[cfg(test)]
 impl Clocks {
+    /// As timers have it, where time is a test's own.
+    pub(super) fn of_timers() -> Self {
+        Self { timers: Instant::now(), awake: Duration::ZERO }
+    }
+
     /// A later moment, seen by both clocks.
     pub(super) fn later(self, time: Duration) -> Self {
         Self { timers: self.timers + time, awake: self.awake + time }

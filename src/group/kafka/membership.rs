@@ -16,6 +16,8 @@
 //! goes on while the machine sleeps.
 
 mod joining;
+#[cfg(test)]
+mod simulation;
 
 use self::joining::Broken;
 use super::clocks::Clocks;

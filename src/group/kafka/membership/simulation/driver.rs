@@ -1,0 +1,446 @@
+//! Runs one seed: starts, stops, kills and freezes processes, troubles the network, then lets the trouble end.
+
+use super::coordinator::{Group, Phase};
+use super::network::{Kind, Trouble, Way};
+use super::oracle::{Counts, Life, Oracle};
+use super::process::{Process, Setup};
+use super::random::Random;
+use super::{State, World};
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+use tokio::sync::Notify;
+use tokio::time::{Instant, sleep};
+
+/// In this time after the trouble everything has its owner, and nothing moves any more.
+const CALM_MAX: Duration = Duration::from_secs(120);
+/// How long nothing may move before that counts.
+const STILL: Duration = Duration::from_secs(8);
+const LOOK_INTERVAL: Duration = Duration::from_millis(50);
+const PARTITIONS_MAX: u32 = 12;
+
+/// What one simulation came to.
+#[derive(Debug, Clone)]
+pub(super) struct Outcome {
+    pub(super) counts: Counts,
+    pub(super) done: Done,
+    pub(super) generations: u64,
+    pub(super) expired: u64,
+    pub(super) too_late: u64,
+    pub(super) replaced: u64,
+    pub(super) inherited: u64,
+    pub(super) trace: Vec<String>,
+    pub(super) violation: Option<String>,
+}
+
+/// What the driver did.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Done {
+    pub(super) starts: u64,
+    pub(super) stops: u64,
+    pub(super) kept: u64,
+    pub(super) kills: u64,
+    pub(super) kills_in_handover: u64,
+    pub(super) freezes: u64,
+    pub(super) troubles: u64,
+    pub(super) moves: u64,
+    pub(super) grown: u64,
+    pub(super) planned: u64,
+}
+
+/// Runs a seed in a runtime of its own, whose time stands still while anything is left to do.
+pub(super) fn simulate(seed: u64, traced: bool) -> Outcome {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build();
+    runtime.expect("a runtime without I/O").block_on(async {
+        // The runtime reads the real clock once more while it is built: time begins with its first tick.
+        sleep(Duration::from_millis(1)).await;
+        Driver::new(seed, traced).drive(seed).await
+    })
+}
+
+/// A place where a process runs, again and again.
+struct Slot {
+    instance: Option<String>,
+    process: Option<Process>,
+    /// To be started then.
+    start_at: Option<Instant>,
+    thaw_at: Option<Instant>,
+}
+
+struct Driver {
+    world: Arc<World>,
+    random: Random,
+    slots: Vec<Slot>,
+    session: Duration,
+    release_max: Duration,
+    lives: Life,
+    done: Done,
+}
+
+impl Driver {
+    fn new(seed: u64, traced: bool) -> Self {
+        let mut random = Random::new(seed);
+        let session = random.pick(&[1_000, 2_000, 4_000].map(Duration::from_millis));
+        let release_max = Duration::from_millis(random.pick(&[20, 300, 300, 1_500, 6_000]));
+        let partitions = random.between(1, 7) as u32;
+        let (slots, has_static) = (random.between(2, 4), random.chance(50));
+        let instance =
+            |slot, random: &mut Random| (has_static && random.chance(70)).then(|| format!("instance-{slot}"));
+        let slots = (0..slots)
+            .map(|slot| Slot { instance: instance(slot, &mut random), process: None, start_at: None, thaw_at: None })
+            .collect();
+        let state = State {
+            began: Instant::now(),
+            group: Group::new(seed << 20, Duration::from_millis(random.pick(&[0, 0, 500]))),
+            partitions,
+            random: Random::new(!seed),
+            loss: 0,
+            moves_until: None,
+            fails_over: false,
+            oracle: Oracle::default(),
+            trace: traced.then(Vec::new),
+        };
+        let world = Arc::new(World { state: Mutex::new(state), happened: Notify::new() });
+        Self { world, random, slots, session, release_max, lives: 0, done: Done::default() }
+    }
+
+    async fn drive(mut self, seed: u64) -> Outcome {
+        tokio::spawn(Arc::clone(&self.world).coordinate());
+        if seed % 4 == 0 {
+            self.changes_without_trouble().await;
+        } else {
+            self.trouble().await;
+            self.calm();
+        }
+        self.settles("at the end").await;
+        let mut state = self.world.lock();
+        let group = &state.group;
+        let (generations, expired, too_late) = (group.generation.unsigned_abs().into(), group.expired, group.too_late);
+        let (replaced, inherited) = (group.replaced, group.inherited);
+        let (counts, violation) = (state.oracle.counts, state.oracle.violation().map(str::to_owned));
+        let trace = state.trace.take().unwrap_or_default();
+        let done = self.done;
+        Outcome { counts, done, generations, expired, too_late, replaced, inherited, trace, violation }
+    }
+
+    fn broken(&self) -> bool {
+        self.world.lock().oracle.violation().is_some()
+    }
+
+    fn note(&self, what: impl std::fmt::Display) {
+        self.world.lock().note(what);
+    }
+
+    /// Lets time pass, and does what is due.
+    async fn passes(&mut self, time: Duration) {
+        let until = Instant::now() + time;
+        while Instant::now() < until && !self.broken() {
+            sleep(LOOK_INTERVAL.min(until - Instant::now())).await;
+            let now = Instant::now();
+            self.look_after(now);
+            self.world.lock().oracle.check(now);
+        }
+    }
+
+    fn look_after(&mut self, now: Instant) {
+        let ended = std::mem::take(&mut self.world.lock().oracle.ended);
+        for (life, why) in ended {
+            let has_it = |slot: &&mut Slot| slot.process.as_ref().is_some_and(|process| process.life == life);
+            let Some(slot) = self.slots.iter_mut().find(has_it) else { continue };
+            // A coordinator that moved may take a process for an older one of its name, which ends it: it is restarted.
+            if slot.instance.is_none() || !why.contains("--instance-id") {
+                self.world.lock().oracle.fail(format!("{life} ended: {why}"));
+            }
+            slot.process.take().into_iter().for_each(Process::kill);
+            slot.start_at = Some(now + Duration::from_millis(200));
+        }
+        for slot in 0..self.slots.len() {
+            let one = &mut self.slots[slot];
+            if one.thaw_at.is_some_and(|at| at <= now) {
+                one.thaw_at = None;
+                if let Some(process) = &one.process {
+                    process.frozen.thaw();
+                    let life = process.life;
+                    self.note(format_args!("{life} goes on"));
+                }
+            }
+            let one = &mut self.slots[slot];
+            if one.start_at.is_some_and(|at| at <= now) {
+                one.start_at = None;
+                self.start(slot);
+            }
+        }
+    }
+
+    fn is_up(&self, slot: usize) -> bool {
+        self.slots[slot].process.as_ref().is_some_and(|process| self.world.lock().oracle.is_alive(process.life))
+    }
+
+    // -- what happens to processes
+
+    fn start(&mut self, slot: usize) {
+        self.slots[slot].process.take().into_iter().for_each(Process::kill);
+        self.lives += 1;
+        self.done.starts += 1;
+        let (session, release_max, instance) = (self.session, self.release_max, self.slots[slot].instance.clone());
+        let setup = Setup { session, instance, release_max, seed: self.random.below(u64::MAX) };
+        self.note(format_args!("{} starts in slot {slot}, as {:?}", self.lives, setup.instance));
+        self.slots[slot].process = Some(Process::start(&self.world, self.lives, setup));
+    }
+
+    fn kill(&mut self, slot: usize) {
+        if let Some(process) = self.slots[slot].process.take() {
+            self.done.kills += 1;
+            self.note(format_args!("{} is killed", process.life));
+            process.kill();
+        }
+    }
+
+    fn stop(&mut self, slot: usize, tell: bool) {
+        let takes = self.random.millis(0, 300);
+        if let Some(process) = &mut self.slots[slot].process {
+            self.done.stops += 1;
+            self.done.kept += u64::from(!tell);
+            process.stop(takes, tell);
+            let life = process.life;
+            self.note(format_args!("{life} is told to stop, which takes {takes:?}; tells: {tell}"));
+        }
+    }
+
+    fn restarts_after(&mut self, slot: usize, low: Duration, high: Duration) {
+        let after = self.random.millis(low.as_millis() as u64, high.as_millis() as u64);
+        self.slots[slot].start_at = Some(Instant::now() + after);
+    }
+
+    fn grow(&mut self) {
+        let more = self.random.between(1, 2) as u32;
+        let mut state = self.world.lock();
+        state.partitions = (state.partitions + more).min(PARTITIONS_MAX);
+        let now = state.partitions;
+        state.note(format_args!("the topic has {now} partitions"));
+        drop(state);
+        self.done.grown += 1;
+    }
+
+    // -- trouble
+
+    async fn trouble(&mut self) {
+        self.world.lock().loss = self.random.pick(&[0, 0, 1, 4]);
+        for slot in 0..self.slots.len() {
+            if self.random.chance(80) {
+                self.restarts_after(slot, Duration::ZERO, self.session * 2);
+            }
+        }
+        for _ in 0..self.random.between(4, 14) {
+            let pause = self.random.pick(&[100, 700, 3_000]);
+            let pause = self.random.millis(10, pause);
+            self.passes(pause).await;
+            if self.broken() {
+                return;
+            }
+            self.happens().await;
+        }
+    }
+
+    async fn happens(&mut self) {
+        let slot = self.random.below(self.slots.len() as u64) as usize;
+        let up = self.is_up(slot);
+        match self.random.below(100) {
+            0..20 if !up => self.start(slot),
+            0..12 => {
+                let tell = self.slots[slot].instance.is_none() || self.random.chance(40);
+                self.stop(slot, tell);
+                self.restarts_after(slot, Duration::from_millis(400), self.session * 2);
+            }
+            12..30 => {
+                self.kill(slot);
+                self.restarts_after(slot, Duration::from_millis(100), self.session * 2);
+            }
+            30..45 if up => {
+                let time = self.random.millis(50, self.session.as_millis() as u64 * 2);
+                if let Some(process) = &self.slots[slot].process {
+                    process.frozen.freeze();
+                    self.done.freezes += 1;
+                    self.note(format_args!("{} is frozen for {time:?}", process.life));
+                    self.slots[slot].thaw_at = Some(Instant::now() + time);
+                }
+            }
+            45..70 if up => {
+                // A rebalance makes the most of it.
+                if self.random.chance(50) {
+                    self.comes_or_leaves((slot + 1) % self.slots.len());
+                    let wait = self.random.millis(0, 500);
+                    self.passes(wait).await;
+                }
+                self.cut_off(slot);
+            }
+            70..80 => {
+                let mut state = self.world.lock();
+                let time = self.random.millis(50, self.session.as_millis() as u64 * 3 / 2);
+                state.moves_until = Some(Instant::now() + time);
+                state.fails_over = self.random.chance(70);
+                state.note(format_args!("there is no coordinator for {time:?}"));
+                drop(state);
+                self.done.moves += 1;
+                self.world.happened.notify_one();
+            }
+            80..85 => self.grow(),
+            85..100 => self.kill_in_handover(slot).await,
+            _ => {}
+        }
+    }
+
+    fn cut_off(&mut self, slot: usize) {
+        let long = self.session.as_millis() as u64 * 3;
+        let (bad, good) = (self.random.pick(&[Way::Lost, Way::Lost, Way::Slow]), Way::Well);
+        let ways = self.random.pick(&[(bad, good), (good, bad), (bad, bad)]);
+        let kind = self.random.pick(&[None, Some(Kind::Joins), Some(Kind::Joins), Some(Kind::Heartbeats)]);
+        let mut troubles = vec![(kind, ways)];
+        // Each kind has a connection of its own.
+        if self.random.chance(30) {
+            let lost = (Way::Lost, good);
+            troubles = vec![(Some(Kind::Joins), (good, Way::Slow))];
+            troubles.extend([Kind::Heartbeats, Kind::Others].map(|kind| (Some(kind), lost)));
+        }
+        self.done.troubles += 1;
+        for (kind, (requests, answers)) in troubles {
+            let time = self.random.millis(50, long);
+            let Some(process) = &self.slots[slot].process else { return };
+            let trouble = Trouble { until: Instant::now() + time, kind, requests, answers };
+            process.link.troubles().push(trouble);
+            self.note(format_args!("{}: {:?} for {time:?}", process.life, (kind, requests, answers)));
+        }
+    }
+
+    fn comes_or_leaves(&mut self, slot: usize) {
+        if self.is_up(slot) {
+            self.stop(slot, true);
+            self.restarts_after(slot, Duration::from_millis(400), self.session);
+        } else {
+            self.start(slot);
+        }
+    }
+
+    /// Somebody joins or leaves, and one that has to let go because of it is killed meanwhile, and soon back.
+    async fn kill_in_handover(&mut self, slot: usize) {
+        self.comes_or_leaves((slot + 1) % self.slots.len());
+        let wait = self.random.millis(0, 1_000);
+        self.passes(wait).await;
+        if self.is_up(slot) {
+            self.done.kills_in_handover += 1;
+            self.kill(slot);
+            self.restarts_after(slot, Duration::from_millis(100), self.session / 2);
+        }
+    }
+
+    /// No more trouble: everybody is there, and reaches the coordinator.
+    fn calm(&mut self) {
+        self.note("no more trouble");
+        {
+            let mut state = self.world.lock();
+            state.loss = 0;
+            state.moves_until = state.moves_until.map(|_| Instant::now());
+        }
+        self.world.happened.notify_one();
+        let now = Instant::now();
+        for slot in 0..self.slots.len() {
+            let up = self.is_up(slot);
+            let one = &mut self.slots[slot];
+            one.thaw_at = one.thaw_at.map(|_| now);
+            if let Some(process) = &one.process {
+                process.link.troubles().clear();
+            }
+            if !up && one.start_at.is_none() {
+                one.start_at = Some(now);
+            }
+        }
+    }
+
+    /// Waits until each partition has its owner and nothing moves; gives who owns what, by slot.
+    async fn settles(&mut self, when: &str) -> Vec<usize> {
+        let limit = Instant::now() + CALM_MAX;
+        let mut still: Option<(Instant, (i32, Vec<Life>))> = None;
+        loop {
+            self.passes(LOOK_INTERVAL).await;
+            if self.broken() {
+                return Vec::new();
+            }
+            let now = Instant::now();
+            let expected = self.slots.iter().filter(|slot| slot.process.is_some() || slot.start_at.is_some()).count();
+            let mut state = self.world.lock();
+            let owners = state
+                .oracle
+                .balanced(state.partitions, now)
+                .filter(|_| state.group.phase == Phase::Stable && state.group.members() == expected);
+            let seen = owners.map(|owners| (state.group.generation, owners));
+            still = match (seen, still) {
+                (Some(seen), Some((since, before))) if seen == before => Some((since, before)),
+                (Some(seen), _) => Some((now, seen)),
+                (None, _) => None,
+            };
+            match &still {
+                Some((since, (_, owners))) if *since + STILL <= now => {
+                    let slots: BTreeMap<Life, usize> = (0..self.slots.len())
+                        .filter_map(|slot| Some((self.slots[slot].process.as_ref()?.life, slot)))
+                        .collect();
+                    return owners.iter().map(|life| slots[life]).collect();
+                }
+                _ if now > limit => {
+                    let (shown, members) = (state.oracle.shown(), state.group.members());
+                    let (phase, generation) = (state.group.phase, state.group.generation);
+                    state.oracle.fail(format!(
+                        "{when}, {CALM_MAX:?} after the trouble, {expected} members are not settled: {shown}; the \
+                         coordinator has {members} members, {phase:?} of generation {generation}"
+                    ));
+                    return Vec::new();
+                }
+                _ => {}
+            }
+        }
+    }
+
+    // -- no trouble
+
+    async fn changes_without_trouble(&mut self) {
+        self.world.lock().oracle.nothing_is_lost = true;
+        self.start(0);
+        let mut before = self.settles("after the first start").await;
+        for turn in 0..self.random.between(2, 6) {
+            self.world.lock().oracle.mark();
+            let slot = self.random.below(self.slots.len() as u64) as usize;
+            let others_are_up = (0..self.slots.len()).any(|other| other != slot && self.is_up(other));
+            let mut is_restart = false;
+            match self.random.below(4) {
+                0 => self.grow(),
+                _ if !self.is_up(slot) => self.start(slot),
+                1 if self.slots[slot].instance.is_some() => {
+                    is_restart = true;
+                    self.stop(slot, false);
+                    self.slots[slot].start_at = Some(Instant::now() + Duration::from_millis(400));
+                }
+                _ if others_are_up => {
+                    self.stop(slot, true);
+                    self.passes(Duration::from_secs(1)).await;
+                    self.slots[slot].process = None;
+                }
+                _ => continue,
+            }
+            self.done.planned += 1;
+            let after = self.settles(&format!("after change {turn}")).await;
+            let mut state = self.world.lock();
+            if is_restart && after != before {
+                state.oracle.fail(format!("a restart moved partitions: {before:?}, {after:?} by slot"));
+            }
+            for (partition, (owner, earlier)) in (0..).zip(after.iter().zip(&before)) {
+                if owner == earlier && state.oracle.was_interrupted(partition) {
+                    state.oracle.fail(format!("{partition} was stopped, though it stays in slot {owner}"));
+                }
+            }
+            drop(state);
+            if self.broken() {
+                return;
+            }
+            before = after;
+        }
+    }
+}
