@@ -8,6 +8,7 @@
 //! ```
 
 use super::clocks::Clocks;
+use super::fence::Fence;
 use super::membership::Identity;
 use super::subscription::Claims;
 use crate::core::outcome::Failure;
@@ -19,7 +20,6 @@ use tokio::time::Instant;
 
 #[derive(Debug)]
 pub(super) struct Member {
-    session_timeout: Duration,
     instance_id: Option<String>,
     /// Empty: the broker has yet to give one.
     id: String,
@@ -37,12 +37,7 @@ pub(super) struct Member {
     /// The last assignment may be that of the process that was here before, under the same instance id.
     inherits: bool,
     changes: VecDeque<Change>,
-    /// When the last heartbeat that was acknowledged was sent.
-    acknowledged: Option<Clocks>,
-    /// The same of the last request whose answer showed that no rebalance waits for us.
-    undisturbed: Option<Clocks>,
-    /// It has joined, and has yet to hear what it is assigned: no longer than a rebalance may last.
-    syncs: bool,
+    fence: Fence,
     told: Option<Told>,
     ended: Option<Failure>,
 }
@@ -85,7 +80,6 @@ pub(super) enum Heard {
 impl Member {
     pub(super) fn new(session_timeout: Duration, instance_id: Option<String>) -> Self {
         Self {
-            session_timeout,
             instance_id,
             id: String::new(),
             generation: -1,
@@ -96,18 +90,10 @@ impl Member {
             let_go: false,
             inherits: false,
             changes: VecDeque::new(),
-            acknowledged: None,
-            undisturbed: None,
-            syncs: false,
+            fence: Fence::new(session_timeout),
             told: None,
             ended: None,
         }
-    }
-
-    /// How long a rebalance waits for its members. Longer than a session by a few heartbeats: where one dies as a
-    /// rebalance begins, the others' fences pass after it was given up.
-    pub(super) fn rebalance_timeout(session_timeout: Duration) -> Duration {
-        session_timeout * 3 / 2
     }
 
     pub(super) fn id(&self) -> &str {
@@ -137,11 +123,7 @@ impl Member {
     }
 
     pub(super) fn fence(&self, now: Clocks) -> Instant {
-        let session = self.acknowledged.map(|sent| sent.after(self.session_timeout, now));
-        // A rebalance does not wait for ever for a member whose heartbeats come, and whose join or sync does not.
-        let wait = Self::rebalance_timeout(self.session_timeout);
-        let rebalance = self.undisturbed.map(|sent| sent.after(wait, now));
-        session.zip(rebalance).map_or(now.timers, |(session, rebalance)| session.min(rebalance))
+        self.fence.at(now)
     }
 
     pub(super) fn next_change(&mut self) -> Option<Result<Change, Failure>> {
@@ -179,10 +161,7 @@ impl Member {
     }
 
     pub(super) fn joined(&mut self, id: String, generation: i32, is_leader: bool, sent: Clocks) {
-        self.undisturbed_at(sent);
-        // What was acknowledged to the generation before was so before this one began.
-        self.acknowledged.into_iter().for_each(|sent| self.undisturbed_at(sent));
-        self.syncs = true;
+        self.fence.joined(sent, generation != self.generation);
         // Without a rebalance a broker names as the leader whoever led before, and never who has just come.
         let may_inherit = self.inherits || (self.id.is_empty() && self.instance_id.is_some());
         self.inherits = may_inherit && !is_leader;
@@ -193,19 +172,12 @@ impl Member {
 
     /// The broker took a SyncGroup.
     pub(super) fn synced(&mut self, sent: Clocks) {
-        self.syncs = false;
-        self.undisturbed_at(sent);
+        self.fence.synced(sent);
     }
 
     /// Whether there is a fence at all.
-    pub(super) fn is_acknowledged(&self) -> bool {
-        self.acknowledged.is_some()
-    }
-
-    fn undisturbed_at(&mut self, sent: Clocks) {
-        if self.undisturbed.is_none_or(|last| last.timers < sent.timers) {
-            self.undisturbed = Some(sent);
-        }
+    pub(super) fn has_fence(&self) -> bool {
+        self.fence.is_there()
     }
 
     /// Takes over what was assigned; asks dispatch to let go of what was not.
@@ -239,14 +211,12 @@ impl Member {
         }
         match answer {
             None => {
-                self.acknowledged = Some(sent);
-                if !self.syncs {
-                    self.undisturbed_at(sent);
-                }
+                self.fence.acknowledged(sent, false);
                 Heard::Nothing
             }
             Some(ResponseError::RebalanceInProgress) => {
-                (self.acknowledged, self.told) = (Some(sent), Some(Told::Rejoin));
+                self.fence.acknowledged(sent, true);
+                self.told = Some(Told::Rejoin);
                 Heard::Attention
             }
             Some(
@@ -258,7 +228,7 @@ impl Member {
                 // Others may be at work already, whatever a join that is under way will be told. (An old generation
                 // may be the doing of that join.)
                 if error != ResponseError::IllegalGeneration {
-                    self.acknowledged = None;
+                    self.fence.falls();
                 }
                 Heard::Attention
             }
@@ -317,7 +287,7 @@ impl Member {
         self.leaving.clear();
         self.changes.extend(owned.into_iter().map(Change::Lost));
         (self.generation, self.claims_generation) = (-1, -1);
-        (self.acknowledged, self.undisturbed, self.syncs, self.told) = (None, None, false, None);
+        (self.fence, self.told) = (Fence::new(self.fence.session_timeout()), None);
     }
 
     /// How many are owned, and how many of them are being let go.
@@ -346,7 +316,7 @@ mod tests {
         assert_eq!(member.claims(), Claims::none());
         member.joined("m".into(), 1, false, now);
         member.synced(now);
-        assert!(!member.is_acknowledged() && member.fence(now) == now.timers, "joining makes no fence");
+        assert!(!member.has_fence());
         let who = member.sends_as().unwrap();
         member.heard(&who, now, None);
         member.adopt(&[0, 1]);
@@ -390,46 +360,11 @@ mod tests {
     }
 
     #[test]
-    fn the_fence_is_counted_from_the_sending_and_ends_what_may_be_committed() {
+    fn behind_the_fence_nothing_may_be_committed() {
         let now = Clocks::now();
-        let mut member = member(now);
-        let who = member.sends_as().unwrap();
-        let sent = now.later(Duration::from_millis(300));
-        assert_eq!(member.heard(&who, sent, None), Heard::Nothing);
-        assert_eq!(member.fence(now.later(Duration::from_secs(1))), sent.timers + SESSION);
-        assert!(member.identity_for(0, sent.later(SESSION - Duration::from_millis(1))).is_some());
-        assert_eq!(member.identity_for(0, sent.later(SESSION)), None);
-    }
-
-    #[test]
-    fn a_rebalance_that_is_not_joined_ends_what_may_be_done_whatever_heartbeats_are_told() {
-        let now = Clocks::now();
-        let mut member = member(now);
-        let who = member.sends_as().unwrap();
-        let given_up = now.timers + Member::rebalance_timeout(SESSION);
-        for seconds in [1, 2] {
-            let sent = now.later(Duration::from_secs(seconds));
-            assert_eq!(member.heard(&who, sent, Some(ResponseError::RebalanceInProgress)), Heard::Attention);
-            assert_eq!(member.fence(sent), given_up.min(sent.timers + SESSION), "after {seconds} s");
-        }
-        let joins = now.later(Duration::from_millis(2_500));
-        member.joined("m".into(), 2, false, joins);
-        assert_eq!(member.fence(joins), now.timers + SESSION * 2, "the last heartbeat's session is left");
-    }
-
-    #[test]
-    fn an_assignment_that_is_not_asked_for_ends_what_may_be_done_too() {
-        let now = Clocks::now();
-        let mut member = member(now);
-        member.joined("m".into(), 2, false, now);
-        let (who, sent) = (member.sends_as().unwrap(), now.later(SESSION));
-        member.heard(&who, sent, None);
-        assert_eq!(member.fence(sent), now.timers + Member::rebalance_timeout(SESSION));
-        member.synced(sent);
-        assert_eq!(member.fence(sent), sent.timers + SESSION);
-        member.joined("m".into(), 3, false, sent);
-        member.synced(sent.later(SESSION / 2));
-        assert_eq!(member.fence(sent), sent.timers + SESSION, "which only a heartbeat moves");
+        let member = member(now);
+        assert!(member.identity_for(0, now.later(SESSION - Duration::from_millis(1))).is_some());
+        assert_eq!(member.identity_for(0, now.later(SESSION)), None);
     }
 
     #[test]

@@ -11,9 +11,11 @@
 //! ```
 //!
 //! A JoinGroup waits at the broker for everybody, so heartbeats and commits go over other connections meanwhile, and the
-//! partitions that stay are delivered on. The fence is counted from when a heartbeat was *sent*: the broker counts from
-//! when it came, which is later, so whoever gets the partition next begins after our fence. It is read on a clock that
-//! goes on while the machine sleeps.
+//! partitions that stay are delivered on. The fence is read on a clock that goes on while the machine sleeps.
+//!
+//! Under an instance id (static membership) a broker gives a new process the assignment of the one before it, without a
+//! rebalance. What that one had yet to let go would be nobody's from then on; and a leader that comes back so is not told
+//! that it leads, before JoinGroup 9. So such a process adopts what it got, and joins once more with that as its claims.
 
 mod joining;
 #[cfg(test)]

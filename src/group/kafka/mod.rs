@@ -1,7 +1,7 @@
 //! A group of a Kafka cluster: any number of processes of a destination share its partitions.
 //!
 //! ```text
-//!  membership ── joins, sends heartbeats, stays; member: what it has, until when: Given, Taken, Lost, the fence
+//!  membership ── joins, sends heartbeats, stays; member: what it has, fence: until when: Given, Taken, Lost, the fence
 //!  leader, assignor ── who gets which: sticky, and never what another member has yet to let go
 //!  commit     ── OffsetCommit as that member: offset = watermark, metadata = topic's id, settled map
 //!                 └ over 4,096 characters: records in <topic>.<group>.state, and the metadata point at them (state)
@@ -20,6 +20,7 @@ mod beginning;
 mod clocks;
 mod commit;
 mod coordinator;
+mod fence;
 mod leader;
 mod member;
 mod membership;

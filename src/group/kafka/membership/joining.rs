@@ -2,8 +2,9 @@
 
 use super::Shared;
 use crate::core::outcome::Failure;
+use crate::group::kafka::fence::Fence;
 use crate::group::kafka::leader;
-use crate::group::kafka::member::{Member, Told};
+use crate::group::kafka::member::Told;
 use crate::group::kafka::subscription::{Assignment, Subscription};
 use crate::kafka::{self, describe, refusal};
 use crate::limits::{BROKER_CALL_MAX, REBALANCE_MAX, REJOIN_BACKOFF};
@@ -68,7 +69,7 @@ impl Shared {
         loop {
             {
                 let mut member = self.member();
-                if member.is_acknowledged() {
+                if member.has_fence() {
                     return Ok(());
                 }
                 if let Some(Told::Forgotten(error)) = member.take_told() {
@@ -97,7 +98,7 @@ impl Shared {
         let request = JoinGroupRequest::default()
             .with_group_id(self.group_id())
             .with_session_timeout_ms(millis(self.settings.session_timeout))
-            .with_rebalance_timeout_ms(millis(Member::rebalance_timeout(self.settings.session_timeout)))
+            .with_rebalance_timeout_ms(millis(Fence::rebalance_timeout(self.settings.session_timeout)))
             .with_member_id(StrBytes::from_string(member_id))
             .with_group_instance_id(self.instance_id())
             .with_protocol_type(StrBytes::from_static_str(PROTOCOL_TYPE))

@@ -1,21 +1,18 @@
 //! Runs one seed: starts, stops, kills and freezes processes, troubles the network, then lets the trouble end.
 
-use super::coordinator::{Group, Phase};
+mod calm;
+
+use super::coordinator::Group;
 use super::network::{Kind, Trouble, Way};
 use super::oracle::{Counts, Life, Oracle};
 use super::process::{Process, Setup};
 use super::random::Random;
 use super::{State, World};
-use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tokio::sync::Notify;
 use tokio::time::{Instant, sleep};
 
-/// In this time after the trouble everything has its owner, and nothing moves any more.
-const CALM_MAX: Duration = Duration::from_secs(120);
-/// How long nothing may move before that counts.
-const STILL: Duration = Duration::from_secs(8);
 const LOOK_INTERVAL: Duration = Duration::from_millis(50);
 const PARTITIONS_MAX: u32 = 12;
 
@@ -353,94 +350,6 @@ impl Driver {
             if !up && one.start_at.is_none() {
                 one.start_at = Some(now);
             }
-        }
-    }
-
-    /// Waits until each partition has its owner and nothing moves; gives who owns what, by slot.
-    async fn settles(&mut self, when: &str) -> Vec<usize> {
-        let limit = Instant::now() + CALM_MAX;
-        let mut still: Option<(Instant, (i32, Vec<Life>))> = None;
-        loop {
-            self.passes(LOOK_INTERVAL).await;
-            if self.broken() {
-                return Vec::new();
-            }
-            let now = Instant::now();
-            let expected = self.slots.iter().filter(|slot| slot.process.is_some() || slot.start_at.is_some()).count();
-            let mut state = self.world.lock();
-            let owners = state
-                .oracle
-                .balanced(state.partitions, now)
-                .filter(|_| state.group.phase == Phase::Stable && state.group.members() == expected);
-            let seen = owners.map(|owners| (state.group.generation, owners));
-            still = match (seen, still) {
-                (Some(seen), Some((since, before))) if seen == before => Some((since, before)),
-                (Some(seen), _) => Some((now, seen)),
-                (None, _) => None,
-            };
-            match &still {
-                Some((since, (_, owners))) if *since + STILL <= now => {
-                    let slots: BTreeMap<Life, usize> = (0..self.slots.len())
-                        .filter_map(|slot| Some((self.slots[slot].process.as_ref()?.life, slot)))
-                        .collect();
-                    return owners.iter().map(|life| slots[life]).collect();
-                }
-                _ if now > limit => {
-                    let (shown, members) = (state.oracle.shown(), state.group.members());
-                    let (phase, generation) = (state.group.phase, state.group.generation);
-                    state.oracle.fail(format!(
-                        "{when}, {CALM_MAX:?} after the trouble, {expected} members are not settled: {shown}; the \
-                         coordinator has {members} members, {phase:?} of generation {generation}"
-                    ));
-                    return Vec::new();
-                }
-                _ => {}
-            }
-        }
-    }
-
-    // -- no trouble
-
-    async fn changes_without_trouble(&mut self) {
-        self.world.lock().oracle.nothing_is_lost = true;
-        self.start(0);
-        let mut before = self.settles("after the first start").await;
-        for turn in 0..self.random.between(2, 6) {
-            self.world.lock().oracle.mark();
-            let slot = self.random.below(self.slots.len() as u64) as usize;
-            let others_are_up = (0..self.slots.len()).any(|other| other != slot && self.is_up(other));
-            let mut is_restart = false;
-            match self.random.below(4) {
-                0 => self.grow(),
-                _ if !self.is_up(slot) => self.start(slot),
-                1 if self.slots[slot].instance.is_some() => {
-                    is_restart = true;
-                    self.stop(slot, false);
-                    self.slots[slot].start_at = Some(Instant::now() + Duration::from_millis(400));
-                }
-                _ if others_are_up => {
-                    self.stop(slot, true);
-                    self.passes(Duration::from_secs(1)).await;
-                    self.slots[slot].process = None;
-                }
-                _ => continue,
-            }
-            self.done.planned += 1;
-            let after = self.settles(&format!("after change {turn}")).await;
-            let mut state = self.world.lock();
-            if is_restart && after != before {
-                state.oracle.fail(format!("a restart moved partitions: {before:?}, {after:?} by slot"));
-            }
-            for (partition, (owner, earlier)) in (0..).zip(after.iter().zip(&before)) {
-                if owner == earlier && state.oracle.was_interrupted(partition) {
-                    state.oracle.fail(format!("{partition} was stopped, though it stays in slot {owner}"));
-                }
-            }
-            drop(state);
-            if self.broken() {
-                return;
-            }
-            before = after;
         }
     }
 }
