@@ -255,14 +255,9 @@ impl Driver {
             }
             30..45 if up => {
                 let time = self.random.millis(50, self.session.as_millis() as u64 * 2);
-                if let Some(process) = &self.slots[slot].process {
-                    process.frozen.freeze();
-                    self.done.freezes += 1;
-                    self.note(format_args!("{} is frozen for {time:?}", process.life));
-                    self.slots[slot].thaw_at = Some(Instant::now() + time);
-                }
+                self.freeze(slot, time);
             }
-            45..70 if up => {
+            45..62 if up => {
                 // A rebalance makes the most of it.
                 if self.random.chance(50) {
                     self.comes_or_leaves((slot + 1) % self.slots.len());
@@ -271,6 +266,7 @@ impl Driver {
                 }
                 self.cut_off(slot);
             }
+            62..70 if up => self.hears_late_and_freezes(slot).await,
             70..80 => {
                 let mut state = self.world.lock();
                 let time = self.random.millis(50, self.session.as_millis() as u64 * 3 / 2);
@@ -285,6 +281,30 @@ impl Driver {
             85..100 => self.kill_in_handover(slot).await,
             _ => {}
         }
+    }
+
+    fn freeze(&mut self, slot: usize, time: Duration) {
+        if let Some(process) = &self.slots[slot].process {
+            process.frozen.freeze();
+            self.done.freezes += 1;
+            self.note(format_args!("{} is frozen for {time:?}", process.life));
+            self.slots[slot].thaw_at = Some(Instant::now() + time);
+        }
+    }
+
+    /// What it is told comes late, and then it is stopped for longer than its session.
+    async fn hears_late_and_freezes(&mut self, slot: usize) {
+        if let Some(process) = &self.slots[slot].process {
+            let until = Instant::now() + self.session * 2;
+            let (requests, answers) = (Way::Well, Way::Slow);
+            process.link.troubles().push(Trouble { until, kind: None, requests, answers });
+            self.done.troubles += 1;
+            self.note(format_args!("{} is answered late for {:?}", process.life, self.session * 2));
+        }
+        let wait = self.random.millis(100, self.session.as_millis() as u64);
+        self.passes(wait).await;
+        self.freeze(slot, self.session * 2);
+        self.passes(self.session * 3 / 2).await;
     }
 
     fn cut_off(&mut self, slot: usize) {

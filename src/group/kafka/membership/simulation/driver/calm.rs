@@ -64,8 +64,12 @@ impl Driver {
             self.world.lock().oracle.mark();
             let slot = self.random.below(self.slots.len() as u64) as usize;
             let others_are_up = (0..self.slots.len()).any(|other| other != slot && self.is_up(other));
-            let mut is_restart = false;
-            match self.random.below(4) {
+            let (mut is_restart, mut is_one) = (false, true);
+            match self.random.below(5) {
+                4 => {
+                    is_one = false;
+                    self.one_change_upon_another(slot).await;
+                }
                 0 => self.grow(),
                 _ if !self.is_up(slot) => self.start(slot),
                 1 if self.slots[slot].instance.is_some() => {
@@ -73,11 +77,7 @@ impl Driver {
                     self.stop(slot, false);
                     self.slots[slot].start_at = Some(Instant::now() + Duration::from_millis(400));
                 }
-                _ if others_are_up => {
-                    self.stop(slot, true);
-                    self.passes(Duration::from_secs(1)).await;
-                    self.slots[slot].process = None;
-                }
+                _ if others_are_up => self.leaves(slot).await,
                 _ => continue,
             }
             self.done.planned += 1;
@@ -87,7 +87,7 @@ impl Driver {
                 state.oracle.fail(format!("a restart moved partitions: {before:?}, {after:?} by slot"));
             }
             for (partition, (owner, earlier)) in (0..).zip(after.iter().zip(&before)) {
-                if owner == earlier && state.oracle.was_interrupted(partition) {
+                if is_one && owner == earlier && state.oracle.was_interrupted(partition) {
                     state.oracle.fail(format!("{partition} was stopped, though it stays in slot {owner}"));
                 }
             }
@@ -96,6 +96,27 @@ impl Driver {
                 return;
             }
             before = after;
+        }
+    }
+
+    async fn leaves(&mut self, slot: usize) {
+        self.stop(slot, true);
+        self.passes(Duration::from_secs(1)).await;
+        self.slots[slot].process = None;
+    }
+
+    /// What was asked for by the first may be asked for no more by the next.
+    async fn one_change_upon_another(&mut self, slot: usize) {
+        let slots = self.slots.len();
+        for slot in [slot, (slot + 1) % slots, slot] {
+            let others_are_up = (0..slots).any(|other| other != slot && self.is_up(other));
+            match self.is_up(slot) {
+                true if others_are_up => self.leaves(slot).await,
+                true => {}
+                false => self.start(slot),
+            }
+            let wait = self.random.millis(0, 1_500);
+            self.passes(wait).await;
         }
     }
 }
