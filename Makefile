@@ -29,11 +29,12 @@ check:
 	cargo clippy --all-targets -- -D warnings
 	RUSTDOCFLAGS=-Dwarnings cargo doc --no-deps
 
-# More seeds of the simulation than `make test` runs: make simulate SEEDS=100000
+# More seeds of the simulations than `make test` runs: make simulate SEEDS=100000
 simulate:
 	EVENTD_SIM_SEEDS=$(SEEDS) cargo test --release --test simulation
+	EVENTD_SIM_SEEDS=$(SEEDS) cargo test --release --lib membership::simulation
 
-# Shows that the simulation finds what it is for: bugs planted into a copy, one patch each.
+# Shows that the simulations find what they are for: bugs planted into a copy, one patch each.
 planted:
 	bash tests/simulation/planted/run.sh
 

@@ -1,6 +1,8 @@
 #!/usr/bin/env bash
-# Shows that the simulation finds what it is for: applies each patch of this folder, one planted bug each, to a copy of
-# the tree under target/planted, runs the seeds until one fails, and says how many that took. Fails where a bug gets by.
+# Shows that the simulations find what they are for: applies each patch of this folder, one planted bug each, to a copy
+# of the tree under target/planted, runs the seeds until one fails, and says how many that took. Fails where a bug gets
+# by. The patches of membership/ are for the simulation of a group's members, which is part of the library's tests.
+# With names of patches, only these are run.
 set -euo pipefail
 cd "$(dirname "$0")/../../.."
 
@@ -8,13 +10,20 @@ seeds="${SEEDS:-2000}"
 tree=target/planted/tree
 mkdir -p "$tree"
 missed=0
-for patch in tests/simulation/planted/*.patch; do
+if [ $# -eq 0 ]; then
+    set -- tests/simulation/planted/*.patch tests/simulation/planted/membership/*.patch
+fi
+for patch in "$@"; do
+    case "$patch" in
+        */membership/*) simulation=(--lib membership::simulation::thousands_of_seeds) ;;
+        *) simulation=(--test simulation thousands_of_seeds) ;;
+    esac
     git ls-files -z -- Cargo.toml Cargo.lock src tests benches | xargs -0 tar -cf - | tar -xf - -C "$tree"
     # Without a repository of its own the patch would be held against ours.
     (cd "$tree" && patch --quiet -p1) <"$patch"
     log="target/planted/$(basename "$patch" .patch).log"
     CARGO_TARGET_DIR=target/planted/build EVENTD_SIM_SEEDS="$seeds" \
-        cargo test --manifest-path "$tree/Cargo.toml" --test simulation thousands_of_seeds >"$log" 2>&1 || true
+        cargo test --manifest-path "$tree/Cargo.toml" "${simulation[@]}" >"$log" 2>&1 || true
     # Two threads, each of which ends at its first failing seed.
     first=$(sed -n 's/.*replay: EVENTD_SIM_FIRST=\([0-9]*\) .*/\1/p' "$log" | sort -n | head -n 1)
     if [ -n "$first" ]; then
