@@ -103,7 +103,7 @@ impl Driver {
 
     async fn drive(mut self, seed: u64) -> Outcome {
         tokio::spawn(Arc::clone(&self.world).coordinate());
-        if seed % 4 == 0 {
+        if seed.is_multiple_of(4) {
             self.changes_without_trouble().await;
         } else {
             self.trouble().await;
