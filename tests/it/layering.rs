@@ -184,9 +184,16 @@ fn tree(folder: &str) -> Vec<(String, Source)> {
             }
         }
     }
-    found.retain(|(file, _)| !tests.contains(file));
+    // What such a module declares in files of its own is below its folder.
+    let for_tests = |file: &str| tests.iter().any(|test| file == test || file.starts_with(&folder_of(test)));
+    found.retain(|(file, _)| !for_tests(file));
     found.sort_by(|a, b| a.0.cmp(&b.0));
     found
+}
+
+/// `src/a/b.rs` has its modules in `src/a/b/`.
+fn folder_of(file: &str) -> String {
+    format!("{}/", file.trim_end_matches(".rs"))
 }
 
 #[test]
