@@ -273,11 +273,10 @@ async fn execute(
     let Planned { id: resumed, source, what, selection, mut legs, plan } = planned;
     let id = resumed.clone().unwrap_or_else(new_id);
     let (name, dead) = (&around.spec.name, selection.dead);
-    let own = replay_group(name, &id);
     let digest = around.spec.digest();
     // Before anything is written: a destination that cannot be opened leaves nothing behind.
     let destination = run::open_destination(around, dead).await?;
-    let group = around.groups.join(&own, &source, &digest).await?;
+    let group = around.groups.join(&replay_group(name, &id), &source, &digest).await?;
     let taken = match dead {
         true => {
             let (marks, redriven) = join_dead(around, &source, &digest).await?;
@@ -295,10 +294,14 @@ async fn execute(
     let left = plan.events;
     for Leg { stretch: Stretch { partition, .. }, state } in &mut legs {
         if resumed.is_some() {
-            // It may have gone on between the plan and the moment when its place was taken. What has finished is forgotten.
-            let committed = group.committed(*partition).await?;
-            let finished = || Refused::usage(format!("replay {id} has finished meanwhile: --list shows how"));
-            *state = state.and(&committed.ok_or_else(finished)?);
+            // It may have gone on between the plan and the moment when its place was taken. What has finished is forgotten,
+            // and that somebody looked leaves nothing behind.
+            let Some(committed) = group.committed(*partition).await? else {
+                group.leave().await;
+                forget(around, &id, &source).await;
+                return Err(Refused::usage(format!("replay {id} has finished meanwhile: --list shows how")));
+            };
+            *state = state.and(&committed);
         }
         commit(&*group, *partition, state).await?;
     }
@@ -326,12 +329,17 @@ async fn execute(
     let end = run::run(around, ready, stop).await;
     let ended = What::ReplayEnded { outcome: end.outcome, counts: end.counts, why: end.why.clone() };
     audit.write(&id, name, ended).await?;
-    if end.outcome == Outcome::Finished
-        && let Err(failure) = around.groups.forget(&own, &source).await
-    {
-        tracing::warn!(replay = id, "its progress is kept though nobody needs it any more: {failure}");
+    if end.outcome == Outcome::Finished {
+        forget(around, &id, &source).await;
     }
     show::conclude(around, config, &id, left, end)
+}
+
+/// Lets go of the progress of a replay that has finished.
+async fn forget(around: &Surroundings, id: &str, source: &Arc<dyn Log>) {
+    if let Err(failure) = around.groups.forget(&replay_group(&around.spec.name, id), source).await {
+        tracing::warn!(replay = id, "its progress is kept though nobody needs it any more: {failure}");
+    }
 }
 
 /// Marks letters as redriven, under a group of its own: two who redrive the same ones at once are one too many.

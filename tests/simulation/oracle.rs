@@ -16,12 +16,12 @@ mod deliveries;
 mod replayed;
 
 pub(crate) use deliveries::Handed;
-pub(crate) use replayed::Guise;
 
 use crate::judgement::{Failures, Health, Phase};
 use eventd::core::event::{Event, Record};
 use eventd::core::progress::{Move, State, Target};
 use eventd::destination::HandOverLimits;
+use replayed::Guise;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::time::Duration;
 

@@ -16,10 +16,10 @@ const ATTEMPTS: &str = "eventd-attempts";
 
 /// How the events of a replay look.
 #[derive(Debug)]
-pub(crate) struct Guise {
-    pub(crate) id: String,
+pub(super) struct Guise {
+    id: String,
     /// They are dead letters.
-    pub(crate) dead: bool,
+    dead: bool,
     /// Of dead letters: the letters of each event, by its place.
     letters: BTreeMap<(u32, i64), Vec<i64>>,
 }
