@@ -265,9 +265,9 @@ async fn hold(
     loop {
         match hold_once(store, log, delivery, standby).await {
             Err(JoinError::Unavailable(failure)) if failure.code != "log-lost" => {
-                if let Some(more) = quiet.allows("not started") {
+                if let Some(suppressed) = quiet.allows("not started") {
                     let (destination, every) = (&delivery.spec.name, limits::RESTART_AFTER);
-                    tracing::warn!(%destination, more, "not started: {failure}; trying again every {every:?}");
+                    tracing::warn!(%destination, suppressed, "not started: {failure}; trying again every {every:?}");
                 }
                 tokio::time::sleep(limits::RESTART_AFTER).await;
             }

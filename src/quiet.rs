@@ -1,5 +1,5 @@
 //! Log lines about the same thing at a bounded rate: the first one, then one each
-//! [`LOG_REPEAT_INTERVAL`](crate::limits::LOG_REPEAT_INTERVAL) with the number of those left out.
+//! [`LOG_REPEAT_INTERVAL`](crate::limits::LOG_REPEAT_INTERVAL) with the number of lines suppressed since.
 
 use crate::limits::LOG_REPEAT_INTERVAL;
 use std::collections::HashMap;
@@ -13,7 +13,8 @@ pub(crate) struct Quiet {
 }
 
 impl Quiet {
-    /// `Some(left out)`: write the line. `None`: it was written a moment ago.
+    /// `Some(suppressed)`: write the line, with this number as its field `suppressed`. `None`: it was written a moment
+    /// ago.
     pub(crate) fn allows(&self, about: &'static str) -> Option<u64> {
         self.allows_at(about, Instant::now())
     }

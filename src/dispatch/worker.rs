@@ -128,8 +128,8 @@ impl Worker {
                 Err(failure) if is_final(&failure) => return Err(failure.into()),
                 Err(failure) => {
                     failures += 1;
-                    if let Some(more) = quiet.allows("begin") {
-                        tracing::warn!(partition, more, "cannot begin, trying again: {failure}");
+                    if let Some(suppressed) = quiet.allows("begin") {
+                        tracing::warn!(partition, suppressed, "cannot begin, trying again: {failure}");
                     }
                     let delay = shared.config.backoff.delay(failures, shared.random());
                     tokio::time::sleep(delay).await;
@@ -282,10 +282,10 @@ impl Worker {
                     Err(failure) if is_final(&failure) => return Err(failure.into()),
                     Err(failure) => {
                         self.dirty = true;
-                        if let Some(more) = self.quiet.allows("commit") {
+                        if let Some(suppressed) = self.quiet.allows("commit") {
                             tracing::warn!(
                                 partition = self.partition,
-                                more,
+                                suppressed,
                                 "a commit failed, the next one tells: {failure}"
                             );
                         }

@@ -135,8 +135,8 @@ async fn accept(
             }
             Err(error) if is_of_one_connection(&error) => tracing::debug!(%error, "a connection was gone at once"),
             Err(error) => {
-                if let Some(more) = shared.quiet.allows("accept") {
-                    tracing::warn!(%error, more, "cannot accept connections: trying again");
+                if let Some(suppressed) = shared.quiet.allows("accept") {
+                    tracing::warn!(%error, suppressed, "cannot accept connections: trying again");
                 }
                 sleep(ACCEPT_RETRY_DELAY).await;
             }

@@ -155,9 +155,15 @@ async fn take(
     match first_failure {
         None => Ok(stored(&results(ids.iter(), &partitions, &outcomes, false))),
         Some(failure) => {
-            if let Some(more) = shared.quiet.allows("append") {
+            if let Some(suppressed) = shared.quiet.allows("append") {
                 let Failure { code, detail, .. } = &**failure;
-                tracing::warn!(code, detail, more, topic = shared.log.topic(), "the log did not take every event");
+                tracing::warn!(
+                    code,
+                    detail,
+                    suppressed,
+                    topic = shared.log.topic(),
+                    "the log did not take every event"
+                );
             }
             Err(partly_stored(failure, results(ids.iter(), &partitions, &outcomes, true)))
         }

@@ -51,8 +51,8 @@ impl Checkpoints {
             for () in requests {
                 let Err(error) = checkpoint(&helper, "PASSIVE") else { continue };
                 if passes(&error) {
-                    if let Some(more) = quiet.allows("checkpoint") {
-                        tracing::warn!(%error, more, "the write-ahead log cannot be copied into the database now");
+                    if let Some(suppressed) = quiet.allows("checkpoint") {
+                        tracing::warn!(%error, suppressed, "the write-ahead log cannot be copied into the database now");
                     }
                     continue;
                 }
@@ -101,9 +101,9 @@ impl Checkpoints {
     pub(super) fn restart_soon(&mut self, writer: &mut Connection) {
         if self.restart_tried.is_none_or(|at| at.elapsed() >= RESTART_AGAIN_AFTER)
             && let Err(error) = self.restart(writer)
-            && let Some(more) = self.quiet.allows("restart")
+            && let Some(suppressed) = self.quiet.allows("restart")
         {
-            tracing::warn!(%error, more, "the write-ahead log cannot be copied into the database now");
+            tracing::warn!(%error, suppressed, "the write-ahead log cannot be copied into the database now");
         }
     }
 

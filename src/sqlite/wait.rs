@@ -82,8 +82,8 @@ pub(super) fn watch(connection: Connection, hub: Arc<Hub>, rounds: Rounds) -> st
                 Ok(_) => {}
                 // Readers look for themselves when their wait ends, so this costs them time and nothing else.
                 Err(error) => {
-                    if let Some(more) = quiet.allows("look") {
-                        tracing::warn!(%error, more, "writes of other processes cannot be seen at once");
+                    if let Some(suppressed) = quiet.allows("look") {
+                        tracing::warn!(%error, suppressed, "writes of other processes cannot be seen at once");
                     }
                 }
             }

@@ -181,7 +181,7 @@ impl Worker {
             return;
         }
         // Where some connections work and some do not, it opens and closes with every answer.
-        let Some(more) = self.quiet.allows(about) else { return };
+        let Some(suppressed) = self.quiet.allows(about) else { return };
         match opened {
             true => {
                 let why = self.shared.breaker().snapshot(self.shared.now());
@@ -189,11 +189,11 @@ impl Worker {
                     destination,
                     ?why,
                     waiting,
-                    more,
+                    suppressed,
                     "the destination takes nothing: probing, nothing is given up"
                 );
             }
-            false => tracing::info!(destination, more, "the destination takes events again"),
+            false => tracing::info!(destination, suppressed, "the destination takes events again"),
         }
     }
 }

@@ -32,11 +32,11 @@ impl Worker {
             let (window, progress) = (&mut self.window, &mut self.progress);
             let (reason, answer) = (letter.reason.as_str(), letter.answer.as_str());
             let (partition, destination) = (self.partition, self.shared.parts.group.name());
-            let more = self.quiet.allows("gave up");
+            let suppressed = self.quiet.allows("gave up");
             self.lanes.given_up(token, |event| {
                 window.remove(event.record.window_bytes());
                 progress.settle(event.offset..event.offset + 1);
-                if let Some(more) = more {
+                if let Some(suppressed) = suppressed {
                     let offset = event.offset;
                     tracing::warn!(
                         destination,
@@ -44,7 +44,7 @@ impl Worker {
                         offset,
                         reason,
                         answer,
-                        more,
+                        suppressed,
                         "gave up: kept as a dead letter"
                     );
                 }
@@ -58,9 +58,9 @@ impl Worker {
         letter.failures = letter.failures.saturating_add(1);
         let at = now.saturating_add(self.shared.config.backoff.delay(letter.failures, self.shared.random()));
         self.letters_due.insert((at, token));
-        if let Some(more) = self.quiet.allows("letter") {
+        if let Some(suppressed) = self.quiet.allows("letter") {
             let (partition, waiting) = (self.partition, self.letters_due.len());
-            tracing::warn!(partition, waiting, more, "a dead letter cannot be written, its user waits: {detail}");
+            tracing::warn!(partition, waiting, suppressed, "a dead letter cannot be written, its user waits: {detail}");
         }
         Ok(())
     }

@@ -33,9 +33,9 @@ impl Worker {
         match found {
             Ok(found) => self.wanted = found.filter(|wanted| self.committed.awaits(wanted)),
             Err(failure) => {
-                if let Some(more) = self.quiet.allows("look") {
+                if let Some(suppressed) = self.quiet.allows("look") {
                     let partition = self.partition;
-                    tracing::warn!(partition, more, "cannot see whether a rewind was asked for: {failure}");
+                    tracing::warn!(partition, suppressed, "cannot see whether a rewind was asked for: {failure}");
                 }
             }
         }
@@ -76,9 +76,9 @@ impl Worker {
             match self.commit(state.clone()).await {
                 Err(failure) if !is_final(&failure) => {
                     failures += 1;
-                    if let Some(more) = self.quiet.allows("move") {
+                    if let Some(suppressed) = self.quiet.allows("move") {
                         let partition = self.partition;
-                        tracing::warn!(partition, more, "cannot move yet, trying again: {failure}");
+                        tracing::warn!(partition, suppressed, "cannot move yet, trying again: {failure}");
                     }
                     sleep(self.shared.config.backoff.delay(failures, self.shared.random())).await;
                 }

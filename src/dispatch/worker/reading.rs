@@ -66,8 +66,12 @@ impl Worker {
                 self.fetch_failures = self.fetch_failures.saturating_add(1);
                 let delay = self.shared.config.backoff.delay(self.fetch_failures, self.shared.random());
                 self.fetch_at = self.shared.now().saturating_add(delay);
-                if let Some(more) = self.quiet.allows("fetch") {
-                    tracing::warn!(partition = self.partition, more, "cannot read the log, trying again: {detail}");
+                if let Some(suppressed) = self.quiet.allows("fetch") {
+                    tracing::warn!(
+                        partition = self.partition,
+                        suppressed,
+                        "cannot read the log, trying again: {detail}"
+                    );
                 }
                 return Ok(());
             }

@@ -257,8 +257,8 @@ impl Shared {
                     self.be_a_member().await;
                 }
                 Err(Broken::Again(why)) => {
-                    if let Some(more) = self.quiet.allows("join") {
-                        tracing::warn!(group = self.settings.group, more, "cannot join, trying again: {why}");
+                    if let Some(suppressed) = self.quiet.allows("join") {
+                        tracing::warn!(group = self.settings.group, suppressed, "cannot join, trying again: {why}");
                     }
                     let delay = REJOIN_BACKOFF.saturating_mul(1 << failures.min(10)).min(REJOIN_BACKOFF_MAX);
                     failures += 1;

@@ -58,9 +58,14 @@ impl Moves {
                 // Of an older topic of this name: its offsets mean nothing here.
                 Ok(_) => {}
                 Err(why) => {
-                    if let Some(more) = self.quiet.allows("unreadable") {
+                    if let Some(suppressed) = self.quiet.allows("unreadable") {
                         let group = &self.offsets.group;
-                        tracing::warn!(group, partition, more, "what is asked for cannot be read, and is left: {why}");
+                        tracing::warn!(
+                            group,
+                            partition,
+                            suppressed,
+                            "what is asked for cannot be read, and is left: {why}"
+                        );
                     }
                 }
             }

@@ -303,8 +303,8 @@ impl Driver {
                     }
                     Err(error) => {
                         self.blocked_by = error.to_string();
-                        if let Some(more) = self.quiet.allows("prepare") {
-                            tracing::warn!(topic = %self.topic, more, "cannot append, trying again: {error}");
+                        if let Some(suppressed) = self.quiet.allows("prepare") {
+                            tracing::warn!(topic = %self.topic, suppressed, "cannot append, trying again: {error}");
                         }
                     }
                 }
@@ -341,9 +341,9 @@ impl Driver {
                 self.cluster.forget(&self.topic);
             }
             if let Outcome::Again { why, .. } | Outcome::Lost { why } = &outcome
-                && let Some(more) = self.quiet.allows("append")
+                && let Some(suppressed) = self.quiet.allows("append")
             {
-                tracing::warn!(topic = %self.topic, partition, more, "an append failed: {why}");
+                tracing::warn!(topic = %self.topic, partition, suppressed, "an append failed: {why}");
             }
             if let (Outcome::TooLarge { .. }, Some(batch)) = (&outcome, &lane.sending)
                 && batch.records > 1
