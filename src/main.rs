@@ -3,6 +3,7 @@
 use clap::Parser;
 use eventd::cli::{Cli, Command};
 use eventd::config::{self, LogFormat};
+use eventd::core::text::escaped;
 use eventd::modes::{self, Ended};
 use eventd::signals::Signals;
 use eventd::{limits, telemetry, up};
@@ -57,7 +58,8 @@ fn configured(cli: &Cli) -> anyhow::Result<(Mode, LogFormat)> {
 
 /// Written as clap writes its own: a person typed it.
 fn usage(error: &anyhow::Error) -> ExitCode {
-    eprintln!("error: {error:#}\n\nFor more information, try '--help'.");
+    let error = format!("{error:#}");
+    eprintln!("error: {}\n\nFor more information, try '--help'.", escaped(&error));
     ExitCode::from(EXIT_USAGE)
 }
 

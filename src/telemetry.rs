@@ -1,4 +1,8 @@
 //! Log lines on standard error: text for people, JSON for machines. `EVENTD_LOG` says which ones.
+//!
+//! One event is one line: what a terminal acts on in the text of others is escaped ([`escaping`]).
+
+mod escaping;
 
 use crate::config::LogFormat;
 use anyhow::Context;
@@ -20,8 +24,8 @@ pub fn start(format: LogFormat) -> anyhow::Result<()> {
         .with_context(|| format!("{FILTER}={directives}: write info, debug or eventd::dispatch=debug"))?;
     let lines = tracing_subscriber::fmt().with_env_filter(filter).with_writer(stderr);
     match format {
-        LogFormat::Text => lines.with_ansi(stderr().is_terminal()).init(),
-        LogFormat::Json => lines.json().flatten_event(true).init(),
+        LogFormat::Text => lines.fmt_fields(escaping::fields()).with_ansi(stderr().is_terminal()).init(),
+        LogFormat::Json => lines.json().flatten_event(true).map_event_format(escaping::Json).init(),
     }
     Ok(())
 }

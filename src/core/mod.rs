@@ -10,6 +10,7 @@
 //!  backoff    when to try again                 progress   watermark and settled map: what a commit stores
 //!  breaker    is it the event, or the destination?       random     numbers from what the caller gives
 //!  pace       how many may go out now, at a rate that somebody set
+//!  text       text of others, as it may be shown
 //! ```
 
 pub mod backoff;
@@ -22,6 +23,7 @@ pub mod pace;
 pub mod partition;
 pub mod progress;
 pub mod random;
+pub mod text;
 pub mod varint;
 pub mod verdict;
 pub mod window;

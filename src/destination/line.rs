@@ -5,12 +5,15 @@
 //!  "type":"…","content_type":"…"}
 //! ```
 //!
-//! What is absent is left out. Bytes that are no UTF-8 stand in `payload_base64` (`user_base64`) instead. The time is
-//! UTC with milliseconds; one that a four-digit year cannot tell (or that a producer left open) is left out.
+//! What is absent is left out. Bytes that are no UTF-8 stand in `payload_base64` (`user_base64`) instead. In a string,
+//! what a terminal acts on is written as `\u009b`: a JSON parser reads the same text. The time is UTC with milliseconds;
+//! one that a four-digit year cannot tell (or that a producer left open) is left out.
 
 use crate::core::event::{self, Event};
+use crate::core::text::escaped_json;
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
+use std::borrow::Cow;
 use std::io::Write;
 
 const MS_PER_DAY: i64 = 24 * 60 * 60 * 1000;
@@ -84,8 +87,14 @@ fn bytes(name: &str, bytes: &[u8], lines: &mut Vec<u8>) {
     }
 }
 
+/// A JSON string. What a terminal acts on is escaped: lines are looked at, and standard output may be a terminal.
 fn string(text: &str, lines: &mut Vec<u8>) {
-    serde_json::to_writer(lines, text).expect("a string is written to memory");
+    let written = match escaped_json(text) {
+        Cow::Borrowed(text) => serde_json::to_writer(lines, text),
+        // Rare, so it may be looked at twice.
+        Cow::Owned(_) => serde_json::to_string(text).map(|json| lines.extend(escaped_json(&json).bytes())),
+    };
+    written.expect("a string is written to memory");
 }
 
 fn put(lines: &mut Vec<u8>, arguments: std::fmt::Arguments<'_>) {
@@ -158,6 +167,23 @@ mod tests {
             line(Record::new(Some(b"\xff"), Some(b"\x00\xff"), &[], -1)),
             "{\"user_base64\":\"/w==\",\"payload_base64\":\"AP8=\",\"id\":\"user-events-2-17\",\"partition\":2,\"offset\":17}\n"
         );
+    }
+
+    #[test]
+    fn what_a_terminal_acts_on_is_escaped_and_the_text_is_the_one_that_was_sent() {
+        let evil = "\u{1b}[2J\u{9b}2J\u{7f}\u{202e}\u{2028}\u{200b}\n\\ \"é\"";
+        let headers: &[(&str, Option<&[u8]>)] = &[
+            (event::ID, Some(evil.as_bytes())),
+            (event::TYPE, Some(evil.as_bytes())),
+            (event::CONTENT_TYPE, Some(evil.as_bytes())),
+        ];
+        let line = line(Record::new(Some(evil.as_bytes()), Some(evil.as_bytes()), headers, 0));
+        assert!(!line.trim_end_matches('\n').chars().any(crate::core::text::is_escaped), "{line:?}");
+        assert!(line.contains(r"\u009b2J\u007f\u202e\u2028\u200b\n") && line.contains('é'), "{line}");
+        let parsed: serde_json::Value = serde_json::from_str(&line).unwrap();
+        for field in ["user", "payload", "id", "type", "content_type"] {
+            assert_eq!(parsed[field], evil, "{field}");
+        }
     }
 
     proptest! {

@@ -12,6 +12,7 @@ use super::select::{self, Judgement, Selection};
 use crate::core::event::Event;
 use crate::core::pace::Rate;
 use crate::core::progress::{Progress, State};
+use crate::core::text::escaped;
 use crate::limits;
 use crate::log::{FetchError, Log};
 use anyhow::{Context, bail};
@@ -260,7 +261,7 @@ struct Text<'p> {
 impl fmt::Display for Text<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { plan, what, to, rate } = self;
-        writeln!(f, "replay of {what}\n    to {to}\n")?;
+        writeln!(f, "replay of {}\n    to {}\n", escaped(what), escaped(to))?;
         writeln!(f, "  {:>9}  {:>12}  {:>12}  {:>12}", "partition", "from", "until", "events")?;
         for part in &plan.partitions {
             writeln!(f, "  {:>9}  {:>12}  {:>12}  {:>12}", part.partition, part.from, part.until, part.events)?;
@@ -273,7 +274,7 @@ impl fmt::Display for Text<'_> {
         }
         for (name, place) in [("first", &plan.first), ("last", &plan.last)] {
             if let Some(Place { partition, offset, user, id, timestamp_ms }) = place {
-                let user = user.as_deref().unwrap_or("(no user)");
+                let (user, id) = (escaped(user.as_deref().unwrap_or("(no user)")), escaped(id));
                 writeln!(f, "  {name:<8} {}  {user}  {partition}:{offset}  {id}", show_ms(*timestamp_ms))?;
             }
         }

@@ -6,6 +6,7 @@ use super::range::show_ms;
 use super::run::End;
 use super::{Config, Planned, Surroundings, Wanted};
 use crate::core::pace::Rate;
+use crate::core::text::{escaped, escaped_json};
 use crate::destination::spec::Target;
 use crate::dispatch::Ended;
 use crate::log::Engine;
@@ -54,7 +55,7 @@ pub async fn list(engine: &dyn Engine, topic: &str, destination: Option<&str>, j
     let mut out = io::stdout().lock();
     for (id, story) in stories.iter().filter(|(_, story)| destination.is_none_or(|name| story.destination == name)) {
         if json {
-            writeln!(out, "{}", serde_json::to_string(&Listed::of(id, story))?)?;
+            out.write_all(json_line(&Listed::of(id, story))?.as_bytes())?;
         } else {
             write!(out, "{}", Listed::of(id, story))?;
         }
@@ -114,8 +115,9 @@ impl<'s> Listed<'s> {
 impl fmt::Display for Listed<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { id, destination, what, events, counts, state, by, why, .. } = self;
-        writeln!(f, "{id}  {destination}  {state}")?;
-        writeln!(f, "    {} by {}@{}: {what}", show_ms(self.started_ms), by.user, by.host)?;
+        let (by_user, by_host, why) = (escaped(&by.user), escaped(&by.host), escaped(why));
+        writeln!(f, "{}  {}  {state}", escaped(id), escaped(destination))?;
+        writeln!(f, "    {} by {by_user}@{by_host}: {}", show_ms(self.started_ms), escaped(what))?;
         writeln!(f, "    {} of {events} delivered, {} given up", counts.delivered, counts.given_up)?;
         if !why.is_empty() {
             writeln!(f, "    {why}")?;
@@ -152,11 +154,16 @@ pub(super) fn show(around: &Surroundings, config: &Config, planned: &Planned) ->
             estimate_secs: config.rate.map(|rate| rate.time_of(plan.events).as_secs_f64()),
             plan,
         };
-        serde_json::to_string(&shown)? + "\n"
+        json_line(&shown)?
     } else {
         format!("{}\n", plan.text(what, &to, config.rate))
     };
     say(around, config.execute, &text)
+}
+
+/// One line of JSON that a terminal may show.
+fn json_line(value: &impl Serialize) -> anyhow::Result<String> {
+    Ok(escaped_json(&serde_json::to_string(value)?).into_owned() + "\n")
 }
 
 /// Where the events go to standard output, everything else goes to the other one.
@@ -172,7 +179,7 @@ fn say(around: &Surroundings, delivers: bool, text: &str) -> anyhow::Result<()> 
 pub(super) fn note(around: &Surroundings, config: &Config, text: &str) {
     if !config.json {
         // Nobody may be looking any more.
-        around.streams.err(&format!("{text}\n")).unwrap_or_default();
+        around.streams.err(&format!("{}\n", escaped(text))).unwrap_or_default();
     }
 }
 
@@ -221,7 +228,7 @@ pub(super) fn conclude(
     let Progressed { delivered, given_up, failed } = counts;
     if config.json {
         let summary = Summary { id, outcome, counts, left, why: &why };
-        say(around, true, &(serde_json::to_string(&summary)? + "\n"))?;
+        say(around, true, &json_line(&summary)?)?;
     } else {
         let attempts = if failed > 0 { format!("; {failed} attempts failed") } else { String::new() };
         let kept = if given_up > 0 { format!(", {given_up} given up and kept as dead letters") } else { String::new() };
