@@ -168,9 +168,9 @@ pub struct Replay {
 
 #[derive(Debug, Clone)]
 pub enum ReplayWork {
-    /// Of one destination, by its name, or of all.
+    /// Replays of one destination, or of all.
     List {
-        destination: Option<String>,
+        destination: Option<Box<Spec>>,
         json: bool,
     },
     Deliver {
@@ -216,7 +216,7 @@ impl Replay {
         let deliveries = deliveries(&typed, &flags.delivery, shared, &url, shared.drain)?;
         let delivery = deliveries.into_iter().next();
         if flags.list {
-            let destination = delivery.map(|delivery| delivery.spec.name);
+            let destination = delivery.map(|delivery| Box::new(delivery.spec));
             return Ok(Self { log, work: ReplayWork::List { destination, json: flags.json } });
         }
         let delivery = Box::new(delivery.context("--dest is missing")?);
@@ -476,7 +476,8 @@ fn specs(typed: &[String], name: Option<&str>, topic: &str) -> anyhow::Result<Ve
         );
         ensure!(
             names.insert(spec.name.as_str()),
-            "two destinations have the name {:?}: write --dest NAME=DEST to name one of them otherwise",
+            "two destinations have the name {:?}: write --dest NAME=DEST to give one of them another name (user, password \
+             and query of a URL are not part of a derived name)",
             spec.name
         );
     }

@@ -1,15 +1,16 @@
 //! `eventd ingest` and `eventd dispatch`: one part each, in a process of its own; and what [`up`](crate::up) shares with
 //! them: opening the log, the sockets and a destination.
 
+mod beginning;
 mod store;
 
-pub(crate) use self::store::Store;
+pub(crate) use self::store::{Place, Store};
 
 use crate::config::{self, Delivery};
 use crate::destination::{self, Destination};
 use crate::dispatch::{self, Parts};
+use crate::group::JoinError;
 use crate::group::sqlite::WhenHeld;
-use crate::group::{Group, JoinError};
 use crate::log::kafka::Kafka;
 use crate::log::sqlite::Sqlite;
 use crate::log::{Engine, Log, OpenError};
@@ -95,16 +96,16 @@ pub async fn dispatch(config: config::Dispatch, signals: &Signals) -> anyhow::Re
     let start = async {
         let (store, log) = open(&config.log).await?;
         let engine = store.engine();
-        let group = tokio::select! {
-            group = hold(&store, &log, &config.delivery, config.standby) => group?,
+        let place = tokio::select! {
+            place = hold(&store, &log, &config.delivery, config.standby) => place?,
             why = engine.lost() => return Err(lost(&why)),
         };
-        Ok((engine, log, group))
+        Ok((engine, log, place))
     };
-    let Some((engine, log, group)) = unless_stopped(signals, start).await? else {
+    let Some((engine, log, place)) = unless_stopped(signals, start).await? else {
         return Ok(Ended::Drained);
     };
-    let delivery = deliver(engine.clone(), log, group, config.delivery, signals.clone(), signals.stop());
+    let delivery = deliver(engine.clone(), log, place, config.delivery, signals.clone(), signals.stop());
     tokio::select! {
         ended = delivery => ended,
         why = engine.lost() => Err(lost(&why)),
@@ -120,10 +121,15 @@ pub async fn replay(config: config::Replay, signals: &Signals) -> anyhow::Result
     let work = async {
         match config.work {
             config::ReplayWork::List { destination, json } => {
-                replay::list(&*engine, log.topic(), destination.as_deref(), json).await.map(|()| Ended::Drained)
+                let name = match destination {
+                    Some(spec) => Some(store.named(&log, &spec).await?.name),
+                    None => None,
+                };
+                replay::list(&*engine, log.topic(), name.as_deref(), json).await.map(|()| Ended::Drained)
             }
             config::ReplayWork::Deliver { delivery, replay } => {
                 let Delivery { spec, settings, dispatch, .. } = *delivery;
+                let spec = store.named(&log, &spec).await?;
                 let groups = Arc::new(store.clone()) as Arc<dyn Groups>;
                 let (engine, opener, streams) = (engine.clone(), Arc::new(settings), Arc::new(replay::Process));
                 let around = replay::Surroundings { engine, log, groups, spec, opener, dispatch, streams };
@@ -255,12 +261,7 @@ fn announce(asked: &str, listeners: &[TcpListener]) -> anyhow::Result<()> {
 }
 
 /// Takes the destination's place, as soon as the log allows it; with `standby`, as soon as nobody else holds it.
-async fn hold(
-    store: &Store,
-    log: &Arc<dyn Log>,
-    delivery: &Delivery,
-    standby: bool,
-) -> Result<Arc<dyn Group>, JoinError> {
+async fn hold(store: &Store, log: &Arc<dyn Log>, delivery: &Delivery, standby: bool) -> Result<Place, JoinError> {
     let quiet = Quiet::default();
     loop {
         match hold_once(store, log, delivery, standby).await {
@@ -276,12 +277,7 @@ async fn hold(
     }
 }
 
-async fn hold_once(
-    store: &Store,
-    log: &Arc<dyn Log>,
-    delivery: &Delivery,
-    standby: bool,
-) -> Result<Arc<dyn Group>, JoinError> {
+async fn hold_once(store: &Store, log: &Arc<dyn Log>, delivery: &Delivery, standby: bool) -> Result<Place, JoinError> {
     match store.join(log, delivery, WhenHeld::Fail).await {
         Err(JoinError::Held { name, holder }) if standby => {
             tracing::info!(destination = name, held_by = holder.map(|holder| holder.pid), "standing by");
@@ -295,7 +291,7 @@ async fn hold_once(
 pub(crate) async fn deliver(
     engine: Arc<dyn Engine>,
     log: Arc<dyn Log>,
-    group: Arc<dyn Group>,
+    place: Place,
     delivery: Delivery,
     signals: Signals,
     stop: impl Future<Output = ()> + Send,
@@ -303,17 +299,21 @@ pub(crate) async fn deliver(
     let (spec, settings) = (delivery.spec.clone(), delivery.settings.clone());
     // It looks at files, and blocks for as long as they do.
     let destination = tokio::task::spawn_blocking(move || destination::open(&spec, &settings)).await??;
-    tracing::info!(destination = %delivery.spec.name, to = %delivery.spec, "delivering");
+    let Place { group, beginning } = place;
+    let name = group.name().to_owned();
+    tracing::info!(destination = name, to = %delivery.spec, "delivering");
     if let Some(drill) = delivery.settings.drill {
         tracing::warn!(
-            destination = %delivery.spec.name,
+            destination = name,
             one_in = drill.one_in,
             seed = drill.seed,
             "drill: events fail on purpose; --reliability-seed repeats it"
         );
     }
-    let parts = Parts { engine, log, group, destination: destination.clone() };
+    let parts = Parts { engine, log: log.clone(), group, destination: destination.clone() };
     tokio::select! {
+        biased;
+        never = beginning.tell(&*log, delivery.dispatch.start, &name, &delivery.spec) => match never {},
         ended = dispatch::run(parts, delivery.dispatch, stop) => Ok(ended?.into()),
         never = reopen(&*destination, signals) => match never {},
     }

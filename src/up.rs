@@ -119,13 +119,13 @@ impl Supervisor {
 
     /// One life of the destination, in a task of its own: a panic ends that task alone.
     async fn delivery_once(&self) -> Result<Ended, Failed> {
-        let group = self.store.join(&self.log, &self.delivery, WhenHeld::Fail).await;
-        let group = group.context("not started").map_err(|error| Failed { error, began: false })?;
+        let place = self.store.join(&self.log, &self.delivery, WhenHeld::Fail).await;
+        let place = place.context("not started").map_err(|error| Failed { error, began: false })?;
         let (engine, log) = (self.store.engine(), self.log.clone());
         let (delivery, signals) = (self.delivery.clone(), self.signals.clone());
         let stop = drained(self.drain.clone());
         let mut life = JoinSet::new();
-        life.spawn(modes::deliver(engine, log, group, delivery, signals, stop));
+        life.spawn(modes::deliver(engine, log, place, delivery, signals, stop));
         let ended = match life.join_next().await {
             Some(Ok(ended)) => ended,
             Some(Err(panicked)) => Err(anyhow!("panicked: {panicked}")),

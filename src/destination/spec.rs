@@ -7,12 +7,15 @@
 //! ```
 //!
 //! The name is a consumer group: it says how far the destination got. So it must not change when eventd is upgraded,
-//! and two destinations must not share one; the tests pin it.
+//! and two destinations must not share one; the tests pin it. A derived name is public (it is a file name, a group of
+//! Kafka, a field of log lines), so it is made of the URL without user, password, query and fragment. These may change
+//! without a change of the name, and nobody can compute them from it.
 
 use super::ConfigurationError;
 use crate::core::name;
 use crate::limits::DESTINATION_NAME_CHARS_MAX;
 use http::Uri;
+use percent_encoding::{AsciiSet, CONTROLS, utf8_percent_encode};
 use std::fmt;
 use std::path::PathBuf;
 
@@ -26,11 +29,15 @@ const NULL_NAME: &str = "null";
 /// `-` and the CRC-32C in hexadecimal digits.
 const SUFFIX_CHARS: usize = 9;
 
+/// What RFC 3986 allows in neither a path nor a query. Characters that are not ASCII are always encoded.
+const NOT_IN_A_URL: &AsciiSet =
+    &CONTROLS.add(b' ').add(b'"').add(b'<').add(b'>').add(b'\\').add(b'^').add(b'`').add(b'{').add(b'|').add(b'}');
+
 const SUPPORTED: &str = "a path, file:PATH, http://…, https://…, - (standard output) or null:";
 
 /// One `--dest`, parsed.
 ///
-/// `Debug` and `Display` never show the password and the query of a URL (`?token=…`); `as_typed` has them.
+/// `Debug` and `Display` never show the password and the query of a URL (`?token=…`).
 ///
 /// ```
 /// use eventd::destination::spec::Spec;
@@ -43,8 +50,12 @@ pub struct Spec {
     /// Its consumer group: at most 100 characters of `[A-Za-z0-9._-]`.
     pub name: String,
     pub target: Target,
+    /// The derived name that eventd gave to this destination before it left user, password, query and fragment out of
+    /// the checksum. `None` if the name was typed, or did not change. A destination that has commits only under this
+    /// name keeps it, so that nothing is delivered again.
+    pub earlier_name: Option<String>,
     /// The destination without `NAME=`, with its password and query: not for logs.
-    pub as_typed: String,
+    as_typed: String,
 }
 
 /// Where events go.
@@ -73,24 +84,31 @@ impl Spec {
     /// Parses `DEST` or `NAME=DEST`. The errors are for people, and show no password.
     pub fn parse(text: &str) -> Result<Self, ConfigurationError> {
         let (name, destination) = split_name(text);
-        let target = parse_target(destination)?;
-        let name = match name {
-            Some(name) => name.to_owned(),
-            None => derive_name(&target, destination),
+        let spec = Self {
+            name: String::new(),
+            target: parse_target(destination)?,
+            earlier_name: None,
+            as_typed: destination.to_owned(),
         };
-        Self { name: String::new(), target, as_typed: destination.to_owned() }.with_name(&name)
+        if let Some(name) = name {
+            return spec.with_name(name);
+        }
+        let name = derive_name(&spec.target, destination, &public_part(destination));
+        let earlier = derive_name(&spec.target, destination, destination);
+        let earlier_name = (earlier != name).then_some(earlier);
+        Ok(Self { earlier_name, ..spec.with_name(&name)? })
     }
 
-    /// The same destination under another name (`--name`), which is checked.
+    /// Gives the destination another name (`--name`), which is checked.
     pub fn with_name(self, name: &str) -> Result<Self, ConfigurationError> {
         check_name(name).map_err(|why| ConfigurationError(format!("the name {name:?} of destination {self} {why}")))?;
-        Ok(Self { name: name.to_owned(), ..self })
+        Ok(Self { name: name.to_owned(), earlier_name: None, ..self })
     }
 
-    /// 32 hexadecimal digits that differ for two destinations, so that one name for both is noticed. The password has
-    /// no part in it: it may be changed.
+    /// Computes 32 hexadecimal digits that differ for two destinations, so that one name for both is noticed. Like the
+    /// derived name it is public, so user, password, query and fragment have no part in it.
     pub fn digest(&self) -> String {
-        let digest = ring::digest::digest(&ring::digest::SHA256, redact(&self.as_typed).as_bytes());
+        let digest = ring::digest::digest(&ring::digest::SHA256, public_part(&self.as_typed).as_bytes());
         digest.as_ref()[..16].iter().map(|byte| format!("{byte:02x}")).collect()
     }
 }
@@ -181,9 +199,10 @@ fn parse_path(path: &str) -> Result<Target, ConfigurationError> {
 
 fn parse_url(text: &str) -> Result<Target, ConfigurationError> {
     let bad = |why: &str| {
-        ConfigurationError(format!("{:?} is no URL to deliver to: {why}", cut_query(redact_anywhere(text))))
+        ConfigurationError(format!("{:?} is not a URL to deliver to: {why}", cut_query(redact_anywhere(text))))
     };
-    let uri: Uri = text.parse().map_err(|error: http::uri::InvalidUri| bad(&error.to_string()))?;
+    let uri: Uri =
+        request_uri(text).map_err(bad)?.parse().map_err(|error: http::uri::InvalidUri| bad(&error.to_string()))?;
     let mut parts = uri.into_parts();
     let authority = parts.authority.ok_or_else(|| bad("the host is missing"))?;
     let (userinfo, host) = match authority.as_str().rsplit_once('@') {
@@ -195,23 +214,38 @@ fn parse_url(text: &str) -> Result<Target, ConfigurationError> {
     }
     let port = host.strip_prefix(authority.host()).unwrap_or_default();
     if !port.is_empty() && port.strip_prefix(':').is_none_or(|port| port.parse::<u16>().is_err()) {
-        return Err(bad("the port is no number up to 65535"));
+        return Err(bad("the port must be a number from 0 to 65535"));
     }
     parts.authority = Some(host.parse().map_err(|error: http::uri::InvalidUri| bad(&error.to_string()))?);
     let uri = Uri::from_parts(parts).map_err(|error| bad(&error.to_string()))?;
     Ok(Target::Http(HttpTarget { uri, userinfo }))
 }
 
-/// The name that a destination has without `NAME=`. A bare path is its own name where it can be one; whatever had to
-/// be replaced or left out is made up for by the CRC-32C of the destination as typed.
-fn derive_name(target: &Target, as_typed: &str) -> String {
+/// The URL as it may stand on a request line: characters that RFC 3986 does not allow in a path or a query are
+/// percent-encoded, as browsers do. A host is never changed, since that would be another name to look up.
+fn request_uri(text: &str) -> Result<String, &'static str> {
+    if text.contains(|c: char| c.is_whitespace() || c.is_control()) {
+        return Err("it has a space or a control character: write %20 for a space");
+    }
+    let Some((start, end)) = authority(text) else { return Err("the host is missing") };
+    let host = text[start..end].rfind('@').map_or(start, |at| start + at + 1);
+    if !text[host..end].is_ascii() {
+        return Err("the host has a character that is not ASCII: write it in punycode (xn--…)");
+    }
+    let encode = |part| utf8_percent_encode(part, NOT_IN_A_URL);
+    Ok(format!("{}{}{}{}", &text[..start], encode(&text[start..host]), &text[host..end], encode(&text[end..])))
+}
+
+/// Derives the name that a destination has without `NAME=`. A bare path is its own name if it can be one. If something
+/// had to be replaced or left out, the CRC-32C of `checked` follows, to keep two such names apart.
+fn derive_name(target: &Target, as_typed: &str, checked: &str) -> String {
     let (kept, whole) = match target {
         Target::Stdout => return STDOUT_NAME.to_owned(),
         Target::Null => return NULL_NAME.to_owned(),
         Target::File(path) => {
             let path = path.to_string_lossy();
             let kept = path.strip_prefix("./").unwrap_or(&path).to_owned();
-            let whole = kept != STDOUT_NAME && kept != NULL_NAME;
+            let whole = kept != STDOUT_NAME && kept != NULL_NAME && has_letter_or_digit(&kept);
             (kept, whole)
         }
         // The scheme is always left out.
@@ -222,22 +256,32 @@ fn derive_name(target: &Target, as_typed: &str) -> String {
         return replaced;
     }
     let cut = &replaced[..replaced.len().min(DESTINATION_NAME_CHARS_MAX - SUFFIX_CHARS)];
-    format!("{cut}-{:08x}", crc32c::crc32c(as_typed.as_bytes()))
+    format!("{cut}-{:08x}", crc32c::crc32c(checked.as_bytes()))
 }
 
-/// `host[-port]/path` as typed: no path is not the path `/`.
+/// `host[-port]/path` as typed: no path is not the path `/`, and `ü` is one character and not `%C3%BC`.
 fn host_and_path(http: &HttpTarget, as_typed: &str) -> String {
     let host = http.uri.host().unwrap_or_default();
     let port = http.uri.port().map(|port| format!("-{port}")).unwrap_or_default();
-    let behind_scheme = as_typed.split_once("//").map_or("", |(_, rest)| rest);
-    let authority_end = behind_scheme.find(['/', '?', '#']).unwrap_or(behind_scheme.len());
-    let path = if behind_scheme[authority_end..].starts_with('/') { http.uri.path() } else { "" };
-    format!("{host}{port}{path}")
+    let path = authority(as_typed).map_or("", |(_, end)| &as_typed[end..]);
+    format!("{host}{port}{}", &path[..path.find(['?', '#']).unwrap_or(path.len())])
+}
+
+/// The part of a destination that is no secret and that says where it is: a URL without user, password, query and
+/// fragment; anything else as typed.
+fn public_part(as_typed: &str) -> String {
+    let Some((start, end)) = authority(as_typed) else { return as_typed.to_owned() };
+    let host = as_typed[start..end].rfind('@').map_or(start, |at| start + at + 1);
+    let path_end = as_typed[end..].find(['?', '#']).map_or(as_typed.len(), |at| end + at);
+    format!("{}{}", &as_typed[..start], &as_typed[host..path_end])
 }
 
 fn check_name(name: &str) -> Result<(), String> {
     if name.is_empty() || !name.chars().all(name::may_hold) {
         return Err("may hold only letters, digits, '.', '_' and '-', and not be empty".into());
+    }
+    if !has_letter_or_digit(name) {
+        return Err("needs a letter or a digit: it becomes a part of file names and topics".into());
     }
     if name.len() > DESTINATION_NAME_CHARS_MAX {
         return Err(format!("has {} characters; at most {DESTINATION_NAME_CHARS_MAX} are possible", name.len()));
@@ -251,7 +295,11 @@ fn check_name(name: &str) -> Result<(), String> {
     Ok(())
 }
 
-/// The destination as people may see it; to be used where it was parsed.
+fn has_letter_or_digit(name: &str) -> bool {
+    name.chars().any(|c| c.is_ascii_alphanumeric())
+}
+
+/// The destination as people may see it; for a text that was parsed already.
 fn shown(as_typed: &str) -> String {
     cut_query(redact(as_typed))
 }
@@ -320,11 +368,59 @@ mod tests {
             ("http://localhost:9000", "localhost-9000-76c7015f"),
             ("http://localhost:9000/", "localhost-9000--2393c05d"),
             ("https://example.com", "example.com-017dd4d4"),
-            ("https://u:p@example.com:8443/hook/a?b=c#d", "example.com-8443-hook-a-7ffafdd4"),
+            ("http://h/ü", "h---82393199"),
             ("out/x=y", "out-x-y-2556d2a8"),
             ("größe", "gr--e-19074357"),
         ] {
             assert_eq!(name(text), expected, "{text}");
+        }
+    }
+
+    #[test]
+    fn password_query_and_fragment_have_no_part_in_a_name_or_a_digest() {
+        let plain = Spec::parse("https://example.com:8443/hook/a").unwrap();
+        for (text, earlier) in [
+            ("https://u:p@example.com:8443/hook/a?b=c#d", Some("example.com-8443-hook-a-7ffafdd4")),
+            ("https://u:q@example.com:8443/hook/a?b=c#d", Some("example.com-8443-hook-a-075d9d59")),
+            ("https://example.com:8443/hook/a?token=one", Some("example.com-8443-hook-a-4e71cef3")),
+            ("https://example.com:8443/hook/a?token=two/@x", Some("example.com-8443-hook-a-2260a636")),
+            ("https://u@example.com:8443/hook/a", Some("example.com-8443-hook-a-8117dcd4")),
+            ("https://example.com:8443/hook/a#", Some("example.com-8443-hook-a-9b63b62e")),
+            ("https://example.com:8443/hook/a", None),
+        ] {
+            let spec = Spec::parse(text).unwrap();
+            assert_eq!((&spec.name, spec.digest()), (&plain.name, plain.digest()), "{text}");
+            assert_eq!(spec.earlier_name.as_deref(), earlier, "{text}");
+        }
+        for other in
+            ["https://example.com:8443/hook/b", "https://example.com:8443/hook", "http://example.com:8443/hook/a"]
+        {
+            let other = Spec::parse(other).unwrap();
+            assert!(other.name != plain.name && other.digest() != plain.digest(), "{other}");
+        }
+        assert_eq!(Spec::parse("crm=https://u:p@h/?a=b").unwrap().earlier_name, None, "the name was typed");
+        let named = Spec::parse("https://u:p@h/?a=b").unwrap().with_name("crm").unwrap();
+        assert_eq!(named.earlier_name, None);
+        assert_eq!(Spec::parse("./what?x=y").unwrap().earlier_name, None, "a path has no query");
+    }
+
+    #[test]
+    fn what_may_not_stand_on_a_request_line_is_encoded_or_refused() {
+        let uri = |text: &str| match Spec::parse(text).unwrap().target {
+            Target::Http(http) => (http.uri.to_string(), http.userinfo),
+            target => panic!("{target:?}"),
+        };
+        assert_eq!(uri("http://h/ü").0, "http://h/%C3%BC");
+        assert_eq!(
+            uri("http://h/a%20b?größe=日本&x={1}").0,
+            "http://h/a%20b?gr%C3%B6%C3%9Fe=%E6%97%A5%E6%9C%AC&x=%7B1%7D"
+        );
+        assert_eq!(uri("http://h?ü").0, "http://h/?%C3%BC");
+        assert_eq!(uri("http://jürgen:paß@h/").1.as_deref(), Some("j%C3%BCrgen:pa%C3%9F"));
+        assert_eq!(uri("http://h/a:b;c=d,e/@f?g=h/i?j&k[]=1'").0, "http://h/a:b;c=d,e/@f?g=h/i?j&k[]=1'");
+        assert!(refused("http://bücher.example/").contains("xn--"));
+        for text in ["http://h/a b", "http://h/a\nb", "http://h/a\u{a0}b", "http://h/\u{7f}", "http://h/?\u{9b}"] {
+            assert!(refused(text).contains("%20"), "{text:?}: {}", refused(text));
         }
     }
 
@@ -353,6 +449,16 @@ mod tests {
     }
 
     #[test]
+    fn a_name_without_a_letter_or_digit_is_refused() {
+        for text in ["..=x", ".=x", "...=x", "-=x", "_=null:", ".-_=http://h/"] {
+            assert!(refused(text).contains("needs a letter or a digit"), "{text}: {}", refused(text));
+        }
+        assert_eq!(name(".a=x"), ".a");
+        assert_eq!(name("..a"), "..a");
+        assert_eq!(name("___"), "___-b39fdf0a", "a path has digits to make up for it");
+    }
+
+    #[test]
     fn what_is_no_destination_says_what_would_be_one() {
         for text in ["", "a=", "file:"] {
             assert!(refused(text).contains("missing"), "{text}");
@@ -375,7 +481,7 @@ mod tests {
     }
 
     #[test]
-    fn a_password_is_neither_shown_nor_part_of_the_digest() {
+    fn a_password_is_never_shown() {
         let spec = Spec::parse("crm=https://user:secret@example.com/a@b?c=d").unwrap();
         let shown = format!("{spec} {spec:?} {:?}", spec.target);
         assert!(!shown.contains("secret") && shown.contains("example.com/a@b?…"), "{shown}");
@@ -385,9 +491,6 @@ mod tests {
             (http.uri.to_string().as_str(), http.userinfo.as_deref()),
             ("https://example.com/a@b?c=d", Some("user:secret"))
         );
-        assert_eq!(spec.digest(), Spec::parse("https://user:other@example.com/a@b?c=d").unwrap().digest());
-        assert_ne!(spec.digest(), Spec::parse("https://user@example.com/a").unwrap().digest());
-        assert_ne!(spec.digest(), Spec::parse("https://user@example.com/a@b?c=e").unwrap().digest());
         assert_eq!(Spec::parse("./what?").unwrap().to_string(), "./what?");
         for text in ["c m=https://u:secret@h/", "größe=http://h/?k=secret", "file:crm=https://u:secret@h"] {
             assert!(refused(text).contains("NAME= takes") && !refused(text).contains("secret"), "{}", refused(text));

@@ -1,9 +1,11 @@
 //! The log of a mode, whichever engine it is in: where its topics are, and how a destination takes its place in it.
 
+use super::beginning::Beginning;
 use crate::BoxFuture;
 use crate::config::Delivery;
 use crate::core::outcome::Failure;
 use crate::core::progress::{Move, State};
+use crate::destination::spec::Spec;
 use crate::group::kafka::Joining;
 use crate::group::sqlite::WhenHeld;
 use crate::group::{self, Group, JoinError};
@@ -13,6 +15,13 @@ use crate::log::{Engine, Log};
 use crate::replay::Groups;
 use std::collections::BTreeMap;
 use std::sync::Arc;
+
+/// A destination's place in the log.
+#[derive(Debug)]
+pub(crate) struct Place {
+    pub(super) group: Arc<dyn Group>,
+    pub(super) beginning: Beginning,
+}
 
 /// An engine that was opened.
 #[derive(Debug, Clone)]
@@ -35,14 +44,28 @@ impl Store {
         log: &Arc<dyn Log>,
         delivery: &Delivery,
         when_held: WhenHeld,
-    ) -> Result<Arc<dyn Group>, JoinError> {
-        let name = &delivery.spec.name;
-        match self {
+    ) -> Result<Place, JoinError> {
+        let name = self.named(log, &delivery.spec).await?.name;
+        let group = match self {
             Self::Sqlite(engine) => {
-                group::sqlite::join(engine, name, log.topic(), &delivery.spec.digest(), when_held).await
+                group::sqlite::join(engine, &name, log.topic(), &delivery.spec.digest(), when_held).await?
             }
-            Self::Kafka(engine) => group::kafka::join(engine, name, log, delivery.joining.clone()).await,
+            Self::Kafka(engine) => group::kafka::join(engine, &name, log, delivery.joining.clone()).await?,
+        };
+        Ok(Place { beginning: Beginning::look(self, log, &name).await, group })
+    }
+
+    /// Gives the destination the name under which it has commits: its own, or else the one that eventd derived before
+    /// it left password and query out of the checksum. Another name would deliver everything again.
+    pub(crate) async fn named(&self, log: &Arc<dyn Log>, spec: &Spec) -> Result<Spec, JoinError> {
+        let Some(earlier) = &spec.earlier_name else { return Ok(spec.clone()) };
+        let has_commits = async |name| -> Result<bool, JoinError> {
+            Ok(self.committed(name, log).await?.iter().any(Option::is_some))
+        };
+        if has_commits(&spec.name).await? || !has_commits(earlier).await? {
+            return Ok(spec.clone());
         }
+        spec.clone().with_name(earlier).map_err(|error| JoinError::Configuration(error.to_string()))
     }
 }
 
