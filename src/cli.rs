@@ -4,7 +4,7 @@
 //!
 //! A flag wins over its environment variable, which wins over the default.
 
-use crate::config::{Engine, LogFormat};
+use crate::config::LogFormat;
 use crate::core::name;
 use crate::core::pace::Rate;
 use crate::core::partition::Partitioner;
@@ -188,8 +188,8 @@ const REPLAY: &str = "Replay";
 pub struct Shared {
     /// The log: sqlite:PATH, a file that is made where it is missing, or the brokers of a Kafka cluster,
     /// HOST:PORT[,HOST:PORT…] [default: localhost:9092; in `up`, sqlite:eventd.db]
-    #[arg(long, value_name = "URL", env = "EVENTD_URL")]
-    pub url: Option<Engine>,
+    #[arg(long, value_name = "URL", env = "EVENTD_URL", hide_env_values = true)]
+    pub url: Option<String>,
 
     /// The topic
     #[arg(long, env = "EVENTD_TOPIC", default_value = "user-events", value_parser = topic)]
@@ -393,6 +393,26 @@ pub struct Delivery {
     pub webhook_secret_files: Vec<String>,
 }
 
+/// Hides what may be a secret in one of clap's errors: they repeat arguments, and one may be a URL in the wrong place
+/// (`eventd up https://user:password@host`). What is in front of `@`, and a URL's query, become `***`.
+pub fn without_secrets(error: &str) -> String {
+    let line = |line: &str| -> String {
+        let url = line.find("://").map(|at| at + "://".len());
+        // Clap puts arguments into single quotes.
+        let start = url.or_else(|| line.find('\'').map(|at| at + 1)).unwrap_or(0);
+        let (before, argument) = line.split_at(start);
+        let (hidden, argument) = argument.rsplit_once('@').map_or(("", argument), |(_, rest)| ("***@", rest));
+        match argument.split_once('?') {
+            Some((path, query)) if url.is_some() => {
+                let after = query.rfind('\'').map_or("", |quote| &query[quote..]);
+                format!("{before}{hidden}{path}?***{after}")
+            }
+            _ => format!("{before}{hidden}{argument}"),
+        }
+    };
+    error.split_inclusive('\n').map(line).collect()
+}
+
 /// A duration with its unit: `100ms`, `2s`, `1h 30m`.
 fn duration(text: &str) -> Result<Duration, String> {
     if text.chars().all(|c| c.is_ascii_digit()) {
@@ -516,5 +536,25 @@ fn start(text: &str) -> Result<Start, String> {
         "earliest" => Ok(Start::Earliest),
         "latest" => Ok(Start::Latest),
         _ => Err("earliest or latest".into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_error_that_repeats_an_argument_shows_no_secret_of_it() {
+        for (error, shown) in [
+            ("unexpected argument '--urk' found\n", "unexpected argument '--urk' found\n"),
+            ("argument 'https://u:p@h/a' found\nUsage", "argument 'https://***@h/a' found\nUsage"),
+            ("argument 'https://h/?token=a'b' found", "argument 'https://h/?***' found"),
+            ("'kafka://u:p@ss@h:9092,i:9092'", "'kafka://***@h:9092,i:9092'"),
+            ("'x=http://u:p@h/?q=a@b'", "'x=http://***@b'"),
+            ("argument 'u:p'w@h:9092' found", "argument '***@h:9092' found"),
+            ("a value is required for '--dest <DEST>'?", "a value is required for '--dest <DEST>'?"),
+        ] {
+            assert_eq!(without_secrets(error), shown);
+        }
     }
 }

@@ -9,6 +9,7 @@ use crate::group::kafka::Joining;
 use crate::replay::range::Range;
 use crate::replay::rewind::Way;
 use crate::replay::select::Selection;
+use crate::small_file::{self, SECRET_FILE_BYTES_MAX};
 use crate::{clock, dispatch, ingest, limits, log, net, replay};
 use anyhow::{Context, anyhow, bail, ensure};
 use std::collections::{BTreeSet, HashMap, HashSet};
@@ -58,6 +59,13 @@ impl FromStr for Engine {
                 path => Ok(Self::Sqlite(path.into())),
             };
         }
+        // Not shown: it may hold a password.
+        if text.contains(['@', '?']) {
+            return Err("the address of a Kafka broker has no user, password or parameters: write \
+                 HOST:PORT[,HOST:PORT…], and log in with --sasl-username and --sasl-password-file. (For the embedded \
+                 log write sqlite:PATH.)"
+                .into());
+        }
         let brokers: Vec<String> =
             text.strip_prefix("kafka://").unwrap_or(text).split(',').map(|broker| broker.trim().to_owned()).collect();
         match brokers.iter().find(|broker| !is_address(broker)) {
@@ -65,7 +73,9 @@ impl FromStr for Engine {
             Some(_) if !text.starts_with("kafka:") && !text.contains(',') => Err("not a log that eventd knows: write \
                  sqlite:PATH, as sqlite:eventd.db, or the address of a Kafka broker, as localhost:9092"
                 .into()),
-            Some(broker) => Err(format!("{broker:?} is no address of a Kafka broker: write HOST:PORT[,HOST:PORT…]")),
+            Some(broker) => {
+                Err(format!("{broker:?} is not the address of a Kafka broker: write HOST:PORT[,HOST:PORT…]"))
+            }
         }
     }
 }
@@ -182,7 +192,7 @@ pub enum ReplayWork {
 impl Ingest {
     pub fn new(flags: &cli::Ingest) -> anyhow::Result<Self> {
         Ok(Self {
-            log: log(&flags.shared, &url(&flags.shared, kafka_here), Some(MAX_DB_BYTES))?,
+            log: log(&flags.shared, &url(&flags.shared, kafka_here)?, Some(MAX_DB_BYTES))?,
             endpoint: endpoint(&flags.endpoint, flags.shared.drain)?,
         })
     }
@@ -191,7 +201,7 @@ impl Ingest {
 impl Dispatch {
     pub fn new(flags: &cli::Dispatch) -> anyhow::Result<Self> {
         let shared = &flags.shared;
-        let url = url(shared, kafka_here);
+        let url = url(shared, kafka_here)?;
         ensure!(
             !flags.standby || matches!(url, Engine::Sqlite(_)),
             "--standby waits for another process to let go of a database: it is for sqlite:"
@@ -206,7 +216,7 @@ impl Dispatch {
 impl Replay {
     pub fn new(flags: &cli::Replay) -> anyhow::Result<Self> {
         let shared = &flags.shared;
-        let url = url(shared, kafka_here);
+        let url = url(shared, kafka_here)?;
         let mut log = log(shared, &url, None)?;
         log.create = None;
         if let Store::Sqlite { settings, .. } = &mut log.store {
@@ -294,7 +304,7 @@ impl Up {
         let shared = &flags.shared;
         // Ingest ends before the destinations do, each in its own half: together they keep to `--drain`.
         let drain = shared.drain / 2;
-        let url = url(shared, || Engine::Sqlite("eventd.db".into()));
+        let url = url(shared, || Engine::Sqlite("eventd.db".into()))?;
         Ok(Self {
             log: log(shared, &url, Some(MAX_DB_BYTES))?,
             endpoint: endpoint(&flags.endpoint, drain)?,
@@ -303,9 +313,12 @@ impl Up {
     }
 }
 
-/// The log of a mode, where `--url` does not say it.
-fn url(flags: &cli::Shared, default: impl FnOnce() -> Engine) -> Engine {
-    flags.url.clone().unwrap_or_else(default)
+/// The log of a mode: `--url`, or else the default. It is not parsed by clap, whose errors repeat the value.
+fn url(flags: &cli::Shared, default: impl FnOnce() -> Engine) -> anyhow::Result<Engine> {
+    match &flags.url {
+        Some(text) => text.parse().map_err(anyhow::Error::msg).context("--url"),
+        None => Ok(default()),
+    }
 }
 
 /// Where Kafka's own tools look.
@@ -364,13 +377,22 @@ fn brokers_of(brokers: &[String], flags: &cli::Kafka) -> anyhow::Result<net::Set
 fn sasl_password(file: Option<&Path>) -> anyhow::Result<String> {
     match file {
         Some(path) => {
-            let text = std::fs::read_to_string(path);
-            let text = text.with_context(|| format!("--sasl-password-file {}", path.display()))?;
-            Ok(text.trim_end_matches(['\r', '\n']).to_owned())
+            let text = small_file::read_text(path, SECRET_FILE_BYTES_MAX)
+                .map_err(anyhow::Error::new)
+                .and_then(|text| one_line(&text).map(str::to_owned));
+            text.with_context(|| format!("--sasl-password-file {}", path.display()))
         }
         None => std::env::var(SASL_PASSWORD)
             .with_context(|| format!("--sasl-mechanism needs --sasl-password-file, or {SASL_PASSWORD}")),
     }
+}
+
+/// The only line of a file with a password. Line breaks at the end do not count.
+fn one_line(text: &str) -> anyhow::Result<&str> {
+    let line = text.trim_end_matches(['\r', '\n']);
+    ensure!(!line.is_empty(), "the file is empty");
+    ensure!(!line.contains(['\r', '\n', '\0']), "the file has more than one line: write the password into one line");
+    Ok(line)
 }
 
 fn endpoint(flags: &cli::Endpoint, drain: Duration) -> anyhow::Result<Endpoint> {
@@ -548,8 +570,8 @@ impl WebhookSecrets {
             return Ok(None);
         }
         if let Some(path) = self.by_name.get(&spec.name).or(self.for_all.as_ref()) {
-            let text =
-                std::fs::read_to_string(path).with_context(|| format!("--webhook-secret-file {}", path.display()))?;
+            let text = small_file::read_text(path, SECRET_FILE_BYTES_MAX)
+                .with_context(|| format!("--webhook-secret-file {}", path.display()))?;
             return webhook::parse_secret(text.trim())
                 .map(Some)
                 .with_context(|| format!("the secret in {}", path.display()));

@@ -16,6 +16,7 @@ pub mod limits;
 
 mod clock;
 mod quiet;
+mod small_file;
 
 pub mod core;
 

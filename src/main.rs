@@ -1,12 +1,13 @@
 //! Parse, telemetry, runtime, the mode, the exit code.
 
 use clap::Parser;
-use eventd::cli::{Cli, Command};
+use eventd::cli::{Cli, Command, without_secrets};
 use eventd::config::{self, LogFormat};
 use eventd::core::text::escaped;
 use eventd::modes::{self, Ended};
 use eventd::signals::Signals;
 use eventd::{limits, telemetry, up};
+use std::io::Write as _;
 use std::process::ExitCode;
 
 /// Usage or configuration: what clap itself ends with.
@@ -23,7 +24,11 @@ enum Mode {
 }
 
 fn main() -> ExitCode {
-    let (mode, format) = match configured(&Cli::parse()) {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => return by_clap(&error),
+    };
+    let (mode, format) = match configured(&cli) {
         Ok(configured) => configured,
         Err(error) => return usage(&error),
     };
@@ -54,6 +59,15 @@ fn configured(cli: &Cli) -> anyhow::Result<(Mode, LogFormat)> {
         Command::Dispatch(flags) => (Mode::Dispatch(Box::new(config::Dispatch::new(flags)?)), flags.shared.log_format),
         Command::Replay(flags) => (Mode::Replay(config::Replay::new(flags)?), flags.shared.log_format),
     })
+}
+
+/// Prints what clap has to say: help, the version, or an error, which may repeat a secret that was typed.
+fn by_clap(error: &clap::Error) -> ExitCode {
+    let text = error.to_string();
+    let shown = without_secrets(&text);
+    let printed = if shown == text { error.print() } else { std::io::stderr().write_all(shown.as_bytes()) };
+    let code = u8::try_from(error.exit_code()).unwrap_or(EXIT_USAGE);
+    ExitCode::from(if printed.is_ok() { code } else { EXIT_FAILED })
 }
 
 /// Written as clap writes its own: a person typed it.

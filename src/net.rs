@@ -5,6 +5,7 @@
 //!  host:port ── look-up, TCP with TCP_NODELAY ──▶ TLS, if asked for ──▶ Stream
 //! ```
 
+use crate::small_file::{self, CERTIFICATE_FILE_BYTES_MAX};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use rustls::{CertificateError, ClientConfig, RootCertStore};
@@ -85,9 +86,12 @@ impl Tls {
         let builder = client_config()?.with_root_certificates(roots);
         let Some((certificates, key)) = &self.identity else { return Ok(builder.with_no_client_auth()) };
         let unusable = |path: &Path, why: String| format!("{} cannot be used: {why}", path.display());
-        let chain = CertificateDer::pem_file_iter(certificates).and_then(Iterator::collect::<Result<Vec<_>, _>>);
+        let read = |path: &Path| small_file::read(path, CERTIFICATE_FILE_BYTES_MAX);
+        let chain = read(certificates).map_err(|error| unusable(certificates, error.to_string()))?;
+        let chain = CertificateDer::pem_slice_iter(&chain).collect::<Result<Vec<_>, _>>();
         let chain = chain.map_err(|error| unusable(certificates, error.to_string()))?;
-        let private = PrivateKeyDer::from_pem_file(key).map_err(|error| unusable(key, error.to_string()))?;
+        let private = read(key).map_err(|error| unusable(key, error.to_string()))?;
+        let private = PrivateKeyDer::from_pem_slice(&private).map_err(|error| unusable(key, error.to_string()))?;
         builder.with_client_auth_cert(chain, private).map_err(|error| unusable(certificates, error.to_string()))
     }
 }
@@ -119,7 +123,8 @@ fn system_roots() -> Result<RootCertStore, String> {
 fn read_roots(path: &Path) -> Result<RootCertStore, String> {
     let failed = |why: String| format!("the certificates in {} cannot be used: {why}", path.display());
     let mut roots = RootCertStore::empty();
-    for certificate in CertificateDer::pem_file_iter(path).map_err(|error| failed(error.to_string()))? {
+    let pem = small_file::read(path, CERTIFICATE_FILE_BYTES_MAX).map_err(|error| failed(error.to_string()))?;
+    for certificate in CertificateDer::pem_slice_iter(&pem) {
         let certificate = certificate.map_err(|error| failed(error.to_string()))?;
         roots.add(certificate).map_err(|error| failed(error.to_string()))?;
     }

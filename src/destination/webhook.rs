@@ -34,17 +34,33 @@ const SIGNATURE_BASE64_BYTES: usize = 44;
 /// Room for the values of one attempt with an id and a user of usual length.
 const VALUES_BYTES: usize = 192;
 
-/// Decodes a secret as a file or the environment holds it: `whsec_` and base64, or any other text, whose bytes are
-/// taken as they stand (but for white space at the ends).
+/// Bytes of a secret at least: below 128 bits it can be guessed. (Standard Webhooks asks its senders for 192 to 512.)
+const SECRET_BYTES_MIN: usize = 16;
+
+/// Decodes a secret as a file or the environment holds it: `whsec_` and base64, or any other line of text, whose bytes
+/// are taken as they are. White space at the ends does not count.
+///
+/// # Errors
+/// It is empty, shorter than 16 bytes, has more than one line, or is not base64 after `whsec_`. The error never shows
+/// it.
 pub fn parse_secret(text: &str) -> Result<Vec<u8>, ConfigurationError> {
     let text = text.trim();
+    let refused = |why: &str| Err(ConfigurationError(format!("the webhook secret {why}")));
+    if text.contains(|c: char| c.is_control()) {
+        return refused("has more than one line, or a control character: write one secret into one line");
+    }
     let secret = match text.strip_prefix(SECRET_PREFIX) {
-        Some(encoded) => BASE64_STANDARD
-            .decode(encoded)
-            .map_err(|_| ConfigurationError(format!("the webhook secret behind {SECRET_PREFIX} is not base64")))?,
+        Some(encoded) => match BASE64_STANDARD.decode(encoded) {
+            Ok(secret) => secret,
+            Err(_) => return refused("is not base64 after whsec_"),
+        },
         None => text.as_bytes().to_vec(),
     };
-    if secret.is_empty() { Err(ConfigurationError("the webhook secret is empty".into())) } else { Ok(secret) }
+    match secret.len() {
+        0 => refused("is empty"),
+        1..SECRET_BYTES_MIN => refused("is too short: it needs at least 16 bytes, as `openssl rand -base64 24` makes"),
+        _ => Ok(secret),
+    }
 }
 
 /// Signs with one secret.
@@ -247,10 +263,24 @@ mod tests {
     }
 
     #[test]
-    fn a_secret_is_base64_behind_its_prefix_and_text_without_it() {
-        assert_eq!(parse_secret("whsec_AP8=").unwrap(), [0, 255]);
-        assert_eq!(parse_secret(" plain\n").unwrap(), b"plain");
-        assert!(parse_secret("whsec_!").is_err() && parse_secret("").is_err() && parse_secret("whsec_").is_err());
+    fn a_secret_is_base64_after_its_prefix_and_text_without_it() {
+        assert_eq!(parse_secret("whsec_AP8AAAAAAAAAAAAAAAAAAA==\r\n").unwrap()[..3], [0, 255, 0]);
+        assert_eq!(parse_secret(" sixteen bytes ok\n").unwrap(), b"sixteen bytes ok");
+        for (text, why) in [
+            ("", "empty"),
+            ("\n", "empty"),
+            ("whsec_", "empty"),
+            ("whsec_!", "base64"),
+            ("x", "too short"),
+            ("fifteen bytes !", "too short"),
+            ("whsec_AP8=", "too short"),
+            ("the first secret of two\nthe second secret of two\n", "more than one line"),
+            ("the first secret of two\rthe second secret of two", "more than one line"),
+            ("a null character \0 in text", "control character"),
+        ] {
+            let refused = parse_secret(text).unwrap_err().0;
+            assert!(refused.contains(why) && !refused.contains("first"), "{text:?}: {refused}");
+        }
     }
 
     #[test]

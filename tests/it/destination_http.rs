@@ -165,7 +165,7 @@ async fn a_retry_after_is_believed_up_to_its_limit() {
 #[tokio::test]
 async fn the_request_says_what_the_event_is_and_is_signed() {
     let server = Server::start(|_, _| answer("200 OK", "", "thanks")).await;
-    let secret = parse_secret("whsec_c2VjcmV0").unwrap();
+    let secret = parse_secret("whsec_c2VjcmV0IG9mIHRoZSB0ZXN0cw==").unwrap();
     let settings = Settings { secret: Some(secret.clone()), ..Settings::default() };
     let url = server.url.replace("http://", "http://me:pass%20word@");
     let destination = open(&Spec::parse(&url).unwrap(), &settings).unwrap();

@@ -13,7 +13,7 @@ const PARTS: &[&str] = &["core", "net", "sqlite", "kafka", "log", "group", "dest
 const PARTS_AND_DISPATCH: &[&str] = &["core", "net", "sqlite", "kafka", "log", "group", "destination", "dispatch"];
 
 /// What everybody may name. (Of these the core names `limits` alone: see `NOT_IN_CORE`.)
-const FREE: &[&str] = &["limits", "BoxFuture", "clock", "quiet"];
+const FREE: &[&str] = &["limits", "BoxFuture", "clock", "quiet", "small_file"];
 
 /// Each module and what else of eventd it may name. `crate::BoxFuture` and the small things of `FREE` are free for
 /// all; `lib.rs`
@@ -22,6 +22,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("limits", &[]),
     ("clock", &[]),
     ("quiet", &[]),
+    ("small_file", &[]),
     ("core", &[]),
     ("net", &["core"]),
     ("sqlite", &["core", "net"]),

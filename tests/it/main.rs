@@ -11,6 +11,7 @@ mod ingest_bad_input;
 mod ingest_trouble;
 mod kafka;
 mod layering;
+mod names;
 mod replay;
 mod sqlite;
 mod support;

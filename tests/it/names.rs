@@ -1,0 +1,227 @@
+//! Names and secrets of destinations: a name discloses nothing, a changed spelling delivers nothing again unsaid, and no
+//! secret of a command line is shown.
+
+use crate::conformance::unique;
+use crate::kafka;
+use crate::support::client::Client;
+use crate::support::program::{Program, command, run};
+use crate::support::receiver::{Receiver, bodies};
+use eventd::destination::spec::Spec;
+use std::path::Path;
+
+const SECRET: &str = "hunter2";
+
+fn post(program: &Program, body: &str) {
+    let answer = Client::connect(&program.address()).unwrap().post(body).unwrap();
+    assert_eq!(answer.status, 200, "{}", answer.body);
+}
+
+/// The receiver's URL with user, password and query.
+fn with_secrets(receiver: &Receiver, password: &str) -> String {
+    format!("{}?token={password}", receiver.url.replace("http://", &format!("http://user:{password}@")))
+}
+
+/// Runs `up` until it says this, has one more event delivered to the receiver as often as it has destinations, and
+/// drains.
+fn deliver(
+    folder: &Path,
+    log: &[&str],
+    destinations: &[&str],
+    says: &[&str],
+    event: Option<(&str, &Receiver)>,
+) -> String {
+    let dest = destinations.iter().flat_map(|dest| ["--dest", dest]);
+    let arguments: Vec<&str> =
+        ["up", "--listen", "127.0.0.1:0"].into_iter().chain(log.iter().copied()).chain(dest).collect();
+    let up = Program::start(folder, &arguments);
+    up.wait_for(says);
+    if let Some((payload, receiver)) = event {
+        let before = receiver.count();
+        post(&up, &one(payload));
+        receiver.wait_for(before + destinations.len());
+    }
+    up.signal("TERM");
+    let ending = up.end();
+    assert_eq!(ending.code(), 0, "{}", ending.said);
+    ending.said
+}
+
+fn one(payload: &str) -> String {
+    format!(r#"{{"UserID": "u", "Payload": "{payload}"}}"#)
+}
+
+fn payloads(receiver: &Receiver) -> Vec<String> {
+    bodies(&receiver.take()).remove("u").unwrap_or_default()
+}
+
+/// A destination whose password and token change goes on where it was, on either engine.
+fn a_rotated_secret_delivers_nothing_again(log: &[&str]) {
+    let (folder, receiver) = (tempfile::tempdir().unwrap(), Receiver::start());
+    let urls = ["first-secret", "second-secret"].map(|secret| with_secrets(&receiver, secret));
+    deliver(folder.path(), log, &[&urls[0]], &["delivering"], Some(("a", &receiver)));
+    let said = deliver(folder.path(), log, &[&urls[1]], &["delivering"], Some(("b", &receiver)));
+    assert_eq!(payloads(&receiver), ["a", "b"], "{said}");
+    assert!(!said.contains("new destination") && !said.contains("-secret"), "{said}");
+    let name = Spec::parse(&receiver.url).unwrap().name;
+    assert!(said.contains(&format!("destination=\"{name}\"")), "the name is that of the bare URL {name}: {said}");
+}
+
+/// A destination that has its commits under a name of an earlier version keeps it, and is told why that is not good.
+fn an_earlier_name_is_kept(log: &[&str]) {
+    let (folder, receiver) = (tempfile::tempdir().unwrap(), Receiver::start());
+    let url = with_secrets(&receiver, SECRET);
+    let earlier = Spec::parse(&url).unwrap().earlier_name.unwrap();
+    deliver(folder.path(), log, &[&format!("{earlier}={url}")], &["delivering", &earlier], Some(("a", &receiver)));
+    let hint = format!("--dest {earlier}=URL");
+    let said = deliver(folder.path(), log, &[&url], &["WARN", &earlier, &hint], Some(("b", &receiver)));
+    assert_eq!(payloads(&receiver), ["a", "b"], "{said}");
+    let replay: Vec<&str> = ["replay", "--dest", &url, "--from", "0"].into_iter().chain(log.iter().copied()).collect();
+    let log = if log.is_empty() { &["--url", "sqlite:eventd.db"][..] } else { &[] };
+    let plan = run(folder.path(), &[&replay[..], log].concat());
+    assert!(plan.code() == 0 && plan.said.contains(&earlier), "{}", plan.said);
+}
+
+#[test]
+fn a_rotated_secret_delivers_nothing_again_on_the_embedded_log() {
+    a_rotated_secret_delivers_nothing_again(&[]);
+}
+
+#[test]
+fn a_rotated_secret_delivers_nothing_again_on_kafka() {
+    let (address, topic) = (kafka::address(), unique("rotated"));
+    a_rotated_secret_delivers_nothing_again(&["--url", &address, "--topic", &topic, "--create-topic"]);
+}
+
+#[test]
+fn an_earlier_name_is_kept_on_the_embedded_log() {
+    an_earlier_name_is_kept(&[]);
+}
+
+#[test]
+fn an_earlier_name_is_kept_on_kafka() {
+    let (address, topic) = (kafka::address(), unique("earlier"));
+    an_earlier_name_is_kept(&["--url", &address, "--topic", &topic, "--create-topic"]);
+}
+
+#[test]
+fn a_new_destination_says_what_it_will_deliver_and_an_old_one_does_not() {
+    let folder = tempfile::tempdir().unwrap();
+    let receiver = Receiver::start();
+    let first = format!("first={}", receiver.url);
+    let said =
+        deliver(folder.path(), &[], &[&first], &["INFO", "new destination", "no events"], Some(("a", &receiver)));
+    assert!(!said.contains("WARN"), "{said}");
+    let said = deliver(folder.path(), &[], &[&first], &["delivering"], Some(("b", &receiver)));
+    assert!(!said.contains("new destination"), "{said}");
+    let expected = ["WARN", "new destination", "starts at the earliest event", "destination=\"file-2\"", "events=2"];
+    let said = deliver(folder.path(), &[], &[&first, "file-2"], &expected, None);
+    assert_eq!(said.matches("new destination").count(), 1, "{said}");
+    assert!(said.contains("oldest=\"20") && said.contains("first_offsets=\"p"), "{said}");
+    let latest = ["WARN", "new destination", "will NOT be delivered", "destination=\"file-3\"", "events=2"];
+    deliver(folder.path(), &["--start", "latest"], &["file-3"], &latest, None);
+    assert!(!folder.path().join("file-3").exists() || std::fs::read(folder.path().join("file-3")).unwrap().is_empty());
+}
+
+#[test]
+fn two_urls_that_differ_only_in_a_secret_have_one_name_and_are_told_apart_by_typed_ones() {
+    let folder = tempfile::tempdir().unwrap();
+    let up = ["up", "--listen", "127.0.0.1:0"];
+    let refused = run(folder.path(), &[&up[..], &["--dest", "http://h/?a=1", "--dest", "http://h/?a=2"]].concat());
+    assert!(refused.code() == 2 && refused.said.contains("NAME=DEST"), "{}", refused.said);
+    let receiver = Receiver::start();
+    let [a, b] = ["a", "b"].map(|name| format!("{name}={}?is={name}", receiver.url));
+    deliver(folder.path(), &[], &[&a, &b], &["delivering", "destination=\"b\""], Some(("x", &receiver)));
+    assert_eq!(payloads(&receiver), ["x", "x"]);
+}
+
+#[test]
+fn no_error_shows_a_secret_of_the_command_line() {
+    let folder = tempfile::tempdir().unwrap();
+    let urls = [
+        "kafka://user:hunter2@localhost:9092",
+        "user:hunter2@localhost:9092",
+        "kafka://user:hunter2@localhost:9092,localhost:9093",
+        "kafka://user:hun/hunter2@localhost",
+        "kafka:user:hunter2@localhost:9092",
+        "kafka://localhost:9092?sasl.password=hunter2",
+        "kafka://localhost:9092,localhost:9093?password=hunter2",
+        "postgres://user:hunter2@localhost/db",
+        "user:hunter2@h1:9092,h2:9092",
+    ];
+    let destinations = [
+        "http://user:hunter2@",
+        "http://user:hunter2@h:port/",
+        "http://user:hunter2@h/a b",
+        "http://user:hun ter/hunter2@h/",
+        "http://h:x/?token=hunter2",
+        "htp://user:hunter2@h/",
+        "http://user:hunter2@bücher.example/?x=hunter2",
+        "n a m e=http://user:hunter2@h/",
+    ];
+    let mut said = Vec::new();
+    for url in urls {
+        for mode in [&["ingest", "--url", url][..], &["dispatch", "--dest", "null:", "--url", url], &["up", url]] {
+            said.push(run(folder.path(), mode));
+        }
+        let mut by_variable = command(folder.path(), &["ingest"]);
+        by_variable.env("EVENTD_URL", url);
+        said.push(Program::spawn(by_variable, url).end());
+    }
+    for destination in destinations {
+        for mode in [
+            &["up", "--dest", destination][..],
+            &["dispatch", "--dest", destination],
+            &["replay", "--dest", destination, "--from", "0"],
+            &["up", destination],
+            &[destination],
+            &["--dest", destination, "up"],
+        ] {
+            said.push(run(folder.path(), mode));
+        }
+    }
+    for ending in said {
+        assert!(ending.code() == 2 && !ending.said.contains(SECRET), "{}", ending.said);
+        assert!(ending.said.contains("error"), "{}", ending.said);
+    }
+    let mut help = command(folder.path(), &["up", "--help"]);
+    help.env("EVENTD_URL", urls[0]);
+    let help = Program::spawn(help, "up --help").end();
+    assert!(help.code() == 0 && !help.said.contains(SECRET), "{}", help.said);
+    assert!(!folder.path().join("eventd.db").exists(), "none of these has made anything");
+}
+
+#[test]
+fn a_file_that_cannot_be_a_secret_is_refused_at_start() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+    std::fs::write(path("short"), "x\n").unwrap();
+    std::fs::write(path("two"), "the first secret of two\nthe second secret of two\n").unwrap();
+    std::fs::write(path("binary"), [0xff; 32]).unwrap();
+    std::fs::write(path("empty"), "\n").unwrap();
+    let (short, two, binary, empty) = (path("short"), path("two"), path("binary"), path("empty"));
+    let folder_itself = folder.path().to_str().unwrap();
+    let webhook = |file: &str, why: &str| {
+        let ending = run(folder.path(), &["dispatch", "--dest", "http://h/", "--webhook-secret-file", file]);
+        assert!(
+            ending.code() == 2 && ending.said.contains(why) && ending.said.contains(file),
+            "{file}: {}",
+            ending.said
+        );
+    };
+    webhook(&short, "too short");
+    webhook(&two, "more than one line");
+    webhook(&binary, "UTF-8");
+    webhook(&empty, "is empty");
+    webhook("/dev/zero", "more than 16384 bytes");
+    webhook("/dev/null", "is empty");
+    webhook(folder_itself, "directory");
+    let login = ["--sasl-mechanism", "plain", "--sasl-username", "u", "--sasl-password-file"];
+    for (file, why) in [("/dev/zero", "more than"), (&two, "more than one line"), (&empty, "is empty")] {
+        let ending = run(folder.path(), &[&["ingest"], &login[..], &[file]].concat());
+        assert!(ending.code() == 2 && ending.said.contains(why) && ending.said.contains(file), "{}", ending.said);
+    }
+    for file in ["/dev/zero", "/dev/null", folder_itself] {
+        let ending = run(folder.path(), &["ingest", "--tls-ca-file", file]);
+        assert!(ending.code() == 2 && ending.said.contains(file), "{}", ending.said);
+    }
+}
