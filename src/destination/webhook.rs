@@ -179,16 +179,30 @@ fn insert(headers: &mut HeaderMap, name: &HeaderName, value: Result<HeaderValue,
     }
 }
 
-/// `Retry-After`: seconds, or a date, which counts from `now`. At most `max`, whatever it says; `None` where it says
-/// nothing that can be understood.
+/// Reads `Retry-After`: seconds, with or without a fraction, or a date, which counts from `now`. At most `max`. A fraction of a
+/// millisecond counts as a whole one. `None`: it is neither, so it says nothing.
 pub(super) fn retry_after(value: &HeaderValue, now: SystemTime, max: Duration) -> Option<Duration> {
     let text = value.to_str().ok()?.trim();
-    if !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit()) {
-        // So many digits that they are no number are more than any limit.
-        return Some(text.parse().map_or(max, |seconds| Duration::from_secs(seconds).min(max)));
+    if let Some(delay) = seconds(text) {
+        return Some(delay.min(max));
     }
     let at = httpdate::parse_http_date(text).ok()?;
     Some(at.duration_since(now).unwrap_or_default().min(max))
+}
+
+/// Reads `7`, `2.5`, and also `2.` and `.5`, which some libraries print. Signs, exponents and words are not read.
+fn seconds(text: &str) -> Option<Duration> {
+    let (whole, fraction) = text.split_once('.').unwrap_or((text, ""));
+    let is_number = |digits: &str| digits.bytes().all(|byte| byte.is_ascii_digit());
+    if !is_number(whole) || !is_number(fraction) || (whole.is_empty() && fraction.is_empty()) {
+        return None;
+    }
+    // So many digits that they are not a number are more than any limit.
+    let whole_seconds = if whole.is_empty() { 0 } else { whole.parse().unwrap_or(u64::MAX / 1_000) };
+    let digit = |place: usize| fraction.as_bytes().get(place).map_or(0, |byte| u64::from(byte - b'0'));
+    let is_beyond = fraction.bytes().skip(3).any(|byte| byte != b'0');
+    let millis = digit(0) * 100 + digit(1) * 10 + digit(2) + u64::from(is_beyond);
+    Some(Duration::from_secs(whole_seconds).saturating_add(Duration::from_millis(millis)))
 }
 
 #[cfg(test)]
@@ -284,6 +298,34 @@ mod tests {
     }
 
     #[test]
+    fn a_retry_after_with_a_fraction_counts_in_milliseconds_rounded_up() {
+        let after = |text| {
+            let value = HeaderValue::from_static(text);
+            retry_after(&value, UNIX_EPOCH, Duration::from_secs(300)).map(|after| after.as_millis())
+        };
+        for (text, expected) in [
+            ("2.5", 2_500),
+            ("0.5", 500),
+            (" 3 ", 3_000),
+            ("0.0", 0),
+            ("2.", 2_000),
+            (".5", 500),
+            ("0.0001", 1),
+            ("1.0000000000000000000000000000000001", 1_001),
+            ("1.9999", 2_000),
+            ("1.10", 1_100),
+            ("300.5", 300_000),
+            ("99999999999999999999999999.5", 300_000),
+        ] {
+            assert_eq!(after(text), Some(expected), "{text}");
+        }
+        for nothing in [".", "-0.5", "+1", "1e3", "1.5e3", "NaN", "inf", "1.5s", "1,5", "1.2.3", "0x10", "1 2", "1. 5"]
+        {
+            assert_eq!(after(nothing), None, "{nothing}");
+        }
+    }
+
+    #[test]
     fn retry_after_is_seconds_or_a_date_and_never_more_than_the_limit() {
         let now = httpdate::parse_http_date("Sun, 06 Nov 1994 08:49:37 GMT").unwrap();
         let after = |text| {
@@ -298,7 +340,7 @@ mod tests {
         assert_eq!(after("Sun, 06 Nov 1994 08:50:00 GMT"), Some(23));
         assert_eq!(after("Sunday, 06-Nov-94 08:50:00 GMT"), Some(23));
         assert_eq!(after("Sun, 06 Nov 1994 08:49:00 GMT"), Some(0));
-        for nothing in ["", "-1", "1.5", "soon", "+3"] {
+        for nothing in ["", "-1", "soon", "+3"] {
             assert_eq!(after(nothing), None, "{nothing}");
         }
     }
