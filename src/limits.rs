@@ -9,6 +9,23 @@ pub const ANSWER_BYTES_MAX: usize = 4096;
 /// connection.
 pub const ANSWER_DRAIN_BYTES_MAX: usize = 64 * 1024;
 
+/// A part of such a body counts as at least this many bytes, so that very many small parts do not cost a thread's time.
+pub const ANSWER_CHUNK_BYTES_MIN: usize = 128;
+
+/// How long the rest of an answer is waited for once its status line came: the other headers, the body of an error. The rest of a
+/// success is read for that long too, but no attempt waits for it. Longer than a server takes that means to end.
+pub const ANSWER_REST_MAX: Duration = Duration::from_secs(1);
+
+/// Successes of one destination whose rest is read in the background at a time. Beyond it a connection is closed instead, so that
+/// a destination has at most `--concurrency` connections, used and unused, and these.
+pub const ANSWER_DRAINS_MAX: usize = 128;
+
+/// Headers of one answer of a destination. A large front end adds some dozens.
+pub const ANSWER_HEADERS_MAX: usize = 256;
+
+/// Bytes of all of its headers: eight times what most servers would take themselves.
+pub const ANSWER_HEAD_BYTES_MAX: usize = 64 * 1024;
+
 /// Bytes of a user id: the key of every record, a header of every attempt.
 pub const USER_BYTES_MAX: usize = 1024;
 

@@ -1,6 +1,6 @@
 //! The http destination against servers that answer, hang, close and lie.
 
-use crate::destination_support::{PATIENCE, attempt, event, opened};
+use crate::destination_support::{PATIENCE, attempt, event, opened, until};
 use crate::support::authority::Authority;
 use eventd::core::event::{Event, Record};
 use eventd::core::verdict::{Failed, Verdict};
@@ -14,16 +14,28 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Barrier;
 use tokio::time::Instant;
 
 /// What the server does with a request.
 enum Reply {
     Bytes(Vec<u8>),
+    /// These, once everybody waits at the barrier.
+    BytesAfter(Arc<Barrier>, Vec<u8>),
+    /// The first ones at once, the others once everybody waits at the barrier.
+    BytesAndAfter(Vec<u8>, Arc<Barrier>, Vec<u8>),
+    /// These, and then nothing, until the client closes the connection.
+    BytesAndHang(Vec<u8>),
     /// These, and then the connection is closed.
     BytesAndClose(Vec<u8>),
     Close,
+    /// The connection is closed by a reset.
+    Reset,
     Hang,
 }
+
+const OK: &[u8] = b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n";
+const OK_LONG: &[u8] = b"HTTP/1.1 200 OK\r\ncontent-length: 8\r\n\r\n";
 
 fn answer(status: &str, headers: &str, body: &str) -> Reply {
     Reply::Bytes(format!("HTTP/1.1 {status}\r\ncontent-length: {}\r\n{headers}\r\n{body}", body.len()).into_bytes())
@@ -31,6 +43,8 @@ fn answer(status: &str, headers: &str, body: &str) -> Reply {
 
 #[derive(Debug, Clone)]
 struct Received {
+    /// Which connection it came over, from 0 on.
+    connection: usize,
     line: String,
     headers: HashMap<String, String>,
     body: Vec<u8>,
@@ -43,19 +57,26 @@ struct Server {
     url: String,
     received: Arc<Mutex<Vec<Received>>>,
     connections: Arc<AtomicUsize>,
+    closed: Arc<AtomicUsize>,
 }
 
 impl Server {
     async fn start(script: impl Fn(usize, &Received) -> Reply + Send + Sync + 'static) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}/hook?a=b", listener.local_addr().unwrap());
-        let (received, connections) = (Arc::<Mutex<Vec<_>>>::default(), Arc::<AtomicUsize>::default());
-        let server = Self { url, received: received.clone(), connections: connections.clone() };
+        let received = Arc::<Mutex<Vec<_>>>::default();
+        let (connections, closed) = (Arc::<AtomicUsize>::default(), Arc::<AtomicUsize>::default());
+        let server = Self { url, received: received.clone(), connections: connections.clone(), closed: closed.clone() };
         let script: Script = Arc::new(script);
         tokio::spawn(async move {
             while let Ok((stream, _)) = listener.accept().await {
-                connections.fetch_add(1, Ordering::SeqCst);
-                tokio::spawn(serve(stream, script.clone(), received.clone()));
+                let connection = connections.fetch_add(1, Ordering::SeqCst);
+                let served = serve(stream, connection, script.clone(), received.clone());
+                let closed = closed.clone();
+                tokio::spawn(async move {
+                    let _ = served.await;
+                    closed.fetch_add(1, Ordering::SeqCst);
+                });
             }
         });
         server
@@ -69,14 +90,24 @@ impl Server {
         self.connections.load(Ordering::SeqCst)
     }
 
+    fn closed(&self) -> usize {
+        self.closed.load(Ordering::SeqCst)
+    }
+
     async fn attempt(&self) -> Result<(), Failed> {
         attempt(&*opened(&self.url, &Settings::default()), event(17, "user-1", b"payload"), PATIENCE).await
     }
 }
 
-async fn serve(mut stream: TcpStream, script: Script, received: Arc<Mutex<Vec<Received>>>) -> std::io::Result<()> {
+async fn serve(
+    mut stream: TcpStream,
+    connection: usize,
+    script: Script,
+    received: Arc<Mutex<Vec<Received>>>,
+) -> std::io::Result<()> {
     let mut unread = Vec::new();
     while let Some(request) = read_request(&mut stream, &mut unread).await? {
+        let request = Received { connection, ..request };
         let number = {
             let mut received = received.lock().unwrap();
             received.push(request.clone());
@@ -84,8 +115,23 @@ async fn serve(mut stream: TcpStream, script: Script, received: Arc<Mutex<Vec<Re
         };
         match script(number, &request) {
             Reply::Bytes(bytes) => stream.write_all(&bytes).await?,
+            Reply::BytesAfter(everybody, bytes) => {
+                everybody.wait().await;
+                stream.write_all(&bytes).await?;
+            }
+            Reply::BytesAndAfter(first, everybody, then) => {
+                stream.write_all(&first).await?;
+                everybody.wait().await;
+                stream.write_all(&then).await?;
+            }
+            Reply::BytesAndHang(bytes) => {
+                stream.write_all(&bytes).await?;
+                let _ = stream.read(&mut [0]).await;
+                return Ok(());
+            }
             Reply::BytesAndClose(bytes) => return stream.write_all(&bytes).await,
             Reply::Close => return Ok(()),
+            Reply::Reset => return socket2::SockRef::from(&stream).set_linger(Some(Duration::ZERO)),
             Reply::Hang => std::future::pending().await,
         }
     }
@@ -101,8 +147,12 @@ async fn read_request(stream: &mut TcpStream, unread: &mut Vec<u8>) -> std::io::
             let headers: HashMap<String, String> = rest.split("\r\n").filter_map(header).collect();
             let body = headers.get("content-length").map_or(0, |len| len.parse::<usize>().unwrap());
             if unread.len() >= end + 4 + body {
-                let request =
-                    Received { line: line.to_owned(), headers, body: unread[end + 4..end + 4 + body].to_vec() };
+                let request = Received {
+                    connection: 0,
+                    line: line.to_owned(),
+                    headers,
+                    body: unread[end + 4..end + 4 + body].to_vec(),
+                };
                 unread.drain(..end + 4 + body);
                 return Ok(Some(request));
             }
@@ -148,6 +198,8 @@ async fn a_retry_after_is_believed_up_to_its_limit() {
     let a_second_ago = httpdate::fmt_http_date(SystemTime::now() - Duration::from_secs(1));
     for (status, text, expected) in [
         (429, "7", Verdict::Busy { after: after(7) }),
+        (503, "2.5", Verdict::Busy { after: Some(Duration::from_millis(2_500)) }),
+        (429, "0.5", Verdict::Busy { after: Some(Duration::from_millis(500)) }),
         (503, "7", Verdict::Busy { after: after(7) }),
         (500, "7", Verdict::Retry { after: after(7) }),
         (503, "99999999999999999999999", Verdict::Busy { after: after(300) }),
@@ -271,10 +323,331 @@ async fn a_connection_that_closes_before_its_answer_is_tried_once_more_at_once()
 }
 
 #[tokio::test]
-async fn a_server_that_closes_every_connection_gets_two_requests_an_attempt() {
-    let server = Server::start(|_, _| Reply::Close).await;
-    assert_eq!(verdict(server.attempt().await), Some(Verdict::Retry { after: None }));
-    assert_eq!((server.received().len(), server.connections()), (2, 2));
+async fn a_new_connection_that_dies_before_its_answer_is_a_failed_try() {
+    for end in [|| Reply::Close, || Reply::Reset] {
+        let server = Server::start(move |_, _| end()).await;
+        assert_eq!(verdict(server.attempt().await), Some(Verdict::Retry { after: None }));
+        assert_eq!((server.received().len(), server.connections()), (1, 1));
+    }
+}
+
+#[tokio::test]
+async fn stale_connections_of_a_pool_cost_no_try() {
+    const USERS: usize = 100;
+    for end in [|| Reply::Close, || Reply::Reset] {
+        let everybody = Arc::new(Barrier::new(USERS));
+        // The first request of each connection is answered, once all have come. The second one ends the connection, if it is one
+        // of these.
+        let server = Server::start(move |_, request| match request.connection {
+            ..USERS if request.body == b"later" => end(),
+            ..USERS => Reply::BytesAfter(everybody.clone(), OK.to_vec()),
+            _ => Reply::Bytes(OK.to_vec()),
+        })
+        .await;
+        let destination = opened(&server.url, &Settings::default());
+        let mut users = tokio::task::JoinSet::new();
+        for offset in 0..USERS as i64 {
+            let destination = destination.clone();
+            users.spawn(async move { attempt(&*destination, event(offset, "user", b"first"), PATIENCE).await });
+        }
+        assert!(users.join_all().await.iter().all(Result::is_ok));
+        assert_eq!(server.connections(), USERS);
+
+        for offset in 1_000..1_003 {
+            assert_eq!(attempt(&*destination, event(offset, "user-1", b"later"), PATIENCE).await, Ok(()));
+        }
+        let later: Vec<_> = server.received().split_off(USERS);
+        let seen = |request: &Received| (request.headers["eventd-offset"].clone(), request.connection >= USERS);
+        let expected = [("0:1000", false), ("0:1000", true), ("0:1001", true), ("0:1002", true)];
+        assert_eq!(later.iter().map(seen).collect::<Vec<_>>(), expected.map(|(at, fresh)| (at.to_owned(), fresh)));
+        assert_eq!((destination.resent(), server.connections()), (1, USERS + 1), "the others are not tried");
+    }
+}
+
+#[tokio::test]
+async fn nothing_is_sent_again_after_a_part_of_an_answer() {
+    for part in ["H", "HTTP/1.1 20", "HTTP/1.1 103 Early Hints\r\n\r\n", "\r\n"] {
+        let server = Server::start(move |number, _| match number {
+            0 => Reply::Bytes(OK.to_vec()),
+            _ => Reply::BytesAndClose(part.into()),
+        })
+        .await;
+        let destination = opened(&server.url, &Settings::default());
+        attempt(&*destination, event(0, "user-1", b"x"), PATIENCE).await.unwrap();
+        let outcome = attempt(&*destination, event(1, "user-1", b"x"), PATIENCE).await;
+        assert_eq!(verdict(outcome), Some(Verdict::Retry { after: None }), "{part:?}");
+        assert_eq!((server.received().len(), destination.resent()), (2, 0), "{part:?}");
+    }
+}
+
+#[tokio::test]
+async fn what_a_server_says_before_it_closes_an_unused_connection_answers_nothing() {
+    let late = [OK, b"HTTP/1.1 408 Request Timeout\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"].concat();
+    let server = Server::start(move |number, _| match number {
+        0 => Reply::BytesAndClose(late.clone()),
+        _ => Reply::Bytes(OK.to_vec()),
+    })
+    .await;
+    let destination = opened(&server.url, &Settings::default());
+    for offset in 0..2 {
+        assert_eq!(attempt(&*destination, event(offset, "user-1", b"x"), PATIENCE).await, Ok(()));
+    }
+    assert_eq!(server.received().len(), 2);
+}
+
+/// Answers of a status, each odd in its own way. A person sees at once what the server means.
+fn odd_answers(status: &str) -> Vec<(&'static str, Vec<u8>)> {
+    let many = (0..300).map(|number| format!("x-{number}: y\r\n")).collect::<String>();
+    let answers = [
+        ("a space before a colon", format!("HTTP/1.1 {status} Word\r\ncontent-length : 0\r\n\r\n")),
+        ("a folded header", format!("HTTP/1.1 {status} Word\r\nx: a\r\n b\r\ncontent-length: 0\r\n\r\n")),
+        ("a folded first header", format!("HTTP/1.1 {status} Word\r\n x: a\r\ncontent-length: 0\r\n\r\n")),
+        ("a version in lower case", format!("http/1.1 {status} word\r\ncontent-length: 0\r\n\r\n")),
+        ("HTTP/1.0", format!("HTTP/1.0 {status} Word\r\n\r\nbody")),
+        ("HTTP/2 over HTTP/1", format!("HTTP/2 {status}\r\ncontent-length: 0\r\n\r\n")),
+        ("no reason phrase", format!("HTTP/1.1 {status}\r\ncontent-length: 0\r\n\r\n")),
+        ("no reason phrase but its space", format!("HTTP/1.1 {status} \r\ncontent-length: 0\r\n\r\n")),
+        ("two spaces", format!("HTTP/1.1  {status} Word\r\ncontent-length: 0\r\n\r\n")),
+        ("a reason phrase beyond ASCII", format!("HTTP/1.1 {status} Größe\r\ncontent-length: 0\r\n\r\n")),
+        ("a NUL in the reason phrase", format!("HTTP/1.1 {status} W\0rd\r\ncontent-length: 0\r\n\r\n")),
+        ("a blank line first", format!("\r\nHTTP/1.1 {status} Word\r\ncontent-length: 0\r\n\r\n")),
+        ("line feeds alone", format!("HTTP/1.1 {status} Word\ncontent-length: 0\n\n")),
+        ("a length with a sign", format!("HTTP/1.1 {status} Word\r\nContent-Length: +2\r\n\r\nok")),
+        ("a negative length", format!("HTTP/1.1 {status} Word\r\nContent-Length: -2\r\n\r\nok")),
+        ("a length in words", format!("HTTP/1.1 {status} Word\r\nContent-Length: two\r\n\r\nok")),
+        ("an endless length", format!("HTTP/1.1 {status} Word\r\nContent-Length: {}\r\n\r\nok", "9".repeat(40))),
+        ("two lengths", format!("HTTP/1.1 {status} Word\r\ncontent-length: 2\r\ncontent-length: 3\r\n\r\nok")),
+        (
+            "both lengths",
+            format!("HTTP/1.1 {status} Word\r\ncontent-length: 2\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n"),
+        ),
+        ("an unknown encoding", format!("HTTP/1.1 {status} Word\r\ntransfer-encoding: nonsense\r\n\r\nok")),
+        ("an encoding in HTTP/1.0", format!("HTTP/1.0 {status} Word\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n")),
+        ("a broken chunk", format!("HTTP/1.1 {status} Word\r\ntransfer-encoding: chunked\r\n\r\nzz\r\n")),
+        ("a header without a colon", format!("HTTP/1.1 {status} Word\r\nnothing\r\ncontent-length: 0\r\n\r\n")),
+        ("a header without a name", format!("HTTP/1.1 {status} Word\r\n: x\r\ncontent-length: 0\r\n\r\n")),
+        ("a NUL in a header", format!("HTTP/1.1 {status} Word\r\nx: a\0b\r\ncontent-length: 0\r\n\r\n")),
+        (
+            "a control character in a header",
+            format!("HTTP/1.1 {status} Word\r\nx: \x1b[1m\r\ncontent-length: 0\r\n\r\n"),
+        ),
+        ("a name beyond ASCII", format!("HTTP/1.1 {status} Word\r\nwörter: x\r\ncontent-length: 0\r\n\r\n")),
+        ("very many headers", format!("HTTP/1.1 {status} Word\r\n{many}content-length: 0\r\n\r\n")),
+        ("a very large header", format!("HTTP/1.1 {status} Word\r\nx: {}\r\n\r\n", "y".repeat(200_000))),
+        ("headers that break off", format!("HTTP/1.1 {status} Word\r\ncontent-le")),
+        ("nothing but a status line", format!("HTTP/1.1 {status} Word\r\n")),
+        (
+            "early hints first",
+            "HTTP/1.1 103 Early Hints\r\nlink: </a>\r\n\r\n".repeat(3)
+                + &format!("HTTP/1.1 {status} Word\r\ncontent-length: 0\r\n\r\n"),
+        ),
+    ];
+    answers.map(|(what, answer)| (what, answer.into_bytes())).into()
+}
+
+#[tokio::test]
+async fn a_status_line_is_believed_whatever_follows_it() {
+    for (status, expected) in [
+        ("200", None),
+        ("422", Some(Verdict::Refused)),
+        ("429", Some(Verdict::Busy { after: None })),
+        ("500", Some(Verdict::Retry { after: None })),
+    ] {
+        for (what, bytes) in odd_answers(status) {
+            let server = Server::start(move |_, _| Reply::BytesAndClose(bytes.clone())).await;
+            let outcome = server.attempt().await;
+            let said = outcome.as_ref().map_or_else(|failed| failed.answer.clone(), |()| String::new());
+            assert_eq!(verdict(outcome), expected, "{status} with {what}: {said}");
+            assert!(expected.is_none() || said.starts_with(status), "{status} with {what}: {said}");
+            assert_eq!(server.received().len(), 1, "{status} with {what}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_retry_after_counts_in_an_answer_that_is_not_well_formed() {
+    let bytes = b"HTTP/1.1 503 No\r\nContent-Length: +2\r\nRetry-After : 2.5\r\n\r\nno";
+    let server = Server::start(|_, _| Reply::BytesAndClose(bytes.to_vec())).await;
+    let failed = server.attempt().await.unwrap_err();
+    assert_eq!(failed.verdict, Verdict::Busy { after: Some(Duration::from_millis(2_500)) });
+    assert!(failed.answer.contains("content-length"), "{}", failed.answer);
+}
+
+#[tokio::test]
+async fn what_is_not_http_is_retried_with_a_reason_in_words() {
+    for (bytes, reason) in [
+        ("SSH-2.0-OpenSSH_9.2\r\n", "not an HTTP answer: \"SSH-2.0-OpenSSH_9.2\""),
+        ("HTTP/1.1 20 OK\r\n\r\n", "not an HTTP answer: \"HTTP/1.1 20 OK\""),
+        ("HTTP/1.1 2000 OK\r\n\r\n", "not an HTTP answer"),
+        ("200 OK\r\n\r\n", "not an HTTP answer"),
+        ("\x1b]0;title\x07\n", "not an HTTP answer: \"\\x1b]0;title\\x07\""),
+        ("HTTP/1.1 20", "broke off in its status line: \"HTTP/1.1 20\""),
+        ("HTTP/1.1 200", "broke off in its status line: \"HTTP/1.1 200\""),
+        ("HTTP/1.1 100 Continue\r\n\r\n", "no final answer"),
+        ("\r\n\r\n", "only blank lines"),
+        ("", "connection closed"),
+    ] {
+        let server = Server::start(move |_, _| Reply::BytesAndClose(bytes.into())).await;
+        let failed = server.attempt().await.unwrap_err();
+        assert_eq!(failed.verdict, Verdict::Retry { after: None }, "{bytes:?}");
+        assert!(failed.answer.contains(reason), "{bytes:?}: {}", failed.answer);
+        assert_eq!(server.received().len(), 1, "{bytes:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_server_of_another_protocol_that_speaks_first_is_shown_in_the_reason() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let destination = opened(&format!("http://{}/", listener.local_addr().unwrap()), &Settings::default());
+    let server = async {
+        let (mut stream, _) = listener.accept().await.unwrap();
+        stream.write_all(b"220 mail ready\r\n").await.unwrap();
+        stream
+    };
+    let (stream, outcome) = tokio::join!(server, attempt(&*destination, event(1, "user-1", b"x"), PATIENCE));
+    drop(stream);
+    let failed = outcome.unwrap_err();
+    assert_eq!(failed.verdict, Verdict::Retry { after: None });
+    assert!(failed.answer.contains("not an HTTP answer: \"220 mail ready\""), "{}", failed.answer);
+}
+
+#[tokio::test]
+async fn switching_protocols_is_tried_again() {
+    let switch = b"HTTP/1.1 101 Switching Protocols\r\nupgrade: websocket\r\nconnection: upgrade\r\n\r\n";
+    let server = Server::start(|_, _| Reply::Bytes(switch.to_vec())).await;
+    let failed = server.attempt().await.unwrap_err();
+    assert_eq!((failed.verdict, failed.answer.as_str()), (Verdict::Retry { after: None }, "101 Switching Protocols"));
+}
+
+#[tokio::test]
+async fn an_answer_counts_although_the_server_closes_before_it_has_read_the_request() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}/", listener.local_addr().unwrap());
+    let server = async {
+        let (mut stream, _) = listener.accept().await.unwrap();
+        stream.read_exact(&mut [0; 100]).await.unwrap();
+        stream.write_all(b"HTTP/1.1 413 Too Large\r\ncontent-length: 0\r\nconnection: close\r\n\r\n").await.unwrap();
+        // Much is unread: the client's writes fail from here on.
+    };
+    let destination = opened(&url, &Settings::default());
+    let payload = vec![b'x'; 8 * 1024 * 1024];
+    let ((), outcome) = tokio::join!(server, attempt(&*destination, event(1, "user-1", &payload), PATIENCE));
+    assert_eq!(verdict(outcome), Some(Verdict::Refused));
+}
+
+#[tokio::test]
+async fn an_answer_settles_the_attempt_though_it_never_ends() {
+    for (bytes, expected) in [
+        ("HTTP/1.1 200 OK\r\n\r\n", None),
+        ("HTTP/1.1 200 OK\r\ncontent-length: 10\r\n\r\nhal", None),
+        ("HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n", None),
+        ("HTTP/1.1 200 OK\r\nx-trickle: ", None),
+        ("HTTP/1.1 200 OK\r\n", None),
+        ("HTTP/1.1 422 No\r\nx-trickle: ", Some(Verdict::Refused)),
+        ("HTTP/1.1 500 Oops\r\n\r\nbecause", Some(Verdict::Retry { after: None })),
+        ("HTTP/1.1 500 Oops\r\ncontent-length: 10\r\n\r\nbecause", Some(Verdict::Retry { after: None })),
+    ] {
+        let server = Server::start(move |_, _| Reply::BytesAndHang(bytes.into())).await;
+        let destination = opened(&server.url, &Settings::default());
+        let begun = Instant::now();
+        let outcome = attempt(&*destination, event(1, "user-1", b"x"), 10 * PATIENCE).await;
+        assert!(begun.elapsed() < PATIENCE, "{bytes:?} took {:?}", begun.elapsed());
+        let said = outcome.as_ref().map_or_else(|failed| failed.answer.clone(), |()| String::new());
+        assert_eq!(verdict(outcome), expected, "{bytes:?}");
+        assert_eq!(said.contains("because"), bytes.contains("because"), "{bytes:?}: {said}");
+        // What the rest of the answer was waited for in is given up too.
+        until("the connection is closed", || (server.closed() == 1).then_some(())).await;
+    }
+}
+
+#[tokio::test]
+async fn a_connection_is_used_again_once_the_rest_of_its_answer_has_come() {
+    let come = Arc::new(Barrier::new(2));
+    let rest = come.clone();
+    let server = Server::start(move |number, _| match number {
+        0 => Reply::BytesAndAfter(OK_LONG.to_vec(), rest.clone(), b"the rest".to_vec()),
+        _ => Reply::Bytes(OK.to_vec()),
+    })
+    .await;
+    let destination = opened(&server.url, &Settings::default());
+    attempt(&*destination, event(0, "user-1", b"x"), PATIENCE).await.unwrap();
+    assert_eq!(server.received().len(), 1, "delivered while the body was not there yet");
+    come.wait().await;
+    until("the connection is unused", || format!("{destination:?}").contains("idle: 1").then_some(())).await;
+    attempt(&*destination, event(1, "user-1", b"x"), PATIENCE).await.unwrap();
+    assert_eq!((server.received().len(), server.connections()), (2, 1));
+}
+
+#[tokio::test]
+async fn a_request_without_a_payload_says_that_it_has_no_bytes() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    let destination = opened(&url, &Settings::default());
+    for value in [None, Some(b"".as_slice())] {
+        let server = async {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let mut request = Vec::new();
+            while !request.ends_with(b"\r\n\r\n") {
+                stream.read_buf(&mut request).await.unwrap();
+            }
+            stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\nconnection: close\r\n\r\n").await.unwrap();
+            String::from_utf8(request).unwrap()
+        };
+        let event = Event { offset: 1, record: Record::new(Some(b"user-1"), value, &[], 0) };
+        let (request, outcome) = tokio::join!(server, attempt(&*destination, event, PATIENCE));
+        assert_eq!(outcome, Ok(()));
+        assert!(request.starts_with("POST / HTTP/1.1\r\nhost: 127.0.0.1:"), "{request}");
+        assert_eq!(request.matches("content-length: 0\r\n").count(), 1, "{request}");
+        assert!(!request.contains("transfer-encoding"), "{request}");
+    }
+}
+
+/// On one thread: what holds it would stop the other destination too.
+#[tokio::test(flavor = "current_thread")]
+async fn a_server_that_never_gets_to_its_answer_holds_nobody_up() {
+    let floods = [
+        ("HTTP/1.1 100 Continue\r\n\r\n", Some("informational")),
+        ("HTTP/1.1 103 Early Hints\r\nlink: </style.css>\r\n\r\n", Some("informational")),
+        ("\r\n", Some("before the final answer")),
+        ("HTTP/1.1 500 O\r\n\r\nxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx", Some("500")),
+        ("HTTP/1.1 ", Some("")),
+        ("HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n1\r\nx\r\n", None),
+        ("HTTP/1.1 200 OK\r\nx: y\r\n", None),
+    ];
+    let healthy = Server::start(|_, _| Reply::Bytes(OK.to_vec())).await;
+    let healthy = opened(&healthy.url, &Settings::default());
+    for (flood, expected) in floods {
+        let destination = opened(&stream_for_ever(flood), &Settings::default());
+        let begun = Instant::now();
+        let others = async {
+            for offset in 0..200 {
+                assert_eq!(attempt(&*healthy, event(offset, "user-1", b"x"), PATIENCE).await, Ok(()));
+            }
+        };
+        let ((), outcome) = tokio::join!(others, attempt(&*destination, event(1, "user-1", b"x"), 10 * PATIENCE));
+        assert!(begun.elapsed() < PATIENCE, "{flood:?} took {:?}", begun.elapsed());
+        match expected {
+            None => assert_eq!(outcome, Ok(()), "{flood:?}"),
+            Some(reason) => {
+                let failed = outcome.unwrap_err();
+                assert_eq!(failed.verdict, Verdict::Retry { after: None }, "{flood:?}");
+                assert!(failed.answer.contains(reason), "{flood:?}: {}", failed.answer);
+            }
+        }
+    }
+}
+
+/// Answers the first connection with `bytes`, again and again, from a thread of its own.
+fn stream_for_ever(bytes: &str) -> String {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("http://{}/", listener.local_addr().unwrap());
+    let flood = bytes.repeat(1_000);
+    std::thread::spawn(move || {
+        let (mut stream, _) = listener.accept().unwrap();
+        let _ = stream.read(&mut [0; 4096]);
+        while stream.write_all(flood.as_bytes()).is_ok() {}
+    });
+    url
 }
 
 #[tokio::test]

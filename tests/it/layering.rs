@@ -63,10 +63,11 @@ const CONFINED: &[(&[&str], &[&str])] = &[
     (&["std", "thread", "sleep"], &["src/sqlite/"]),
 ];
 
-const HTTP: &[&str] = &["src/ingest/", "src/ops/", "src/destination/http.rs"];
+const HTTP: &[&str] = &["src/ingest/", "src/ops/", "src/destination/http/"];
 
 /// Modes spawn tasks, since they alone know when to end them. (The one task of `signals` lives as long as the process,
-/// the appender of a Kafka topic as long as its log, and a membership as long as its group.)
+/// the appender of a Kafka topic as long as its log, a membership as long as its group, and the pool of an http destination
+/// as long as that.)
 const SPAWNING: &[&str] = &[
     "src/ingest/",
     "src/dispatch/",
@@ -77,6 +78,7 @@ const SPAWNING: &[&str] = &[
     "src/main.rs",
     "src/log/kafka/append.rs",
     "src/group/kafka/membership.rs",
+    "src/destination/http/pool.rs",
 ];
 
 /// The crates that the core may name: pure ones.

@@ -1,0 +1,60 @@
+//! Looks names up, on threads that everything blocking shares: a few at a time, even if the attempts that asked gave up.
+
+use crate::BoxFuture;
+use crate::limits::LOOKUPS_MAX;
+use hyper_util::client::legacy::connect::dns::Name;
+use std::io;
+use std::net::{SocketAddr, ToSocketAddrs};
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use tokio::sync::Semaphore;
+use tower_service::Service;
+
+#[derive(Debug, Clone)]
+pub(super) struct LookUps(Arc<Semaphore>);
+
+impl LookUps {
+    pub(super) fn new() -> Self {
+        Self(Arc::new(Semaphore::new(LOOKUPS_MAX)))
+    }
+}
+
+impl Service<Name> for LookUps {
+    type Response = std::vec::IntoIter<SocketAddr>;
+    type Error = io::Error;
+    type Future = BoxFuture<'static, io::Result<Self::Response>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, name: Name) -> Self::Future {
+        let places = self.0.clone();
+        Box::pin(async move {
+            let place = places.acquire_owned().await.map_err(io::Error::other)?;
+            let look_up = move || {
+                // Held by the thread: who asked may be gone before it is done.
+                let _place = place;
+                (name.as_str(), 0).to_socket_addrs()
+            };
+            tokio::task::spawn_blocking(look_up).await.map_err(io::Error::other)?
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::str::FromStr;
+
+    #[tokio::test]
+    async fn look_ups_beyond_the_limit_wait_for_a_place() {
+        let mut look_ups = LookUps::new();
+        let taken = look_ups.0.clone().acquire_many_owned(LOOKUPS_MAX as u32).await.unwrap();
+        let mut waiting = look_ups.call(Name::from_str("localhost").unwrap());
+        assert!(std::future::poll_fn(|context| Poll::Ready(waiting.as_mut().poll(context))).await.is_pending());
+        drop(taken);
+        assert!(waiting.await.unwrap().all(|address| address.ip().is_loopback()));
+        assert_eq!(look_ups.0.available_permits(), LOOKUPS_MAX);
+    }
+}

@@ -1,0 +1,164 @@
+//! The connections to one server: opened, kept while unused, and freed of what is left of an answer.
+
+use super::link::{self, Link, Rest};
+use super::lookups::LookUps;
+use super::words;
+use crate::destination::{ConfigurationError, Settings};
+use crate::limits::{ANSWER_DRAINS_MAX, ANSWER_REST_MAX, CONNECT_TIMEOUT_MAX, CONNECTION_IDLE_MAX};
+use crate::net;
+use http::Uri;
+use hyper::client::conn::http1;
+use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
+use hyper_util::client::legacy::connect::HttpConnector;
+use std::collections::VecDeque;
+use std::fmt;
+use std::future::poll_fn;
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::task::Poll;
+use std::time::Duration;
+use tokio::task::JoinSet;
+use tokio::time::{Instant, interval, timeout, timeout_at};
+use tower_service::Service;
+
+pub(super) struct Pool {
+    connector: HttpsConnector<HttpConnector<LookUps>>,
+    uri: Uri,
+    protocol: http1::Builder,
+    connect_timeout: Duration,
+    idle: Arc<Mutex<Idle>>,
+    /// Closes what was unused for too long. It ends with the pool, as all tasks here.
+    sweeper: OnceLock<JoinSet<()>>,
+    /// Each reads the rest of one answer.
+    drains: Mutex<JoinSet<()>>,
+}
+
+impl Pool {
+    /// Connects to nothing yet.
+    pub(super) fn new(uri: &Uri, settings: &Settings) -> Result<Self, ConfigurationError> {
+        let is_https = uri.scheme_str() == Some("https");
+        let tls = match is_https {
+            true => net::Tls { ca_file: settings.ca_file.clone(), identity: None }.config(),
+            false => net::no_tls(),
+        };
+        let connect_timeout = settings.attempt_timeout.min(CONNECT_TIMEOUT_MAX);
+        let mut connector = HttpConnector::new_with_resolver(LookUps::new());
+        connector.enforce_http(false);
+        connector.set_nodelay(true);
+        connector.set_connect_timeout(Some(connect_timeout));
+        let connector = HttpsConnectorBuilder::new()
+            .with_tls_config(tls.map_err(ConfigurationError)?)
+            .https_or_http()
+            .enable_http1()
+            .wrap_connector(connector);
+        Ok(Self {
+            connector,
+            uri: uri.clone(),
+            protocol: link::protocol(),
+            connect_timeout,
+            idle: Arc::new(Mutex::new(Idle { links: VecDeque::new(), max: settings.concurrency })),
+            sweeper: OnceLock::new(),
+            drains: Mutex::default(),
+        })
+    }
+
+    /// The connection that was used last, if one is unused and still open.
+    pub(super) async fn take(&self) -> Option<Box<Link>> {
+        loop {
+            let mut link = lock(&self.idle).take(Instant::now())?;
+            if poll_fn(|context| Poll::Ready(link.is_usable(context))).await {
+                return Some(link);
+            }
+        }
+    }
+
+    /// Opens a new connection, TLS included. The error is for people.
+    pub(super) async fn connect(&self, deadline: Instant) -> Result<Box<Link>, String> {
+        self.sweeper.get_or_init(|| {
+            let mut tasks = JoinSet::new();
+            tasks.spawn(sweep(Arc::clone(&self.idle)));
+            tasks
+        });
+        let deadline = deadline.min(Instant::now() + self.connect_timeout);
+        let stream = match timeout_at(deadline, self.connector.clone().call(self.uri.clone())).await {
+            Ok(stream) => stream.map_err(|error| words(&*error))?,
+            Err(_) => return Err("no connection within the time of the attempt".to_owned()),
+        };
+        Link::new(stream, &self.protocol).await.map(Box::new).map_err(|error| words(&error))
+    }
+
+    /// Closes all unused connections: one of them turned out to be dead, so the others are likely to be.
+    pub(super) fn clear(&self) {
+        let dead = std::mem::take(&mut lock(&self.idle).links);
+        drop(dead);
+    }
+
+    /// Keeps the connection once the rest of its answer has been read. Nobody waits for that: what is not there yet is read
+    /// in the background, for a short time and for a few connections at once. Otherwise the connection is closed.
+    pub(super) async fn finish(&self, mut link: Box<Link>, mut rest: Rest) {
+        match poll_fn(|context| Poll::Ready(link.poll_rest(context, &mut rest))).await {
+            Poll::Ready(true) => keep(&self.idle, link),
+            Poll::Ready(false) => {}
+            Poll::Pending => self.drain(link, rest),
+        }
+    }
+
+    fn drain(&self, mut link: Box<Link>, mut rest: Rest) {
+        let mut drains = lock(&self.drains);
+        // Those that are over; they have no result. A panic in one was told by the panic hook and cost its connection.
+        while drains.try_join_next().is_some() {}
+        if drains.len() >= ANSWER_DRAINS_MAX {
+            return;
+        }
+        let idle = Arc::clone(&self.idle);
+        drains.spawn(async move {
+            let whole = timeout(ANSWER_REST_MAX, poll_fn(|context| link.poll_rest(context, &mut rest))).await;
+            if whole == Ok(true) {
+                keep(&idle, link);
+            }
+        });
+    }
+}
+
+impl fmt::Debug for Pool {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Pool").field("idle", &lock(&self.idle).links.len()).finish_non_exhaustive()
+    }
+}
+
+/// Connections that wait for a request, the one that was used last at the end.
+struct Idle {
+    links: VecDeque<(Instant, Box<Link>)>,
+    max: usize,
+}
+
+impl Idle {
+    fn take(&mut self, now: Instant) -> Option<Box<Link>> {
+        let (since, link) = self.links.pop_back()?;
+        (since + CONNECTION_IDLE_MAX > now).then_some(link)
+    }
+}
+
+fn keep(idle: &Mutex<Idle>, mut link: Box<Link>) {
+    if link.rest_idle() {
+        let mut idle = lock(idle);
+        if idle.links.len() < idle.max {
+            idle.links.push_back((Instant::now(), link));
+        }
+    }
+}
+
+/// Closes connections that were unused for too long, also while there is no event to send.
+async fn sweep(idle: Arc<Mutex<Idle>>) {
+    let mut turn = interval(CONNECTION_IDLE_MAX / 2);
+    loop {
+        let now = turn.tick().await;
+        let mut idle = lock(&idle);
+        while idle.links.front().is_some_and(|(since, _)| *since + CONNECTION_IDLE_MAX <= now) {
+            idle.links.pop_front();
+        }
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
