@@ -126,12 +126,7 @@ pub async fn run_counted(
             },
         }
     }
-    // What an earlier handover left undone is somebody else's work by now.
-    owners.worst = Ended::Drained;
-    owners.stop_all();
-    while let Some(ended) = owners.running.join_next_with_id().await {
-        owners.ended(ended).await;
-    }
+    owners.drain().await;
     group.leave().await;
     match owners.stopped {
         Some(error) => Err(error),
@@ -207,10 +202,41 @@ impl Owners {
         }
     }
 
-    fn stop_all(&mut self) {
+    /// Stops everything. Each partition is released as soon as its worker has drained, whatever the others still wait
+    /// for, and the group is heard until the last one has.
+    async fn drain(&mut self) {
+        // What an earlier handover left undone is somebody else's work by now.
+        self.worst = Ended::Drained;
+        let group = Arc::clone(&self.shared.parts.group);
         for owner in self.partitions.values() {
             owner.stop.send_replace(true);
         }
+        group.drain();
+        while !self.partitions.is_empty() {
+            tokio::select! {
+                biased;
+                Some(ended) = self.running.join_next_with_id() => self.ended(ended).await,
+                change = group.changed() => match change {
+                    // Its next owner begins it.
+                    Ok(Change::Given(_)) => {}
+                    Ok(Change::Taken(partition)) => self.take(partition).await,
+                    Ok(Change::Lost(partition)) => {
+                        if self.partitions.contains_key(&partition) {
+                            self.worst = Ended::WorkLeft;
+                        }
+                        self.lose(partition);
+                    }
+                    // Every partition is lost with it.
+                    Err(failure) => {
+                        tracing::warn!(destination = group.name(), "the membership ended during the drain: {failure}");
+                        self.worst = Ended::WorkLeft;
+                        self.partitions.keys().copied().collect::<Vec<_>>().into_iter().for_each(|lost| self.lose(lost));
+                    }
+                },
+            }
+        }
+        // What was cut off is really gone before the group is left.
+        self.running.shutdown().await;
     }
 
     async fn ended(&mut self, ended: Result<(Id, anyhow::Result<Ended>), JoinError>) {

@@ -5,6 +5,7 @@
 //!  group ── Given(P) ──▶ owner: committed(P) → deliver ───────────────▶ group
 //!        ── Taken(P) ──▶ stop starting, let end, commit, released(P)
 //!        ── Lost(P)  ──▶ stop at once, commit nothing
+//!  drain() ──▶ Taken(P) for every partition, and none is Given any more ──▶ … ──▶ leave()
 //!
 //!  an operator ── request ──▶ <group>.rewind ── requested(P) ──▶ owner: applies it, once ── commit ──▶ group
 //! ```
@@ -49,6 +50,11 @@ pub trait Group: Send + Sync + fmt::Debug {
 
     /// Until when attempts may be started and may last. `None`: no limit (a lock that dies with the process).
     fn fence(&self) -> Option<Instant>;
+
+    /// Announces that this member stops. It is assigned nothing from now on, and every partition that it owns is
+    /// [`Change::Taken`], so that each can go to another member as soon as it is released. If no other member may have
+    /// them before [`leave`](Self::leave), nothing happens.
+    fn drain(&self);
 
     /// Leaves the group, so that others need not wait. Every partition was released before.
     fn leave(&self) -> BoxFuture<'_, ()>;

@@ -261,6 +261,9 @@ impl Group for SqliteGroup {
         None
     }
 
+    /// The lock is one for all partitions: no other process may have any of them before it is given back.
+    fn drain(&self) {}
+
     fn leave(&self) -> BoxFuture<'_, ()> {
         // Closing the file unlocks it.
         self.lock.lock().unwrap_or_else(PoisonError::into_inner).take();

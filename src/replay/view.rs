@@ -260,6 +260,10 @@ impl Group for Journal {
         self.group.fence()
     }
 
+    fn drain(&self) {
+        self.group.drain();
+    }
+
     fn leave(&self) -> BoxFuture<'_, ()> {
         self.group.leave()
     }

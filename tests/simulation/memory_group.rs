@@ -376,6 +376,9 @@ impl Group for MemoryGroup {
         self.0.world.lock().members.fence(self.0.life)
     }
 
+    /// The driver takes the partitions of a process that it stops.
+    fn drain(&self) {}
+
     fn leave(&self) -> BoxFuture<'_, ()> {
         Box::pin(async move {
             self.0.end().await;

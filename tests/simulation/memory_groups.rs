@@ -356,6 +356,8 @@ impl Group for HeldGroup {
         None
     }
 
+    fn drain(&self) {}
+
     fn leave(&self) -> BoxFuture<'_, ()> {
         Box::pin(async move {
             self.handle.end().await;

@@ -9,7 +9,8 @@
 //!
 //! A partition stays where it is, as long as nobody has more than a share; and it is given to nobody while another
 //! member claims it. Of two that have the same number the one that is to let nothing go keeps it: while several let go,
-//! one after another, nothing is decided anew.
+//! one after another, nothing is decided anew. A member that drains gets nothing: what it lets go is shared by the
+//! others, and what it has yet to let go waits for it.
 
 use super::subscription::Claims;
 use std::collections::BTreeMap;
@@ -29,8 +30,8 @@ impl Member {
     }
 }
 
-/// Gives every partition that nobody else claims to one member; the numbers of any two differ by one at most, once
-/// those that have too many have let go.
+/// Gives every partition that nobody else claims to one member that does not drain; the numbers of any two of these
+/// differ by one at most, once those that have too many have let go.
 pub(super) fn assign(members: &[Member], partitions: u32) -> BTreeMap<String, Vec<u32>> {
     let mut members: Vec<&Member> = members.iter().collect();
     members.sort_by(|a, b| a.id.cmp(&b.id));
@@ -50,9 +51,10 @@ pub(super) fn assign(members: &[Member], partitions: u32) -> BTreeMap<String, Ve
         if leaves { has.leaving.push(*partition) } else { has.staying.push(*partition) }
     }
     // Those that have most get the larger shares: fewer partitions move.
-    let mut order: Vec<&str> = members.iter().map(|member| member.id.as_str()).collect();
+    let takers = members.iter().filter(|member| !member.claims.draining);
+    let mut order: Vec<&str> = takers.map(|member| member.id.as_str()).collect();
     order.sort_by_key(|id| std::cmp::Reverse((has[id].staying.len(), has[id].leaving.len())));
-    let count = u32::try_from(members.len()).unwrap_or(u32::MAX).max(1);
+    let count = u32::try_from(order.len()).unwrap_or(u32::MAX).max(1);
     let (share, larger) = (partitions / count, partitions % count);
     let mut free = (0..partitions).filter(|partition| !claimed.contains_key(partition)).collect::<Vec<_>>().into_iter();
     let mut assigned = BTreeMap::new();
@@ -87,7 +89,7 @@ mod tests {
     }
 
     fn letting_go(id: &str, generation: i32, staying: &[u32], leaving: &[u32]) -> Member {
-        let claims = Claims { staying: staying.to_vec(), leaving: leaving.to_vec(), generation };
+        let claims = Claims { staying: staying.to_vec(), leaving: leaving.to_vec(), generation, draining: false };
         Member { id: id.into(), claims }
     }
 
@@ -150,6 +152,21 @@ mod tests {
         // What it lets go comes back where it is needed there again.
         let third = assign(&[letting_go("a", 2, &[4, 5], &[6])], 7);
         assert_eq!(third["a"], [0, 1, 2, 3, 4, 5, 6]);
+    }
+
+    #[test]
+    fn a_draining_member_gets_nothing_and_the_others_share_what_it_lets_go() {
+        let draining = |leaving: &[u32]| {
+            let mut member = letting_go("a", 4, &[], leaving);
+            member.claims.draining = true;
+            member
+        };
+        let others = [member("b", 4, &[3, 4]), member("c", 4, &[5])];
+        let first = assign(&[&[draining(&[2])], &others[..]].concat(), 6);
+        assert_eq!((first.get("a"), &first["b"], &first["c"]), (None, &vec![0, 3, 4], &vec![1, 5]));
+        let second = assign(&[draining(&[]), member("b", 5, &[0, 3, 4]), member("c", 5, &[1, 5])], 6);
+        assert_eq!((&second["b"], &second["c"]), (&vec![0, 3, 4], &vec![1, 2, 5]));
+        assert!(assign(&[draining(&[2])], 6).is_empty(), "there is no other member to have it");
     }
 
     #[test]

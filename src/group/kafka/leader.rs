@@ -43,7 +43,7 @@ mod tests {
             id.to_owned(),
             Subscription {
                 topic,
-                claims: Claims { staying: claims.to_vec(), leaving: Vec::new(), generation },
+                claims: Claims { staying: claims.to_vec(), leaving: Vec::new(), generation, draining: false },
                 digest,
             },
         )

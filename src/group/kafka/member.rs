@@ -5,6 +5,7 @@
 //!   joins, with the claims ─▶ joined: an id, a generation ─▶ adopt ── Given ─────────────────────────▶ owned
 //!                                                              └───── Taken ─▶ leaving ── released ──▶ let go: joins
 //!   lose_all: Lost, nothing claimed ◀── forgotten ◀── told by a heartbeat
+//!   drain: everything is Taken, and what is assigned from now on is not adopted
 //! ```
 
 use super::clocks::Clocks;
@@ -34,6 +35,10 @@ pub(super) struct Member {
     leaving: BTreeMap<u32, bool>,
     /// Something was let go since our claims were last told: nobody gets it before we join again.
     let_go: bool,
+    /// The process stops: it adopts nothing any more.
+    draining: bool,
+    /// The claims of the last join said so.
+    told_draining: bool,
     /// The last assignment may be that of the process that was here before, under the same instance id.
     inherits: bool,
     changes: VecDeque<Change>,
@@ -67,6 +72,15 @@ pub(super) enum Released {
     Lost,
 }
 
+/// What the others do not know yet of the partitions that were let go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum News {
+    /// More is about to follow, and each join is a rebalance: what comes soon is told with it.
+    Partial,
+    /// Everything that was asked for.
+    Complete,
+}
+
 /// What an answer to a heartbeat calls for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Heard {
@@ -88,6 +102,8 @@ impl Member {
             owned: BTreeSet::new(),
             leaving: BTreeMap::new(),
             let_go: false,
+            draining: false,
+            told_draining: false,
             inherits: false,
             changes: VecDeque::new(),
             fence: Fence::new(session_timeout),
@@ -152,7 +168,8 @@ impl Member {
         // What was adopted since is in them.
         self.inherits &= self.claims_generation < 0;
         let (leaving, staying) = self.owned.iter().partition(|partition| self.leaving.contains_key(partition));
-        Claims { staying, leaving, generation: self.claims_generation }
+        self.told_draining = self.draining;
+        Claims { staying, leaving, generation: self.claims_generation, draining: self.draining }
     }
 
     /// The first answer to a new member is its id.
@@ -183,6 +200,11 @@ impl Member {
     /// Takes over what was assigned; asks dispatch to let go of what was not.
     pub(super) fn adopt(&mut self, assigned: &[u32]) {
         self.claims_generation = self.generation;
+        if self.draining {
+            // The leader did not know yet: once it does, others get what we do not adopt.
+            self.let_go |= !self.told_draining && assigned.iter().any(|partition| !self.owned.contains(partition));
+            return;
+        }
         for partition in &self.owned {
             match (assigned.contains(partition), self.leaving.get_mut(partition)) {
                 (true, Some(back)) => *back = true,
@@ -245,10 +267,38 @@ impl Member {
         self.told.take()
     }
 
-    /// The others have to be told what we have now: they wait for what we were asked to let go; or somebody was here
-    /// before us, and what that one was to let go, or to see as their leader, nobody sees to until we join again.
-    pub(super) fn has_news(&self) -> bool {
-        (self.let_go || self.inherits) && self.leaving.is_empty()
+    /// What the others have to be told by joining again: they wait for what we were asked to let go. Or another process
+    /// was here before us under the same instance id, and what that one was about to let go, or had to see to as their
+    /// leader, is left undone until we join.
+    pub(super) fn news(&self) -> Option<News> {
+        let more_follows = !self.leaving.is_empty() || self.draining;
+        match (self.let_go || self.inherits && !more_follows, more_follows) {
+            (false, _) => None,
+            (true, false) => Some(News::Complete),
+            (true, true) => Some(News::Partial),
+        }
+    }
+
+    /// The process stops. What dispatch was not told of yet is let go at once; dispatch is asked for the rest.
+    pub(super) fn drain(&mut self) {
+        self.draining = true;
+        let mut untold = BTreeSet::new();
+        self.changes.retain(|change| match change {
+            Change::Given(partition) => {
+                untold.insert(*partition);
+                false
+            }
+            Change::Taken(partition) | Change::Lost(partition) => !untold.contains(partition),
+        });
+        for partition in untold {
+            self.leaving.remove(&partition);
+            self.let_go |= self.owned.remove(&partition);
+        }
+        for partition in &self.owned {
+            if self.leaving.insert(*partition, false).is_none() {
+                self.changes.push_back(Change::Taken(*partition));
+            }
+        }
     }
 
     pub(super) fn released(&mut self, partition: u32) -> Released {
@@ -307,7 +357,7 @@ mod tests {
     const SESSION: Duration = Duration::from_secs(2);
 
     fn claims(staying: &[u32], leaving: &[u32], generation: i32) -> Claims {
-        Claims { staying: staying.to_vec(), leaving: leaving.to_vec(), generation }
+        Claims { staying: staying.to_vec(), leaving: leaving.to_vec(), generation, draining: false }
     }
 
     /// A member of generation 1 that has 0 and 1, acknowledged at `now`.
@@ -335,12 +385,12 @@ mod tests {
         member.joined("m".into(), 2, false, now);
         member.adopt(&[0]);
         assert_eq!(told(&mut member), [Change::Taken(1)]);
-        assert!(member.identity_for(1, now).is_some() && !member.has_news());
+        assert!(member.identity_for(1, now).is_some() && member.news().is_none());
         assert_eq!(member.claims(), claims(&[0], &[1], 2));
         assert_eq!(member.released(1), Released::LetGo);
-        assert!(member.identity_for(1, now).is_none() && member.has_news());
+        assert!(member.identity_for(1, now).is_none() && member.news() == Some(News::Complete));
         assert_eq!(member.claims(), claims(&[0], &[], 2));
-        assert!(!member.has_news(), "the claims that were asked for tell of it");
+        assert!(member.news().is_none(), "the claims that were asked for tell of it");
         assert_eq!(member.released(0), Released::Lost, "what was never taken is not let go");
         assert!(member.identity_for(0, now).is_some());
     }
@@ -356,7 +406,51 @@ mod tests {
         assert_eq!(told(&mut member), [Change::Taken(1)]);
         assert_eq!(member.released(1), Released::GivenBack);
         assert_eq!(told(&mut member), [Change::Given(1)]);
-        assert!(!member.has_news());
+        assert!(member.news().is_none());
+    }
+
+    #[test]
+    fn what_is_let_go_is_news_also_while_something_else_is_still_being_let_go() {
+        let now = Clocks::now();
+        let mut member = member(now);
+        member.joined("m".into(), 2, false, now);
+        member.adopt(&[]);
+        assert_eq!(told(&mut member), [Change::Taken(0), Change::Taken(1)]);
+        assert_eq!((member.released(0), member.news()), (Released::LetGo, Some(News::Partial)));
+        assert_eq!((member.claims(), member.news()), (claims(&[], &[1], 2), None));
+        assert_eq!((member.released(1), member.news()), (Released::LetGo, Some(News::Complete)));
+    }
+
+    #[test]
+    fn a_draining_member_lets_go_of_each_partition_and_adopts_none() {
+        let now = Clocks::now();
+        let mut member = member(now);
+        member.joined("m".into(), 2, false, now);
+        member.adopt(&[0, 1, 2]);
+        member.drain();
+        assert_eq!(told(&mut member), [Change::Taken(0), Change::Taken(1)], "dispatch never had 2");
+        assert!(member.identity_for(2, now).is_none());
+        assert_eq!(member.news(), Some(News::Partial), "others can have 2");
+        assert_eq!(member.claims(), Claims { draining: true, ..claims(&[], &[0, 1], 2) });
+        assert_eq!((member.released(1), member.news()), (Released::LetGo, Some(News::Partial)));
+        member.claims();
+        member.joined("m".into(), 3, false, now);
+        member.adopt(&[0, 1, 2]);
+        assert_eq!((told(&mut member), member.news()), (vec![], None), "a leader that does not know of draining");
+        assert!(member.identity_for(0, now).is_some(), "its last commit is still taken");
+        assert_eq!((member.released(0), told(&mut member)), (Released::LetGo, vec![]), "nothing is given back");
+    }
+
+    #[test]
+    fn what_is_assigned_to_a_member_that_began_to_drain_meanwhile_is_told_to_be_free() {
+        let now = Clocks::now();
+        let mut member = member(now);
+        member.claims();
+        member.drain();
+        member.joined("m".into(), 2, false, now);
+        member.adopt(&[0, 1, 2]);
+        assert_eq!(told(&mut member), [Change::Taken(0), Change::Taken(1)]);
+        assert_eq!(member.news(), Some(News::Partial));
     }
 
     #[test]
@@ -398,15 +492,15 @@ mod tests {
         restarted.claims();
         restarted.joined("m".into(), 3, false, now);
         restarted.adopt(&[0]);
-        assert!(restarted.has_news());
+        assert_eq!(restarted.news(), Some(News::Complete));
         assert_eq!(restarted.claims(), claims(&[0], &[], 3));
         restarted.joined("m".into(), 4, false, now);
         restarted.adopt(&[0]);
-        assert!(!restarted.has_news());
+        assert!(restarted.news().is_none());
         for (instance, leads) in [(None, false), (Some("one".into()), true)] {
             let mut new = Member::new(SESSION, instance);
             new.joined("m".into(), 3, leads, now);
-            assert!(!new.has_news(), "whom nobody was before, or whose rebalance it was");
+            assert!(new.news().is_none(), "whom nobody was before, or whose rebalance it was");
         }
     }
 

@@ -24,7 +24,7 @@ mod simulation;
 use self::joining::Broken;
 use super::clocks::Clocks;
 use super::coordinator::Coordinator;
-use super::member::{Heard, Member, Released, Told};
+use super::member::{Heard, Member, News, Released, Told};
 use crate::BoxFuture;
 use crate::core::outcome::Failure;
 use crate::group::Change;
@@ -45,6 +45,10 @@ use std::time::Duration;
 use tokio::sync::Notify;
 use tokio::task::AbortHandle;
 use tokio::time::{Instant, sleep, sleep_until};
+
+/// How long a member that has let go of some partitions, and not yet of all that it was asked for, waits before it tells
+/// the others. Each telling is a rebalance of the whole group, and most partitions drain within milliseconds.
+const PARTIAL_NEWS_AFTER: Duration = Duration::from_millis(300);
 
 /// What a member is told.
 #[derive(Debug, Clone)]
@@ -185,6 +189,13 @@ impl Membership {
         }
     }
 
+    /// Takes every partition from dispatch, and nothing any more from the group.
+    pub(super) fn drain(&self) {
+        self.shared.member().drain();
+        self.shared.changed.notify_one();
+        self.shared.attention.notify_one();
+    }
+
     /// Under what a commit of this partition is made now; `None`: it is not ours.
     pub(super) fn identity_for(&self, partition: u32) -> Option<Identity> {
         self.shared.member().identity_for(partition, (self.shared.clock)())
@@ -277,22 +288,32 @@ impl Shared {
     /// Until there is a reason to join again.
     async fn be_a_member(&self) {
         let mut grows = pin!(self.grows());
+        let mut tell_at: Option<Instant> = None;
         loop {
             let attention = self.attention.notified();
-            let (told, has_news) = {
+            let (told, news) = {
                 let mut member = self.member();
-                (member.take_told(), member.has_news())
+                (member.take_told(), member.news())
             };
-            match told {
-                Some(Told::Rejoin) => return,
-                Some(Told::Forgotten(error)) => return self.forgotten(error),
-                None if has_news => return,
-                None => {}
+            match (told, news) {
+                (Some(Told::Rejoin), _) | (None, Some(News::Complete)) => return,
+                (Some(Told::Forgotten(error)), _) => return self.forgotten(error),
+                (None, Some(News::Partial)) => {
+                    tell_at.get_or_insert_with(|| Instant::now() + PARTIAL_NEWS_AFTER);
+                }
+                (None, None) => {}
             }
+            let tell = async {
+                match tell_at {
+                    Some(at) => sleep_until(at).await,
+                    None => std::future::pending().await,
+                }
+            };
             tokio::select! {
                 biased;
                 () = self.expired() => return self.lost("no heartbeat was acknowledged within the session's time-out"),
                 () = attention => {}
+                () = tell => return,
                 () = &mut grows => return,
             }
         }

@@ -200,6 +200,13 @@ impl Group for KafkaGroup {
         Some(self.member.fence())
     }
 
+    /// With `--keep-membership` the partitions wait for the restarted process instead.
+    fn drain(&self) {
+        if self.tells {
+            self.member.drain();
+        }
+    }
+
     fn leave(&self) -> BoxFuture<'_, ()> {
         Box::pin(self.member.leave(self.tells))
     }

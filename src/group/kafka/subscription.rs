@@ -28,6 +28,8 @@ pub(super) struct Claims {
     pub(super) leaving: Vec<u32>,
     /// In which it got them (-1: none).
     pub(super) generation: i32,
+    /// The member stops: it must not be assigned anything.
+    pub(super) draining: bool,
 }
 
 /// What the leader says to a member.
@@ -42,7 +44,7 @@ pub(super) struct Assignment {
 #[cfg(test)]
 impl Claims {
     pub(super) fn none() -> Self {
-        Self { staying: Vec::new(), leaving: Vec::new(), generation: -1 }
+        Self { staying: Vec::new(), leaving: Vec::new(), generation: -1, draining: false }
     }
 }
 
@@ -52,8 +54,10 @@ impl Subscription {
             let partitions = partitions.iter().map(|partition| *partition as i32).collect();
             Owned::default().with_topic(TopicName(text(&self.topic))).with_partitions(partitions)
         };
-        // What it lets go is its own as well, and stands in a second entry for the topic.
+        // What it lets go is its own as well, and is in a second entry for the topic. A third one, which is empty, says
+        // that the member is draining: an eventd that does not know of that reads the two others all the same.
         let owned = match (&self.claims.staying, &self.claims.leaving) {
+            (staying, leaving) if self.claims.draining => vec![owned(staying), owned(leaving), owned(&[])],
             (staying, leaving) if leaving.is_empty() && staying.is_empty() => Vec::new(),
             (staying, leaving) if leaving.is_empty() => vec![owned(staying)],
             (staying, leaving) => vec![owned(staying), owned(leaving)],
@@ -73,9 +77,10 @@ impl Subscription {
         let digest = String::from_utf8_lossy(rest.bytes()?).into_owned();
         let topic = topics.into_iter().next().unwrap_or_default();
         let mut claimed = if version >= 1 { rest.partitions_of(&topic)? } else { Vec::new() }.into_iter();
+        let draining = claimed.len() > 2;
         let (staying, leaving) = (claimed.next().unwrap_or_default(), claimed.flatten().collect());
         let generation = if version >= 2 { rest.i32()? } else { -1 };
-        Ok(Self { topic, claims: Claims { staying, leaving, generation }, digest })
+        Ok(Self { topic, claims: Claims { staying, leaving, generation, draining }, digest })
     }
 }
 
@@ -174,11 +179,11 @@ mod tests {
         #[test]
         fn what_members_say_comes_back(
             staying in proptest::collection::vec(0u32..1_000, 0..20), generation in -1i32..1_000,
-            leaving in proptest::collection::vec(0u32..1_000, 0..3),
+            leaving in proptest::collection::vec(0u32..1_000, 0..3), draining in any::<bool>(),
             digest in "[0-9a-f]{0,16}", refusal in ".{0,40}",
         ) {
             let topic = "user-events".to_owned();
-            let claims = Claims { staying: staying.clone(), leaving, generation };
+            let claims = Claims { staying: staying.clone(), leaving, generation, draining };
             let said = Subscription { topic: topic.clone(), claims, digest };
             prop_assert_eq!(Subscription::decode(said.encode().unwrap()).map(|back| Subscription {
                 topic: topic.clone(), ..back

@@ -117,6 +117,40 @@ fn members_that_come_and_leave_repeat_nothing_and_keep_every_order() {
 }
 
 #[test]
+fn what_has_drained_is_delivered_by_others_while_an_attempt_of_the_same_process_hangs() {
+    let scene = Scene::begin("drains");
+    let patient = ["--attempt-timeout", "10m", "--drain", "10m"];
+    let a = scene.member(&patient);
+    owns(&a, 6);
+    scene.all_move_on("with one member");
+    let user = scene.sink.arrivals()[0].user.clone();
+    scene.sink.hold(&user);
+    let before = scene.sink.count();
+    let hanging = eventually(|| {
+        let arrivals = scene.sink.arrivals().split_off(before);
+        let held = arrivals.iter().find(|arrival| arrival.user == user).map(|arrival| arrival.partition);
+        held.ok_or_else(|| format!("no attempt of {user}"))
+    });
+    // It comes while nothing else hangs in the process that stops, and takes three partitions, or more.
+    let b = scene.member(&patient);
+    b.wait_for(&["partitions assigned"]);
+    a.signal("TERM");
+    owns(&b, 5);
+    let before = scene.sink.count();
+    let others: BTreeSet<u32> = (0..6).filter(|partition| *partition != hanging).collect();
+    eventually(|| match scene.sink.partitions_behind(before) {
+        moving if moving.is_superset(&others) => Ok(()),
+        moving => Err(format!("while {hanging} hangs: only {moving:?} move on")),
+    });
+    scene.sink.let_go();
+    let stopped = a.end();
+    assert_eq!(stopped.code(), 0, "{}", stopped.said);
+    owns(&b, 6);
+    let sink = scene.end(vec![b]);
+    assert_eq!(sink.repeated(), 0);
+}
+
+#[test]
 fn members_that_are_killed_or_paused_lose_nothing_and_keep_every_order() {
     let scene = Scene::begin("killed");
     let (a, b) = (scene.member(&[]), scene.member(&[]));

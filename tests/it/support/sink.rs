@@ -3,13 +3,21 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Condvar, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
 pub(crate) struct Sink {
     pub(crate) url: String,
-    arrivals: Arc<Mutex<Vec<Arrival>>>,
+    shared: Arc<Shared>,
+}
+
+#[derive(Default)]
+struct Shared {
+    arrivals: Mutex<Vec<Arrival>>,
+    /// The user whose requests are not answered now.
+    held: Mutex<Option<String>>,
+    let_go: Condvar,
 }
 
 #[derive(Debug, Clone)]
@@ -26,33 +34,43 @@ impl Sink {
     pub(crate) fn start(latency: Duration) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let url = format!("http://{}/hook", listener.local_addr().unwrap());
-        let arrivals = Arc::new(Mutex::new(Vec::new()));
-        let kept = Arc::clone(&arrivals);
+        let shared = Arc::new(Shared::default());
+        let accepting = Arc::clone(&shared);
         thread::spawn(move || {
             for stream in listener.incoming() {
-                let (stream, kept) = (stream.unwrap(), Arc::clone(&kept));
-                thread::spawn(move || serve(stream, latency, &kept));
+                let (stream, shared) = (stream.unwrap(), Arc::clone(&accepting));
+                thread::spawn(move || serve(stream, latency, &shared));
             }
         });
-        Self { url, arrivals }
+        Self { url, shared }
+    }
+
+    /// Answers no request of this user until [`let_go`](Self::let_go).
+    pub(crate) fn hold(&self, user: &str) {
+        *self.shared.held.lock().unwrap() = Some(user.to_owned());
+    }
+
+    pub(crate) fn let_go(&self) {
+        *self.shared.held.lock().unwrap() = None;
+        self.shared.let_go.notify_all();
     }
 
     pub(crate) fn count(&self) -> usize {
-        self.arrivals.lock().unwrap().len()
+        self.shared.arrivals.lock().unwrap().len()
     }
 
     pub(crate) fn arrivals(&self) -> Vec<Arrival> {
-        self.arrivals.lock().unwrap().clone()
+        self.shared.arrivals.lock().unwrap().clone()
     }
 
     /// The partitions of which something came behind the first so many arrivals.
     pub(crate) fn partitions_behind(&self, count: usize) -> BTreeSet<u32> {
-        self.arrivals.lock().unwrap()[count..].iter().map(|arrival| arrival.partition).collect()
+        self.shared.arrivals.lock().unwrap()[count..].iter().map(|arrival| arrival.partition).collect()
     }
 
     /// So many deliveries were repetitions.
     pub(crate) fn repeated(&self) -> usize {
-        let arrivals = self.arrivals.lock().unwrap();
+        let arrivals = self.shared.arrivals.lock().unwrap();
         let places: BTreeSet<(u32, i64)> = arrivals.iter().map(|arrival| (arrival.partition, arrival.offset)).collect();
         arrivals.len() - places.len()
     }
@@ -60,7 +78,7 @@ impl Sink {
     /// The longest pause of any partition.
     pub(crate) fn longest_pause(&self) -> Duration {
         let mut last = BTreeMap::new();
-        let arrivals = self.arrivals.lock().unwrap();
+        let arrivals = self.shared.arrivals.lock().unwrap();
         let pauses = arrivals.iter().filter_map(|arrival| {
             let before = last.insert(arrival.partition, arrival.at)?;
             Some(arrival.at - before)
@@ -86,13 +104,16 @@ impl Sink {
 }
 
 /// One connection, request after request.
-fn serve(stream: TcpStream, latency: Duration, kept: &Mutex<Vec<Arrival>>) {
+fn serve(stream: TcpStream, latency: Duration, shared: &Shared) {
     let mut reader = BufReader::new(stream.try_clone().unwrap());
     let mut stream = stream;
     stream.set_nodelay(true).unwrap();
     // A process that is killed leaves in the middle of anything: then nothing came.
     while let Some(arrival) = read(&mut reader) {
-        kept.lock().unwrap().push(arrival);
+        let user = arrival.user.clone();
+        shared.arrivals.lock().unwrap().push(arrival);
+        let is_held = |held: &mut Option<String>| held.as_ref() == Some(&user);
+        drop(shared.let_go.wait_while(shared.held.lock().unwrap(), is_held).unwrap());
         thread::sleep(latency);
         if stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n").is_err() {
             return;

@@ -7,7 +7,8 @@
 //!            └── cut off, slow, moved, grown ──────▶ network ──▶ model of the coordinator ─────▶ oracle
 //! ```
 //!
-//! Some seeds have no trouble: then a change of members may stop no partition that stays, and nothing is ever lost.
+//! Some seeds have no trouble: then a change of members may stop no partition that stays, and nothing is ever lost; and
+//! if one partition of a member that drains hangs, the others do not wait for it.
 //!
 //! `EVENTD_SIM_FIRST` and `EVENTD_SIM_SEEDS` choose the seeds; a failing one is printed with the command that replays
 //! it exactly.
@@ -169,10 +170,11 @@ fn thousands_of_seeds() {
         joined.collect::<Result<Vec<_>, _>>().unwrap_or_else(|panic| std::panic::resume_unwind(panic)).concat()
     });
     let sum = |of: fn(&Outcome) -> u64| totals.iter().map(of).sum::<u64>();
-    let counted: [(&str, u64); 20] = [
+    let counted: [(&str, u64); 22] = [
         ("generations", sum(|o| o.generations)),
         ("partitions given", sum(|o| o.counts.given)),
         ("handed over", sum(|o| o.counts.handovers)),
+        ("handed over by members that drain", sum(|o| o.counts.drained)),
         ("lost", sum(|o| o.counts.lost)),
         ("commits", sum(|o| o.counts.commits)),
         ("commits refused", sum(|o| o.counts.commits_refused)),
@@ -183,6 +185,7 @@ fn thousands_of_seeds() {
         ("starts", sum(|o| o.done.starts)),
         ("stops", sum(|o| o.done.stops)),
         ("kept memberships", sum(|o| o.done.kept)),
+        ("drains", sum(|o| o.done.drains)),
         ("kills", sum(|o| o.done.kills)),
         ("kills within a handover", sum(|o| o.done.kills_in_handover)),
         ("freezes", sum(|o| o.done.freezes)),

@@ -36,6 +36,7 @@ pub(super) struct Done {
     pub(super) starts: u64,
     pub(super) stops: u64,
     pub(super) kept: u64,
+    pub(super) drains: u64,
     pub(super) kills: u64,
     pub(super) kills_in_handover: u64,
     pub(super) freezes: u64,
@@ -152,6 +153,7 @@ impl Driver {
             slot.start_at = Some(now + Duration::from_millis(200));
         }
         for slot in 0..self.slots.len() {
+            self.slots[slot].process.take_if(|process| process.has_drained());
             let one = &mut self.slots[slot];
             if one.thaw_at.is_some_and(|at| at <= now) {
                 one.thaw_at = None;
@@ -204,6 +206,15 @@ impl Driver {
         }
     }
 
+    /// Gives the partition that hangs for so long.
+    fn drain(&mut self, slot: usize, hang: Duration) -> Option<u32> {
+        let process = self.slots[slot].process.as_mut()?;
+        self.done.drains += 1;
+        let (life, hanging) = (process.life, process.drain(hang));
+        self.note(format_args!("{life} is told to drain, and {hanging:?} hangs for {hang:?}"));
+        hanging
+    }
+
     fn restarts_after(&mut self, slot: usize, low: Duration, high: Duration) {
         let after = self.random.millis(low.as_millis() as u64, high.as_millis() as u64);
         self.slots[slot].start_at = Some(Instant::now() + after);
@@ -244,12 +255,17 @@ impl Driver {
         let up = self.is_up(slot);
         match self.random.below(100) {
             0..20 if !up => self.start(slot),
-            0..12 => {
+            0..6 if up => {
+                let hang = self.random.millis(0, self.session.as_millis() as u64 * 3);
+                self.drain(slot, hang);
+                self.restarts_after(slot, Duration::from_millis(400), self.session * 4);
+            }
+            0..14 => {
                 let tell = self.slots[slot].instance.is_none() || self.random.chance(40);
                 self.stop(slot, tell);
                 self.restarts_after(slot, Duration::from_millis(400), self.session * 2);
             }
-            12..30 => {
+            14..30 => {
                 self.kill(slot);
                 self.restarts_after(slot, Duration::from_millis(100), self.session * 2);
             }
@@ -330,7 +346,11 @@ impl Driver {
     }
 
     fn comes_or_leaves(&mut self, slot: usize) {
-        if self.is_up(slot) {
+        if self.is_up(slot) && self.random.chance(30) {
+            let hang = self.random.millis(0, self.session.as_millis() as u64 * 2);
+            self.drain(slot, hang);
+            self.restarts_after(slot, Duration::from_millis(400), self.session * 3);
+        } else if self.is_up(slot) {
             self.stop(slot, true);
             self.restarts_after(slot, Duration::from_millis(400), self.session);
         } else {

@@ -14,6 +14,8 @@ pub(super) struct Counts {
     pub(super) given: u64,
     /// Taken, and let go.
     pub(super) handovers: u64,
+    /// Those of them by members that drain.
+    pub(super) drained: u64,
     pub(super) lost: u64,
     pub(super) commits: u64,
     pub(super) commits_refused: u64,
@@ -27,6 +29,8 @@ pub(super) struct Oracle {
     /// Who may be at work on each partition, so far as its user knows; more than one only where all but one are fenced.
     holders: BTreeMap<u32, BTreeSet<Life>>,
     times_given: BTreeMap<(Life, u32), u64>,
+    /// Who was told to drain.
+    draining: BTreeSet<Life>,
     /// Partitions that were taken or lost since the last [`mark`](Self::mark).
     interrupted: BTreeSet<u32>,
     /// Nothing that happens now may cost anybody a partition.
@@ -68,6 +72,9 @@ impl Oracle {
         if !self.holders.entry(partition).or_default().insert(life) {
             self.fail(format!("{partition} is given to {life}, which has it"));
         }
+        if self.draining.contains(&life) {
+            self.fail(format!("{partition} is given to {life}, which drains"));
+        }
         self.check(now);
     }
 
@@ -79,6 +86,16 @@ impl Oracle {
         self.members.contains_key(&life)
     }
 
+    /// It stops. Answers with the first partition that it has.
+    pub(super) fn drains(&mut self, life: Life) -> Option<u32> {
+        self.draining.insert(life);
+        (self.holders.iter()).find(|(_, holders)| holders.contains(&life)).map(|(partition, _)| *partition)
+    }
+
+    pub(super) fn holds_any(&self, life: Life) -> bool {
+        self.holders.values().any(|holders| holders.contains(&life))
+    }
+
     pub(super) fn taken(&mut self, life: Life, partition: u32) {
         self.interrupted.insert(partition);
         if !self.holds(life, partition) {
@@ -88,6 +105,7 @@ impl Oracle {
 
     pub(super) fn released(&mut self, life: Life, partition: u32) {
         self.counts.handovers += 1;
+        self.counts.drained += u64::from(self.draining.contains(&life));
         self.holders.entry(partition).or_default().remove(&life);
     }
 
@@ -139,11 +157,18 @@ impl Oracle {
         self.counts.commits_refused += 1;
     }
 
-    /// Who owns what, if each of these partitions has one owner, before its fence, and shares differ by one at most.
+    /// Who owns what, if each of these partitions has one owner, before its fence, which does not drain, and shares
+    /// differ by one at most.
     pub(super) fn balanced(&self, partitions: u32, now: Instant) -> Option<Vec<Life>> {
-        let mut shares: BTreeMap<Life, u32> = self.members.keys().map(|life| (*life, 0)).collect();
+        self.balanced_but(None, partitions, now)
+    }
+
+    /// Like [`balanced`](Self::balanced), with one partition that may be anyone's, and goes to whoever has fewest later.
+    pub(super) fn balanced_but(&self, hanging: Option<u32>, partitions: u32, now: Instant) -> Option<Vec<Life>> {
+        let stay = self.members.keys().filter(|life| !self.draining.contains(life));
+        let mut shares: BTreeMap<Life, u32> = stay.map(|life| (*life, 0)).collect();
         let mut owners = Vec::new();
-        for partition in 0..partitions {
+        for partition in (0..partitions).filter(|partition| Some(*partition) != hanging) {
             let mut holders = self.holders.get(&partition)?.iter();
             let (owner, None) = (*holders.next()?, holders.next()) else { return None };
             if self.members[&owner].fence() <= now {
@@ -153,7 +178,7 @@ impl Oracle {
             owners.push(owner);
         }
         let (most, fewest) = (shares.values().max()?, shares.values().min()?);
-        (most - fewest <= 1).then_some(owners)
+        (most - fewest <= 1 + u32::from(hanging.is_some())).then_some(owners)
     }
 
     pub(super) fn mark(&mut self) {

@@ -73,6 +73,10 @@ pub(super) struct Process {
     world: Arc<World>,
     member: Arc<Membership>,
     tasks: Vec<AbortHandle>,
+    /// The partition whose release hangs, and until when.
+    hangs: Arc<Mutex<Option<(u32, Instant)>>>,
+    /// Ends once the process has drained and left.
+    drains: Option<AbortHandle>,
 }
 
 impl Process {
@@ -96,8 +100,16 @@ impl Process {
         let coordinator = Arc::new(Arc::clone(&link));
         let member = Arc::new(Membership::start_by(coordinator, settings, partitions, Clocks::of_timers, spawn));
         world.lock().oracle.born(life, &member);
-        let mut process =
-            Self { life, link, frozen, world: Arc::clone(world), member, tasks: spawned.into_iter().collect() };
+        let mut process = Self {
+            life,
+            link,
+            frozen,
+            world: Arc::clone(world),
+            member,
+            tasks: spawned.into_iter().collect(),
+            hangs: Arc::default(),
+            drains: None,
+        };
         let mut random = Random::new(setup.seed);
         let user = Dispatch {
             world: Arc::clone(world),
@@ -105,6 +117,7 @@ impl Process {
             member: Arc::clone(&process.member),
             link: Arc::clone(&process.link),
             frozen: Arc::clone(&process.frozen),
+            hangs: Arc::clone(&process.hangs),
             release_max: setup.release_max,
             commit_interval: random.millis(100, 400),
             random,
@@ -137,7 +150,36 @@ impl Process {
             world.happened.notify_one();
         });
     }
+
+    /// SIGTERM, in full: lets go of each partition as soon as that has drained, and leaves with the last one. The
+    /// partition that is the answer, if it has any, hangs for so long.
+    pub(super) fn drain(&mut self, hang: Duration) -> Option<u32> {
+        let (world, member, life) = (Arc::clone(&self.world), Arc::clone(&self.member), self.life);
+        let hangs = world.lock().oracle.drains(life);
+        *self.hangs.lock().unwrap() = hangs.map(|partition| (partition, Instant::now() + hang));
+        member.drain();
+        let others = self.tasks.clone();
+        self.runs(async move {
+            while world.lock().oracle.holds_any(life) {
+                sleep(DRAIN_LOOK_INTERVAL).await;
+            }
+            others.iter().for_each(AbortHandle::abort);
+            world.lock().oracle.gone(life);
+            member.leave(true).await;
+            world.happened.notify_one();
+        });
+        self.drains = self.tasks.last().cloned();
+        hangs
+    }
+
+    /// It was told to drain, and has.
+    pub(super) fn has_drained(&self) -> bool {
+        self.drains.as_ref().is_some_and(AbortHandle::is_finished)
+    }
 }
+
+/// How often a process that drains looks whether it has.
+const DRAIN_LOOK_INTERVAL: Duration = Duration::from_millis(10);
 
 /// Takes what it is given, lets go of what is taken after a while, and commits what it may.
 struct Dispatch {
@@ -146,6 +188,7 @@ struct Dispatch {
     member: Arc<Membership>,
     link: Arc<Link>,
     frozen: Arc<Frozen>,
+    hangs: Arc<Mutex<Option<(u32, Instant)>>>,
     release_max: Duration,
     commit_interval: Duration,
     random: Random,
@@ -171,6 +214,8 @@ impl Dispatch {
                 Ok(Change::Taken(partition)) => {
                     self.world.lock().taken(life, partition);
                     let takes = self.random.millis(0, self.release_max.as_millis() as u64);
+                    let hangs = self.hangs.lock().unwrap().filter(|(hanging, _)| *hanging == partition);
+                    let takes = hangs.map_or(takes, |(_, until)| takes.max(until - Instant::now()));
                     let release = release(Arc::clone(&self.world), life, Arc::clone(&self.member), partition, takes);
                     releases.spawn(Freezable { frozen: Arc::clone(&self.frozen), inner: Box::pin(release) });
                 }

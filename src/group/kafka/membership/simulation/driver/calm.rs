@@ -9,6 +9,8 @@ use tokio::time::Instant;
 
 /// In this time after the trouble everything has its owner, and nothing moves any more.
 const CALM_MAX: Duration = Duration::from_secs(120);
+/// How long it takes at most, beyond the draining, until what a member has let go is somebody else's.
+const HANDOVERS_MAX: Duration = Duration::from_secs(10);
 /// How long nothing may move before that counts.
 const STILL: Duration = Duration::from_secs(8);
 
@@ -65,7 +67,8 @@ impl Driver {
             let slot = self.random.below(self.slots.len() as u64) as usize;
             let others_are_up = (0..self.slots.len()).any(|other| other != slot && self.is_up(other));
             let (mut is_restart, mut is_one) = (false, true);
-            match self.random.below(5) {
+            match self.random.below(6) {
+                5 if others_are_up && self.is_up(slot) => self.drains(slot).await,
                 4 => {
                     is_one = false;
                     self.one_change_upon_another(slot).await;
@@ -96,6 +99,26 @@ impl Driver {
                 return;
             }
             before = after;
+        }
+    }
+
+    /// What has drained is at work elsewhere while one partition of the same member still hangs.
+    async fn drains(&mut self, slot: usize) {
+        let Some(hanging) = self.drain(slot, self.release_max + HANDOVERS_MAX * 2) else { return };
+        let limit = Instant::now() + self.release_max + HANDOVERS_MAX;
+        loop {
+            self.passes(LOOK_INTERVAL).await;
+            let now = Instant::now();
+            let mut state = self.world.lock();
+            let is_done = state.oracle.balanced_but(Some(hanging), state.partitions, now).is_some();
+            if is_done || state.oracle.violation().is_some() {
+                return;
+            }
+            if now > limit {
+                let shown = state.oracle.shown();
+                state.oracle.fail(format!("what has drained waits for {hanging}, which hangs: {shown}"));
+                return;
+            }
         }
     }
 
