@@ -35,6 +35,8 @@ pub(super) struct Member {
     leaving: BTreeMap<u32, bool>,
     /// Something was let go since our claims were last told: nobody gets it before we join again.
     let_go: bool,
+    /// It was assigned something once: brokers let us in, and the group is ours to join.
+    has_worked: bool,
     /// The process stops: it adopts nothing any more.
     draining: bool,
     /// The claims of the last join said so.
@@ -102,6 +104,7 @@ impl Member {
             owned: BTreeSet::new(),
             leaving: BTreeMap::new(),
             let_go: false,
+            has_worked: false,
             draining: false,
             told_draining: false,
             inherits: false,
@@ -118,6 +121,11 @@ impl Member {
 
     pub(super) fn is_leader(&self) -> bool {
         self.is_leader
+    }
+
+    /// Whether brokers have ever let us in and given us an assignment.
+    pub(super) fn has_worked(&self) -> bool {
+        self.has_worked
     }
 
     pub(super) fn owns_any(&self) -> bool {
@@ -200,6 +208,7 @@ impl Member {
     /// Takes over what was assigned; asks dispatch to let go of what was not.
     pub(super) fn adopt(&mut self, assigned: &[u32]) {
         self.claims_generation = self.generation;
+        self.has_worked = true;
         if self.draining {
             // The leader did not know yet: once it does, others get what we do not adopt.
             self.let_go |= !self.told_draining && assigned.iter().any(|partition| !self.owned.contains(partition));

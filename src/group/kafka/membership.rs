@@ -267,7 +267,10 @@ impl Shared {
                     self.adopt(&assignment);
                     self.be_a_member().await;
                 }
-                Err(Broken::Again(why)) => {
+                Err(Broken::NotLetIn(why)) if !self.member().has_worked() => {
+                    return Failure::refused("group-refused", why);
+                }
+                Err(Broken::Again(why) | Broken::NotLetIn(why)) => {
                     if let Some(suppressed) = self.quiet.allows("join") {
                         tracing::warn!(group = self.settings.group, suppressed, "cannot join, trying again: {why}");
                     }

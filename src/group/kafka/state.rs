@@ -73,8 +73,9 @@ impl StateTopic {
         let unavailable = |why| Failure::refused("group-unavailable", why);
         let log = match self.engine.open(&self.name(), None).await {
             Ok(log) => log,
-            Err(OpenError::Unavailable(why)) => return Err(unavailable(why)),
-            Err(error) => return Ok(Err(error.to_string())),
+            // A broker that does not let us in says nothing about the topic.
+            Err(OpenError::Unavailable(why) | OpenError::Configuration(why)) => return Err(unavailable(why)),
+            Err(error @ OpenError::Missing { .. }) => return Ok(Err(error.to_string())),
         };
         let (mut map, mut at, mut place) = (Vec::new(), pointer.offset, 0);
         while place < pointer.parts {

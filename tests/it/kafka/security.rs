@@ -187,6 +187,54 @@ mod faults {
     }
 
     #[test]
+    fn a_login_that_is_refused_for_a_while_ends_no_dispatch_that_has_worked() {
+        let broker = broker("sasl-restart", "SASL_PLAINTEXT", "PLAIN", &[]);
+        let (address, password) = (broker.addresses().to_owned(), pem_file(PASSWORD));
+        let (folder, topic) = (tempfile::tempdir().unwrap(), unique("secure"));
+        let login = ["--sasl-mechanism", "plain", "--sasl-username", USER, "--sasl-password-file"];
+        let shared = [&["--url", &address, "--topic", &topic], &login[..], &[text(password.path())]].concat();
+        let ingest = ["ingest", "--listen", "127.0.0.1:0", "--create-topic"];
+        let ingest = Program::start(folder.path(), &[&ingest, &shared[..]].concat());
+        let http = ingest.address();
+        let dispatch = ["dispatch", "--dest", "file-1", "--session-timeout", "3s"];
+        let dispatch = Program::start(folder.path(), &[&dispatch, &shared[..]].concat());
+        let post = |payload: &str| {
+            let body = format!(r#"[{{"UserID":"user-1","Payload":"{payload}","ID":"{payload}"}}]"#);
+            eventually(|| match Client::connect(&http).and_then(|mut client| client.post(&body)) {
+                Ok(answer) if answer.status == 200 => Ok(()),
+                Ok(answer) => Err(format!("{}: {}", answer.status, answer.body)),
+                Err(error) => Err(error.to_string()),
+            });
+        };
+        let delivered = |payload: &str| {
+            eventually(|| match lines(&folder.path().join("file-1")) {
+                lines if lines.iter().any(|line| line.payload == payload) => Ok(()),
+                lines => Err(format!("{lines:?}; eventd said\n{}", dispatch.lines())),
+            });
+        };
+        post("before");
+        delivered("before");
+        let users = |password: &str| {
+            let module = "org.apache.kafka.common.security.plain.PlainLoginModule required";
+            format!("listener.name.client.plain.sasl.jaas.config={module} user_{USER}=\"{password}\";")
+        };
+        broker.kill(1);
+        broker.start_again_with(&["--set", &users(WRONG_PASSWORD)]);
+        dispatch.wait_for(&["cannot join, trying again", "does not let \"app\" in", "SaslAuthenticationFailed"]);
+        // Its session is over, and what it had is lost.
+        dispatch.wait_for(&["every partition is given up"]);
+        broker.kill(1);
+        broker.start_again_with(&["--set", &users(PASSWORD)]);
+        post("after");
+        delivered("after");
+        for program in [ingest, dispatch] {
+            let ending = program.stop();
+            assert_eq!(ending.code(), 0, "{}", ending.said);
+            assert!(!ending.said.contains(PASSWORD), "{}", ending.said);
+        }
+    }
+
+    #[test]
     fn sasl_within_tls_needs_the_right_authority_and_a_mechanism_that_is_offered() {
         let (ours, theirs) = (Authority::new(), Authority::new());
         let (_keystore, settings) = keystore(&ours);

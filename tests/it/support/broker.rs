@@ -35,6 +35,11 @@ impl Broker {
         broker("start", &self.folder, &[]);
     }
 
+    /// Like [`start_again`](Self::start_again), with these flags: settings hold from now on.
+    pub(crate) fn start_again_with(&self, flags: &[&str]) {
+        broker("start", &self.folder, flags);
+    }
+
     /// SIGKILL to a node; gives back once it is gone.
     pub(crate) fn kill(&self, node: i32) {
         let process = self.signal(node, "KILL");

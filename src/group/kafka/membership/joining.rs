@@ -28,6 +28,9 @@ const PROTOCOL: &str = "eventd-cooperative-sticky";
 pub(super) enum Broken {
     /// Try again, with the same claims.
     Again(String),
+    /// We are not let in: a password, a certificate, or a right. At the start a person has to change something. Once the
+    /// membership has worked, it is a broker whose settings are wrong for a while: try again.
+    NotLetIn(String),
     /// The broker does not know us, or only as somebody older: claim nothing.
     Forgotten(ResponseError),
     /// For ever.
@@ -165,9 +168,10 @@ impl Shared {
                 "the broker allows no --session-timeout of {:?} (group.min.session.timeout.ms and .max.)",
                 self.settings.session_timeout
             )),
-            ResponseError::GroupAuthorizationFailed
-            | ResponseError::GroupMaxSizeReached
-            | ResponseError::InvalidGroupId => {
+            ResponseError::GroupAuthorizationFailed => {
+                Broken::NotLetIn(format!("the group {group:?} cannot be joined: {}", describe(error)))
+            }
+            ResponseError::GroupMaxSizeReached | ResponseError::InvalidGroupId => {
                 end(format!("the group {group:?} cannot be joined: {}", describe(error)))
             }
             error => {
@@ -180,7 +184,7 @@ impl Shared {
 
 fn again(error: kafka::Error) -> Broken {
     match error {
-        kafka::Error::Configuration(detail) => Broken::End(Failure::refused("group-refused", detail)),
+        kafka::Error::Configuration(detail) => Broken::NotLetIn(detail),
         error => Broken::Again(error.to_string()),
     }
 }
