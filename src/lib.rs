@@ -12,11 +12,16 @@
 //!
 //! The modules stand in the order in which data flows; arrows never turn back (a test holds this).
 
+// `println!` and `eprintln!` panic if nobody reads any more: `stderr` is the way.
+#![cfg_attr(not(test), deny(clippy::print_stdout, clippy::print_stderr))]
+
 pub mod limits;
 
 mod clock;
 mod quiet;
 mod small_file;
+
+pub mod stderr;
 
 pub mod core;
 

@@ -1,13 +1,16 @@
 //! Parse, telemetry, runtime, the mode, the exit code.
 
+#![cfg_attr(not(test), deny(clippy::print_stdout, clippy::print_stderr))]
+
+use anyhow::{Context, anyhow};
 use clap::Parser;
 use eventd::cli::{Cli, Command, without_secrets};
 use eventd::config::{self, LogFormat};
 use eventd::core::text::escaped;
 use eventd::modes::{self, Ended};
 use eventd::signals::Signals;
-use eventd::{limits, telemetry, up};
-use std::io::Write as _;
+use eventd::{limits, stderr, telemetry, up};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::ExitCode;
 
 /// Usage or configuration: what clap itself ends with.
@@ -24,6 +27,14 @@ enum Mode {
 }
 
 fn main() -> ExitCode {
+    let code = catch_unwind(eventd).unwrap_or(EXIT_FAILED);
+    // What was said last is what somebody will look for.
+    stderr::flush(stderr::FLUSH_MAX);
+    ExitCode::from(code)
+}
+
+/// The exit code.
+fn eventd() -> u8 {
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => return by_clap(&error),
@@ -38,16 +49,16 @@ fn main() -> ExitCode {
     // What is left of a replay, nobody begins by itself: it says how.
     let goes_on = !matches!(mode, Mode::Replay(_));
     match run(mode) {
-        Ok(Ended::Drained) => ExitCode::SUCCESS,
+        Ok(Ended::Drained) => 0,
         Ok(Ended::WorkLeft) => {
             if goes_on {
                 tracing::warn!("stopped with work left: events that are in the log are delivered after the next start");
             }
-            ExitCode::from(EXIT_WORK_LEFT)
+            EXIT_WORK_LEFT
         }
         Err(error) => {
             tracing::error!("{error:#}");
-            ExitCode::from(if modes::is_configuration(&error) { EXIT_USAGE } else { EXIT_FAILED })
+            if modes::is_configuration(&error) { EXIT_USAGE } else { EXIT_FAILED }
         }
     }
 }
@@ -62,24 +73,32 @@ fn configured(cli: &Cli) -> anyhow::Result<(Mode, LogFormat)> {
 }
 
 /// Prints what clap has to say: help, the version, or an error, which may repeat a secret that was typed.
-fn by_clap(error: &clap::Error) -> ExitCode {
+fn by_clap(error: &clap::Error) -> u8 {
     let text = error.to_string();
     let shown = without_secrets(&text);
-    let printed = if shown == text { error.print() } else { std::io::stderr().write_all(shown.as_bytes()) };
-    let code = u8::try_from(error.exit_code()).unwrap_or(EXIT_USAGE);
-    ExitCode::from(if printed.is_ok() { code } else { EXIT_FAILED })
+    if shown != text {
+        stderr::write(shown.as_bytes());
+        return EXIT_USAGE;
+    }
+    let printed = error.print();
+    match u8::try_from(error.exit_code()).unwrap_or(EXIT_USAGE) {
+        // Help that nobody could read.
+        0 if printed.is_err() => EXIT_FAILED,
+        code => code,
+    }
 }
 
 /// Written as clap writes its own: a person typed it.
-fn usage(error: &anyhow::Error) -> ExitCode {
+fn usage(error: &anyhow::Error) -> u8 {
     let error = format!("{error:#}");
-    eprintln!("error: {}\n\nFor more information, try '--help'.", escaped(&error));
-    ExitCode::from(EXIT_USAGE)
+    stderr::write(format!("error: {}\n\nFor more information, try '--help'.\n", escaped(&error)).as_bytes());
+    EXIT_USAGE
 }
 
 fn run(mode: Mode) -> anyhow::Result<Ended> {
+    stderr::start().context("cannot write log lines")?;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-    let ended = runtime.block_on(async {
+    let process = async {
         let signals = Signals::of_process()?;
         let mode = async {
             match mode {
@@ -93,10 +112,11 @@ fn run(mode: Mode) -> anyhow::Result<Ended> {
             ended = mode => ended,
             () = signals.stop_at_once() => Ok(Ended::WorkLeft),
         }
-    });
+    };
+    let ended = catch_unwind(AssertUnwindSafe(|| runtime.block_on(process)));
     // A look-up of a name cannot be interrupted, and nothing of what is left has to be waited for.
     runtime.shutdown_timeout(limits::RUNTIME_SHUTDOWN_MAX);
-    ended
+    ended.unwrap_or_else(|_| Err(anyhow!("ended by a panic: its message is above")))
 }
 
 #[cfg(test)]

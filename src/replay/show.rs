@@ -10,6 +10,7 @@ use crate::core::text::{escaped, escaped_json};
 use crate::destination::spec::Target;
 use crate::dispatch::Ended;
 use crate::log::Engine;
+use crate::stderr;
 use anyhow::anyhow;
 use serde::Serialize;
 use std::collections::BTreeMap;
@@ -34,11 +35,14 @@ pub struct Process;
 
 impl Streams for Process {
     fn out(&self, text: &str) -> io::Result<()> {
+        // At a terminal, what was written to the other stream before stands above it.
+        stderr::flush(stderr::FLUSH_MAX);
         io::stdout().write_all(text.as_bytes())
     }
 
     fn err(&self, text: &str) -> io::Result<()> {
-        io::stderr().write_all(text.as_bytes())
+        stderr::write(text.as_bytes());
+        Ok(())
     }
 
     fn has_terminal(&self) -> bool {

@@ -9,8 +9,8 @@ use std::path::Path as File;
 /// What everything that makes up a mode may name.
 const PARTS: &[&str] = &["core", "net", "sqlite", "kafka", "log", "group", "destination"];
 
-/// A replay is a dispatch over a part of the log.
-const PARTS_AND_DISPATCH: &[&str] = &["core", "net", "sqlite", "kafka", "log", "group", "destination", "dispatch"];
+/// A replay is a dispatch over a part of the log, that shows a person what it does.
+const REPLAYING: &[&str] = &["core", "net", "sqlite", "kafka", "log", "group", "destination", "dispatch", "stderr"];
 
 /// What everybody may name. (Of these the core names `limits` alone: see `NOT_IN_CORE`.)
 const FREE: &[&str] = &["limits", "BoxFuture", "clock", "quiet", "small_file"];
@@ -23,6 +23,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("clock", &[]),
     ("quiet", &[]),
     ("small_file", &[]),
+    ("stderr", &[]),
     ("core", &[]),
     ("net", &["core"]),
     ("sqlite", &["core", "net"]),
@@ -32,12 +33,12 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("destination", &["core", "net"]),
     ("ingest", PARTS),
     ("dispatch", PARTS),
-    ("replay", PARTS_AND_DISPATCH),
+    ("replay", REPLAYING),
     // Flags as typed and the configuration checked from them know each other's types, and those of what they set up.
     ("cli", &["config", "core", "net", "log", "destination", "ingest", "dispatch", "replay"]),
     ("config", &["cli", "core", "net", "log", "group", "destination", "ingest", "dispatch", "replay"]),
     ("signals", &[]),
-    ("telemetry", &["config"]),
+    ("telemetry", &["config", "stderr"]),
     ("modes", &["core", "net", "log", "group", "destination", "ingest", "dispatch", "replay", "config", "signals"]),
     ("up", &["core", "net", "log", "group", "destination", "ingest", "dispatch", "config", "signals", "modes"]),
 ];

@@ -12,6 +12,7 @@ mod ingest_trouble;
 mod kafka;
 mod layering;
 mod names;
+mod process;
 mod replay;
 mod sqlite;
 mod support;

@@ -1,0 +1,211 @@
+//! The process as a whole: what becomes of it if standard error cannot be written to.
+
+use crate::support::client::Client;
+use crate::support::delivered::lines;
+use crate::support::program::{Program, command, eventually};
+use crate::support::receiver::Receiver;
+use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
+use std::fs::File;
+use std::io::{BufRead, BufReader, Write};
+use std::net::TcpListener;
+use std::process::{Command, Stdio};
+
+/// A port that nobody has now. With a broken standard error no line tells which one was taken.
+fn free_address() -> String {
+    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string()
+}
+
+/// Ways in which standard error fails, or stands still.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Broken {
+    ReaderGone,
+    DiskFull,
+    TerminalClosed,
+    NotRead,
+}
+
+const EVERY_WAY: [Broken; 4] = [Broken::ReaderGone, Broken::DiskFull, Broken::TerminalClosed, Broken::NotRead];
+
+impl Broken {
+    /// What to start the program with, and what has to live as long as it.
+    fn stderr(self) -> (Stdio, Option<std::io::PipeReader>) {
+        match self {
+            Self::ReaderGone => (std::io::pipe().unwrap().1.into(), None),
+            Self::DiskFull => (File::options().write(true).open("/dev/full").unwrap().into(), None),
+            Self::TerminalClosed => {
+                let user = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).unwrap();
+                grantpt(&user).unwrap();
+                unlockpt(&user).unwrap();
+                let path = ptsname(&user, Vec::new()).unwrap().into_string().unwrap();
+                (File::options().read(true).write(true).open(path).unwrap().into(), None)
+            }
+            Self::NotRead => {
+                let (reader, mut writer) = std::io::pipe().unwrap();
+                // As much as a pipe holds: the next byte waits for a reader.
+                writer.write_all(&[b'x'; 64 * 1024]).unwrap();
+                (writer.into(), Some(reader))
+            }
+        }
+    }
+}
+
+/// Takes everything but what `bad` sends.
+fn receiver() -> Receiver {
+    let receiver = Receiver::start();
+    receiver.answers(|hook| if hook.user() == "bad" { 400 } else { 200 });
+    receiver
+}
+
+fn event(user: &str) -> String {
+    format!(r#"{{"UserID":"{user}","Payload":1}}"#)
+}
+
+fn post(address: &str, body: &str) -> u16 {
+    eventually(|| {
+        let answer = Client::connect(address).and_then(|mut client| client.post(body));
+        answer.map(|answer| answer.status).map_err(|error| error.to_string())
+    })
+}
+
+/// Posts an event that is refused for ever, and then others, which all have to be delivered.
+fn deliver_some(address: &str, receiver: &Receiver) {
+    for good in ["one", "two", "three"] {
+        let count = receiver.count();
+        for user in ["bad", good, "good"] {
+            assert_eq!(post(address, &event(user)), 200);
+        }
+        eventually(|| match receiver.count() - count {
+            2 => Ok(()),
+            other => Err(format!("{other} of 2 were delivered after {good}")),
+        });
+    }
+}
+
+#[test]
+fn up_delivers_on_and_drains_if_standard_error_cannot_be_written_to() {
+    std::thread::scope(|scope| {
+        for broken in EVERY_WAY {
+            scope.spawn(move || up_with(broken));
+        }
+    });
+}
+
+fn up_with(broken: Broken) {
+    let (folder, receiver, address) = (tempfile::tempdir().unwrap(), receiver(), free_address());
+    let hook = format!("hook={}", receiver.url);
+    let dead = format!("dead=http://{}/hook", free_address());
+    let destinations = ["--dest", &hook, "--dest", &dead, "--dest", "missing=nowhere/file", "--dest", "file-1"];
+    let arguments = [&["up", "--listen", &address, "--attempts", "2"], &destinations[..]].concat();
+    let mut command = command(folder.path(), &arguments);
+    let (stderr, _reader) = broken.stderr();
+    command.stderr(stderr);
+    let up = Program::spawn(command, &format!("up, {broken:?}"));
+    deliver_some(&address, &receiver);
+    // Ingest's first refusal is a log line too, and has to be an answer.
+    let holding = rusqlite::Connection::open(folder.path().join("eventd.db")).unwrap();
+    holding.execute_batch("BEGIN IMMEDIATE").unwrap();
+    assert_eq!(post(&address, &event("good")), 503, "{broken:?}");
+    holding.execute_batch("ROLLBACK").unwrap();
+    deliver_some(&address, &receiver);
+    eventually(|| match lines(&folder.path().join("file-1")).len() {
+        18 => Ok(()),
+        other => Err(format!("{other} of 18 lines, {broken:?}")),
+    });
+    assert_eq!(up.stop().code(), 0, "{broken:?}");
+}
+
+#[test]
+fn dispatch_delivers_on_and_drains_if_standard_error_cannot_be_written_to() {
+    let (folder, receiver) = (tempfile::tempdir().unwrap(), receiver());
+    let url = ["--url", "sqlite:eventd.db"];
+    let ingest = Program::start(folder.path(), &[&["ingest", "--listen", "127.0.0.1:0"], &url[..]].concat());
+    let address = ingest.address();
+    for broken in EVERY_WAY {
+        let hook = format!("{broken:?}={}", receiver.url);
+        let arguments = [&["dispatch", "--dest", &hook, "--attempts", "2", "--start", "latest"], &url[..]].concat();
+        let mut command = command(folder.path(), &arguments);
+        let (stderr, _reader) = broken.stderr();
+        command.stderr(stderr);
+        let dispatch = Program::spawn(command, &format!("dispatch, {broken:?}"));
+        // It begins at the end of the log, wherever that is when it is there.
+        eventually(|| {
+            let count = receiver.count();
+            post(&address, &event("first"));
+            if receiver.count() > count { Ok(()) } else { Err(format!("not delivering yet, {broken:?}")) }
+        });
+        settled(&receiver);
+        deliver_some(&address, &receiver);
+        assert_eq!(dispatch.stop().code(), 0, "{broken:?}");
+    }
+    assert_eq!(ingest.stop().code(), 0);
+}
+
+/// Waits until nothing has come for a while.
+fn settled(receiver: &Receiver) {
+    let mut seen = (receiver.count(), 0);
+    eventually(|| {
+        let count = receiver.count();
+        seen = if count == seen.0 { (count, seen.1 + 1) } else { (count, 0) };
+        if seen.1 < 100 { Err("more is coming".into()) } else { Ok(()) }
+    });
+}
+
+#[test]
+fn the_number_of_lost_lines_is_told_when_there_is_a_reader_again() {
+    let (folder, receiver, address) = (tempfile::tempdir().unwrap(), receiver(), free_address());
+    let fifo = folder.path().join("fifo");
+    assert!(Command::new("mkfifo").arg(&fifo).status().unwrap().success());
+    let both = File::options().read(true).write(true).open(&fifo).unwrap();
+    let stderr = File::options().write(true).open(&fifo).unwrap();
+    let hook = format!("hook={}", receiver.url);
+    let mut command = command(folder.path(), &["up", "--listen", &address, "--dest", &hook, "--attempts", "2"]);
+    command.stderr(stderr);
+    let up = Program::spawn(command, "up, with a fifo");
+    let first = BufReader::new(both).lines().map(Result::unwrap).find(|line| line.contains("delivering"));
+    assert!(first.is_some());
+    // The only reader is gone. (It was closed with the iterator.)
+    deliver_some(&address, &receiver);
+    let mut told = BufReader::new(File::open(&fifo).unwrap()).lines().map(Result::unwrap);
+    let line = told.next().unwrap();
+    assert!(line.contains("WARN") && line.contains("log lines were lost"), "{line}");
+    let lost: u64 = line.rsplit_once("lines=").unwrap().1.parse().unwrap();
+    assert!(lost > 0, "{line}");
+    up.signal("TERM");
+    let after: Vec<String> = told.collect();
+    assert!(after.iter().any(|line| line.contains("stopping")), "{after:?}");
+    assert!(!after.iter().any(|line| line.contains("lost")), "told once: {after:?}");
+    assert_eq!(up.end().code(), 0);
+}
+
+#[test]
+fn a_fatal_error_and_a_usage_error_end_with_their_exit_code_although_they_cannot_be_told() {
+    let folder = tempfile::tempdir().unwrap();
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = taken.local_addr().unwrap().to_string();
+    for broken in EVERY_WAY {
+        let ends = |arguments: &[&str], code: i32| {
+            let mut command = command(folder.path(), arguments);
+            let (stderr, _reader) = broken.stderr();
+            command.stderr(stderr);
+            assert_eq!(Program::spawn(command, &format!("{arguments:?}")).end().code(), code, "{broken:?}");
+        };
+        ends(&["up", "--listen", &address], 1);
+        if broken != Broken::NotRead {
+            ends(&["up", "--window", "0"], 2);
+            ends(&["up", "--backoff", "3s", "--backoff-max", "1s"], 2);
+        }
+    }
+}
+
+#[test]
+fn a_standard_output_that_nobody_reads_is_a_destination_that_fails_and_no_more() {
+    let (folder, receiver) = (tempfile::tempdir().unwrap(), receiver());
+    let hook = format!("hook={}", receiver.url);
+    let mut command = command(folder.path(), &["up", "--listen", "127.0.0.1:0", "--dest", "-", "--dest", &hook]);
+    command.stdout(std::io::pipe().unwrap().1);
+    let up = Program::spawn(command, "up, to a closed pipe");
+    deliver_some(&up.address(), &receiver);
+    let ending = up.stop();
+    assert_eq!(ending.code(), 0, "{}", ending.said);
+    assert!(!ending.said.contains("panicked"), "{}", ending.said);
+}
