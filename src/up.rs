@@ -6,6 +6,9 @@
 //!              ▼                                ▼ one supervisor each: an error or a panic is told, and the
 //!             log ───────────────────────────▶  destination starts again a second later; the others go on
 //! ```
+//!
+//! The main task owns the supervisors and waits for them as long as the process lives. One that panics is started
+//! again, so no destination is ever without its supervisor.
 
 use crate::config::{self, Delivery};
 use crate::group::sqlite::WhenHeld;
@@ -14,9 +17,10 @@ use crate::log::Log;
 use crate::modes::{self, Ended, Store};
 use crate::signals::Signals;
 use anyhow::{Context, anyhow};
+use std::collections::HashMap;
 use std::sync::Arc;
 use tokio::sync::watch;
-use tokio::task::JoinSet;
+use tokio::task::{Id, JoinSet};
 use tokio::time::Instant;
 
 /// Takes events in and delivers them until the first signal, then drains in the order of the data flow.
@@ -30,47 +34,34 @@ pub async fn up(config: config::Up, signals: &Signals) -> anyhow::Result<Ended> 
     }
 
     // Dropped with this future, tasks are aborted: that is how a second signal stops everything at once.
-    let mut supervisors = JoinSet::new();
     let (accepted_all, drain) = watch::channel(false);
-    for delivery in config.deliveries {
-        let supervisor = Supervisor {
-            store: store.clone(),
-            log: log.clone(),
-            delivery,
-            signals: signals.clone(),
-            drain: drain.clone(),
-            told: None,
-        };
-        supervisors.spawn(supervisor.run());
-    }
+    let supervisor = |delivery: &Delivery| Supervisor {
+        store: store.clone(),
+        log: log.clone(),
+        delivery: delivery.clone(),
+        signals: signals.clone(),
+        drain: drain.clone(),
+        told: None,
+    };
+    let mut supervisors = Supervisors::start(config.deliveries, drain.clone(), |delivery| supervisor(delivery).run());
     let mut ingest = JoinSet::new();
     let stop = signals.clone();
-    ingest.spawn(crate::ingest::run(listeners, log, config.endpoint.ingest, async move { stop.stop().await }));
+    ingest.spawn(crate::ingest::run(listeners, log.clone(), config.endpoint.ingest, async move { stop.stop().await }));
 
     let flow = async {
-        let ingest = match ingest.join_next().await.context("ingest was not started")? {
-            Ok(ended) => ended.map(Ended::from),
-            Err(panicked) => Err(anyhow!("ingest panicked: {panicked}")),
-        };
-        if let Err(error) = &ingest {
-            tracing::error!("ingest ended, and the destinations drain: {error:#}");
-        }
-        accepted_all.send_replace(true);
-        // All of them are waited for, also where one fails: the first failure is the exit code's.
-        let mut deliveries = Ok(Ended::Drained);
-        while let Some(ended) = supervisors.join_next().await {
-            let ended = ended.context("a destination's supervisor ended").flatten();
-            deliveries = match (deliveries, ended) {
-                (Ok(all), ended) => ended.map(|one: Ended| all.and(one)),
-                (Err(first), ended) => {
-                    if let Err(error) = ended {
-                        tracing::error!("{error:#}");
-                    }
-                    Err(first)
-                }
+        let ingested = async {
+            let ended = match ingest.join_next().await.context("ingest was not started")? {
+                Ok(ended) => ended.map(Ended::from),
+                Err(panicked) => Err(anyhow!("ingest panicked: {panicked}")),
             };
-        }
-        Ok(ingest?.and(deliveries?))
+            if let Err(error) = &ended {
+                tracing::error!("ingest ended, and the destinations drain: {error:#}");
+            }
+            accepted_all.send_replace(true);
+            ended
+        };
+        let (ingested, delivered) = tokio::join!(ingested, supervisors.all_ended());
+        Ok(ingested?.and(delivered?))
     };
     let engine = store.engine();
     tokio::select! {
@@ -84,6 +75,67 @@ struct Failed {
     error: anyhow::Error,
     /// Whether it was delivering.
     began: bool,
+}
+
+/// Tasks that last until the drain, one for each of `parts`. One that panics before is started again.
+struct Supervisors<P, S> {
+    tasks: JoinSet<anyhow::Result<Ended>>,
+    parts: HashMap<Id, P>,
+    drain: watch::Receiver<bool>,
+    supervise: S,
+}
+
+impl<P, S, F> Supervisors<P, S>
+where
+    S: Fn(&P) -> F,
+    F: Future<Output = anyhow::Result<Ended>> + Send + 'static,
+{
+    fn start(parts: Vec<P>, drain: watch::Receiver<bool>, supervise: S) -> Self {
+        let mut started = Self { tasks: JoinSet::new(), parts: HashMap::new(), drain, supervise };
+        for part in parts {
+            let task = started.tasks.spawn((started.supervise)(&part)).id();
+            started.parts.insert(task, part);
+        }
+        started
+    }
+
+    /// Waits for all of them, also if one fails: the first failure is the exit code's.
+    async fn all_ended(&mut self) -> anyhow::Result<Ended> {
+        let mut all = Ok(Ended::Drained);
+        while let Some(joined) = self.tasks.join_next_with_id().await {
+            let ended = match joined {
+                Ok((_, ended)) => ended,
+                Err(panicked) if *self.drain.borrow() => Err(anyhow!("a destination's supervisor {panicked}")),
+                Err(panicked) => {
+                    tracing::error!("a destination's supervisor {panicked}; starting it again");
+                    self.start_again(panicked.id());
+                    continue;
+                }
+            };
+            all = match (all, ended) {
+                (Ok(all), ended) => ended.map(|one: Ended| all.and(one)),
+                (Err(first), ended) => {
+                    if let Err(error) = ended {
+                        tracing::error!("{error:#}");
+                    }
+                    Err(first)
+                }
+            };
+        }
+        all
+    }
+
+    fn start_again(&mut self, task: Id) {
+        let Some(part) = self.parts.remove(&task) else { return };
+        let (supervised, drain) = ((self.supervise)(&part), self.drain.clone());
+        let again = self.tasks.spawn(async move {
+            tokio::select! {
+                () = tokio::time::sleep(limits::RESTART_AFTER) => supervised.await,
+                () = drained(drain) => Ok(Ended::Drained),
+            }
+        });
+        self.parts.insert(again.id(), part);
+    }
 }
 
 /// Keeps one destination going.
@@ -149,5 +201,44 @@ async fn drained(mut drain: watch::Receiver<bool>) {
     if drain.wait_for(|drain| *drain).await.is_err() {
         // Whoever would tell is gone, and this task is about to be aborted with it.
         std::future::pending().await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::atomic::{AtomicU32, Ordering};
+
+    #[tokio::test(start_paused = true)]
+    async fn a_supervisor_that_panics_is_started_again_and_the_others_go_on() {
+        let (accepted_all, drain) = watch::channel(false);
+        let begun: [Arc<AtomicU32>; 2] = Default::default();
+        let supervise = |part: &usize| {
+            let (part, begun, drain) = (*part, begun[*part].clone(), drain.clone());
+            async move {
+                let before = begun.fetch_add(1, Ordering::Relaxed);
+                assert!(part == 0 || before >= 2, "on purpose");
+                drained(drain).await;
+                Ok(if part == 0 { Ended::Drained } else { Ended::WorkLeft })
+            }
+        };
+        let mut supervisors = Supervisors::start(vec![0, 1], drain.clone(), supervise);
+        let until = async {
+            while begun[1].load(Ordering::Relaxed) < 3 {
+                tokio::time::sleep(limits::RESTART_AFTER).await;
+            }
+            accepted_all.send_replace(true);
+        };
+        let (ended, ()) = tokio::join!(supervisors.all_ended(), until);
+        assert_eq!(ended.unwrap(), Ended::WorkLeft);
+        assert_eq!(begun.map(|begun| begun.load(Ordering::Relaxed)), [1, 3]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_supervisor_that_panics_during_the_drain_is_an_error() {
+        let (_accepted_all, drain) = watch::channel(true);
+        let supervise = |_: &()| async { panic!("on purpose") };
+        let ended = Supervisors::start(vec![()], drain, supervise).all_ended().await;
+        assert!(ended.unwrap_err().to_string().contains("panicked"));
     }
 }
