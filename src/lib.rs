@@ -22,6 +22,7 @@ mod quiet;
 mod small_file;
 
 pub mod stderr;
+pub mod vital;
 
 pub mod core;
 

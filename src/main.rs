@@ -111,6 +111,7 @@ fn run(mode: Mode) -> anyhow::Result<Ended> {
         tokio::select! {
             ended = mode => ended,
             () = signals.stop_at_once() => Ok(Ended::WorkLeft),
+            () = signals.lost() => Err(anyhow!("the task that listens for signals panicked")),
         }
     };
     let ended = catch_unwind(AssertUnwindSafe(|| runtime.block_on(process)));

@@ -81,7 +81,8 @@ pub fn is_configuration(error: &anyhow::Error) -> bool {
 
 /// Takes events in until the first signal, and ends what it accepted.
 pub async fn ingest(config: config::Ingest, signals: &Signals) -> anyhow::Result<Ended> {
-    let Some((listeners, store, log)) = unless_stopped(signals, start(&config.log, &config.endpoint)).await? else {
+    let Some((listeners, store, log)) = unless_stopped(signals, start(&config.log, &config.endpoint)).await?
+    else {
         return Ok(Ended::Drained);
     };
     let engine = store.engine();
@@ -166,9 +167,9 @@ pub(crate) async fn start(
     Ok((listeners, store, log))
 }
 
-/// The end of every mode: what is on the disk is unknown, and only a new start can tell.
+/// The end of every mode: what is in the log is unknown, or nothing comes into it any more. A new start can tell.
 pub(crate) fn lost(why: &str) -> anyhow::Error {
-    anyhow!("the log can be trusted no more: {why}")
+    anyhow!("the log cannot be used any more: {why}")
 }
 
 /// Opens the log and its topic, and makes them where they are missing and may be made.
@@ -314,6 +315,7 @@ pub(crate) async fn deliver(
     tokio::select! {
         biased;
         never = beginning.tell(&*log, delivery.dispatch.start, &name, &delivery.spec) => match never {},
+        why = destination.lost() => Err(anyhow!("the destination cannot be delivered to any more: {why}")),
         ended = dispatch::run(parts, delivery.dispatch, stop) => Ok(ended?.into()),
         never = reopen(&*destination, signals) => match never {},
     }

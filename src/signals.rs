@@ -32,10 +32,16 @@ impl Signals {
         self.stopped(2).await;
     }
 
+    /// Ready if signals cannot be heard any more, since the task that forwards them panicked.
+    pub async fn lost(&self) {
+        let mut stops = self.stops.clone();
+        while stops.changed().await.is_ok() {}
+    }
+
     async fn stopped(&self, times: u32) {
         let mut stops = self.stops.clone();
         if stops.wait_for(|stops| *stops >= times).await.is_err() {
-            // The forwarding task ends with the runtime only: there is nobody left to be told.
+            // The end of the process is on its way: `main` waits for `lost`.
             std::future::pending().await
         }
     }

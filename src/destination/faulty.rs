@@ -61,6 +61,10 @@ impl Destination for Faulty {
         self.inner.limits()
     }
 
+    fn lost(&self) -> BoxFuture<'_, String> {
+        self.inner.lost()
+    }
+
     fn deliver(&self, hand_over: HandOver) -> BoxFuture<'_, Vec<Report>> {
         let passes: Vec<usize> = hand_over.runs.iter().map(|run| self.passes(&hand_over, run)).collect();
         if passes.iter().zip(&hand_over.runs).all(|(passes, run)| *passes == run.events.len()) {

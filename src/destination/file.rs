@@ -14,6 +14,7 @@ use super::writer::{Sink, Writer};
 use super::{ConfigurationError, Destination, HandOver, HandOverLimits, MANY, none_delivered};
 use crate::BoxFuture;
 use crate::core::verdict::{Report, Verdict};
+use crate::vital::{self, Lost};
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
@@ -23,6 +24,8 @@ const PARTITION: &str = "{partition}";
 #[derive(Debug)]
 pub(super) struct File {
     files: Files,
+    /// Says why one of the writers ended, if it was a defect.
+    lost: Lost,
 }
 
 #[derive(Debug)]
@@ -40,20 +43,22 @@ impl File {
     pub(super) fn open(path: &Path) -> Result<Self, ConfigurationError> {
         let path = std::path::absolute(path)
             .map_err(|error| ConfigurationError(format!("the path {} cannot be used: {error}", path.display())))?;
+        let lost = Lost::default();
         let Some(name) = path.file_name() else {
             return Err(ConfigurationError(format!("{} is a directory: name a file in it", path.display())));
         };
         let pattern = path.to_string_lossy();
         if !pattern.contains(PARTITION) {
             let disk = Disk::open(&path)?;
-            return Ok(Self { files: Files::One(start(Appender::new(disk)).map_err(ConfigurationError)?) });
+            let writer = start(Appender::new(disk), &lost).map_err(ConfigurationError)?;
+            return Ok(Self { files: Files::One(writer), lost });
         }
         if pattern.matches(PARTITION).count() != name.to_string_lossy().matches(PARTITION).count() {
             let why = format!("{pattern}: {PARTITION} may stand in the file's name, not in a directory's");
             return Err(ConfigurationError(why));
         }
         Disk::check_directory(&path)?;
-        Ok(Self { files: Files::OnePerPartition { pattern: pattern.into_owned(), writers: Mutex::default() } })
+        Ok(Self { files: Files::OnePerPartition { pattern: pattern.into_owned(), writers: Mutex::default() }, lost })
     }
 
     fn writer(&self, partition: u32) -> Result<Writer, String> {
@@ -65,7 +70,7 @@ impl File {
                     return Ok(writer.clone());
                 }
                 let path = PathBuf::from(pattern.replace(PARTITION, &partition.to_string()));
-                let writer = start(Appender::new(Disk::closed(&path)))?;
+                let writer = start(Appender::new(Disk::closed(&path)), &self.lost)?;
                 writers.insert(partition, writer.clone());
                 Ok(writer)
             }
@@ -73,8 +78,8 @@ impl File {
     }
 }
 
-fn start(appender: Appender<Disk>) -> Result<Writer, String> {
-    Writer::start(appender).map_err(|error| format!("a thread for writing cannot be started: {error}"))
+fn start(appender: Appender<Disk>, lost: &Lost) -> Result<Writer, String> {
+    Writer::start(appender, lost.clone()).map_err(|error| error.to_string())
 }
 
 impl Destination for File {
@@ -87,6 +92,10 @@ impl Destination for File {
             Ok(writer) => Box::pin(async move { writer.write(hand_over).await }),
             Err(why) => Box::pin(std::future::ready(none_delivered(hand_over.runs.len(), Verdict::Unreachable, &why))),
         }
+    }
+
+    fn lost(&self) -> BoxFuture<'_, String> {
+        Box::pin(vital::lost(self.lost.subscribe()))
     }
 
     fn released(&self, partition: u32) {

@@ -53,6 +53,11 @@ pub trait Destination: Send + Sync + fmt::Debug {
     /// This process does not own the partition any more: what was held for it alone is let go, for the next owner.
     fn released(&self, _partition: u32) {}
 
+    /// Waits until it can deliver nothing any more because of a defect, and says why: it has to be opened anew.
+    fn lost(&self) -> BoxFuture<'_, String> {
+        Box::pin(std::future::pending())
+    }
+
     /// How many attempts were sent a second time inside the same attempt, since their connection closed before a byte
     /// of the answer; since start, for metrics.
     fn resent(&self) -> u64 {

@@ -10,13 +10,16 @@ use super::writer::{Sink, Writer};
 use super::{ConfigurationError, Destination, HandOver, HandOverLimits, MANY};
 use crate::BoxFuture;
 use crate::core::verdict::Report;
+use crate::vital;
 use std::fs::File;
 use std::io::{self, ErrorKind, Write};
 use std::os::fd::AsFd;
+use tokio::sync::watch;
 
 #[derive(Debug)]
 pub(super) struct Stdout {
     writer: Writer,
+    lost: watch::Receiver<Option<String>>,
 }
 
 impl Stdout {
@@ -24,9 +27,10 @@ impl Stdout {
     pub(super) fn open() -> Result<Self, ConfigurationError> {
         // A descriptor of its own: `std::io::stdout` looks through everything for line breaks and copies the rest.
         let opened = io::stdout().as_fd().try_clone_to_owned().map(File::from);
-        let writer = opened.and_then(Output::new).and_then(Writer::start);
+        let (losing, lost) = watch::channel(None);
+        let writer = opened.and_then(Output::new).and_then(|output| Writer::start(output, losing));
         let writer = writer.map_err(|error| ConfigurationError(format!("standard output cannot be used: {error}")))?;
-        Ok(Self { writer })
+        Ok(Self { writer, lost })
     }
 }
 
@@ -37,6 +41,10 @@ impl Destination for Stdout {
 
     fn deliver(&self, hand_over: HandOver) -> BoxFuture<'_, Vec<Report>> {
         Box::pin(self.writer.write(hand_over))
+    }
+
+    fn lost(&self) -> BoxFuture<'_, String> {
+        Box::pin(vital::lost(self.lost.clone()))
     }
 }
 

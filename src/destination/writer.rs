@@ -13,6 +13,7 @@
 use super::{HandOver, line, none_delivered};
 use crate::core::verdict::{Failed, Report, Verdict};
 use crate::limits::{WRITE_BYTES_MAX, WRITE_QUEUE_HAND_OVERS_MAX};
+use crate::vital::{self, Lost};
 use std::collections::VecDeque;
 use std::io;
 use std::sync::Arc;
@@ -43,12 +44,12 @@ enum Message {
 }
 
 impl Writer {
-    /// Starts the thread.
-    pub(super) fn start(sink: impl Sink) -> io::Result<Self> {
+    /// Starts the thread. If it panics, `lost` says so: nothing is written any more.
+    pub(super) fn start(sink: impl Sink, lost: Lost) -> io::Result<Self> {
         let (queue, messages) = mpsc::channel(WRITE_QUEUE_HAND_OVERS_MAX);
         let reopen = Arc::new(AtomicBool::new(false));
         let rounds = Rounds { sink, messages, reopen: reopen.clone(), waiting: VecDeque::new(), lines: Vec::new() };
-        std::thread::Builder::new().name("eventd-writer".into()).spawn(move || rounds.run())?;
+        vital::thread("eventd-writer", lost, move || rounds.run())?;
         Ok(Self { queue, reopen })
     }
 
@@ -239,7 +240,8 @@ mod tests {
     fn gated(failing: &'static [usize]) -> (Writer, Gate, Arc<Mutex<Vec<usize>>>) {
         let (open, gate) = std::sync::mpsc::sync_channel(1);
         let appended = Arc::<Mutex<Vec<usize>>>::default();
-        let writer = Writer::start(Gated { gate: Some(gate), failing, appended: appended.clone() }).unwrap();
+        let writer =
+            Writer::start(Gated { gate: Some(gate), failing, appended: appended.clone() }, Lost::default()).unwrap();
         (writer, open, appended)
     }
 
@@ -265,6 +267,21 @@ mod tests {
             assert!(Instant::now() < deadline, "waited in vain");
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
+    }
+
+    #[tokio::test]
+    async fn a_writer_that_panics_is_lost_and_not_merely_unreachable() {
+        struct Broken;
+        impl Sink for Broken {
+            fn append(&mut self, _: &[u8]) -> Result<(), String> {
+                panic!("on purpose");
+            }
+        }
+        let lost = Lost::default();
+        let writer = Writer::start(Broken, lost.clone()).unwrap();
+        let reports = writer.write(hand_over(&[1], 10, PATIENCE)).await;
+        assert_eq!(reports[0].failed.as_ref().map(|failed| failed.verdict), Some(Verdict::Unreachable));
+        assert_eq!(vital::lost(lost.subscribe()).await, "the thread eventd-writer panicked");
     }
 
     #[tokio::test]

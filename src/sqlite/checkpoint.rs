@@ -13,10 +13,10 @@ use super::file::{wait_while_busy, wait_while_busy_at_most};
 use crate::core::outcome::Failure;
 use crate::limits::{WAL_BYTES_MAX, WAL_CHECKPOINT_BYTES, WAL_RESTART_BYTES, WAL_RESTART_WAIT_MAX};
 use crate::quiet::Quiet;
+use crate::vital::{self, Lost};
 use rusqlite::{Connection, ErrorCode};
 use std::sync::mpsc::{SyncSender, sync_channel};
 use std::time::{Duration, Instant};
-use tokio::sync::watch;
 
 /// How often the writer tries to end a WAL that it could not end.
 const RESTART_AGAIN_AFTER: Duration = Duration::from_secs(1);
@@ -35,18 +35,14 @@ pub(super) struct Checkpoints {
 
 impl Checkpoints {
     /// Starts the helper, which works on a connection of its own.
-    pub(super) fn start(
-        writer: &Connection,
-        helper: Connection,
-        lost: watch::Sender<Option<String>>,
-    ) -> std::io::Result<Self> {
+    pub(super) fn start(writer: &Connection, helper: Connection, lost: Lost) -> std::io::Result<Self> {
         let page_bytes = writer
             .query_row("PRAGMA page_size", [], |row| row.get::<_, i64>(0))
             .map_err(std::io::Error::other)?
             .unsigned_abs();
         // One request that waits is enough: a checkpoint copies everything.
         let (sender, requests) = sync_channel(1);
-        std::thread::Builder::new().name("log-checkpoint".into()).spawn(move || {
+        vital::thread("log-checkpoint", lost.clone(), move || {
             let quiet = Quiet::default();
             for () in requests {
                 let Err(error) = checkpoint(&helper, "PASSIVE") else { continue };
@@ -56,7 +52,7 @@ impl Checkpoints {
                     }
                     continue;
                 }
-                lost.send_if_modified(|lost| lost.replace(format!("a checkpoint failed: {error}")).is_none());
+                vital::lose(&lost, format!("a checkpoint failed: {error}"));
                 return;
             }
         })?;

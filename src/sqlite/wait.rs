@@ -12,6 +12,7 @@ use super::file::Identity;
 use super::writer::Housekeeping;
 use crate::limits::{HOUSEKEEPING_INTERVAL, WATCH_BUSY_AFTER_CHANGE, WATCH_INTERVAL_BUSY, WATCH_INTERVAL_IDLE};
 use crate::quiet::Quiet;
+use crate::vital::{self, Lost};
 use rusqlite::Connection;
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError, mpsc};
@@ -57,14 +58,14 @@ pub(super) struct Rounds {
     /// Absent where this process leaves it to others.
     pub(super) housekeeping: Option<Housekeeping>,
     pub(super) identity: Identity,
-    pub(super) lost: watch::Sender<Option<String>>,
+    pub(super) lost: Lost,
 }
 
 impl Rounds {
     /// `false`: there is nothing to go round for any more.
     fn make(&self) -> bool {
         if let Some(why) = self.identity.gone() {
-            self.lost.send_replace(Some(why));
+            vital::lose(&self.lost, why);
             return false;
         }
         self.housekeeping.as_ref().is_none_or(Housekeeping::ask)
@@ -74,7 +75,7 @@ impl Rounds {
 /// Starts the watcher on a connection of its own.
 pub(super) fn watch(connection: Connection, hub: Arc<Hub>, rounds: Rounds) -> std::io::Result<Watcher> {
     let (stop, stopped) = mpsc::sync_channel(0);
-    std::thread::Builder::new().name("log-watch".into()).spawn(move || {
+    vital::thread("log-watch", rounds.lost.clone(), move || {
         let (mut version, mut changed, mut kept, quiet) = (None, None::<Instant>, Instant::now(), Quiet::default());
         loop {
             match look(&connection, &hub, version) {

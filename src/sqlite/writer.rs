@@ -26,10 +26,11 @@ use crate::limits::{
     WRITE_GROUP_BYTES_MAX, WRITE_GROUP_ENTRIES_MAX, WRITE_OVERHEAD_BYTES, WRITE_QUEUE_BYTES_MAX,
     WRITE_QUEUE_ENTRIES_MAX, WRITE_QUEUE_WAIT_MAX,
 };
+use crate::vital::{self, Lost};
 use rusqlite::{Connection, ErrorCode};
 use std::collections::VecDeque;
 use std::sync::Arc;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 
 type Answer = Result<i64, Failure>;
 
@@ -102,15 +103,17 @@ pub(super) struct Parts {
     pub(super) checkpoints: Checkpoints,
     pub(super) trimmer: Trimmer,
     pub(super) max_bytes: Option<u64>,
-    pub(super) lost: watch::Sender<Option<String>>,
+    pub(super) lost: Lost,
 }
 
 /// Starts the thread.
 pub(super) fn start(parts: Parts) -> std::io::Result<Queue> {
     let (messages, inbox) = mpsc::channel(WRITE_QUEUE_ENTRIES_MAX);
     let bytes = Arc::new(Semaphore::new(WRITE_QUEUE_BYTES_MAX));
-    let writer = Writer { parts, inbox, waiting: VecDeque::new(), housekeeping: false };
-    std::thread::Builder::new().name("log-writer".into()).spawn(move || writer.run())?;
+    let lost = parts.lost.clone();
+    let mut writer = Writer { parts, inbox, waiting: VecDeque::new(), housekeeping: false };
+    // A defect that panics must not look like a writer that is merely slow.
+    vital::thread("log-writer", lost, move || writer.serve())?;
     Ok(Queue { messages, bytes })
 }
 
@@ -160,15 +163,6 @@ impl Failed {
 }
 
 impl Writer {
-    fn run(mut self) {
-        // A defect that panics must not look like a writer that is merely slow.
-        let lost = self.parts.lost.clone();
-        let ended = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| self.serve()));
-        if ended.is_err() {
-            lost.send_replace(Some("the log's writer panicked".into()));
-        }
-    }
-
     fn serve(&mut self) {
         while self.gather() {
             let group = self.next_group();
@@ -307,13 +301,7 @@ impl Writer {
     /// Ends the log's life where an error leaves the disk unknown.
     fn note(&self, failed: &Failed) {
         if let Failed::Before(error) | Failed::InCommit(error) = failed {
-            self.parts.lost.send_if_modified(|lost| {
-                let first = lost.is_none();
-                if first {
-                    *lost = Some(error.to_string());
-                }
-                first
-            });
+            vital::lose(&self.parts.lost, error.to_string());
         }
     }
 }

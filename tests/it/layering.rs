@@ -13,7 +13,7 @@ const PARTS: &[&str] = &["core", "net", "sqlite", "kafka", "log", "group", "dest
 const REPLAYING: &[&str] = &["core", "net", "sqlite", "kafka", "log", "group", "destination", "dispatch", "stderr"];
 
 /// What everybody may name. (Of these the core names `limits` alone: see `NOT_IN_CORE`.)
-const FREE: &[&str] = &["limits", "BoxFuture", "clock", "quiet", "small_file"];
+const FREE: &[&str] = &["limits", "BoxFuture", "clock", "quiet", "small_file", "vital"];
 
 /// Each module and what else of eventd it may name. `crate::BoxFuture` and the small things of `FREE` are free for
 /// all; `lib.rs`
@@ -24,6 +24,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("quiet", &[]),
     ("small_file", &[]),
     ("stderr", &[]),
+    ("vital", &[]),
     ("core", &[]),
     ("net", &["core"]),
     ("sqlite", &["core", "net"]),
@@ -62,7 +63,13 @@ const CONFINED: &[(&[&str], &[&str])] = &[
     // The others' time is tokio's, which the simulation holds still; they never stop a thread of the runtime.
     (&["std", "time", "Instant"], &["src/sqlite/"]),
     (&["std", "thread", "sleep"], &["src/sqlite/"]),
+    // A thread that panics and that nobody joins has to be told of.
+    (&["std", "thread", "spawn"], THREADS),
+    (&["std", "thread", "Builder"], THREADS),
 ];
+
+/// `small_file` waits for its thread, and `stderr` catches what its own panics with.
+const THREADS: &[&str] = &["src/vital.rs", "src/stderr.rs", "src/small_file.rs"];
 
 const HTTP: &[&str] = &["src/ingest/", "src/ops/", "src/destination/http/"];
 
@@ -242,6 +249,7 @@ fn a_planted_arrow_is_found() {
         ("src/group/mod.rs", "fn f() { tokio::runtime::Handle::current().spawn(g()); }", "tokio::runtime belongs in"),
         ("src/dispatch/worker.rs", "use std::time::{Duration, Instant};", "std::time::Instant belongs in src/sqlite/"),
         ("src/ingest/server.rs", "fn f() { std::thread::sleep(A) }", "std::thread::sleep belongs in src/sqlite/"),
+        ("src/destination/file.rs", "fn f() { std::thread::spawn(h); }", "std::thread::spawn belongs in src/vital.rs"),
         ("src/newcomer/mod.rs", "", "no place in ARROWS"),
     ] {
         let found = violations(file, &Source::read(text), &crates);
@@ -259,7 +267,7 @@ fn what_is_no_arrow_is_left_alone() {
         ("src/core/lanes.rs", "fn f<'a>(a: &'a str) -> char { '\\'' }"),
         ("src/core/lanes.rs", "#[cfg(test)]\nmod tests { use std::thread; fn f() -> [u8; 2] { crate::log::x() } }"),
         ("src/core/lanes.rs", "#[cfg(test)] #[path = \"lanes_tests.rs\"] mod tests;"),
-        ("src/destination/file.rs", "fn f() { tokio::task::spawn_blocking(g); std::thread::spawn(h); }"),
+        ("src/destination/file.rs", "fn f() { tokio::task::spawn_blocking(g); std::thread::current(); }"),
         ("src/group/sqlite.rs", "use crate::log::sqlite::Sqlite; use crate::BoxFuture;"),
         ("src/dispatch/worker.rs", "fn f() -> impl Future + use<'a> { tokio::spawn(g()) } fn h() { crate::log::x() }"),
     ] {

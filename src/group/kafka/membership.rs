@@ -106,6 +106,17 @@ struct Shared {
     quiet: Quiet,
 }
 
+/// Ends the membership if its task panics: whoever waits for a change would else wait for ever.
+struct EndIfPanicked(Arc<Shared>);
+
+impl Drop for EndIfPanicked {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.0.end(Failure::refused("group-unavailable", "the membership panicked, which is a defect of eventd"));
+        }
+    }
+}
+
 impl Membership {
     pub(super) fn start(coordinator: Arc<dyn Coordinator>, settings: Settings, partitions: u32) -> Self {
         Self::start_by(coordinator, settings, partitions, Clocks::now, |stays| tokio::spawn(stays).abort_handle())
@@ -132,13 +143,13 @@ impl Membership {
         });
         let member = Arc::clone(&shared);
         let task = spawn(Box::pin(async move {
+            let ending = EndIfPanicked(Arc::clone(&member));
             let failure = tokio::select! {
                 biased;
                 failure = member.stay() => failure,
                 never = member.heartbeats() => match never {},
             };
-            member.member().end(failure);
-            member.changed.notify_one();
+            ending.0.end(failure);
         }));
         Self { shared, task }
     }
@@ -236,6 +247,11 @@ impl Membership {
 
 impl Shared {
     /// Plain sets: nothing is half done in them where a holder panicked.
+    fn end(&self, failure: Failure) {
+        self.member().end(failure);
+        self.changed.notify_one();
+    }
+
     fn member(&self) -> MutexGuard<'_, Member> {
         self.member.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -410,5 +426,56 @@ impl Shared {
             Heard::Elsewhere => self.coordinator.forget_coordinator(&self.settings.group),
         }
         heard != Heard::Elsewhere
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::coordinator::Answer;
+    use super::*;
+    use kafka_protocol::messages::{
+        HeartbeatResponse, JoinGroupRequest, JoinGroupResponse, LeaveGroupResponse, SyncGroupRequest, SyncGroupResponse,
+    };
+
+    /// A coordinator whose every answer is a panic.
+    #[derive(Debug)]
+    struct Broken;
+
+    impl Coordinator for Broken {
+        fn join_group(&self, _: JoinGroupRequest, _: Instant) -> Answer<'_, JoinGroupResponse> {
+            panic!("on purpose")
+        }
+
+        fn sync_group(&self, _: SyncGroupRequest, _: Instant) -> Answer<'_, SyncGroupResponse> {
+            panic!("on purpose")
+        }
+
+        fn heartbeat(&self, _: HeartbeatRequest, _: Instant) -> Answer<'_, HeartbeatResponse> {
+            panic!("on purpose")
+        }
+
+        fn leave_group(&self, _: LeaveGroupRequest, _: Instant) -> Answer<'_, LeaveGroupResponse> {
+            panic!("on purpose")
+        }
+
+        fn partitions<'a>(&'a self, _: &'a str, _: Instant) -> Answer<'a, Option<u32>> {
+            panic!("on purpose")
+        }
+
+        fn forget_coordinator(&self, _: &str) {}
+    }
+
+    #[tokio::test]
+    async fn a_membership_that_panics_ends_and_says_so() {
+        let settings = Settings {
+            group: "g".into(),
+            topic: "t".into(),
+            digest: String::new(),
+            session_timeout: Duration::from_secs(10),
+            instance_id: None,
+        };
+        let membership = Membership::start(Arc::new(Broken), settings, 3);
+        let failure = membership.changed().await.unwrap_err();
+        assert!(failure.detail.contains("panicked"), "{failure}");
     }
 }

@@ -26,6 +26,7 @@ use crate::limits::{
     WRITE_GROUP_ENTRIES_MAX, WRITE_OVERHEAD_BYTES, WRITE_QUEUE_BYTES_MAX, WRITE_QUEUE_ENTRIES_MAX,
 };
 use crate::quiet::Quiet;
+use crate::vital::{self, Lost, Vital};
 use kafka_protocol::messages::produce_request::{PartitionProduceData, TopicProduceData};
 use kafka_protocol::messages::{InitProducerIdRequest, ProduceRequest, ProduceResponse};
 use std::collections::{BTreeMap, HashMap};
@@ -54,7 +55,8 @@ impl Drop for Appender {
 }
 
 impl Appender {
-    pub(super) fn start(cluster: Arc<Cluster>, topic: String, batch_bytes_max: Arc<AtomicUsize>) -> Self {
+    /// Starts the task. If it ends by a defect, `lost` says so: nothing is appended to the topic any more.
+    pub(super) fn start(cluster: Arc<Cluster>, topic: String, batch_bytes_max: Arc<AtomicUsize>, lost: Lost) -> Self {
         let (inbox, messages) = mpsc::channel(WRITE_QUEUE_ENTRIES_MAX);
         let driver = Driver {
             cluster,
@@ -70,7 +72,14 @@ impl Appender {
             blocked_by: String::new(),
             quiet: Quiet::default(),
         };
-        let task = tokio::spawn(driver.run(messages)).abort_handle();
+        let vital = Vital::new(format!("the appender of topic {:?}", driver.topic), lost.clone());
+        let task = tokio::spawn(async move {
+            let _vital = vital;
+            if let Err(why) = driver.run(messages).await {
+                vital::lose(&lost, why);
+            }
+        });
+        let task = task.abort_handle();
         Self { inbox, room: Arc::new(Semaphore::new(WRITE_QUEUE_BYTES_MAX)), task }
     }
 
@@ -127,7 +136,8 @@ struct Driver {
 }
 
 impl Driver {
-    async fn run(mut self, mut inbox: mpsc::Receiver<Waiting>) {
+    /// Appends until nobody is left who could ask for it. An error is a defect.
+    async fn run(mut self, mut inbox: mpsc::Receiver<Waiting>) -> Result<(), String> {
         loop {
             let now = Instant::now();
             self.give_up_what_is_late(now);
@@ -137,14 +147,11 @@ impl Driver {
                 biased;
                 Some(called) = self.calls.join_next() => match called {
                     Ok(called) => self.called(called, Instant::now()),
-                    Err(error) => {
-                        // A defect: nobody knows any more what is under way.
-                        tracing::error!(topic = %self.topic, "the log's appender panicked: {error}");
-                        return;
-                    }
+                    // Nobody knows any more what is under way.
+                    Err(error) => return Err(format!("a request of topic {:?} panicked: {error}", self.topic)),
                 },
                 waiting = inbox.recv() => {
-                    let Some(waiting) = waiting else { return };
+                    let Some(waiting) = waiting else { return Ok(()) };
                     self.enqueue(waiting);
                     for _ in 1..WRITE_GROUP_ENTRIES_MAX {
                         let Ok(waiting) = inbox.try_recv() else { break };
@@ -157,6 +164,8 @@ impl Driver {
     }
 
     fn enqueue(&mut self, waiting: Waiting) {
+        #[cfg(test)]
+        assert!(waiting.partition != tests::PANICS, "on purpose");
         let place = waiting.partition as usize;
         if self.lanes.len() <= place {
             self.lanes.resize_with(place + 1, Lane::default);
@@ -370,5 +379,26 @@ async fn new_producer_id(cluster: &Cluster, deadline: Instant) -> Result<i64, ka
         None => Ok(answer.producer_id.0),
         // A broker that has just started says so of its coordinator: asked again.
         Some(error) => Err(kafka::Error::NotSent(format!("no producer id: {}", describe(error)))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::core::outcome::Certainty;
+    use crate::net::Settings;
+
+    /// An append to this partition makes the task panic.
+    pub(super) const PANICS: u32 = u32::MAX;
+
+    #[tokio::test]
+    async fn an_appender_that_panics_is_lost_and_does_not_only_refuse_for_ever() {
+        let (losing, lost) = tokio::sync::watch::channel(None);
+        let cluster = Arc::new(Cluster::new(Settings::plain(vec!["127.0.0.1:1".into()])));
+        let appender = Appender::start(cluster, "t".into(), Arc::new(AtomicUsize::new(1_000)), losing);
+        let record = Record::new(Some(b"user"), Some(b"1"), &[], 0);
+        let failure = appender.append(PANICS, vec![record]).await.unwrap_err();
+        assert_eq!(failure.certainty, Certainty::Unknown, "its batch may have been under way");
+        assert_eq!(vital::lost(lost).await, "the appender of topic \"t\" panicked");
     }
 }

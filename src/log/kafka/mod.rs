@@ -35,6 +35,7 @@ use crate::limits::{
     APPEND_BYTES_MAX, BROKER_ANSWER_MAX, BROKER_CALL_MAX, BROKER_START_MAX, RECORD_BYTES_MAX, RECORD_FRAMING_BYTES_MAX,
 };
 use crate::net;
+use crate::vital::{self, Lost};
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
@@ -48,6 +49,8 @@ pub struct Kafka {
     cluster: Arc<Cluster>,
     /// Topics that were opened: side topics take after theirs.
     opened: Mutex<Vec<topics::Opened>>,
+    /// Why nothing can be appended to a topic any more.
+    lost: Lost,
 }
 
 impl Kafka {
@@ -67,7 +70,7 @@ impl Kafka {
             )),
             error => OpenError::Unavailable(format!("no broker answers at {}: {error}", cluster.addresses())),
         })?;
-        Ok(Arc::new(Self { cluster, opened: Mutex::default() }))
+        Ok(Arc::new(Self { cluster, opened: Mutex::default(), lost: Lost::default() }))
     }
 
     pub(crate) fn cluster(&self) -> &Arc<Cluster> {
@@ -101,6 +104,7 @@ impl Kafka {
             max_message_bytes: opened.max_message_bytes,
             batch_bytes_max: Arc::new(AtomicUsize::new(room_in(opened.max_message_bytes).min(APPEND_BYTES_MAX))),
             appender: OnceLock::new(),
+            lost: self.lost.clone(),
             leftovers: Leftovers::default(),
         };
         self.opened.lock().unwrap_or_else(PoisonError::into_inner).push(opened);
@@ -118,8 +122,9 @@ impl Engine for Kafka {
     }
 
     fn lost(&self) -> BoxFuture<'_, String> {
-        // What a broker acknowledged is with the broker: nothing that happens here makes it untrue.
-        Box::pin(std::future::pending())
+        // What a broker acknowledged is with the broker: nothing that happens here makes it untrue. But an appender that
+        // panicked appends nothing any more.
+        Box::pin(vital::lost(self.lost.subscribe()))
     }
 }
 
@@ -136,6 +141,7 @@ struct KafkaLog {
     batch_bytes_max: Arc<AtomicUsize>,
     /// Started by the first append.
     appender: OnceLock<Appender>,
+    lost: Lost,
     leftovers: Leftovers,
 }
 
@@ -175,8 +181,10 @@ impl KafkaLog {
             let detail = format!("topic {:?} has {count} partitions, and no partition {partition}", self.name);
             return Err(Failure::refused("partition-missing", detail));
         }
-        let start = || Appender::start(Arc::clone(&self.cluster), self.name.clone(), Arc::clone(&self.batch_bytes_max));
-        let appender = self.appender.get_or_init(start);
+        let appender = self.appender.get_or_init(|| {
+            let batch_bytes_max = Arc::clone(&self.batch_bytes_max);
+            Appender::start(Arc::clone(&self.cluster), self.name.clone(), batch_bytes_max, self.lost.clone())
+        });
         appender.append(partition, records).await
     }
 }

@@ -1,0 +1,114 @@
+//! Threads and tasks that are not joined by anyone, and that the process cannot do without.
+//!
+//! ```text
+//!  the work panics ──▶ Vital is dropped while unwinding ──▶ `lost` says which work it was ──▶ the process ends
+//! ```
+//!
+//! Without this a panic would end the work alone, and everybody who waits for it would wait for ever.
+
+use std::io;
+use tokio::sync::watch;
+
+/// Why something cannot be used any more. `None` as long as it can.
+pub(crate) type Lost = watch::Sender<Option<String>>;
+
+/// Held by the work for as long as it lasts. If the work panics, `lost` says so.
+#[derive(Debug)]
+pub(crate) struct Vital {
+    work: String,
+    lost: Lost,
+}
+
+impl Vital {
+    /// `work` is the subject of "… panicked".
+    pub(crate) fn new(work: impl Into<String>, lost: Lost) -> Self {
+        Self { work: work.into(), lost }
+    }
+}
+
+impl Drop for Vital {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            lose(&self.lost, format!("{} panicked", self.work));
+        }
+    }
+}
+
+/// Says why it is lost, unless that was said before: the first reason is the one that counts.
+pub(crate) fn lose(lost: &Lost, why: String) {
+    lost.send_if_modified(|lost| {
+        let is_first = lost.is_none();
+        if is_first {
+            *lost = Some(why);
+        }
+        is_first
+    });
+}
+
+/// Waits until it is lost, and says why. It waits for ever if whatever could be lost ended in order.
+pub(crate) async fn lost(mut lost: watch::Receiver<Option<String>>) -> String {
+    let why = lost.wait_for(Option::is_some).await.ok().and_then(|why| why.clone());
+    match why {
+        Some(why) => why,
+        None => std::future::pending().await,
+    }
+}
+
+/// Starts a thread. If `work` panics, `lost` says so.
+///
+/// # Errors
+/// The system has no thread left, by its own limit or that of a control group (`pids.max`).
+pub(crate) fn thread(name: &'static str, lost: Lost, work: impl FnOnce() + Send + 'static) -> io::Result<()> {
+    let started = std::thread::Builder::new().name(name.into()).spawn(move || {
+        let _vital = Vital::new(format!("the thread {name}"), lost);
+        work();
+    });
+    match started {
+        Ok(_) => Ok(()),
+        Err(error) => Err(io::Error::new(error.kind(), format!("cannot start the thread {name}: {error}"))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_thread_that_panics_says_so_and_the_first_reason_counts() {
+        let (sender, receiver) = watch::channel(None);
+        thread("first", sender.clone(), || panic!("on purpose")).unwrap();
+        assert_eq!(lost(receiver.clone()).await, "the thread first panicked");
+        thread("second", sender.clone(), || panic!("on purpose")).unwrap();
+        lose(&sender, "another reason".into());
+        assert_eq!(lost(receiver).await, "the thread first panicked");
+    }
+
+    #[tokio::test]
+    async fn work_that_ends_in_order_loses_nothing() {
+        let (sender, mut receiver) = watch::channel(None);
+        thread("short", sender, || {}).unwrap();
+        assert!(receiver.changed().await.is_err(), "its sender is gone, and nothing was said");
+    }
+
+    #[tokio::test]
+    async fn a_task_that_panics_says_so_and_one_that_is_aborted_does_not() {
+        let (sender, receiver) = watch::channel(None);
+        let vital = Vital::new("the task", sender.clone());
+        let aborted = tokio::spawn(async move {
+            let _vital = vital;
+            std::future::pending::<()>().await;
+        });
+        tokio::task::yield_now().await;
+        aborted.abort();
+        aborted.await.unwrap_err();
+        assert_eq!(*receiver.borrow(), None);
+        let vital = Vital::new("the task", sender);
+        let panicking = tokio::spawn(async move {
+            let _vital = vital;
+            tokio::task::yield_now().await;
+            panic!("on purpose");
+        });
+        assert_eq!(lost(receiver).await, "the task panicked");
+        panicking.await.unwrap_err();
+    }
+}
