@@ -2,7 +2,8 @@
 //! value can be asked about is asked here (a unit, a zero that makes no sense), so that the error names the flag and the
 //! exit code is 2; what concerns several of them is asked in [`config`](crate::config).
 //!
-//! A flag wins over its environment variable, which wins over the default.
+//! A flag wins over its environment variable, which wins over the default. A variable that is set but empty is an error,
+//! unless its flag is given: it is more often a value that is missing than a wish for the default.
 
 use crate::config::LogFormat;
 use crate::core::name;
@@ -13,8 +14,11 @@ use crate::limits;
 use crate::net::Mechanism;
 use crate::replay::range::Place;
 use bytesize::ByteSize;
-use clap::builder::BoolishValueParser;
-use clap::{Args, Parser, Subcommand};
+use clap::builder::{BoolishValueParser, Resettable};
+use clap::error::ErrorKind;
+use clap::parser::ValueSource;
+use clap::{Arg, ArgMatches, Args, CommandFactory, FromArgMatches, Parser, Subcommand};
+use std::ffi::OsString;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -24,6 +28,98 @@ use std::time::Duration;
 pub struct Cli {
     #[command(subcommand)]
     pub command: Command,
+}
+
+impl Cli {
+    /// Reads the arguments (the program's name first) and the environment.
+    ///
+    /// # Errors
+    /// What clap says, which includes the text of `--help` and `--version`; and a variable that is empty.
+    pub fn read(arguments: impl IntoIterator<Item = OsString>) -> Result<Self, clap::Error> {
+        let arguments: Vec<OsString> = arguments.into_iter().collect();
+        let mut empty = Vec::new();
+        let mut command = Self::command().mut_subcommands(|mode| {
+            let name = mode.get_name().to_owned();
+            mode.mut_args(|flag| match is_empty_in_environment(&flag) {
+                true => {
+                    empty.push((name.clone(), flag.clone()));
+                    flag.env(Resettable::Reset)
+                }
+                false => flag,
+            })
+        });
+        let refused = |command: &mut clap::Command, flag: &Arg| {
+            let (variable, flag) = (flag.get_env().unwrap_or_default().display(), flag.get_long().unwrap_or_default());
+            let what = format!("the variable {variable}, which stands for --{flag}, is empty: set it, or unset it");
+            command.error(ErrorKind::InvalidValue, what)
+        };
+        let matches = match command.try_get_matches_from_mut(&arguments) {
+            Ok(matches) => matches,
+            // What is missing may be what is empty.
+            Err(error) if error.kind() == ErrorKind::MissingRequiredArgument => {
+                let used = |mode: &str| arguments.iter().skip(1).any(|word| word == mode);
+                return Err(match empty.iter().find(|(mode, _)| used(mode)) {
+                    Some((_, flag)) => refused(&mut command, flag),
+                    None => error,
+                });
+            }
+            Err(error) => return Err(error),
+        };
+        if let Some((mode, typed)) = matches.subcommand() {
+            let is_typed = |flag: &Arg| typed.value_source(flag.get_id().as_str()) == Some(ValueSource::CommandLine);
+            if let Some((_, flag)) = empty.iter().find(|(of, flag)| of == mode && !is_typed(flag)) {
+                return Err(refused(&mut command, flag));
+            }
+        }
+        let mut cli = Self::from_arg_matches(&matches)?;
+        if let Some((_, typed)) = matches.subcommand() {
+            cli.command.tidy(typed);
+        }
+        Ok(cli)
+    }
+}
+
+/// Whether its variable is set, to nothing or to line breaks alone.
+fn is_empty_in_environment(flag: &Arg) -> bool {
+    let value = flag.get_env().and_then(std::env::var_os);
+    value.is_some_and(|value| value.to_str().is_some_and(|value| value.trim().is_empty()))
+}
+
+impl Command {
+    /// Line breaks around a destination or a file that a variable holds do not count, nor do empty lines of a list: most
+    /// ways to write a variable down end it with a line break.
+    fn tidy(&mut self, typed: &ArgMatches) {
+        let from_variable = |id: &str| typed.value_source(id) == Some(ValueSource::EnvVariable);
+        let trimmed = |text: &mut String| *text = text.trim_matches(['\r', '\n']).to_owned();
+        let lines = |list: &mut Vec<String>| {
+            list.iter_mut().for_each(trimmed);
+            list.retain(|line| !line.is_empty());
+        };
+        let delivery = match self {
+            Self::Ingest(_) => return,
+            Self::Up(up) => {
+                if from_variable("destinations") {
+                    lines(&mut up.destinations);
+                }
+                &mut up.delivery
+            }
+            Self::Dispatch(dispatch) => {
+                if from_variable("destination") {
+                    trimmed(&mut dispatch.destination);
+                }
+                &mut dispatch.delivery
+            }
+            Self::Replay(replay) => {
+                if from_variable("destination") {
+                    replay.destination.iter_mut().for_each(trimmed);
+                }
+                &mut replay.delivery
+            }
+        };
+        if from_variable("webhook_secret_files") {
+            lines(&mut delivery.webhook_secret_files);
+        }
+    }
 }
 
 #[derive(Debug, Subcommand)]
@@ -59,7 +155,7 @@ pub struct Up {
     pub endpoint: Endpoint,
 
     /// Where to deliver: a path, http(s)://…, - or null:, with NAME= before it to name it. Repeat it for several
-    /// destinations; in the environment, one a line
+    /// destinations; in the environment, one a line (empty lines do not count)
     #[arg(long = "dest", value_name = "[NAME=]DEST", env = "EVENTD_DEST", hide_env_values = true, value_delimiter = '\n', help_heading = DELIVERY)]
     pub destinations: Vec<String>,
 
@@ -223,7 +319,8 @@ pub struct Shared {
     #[arg(long, value_name = "DURATION", env = "EVENTD_DRAIN", default_value = "30s", value_parser = duration, help_heading = "Running")]
     pub drain: Duration,
 
-    /// How log lines look on standard error, text or json; EVENTD_LOG says which ones (info, debug, eventd=trace)
+    /// How log lines look on standard error, text or json. EVENTD_LOG says which ones: off, error, warn, info, debug or
+    /// trace, or levels of modules (eventd::dispatch=debug,info)
     #[arg(long, value_name = "FORMAT", env = "EVENTD_LOG_FORMAT", default_value = "text", help_heading = "Running")]
     pub log_format: LogFormat,
 }

@@ -53,6 +53,9 @@ impl FromStr for Engine {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
+        if text.contains(char::is_control) {
+            return Err("it holds a line break, or another character that cannot be seen".into());
+        }
         if let Some(path) = text.strip_prefix("sqlite:") {
             return match path {
                 "" => Err("sqlite: needs a file behind it, as sqlite:eventd.db".into()),
@@ -382,8 +385,11 @@ fn sasl_password(file: Option<&Path>) -> anyhow::Result<String> {
                 .and_then(|text| one_line(&text).map(str::to_owned));
             text.with_context(|| format!("--sasl-password-file {}", path.display()))
         }
-        None => std::env::var(SASL_PASSWORD)
-            .with_context(|| format!("--sasl-mechanism needs --sasl-password-file, or {SASL_PASSWORD}")),
+        None => {
+            let text = variable(SASL_PASSWORD)?;
+            let text = text.with_context(|| format!("--sasl-mechanism needs --sasl-password-file, or {SASL_PASSWORD}"));
+            Ok(text?.trim_end_matches(['\r', '\n']).to_owned())
+        }
     }
 }
 
@@ -393,6 +399,16 @@ fn one_line(text: &str) -> anyhow::Result<&str> {
     ensure!(!line.is_empty(), "the file is empty");
     ensure!(!line.contains(['\r', '\n', '\0']), "the file has more than one line: write the password into one line");
     Ok(line)
+}
+
+/// A variable that has no flag. As with the others, set but empty is an error.
+pub(crate) fn variable(name: &str) -> anyhow::Result<Option<String>> {
+    match std::env::var(name) {
+        Ok(text) if text.trim().is_empty() => bail!("the variable {name} is empty: set it, or unset it"),
+        Ok(text) => Ok(Some(text)),
+        Err(std::env::VarError::NotPresent) => Ok(None),
+        Err(std::env::VarError::NotUnicode(_)) => bail!("the variable {name} is not text"),
+    }
 }
 
 fn endpoint(flags: &cli::Endpoint, drain: Duration) -> anyhow::Result<Endpoint> {
@@ -576,11 +592,8 @@ impl WebhookSecrets {
                 .map(Some)
                 .with_context(|| format!("the secret in {}", path.display()));
         }
-        match std::env::var(WEBHOOK_SECRET) {
-            Ok(text) => webhook::parse_secret(text.trim()).map(Some).context(WEBHOOK_SECRET),
-            Err(std::env::VarError::NotPresent) => Ok(None),
-            Err(std::env::VarError::NotUnicode(_)) => bail!("{WEBHOOK_SECRET} is not text"),
-        }
+        let secret = variable(WEBHOOK_SECRET)?;
+        secret.map(|text| webhook::parse_secret(text.trim()).context(WEBHOOK_SECRET)).transpose()
     }
 }
 

@@ -3,7 +3,6 @@
 #![cfg_attr(not(test), deny(clippy::print_stdout, clippy::print_stderr))]
 
 use anyhow::{Context, anyhow};
-use clap::Parser;
 use eventd::cli::{Cli, Command, without_secrets};
 use eventd::config::{self, LogFormat};
 use eventd::core::text::escaped;
@@ -35,7 +34,7 @@ fn main() -> ExitCode {
 
 /// The exit code.
 fn eventd() -> u8 {
-    let cli = match Cli::try_parse() {
+    let cli = match Cli::read(std::env::args_os()) {
         Ok(cli) => cli,
         Err(error) => return by_clap(&error),
     };

@@ -4,9 +4,9 @@
 
 mod escaping;
 
-use crate::config::LogFormat;
+use crate::config::{LogFormat, variable};
 use crate::stderr;
-use anyhow::Context;
+use anyhow::{Context, anyhow, bail, ensure};
 use std::backtrace::{Backtrace, BacktraceStatus};
 use std::io::IsTerminal;
 use std::panic::PanicHookInfo;
@@ -15,19 +15,23 @@ use tracing_subscriber::EnvFilter;
 /// The environment variable that filters log lines, in the syntax of `tracing`: `info`, `eventd::dispatch=debug`.
 const FILTER: &str = "EVENTD_LOG";
 
+/// The levels, and what each is called elsewhere.
+const LEVELS: [(&str, &[&str]); 6] = [
+    ("off", &["none", "quiet", "silent"]),
+    ("error", &["err", "errors", "fatal", "critical", "crit"]),
+    ("warn", &["warning", "warnings"]),
+    ("info", &["information", "notice"]),
+    ("debug", &["dbg", "verbose"]),
+    ("trace", &["tracing", "all"]),
+];
+
 /// Sends the process's log lines to standard error, and the message of a panic too. Once a process.
 ///
 /// # Errors
 /// `EVENTD_LOG` cannot be read.
 pub fn start(format: LogFormat) -> anyhow::Result<()> {
-    let directives = match std::env::var(FILTER) {
-        Ok(directives) if !directives.trim().is_empty() => directives,
-        Ok(_) | Err(std::env::VarError::NotPresent) => "info".to_owned(),
-        Err(error) => return Err(error).context(FILTER),
-    };
-    let filter = EnvFilter::builder()
-        .parse(&directives)
-        .with_context(|| format!("{FILTER}={directives}: write info, debug or eventd::dispatch=debug"))?;
+    let directives = variable(FILTER)?.unwrap_or_else(|| "info".to_owned());
+    let filter = filter(&directives).with_context(|| format!("{FILTER}={directives}"))?;
     let lines = tracing_subscriber::fmt().with_env_filter(filter).with_writer(|| stderr::Lines);
     // Else `tracing` says on standard error itself what it could not format, and panics if that cannot be written.
     let lines = lines.log_internal_errors(false);
@@ -42,6 +46,60 @@ pub fn start(format: LogFormat) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// The filter that these directives mean. What none of them is about is told from `error` on: a process must not end
+/// without a word because only one module's lines were asked for.
+fn filter(directives: &str) -> anyhow::Result<EnvFilter> {
+    let mut all = vec!["error"];
+    for directive in directives.split(',').map(str::trim).filter(|directive| !directive.is_empty()) {
+        check(directive)?;
+        all.push(directive);
+    }
+    ensure!(all.len() > 1, "it is empty: {}", possible());
+    // The last one for a target counts.
+    EnvFilter::builder().parse(all.join(",")).with_context(possible)
+}
+
+/// Refuses what `tracing` would silently take for the name of a module that nothing is logged from. (Filters by span are
+/// refused too: there are no spans.)
+fn check(directive: &str) -> anyhow::Result<()> {
+    let (target, level) = match directive.split_once('=') {
+        Some((target, level)) => (Some(target.trim()), Some(level.trim())),
+        None if is_level(directive) => (None, Some(directive)),
+        None if is_path(directive) => (Some(directive), None),
+        // One word: it was meant as a level.
+        None => (None, Some(directive)),
+    };
+    if let Some(level) = level.filter(|level| !is_level(level)) {
+        let known_as = |(_, others): &&(&str, &[&str])| others.contains(&level.to_ascii_lowercase().as_str());
+        let meant = LEVELS.iter().find(known_as).map(|(level, _)| format!(" (did you mean {level:?}?)"));
+        bail!("{level:?} is not a level{}: {}", meant.unwrap_or_default(), possible());
+    }
+    match target {
+        Some(target) if !is_path(target) && !is_crate(target) => {
+            Err(anyhow!("{target:?} is not the path of a module: {}", possible()))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn possible() -> String {
+    let levels = LEVELS.map(|(level, _)| level).join(", ");
+    format!("write a level ({levels}), or levels of modules, as eventd::dispatch=debug,info")
+}
+
+fn is_level(word: &str) -> bool {
+    LEVELS.iter().any(|(level, _)| level.eq_ignore_ascii_case(word))
+}
+
+/// `eventd`, or modules of any crate with `::` between them.
+fn is_path(target: &str) -> bool {
+    target == "eventd" || (target.contains("::") && target.split("::").all(is_crate))
+}
+
+fn is_crate(name: &str) -> bool {
+    !name.is_empty() && name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_')
+}
+
 fn panicked(panic: &PanicHookInfo<'_>) {
     let payload = panic.payload();
     let message = payload.downcast_ref::<&str>().copied().or(payload.downcast_ref::<String>().map(String::as_str));
@@ -54,5 +112,50 @@ fn panicked(panic: &PanicHookInfo<'_>) {
     let backtrace = Backtrace::capture();
     if backtrace.status() == BacktraceStatus::Captured {
         backtrace.to_string().lines().for_each(|line| tracing::error!(thread, "{line}"));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_neither_a_level_nor_a_module_is_refused_in_words() {
+        for (directives, says) in [
+            ("inof", "\"inof\" is not a level: write a level (off, error, warn, info, debug, trace)"),
+            ("warning", "\"warning\" is not a level (did you mean \"warn\"?)"),
+            ("WARNING", "did you mean \"warn\"?"),
+            ("info,warnings", "did you mean \"warn\"?"),
+            ("verbose", "did you mean \"debug\"?"),
+            ("eventd=inof", "\"inof\" is not a level"),
+            ("eventd=", "\"\" is not a level"),
+            ("eventd::dispatch=high,info", "\"high\" is not a level"),
+            ("=debug", "\"\" is not the path of a module"),
+            ("a=b=c", "\"b=c\" is not a level"),
+            ("eventd::=debug", "\"eventd::\" is not the path of a module"),
+            ("eventd:dispatch=debug", "\"eventd:dispatch\" is not the path of a module"),
+            ("eventd:dispatch", "\"eventd:dispatch\" is not a level"),
+            ("event", "\"event\" is not a level"),
+            ("5x", "\"5x\" is not a level"),
+            ("inof[span]", "\"inof[span]\" is not a level"),
+            ("eventd[span]=debug", "\"eventd[span]\" is not the path of a module"),
+            ("info;debug", "is not a level"),
+            ("", "it is empty"),
+            (" , ", "it is empty"),
+        ] {
+            let error = format!("{:#}", filter(directives).expect_err(directives));
+            assert!(error.contains(says), "{directives:?}: {error}");
+        }
+    }
+
+    #[test]
+    fn levels_and_modules_are_taken_and_errors_of_the_others_are_told_all_the_same() {
+        let shown = |directives: &str| filter(directives).expect(directives).to_string();
+        for directives in ["info", "INFO", "off", "eventd", "eventd::dispatch=debug,info", "hyper=debug", " warn , "] {
+            shown(directives);
+        }
+        assert_eq!(shown("eventd::dispatch=debug"), "eventd::dispatch=debug,error");
+        assert_eq!(shown("eventd::dispatch=debug,info"), "eventd::dispatch=debug,info");
+        assert_eq!(shown("off"), "off", "as it was asked for");
     }
 }

@@ -248,6 +248,10 @@ fn a_bad_environment_variable_is_refused_as_its_flag_is() {
         ("EVENTD_JITTER", "perhaps"),
         ("EVENTD_TLS", "perhaps"),
         ("EVENTD_LOG", "a=b=c"),
+        ("EVENTD_LOG", "inof"),
+        ("EVENTD_LOG", "warning"),
+        ("EVENTD_LOG", "eventd=inof"),
+        ("EVENTD_URL", "sqlite:eventd.db\n"),
     ];
     for (variable, value) in bad {
         let mut command = command(folder.path(), &["up"]);
@@ -257,6 +261,63 @@ fn a_bad_environment_variable_is_refused_as_its_flag_is() {
         let flag = variable.trim_start_matches("EVENTD_").to_lowercase();
         assert!(ending.said.to_lowercase().contains(&flag), "{variable}: {}", ending.said);
     }
+}
+
+#[test]
+fn an_empty_variable_is_refused_by_its_name_and_that_of_its_flag() {
+    let folder = tempfile::tempdir().unwrap();
+    let with = |arguments: &[&str], variable: &str, value: &str| {
+        let mut command = command(folder.path(), arguments);
+        command.env(variable, value);
+        Program::spawn(command, &format!("{variable}={value:?} {arguments:?}"))
+    };
+    let login = ["ingest", "--url", "localhost:1", "--sasl-mechanism", "plain", "--sasl-username", "app"];
+    for (arguments, variable, value, flag) in [
+        (&["up"][..], "EVENTD_LISTEN", "", "--listen"),
+        (&["up"], "EVENTD_DEST", "", "--dest"),
+        (&["up"], "EVENTD_DEST", "\r\n\n", "--dest"),
+        (&["dispatch"], "EVENTD_DEST", "", "--dest"),
+        (&["dispatch", "--dest", "null:"], "EVENTD_NAME", " ", "--name"),
+        (&["ingest"], "EVENTD_URL", "", "--url"),
+        (&["up"], "EVENTD_JITTER", "", "--jitter"),
+        (&["up"], "EVENTD_TLS_CA_FILE", "", "--tls-ca-file"),
+        (&["replay", "--list"], "EVENTD_TOPIC", "", "--topic"),
+        (&["up"], "EVENTD_LOG", "", "EVENTD_LOG"),
+        (&["up", "--dest", "http://h/"], "EVENTD_WEBHOOK_SECRET", "", "EVENTD_WEBHOOK_SECRET"),
+        (&login, "EVENTD_SASL_PASSWORD", "", "EVENTD_SASL_PASSWORD"),
+    ] {
+        let ending = with(arguments, variable, value).end();
+        assert_eq!(ending.code(), 2, "{variable} {arguments:?}: {}", ending.said);
+        let says = [variable, flag, "is empty"];
+        assert!(says.iter().all(|what| ending.said.contains(what)), "{variable} {arguments:?}: {}", ending.said);
+    }
+    assert!(!folder.path().join("eventd.db").exists(), "none of these has made anything");
+    // A flag wins over its variable, and a variable that the mode does not have means nothing to it.
+    let up = with(&["up", "--listen", "127.0.0.1:0"], "EVENTD_LISTEN", "");
+    up.address();
+    let dispatch = with(&["dispatch", "--url", "sqlite:eventd.db", "--dest", "null:"], "EVENTD_LISTEN", "");
+    dispatch.wait_for(&["delivering"]);
+    assert_eq!((dispatch.stop().code(), up.stop().code()), (0, 0));
+    assert_eq!(with(&["up", "--help"], "EVENTD_LISTEN", "").end().code(), 0);
+}
+
+#[test]
+fn line_breaks_at_the_end_of_a_variable_and_empty_lines_do_not_count() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut several = command(folder.path(), &["up", "--listen", "127.0.0.1:0"]);
+    several.env("EVENTD_DEST", "file-1\r\n\r\ntwo=file-2\r\n");
+    let up = Program::spawn(several, "up, with line breaks");
+    let mut one = command(folder.path(), &["dispatch", "--url", "sqlite:eventd.db"]);
+    up.address();
+    one.env("EVENTD_DEST", "file-3\n");
+    let dispatch = Program::spawn(one, "dispatch, with a line break");
+    post(&up, README_EVENTS);
+    for file in ["file-1", "file-2", "file-3"] {
+        delivered(folder.path(), file, 5);
+    }
+    assert_eq!((dispatch.stop().code(), up.stop().code()), (0, 0));
+    // On the command line nothing is left out: a variable of the shell that is missing is an error.
+    refused(folder.path(), &["up", "--dest", "file-1", "--dest", ""], &["--dest", "missing"]);
 }
 
 #[test]
