@@ -8,7 +8,8 @@ use eventd::config::{self, LogFormat};
 use eventd::core::text::escaped;
 use eventd::modes::{self, Ended};
 use eventd::signals::Signals;
-use eventd::{limits, stderr, telemetry, up};
+use eventd::{limits, stderr, telemetry, up, vital};
+use std::num::NonZero;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::ExitCode;
 
@@ -16,6 +17,11 @@ use std::process::ExitCode;
 const EXIT_USAGE: u8 = 2;
 const EXIT_FAILED: u8 = 1;
 const EXIT_WORK_LEFT: u8 = 3;
+
+/// Threads that a start needs besides the runtime's workers, with some to spare: the one that writes log lines, those of
+/// the embedded log (a writer, checkpoints, a watcher, four readers), and for what blocks (opening files, looking up
+/// names).
+const OWN_THREADS: usize = 16;
 
 /// A mode with its checked configuration.
 enum Mode {
@@ -95,8 +101,10 @@ fn usage(error: &anyhow::Error) -> u8 {
 }
 
 fn run(mode: Mode) -> anyhow::Result<Ended> {
+    let workers = std::thread::available_parallelism().map_or(1, NonZero::get);
+    vital::check_threads(workers + OWN_THREADS)?;
     stderr::start().context("cannot write log lines")?;
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(workers).enable_all().build()?;
     let process = async {
         let signals = Signals::of_process()?;
         let mode = async {

@@ -6,7 +6,9 @@
 //!
 //! Without this a panic would end the work alone, and everybody who waits for it would wait for ever.
 
+use anyhow::Context as _;
 use std::io;
+use std::sync::Mutex;
 use tokio::sync::watch;
 
 /// Why something cannot be used any more. `None` as long as it can.
@@ -67,6 +69,30 @@ pub(crate) fn thread(name: &'static str, lost: Lost, work: impl FnOnce() + Send 
         Ok(_) => Ok(()),
         Err(error) => Err(io::Error::new(error.kind(), format!("cannot start the thread {name}: {error}"))),
     }
+}
+
+/// Looks whether this many threads can be started, by starting them all and letting them end. The runtime panics or
+/// waits for ever if it gets none.
+///
+/// # Errors
+/// The system gives fewer, by its own limit or that of a user or a control group.
+pub fn check_threads(threads: usize) -> anyhow::Result<()> {
+    let gate = Mutex::new(());
+    std::thread::scope(|scope| {
+        // Opens when this function has seen enough: until then all of them exist at the same time.
+        let _closed = gate.lock();
+        for started in 0..threads {
+            let wait = || drop(gate.lock());
+            std::thread::Builder::new().name("check".into()).spawn_scoped(scope, wait).with_context(|| {
+                format!(
+                    "cannot start thread {} of the {threads} that are needed: raise the limit of the user (ulimit -u) \
+                     or of the control group (pids.max)",
+                    started + 1
+                )
+            })?;
+        }
+        Ok(())
+    })
 }
 
 #[cfg(test)]
