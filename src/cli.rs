@@ -449,7 +449,8 @@ pub struct Delivery {
     #[arg(long, value_name = "N", env = "EVENTD_WINDOW", default_value = "100000", value_parser = count)]
     pub window: usize,
 
-    /// Bytes of these: user, payload and 128 bytes each
+    /// Bytes of these: user, payload and 128 bytes each. In `up`, the destinations share them equally; each has at least
+    /// 1MiB
     #[arg(long, value_name = "SIZE", env = "EVENTD_WINDOW_BYTES", default_value = "64MiB", value_parser = some_size)]
     pub window_bytes: usize,
 

@@ -459,7 +459,7 @@ fn deliveries(
         retry_after_max: flags.retry_after_max,
         concurrency: flags.concurrency,
         window_events: flags.window,
-        window_bytes: flags.window_bytes,
+        window_bytes: share_of_window(flags.window_bytes, specs.len()),
         commit_interval: flags.commit_interval,
         start: flags.start.unwrap_or(dispatch::Start::Earliest),
         on_gap: flags.on_gap,
@@ -490,6 +490,16 @@ fn deliveries(
             Ok(Delivery { spec, settings, dispatch: dispatch.clone(), joining })
         })
         .collect()
+}
+
+/// Bytes that the window of a destination has at least, however many of them share `--window-bytes`: less would read the
+/// log in crumbs.
+const WINDOW_BYTES_MIN: usize = 1024 * 1024;
+
+/// The share of one destination. All shares are equal and nothing is lent: bytes that a dead destination had borrowed
+/// could not be taken back before it lives again.
+fn share_of_window(window_bytes: usize, destinations: usize) -> usize {
+    (window_bytes / destinations.max(1)).max(WINDOW_BYTES_MIN.min(window_bytes))
 }
 
 /// The destinations, under names that differ.
@@ -609,6 +619,15 @@ fn any_number() -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn destinations_share_the_window_and_each_has_enough_to_work_with() {
+        const MIB: usize = 1024 * 1024;
+        let shares = |window_bytes, counts: [usize; 4]| counts.map(|count| share_of_window(window_bytes, count));
+        assert_eq!(shares(64 * MIB, [0, 1, 2, 64]), [64 * MIB, 64 * MIB, 32 * MIB, MIB]);
+        assert_eq!(share_of_window(64 * MIB, 1_000), MIB, "at least");
+        assert_eq!(share_of_window(1_000, 3), 1_000, "and never more than was asked for");
+    }
 
     #[test]
     fn a_destination_that_is_the_database_is_refused_however_it_is_written() {

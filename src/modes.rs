@@ -2,6 +2,7 @@
 //! them: opening the log, the sockets and a destination.
 
 mod beginning;
+mod memory;
 mod store;
 
 pub(crate) use self::store::{Place, Store};
@@ -81,7 +82,7 @@ pub fn is_configuration(error: &anyhow::Error) -> bool {
 
 /// Takes events in until the first signal, and ends what it accepted.
 pub async fn ingest(config: config::Ingest, signals: &Signals) -> anyhow::Result<Ended> {
-    let Some((listeners, store, log)) = unless_stopped(signals, start(&config.log, &config.endpoint)).await?
+    let Some((listeners, store, log)) = unless_stopped(signals, start(&config.log, &config.endpoint, &[])).await?
     else {
         return Ok(Ended::Drained);
     };
@@ -96,6 +97,7 @@ pub async fn ingest(config: config::Ingest, signals: &Signals) -> anyhow::Result
 pub async fn dispatch(config: config::Dispatch, signals: &Signals) -> anyhow::Result<Ended> {
     let start = async {
         let (store, log) = open(&config.log).await?;
+        memory::announce(&config.log, &*log, None, std::slice::from_ref(&config.delivery)).await?;
         let engine = store.engine();
         let place = tokio::select! {
             place = hold(&store, &log, &config.delivery, config.standby) => place?,
@@ -158,11 +160,13 @@ pub(crate) async fn unless_stopped<T>(
 
 /// What a mode with an endpoint begins with: sockets first, since they are what most often fails.
 pub(crate) async fn start(
-    log: &config::Log,
+    config: &config::Log,
     endpoint: &config::Endpoint,
+    deliveries: &[Delivery],
 ) -> anyhow::Result<(Vec<TcpListener>, Store, Arc<dyn Log>)> {
     let listeners = listen(&endpoint.listen).await?;
-    let (store, log) = open(log).await?;
+    let (store, log) = open(config).await?;
+    memory::announce(config, &*log, Some(endpoint), deliveries).await?;
     announce(&endpoint.listen, &listeners)?;
     Ok((listeners, store, log))
 }

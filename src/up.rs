@@ -25,7 +25,7 @@ use tokio::time::Instant;
 
 /// Takes events in and delivers them until the first signal, then drains in the order of the data flow.
 pub async fn up(config: config::Up, signals: &Signals) -> anyhow::Result<Ended> {
-    let start = modes::start(&config.log, &config.endpoint);
+    let start = modes::start(&config.log, &config.endpoint, &config.deliveries);
     let Some((listeners, store, log)) = modes::unless_stopped(signals, start).await? else {
         return Ok(Ended::Drained);
     };

@@ -20,6 +20,9 @@ const DEAD: &str = ".dead";
 /// The endings of topics that still find room when `--max-db-bytes` is reached: what helps events to be settled.
 const SIDE: [&str; 3] = [DEAD, ".state", ".audit"];
 
+/// Bytes that a process holds at most for an embedded log.
+pub const MEMORY_BYTES_MAX: usize = sqlite::MEMORY_BYTES_MAX;
+
 /// How a process works with the database.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Settings {

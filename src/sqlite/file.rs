@@ -5,7 +5,7 @@
 
 use super::OpenError;
 use super::schema;
-use crate::limits::{DATABASE_BUSY_MAX, DATABASE_BUSY_POLL, WAL_RESTART_BYTES};
+use crate::limits::{DATABASE_BUSY_MAX, DATABASE_BUSY_POLL, DATABASE_READERS_MAX, WAL_RESTART_BYTES};
 use rusqlite::{Connection, ErrorCode, OpenFlags};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -22,6 +22,11 @@ const PAGE_BYTES: u32 = 8192;
 /// KiB of pages that the writer keeps: a whole group, so that it is not written before its commit.
 const WRITER_CACHE_KIB: i64 = 16 * 1024;
 const READER_CACHE_KIB: i64 = 4 * 1024;
+
+/// Bytes of pages that all connections of a process keep: the writer's, the readers', and those of the threads for
+/// checkpoints and for what other processes write.
+pub(super) const CACHES_BYTES_MAX: usize =
+    1024 * (WRITER_CACHE_KIB as usize + (DATABASE_READERS_MAX + 2) * READER_CACHE_KIB as usize);
 
 /// Which file the database is, apart from its name: to notice that somebody removed or replaced it. SQLite would go on
 /// in a file that nobody finds again.

@@ -26,7 +26,10 @@ pub(crate) use write::{Commit, Kind, Write};
 
 use crate::core::outcome::Failure;
 use crate::core::progress::{Move, State};
-use crate::limits::DATABASE_HEADROOM_BYTES;
+use crate::limits::{
+    DATABASE_HEADROOM_BYTES, DATABASE_READERS_MAX, FETCH_BYTES_MAX, RECORD_BYTES_MAX, WRITE_GROUP_BYTES_MAX,
+    WRITE_QUEUE_BYTES_MAX,
+};
 use file::Role;
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -172,6 +175,13 @@ impl Database {
         self.readers.read(move |connection| read::committed(connection, &group, (topic, partition), Move::decode)).await
     }
 }
+
+/// Bytes that a process holds at most for one database: what waits to be written, the transaction that is being made of
+/// it, what readers are reading, and the caches of all connections.
+pub(crate) const MEMORY_BYTES_MAX: usize = WRITE_QUEUE_BYTES_MAX
+    + WRITE_GROUP_BYTES_MAX
+    + DATABASE_READERS_MAX * (FETCH_BYTES_MAX + RECORD_BYTES_MAX)
+    + file::CACHES_BYTES_MAX;
 
 /// The last line behind `--max-db-bytes`: SQLite itself makes the file no larger, whatever is written.
 fn bound(connection: &rusqlite::Connection, max_bytes: u64) -> rusqlite::Result<()> {

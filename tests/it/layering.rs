@@ -12,6 +12,10 @@ const PARTS: &[&str] = &["core", "net", "sqlite", "kafka", "log", "group", "dest
 /// A replay is a dispatch over a part of the log, that shows a person what it does.
 const REPLAYING: &[&str] = &["core", "net", "sqlite", "kafka", "log", "group", "destination", "dispatch", "stderr"];
 
+/// What puts the parts together, and knows what each of them holds.
+const MODES: &[&str] =
+    &["core", "net", "log", "group", "destination", "ingest", "dispatch", "replay", "config", "signals", "stderr"];
+
 /// What everybody may name. (Of these the core names `limits` alone: see `NOT_IN_CORE`.)
 const FREE: &[&str] = &["limits", "BoxFuture", "clock", "quiet", "small_file", "vital"];
 
@@ -40,7 +44,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("config", &["cli", "core", "net", "log", "group", "destination", "ingest", "dispatch", "replay"]),
     ("signals", &[]),
     ("telemetry", &["config", "stderr"]),
-    ("modes", &["core", "net", "log", "group", "destination", "ingest", "dispatch", "replay", "config", "signals"]),
+    ("modes", MODES),
     ("up", &["core", "net", "log", "group", "destination", "ingest", "dispatch", "config", "signals", "modes"]),
 ];
 

@@ -32,7 +32,8 @@ use crate::core::event::Record;
 use crate::core::outcome::Failure;
 use crate::kafka::{self, Cluster};
 use crate::limits::{
-    APPEND_BYTES_MAX, BROKER_ANSWER_MAX, BROKER_CALL_MAX, BROKER_START_MAX, RECORD_BYTES_MAX, RECORD_FRAMING_BYTES_MAX,
+    APPEND_BYTES_MAX, BROKER_ANSWER_MAX, BROKER_CALL_MAX, BROKER_START_MAX, FETCH_BYTES_MAX, LEFTOVER_BYTES_MAX,
+    PRODUCE_REQUEST_BYTES_MAX, RECORD_BYTES_MAX, RECORD_FRAMING_BYTES_MAX, WRITE_QUEUE_BYTES_MAX,
 };
 use crate::net;
 use crate::vital::{self, Lost};
@@ -42,6 +43,14 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 use tokio::time::Instant;
 use uuid::Uuid;
+
+/// Bytes that a process holds at most for the events of a topic on Kafka: what waits to be appended and the requests
+/// that are made of it, what fetches left over, and one fetch of each of `readers` as it came and as it is read. A
+/// producer that is not eventd may write batches beyond what a fetch asks for; these are not counted.
+pub fn memory_bytes_max(readers: usize) -> usize {
+    let writing = WRITE_QUEUE_BYTES_MAX + PRODUCE_REQUEST_BYTES_MAX;
+    readers.saturating_mul(2 * FETCH_BYTES_MAX).saturating_add(writing + LEFTOVER_BYTES_MAX)
+}
 
 /// A Kafka cluster as a log.
 #[derive(Debug)]
