@@ -306,7 +306,7 @@ pub(crate) async fn deliver(
     let destination = tokio::task::spawn_blocking(move || destination::open(&spec, &settings)).await??;
     let Place { group, beginning } = place;
     let name = group.name().to_owned();
-    tracing::info!(destination = name, to = %delivery.spec, "delivering");
+    tracing::info!(destination = %name, to = %delivery.spec, "delivering");
     if let Some(drill) = delivery.settings.drill {
         tracing::warn!(
             destination = name,

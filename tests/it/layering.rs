@@ -43,7 +43,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("cli", &["config", "core", "net", "log", "destination", "ingest", "dispatch", "replay"]),
     ("config", &["cli", "core", "net", "log", "group", "destination", "ingest", "dispatch", "replay"]),
     ("signals", &[]),
-    ("telemetry", &["config", "stderr"]),
+    ("telemetry", &["config", "core", "stderr"]),
     ("modes", MODES),
     ("up", &["core", "net", "log", "group", "destination", "ingest", "dispatch", "config", "signals", "modes"]),
 ];

@@ -237,7 +237,7 @@ fn a_limit_of_threads_ends_the_start_in_words_or_is_high_enough() {
         let began = eventually(|| {
             let said = up.lines();
             let ended = said.contains("pids.max").then_some(false);
-            ended.or(said.contains("destination=file-1").then_some(true)).ok_or(said)
+            ended.or(said.contains("to=file-1").then_some(true)).ok_or(said)
         });
         let ending = if began { up.stop() } else { up.end() };
         assert_eq!(ending.code(), if began { 0 } else { 1 }, "{limit} threads: {}", ending.said);
