@@ -94,9 +94,17 @@ pub struct Judgement {
     pub counts: bool,
     /// What that try is tagged with; see [`Breaker::is_void`].
     pub good_mark: u64,
-    /// `Refused`, and to be acted on now. Else it is tried again like `Retry`, and [`Breaker::refused_acts`] tells
-    /// later.
-    pub refused_acts: bool,
+}
+
+/// The first refusal of an event that has been refused ever since.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Refusal {
+    /// The attempt that was refused.
+    pub attempt: Attempt,
+    /// When it was refused.
+    pub at: Moment,
+    /// The good mark of that time. If the mark turns void, the refusal was the destination's fault.
+    pub good_mark: u64,
 }
 
 /// Why the breaker opened.
@@ -232,12 +240,7 @@ impl Breaker {
             Verdict::Busy { .. } | Verdict::Unreachable => false,
         };
         self.good_mark_used |= counts;
-        let refused = verdict == Verdict::Refused && believed;
-        Judgement {
-            counts,
-            good_mark: self.good_mark,
-            refused_acts: refused && self.trust.latest_of_others(attempt.user) > attempt.seq,
-        }
+        Judgement { counts, good_mark: self.good_mark }
     }
 
     /// The attempt was dropped without an answer (a handover, a defect): it says nothing, and if it was the probe,
@@ -282,15 +285,16 @@ impl Breaker {
         self.void_marks.binary_search(&mark).is_ok()
     }
 
-    /// Whether an event that was refused, last by this attempt and first at `first_refused_at`, is to be given up now:
-    /// a later attempt of another user was delivered, or 10 s passed. Not while the breaker is open or health is bad,
-    /// and of these times too 10 s have to pass.
-    pub fn refused_acts(&self, attempt: &Attempt, first_refused_at: Moment, now: Moment) -> bool {
+    /// Whether an event that has been refused since this refusal is to be given up now: an attempt of another user that
+    /// was begun later was delivered, or 10 s passed. The answer is "no" while the breaker is open or health is bad, and
+    /// the 10 s begin anew after such a time.
+    pub fn refused_acts(&self, first: &Refusal, now: Moment) -> bool {
         if !self.believes_answers(now) {
             return false;
         }
-        let from = self.unwell_at.map_or(first_refused_at, |at| at.max(first_refused_at));
-        self.trust.latest_of_others(attempt.user) > attempt.seq || now >= from.saturating_add(REFUSED_ACTS_AFTER)
+        let from = self.unwell_at.map_or(first.at, |at| at.max(first.at));
+        self.trust.latest_of_others(first.attempt.user) > first.attempt.seq
+            || now >= from.saturating_add(REFUSED_ACTS_AFTER)
     }
 
     /// What there is to tell a person.

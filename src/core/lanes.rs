@@ -15,6 +15,7 @@
 //! message, and nothing is delivered out of order.
 
 use super::Moment;
+use super::breaker::Refusal;
 use super::event::Event;
 use hashbrown::HashTable;
 use std::collections::{BTreeSet, HashMap, VecDeque};
@@ -71,9 +72,10 @@ pub struct Trouble {
     /// Tries counted since the mark below; taken back if that mark turns out void.
     pub tries_since_mark: u32,
     pub mark: u64,
-    /// When the first attempt failed, and when the destination first refused it.
+    /// When the first attempt failed.
     pub first_failure: Moment,
-    pub first_refused: Option<Moment>,
+    /// The first of the refusals that nothing but refusals followed.
+    pub first_refusal: Option<Refusal>,
 }
 
 /// What is to become of the first event of a run that was not delivered.

@@ -3,7 +3,7 @@
 use super::Config;
 use super::dead_letter::Reason;
 use crate::core::Moment;
-use crate::core::breaker::{Attempt, Breaker};
+use crate::core::breaker::{Attempt, Breaker, Judgement, Refusal};
 use crate::core::lanes::{Next, Trouble};
 use crate::core::verdict::Verdict;
 
@@ -33,12 +33,11 @@ pub(super) fn judge(
         trouble.tries_since_mark += 1;
     }
     let refused = match verdict {
-        Verdict::Refused => {
-            let first = *trouble.first_refused.get_or_insert(now);
-            breaker.refused_acts(attempt, first, now)
-        }
-        _ => {
-            trouble.first_refused = None;
+        Verdict::Refused => refused_for_good(breaker, attempt, judgement, trouble, now),
+        // A drill never reached the destination: it says nothing against what the destination said before.
+        Verdict::Drilled => false,
+        Verdict::Retry { .. } | Verdict::Busy { .. } | Verdict::Unreachable => {
+            trouble.first_refusal = None;
             false
         }
     };
@@ -54,4 +53,114 @@ pub(super) fn judge(
     };
     let delay = asked.unwrap_or_else(|| config.backoff.delay(trouble.failures, random));
     (Next::Retry { at: now.saturating_add(delay) }, None)
+}
+
+/// Whether the destination has refused the event itself. Judged from the first refusal: a later one only shows that
+/// the destination still thinks so, and judging from it would ask for another user's delivery after each try.
+fn refused_for_good(
+    breaker: &Breaker,
+    attempt: &Attempt,
+    judgement: Judgement,
+    trouble: &mut Trouble,
+    now: Moment,
+) -> bool {
+    // While the destination is out or in bad health it refuses everything; that is no refusal of this event.
+    trouble.first_refusal = trouble.first_refusal.filter(|first| !breaker.is_void(first.good_mark));
+    if !judgement.counts {
+        return false;
+    }
+    let refusal = Refusal { attempt: *attempt, at: now, good_mark: judgement.good_mark };
+    breaker.refused_acts(trouble.first_refusal.get_or_insert(refusal), now)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::core::backoff::Backoff;
+    use crate::dispatch::{OnGap, Start};
+    use std::time::Duration;
+
+    fn config() -> Config {
+        Config {
+            attempts: 10,
+            backoff: Backoff::new(Duration::from_millis(100), Duration::from_secs(2), false).unwrap(),
+            attempt_timeout: Duration::from_secs(15),
+            retry_after_max: Duration::from_secs(300),
+            concurrency: 1,
+            window_events: 1,
+            window_bytes: 1,
+            commit_interval: Duration::from_millis(200),
+            start: Start::Earliest,
+            on_gap: OnGap::Stop,
+            drain: Duration::from_secs(1),
+            dead_retention: Duration::from_secs(1),
+            seed: 0,
+        }
+    }
+
+    /// One event of user 1, and what is decided about it after each answer.
+    #[derive(Default)]
+    struct Scene {
+        breaker: Breaker,
+        trouble: Trouble,
+        now: Moment,
+    }
+
+    impl Scene {
+        fn fails(&mut self, verdict: Verdict) -> Option<Reason> {
+            self.now += Duration::from_secs(1);
+            let attempt = self.breaker.begin(1, self.now);
+            let Self { breaker, trouble, now } = self;
+            judge(&config(), breaker, &attempt, verdict, trouble, *now, 0).1
+        }
+
+        fn others_are_delivered(&mut self) {
+            for user in 2..5 {
+                let attempt = self.breaker.begin(user, self.now);
+                self.breaker.delivered(&attempt, self.now);
+            }
+        }
+    }
+
+    #[test]
+    fn an_event_that_is_refused_while_others_are_served_is_given_up_at_its_next_refusal() {
+        let mut scene = Scene::default();
+        scene.others_are_delivered();
+        assert_eq!(scene.fails(Verdict::Refused), None);
+        scene.others_are_delivered();
+        assert_eq!(scene.fails(Verdict::Refused), Some(Reason::Refused));
+    }
+
+    #[test]
+    fn another_failure_between_two_refusals_begins_anew() {
+        for between in [Verdict::Retry { after: None }, Verdict::Busy { after: None }] {
+            let mut scene = Scene::default();
+            assert_eq!(scene.fails(Verdict::Refused), None);
+            scene.others_are_delivered();
+            assert_eq!(scene.fails(between), None);
+            assert_eq!(scene.fails(Verdict::Refused), None, "after {between:?}");
+        }
+    }
+
+    #[test]
+    fn a_drill_between_two_refusals_changes_nothing() {
+        let mut scene = Scene::default();
+        assert_eq!(scene.fails(Verdict::Refused), None);
+        scene.others_are_delivered();
+        assert_eq!(scene.fails(Verdict::Drilled), None);
+        assert_eq!(scene.fails(Verdict::Refused), Some(Reason::Refused));
+    }
+
+    #[test]
+    fn a_refusal_that_an_outage_caused_is_forgotten_with_it() {
+        let mut scene = Scene::default();
+        assert_eq!(scene.fails(Verdict::Refused), None);
+        let other = scene.breaker.begin(2, scene.now);
+        scene.breaker.failed(&other, Verdict::Unreachable, scene.now);
+        scene.now += Duration::from_secs(1);
+        scene.others_are_delivered();
+        assert_eq!(scene.fails(Verdict::Refused), None, "the first refusal that counts");
+        scene.others_are_delivered();
+        assert_eq!(scene.fails(Verdict::Refused), Some(Reason::Refused));
+    }
 }

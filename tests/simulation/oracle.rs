@@ -13,6 +13,7 @@
 //! What a destination took without that its answer arrived is not settled: nobody may count on it.
 
 mod deliveries;
+mod refusals;
 mod replayed;
 
 pub(crate) use deliveries::Handed;
@@ -21,6 +22,7 @@ use crate::judgement::{Failures, Health, Phase};
 use eventd::core::event::{Event, Record};
 use eventd::core::progress::{Move, State, Target};
 use eventd::destination::HandOverLimits;
+use refusals::Refusals;
 use replayed::Guise;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::time::Duration;
@@ -90,6 +92,8 @@ struct Ownership {
     /// No attempt of this offset before this time: the destination asked for patience.
     not_before: HashMap<i64, Duration>,
     gave_up: HashSet<i64>,
+    /// Refused while others were plainly served: to be given up, and not tried again.
+    refused_for_good: HashSet<i64>,
     fetched: BTreeMap<i64, usize>,
 }
 
@@ -130,6 +134,7 @@ pub(crate) struct Oracle {
     next_attempt: u64,
     ownerships: u64,
     health: Health,
+    refusals: Refusals,
     /// Of a replay: how its events look.
     guise: Option<Guise>,
     pub(crate) counts: Counts,
@@ -146,6 +151,7 @@ impl Oracle {
             next_attempt: 0,
             ownerships: 0,
             health: Health::default(),
+            refusals: Refusals::default(),
             guise: None,
             counts: Counts::default(),
             violation: None,

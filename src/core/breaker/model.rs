@@ -196,15 +196,16 @@ impl Model {
         }
     }
 
-    fn refused_acts(&self, attempt: &Attempt, first_at: Moment, now: Moment) -> bool {
+    fn refused_acts(&self, first: &Refusal, now: Moment) -> bool {
         let unwell = self.history.iter().filter_map(|entry| match entry {
             Entry::Unwell { at } => Some(*at),
             _ => None,
         });
-        let from = unwell.chain([first_at]).max().unwrap();
+        let from = unwell.chain([first.at]).max().unwrap();
         self.outage.is_none()
             && matches!(self.health(now), Health::Unknown | Health::Good)
-            && (Self::others_later(&self.history, attempt.user, attempt.seq) || now - from >= Duration::from_secs(10))
+            && (Self::others_later(&self.history, first.attempt.user, first.attempt.seq)
+                || now - from >= Duration::from_secs(10))
     }
 
     /// Every counted try: its mark, and whether it was taken back.
@@ -258,7 +259,7 @@ proptest! {
     #[test]
     fn the_breaker_agrees_with_a_model_that_reads_the_whole_history(steps in steps()) {
         let (mut breaker, mut model, mut now) = (Breaker::new(), Model::default(), Duration::from_secs(1));
-        let (mut in_flight, mut refused): (Vec<Attempt>, Vec<(Attempt, Moment)>) = (Vec::new(), Vec::new());
+        let (mut in_flight, mut refused): (Vec<Attempt>, Vec<Refusal>) = (Vec::new(), Vec::new());
         for step in steps {
             let take = |in_flight: &mut Vec<Attempt>, which: usize| {
                 (!in_flight.is_empty()).then(|| in_flight.remove(which.min(in_flight.len() - 1)))
@@ -288,8 +289,7 @@ proptest! {
                         model.history.push(Entry::Try { mark: judgement.good_mark });
                     }
                     if verdict == Verdict::Refused {
-                        prop_assert!(!judgement.refused_acts || judgement.counts);
-                        refused.push((attempt, now));
+                        refused.push(Refusal { attempt, at: now, good_mark: judgement.good_mark });
                     }
                 },
                 Step::Abandon(which) => if let Some(attempt) = take(&mut in_flight, which) {
@@ -307,8 +307,8 @@ proptest! {
             for user in 0..USERS {
                 prop_assert_eq!(breaker.is_suspect(user), model.is_suspect(user), "user {}", user);
             }
-            for (attempt, at) in refused.iter().rev().take(3) {
-                prop_assert_eq!(breaker.refused_acts(attempt, *at, now), model.refused_acts(attempt, *at, now));
+            for first in refused.iter().rev().take(3) {
+                prop_assert_eq!(breaker.refused_acts(first, now), model.refused_acts(first, now));
             }
         }
         for (mark, void) in model.tries() {

@@ -48,6 +48,11 @@ impl Scene {
         attempt
     }
 
+    /// What is kept of an attempt that was refused just now.
+    fn refusal(&self, attempt: &Attempt) -> Refusal {
+        Refusal { attempt: *attempt, at: self.now, good_mark: self.breaker.good_mark() }
+    }
+
     fn gate(&self) -> Gate {
         self.breaker.gate(self.now)
     }
@@ -215,28 +220,37 @@ fn in_bad_health_no_try_is_counted_and_nothing_is_refused_for_good() {
     scene.breaker.delivered_many(&attempts[..2], scene.now);
     assert_eq!(scene.health(), Health::Bad);
     let refused = scene.end(&attempts[5], Verdict::Refused);
-    assert!(!refused.counts && !refused.refused_acts);
+    assert!(!refused.counts);
+    let first = scene.refusal(&attempts[5]);
     scene.now += Duration::from_secs(11);
-    assert!(!scene.breaker.refused_acts(&attempts[5], ms(0), scene.now));
+    assert!(!scene.breaker.refused_acts(&first, scene.now));
     assert!(tries.iter().all(|judgement| scene.breaker.is_void(judgement.good_mark)));
     // One later delivery makes the others suspect, and health good enough for them to be judged again.
     scene.deliver([1]);
     assert_eq!(scene.health(), Health::Unknown);
-    assert!(scene.breaker.refused_acts(&attempts[5], ms(0), scene.now));
+    assert!(scene.breaker.refused_acts(&first, scene.now));
 }
 
 #[test]
 fn refused_acts_once_a_later_attempt_of_another_user_was_delivered() {
     let mut scene = Scene::default();
     let (refused, other) = (scene.begin(1), scene.begin(2));
-    let judgement = scene.end(&refused, Verdict::Refused);
-    assert!(judgement.counts && !judgement.refused_acts);
-    assert!(!scene.breaker.refused_acts(&refused, scene.now, scene.now));
+    assert!(scene.end(&refused, Verdict::Refused).counts);
+    let first = scene.refusal(&refused);
+    assert!(!scene.breaker.refused_acts(&first, scene.now));
     scene.breaker.delivered(&other, scene.now);
-    assert!(scene.breaker.refused_acts(&refused, scene.now, scene.now));
-    let (refused, other) = (scene.begin(1), scene.begin(2));
-    scene.breaker.delivered(&other, scene.now);
-    assert!(scene.end(&refused, Verdict::Refused).refused_acts);
+    assert!(scene.breaker.refused_acts(&first, scene.now));
+}
+
+#[test]
+fn refused_does_not_act_by_the_users_own_deliveries_or_by_earlier_attempts() {
+    let mut scene = Scene::default();
+    let (earlier, refused, own) = (scene.begin(2), scene.begin(1), scene.begin(1));
+    scene.end(&refused, Verdict::Refused);
+    let first = scene.refusal(&refused);
+    scene.breaker.delivered(&earlier, scene.now);
+    scene.breaker.delivered(&own, scene.now);
+    assert!(!scene.breaker.refused_acts(&first, scene.now));
 }
 
 #[test]
@@ -244,8 +258,8 @@ fn the_only_users_refused_event_acts_after_ten_seconds() {
     let mut scene = Scene::default();
     let attempt = scene.begin(1);
     scene.end(&attempt, Verdict::Refused);
-    let refused_at = scene.now;
-    let acts = |scene: &Scene, after| scene.breaker.refused_acts(&attempt, refused_at, refused_at + after);
+    let first = scene.refusal(&attempt);
+    let acts = |scene: &Scene, after| scene.breaker.refused_acts(&first, first.at + after);
     assert!(!acts(&scene, Duration::from_millis(9_999)));
     assert!(acts(&scene, Duration::from_secs(10)));
 }
@@ -255,16 +269,16 @@ fn the_ten_seconds_of_a_refused_event_begin_after_an_outage() {
     let mut scene = Scene::default();
     let refused = scene.begin(1);
     scene.end(&refused, Verdict::Refused);
-    let refused_at = scene.now;
+    let first = scene.refusal(&refused);
     scene.fail(2, Verdict::Unreachable);
     scene.now += Duration::from_secs(60);
-    assert!(!scene.breaker.refused_acts(&refused, refused_at, scene.now));
+    assert!(!scene.breaker.refused_acts(&first, scene.now));
+    assert!(scene.breaker.is_void(first.good_mark), "it was the outage's");
     let probe = scene.probe(1);
-    assert!(!scene.end(&probe, Verdict::Refused).refused_acts);
-    let closed_at = scene.now;
+    scene.breaker.delivered(&probe, scene.now);
     assert_eq!(scene.gate(), Gate::Closed);
-    assert!(!scene.breaker.refused_acts(&probe, refused_at, closed_at + ms(9_999)));
-    assert!(scene.breaker.refused_acts(&probe, refused_at, closed_at + ms(10_000)));
+    assert!(!scene.breaker.refused_acts(&first, scene.now + ms(9_999)));
+    assert!(scene.breaker.refused_acts(&first, scene.now + ms(10_000)));
 }
 
 #[test]
@@ -272,7 +286,10 @@ fn an_expired_token_refuses_everybody_and_nothing_is_given_up() {
     let mut scene = Scene::default();
     scene.deliver(1..=20);
     for user in 1..=20 {
-        assert!(!scene.fail(user, Verdict::Refused).refused_acts);
+        let attempt = scene.begin(user);
+        scene.end(&attempt, Verdict::Refused);
+        let first = scene.refusal(&attempt);
+        assert!(!scene.breaker.refused_acts(&first, scene.now), "user {user}");
     }
     assert_eq!(scene.breaker.snapshot(scene.now).open, Some(Cause::NobodyDelivered));
 }
@@ -337,7 +354,7 @@ fn attempts_in_flight_are_judged_by_the_state_at_their_end() {
     scene.fail(1, Verdict::Unreachable);
     for attempt in &attempts {
         let judgement = scene.end(attempt, Verdict::Refused);
-        assert!(!judgement.counts && !judgement.refused_acts);
+        assert!(!judgement.counts);
     }
 }
 

@@ -140,6 +140,9 @@ impl Oracle {
         if owned.gave_up.contains(&head) {
             return Some(format!("{head} is tried while its dead letter is written"));
         }
+        if owned.refused_for_good.contains(&head) {
+            return Some(format!("{head} is tried again though it was refused while others were served"));
+        }
         let before = &offsets[..part.entries[&head].index];
         // What retention took is passed over without a word.
         let previous = before.iter().rev().copied().find(|o| {
@@ -177,10 +180,22 @@ impl Oracle {
                     owned.done.insert(*offset, now);
                 }
                 self.health.saw(life, partition, &user, None, (attempt.began, attempt.phase), now);
+                self.refusals.delivered(life, (partition, user), id, now);
             }
             if let (Some(failed), Some(offset)) = (&report.failed, run.get(report.delivered)) {
                 self.failed(&attempt, *offset, failed.verdict, now);
+                self.refused(id, &attempt, *offset, failed.verdict, now);
             }
+        }
+    }
+
+    fn refused(&mut self, id: u64, attempt: &Attempt, offset: i64, verdict: Verdict, now: Duration) {
+        let user = self.partitions[attempt.partition as usize].entries[&offset].user.clone();
+        let (who, what) = ((attempt.partition, user), (attempt.ownership, offset, id));
+        if self.refusals.failed(attempt.life, &who, what, verdict, now)
+            && let Some(owned) = self.ownership_of(attempt)
+        {
+            owned.refused_for_good.insert(offset);
         }
     }
 
@@ -188,6 +203,7 @@ impl Oracle {
     /// as a failure; before, the owner ended, was cut off at its fence or lost the partition, and nobody saw a verdict.
     pub(crate) fn dropped(&mut self, id: u64, is_cut_off: bool, now: Duration) {
         let attempt = self.attempts.remove(&id).expect("an attempt ends once");
+        self.refusals.doubt(attempt.life);
         if is_cut_off || now < attempt.until || self.ownership_of(&attempt).is_none_or(|owned| owned.lost.is_some()) {
             return;
         }
