@@ -5,7 +5,8 @@
 //!   ┌────────┐ ───────────────────────────────────────────────────────▶ ┌──────┐  probe due  ┌──────────┐
 //!   │ closed │                                                          │ open │ ──────────▶ │ half-open│
 //!   └────────┘ ◀─────────────────────────────────────────────────────── └──────┘ ◀────────── └──────────┘
-//!    all flows           a delivery, of a probe or still in flight        nothing    it failed    one probe
+//!    all flows     a delivery, of a probe or still in flight; or fewer     nothing   it failed   one probe
+//!                  than 5 users are left to try: nobody can tell
 //! ```
 //!
 //! # What each verdict says
@@ -29,9 +30,24 @@
 //!
 //! # How an outage ends
 //!
-//! With a delivery. An outage that `Unreachable` began is about reaching the destination, so any *answer* to a probe
-//! ends it too and is then judged like every other: a single user with a poison event does not stay in it for ever.
-//! What was found out before an outage is not held against the destination after it: health begins anew.
+//! A delivery closes the breaker. An answer that is not a delivery only ends "unreachable": from then on the breaker is
+//! open for what the answers say.
+//!
+//! ```text
+//!   Unreachable ── a probe is answered ──▶ Undecided ── 5 trusted users failed ──▶ NobodyDelivered
+//!        ▲                                  │     │                                       │
+//!        └────── Unreachable again ─────────┘     └── fewer than 5 are left to try ──┬────┘
+//!                                                                                  closed
+//! ```
+//!
+//! While it is undecided, nobody can tell a destination that is down from events that are bad: answers are the event's
+//! own, and count as tries. The fifth trusted user that fails decides it, and those tries are taken back. If the next
+//! probe would go to a user that was probed in this round already (or to a suspect), nobody else is left to try. With
+//! fewer than 5 trusted users in that round, and in the last minute, the breaker closes. So no event is tried for ever
+//! because nobody else has traffic; a single user with a poison event does not stay in an outage for ever.
+//!
+//! What was found out before an outage is not held against the destination after it: health begins anew. A breaker that
+//! closed because nobody can tell has not recovered: [`Snapshot::out_since`] ends with a delivery only.
 //!
 //! # Taking tries back
 //!
@@ -54,10 +70,9 @@ pub use health::Health;
 use super::Moment;
 use super::verdict::Verdict;
 use crate::limits::VOID_MARKS_MAX;
-use health::Recent;
+use health::{Recent, USERS_TO_TELL};
 use outage::Outage;
 use std::collections::VecDeque;
-use std::fmt;
 use std::time::Duration;
 use trust::Trust;
 
@@ -107,22 +122,16 @@ pub struct Refusal {
     pub good_mark: u64,
 }
 
-/// Why the breaker opened.
+/// Why the breaker is open.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Cause {
     /// An attempt never got there.
     Unreachable,
+    /// The destination was unreachable and answers again. Nothing was delivered yet, and fewer than 5 trusted users were
+    /// answered: nobody can tell whose fault that is.
+    Undecided,
     /// None of the last 5 trusted users was delivered.
     NobodyDelivered,
-}
-
-impl fmt::Display for Cause {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Unreachable => "the destination cannot be reached",
-            Self::NobodyDelivered => "none of the last 5 users was delivered",
-        })
-    }
 }
 
 /// The breaker at one moment, for log lines and status.
@@ -132,6 +141,9 @@ pub struct Snapshot {
     pub since: Moment,
     /// Why it is not closed. `None`: it is closed.
     pub open: Option<Cause>,
+    /// When the first attempt failed of an outage in which nothing has been delivered yet. It outlasts a breaker that
+    /// closed because nobody can tell. `None`: there is no outage.
+    pub out_since: Option<Moment>,
     /// Whether a probe is under way.
     pub probing: bool,
     /// The health of a closed breaker; when open, what it was before.
@@ -144,6 +156,10 @@ pub struct Breaker {
     attempts: u64,
     state: State,
     since: Moment,
+    /// The first failure since anything was delivered.
+    failing_since: Option<Moment>,
+    /// The breaker has opened since anything was delivered.
+    is_out: bool,
     trust: Trust,
     recent: Recent,
     /// Health was bad at the last verdict.
@@ -181,14 +197,19 @@ impl Breaker {
         }
     }
 
-    /// Begins an attempt of this user: as the probe where one is due. The caller has asked [`Breaker::gate`]; an
-    /// attempt that slips through an open breaker is judged like one that was in flight when it opened.
+    /// Begins an attempt of this user: as the probe if one is due. The caller has asked [`Breaker::gate`]; an attempt
+    /// that slips through an open breaker is judged like one that was in flight when it opened. A probe that is due
+    /// closes the breaker instead if nobody can tell.
     pub fn begin(&mut self, user: u64, now: Moment) -> Attempt {
         self.attempts += 1;
         let seq = self.attempts;
+        let is_suspect = self.trust.is_suspect(user);
+        if self.nobody_can_tell(user, is_suspect, now) {
+            self.close(now);
+        }
         let probe = self.gate(now) == Gate::HalfOpen;
         if probe && let State::Open(outage) = &mut self.state {
-            outage.begin_probe(seq, user, self.trust.is_suspect(user));
+            outage.begin_probe(seq, user, is_suspect);
         }
         Attempt { seq, user, probe }
     }
@@ -209,6 +230,7 @@ impl Breaker {
             self.trust.pardon(probe.seq);
         }
         self.close(now);
+        (self.failing_since, self.is_out) = (None, false);
         for attempt in attempts {
             self.trust.delivered(attempt.user, attempt.seq);
         }
@@ -225,6 +247,9 @@ impl Breaker {
 
     /// The attempt did not deliver all of its run: the verdict on the first event that was not delivered.
     pub fn failed(&mut self, attempt: &Attempt, verdict: Verdict, now: Moment) -> Judgement {
+        if verdict != Verdict::Drilled {
+            self.failing_since.get_or_insert(now);
+        }
         match verdict {
             Verdict::Drilled => self.abandoned(attempt),
             Verdict::Unreachable => {
@@ -233,10 +258,12 @@ impl Breaker {
             }
             Verdict::Retry { .. } | Verdict::Refused | Verdict::Busy { .. } => self.answered(attempt, now),
         }
-        let believed = matches!(self.state, State::Closed) && !self.bad;
         let counts = match verdict {
             Verdict::Drilled => true,
-            Verdict::Retry { .. } | Verdict::Refused => believed,
+            Verdict::Retry { .. } | Verdict::Refused => match &self.state {
+                State::Closed => !self.bad,
+                State::Open(outage) => outage.cause == Cause::Undecided,
+            },
             Verdict::Busy { .. } | Verdict::Unreachable => false,
         };
         self.good_mark_used |= counts;
@@ -275,6 +302,11 @@ impl Breaker {
         }
     }
 
+    /// Whether the breaker has opened since anything was delivered: [`Snapshot::out_since`] says since when.
+    pub fn is_out(&self) -> bool {
+        self.is_out
+    }
+
     /// What a try that is counted now is tagged with.
     pub fn good_mark(&self) -> u64 {
         self.good_mark
@@ -303,7 +335,8 @@ impl Breaker {
             State::Closed => (None, false),
             State::Open(outage) => (Some(outage.cause), outage.probe_due_at().is_none()),
         };
-        Snapshot { since: self.since, open, probing, health: self.recent.health(now, &self.trust) }
+        let out_since = self.failing_since.filter(|_| self.is_out);
+        Snapshot { since: self.since, open, out_since, probing, health: self.recent.health(now, &self.trust) }
     }
 
     fn believes_answers(&self, now: Moment) -> bool {
@@ -311,15 +344,34 @@ impl Breaker {
             && matches!(self.recent.health(now, &self.trust), Health::Unknown | Health::Good)
     }
 
+    /// Whether the probe that is due finds too few users for anybody to tell: see the module.
+    fn nobody_can_tell(&self, user: u64, is_suspect: bool, now: Moment) -> bool {
+        let State::Open(outage) = &self.state else { return false };
+        outage.cause != Cause::Unreachable
+            && self.gate(now) == Gate::HalfOpen
+            && outage.has_no_other_left(user, is_suspect)
+            && outage.trusted_probed() < USERS_TO_TELL
+            && self.recent.health(now, &self.trust) == Health::Unknown
+    }
+
     /// The destination answered, and did not deliver.
     fn answered(&mut self, attempt: &Attempt, now: Moment) {
         let failing_since = self.trust.failed(attempt.user, attempt.seq);
-        if let State::Open(outage) = &self.state {
-            if outage.cause == Cause::NobodyDelivered || !outage.is_probe(attempt.seq) {
-                self.probe_failed(attempt, now);
-                return;
+        if let State::Open(outage) = &mut self.state {
+            let is_probe = outage.is_probe(attempt.seq);
+            if outage.cause == Cause::Unreachable && is_probe {
+                outage.is_answered(attempt.user, self.trust.is_suspect(attempt.user));
+                self.recent.clear();
             }
-            self.close(now);
+            // An answer to what was sent before the outage proves nothing.
+            if is_probe || outage.cause == Cause::Undecided {
+                self.recent.failed(attempt.user, failing_since, now, &self.trust);
+            }
+            if outage.cause == Cause::Undecided && self.recent.users_failing(&self.trust) >= USERS_TO_TELL {
+                self.open(Cause::NobodyDelivered, now);
+            }
+            self.probe_failed(attempt, now);
+            return;
         }
         self.recent.failed(attempt.user, failing_since, now, &self.trust);
         self.look_at_health(now);
@@ -340,13 +392,18 @@ impl Breaker {
         }
     }
 
+    /// Opens a closed breaker, and decides what was undecided. An outage that is decided stays what it is.
     fn open(&mut self, cause: Cause, now: Moment) {
-        if matches!(self.state, State::Open(_)) {
-            return;
+        match &mut self.state {
+            State::Closed => {
+                self.state = State::Open(Outage::new(cause, now));
+                self.since = now;
+            }
+            State::Open(outage) if outage.cause == Cause::Undecided => outage.cause = cause,
+            State::Open(_) => return,
         }
         self.take_tries_back();
-        self.state = State::Open(Outage::new(cause, now));
-        (self.since, self.unwell_at) = (now, Some(now));
+        (self.unwell_at, self.is_out) = (Some(now), true);
     }
 
     fn close(&mut self, now: Moment) {

@@ -10,7 +10,7 @@ const USERS: usize = 20;
 const MEMORY: Duration = Duration::from_secs(60);
 /// With fewer users nobody can tell a bad destination from bad events; and as many in a row without a delivery are an
 /// outage.
-const USERS_TO_TELL: usize = 5;
+pub(super) const USERS_TO_TELL: usize = 5;
 
 /// What is known of a destination that is attempted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -92,6 +92,13 @@ impl Recent {
             _ if delivered * 2 < users => Health::Bad,
             _ => Health::Good,
         }
+    }
+
+    /// Trusted users whose last word is a failure, however old it is.
+    pub(super) fn users_failing(&self, trust: &Trust) -> usize {
+        let failing =
+            |entry: &&Entry| entry.failing_since.is_some_and(|since| !trust.is_suspect_since(entry.user, since));
+        self.entries.iter().filter(failing).count()
     }
 
     /// How many users of a batch of deliveries are worth noting: more would only push each other out.

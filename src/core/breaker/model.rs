@@ -12,7 +12,7 @@ enum Entry {
         seq: u64,
         at: Moment,
     },
-    /// `believed`: the breaker was closed, so it is about health.
+    /// `believed`: it is about health, since the breaker was closed, or this was its probe, or it was undecided.
     Answered {
         user: u64,
         seq: u64,
@@ -22,7 +22,13 @@ enum Entry {
     ProbeDelivered {
         seq: u64,
     },
-    Closed,
+    /// An attempt that never got there.
+    Unreachable {
+        at: Moment,
+    },
+    Opened,
+    /// Health begins anew: the breaker closed, or an unreachable destination answered.
+    Anew,
     /// A try was counted.
     Try {
         mark: u64,
@@ -50,7 +56,10 @@ struct ModelOutage {
     /// Of the probe under way.
     probe: Option<u64>,
     due: Moment,
-    failures: u32,
+    /// How often the time to the next probe was doubled.
+    doublings: u32,
+    /// Who was probed in this round, and whether it was trusted.
+    round: Vec<(u64, bool)>,
 }
 
 impl Model {
@@ -76,11 +85,11 @@ impl Model {
         since.is_some_and(|since| Self::others_later(&self.history, of, since))
     }
 
-    /// The verdicts of a closed breaker's health: users in the order of their last word while trusted, and that word.
-    fn health(&self, now: Moment) -> Health {
+    /// What health is made of: users in the order of their last word while trusted, when, and whether it was a delivery.
+    fn words(&self) -> Vec<(u64, Moment, bool)> {
         let mut places: Vec<(u64, Moment)> = Vec::new();
         let mut last: std::collections::HashMap<u64, bool> = Default::default();
-        let begin = self.history.iter().rposition(|entry| matches!(entry, Entry::Closed)).unwrap_or(0);
+        let begin = self.history.iter().rposition(|entry| matches!(entry, Entry::Anew)).unwrap_or(0);
         for (index, entry) in self.history.iter().enumerate().skip(begin) {
             let (user, at, delivered) = match *entry {
                 Entry::Delivered { user, at, .. } => (user, at, true),
@@ -94,10 +103,19 @@ impl Model {
                 places.push((user, at));
             }
         }
-        let words: Vec<bool> = places[places.len().saturating_sub(20)..]
+        places[places.len().saturating_sub(20)..]
             .iter()
-            .filter(|(user, at)| now - *at < Duration::from_secs(60) && !self.is_suspect(*user))
-            .map(|(user, _)| last[user])
+            .filter(|(user, _)| !self.is_suspect(*user))
+            .map(|(user, at)| (*user, *at, last[user]))
+            .collect()
+    }
+
+    fn health(&self, now: Moment) -> Health {
+        let words: Vec<bool> = self
+            .words()
+            .into_iter()
+            .filter(|(_, at, _)| now - *at < Duration::from_secs(60))
+            .map(|(_, _, delivered)| delivered)
             .collect();
         let delivered = words.iter().filter(|delivered| **delivered).count();
         if words.len() < 5 {
@@ -125,15 +143,55 @@ impl Model {
     }
 
     fn open(&mut self, cause: Cause, now: Moment) {
-        if self.outage.is_none() {
-            self.history.extend([Entry::Worse, Entry::Unwell { at: now }]);
-            self.outage = Some(ModelOutage { cause, probe: None, due: now + Duration::from_millis(100), failures: 0 });
+        match &mut self.outage {
+            None => {
+                let due = now + Duration::from_millis(100);
+                self.outage = Some(ModelOutage { cause, probe: None, due, doublings: 0, round: Vec::new() });
+            }
+            Some(outage) if outage.cause == Cause::Undecided => outage.cause = cause,
+            Some(_) => return,
         }
+        self.history.extend([Entry::Opened, Entry::Worse, Entry::Unwell { at: now }]);
+    }
+
+    /// Whether this is a probe.
+    fn begin(&mut self, attempt: &Attempt, now: Moment) -> bool {
+        if self.gate(now) != Gate::HalfOpen {
+            return false;
+        }
+        let (trusted, health) = (!self.is_suspect(attempt.user), self.health(now));
+        let Some(outage) = &mut self.outage else { return false };
+        let had_its_turn = outage.round.iter().any(|(user, _)| *user == attempt.user);
+        let is_undecidable = outage.round.iter().filter(|(_, trusted)| *trusted).count() < 5
+            && (had_its_turn || !trusted)
+            && health == Health::Unknown;
+        if outage.cause != Cause::Unreachable && is_undecidable {
+            self.close(now);
+            return false;
+        }
+        if had_its_turn {
+            outage.round.clear();
+        }
+        outage.round.push((attempt.user, trusted));
+        outage.probe = Some(attempt.seq);
+        true
+    }
+
+    /// The first failure of an outage in which nothing was delivered.
+    fn out_since(&self) -> Option<Moment> {
+        let delivered = self.history.iter().rposition(|entry| matches!(entry, Entry::Delivered { .. }));
+        let since = &self.history[delivered.unwrap_or(0)..];
+        let opened = since.iter().any(|entry| matches!(entry, Entry::Opened));
+        let first = since.iter().find_map(|entry| match entry {
+            Entry::Answered { at, .. } | Entry::Unreachable { at } => Some(*at),
+            _ => None,
+        });
+        first.filter(|_| opened)
     }
 
     fn close(&mut self, now: Moment) {
         if self.outage.take().is_some() {
-            self.history.extend([Entry::Closed, Entry::Unwell { at: now }]);
+            self.history.extend([Entry::Anew, Entry::Unwell { at: now }]);
             self.bad = false;
         }
     }
@@ -157,26 +215,44 @@ impl Model {
             self.abandoned(attempt);
             return true;
         }
+        let is_undecided = |model: &Self| model.outage.as_ref().is_some_and(|outage| outage.cause == Cause::Undecided);
         if verdict == Verdict::Unreachable {
+            self.history.push(Entry::Unreachable { at: now });
             self.open(Cause::Unreachable, now);
         } else {
-            if probe && self.outage.as_ref().is_some_and(|outage| outage.cause == Cause::Unreachable) {
-                self.close(now);
+            let answered = probe && self.outage.as_ref().is_some_and(|outage| outage.cause == Cause::Unreachable);
+            if answered && let Some(outage) = &mut self.outage {
+                outage.cause = Cause::Undecided;
+                self.history.push(Entry::Anew);
             }
-            let (user, seq, believed) = (attempt.user, attempt.seq, self.outage.is_none());
+            let (user, seq) = (attempt.user, attempt.seq);
+            let believed = self.outage.is_none() || probe || is_undecided(self);
             self.history.push(Entry::Answered { user, seq, at: now, believed });
-            if believed {
-                self.look(now);
+            let trusted = !self.is_suspect(user);
+            match &mut self.outage {
+                None => self.look(now),
+                Some(outage) if answered => outage.round = vec![(user, trusted)],
+                Some(_) => {}
+            }
+            if is_undecided(self) && self.words().len() >= 5 {
+                self.open(Cause::NobodyDelivered, now);
+            }
+            if let Some(outage) = &mut self.outage
+                && probe
+            {
+                (outage.doublings, outage.probe) = (if answered { 0 } else { outage.doublings + 1 }, None);
             }
         }
         if let Some(outage) = &mut self.outage
-            && outage.probe == Some(attempt.seq)
+            && probe
         {
-            outage.failures += 1;
-            outage.probe = None;
-            outage.due = now + Duration::from_millis((100 << outage.failures.min(10)).min(5000));
+            if verdict == Verdict::Unreachable {
+                (outage.doublings, outage.probe) = (outage.doublings + 1, None);
+            }
+            outage.due = now + Duration::from_millis((100 << outage.doublings.min(10)).min(5000));
         }
-        self.outage.is_none() && !self.bad && matches!(verdict, Verdict::Retry { .. } | Verdict::Refused)
+        let counts_now = self.outage.is_none() && !self.bad || is_undecided(self);
+        counts_now && matches!(verdict, Verdict::Retry { .. } | Verdict::Refused)
     }
 
     fn abandoned(&mut self, attempt: &Attempt) {
@@ -249,7 +325,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
             fail => (0usize..4, verdict.clone(), proptest::bool::weighted(0.1))
                 .prop_map(|(which, verdict, part)| Step::Fail(which, verdict, part)),
             1 => (0usize..4).prop_map(Step::Abandon),
-            1 => prop_oneof![4 => 1u64..300, 1 => 1000u64..12_000].prop_map(Step::Wait),
+            1 => prop_oneof![8 => 1u64..300, 2 => 1000u64..12_000, 1 => 50_000u64..70_000].prop_map(Step::Wait),
         ];
         proptest::collection::vec(step, 0..160)
     })
@@ -267,10 +343,7 @@ proptest! {
             match step {
                 Step::Begin(user) => {
                     let attempt = breaker.begin(user, now);
-                    prop_assert_eq!(attempt.probe, model.gate(now) == Gate::HalfOpen);
-                    if let Some(outage) = &mut model.outage && attempt.probe {
-                        outage.probe = Some(attempt.seq);
-                    }
+                    prop_assert_eq!(attempt.probe, model.begin(&attempt, now));
                     in_flight.push(attempt);
                 }
                 Step::Deliver(which) => if let Some(attempt) = take(&mut in_flight, which) {
@@ -307,6 +380,7 @@ proptest! {
             for user in 0..USERS {
                 prop_assert_eq!(breaker.is_suspect(user), model.is_suspect(user), "user {}", user);
             }
+            prop_assert_eq!(breaker.snapshot(now).out_since, model.out_since());
             for first in refused.iter().rev().take(3) {
                 prop_assert_eq!(breaker.refused_acts(first, now), model.refused_acts(first, now));
             }

@@ -23,6 +23,8 @@ pub(super) struct Outage {
     delay: Duration,
     /// Users probed in this round: one after the other, until somebody's second turn begins the next round.
     probed: HashSet<u64>,
+    /// How many of them were trusted.
+    trusted_probed: usize,
     /// Nobody trusted is left in this round.
     suspects_too: bool,
 }
@@ -36,7 +38,7 @@ enum Probe {
 impl Outage {
     pub(super) fn new(cause: Cause, now: Moment) -> Self {
         let probe = Probe::Due(now.saturating_add(DELAY_FIRST));
-        Self { cause, probe, delay: DELAY_FIRST, probed: HashSet::new(), suspects_too: false }
+        Self { cause, probe, delay: DELAY_FIRST, probed: HashSet::new(), trusted_probed: 0, suspects_too: false }
     }
 
     /// When the next probe is due; `None`: one is under way.
@@ -60,20 +62,48 @@ impl Outage {
         !self.probed.contains(&user) && (self.suspects_too || !suspect)
     }
 
+    /// Whether a probe of this user shows that the trusted users of this round were all probed.
+    pub(super) fn has_no_other_left(&self, user: u64, suspect: bool) -> bool {
+        suspect || self.probed.contains(&user)
+    }
+
+    /// Trusted users that were probed in this round.
+    pub(super) fn trusted_probed(&self) -> usize {
+        self.trusted_probed
+    }
+
     pub(super) fn begin_probe(&mut self, seq: u64, user: u64, suspect: bool) {
         if self.probed.contains(&user) || self.probed.len() == PROBED_USERS_MAX {
             // Nobody new was there: the next round begins.
-            self.probed.clear();
-            self.suspects_too = false;
+            self.begin_round();
         } else if suspect {
             self.suspects_too = true;
         }
-        self.probed.insert(user);
+        self.note_probed(user, suspect);
         self.probe = Probe::UnderWay { seq };
     }
 
+    /// A probe of an unreachable destination was answered. What the others say has to be heard now, and soon.
+    pub(super) fn is_answered(&mut self, user: u64, suspect: bool) {
+        self.cause = Cause::Undecided;
+        self.delay = Duration::ZERO;
+        self.begin_round();
+        self.note_probed(user, suspect);
+    }
+
+    fn begin_round(&mut self) {
+        self.probed.clear();
+        (self.trusted_probed, self.suspects_too) = (0, false);
+    }
+
+    fn note_probed(&mut self, user: u64, suspect: bool) {
+        if self.probed.insert(user) && !suspect {
+            self.trusted_probed += 1;
+        }
+    }
+
     pub(super) fn probe_failed(&mut self, now: Moment) {
-        self.delay = (self.delay * 2).min(DELAY_MAX);
+        self.delay = (self.delay * 2).clamp(DELAY_FIRST, DELAY_MAX);
         self.probe = Probe::Due(now.saturating_add(self.delay));
     }
 

@@ -57,6 +57,10 @@ impl Scene {
         self.breaker.gate(self.now)
     }
 
+    fn open(&self) -> Option<Cause> {
+        self.breaker.snapshot(self.now).open
+    }
+
     fn health(&self) -> Health {
         self.breaker.snapshot(self.now).health
     }
@@ -359,18 +363,96 @@ fn attempts_in_flight_are_judged_by_the_state_at_their_end() {
 }
 
 #[test]
-fn any_answer_to_a_probe_ends_an_outage_that_was_one_of_reachability() {
+fn an_answer_to_a_probe_ends_unreachable_and_closes_nothing() {
     for verdict in [Verdict::Retry { after: None }, Verdict::Refused, BUSY] {
         let mut scene = Scene::unreachable();
         let probe = scene.probe(1);
-        assert_eq!(scene.end(&probe, verdict).counts, verdict != BUSY);
-        assert_eq!(scene.gate(), Gate::Closed, "{verdict:?}");
+        assert_eq!(scene.end(&probe, verdict).counts, verdict != BUSY, "nobody can tell whose fault {verdict:?} is");
+        assert_eq!(scene.open(), Some(Cause::Undecided), "{verdict:?}");
+        assert_eq!(scene.gate(), Gate::Open { until: Some(scene.now + ms(100)) }, "others are heard soon");
     }
     let mut scene = Scene::default();
     let in_flight = scene.begin(2);
     scene.fail(1, Verdict::Unreachable);
     scene.end(&in_flight, Verdict::Retry { after: None });
-    assert!(matches!(scene.gate(), Gate::Open { .. }), "an answer to what was sent before the outage proves nothing");
+    assert_eq!(scene.open(), Some(Cause::Unreachable), "an answer to what was sent before the outage proves nothing");
+}
+
+#[test]
+fn five_users_that_fail_after_an_unreachable_destination_answers_are_the_same_outage() {
+    let mut scene = Scene::unreachable();
+    let out_since = scene.breaker.snapshot(scene.now).out_since;
+    let mut marks = Vec::new();
+    for user in 1..=5 {
+        assert_ne!(scene.open(), Some(Cause::NobodyDelivered));
+        let probe = scene.probe(user);
+        let judgement = scene.end(&probe, Verdict::Retry { after: None });
+        assert_eq!(judgement.counts, user < 5);
+        marks.push(judgement.good_mark);
+    }
+    assert_eq!(scene.open(), Some(Cause::NobodyDelivered));
+    assert!(marks[..4].iter().all(|mark| scene.breaker.is_void(*mark)), "the outage's tries are taken back");
+    assert_eq!(scene.breaker.snapshot(scene.now).out_since, out_since);
+}
+
+#[test]
+fn a_single_user_does_not_stay_in_an_outage_for_ever() {
+    let mut scene = Scene::unreachable();
+    let probe = scene.probe(1);
+    scene.end(&probe, Verdict::Retry { after: None });
+    scene.now += ms(100);
+    for _ in 0..10 {
+        assert!(scene.fail(1, Verdict::Retry { after: None }).counts);
+        assert_eq!(scene.gate(), Gate::Closed);
+    }
+    assert!(scene.breaker.snapshot(scene.now).out_since.is_some(), "nobody can tell, and nothing has recovered");
+    scene.deliver([1]);
+    assert_eq!(scene.breaker.snapshot(scene.now).out_since, None);
+}
+
+#[test]
+fn users_that_are_known_to_fail_do_not_keep_others_in_an_outage() {
+    let mut scene = Scene::default();
+    for user in 1..=50 {
+        scene.fail(user, Verdict::Retry { after: None });
+        scene.deliver([99]);
+    }
+    scene.fail(99, Verdict::Unreachable);
+    let probe = scene.probe(99);
+    scene.end(&probe, Verdict::Retry { after: None });
+    scene.now += ms(100);
+    assert!(scene.fail(1, Verdict::Retry { after: None }).counts, "nobody trusted is left to try");
+    assert_eq!(scene.gate(), Gate::Closed);
+}
+
+#[test]
+fn an_outage_of_answers_ends_once_fewer_than_five_users_are_left_to_try() {
+    let mut scene = Scene::with_nobody_delivered();
+    let opened_at = scene.now;
+    while scene.now - opened_at < Duration::from_secs(70) && scene.gate() != Gate::Closed {
+        for user in 1..=4 {
+            if let Gate::Open { until } = scene.gate() {
+                scene.now = until.unwrap();
+            }
+            let attempt = scene.begin(user);
+            let counts = scene.end(&attempt, Verdict::Retry { after: None }).counts;
+            assert_eq!(counts, scene.gate() == Gate::Closed);
+            assert!(!counts || scene.now - opened_at >= Duration::from_secs(60), "five were tried within a minute");
+        }
+    }
+    assert_eq!(scene.gate(), Gate::Closed, "four users are left, and nobody can tell");
+}
+
+#[test]
+fn five_users_that_fail_on_stay_in_their_outage_however_slowly_they_are_tried() {
+    let mut scene = Scene::with_nobody_delivered();
+    for _ in 0..10 {
+        for user in 1..=5 {
+            let probe = scene.probe(user);
+            scene.now += Duration::from_secs(30);
+            assert!(!scene.end(&probe, Verdict::Retry { after: None }).counts);
+        }
+    }
 }
 
 #[test]
