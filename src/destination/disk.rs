@@ -1,6 +1,7 @@
 //! A file on the disk as `file` needs it: opened and locked, cut where a line is torn, synced.
 
 use super::ConfigurationError;
+use super::failure_words;
 use super::file::Medium;
 use super::line;
 use crate::limits::TORN_LINE_BYTES_MAX;
@@ -45,7 +46,7 @@ enum Fault {
 
 impl Fault {
     fn of(path: &Path, error: &io::Error) -> Self {
-        let what = format!("{} cannot be opened for writing: {error}", path.display());
+        let what = failure_words::of_file(path, "opened for writing", error);
         match error.kind() {
             ErrorKind::NotFound
             | ErrorKind::PermissionDenied
@@ -105,7 +106,7 @@ impl Disk {
     }
 
     fn failed(&self, what: &str, error: &io::Error) -> String {
-        format!("{} cannot be {what}: {error}", self.path.display())
+        failure_words::of_file(&self.path, what, error)
     }
 
     fn file(&self) -> Result<&File, String> {

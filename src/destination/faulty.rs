@@ -57,6 +57,10 @@ fn cut(hand_over: HandOver, passes: &[usize]) -> HandOver {
 }
 
 impl Destination for Faulty {
+    fn address(&self) -> Option<String> {
+        self.inner.address()
+    }
+
     fn limits(&self) -> HandOverLimits {
         self.inner.limits()
     }

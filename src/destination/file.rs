@@ -23,6 +23,8 @@ const PARTITION: &str = "{partition}";
 
 #[derive(Debug)]
 pub(super) struct File {
+    /// As an absolute path, with `{partition}` as typed.
+    path: PathBuf,
     files: Files,
     /// Says why one of the writers ended, if it was a defect.
     lost: Lost,
@@ -51,14 +53,15 @@ impl File {
         if !pattern.contains(PARTITION) {
             let disk = Disk::open(&path)?;
             let writer = start(Appender::new(disk), &lost).map_err(ConfigurationError)?;
-            return Ok(Self { files: Files::One(writer), lost });
+            return Ok(Self { path, files: Files::One(writer), lost });
         }
         if pattern.matches(PARTITION).count() != name.to_string_lossy().matches(PARTITION).count() {
             let why = format!("{pattern}: {PARTITION} may stand in the file's name, not in a directory's");
             return Err(ConfigurationError(why));
         }
         Disk::check_directory(&path)?;
-        Ok(Self { files: Files::OnePerPartition { pattern: pattern.into_owned(), writers: Mutex::default() }, lost })
+        let files = Files::OnePerPartition { pattern: pattern.into_owned(), writers: Mutex::default() };
+        Ok(Self { path, files, lost })
     }
 
     fn writer(&self, partition: u32) -> Result<Writer, String> {
@@ -96,6 +99,10 @@ impl Destination for File {
 
     fn lost(&self) -> BoxFuture<'_, String> {
         Box::pin(vital::lost(self.lost.subscribe()))
+    }
+
+    fn address(&self) -> Option<String> {
+        Some(self.path.display().to_string())
     }
 
     fn released(&self, partition: u32) {

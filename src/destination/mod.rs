@@ -17,6 +17,7 @@
 //! [`Unreachable`](crate::core::verdict::Verdict::Unreachable) of every attempt while it lasts.
 
 mod disk;
+mod failure_words;
 mod faulty;
 mod file;
 mod http;
@@ -49,6 +50,11 @@ pub trait Destination: Send + Sync + fmt::Debug {
 
     /// Opens again, before the next hand-over, what may have been moved away (`SIGHUP`). Nothing to do for most.
     fn reopen(&self) {}
+
+    /// Where it is, for log lines: `host:port`, or a file; never a secret.
+    fn address(&self) -> Option<String> {
+        None
+    }
 
     /// This process does not own the partition any more: what was held for it alone is let go, for the next owner.
     fn released(&self, _partition: u32) {}

@@ -1,7 +1,7 @@
 //! The http destination against servers that answer, hang, close and lie.
 
 use crate::destination_support::{PATIENCE, attempt, event, opened, until};
-use crate::support::authority::Authority;
+use crate::support::authority::{Authority, serve_tls};
 use eventd::core::event::{Event, Record};
 use eventd::core::verdict::{Failed, Verdict};
 use eventd::destination::spec::Spec;
@@ -670,7 +670,7 @@ async fn where_nobody_can_be_reached_the_event_never_left() {
 #[tokio::test]
 async fn an_https_destination_is_held_to_the_authority_that_is_given() {
     let (ours, theirs) = (Authority::new(), Authority::new());
-    let port = serve_tls(&ours);
+    let port = serve_tls(ours.issue());
     let settings =
         |authority: &Authority| Settings { ca_file: Some(authority.path().to_owned()), ..Settings::default() };
     let url = format!("https://localhost:{port}/");
@@ -689,32 +689,4 @@ async fn an_authority_that_cannot_be_read_is_an_error_that_names_its_file() {
         assert!(why.contains(path.to_str().unwrap()), "{why}");
         assert!(open(&Spec::parse("http://localhost/").unwrap(), &settings).is_ok(), "http needs none");
     }
-}
-
-/// Answers every connection to `localhost` with 200, once each, and tells the port.
-fn serve_tls(authority: &Authority) -> u16 {
-    let (certificate, key) = authority.issue();
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let config = rustls::ServerConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
-        .unwrap()
-        .with_no_client_auth()
-        .with_single_cert(
-            vec![certificate.der().clone()],
-            rustls::pki_types::PrivatePkcs8KeyDer::from(key.serialize_der()).into(),
-        )
-        .unwrap();
-    let (config, listener) = (Arc::new(config), std::net::TcpListener::bind("127.0.0.1:0").unwrap());
-    let port = listener.local_addr().unwrap().port();
-    std::thread::spawn(move || {
-        for stream in listener.incoming() {
-            let connection = rustls::ServerConnection::new(config.clone()).unwrap();
-            let mut stream = rustls::StreamOwned::new(connection, stream.unwrap());
-            // A client that mistrusts us ends the handshake: the next connection is another test's part.
-            if stream.read(&mut [0; 4096]).is_ok_and(|read| read > 0) {
-                stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n").unwrap();
-            }
-        }
-    });
-    port
 }

@@ -3,6 +3,7 @@
 mod cli;
 mod conformance;
 mod crash;
+mod destination_failures;
 mod destination_file;
 mod destination_http;
 mod destination_support;

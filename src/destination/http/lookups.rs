@@ -1,6 +1,7 @@
 //! Looks names up, on threads that everything blocking shares: a few at a time, even if the attempts that asked gave up.
 
 use crate::BoxFuture;
+use crate::destination::failure_words::LookUpError;
 use crate::limits::LOOKUPS_MAX;
 use hyper_util::client::legacy::connect::dns::Name;
 use std::io;
@@ -21,23 +22,24 @@ impl LookUps {
 
 impl Service<Name> for LookUps {
     type Response = std::vec::IntoIter<SocketAddr>;
-    type Error = io::Error;
-    type Future = BoxFuture<'static, io::Result<Self::Response>>;
+    type Error = LookUpError;
+    type Future = BoxFuture<'static, Result<Self::Response, LookUpError>>;
 
-    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), LookUpError>> {
         Poll::Ready(Ok(()))
     }
 
     fn call(&mut self, name: Name) -> Self::Future {
         let places = self.0.clone();
         Box::pin(async move {
-            let place = places.acquire_owned().await.map_err(io::Error::other)?;
+            let place = places.acquire_owned().await.map_err(|error| LookUpError(io::Error::other(error)))?;
             let look_up = move || {
                 // Held by the thread: who asked may be gone before it is done.
                 let _place = place;
                 (name.as_str(), 0).to_socket_addrs()
             };
-            tokio::task::spawn_blocking(look_up).await.map_err(io::Error::other)?
+            let found = tokio::task::spawn_blocking(look_up).await.map_err(io::Error::other);
+            found.flatten().map_err(LookUpError)
         })
     }
 }

@@ -210,6 +210,10 @@ impl Destination for Http {
         })
     }
 
+    fn address(&self) -> Option<String> {
+        Some(self.pool.address())
+    }
+
     fn resent(&self) -> u64 {
         self.resent.load(Ordering::Relaxed)
     }

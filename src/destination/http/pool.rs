@@ -3,7 +3,7 @@
 use super::link::{self, Link, Rest};
 use super::lookups::LookUps;
 use super::words;
-use crate::destination::{ConfigurationError, Settings};
+use crate::destination::{ConfigurationError, Settings, failure_words};
 use crate::limits::{ANSWER_DRAINS_MAX, ANSWER_REST_MAX, CONNECT_TIMEOUT_MAX, CONNECTION_IDLE_MAX};
 use crate::net;
 use http::Uri;
@@ -80,10 +80,15 @@ impl Pool {
         });
         let deadline = deadline.min(Instant::now() + self.connect_timeout);
         let stream = match timeout_at(deadline, self.connector.clone().call(self.uri.clone())).await {
-            Ok(stream) => stream.map_err(|error| words(&*error))?,
-            Err(_) => return Err("no connection within the time of the attempt".to_owned()),
+            Ok(stream) => stream.map_err(|error| failure_words::of_connection(&*error, &self.address()))?,
+            Err(_) => return Err(failure_words::no_connection_in_time(&self.address())),
         };
         Link::new(stream, &self.protocol).await.map(Box::new).map_err(|error| words(&error))
+    }
+
+    /// `host:port` of the server.
+    pub(super) fn address(&self) -> String {
+        failure_words::address(&self.uri)
     }
 
     /// Closes all unused connections: one of them turned out to be dead, so the others are likely to be.

@@ -1,7 +1,8 @@
 //! A certificate authority of a test's own.
 
-use std::io::Write;
+use std::io::{Read, Write};
 use std::path::Path;
+use std::sync::Arc;
 use tempfile::NamedTempFile;
 
 pub(crate) struct Authority {
@@ -25,12 +26,56 @@ impl Authority {
 
     /// A certificate for `localhost`, and its key.
     pub(crate) fn issue(&self) -> (rcgen::Certificate, rcgen::KeyPair) {
+        self.issue_with(|_| ())
+    }
+
+    /// Like [`Authority::issue`], with something changed.
+    pub(crate) fn issue_with(
+        &self,
+        change: impl FnOnce(&mut rcgen::CertificateParams),
+    ) -> (rcgen::Certificate, rcgen::KeyPair) {
         let key = rcgen::KeyPair::generate().unwrap();
         let mut params = rcgen::CertificateParams::new(vec!["localhost".to_owned()]).unwrap();
         // Not the authority's own name: a certificate whose issuer has its name is taken for an authority's.
         params.distinguished_name.push(rcgen::DnType::CommonName, "localhost");
+        change(&mut params);
         (params.signed_by(&key, &self.issuer).unwrap(), key)
     }
+}
+
+/// An authority's certificate for `localhost` that has signed itself, as a server's own.
+pub(crate) fn self_signed() -> (rcgen::Certificate, rcgen::KeyPair) {
+    let key = rcgen::KeyPair::generate().unwrap();
+    let mut params = rcgen::CertificateParams::new(vec!["localhost".to_owned()]).unwrap();
+    params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+    (params.self_signed(&key).unwrap(), key)
+}
+
+/// Answers every connection to this port of `localhost` with 200, once each.
+pub(crate) fn serve_tls((certificate, key): (rcgen::Certificate, rcgen::KeyPair)) -> u16 {
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let config = rustls::ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_no_client_auth()
+        .with_single_cert(
+            vec![certificate.der().clone()],
+            rustls::pki_types::PrivatePkcs8KeyDer::from(key.serialize_der()).into(),
+        )
+        .unwrap();
+    let (config, listener) = (Arc::new(config), std::net::TcpListener::bind("127.0.0.1:0").unwrap());
+    let port = listener.local_addr().unwrap().port();
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let connection = rustls::ServerConnection::new(config.clone()).unwrap();
+            let mut stream = rustls::StreamOwned::new(connection, stream.unwrap());
+            // A client that mistrusts us ends the handshake: the next connection is another test's part.
+            if stream.read(&mut [0; 4096]).is_ok_and(|read| read > 0) {
+                stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n").unwrap();
+            }
+        }
+    });
+    port
 }
 
 /// A file with this text, gone with the value.

@@ -1,0 +1,281 @@
+//! Why an attempt never got there, in words: what happened, and what to do next.
+//!
+//! The one place where errors of a look-up, a connection, TLS or a file become text. A destination is shown as
+//! `host:port` only: the rest of its URL may hold a password or a token.
+
+use http::Uri;
+use rustls::pki_types::UnixTime;
+use rustls::{CertificateError, Error as TlsError};
+use std::error::Error;
+use std::fmt;
+use std::io::{self, ErrorKind};
+use std::path::Path;
+
+/// Names of a certificate that are shown.
+const NAMES_SHOWN_MAX: usize = 5;
+
+/// A look-up of a host that gave no address.
+#[derive(Debug)]
+pub(super) struct LookUpError(pub(super) io::Error);
+
+impl fmt::Display for LookUpError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl Error for LookUpError {}
+
+/// `host:port` of a URL, with the scheme's port if the URL names none.
+pub(super) fn address(uri: &Uri) -> String {
+    let port = uri.port_u16().unwrap_or(if uri.scheme_str() == Some("https") { 443 } else { 80 });
+    format!("{}:{port}", uri.host().unwrap_or_default())
+}
+
+/// Why there is no connection to this address.
+pub(super) fn of_connection(error: &(dyn Error + 'static), address: &str) -> String {
+    if let Some(LookUpError(error)) = find(error) {
+        return format!(
+            "cannot find the address of {address}: {error}. Check the host in the URL, and the DNS servers of this machine"
+        );
+    }
+    if let Some(error) = find::<TlsError>(error) {
+        return of_tls(error, address);
+    }
+    let Some(io) = find::<io::Error>(error) else { return format!("cannot connect to {address}: {}", chain(error)) };
+    match io.kind() {
+        ErrorKind::ConnectionRefused => {
+            format!("{address} refused the connection. Start the receiver, or correct the host and port in the URL")
+        }
+        ErrorKind::TimedOut => no_connection_in_time(address),
+        ErrorKind::HostUnreachable | ErrorKind::NetworkUnreachable | ErrorKind::NetworkDown => {
+            format!("there is no route to {address}: {io}. Check the network of this machine, and the host in the URL")
+        }
+        ErrorKind::ConnectionReset
+        | ErrorKind::ConnectionAborted
+        | ErrorKind::BrokenPipe
+        | ErrorKind::UnexpectedEof
+        | ErrorKind::NotConnected => {
+            format!("{address} closed the connection before it was ready: {io}. Check that this port speaks TLS")
+        }
+        _ => format!("cannot connect to {address}: {}", chain(error)),
+    }
+}
+
+/// The time to connect is over.
+pub(super) fn no_connection_in_time(address: &str) -> String {
+    format!(
+        "{address} did not accept a connection in time. Check that the receiver runs and that no firewall drops packets"
+    )
+}
+
+fn of_tls(error: &TlsError, address: &str) -> String {
+    let host = address.rsplit_once(':').map_or(address, |(host, _)| host);
+    match error {
+        TlsError::InvalidCertificate(why) => of_certificate(why, error, host, address),
+        TlsError::InvalidMessage(_) => {
+            format!("{address} does not speak TLS. Use http:// in the URL, or the port that speaks TLS")
+        }
+        TlsError::AlertReceived(_) => {
+            format!("{address} ended the TLS handshake: {error}. Check the TLS settings of the receiver")
+        }
+        TlsError::PeerIncompatible(_) => format!(
+            "{address} speaks no version or cipher of TLS that eventd takes (TLS 1.2 and 1.3): {error}. Update the receiver"
+        ),
+        _ => format!("no TLS connection to {address}: {error}"),
+    }
+}
+
+fn of_certificate(why: &CertificateError, error: &TlsError, host: &str, address: &str) -> String {
+    match why {
+        CertificateError::Expired => {
+            format!(
+                "the certificate of {address} has expired. Renew it at the receiver, or correct the clock of this machine"
+            )
+        }
+        CertificateError::ExpiredContext { not_after, .. } => format!(
+            "the certificate of {address} expired on {}. Renew it at the receiver, or correct the clock of this machine",
+            time(*not_after)
+        ),
+        CertificateError::NotValidYet => {
+            format!("the certificate of {address} is not valid yet. Check the clock of this machine")
+        }
+        CertificateError::NotValidYetContext { not_before, .. } => format!(
+            "the certificate of {address} is not valid before {}. Check the clock of this machine",
+            time(*not_before)
+        ),
+        CertificateError::NotValidForName => format!(
+            "the certificate of {address} is not valid for the name {host}. Use a name of the certificate in the URL, or add {host} to it"
+        ),
+        CertificateError::NotValidForNameContext { presented, .. } => format!(
+            "the certificate of {address} is not valid for the name {host}, but for {}. Use a name of the certificate in \
+             the URL, or add {host} to it",
+            names(presented)
+        ),
+        // A certificate of the same name, but with another key, has a bad signature.
+        CertificateError::UnknownIssuer | CertificateError::BadSignature => format!(
+            "the certificate of {address} is signed by an authority that is not trusted. Add that authority to the \
+             certificates of this machine, or name its file in SSL_CERT_FILE"
+        ),
+        // An authority's certificate that a server shows as its own: what most tools make for "self-signed".
+        CertificateError::Other(_) => format!(
+            "the certificate of {address} cannot be used: {error}. If it is self-signed, use one that an authority has \
+             signed"
+        ),
+        _ => format!("the certificate of {address} cannot be used: {error}. Renew it at the receiver"),
+    }
+}
+
+/// Why a file cannot be used. `what` is the participle of that: "opened", "written".
+pub(super) fn of_file(path: &Path, what: &str, error: &io::Error) -> String {
+    let path = path.display();
+    let advice = match error.kind() {
+        ErrorKind::StorageFull => "its disk is full: make room",
+        ErrorKind::QuotaExceeded => "the disk quota of this user is used up: make room, or raise the quota",
+        ErrorKind::IsADirectory => "it is a directory: name a file in it, or move the directory away",
+        ErrorKind::NotADirectory => "a part of the path is not a directory: correct the path",
+        ErrorKind::NotFound => "its directory is missing: create the directory",
+        ErrorKind::PermissionDenied => "this user must not write to it: change its owner or its permissions",
+        ErrorKind::ReadOnlyFilesystem => "its file system is read-only: mount it for writing",
+        ErrorKind::FileTooLarge => "it has reached the largest size that is allowed: move it away and send SIGHUP",
+        _ => return format!("{path} cannot be {what}: {error}"),
+    };
+    format!("{path} cannot be {what}: {advice} ({error})")
+}
+
+/// The first error of this type among an error and its sources. (The source of an [`io::Error`] is the source of what it
+/// wraps, so what it wraps is looked at too.)
+fn find<'e, T: Error + 'static>(error: &'e (dyn Error + 'static)) -> Option<&'e T> {
+    let mut innermost = None;
+    let mut next = Some(error);
+    while let Some(error) = next {
+        if let Some(found) = error.downcast_ref::<T>() {
+            innermost = Some(found);
+        }
+        let wrapped = error.downcast_ref::<io::Error>().and_then(io::Error::get_ref);
+        next = wrapped.map(|wrapped| wrapped as &(dyn Error + 'static)).or_else(|| error.source());
+    }
+    innermost
+}
+
+/// An error and its sources, each once.
+fn chain(error: &(dyn Error + 'static)) -> String {
+    let mut texts: Vec<String> = Vec::new();
+    for error in std::iter::successors(Some(error), |&error| error.source()) {
+        let text = error.to_string();
+        if texts.last() != Some(&text) {
+            texts.push(text);
+        }
+    }
+    texts.join(": ")
+}
+
+fn time(time: UnixTime) -> String {
+    let time = i64::try_from(time.as_secs()).ok().and_then(|seconds| jiff::Timestamp::from_second(seconds).ok());
+    time.map_or_else(|| "an unknown day".into(), |time| time.strftime("%Y-%m-%d %H:%M UTC").to_string())
+}
+
+/// Names as rustls gives them: `DnsName("example.org")`.
+fn names(presented: &[String]) -> String {
+    if presented.is_empty() {
+        return "no name at all".into();
+    }
+    let plain = |name: &String| name.split('"').nth(1).unwrap_or(name).to_owned();
+    let mut shown: Vec<String> = presented.iter().take(NAMES_SHOWN_MAX).map(plain).collect();
+    if presented.len() > NAMES_SHOWN_MAX {
+        shown.push(format!("{} more", presented.len() - NAMES_SHOWN_MAX));
+    }
+    shown.join(", ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rustls::pki_types::ServerName;
+    use std::time::Duration;
+
+    fn certificate(why: CertificateError) -> String {
+        // As hyper-rustls wraps it.
+        let error = io::Error::other(io::Error::new(ErrorKind::InvalidData, TlsError::InvalidCertificate(why)));
+        of_connection(&error, "example.org:8443")
+    }
+
+    fn io(kind: ErrorKind) -> String {
+        of_connection(&io::Error::from(kind), "example.org:8443")
+    }
+
+    #[test]
+    fn an_address_is_a_host_and_a_port_and_never_a_secret() {
+        for (url, expected) in [
+            ("https://example.org/hook?token=s3cret", "example.org:443"),
+            ("http://example.org/t0ken", "example.org:80"),
+            ("https://user:pass@example.org:8443/", "example.org:8443"),
+            ("http://[::1]:9/", "[::1]:9"),
+        ] {
+            assert_eq!(address(&url.parse().unwrap()), expected);
+        }
+    }
+
+    #[test]
+    fn a_certificate_says_what_is_wrong_with_it_and_what_to_do() {
+        let at = |seconds| UnixTime::since_unix_epoch(Duration::from_secs(seconds));
+        let expired = CertificateError::ExpiredContext { time: at(1_800_000_000), not_after: at(1_700_000_000) };
+        assert!(
+            certificate(expired)
+                .starts_with("the certificate of example.org:8443 expired on 2023-11-14 22:13 UTC. Renew")
+        );
+        let early = CertificateError::NotValidYetContext { time: at(1), not_before: at(1_700_000_000) };
+        assert!(certificate(early).contains("not valid before 2023-11-14 22:13 UTC"));
+        let presented = vec!["DnsName(\"other.example\")".to_owned()];
+        let expected = ServerName::try_from("example.org").unwrap();
+        let wrong = certificate(CertificateError::NotValidForNameContext { expected, presented });
+        assert!(wrong.contains("not valid for the name example.org, but for other.example."), "{wrong}");
+        for why in [CertificateError::UnknownIssuer, CertificateError::BadSignature] {
+            assert!(certificate(why).contains("authority that is not trusted"));
+        }
+        assert!(certificate(CertificateError::Revoked).contains("cannot be used"));
+    }
+
+    #[test]
+    fn a_connection_says_why_there_is_none() {
+        for (kind, expected) in [
+            (ErrorKind::ConnectionRefused, "example.org:8443 refused the connection"),
+            (ErrorKind::TimedOut, "example.org:8443 did not accept a connection in time"),
+            (ErrorKind::HostUnreachable, "there is no route to example.org:8443"),
+            (ErrorKind::NetworkUnreachable, "there is no route to example.org:8443"),
+            (ErrorKind::UnexpectedEof, "example.org:8443 closed the connection before it was ready"),
+            (ErrorKind::AddrInUse, "cannot connect to example.org:8443"),
+        ] {
+            assert!(io(kind).starts_with(expected), "{}", io(kind));
+        }
+        let nobody = io::Error::other(LookUpError(io::Error::other("Name or service not known")));
+        let words = of_connection(&nobody, "nosuch.example:443");
+        assert!(
+            words.starts_with("cannot find the address of nosuch.example:443: Name or service not known"),
+            "{words}"
+        );
+        let plain = io::Error::new(
+            ErrorKind::InvalidData,
+            TlsError::InvalidMessage(rustls::InvalidMessage::InvalidContentType),
+        );
+        assert!(of_connection(&plain, "a:1").starts_with("a:1 does not speak TLS. Use http://"));
+    }
+
+    #[test]
+    fn a_file_says_why_it_cannot_be_written_and_what_to_do() {
+        for (kind, expected) in [
+            (ErrorKind::StorageFull, "its disk is full: make room"),
+            (ErrorKind::QuotaExceeded, "the disk quota"),
+            (ErrorKind::IsADirectory, "it is a directory"),
+            (ErrorKind::PermissionDenied, "must not write to it"),
+            (ErrorKind::ReadOnlyFilesystem, "read-only"),
+            (ErrorKind::NotFound, "its directory is missing"),
+        ] {
+            let words = of_file(Path::new("/data/out.jsonl"), "written", &kind.into());
+            assert!(words.starts_with("/data/out.jsonl cannot be written: ") && words.contains(expected), "{words}");
+        }
+        // EDQUOT, as the system says it.
+        let quota = of_file(Path::new("out"), "written", &io::Error::from_raw_os_error(122));
+        assert!(quota.contains("the disk quota"), "{quota}");
+    }
+}

@@ -1,0 +1,157 @@
+//! Why a destination cannot be reached, in words: against real sockets, certificates and files. Each failure says what
+//! happened, with host and port (or the path), and what to do next; none shows a part of the URL that may be secret.
+
+use crate::destination_support::{PATIENCE, attempt, event, opened};
+use crate::support::authority::{Authority, self_signed, serve_tls};
+use eventd::core::verdict::{Failed, Verdict};
+use eventd::destination::Settings;
+use std::path::Path;
+use std::time::Duration;
+
+/// Stands in the URL of each attempt where a secret may: user, password, path and query.
+const SECRET: &str = "s3cret";
+
+/// What an attempt at this scheme, host and port comes to.
+async fn fails(scheme: &str, address: &str, settings: &Settings) -> Failed {
+    let url = format!("{scheme}://{SECRET}:{SECRET}@{address}/{SECRET}?token={SECRET}");
+    let failed = attempt(&*opened(&url, settings), event(1, "user-1", b"x"), PATIENCE).await.unwrap_err();
+    assert_eq!(failed.verdict, Verdict::Unreachable, "{}", failed.answer);
+    assert!(!failed.answer.contains(SECRET), "{}", failed.answer);
+    failed
+}
+
+/// The words hold all of these.
+fn assert_says(failed: &Failed, expected: &[&str]) {
+    for expected in expected {
+        assert!(failed.answer.contains(expected), "{expected:?} is not in: {}", failed.answer);
+    }
+}
+
+fn trusting(authority: &Authority) -> Settings {
+    Settings { ca_file: Some(authority.path().to_owned()), ..Settings::default() }
+}
+
+#[tokio::test]
+async fn an_expired_certificate_is_named_with_its_day() {
+    let authority = Authority::new();
+    let port = serve_tls(authority.issue_with(|params| {
+        params.not_before = rcgen::date_time_ymd(2020, 1, 1);
+        params.not_after = rcgen::date_time_ymd(2021, 2, 3);
+    }));
+    let address = format!("localhost:{port}");
+    let failed = fails("https", &address, &trusting(&authority)).await;
+    assert_says(&failed, &[&format!("certificate of {address} expired on 2021-02-03"), "Renew it"]);
+}
+
+#[tokio::test]
+async fn a_certificate_that_is_not_valid_yet_is_named_with_its_day() {
+    let authority = Authority::new();
+    let port = serve_tls(authority.issue_with(|params| {
+        params.not_before = rcgen::date_time_ymd(2199, 1, 1);
+        params.not_after = rcgen::date_time_ymd(2200, 1, 1);
+    }));
+    let failed = fails("https", &format!("localhost:{port}"), &trusting(&authority)).await;
+    assert_says(&failed, &["not valid before 2199-01-01", "clock"]);
+}
+
+#[tokio::test]
+async fn a_certificate_of_another_host_is_named_with_its_names() {
+    let authority = Authority::new();
+    let port = serve_tls(authority.issue());
+    let failed = fails("https", &format!("127.0.0.1:{port}"), &trusting(&authority)).await;
+    assert_says(&failed, &[&format!("127.0.0.1:{port} is not valid for the name 127.0.0.1, but for localhost.")]);
+}
+
+#[tokio::test]
+async fn a_certificate_that_nobody_trusted_has_signed_is_told_apart() {
+    let (ours, theirs) = (Authority::new(), Authority::new());
+    let port = serve_tls(theirs.issue());
+    let failed = fails("https", &format!("localhost:{port}"), &trusting(&ours)).await;
+    assert_says(
+        &failed,
+        &[&format!("certificate of localhost:{port}"), "authority that is not trusted", "SSL_CERT_FILE"],
+    );
+    // An authority's certificate that is shown as the server's own.
+    let port = serve_tls(self_signed());
+    let failed = fails("https", &format!("localhost:{port}"), &trusting(&ours)).await;
+    assert_says(&failed, &[&format!("certificate of localhost:{port}"), "an authority"]);
+}
+
+#[tokio::test]
+async fn a_host_that_has_no_address_is_named() {
+    let failed = fails("http", "nosuch.invalid:8080", &Settings::default()).await;
+    assert_says(&failed, &["cannot find the address of nosuch.invalid:8080", "Check the host in the URL"]);
+}
+
+#[tokio::test]
+async fn a_connection_that_is_refused_is_named() {
+    let port = unused_port();
+    for scheme in ["http", "https"] {
+        let failed = fails(scheme, &format!("127.0.0.1:{port}"), &trusting(&Authority::new())).await;
+        assert_says(&failed, &[&format!("127.0.0.1:{port} refused the connection"), "Start the receiver"]);
+    }
+}
+
+#[tokio::test]
+async fn a_connection_that_nobody_accepts_is_named() {
+    let socket = tokio::net::TcpSocket::new_v4().unwrap();
+    socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+    let listener = socket.listen(1).unwrap();
+    let address = listener.local_addr().unwrap();
+    // The queue of connections is full once one of these has to wait: those of the system go unanswered then.
+    let mut waiting = Vec::new();
+    while let Ok(Ok(stream)) =
+        tokio::time::timeout(Duration::from_millis(300), tokio::net::TcpStream::connect(address)).await
+    {
+        waiting.push(stream);
+        assert!(waiting.len() < 100, "a queue of 1 has no end");
+    }
+    let settings = Settings { attempt_timeout: Duration::from_millis(500), ..Settings::default() };
+    let failed = fails("http", &address.to_string(), &settings).await;
+    assert_says(&failed, &[&format!("{address} did not accept a connection in time"), "firewall"]);
+}
+
+#[tokio::test]
+async fn a_port_that_does_not_speak_tls_is_named() {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    std::thread::spawn(move || {
+        use std::io::{Read, Write};
+        for stream in listener.incoming().flatten() {
+            let mut stream = stream;
+            let _read = stream.read(&mut [0; 4096]);
+            let _written = stream.write_all(b"HTTP/1.1 400 Bad Request\r\ncontent-length: 0\r\n\r\n");
+        }
+    });
+    let failed = fails("https", &address.to_string(), &trusting(&Authority::new())).await;
+    assert_says(&failed, &[&format!("{address} does not speak TLS"), "http://"]);
+}
+
+#[tokio::test]
+async fn a_disk_that_is_full_is_named() {
+    let failed = attempt(&*opened("/dev/full", &Settings::default()), event(1, "user-1", b"x"), PATIENCE).await;
+    let failed = failed.unwrap_err();
+    assert_eq!(failed.verdict, Verdict::Unreachable);
+    assert_says(&failed, &["/dev/full cannot be written: its disk is full: make room"]);
+}
+
+#[tokio::test]
+async fn a_directory_in_place_of_the_file_is_named() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("out.jsonl");
+    let destination = opened(path.to_str().unwrap(), &Settings::default());
+    std::fs::remove_file(&path).unwrap();
+    std::fs::create_dir(&path).unwrap();
+    let failed = attempt(&*destination, event(1, "user-1", b"x"), PATIENCE).await.unwrap_err();
+    assert_eq!(failed.verdict, Verdict::Unreachable);
+    assert_says(&failed, &[path.to_str().unwrap(), "it is a directory"]);
+    std::fs::remove_dir(&path).unwrap();
+    std::fs::remove_dir(folder.path()).unwrap();
+    let failed = attempt(&*destination, event(1, "user-1", b"x"), PATIENCE).await.unwrap_err();
+    assert_says(&failed, &["its directory is missing: create the directory"]);
+    assert!(!Path::exists(&path), "a mistyped directory is not made");
+}
+
+fn unused_port() -> u16 {
+    std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+}
