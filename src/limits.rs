@@ -87,6 +87,26 @@ pub const GAPS_REMEMBERED_MAX: usize = 100_000;
 /// Log lines about the same thing: at most one in this time.
 pub const LOG_REPEAT_INTERVAL: Duration = Duration::from_secs(10);
 
+/// Log lines of a destination a minute that each name another event, and as many that each name another user. What is
+/// beyond is counted.
+pub const LOG_LINES_A_MINUTE_MAX: u32 = 10;
+
+/// Bytes of a destination's answer in a log line: it may echo a payload.
+pub const LOG_ANSWER_BYTES_MAX: usize = 200;
+
+/// Bytes of a user or an id in a log line: producers choose them.
+pub const LOG_USER_BYTES_MAX: usize = 100;
+
+/// Bytes of the last answer that are kept of an event that failed, for the line about a stuck user.
+pub const STUCK_ANSWER_BYTES_MAX: usize = 64;
+
+/// How often a log line says that a destination is still out, and that a user is still stuck. A user is stuck once its
+/// next event has failed for as long.
+pub const LOG_REMINDER_INTERVAL: Duration = Duration::from_secs(60);
+
+/// Stuck users that are looked at in one tick.
+pub const STUCK_USERS_LOOK_MAX: usize = 1_000;
+
 /// Hand-overs in flight of a partition to a destination that takes many lanes at once: while one is written, the next
 /// one fills.
 pub const HAND_OVERS_OF_MANY_MAX: usize = 2;

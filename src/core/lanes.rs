@@ -17,6 +17,7 @@
 use super::Moment;
 use super::breaker::Refusal;
 use super::event::Event;
+use crate::limits::LOG_REMINDER_INTERVAL;
 use hashbrown::HashTable;
 use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::hash::{BuildHasher, RandomState};
@@ -35,6 +36,8 @@ pub struct Lanes {
     ready: VecDeque<u32>,
     /// Every lane in the state BackingOff, once.
     timers: BTreeSet<(Moment, u32)>,
+    /// Every lane whose head has failed, once: when it is looked at as a stuck one.
+    stuck: BTreeSet<(Moment, u32)>,
     events: usize,
     in_flight_events: usize,
     next_generation: u64,
@@ -72,8 +75,11 @@ pub struct Trouble {
     /// Tries counted since the mark below; taken back if that mark turns out void.
     pub tries_since_mark: u32,
     pub mark: u64,
-    /// When the first attempt failed.
+    /// When the first attempt failed, and when the last one did.
     pub first_failure: Moment,
+    pub last_failure: Moment,
+    /// The beginning of what the destination said last.
+    pub answer: Box<str>,
     /// The first of the refusals that nothing but refusals followed.
     pub first_refusal: Option<Refusal>,
 }
@@ -93,6 +99,8 @@ struct Lane {
     head: Event,
     rest: VecDeque<Event>,
     trouble: Option<Box<Trouble>>,
+    /// Under which moment the lane is in `stuck`.
+    stuck_at: Option<Moment>,
     generation: u64,
     user: u64,
 }
@@ -115,6 +123,7 @@ impl Lanes {
             free: Vec::new(),
             ready: VecDeque::new(),
             timers: BTreeSet::new(),
+            stuck: BTreeSet::new(),
             events: 0,
             in_flight_events: 0,
             next_generation: 0,
@@ -144,6 +153,7 @@ impl Lanes {
             head: event,
             rest: VecDeque::new(),
             trouble: None,
+            stuck_at: None,
             generation: self.next_generation,
             user,
         };
@@ -246,7 +256,14 @@ impl Lanes {
             self.ready.push_back(place);
             return;
         }
-        match judge(&lane.head, lane.trouble.get_or_insert_default()) {
+        let trouble = lane.trouble.get_or_insert_default();
+        let next = judge(&lane.head, trouble);
+        if lane.stuck_at.is_none() {
+            let at = trouble.first_failure.saturating_add(LOG_REMINDER_INTERVAL);
+            lane.stuck_at = Some(at);
+            self.stuck.insert((at, place));
+        }
+        match next {
             Next::Retry { at } => {
                 lane.state = State::BackingOff { until: at };
                 self.timers.insert((at, place));
@@ -295,6 +312,20 @@ impl Lanes {
         self.timers.first().map(|(until, _)| *until)
     }
 
+    /// Shows the heads that have failed for [`LOG_REMINDER_INTERVAL`], with what they went through and their users; each
+    /// again after as long. Looks at most at so many.
+    pub fn look_at_stuck(&mut self, look_max: usize, now: Moment, mut show: impl FnMut(&Event, &Trouble, u64)) {
+        for _ in 0..look_max {
+            let Some(&(at, place)) = self.stuck.first().filter(|(at, _)| *at <= now) else { return };
+            self.stuck.remove(&(at, place));
+            let again = now.saturating_add(LOG_REMINDER_INTERVAL);
+            self.stuck.insert((again, place));
+            let lane = lane_at_mut(&mut self.lanes, place);
+            lane.stuck_at = Some(again);
+            show(&lane.head, lane.trouble.as_ref().expect("a lane that is stuck has failed"), lane.user);
+        }
+    }
+
     /// Whether a lane is ready.
     pub fn has_ready(&self) -> bool {
         !self.ready.is_empty()
@@ -303,6 +334,11 @@ impl Lanes {
     /// Unsettled events in all lanes.
     pub fn events(&self) -> usize {
         self.events
+    }
+
+    /// Users with unsettled events.
+    pub fn users(&self) -> usize {
+        self.places.len()
     }
 
     /// Events that are handed out and not reported.
@@ -315,6 +351,9 @@ impl Lanes {
         self.events -= 1;
         let lane = lane_at_mut(&mut self.lanes, place);
         lane.trouble = None;
+        if let Some(at) = lane.stuck_at.take() {
+            self.stuck.remove(&(at, place));
+        }
         if let Some(next) = lane.rest.pop_front() {
             assert!(next.offset > lane.head.offset, "order of a lane: {} behind {}", next.offset, lane.head.offset);
             lane.head = next;

@@ -9,6 +9,7 @@
 //! A worker that ends with an error (a damaged record, a gap, a broken invariant) stops its partition only.
 
 pub mod dead_letter;
+mod notices;
 mod policy;
 mod shared;
 mod tally;

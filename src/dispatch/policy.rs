@@ -18,6 +18,7 @@ pub(super) fn judge(
     random: u64,
 ) -> (Next, Option<Reason>) {
     let judgement = breaker.failed(attempt, verdict, now);
+    trouble.last_failure = now;
     if trouble.failures == 0 {
         trouble.first_failure = now;
     }

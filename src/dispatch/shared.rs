@@ -1,6 +1,7 @@
 //! What the owners of a destination's partitions share in one process: the breaker, the slots of `--concurrency`, the
 //! clock that the core is told, and the topic of dead letters.
 
+use super::notices::Notices;
 use super::{Config, Parts, Tally, dead_letter};
 use crate::core::Moment;
 use crate::core::breaker::Breaker;
@@ -25,6 +26,7 @@ pub(super) struct Shared {
     /// Told when the breaker opens, closes, or gives a probe back.
     pub(super) breaker_moved: Notify,
     pub(super) tally: Arc<Tally>,
+    pub(super) notices: Notices,
     /// `None`: as fast as the destination takes them.
     pace: Option<Mutex<Pace>>,
     breaker: Mutex<Breaker>,
@@ -44,6 +46,7 @@ impl Shared {
             slots: Arc::new(Semaphore::new(config.concurrency.min(Semaphore::MAX_PERMITS))),
             breaker_moved: Notify::new(),
             tally,
+            notices: Notices::new(parts.group.name(), parts.destination.address()),
             pace: rate.map(|rate| Mutex::new(Pace::new(rate, Moment::ZERO))),
             breaker: Mutex::new(Breaker::new()),
             began: Instant::now(),

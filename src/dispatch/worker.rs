@@ -9,7 +9,7 @@
 //! ```
 //!
 //! Its rooms: `reading` (fetch and admit), `attempts` (hand out, judge, settle), `letters` (give up), `moving` (another
-//! position); here stand its state, its loop, the handover and the commits.
+//! position), `telling` (log lines); here stand its state, its loop, the handover and the commits.
 //!
 //! Nothing is attempted before the first commit is stored, and what is committed is what this owner knows to be
 //! settled at that moment. A panic of anything outside, or of the lanes, ends the partition with its message.
@@ -18,6 +18,7 @@ mod attempts;
 mod letters;
 mod moving;
 mod reading;
+mod telling;
 
 use super::dead_letter::Letter;
 use super::shared::Shared;
@@ -59,6 +60,8 @@ enum Happening {
     },
     /// A slot of `--concurrency` became free.
     Slot(OwnedSemaphorePermit),
+    /// Where the log ends.
+    Latest(Result<i64, Failure>),
     /// What is asked for of the position.
     Looked(Result<Option<Move>, Failure>),
 }
@@ -89,6 +92,9 @@ pub(super) struct Worker {
     position: i64,
     /// Events below it may be settled already: those of the state that this owner began with.
     settled_until: i64,
+    /// Where the log ends, as far as is known, and when that was looked at; `None`: that is under way.
+    latest: i64,
+    latest_at: Option<Moment>,
     /// Fetched and not yet admitted: at most one fetch.
     pending: VecDeque<Event>,
     fetching: bool,
@@ -153,6 +159,8 @@ impl Worker {
             lanes: Lanes::new(shared.share(limits::GAPS_REMEMBERED_MAX)),
             window: Window::new(1, 1),
             position: progress.watermark(),
+            latest: progress.watermark(),
+            latest_at: Some(now),
             settled_until: state.settled.last().map_or(0, |range| range.end),
             progress,
             pending: VecDeque::new(),
@@ -298,6 +306,12 @@ impl Worker {
                 (self.slot, self.slot_wanted) = (Some(permit), false);
                 Ok(())
             }
+            Happening::Latest(found) => {
+                // It only shows in log lines: what is not known now is asked again.
+                self.latest = found.unwrap_or(self.latest);
+                self.latest_at = Some(self.shared.now());
+                Ok(())
+            }
             Happening::Looked(found) => {
                 self.looked(found);
                 Ok(())
@@ -310,6 +324,7 @@ impl Worker {
             return;
         }
         self.tick_at = now + self.shared.config.commit_interval;
+        self.tell(now);
         let stale = now.saturating_sub(self.committed_at) >= limits::COMMIT_UNCHANGED_INTERVAL;
         if self.committing || !(self.dirty || stale) {
             return;
@@ -354,6 +369,7 @@ impl Drop for Worker {
     /// holds for this partition.
     fn drop(&mut self) {
         self.shared.parts.destination.released(self.partition);
+        self.shared.notices.waits(self.partition, None);
         if let Some(probe) = self.probing.take() {
             self.shared.breaker().abandoned(&probe);
             self.shared.breaker_moved.notify_waiters();

@@ -7,6 +7,7 @@ mod destination_failures;
 mod destination_file;
 mod destination_http;
 mod destination_support;
+mod health;
 mod ingest;
 mod ingest_bad_input;
 mod ingest_trouble;

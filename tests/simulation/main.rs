@@ -21,6 +21,7 @@ mod oracle;
 mod random;
 mod replays;
 mod scenario;
+mod telling;
 mod world;
 
 use drive::{Outcome, simulate};

@@ -3,6 +3,7 @@
 use super::{Flight, Happening, Worker};
 use crate::core::Moment;
 use crate::core::breaker::{Attempt, Gate};
+use crate::core::text;
 use crate::core::verdict::{Failed, Report, Verdict};
 use crate::destination::{Deadline, Fence, HandOver, Run};
 use crate::dispatch::dead_letter::Letter;
@@ -81,8 +82,13 @@ impl Worker {
                 runs.push(Run { events: started.events.clone(), attempt: started.attempt, gap: started.gap });
                 let attempt = breaker.begin(started.user, now);
                 flights.push(Flight { attempt, started });
-                if probe {
+                if attempt.probe {
                     self.probing = Some(attempt);
+                } else if probe {
+                    // It found that nobody can tell, and closed the breaker.
+                    self.shared.breaker_moved.notify_waiters();
+                }
+                if probe {
                     break;
                 }
             }
@@ -119,7 +125,7 @@ impl Worker {
         let now = self.shared.now();
         let shared = Arc::clone(&self.shared);
         let mut breaker = shared.breaker();
-        let before = breaker.gate(now);
+        let (before, was_out) = (breaker.gate(now), breaker.is_out());
         // What was delivered is told first: runs that failed beside it did not fail in an outage.
         let delivered = flights.iter().zip(&reports).filter(|(_, report)| report.delivered > 0);
         let delivered: Vec<Attempt> = delivered.map(|(flight, _)| flight.attempt).collect();
@@ -146,9 +152,15 @@ impl Worker {
                     progress.settle(event.offset..event.offset + 1);
                 },
                 |_, trouble| {
-                    let verdict = report.failed.as_ref().map_or(Verdict::Drilled, |failed| failed.verdict);
+                    let failed = report.failed.as_ref();
+                    let verdict = failed.map_or(Verdict::Drilled, |failed| failed.verdict);
                     let (next, why) =
                         policy::judge(&shared.config, &mut breaker, &attempt, verdict, trouble, now, shared.random());
+                    let answer = failed.map_or("", |failed| failed.answer.as_str());
+                    trouble.answer = text::shown(answer.as_bytes(), limits::STUCK_ANSWER_BYTES_MAX).into();
+                    if breaker.is_out() && verdict != Verdict::Drilled {
+                        shared.notices.failed_in_outage(answer);
+                    }
                     reason = why;
                     next
                 },
@@ -164,37 +176,16 @@ impl Worker {
         if before != after {
             shared.breaker_moved.notify_waiters();
         }
+        if was_out != breaker.is_out() {
+            shared.notices.waits(self.partition, Some(self.backlog()));
+            shared.notices.look(&breaker.snapshot(now), now);
+        }
         drop(breaker);
-        self.say_health(before, after);
         for (token, letter) in letters {
             self.giving_up.insert(token, letter);
             self.write_letter(token)?;
         }
         Ok(())
-    }
-
-    fn say_health(&mut self, before: Gate, after: Gate) {
-        let (destination, waiting) = (self.shared.parts.group.name(), self.lanes.events());
-        let (opened, closed) = (after != Gate::Closed, before != Gate::Closed);
-        let about = if opened { "opened" } else { "closed" };
-        if opened == closed {
-            return;
-        }
-        // Where some connections work and some do not, it opens and closes with every answer.
-        let Some(suppressed) = self.quiet.allows(about) else { return };
-        match opened {
-            true => {
-                let why = self.shared.breaker().snapshot(self.shared.now());
-                tracing::warn!(
-                    destination,
-                    ?why,
-                    waiting,
-                    suppressed,
-                    "the destination takes nothing: probing, nothing is given up"
-                );
-            }
-            false => tracing::info!(destination, suppressed, "the destination takes events again"),
-        }
     }
 }
 

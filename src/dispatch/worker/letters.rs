@@ -3,7 +3,10 @@
 use super::{Happening, Worker};
 use crate::core::Moment;
 use crate::core::lanes::Token;
+use crate::core::text;
 use crate::dispatch::dead_letter;
+use crate::dispatch::notices::{GaveUp, shown_user};
+use crate::limits::LOG_USER_BYTES_MAX;
 use anyhow::Context as _;
 use std::sync::Arc;
 
@@ -29,25 +32,22 @@ impl Worker {
         let now = self.shared.now();
         let letter = self.giving_up.get_mut(&token).context("a dead letter without its story")?;
         let Err(detail) = result else {
+            let (event, trouble) = self.lanes.settling(token);
+            let id = event.id(&self.shared.topic, self.partition);
+            let gave_up = GaveUp {
+                partition: self.partition,
+                offset: event.offset,
+                user: event.record.key(),
+                id: &id,
+                reason: letter.reason.as_str(),
+                attempts: trouble.failures,
+                answer: &letter.answer,
+            };
+            self.shared.notices.gave_up(&gave_up, now);
             let (window, progress) = (&mut self.window, &mut self.progress);
-            let (reason, answer) = (letter.reason.as_str(), letter.answer.as_str());
-            let (partition, destination) = (self.partition, self.shared.parts.group.name());
-            let suppressed = self.quiet.allows("gave up");
             self.lanes.given_up(token, |event| {
                 window.remove(event.record.window_bytes());
                 progress.settle(event.offset..event.offset + 1);
-                if let Some(suppressed) = suppressed {
-                    let offset = event.offset;
-                    tracing::warn!(
-                        destination,
-                        partition,
-                        offset,
-                        reason,
-                        answer,
-                        suppressed,
-                        "gave up: kept as a dead letter"
-                    );
-                }
             });
             self.giving_up.remove(&token);
             self.shared.tally.gave_up();
@@ -60,7 +60,17 @@ impl Worker {
         self.letters_due.insert((at, token));
         if let Some(suppressed) = self.quiet.allows("letter") {
             let (partition, waiting) = (self.partition, self.letters_due.len());
-            tracing::warn!(partition, waiting, suppressed, "a dead letter cannot be written, its user waits: {detail}");
+            let (event, _) = self.lanes.settling(token);
+            let id = event.id(&self.shared.topic, partition);
+            let (user, id) = (shown_user(event.record.key()), text::shown(id.as_bytes(), LOG_USER_BYTES_MAX));
+            tracing::warn!(
+                partition,
+                user,
+                id,
+                waiting,
+                suppressed,
+                "a dead letter cannot be written, its user waits: {detail}"
+            );
         }
         Ok(())
     }

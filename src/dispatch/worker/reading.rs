@@ -45,6 +45,7 @@ impl Worker {
         let error = match fetched {
             Ok(fetched) => {
                 self.fetch_failures = 0;
+                (self.latest, self.latest_at) = (fetched.latest, Some(self.shared.now()));
                 let mut at = self.position;
                 for event in fetched.events {
                     ensure!(event.offset >= at, "the log gave offset {} where {at} was to come", event.offset);

@@ -1,0 +1,374 @@
+//! What a destination says of itself in the log: an outage from its first failure to the next delivery, events that were
+//! given up, and users that are stuck while others are served.
+//!
+//! ```text
+//!  a worker's reports and ticks ──▶ look ──▶ one line when it goes out ── each minute ──▶ one at the next delivery
+//!                                     └────▶ the number of lines that were suppressed, a minute later at most
+//! ```
+//!
+//! One [`Notices`] a destination and process, shared by the owners of its partitions. Every answer of a destination is
+//! escaped and cut before it is shown: it may echo a payload.
+
+use crate::core::Moment;
+use crate::core::breaker::{Cause, Snapshot};
+use crate::core::lanes::Trouble;
+use crate::core::text;
+use crate::limits::{LOG_ANSWER_BYTES_MAX, LOG_REMINDER_INTERVAL, LOG_REPEAT_INTERVAL, LOG_USER_BYTES_MAX};
+use crate::quiet::Budget;
+use std::collections::BTreeMap;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+/// What waits in one partition.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Backlog {
+    /// Users with events in memory that are not settled.
+    pub(super) users: usize,
+    /// Events of the log that are not settled, as far as the end of the log is known.
+    pub(super) lag: u64,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub(super) struct Notices {
+    destination: String,
+    /// `host:port` of the destination, or its file.
+    address: Option<String>,
+    inner: Mutex<Inner>,
+}
+
+#[derive(Debug, Default)]
+struct Inner {
+    outage: OutageLines,
+    /// Why the last attempt failed that failed in an outage.
+    cause: String,
+    gave_up: Budget,
+    stuck: Budget,
+    backlogs: BTreeMap<u32, Backlog>,
+}
+
+/// An event that was given up, for its line.
+#[derive(Debug)]
+pub(super) struct GaveUp<'a> {
+    pub(super) partition: u32,
+    pub(super) offset: i64,
+    pub(super) user: Option<&'a [u8]>,
+    pub(super) id: &'a str,
+    pub(super) reason: &'static str,
+    pub(super) attempts: u32,
+    pub(super) answer: &'a str,
+}
+
+/// A user whose next event fails again and again while others are served, for its line.
+#[derive(Debug)]
+pub(super) struct Stuck<'a> {
+    pub(super) partition: u32,
+    pub(super) offset: i64,
+    pub(super) user: Option<&'a [u8]>,
+    pub(super) id: &'a str,
+    pub(super) trouble: &'a Trouble,
+    /// How long ago its first attempt failed.
+    pub(super) failing: Duration,
+}
+
+impl Notices {
+    pub(super) fn new(destination: &str, address: Option<String>) -> Self {
+        Self { destination: destination.to_owned(), address, inner: Mutex::default() }
+    }
+
+    /// An attempt failed while the breaker was open, or opened it.
+    pub(super) fn failed_in_outage(&self, answer: &str) {
+        self.inner().cause = shown(answer);
+    }
+
+    /// What waits in a partition now. `None`: it is not owned any more.
+    pub(super) fn waits(&self, partition: u32, backlog: Option<Backlog>) {
+        let mut inner = self.inner();
+        match backlog {
+            Some(backlog) => _ = inner.backlogs.insert(partition, backlog),
+            None => _ = inner.backlogs.remove(&partition),
+        }
+    }
+
+    /// Says what has to be said now. Asked whenever the breaker has moved, and with every tick.
+    pub(super) fn look(&self, breaker: &Snapshot, now: Moment) {
+        let mut inner = self.inner();
+        let anybody_waits = inner.backlogs.values().any(|backlog| backlog.users > 0);
+        if let Some(line) = inner.outage.look(breaker.out_since, anybody_waits, now) {
+            self.say(&inner, line, breaker.open);
+        }
+        if let Some(suppressed) = inner.gave_up.take_overdue(now) {
+            self.say_suppressed_gave_up(suppressed);
+        }
+        if let Some(suppressed) = inner.stuck.take_overdue(now) {
+            self.say_suppressed_stuck(suppressed);
+        }
+    }
+
+    /// The dead letter of this event is stored.
+    pub(super) fn gave_up(&self, event: &GaveUp<'_>, now: Moment) {
+        let mut inner = self.inner();
+        if let Some(suppressed) = inner.gave_up.take_overdue(now) {
+            self.say_suppressed_gave_up(suppressed);
+        }
+        if !inner.gave_up.allows(now) {
+            return;
+        }
+        let GaveUp { partition, offset, user, id, reason, attempts, answer } = *event;
+        let (destination, user, answer) = (self.destination.as_str(), shown_user(user), shown(answer));
+        let id = text::shown(id.as_bytes(), LOG_USER_BYTES_MAX);
+        tracing::warn!(
+            destination,
+            partition,
+            offset,
+            user,
+            id,
+            reason,
+            attempts,
+            answer,
+            "gave up an event: it is kept as a dead letter"
+        );
+    }
+
+    /// A user is stuck while others are served.
+    pub(super) fn stuck(&self, stuck: &Stuck<'_>, now: Moment) {
+        if !self.inner().stuck.allows(now) {
+            return;
+        }
+        let Stuck { partition, offset, user, id, trouble, failing } = *stuck;
+        let (destination, user, failing_s) = (self.destination.as_str(), shown_user(user), failing.as_secs());
+        let id = text::shown(id.as_bytes(), LOG_USER_BYTES_MAX);
+        let (attempts, tries) = (trouble.failures, trouble.tries.saturating_add(trouble.tries_since_mark));
+        let answer = &*trouble.answer;
+        tracing::warn!(
+            destination,
+            partition,
+            offset,
+            user,
+            id,
+            attempts,
+            tries,
+            failing_s,
+            answer,
+            "a user is stuck: its next event keeps failing while other users are served"
+        );
+    }
+
+    fn say(&self, inner: &Inner, line: OutageLine, open: Option<Cause>) {
+        let (destination, address) = (self.destination.as_str(), self.address.as_deref());
+        let cause = inner.cause.as_str();
+        let users = inner.backlogs.values().map(|backlog| backlog.users).sum::<usize>();
+        let lag = inner.backlogs.values().map(|backlog| backlog.lag).sum::<u64>();
+        match line {
+            OutageLine::Began { out, suppressed } => {
+                let what = match open {
+                    Some(Cause::Unreachable) => "the destination cannot be reached",
+                    Some(Cause::NobodyDelivered) => "the destination delivers nothing: the last 5 users all failed",
+                    Some(Cause::Undecided) | None => "the destination delivers nothing",
+                };
+                let out_s = out.as_secs();
+                tracing::warn!(
+                    destination,
+                    address,
+                    cause,
+                    users,
+                    lag,
+                    out_s,
+                    suppressed,
+                    "{what}; its events wait, and none is given up"
+                );
+            }
+            OutageLine::Lasts { out } => {
+                let out_s = out.as_secs();
+                let what = match open {
+                    Some(Cause::Unreachable) => "the destination still cannot be reached; its events wait",
+                    Some(Cause::NobodyDelivered) => "the destination still delivers nothing; its events wait",
+                    Some(Cause::Undecided) | None => {
+                        "the destination still delivers nothing; fewer than 5 users fail, so their tries count"
+                    }
+                };
+                tracing::warn!(destination, address, cause, users, lag, out_s, "{what}");
+            }
+            OutageLine::Ended { out } => {
+                let out_s = out.as_secs_f64();
+                tracing::info!(destination, address, users, lag, out_s, "the destination takes events again");
+            }
+            OutageLine::Suppressed { suppressed } => {
+                tracing::warn!(
+                    destination,
+                    address,
+                    cause,
+                    suppressed,
+                    "the destination had more short outages in the last minute"
+                );
+            }
+        }
+    }
+
+    fn say_suppressed_gave_up(&self, suppressed: u64) {
+        let destination = self.destination.as_str();
+        tracing::warn!(
+            destination,
+            suppressed,
+            "gave up more events in the last minute: they are kept as dead letters"
+        );
+    }
+
+    fn say_suppressed_stuck(&self, suppressed: u64) {
+        let destination = self.destination.as_str();
+        tracing::warn!(destination, suppressed, "more users were stuck in the last minute while others are served");
+    }
+
+    fn inner(&self) -> MutexGuard<'_, Inner> {
+        // Counters and texts only: a panic elsewhere leaves nothing half done in it.
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Notices {
+    /// The last counts are told at the end, not lost with it.
+    fn drop(&mut self) {
+        let inner = self.inner.get_mut().unwrap_or_else(PoisonError::into_inner);
+        let (gave_up, stuck) = (inner.gave_up.take_suppressed(), inner.stuck.take_suppressed());
+        if gave_up > 0 {
+            self.say_suppressed_gave_up(gave_up);
+        }
+        if stuck > 0 {
+            self.say_suppressed_stuck(stuck);
+        }
+    }
+}
+
+fn shown(answer: &str) -> String {
+    text::shown(answer.as_bytes(), LOG_ANSWER_BYTES_MAX)
+}
+
+/// A user as a log line shows it. Events without a key share one lane a partition.
+pub(super) fn shown_user(user: Option<&[u8]>) -> String {
+    user.map_or_else(String::new, |user| text::shown(user, LOG_USER_BYTES_MAX))
+}
+
+/// What is said of an outage, and when. Pure: it is told the time, and answers with the line that is due.
+#[derive(Debug, Default)]
+struct OutageLines {
+    outage: Option<Outage>,
+    /// When the beginning of an outage was said last.
+    began_said_at: Option<Moment>,
+    /// Outages that ended before their beginning was said.
+    suppressed: u64,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Outage {
+    /// Its first failure.
+    since: Moment,
+    /// When it was last said. `None`: not yet, since another one was said just before.
+    said_at: Option<Moment>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum OutageLine {
+    Began {
+        out: Moment,
+        /// Outages before it that were not said.
+        suppressed: u64,
+    },
+    Lasts {
+        out: Moment,
+    },
+    Ended {
+        out: Moment,
+    },
+    Suppressed {
+        suppressed: u64,
+    },
+}
+
+impl OutageLines {
+    /// If connections to some of a receiver's machines work and others do not, outages begin and end with every answer:
+    /// at most one is said in [`LOG_REPEAT_INTERVAL`], and the others are counted.
+    fn look(&mut self, out_since: Option<Moment>, anybody_waits: bool, now: Moment) -> Option<OutageLine> {
+        let may_begin = self.began_said_at.is_none_or(|at| now >= at.saturating_add(LOG_REPEAT_INTERVAL));
+        match (&mut self.outage, out_since) {
+            (None, None) => {
+                let is_overdue = self.began_said_at.is_none_or(|at| now >= at.saturating_add(LOG_REMINDER_INTERVAL));
+                let suppressed = if is_overdue { std::mem::take(&mut self.suppressed) } else { 0 };
+                (suppressed > 0).then_some(OutageLine::Suppressed { suppressed })
+            }
+            (Some(outage), None) => {
+                let Outage { since, said_at } = *outage;
+                self.outage = None;
+                self.suppressed += u64::from(said_at.is_none());
+                said_at.map(|_| OutageLine::Ended { out: now.saturating_sub(since) })
+            }
+            (Some(Outage { since, said_at: Some(said_at) }), Some(out_since)) => {
+                // Something was delivered meanwhile, and it failed again at once: the same outage to a reader.
+                *since = (*since).min(out_since);
+                // If every event was given up and no other has come, an outage is nobody's trouble.
+                if !anybody_waits || now < said_at.saturating_add(LOG_REMINDER_INTERVAL) {
+                    return None;
+                }
+                *said_at = now;
+                Some(OutageLine::Lasts { out: now.saturating_sub(*since) })
+            }
+            (unsaid, Some(since)) => {
+                let said_at = may_begin.then_some(now);
+                *unsaid = Some(Outage { since, said_at });
+                if !may_begin {
+                    return None;
+                }
+                self.began_said_at = Some(now);
+                let suppressed = std::mem::take(&mut self.suppressed);
+                Some(OutageLine::Began { out: now.saturating_sub(since), suppressed })
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(seconds: u64) -> Moment {
+        Duration::from_secs(seconds)
+    }
+
+    #[test]
+    fn an_outage_is_said_once_each_minute_and_at_its_end() {
+        let mut lines = OutageLines::default();
+        let out = |seconds| Some(at(seconds));
+        assert_eq!(lines.look(None, true, at(1)), None);
+        assert_eq!(lines.look(out(9), true, at(10)), Some(OutageLine::Began { out: at(1), suppressed: 0 }));
+        assert_eq!(lines.look(out(9), true, at(69)), None);
+        assert_eq!(lines.look(out(9), true, at(70)), Some(OutageLine::Lasts { out: at(61) }));
+        assert_eq!(lines.look(out(9), true, at(71)), None);
+        assert_eq!(lines.look(out(9), false, at(131)), None, "nobody waits");
+        assert_eq!(lines.look(out(9), true, at(132)), Some(OutageLine::Lasts { out: at(123) }));
+        assert_eq!(lines.look(None, true, at(135)), Some(OutageLine::Ended { out: at(126) }));
+        assert_eq!(lines.look(None, true, at(500)), None);
+    }
+
+    #[test]
+    fn outages_that_come_and_go_with_every_answer_are_counted_and_the_count_is_told() {
+        let mut lines = OutageLines::default();
+        assert!(matches!(lines.look(Some(at(1)), true, at(1)), Some(OutageLine::Began { .. })));
+        assert!(matches!(lines.look(None, true, at(2)), Some(OutageLine::Ended { .. })));
+        for second in [3, 5, 7] {
+            assert_eq!(lines.look(Some(at(second)), true, at(second)), None);
+            assert_eq!(lines.look(None, true, at(second + 1)), None);
+        }
+        assert_eq!(lines.look(None, true, at(60)), None);
+        assert_eq!(lines.look(None, true, at(61)), Some(OutageLine::Suppressed { suppressed: 3 }));
+        assert_eq!(lines.look(None, true, at(62)), None);
+    }
+
+    #[test]
+    fn an_outage_that_lasts_is_said_although_another_one_was_just_before() {
+        let mut lines = OutageLines::default();
+        lines.look(Some(at(1)), true, at(1));
+        lines.look(None, true, at(2));
+        assert_eq!(lines.look(Some(at(3)), true, at(3)), None);
+        assert_eq!(lines.look(Some(at(3)), true, at(11)), Some(OutageLine::Began { out: at(8), suppressed: 0 }));
+        assert_eq!(lines.look(None, true, at(12)), Some(OutageLine::Ended { out: at(9) }));
+    }
+}

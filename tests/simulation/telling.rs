@@ -1,0 +1,128 @@
+//! What a destination says of itself in the log, told by stories that last minutes: in time that stands still while
+//! there is anything to do.
+
+use crate::drive::{Outcome, simulate};
+use crate::memory_destination::{Behaviour, Outage};
+use crate::scenario::{Action, Scenario, fixed};
+use crate::story;
+use std::io::{self, Write};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+#[derive(Clone, Default)]
+struct Lines(Arc<Mutex<Vec<u8>>>);
+
+impl Write for Lines {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.lock().unwrap().extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// One process, one partition, six users, and no trouble but what a story adds.
+fn calm() -> Scenario {
+    let mut scenario = fixed();
+    (scenario.slots, scenario.partitions, scenario.session) = (1, 1, None);
+    scenario.behaviour = Behaviour { latency_ms_max: 5, ..Behaviour::default() };
+    scenario.config.attempts = 10;
+    scenario.plan.clear();
+    scenario
+}
+
+/// Every second one event, of these users in turn.
+fn traffic(scenario: &mut Scenario, seconds: u64, users: std::ops::Range<usize>) {
+    let event = |second| Action::Append { user: users.start + second as usize % users.len(), many: 1, bytes: 10 };
+    scenario.plan.extend((0..seconds).map(|second| (Duration::from_secs(second), event(second))));
+    scenario.plan.sort_by_key(|(at, _)| *at);
+}
+
+/// Plays a scenario and gives back the log lines.
+fn told(scenario: &Scenario) -> (Vec<String>, Outcome) {
+    let lines = Lines::default();
+    let writer = lines.clone();
+    let subscriber =
+        tracing_subscriber::fmt().without_time().with_ansi(false).with_writer(move || writer.clone()).finish();
+    let outcome = tracing::subscriber::with_default(subscriber, || simulate(scenario));
+    assert_eq!(outcome.violation, None, "{}", story(&outcome));
+    let text = String::from_utf8(lines.0.lock().unwrap().clone()).unwrap();
+    (text.lines().map(str::to_owned).collect(), outcome)
+}
+
+fn with<'a>(lines: &'a [String], what: &str) -> Vec<&'a String> {
+    lines.iter().filter(|line| line.contains(what)).collect()
+}
+
+/// The number in a field of a line.
+fn number(line: &str, field: &str) -> f64 {
+    let text = line.split(&format!(" {field}=")).nth(1).unwrap_or_else(|| panic!("no {field} in {line}"));
+    text.split(' ').next().unwrap().parse().unwrap()
+}
+
+#[test]
+fn an_outage_is_said_when_it_begins_each_minute_and_after_the_next_delivery() {
+    let mut scenario = calm();
+    traffic(&mut scenario, 320, 0..6);
+    for (second, outage) in [(10, Some(Outage::Unreachable)), (160, Some(Outage::Fails)), (290, None)] {
+        scenario.plan.push((Duration::from_secs(second), Action::Outage(outage)));
+    }
+    scenario.plan.sort_by_key(|(at, _)| *at);
+    let (lines, outcome) = told(&scenario);
+    let said: Vec<&String> = with(&lines, "the destination ");
+    let began = said[0];
+    assert!(began.contains("WARN") && began.contains("cannot be reached; its events wait"), "{began}");
+    let (last, reminders) = said[1..].split_last().unwrap();
+    assert!((4..=5).contains(&reminders.len()), "one a minute: {said:#?}");
+    for (reminder, minute) in reminders.iter().zip(1..) {
+        assert!(reminder.contains("the destination still") && reminder.contains("WARN"), "{said:#?}");
+        assert!((number(reminder, "out_s") - f64::from(minute) * 60.0).abs() <= 10.0, "{said:#?}");
+        assert!(number(reminder, "users") >= 1.0 && number(reminder, "lag") >= 10.0, "{said:#?}");
+    }
+    assert!(reminders[0].contains("cannot be reached"), "{said:#?}");
+    assert!(reminders[reminders.len() - 1].contains("delivers nothing; its events wait"), "{said:#?}");
+    assert!(reminders[reminders.len() - 1].contains("503 try later"), "the cause is what it says now: {said:#?}");
+    assert!(last.contains("INFO") && last.contains("takes events again"), "{said:#?}");
+    assert!(number(last, "out_s") >= 279.0, "the answers of 500 are the same outage: {last}");
+    assert!(with(&lines, "Snapshot").is_empty(), "{lines:#?}");
+    assert_eq!(outcome.counts.dead_letters, 0, "an outage is not the event's fault");
+}
+
+#[test]
+fn a_user_that_never_stops_being_asked_for_patience_has_a_line_a_minute() {
+    let mut scenario = calm();
+    scenario.behaviour.busy_user = Some(scenario.users[0].clone());
+    traffic(&mut scenario, 150, 1..6);
+    scenario.plan.insert(0, (Duration::ZERO, Action::Append { user: 0, many: 2, bytes: 10 }));
+    let (lines, _) = told(&scenario);
+    let stuck = with(&lines, "a user is stuck");
+    assert_eq!(stuck.len(), 2, "at one minute and at two: {stuck:#?}");
+    for (line, minute) in stuck.iter().zip([60.0, 120.0]) {
+        assert!(line.contains("user=\"user-0\"") && line.contains(" id="), "{line}");
+        assert!(line.contains("503 try later"), "{line}");
+        assert!(number(line, "attempts") > 10.0 && number(line, "tries") == 0.0, "{line}");
+        assert!((number(line, "failing_s") - minute).abs() < 5.0, "{line}");
+    }
+    assert!(with(&lines, "the destination ").is_empty(), "that is no outage: {lines:#?}");
+}
+
+#[test]
+fn events_that_are_given_up_are_named_and_what_is_too_many_for_the_log_is_counted() {
+    let mut scenario = calm();
+    scenario.config.attempts = 1;
+    scenario.behaviour.failing_user = Some(scenario.users[0].clone());
+    traffic(&mut scenario, 150, 1..6);
+    for second in [3, 4, 5, 6] {
+        scenario.plan.push((Duration::from_secs(second), Action::Append { user: 0, many: 8, bytes: 10 }));
+    }
+    scenario.plan.sort_by_key(|(at, _)| *at);
+    let (lines, outcome) = told(&scenario);
+    let named = with(&lines, "gave up an event");
+    assert!(named.iter().all(|line| line.contains("user=\"user-0\"") && line.contains(" id=")), "{named:#?}");
+    assert_eq!(named.len(), 10, "{named:#?}");
+    let counted = with(&lines, "gave up more events");
+    assert_eq!(counted.len(), 1, "told once, though no other line comes: {lines:#?}");
+    assert_eq!(number(counted[0], "suppressed") as u64 + 10, outcome.counts.dead_letters);
+}
