@@ -1,8 +1,12 @@
 //! The cluster as it was last seen: its brokers, who leads which partition, who coordinates which group, and the
 //! connections that are idle.
+//!
+//! What any broker can tell is asked of each broker in turn, and put together by [`super::topology`]: so one broker that is
+//! cut off from the others, and answers all the same, does not keep what the others know from us.
 
 use super::connection::{Connection, Error};
 use super::requests::Request;
+use super::topology::{KnownTopic, Leader, Partition, Said, Topic, Turns, elected, is_believed, last_resort};
 use super::{describe, refusal};
 use crate::limits::{BROKER_ANSWER_MAX, BROKER_CONNECTIONS_IDLE_MAX, CONNECTION_IDLE_MAX, METADATA_INTERVAL_MIN};
 use crate::net::Settings;
@@ -12,8 +16,15 @@ use kafka_protocol::messages::{ApiKey, FindCoordinatorRequest, MetadataRequest, 
 use kafka_protocol::protocol::StrBytes;
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 use tokio::time::{Instant, sleep, sleep_until, timeout_at};
-use uuid::Uuid;
+
+/// How often another broker is asked who coordinates a group. A coordinator that is cut off from the other brokers still
+/// answers heartbeats, while the new one counts its members as gone after their session: so this is shorter than a session.
+const COORDINATOR_CONFIRM_INTERVAL: Duration = Duration::from_secs(1);
+
+/// How long a broker may take to confirm what is known already: the caller's own request waits for it.
+const CONFIRM_WAIT_MAX: Duration = Duration::from_millis(500);
 
 /// Whom a request is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -25,22 +36,6 @@ pub enum Who<'a> {
     Controller,
     /// The one that keeps this group's commits.
     Coordinator(&'a str),
-}
-
-/// A topic, as it was last seen.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Topic {
-    /// Another one once the topic was deleted and made again; nil where brokers older than 2.8 do not tell.
-    pub id: Uuid,
-    /// By partition number.
-    pub partitions: Vec<Partition>,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Partition {
-    /// `None`: nobody leads it now.
-    pub leader: Option<i32>,
-    pub replicas: usize,
 }
 
 /// A cluster of Kafka brokers.
@@ -57,19 +52,33 @@ struct Seen {
     /// Addresses, by node id.
     brokers: HashMap<i32, String>,
     controller: Option<i32>,
-    topics: HashMap<String, SeenTopic>,
-    coordinators: HashMap<String, i32>,
+    topics: HashMap<String, KnownTopic>,
+    coordinators: HashMap<String, SeenCoordinator>,
     idle: HashMap<String, Vec<(Connection, Instant)>>,
-    /// Which of the known addresses is asked first where any will do: the last that answered.
-    answered_last: Option<String>,
+    turns: Turns,
 }
 
-#[derive(Debug)]
-struct SeenTopic {
-    topic: Arc<Topic>,
-    at: Instant,
-    /// A broker said that it is no longer so.
-    stale: bool,
+#[derive(Debug, Clone, Copy)]
+struct SeenCoordinator {
+    node: i32,
+    /// When a broker was last asked whether it is still the one.
+    confirmed: Instant,
+}
+
+/// The brokers that are asked one after the other, until one tells what is looked for.
+struct Round {
+    addresses: std::vec::IntoIter<String>,
+    /// Why the brokers so far were of no help.
+    failure: Error,
+}
+
+impl Round {
+    fn fails(&mut self, error: Error) {
+        // What somebody has to change is told, and not what may pass by itself.
+        if !matches!(self.failure, Error::Configuration(_)) {
+            self.failure = error;
+        }
+    }
 }
 
 impl Cluster {
@@ -87,8 +96,8 @@ impl Cluster {
         self.settings.sasl.is_some()
     }
 
-    /// Asks, and waits for the answer until the deadline; of a broker that may be any one, for as long as one needs
-    /// that is well, and then asks the next.
+    /// Asks, and waits for the answer until the deadline. A broker that may be any one has as long as a healthy one
+    /// needs; then the next one is asked.
     pub async fn call<R: Request>(&self, who: Who<'_>, request: &R, deadline: Instant) -> Result<R::Response, Error> {
         let controller = self.seen().controller;
         let node = match (who, controller) {
@@ -102,47 +111,56 @@ impl Cluster {
             Some(address) => self.call_address(&address, request, deadline).await,
             None => Err(Error::NotSent(format!("broker {node} is not known any more"))),
         };
-        if answer.is_err()
-            && let Who::Coordinator(group) = who
-        {
-            self.forget_coordinator(group);
+        match who {
+            Who::Coordinator(group) if answer.is_err() => self.forget_coordinator(group),
+            Who::Controller if answer.is_err() => self.seen().controller = None,
+            _ => {}
         }
         answer
     }
 
     async fn call_any<R: Request>(&self, request: &R, deadline: Instant) -> Result<R::Response, Error> {
-        let mut addresses: Vec<String> = {
-            let seen = self.seen();
-            let known = seen.answered_last.iter().chain(seen.brokers.values());
-            known.chain(&self.settings.brokers).cloned().collect()
-        };
-        let mut failure = Error::NotSent("no broker is known".into());
-        let mut asked = Vec::new();
-        for address in addresses.drain(..) {
-            if asked.contains(&address) || Instant::now() >= deadline {
-                continue;
-            }
-            let patience = deadline.min(Instant::now() + BROKER_ANSWER_MAX);
-            match self.call_address(&address, request, patience).await {
-                Ok(answer) => {
-                    self.seen().answered_last = Some(address);
-                    return Ok(answer);
-                }
-                // What somebody has to change is told, and not what may pass by itself.
-                Err(_) if matches!(failure, Error::Configuration(_)) => {}
-                Err(error) => failure = error,
-            }
-            asked.push(address);
-        }
-        Err(failure)
+        let mut round = self.round();
+        let answer = self.ask_next(&mut round, request, deadline).await;
+        answer.ok_or(round.failure)
     }
 
+    /// Every broker once, beginning with the one whose turn it is.
+    fn round(&self) -> Round {
+        let seen = self.seen();
+        let addresses = seen.turns.order(seen.brokers.values(), &self.settings.brokers, Instant::now());
+        Round { addresses: addresses.into_iter(), failure: Error::NotSent("no broker is known".into()) }
+    }
+
+    /// The answer of the next broker that gives one before the deadline.
+    async fn ask_next<R: Request>(&self, round: &mut Round, request: &R, deadline: Instant) -> Option<R::Response> {
+        while Instant::now() < deadline {
+            let address = round.addresses.next()?;
+            self.seen().turns.took(&address);
+            let patience = deadline.min(Instant::now() + BROKER_ANSWER_MAX);
+            match self.call_address(&address, request, patience).await {
+                Ok(answer) => return Some(answer),
+                Err(error) => round.fails(error),
+            }
+        }
+        None
+    }
+
+    /// Asks the broker at this address. One that gives no answer is asked after the others for a while.
     async fn call_address<R: Request>(
         &self,
         address: &str,
         request: &R,
         deadline: Instant,
     ) -> Result<R::Response, Error> {
+        let answer = self.exchange(address, request, deadline).await;
+        if answer.is_err() {
+            self.seen().turns.gave_no_answer(address, Instant::now());
+        }
+        answer
+    }
+
+    async fn exchange<R: Request>(&self, address: &str, request: &R, deadline: Instant) -> Result<R::Response, Error> {
         if let Some(mut connection) = self.idle(address) {
             match connection.call(request, deadline).await {
                 Ok(answer) => {
@@ -178,108 +196,173 @@ impl Cluster {
         }
     }
 
-    /// The topic as a broker sees it now; `None`: there is none. Nothing is made by asking.
+    /// The topic as the brokers see it now; `None`: it is missing. Nothing is created by asking. One broker is asked, and
+    /// more only if its answer contradicts what is known.
     pub async fn topic(&self, name: &str, deadline: Instant) -> Result<Option<Arc<Topic>>, Error> {
         let asked = MetadataRequestTopic::default().with_name(Some(topic_name(name)));
         let request = MetadataRequest::default().with_topics(Some(vec![asked])).with_allow_auto_topic_creation(false);
-        let answer = self.call(Who::Any, &request, deadline).await?;
-        let topic = answer.topics.first().map(|topic| (refusal(topic.error_code), read_topic(topic)));
-        let mut seen = self.seen();
-        seen.learn(&answer);
-        match topic {
-            Some((None | Some(ResponseError::LeaderNotAvailable), topic)) => {
-                let topic = Arc::new(topic);
-                let known = SeenTopic { topic: Arc::clone(&topic), at: Instant::now(), stale: false };
-                seen.topics.insert(name.to_owned(), known);
-                Ok(Some(topic))
+        if let Some(known) = self.seen().topics.get_mut(name) {
+            known.asked = Instant::now();
+        }
+        let (mut round, mut said) = (self.round(), Vec::new());
+        while let Some(answer) = self.ask_next(&mut round, &request, deadline).await {
+            let topic = answer.topics.first().map(|topic| (refusal(topic.error_code), read_topic(topic)));
+            let mut seen = self.seen();
+            seen.learn(&answer, &self.settings.brokers);
+            said.push(match topic {
+                Some((None | Some(ResponseError::LeaderNotAvailable), topic)) => Said::Is(topic),
+                None | Some((Some(ResponseError::UnknownTopicOrPartition), _)) => Said::Missing,
+                Some((Some(error), _)) if error.is_retriable() => {
+                    round.fails(Error::NotSent(format!("topic {name:?}: {}", describe(error))));
+                    continue;
+                }
+                Some((Some(error), _)) => {
+                    return Err(Error::Configuration(format!("topic {name:?}: {}", describe(error))));
+                }
+            });
+            let known = seen.topics.get(name).map(|known| &*known.topic);
+            if is_believed(known, &said)
+                && let Some(believed) = said.pop()
+            {
+                return Ok(seen.take_in(name, believed));
             }
-            None | Some((Some(ResponseError::UnknownTopicOrPartition), _)) => {
-                seen.topics.remove(name);
-                Ok(None)
-            }
-            Some((Some(error), _)) => Err(match error.is_retriable() {
-                true => Error::NotSent(format!("topic {name:?}: {}", describe(error))),
-                false => Error::Configuration(format!("topic {name:?}: {}", describe(error))),
-            }),
+        }
+        let believed = last_resort(said).ok_or(round.failure)?;
+        Ok(self.seen().take_in(name, believed))
+    }
+
+    /// The topic from memory. It is looked up only if it is not known at all.
+    pub async fn known_topic(&self, name: &str, deadline: Instant) -> Result<Arc<Topic>, Error> {
+        let known = self.known(name, deadline, |known| Some(Arc::clone(&known.topic))).await?;
+        known.ok_or_else(|| Error::NotSent(format!("topic {name:?} is not there")))
+    }
+
+    /// The topic from memory. It is looked up if it is not known to have this partition, which may have been added.
+    pub async fn known_topic_with(&self, name: &str, partition: u32, deadline: Instant) -> Result<Arc<Topic>, Error> {
+        let has_it = |known: &KnownTopic| known.topic.partitions.len() > partition as usize;
+        let known = self.known(name, deadline, |known| has_it(known).then(|| Arc::clone(&known.topic))).await?;
+        match known {
+            Some(topic) => Ok(topic),
+            None => self.known_topic(name, deadline).await,
         }
     }
 
-    /// The topic with its leaders, from memory where nobody said that it is no longer so.
-    pub async fn known_topic(&self, name: &str, deadline: Instant) -> Result<Arc<Topic>, Error> {
-        if let Some(topic) = self.fresh(name) {
-            return Ok(topic);
+    /// The leader of a partition, and its topic. It is looked up if it is not known or doubted; what is known of the other
+    /// partitions is used meanwhile.
+    pub async fn leader(&self, name: &str, partition: u32, deadline: Instant) -> Result<(Leader, Arc<Topic>), Error> {
+        let find = |known: &KnownTopic| Some((known.leader(partition)?, Arc::clone(&known.topic)));
+        if let Some(found) = self.known(name, deadline, find).await? {
+            return Ok(found);
         }
+        let topic = self.known_topic(name, deadline).await?;
+        Err(Error::NotSent(match topic.partitions.get(partition as usize) {
+            None => {
+                let count = topic.partitions.len();
+                format!("topic {name:?} has {count} partitions, and no partition {partition}")
+            }
+            Some(Partition { leader: None, .. }) => format!("partition {partition} of {name:?} has no leader now"),
+            Some(Partition { leader: Some(node), .. }) => {
+                format!(
+                    "broker {node} does not lead partition {partition} of {name:?} any more, and no broker names another"
+                )
+            }
+        }))
+    }
+
+    /// The leader of a partition, if it is known and not doubted.
+    pub fn known_leader(&self, name: &str, partition: u32) -> Option<Leader> {
+        self.seen().topics.get(name)?.leader(partition)
+    }
+
+    /// A leader failed, or said that it is not the leader: it is looked up before it is used again, and of another broker
+    /// first.
+    pub fn doubt(&self, name: &str, partition: u32, failed: Leader) {
+        let mut seen = self.seen();
+        if let Some(known) = seen.topics.get_mut(name) {
+            known.doubt(partition, failed);
+        }
+        seen.is_behind(failed.node);
+    }
+
+    /// Asks one more broker about the topic if none was asked for this long. What is known stays known if it does not
+    /// answer soon.
+    pub async fn refresh(&self, name: &str, after: Duration) {
+        let is_due = self.seen().topics.get(name).is_some_and(|known| known.asked.elapsed() >= after);
+        if is_due {
+            let answer = self.topic(name, Instant::now() + CONFIRM_WAIT_MAX).await;
+            if let Err(error) = answer {
+                tracing::debug!(topic = name, "no other broker tells who leads its partitions: {error}");
+            }
+        }
+    }
+
+    /// Finds something in memory, and else after one look at the topic, which all that wait for it share; `None`: not
+    /// even then.
+    async fn known<T>(
+        &self,
+        name: &str,
+        deadline: Instant,
+        find: impl Fn(&KnownTopic) -> Option<T>,
+    ) -> Result<Option<T>, Error> {
+        let find = || self.seen().topics.get(name).and_then(&find);
+        if let Some(found) = find() {
+            return Ok(Some(found));
+        }
+        let began = Instant::now();
         let look = async {
             let _one = self.looking.lock().await;
-            if let Some(topic) = self.fresh(name) {
-                return Ok(topic);
+            if let Some(found) = find() {
+                return Ok(Some(found));
             }
-            let last = self.seen().topics.get(name).map(|seen| seen.at);
-            if let Some(last) = last {
-                sleep_until(last + METADATA_INTERVAL_MIN).await;
+            let last = self.seen().topics.get(name).map(|known| (known.asked, known.told));
+            if let Some((asked, told)) = last {
+                if told >= began {
+                    return Ok(None);
+                }
+                sleep_until(asked + METADATA_INTERVAL_MIN).await;
             }
-            let topic = self.topic(name, deadline).await?;
-            topic.ok_or_else(|| Error::NotSent(format!("topic {name:?} is not there")))
+            match self.topic(name, deadline).await? {
+                Some(_) => Ok(find()),
+                None => Err(Error::NotSent(format!("topic {name:?} is not there"))),
+            }
         };
         timeout_at(deadline, look).await.unwrap_or_else(|_| {
             Err(Error::NotSent(format!("no broker of {} tells where topic {name:?} is", self.addresses())))
         })
     }
 
-    /// The topic and the broker that leads one of its partitions.
-    pub async fn leader(&self, name: &str, partition: u32, deadline: Instant) -> Result<(i32, Arc<Topic>), Error> {
-        let topic = self.known_topic(name, deadline).await?;
-        let Some(found) = topic.partitions.get(partition as usize) else {
-            // One that was added since is found the next time.
-            self.forget(name);
-            return Err(Error::NotSent(format!(
-                "topic {name:?} has {} partitions, and no partition {partition}",
-                topic.partitions.len()
-            )));
-        };
-        match found.leader {
-            Some(leader) => Ok((leader, topic)),
-            None => {
-                self.forget(name);
-                Err(Error::NotSent(format!("partition {partition} of {name:?} has no leader now")))
-            }
-        }
-    }
-
-    /// The leader, if it is known.
-    pub fn known_leader(&self, name: &str, partition: u32) -> Option<i32> {
-        let seen = self.seen();
-        let seen = seen.topics.get(name).filter(|seen| !seen.stale)?;
-        seen.topic.partitions.get(partition as usize)?.leader
-    }
-
-    /// Somebody found that what is known of the topic is no longer so: it is looked up again before it is used.
-    pub fn forget(&self, name: &str) {
-        if let Some(seen) = self.seen().topics.get_mut(name) {
-            seen.stale = true;
-        }
-    }
-
+    /// The coordinator failed, or said that it is not the one: it is looked up before the next call, and of another broker
+    /// first.
     pub fn forget_coordinator(&self, group: &str) {
-        self.seen().coordinators.remove(group);
-    }
-
-    fn fresh(&self, name: &str) -> Option<Arc<Topic>> {
-        self.seen().topics.get(name).filter(|seen| !seen.stale).map(|seen| Arc::clone(&seen.topic))
+        let mut seen = self.seen();
+        if let Some(forgotten) = seen.coordinators.remove(group) {
+            seen.is_behind(forgotten.node);
+        }
     }
 
     async fn coordinator(&self, group: &str, deadline: Instant) -> Result<i32, Error> {
-        if let Some(node) = self.seen().coordinators.get(group) {
-            return Ok(*node);
+        let known = {
+            let mut seen = self.seen();
+            let known = seen.coordinators.get_mut(group);
+            known.map(|known| {
+                let is_due = known.confirmed.elapsed() >= COORDINATOR_CONFIRM_INTERVAL;
+                known.confirmed = if is_due { Instant::now() } else { known.confirmed };
+                (known.node, is_due)
+            })
+        };
+        match known {
+            Some((node, false)) => Ok(node),
+            Some((node, true)) => Ok(self.confirm_coordinator(group, node, deadline).await),
+            None => self.find_coordinator(group, deadline).await,
         }
-        let request = FindCoordinatorRequest::default().with_key(StrBytes::from_string(group.to_owned()));
+    }
+
+    async fn find_coordinator(&self, group: &str, deadline: Instant) -> Result<i32, Error> {
         loop {
-            let answer = self.call_any(&request, deadline).await?;
+            let answer = self.call_any(&find_coordinator_of(group), deadline).await?;
             match refusal(answer.error_code) {
                 None => {
-                    let mut seen = self.seen();
-                    seen.brokers.insert(answer.node_id.0, address(&answer.host, answer.port));
-                    seen.coordinators.insert(group.to_owned(), answer.node_id.0);
+                    self.seen().coordinates(group, answer.node_id.0, address(&answer.host, answer.port));
                     return Ok(answer.node_id.0);
                 }
                 Some(error) if !error.is_retriable() => {
@@ -294,6 +377,44 @@ impl Cluster {
         }
     }
 
+    /// Asks another broker who coordinates the group. If it names another one, all brokers are asked, and most decide.
+    async fn confirm_coordinator(&self, group: &str, known: i32, deadline: Instant) -> i32 {
+        let (others, itself) = {
+            let (seen, now) = (self.seen(), Instant::now());
+            let itself = seen.brokers.get(&known).cloned();
+            let order = seen.turns.order(seen.brokers.values(), &[], now).into_iter();
+            let is_well = |address: &String| Some(address) != itself.as_ref() && !seen.turns.is_silent(address, now);
+            (order.filter(is_well).collect::<Vec<_>>(), itself)
+        };
+        if others.is_empty() {
+            return known;
+        }
+        let deadline = deadline.min(Instant::now() + CONFIRM_WAIT_MAX);
+        let (mut named, mut addresses) = (Vec::new(), HashMap::new());
+        for teller in others.into_iter().chain(itself) {
+            self.seen().turns.took(&teller);
+            let answer = self.call_address(&teller, &find_coordinator_of(group), deadline).await;
+            let Ok(answer) = answer else { continue };
+            if answer.error_code == 0 {
+                named.push(answer.node_id.0);
+                addresses.insert(answer.node_id.0, address(&answer.host, answer.port));
+            }
+            if named == [known] {
+                return known;
+            }
+        }
+        let node = elected(known, &named);
+        if node != known
+            && let Some(address) = addresses.remove(&node)
+        {
+            tracing::info!(group, was = known, node, "another broker coordinates the group");
+            let mut seen = self.seen();
+            seen.coordinates(group, node, address);
+            seen.is_behind(known);
+        }
+        node
+    }
+
     /// Nothing is left half done where a lock's holder panicked: plain maps.
     fn seen(&self) -> MutexGuard<'_, Seen> {
         self.seen.lock().unwrap_or_else(PoisonError::into_inner)
@@ -301,20 +422,54 @@ impl Cluster {
 }
 
 impl Seen {
-    fn learn(&mut self, answer: &MetadataResponse) {
+    fn learn(&mut self, answer: &MetadataResponse, given: &[String]) {
         if answer.brokers.is_empty() {
             return;
         }
         self.brokers =
             answer.brokers.iter().map(|broker| (broker.node_id.0, address(&broker.host, broker.port))).collect();
         self.controller = self.brokers.contains_key(&answer.controller_id.0).then_some(answer.controller_id.0);
-        let (brokers, last) = (&self.brokers, &self.answered_last);
-        self.coordinators.retain(|_, node| brokers.contains_key(node));
-        // The address that we were given may be another name of a broker that calls itself otherwise.
-        let is_used =
-            |address: &String| last.as_ref() == Some(address) || brokers.values().any(|known| known == address);
+        let brokers = &self.brokers;
+        self.coordinators.retain(|_, coordinator| brokers.contains_key(&coordinator.node));
+        // The addresses that we were given may be other names of brokers that call themselves otherwise.
+        let is_used = |address: &String| given.contains(address) || brokers.values().any(|known| known == address);
         self.idle.retain(|address, _| is_used(address));
+        self.turns.retain(is_used);
     }
+
+    /// Keeps what is believed of a topic, and gives what is known of it then.
+    fn take_in(&mut self, name: &str, believed: Said) -> Option<Arc<Topic>> {
+        match believed {
+            Said::Missing => {
+                self.topics.remove(name);
+                None
+            }
+            Said::Is(topic) => {
+                let now = Instant::now();
+                match self.topics.get_mut(name) {
+                    Some(known) => known.learn(topic, now),
+                    None => _ = self.topics.insert(name.to_owned(), KnownTopic::new(topic, now)),
+                }
+                self.topics.get(name).map(|known| Arc::clone(&known.topic))
+            }
+        }
+    }
+
+    fn coordinates(&mut self, group: &str, node: i32, address: String) {
+        self.brokers.insert(node, address);
+        self.coordinators.insert(group.to_owned(), SeenCoordinator { node, confirmed: Instant::now() });
+    }
+
+    /// What this broker says may be old: the others are asked before it.
+    fn is_behind(&mut self, node: i32) {
+        if let Some(address) = self.brokers.get(&node) {
+            self.turns.took(address);
+        }
+    }
+}
+
+fn find_coordinator_of(group: &str) -> FindCoordinatorRequest {
+    FindCoordinatorRequest::default().with_key(StrBytes::from_string(group.to_owned()))
 }
 
 fn address(host: &str, port: i32) -> String {
@@ -328,12 +483,13 @@ pub fn topic_name(name: &str) -> TopicName {
 
 fn read_topic(topic: &kafka_protocol::messages::metadata_response::MetadataResponseTopic) -> Topic {
     let count = topic.partitions.iter().map(|partition| partition.partition_index + 1).max().unwrap_or(0);
-    let mut partitions = vec![Partition { leader: None, replicas: 0 }; usize::try_from(count).unwrap_or(0)];
+    let mut partitions = vec![Partition::UNKNOWN; usize::try_from(count).unwrap_or(0)];
     for partition in &topic.partitions {
         let leader = (partition.leader_id.0 >= 0).then_some(partition.leader_id.0);
         if let Some(place) = usize::try_from(partition.partition_index).ok().and_then(|index| partitions.get_mut(index))
         {
-            *place = Partition { leader, replicas: partition.replica_nodes.len() };
+            let (leader_epoch, replicas) = (partition.leader_epoch, partition.replica_nodes.len());
+            *place = Partition { leader, leader_epoch, replicas };
         }
     }
     Topic { id: topic.topic_id, partitions }

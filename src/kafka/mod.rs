@@ -14,6 +14,9 @@
 //! No request shares a connection with another one that is under way: a fetch that waits for records delays nobody, and
 //! a future may be dropped at any time. There are as many connections as there are calls at the same time.
 //!
+//! What any broker can tell is asked of each broker in turn. The newest leader epoch wins, and requests to a leader carry
+//! it: a broker that is cut off from its peers, and does not know that it was replaced, is left behind (`topology.rs`).
+//!
 //! [`batch`] is the record batch, as it is appended and fetched.
 
 pub mod batch;
@@ -21,10 +24,12 @@ mod cluster;
 mod compression;
 mod connection;
 mod requests;
+mod topology;
 
-pub use cluster::{Cluster, Partition, Topic, Who, topic_name};
+pub use cluster::{Cluster, Who, topic_name};
 pub use connection::Error;
 pub use requests::Request;
+pub use topology::{Leader, Partition, Topic, is_another_topic};
 
 use kafka_protocol::ResponseError;
 

@@ -20,7 +20,7 @@ use self::lane::{Answer, Lane, Outcome, Waiting, judge};
 use crate::core::event::Record;
 use crate::core::outcome::Failure;
 use crate::kafka::batch::Producer;
-use crate::kafka::{self, Cluster, Who, describe, refusal, topic_name};
+use crate::kafka::{self, Cluster, Leader, Who, describe, refusal, topic_name};
 use crate::limits::{
     APPEND_MAX, BROKER_CALL_MAX, PRODUCE_CALL_MAX, PRODUCE_REQUEST_BYTES_MAX, RECORD_FRAMING_BYTES_MAX,
     WRITE_GROUP_ENTRIES_MAX, WRITE_OVERHEAD_BYTES, WRITE_QUEUE_BYTES_MAX, WRITE_QUEUE_ENTRIES_MAX,
@@ -107,9 +107,16 @@ impl Appender {
 /// What ran outside and came back.
 enum Called {
     /// A broker's answer about one batch of each of these partitions.
-    Produced { node: i32, partitions: Vec<u32>, answer: Result<ProduceResponse, kafka::Error> },
-    /// The topic's leaders, and a producer id if there was none.
-    Prepared(Result<Option<i64>, kafka::Error>),
+    Produced { node: i32, partitions: Vec<Led>, answer: Result<ProduceResponse, kafka::Error> },
+    /// A producer id if there was none, and the leader of a partition that had none.
+    Prepared { producer_id: Result<Option<i64>, kafka::Error>, leader: Result<(), kafka::Error> },
+}
+
+/// A partition, and the leader epoch under which its batch was sent.
+#[derive(Debug, Clone, Copy)]
+struct Led {
+    partition: u32,
+    epoch: i32,
 }
 
 struct Driver {
@@ -210,8 +217,8 @@ impl Driver {
     /// Sends what can be sent: one request to each broker that has none under way.
     fn send(&mut self, now: Instant) {
         self.paused.retain(|_, until| until.is_none_or(|until| until > now));
-        let mut requests: BTreeMap<i32, (usize, Vec<u32>)> = BTreeMap::new();
-        let mut unprepared = false;
+        let mut requests: BTreeMap<i32, (usize, Vec<Led>)> = BTreeMap::new();
+        let mut unprepared = None;
         let count = self.lanes.len();
         let mut left_out = None;
         let batch_bytes_max = self.batch_bytes_max.load(Ordering::Relaxed);
@@ -226,13 +233,13 @@ impl Driver {
             }
             let leader = self.cluster.known_leader(&self.topic, partition);
             let (Some(leader), Some(producer)) = (leader, lane.producer) else {
-                unprepared = true;
+                unprepared.get_or_insert(partition);
                 continue;
             };
-            if self.paused.contains_key(&leader) {
+            if self.paused.contains_key(&leader.node) {
                 continue;
             }
-            let (bytes, partitions) = requests.entry(leader).or_default();
+            let (bytes, partitions) = requests.entry(leader.node).or_default();
             let size = lane.sending.as_ref().map_or(lane.queued_bytes.min(batch_bytes_max), |batch| batch.bytes.len());
             if !partitions.is_empty() && *bytes + size > PRODUCE_REQUEST_BYTES_MAX {
                 left_out.get_or_insert(place);
@@ -242,20 +249,23 @@ impl Driver {
                 lane.sending = Some(lane.next_batch(producer, batch_bytes_max, now));
             }
             *bytes += size;
-            partitions.push(partition);
+            partitions.push(Led { partition, epoch: leader.epoch });
         }
         self.turn = left_out.unwrap_or(self.turn);
         for (node, (_, partitions)) in requests {
             self.produce(node, partitions, now);
         }
-        if unprepared && !self.preparing && self.prepare_at <= now {
-            self.prepare(now);
+        if let Some(partition) = unprepared
+            && !self.preparing
+            && self.prepare_at <= now
+        {
+            self.prepare(partition, now);
         }
     }
 
-    fn produce(&mut self, node: i32, partitions: Vec<u32>, now: Instant) {
+    fn produce(&mut self, node: i32, partitions: Vec<Led>, now: Instant) {
         let mut data = Vec::with_capacity(partitions.len());
-        for partition in &partitions {
+        for Led { partition, .. } in &partitions {
             if let Some(lane) = self.lanes.get_mut(*partition as usize)
                 && let Some(batch) = &lane.sending
             {
@@ -280,36 +290,29 @@ impl Driver {
         });
     }
 
-    /// Asks for the leaders, and for a producer id where there is none.
-    fn prepare(&mut self, now: Instant) {
+    /// Asks for a producer id if there is none, and for the leader of a partition that has none. What is known of the
+    /// other partitions stays known, so their batches do not wait for it.
+    fn prepare(&mut self, partition: u32, now: Instant) {
         self.preparing = true;
         let (cluster, topic, needs_id) = (Arc::clone(&self.cluster), self.topic.clone(), self.producer_id.is_none());
         self.calls.spawn(async move {
             let deadline = now + BROKER_CALL_MAX;
-            Called::Prepared(
-                async {
-                    let known = cluster.known_topic(&topic, deadline).await?;
-                    if known.partitions.iter().any(|partition| partition.leader.is_none()) {
-                        cluster.forget(&topic);
-                        cluster.known_topic(&topic, deadline).await?;
-                    }
-                    if needs_id { new_producer_id(&cluster, deadline).await.map(Some) } else { Ok(None) }
-                }
-                .await,
-            )
+            let producer_id = if needs_id { new_producer_id(&cluster, deadline).await.map(Some) } else { Ok(None) };
+            let leader = cluster.leader(&topic, partition, deadline).await.map(drop);
+            Called::Prepared { producer_id, leader }
         });
     }
 
     fn called(&mut self, called: Called, now: Instant) {
         match called {
-            Called::Prepared(prepared) => {
+            Called::Prepared { producer_id, leader } => {
                 self.preparing = false;
                 self.prepare_at = now + PREPARE_INTERVAL;
-                match prepared {
-                    Ok(id) => {
-                        self.producer_id = id.or(self.producer_id);
-                        self.blocked_by.clear();
-                    }
+                if let Ok(Some(id)) = producer_id {
+                    self.producer_id = Some(id);
+                }
+                match producer_id.and(leader) {
+                    Ok(()) => self.blocked_by.clear(),
                     Err(error) => {
                         self.blocked_by = error.to_string();
                         if let Some(suppressed) = self.quiet.allows("prepare") {
@@ -325,12 +328,12 @@ impl Driver {
                     true => self.paused.remove(&node),
                     false => self.paused.insert(node, Some(now + pause)),
                 };
-                self.produced(&partitions, answer, now);
+                self.produced(node, &partitions, answer, now);
             }
         }
     }
 
-    fn produced(&mut self, partitions: &[u32], answer: Result<ProduceResponse, kafka::Error>, now: Instant) {
+    fn produced(&mut self, node: i32, partitions: &[Led], answer: Result<ProduceResponse, kafka::Error>, now: Instant) {
         let results: HashMap<i32, (i16, i64)> = match &answer {
             Ok(answer) => {
                 let results = answer.responses.iter().flat_map(|topic| &topic.partition_responses);
@@ -338,7 +341,7 @@ impl Driver {
             }
             Err(_) => HashMap::new(),
         };
-        for partition in partitions {
+        for Led { partition, epoch } in partitions {
             let Some(lane) = self.lanes.get_mut(*partition as usize) else { continue };
             lane.called = false;
             let outcome = match (&answer, results.get(&(*partition as i32))) {
@@ -347,7 +350,7 @@ impl Driver {
                 (Err(error), _) => Outcome::again(matches!(error, kafka::Error::NoAnswer(_)), true, error.to_string()),
             };
             if let Outcome::Again { look_up: true, .. } = &outcome {
-                self.cluster.forget(&self.topic);
+                self.cluster.doubt(&self.topic, *partition, Leader { node, epoch: *epoch });
             }
             if let Outcome::Again { why, .. } | Outcome::Lost { why } = &outcome
                 && let Some(suppressed) = self.quiet.allows("append")

@@ -13,7 +13,7 @@ use super::{KafkaLog, failure};
 use crate::core::event::{Event, Record};
 use crate::core::outcome::Failure;
 use crate::kafka::batch::{self, Aborted};
-use crate::kafka::{self, Cluster, Request, Who, describe, refusal, topic_name};
+use crate::kafka::{self, Cluster, Leader, Request, Who, describe, refusal, topic_name};
 use crate::limits::{BROKER_CALL_MAX, BROKER_FETCH_GRACE, FRAME_BYTES_MAX, LEFTOVER_BYTES_MAX, LEFTOVERS_MAX};
 use crate::log::{FetchError, Fetched};
 use kafka_protocol::ResponseError;
@@ -29,6 +29,13 @@ use tokio::time::{Instant, sleep_until};
 /// What a broker takes instead of a time.
 pub(super) const EARLIEST: i64 = -2;
 pub(super) const LATEST: i64 = -1;
+
+/// How old what is known of the leaders may be before a fetch: another broker is then asked.
+const METADATA_AGE_MAX: Duration = Duration::from_secs(30);
+
+/// How old it may be when a fetch found nothing. Perhaps nothing was written; or the broker was cut off from the others,
+/// which have another leader by now, and it does not know. One request a topic tells, whatever its number of partitions.
+const METADATA_IDLE_AGE_MAX: Duration = Duration::from_secs(5);
 
 /// Records of transactions only once they are committed.
 const READ_COMMITTED: i8 = 1;
@@ -116,9 +123,11 @@ impl KafkaLog {
         }
         let deadline = Instant::now() + wait + BROKER_FETCH_GRACE;
         let unavailable = |error: kafka::Error| FetchError::Unavailable(error.to_string());
+        self.cluster.refresh(&self.name, METADATA_AGE_MAX).await;
         let leader = self.leader(partition, deadline).await?;
         let asked = FetchPartition::default()
             .with_partition(partition as i32)
+            .with_current_leader_epoch(leader.epoch)
             .with_fetch_offset(from)
             .with_partition_max_bytes(i32::try_from(max_bytes.min(FRAME_BYTES_MAX / 2)).unwrap_or(i32::MAX));
         let request = FetchRequest::default()
@@ -128,7 +137,7 @@ impl KafkaLog {
             .with_max_bytes((FRAME_BYTES_MAX / 2) as i32)
             .with_isolation_level(READ_COMMITTED)
             .with_topics(vec![FetchTopic::default().with_topic(topic_name(&self.name)).with_partitions(vec![asked])]);
-        let answer = self.call_leader(leader, &request, deadline).await.map_err(unavailable)?;
+        let answer = self.call_leader(leader, &[partition], &request, deadline).await.map_err(unavailable)?;
         let throttle = Duration::from_millis(answer.throttle_time_ms.unsigned_abs().into()).min(BROKER_CALL_MAX);
         if !throttle.is_zero() {
             let mut throttled = self.leftovers.throttled_until.lock().unwrap_or_else(PoisonError::into_inner);
@@ -141,10 +150,19 @@ impl KafkaLog {
                 None => format!("a quota of the brokers has partition {partition} wait for {throttle:?}"),
             }));
         };
-        self.read(partition, from, data).await
+        if data.records.as_ref().is_none_or(|records| records.is_empty()) {
+            self.cluster.refresh(&self.name, METADATA_IDLE_AGE_MAX).await;
+        }
+        self.read(partition, leader, from, data).await
     }
 
-    async fn read(&self, partition: u32, from: i64, data: PartitionData) -> Result<Fetched, FetchError> {
+    async fn read(
+        &self,
+        partition: u32,
+        leader: Leader,
+        from: i64,
+        data: PartitionData,
+    ) -> Result<Fetched, FetchError> {
         match refusal(data.error_code) {
             None => {}
             Some(ResponseError::OffsetOutOfRange) => {
@@ -154,7 +172,7 @@ impl KafkaLog {
                 return Err(FetchError::OutOfRange { from, earliest, latest });
             }
             Some(error) => {
-                self.cluster.forget(&self.name);
+                self.cluster.doubt(&self.name, partition, leader);
                 let why = describe(error);
                 return Err(FetchError::Unavailable(format!("partition {partition} cannot be fetched: {why}")));
             }
@@ -180,7 +198,7 @@ impl KafkaLog {
     }
 
     /// The leader, of the topic that was opened and of no later one under its name.
-    async fn leader(&self, partition: u32, deadline: Instant) -> Result<i32, FetchError> {
+    async fn leader(&self, partition: u32, deadline: Instant) -> Result<Leader, FetchError> {
         let found = self.cluster.leader(&self.name, partition, deadline).await;
         let (leader, topic) = found.map_err(|error| FetchError::Unavailable(error.to_string()))?;
         if topic.id != self.id {
@@ -192,13 +210,14 @@ impl KafkaLog {
     /// An error means that the leader may be another one by now.
     async fn call_leader<R: Request>(
         &self,
-        leader: i32,
+        leader: Leader,
+        partitions: &[u32],
         request: &R,
         deadline: Instant,
     ) -> Result<R::Response, kafka::Error> {
-        let answer = self.cluster.call(Who::Node(leader), request, deadline).await;
+        let answer = self.cluster.call(Who::Node(leader.node), request, deadline).await;
         if answer.is_err() {
-            self.cluster.forget(&self.name);
+            partitions.iter().for_each(|partition| self.cluster.doubt(&self.name, *partition, leader));
         }
         answer
     }
@@ -218,7 +237,6 @@ impl KafkaLog {
                 Ok(offset) => return Ok(offset),
                 Err(error) => error,
             };
-            self.cluster.forget(&self.name);
             if !std::mem::take(&mut again) {
                 return Err(error);
             }
@@ -227,16 +245,17 @@ impl KafkaLog {
 
     async fn offset_once(&self, partition: u32, timestamp: i64, deadline: Instant) -> Result<Option<i64>, Failure> {
         let (leader, _) = self.cluster.leader(&self.name, partition, deadline).await.map_err(failure)?;
-        let request = list_offsets(&self.name, &[partition], timestamp);
-        let answer = self.call_leader(leader, &request, deadline).await.map_err(failure)?;
+        let request = list_offsets(&self.name, &[(partition, leader.epoch)], timestamp);
+        let answer = self.call_leader(leader, &[partition], &request, deadline).await.map_err(failure)?;
         let found = answer.topics.into_iter().flat_map(|topic| topic.partitions).next();
         let found = found.ok_or_else(|| Failure::refused("log-unavailable", "a broker answers with no offset"))?;
         match refusal(found.error_code) {
             None => Ok((found.offset >= 0).then_some(found.offset)),
-            Some(error) => Err(Failure::refused(
-                "log-unavailable",
-                format!("partition {partition} tells no offset: {}", describe(error)),
-            )),
+            Some(error) => {
+                self.cluster.doubt(&self.name, partition, leader);
+                let detail = format!("partition {partition} tells no offset: {}", describe(error));
+                Err(Failure::refused("log-unavailable", detail))
+            }
         }
     }
 }
@@ -245,16 +264,18 @@ impl KafkaLog {
 pub(super) async fn earliest(cluster: &Cluster, name: &str, deadline: Instant) -> HashMap<u32, i64> {
     let mut found = HashMap::new();
     let Ok(topic) = cluster.known_topic(name, deadline).await else { return found };
-    let mut led_by: BTreeMap<i32, Vec<u32>> = BTreeMap::new();
-    for (partition, number) in topic.partitions.iter().zip(0..) {
-        if let Some(leader) = partition.leader {
-            led_by.entry(leader).or_default().push(number);
+    let mut led_by: BTreeMap<i32, Vec<(u32, i32)>> = BTreeMap::new();
+    for partition in 0..topic.partitions.len() as u32 {
+        if let Some(leader) = cluster.known_leader(name, partition) {
+            led_by.entry(leader.node).or_default().push((partition, leader.epoch));
         }
     }
-    for (leader, partitions) in led_by {
+    for (node, partitions) in led_by {
         let request = list_offsets(name, &partitions, EARLIEST);
-        let Ok(answer) = cluster.call(Who::Node(leader), &request, deadline).await else {
-            cluster.forget(name);
+        let Ok(answer) = cluster.call(Who::Node(node), &request, deadline).await else {
+            for (partition, epoch) in partitions {
+                cluster.doubt(name, partition, Leader { node, epoch });
+            }
             continue;
         };
         let told = answer.topics.into_iter().flat_map(|topic| topic.partitions);
@@ -263,11 +284,12 @@ pub(super) async fn earliest(cluster: &Cluster, name: &str, deadline: Instant) -
     found
 }
 
-fn list_offsets(name: &str, partitions: &[u32], timestamp: i64) -> ListOffsetsRequest {
-    let asked = |partition: &u32| {
+/// Asks for offsets of partitions, each with the leader epoch that is known of it.
+fn list_offsets(name: &str, partitions: &[(u32, i32)], timestamp: i64) -> ListOffsetsRequest {
+    let asked = |(partition, epoch): &(u32, i32)| {
         ListOffsetsPartition::default()
             .with_partition_index(*partition as i32)
-            .with_current_leader_epoch(-1)
+            .with_current_leader_epoch(*epoch)
             .with_timestamp(timestamp)
     };
     let partitions = partitions.iter().map(asked).collect();

@@ -175,13 +175,7 @@ impl KafkaLog {
             }
         }
         let deadline = Instant::now() + BROKER_CALL_MAX;
-        let mut known = self.cluster.known_topic(&self.name, deadline).await;
-        if known.as_ref().is_ok_and(|topic| topic.partitions.len() <= partition as usize) {
-            // It may have been added since.
-            self.cluster.forget(&self.name);
-            known = self.cluster.known_topic(&self.name, deadline).await;
-        }
-        let count = match known {
+        let count = match self.cluster.known_topic_with(&self.name, partition, deadline).await {
             Ok(topic) => topic.partitions.len(),
             // The appender asks again, and says what is wrong in the end.
             Err(_) => usize::MAX,

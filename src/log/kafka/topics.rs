@@ -177,11 +177,18 @@ pub(super) async fn trim(cluster: &Cluster, name: &str, partition: u32, below: i
     let request = DeleteRecordsRequest::default()
         .with_topics(vec![DeleteRecordsTopic::default().with_name(topic_name(name)).with_partitions(vec![asked])])
         .with_timeout_ms(i32::try_from(BROKER_CALL_MAX.as_millis()).unwrap_or(i32::MAX));
-    let answer = cluster.call(Who::Node(leader), &request, deadline).await?;
+    let answer = cluster.call(Who::Node(leader.node), &request, deadline).await;
+    if answer.is_err() {
+        cluster.doubt(name, partition, leader);
+    }
+    let answer = answer?;
     let result = answer.topics.first().and_then(|topic| topic.partitions.first());
     match result.and_then(|partition| refusal(partition.error_code)) {
         None => Ok(()),
-        Some(error) => Err(kafka::Error::NotSent(describe(error))),
+        Some(error) => {
+            cluster.doubt(name, partition, leader);
+            Err(kafka::Error::NotSent(describe(error)))
+        }
     }
 }
 

@@ -9,6 +9,9 @@
 //! The three agree after every fault: what was acknowledged stands where the answer said, twice only where a sending was
 //! told to be unknown, and was delivered once, in order. Each test has brokers of its own, and runs alone.
 
+mod cut;
+mod leaderless;
+
 use super::members;
 use crate::support::block_on;
 use crate::support::broker::{Broker, tool};
@@ -342,6 +345,6 @@ fn leader(scene: &Scene) -> i32 {
     let cluster = Cluster::new(settings(scene.broker.addresses()));
     eventually(|| {
         let found = block_on(cluster.leader("user-events", 0, Instant::now() + RECOVERS_WITHIN));
-        found.map(|(leader, _)| leader).map_err(|error| error.to_string())
+        found.map(|(leader, _)| leader.node).map_err(|error| error.to_string())
     })
 }

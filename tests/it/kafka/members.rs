@@ -20,7 +20,7 @@ const SESSION_TIMEOUT: &str = "2s";
 pub(super) struct Scene {
     folder: tempfile::TempDir,
     url: String,
-    topic: String,
+    pub(super) topic: String,
     pub(super) name: String,
     pub(super) sink: Sink,
     ingest: Program,

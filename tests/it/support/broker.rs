@@ -1,5 +1,6 @@
 //! A Kafka of a test's own, by `compose/broker`: it may be killed, paused, and started again with its data.
 
+use super::links::Links;
 use super::program::eventually;
 use crate::conformance::unique;
 use std::path::{Path, PathBuf};
@@ -14,8 +15,17 @@ pub(crate) struct Broker {
 impl Broker {
     /// Starts it, without a topic, and waits until it answers.
     pub(crate) fn start(name: &str, flags: &[&str]) -> Self {
-        let folder = std::env::var("EVENTD_TEST_BROKERS").expect("EVENTD_TEST_BROKERS names a folder for brokers");
-        let folder = Path::new(&folder).join(unique(name));
+        Self::start_in(folder_of(name), flags)
+    }
+
+    /// Starts three nodes, of which each can be cut off from the others.
+    pub(crate) fn start_linked(name: &str) -> (Self, Links) {
+        let folder = folder_of(name);
+        let links = Links::start(&folder);
+        (Self::start_in(folder, &["--nodes", "3", "--links"]), links)
+    }
+
+    fn start_in(folder: PathBuf, flags: &[&str]) -> Self {
         let addresses = broker("start", &folder, &[&["--port", "0", "--no-topic"], flags].concat());
         Self { folder, addresses }
     }
@@ -72,6 +82,11 @@ impl Drop for Broker {
         let flags: &[&str] = if std::thread::panicking() { &["--now"] } else { &["--now", "--delete"] };
         broker("stop", &self.folder, flags);
     }
+}
+
+fn folder_of(name: &str) -> PathBuf {
+    let folder = std::env::var("EVENTD_TEST_BROKERS").expect("EVENTD_TEST_BROKERS names a folder for brokers");
+    Path::new(&folder).join(unique(name))
 }
 
 /// One of Kafka's own tools, and what it said.

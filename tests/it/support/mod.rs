@@ -7,6 +7,7 @@ pub(crate) mod delivered;
 pub(crate) mod http;
 pub(crate) mod in_log;
 pub(crate) mod ingesting;
+pub(crate) mod links;
 pub(crate) mod load;
 pub(crate) mod memory_log;
 pub(crate) mod program;

@@ -94,9 +94,11 @@ pub(super) fn judge(code: i16, base: i64) -> Outcome {
     let why = describe(error);
     match error {
         // Said before anything is stored.
-        E::NotEnoughReplicas | E::CorruptMessage | E::ThrottlingQuotaExceeded => Outcome::again(false, false, why),
+        E::CorruptMessage | E::ThrottlingQuotaExceeded => Outcome::again(false, false, why),
+        // A leader that is cut off from its replicas says no more than this: the others may have another leader by now.
+        E::NotEnoughReplicas => Outcome::again(false, true, why),
         // Stored by the leader, and perhaps by others: a new leader may have it or not.
-        E::RequestTimedOut | E::NotEnoughReplicasAfterAppend => Outcome::again(true, false, why),
+        E::RequestTimedOut | E::NotEnoughReplicasAfterAppend => Outcome::again(true, true, why),
         E::OutOfOrderSequenceNumber
         | E::DuplicateSequenceNumber
         | E::InvalidProducerEpoch

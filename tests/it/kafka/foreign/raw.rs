@@ -37,7 +37,7 @@ pub(super) async fn batches(cluster: &Cluster, topic: &str, partition: u32, from
         let request =
             FetchRequest::default().with_replica_id(BrokerId(-1)).with_max_bytes(16 << 20).with_topics(vec![topics]);
         let (leader, _) = cluster.leader(topic, partition, deadline).await.unwrap();
-        let answer = cluster.call(Who::Node(leader), &request, deadline).await.unwrap();
+        let answer = cluster.call(Who::Node(leader.node), &request, deadline).await.unwrap();
         let data = answer.responses.into_iter().flat_map(|topic| topic.partitions).next().unwrap();
         assert_eq!(data.error_code, 0, "{topic} {partition} at {at}");
         let stretch = data.records.unwrap_or_default();

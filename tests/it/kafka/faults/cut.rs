@@ -1,0 +1,76 @@
+//! A broker that its peers do not reach, while its clients do: it answers that it leads what it led, and that it
+//! coordinates the groups that it coordinated. The others have elected new leaders by then.
+
+use super::super::members;
+use super::{REQUESTS, coordinator, settings};
+use crate::support::block_on;
+use crate::support::broker::Broker;
+use crate::support::program::eventually;
+use crate::support::torture_times;
+use eventd::kafka::Cluster;
+use std::time::Duration;
+use tokio::time::Instant;
+
+/// How long a broker may take to tell who leads.
+const TOLD_WITHIN: Duration = Duration::from_secs(5);
+
+#[test]
+fn a_broker_that_is_cut_off_from_the_others_stops_neither_ingest_nor_delivery() {
+    let (broker, links) = Broker::start_linked("cut");
+    let scene = members::Scene::begin_at(broker.addresses(), "cut");
+    let (a, b) = (scene.member(&[]), scene.member(&[]));
+    members::owns(&a, 3);
+    members::owns(&b, 3);
+    scene.all_move_on("with two members");
+    let (mut elections, mut served, mut delivering) = (Vec::new(), Vec::new(), Vec::new());
+    for _ in 0..torture_times() {
+        // It coordinates the group, and it leads some of the partitions.
+        let cut = coordinator(&broker, &scene.name);
+        eventually(|| match led_by(&broker, cut, &scene.topic) {
+            leaders if leaders.contains(&Some(cut)) && !leaders.contains(&None) => Ok(()),
+            leaders => Err(format!("node {cut} leads nothing yet: {leaders:?}")),
+        });
+        let began = Instant::now();
+        links.cut_off(cut);
+        eventually(|| {
+            let peers = (1..=3).filter(|node| *node != cut).map(|node| led_by(&broker, node, &scene.topic));
+            let leaders: Vec<_> = peers.flatten().collect();
+            let is_decided = leaders.iter().all(|leader| leader.is_some_and(|node| node != cut));
+            if is_decided { Ok(()) } else { Err(format!("node {cut} is cut off, and the others say: {leaders:?}")) }
+        });
+        elections.push(began.elapsed());
+        assert!(led_by(&broker, cut, &scene.topic).contains(&Some(cut)), "node {cut} has heard of the others");
+
+        scene.load.wait_for_more(REQUESTS);
+        served.push(began.elapsed());
+        scene.all_move_on("while a broker is cut off");
+        delivering.push(began.elapsed());
+        assert!(led_by(&broker, cut, &scene.topic).contains(&Some(cut)), "node {cut} has heard of the others");
+
+        links.heal();
+        eventually(|| match led_by(&broker, cut, &scene.topic) {
+            leaders if leaders.iter().all(|leader| leader.is_some_and(|node| node != cut)) => Ok(()),
+            leaders => Err(format!("node {cut} is back, and says: {leaders:?}")),
+        });
+        scene.load.wait_for_more(REQUESTS);
+        scene.all_move_on("after the broker is back");
+    }
+    let why = |line: &str| line.split_once("every partition is given up: ").map(|(_, why)| why.to_owned());
+    let gave_up = [&a, &b].map(|member| member.lines().lines().filter_map(why).collect::<Vec<_>>());
+    let sink = scene.end(vec![a, b]);
+    println!(
+        "# a broker cut off from the others, new leaders after {elections:?}: {REQUESTS} requests of every client served \
+         after {served:?}, all partitions move on after {delivering:?}; {} deliveries, {} repeated, members gave up what \
+         they had {gave_up:?}",
+        sink.count(),
+        sink.repeated()
+    );
+}
+
+/// Who leads the partitions, as this node has it.
+fn led_by(broker: &Broker, node: i32, topic: &str) -> Vec<Option<i32>> {
+    let address = broker.addresses().split(',').nth(node as usize - 1).unwrap();
+    let cluster = Cluster::new(settings(address));
+    let told = block_on(cluster.topic(topic, Instant::now() + TOLD_WITHIN)).unwrap().expect("the topic is there");
+    told.partitions.iter().map(|partition| partition.leader).collect()
+}
