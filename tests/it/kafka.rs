@@ -7,6 +7,7 @@ mod faults;
 mod first_commits;
 mod foreign;
 mod members;
+mod older;
 mod refusals;
 mod security;
 

@@ -10,7 +10,7 @@ use super::unavailable;
 use crate::core::outcome::Failure;
 use crate::core::progress::State;
 use crate::group::JoinError;
-use crate::kafka::{self, Cluster, describe};
+use crate::kafka::{self, Cluster, describe, is_another_topic};
 use crate::limits::{
     BROKER_CALL_MAX, COMMIT_METADATA_CHARS_MAX, COMMIT_REBALANCING_MAX, METADATA_INTERVAL_MIN, STATE_COMMIT_INTERVAL,
     STATE_TRIM_INTERVAL,
@@ -262,7 +262,7 @@ impl Commits {
             }
             Err(why) => (self.topic_id, Err(why)),
         };
-        if topic_id != self.topic_id {
+        if is_another_topic(topic_id, self.topic_id) {
             return self.anew(
                 "topic-remade",
                 format!(

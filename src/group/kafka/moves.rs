@@ -7,7 +7,7 @@ use super::offsets::{Offset, Offsets};
 use crate::core::outcome::Failure;
 use crate::core::progress::Move;
 use crate::group::moves_of;
-use crate::kafka::{Cluster, describe};
+use crate::kafka::{Cluster, describe, is_another_topic};
 use crate::limits::MOVES_LOOK_INTERVAL;
 use crate::quiet::Quiet;
 use std::collections::{BTreeMap, HashMap};
@@ -54,7 +54,7 @@ impl Moves {
         let mut moves = HashMap::new();
         for (partition, (offset, text)) in found.into_iter().filter(|(_, (offset, _))| *offset >= 0) {
             match topic_id_of(&text).and_then(|(of, rest)| Ok((of, Move::decode(offset, rest)?))) {
-                Ok((of, wanted)) if of == self.topic_id => _ = moves.insert(partition, wanted),
+                Ok((of, wanted)) if !is_another_topic(of, self.topic_id) => _ = moves.insert(partition, wanted),
                 // Of an older topic of this name: its offsets mean nothing here.
                 Ok(_) => {}
                 Err(why) => {

@@ -13,7 +13,7 @@ use super::{KafkaLog, failure};
 use crate::core::event::{Event, Record};
 use crate::core::outcome::Failure;
 use crate::kafka::batch::{self, Aborted};
-use crate::kafka::{self, Cluster, Leader, Request, Who, describe, refusal, topic_name};
+use crate::kafka::{self, Cluster, Leader, Request, Who, describe, is_another_topic, refusal, topic_name};
 use crate::limits::{BROKER_CALL_MAX, BROKER_FETCH_GRACE, FRAME_BYTES_MAX, LEFTOVER_BYTES_MAX, LEFTOVERS_MAX};
 use crate::log::{FetchError, Fetched};
 use kafka_protocol::ResponseError;
@@ -201,7 +201,7 @@ impl KafkaLog {
     async fn leader(&self, partition: u32, deadline: Instant) -> Result<Leader, FetchError> {
         let found = self.cluster.leader(&self.name, partition, deadline).await;
         let (leader, topic) = found.map_err(|error| FetchError::Unavailable(error.to_string()))?;
-        if topic.id != self.id {
+        if !topic.id.is_nil() && is_another_topic(*self.id.get_or_init(|| topic.id), topic.id) {
             return Err(FetchError::Remade { topic: self.name.clone() });
         }
         Ok(leader)

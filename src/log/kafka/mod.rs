@@ -109,7 +109,7 @@ impl Kafka {
         let log = KafkaLog {
             cluster: Arc::clone(&self.cluster),
             name: name.into(),
-            id: opened.id,
+            id: known_id(opened.id),
             max_message_bytes: opened.max_message_bytes,
             batch_bytes_max: Arc::new(AtomicUsize::new(room_in(opened.max_message_bytes).min(APPEND_BYTES_MAX))),
             appender: OnceLock::new(),
@@ -142,8 +142,8 @@ impl Engine for Kafka {
 struct KafkaLog {
     cluster: Arc<Cluster>,
     name: String,
-    /// As it was when the topic was opened.
-    id: Uuid,
+    /// The first one that a broker told.
+    id: OnceLock<Uuid>,
     /// What the topic took a batch when it was opened.
     max_message_bytes: usize,
     /// Bytes that several records may have together: less once a broker refused so many.
@@ -241,6 +241,11 @@ impl Log for KafkaLog {
         // Below zero are the broker's words for the ends.
         Box::pin(self.offset(partition, timestamp_ms.max(0)))
     }
+}
+
+/// A topic's id, unless the broker that was asked has no ids.
+fn known_id(id: Uuid) -> OnceLock<Uuid> {
+    if id.is_nil() { OnceLock::new() } else { OnceLock::from(id) }
 }
 
 /// What a batch of this size has for its records.
