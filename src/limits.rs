@@ -347,8 +347,8 @@ pub const BROKER_CALL_MAX: Duration = Duration::from_secs(10);
 /// How much longer than it was asked to wait a broker may take to answer a fetch.
 pub const BROKER_FETCH_GRACE: Duration = Duration::from_secs(5);
 
-/// Bytes of a topic's events that were fetched, did not fit into what was asked for, and are kept for the next fetch:
-/// a batch for each of the partitions that dispatch reads now.
+/// Bytes of a topic's events that were fetched, did not fit into what was asked for, and are kept for the next fetch. All
+/// partitions that are read share them: room for a whole batch of 16 of them, and for a part of it of more.
 pub const LEFTOVER_BYTES_MAX: usize = 16 * 1024 * 1024;
 
 /// How many stretches of these are kept.

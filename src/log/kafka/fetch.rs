@@ -10,7 +10,7 @@
 //! up to a bound.
 
 use super::{KafkaLog, failure};
-use crate::core::event::{Event, Record};
+use crate::core::event::Event;
 use crate::core::outcome::Failure;
 use crate::kafka::batch::{self, Aborted};
 use crate::kafka::{self, Cluster, Leader, Request, Who, describe, is_another_topic, refusal, topic_name};
@@ -40,9 +40,16 @@ const METADATA_IDLE_AGE_MAX: Duration = Duration::from_secs(5);
 /// Records of transactions only once they are committed.
 const READ_COMMITTED: i8 = 1;
 
-/// What did not fit into earlier answers, the oldest first, and until when a quota asks us to fetch no more.
+/// How long a rest is kept for its reader. A reader that was moved elsewhere never comes for it, and a reader that waits
+/// for so long for a destination may as well fetch again.
+const LEFTOVER_AGE_MAX: Duration = Duration::from_secs(60);
+
+/// What did not fit into earlier answers, and until when a quota asks us to fetch no more. Each reader of the topic, most
+/// often one a partition, keeps a share of the bytes: so no reader has to fetch a batch again for every few of its events
+/// because of what the others keep.
 #[derive(Debug, Default)]
 pub(super) struct Leftovers {
+    /// Those that were kept longest come first.
     kept: Mutex<VecDeque<Leftover>>,
     throttled_until: Mutex<Option<Instant>>,
 }
@@ -53,6 +60,28 @@ struct Leftover {
     /// The offset that the fetch has to ask for.
     from: i64,
     fetched: Fetched,
+    /// What its events cost.
+    bytes: usize,
+    kept_at: Instant,
+}
+
+impl Leftover {
+    fn new(partition: u32, from: i64, fetched: Fetched) -> Self {
+        let bytes = fetched.events.iter().map(|event| event.record.window_bytes()).sum();
+        Self { partition, from, fetched, bytes, kept_at: Instant::now() }
+    }
+
+    /// Leaves out the events at its end that are too many: they are fetched again when it is their turn.
+    fn cut(&mut self, bytes_max: usize) {
+        let events = &mut self.fetched.events;
+        let keep = count_within(events, bytes_max);
+        if keep < events.len() {
+            self.fetched.next = events[keep].offset;
+            events.truncate(keep);
+            events.shrink_to_fit();
+            self.bytes = events.iter().map(|event| event.record.window_bytes()).sum();
+        }
+    }
 }
 
 impl Leftovers {
@@ -64,41 +93,54 @@ impl Leftovers {
 
     /// Gives as much as fits, at least one event, and keeps the rest.
     fn split(&self, partition: u32, mut fetched: Fetched, max_bytes: usize) -> Fetched {
-        let fit = count_within(&fetched.events, max_bytes, Record::size_bytes).max(1);
+        let mut bytes = 0;
+        let fits = |event: &&Event| {
+            bytes += event.record.size_bytes();
+            bytes <= max_bytes
+        };
+        let fit = fetched.events.iter().take_while(fits).count().max(1);
         if fit >= fetched.events.len() {
             return fetched;
         }
-        let mut rest = Fetched { events: fetched.events.split_off(fit), ..fetched };
+        let rest = Fetched { events: fetched.events.split_off(fit), ..fetched };
         // Up to the next event there is none: what is between belongs to what is given.
         fetched.next = rest.events.first().map_or(fetched.next, |event| event.offset);
-        let keep = count_within(&rest.events, LEFTOVER_BYTES_MAX, Record::window_bytes);
-        if keep < rest.events.len() {
-            rest.next = rest.events[keep].offset;
-            rest.events.truncate(keep);
-        }
+        let rest = Leftover::new(partition, fetched.next, rest);
         let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
-        if !rest.events.is_empty() {
-            kept.push_back(Leftover { partition, from: fetched.next, fetched: rest });
+        kept.retain(|leftover| leftover.kept_at.elapsed() < LEFTOVER_AGE_MAX);
+        if kept.len() >= LEFTOVERS_MAX {
+            kept.pop_front();
         }
-        let bytes = |leftover: &Leftover| -> usize {
-            leftover.fetched.events.iter().map(|event| event.record.window_bytes()).sum()
-        };
-        let mut all: usize = kept.iter().map(bytes).sum();
-        while all > LEFTOVER_BYTES_MAX || kept.len() > LEFTOVERS_MAX {
-            all -= kept.pop_front().as_ref().map_or(all, bytes);
-        }
+        kept.push_back(rest);
+        let share = fair_share(kept.iter().map(|leftover| leftover.bytes).collect(), LEFTOVER_BYTES_MAX);
+        kept.iter_mut().filter(|leftover| leftover.bytes > share).for_each(|leftover| leftover.cut(share));
+        kept.retain(|leftover| !leftover.fetched.events.is_empty());
         fetched
     }
 }
 
-/// How many of the first events have at most this many bytes together.
-fn count_within(events: &[Event], bytes_max: usize, size: impl Fn(&Record) -> usize) -> usize {
+/// How many of the first events cost at most this many bytes together.
+fn count_within(events: &[Event], bytes_max: usize) -> usize {
     let mut bytes = 0;
     let fits = |event: &&Event| {
-        bytes += size(&event.record);
+        bytes += event.record.window_bytes();
         bytes <= bytes_max
     };
     events.iter().take_while(fits).count()
+}
+
+/// The most that each may have so that all have at most `whole` together. What some do not need is shared by the others.
+fn fair_share(mut sizes: Vec<usize>, whole: usize) -> usize {
+    sizes.sort_unstable();
+    let mut left = whole;
+    for (place, size) in sizes.iter().enumerate() {
+        let share = left / (sizes.len() - place);
+        if *size > share {
+            return share;
+        }
+        left -= size;
+    }
+    whole
 }
 
 impl KafkaLog {
@@ -302,6 +344,7 @@ fn list_offsets(name: &str, partitions: &[(u32, i32)], timestamp: i64) -> ListOf
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::core::event::Record;
 
     fn event(offset: i64, bytes: usize) -> Event {
         Event { offset, record: Record::new(None, Some(&vec![b'x'; bytes - 1]), &[], 0) }
@@ -323,17 +366,43 @@ mod tests {
         assert!(leftovers.kept.lock().unwrap().is_empty());
     }
 
+    fn kept_bytes(leftovers: &Leftovers) -> usize {
+        leftovers.kept.lock().unwrap().iter().map(|leftover| leftover.bytes).sum()
+    }
+
     #[test]
-    fn what_is_kept_has_a_bound_and_the_oldest_goes_first() {
+    fn what_one_reader_keeps_has_a_bound() {
         let leftovers = Leftovers::default();
         let size = LEFTOVER_BYTES_MAX / 4 - 1024;
-        let fetched = || Fetched { events: (0..7).map(|offset| event(offset, size)).collect(), next: 7, latest: 7 };
-        leftovers.split(0, fetched(), size);
+        let events = (0..7).map(|offset| event(offset, size)).collect();
+        leftovers.split(0, Fetched { events, next: 7, latest: 7 }, size);
+        assert!(kept_bytes(&leftovers) <= LEFTOVER_BYTES_MAX);
         let kept = leftovers.take(0, 1).unwrap();
         assert_eq!((kept.events.len(), kept.next), (4, 5), "what is beyond the bound is fetched again");
-        leftovers.split(0, fetched(), size);
-        leftovers.split(1, fetched(), size);
-        assert!(leftovers.take(0, 1).is_none(), "the oldest went");
-        assert!(leftovers.kept.lock().unwrap().len() <= 1);
+    }
+
+    #[test]
+    fn readers_of_many_partitions_keep_a_share_each() {
+        let leftovers = Leftovers::default();
+        let (readers, size) = (100, 10 * 1024);
+        // A batch of 900 KiB each, of which the window has room for one event.
+        let fetched = || Fetched { events: (0..90).map(|offset| event(offset, size)).collect(), next: 90, latest: 90 };
+        for partition in 0..readers {
+            leftovers.split(partition, fetched(), size);
+        }
+        assert!(kept_bytes(&leftovers) <= LEFTOVER_BYTES_MAX);
+        for partition in 0..readers {
+            let kept = leftovers.take(partition, 1).expect("nobody's share went to the others");
+            assert!(kept.events.len() >= 10, "partition {partition} keeps {} events", kept.events.len());
+            assert_eq!(kept.next, 1 + kept.events.len() as i64);
+        }
+    }
+
+    #[test]
+    fn a_share_that_is_not_needed_is_shared_by_the_others() {
+        assert_eq!(fair_share(vec![10, 500, 90, 400], 500), 200);
+        assert_eq!(fair_share(vec![10, 20], 500), 500);
+        assert_eq!(fair_share(vec![], 500), 500);
+        assert_eq!(fair_share(vec![7, 7, 7], 10), 3);
     }
 }
