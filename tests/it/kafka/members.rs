@@ -66,7 +66,7 @@ impl Scene {
         let answered = self.load.stop();
         let events: u64 = answered.events.values().map(|told| told.len() as u64).sum();
         let sink = self.sink;
-        eventually(|| match (sink.count() - sink.repeated()) as u64 {
+        eventually(|| match sink.events() {
             delivered if delivered >= events => Ok(()),
             delivered => Err(format!("{delivered} of {events} events were delivered")),
         });

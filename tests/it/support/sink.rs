@@ -75,6 +75,14 @@ impl Sink {
         arrivals.len() - places.len()
     }
 
+    /// How many events were delivered. One that is in the log twice, since its first sending was told to be unknown, is one.
+    pub(crate) fn events(&self) -> u64 {
+        let arrivals = self.shared.arrivals.lock().unwrap();
+        let events: BTreeSet<(&str, &str)> =
+            arrivals.iter().map(|arrival| (arrival.user.as_str(), arrival.payload.as_str())).collect();
+        events.len() as u64
+    }
+
     /// The longest pause of any partition.
     pub(crate) fn longest_pause(&self) -> Duration {
         let mut last = BTreeMap::new();
