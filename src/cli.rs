@@ -12,7 +12,7 @@ use crate::core::partition::Partitioner;
 use crate::dispatch::{OnGap, Start};
 use crate::limits;
 use crate::net::Mechanism;
-use crate::replay::range::Place;
+use crate::replay::place::Place;
 use bytesize::ByteSize;
 use clap::builder::{BoolishValueParser, Resettable};
 use clap::error::ErrorKind;
@@ -204,8 +204,9 @@ pub struct Replay {
     #[command(flatten)]
     pub delivery: Delivery,
 
-    /// The beginning: an offset (480), offsets of partitions (0:480,2:17), a time (2026-01-02T10:30:00Z, or local) or
-    /// an age (2h)
+    /// The beginning: an offset (480), offsets of partitions (p0:480,p2:17), a time (2026-01-02T10:30:00Z; local: 2026-01-02
+    /// 10:30, or 10:30 for today; @1767350000 for seconds since 1970) or an age (2h). Of a range by time every event is taken
+    /// that was accepted in it, in whatever order their times are in the log
     #[arg(long, value_name = "PLACE", value_parser = place, group = "selection", help_heading = REPLAY)]
     pub from: Option<Place>,
 
@@ -604,8 +605,11 @@ fn place(text: &str) -> Result<Place, String> {
 
 fn moment(text: &str) -> Result<Place, String> {
     match text.parse()? {
-        Place::Offset(_) | Place::Offsets(_) => Err("a time (2026-01-02T10:30:00Z, or local) or an age (2h)".into()),
-        moment => Ok(moment),
+        moment @ (Place::Time(_) | Place::Ago(_)) => Ok(moment),
+        _ => {
+            Err("write a time (2026-01-02T10:30:00Z, 2026-01-02 10:30, 10:30 for today, @1767350000) or an age (2h)"
+                .into())
+        }
     }
 }
 

@@ -268,7 +268,8 @@ fn replay_config(flags: &cli::Replay) -> anyhow::Result<replay::Config> {
                  --resume, --list)"
             );
             let reasons = flags.reasons.iter().cloned().collect();
-            let selection = Selection { dead: flags.dead, users, ids, reasons, again: flags.again };
+            let again = flags.again;
+            let selection = Selection { dead: flags.dead, users, ids, reasons, again, ..Selection::default() };
             replay::Wanted::New { range, selection, limit: flags.limit, every_user: !from_file }
         }
     };
@@ -282,13 +283,15 @@ fn named(flag: &str, typed: &[String]) -> anyhow::Result<(BTreeSet<String>, bool
         match text.strip_prefix('@') {
             Some(path) => {
                 let lines = std::fs::read_to_string(path).with_context(|| format!("{flag} @{path}"))?;
+                // Some editors begin a file with a byte order mark.
+                let lines = lines.strip_prefix('\u{feff}').unwrap_or(&lines);
                 names.extend(lines.lines().map(str::trim).filter(|line| !line.is_empty()).map(str::to_owned));
                 from_file = true;
             }
             None => _ = names.insert(text.clone()),
         }
     }
-    ensure!(typed.is_empty() || !names.is_empty(), "{flag}: the file names nobody");
+    ensure!(typed.is_empty() || !names.is_empty(), "{flag}: the file is empty");
     let bytes: usize = names.iter().map(String::len).sum();
     ensure!(
         names.len() <= limits::REPLAY_NAMED_MAX && bytes <= limits::REPLAY_NAMED_BYTES_MAX,

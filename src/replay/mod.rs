@@ -32,11 +32,12 @@
 //! says was redriven before. Letters are marked there as they are settled. One that fails again becomes a letter again,
 //! at the end of the same topic, of the same event, with its history.
 //!
-//! The rooms: `range` (words to offsets), `select` (which events), `prepare` and `plan` (find and count them), `view`
-//! (what dispatch sees), `run` (let it run, watch it, stop it), `audit` (who did what), `show` (tell people),
-//! `rewind` (move the destination's own position instead).
+//! The rooms: `place` (words), `range` (to offsets and times), `select` (which events), `prepare` and `plan` (find and
+//! count them), `view` (what dispatch sees), `run` (let it run, watch it, stop it), `audit` (who did what), `show` (tell
+//! people), `rewind` (move the destination's own position instead), `signing` (whether a secret is needed).
 
 pub mod audit;
+pub mod place;
 pub mod plan;
 mod prepare;
 pub mod range;
@@ -171,6 +172,19 @@ pub enum Wanted {
     Move(rewind::Way),
 }
 
+impl Wanted {
+    /// What a person is to be told who used a deprecated form.
+    fn deprecations(&self) -> Vec<String> {
+        match self {
+            Self::New { range, .. } => range.deprecations().collect(),
+            Self::Move(rewind::Way::Back(place) | rewind::Way::Ahead(place)) => {
+                place.deprecation().into_iter().collect()
+            }
+            Self::Rest { .. } => Vec::new(),
+        }
+    }
+}
+
 /// A person asked for what cannot be: a name, an id or a place that is not there.
 #[derive(Debug)]
 pub struct Refused {
@@ -213,6 +227,9 @@ struct Planned {
 /// Plans, shows the plan, and where that was asked for delivers, until `stop` is ready.
 pub async fn run(around: Surroundings, config: Config, stop: impl Future<Output = ()> + Send) -> anyhow::Result<Ended> {
     let mut stop = std::pin::pin!(stop);
+    for deprecation in config.what.deprecations() {
+        tracing::warn!("{deprecation}");
+    }
     let planning = async {
         match &config.what {
             Wanted::New { range, selection, limit, every_user } => {

@@ -7,7 +7,8 @@
 //!  the replay's own state  watermark, and · ✗ as settled: it begins so, and what it does not settle is what is taken
 //! ```
 
-use super::range::{Stretch, show_ms};
+use super::place::show_ms;
+use super::range::Stretch;
 use super::select::{self, Judgement, Selection};
 use crate::core::event::Event;
 use crate::core::pace::Rate;
@@ -21,6 +22,7 @@ use std::collections::{BTreeSet, HashSet};
 use std::fmt;
 use std::hash::{BuildHasher, RandomState};
 use std::time::Duration;
+use tokio::time::Instant;
 
 /// Where a replay of one partition begins and ends, and with what.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -47,6 +49,14 @@ pub struct Plan {
     pub redriven: u64,
     /// They came from a replay themselves, and are left out.
     pub replayed: u64,
+    /// Accepted before or after a range by time, though they are in the log before the last event of the range. They are
+    /// left out.
+    #[serde(default)]
+    pub outside: u64,
+    /// After the new position of a rewind or fast-forward to a time, though they were accepted before that time. Dispatch
+    /// delivers them too.
+    #[serde(default)]
+    pub earlier: u64,
     /// Offsets of the range that retention has removed.
     pub removed: u64,
     /// Those of them that were accepted first and last.
@@ -132,7 +142,8 @@ impl Counting<'_> {
         let settled = Progress::new(&leg.state);
         let mut part = Part { partition, from, until, events: 0 };
         self.plan.removed += removed.unsigned_abs();
-        let mut at = from;
+        let (mut at, mut told_at) = (from, Instant::now());
+        let mut inside = Inside::default();
         while at < until && self.left > 0 {
             let (events, next) = match read(log, partition, at).await? {
                 Read::Events(events, next) => (events, next),
@@ -143,32 +154,55 @@ impl Counting<'_> {
                 Read::Damaged { why, .. } => bail!("partition {partition}: {why}; --on-gap skip leaves it out"),
             };
             for event in events.iter().take_while(|event| event.offset < until) {
-                if self.event(partition, event, &settled, &mut part) && self.left == 0 {
+                if self.event(partition, event, &settled, &mut part, &mut inside) && self.left == 0 {
                     part.until = event.offset + 1;
                     break;
                 }
             }
             at = next;
+            if told_at.elapsed() >= limits::REPLAY_LOG_INTERVAL {
+                tracing::info!(partition, offset = at, until, events = self.plan.events + part.events, "planning");
+                told_at = Instant::now();
+            }
         }
         if self.left == 0 {
             part.until = part.until.min(at.max(from));
         }
-        leg.stretch.until = part.until;
-        leg.state = leg.state.within(from..part.until);
+        if !self.selection.times.is_unbounded() {
+            // The log was read to its end, to look for events of the range behind later ones.
+            part.from = inside.from.unwrap_or(from);
+            part.until = part.until.min(inside.until.unwrap_or(from));
+            self.plan.outside += inside.between;
+        }
+        leg.stretch = Stretch { from: part.from, until: part.until, ..leg.stretch };
+        leg.state = leg.state.within(part.from..part.until);
         self.plan.events += part.events;
         self.plan.partitions.push(part);
         Ok(())
     }
 
     /// Whether it is taken.
-    fn event(&mut self, partition: u32, event: &Event, settled: &Progress, part: &mut Part) -> bool {
+    fn event(
+        &mut self,
+        partition: u32,
+        event: &Event,
+        settled: &Progress,
+        part: &mut Part,
+        inside: &mut Inside,
+    ) -> bool {
+        let judgement = self.selection.judge(self.topic, partition, event);
+        if self.selection.times.contains(event.record.timestamp_ms) {
+            inside.meet(event.offset);
+        } else {
+            inside.outside += u64::from(judgement == Judgement::Outside);
+            return false;
+        }
         if let Some(user) = select::user_of(event).filter(|_| !self.unseen.users.is_empty()) {
             self.unseen.users.remove(user);
         }
         if !self.unseen.ids.is_empty() {
             self.unseen.ids.remove(&select::id_of(self.selection.dead, self.topic, partition, event));
         }
-        let judgement = self.selection.judge(self.topic, partition, event);
         if judgement == Judgement::Other {
             return false;
         }
@@ -209,6 +243,26 @@ impl Counting<'_> {
         } else if !self.users.contains(&self.hasher.hash_one(user)) {
             self.plan.users_at_least = true;
         }
+    }
+}
+
+/// The offsets of one partition whose events have a time of the range.
+#[derive(Debug, Default)]
+struct Inside {
+    from: Option<i64>,
+    /// Not part of it.
+    until: Option<i64>,
+    /// Selected events with another time, before the last one of the range.
+    between: u64,
+    /// All of those so far.
+    outside: u64,
+}
+
+impl Inside {
+    fn meet(&mut self, offset: i64) {
+        self.from.get_or_insert(offset);
+        self.until = Some(offset + 1);
+        self.between = self.outside;
     }
 }
 
@@ -275,13 +329,15 @@ impl fmt::Display for Text<'_> {
         for (name, place) in [("first", &plan.first), ("last", &plan.last)] {
             if let Some(Place { partition, offset, user, id, timestamp_ms }) = place {
                 let (user, id) = (escaped(user.as_deref().unwrap_or("(no user)")), escaped(id));
-                writeln!(f, "  {name:<8} {}  {user}  {partition}:{offset}  {id}", show_ms(*timestamp_ms))?;
+                writeln!(f, "  {name:<8} {}  {user}  p{partition}:{offset}  {id}", show_ms(*timestamp_ms))?;
             }
         }
         let left_out = [
             (plan.on_their_way, "not settled as yet: they are on their way, and left out"),
             (plan.redriven, "were redriven before, and are left out (--again takes them)"),
             (plan.replayed, "came from a replay, and are left out (--again takes them)"),
+            (plan.outside, "between them were accepted before or after the range, and are left out"),
+            (plan.earlier, "after the position were accepted before that time: dispatch delivers them too"),
             (plan.removed, "offsets were removed by retention"),
         ];
         for (count, what) in left_out.into_iter().filter(|(count, _)| *count > 0) {

@@ -1,8 +1,9 @@
 //! From what was asked for to a plan: which offsets, what of them is to be taken, and how many events that is.
 
 use super::audit::{Audit, Outcome, Started, Story};
+use super::place::show_ms;
 use super::plan::{self, Leg, Plan, Unseen};
-use super::range::{self, Outside, Range, Stretch, show_ms};
+use super::range::{self, Outside, Range, Stretch, TimeAsEnd};
 use super::select::Selection;
 use super::{Planned, Refused, Surroundings, dead_group, replay_group};
 use crate::clock::now_ms;
@@ -14,8 +15,14 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 /// The range in offsets, or what the log holds instead.
-pub(super) async fn stretches(source: &dyn Log, range: &Range) -> anyhow::Result<Vec<Stretch>> {
-    range::resolve(source, range, now_ms()).await?.map_err(|Outside(why)| Refused::outside(why))
+pub(super) async fn stretches(
+    source: &dyn Log,
+    range: &Range,
+    now_ms: i64,
+    time_as_end: TimeAsEnd,
+) -> anyhow::Result<Vec<Stretch>> {
+    let found = range::resolve(source, range, now_ms, time_as_end).await?;
+    found.map_err(|Outside(why)| Refused::outside(why))
 }
 
 pub(super) async fn plan_new(
@@ -29,7 +36,9 @@ pub(super) async fn plan_new(
     let known = around.groups.committed(name, &around.log).await?;
     ensure_known(around, &known)?;
     let source = source(around, selection.dead).await?;
-    let stretches = stretches(&*source, range).await?;
+    let now_ms = now_ms();
+    let stretches = stretches(&*source, range, now_ms, TimeAsEnd::Scan).await?;
+    let selection = Selection { times: range.times(now_ms), ..selection.clone() };
     let redriven = match selection.dead && !selection.again {
         true => around.groups.committed(&dead_group(name), &source).await?,
         false => Vec::new(),
@@ -47,14 +56,14 @@ pub(super) async fn plan_new(
         Leg { stretch, state }
     };
     let mut legs: Vec<Leg> = stretches.into_iter().map(leg).collect();
-    let (mut plan, unseen) = count(around, &*source, &mut legs, selection, limit).await?;
+    let (mut plan, unseen) = count(around, &*source, &mut legs, &selection, limit).await?;
     if selection.dead {
         // Not on their way: redriven already.
         plan.redriven = std::mem::take(&mut plan.on_their_way);
     }
     check_seen(unseen, every_user, limit.is_some())?;
-    let what = describe(around, range, selection, limit);
-    Ok(Planned { id: None, source, what, selection: selection.clone(), legs, plan })
+    let what = describe(around, range, &selection, limit);
+    Ok(Planned { id: None, source, what, selection, legs, plan })
 }
 
 /// What is left of a replay, by its own commits.

@@ -13,8 +13,9 @@
 //! off behind the request needs not be given again.
 
 use super::audit::{Audit, Outcome, Started, What};
+use super::place::Place;
 use super::plan::{Leg, Progressed};
-use super::range::{Place, Range, Stretch};
+use super::range::{Range, Stretch, TimeAsEnd, Times};
 use super::select::Selection;
 use super::{Config, Planned, Surroundings, prepare, show};
 use crate::BoxFuture;
@@ -169,7 +170,8 @@ pub(super) async fn plan(around: &Surroundings, wanted: &Way) -> anyhow::Result<
             format!("{}, left out by a fast-forward of {name} to {place}", around.log.topic()),
         ),
     };
-    let stretches = prepare::stretches(&*around.log, &range).await?;
+    let now_ms = now_ms();
+    let stretches = prepare::stretches(&*around.log, &range, now_ms, TimeAsEnd::Position).await?;
     let mut legs = Vec::new();
     for stretch in stretches {
         let Some(state) = known.get(stretch.partition as usize).cloned().flatten() else { continue };
@@ -188,5 +190,36 @@ pub(super) async fn plan(around: &Surroundings, wanted: &Way) -> anyhow::Result<
         // Settled already: nothing of theirs changes.
         plan.on_their_way = 0;
     }
+    plan.earlier = earlier_behind(around, wanted, &known, &legs, now_ms).await?;
     Ok(Planned { id: None, source, what, selection, legs, plan })
+}
+
+/// How many events after the new position were accepted before the time that was asked for: times need not be in order,
+/// and a position is one offset. A rewind has them delivered again too, and a fast-forward does not leave them out.
+async fn earlier_behind(
+    around: &Surroundings,
+    wanted: &Way,
+    known: &[Option<State>],
+    legs: &[Leg],
+    now_ms: i64,
+) -> anyhow::Result<u64> {
+    let (Way::Back(place) | Way::Ahead(place)) = wanted;
+    let Some(until_ms) = place.moment_ms(now_ms) else { return Ok(0) };
+    let mut behind = Vec::new();
+    for leg in legs {
+        let Stretch { partition, until, .. } = leg.stretch;
+        behind.push(match wanted {
+            Way::Back(_) => leg.clone(),
+            Way::Ahead(_) => {
+                let end = around.log.latest(partition).await?.max(until);
+                let state = known.get(partition as usize).cloned().flatten().unwrap_or_default();
+                let stretch = Stretch { partition, from: until, until: end, removed: 0 };
+                Leg { stretch, state: state.within(until..end) }
+            }
+        });
+    }
+    let times = Times { from_ms: None, until_ms: Some(until_ms) };
+    let selection = Selection { again: true, times, ..Selection::default() };
+    let (found, _) = prepare::count(around, &*around.log, &mut behind, &selection, None).await?;
+    Ok(found.events)
 }

@@ -1,5 +1,6 @@
 //! Which events of a range a replay takes.
 
+use super::range::Times;
 use crate::core::event::{Event, REPLAY};
 use crate::dispatch::dead_letter;
 use serde::{Deserialize, Serialize};
@@ -17,6 +18,10 @@ pub struct Selection {
     pub reasons: BTreeSet<String>,
     /// Also what came from a replay of another eventd (of dead letters: also those that were redriven).
     pub again: bool,
+    /// When it was accepted (of dead letters: when it was given up). A replay that an earlier eventd wrote down has
+    /// none: its offsets say everything.
+    #[serde(flatten)]
+    pub times: Times,
 }
 
 /// What a selection says of an event.
@@ -25,6 +30,8 @@ pub enum Judgement {
     Taken,
     /// Somebody else's, or of another id or reason.
     Other,
+    /// It would be taken, if its time were in the range.
+    Outside,
     /// It would be taken, if it had not come from a replay.
     Replayed,
 }
@@ -43,6 +50,9 @@ impl Selection {
             && !record.header_text(dead_letter::REASON).is_some_and(|reason| self.reasons.contains(reason))
         {
             return Judgement::Other;
+        }
+        if !self.times.contains(record.timestamp_ms) {
+            return Judgement::Outside;
         }
         // A letter of a replay is an event that failed again: whoever redrives it does so on purpose.
         match !self.dead && !self.again && record.headers().any(|(name, _)| name == REPLAY) {
@@ -117,6 +127,19 @@ mod tests {
         assert_eq!(judge(Selection { again: true, ..Selection::default() }), Judgement::Taken);
         assert_eq!(judge(Selection { users: set(&["user-2"]), ..Selection::default() }), Judgement::Other);
         assert_eq!(judge(Selection { dead: true, ..Selection::default() }), Judgement::Taken, "it failed again there");
+    }
+
+    #[test]
+    fn an_event_whose_time_is_not_in_the_range_is_outside_if_it_would_be_taken_otherwise() {
+        let times = Times { from_ms: Some(1), until_ms: None };
+        let selection = Selection { users: set(&["user-1"]), times, ..Selection::default() };
+        assert_eq!(selection.judge("user-events", 2, &event("user-1", &[])), Judgement::Outside);
+        assert_eq!(selection.judge("user-events", 2, &event("user-2", &[])), Judgement::Other);
+        let text = serde_json::to_string(&selection).unwrap();
+        assert!(text.contains(r#""from_ms":1"#) && !text.contains("until_ms"), "{text}");
+        assert_eq!(serde_json::from_str::<Selection>(&text).unwrap(), selection);
+        let earlier = r#"{"dead":false,"users":["user-1"],"ids":[],"reasons":[],"again":false}"#;
+        assert!(serde_json::from_str::<Selection>(earlier).unwrap().times.is_unbounded());
     }
 
     #[test]

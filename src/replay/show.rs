@@ -1,8 +1,8 @@
 //! What people and programs are shown: the plan, the question, the summary, the list.
 
 use super::audit::{self, Audit, Outcome, Story};
+use super::place::show_ms;
 use super::plan::{Plan, Progressed};
-use super::range::show_ms;
 use super::run::End;
 use super::{Config, Planned, Surroundings, Wanted};
 use crate::core::pace::Rate;

@@ -346,7 +346,10 @@ impl<'a> Driver<'a> {
                 value.resize(value.len() + bytes, b'.');
                 let headers = [(ID, Some(id.as_bytes())), (CONTENT_TYPE, Some(&b"text/plain"[..])), ("x-null", None)];
                 let value = (!self.appended.is_multiple_of(17)).then_some(value);
-                Record::new(key.as_deref(), value.as_deref(), &headers[..(self.appended % 4) as usize], now_ms)
+                // Some clocks are ahead, some behind.
+                let apart_ms = [0, 0, 1, 0, -1, 0, 0][(self.appended % 7) as usize] * self.scenario.clocks_apart_ms;
+                let headers = &headers[..(self.appended % 4) as usize];
+                Record::new(key.as_deref(), value.as_deref(), headers, (now_ms + apart_ms).max(0))
             })
             .collect();
         self.world.append(TOPIC, partition, &records);

@@ -9,7 +9,8 @@ use eventd::core::backoff::Backoff;
 use eventd::core::pace::Rate;
 use eventd::destination::HandOverLimits;
 use eventd::dispatch::{Config, OnGap, Start};
-use eventd::replay::range::{Place, Range};
+use eventd::replay::place::Place;
+use eventd::replay::range::Range;
 use eventd::replay::rewind::Way;
 use eventd::replay::select::Selection;
 use std::time::Duration;
@@ -97,6 +98,8 @@ pub(crate) struct Scenario {
     pub(crate) fetch_events_max: usize,
     pub(crate) plan: Vec<(Duration, Action)>,
     pub(crate) replays: Vec<Request>,
+    /// How far the clocks of those who accept events are from each other; 0: all times are in order.
+    pub(crate) clocks_apart_ms: i64,
     /// Users without trouble wait no longer than this for each event, if it is said.
     pub(crate) others_wait_max: Option<Duration>,
     pub(crate) single: Option<Single>,
@@ -312,6 +315,7 @@ fn troubled(seed: u64, random: &mut Random, users_min: u64) -> Scenario {
         fetch_events_max: random.pick(&[1, 3, 20, 1_000]),
         plan,
         replays: Vec::new(),
+        clocks_apart_ms: 0,
         others_wait_max: None,
         single: None,
     }
@@ -411,6 +415,7 @@ fn replays(scenario: &mut Scenario, random: &mut Random) {
             scenario.plan.push((at, action));
         }
     }
+    scenario.clocks_apart_ms = random.pick(&[0, 20, 3_000]);
     scenario.plan.sort_by_key(|(at, _)| *at);
 }
 

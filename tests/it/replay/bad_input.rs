@@ -11,15 +11,24 @@ fn what_cannot_be_replayed_is_refused_in_words_and_leaves_nothing_behind() {
         (2, &["--dest", "null:", "--from", "0"][..], "was ever delivered under the name \"null\""),
         (2, &["--from", "0"], "--dest"),
         (2, &elsewhere, "say what to replay"),
-        (2, &["--dest", "hook=null:", "--from", "yesterday"], "no time"),
-        (2, &["--dest", "hook=null:", "--from", "1:0,1:5"], "named twice"),
+        (2, &["--dest", "hook=null:", "--from", "yesterday"], "not understood"),
+        (2, &["--dest", "hook=null:", "--from", "p1:0,p1:5"], "named twice"),
         (2, &["--dest", "hook=null:", "--from", "2999-01-01"], "in the future"),
+        (2, &["--dest", "hook=null:", "--from", "24:00"], "24:00 today is still to come"),
+        (2, &["--dest", "hook=null:", "--from", "02:75"], "not a time of day"),
+        (1, &["--dest", "hook=null:", "--from", "1767350000"], "write @1767350000"),
+        (
+            1,
+            &["--dest", "hook=null:", "--from", "0", "--until", "1767350000123"],
+            "(2026-01-02T10:33:20.123Z), write @1767350000.123",
+        ),
+        (1, &["--dest", "hook=null:", "--fast-forward", "1767350000"], "write @1767350000"),
         (2, &["--dest", "hook=null:", "--from", "9", "--until", "3"], "--from 9 is not before --until 3"),
         (2, &["--dest", "hook=null:", "--from", "1h", "--until", "2h"], "not before"),
         (2, &["--dest", "hook=null:", "--from", "0", "--rate", "5"], "500/s"),
         (2, &["--dest", "hook=null:", "--from", "0", "--limit", "0"], "--limit"),
         (2, &["--dest", "hook=null:", "--user", "@missing"], "missing"),
-        (2, &["--dest", "hook=null:", "--user", "@nobody"], "names nobody"),
+        (2, &["--dest", "hook=null:", "--user", "@nobody"], "the file is empty"),
         (2, &["--dest", "hook=null:", "--resume", "20260102-030405-abcdef"], "there is no replay"),
         (2, &["--dest", "hook=null:", "--resume", "../other"], "--resume"),
         (2, &["--dest", "hook=null:", "--resume", "a", "--from", "0"], "cannot be used with"),
@@ -31,8 +40,8 @@ fn what_cannot_be_replayed_is_refused_in_words_and_leaves_nothing_behind() {
         (2, &["--dest", "hook=null:", "--dead", "--since", "5"], "an age"),
         (1, &["--dest", "hook=null:", "--dead"], "\"hook\" has no dead letters"),
         (1, &["--dest", "hook=null:", "--from", "60"], "--from 60 is outside the log: the log holds partition 0"),
-        (1, &["--dest", "hook=null:", "--from", "0:1000"], "past the end"),
-        (1, &["--dest", "hook=null:", "--from", "7:0"], "there is no partition 7: the topic has 3"),
+        (1, &["--dest", "hook=null:", "--from", "p0:1000"], "past the end"),
+        (1, &["--dest", "hook=null:", "--from", "p7:0"], "there is no partition 7: the topic has 3"),
         (1, &["--dest", "hook=null:", "--from", "0", "--user", "nobody"], "no event of the user nobody"),
         (1, &["--dest", "hook=null:", "--id", "e1", "--id", "e61"], "no event in the range has the id e61"),
     ] {
@@ -72,7 +81,8 @@ fn a_replay_of_one_destination_is_not_resumed_for_another() {
 #[test]
 fn users_of_a_file_who_have_nothing_in_the_range_are_told_and_no_error() {
     let delivered = Delivered::new(60);
-    std::fs::write(delivered.folder().join("users"), "user-1\nnobody\n").unwrap();
+    // With a byte order mark, as some editors write it.
+    std::fs::write(delivered.folder().join("users"), "\u{feff}user-1\r\nnobody\r\n").unwrap();
     let ending = delivered.replay(&["--user", "@users"]);
     assert_eq!(ending.code(), 0, "{}", ending.said);
     assert!(ending.said.contains("no event of the user nobody"), "{}", ending.said);

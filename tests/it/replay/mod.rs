@@ -9,13 +9,19 @@ mod range;
 mod resume;
 mod rewind;
 mod terminal;
+mod times;
 
 use crate::support::client::Client;
 use crate::support::program::{Ending, Program, command, run};
 use crate::support::receiver::{Hook, Receiver, bodies};
+use eventd::log::Engine;
+use eventd::log::kafka::Kafka;
+use eventd::log::sqlite::Sqlite;
+use eventd::net::Settings;
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::sync::Arc;
 use tempfile::TempDir;
 
 /// A log whose events one destination has: `hook`, at a receiver of its own.
@@ -49,6 +55,21 @@ impl Delivered {
             receiver: Receiver::start(),
             sent: BTreeMap::new(),
         }
+    }
+
+    /// The log itself: what no client of ingest could send is written into it.
+    async fn engine(&self) -> Arc<dyn Engine> {
+        match self.url[1].strip_prefix("sqlite:") {
+            Some(file) => {
+                let settings = eventd::log::sqlite::Settings { create: true, ..Default::default() };
+                Sqlite::open(self.folder().join(file), settings).await.unwrap()
+            }
+            None => Kafka::connect(Settings::plain(vec![self.url[1].clone()])).await.unwrap(),
+        }
+    }
+
+    fn topic(&self) -> &str {
+        self.url.get(3).map_or("user-events", String::as_str)
     }
 
     fn folder(&self) -> &Path {

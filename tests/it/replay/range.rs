@@ -61,9 +61,9 @@ fn a_range_users_ids_and_a_limit_choose_what_is_delivered() {
     let all = delivered.plan(&["--from", "0"]);
     let first = all["partitions"][0]["events"].as_u64().unwrap();
     for (arguments, events) in [
-        (&["--from", "0:10", "--until", "0:15"][..], 5),
+        (&["--from", "p0:10", "--until", "p0:15"][..], 5),
         (&["--from", "10", "--until", "15"], 15),
-        (&["--from", "0:0", "--user", "user-0"], 0),
+        (&["--from", "p0:0", "--user", "user-0"], 0),
         (&["--from", "1h", "--user", "user-1", "--user", "user-2"], 100),
         (&["--user", "user-1", "--until", "1h"], 0),
         (&["--id", "e17"], 1),
@@ -210,7 +210,7 @@ fn what_retention_has_removed_is_told_and_the_rest_is_delivered() {
         (&plan["events"], &plan["removed"], &plan["partitions"][0]["from"]),
         (&115.into(), &5.into(), &5.into())
     );
-    let ending = delivered.replay(&["--from", "0:0", "--until", "0:5"]);
+    let ending = delivered.replay(&["--from", "p0:0", "--until", "p0:5"]);
     assert_eq!(ending.code(), 1, "{}", ending.said);
     assert!(ending.said.contains("outside the log") && ending.said.contains("partition 0: 5 to"), "{}", ending.said);
     let ending = delivered.replay(&["--from", "0", "--execute"]);

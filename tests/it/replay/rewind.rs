@@ -49,9 +49,9 @@ fn a_rewind_has_dispatch_deliver_again_from_there_on_in_order_with_what_comes_ne
 #[test]
 fn a_rewind_of_one_partition_leaves_the_others_and_what_stands_before_it() {
     let delivered = Delivered::new(600);
-    let ending = delivered.replay(&["--rewind", "--from", "1:150", "--execute"]);
+    let ending = delivered.replay(&["--rewind", "--from", "p1:150", "--execute"]);
     assert_eq!(ending.code(), 0, "{}", ending.said);
-    let again = delivered.replay(&["--rewind", "--from", "1:150", "--execute"]);
+    let again = delivered.replay(&["--rewind", "--from", "p1:150", "--execute"]);
     assert!(again.code() == 0 && again.said.contains("nothing to replay"), "the same again is nothing: {}", again.said);
     let up = delivered.up();
     delivered.receiver.wait_for(50);

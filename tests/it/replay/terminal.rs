@@ -1,6 +1,7 @@
 //! At a terminal: the question before anything is delivered, and the bar while it is.
 
 use super::*;
+use eventd::core::event::{ID, Record};
 use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
 use std::fs::File;
 use std::io::{Read, Write};
@@ -71,4 +72,58 @@ fn a_bar_shows_how_far_it_is_and_leaves_the_line_clean() {
     // What was written last on the line of the bar is gone.
     let (_, behind) = shown.rsplit_once("\r\u{1b}[K").unwrap();
     assert!(!behind.contains(" of 600"), "{shown}");
+}
+
+/// A user that moves the cursor, hides and reverses text, and forges a line.
+const EVIL: &str = "u\u{1b}[2J\u{7}\u{9b}2J\u{202e}\u{2028}\u{2066}\u{200b}\u{7f}\nforged\r";
+
+fn assert_harmless(said: &str, what: &str) {
+    let raw =
+        said.chars().find(|character| EVIL[1..].contains(*character) && character.is_control() && *character != '\n');
+    assert_eq!(raw, None, "{what}: {said:?}");
+    let raw = said.chars().find(|character| !character.is_ascii() && EVIL.contains(*character));
+    assert_eq!(raw, None, "{what}: {said:?}");
+    assert!(!said.lines().any(|line| line.starts_with("forged")), "{what}: {said}");
+}
+
+#[test]
+fn nothing_that_a_producer_sent_reaches_a_terminal_unescaped() {
+    let delivered = Delivered::new(60);
+    crate::support::block_on(async {
+        let log = delivered.engine().await.open("user-events", None).await.unwrap();
+        let evil = Some(EVIL.as_bytes());
+        let now_ms = std::time::UNIX_EPOCH.elapsed().unwrap().as_millis() as i64;
+        log.append(0, vec![Record::new(evil, evil, &[(ID, evil)], now_ms)]).await.unwrap();
+    });
+    let dispatch = delivered.start("dispatch", &["--dest", &delivered.destination()]);
+    delivered.receiver.wait_for(1);
+    assert_eq!(dispatch.stop().code(), 0);
+    let escaped = r"u\u{1b}[2J\u{7}\u{9b}2J\u{202e}\u{2028}\u{2066}\u{200b}\u{7f}\nforged\r";
+    for (more, says) in [
+        (&[][..], escaped),
+        (&["--json"], r"u\u001b[2J\u0007\u009b2J\u202e\u2028"),
+        (&["--user", "nobody", "--user", EVIL], escaped),
+        (&["--id", EVIL, "--execute"], "1 delivered"),
+    ] {
+        let ending = delivered.replay(&[&["--from", "0"], more].concat());
+        assert_harmless(&ending.said, &format!("{more:?}"));
+        assert!(ending.said.contains(says) || more.contains(&"nobody"), "{more:?}: {}", ending.said);
+    }
+    for format in ["text", "json"] {
+        let ending = delivered.replay(&["--from", "0", "--user", &EVIL.repeat(2), "--log-format", format]);
+        assert_eq!(ending.code(), 1, "{}", ending.said);
+        assert_harmless(&ending.said, format);
+        assert!(ending.said.contains("no event of the user"), "{format}: {}", ending.said);
+    }
+    for json in [&[][..], &["--json"]] {
+        let arguments = delivered.arguments("replay", &[&["--list"], json].concat());
+        let ending = run(delivered.folder(), &arguments.iter().map(String::as_str).collect::<Vec<_>>());
+        assert_harmless(&ending.said, "--list");
+        assert!(ending.said.contains("forged"), "{}", ending.said);
+    }
+    let arguments = delivered.arguments("replay", &["--dest", "hook=-", "--from", "0", "--execute"]);
+    let ending = run(delivered.folder(), &arguments.iter().map(String::as_str).collect::<Vec<_>>());
+    assert_harmless(&ending.said, "standard output");
+    let lines = json_lines(&ending);
+    assert!(lines.iter().any(|line| line["user"] == EVIL && line["payload"] == EVIL), "{}", ending.said);
 }

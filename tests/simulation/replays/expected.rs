@@ -5,7 +5,8 @@ use crate::oracle::claims;
 use crate::world::State as WorldState;
 use eventd::core::event::Record;
 use eventd::core::progress::State;
-use eventd::replay::range::{Place, Range};
+use eventd::replay::place::Place;
+use eventd::replay::range::Range;
 use eventd::replay::select::Selection;
 use std::collections::BTreeMap;
 
@@ -37,8 +38,8 @@ pub(super) fn expected(
                 true => selection.again || !marked.is_some_and(|state| claims(state, *offset)),
                 false => state.as_ref().is_some_and(|state| claims(state, *offset)),
             };
-            let is_inside = begins(&range.from, partition, *offset, &there)
-                && range.until.as_ref().is_none_or(|until| ends_behind(until, partition, *offset, &there));
+            let is_inside = begins(&range.from, partition, *offset, record)
+                && range.until.as_ref().is_none_or(|until| ends_behind(until, partition, *offset, record));
             let user = record.key().map(String::from_utf8_lossy);
             let is_users = selection.users.is_empty() || user.is_some_and(|user| selection.users.contains(&*user));
             if is_due && is_inside && is_users && left > 0 {
@@ -51,25 +52,23 @@ pub(super) fn expected(
     all
 }
 
-fn begins(from: &Option<Place>, partition: u32, offset: i64, there: &[(i64, &Record)]) -> bool {
+fn begins(from: &Option<Place>, partition: u32, offset: i64, record: &Record) -> bool {
     match from {
         None => true,
         Some(Place::Offset(from)) => offset >= *from,
-        Some(Place::Offsets(from)) => from.get(&partition).is_some_and(|from| offset >= *from),
-        Some(Place::Time(ms)) => first_since(*ms, there).is_some_and(|first| offset >= first),
+        Some(Place::Offsets(from) | Place::OldOffsets(from)) => {
+            from.get(&partition).is_some_and(|from| offset >= *from)
+        }
+        Some(Place::Time(ms)) => record.timestamp_ms >= *ms,
         Some(Place::Ago(_)) => unreachable!("no scenario asks for what depends on the real time"),
     }
 }
 
-fn ends_behind(until: &Place, partition: u32, offset: i64, there: &[(i64, &Record)]) -> bool {
+fn ends_behind(until: &Place, partition: u32, offset: i64, record: &Record) -> bool {
     match until {
         Place::Offset(until) => offset < *until,
-        Place::Offsets(until) => until.get(&partition).is_some_and(|until| offset < *until),
-        Place::Time(ms) => first_since(*ms, there).is_none_or(|first| offset < first),
+        Place::Offsets(until) | Place::OldOffsets(until) => until.get(&partition).is_some_and(|until| offset < *until),
+        Place::Time(ms) => record.timestamp_ms < *ms,
         Place::Ago(_) => unreachable!("no scenario asks for what depends on the real time"),
     }
-}
-
-fn first_since(ms: i64, there: &[(i64, &Record)]) -> Option<i64> {
-    there.iter().find(|(_, record)| record.timestamp_ms >= ms).map(|(offset, _)| *offset)
 }
