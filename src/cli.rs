@@ -246,6 +246,11 @@ pub struct Replay {
     #[arg(long, help_heading = REPLAY)]
     pub execute: bool,
 
+    /// Send requests without a signature. Without it, a replay that has no --webhook-secret-file is refused if dispatch signs
+    /// the destination's requests
+    #[arg(long, help_heading = REPLAY)]
+    pub unsigned: bool,
+
     /// Go on with the replay of this id, where it stopped
     #[arg(long, value_name = "ID", value_parser = replay_id, conflicts_with = "selection", help_heading = REPLAY)]
     pub resume: Option<String>,

@@ -9,6 +9,7 @@ use crate::group::kafka::Joining;
 use crate::replay::range::Range;
 use crate::replay::rewind::Way;
 use crate::replay::select::Selection;
+use crate::replay::signing::Signature;
 use crate::small_file::{self, SECRET_FILE_BYTES_MAX};
 use crate::{clock, dispatch, ingest, limits, log, net, replay};
 use anyhow::{Context, anyhow, bail, ensure};
@@ -36,6 +37,9 @@ const DEAD_RETENTION: Duration = Duration::from_secs(30 * 24 * 3600);
 
 /// From which size of the database on ingest refuses, where nobody says.
 const MAX_DB_BYTES: u64 = 64 << 30;
+
+/// Bytes of a file of users or ids: as many as a replay takes, and blanks.
+const NAMED_FILE_BYTES_MAX: usize = 2 * limits::REPLAY_NAMED_BYTES_MAX;
 
 /// The longest of what a side topic's name has behind the destination's.
 const LONGEST_SUFFIX: &str = ".state";
@@ -232,19 +236,29 @@ impl Replay {
             let destination = delivery.map(|delivery| Box::new(delivery.spec));
             return Ok(Self { log, work: ReplayWork::List { destination, json: flags.json } });
         }
-        let delivery = Box::new(delivery.context("--dest is missing")?);
-        let replay = Box::new(replay_config(flags)?);
+        let mut delivery = Box::new(delivery.context("--dest is missing")?);
+        if flags.unsigned {
+            delivery.settings.secret = None;
+        }
+        let signature = match delivery.settings.secret {
+            _ if !is_http(&delivery.spec) => Signature::Present,
+            _ if flags.unsigned => Signature::Waived,
+            Some(_) => Signature::Present,
+            None => Signature::Missing,
+        };
+        let replay = Box::new(replay_config(flags, signature)?);
         Ok(Self { log, work: ReplayWork::Deliver { delivery, replay } })
     }
 }
 
-fn replay_config(flags: &cli::Replay) -> anyhow::Result<replay::Config> {
+fn replay_config(flags: &cli::Replay, signature: Signature) -> anyhow::Result<replay::Config> {
     let config = |what| replay::Config {
         what,
         execute: flags.execute,
         json: flags.json,
         rate: flags.rate,
         stop_after_failures: flags.stop_after_failures,
+        signature,
     };
     let what = match (&flags.resume, &flags.fast_forward) {
         (Some(id), _) => replay::Wanted::Rest { id: id.clone() },
@@ -282,7 +296,8 @@ fn named(flag: &str, typed: &[String]) -> anyhow::Result<(BTreeSet<String>, bool
     for text in typed {
         match text.strip_prefix('@') {
             Some(path) => {
-                let lines = std::fs::read_to_string(path).with_context(|| format!("{flag} @{path}"))?;
+                let lines = small_file::read_text(Path::new(path), NAMED_FILE_BYTES_MAX)
+                    .with_context(|| format!("{flag} @{path}"))?;
                 // Some editors begin a file with a byte order mark.
                 let lines = lines.strip_prefix('\u{feff}').unwrap_or(&lines);
                 names.extend(lines.lines().map(str::trim).filter(|line| !line.is_empty()).map(str::to_owned));

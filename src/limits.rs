@@ -275,6 +275,9 @@ pub const REPLAY_NAMED_BYTES_MAX: usize = 512 * 1024;
 pub const REPLAY_PROGRESS_INTERVAL: Duration = Duration::from_millis(200);
 pub const REPLAY_LOG_INTERVAL: Duration = Duration::from_secs(5);
 
+/// How long a start of dispatch waits to write down that requests are signed; then it delivers all the same.
+pub const SIGNING_NOTED_WITHIN: Duration = Duration::from_secs(5);
+
 /// Characters of a replay's id, also of another eventd's that replays into our ingest.
 pub const REPLAY_ID_CHARS_MAX: usize = 64;
 

@@ -8,6 +8,7 @@ mod store;
 pub(crate) use self::store::{Place, Store};
 
 use crate::config::{self, Delivery};
+use crate::destination::spec::Target;
 use crate::destination::{self, Destination};
 use crate::dispatch::{self, Parts};
 use crate::group::JoinError;
@@ -306,6 +307,9 @@ pub(crate) async fn deliver(
     let destination = tokio::task::spawn_blocking(move || destination::open(&spec, &settings)).await??;
     let Place { group, beginning } = place;
     let name = group.name().to_owned();
+    if matches!(delivery.spec.target, Target::Http(_)) {
+        replay::signing::note(&*engine, &*log, &name, delivery.settings.secret.is_some()).await;
+    }
     tracing::info!(destination = %name, to = %delivery.spec, "delivering");
     if let Some(drill) = delivery.settings.drill {
         tracing::warn!(

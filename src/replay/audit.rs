@@ -54,6 +54,10 @@ pub enum What {
         #[serde(default, skip_serializing_if = "String::is_empty")]
         why: String,
     },
+    /// Dispatch signs the destination's requests from now on, or does not any more.
+    DestinationSigned {
+        signed: bool,
+    },
     /// Of a newer eventd.
     #[serde(other)]
     Unknown,
@@ -147,6 +151,23 @@ impl Audit {
     /// Everything that was replayed, by id: the oldest first.
     pub async fn stories(&self) -> anyhow::Result<BTreeMap<String, Story>> {
         let mut stories = BTreeMap::new();
+        self.read(|entry| fold(&mut stories, entry)).await?;
+        Ok(stories)
+    }
+
+    /// Whether the destination's requests are signed, as dispatch wrote it down last.
+    pub async fn is_signed(&self, destination: &str) -> anyhow::Result<bool> {
+        let mut is_signed = false;
+        self.read(|entry| match entry.what {
+            What::DestinationSigned { signed } if entry.destination == destination => is_signed = signed,
+            _ => {}
+        })
+        .await?;
+        Ok(is_signed)
+    }
+
+    /// Every record, in the order in which they were written.
+    async fn read(&self, mut each: impl FnMut(Entry) + Send) -> anyhow::Result<()> {
         let end = self.log.latest(PARTITION).await?;
         let (mut at, mut failures) = (self.log.earliest(PARTITION).await?, 0);
         while at < end {
@@ -157,7 +178,7 @@ impl Audit {
                         let text = event.record.value().unwrap_or_default();
                         let entry = serde_json::from_slice(text)
                             .map_err(|error| anyhow!("{:?} at offset {}: {error}", self.log.topic(), event.offset))?;
-                        fold(&mut stories, entry);
+                        each(entry);
                     }
                     at = fetched.next;
                 }
@@ -169,7 +190,7 @@ impl Audit {
                 Err(error) => return Err(error).context("the audit records cannot be read"),
             }
         }
-        Ok(stories)
+        Ok(())
     }
 
     fn check_own(&self, record: &Record) -> anyhow::Result<()> {
@@ -210,7 +231,7 @@ fn fold(stories: &mut BTreeMap<String, Story>, entry: Entry) {
                 story.ended = Some((entry.at_ms, outcome, why));
             }
         }
-        What::Unknown => {}
+        What::DestinationSigned { .. } | What::Unknown => {}
     }
 }
 

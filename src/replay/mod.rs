@@ -45,6 +45,7 @@ pub mod rewind;
 mod run;
 pub mod select;
 mod show;
+pub mod signing;
 mod view;
 
 pub use self::show::{Process, Streams, list};
@@ -54,6 +55,7 @@ use self::plan::{Leg, Plan};
 use self::range::{Range, Stretch};
 use self::run::Ready;
 use self::select::Selection;
+use self::signing::Signature;
 use self::view::Taken;
 use crate::BoxFuture;
 use crate::clock::now_ms;
@@ -154,6 +156,8 @@ pub struct Config {
     pub rate: Option<Rate>,
     /// Failures in a row after which it stops; 0: never.
     pub stop_after_failures: u64,
+    /// Whether requests have to be signed, and are.
+    pub signature: Signature,
 }
 
 /// What is replayed.
@@ -252,6 +256,13 @@ pub async fn run(around: Surroundings, config: Config, stop: impl Future<Output 
         show::note(&around, &config, "there is nothing to replay");
         return Ok(Ended::Drained);
     }
+    if let Some(why) = missing_signature(&around, &config).await? {
+        if config.execute {
+            return Err(Refused::usage(why));
+        }
+        show::note(&around, &config, &format!("nothing was delivered: {why}"));
+        return Ok(Ended::Drained);
+    }
     let agreed = tokio::select! {
         biased;
         agreed = show::agree(&around, &config, &planned) => agreed?,
@@ -265,6 +276,22 @@ pub async fn run(around: Surroundings, config: Config, stop: impl Future<Output 
         Wanted::Move(wanted) => rewind::apply(&around, &config, wanted, planned, stop).await,
         Wanted::New { .. } | Wanted::Rest { .. } => execute(&around, &config, planned, stop).await,
     }
+}
+
+/// Why a replay must not deliver without the secret that dispatch has.
+async fn missing_signature(around: &Surroundings, config: &Config) -> anyhow::Result<Option<String>> {
+    let name = &around.spec.name;
+    let delivers = matches!(config.what, Wanted::New { .. } | Wanted::Rest { .. });
+    if !delivers || config.signature != Signature::Missing {
+        return Ok(None);
+    }
+    let was_signed = signing::was_signed(&*around.engine, around.log.topic(), name).await?;
+    Ok(was_signed.then(|| {
+        format!(
+            "dispatch signs the requests to {name}, and this replay has no secret: give it --webhook-secret-file, or \
+             --unsigned to send requests without a signature"
+        )
+    }))
 }
 
 fn replay_group(destination: &str, id: &str) -> String {

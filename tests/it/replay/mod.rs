@@ -8,6 +8,7 @@ mod million;
 mod range;
 mod resume;
 mod rewind;
+mod signed;
 mod terminal;
 mod times;
 

@@ -14,6 +14,7 @@ use eventd::destination::spec::Spec;
 use eventd::destination::{Destination, HandOverLimits};
 use eventd::dispatch::Ended;
 use eventd::group::JoinError;
+use eventd::replay::signing::Signature;
 use eventd::replay::{Config, Opener, Refused, Streams, Surroundings, Wanted, run};
 use std::io;
 use std::sync::Arc;
@@ -109,6 +110,7 @@ impl Driver<'_> {
             json: false,
             rate: request.rate,
             stop_after_failures: if self.calm { 0 } else { request.stop_after_failures },
+            signature: Signature::Present,
         };
         let dispatch = self.scenario.config.clone();
         let opener = MemoryOpener {
