@@ -497,6 +497,9 @@ pub struct Delivery {
     pub webhook_secret_files: Vec<String>,
 }
 
+/// What the help of flags and the errors of their values say themselves, with an `@`.
+const HELP_WITH_AT: [&str; 2] = ["@FILE>", "@1767350000"];
+
 /// Hides what may be a secret in one of clap's errors: they repeat arguments, and one may be a URL in the wrong place
 /// (`eventd up https://user:password@host`). What is in front of `@`, and a URL's query, become `***`.
 pub fn without_secrets(error: &str) -> String {
@@ -505,7 +508,9 @@ pub fn without_secrets(error: &str) -> String {
         // Clap puts arguments into single quotes.
         let start = url.or_else(|| line.find('\'').map(|at| at + 1)).unwrap_or(0);
         let (before, argument) = line.split_at(start);
-        let (hidden, argument) = argument.rsplit_once('@').map_or(("", argument), |(_, rest)| ("***@", rest));
+        let is_help = |at: usize| HELP_WITH_AT.iter().any(|help| argument[at..].starts_with(help));
+        let at = argument.match_indices('@').map(|(at, _)| at).rfind(|at| *at > 0 && !is_help(*at));
+        let (hidden, argument) = at.map_or(("", argument), |at| ("***@", &argument[at + 1..]));
         match argument.split_once('?') {
             Some((path, query)) if url.is_some() => {
                 let after = query.rfind('\'').map_or("", |quote| &query[quote..]);
@@ -659,6 +664,11 @@ mod tests {
             ("'kafka://u:p@ss@h:9092,i:9092'", "'kafka://***@h:9092,i:9092'"),
             ("'x=http://u:p@h/?q=a@b'", "'x=http://***@b'"),
             ("argument 'u:p'w@h:9092' found", "argument '***@h:9092' found"),
+            ("cannot be used with '--user <USER|@FILE>'", "cannot be used with '--user <USER|@FILE>'"),
+            ("'u:p@h' for '--user <USER|@FILE>'", "'***@h' for '--user <USER|@FILE>'"),
+            ("'yesterday': 10:30, @1767350000) or", "'yesterday': 10:30, @1767350000) or"),
+            ("value '@5' for", "value '@5' for"),
+            ("'u:p@h': 10:30, @1767350000) or", "'***@h': 10:30, @1767350000) or"),
             ("a value is required for '--dest <DEST>'?", "a value is required for '--dest <DEST>'?"),
         ] {
             assert_eq!(without_secrets(error), shown);
