@@ -12,6 +12,7 @@ use eventd::{limits, stderr, telemetry, up, vital};
 use std::num::NonZero;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::ExitCode;
+use std::time::Duration;
 
 /// Usage or configuration: what clap itself ends with.
 const EXIT_USAGE: u8 = 2;
@@ -22,6 +23,11 @@ const EXIT_WORK_LEFT: u8 = 3;
 /// the embedded log (a writer, checkpoints, a watcher, four readers), and for what blocks (opening files, looking up
 /// names).
 const OWN_THREADS: usize = 16;
+
+/// How long a thread for what blocks is kept although it has nothing to do: for ever. The runtime panics if it has none
+/// and the system gives it none, so the one that the start needed has to stay. There are few, since what blocks is
+/// bounded.
+const BLOCKING_THREADS_KEPT: Duration = Duration::from_secs(u32::MAX as u64);
 
 /// A mode with its checked configuration.
 enum Mode {
@@ -104,7 +110,8 @@ fn run(mode: Mode) -> anyhow::Result<Ended> {
     let workers = std::thread::available_parallelism().map_or(1, NonZero::get);
     vital::check_threads(workers + OWN_THREADS)?;
     stderr::start().context("cannot write log lines")?;
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(workers).enable_all().build()?;
+    let mut builder = tokio::runtime::Builder::new_multi_thread();
+    let runtime = builder.worker_threads(workers).thread_keep_alive(BLOCKING_THREADS_KEPT).enable_all().build()?;
     let process = async {
         let signals = Signals::of_process()?;
         let mode = async {
