@@ -125,22 +125,25 @@ impl Command {
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Take events in and deliver them to any number of destinations, in one process
-    #[command(after_help = EXIT_CODES)]
+    #[command(after_help = AFTER_HELP)]
     Up(Up),
     /// Take events in over HTTP: POST /events
-    #[command(after_help = EXIT_CODES)]
+    #[command(after_help = AFTER_HELP)]
     Ingest(Ingest),
     /// Deliver the topic to one destination
-    #[command(after_help = EXIT_CODES)]
+    #[command(after_help = AFTER_HELP)]
     Dispatch(Dispatch),
     /// Deliver again what a destination had: shows a plan first, and does nothing more without --execute
     #[command(after_help = REPLAY_EXIT_CODES)]
     Replay(Replay),
 }
 
-const EXIT_CODES: &str = "Exit codes: 0 drained; 1 a runtime failure; 2 usage or configuration; \
+const AFTER_HELP: &str = "Exit codes: 0 drained; 1 a runtime failure; 2 usage or configuration; \
     3 stopped with work left, by --drain or the second signal (undelivered events are
-      delivered again; requests without an answer are the client's to repeat)";
+      delivered again; requests without an answer are the client's to repeat)
+
+Memory is bounded by the sum of --max-pending, --window-bytes, 40KiB for each of --max-connections, 64KiB for each of
+--concurrency, and fixed parts of the log and of each destination. A start tells the sum as memory_bound.";
 
 const REPLAY_EXIT_CODES: &str =
     "Exit codes: 0 done, or a plan alone; 1 a runtime failure, or a range outside the log; \
