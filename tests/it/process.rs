@@ -9,8 +9,11 @@ use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
 use std::fs::File;
 use std::io::{BufRead, BufReader, Write};
 use std::net::TcpListener;
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 /// A port that nobody has now. With a broken standard error no line tells which one was taken.
@@ -25,13 +28,16 @@ enum Broken {
     DiskFull,
     TerminalClosed,
     NotRead,
+    /// As `NotRead`, and a write is an error instead of a wait.
+    NotReadNonBlocking,
 }
 
-const EVERY_WAY: [Broken; 4] = [Broken::ReaderGone, Broken::DiskFull, Broken::TerminalClosed, Broken::NotRead];
+const EVERY_WAY: [Broken; 5] =
+    [Broken::ReaderGone, Broken::DiskFull, Broken::TerminalClosed, Broken::NotRead, Broken::NotReadNonBlocking];
 
 impl Broken {
     /// What to start the program with, and what has to live as long as it.
-    fn stderr(self) -> (Stdio, Option<std::io::PipeReader>) {
+    fn stderr(self) -> (Stdio, Option<OwnedFd>) {
         match self {
             Self::ReaderGone => (std::io::pipe().unwrap().1.into(), None),
             Self::DiskFull => (File::options().write(true).open("/dev/full").unwrap().into(), None),
@@ -46,7 +52,13 @@ impl Broken {
                 let (reader, mut writer) = std::io::pipe().unwrap();
                 // As much as a pipe holds: the next byte waits for a reader.
                 writer.write_all(&[b'x'; 64 * 1024]).unwrap();
-                (writer.into(), Some(reader))
+                (writer.into(), Some(reader.into()))
+            }
+            Self::NotReadNonBlocking => {
+                let (mut writer, reader) = UnixStream::pair().unwrap();
+                writer.set_nonblocking(true).unwrap();
+                while writer.write(&[b'x'; 4096]).is_ok() {}
+                (OwnedFd::from(writer).into(), Some(reader.into()))
             }
         }
     }
@@ -193,6 +205,7 @@ fn a_fatal_error_and_a_usage_error_end_with_their_exit_code_although_they_cannot
             assert_eq!(Program::spawn(command, &format!("{arguments:?}")).end().code(), code, "{broken:?}");
         };
         ends(&["up", "--listen", &address], 1);
+        // A person who types a wrong flag reads what is said about it.
         if broken != Broken::NotRead {
             ends(&["up", "--window", "0"], 2);
             ends(&["up", "--backoff", "3s", "--backoff-max", "1s"], 2);
@@ -247,6 +260,35 @@ fn a_limit_of_threads_ends_the_start_in_words_or_is_high_enough() {
     assert!(refused > 0, "no limit held, so nothing was tested");
 }
 
+/// A control group with a limit of memory, for one process. It is removed with this value.
+struct MemoryGroup(PathBuf);
+
+impl MemoryGroup {
+    /// `None`: whoever runs the tests may not make one here.
+    fn new(bytes_max: usize) -> Option<Self> {
+        let root = Path::new("/sys/fs/cgroup");
+        let name = format!("eventd-test-{}", std::process::id());
+        // The second version of control groups, and the first.
+        let versions = [(root.join(&name), "memory.max"), (root.join("memory").join(&name), "memory.limit_in_bytes")];
+        versions.into_iter().find_map(|(folder, limit)| {
+            std::fs::create_dir(&folder).ok()?;
+            let group = Self(folder);
+            std::fs::write(group.0.join(limit), bytes_max.to_string()).is_ok().then_some(group)
+        })
+    }
+
+    fn take(&self, process: u32) {
+        std::fs::write(self.0.join("cgroup.procs"), process.to_string()).unwrap();
+    }
+}
+
+impl Drop for MemoryGroup {
+    fn drop(&mut self) {
+        // A group that still holds a process that is just ending stays; it limits nobody.
+        std::fs::remove_dir(&self.0).unwrap_or_default();
+    }
+}
+
 /// The most memory that the process has held, in bytes.
 fn peak_bytes(process: u32) -> usize {
     let status = std::fs::read_to_string(format!("/proc/{process}/status")).unwrap();
@@ -278,7 +320,12 @@ fn the_memory_of_several_dead_destinations_is_one_window_and_stays_below_what_is
     assert_eq!(idle.stop().code(), 0);
     let dead: Vec<String> = (0..3).map(|number| format!("dead-{number}=http://{}/hook", free_address())).collect();
     let dead: Vec<&str> = dead.iter().flat_map(|dead| ["--dest", dead]).collect();
+    // Three windows would be killed in it.
+    let group = MemoryGroup::new(program + 2 * 48 * MIB);
     let up = Program::start(folder.path(), &[&["up"], &few[..], &window, &dead].concat());
+    if let Some(group) = &group {
+        group.take(up.id());
+    }
     let told = up.wait_for(&["memory_bound="]);
     let (_, told) = told.split_once("memory_bound=").unwrap();
     let told = told.split(' ').next().unwrap().parse::<usize>().unwrap() * MIB;
@@ -290,7 +337,9 @@ fn the_memory_of_several_dead_destinations_is_one_window_and_stays_below_what_is
         if seen.1 < 200 { Err(format!("the windows are not full: {} MiB", peak / MIB)) } else { Ok(peak) }
     });
     let mib = |bytes: usize| bytes / MIB;
-    println!("# memory: {} MiB idle, {} MiB with three dead, {} MiB told", mib(program), mib(peak), mib(told));
+    let limited = if group.is_some() { "in a control group" } else { "without a control group" };
+    let (idle, dead, told_mib) = (mib(program), mib(peak), mib(told));
+    println!("# memory, {limited}: {idle} MiB idle, {dead} MiB with three dead, {told_mib} MiB told");
     assert!(peak < program + told, "{} MiB held, {} MiB told", mib(peak), mib(told));
     assert!(peak < program + 2 * 48 * MIB, "{} MiB held, with one window of 48 MiB", mib(peak));
     assert_eq!(up.stop().code(), 0);
