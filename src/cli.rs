@@ -403,6 +403,11 @@ pub struct Endpoint {
     #[arg(long, value_name = "DURATION", env = "EVENTD_BODY_TIMEOUT", default_value = "30s", value_parser = above_zero)]
     pub body_timeout: Duration,
 
+    /// If eventd listens on a loopback address: a host that requests may be addressed to, in addition to localhost, for
+    /// a proxy that passes on the Host header. Repeat it for several; in the environment, one a line
+    #[arg(long = "allow-host", value_name = "HOST", env = "EVENTD_ALLOW_HOST", value_delimiter = '\n', value_parser = host_name)]
+    pub allowed_hosts: Vec<String>,
+
     /// How a user's partition is found, murmur2 or fnv1a: every producer of a topic has to agree
     #[arg(long, value_name = "NAME", env = "EVENTD_PARTITIONER", default_value = "murmur2")]
     pub partitioner: Partitioner,
@@ -593,6 +598,14 @@ fn host_and_port(text: &str) -> Result<String, String> {
     match text.rsplit_once(':') {
         Some((host, port)) if !host.is_empty() && port.parse::<u16>().is_ok() => Ok(text.into()),
         _ => Err("must be HOST:PORT, as localhost:8090 or [::1]:8090".into()),
+    }
+}
+
+/// Without a port. An empty line of the environment variable is left out later.
+fn host_name(text: &str) -> Result<String, String> {
+    match text.contains([':', '/', '@', ' ']) && !(text.starts_with('[') && text.ends_with(']')) {
+        true => Err("must be a host without scheme and port, as events.example.com".into()),
+        false => Ok(text.into()),
     }
 }
 

@@ -448,6 +448,7 @@ fn endpoint(flags: &cli::Endpoint, drain: Duration) -> anyhow::Result<Endpoint> 
         header_timeout: flags.header_timeout,
         body_timeout: flags.body_timeout,
         partitioner: flags.partitioner,
+        allowed_hosts: flags.allowed_hosts.iter().filter(|host| !host.is_empty()).cloned().collect(),
         drain,
     };
     Ok(Endpoint { listen: flags.listen.clone(), ingest })

@@ -12,6 +12,7 @@
 mod appender;
 mod body;
 mod framing;
+mod host;
 mod parse;
 mod pending;
 mod problem;
@@ -47,6 +48,9 @@ pub struct Config {
     pub header_timeout: Duration,
     pub body_timeout: Duration,
     pub partitioner: Partitioner,
+    /// Hosts that a listener on a loopback address takes requests for, in addition to localhost and the loopback
+    /// addresses.
+    pub allowed_hosts: Vec<String>,
     /// How long a stop waits for what was accepted.
     pub drain: Duration,
 }
@@ -122,12 +126,15 @@ async fn accept(
     connections: &mut JoinSet<()>,
 ) -> std::convert::Infallible {
     let free = Arc::new(Semaphore::new(shared.config.max_connections.min(Semaphore::MAX_PERMITS)));
+    let on_loopback =
+        |listener: &TcpListener| listener.local_addr().is_ok_and(|at| at.ip().to_canonical().is_loopback());
+    let on_loopback: Vec<bool> = listeners.iter().map(on_loopback).collect();
     let mut turn = 0;
     loop {
         let permit = free.clone().acquire_owned().await.expect("the semaphore is never closed");
         match accept_any(listeners, &mut turn).await {
-            Ok(stream) => {
-                let serving = server::serve(stream, shared.clone(), stop.subscribe());
+            Ok((stream, listener)) => {
+                let serving = server::serve(stream, on_loopback[listener], shared.clone(), stop.subscribe());
                 connections.spawn(async move {
                     serving.await;
                     drop(permit);
@@ -145,14 +152,14 @@ async fn accept(
     }
 }
 
-/// The next connection of any listener; each is asked first in turn, so that none starves another.
-async fn accept_any(listeners: &[TcpListener], turn: &mut usize) -> io::Result<TcpStream> {
+/// The next connection of any listener, and which listener it was; each is asked first in turn, so that none starves
+/// another.
+async fn accept_any(listeners: &[TcpListener], turn: &mut usize) -> io::Result<(TcpStream, usize)> {
     *turn = (*turn + 1) % listeners.len();
-    let (before, from) = listeners.split_at(*turn);
     std::future::poll_fn(|cx| {
-        for listener in from.iter().chain(before) {
-            if let Poll::Ready(accepted) = listener.poll_accept(cx) {
-                return Poll::Ready(accepted.map(|(stream, _)| stream));
+        for index in (*turn..listeners.len()).chain(0..*turn) {
+            if let Poll::Ready(accepted) = listeners[index].poll_accept(cx) {
+                return Poll::Ready(accepted.map(|(stream, _)| (stream, index)));
             }
         }
         Poll::Pending

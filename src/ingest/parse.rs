@@ -75,19 +75,18 @@ impl Ids {
 
 /// One event or an array of them.
 pub(super) fn json(body: &[u8], context: Context<'_>) -> Result<Batch, Box<Problem>> {
-    let text = utf8(body)?;
+    let (text, begin) = text_of(body)?;
     let mut builder = Builder::new(context, EVENT_OR_EVENTS);
     let mut json = serde_json::Deserializer::from_str(text);
     let read = Document(&mut builder).deserialize(&mut json).and_then(|()| json.end());
-    builder.end(read, text, 0)?;
+    builder.end(read, text, begin)?;
     Ok(builder.batch)
 }
 
 /// One event a line; empty lines are passed over.
 pub(super) fn ndjson(body: &[u8], context: Context<'_>) -> Result<Batch, Box<Problem>> {
-    let text = utf8(body)?;
+    let (text, mut begin) = text_of(body)?;
     let mut builder = Builder::new(context, EVENT);
-    let mut begin = 0;
     for line in text.split_inclusive('\n') {
         if !line.trim_ascii().is_empty() {
             let mut json = serde_json::Deserializer::from_str(line);
@@ -99,13 +98,21 @@ pub(super) fn ndjson(body: &[u8], context: Context<'_>) -> Result<Batch, Box<Pro
     Ok(builder.batch)
 }
 
-fn utf8(body: &[u8]) -> Result<&str, Box<Problem>> {
-    std::str::from_utf8(body).map_err(|error| {
+/// The body as text, and the byte where it begins: behind a byte order mark, which some programs write before UTF-8 and
+/// which RFC 8259 (section 8.1) lets a reader ignore.
+fn text_of(body: &[u8]) -> Result<(&str, usize), Box<Problem>> {
+    let text = std::str::from_utf8(body).map_err(|error| {
         let position = error.valid_up_to();
         let detail = format!("byte {position} begins no UTF-8 character: JSON is sent as UTF-8");
         Problem::new(INVALID_UTF8, detail).position(position)
+    })?;
+    Ok(match text.strip_prefix(BYTE_ORDER_MARK) {
+        Some(rest) => (rest, BYTE_ORDER_MARK.len_utf8()),
+        None => (text, 0),
     })
 }
+
+const BYTE_ORDER_MARK: char = '\u{feff}';
 
 const EVENT_OR_EVENTS: &str = "an event (an object) or an array of events";
 const EVENT: &str = "an event (an object)";

@@ -30,6 +30,11 @@ pub(super) const BODY_INCOMPLETE: Kind =
     kind(StatusCode::BAD_REQUEST, "body-incomplete", "The body ended before its announced length");
 pub(super) const AMBIGUOUS_LENGTH: Kind =
     kind(StatusCode::BAD_REQUEST, "ambiguous-length", "The request says its length twice");
+pub(super) const INVALID_HOST: Kind =
+    kind(StatusCode::BAD_REQUEST, "invalid-host", "The request does not name one valid host");
+pub(super) const REPEATED_HEADER: Kind = kind(StatusCode::BAD_REQUEST, "repeated-header", "A header is given twice");
+pub(super) const FOREIGN_HOST: Kind =
+    kind(StatusCode::MISDIRECTED_REQUEST, "foreign-host", "The request is for another host");
 pub(super) const NOT_FOUND: Kind = kind(StatusCode::NOT_FOUND, "not-found", "There is nothing here");
 pub(super) const METHOD_NOT_ALLOWED: Kind =
     kind(StatusCode::METHOD_NOT_ALLOWED, "method-not-allowed", "The method is not allowed here");

@@ -1,7 +1,7 @@
 //! Answers the requests of one connection.
 //!
 //! ```text
-//!  head ── length said twice? path, method, type ── body ── records ── append ──▶ 200, or 503 with every outcome
+//!  head ── length said twice? host, path, method, type ── body ── records ── append ──▶ 200, or 503 with every outcome
 //!               └──────────── 4xx ◀──────────────────┴────────┘          └ goes on where the client goes away
 //! ```
 
@@ -9,11 +9,12 @@ use super::Config;
 use super::appender::{self, Outcome};
 use super::body::{self, Bounds};
 use super::framing::Watched;
+use super::host;
 use super::parse::{self, Batch, Context};
 use super::pending::Pending;
 use super::problem::{
     AMBIGUOUS_LENGTH, EVENT_TOO_LARGE, Kind, METHOD_NOT_ALLOWED, NOT_FOUND, PARTITION_COUNT_CHANGED, Problem,
-    UNSUPPORTED_MEDIA_TYPE, echo, not_stored, put_number, put_text,
+    REPEATED_HEADER, UNSUPPORTED_MEDIA_TYPE, echo, not_stored, put_number, put_text,
 };
 use crate::clock::now_ms;
 use crate::core::event;
@@ -52,7 +53,13 @@ pub(super) struct Shared {
 }
 
 /// Serves one connection until it ends; from `stopping` on, it ends with the request that is under way.
-pub(super) async fn serve(stream: TcpStream, shared: Arc<Shared>, mut stopping: watch::Receiver<bool>) {
+/// `on_loopback` says whether the listener has a loopback address, which takes requests for this machine only.
+pub(super) async fn serve(
+    stream: TcpStream,
+    on_loopback: bool,
+    shared: Arc<Shared>,
+    mut stopping: watch::Receiver<bool>,
+) {
     if let Err(error) = stream.set_nodelay(true) {
         tracing::debug!(%error, "the connection is gone already");
         return;
@@ -63,7 +70,7 @@ pub(super) async fn serve(stream: TcpStream, shared: Arc<Shared>, mut stopping: 
     let service = service_fn(move |request| {
         let ambiguous = mark.is_on(requests.fetch_add(1, Ordering::Relaxed) + 1);
         let shared = shared.clone();
-        async move { Ok::<_, Infallible>(answer(&shared, request, ambiguous).await) }
+        async move { Ok::<_, Infallible>(answer(&shared, request, ambiguous, on_loopback).await) }
     });
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
@@ -87,13 +94,23 @@ pub(super) async fn serve(stream: TcpStream, shared: Arc<Shared>, mut stopping: 
     }
 }
 
-async fn answer(shared: &Arc<Shared>, request: Request<Incoming>, ambiguous: bool) -> Response<Full<Bytes>> {
+async fn answer(
+    shared: &Arc<Shared>,
+    request: Request<Incoming>,
+    ambiguous: bool,
+    on_loopback: bool,
+) -> Response<Full<Bytes>> {
     let (head, mut body) = request.into_parts();
     if ambiguous {
         let detail = "the request has both Content-Length and Transfer-Encoding: send one of them";
         return Problem::new(AMBIGUOUS_LENGTH, detail).close().response();
     }
-    match take(shared, &head, &mut body).await {
+    let allowed_hosts = on_loopback.then_some(shared.config.allowed_hosts.as_slice());
+    let taken = match host::check(&head, allowed_hosts) {
+        Ok(()) => take(shared, &head, &mut body).await,
+        Err(problem) => Err(problem),
+    };
+    match taken {
         Ok(response) => response,
         Err(problem) => {
             // A client that waits to be asked for the body sees the answer first, and sends none.
@@ -182,6 +199,15 @@ fn route(head: &http::request::Parts) -> Result<Format, Box<Problem>> {
     if head.method != Method::POST {
         let method = echo(head.method.as_str());
         return Err(Problem::new(METHOD_NOT_ALLOWED, format!("{method} is not taken here: POST /events")));
+    }
+    // Two of them may say different things, and a proxy in between may have read the other one.
+    for name in [CONTENT_TYPE, CONTENT_ENCODING] {
+        if head.headers.get_all(&name).iter().nth(1).is_some() {
+            return Err(Problem::new(
+                REPEATED_HEADER,
+                format!("the request has more than one {name} header: send one"),
+            ));
+        }
     }
     if let Some(encoding) = head.headers.get(CONTENT_ENCODING)
         && !encoding.as_bytes().eq_ignore_ascii_case(b"identity")

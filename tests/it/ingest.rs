@@ -21,7 +21,8 @@ async fn an_event_is_stored_as_a_record_and_its_place_is_answered() {
     let before_ms = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_millis() as i64;
     let traceparent = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
     let body = r#"{"ID":"my \"id\"","UserID":"user-1","Type":"greeting","Payload":"hello"}"#;
-    let head = "POST /events?source=test HTTP/1.1\r\nHost: x\r\nContent-Type: application/json; charset=UTF-8\r\n";
+    let head =
+        "POST /events?source=test HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json; charset=UTF-8\r\n";
     client.send(format!("{head}Traceparent: {traceparent}\r\nContent-Length: {}\r\n\r\n{body}", body.len())).await;
     let answer = client.answer().await;
     assert_eq!((answer.status, answer.header("content-type")), (200, Some("application/json")));
@@ -47,7 +48,7 @@ async fn a_traceparent_that_is_none_is_passed_over() {
         let ingesting = Ingesting::start(config()).await;
         let mut client = ingesting.client().await;
         let body = event("u", "x");
-        let head = "POST /events HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n";
+        let head = "POST /events HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n";
         client.send(format!("{head}traceparent: {traceparent}\r\nContent-Length: {}\r\n\r\n{body}", body.len())).await;
         assert_eq!(client.answer().await.status, 200);
         assert_eq!(only_record(&ingesting).header("traceparent"), None);
@@ -125,12 +126,31 @@ async fn a_batch_is_answered_in_its_order_and_each_user_is_stored_in_it() {
 }
 
 #[tokio::test]
+async fn a_byte_order_mark_before_the_body_is_ignored() {
+    let ingesting = Ingesting::start(config()).await;
+    let mut client = ingesting.client().await;
+    let (one, two) = (event("user-1", "1"), event("user-1", "2"));
+    for (content_type, body) in [
+        ("application/json", one.clone()),
+        ("application/json", format!(" [{one},{two}]")),
+        ("application/x-ndjson", format!("{one}\n{two}")),
+        ("application/x-ndjson", format!("\n{one}")),
+    ] {
+        assert_eq!(client.post_as(content_type, format!("\u{feff}{body}")).await.status, 200, "{body}");
+    }
+    assert_eq!(ingesting.log.values(2), ["1", "1", "2", "1", "2", "1"]);
+}
+
+#[tokio::test]
 async fn no_events_are_no_error() {
     let ingesting = Ingesting::start(config()).await;
     let mut client = ingesting.client().await;
-    for (content_type, body) in
-        [("application/json", " [ ] "), ("application/x-ndjson", ""), ("application/x-ndjson", "\n\r\n")]
-    {
+    for (content_type, body) in [
+        ("application/json", " [ ] "),
+        ("application/x-ndjson", ""),
+        ("application/x-ndjson", "\n\r\n"),
+        ("application/x-ndjson", "\u{feff}"),
+    ] {
         let answer = client.post_as(content_type, body).await;
         assert_eq!((answer.status, answer.json()), (200, json!({"results": []})));
     }
@@ -148,7 +168,7 @@ async fn pieces_chunks_and_pipelines_are_all_the_same() {
     }
     assert_eq!(client.answer().await.status, 200);
     let mut chunked = String::from(
-        "POST /events HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n",
+        "POST /events HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n",
     );
     for chunk in large.as_bytes().chunks(999) {
         chunked += &format!("{:x}\r\n{}\r\n", chunk.len(), std::str::from_utf8(chunk).unwrap());

@@ -1,7 +1,8 @@
 //! What bad input gets: one test for each row of the table in `docs/http-api.md`. Nothing of it is ever stored.
 
-use crate::support::http::request;
+use crate::support::http::{Answer, request};
 use crate::support::ingesting::{Ingesting, config};
+use eventd::ingest::Config;
 use serde_json::{Value, json};
 use std::time::Duration;
 
@@ -169,7 +170,7 @@ async fn too_large_a_body_names_its_limit_announced_or_not() {
     let mut client = ingesting.client().await;
     client
         .send(
-            "POST /events HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n",
+            "POST /events HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n",
         )
         .await;
     client.send(format!("{:x}\r\n{body}\r\n0\r\n\r\n", body.len())).await;
@@ -181,7 +182,7 @@ async fn too_large_a_body_names_its_limit_announced_or_not() {
 async fn a_client_that_asks_first_is_told_413_without_sending() {
     let ingesting = Ingesting::start(config()).await;
     let mut client = ingesting.client().await;
-    let head = "POST /events HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nExpect: 100-continue\r\n";
+    let head = "POST /events HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nExpect: 100-continue\r\n";
     client.send(format!("{head}Content-Length: 70000\r\n\r\n")).await;
     assert_eq!(client.answer().await.problem()["code"], "body-too-large");
 }
@@ -191,11 +192,11 @@ async fn wrong_path_method_and_content_type() {
     let ingesting = Ingesting::start(config()).await;
     let mut client = ingesting.client().await;
     for path in ["/", "/event", "/events/", "/events/1"] {
-        client.send(format!("POST {path} HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\n{{}}")).await;
+        client.send(format!("POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: 2\r\n\r\n{{}}")).await;
         assert_says(&client.answer().await.problem(), json!({"status": 404, "code": "not-found"}));
     }
     for method in ["GET", "PUT", "DELETE", "PATCH", "OPTIONS", "FOO"] {
-        client.send(format!("{method} /events HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n")).await;
+        client.send(format!("{method} /events HTTP/1.1\r\nHost: localhost\r\nContent-Length: 0\r\n\r\n")).await;
         let answer = client.answer().await;
         assert_eq!(answer.header("allow"), Some("POST"), "{answer:?}");
         assert_says(&answer.problem(), json!({"status": 405, "code": "method-not-allowed"}));
@@ -206,9 +207,110 @@ async fn wrong_path_method_and_content_type() {
         let answer = client.post_as(content_type, GOOD).await;
         assert_says(&answer.problem(), json!({"status": 415, "code": "unsupported-media-type"}));
     }
-    client.send(format!("POST /events HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Encoding: gzip\r\nContent-Length: {}\r\n\r\n{GOOD}", GOOD.len())).await;
+    client.send(format!("POST /events HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Encoding: gzip\r\nContent-Length: {}\r\n\r\n{GOOD}", GOOD.len())).await;
     assert_says(&client.answer().await.problem(), json!({"status": 415, "code": "unsupported-media-type"}));
     assert_eq!(ingesting.log.appends(), 0);
+}
+
+#[tokio::test]
+async fn a_doubled_content_type_or_content_encoding_is_refused() {
+    let ingesting = Ingesting::start(config()).await;
+    let mut client = ingesting.client().await;
+    for doubled in [
+        "Content-Type: application/json\r\nContent-Type: application/json",
+        "Content-Type: application/json\r\ncontent-type: application/x-ndjson",
+        "Content-Type: application/json\r\nContent-Encoding: identity\r\nContent-Encoding: gzip",
+        "Content-Type: application/json\r\nContent-Encoding: identity\r\nContent-Encoding: identity",
+    ] {
+        let length = GOOD.len();
+        let head = format!("POST /events HTTP/1.1\r\nHost: localhost\r\n{doubled}\r\nContent-Length: {length}\r\n\r\n");
+        client.send(head + GOOD).await;
+        assert_says(&client.answer().await.problem(), json!({"status": 400, "code": "repeated-header"}));
+    }
+    assert_eq!(ingesting.log.appends(), 0);
+    assert_eq!(client.post(GOOD).await.status, 200);
+}
+
+/// The answer to this request line and these headers, each with its line break, on a connection of its own.
+async fn answer_to(ingesting: &Ingesting, line: &str, headers: &str) -> Answer {
+    let mut client = ingesting.client().await;
+    let length = GOOD.len();
+    let head = format!("{line}\r\n{headers}Content-Type: application/json\r\nContent-Length: {length}\r\n\r\n");
+    client.send(head + GOOD).await;
+    client.answer().await
+}
+
+#[tokio::test]
+async fn a_request_without_a_host_with_two_or_with_one_that_is_not_a_host_is_refused() {
+    let ingesting = Ingesting::start(config()).await;
+    for host in [
+        "",
+        "Host: localhost\r\nHost: localhost\r\n",
+        "Host: localhost\r\nhost: other\r\n",
+        "Host:\r\n",
+        "Host: a b\r\n",
+        "Host: user@localhost\r\n",
+        "Host: localhost/path\r\n",
+        "Host: localhost:port\r\n",
+        "Host: localhost:65536\r\n",
+        "Host: ::1\r\n",
+        "Host: [::1\r\n",
+        "Host: l\u{f6}calhost\r\n",
+    ] {
+        for line in ["POST /events HTTP/1.1", "POST http://localhost/events HTTP/1.1"] {
+            let answer = answer_to(&ingesting, line, host).await;
+            assert_says(&answer.problem(), json!({"status": 400, "code": "invalid-host"}));
+            assert_eq!(answer.header("connection"), Some("close"));
+        }
+    }
+    let answer = answer_to(&ingesting, "POST http://user@localhost/events HTTP/1.1", "Host: localhost\r\n").await;
+    assert_says(&answer.problem(), json!({"status": 400, "code": "invalid-host"}));
+    assert_eq!(ingesting.log.appends(), 0);
+    assert_eq!(answer_to(&ingesting, "POST /events HTTP/1.0", "").await.status, 200, "HTTP/1.0 knows no Host");
+}
+
+#[tokio::test]
+async fn on_loopback_the_name_of_another_machine_is_refused() {
+    let allowed_hosts = vec!["events.example.com".to_owned()];
+    let ingesting = Ingesting::start(Config { allowed_hosts, ..config() }).await;
+    for foreign in ["evil.example", "localhost.evil.example", "10.1.2.3:80", "[2001:db8::1]", "0.0.0.0:8090"] {
+        for line in ["POST /events HTTP/1.1", "POST /events HTTP/1.0"] {
+            let answer = answer_to(&ingesting, line, &format!("Host: {foreign}\r\n")).await;
+            assert_says(&answer.problem(), json!({"status": 421, "code": "foreign-host"}));
+        }
+    }
+    // The host of an absolute target counts, and not the header.
+    let target = "POST http://evil.example/events HTTP/1.1";
+    let answer = answer_to(&ingesting, target, "Host: localhost\r\n").await;
+    assert_says(&answer.problem(), json!({"status": 421, "code": "foreign-host"}));
+    assert_eq!(ingesting.log.appends(), 0);
+    let target = "POST http://localhost:8090/events HTTP/1.1";
+    assert_eq!(answer_to(&ingesting, target, "Host: evil.example\r\n").await.status, 200);
+    for own in [
+        "localhost",
+        "LOCALHOST:1",
+        "a.localhost",
+        "127.0.0.1:8090",
+        "127.1.2.3",
+        "[::1]:8090",
+        "Events.example.com:443",
+    ] {
+        assert_eq!(
+            answer_to(&ingesting, "POST /events HTTP/1.1", &format!("Host: {own}\r\n")).await.status,
+            200,
+            "{own}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn a_listener_that_is_not_on_loopback_takes_requests_for_every_host() {
+    let ingesting = Ingesting::start_on("0.0.0.0:0", config()).await;
+    for host in ["eventd.example", "localhost", "10.1.2.3:80"] {
+        let answer = answer_to(&ingesting, "POST /events HTTP/1.1", &format!("Host: {host}\r\n")).await;
+        assert_eq!(answer.status, 200, "{host}");
+    }
+    assert_eq!(answer_to(&ingesting, "POST /events HTTP/1.1", "Host: a b\r\n").await.status, 400);
 }
 
 #[tokio::test]
@@ -239,6 +341,15 @@ async fn in_ndjson_the_event_and_the_byte_of_the_body_are_told() {
     assert_says(&problem, json!({"status": 400, "code": "not-an-event", "index": 1}));
     let problem = refused("application/x-ndjson", format!("{GOOD}\n{GOOD}{GOOD}\n")).await;
     assert_says(&problem, json!({"status": 400, "code": "malformed-json"}));
+    // A byte order mark is ignored, and its three bytes count.
+    for content_type in ["application/json", "application/x-ndjson"] {
+        let problem = refused(content_type, "\u{feff}{\"UserID\":x}").await;
+        assert_says(&problem, json!({"status": 400, "code": "malformed-json", "index": 0, "position": 13}));
+        let problem = refused(content_type, format!("\u{feff}\u{feff}{GOOD}")).await;
+        assert_says(&problem, json!({"status": 400, "code": "malformed-json", "index": 0, "position": 3}));
+    }
+    let problem = refused("application/x-ndjson", format!("{GOOD}\n\u{feff}{GOOD}")).await;
+    assert_says(&problem, json!({"status": 400, "code": "malformed-json", "index": 1}));
 }
 
 #[tokio::test]
@@ -303,7 +414,7 @@ async fn a_length_said_twice_is_refused_and_closes_the_connection() {
         let mut client = ingesting.client().await;
         assert_eq!(client.post(GOOD).await.status, 200);
         let head = format!(
-            "POST /events HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n{first}\r\n{second}\r\n\r\n"
+            "POST /events HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n{first}\r\n{second}\r\n\r\n"
         );
         client.send(format!("{head}{:x}\r\n{GOOD}\r\n0\r\n\r\n", GOOD.len())).await;
         assert_says(&client.answer().await.problem(), json!({"status": 400, "code": "ambiguous-length"}));

@@ -163,7 +163,7 @@ fn what_came_from_a_replay_is_not_taken_into_another_one() {
     // Another eventd that replays into our ingest.
     let body = r#"{"UserID":"user-1","Payload":"again","ID":"theirs"}"#;
     let request = format!(
-        "POST /events HTTP/1.1\r\nhost: eventd\r\ncontent-type: application/json\r\neventd-replay: 20260102-030405-abcdef\r\n\
+        "POST /events HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\neventd-replay: 20260102-030405-abcdef\r\n\
          connection: close\r\ncontent-length: {}\r\n\r\n{body}",
         body.len()
     );

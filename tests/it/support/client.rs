@@ -26,7 +26,7 @@ impl Client {
     /// `POST /events`, as JSON.
     pub(crate) fn post(&mut self, body: &str) -> io::Result<Answer> {
         let head = format!(
-            "POST /events HTTP/1.1\r\nhost: eventd\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n",
+            "POST /events HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n",
             body.len()
         );
         self.stream.get_mut().write_all(&[head.as_bytes(), body.as_bytes()].concat())?;

@@ -121,7 +121,7 @@ impl Client {
 pub(crate) fn request(content_type: &str, body: impl AsRef<[u8]>) -> Vec<u8> {
     let body = body.as_ref();
     let mut bytes = format!(
-        "POST /events HTTP/1.1\r\nHost: eventd\r\nContent-Type: {content_type}\r\nContent-Length: {}\r\n\r\n",
+        "POST /events HTTP/1.1\r\nHost: localhost\r\nContent-Type: {content_type}\r\nContent-Length: {}\r\n\r\n",
         body.len()
     )
     .into_bytes();

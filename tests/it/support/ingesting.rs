@@ -31,6 +31,7 @@ pub(crate) fn config() -> Config {
         header_timeout: Duration::from_secs(10),
         body_timeout: Duration::from_secs(10),
         partitioner: Partitioner::Murmur2,
+        allowed_hosts: Vec::new(),
         drain: Duration::from_secs(10),
     }
 }
@@ -38,9 +39,14 @@ pub(crate) fn config() -> Config {
 impl Ingesting {
     /// With three partitions.
     pub(crate) async fn start(config: Config) -> Self {
+        Self::start_on("127.0.0.1:0", config).await
+    }
+
+    /// On this address; clients connect over loopback.
+    pub(crate) async fn start_on(address: &str, config: Config) -> Self {
         let log = MemoryLog::new(3);
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let address = listener.local_addr().unwrap();
+        let listener = TcpListener::bind(address).await.unwrap();
+        let address = SocketAddr::from(([127, 0, 0, 1], listener.local_addr().unwrap().port()));
         let (stop, stopped) = oneshot::channel();
         // A test that ends without a word stops it too.
         let shutdown = async { stopped.await.unwrap_or_default() };
