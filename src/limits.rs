@@ -237,10 +237,6 @@ pub const HTTP_BUFFER_BYTES_MAX: usize = 32 * 1024;
 /// A header time-out beyond this is cut to it: it is added to a clock, which must not overflow.
 pub const HEADER_TIMEOUT_MAX: Duration = Duration::from_secs(3600);
 
-/// Bytes of a refused request's body that are read and thrown away, so that its client gets the answer and not a
-/// reset connection. A longer one costs the connection.
-pub const REFUSED_BODY_BYTES_MAX: u64 = 8 * 1024 * 1024;
-
 /// How long writing an answer may take from the first time the client's side is full until all of it is written: an
 /// answer is small beside what the kernel buffers, so a client that has not read by then has stopped reading, and would
 /// hold one of `--max-connections` for ever.

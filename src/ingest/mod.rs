@@ -2,8 +2,10 @@
 //!
 //! ```text
 //!  listeners ─▶ accept (--max-connections) ─▶ server: one task a connection
-//!                                               body ─▶ parse ─▶ appender ─▶ log: partition = hash(user)
-//!                                                └── pending: bytes from here ──┘ to here, --max-pending
+//!                │                              body ─▶ parse ─▶ appender ─▶ log: partition = hash(user)
+//!                │                              │    └── pending: bytes from here ──┘ to here, --max-pending
+//!                │                              └── uploads: bytes until the body is complete, as much again
+//!                └── connections: if all are taken, the one that waited for its client for longest is closed
 //! ```
 //!
 //! A 200 means that every event of the request is durable; anything else says what became of each, or that nothing
@@ -11,18 +13,22 @@
 
 mod appender;
 mod body;
+mod connections;
 mod framing;
 mod host;
+mod pace;
 mod parse;
 mod pending;
 mod problem;
 mod server;
+mod uploads;
 
 use crate::core::partition::Partitioner;
 use crate::limits::{ACCEPT_RETRY_DELAY, PARTITION_COUNT_CHECK_INTERVAL};
 use crate::log::Log;
 use crate::quiet::Quiet;
 use anyhow::{Context as _, ensure};
+use connections::Connections;
 use pending::Pending;
 use server::Shared;
 use std::io;
@@ -32,9 +38,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::Poll;
 use std::time::Duration;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::task::JoinSet;
 use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
+use uploads::Uploads;
 
 /// The checked configuration of ingest.
 #[derive(Debug, Clone)]
@@ -42,7 +49,7 @@ pub struct Config {
     pub max_body_bytes: usize,
     pub max_event_bytes: usize,
     pub max_batch_events: usize,
-    /// Bytes accepted and not yet appended.
+    /// Bytes accepted and not yet appended. Bodies that are still arriving may hold as much again.
     pub max_pending_bytes: usize,
     pub max_connections: usize,
     pub header_timeout: Duration,
@@ -91,7 +98,10 @@ pub async fn run(
         log,
         partitions,
         partitions_changed: AtomicBool::new(false),
+        connections: Connections::new(),
+        uploads: Uploads::new(config.max_pending_bytes),
         pending: Pending::new(config.max_pending_bytes),
+        large_parses: Arc::new(Semaphore::new(std::thread::available_parallelism().map_or(1, usize::from))),
         quiet: Quiet::default(),
         config,
     });
@@ -118,7 +128,11 @@ pub async fn run(
     }
 }
 
-/// Accepts connections for ever, as long as fewer than `--max-connections` are open; others wait in the backlog.
+/// How often it is looked for a connection that can give way, while a new one waits.
+const ROOM_POLL: Duration = Duration::from_millis(20);
+
+/// Accepts connections for ever. If `--max-connections` are open, the one that has waited for its client for longest
+/// gives way; as long as none can, one new connection waits here, and others in the backlog.
 async fn accept(
     listeners: &[TcpListener],
     shared: &Arc<Shared>,
@@ -131,10 +145,12 @@ async fn accept(
     let on_loopback: Vec<bool> = listeners.iter().map(on_loopback).collect();
     let mut turn = 0;
     loop {
-        let permit = free.clone().acquire_owned().await.expect("the semaphore is never closed");
         match accept_any(listeners, &mut turn).await {
             Ok((stream, listener)) => {
-                let serving = server::serve(stream, on_loopback[listener], shared.clone(), stop.subscribe());
+                let permit = room(&free, shared).await;
+                let connection = shared.connections.open();
+                let serving =
+                    server::serve(stream, connection, on_loopback[listener], shared.clone(), stop.subscribe());
                 connections.spawn(async move {
                     serving.await;
                     drop(permit);
@@ -145,10 +161,33 @@ async fn accept(
                 if let Some(suppressed) = shared.quiet.allows("accept") {
                     tracing::warn!(%error, suppressed, "cannot accept connections: trying again");
                 }
-                sleep(ACCEPT_RETRY_DELAY).await;
+                // A connection less is a descriptor more.
+                shared.connections.make_room();
+                tokio::select! {
+                    () = sleep(ACCEPT_RETRY_DELAY) => {}
+                    Some(_) = connections.join_next() => {}
+                }
             }
         }
         while connections.try_join_next().is_some() {}
+    }
+}
+
+/// Room for one more connection. Whoever is idle for longest makes it.
+async fn room(free: &Arc<Semaphore>, shared: &Shared) -> OwnedSemaphorePermit {
+    if let Ok(permit) = free.clone().try_acquire_owned() {
+        return permit;
+    }
+    loop {
+        if !shared.connections.make_room()
+            && let Some(suppressed) = shared.quiet.allows("connections")
+        {
+            let max = shared.config.max_connections;
+            tracing::warn!(max, suppressed, "all connections are in use (--max-connections): new clients wait");
+        }
+        if let Ok(permit) = timeout(ROOM_POLL, free.clone().acquire_owned()).await {
+            return permit.expect("the semaphore is never closed");
+        }
     }
 }
 

@@ -26,16 +26,31 @@ use uuid::Uuid;
 /// What every event of a request shares.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Context<'c> {
+    pub(super) rules: Rules,
+    pub(super) traceparent: Option<&'c str>,
+    /// The replay that sends the request, if one does.
+    pub(super) replay: Option<&'c str>,
+}
+
+/// What is the same whatever the request says.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Rules {
     pub(super) partitioner: Partitioner,
     /// At least 1.
     pub(super) partitions: u32,
     pub(super) max_event_bytes: usize,
     pub(super) max_batch_events: usize,
-    pub(super) traceparent: Option<&'c str>,
-    /// The replay that sends the request, if one does.
-    pub(super) replay: Option<&'c str>,
     /// When the request was accepted, in milliseconds since the Unix epoch.
     pub(super) timestamp_ms: i64,
+}
+
+/// How the events of a body are written.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Format {
+    /// One event or an array of them.
+    Json,
+    /// One event a line.
+    Ndjson,
 }
 
 /// The events of a request, in its order.
@@ -73,8 +88,15 @@ impl Ids {
     }
 }
 
-/// One event or an array of them.
-pub(super) fn json(body: &[u8], context: Context<'_>) -> Result<Batch, Box<Problem>> {
+/// The events of a body.
+pub(super) fn batch(body: &[u8], format: Format, context: Context<'_>) -> Result<Batch, Box<Problem>> {
+    match format {
+        Format::Json => json(body, context),
+        Format::Ndjson => ndjson(body, context),
+    }
+}
+
+fn json(body: &[u8], context: Context<'_>) -> Result<Batch, Box<Problem>> {
     let (text, begin) = text_of(body)?;
     let mut builder = Builder::new(context, EVENT_OR_EVENTS);
     let mut json = serde_json::Deserializer::from_str(text);
@@ -83,8 +105,8 @@ pub(super) fn json(body: &[u8], context: Context<'_>) -> Result<Batch, Box<Probl
     Ok(builder.batch)
 }
 
-/// One event a line; empty lines are passed over.
-pub(super) fn ndjson(body: &[u8], context: Context<'_>) -> Result<Batch, Box<Problem>> {
+/// Empty lines are passed over.
+fn ndjson(body: &[u8], context: Context<'_>) -> Result<Batch, Box<Problem>> {
     let (text, mut begin) = text_of(body)?;
     let mut builder = Builder::new(context, EVENT);
     for line in text.split_inclusive('\n') {
@@ -197,7 +219,7 @@ impl<'c> Builder<'c> {
             None => Uuid::now_v7().hyphenated().encode_lower(&mut made),
         };
         self.encode_headers(id, content_type, kind.as_deref());
-        let Context { partitioner, partitions, max_event_bytes, timestamp_ms, .. } = self.context;
+        let Rules { partitioner, partitions, max_event_bytes, timestamp_ms, .. } = self.context.rules;
         let record = Record::from_parts(Some(user.as_bytes()), Some(value.as_bytes()), &self.headers, timestamp_ms);
         if record.size_bytes() > max_event_bytes {
             let size = record.size_bytes();
@@ -329,7 +351,7 @@ impl<'de> Visitor<'de> for Object<'_, '_> {
     }
 
     fn visit_map<A: MapAccess<'de>>(self, mut fields: A) -> Result<(), A::Error> {
-        let max = self.0.context.max_batch_events;
+        let max = self.0.context.rules.max_batch_events;
         if self.0.batch.records.len() == max {
             let detail = format!("there are more than {max} events (--max-batch): send them in parts");
             return Err(self.0.fail(Problem::new(BATCH_TOO_LARGE, detail)));

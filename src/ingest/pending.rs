@@ -4,7 +4,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use tokio::sync::Notify;
 
-/// The budget. Body bytes count from the moment when they are read, records until their append has ended.
+/// The budget. Body bytes count from the moment when the body is complete (before, they are those of
+/// [`Uploads`](super::uploads::Uploads)), records until their append has ended.
 #[derive(Debug)]
 pub(super) struct Pending {
     max_bytes: usize,

@@ -40,6 +40,7 @@ pub(super) const METHOD_NOT_ALLOWED: Kind =
     kind(StatusCode::METHOD_NOT_ALLOWED, "method-not-allowed", "The method is not allowed here");
 pub(super) const BODY_TIMEOUT: Kind =
     kind(StatusCode::REQUEST_TIMEOUT, "body-timeout", "The body did not come in time");
+pub(super) const BODY_TOO_SLOW: Kind = kind(StatusCode::REQUEST_TIMEOUT, "body-too-slow", "The body came too slowly");
 pub(super) const BODY_TOO_LARGE: Kind =
     kind(StatusCode::PAYLOAD_TOO_LARGE, "body-too-large", "The body is over its limit");
 pub(super) const EVENT_TOO_LARGE: Kind =

@@ -8,14 +8,16 @@
 use super::Config;
 use super::appender::{self, Outcome};
 use super::body::{self, Bounds};
+use super::connections::{Activity, Connection, Connections};
 use super::framing::Watched;
 use super::host;
-use super::parse::{self, Batch, Context};
+use super::parse::{self, Batch, Context, Format, Rules};
 use super::pending::Pending;
 use super::problem::{
     AMBIGUOUS_LENGTH, EVENT_TOO_LARGE, Kind, METHOD_NOT_ALLOWED, NOT_FOUND, PARTITION_COUNT_CHANGED, Problem,
     REPEATED_HEADER, UNSUPPORTED_MEDIA_TYPE, echo, not_stored, put_number, put_text,
 };
+use super::uploads::Uploads;
 use crate::clock::now_ms;
 use crate::core::event;
 use crate::core::outcome::{Certainty, Failure};
@@ -37,7 +39,11 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use tokio::net::TcpStream;
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
+
+/// Bytes of a body that is parsed where it was read, which takes a millisecond at most. For less, handing it to another
+/// thread would cost more than it helps.
+const PARSED_AT_ONCE_BYTES_MAX: usize = 256 * 1024;
 
 /// What all connections share.
 #[derive(Debug)]
@@ -48,14 +54,22 @@ pub(super) struct Shared {
     pub(super) partitions: u32,
     /// The topic has another count now: a user's events would go to two partitions.
     pub(super) partitions_changed: AtomicBool,
+    pub(super) connections: Arc<Connections>,
+    pub(super) uploads: Arc<Uploads>,
     pub(super) pending: Arc<Pending>,
+    /// Large bodies that are parsed at a time, one for each processor: while a body is parsed, it and its events exist
+    /// side by side.
+    pub(super) large_parses: Arc<Semaphore>,
     pub(super) quiet: Quiet,
 }
 
 /// Serves one connection until it ends; from `stopping` on, it ends with the request that is under way.
 /// `on_loopback` says whether the listener has a loopback address, which takes requests for this machine only.
+///
+/// `connection` gives way to another one if it waits for its client.
 pub(super) async fn serve(
     stream: TcpStream,
+    connection: Connection,
     on_loopback: bool,
     shared: Arc<Shared>,
     mut stopping: watch::Receiver<bool>,
@@ -65,12 +79,18 @@ pub(super) async fn serve(
         return;
     }
     let header_timeout = shared.config.header_timeout.min(HEADER_TIMEOUT_MAX);
-    let (stream, mark) = Watched::new(stream, ANSWER_WRITE_MAX);
+    let activity = connection.activity();
+    let (stream, mark) = Watched::new(stream, ANSWER_WRITE_MAX, activity.clone());
     let requests = AtomicU64::new(0);
-    let service = service_fn(move |request| {
+    let service = service_fn(|request| {
         let ambiguous = mark.is_on(requests.fetch_add(1, Ordering::Relaxed) + 1);
         let shared = shared.clone();
-        async move { Ok::<_, Infallible>(answer(&shared, request, ambiguous, on_loopback).await) }
+        async move {
+            activity.begin_answer();
+            let response = answer(&shared, activity, request, ambiguous, on_loopback).await;
+            activity.end_answer();
+            Ok::<_, Infallible>(response)
+        }
     });
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
@@ -83,6 +103,10 @@ pub(super) async fn serve(
     let ended = tokio::select! {
         biased;
         ended = &mut connection => ended,
+        () = activity.gives_way() => {
+            tracing::debug!("an idle connection gave way to a new one");
+            return;
+        }
         _ = stop => {
             connection.as_mut().graceful_shutdown();
             connection.await
@@ -96,6 +120,7 @@ pub(super) async fn serve(
 
 async fn answer(
     shared: &Arc<Shared>,
+    activity: &Activity,
     request: Request<Incoming>,
     ambiguous: bool,
     on_loopback: bool,
@@ -107,7 +132,7 @@ async fn answer(
     }
     let allowed_hosts = on_loopback.then_some(shared.config.allowed_hosts.as_slice());
     let taken = match host::check(&head, allowed_hosts) {
-        Ok(()) => take(shared, &head, &mut body).await,
+        Ok(()) => take(shared, activity, &head, &mut body).await,
         Err(problem) => Err(problem),
     };
     match taken {
@@ -115,7 +140,7 @@ async fn answer(
         Err(problem) => {
             // A client that waits to be asked for the body sees the answer first, and sends none.
             if !head.headers.contains_key(EXPECT) && !problem.closes() {
-                body::discard(&mut body, shared.config.body_timeout).await;
+                body::discard(body);
             }
             problem.response()
         }
@@ -124,6 +149,7 @@ async fn answer(
 
 async fn take(
     shared: &Arc<Shared>,
+    activity: &Activity,
     head: &http::request::Parts,
     body: &mut Incoming,
 ) -> Result<Response<Full<Bytes>>, Box<Problem>> {
@@ -137,21 +163,12 @@ async fn take(
     }
     let Config { max_body_bytes, max_event_bytes, max_batch_events, body_timeout, partitioner, .. } = shared.config;
     let mut reservation = shared.pending.reservation();
-    let body = body::read(body, Bounds { max_bytes: max_body_bytes, timeout: body_timeout }, &mut reservation).await?;
-    let context = Context {
-        partitioner,
-        partitions: shared.partitions,
-        max_event_bytes,
-        max_batch_events,
-        traceparent: traceparent(&head.headers),
-        replay: replay(&head.headers),
-        timestamp_ms: now_ms(),
-    };
-    let batch = match format {
-        Format::Json => parse::json(&body, context)?,
-        Format::Ndjson => parse::ndjson(&body, context)?,
-    };
-    drop(body);
+    let bounds = Bounds { max_bytes: max_body_bytes, timeout: body_timeout };
+    let body = body::read(body, bounds, &shared.uploads, &mut reservation, activity).await?;
+    let rules =
+        Rules { partitioner, partitions: shared.partitions, max_event_bytes, max_batch_events, timestamp_ms: now_ms() };
+    let context = Context { rules, traceparent: traceparent(&head.headers), replay: replay(&head.headers) };
+    let batch = parse(shared, body, format, context).await?;
     if !reservation.replace(batch.pending_bytes()) {
         return Err(body::overloaded());
     }
@@ -187,9 +204,21 @@ async fn take(
     }
 }
 
-enum Format {
-    Json,
-    Ndjson,
+/// Makes the events of a body: a large one on a thread of its own, so that other connections are served meanwhile.
+async fn parse(shared: &Shared, body: Bytes, format: Format, context: Context<'_>) -> Result<Batch, Box<Problem>> {
+    if body.len() <= PARSED_AT_ONCE_BYTES_MAX {
+        return parse::batch(&body, format, context);
+    }
+    let turn = shared.large_parses.clone().acquire_owned().await.expect("the semaphore is never closed");
+    let rules = context.rules;
+    let (traceparent, replay) = (context.traceparent.map(str::to_owned), context.replay.map(str::to_owned));
+    let parsed = tokio::task::spawn_blocking(move || {
+        // Kept to the end, also if the client goes away.
+        let _turn = turn;
+        let context = Context { rules, traceparent: traceparent.as_deref(), replay: replay.as_deref() };
+        parse::batch(&body, format, context)
+    });
+    parsed.await.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()))
 }
 
 fn route(head: &http::request::Parts) -> Result<Format, Box<Problem>> {

@@ -45,7 +45,8 @@ pub(crate) async fn announce(
     Ok(())
 }
 
-/// Events that were accepted and are not in the log yet, and the connections that they come over.
+/// Events that were accepted and are not in the log yet, bodies that are still arriving, and the connections that they
+/// come over.
 fn of_ingest(endpoint: &Endpoint) -> Vec<Part> {
     let config = &endpoint.ingest;
     // A body and the records that are made of it exist side by side while it is parsed, on one thread each.
@@ -53,6 +54,8 @@ fn of_ingest(endpoint: &Endpoint) -> Vec<Part> {
     let connection = HTTP_BUFFER_BYTES_MAX + CONNECTION_OVERHEAD_BYTES;
     vec![
         Part { what: "requests", bytes: config.max_pending_bytes.saturating_add(parsed) },
+        // Their budget is as large as that of complete requests.
+        Part { what: "arriving bodies", bytes: config.max_pending_bytes },
         Part { what: "connections", bytes: config.max_connections.saturating_mul(connection) },
     ]
 }

@@ -4,6 +4,8 @@ use crate::support::http::{Answer, request};
 use crate::support::ingesting::{Ingesting, config};
 use eventd::ingest::Config;
 use serde_json::{Value, json};
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpStream};
 use std::time::Duration;
 
 const GOOD: &str = r#"{"UserID":"user-1","Payload":"hello"}"#;
@@ -176,6 +178,37 @@ async fn too_large_a_body_names_its_limit_announced_or_not() {
     client.send(format!("{:x}\r\n{body}\r\n0\r\n\r\n", body.len())).await;
     assert_says(&client.answer().await.problem(), json!({"status": 413, "code": "body-too-large"}));
     assert_eq!(client.post(GOOD).await.status, 200);
+}
+
+#[test]
+fn a_client_that_sends_everything_before_it_reads_is_told_413() {
+    let (address, _runtime) = ingesting_thread();
+    // Far more than the buffers of both sides hold, announced and in chunks.
+    let body = "x".repeat(12 << 20);
+    for framed in [
+        format!("Content-Length: {}\r\n\r\n{body}", body.len()),
+        format!("Transfer-Encoding: chunked\r\n\r\n{:x}\r\n{body}\r\n0\r\n\r\n", body.len()),
+    ] {
+        let head =
+            "POST /events HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nConnection: close\r\n";
+        let mut stream = TcpStream::connect(address).unwrap();
+        stream.write_all((head.to_owned() + &framed).as_bytes()).unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        assert!(answer.starts_with("HTTP/1.1 413 ") && answer.contains("body-too-large"), "{answer}");
+    }
+}
+
+/// Ingest on a runtime of its own, for tests whose clients block.
+fn ingesting_thread() -> (SocketAddr, tokio::runtime::Runtime) {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    let ingesting = runtime.block_on(Ingesting::start(config()));
+    let address = ingesting.address;
+    runtime.spawn(async move {
+        std::future::pending::<()>().await;
+        drop(ingesting);
+    });
+    (address, runtime)
 }
 
 #[tokio::test]
