@@ -387,13 +387,15 @@ pub struct Endpoint {
     #[arg(long, value_name = "N", env = "EVENTD_MAX_BATCH", default_value = "10000", value_parser = count)]
     pub max_batch: usize,
 
-    /// Bytes accepted and not yet in the log, from which on requests are answered with 503
+    /// Bytes accepted and not yet in the log, from which on requests are answered with 503. Bodies that are still arriving
+    /// may use as much again
     #[arg(long, value_name = "SIZE", env = "EVENTD_MAX_PENDING", default_value = "64MiB", value_parser = some_size)]
     pub max_pending: usize,
 
-    /// The most connections at once
-    #[arg(long, value_name = "N", env = "EVENTD_MAX_CONNECTIONS", default_value = "10000", value_parser = count)]
-    pub max_connections: usize,
+    /// The most connections at once; a new one takes the place of the one that is idle for longest [default: 10000, or
+    /// what the limit of file descriptors leaves]
+    #[arg(long, value_name = "N", env = "EVENTD_MAX_CONNECTIONS", value_parser = count)]
+    pub max_connections: Option<usize>,
 
     /// How long the head of a request may take
     #[arg(long, value_name = "DURATION", env = "EVENTD_HEADER_TIMEOUT", default_value = "10s", value_parser = above_zero)]

@@ -41,6 +41,9 @@ const MAX_DB_BYTES: u64 = 64 << 30;
 /// Bytes of a file of users or ids: as many as a replay takes, and blanks.
 const NAMED_FILE_BYTES_MAX: usize = 2 * limits::REPLAY_NAMED_BYTES_MAX;
 
+/// Connections of clients, if `--max-connections` is not given.
+const MAX_CONNECTIONS: usize = 10_000;
+
 /// The longest of what a side topic's name has behind the destination's.
 const LONGEST_SUFFIX: &str = ".state";
 
@@ -144,6 +147,8 @@ pub struct Ingest {
 pub struct Endpoint {
     /// `host:port`.
     pub listen: String,
+    /// Whether `--max-connections` was given: if it cannot be kept, that is told.
+    pub max_connections_given: bool,
     pub ingest: ingest::Config,
 }
 
@@ -444,14 +449,15 @@ fn endpoint(flags: &cli::Endpoint, drain: Duration) -> anyhow::Result<Endpoint> 
         max_event_bytes: flags.max_event,
         max_batch_events: flags.max_batch,
         max_pending_bytes: flags.max_pending,
-        max_connections: flags.max_connections,
+        max_connections: flags.max_connections.unwrap_or(MAX_CONNECTIONS),
         header_timeout: flags.header_timeout,
         body_timeout: flags.body_timeout,
         partitioner: flags.partitioner,
         allowed_hosts: flags.allowed_hosts.iter().filter(|host| !host.is_empty()).cloned().collect(),
         drain,
     };
-    Ok(Endpoint { listen: flags.listen.clone(), ingest })
+    let max_connections_given = flags.max_connections.is_some();
+    Ok(Endpoint { listen: flags.listen.clone(), max_connections_given, ingest })
 }
 
 /// One [`Delivery`] a destination as typed, in their order.

@@ -21,6 +21,7 @@ mod clock;
 mod quiet;
 mod small_file;
 
+pub mod descriptors;
 pub mod stderr;
 pub mod vital;
 

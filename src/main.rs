@@ -8,7 +8,7 @@ use eventd::config::{self, LogFormat};
 use eventd::core::text::escaped;
 use eventd::modes::{self, Ended};
 use eventd::signals::Signals;
-use eventd::{limits, stderr, telemetry, up, vital};
+use eventd::{descriptors, limits, stderr, telemetry, up, vital};
 use std::num::NonZero;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::ExitCode;
@@ -57,6 +57,7 @@ fn eventd() -> u8 {
     if let Err(error) = telemetry::start(format) {
         return usage(&error);
     }
+    descriptors::raise();
     // What is left of a replay, nobody begins by itself: it says how.
     let goes_on = !matches!(mode, Mode::Replay(_));
     match run(mode) {

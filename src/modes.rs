@@ -8,6 +8,7 @@ mod store;
 pub(crate) use self::store::{Place, Store};
 
 use crate::config::{self, Delivery};
+use crate::descriptors;
 use crate::destination::spec::Target;
 use crate::destination::{self, Destination};
 use crate::dispatch::{self, Parts};
@@ -82,7 +83,8 @@ pub fn is_configuration(error: &anyhow::Error) -> bool {
 }
 
 /// Takes events in until the first signal, and ends what it accepted.
-pub async fn ingest(config: config::Ingest, signals: &Signals) -> anyhow::Result<Ended> {
+pub async fn ingest(mut config: config::Ingest, signals: &Signals) -> anyhow::Result<Ended> {
+    bound_connections(&mut config.endpoint, &config.log, &[])?;
     let Some((listeners, store, log)) = unless_stopped(signals, start(&config.log, &config.endpoint, &[])).await?
     else {
         return Ok(Ended::Drained);
@@ -170,6 +172,25 @@ pub(crate) async fn start(
     memory::announce(config, &*log, Some(endpoint), deliveries).await?;
     announce(&endpoint.listen, &listeners)?;
     Ok((listeners, store, log))
+}
+
+/// Bounds the connections of clients so that the limit of file descriptors is enough for the log and the deliveries too.
+pub(crate) fn bound_connections(
+    endpoint: &mut config::Endpoint,
+    log: &config::Log,
+    deliveries: &[Delivery],
+) -> anyhow::Result<()> {
+    let is_http = |delivery: &&Delivery| matches!(delivery.spec.target, Target::Http(_));
+    let connections_of = |delivery: &Delivery| delivery.dispatch.concurrency + limits::ANSWER_DRAINS_MAX;
+    let needs = descriptors::Needs {
+        connections: endpoint.ingest.max_connections,
+        is_given: endpoint.max_connections_given,
+        is_kafka: matches!(log.store, config::Store::Kafka(_)),
+        destinations: deliveries.len(),
+        destination_connections: deliveries.iter().filter(is_http).map(connections_of).sum(),
+    };
+    endpoint.ingest.max_connections = descriptors::connections(needs).map_err(Misconfigured)?;
+    Ok(())
 }
 
 /// The end of every mode: what is in the log is unknown, or nothing comes into it any more. A new start can tell.

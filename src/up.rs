@@ -24,7 +24,8 @@ use tokio::task::{Id, JoinSet};
 use tokio::time::Instant;
 
 /// Takes events in and delivers them until the first signal, then drains in the order of the data flow.
-pub async fn up(config: config::Up, signals: &Signals) -> anyhow::Result<Ended> {
+pub async fn up(mut config: config::Up, signals: &Signals) -> anyhow::Result<Ended> {
+    modes::bound_connections(&mut config.endpoint, &config.log, &config.deliveries)?;
     let start = modes::start(&config.log, &config.endpoint, &config.deliveries);
     let Some((listeners, store, log)) = modes::unless_stopped(signals, start).await? else {
         return Ok(Ended::Drained);

@@ -17,7 +17,7 @@ const MODES: &[&str] =
     &["core", "net", "log", "group", "destination", "ingest", "dispatch", "replay", "config", "signals", "stderr"];
 
 /// What everybody may name. (Of these the core names `limits` alone: see `NOT_IN_CORE`.)
-const FREE: &[&str] = &["limits", "BoxFuture", "clock", "quiet", "small_file", "vital"];
+const FREE: &[&str] = &["limits", "BoxFuture", "clock", "quiet", "small_file", "vital", "descriptors"];
 
 /// Each module and what else of eventd it may name. `crate::BoxFuture` and the small things of `FREE` are free for
 /// all; `lib.rs`
@@ -27,6 +27,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("clock", &[]),
     ("quiet", &[]),
     ("small_file", &[]),
+    ("descriptors", &[]),
     ("stderr", &[]),
     ("vital", &[]),
     ("core", &[]),

@@ -10,6 +10,7 @@ mod destination_support;
 mod health;
 mod ingest;
 mod ingest_bad_input;
+mod ingest_descriptors;
 mod ingest_healthy;
 mod ingest_trouble;
 mod kafka;

@@ -1,0 +1,115 @@
+//! Clients cannot take the file descriptors that the log and the deliveries need: the program itself, under a limit.
+
+use crate::support::client::Client;
+use crate::support::ingesting::event;
+use crate::support::program::{Program, command, eventually};
+use crate::support::receiver::Receiver;
+use rustix::process::{Pid, Resource, Rlimit, prlimit};
+use std::net::TcpStream;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::Instant;
+
+/// `eventd` with these limits, as `ulimit` takes them.
+fn limited(folder: &Path, limits: &str, arguments: &[&str]) -> Program {
+    let plain = command(folder, arguments);
+    let mut shell = Command::new("bash");
+    shell.arg("-c").arg(format!("ulimit {limits}; exec \"$@\"")).arg("bash");
+    shell.arg(plain.get_program()).args(plain.get_args()).current_dir(folder);
+    for (name, value) in plain.get_envs() {
+        match value {
+            Some(value) => shell.env(name, value),
+            None => shell.env_remove(name),
+        };
+    }
+    shell.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    Program::spawn(shell, &format!("{} (ulimit {limits})", arguments.join(" ")))
+}
+
+const UP: [&str; 5] = ["up", "--listen", "127.0.0.1:0", "--url", "sqlite:eventd.db"];
+
+#[test]
+fn the_soft_limit_is_raised_to_the_hard_one_and_the_start_line_says_the_numbers() {
+    let folder = tempfile::tempdir().unwrap();
+    let up =
+        limited(folder.path(), "-Sn 128; ulimit -Hn 2048", &[&UP[..], &["--dest", "http://127.0.0.1:1/"]].concat());
+    let line = up.wait_for(&["file descriptors", "limit=2048"]);
+    // 64 for the log; 16, --concurrency and 128 whose answers are being read for the destination.
+    assert!(line.contains("reserved=464") && line.contains("connections=1584"), "{line}");
+    assert_eq!(up.stop().code(), 0);
+}
+
+#[test]
+fn deliveries_and_the_log_have_their_descriptors_beside_as_many_idle_clients_as_possible() {
+    let folder = tempfile::tempdir().unwrap();
+    let receiver = Receiver::start();
+    let destination = ["--dest", &receiver.url, "--concurrency", "64"];
+    let up = limited(folder.path(), "-n 512", &[&UP[..], &destination].concat());
+    up.wait_for(&["limit=512", "connections=240"]);
+    let address = up.address();
+    // More than there is room for: the rest waits to be accepted.
+    let idle: Vec<TcpStream> = (0..400).map(|_| TcpStream::connect(&address).unwrap()).collect();
+    let begun = Instant::now();
+    let mut client = Client::connect(&address).unwrap();
+    let events: Vec<String> = (0..100).map(|user| event(&format!("user-{user}"), "x")).collect();
+    for round in 0..20 {
+        let answer = client.post(&format!("[{}]", events.join(","))).unwrap();
+        assert_eq!(answer.status, 200, "{answer:?}");
+        if round == 0 {
+            println!(
+                "# a new client beside 400 idle ones of 240 was answered after {} ms",
+                begun.elapsed().as_millis()
+            );
+        }
+    }
+    receiver.wait_for(2_000);
+    drop(idle);
+    let ending = up.stop();
+    assert_eq!(ending.code(), 0);
+    for bad in ["cannot read the log", "cannot accept", "Too many open files", "os error 24"] {
+        assert!(!ending.said.contains(bad), "{}", ending.said);
+    }
+}
+
+#[test]
+fn a_number_of_connections_that_is_not_possible_is_reduced_and_told() {
+    let folder = tempfile::tempdir().unwrap();
+    let up = limited(folder.path(), "-n 256", &[&UP[..], &["--max-connections", "5000", "--dest", "null:"]].concat());
+    up.wait_for(&["WARN", "--max-connections", "reduced", "asked=5000", "connections=176", "ulimit -n"]);
+    assert_eq!(up.stop().code(), 0);
+}
+
+#[test]
+fn a_limit_that_leaves_nothing_for_clients_is_an_error_that_says_what_to_raise() {
+    let folder = tempfile::tempdir().unwrap();
+    let destination = ["--dest", "http://127.0.0.1:1/"];
+    let ending = limited(folder.path(), "-n 256", &[&UP[..], &destination].concat()).end();
+    assert_eq!(ending.code(), 2, "{}", ending.said);
+    for part in ["256", "480", "ulimit -Hn", "--concurrency"] {
+        assert!(ending.said.contains(part), "{part} in {}", ending.said);
+    }
+}
+
+#[test]
+fn when_the_system_has_no_descriptor_left_an_idle_connection_gives_one_up() {
+    let folder = tempfile::tempdir().unwrap();
+    let up = limited(folder.path(), "-n 1024", &[&UP[..], &["--dest", "null:"]].concat());
+    let address = up.address();
+    let open = || std::fs::read_dir(format!("/proc/{}/fd", up.id())).unwrap().count();
+    let before = open();
+    let idle: Vec<TcpStream> = (0..50).map(|_| TcpStream::connect(&address).unwrap()).collect();
+    eventually(|| match open() {
+        open if open >= before + 50 => Ok(()),
+        open => Err(format!("{open} descriptors are open, and {before} were")),
+    });
+    // None is left: whatever opens one has to wait until another is closed.
+    let process = Pid::from_raw(up.id() as i32).unwrap();
+    let limit = Some(open() as u64);
+    prlimit(Some(process), Resource::Nofile, Rlimit { current: limit, maximum: Some(1024) }).unwrap();
+    let mut clients: Vec<Client> = (0..20).map(|_| Client::connect(&address).unwrap()).collect();
+    for client in &mut clients {
+        assert_eq!(client.post(&event("user-1", "x")).unwrap().status, 200);
+    }
+    drop(idle);
+    up.wait_for(&["WARN", "cannot accept connections"]);
+}
