@@ -6,11 +6,13 @@
 //!                                     └────▶ the number of lines that were suppressed, a minute later at most
 //! ```
 //!
-//! One [`Notices`] a destination and process, shared by the owners of its partitions. Every answer of a destination is
+//! One [`Notices`] a destination and process, shared by the owners of its partitions. Lines are written while no lock is
+//! held: standard error may be slow. Every answer of a destination is
 //! escaped and cut before it is shown: it may echo a payload.
 
 use crate::core::Moment;
 use crate::core::breaker::{Cause, Snapshot};
+use crate::core::event::Event;
 use crate::core::lanes::Trouble;
 use crate::core::text;
 use crate::limits::{LOG_ANSWER_BYTES_MAX, LOG_REMINDER_INTERVAL, LOG_REPEAT_INTERVAL, LOG_USER_BYTES_MAX};
@@ -61,14 +63,37 @@ pub(super) struct GaveUp<'a> {
 
 /// A user whose next event fails again and again while others are served, for its line.
 #[derive(Debug)]
-pub(super) struct Stuck<'a> {
-    pub(super) partition: u32,
-    pub(super) offset: i64,
-    pub(super) user: Option<&'a [u8]>,
-    pub(super) id: &'a str,
-    pub(super) trouble: &'a Trouble,
+pub(super) struct Stuck {
+    offset: i64,
+    user: String,
+    id: String,
+    attempts: u32,
+    tries: u32,
     /// How long ago its first attempt failed.
-    pub(super) failing: Duration,
+    failing: Duration,
+    answer: String,
+}
+
+impl Stuck {
+    pub(super) fn new(event: &Event, id: &str, trouble: &Trouble, now: Moment) -> Self {
+        Self {
+            offset: event.offset,
+            user: shown_user(event.record.key()),
+            id: text::shown(id.as_bytes(), LOG_USER_BYTES_MAX),
+            attempts: trouble.failures,
+            tries: trouble.tries.saturating_add(trouble.tries_since_mark),
+            failing: now.saturating_sub(trouble.first_failure),
+            answer: trouble.answer.to_string(),
+        }
+    }
+}
+
+/// What a line about an outage shows.
+struct State {
+    open: Option<Cause>,
+    cause: String,
+    users: usize,
+    lag: u64,
 }
 
 impl Notices {
@@ -90,28 +115,30 @@ impl Notices {
         }
     }
 
-    /// Says what has to be said now. Asked whenever the breaker has moved, and with every tick.
+    /// Says what has to be said now. Asked whenever an outage begins or ends, and with every tick.
     pub(super) fn look(&self, breaker: &Snapshot, now: Moment) {
-        let mut inner = self.inner();
-        let anybody_waits = inner.backlogs.values().any(|backlog| backlog.users > 0);
-        if let Some(line) = inner.outage.look(breaker.out_since, anybody_waits, now) {
-            self.say(&inner, line, breaker.open);
+        let (line, state, suppressed) = {
+            let mut inner = self.inner();
+            let users = inner.backlogs.values().map(|backlog| backlog.users).sum();
+            let lag = inner.backlogs.values().map(|backlog| backlog.lag).sum();
+            let line = inner.outage.look(breaker.out_since, users > 0, now);
+            let state = line.map(|_| State { open: breaker.open, cause: inner.cause.clone(), users, lag });
+            (line, state, (inner.gave_up.take_overdue(now), inner.stuck.take_overdue(now)))
+        };
+        if let (Some(line), Some(state)) = (line, state) {
+            self.say(line, &state);
         }
-        if let Some(suppressed) = inner.gave_up.take_overdue(now) {
-            self.say_suppressed_gave_up(suppressed);
-        }
-        if let Some(suppressed) = inner.stuck.take_overdue(now) {
-            self.say_suppressed_stuck(suppressed);
-        }
+        self.say_suppressed(suppressed);
     }
 
     /// The dead letter of this event is stored.
     pub(super) fn gave_up(&self, event: &GaveUp<'_>, now: Moment) {
-        let mut inner = self.inner();
-        if let Some(suppressed) = inner.gave_up.take_overdue(now) {
-            self.say_suppressed_gave_up(suppressed);
-        }
-        if !inner.gave_up.allows(now) {
+        let (suppressed, allowed) = {
+            let mut inner = self.inner();
+            (inner.gave_up.take_overdue(now), inner.gave_up.allows(now))
+        };
+        self.say_suppressed((suppressed, None));
+        if !allowed {
             return;
         }
         let GaveUp { partition, offset, user, id, reason, attempts, answer } = *event;
@@ -130,16 +157,15 @@ impl Notices {
         );
     }
 
-    /// A user is stuck while others are served.
-    pub(super) fn stuck(&self, stuck: &Stuck<'_>, now: Moment) {
-        if !self.inner().stuck.allows(now) {
-            return;
-        }
-        let Stuck { partition, offset, user, id, trouble, failing } = *stuck;
-        let (destination, user, failing_s) = (self.destination.as_str(), shown_user(user), failing.as_secs());
-        let id = text::shown(id.as_bytes(), LOG_USER_BYTES_MAX);
-        let (attempts, tries) = (trouble.failures, trouble.tries.saturating_add(trouble.tries_since_mark));
-        let answer = &*trouble.answer;
+    /// Whether a line about a stuck user may be written now. One that may not is counted.
+    pub(super) fn allows_stuck(&self, now: Moment) -> bool {
+        self.inner().stuck.allows(now)
+    }
+
+    /// A user is stuck while others are served. The line is allowed.
+    pub(super) fn stuck(&self, partition: u32, stuck: &Stuck) {
+        let Stuck { offset, user, id, attempts, tries, failing, answer } = stuck;
+        let (destination, failing_s) = (self.destination.as_str(), failing.as_secs());
         tracing::warn!(
             destination,
             partition,
@@ -154,35 +180,30 @@ impl Notices {
         );
     }
 
-    fn say(&self, inner: &Inner, line: OutageLine, open: Option<Cause>) {
+    fn say(&self, line: OutageLine, state: &State) {
         let (destination, address) = (self.destination.as_str(), self.address.as_deref());
-        let cause = inner.cause.as_str();
-        let users = inner.backlogs.values().map(|backlog| backlog.users).sum::<usize>();
-        let lag = inner.backlogs.values().map(|backlog| backlog.lag).sum::<u64>();
+        let State { open, cause, users, lag } = state;
         match line {
             OutageLine::Began { out, suppressed } => {
-                let what = match open {
-                    Some(Cause::Unreachable) => "the destination cannot be reached",
-                    Some(Cause::NobodyDelivered) => "the destination delivers nothing: the last 5 users all failed",
-                    Some(Cause::Undecided) | None => "the destination delivers nothing",
+                let what = match *open {
+                    Some(Cause::Unreachable) => {
+                        "the destination cannot be reached; its events wait, and none is given up"
+                    }
+                    Some(Cause::NobodyDelivered) => {
+                        "the destination fails for every user; its events wait, and none is given up"
+                    }
+                    Some(Cause::Undecided) | None => {
+                        "the destination delivers nothing; fewer than 5 users fail, so their tries count"
+                    }
                 };
                 let out_s = out.as_secs();
-                tracing::warn!(
-                    destination,
-                    address,
-                    cause,
-                    users,
-                    lag,
-                    out_s,
-                    suppressed,
-                    "{what}; its events wait, and none is given up"
-                );
+                tracing::warn!(destination, address, cause, users, lag, out_s, suppressed, "{what}");
             }
             OutageLine::Lasts { out } => {
                 let out_s = out.as_secs();
-                let what = match open {
+                let what = match *open {
                     Some(Cause::Unreachable) => "the destination still cannot be reached; its events wait",
-                    Some(Cause::NobodyDelivered) => "the destination still delivers nothing; its events wait",
+                    Some(Cause::NobodyDelivered) => "the destination still fails for every user; its events wait",
                     Some(Cause::Undecided) | None => {
                         "the destination still delivers nothing; fewer than 5 users fail, so their tries count"
                     }
@@ -190,7 +211,7 @@ impl Notices {
                 tracing::warn!(destination, address, cause, users, lag, out_s, "{what}");
             }
             OutageLine::Ended { out } => {
-                let out_s = out.as_secs_f64();
+                let out_s = (out.as_secs_f64() * 1_000.0).round() / 1_000.0;
                 tracing::info!(destination, address, users, lag, out_s, "the destination takes events again");
             }
             OutageLine::Suppressed { suppressed } => {
@@ -205,18 +226,19 @@ impl Notices {
         }
     }
 
-    fn say_suppressed_gave_up(&self, suppressed: u64) {
+    /// How many lines were suppressed: about events that were given up, and about stuck users.
+    fn say_suppressed(&self, (gave_up, stuck): (Option<u64>, Option<u64>)) {
         let destination = self.destination.as_str();
-        tracing::warn!(
-            destination,
-            suppressed,
-            "gave up more events in the last minute: they are kept as dead letters"
-        );
-    }
-
-    fn say_suppressed_stuck(&self, suppressed: u64) {
-        let destination = self.destination.as_str();
-        tracing::warn!(destination, suppressed, "more users were stuck in the last minute while others are served");
+        if let Some(suppressed) = gave_up {
+            tracing::warn!(
+                destination,
+                suppressed,
+                "gave up more events in the last minute: they are kept as dead letters"
+            );
+        }
+        if let Some(suppressed) = stuck {
+            tracing::warn!(destination, suppressed, "more users were stuck in the last minute while others are served");
+        }
     }
 
     fn inner(&self) -> MutexGuard<'_, Inner> {
@@ -230,12 +252,7 @@ impl Drop for Notices {
     fn drop(&mut self) {
         let inner = self.inner.get_mut().unwrap_or_else(PoisonError::into_inner);
         let (gave_up, stuck) = (inner.gave_up.take_suppressed(), inner.stuck.take_suppressed());
-        if gave_up > 0 {
-            self.say_suppressed_gave_up(gave_up);
-        }
-        if stuck > 0 {
-            self.say_suppressed_stuck(stuck);
-        }
+        self.say_suppressed(((gave_up > 0).then_some(gave_up), (stuck > 0).then_some(stuck)));
     }
 }
 

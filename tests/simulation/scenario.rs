@@ -321,7 +321,8 @@ fn troubled(seed: u64, random: &mut Random, users_min: u64) -> Scenario {
     }
 }
 
-/// Adds one or two times in which the destination is out for everybody, while many users wait.
+/// Adds one or two times in which the destination is out for everybody, while many users wait. Some turn from one kind
+/// to another.
 fn outages(scenario: &mut Scenario, random: &mut Random) {
     scenario.config.window_events = scenario.config.window_events.max(100);
     scenario.config.window_bytes = 64 << 20;
@@ -334,6 +335,12 @@ fn outages(scenario: &mut Scenario, random: &mut Random) {
             scenario.plan.push((later, Action::Append { user, many: random.between(1, 2), bytes: 30 }));
         }
         at += random.millis(1_000, 20_000);
+        // It can be reached again, and answers, and still delivers nothing.
+        if outage == Outage::Unreachable && random.chance(50) {
+            let turned = random.pick(&[Outage::Fails, Outage::Refuses]);
+            scenario.plan.push((at, Action::Outage(Some(turned))));
+            at += random.millis(1_000, 20_000);
+        }
         scenario.plan.push((at, Action::Outage(None)));
         at += random.millis(500, 5_000);
     }

@@ -176,11 +176,12 @@ impl Worker {
         if before != after {
             shared.breaker_moved.notify_waiters();
         }
-        if was_out != breaker.is_out() {
-            shared.notices.waits(self.partition, Some(self.backlog()));
-            shared.notices.look(&breaker.snapshot(now), now);
-        }
+        let moved = (was_out != breaker.is_out()).then(|| breaker.snapshot(now));
         drop(breaker);
+        if let Some(snapshot) = moved {
+            shared.notices.waits(self.partition, Some(self.backlog()));
+            shared.notices.look(&snapshot, now);
+        }
         for (token, letter) in letters {
             self.giving_up.insert(token, letter);
             self.write_letter(token)?;

@@ -11,8 +11,7 @@ impl Worker {
     pub(super) fn tell(&mut self, now: Moment) {
         let shared = Arc::clone(&self.shared);
         shared.notices.waits(self.partition, Some(self.backlog()));
-        let breaker = shared.breaker();
-        let snapshot = breaker.snapshot(now);
+        let snapshot = shared.breaker().snapshot(now);
         shared.notices.look(&snapshot, now);
         if snapshot.out_since.is_some() {
             self.look_at_latest(now);
@@ -21,14 +20,18 @@ impl Worker {
             return;
         }
         let (partition, topic) = (self.partition, &*shared.topic);
+        let (breaker, mut stuck) = (shared.breaker(), Vec::new());
         self.lanes.look_at_stuck(limits::STUCK_USERS_LOOK_MAX, now, |event, trouble, user| {
             // After an outage every user that waited has its chance first.
-            if trouble.last_failure >= snapshot.since && breaker.is_suspect(user) {
-                let (id, failing) = (event.id(topic, partition), now.saturating_sub(trouble.first_failure));
-                let (user, offset) = (event.record.key(), event.offset);
-                shared.notices.stuck(&Stuck { partition, offset, user, id: &id, trouble, failing }, now);
+            let is_stuck = trouble.last_failure >= snapshot.since && breaker.is_suspect(user);
+            if is_stuck && shared.notices.allows_stuck(now) {
+                stuck.push(Stuck::new(event, &event.id(topic, partition), trouble, now));
             }
         });
+        drop(breaker);
+        for stuck in &stuck {
+            shared.notices.stuck(partition, stuck);
+        }
     }
 
     pub(super) fn backlog(&self) -> Backlog {
