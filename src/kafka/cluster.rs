@@ -6,7 +6,7 @@
 
 use super::connection::{Connection, Error};
 use super::requests::Request;
-use super::topology::{KnownTopic, Leader, Partition, Said, Topic, Turns, elected, is_believed, last_resort};
+use super::topology::{KnownTopic, Leader, Led, Partition, Said, Topic, Turns, elected, is_believed, last_resort};
 use super::{describe, refusal};
 use crate::limits::{BROKER_ANSWER_MAX, BROKER_CONNECTIONS_IDLE_MAX, CONNECTION_IDLE_MAX, METADATA_INTERVAL_MIN};
 use crate::net::Settings;
@@ -17,6 +17,7 @@ use kafka_protocol::protocol::StrBytes;
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
+use tokio::sync::watch;
 use tokio::time::{Instant, sleep, sleep_until, timeout_at};
 
 /// How often another broker is asked who coordinates a group. A coordinator that is cut off from the other brokers still
@@ -45,6 +46,8 @@ pub struct Cluster {
     seen: Mutex<Seen>,
     /// One look at a time: those that wait for it use what it found.
     looking: tokio::sync::Mutex<()>,
+    /// Told when something else is known of a topic.
+    changed: watch::Sender<()>,
 }
 
 #[derive(Debug, Default)]
@@ -83,7 +86,12 @@ impl Round {
 
 impl Cluster {
     pub fn new(settings: Settings) -> Self {
-        Self { settings, seen: Mutex::default(), looking: tokio::sync::Mutex::default() }
+        Self {
+            settings,
+            seen: Mutex::default(),
+            looking: tokio::sync::Mutex::default(),
+            changed: watch::Sender::new(()),
+        }
     }
 
     /// Where the cluster was said to be, for messages.
@@ -224,11 +232,21 @@ impl Cluster {
             if is_believed(known, &said)
                 && let Some(believed) = said.pop()
             {
-                return Ok(seen.take_in(name, believed));
+                return Ok(self.take_in(&mut seen, name, believed));
             }
         }
         let believed = last_resort(said).ok_or(round.failure)?;
-        Ok(self.seen().take_in(name, believed))
+        Ok(self.take_in(&mut self.seen(), name, believed))
+    }
+
+    /// Keeps what is believed of a topic, and gives what is known of it then.
+    fn take_in(&self, seen: &mut Seen, name: &str, believed: Said) -> Option<Arc<Topic>> {
+        let before = seen.topics.get(name).map(|known| Arc::clone(&known.topic));
+        let after = seen.take_in(name, believed);
+        if before != after {
+            self.changed.send_replace(());
+        }
+        after
     }
 
     /// The topic from memory. It is looked up only if it is not known at all.
@@ -272,6 +290,35 @@ impl Cluster {
     /// The leader of a partition, if it is known and not doubted.
     pub fn known_leader(&self, name: &str, partition: u32) -> Option<Leader> {
         self.seen().topics.get(name)?.leader(partition)
+    }
+
+    /// Asks the leader of these partitions, for as long as it leads all of them as far as is known: a leader that is cut
+    /// off from the others may keep an answer back for long. After an error it is looked up whether it leads them still.
+    pub async fn call_leader<R: Request>(
+        &self,
+        name: &str,
+        node: i32,
+        led: &[Led],
+        request: &R,
+        deadline: Instant,
+    ) -> Result<R::Response, Error> {
+        let mut changed = self.changed.subscribe();
+        let replaced = async {
+            let newer = |led: &Led| self.known_leader(name, led.partition).is_some_and(|known| known.epoch > led.epoch);
+            // It lives as long as the cluster, of which we are a part.
+            while !led.iter().any(newer) && changed.changed().await.is_ok() {}
+        };
+        let answer = tokio::select! {
+            biased;
+            answer = self.call(Who::Node(node), request, deadline) => answer,
+            () = replaced => Err(Error::NoAnswer(format!("broker {node} was replaced as a leader of {name:?}"))),
+        };
+        if answer.is_err() {
+            for Led { partition, epoch } in led {
+                self.doubt(name, *partition, Leader { node, epoch: *epoch });
+            }
+        }
+        answer
     }
 
     /// A leader failed, or said that it is not the leader: it is looked up before it is used again, and of another broker

@@ -29,7 +29,7 @@ mod topology;
 pub use cluster::{Cluster, Who, topic_name};
 pub use connection::Error;
 pub use requests::Request;
-pub use topology::{Leader, Partition, Topic, is_another_topic};
+pub use topology::{Leader, Led, Partition, Topic, is_another_topic};
 
 use kafka_protocol::ResponseError;
 

@@ -55,6 +55,13 @@ pub struct Leader {
     pub epoch: i32,
 }
 
+/// A partition, and the leader epoch under which a request about it goes to its leader.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Led {
+    pub partition: u32,
+    pub epoch: i32,
+}
+
 /// Whether two ids are those of different topics. A nil id says nothing: the broker that told it has no ids.
 pub fn is_another_topic(one: Uuid, other: Uuid) -> bool {
     one != other && !one.is_nil() && !other.is_nil()

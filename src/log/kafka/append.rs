@@ -20,7 +20,7 @@ use self::lane::{Answer, Lane, Outcome, Waiting, judge};
 use crate::core::event::Record;
 use crate::core::outcome::Failure;
 use crate::kafka::batch::Producer;
-use crate::kafka::{self, Cluster, Leader, Who, describe, refusal, topic_name};
+use crate::kafka::{self, Cluster, Leader, Led, Who, describe, refusal, topic_name};
 use crate::limits::{
     APPEND_MAX, BROKER_CALL_MAX, PRODUCE_CALL_MAX, PRODUCE_REQUEST_BYTES_MAX, RECORD_FRAMING_BYTES_MAX,
     WRITE_GROUP_ENTRIES_MAX, WRITE_OVERHEAD_BYTES, WRITE_QUEUE_BYTES_MAX, WRITE_QUEUE_ENTRIES_MAX,
@@ -110,13 +110,6 @@ enum Called {
     Produced { node: i32, partitions: Vec<Led>, answer: Result<ProduceResponse, kafka::Error> },
     /// A producer id if there was none, and the leader of a partition that had none.
     Prepared { producer_id: Result<Option<i64>, kafka::Error>, leader: Result<(), kafka::Error> },
-}
-
-/// A partition, and the leader epoch under which its batch was sent.
-#[derive(Debug, Clone, Copy)]
-struct Led {
-    partition: u32,
-    epoch: i32,
 }
 
 struct Driver {
@@ -276,16 +269,16 @@ impl Driver {
         }
         // The broker's own wait for the other replicas ends before ours for the broker.
         let patience = PRODUCE_CALL_MAX / 5 * 4;
-        let topic = TopicProduceData::default().with_name(topic_name(&self.topic)).with_partition_data(data);
+        let data = TopicProduceData::default().with_name(topic_name(&self.topic)).with_partition_data(data);
         let request = ProduceRequest::default()
             .with_transactional_id(None)
             .with_acks(-1)
             .with_timeout_ms(i32::try_from(patience.as_millis()).unwrap_or(i32::MAX))
-            .with_topic_data(vec![topic]);
-        let cluster = Arc::clone(&self.cluster);
+            .with_topic_data(vec![data]);
+        let (cluster, topic) = (Arc::clone(&self.cluster), self.topic.clone());
         self.paused.insert(node, None);
         self.calls.spawn(async move {
-            let answer = cluster.call(Who::Node(node), &request, now + PRODUCE_CALL_MAX).await;
+            let answer = cluster.call_leader(&topic, node, &partitions, &request, now + PRODUCE_CALL_MAX).await;
             Called::Produced { node, partitions, answer }
         });
     }

@@ -13,7 +13,7 @@ use super::{KafkaLog, failure};
 use crate::core::event::Event;
 use crate::core::outcome::Failure;
 use crate::kafka::batch::{self, Aborted};
-use crate::kafka::{self, Cluster, Leader, Request, Who, describe, is_another_topic, refusal, topic_name};
+use crate::kafka::{self, Cluster, Leader, Led, describe, is_another_topic, refusal, topic_name};
 use crate::limits::{BROKER_CALL_MAX, BROKER_FETCH_GRACE, FRAME_BYTES_MAX, LEFTOVER_BYTES_MAX, LEFTOVERS_MAX};
 use crate::log::{FetchError, Fetched};
 use kafka_protocol::ResponseError;
@@ -179,7 +179,9 @@ impl KafkaLog {
             .with_max_bytes((FRAME_BYTES_MAX / 2) as i32)
             .with_isolation_level(READ_COMMITTED)
             .with_topics(vec![FetchTopic::default().with_topic(topic_name(&self.name)).with_partitions(vec![asked])]);
-        let answer = self.call_leader(leader, &[partition], &request, deadline).await.map_err(unavailable)?;
+        let led = [Led { partition, epoch: leader.epoch }];
+        let answer = self.cluster.call_leader(&self.name, leader.node, &led, &request, deadline).await;
+        let answer = answer.map_err(unavailable)?;
         let throttle = Duration::from_millis(answer.throttle_time_ms.unsigned_abs().into()).min(BROKER_CALL_MAX);
         if !throttle.is_zero() {
             let mut throttled = self.leftovers.throttled_until.lock().unwrap_or_else(PoisonError::into_inner);
@@ -208,9 +210,16 @@ impl KafkaLog {
         match refusal(data.error_code) {
             None => {}
             Some(ResponseError::OffsetOutOfRange) => {
+                // A leader that was replaced, and does not know, lacks what came after it. So another broker has to say
+                // first that it leads.
+                self.cluster.doubt(&self.name, partition, leader);
                 let ends = async { Ok((self.end(partition, EARLIEST).await?, self.end(partition, LATEST).await?)) };
                 let (earliest, latest) =
                     ends.await.map_err(|error: Failure| FetchError::Unavailable(error.to_string()))?;
+                if (earliest..=latest).contains(&from) {
+                    let why = format!("partition {partition} has another leader, which has offset {from}");
+                    return Err(FetchError::Unavailable(why));
+                }
                 return Err(FetchError::OutOfRange { from, earliest, latest });
             }
             Some(error) => {
@@ -249,21 +258,6 @@ impl KafkaLog {
         Ok(leader)
     }
 
-    /// An error means that the leader may be another one by now.
-    async fn call_leader<R: Request>(
-        &self,
-        leader: Leader,
-        partitions: &[u32],
-        request: &R,
-        deadline: Instant,
-    ) -> Result<R::Response, kafka::Error> {
-        let answer = self.cluster.call(Who::Node(leader.node), request, deadline).await;
-        if answer.is_err() {
-            partitions.iter().for_each(|partition| self.cluster.doubt(&self.name, *partition, leader));
-        }
-        answer
-    }
-
     /// One of the ends.
     pub(super) async fn end(&self, partition: u32, which: i64) -> Result<i64, Failure> {
         let end = self.offset(partition, which).await?;
@@ -287,9 +281,11 @@ impl KafkaLog {
 
     async fn offset_once(&self, partition: u32, timestamp: i64, deadline: Instant) -> Result<Option<i64>, Failure> {
         let (leader, _) = self.cluster.leader(&self.name, partition, deadline).await.map_err(failure)?;
-        let request = list_offsets(&self.name, &[(partition, leader.epoch)], timestamp);
-        let answer = self.call_leader(leader, &[partition], &request, deadline).await.map_err(failure)?;
-        let found = answer.topics.into_iter().flat_map(|topic| topic.partitions).next();
+        let led = [Led { partition, epoch: leader.epoch }];
+        let request = list_offsets(&self.name, &led, timestamp);
+        let answer = self.cluster.call_leader(&self.name, leader.node, &led, &request, deadline).await;
+        let found = answer.map_err(failure)?;
+        let found = found.topics.into_iter().flat_map(|topic| topic.partitions).next();
         let found = found.ok_or_else(|| Failure::refused("log-unavailable", "a broker answers with no offset"))?;
         match refusal(found.error_code) {
             None => Ok((found.offset >= 0).then_some(found.offset)),
@@ -306,20 +302,15 @@ impl KafkaLog {
 pub(super) async fn earliest(cluster: &Cluster, name: &str, deadline: Instant) -> HashMap<u32, i64> {
     let mut found = HashMap::new();
     let Ok(topic) = cluster.known_topic(name, deadline).await else { return found };
-    let mut led_by: BTreeMap<i32, Vec<(u32, i32)>> = BTreeMap::new();
+    let mut led_by: BTreeMap<i32, Vec<Led>> = BTreeMap::new();
     for partition in 0..topic.partitions.len() as u32 {
         if let Some(leader) = cluster.known_leader(name, partition) {
-            led_by.entry(leader.node).or_default().push((partition, leader.epoch));
+            led_by.entry(leader.node).or_default().push(Led { partition, epoch: leader.epoch });
         }
     }
-    for (node, partitions) in led_by {
-        let request = list_offsets(name, &partitions, EARLIEST);
-        let Ok(answer) = cluster.call(Who::Node(node), &request, deadline).await else {
-            for (partition, epoch) in partitions {
-                cluster.doubt(name, partition, Leader { node, epoch });
-            }
-            continue;
-        };
+    for (node, led) in led_by {
+        let request = list_offsets(name, &led, EARLIEST);
+        let Ok(answer) = cluster.call_leader(name, node, &led, &request, deadline).await else { continue };
         let told = answer.topics.into_iter().flat_map(|topic| topic.partitions);
         found.extend(told.filter(|one| one.error_code == 0).map(|one| (one.partition_index as u32, one.offset)));
     }
@@ -327,14 +318,14 @@ pub(super) async fn earliest(cluster: &Cluster, name: &str, deadline: Instant) -
 }
 
 /// Asks for offsets of partitions, each with the leader epoch that is known of it.
-fn list_offsets(name: &str, partitions: &[(u32, i32)], timestamp: i64) -> ListOffsetsRequest {
-    let asked = |(partition, epoch): &(u32, i32)| {
+fn list_offsets(name: &str, led: &[Led], timestamp: i64) -> ListOffsetsRequest {
+    let asked = |Led { partition, epoch }: &Led| {
         ListOffsetsPartition::default()
             .with_partition_index(*partition as i32)
             .with_current_leader_epoch(*epoch)
             .with_timestamp(timestamp)
     };
-    let partitions = partitions.iter().map(asked).collect();
+    let partitions = led.iter().map(asked).collect();
     ListOffsetsRequest::default()
         .with_replica_id(BrokerId(-1))
         .with_isolation_level(READ_COMMITTED)

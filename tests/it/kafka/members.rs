@@ -45,9 +45,17 @@ impl Scene {
         self.member_to(self.folder.path(), &self.sink.url, more)
     }
 
+    /// A member that is told of these brokers alone.
+    pub(super) fn member_at(&self, url: &str) -> Program {
+        self.start_member(self.folder.path(), url, &self.sink.url, &[])
+    }
+
     fn member_to(&self, folder: &Path, destination: &str, more: &[&str]) -> Program {
-        let fixed =
-            ["dispatch", "--url", &self.url, "--topic", &self.topic, "--dest", destination, "--name", &self.name];
+        self.start_member(folder, &self.url, destination, more)
+    }
+
+    fn start_member(&self, folder: &Path, url: &str, destination: &str, more: &[&str]) -> Program {
+        let fixed = ["dispatch", "--url", url, "--topic", &self.topic, "--dest", destination, "--name", &self.name];
         let quick = ["--session-timeout", SESSION_TIMEOUT, "--commit-interval", "50ms", "--backoff", "1ms"];
         Program::start(folder, &[&fixed[..], &quick[..], more].concat())
     }
