@@ -103,6 +103,9 @@ proptest! {
                 }
             }
             prop_assert_eq!(lanes.events(), unsettled.values().map(Vec::len).sum::<usize>());
+            prop_assert_eq!(lanes.users(), unsettled.values().filter(|events| !events.is_empty()).count());
+            let failing = unsettled.values().filter_map(|events| events.first()).filter(|head| tries.contains_key(head));
+            prop_assert_eq!(lanes.stuck.len(), failing.count(), "every lane whose head failed is watched, once");
             prop_assert_eq!(lanes.in_flight_events(), flying.iter().map(|run| run.offsets.len()).sum::<usize>());
         }
         // Nothing is lost: when everything that stands is let go, all comes out, in order.
@@ -123,7 +126,7 @@ proptest! {
             }, |_, _| unreachable!());
         }
         prop_assert!(unsettled.values().all(Vec::is_empty), "lost: {:?}", unsettled);
-        prop_assert_eq!((lanes.events(), lanes.places.len()), (0, 0), "an idle lane costs nothing");
+        prop_assert_eq!((lanes.events(), lanes.places.len(), lanes.stuck.len()), (0, 0, 0), "an idle lane costs nothing");
     }
 }
 
@@ -160,6 +163,48 @@ fn the_next_event_after_one_that_was_given_up_says_so_until_it_is_settled() {
     assert!(again.gap && again.attempt == 1, "{again:?}");
     lanes.settle(again.token, 1, |_| (), |_, _| unreachable!());
     assert!(!lanes.next(1, usize::MAX, &mut out).unwrap().gap);
+}
+
+#[test]
+fn a_lane_whose_head_keeps_failing_is_shown_once_a_minute_until_it_is_settled() {
+    let mut lanes = Lanes::new(10);
+    let (mut out, at) = (Vec::new(), Duration::from_secs);
+    lanes.admit(event(0, "stuck"));
+    lanes.admit(event(1, "stuck"));
+    lanes.admit(event(2, "well"));
+    let shown = |lanes: &mut Lanes, now| {
+        let mut shown = Vec::new();
+        lanes.look_at_stuck(10, at(now), |event, trouble, _| shown.push((event.offset, trouble.failures)));
+        shown
+    };
+    let mut fail = |lanes: &mut Lanes, now| {
+        lanes.wake(at(now));
+        let started = lanes.next(1, usize::MAX, &mut out).unwrap();
+        lanes.settle(
+            started.token,
+            0,
+            |_| (),
+            |_, trouble| {
+                if trouble.failures == 0 {
+                    trouble.first_failure = at(now);
+                }
+                trouble.failures += 1;
+                Next::Retry { at: at(now + 5) }
+            },
+        );
+    };
+    fail(&mut lanes, 7);
+    let well = lanes.next(1, usize::MAX, &mut Vec::new()).unwrap();
+    lanes.settle(well.token, 1, |_| (), |_, _| unreachable!());
+    fail(&mut lanes, 12);
+    assert_eq!(shown(&mut lanes, 66), []);
+    assert_eq!(shown(&mut lanes, 67), [(0, 2)], "a minute after the first failure, not after the last");
+    assert_eq!(shown(&mut lanes, 126), []);
+    assert_eq!(shown(&mut lanes, 127), [(0, 2)]);
+    lanes.wake(at(128));
+    let started = lanes.next(1, usize::MAX, &mut Vec::new()).unwrap();
+    lanes.settle(started.token, 1, |_| (), |_, _| unreachable!());
+    assert_eq!(shown(&mut lanes, 1_000), [], "the next event has not failed");
 }
 
 #[test]

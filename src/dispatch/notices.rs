@@ -380,6 +380,15 @@ mod tests {
     }
 
     #[test]
+    fn a_user_and_an_answer_are_shown_escaped_and_bounded() {
+        let long = "x".repeat(10_000);
+        assert!(shown(&long).len() < LOG_ANSWER_BYTES_MAX + 10 && shown(&long).ends_with('…'));
+        assert!(shown_user(Some(long.as_bytes())).len() < LOG_USER_BYTES_MAX + 10);
+        assert_eq!(shown_user(Some(b"a\x1b[2J\xff")), "a\\u{1b}[2J\u{fffd}");
+        assert_eq!(shown_user(None), "");
+    }
+
+    #[test]
     fn an_outage_that_lasts_is_said_although_another_one_was_just_before() {
         let mut lines = OutageLines::default();
         lines.look(Some(at(1)), true, at(1));
