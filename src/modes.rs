@@ -84,7 +84,7 @@ pub fn is_configuration(error: &anyhow::Error) -> bool {
 
 /// Takes events in until the first signal, and ends what it accepted.
 pub async fn ingest(mut config: config::Ingest, signals: &Signals) -> anyhow::Result<Ended> {
-    bound_connections(&mut config.endpoint, &config.log, &[])?;
+    divide_descriptors(Some(&mut config.endpoint), &config.log, &mut [])?;
     let Some((listeners, store, log)) = unless_stopped(signals, start(&config.log, &config.endpoint, &[])).await?
     else {
         return Ok(Ended::Drained);
@@ -97,7 +97,8 @@ pub async fn ingest(mut config: config::Ingest, signals: &Signals) -> anyhow::Re
 }
 
 /// Delivers to one destination until the first signal, and ends what is in flight.
-pub async fn dispatch(config: config::Dispatch, signals: &Signals) -> anyhow::Result<Ended> {
+pub async fn dispatch(mut config: config::Dispatch, signals: &Signals) -> anyhow::Result<Ended> {
+    divide_descriptors(None, &config.log, std::slice::from_mut(&mut config.delivery))?;
     let start = async {
         let (store, log) = open(&config.log).await?;
         memory::announce(&config.log, &*log, None, std::slice::from_ref(&config.delivery)).await?;
@@ -119,7 +120,10 @@ pub async fn dispatch(config: config::Dispatch, signals: &Signals) -> anyhow::Re
 }
 
 /// Shows what would be delivered again, and delivers it where that was asked for, until the first signal.
-pub async fn replay(config: config::Replay, signals: &Signals) -> anyhow::Result<Ended> {
+pub async fn replay(mut config: config::Replay, signals: &Signals) -> anyhow::Result<Ended> {
+    if let config::ReplayWork::Deliver { delivery, .. } = &mut config.work {
+        divide_descriptors(None, &config.log, std::slice::from_mut(&mut **delivery))?;
+    }
     let Some((store, log)) = unless_stopped(signals, open(&config.log)).await? else {
         return Ok(Ended::Drained);
     };
@@ -174,22 +178,30 @@ pub(crate) async fn start(
     Ok((listeners, store, log))
 }
 
-/// Bounds the connections of clients so that the limit of file descriptors is enough for the log and the deliveries too.
-pub(crate) fn bound_connections(
-    endpoint: &mut config::Endpoint,
+/// Bounds the connections of clients and of http destinations, so that the limit of file descriptors is enough for all.
+pub(crate) fn divide_descriptors(
+    endpoint: Option<&mut config::Endpoint>,
     log: &config::Log,
-    deliveries: &[Delivery],
+    deliveries: &mut [Delivery],
 ) -> anyhow::Result<()> {
     let is_http = |delivery: &&Delivery| matches!(delivery.spec.target, Target::Http(_));
-    let connections_of = |delivery: &Delivery| delivery.dispatch.concurrency + limits::ANSWER_DRAINS_MAX;
     let needs = descriptors::Needs {
-        connections: endpoint.ingest.max_connections,
-        is_given: endpoint.max_connections_given,
+        clients: endpoint.as_ref().map_or(0, |endpoint| endpoint.ingest.max_connections),
+        clients_given: endpoint.as_ref().is_some_and(|endpoint| endpoint.max_connections_given),
         is_kafka: matches!(log.store, config::Store::Kafka(_)),
         destinations: deliveries.len(),
-        destination_connections: deliveries.iter().filter(is_http).map(connections_of).sum(),
+        http_concurrency: deliveries.iter().filter(is_http).map(|delivery| delivery.dispatch.concurrency).collect(),
+        http_connections: destination::http_connections_max,
     };
-    endpoint.ingest.max_connections = descriptors::connections(needs).map_err(Misconfigured)?;
+    let shares = descriptors::divide(&needs).map_err(Misconfigured)?;
+    if let Some(endpoint) = endpoint {
+        endpoint.ingest.max_connections = shares.clients;
+    }
+    for delivery in deliveries.iter_mut().filter(|delivery| is_http(&&**delivery)) {
+        for concurrency in [&mut delivery.dispatch.concurrency, &mut delivery.settings.concurrency] {
+            *concurrency = shares.concurrency_max.min(*concurrency);
+        }
+    }
     Ok(())
 }
 

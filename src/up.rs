@@ -25,7 +25,7 @@ use tokio::time::Instant;
 
 /// Takes events in and delivers them until the first signal, then drains in the order of the data flow.
 pub async fn up(mut config: config::Up, signals: &Signals) -> anyhow::Result<Ended> {
-    modes::bound_connections(&mut config.endpoint, &config.log, &config.deliveries)?;
+    modes::divide_descriptors(Some(&mut config.endpoint), &config.log, &mut config.deliveries)?;
     let start = modes::start(&config.log, &config.endpoint, &config.deliveries);
     let Some((listeners, store, log)) = modes::unless_stopped(signals, start).await? else {
         return Ok(Ended::Drained);

@@ -39,6 +39,11 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::Instant;
 
+/// How many connections an http destination has at most with this `--concurrency`.
+pub fn http_connections_max(concurrency: usize) -> usize {
+    http::connections_max(concurrency)
+}
+
 /// One destination, opened. It answers for every run that it is given, by the deadline of the hand-over.
 pub trait Destination: Send + Sync + fmt::Debug {
     /// How much it takes at once.

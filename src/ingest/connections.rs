@@ -19,7 +19,7 @@ use tokio::time::Instant;
 /// How long a connection has to have waited for its client before it gives way. It is long enough that clients that use
 /// their connections all the time do not close each other's, and short enough that a new client is served within a
 /// second.
-pub(super) const GIVES_WAY_AFTER: Duration = Duration::from_millis(500);
+pub(super) const GIVES_WAY_AFTER: Duration = Duration::from_millis(250);
 
 /// The open connections.
 #[derive(Debug)]

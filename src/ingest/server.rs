@@ -142,6 +142,8 @@ async fn answer(
             if !head.headers.contains_key(EXPECT) && !problem.closes() {
                 body::discard(body);
             }
+            // A refusal waits for nothing: pipelined requests that are refused would follow each other without a pause.
+            tokio::task::yield_now().await;
             problem.response()
         }
     }

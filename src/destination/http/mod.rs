@@ -41,6 +41,7 @@ use http_body_util::Full;
 use link::Rest;
 use percent_encoding::percent_decode_str;
 use pool::Pool;
+pub(super) use pool::connections_max;
 use std::error::Error;
 use std::future::poll_fn;
 use std::sync::atomic::{AtomicU64, Ordering};

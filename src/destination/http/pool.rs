@@ -4,7 +4,9 @@ use super::link::{self, Link, Rest};
 use super::lookups::LookUps;
 use super::words;
 use crate::destination::{ConfigurationError, Settings, failure_words};
-use crate::limits::{ANSWER_DRAINS_MAX, ANSWER_REST_MAX, CONNECT_TIMEOUT_MAX, CONNECTION_IDLE_MAX};
+use crate::limits::{
+    ANSWER_DRAINS_FACTOR, ANSWER_DRAINS_MAX, ANSWER_REST_MAX, CONNECT_TIMEOUT_MAX, CONNECTION_IDLE_MAX,
+};
 use crate::net;
 use http::Uri;
 use hyper::client::conn::http1;
@@ -28,8 +30,19 @@ pub(super) struct Pool {
     idle: Arc<Mutex<Idle>>,
     /// Closes what was unused for too long. It ends with the pool, as all tasks here.
     sweeper: OnceLock<JoinSet<()>>,
+    drains_max: usize,
     /// Each reads the rest of one answer.
     drains: Mutex<JoinSet<()>>,
+}
+
+/// How many connections a destination has at most, used and unused.
+pub(in crate::destination) fn connections_max(concurrency: usize) -> usize {
+    concurrency.saturating_add(drains_max(concurrency))
+}
+
+/// How many answers' rests are read at a time.
+fn drains_max(concurrency: usize) -> usize {
+    ANSWER_DRAINS_MAX.min(ANSWER_DRAINS_FACTOR.saturating_mul(concurrency))
 }
 
 impl Pool {
@@ -56,6 +69,7 @@ impl Pool {
             protocol: link::protocol(),
             connect_timeout,
             idle: Arc::new(Mutex::new(Idle { links: VecDeque::new(), max: settings.concurrency })),
+            drains_max: drains_max(settings.concurrency),
             sweeper: OnceLock::new(),
             drains: Mutex::default(),
         })
@@ -111,7 +125,7 @@ impl Pool {
         let mut drains = lock(&self.drains);
         // Those that are over; they have no result. A panic in one was told by the panic hook and cost its connection.
         while drains.try_join_next().is_some() {}
-        if drains.len() >= ANSWER_DRAINS_MAX {
+        if drains.len() >= self.drains_max {
             return;
         }
         let idle = Arc::clone(&self.idle);
