@@ -4,6 +4,9 @@ use std::io;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
 
+/// SIGXFSZ, for which tokio has no name: a write would make a file larger than the process may (`ulimit -f`).
+const FILE_TOO_LARGE: i32 = 25;
+
 /// How far the process was told to stop, and how often to reopen. Cheap to clone; every clone sees everything.
 #[derive(Debug, Clone)]
 pub struct Signals {
@@ -16,6 +19,8 @@ impl Signals {
     pub fn of_process() -> io::Result<Self> {
         let (terminate, interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
         let hang_up = signal(SignalKind::hangup())?;
+        // A handler stays once it is there. The signal then ends nothing: the write fails, as on a full disk.
+        drop(signal(SignalKind::from_raw(FILE_TOO_LARGE))?);
         let (stop, stops) = watch::channel(0);
         let (reopen, hang_ups) = watch::channel(0);
         tokio::spawn(forward(terminate, interrupt, hang_up, stop, reopen));

@@ -30,13 +30,34 @@ enum Broken {
     NotRead,
     /// As `NotRead`, and a write is an error instead of a wait.
     NotReadNonBlocking,
+    /// `ulimit -f`: a write is an error, and a signal too.
+    FileTooLarge,
 }
 
-const EVERY_WAY: [Broken; 5] =
-    [Broken::ReaderGone, Broken::DiskFull, Broken::TerminalClosed, Broken::NotRead, Broken::NotReadNonBlocking];
+const EVERY_WAY: [Broken; 6] = [
+    Broken::ReaderGone,
+    Broken::DiskFull,
+    Broken::TerminalClosed,
+    Broken::NotRead,
+    Broken::NotReadNonBlocking,
+    Broken::FileTooLarge,
+];
+
+/// Bytes of the largest file: enough for a small database.
+const FILE_BYTES_MAX: usize = 4 * 1024 * 1024;
 
 impl Broken {
-    /// What to start the program with, and what has to live as long as it.
+    /// The program with such a standard error, and what has to live as long as it.
+    fn command(self, folder: &Path, arguments: &[&str]) -> (Command, Option<OwnedFd>) {
+        let mut command = command(folder, arguments);
+        if self == Self::FileTooLarge {
+            command = limited(&command, &format!("--fsize={FILE_BYTES_MAX}"));
+        }
+        let (stderr, lives) = self.stderr();
+        command.stderr(stderr);
+        (command, lives)
+    }
+
     fn stderr(self) -> (Stdio, Option<OwnedFd>) {
         match self {
             Self::ReaderGone => (std::io::pipe().unwrap().1.into(), None),
@@ -60,8 +81,25 @@ impl Broken {
                 while writer.write(&[b'x'; 4096]).is_ok() {}
                 (OwnedFd::from(writer).into(), Some(reader.into()))
             }
+            Self::FileTooLarge => {
+                let mut file = tempfile::tempfile().unwrap();
+                file.write_all(&vec![b'x'; FILE_BYTES_MAX]).unwrap();
+                (file.into(), None)
+            }
         }
     }
+}
+
+/// The program under a limit of `prlimit`.
+fn limited(program: &Command, limit: &str) -> Command {
+    let mut limited = Command::new("prlimit");
+    limited.arg(limit).arg(program.get_program()).args(program.get_args());
+    for (name, _) in program.get_envs() {
+        limited.env_remove(name);
+    }
+    limited.current_dir(program.get_current_dir().unwrap());
+    limited.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    limited
 }
 
 /// Takes everything but what `bad` sends.
@@ -111,9 +149,7 @@ fn up_with(broken: Broken) {
     let dead = format!("dead=http://{}/hook", free_address());
     let destinations = ["--dest", &hook, "--dest", &dead, "--dest", "missing=nowhere/file", "--dest", "file-1"];
     let arguments = [&["up", "--listen", &address, "--attempts", "2"], &destinations[..]].concat();
-    let mut command = command(folder.path(), &arguments);
-    let (stderr, _reader) = broken.stderr();
-    command.stderr(stderr);
+    let (command, _lives) = broken.command(folder.path(), &arguments);
     let up = Program::spawn(command, &format!("up, {broken:?}"));
     deliver_some(&address, &receiver);
     // Ingest's first refusal is a log line too, and has to be an answer.
@@ -138,9 +174,7 @@ fn dispatch_delivers_on_and_drains_if_standard_error_cannot_be_written_to() {
     for broken in EVERY_WAY {
         let hook = format!("{broken:?}={}", receiver.url);
         let arguments = [&["dispatch", "--dest", &hook, "--attempts", "2", "--start", "latest"], &url[..]].concat();
-        let mut command = command(folder.path(), &arguments);
-        let (stderr, _reader) = broken.stderr();
-        command.stderr(stderr);
+        let (command, _lives) = broken.command(folder.path(), &arguments);
         let dispatch = Program::spawn(command, &format!("dispatch, {broken:?}"));
         // It begins at the end of the log, wherever that is when it is there.
         eventually(|| {
@@ -199,14 +233,12 @@ fn a_fatal_error_and_a_usage_error_end_with_their_exit_code_although_they_cannot
     let address = taken.local_addr().unwrap().to_string();
     for broken in EVERY_WAY {
         let ends = |arguments: &[&str], code: i32| {
-            let mut command = command(folder.path(), arguments);
-            let (stderr, _reader) = broken.stderr();
-            command.stderr(stderr);
+            let (command, _lives) = broken.command(folder.path(), arguments);
             assert_eq!(Program::spawn(command, &format!("{arguments:?}")).end().code(), code, "{broken:?}");
         };
         ends(&["up", "--listen", &address], 1);
-        // A person who types a wrong flag reads what is said about it.
-        if broken != Broken::NotRead {
+        // A person who types a wrong flag reads what is said about it; and signals are heard a little later.
+        if ![Broken::NotRead, Broken::FileTooLarge].contains(&broken) {
             ends(&["up", "--window", "0"], 2);
             ends(&["up", "--backoff", "3s", "--backoff-max", "1s"], 2);
         }
@@ -237,12 +269,7 @@ fn a_limit_of_threads_ends_the_start_in_words_or_is_high_enough() {
         let folder = tempfile::tempdir().unwrap();
         std::fs::set_permissions(folder.path(), std::fs::Permissions::from_mode(0o777)).unwrap();
         let program = command(folder.path(), &["up", "--listen", "127.0.0.1:0", "--dest", "file-1"]);
-        let mut limited = Command::new("prlimit");
-        limited.arg(format!("--nproc={limit}")).arg(program.get_program()).args(program.get_args());
-        for (name, _) in program.get_envs() {
-            limited.env_remove(name);
-        }
-        limited.current_dir(folder.path()).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut limited = limited(&program, &format!("--nproc={limit}"));
         if is_root {
             limited.uid(LIMITED_USER).gid(LIMITED_USER);
         }
