@@ -386,6 +386,13 @@ fn lane_of(lanes: &mut [Option<Lane>], token: Token) -> &mut Lane {
     lane
 }
 
+/// Bytes that a place in the queue of [`Gaps`] takes on average at most, with the user's id. Usual ids take less; if all
+/// are very long, fewer users are remembered.
+const GAP_BYTES_MAX: usize = 128;
+
+/// Bytes of such a place without the id.
+const GAP_OVERHEAD_BYTES: usize = 64;
+
 /// Users of whom an event was given up and none delivered since: a bounded hint, the oldest is forgotten first.
 /// Forgetting leaves a user's place in the queue behind, stale by its number, so that it costs O(1).
 #[derive(Debug)]
@@ -394,12 +401,18 @@ struct Gaps {
     /// User → the number under which it stands in `order`.
     users: HashMap<Option<Arc<[u8]>>, u64>,
     order: VecDeque<(u64, Option<Arc<[u8]>>)>,
+    /// Bytes that the places in `order` take.
+    bytes: usize,
     numbers: u64,
 }
 
 impl Gaps {
     fn new(max: usize) -> Self {
-        Self { max, users: HashMap::new(), order: VecDeque::new(), numbers: 0 }
+        Self { max, users: HashMap::new(), order: VecDeque::new(), bytes: 0, numbers: 0 }
+    }
+
+    fn bytes_of(user: Option<&[u8]>) -> usize {
+        GAP_OVERHEAD_BYTES + user.map_or(0, <[u8]>::len)
     }
 
     fn holds(&self, user: Option<&[u8]>) -> bool {
@@ -412,10 +425,18 @@ impl Gaps {
             return;
         }
         self.numbers += 1;
+        self.bytes += Self::bytes_of(user.as_deref());
         self.users.insert(user.clone(), self.numbers);
         self.order.push_back((self.numbers, user));
-        while self.users.len() > self.max || self.order.len() > self.max.saturating_mul(2) {
+        let places_max = self.max.saturating_mul(2);
+        let bytes_max = places_max.saturating_mul(GAP_BYTES_MAX);
+        // The newest stays, however long its id is.
+        while self.users.len() > self.max
+            || self.order.len() > places_max
+            || (self.bytes > bytes_max && self.order.len() > 1)
+        {
             let Some((number, oldest)) = self.order.pop_front() else { break };
+            self.bytes -= Self::bytes_of(oldest.as_deref());
             if self.users.get(&oldest) == Some(&number) {
                 self.users.remove(&oldest);
             }
@@ -427,6 +448,7 @@ impl Gaps {
             self.users.remove(&user.map(Arc::from));
             if self.users.is_empty() {
                 self.order.clear();
+                self.bytes = 0;
             }
         }
     }

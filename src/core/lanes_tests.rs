@@ -261,3 +261,20 @@ fn the_gap_that_is_oldest_is_forgotten_first() {
     }
     assert_eq!([b"a", b"b", b"c"].map(|user| gaps.holds(Some(user))), [false, true, true]);
 }
+
+#[test]
+fn gaps_of_users_with_long_ids_are_bounded_in_bytes() {
+    let mut gaps = Gaps::new(100);
+    for number in 0..1_000 {
+        let user = format!("{number:01024}");
+        gaps.remember(Some(user.as_bytes()));
+        assert!(gaps.holds(Some(user.as_bytes())), "the newest is remembered");
+        assert!(gaps.bytes <= 2 * 100 * GAP_BYTES_MAX, "{} bytes", gaps.bytes);
+        assert_eq!(gaps.bytes, gaps.order.len() * (1024 + GAP_OVERHEAD_BYTES));
+    }
+    assert_eq!(gaps.users.len(), 23);
+    gaps.remember(None);
+    let users: Vec<_> = gaps.users.keys().cloned().collect();
+    users.iter().for_each(|user| gaps.forget(user.as_deref()));
+    assert_eq!((gaps.bytes, gaps.order.len()), (0, 0));
+}
