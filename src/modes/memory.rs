@@ -4,8 +4,8 @@
 use crate::config::{self, Delivery, Endpoint, Store};
 use crate::destination::spec::Target;
 use crate::limits::{
-    FAILING_USERS_MAX, GAPS_REMEMBERED_MAX, HTTP_BUFFER_BYTES_MAX, PROBED_USERS_MAX, RECORD_BYTES_MAX, RUN_BYTES_MAX,
-    WRITE_BYTES_MAX,
+    ANSWER_DRAINS_MAX, FAILING_USERS_MAX, GAPS_REMEMBERED_MAX, HTTP_BUFFER_BYTES_MAX, PROBED_USERS_MAX,
+    RECORD_BYTES_MAX, RUN_BYTES_MAX, WRITE_BYTES_MAX,
 };
 use crate::log::Log;
 use crate::{log, stderr};
@@ -79,7 +79,9 @@ fn of_deliveries(deliveries: &[Delivery], partitions: u32, event_bytes_max: usiz
         let held = match delivery.spec.target {
             // The lines of one write, kept for the next, and one run or event beyond.
             Target::File(_) | Target::Stdout => 2 * WRITE_BYTES_MAX + RUN_BYTES_MAX.max(event_bytes_max),
-            Target::Http(_) => delivery.dispatch.concurrency.saturating_mul(ATTEMPT_BYTES),
+            Target::Http(_) => {
+                delivery.dispatch.concurrency.saturating_add(ANSWER_DRAINS_MAX).saturating_mul(ATTEMPT_BYTES)
+            }
             Target::Null => 0,
         };
         held.saturating_add(remembered)
