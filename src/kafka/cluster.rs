@@ -6,7 +6,9 @@
 
 use super::connection::{Connection, Error};
 use super::requests::Request;
-use super::topology::{KnownTopic, Leader, Led, Partition, Said, Topic, Turns, elected, is_believed, last_resort};
+use super::topology::{
+    KnownTopic, Leader, Led, Partition, Said, Topic, Turns, elected, is_another_topic, is_believed, last_resort,
+};
 use super::{describe, refusal};
 use crate::limits::{BROKER_ANSWER_MAX, BROKER_CONNECTIONS_IDLE_MAX, CONNECTION_IDLE_MAX, METADATA_INTERVAL_MIN};
 use crate::net::Settings;
@@ -205,7 +207,7 @@ impl Cluster {
     }
 
     /// The topic as the brokers see it now; `None`: it is missing. Nothing is created by asking. One broker is asked, and
-    /// more only if its answer contradicts what is known.
+    /// more only if its answer contradicts what is known, or if nothing is known yet.
     pub async fn topic(&self, name: &str, deadline: Instant) -> Result<Option<Arc<Topic>>, Error> {
         let asked = MetadataRequestTopic::default().with_name(Some(topic_name(name)));
         let request = MetadataRequest::default().with_topics(Some(vec![asked])).with_allow_auto_topic_creation(false);
@@ -213,30 +215,55 @@ impl Cluster {
             known.asked = Instant::now();
         }
         let (mut round, mut said) = (self.round(), Vec::new());
-        while let Some(answer) = self.ask_next(&mut round, &request, deadline).await {
-            let topic = answer.topics.first().map(|topic| (refusal(topic.error_code), read_topic(topic)));
+        let (topic, is_new) = loop {
+            let Some(answer) = self.ask_next(&mut round, &request, deadline).await else {
+                let believed = last_resort(said).ok_or(round.failure)?;
+                return Ok(self.take_in(&mut self.seen(), name, believed));
+            };
             let mut seen = self.seen();
             seen.learn(&answer, &self.settings.brokers);
-            said.push(match topic {
-                Some((None | Some(ResponseError::LeaderNotAvailable), topic)) => Said::Is(topic),
-                None | Some((Some(ResponseError::UnknownTopicOrPartition), _)) => Said::Missing,
-                Some((Some(error), _)) if error.is_retriable() => {
-                    round.fails(Error::NotSent(format!("topic {name:?}: {}", describe(error))));
+            match read(name, &answer) {
+                Ok(told) => said.push(told),
+                Err(error @ Error::Configuration(_)) => return Err(error),
+                Err(error) => {
+                    round.fails(error);
                     continue;
                 }
-                Some((Some(error), _)) => {
-                    return Err(Error::Configuration(format!("topic {name:?}: {}", describe(error))));
-                }
-            });
+            }
             let known = seen.topics.get(name).map(|known| &*known.topic);
             if is_believed(known, &said)
-                && let Some(believed) = said.pop()
+                && let (is_new, Some(believed)) = (known.is_none(), said.pop())
             {
-                return Ok(self.take_in(&mut seen, name, believed));
+                break (self.take_in(&mut seen, name, believed), is_new);
             }
+        };
+        match topic {
+            Some(topic) if is_new => Ok(Some(self.second_opinion(name, topic, &request, deadline).await)),
+            topic => Ok(topic),
         }
-        let believed = last_resort(said).ok_or(round.failure)?;
-        Ok(self.take_in(&mut self.seen(), name, believed))
+    }
+
+    /// The first broker that was asked about a topic may be behind, and nothing better is known yet: another one is asked,
+    /// if there is one that answers soon.
+    async fn second_opinion(
+        &self,
+        name: &str,
+        topic: Arc<Topic>,
+        request: &MetadataRequest,
+        deadline: Instant,
+    ) -> Arc<Topic> {
+        let mut round = self.round();
+        if round.addresses.len() < 2 {
+            return topic;
+        }
+        let deadline = deadline.min(Instant::now() + CONFIRM_WAIT_MAX);
+        let answer = self.ask_next(&mut round, request, deadline).await;
+        match answer.and_then(|answer| read(name, &answer).ok()) {
+            Some(Said::Is(other)) if !is_another_topic(topic.id, other.id) => {
+                self.take_in(&mut self.seen(), name, Said::Is(other)).unwrap_or(topic)
+            }
+            _ => topic,
+        }
     }
 
     /// Keeps what is believed of a topic, and gives what is known of it then.
@@ -526,6 +553,17 @@ fn address(host: &str, port: i32) -> String {
 /// A name as the protocol has it.
 pub fn topic_name(name: &str) -> TopicName {
     TopicName(StrBytes::from_string(name.to_owned()))
+}
+
+/// What a broker tells of the topic that it was asked about. An error that may pass is [`Error::NotSent`].
+fn read(name: &str, answer: &MetadataResponse) -> Result<Said, Error> {
+    let Some(topic) = answer.topics.first() else { return Ok(Said::Missing) };
+    match refusal(topic.error_code) {
+        None | Some(ResponseError::LeaderNotAvailable) => Ok(Said::Is(read_topic(topic))),
+        Some(ResponseError::UnknownTopicOrPartition) => Ok(Said::Missing),
+        Some(error) if error.is_retriable() => Err(Error::NotSent(format!("topic {name:?}: {}", describe(error)))),
+        Some(error) => Err(Error::Configuration(format!("topic {name:?}: {}", describe(error)))),
+    }
 }
 
 fn read_topic(topic: &kafka_protocol::messages::metadata_response::MetadataResponseTopic) -> Topic {

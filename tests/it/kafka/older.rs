@@ -1,15 +1,24 @@
-//! A cluster whose brokers are replaced by newer ones while we run: those tell more.
+//! A cluster whose brokers are replaced by newer ones while we run: those tell the ids of topics.
 
-use super::{address, fixture};
+use super::address;
 use crate::conformance::{record, unique};
+use crate::support::soon;
+use eventd::core::progress::State;
+use eventd::group::kafka::{Joining, join};
+use eventd::group::{Change, Group};
 use eventd::kafka::Cluster;
 use eventd::log::kafka::Kafka;
-use eventd::log::{CreateTopic, Engine};
+use eventd::log::{CreateTopic, Engine, Log};
 use eventd::net::Settings;
+use std::io;
+use std::sync::Arc;
 use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, copy};
+use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
 use tokio::time::Instant;
+use uuid::Uuid;
 
 const METADATA: i16 = 3;
 /// The last version without topic ids.
@@ -19,53 +28,109 @@ const ANSWERS_WITHIN: Duration = Duration::from_secs(20);
 
 #[tokio::test]
 async fn a_topic_whose_id_is_told_later_was_not_created_again() {
-    let topic = unique("older");
-    let create = CreateTopic { partitions: 1, retention: None };
-    fixture().await.engine.open(&topic, Some(create)).await.unwrap();
-    let old = old_broker().await;
-    let cluster = Cluster::new(Settings::plain(vec![old.clone()]));
-    let told = async || cluster.topic(&topic, Instant::now() + ANSWERS_WITHIN).await.unwrap().unwrap().id;
-    assert!(told().await.is_nil(), "the old broker has no ids");
-    assert!(!told().await.is_nil(), "the broker that it named has");
-    let engine = Kafka::connect(Settings::plain(vec![old])).await.unwrap();
-    let log = engine.open(&topic, None).await.unwrap();
-    // This asks the new one.
+    let broker = Replaced::start().await;
+    let (topic, name) = (unique("older"), unique("older"));
+    let engine = Kafka::connect(broker.settings()).await.unwrap();
+    let log = engine.open(&topic, Some(CreateTopic { partitions: 1, retention: None })).await.unwrap();
+    assert!(broker.id_of(&topic).await.is_nil(), "the old broker has no ids");
+    log.append(0, vec![record("user", "before")]).await.unwrap();
+    let committed = State::at(1);
+    {
+        let group = owner(&engine, &name, &log).await;
+        group.commit(0, committed.clone()).await.unwrap();
+        group.leave().await;
+    }
+
+    broker.is_replaced();
+    assert!(!broker.id_of(&topic).await.is_nil(), "the new broker has ids");
+    // What was opened before goes on.
     assert_eq!(log.partitions().await, Ok(1));
-    log.append(0, vec![record("user", "payload")]).await.unwrap();
+    log.append(0, vec![record("user", "after")]).await.unwrap();
     let fetched = log.fetch(0, 0, 1_000, Duration::from_secs(1)).await.unwrap();
-    assert_eq!(fetched.events.len(), 1);
+    assert_eq!(fetched.events.len(), 2);
+    // What is opened now goes on from the commit of before.
+    let engine = Kafka::connect(broker.settings()).await.unwrap();
+    let log = engine.open(&topic, None).await.unwrap();
+    let group = owner(&engine, &name, &log).await;
+    assert_eq!(group.committed(0).await, Ok(Some(committed)));
+    group.leave().await;
 }
 
-/// Where the shared broker can be reached by its metadata of before topics had ids.
-async fn old_broker() -> String {
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let at = listener.local_addr().unwrap().to_string();
-    tokio::spawn(async move {
-        while let Ok((client, _)) = listener.accept().await {
-            tokio::spawn(pass(client));
-        }
-    });
-    at
+/// A member that was given the topic's only partition.
+async fn owner(engine: &Arc<Kafka>, name: &str, log: &Arc<dyn Log>) -> Arc<dyn Group> {
+    let group = join(engine, name, log, Joining::of("digest")).await.unwrap();
+    assert_eq!(soon("the partition is given", group.changed()).await, Ok(Change::Given(0)));
+    group
 }
 
-async fn pass(client: TcpStream) -> std::io::Result<()> {
-    let (mut from_broker, mut to_broker) = TcpStream::connect(address()).await?.into_split();
-    let (mut from_client, mut to_client) = client.into_split();
-    let requests = copy(&mut from_client, &mut to_broker);
-    let answers = async {
-        // The first answer of a connection is the list of versions: key, lowest and highest, after the correlation id, an
-        // error and a count.
-        let size = from_broker.read_u32().await?;
-        let mut versions = vec![0; size as usize];
-        from_broker.read_exact(&mut versions).await?;
-        for api in versions[10..].chunks_exact_mut(6) {
-            if api[..2] == METADATA.to_be_bytes() {
-                api[4..].copy_from_slice(&METADATA_WITHOUT_IDS.to_be_bytes());
+/// The shared broker, which at first speaks the metadata of before topics had ids.
+struct Replaced {
+    port: u16,
+    replaced: watch::Sender<bool>,
+}
+
+impl Replaced {
+    async fn start() -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let (port, replaced) = (listener.local_addr().unwrap().port(), watch::Sender::new(false));
+        let is_replaced = replaced.subscribe();
+        tokio::spawn(async move {
+            while let Ok((client, _)) = listener.accept().await {
+                let mut replaced = is_replaced.clone();
+                tokio::spawn(async move {
+                    let is_old = !*replaced.borrow_and_update();
+                    // The old broker takes its connections with it.
+                    tokio::select! {
+                        passed = pass(client, port, is_old) => passed,
+                        _ = replaced.changed() => Ok(()),
+                    }
+                });
             }
+        });
+        Self { port, replaced }
+    }
+
+    fn settings(&self) -> Settings {
+        Settings::plain(vec![format!("localhost:{}", self.port)])
+    }
+
+    fn is_replaced(&self) {
+        self.replaced.send_replace(true);
+    }
+
+    async fn id_of(&self, topic: &str) -> Uuid {
+        let cluster = Cluster::new(self.settings());
+        cluster.topic(topic, Instant::now() + ANSWERS_WITHIN).await.unwrap().expect("the topic is there").id
+    }
+}
+
+/// Carries one connection; nobody is told of the broker's own port.
+async fn pass(client: TcpStream, port: u16, is_old: bool) -> io::Result<()> {
+    let (from_broker, mut to_broker) = TcpStream::connect(address()).await?.into_split();
+    let (mut from_client, to_client) = client.into_split();
+    let requests = copy(&mut from_client, &mut to_broker);
+    tokio::try_join!(requests, answers(from_broker, to_client, port, is_old)).map(drop)
+}
+
+async fn answers(mut broker: OwnedReadHalf, mut client: OwnedWriteHalf, port: u16, is_old: bool) -> io::Result<u64> {
+    let (host, real) = address().rsplit_once(':').map(|(host, port)| (host.to_owned(), port.to_owned())).unwrap();
+    let named = |port: u16| [host.as_bytes(), &u32::from(port).to_be_bytes()].concat();
+    let (real, ours) = (named(real.parse().unwrap()), named(port));
+    let mut is_first = true;
+    loop {
+        let size = broker.read_u32().await?;
+        let mut answer = vec![0; size as usize];
+        broker.read_exact(&mut answer).await?;
+        if std::mem::take(&mut is_first) && is_old {
+            // The list of versions: key, lowest and highest, after the correlation id, an error and a count.
+            let metadata = |api: &&mut [u8]| api[..2] == METADATA.to_be_bytes();
+            let versions = answer[10..].chunks_exact_mut(6).find(metadata).expect("a broker has metadata");
+            versions[4..].copy_from_slice(&METADATA_WITHOUT_IDS.to_be_bytes());
         }
-        to_client.write_u32(size).await?;
-        to_client.write_all(&versions).await?;
-        copy(&mut from_broker, &mut to_client).await
-    };
-    tokio::try_join!(requests, answers).map(drop)
+        while let Some(at) = answer.windows(real.len()).position(|window| window == real) {
+            answer[at..at + ours.len()].copy_from_slice(&ours);
+        }
+        client.write_u32(size).await?;
+        client.write_all(&answer).await?;
+    }
 }

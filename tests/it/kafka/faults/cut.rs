@@ -7,7 +7,9 @@ use crate::support::block_on;
 use crate::support::broker::Broker;
 use crate::support::program::eventually;
 use crate::support::torture_times;
-use eventd::kafka::Cluster;
+use eventd::kafka::{Cluster, Partition, Who, topic_name};
+use kafka_protocol::messages::MetadataRequest;
+use kafka_protocol::messages::metadata_request::MetadataRequestTopic;
 use std::time::Duration;
 use tokio::time::Instant;
 
@@ -40,6 +42,10 @@ fn a_broker_that_is_cut_off_from_the_others_stops_neither_ingest_nor_delivery() 
         });
         elections.push(began.elapsed());
         assert!(led_by(&broker, cut, &scene.topic).contains(&Some(cut)), "node {cut} has heard of the others");
+        let cluster = Cluster::new(settings(address_of(&broker, cut)));
+        let found = block_on(cluster.topic(&scene.topic, Instant::now() + TOLD_WITHIN)).unwrap().unwrap();
+        let is_new = |partition: &Partition| partition.leader.is_some_and(|node| node != cut);
+        assert!(found.partitions.iter().all(is_new), "a first look, told of node {cut} alone: {found:?}");
 
         scene.load.wait_for_more(REQUESTS);
         served.push(began.elapsed());
@@ -73,11 +79,14 @@ fn a_broker_that_is_cut_off_from_the_others_stops_neither_ingest_nor_delivery() 
     );
 }
 
-/// Who leads the partitions, as this node has it.
+/// Who leads the partitions, as this node alone has it.
 fn led_by(broker: &Broker, node: i32, topic: &str) -> Vec<Option<i32>> {
     let cluster = Cluster::new(settings(address_of(broker, node)));
-    let told = block_on(cluster.topic(topic, Instant::now() + TOLD_WITHIN)).unwrap().expect("the topic is there");
-    told.partitions.iter().map(|partition| partition.leader).collect()
+    let asked = MetadataRequestTopic::default().with_name(Some(topic_name(topic)));
+    let request = MetadataRequest::default().with_topics(Some(vec![asked])).with_allow_auto_topic_creation(false);
+    let answer = block_on(cluster.call(Who::Any, &request, Instant::now() + TOLD_WITHIN)).unwrap();
+    let partitions = answer.topics.iter().flat_map(|topic| &topic.partitions);
+    partitions.map(|partition| Some(partition.leader_id.0).filter(|node| *node >= 0)).collect()
 }
 
 fn address_of(broker: &Broker, node: i32) -> &str {
