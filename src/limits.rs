@@ -210,9 +210,13 @@ pub const TRIM_RECORDS_MAX: usize = 2_000;
 /// a jump: clocks that are kept in step by small corrections stay far below.
 pub const CLOCK_JUMP: Duration = Duration::from_secs(60);
 
-/// How long nothing is removed after one: until each destination that is at work has committed again, though nothing
-/// changed, and a minute for it to do so.
-pub const TRIM_AFTER_CLOCK_JUMP: Duration = Duration::from_secs(COMMIT_UNCHANGED_INTERVAL.as_secs() + 60);
+/// How long the wall clock is in doubt after a start and after a jump: until each destination that is at work has
+/// committed again, though nothing changed, and a minute for it to do so.
+pub const TRIM_DOUBT: Duration = Duration::from_secs(COMMIT_UNCHANGED_INTERVAL.as_secs() + 60);
+
+/// Log lines about events that were removed and that a destination had not settled: at most one a destination in this
+/// time. Each has the number of all events since the line before. A destination that is out of use loses some all day.
+pub const TRIM_LOSS_INTERVAL: Duration = Duration::from_secs(60);
 
 /// How long a partition is left as it is after its trimming met damage: nobody repairs that from one second to the next,
 /// and each try is a log line.

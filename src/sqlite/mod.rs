@@ -80,6 +80,7 @@ impl Database {
         if let Some(max_bytes) = max_bytes {
             bound(&connection, max_bytes).map_err(|error| unavailable(&error))?;
         }
+        let trimmer = trim::Trimmer::new(&connection, trim::Now::read()).map_err(|error| unavailable(&error))?;
         let (lost, lost_reader) = watch::channel(None);
         let hub = Arc::new(wait::Hub::default());
         let checkpoints = checkpoint::Checkpoints::start(&connection, connect(Role::Reader)?, lost.clone())
@@ -88,7 +89,7 @@ impl Database {
             connection,
             hub: Arc::clone(&hub),
             checkpoints,
-            trimmer: trim::Trimmer::default(),
+            trimmer,
             max_bytes,
             lost: lost.clone(),
         })

@@ -18,7 +18,7 @@
 //! Lost: what is on the disk is unknown, so nothing is written any more and the process has to end.
 
 use super::checkpoint::Checkpoints;
-use super::trim::Trimmer;
+use super::trim::{Now, Trimmer};
 use super::wait::Hub;
 use super::write::{Grown, Transaction, Write};
 use crate::core::outcome::Failure;
@@ -174,6 +174,7 @@ impl Writer {
                 self.housekeeping = self.parts.lost.borrow().is_none() && self.trim();
             }
         }
+        self.parts.trimmer.tell_all();
     }
 
     /// Takes in what waits, at least one message unless there is something else to do. `false`: nobody is left.
@@ -272,13 +273,18 @@ impl Writer {
     /// One step of trimming. `true`: there is more.
     fn trim(&mut self) -> bool {
         let Parts { connection, trimmer, .. } = &mut self.parts;
-        let more = match trimmer.next_step(connection) {
-            Ok(None) => return false,
+        let now = Now::read();
+        let removed = match trimmer.next_step(connection, now) {
+            Ok(None) => {
+                trimmer.tell(now);
+                return false;
+            }
             Ok(Some(step)) => in_transaction(connection, |connection| trimmer.remove(connection, step)),
             Err(error) => Err(Failed::before(error)),
         };
-        match more {
-            Ok(()) => {
+        match removed {
+            Ok(losses) => {
+                trimmer.removed(losses);
                 self.mind_the_wal();
                 true
             }

@@ -26,6 +26,13 @@ async fn open(engine: &Arc<Sqlite>, topic: &str, retention: Option<Duration>) ->
     engine.open(topic, Some(CreateTopic { partitions: 1, retention })).await.unwrap()
 }
 
+/// A destination that has settled everything below an offset. Without one, nothing is removed in the first hour.
+async fn settled(engine: &Arc<Sqlite>, topic: &str, offset: i64) {
+    let group = join(engine, "settled", topic, "digest", WhenHeld::Fail).await.unwrap();
+    group.commit(0, State::at(offset)).await.unwrap();
+    group.leave().await;
+}
+
 /// Waits until the log begins at an offset.
 async fn begins_at(log: &dyn Log, offset: i64) {
     let reached = async {
@@ -45,6 +52,7 @@ async fn what_is_past_its_retention_is_removed_and_offsets_go_on() {
     for log in [&kept, &trimmed] {
         log.append(0, (0..5_000).map(|_| aged(2 * HOUR)).collect()).await.unwrap();
         log.append(0, vec![aged(Duration::ZERO)]).await.unwrap();
+        settled(&engine, log.topic(), 5_001).await;
     }
     begins_at(&*trimmed, 5_000).await;
     assert_eq!(read_all(&*trimmed, 0, 5_000).await.len(), 1);
@@ -59,6 +67,7 @@ async fn an_empty_partition_still_knows_its_next_offset() {
     let embedded = fixture().await;
     let log = open(&embedded.engine, "trimmed", Some(HOUR)).await;
     log.append(0, (0..10).map(|_| aged(2 * HOUR)).collect()).await.unwrap();
+    settled(&embedded.engine, "trimmed", 10).await;
     begins_at(&*log, 10).await;
     assert_eq!(log.latest(0).await, Ok(10));
     assert_eq!(open(&embedded.again().await, "trimmed", None).await.append(0, vec![aged(HOUR / 2)]).await, Ok(10));
@@ -82,14 +91,41 @@ async fn what_a_destination_has_not_settled_is_kept_while_it_commits() {
     fast.commit(0, State::at(100)).await.unwrap();
     let other = open(&embedded.engine, "witness", Some(HOUR)).await;
     other.append(0, vec![aged(2 * HOUR)]).await.unwrap();
+    settled(&embedded.engine, "witness", 1).await;
     begins_at(&*other, 1).await;
     assert_eq!(log.earliest(0).await, Ok(40));
-    // Eight days without a commit: it has given up its claim.
-    let week = 8 * 24 * HOUR.as_millis() as i64;
-    let aged =
-        embedded.plain().execute("UPDATE commits SET committed_ms = committed_ms - ?1 WHERE name = 'slow'", [week]);
-    assert_eq!(aged, Ok(1));
-    begins_at(&*log, 100).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_process_that_has_just_started_removes_nothing_unsettled_however_old_it_looks() {
+    let embedded = fixture().await;
+    let log = open(&embedded.engine, "events", None).await;
+    log.append(0, (0..100).map(|_| aged(2 * HOUR)).collect()).await.unwrap();
+    let behind = join(&embedded.engine, "behind", "events", "digest", WhenHeld::Fail).await.unwrap();
+    behind.commit(0, State::at(40)).await.unwrap();
+    let dead = open(&embedded.engine, "events.behind.dead", None).await;
+    dead.append(0, vec![aged(2 * HOUR)]).await.unwrap();
+    let path = embedded.path();
+    // A clock that is eight days ahead shows everything in the database as eight days older.
+    let ahead_ms = 8 * 24 * HOUR.as_millis() as i64;
+    for sql in [
+        "UPDATE commits SET committed_ms = committed_ms - ?1",
+        "UPDATE records SET timestamp_ms = timestamp_ms - ?1",
+        "UPDATE partitions SET timestamp_ms = timestamp_ms - ?1",
+    ] {
+        embedded.plain().execute(sql, [ahead_ms]).unwrap();
+    }
+    let settings = Settings { retention: Some(HOUR), dead_retention: Some(HOUR), create: true, ..Settings::default() };
+    let engine = Sqlite::open(path, settings).await.unwrap();
+    let (log, dead) = (open(&engine, "events", None).await, open(&engine, "events.behind.dead", None).await);
+    // What shows that it has looked around: a topic whose events are settled.
+    let witness = open(&engine, "witness", Some(HOUR)).await;
+    witness.append(0, vec![aged(10 * 24 * HOUR)]).await.unwrap();
+    settled(&engine, "witness", 1).await;
+    begins_at(&*witness, 1).await;
+    let earliest = log.earliest(0).await.unwrap();
+    assert!(earliest <= 40, "removed up to {earliest}, and only 40 events were settled");
+    assert_eq!(dead.earliest(0).await, Ok(0));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -111,6 +147,8 @@ async fn the_retention_that_is_given_wins_over_what_the_topic_was_made_with() {
     let dead = open(&embedded.engine, "events.file-1.dead", None).await;
     log.append(0, vec![aged(2 * HOUR)]).await.unwrap();
     dead.append(0, vec![aged(2 * HOUR)]).await.unwrap();
+    settled(&embedded.engine, "events", 1).await;
+    settled(&embedded.engine, "events.file-1.dead", 1).await;
     let settings =
         Settings { retention: Some(HOUR), dead_retention: Some(24 * HOUR), create: true, ..Settings::default() };
     let engine = Sqlite::open(embedded.path(), settings).await.unwrap();
@@ -157,6 +195,7 @@ async fn damage_among_what_may_go_stops_neither_the_log_nor_other_partitions() {
             Record::new(Some(b"user"), Some(payload.as_bytes()), &[], now_ms() - 2 * HOUR.as_millis() as i64)
         });
         log.append(0, records.collect()).await.unwrap();
+        settled(&embedded.engine, topic, 100).await;
     }
     embedded.plain().query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(())).unwrap();
     // A copy, which no connection has in its cache.
