@@ -10,6 +10,7 @@
 //! written meanwhile is never copied in time. So the writer ends it now and then, when little is left to copy.
 
 use super::file::{wait_while_busy, wait_while_busy_at_most};
+use super::files;
 use crate::core::outcome::Failure;
 use crate::limits::{WAL_BYTES_MAX, WAL_CHECKPOINT_BYTES, WAL_RESTART_BYTES, WAL_RESTART_WAIT_MAX};
 use crate::quiet::Quiet;
@@ -120,9 +121,7 @@ impl Checkpoints {
     }
 
     fn measure(&mut self, writer: &Connection) -> rusqlite::Result<()> {
-        // NOOP copies nothing and tells how many pages the WAL holds, whoever wrote them.
-        let pages: i64 = writer.prepare_cached("PRAGMA wal_checkpoint(NOOP)")?.query_row([], |row| row.get(1))?;
-        self.wal_bytes = u64::try_from(pages).unwrap_or(0) * self.page_bytes;
+        self.wal_bytes = files::frames(writer)? * self.page_bytes;
         if self.wal_bytes < self.asked_at_bytes {
             self.asked_at_bytes = 0;
         }
@@ -130,9 +129,13 @@ impl Checkpoints {
     }
 }
 
-/// Copies what can be copied. `false`: another one is at it, or a reader was in the way.
+/// Copies what can be copied. `false`: not everything, since another process is at its checkpoint, or a reader was in
+/// the way.
 pub(super) fn checkpoint(connection: &Connection, mode: &str) -> rusqlite::Result<bool> {
-    connection.query_row(&format!("PRAGMA wal_checkpoint({mode})"), [], |row| Ok(row.get::<_, i64>(0)? == 0))
+    connection.query_row(&format!("PRAGMA wal_checkpoint({mode})"), [], |row| {
+        let (busy, frames, copied): (i64, i64, i64) = (row.get(0)?, row.get(1)?, row.get(2)?);
+        Ok(busy == 0 && frames == copied)
+    })
 }
 
 /// An error that leaves what was committed where it is, in the WAL, and may pass.

@@ -7,6 +7,7 @@ use super::OpenError;
 use super::schema;
 use crate::limits::{DATABASE_BUSY_MAX, DATABASE_BUSY_POLL, DATABASE_READERS_MAX, WAL_RESTART_BYTES};
 use rusqlite::{Connection, ErrorCode, OpenFlags};
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -27,46 +28,6 @@ const READER_CACHE_KIB: i64 = 4 * 1024;
 /// checkpoints and for what other processes write.
 pub(super) const CACHES_BYTES_MAX: usize =
     1024 * (WRITER_CACHE_KIB as usize + (DATABASE_READERS_MAX + 2) * READER_CACHE_KIB as usize);
-
-/// Which file the database is, apart from its name: to notice that somebody removed or replaced it. SQLite would go on
-/// in a file that nobody finds again.
-#[derive(Debug)]
-pub(super) struct Identity {
-    path: PathBuf,
-    found: (u64, u64),
-}
-
-impl Identity {
-    /// Of the database that was just opened.
-    pub(super) fn of(canonical: &Path) -> std::io::Result<Self> {
-        Ok(Self { path: canonical.to_owned(), found: identity(canonical)? })
-    }
-
-    /// Why the database is not where it was. A path that cannot be looked at just now says nothing.
-    pub(super) fn gone(&self) -> Option<String> {
-        let path = self.path.display();
-        match identity(&self.path) {
-            Ok(found) if found == self.found => None,
-            Ok(_) => Some(format!("{path} was replaced by another file while it was open")),
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-                Some(format!("{path} was removed while it was open"))
-            }
-            Err(_) => None,
-        }
-    }
-}
-
-#[cfg(unix)]
-fn identity(path: &Path) -> std::io::Result<(u64, u64)> {
-    use std::os::unix::fs::MetadataExt;
-    std::fs::metadata(path).map(|metadata| (metadata.dev(), metadata.ino()))
-}
-
-/// Elsewhere a file that is open cannot be removed.
-#[cfg(not(unix))]
-fn identity(path: &Path) -> std::io::Result<(u64, u64)> {
-    std::fs::metadata(path).map(|_| (0, 0))
-}
 
 /// What a connection is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -103,6 +64,13 @@ pub(super) fn open(path: &Path, create: bool) -> Result<(PathBuf, Connection), O
     Ok((canonical, connection))
 }
 
+/// A file that belongs to the database.
+pub(super) fn beside(database: &Path, ending: &str) -> PathBuf {
+    let mut path = database.as_os_str().to_owned();
+    path.push(ending);
+    path.into()
+}
+
 /// Another connection to a database that [`open`] has found.
 pub(super) fn connect(canonical: &Path, role: Role) -> rusqlite::Result<Connection> {
     let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
@@ -130,6 +98,20 @@ pub(super) fn wait_while_busy_at_most(connection: &mut Connection, bound: Durati
     }))
 }
 
+/// Refuses a database of which only the write-ahead log is left: SQLite would delete that with all that is in it.
+fn refuse_wal_alone(database: &Path, what: &str) -> Result<(), OpenError> {
+    let wal = beside(database, "-wal");
+    if !std::fs::metadata(&wal).is_ok_and(|wal| wal.len() > 0) {
+        return Ok(());
+    }
+    Err(OpenError::Configuration(format!(
+        "{database} {what}, but its write-ahead log {wal} is there and may hold events. Put the database back, or move \
+         the log away to begin anew",
+        database = database.display(),
+        wal = wal.display()
+    )))
+}
+
 /// The absolute path, its directory's links resolved, or why there can be no database.
 fn place(path: &Path, create: bool) -> Result<PathBuf, OpenError> {
     let name = path.file_name().ok_or_else(|| {
@@ -145,10 +127,16 @@ fn place(path: &Path, create: bool) -> Result<PathBuf, OpenError> {
     })?;
     let path = parent.join(name);
     match std::fs::metadata(&path) {
+        Ok(found) if found.is_file() && found.len() == 0 => {
+            let database = path.canonicalize().map_err(|error| unreadable(&path, &error))?;
+            refuse_wal_alone(&database, "is empty").map(|()| path)
+        }
         Ok(found) if found.is_file() => Ok(path),
         Ok(_) => Err(OpenError::Configuration(format!("{} is no file, so no database", path.display()))),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound && create => Ok(path),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Err(OpenError::Configuration(format!(
+        Err(error) if error.kind() == ErrorKind::NotFound && create => {
+            refuse_wal_alone(&path, "is missing").map(|()| path)
+        }
+        Err(error) if error.kind() == ErrorKind::NotFound => Err(OpenError::Configuration(format!(
             "there is no database {}: `eventd up`, `ingest` and `dispatch` make one",
             path.display()
         ))),

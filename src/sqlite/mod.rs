@@ -7,12 +7,13 @@
 //!                             └────▶ Hub ◀── watcher (a thread)
 //! ```
 //!
-//! `file` finds, checks and opens it; `schema` says what stands in it; `row` is a record and its checksum;
+//! `file` finds, checks and opens it; `files` looks whether it is still there; `schema` says what stands in it; `row` is a record and its checksum;
 //! `write` and `writer` change it; `read` reads it; `wait` tells readers of growth; `checkpoint` and `trim`
 //! keep it small. Only this module knows that it is SQLite.
 
 mod checkpoint;
 mod file;
+mod files;
 mod read;
 mod row;
 mod schema;
@@ -85,8 +86,10 @@ impl Database {
         let hub = Arc::new(wait::Hub::default());
         let checkpoints = checkpoint::Checkpoints::start(&connection, connect(Role::Reader)?, lost.clone())
             .map_err(|error| unavailable(&error))?;
+        let files = files::Files::of(&path, &connection).map_err(|error| unavailable(&error))?;
         let queue = writer::start(writer::Parts {
             connection,
+            files,
             hub: Arc::clone(&hub),
             checkpoints,
             trimmer,
@@ -96,7 +99,7 @@ impl Database {
         .map_err(|error| unavailable(&error))?;
         let rounds = wait::Rounds {
             housekeeping: create.then(|| queue.housekeeping()),
-            identity: file::Identity::of(&path).map_err(|error| unavailable(&error))?,
+            identity: files::Identity::of(&path).map_err(|error| unavailable(&error))?,
             lost,
         };
         let watcher =

@@ -8,7 +8,7 @@
 //! In process it is a notification. Across processes one thread looks at a number that SQLite changes with every commit
 //! of another connection: every 5 ms while anything is written, else every 50 ms, which costs some microseconds each.
 
-use super::file::Identity;
+use super::files::Identity;
 use super::writer::Housekeeping;
 use crate::limits::{HOUSEKEEPING_INTERVAL, WATCH_BUSY_AFTER_CHANGE, WATCH_INTERVAL_BUSY, WATCH_INTERVAL_IDLE};
 use crate::quiet::Quiet;

@@ -14,10 +14,13 @@
 //! | damage that trimming meets | (none) | as before; the records stay |
 //! | any other before `COMMIT` | refused, `log-lost`: without its last frame a transaction is nothing | lost |
 //! | any other in `COMMIT` | unknown, `log-lost` | lost |
+//! | a file of the database is gone, seen before the transaction | refused, `log-lost` | lost |
+//! | the same, seen after `COMMIT` | unknown, `log-lost` | lost |
 //!
 //! Lost: what is on the disk is unknown, so nothing is written any more and the process has to end.
 
 use super::checkpoint::Checkpoints;
+use super::files::Files;
 use super::trim::{Now, Trimmer};
 use super::wait::Hub;
 use super::write::{Grown, Transaction, Write};
@@ -99,6 +102,7 @@ fn stopped() -> Failure {
 /// What the writer works with.
 pub(super) struct Parts {
     pub(super) connection: Connection,
+    pub(super) files: Files,
     pub(super) hub: Arc<Hub>,
     pub(super) checkpoints: Checkpoints,
     pub(super) trimmer: Trimmer,
@@ -133,6 +137,11 @@ enum Failed {
     Before(rusqlite::Error),
     /// Perhaps stored.
     InCommit(rusqlite::Error),
+    /// A file of the database is gone. `committed`: the transaction may have gone with it.
+    Gone {
+        why: String,
+        committed: bool,
+    },
 }
 
 impl Failed {
@@ -158,6 +167,8 @@ impl Failed {
             Self::Full => Failure::refused("log-full", "the disk of the database is full: make room on it"),
             Self::Before(error) => Failure::refused("log-lost", format!("the database failed: {error}")),
             Self::InCommit(error) => Failure::unknown("log-lost", format!("the database failed in a commit: {error}")),
+            Self::Gone { why, committed: false } => Failure::refused("log-lost", format!("the log is lost: {why}")),
+            Self::Gone { why, committed: true } => Failure::unknown("log-lost", format!("the log is lost: {why}")),
         }
     }
 }
@@ -243,14 +254,31 @@ impl Writer {
         }
     }
 
+    /// Writes the group between two looks at the files: it is not acknowledged if it went into files that are gone.
     fn commit(&mut self, group: &[Waiting]) -> Result<Done, Failed> {
+        self.look(false)?;
         let max_bytes = self.parts.max_bytes;
-        in_transaction(&self.parts.connection, |connection| {
+        let done = in_transaction(&self.parts.connection, |connection| {
             let mut transaction = Transaction::new(connection, max_bytes)?;
             let answers =
                 group.iter().map(|waiting| transaction.apply(&waiting.write)).collect::<rusqlite::Result<Vec<_>>>()?;
             Ok((answers, transaction.finish()?))
-        })
+        })?;
+        self.look(true)?;
+        Ok(done)
+    }
+
+    fn look(&mut self, committed: bool) -> Result<(), Failed> {
+        let Parts { connection, files, .. } = &mut self.parts;
+        match files.look(connection) {
+            Ok(None) => Ok(()),
+            Ok(Some(gone)) => {
+                files.rescue(connection, &gone);
+                Err(Failed::Gone { why: gone.why, committed })
+            }
+            Err(error) if committed => Err(Failed::InCommit(error)),
+            Err(error) => Err(Failed::before(error)),
+        }
     }
 
     fn answer(&self, group: Vec<Waiting>, answers: Vec<Answer>, grown: &Grown) {
@@ -298,6 +326,9 @@ impl Writer {
     }
 
     fn mind_the_wal(&mut self) {
+        if self.parts.lost.borrow().is_some() {
+            return;
+        }
         let Parts { connection, checkpoints, .. } = &mut self.parts;
         if let Err(error) = checkpoints.after_commit(connection) {
             self.note(&Failed::before(error));
@@ -306,9 +337,12 @@ impl Writer {
 
     /// Ends the log's life where an error leaves the disk unknown.
     fn note(&self, failed: &Failed) {
-        if let Failed::Before(error) | Failed::InCommit(error) = failed {
-            vital::lose(&self.parts.lost, error.to_string());
-        }
+        let why = match failed {
+            Failed::Busy | Failed::Full => return,
+            Failed::Before(error) | Failed::InCommit(error) => error.to_string(),
+            Failed::Gone { why, .. } => why.clone(),
+        };
+        vital::lose(&self.parts.lost, why);
     }
 }
 

@@ -1,9 +1,11 @@
 //! The embedded log: the suite of all engines, and what only a file that processes share can do wrong.
 
 mod child;
+mod damage;
 mod delivery;
 mod file;
 mod ownership;
+mod processes;
 mod retention;
 mod trouble;
 

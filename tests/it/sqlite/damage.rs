@@ -1,0 +1,192 @@
+//! Hands in the files of a database that is open: nothing is acknowledged into a file that nobody finds again, and what
+//! other programs do by right is not taken for damage.
+
+use super::processes::{events_in, ingest, post};
+use crate::support::client::Client;
+use crate::support::load::Load;
+use crate::support::program::{Program, eventually, run};
+use eventd::log::Engine;
+use eventd::log::sqlite::{Settings, Sqlite};
+use std::fs;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+const BEFORE: usize = 20;
+
+/// Starts ingest, has events acknowledged, does the damage, and posts until the process ends: it may acknowledge nothing
+/// more, and says why. Gives back what it said.
+fn nothing_is_acknowledged_after(damage: impl Fn(&Path), folder: &Path) -> String {
+    let program = ingest(folder);
+    let address = program.address();
+    (0..BEFORE).for_each(|n| post(&program, n));
+    damage(folder);
+    let mut acknowledged = 0;
+    // By the connection that is open, and by new ones, until nobody listens.
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while let Ok(mut client) = Client::connect(&address) {
+        assert!(Instant::now() < deadline, "it goes on: {}", program.lines());
+        while let Ok(answer) = client.post(r#"[{"UserID": "u", "Payload": "after"}]"#) {
+            acknowledged += usize::from(answer.status == 200);
+        }
+    }
+    let ending = program.end();
+    assert_eq!(ending.code(), 1, "{}", ending.said);
+    assert!(ending.said.contains("the log cannot be used any more"), "{}", ending.said);
+    assert_eq!(acknowledged, 0, "acknowledged after the damage: {}", ending.said);
+    ending.said
+}
+
+fn truncate(path: &Path, len: u64) {
+    fs::File::options().write(true).open(path).unwrap().set_len(len).unwrap();
+}
+
+#[test]
+fn a_removed_write_ahead_log_is_noticed_and_what_was_in_it_is_kept() {
+    let folder = tempfile::tempdir().unwrap();
+    let said =
+        nothing_is_acknowledged_after(|folder| fs::remove_file(folder.join("eventd.db-wal")).unwrap(), folder.path());
+    assert!(said.contains("eventd.db-wal was removed"), "{said}");
+    assert_eq!(events_in(&folder.path().join("eventd.db")), BEFORE);
+}
+
+#[test]
+fn a_removed_shared_memory_file_is_noticed_and_nothing_is_lost() {
+    let folder = tempfile::tempdir().unwrap();
+    let said =
+        nothing_is_acknowledged_after(|folder| fs::remove_file(folder.join("eventd.db-shm")).unwrap(), folder.path());
+    assert!(said.contains("eventd.db-shm was removed"), "{said}");
+    assert_eq!(events_in(&folder.path().join("eventd.db")), BEFORE);
+}
+
+#[test]
+fn a_truncated_write_ahead_log_is_noticed_wherever_it_ends() {
+    for len in [0, 10, 32, 5_000, 60_000] {
+        let folder = tempfile::tempdir().unwrap();
+        let said = nothing_is_acknowledged_after(
+            |folder| {
+                let wal = folder.join("eventd.db-wal");
+                assert!(fs::metadata(&wal).unwrap().len() > len);
+                truncate(&wal, len);
+            },
+            folder.path(),
+        );
+        assert!(said.contains("eventd.db-wal was shortened"), "{len}: {said}");
+    }
+}
+
+#[test]
+fn a_truncated_database_is_noticed_and_its_log_is_not_thrown_away() {
+    for len in [0, 4_096, 8_192] {
+        let folder = tempfile::tempdir().unwrap();
+        // Pages in the database itself, which are not in the write-ahead log any more.
+        let first = ingest(folder.path());
+        (0..BEFORE).for_each(|n| post(&first, n));
+        assert_eq!(first.stop().code(), 0);
+        let said = nothing_is_acknowledged_after(|folder| truncate(&folder.join("eventd.db"), len), folder.path());
+        assert!(said.contains("eventd.db was shortened"), "{len}: {said}");
+        if len == 0 {
+            let again = run(folder.path(), &["ingest", "--url", "sqlite:eventd.db", "--listen", "127.0.0.1:0"]);
+            assert_eq!(again.code(), 2, "{}", again.said);
+            assert!(again.said.contains("is empty, but its write-ahead log"), "{}", again.said);
+        }
+    }
+}
+
+#[test]
+fn a_database_that_is_removed_moved_or_replaced_is_noticed_before_the_next_event() {
+    for (damage, says) in [("remove", "removed"), ("move", "removed"), ("replace", "replaced")] {
+        let folder = tempfile::tempdir().unwrap();
+        let said = nothing_is_acknowledged_after(
+            |folder| {
+                let database = folder.join("eventd.db");
+                match damage {
+                    "remove" => fs::remove_file(&database).unwrap(),
+                    "move" => fs::rename(&database, folder.join("away.db")).unwrap(),
+                    _ => {
+                        fs::copy(&database, folder.join("other.db")).unwrap();
+                        fs::rename(folder.join("other.db"), &database).unwrap();
+                    }
+                }
+            },
+            folder.path(),
+        );
+        assert!(said.contains(&format!("eventd.db was {says}")), "{damage}: {said}");
+        if damage == "remove" {
+            let again = run(folder.path(), &["ingest", "--url", "sqlite:eventd.db", "--listen", "127.0.0.1:0"]);
+            assert_eq!(again.code(), 2, "{}", again.said);
+            assert!(again.said.contains("is missing, but its write-ahead log"), "{}", again.said);
+        }
+    }
+}
+
+#[test]
+fn each_file_that_is_replaced_by_a_copy_is_noticed() {
+    for file in ["eventd.db-wal", "eventd.db-shm"] {
+        let folder = tempfile::tempdir().unwrap();
+        let said = nothing_is_acknowledged_after(
+            |folder| {
+                fs::copy(folder.join(file), folder.join("copy")).unwrap();
+                fs::rename(folder.join("copy"), folder.join(file)).unwrap();
+            },
+            folder.path(),
+        );
+        assert!(said.contains(&format!("{file} was replaced")), "{said}");
+        assert_eq!(events_in(&folder.path().join("eventd.db")), BEFORE);
+    }
+}
+
+/// Checkpoints of every kind, `VACUUM`, a second name, and processes that come and go, all under load.
+#[test]
+fn what_other_programs_do_by_right_is_not_damage() {
+    let folder = tempfile::tempdir().unwrap();
+    let program = ingest(folder.path());
+    let address = program.address();
+    let database = folder.path().join("eventd.db");
+    // Something that `VACUUM` can free.
+    let other = rusqlite::Connection::open(&database).unwrap();
+    other.execute_batch("CREATE TABLE junk (a BLOB)").unwrap();
+    fs::hard_link(&database, folder.path().join("second-name.db")).unwrap();
+    let load = Load::start(&address);
+    let (mut truncated, mut vacuumed) = (0, 0);
+    for round in 0..30 {
+        let mode = ["PASSIVE", "FULL", "RESTART", "TRUNCATE"][round % 4];
+        let busy: i64 = other.query_row(&format!("PRAGMA wal_checkpoint({mode})"), [], |row| row.get(0)).unwrap();
+        truncated += usize::from(mode == "TRUNCATE" && busy == 0);
+        if round % 3 == 0 {
+            let fill = "INSERT INTO junk VALUES (zeroblob(1000000)); DELETE FROM junk;";
+            vacuumed += usize::from(other.execute_batch(fill).and_then(|()| other.execute_batch("VACUUM")).is_ok());
+        }
+        if round % 10 == 0 {
+            let dispatch = Program::start(
+                folder.path(),
+                &["dispatch", "--url", "sqlite:eventd.db", "--dest", &format!("d{round}=null:")],
+            );
+            dispatch.wait_for(&["delivering"]);
+            assert_eq!(dispatch.stop().code(), 0);
+        }
+    }
+    let answered = load.stop();
+    assert!(truncated > 0 && vacuumed > 0, "{truncated} truncated, {vacuumed} vacuumed");
+    drop(other);
+    let ending = program.stop();
+    assert_eq!(ending.code(), 0, "{}", ending.said);
+    assert!(answered.count() > 50, "{} events", answered.count());
+    crate::support::block_on(async {
+        let engine = Sqlite::open(&database, Settings::default()).await.unwrap();
+        let log = engine.open("user-events", None).await.unwrap();
+        crate::support::in_log::judge(&*log, &answered).await;
+    });
+}
+
+#[test]
+fn a_dispatch_that_has_nothing_to_write_notices_too() {
+    let folder = tempfile::tempdir().unwrap();
+    let program = ingest(folder.path());
+    post(&program, 0);
+    let dispatch = Program::start(folder.path(), &["dispatch", "--url", "sqlite:eventd.db", "--dest", "null:"]);
+    dispatch.wait_for(&["delivering"]);
+    fs::remove_file(folder.path().join("eventd.db-wal")).unwrap();
+    let ending = dispatch.end();
+    assert_eq!(ending.code(), 1, "{}", ending.said);
+    eventually(|| if program.lines().contains("removed") { Ok(()) } else { Err(program.lines()) });
+}
