@@ -179,6 +179,12 @@ pub const WAL_RESTART_BYTES: u64 = 32 * 1024 * 1024;
 /// How long the writer then waits for readers that still need the old one; a read is far shorter.
 pub const WAL_RESTART_WAIT_MAX: Duration = Duration::from_millis(50);
 
+/// How long a process that leaves waits for readers and for other writers, so that it can empty the write-ahead log.
+pub const LAST_CHECKPOINT_WAIT_MAX: Duration = Duration::from_secs(2);
+
+/// How long a process that ends waits until its database is closed. After that, a crash would leave as much behind.
+pub const DATABASE_CLOSE_MAX: Duration = Duration::from_secs(15);
+
 /// Bytes of the write-ahead log at which writes are refused: a reader outside of eventd holds it, or the disk is full.
 pub const WAL_BYTES_MAX: u64 = 1024 * 1024 * 1024;
 

@@ -90,26 +90,40 @@ pub async fn ingest(mut config: config::Ingest, signals: &Signals) -> anyhow::Re
         return Ok(Ended::Drained);
     };
     let engine = store.engine();
-    tokio::select! {
-        ended = ingest::run(listeners, log, config.endpoint.ingest, signals.stop()) => Ok(ended?.into()),
+    let ended = tokio::select! {
+        ended = ingest::run(listeners, log, config.endpoint.ingest, signals.stop()) => ended.map(Ended::from),
         why = engine.lost() => Err(lost(&why)),
-    }
+    };
+    store.close().await;
+    ended
 }
 
 /// Delivers to one destination until the first signal, and ends what is in flight.
 pub async fn dispatch(mut config: config::Dispatch, signals: &Signals) -> anyhow::Result<Ended> {
     divide_descriptors(None, &config.log, std::slice::from_mut(&mut config.delivery))?;
-    let start = async {
-        let (store, log) = open(&config.log).await?;
-        memory::announce(&config.log, &*log, None, std::slice::from_ref(&config.delivery)).await?;
-        let engine = store.engine();
-        let place = tokio::select! {
-            place = hold(&store, &log, &config.delivery, config.standby) => place?,
-            why = engine.lost() => return Err(lost(&why)),
-        };
-        Ok((engine, log, place))
+    let Some((store, log)) = unless_stopped(signals, open(&config.log)).await? else {
+        return Ok(Ended::Drained);
     };
-    let Some((engine, log, place)) = unless_stopped(signals, start).await? else {
+    let ended = dispatch_from(&store, log, config, signals).await;
+    store.close().await;
+    ended
+}
+
+async fn dispatch_from(
+    store: &Store,
+    log: Arc<dyn Log>,
+    config: config::Dispatch,
+    signals: &Signals,
+) -> anyhow::Result<Ended> {
+    memory::announce(&config.log, &*log, None, std::slice::from_ref(&config.delivery)).await?;
+    let engine = store.engine();
+    let start = async {
+        tokio::select! {
+            place = hold(store, &log, &config.delivery, config.standby) => Ok(place?),
+            why = engine.lost() => Err(lost(&why)),
+        }
+    };
+    let Some(place) = unless_stopped(signals, start).await? else {
         return Ok(Ended::Drained);
     };
     let delivery = deliver(engine.clone(), log, place, config.delivery, signals.clone(), signals.stop());
@@ -147,10 +161,12 @@ pub async fn replay(mut config: config::Replay, signals: &Signals) -> anyhow::Re
             }
         }
     };
-    tokio::select! {
+    let ended = tokio::select! {
         ended = work => ended,
         why = engine.lost() => Err(lost(&why)),
-    }
+    };
+    store.close().await;
+    ended
 }
 
 /// What a mode begins with, or `None` where the first signal came before it was there: a standby may wait for days, and

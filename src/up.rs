@@ -65,10 +65,12 @@ pub async fn up(mut config: config::Up, signals: &Signals) -> anyhow::Result<End
         Ok(ingested?.and(delivered?))
     };
     let engine = store.engine();
-    tokio::select! {
+    let ended = tokio::select! {
         ended = flow => ended,
         why = engine.lost() => Err(modes::lost(&why)),
-    }
+    };
+    store.close().await;
+    ended
 }
 
 /// Why a life of a destination ended.

@@ -60,6 +60,12 @@ impl Sqlite {
         self.database.path().to_owned()
     }
 
+    /// Ends what is under way and closes the database. If no other process has it open, its one file is whole
+    /// afterwards. Later calls are refused.
+    pub async fn close(&self) {
+        self.database.close().await;
+    }
+
     pub(crate) fn database(&self) -> &Arc<Database> {
         &self.database
     }

@@ -38,6 +38,14 @@ impl Store {
         }
     }
 
+    /// The end of a mode. A database is whole in its one file afterwards, if no other process has it open.
+    pub(crate) async fn close(&self) {
+        match self {
+            Self::Sqlite(engine) => engine.close().await,
+            Self::Kafka(_) => {}
+        }
+    }
+
     /// Takes the destination's place in the log. A place that is held is an error that names the holder.
     pub(crate) async fn join(
         &self,

@@ -12,11 +12,14 @@
 use super::file::{wait_while_busy, wait_while_busy_at_most};
 use super::files;
 use crate::core::outcome::Failure;
-use crate::limits::{WAL_BYTES_MAX, WAL_CHECKPOINT_BYTES, WAL_RESTART_BYTES, WAL_RESTART_WAIT_MAX};
+use crate::limits::{
+    LAST_CHECKPOINT_WAIT_MAX, WAL_BYTES_MAX, WAL_CHECKPOINT_BYTES, WAL_RESTART_BYTES, WAL_RESTART_WAIT_MAX,
+};
 use crate::quiet::Quiet;
 use crate::vital::{self, Lost};
+use rusqlite::config::DbConfig;
 use rusqlite::{Connection, ErrorCode};
-use std::sync::mpsc::{SyncSender, sync_channel};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::time::{Duration, Instant};
 
 /// How often the writer tries to end a WAL that it could not end.
@@ -26,6 +29,8 @@ const RESTART_AGAIN_AFTER: Duration = Duration::from_secs(1);
 #[derive(Debug)]
 pub(super) struct Checkpoints {
     helper: SyncSender<()>,
+    /// Answers once the helper has ended.
+    helper_ended: Receiver<()>,
     page_bytes: u64,
     /// How large the WAL was after the last commit, when the helper was asked, when a restart was tried.
     wal_bytes: u64,
@@ -43,7 +48,10 @@ impl Checkpoints {
             .unsigned_abs();
         // One request that waits is enough: a checkpoint copies everything.
         let (sender, requests) = sync_channel(1);
+        let (running, ended) = sync_channel(0);
         vital::thread("log-checkpoint", lost.clone(), move || {
+            // Dropped in reverse: the connection first.
+            let (_running, helper) = (running, helper);
             let quiet = Quiet::default();
             for () in requests {
                 let Err(error) = checkpoint(&helper, "PASSIVE") else { continue };
@@ -59,6 +67,7 @@ impl Checkpoints {
         })?;
         Ok(Self {
             helper: sender,
+            helper_ended: ended,
             page_bytes,
             wal_bytes: 0,
             asked_at_bytes: 0,
@@ -117,6 +126,36 @@ impl Checkpoints {
             Ok(false) => Ok(()),
             Err(error) if passes(&error) => Ok(()),
             Err(error) => Err(error),
+        }
+    }
+
+    /// Copies everything into the database, empties the WAL and closes the connection: the last thing that a process
+    /// does. If it is the last process, the database file alone is whole afterwards.
+    pub(super) fn leave(self, mut writer: Connection) {
+        drop(self.helper);
+        // Nothing is ever sent: its end of the channel goes together with its connection.
+        let _ended = self.helper_ended.recv();
+        // Most of it beside other writers; then the rest, while they wait.
+        let emptied = checkpoint(&writer, "PASSIVE")
+            .and_then(|_| wait_while_busy_at_most(&mut writer, LAST_CHECKPOINT_WAIT_MAX))
+            .and_then(|()| checkpoint(&writer, "TRUNCATE"));
+        match emptied {
+            Ok(true) => {}
+            Ok(false) => tracing::info!(
+                "the database is still in use by another process: until that one ends, a copy of the database needs its \
+                 -wal file too"
+            ),
+            Err(error) => tracing::warn!(
+                %error,
+                "the write-ahead log cannot be copied into the database: a copy of the database needs its -wal file too"
+            ),
+        }
+        // The last connection removes the empty WAL.
+        if let Err(error) = writer.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, false) {
+            tracing::warn!(%error, "the write-ahead log stays where it is");
+        }
+        if let Err((_, error)) = writer.close() {
+            tracing::warn!(%error, "the database cannot be closed");
         }
     }
 

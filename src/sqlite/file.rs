@@ -6,6 +6,7 @@
 use super::OpenError;
 use super::schema;
 use crate::limits::{DATABASE_BUSY_MAX, DATABASE_BUSY_POLL, DATABASE_READERS_MAX, WAL_RESTART_BYTES};
+use rusqlite::config::DbConfig;
 use rusqlite::{Connection, ErrorCode, OpenFlags};
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
@@ -220,6 +221,9 @@ fn sync_directory(path: &Path) -> std::io::Result<()> {
 }
 
 fn set_up(connection: &Connection, role: Role) -> rusqlite::Result<()> {
+    // Closing does nothing but close: only the writer that leaves in peace (`checkpoint::leave`) empties the WAL. One
+    // whose files were damaged would copy the damage into the database.
+    connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
     // FULL: a commit is on the disk when it is answered. Checkpoints are ours (`checkpoint.rs`), not a commit's.
     connection.pragma_update(None, "synchronous", "FULL")?;
     connection.query_row("PRAGMA wal_autocheckpoint = 0", [], |_| Ok(()))?;

@@ -28,13 +28,13 @@ pub(crate) use write::{Commit, Kind, Write};
 use crate::core::outcome::Failure;
 use crate::core::progress::{Move, State};
 use crate::limits::{
-    DATABASE_HEADROOM_BYTES, DATABASE_READERS_MAX, FETCH_BYTES_MAX, RECORD_BYTES_MAX, WRITE_GROUP_BYTES_MAX,
-    WRITE_QUEUE_BYTES_MAX,
+    DATABASE_CLOSE_MAX, DATABASE_HEADROOM_BYTES, DATABASE_READERS_MAX, FETCH_BYTES_MAX, RECORD_BYTES_MAX,
+    WRITE_GROUP_BYTES_MAX, WRITE_QUEUE_BYTES_MAX,
 };
 use file::Role;
 use std::fmt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::{Instant, timeout_at};
@@ -65,7 +65,8 @@ pub(crate) struct Database {
     readers: Arc<read::Readers>,
     hub: Arc<wait::Hub>,
     lost: watch::Receiver<Option<String>>,
-    _watcher: wait::Watcher,
+    /// `None`: closed.
+    watcher: Mutex<Option<wait::Watcher>>,
 }
 
 impl Database {
@@ -105,7 +106,7 @@ impl Database {
         let watcher =
             wait::watch(connect(Role::Reader)?, Arc::clone(&hub), rounds).map_err(|error| unavailable(&error))?;
         let readers = Arc::new(read::Readers::new(path.clone()));
-        Ok(Self { path, queue, readers, hub, lost: lost_reader, _watcher: watcher })
+        Ok(Self { path, queue, readers, hub, lost: lost_reader, watcher: Mutex::new(Some(watcher)) })
     }
 
     /// The canonical path: the same, whichever way the database was named.
@@ -116,6 +117,28 @@ impl Database {
     /// Writes, and answers once it is durable. `bytes` is what the write holds in memory.
     pub(crate) async fn write(&self, write: Write, bytes: usize) -> Result<i64, Failure> {
         self.queue.write(write, bytes).await
+    }
+
+    /// Ends what is under way, copies everything into the database file and closes it. Later reads and writes are
+    /// refused. If this was the last process, the file alone is whole. A database that is lost is left as it is.
+    pub(crate) async fn close(&self) {
+        let watcher = self.watcher.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let close = async {
+            if let Some(watcher) = watcher {
+                tokio::task::spawn_blocking(move || watcher.stop()).await?;
+            }
+            self.readers.close().await;
+            self.queue.close().await;
+            Ok::<_, tokio::task::JoinError>(())
+        };
+        match tokio::time::timeout(DATABASE_CLOSE_MAX, close).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::error!(%error, "the database is not closed"),
+            Err(_) => {
+                let waited = DATABASE_CLOSE_MAX;
+                tracing::warn!(?waited, "the database is not closed in time: a copy of it needs its -wal file too");
+            }
+        }
     }
 
     /// Waits until the database can be trusted no more, and says why.

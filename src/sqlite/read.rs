@@ -58,6 +58,16 @@ impl Readers {
         Self { path, idle: Mutex::default(), turns: Arc::new(Semaphore::new(DATABASE_READERS_MAX)) }
     }
 
+    /// Ends all reads and closes the connections: waits for those that are under way, and refuses others from then on.
+    pub(super) async fn close(&self) {
+        // No read lasts long: each is bounded in records and bytes.
+        if let Ok(turns) = self.turns.acquire_many(DATABASE_READERS_MAX as u32).await {
+            self.turns.close();
+            drop(turns);
+        }
+        self.idle.lock().unwrap_or_else(PoisonError::into_inner).clear();
+    }
+
     /// Runs `work` in a read transaction, where it sees one moment of the database.
     pub(super) async fn read<T: Send + 'static>(
         self: &Arc<Self>,
@@ -66,10 +76,9 @@ impl Readers {
         let turn = tokio::time::timeout(DATABASE_READ_WAIT_MAX, Arc::clone(&self.turns).acquire_owned())
             .await
             .map_err(|_| ReadError::Failed("too many reads of the database are under way".into()))?
-            .map_err(|error| ReadError::Failed(error.to_string()))?;
+            .map_err(|_| ReadError::Failed("the database is closed".into()))?;
         let readers = Arc::clone(self);
         let read = tokio::task::spawn_blocking(move || {
-            let _turn = turn;
             let idle = readers.idle.lock().unwrap_or_else(PoisonError::into_inner).pop();
             let connection = idle.map_or_else(|| file::connect(&readers.path, Role::Reader), Ok)?;
             connection.prepare_cached("BEGIN")?.execute([])?;
@@ -77,6 +86,8 @@ impl Readers {
             // A connection that cannot even end a read is not used again.
             connection.prepare_cached("COMMIT")?.execute([])?;
             readers.idle.lock().unwrap_or_else(PoisonError::into_inner).push(connection);
+            // Last, so that whoever has all turns has all connections.
+            drop(turn);
             done
         });
         read.await.map_err(|error| ReadError::Failed(format!("a read broke off: {error}")))?

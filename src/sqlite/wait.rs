@@ -49,7 +49,18 @@ impl Hub {
 /// Ends the thread when it is dropped.
 #[derive(Debug)]
 pub(super) struct Watcher {
-    _stop: mpsc::SyncSender<()>,
+    stop: mpsc::SyncSender<()>,
+    /// Answers once the thread has ended.
+    ended: mpsc::Receiver<()>,
+}
+
+impl Watcher {
+    /// Ends the thread, and waits until its connection is closed.
+    pub(super) fn stop(self) {
+        drop(self.stop);
+        // Nothing is ever sent: its end of the channel goes together with its connection.
+        let _ended = self.ended.recv();
+    }
 }
 
 /// What the watcher does once in [`HOUSEKEEPING_INTERVAL`] besides.
@@ -75,7 +86,10 @@ impl Rounds {
 /// Starts the watcher on a connection of its own.
 pub(super) fn watch(connection: Connection, hub: Arc<Hub>, rounds: Rounds) -> std::io::Result<Watcher> {
     let (stop, stopped) = mpsc::sync_channel(0);
+    let (running, ended) = mpsc::sync_channel(0);
     vital::thread("log-watch", rounds.lost.clone(), move || {
+        // Dropped in reverse: the connection first.
+        let (_running, connection) = (running, connection);
         let (mut version, mut changed, mut kept, quiet) = (None, None::<Instant>, Instant::now(), Quiet::default());
         loop {
             match look(&connection, &hub, version) {
@@ -101,7 +115,7 @@ pub(super) fn watch(connection: Connection, hub: Arc<Hub>, rounds: Rounds) -> st
             }
         }
     })?;
-    Ok(Watcher { _stop: stop })
+    Ok(Watcher { stop, ended })
 }
 
 /// Looks at the version, and where it is another one, at the ends of all partitions.

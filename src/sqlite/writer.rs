@@ -45,6 +45,8 @@ enum Message {
     Write(Waiting),
     /// Time to look for what is past its retention.
     Housekeeping,
+    /// Write what waits, and end. Dropped when the database is closed.
+    Close(oneshot::Sender<()>),
 }
 
 struct Waiting {
@@ -90,6 +92,15 @@ impl Queue {
         answer.await.unwrap_or_else(|_| Err(Failure::unknown("log-lost", "the log's writer broke off")))
     }
 
+    /// Has everything written that waits, and the database closed.
+    pub(super) async fn close(&self) {
+        let (closing, closed) = oneshot::channel();
+        if self.messages.send(Message::Close(closing)).await.is_ok() {
+            // It is never answered: it is dropped with the connection.
+            let _ = closed.await;
+        }
+    }
+
     pub(super) fn housekeeping(&self) -> Housekeeping {
         Housekeeping(self.messages.downgrade())
     }
@@ -115,9 +126,12 @@ pub(super) fn start(parts: Parts) -> std::io::Result<Queue> {
     let (messages, inbox) = mpsc::channel(WRITE_QUEUE_ENTRIES_MAX);
     let bytes = Arc::new(Semaphore::new(WRITE_QUEUE_BYTES_MAX));
     let lost = parts.lost.clone();
-    let mut writer = Writer { parts, inbox, waiting: VecDeque::new(), housekeeping: false };
+    let mut writer = Writer { parts, inbox, waiting: VecDeque::new(), housekeeping: false, closing: None };
     // A defect that panics must not look like a writer that is merely slow.
-    vital::thread("log-writer", lost, move || writer.serve())?;
+    vital::thread("log-writer", lost, move || {
+        writer.serve();
+        writer.leave();
+    })?;
     Ok(Queue { messages, bytes })
 }
 
@@ -127,6 +141,8 @@ struct Writer {
     waiting: VecDeque<Waiting>,
     /// There may be something to trim.
     housekeeping: bool,
+    /// Somebody waits for the end.
+    closing: Option<oneshot::Sender<()>>,
 }
 
 /// How a transaction failed.
@@ -174,8 +190,24 @@ impl Failed {
 }
 
 impl Writer {
+    /// The end: the database is left whole, unless nobody knows what is on the disk.
+    fn leave(mut self) {
+        // Whoever writes from now on is told that the writer has stopped.
+        self.inbox.close();
+        if self.parts.lost.borrow().is_none() {
+            match self.look(false) {
+                Ok(()) => {
+                    let Parts { connection, checkpoints, .. } = self.parts;
+                    checkpoints.leave(connection);
+                }
+                Err(failed) => self.note(&failed),
+            }
+        }
+        drop(self.closing);
+    }
+
     fn serve(&mut self) {
-        while self.gather() {
+        while self.gather() && (self.closing.is_none() || !self.waiting.is_empty()) {
             let group = self.next_group();
             if !group.is_empty() {
                 self.write(group);
@@ -190,7 +222,7 @@ impl Writer {
 
     /// Takes in what waits, at least one message unless there is something else to do. `false`: nobody is left.
     fn gather(&mut self) -> bool {
-        if self.waiting.is_empty() && !self.housekeeping {
+        if self.waiting.is_empty() && !self.housekeeping && self.closing.is_none() {
             match self.inbox.blocking_recv() {
                 Some(message) => self.take(message),
                 None => return false,
@@ -210,6 +242,7 @@ impl Writer {
         match message {
             Message::Write(waiting) => self.waiting.push_back(waiting),
             Message::Housekeeping => self.housekeeping = true,
+            Message::Close(closing) => self.closing = Some(closing),
         }
     }
 

@@ -8,6 +8,7 @@ mod ownership;
 mod processes;
 mod retention;
 mod trouble;
+mod whole;
 
 use crate::conformance::Fixture;
 use eventd::BoxFuture;
