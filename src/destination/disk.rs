@@ -1,12 +1,13 @@
-//! A file on the disk as `file` needs it: opened and locked, cut where a line is torn, synced.
+//! A file on the disk as `file` needs it: opened and locked, its last line mended, synced.
 
 use super::ConfigurationError;
 use super::failure_words;
 use super::file::Medium;
 use super::line;
 use crate::limits::TORN_LINE_BYTES_MAX;
+use serde::de::IgnoredAny;
 use std::fs::{File, Metadata, OpenOptions, TryLockError};
-use std::io::{self, ErrorKind, Write};
+use std::io::{self, BufReader, ErrorKind, Read, Write};
 use std::ops::Range;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
@@ -162,7 +163,7 @@ impl Medium for Disk {
     }
 }
 
-/// Opens, and of a regular file: locks, cuts a torn last line, and makes its name durable.
+/// Opens, and of a regular file: locks, mends the last line, and makes its name durable.
 fn open(path: &Path) -> Result<File, Fault> {
     let fault = |error: io::Error| Fault::of(path, &error);
     // To open a pipe for reading too would never fail, whether anybody reads it or not.
@@ -185,9 +186,10 @@ fn open(path: &Path) -> Result<File, Fault> {
         }
         Err(TryLockError::Error(error)) => return Err(fault(error)),
     }
-    let whole = whole_lines(&file, path, metadata.len())?;
-    if whole < metadata.len() {
-        file.set_len(whole).and_then(|()| file.sync_all()).map_err(fault)?;
+    match last_line(&file, path, metadata.len())? {
+        LastLine::Whole => {}
+        LastLine::LacksLineBreak => (&file).write_all(b"\n").and_then(|()| file.sync_all()).map_err(fault)?,
+        LastLine::Torn { whole } => file.set_len(whole).and_then(|()| file.sync_all()).map_err(fault)?,
     }
     if metadata.len() == 0
         && let Some(directory) = path.parent()
@@ -197,9 +199,19 @@ fn open(path: &Path) -> Result<File, Fault> {
     Ok(file)
 }
 
-/// The length of the file up to its last line break. An error where the file, or what follows, is none of ours:
-/// nothing of another's is cut.
-fn whole_lines(file: &File, path: &Path, len: u64) -> Result<u64, Fault> {
+/// What a file ends with.
+enum LastLine {
+    /// A line break, or nothing.
+    Whole,
+    /// A line of ours, but for its line break.
+    LacksLineBreak,
+    /// The beginning of a line of ours, after so many bytes of whole lines.
+    Torn { whole: u64 },
+}
+
+/// Looks at the end of the file. An error if the file, or what follows its last line break, is not ours: nothing of
+/// another's is changed.
+fn last_line(file: &File, path: &Path, len: u64) -> Result<LastLine, Fault> {
     let mut chunk = vec![0; LOOK_BACK_BYTES];
     let mut end = len;
     while end > 0 && len - end < TORN_LINE_BYTES_MAX {
@@ -213,11 +225,12 @@ fn whole_lines(file: &File, path: &Path, len: u64) -> Result<u64, Fault> {
         end = start;
     }
     if end == len {
-        return Ok(len);
+        return Ok(LastLine::Whole);
     }
     let is_ours = || Ok(len - end < TORN_LINE_BYTES_MAX && begins_as_ours(file, end)? && is_torn(file, end..len)?);
     if is_ours().map_err(|error| Fault::of(path, &error))? {
-        return Ok(end);
+        let lacks_line_break = is_json(file, end..len).map_err(|error| Fault::of(path, &error))?;
+        return Ok(if lacks_line_break { LastLine::LacksLineBreak } else { LastLine::Torn { whole: end } });
     }
     Err(Fault::Configuration(format!(
         "{} ends without a line break, and not as a file that eventd wrote: end its last line, or use another file",
@@ -242,6 +255,31 @@ fn is_torn(file: &File, tail: Range<u64>) -> io::Result<bool> {
         return Ok(false);
     }
     zero.map_or(Ok(true), |zero| is_zero(file, tail.start + zero as u64..tail.end))
+}
+
+/// Whether these bytes are one whole value of JSON.
+fn is_json(file: &File, range: Range<u64>) -> io::Result<bool> {
+    let bytes = BufReader::with_capacity(LOOK_BACK_BYTES, Part { file, range });
+    match serde_json::from_reader::<_, IgnoredAny>(bytes) {
+        Ok(_) => Ok(true),
+        Err(error) if error.is_io() => Err(error.into()),
+        Err(_) => Ok(false),
+    }
+}
+
+/// A part of a file, read from its beginning.
+struct Part<'f> {
+    file: &'f File,
+    range: Range<u64>,
+}
+
+impl Read for Part<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let wanted = buffer.len().min(usize::try_from(self.range.end - self.range.start).unwrap_or(usize::MAX));
+        let read = self.file.read_at(&mut buffer[..wanted], self.range.start)?;
+        self.range.start += read as u64;
+        Ok(read)
+    }
 }
 
 /// As many of the first bytes as tell our lines from others.

@@ -3,7 +3,7 @@
 //! A hand-over is answered once its lines are synced. After a failed or short write, or a failed sync, nobody knows
 //! what of it is on the disk, and the page cache is not believed: the file is closed, opened again and cut back to the
 //! length that it had before, and only then appended to. A last line without its line break, which a crash left, is cut
-//! in the same way; one that is none of ours is an error.
+//! in the same way, unless it lacks nothing else: then it gets its line break. A last line that is not ours is an error.
 //!
 //! The file is held by an exclusive lock, since two writers would cut each other's lines. A pipe or a device is
 //! neither locked, nor cut, nor synced. `{partition}` in the file's name makes one file a partition, each opened with

@@ -108,6 +108,36 @@ async fn a_torn_last_line_of_ours_is_cut_at_start_and_anothers_text_never() {
 }
 
 #[tokio::test]
+async fn a_last_line_of_ours_that_lacks_only_its_line_break_is_completed() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("log.jsonl");
+    let long = format!("{{\"user\":\"u\",\"payload\":\"{}\",\"offset\":2}}", "x".repeat(300_000));
+    for (last, expected) in [
+        ("{\"user\":\"u\",\"offset\":2}", [1, 2, 3].as_slice()),
+        ("{\"payload\":null,\"offset\":2}", &[1, 2, 3]),
+        (&long, &[1, 2, 3]),
+        // Its end is there, and it is torn all the same.
+        ("{\"user\":\"u\",\"payload\":{\"a\":1}", &[1, 3]),
+        ("{\"user\":\"u\"}}", &[1, 3]),
+    ] {
+        fs::write(&path, format!("{OURS}{last}")).unwrap();
+        let destination = file_at(&path);
+        attempt(&*destination, event(3, "u", b""), PATIENCE).await.unwrap();
+        assert_eq!(offsets(&path), expected, "{last:.60}");
+        drop(destination);
+        until("the lock is let go", || fs::File::open(&path).unwrap().try_lock().ok()).await;
+    }
+    // Alone in its file, and somebody else's.
+    fs::write(&path, OURS.trim_end()).unwrap();
+    drop(file_at(&path));
+    assert_eq!(fs::read_to_string(&path).unwrap(), OURS);
+    until("the lock is let go", || fs::File::open(&path).unwrap().try_lock().ok()).await;
+    fs::write(&path, "{\"offset\":1}").unwrap();
+    not_opened(&format!("d=file:{}", path.display()));
+    assert_eq!(fs::read_to_string(&path).unwrap(), "{\"offset\":1}");
+}
+
+#[tokio::test]
 async fn a_second_holder_is_told_of_the_first() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("log.jsonl");
