@@ -237,6 +237,13 @@ pub const DATABASE_HEADROOM_BYTES: u64 = 64 * 1024 * 1024;
 /// Records between two entries of the index by time: what finding an offset by its time reads at most.
 pub const TIME_INDEX_RECORDS: i64 = 1_024;
 
+/// Permissions of a database that is made: nobody else reads users' events. Its -wal, -shm and lock files get the same.
+pub const DATABASE_MODE: u32 = 0o600;
+
+/// Bytes of the file that is written to learn whether an error of a disk was a full quota: more than one page, which is
+/// what SQLite writes at once.
+pub const ROOM_PROBE_BYTES: usize = 64 * 1024;
+
 /// How often a standby looks whether its destination's lock is free.
 pub const STANDBY_INTERVAL: Duration = Duration::from_millis(200);
 

@@ -9,7 +9,7 @@
 //! Most of the copying happens beside the writer; under a load that never pauses, the WAL still grows, since what was
 //! written meanwhile is never copied in time. So the writer ends it now and then, when little is left to copy.
 
-use super::file::{wait_while_busy, wait_while_busy_at_most};
+use super::file::{is_full, wait_while_busy, wait_while_busy_at_most};
 use super::files;
 use crate::core::outcome::Failure;
 use crate::limits::{
@@ -55,7 +55,7 @@ impl Checkpoints {
             let quiet = Quiet::default();
             for () in requests {
                 let Err(error) = checkpoint(&helper, "PASSIVE") else { continue };
-                if passes(&error) {
+                if passes(&helper, &error) {
                     if let Some(suppressed) = quiet.allows("checkpoint") {
                         tracing::warn!(%error, suppressed, "the write-ahead log cannot be copied into the database now");
                     }
@@ -124,7 +124,7 @@ impl Checkpoints {
                 Ok(())
             }
             Ok(false) => Ok(()),
-            Err(error) if passes(&error) => Ok(()),
+            Err(error) if passes(writer, &error) => Ok(()),
             Err(error) => Err(error),
         }
     }
@@ -178,6 +178,7 @@ pub(super) fn checkpoint(connection: &Connection, mode: &str) -> rusqlite::Resul
 }
 
 /// An error that leaves what was committed where it is, in the WAL, and may pass.
-fn passes(error: &rusqlite::Error) -> bool {
-    matches!(error.sqlite_error_code(), Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked | ErrorCode::DiskFull))
+fn passes(connection: &Connection, error: &rusqlite::Error) -> bool {
+    matches!(error.sqlite_error_code(), Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked))
+        || is_full(connection, error)
 }

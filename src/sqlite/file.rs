@@ -5,10 +5,14 @@
 
 use super::OpenError;
 use super::schema;
-use crate::limits::{DATABASE_BUSY_MAX, DATABASE_BUSY_POLL, DATABASE_READERS_MAX, WAL_RESTART_BYTES};
+use crate::limits::{
+    DATABASE_BUSY_MAX, DATABASE_BUSY_POLL, DATABASE_MODE, DATABASE_READERS_MAX, ROOM_PROBE_BYTES, WAL_RESTART_BYTES,
+};
 use rusqlite::config::DbConfig;
 use rusqlite::{Connection, ErrorCode, OpenFlags};
-use std::io::ErrorKind;
+use std::fs::OpenOptions;
+use std::io::{self, ErrorKind, Write};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -111,6 +115,36 @@ fn refuse_wal_alone(database: &Path, what: &str) -> Result<(), OpenError> {
         database = database.display(),
         wal = wal.display()
     )))
+}
+
+/// Whether the disk of the database is full. SQLite tells a full quota (EDQUOT) as an I/O error, so a write of our own
+/// has to show it.
+pub(super) fn is_full(connection: &Connection, error: &rusqlite::Error) -> bool {
+    if error.sqlite_error_code() == Some(ErrorCode::DiskFull) {
+        return true;
+    }
+    let is_write = |error: &rusqlite::ffi::Error| error.extended_code == rusqlite::ffi::SQLITE_IOERR_WRITE;
+    let path = connection.path().map(|database| beside(Path::new(database), &format!(".{}.probe", std::process::id())));
+    match path {
+        Some(path) if error.sqlite_error().is_some_and(is_write) => has_no_room(&path),
+        _ => false,
+    }
+}
+
+/// Whether a small file cannot be written for want of room. Leaves nothing behind.
+fn has_no_room(probe: &Path) -> bool {
+    let write = || -> io::Result<()> {
+        let mut file = OpenOptions::new().write(true).create_new(true).mode(DATABASE_MODE).open(probe)?;
+        file.write_all(&[0; ROOM_PROBE_BYTES])?;
+        file.sync_data()
+    };
+    let written = write();
+    if let Err(error) = std::fs::remove_file(probe)
+        && error.kind() != ErrorKind::NotFound
+    {
+        tracing::warn!(path = %probe.display(), %error, "a file that was written to look for room cannot be removed");
+    }
+    written.is_err_and(|error| matches!(error.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded))
 }
 
 /// The absolute path, its directory's links resolved, or why there can be no database.

@@ -20,6 +20,7 @@
 //! Lost: what is on the disk is unknown, so nothing is written any more and the process has to end.
 
 use super::checkpoint::Checkpoints;
+use super::file::is_full;
 use super::files::Files;
 use super::trim::{Now, Trimmer};
 use super::wait::Hub;
@@ -161,17 +162,17 @@ enum Failed {
 }
 
 impl Failed {
-    fn before(error: rusqlite::Error) -> Self {
+    fn before(connection: &Connection, error: rusqlite::Error) -> Self {
         match error.sqlite_error_code() {
             Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked) => Self::Busy,
-            Some(ErrorCode::DiskFull) => Self::Full,
+            _ if is_full(connection, &error) => Self::Full,
             _ => Self::Before(error),
         }
     }
 
     /// Busy and full leave the transaction without its last frame, as before a commit.
-    fn in_commit(error: rusqlite::Error) -> Self {
-        match Self::before(error) {
+    fn in_commit(connection: &Connection, error: rusqlite::Error) -> Self {
+        match Self::before(connection, error) {
             Self::Before(error) => Self::InCommit(error),
             known => known,
         }
@@ -310,7 +311,7 @@ impl Writer {
                 Err(Failed::Gone { why: gone.why, committed })
             }
             Err(error) if committed => Err(Failed::InCommit(error)),
-            Err(error) => Err(Failed::before(error)),
+            Err(error) => Err(Failed::before(connection, error)),
         }
     }
 
@@ -341,7 +342,7 @@ impl Writer {
                 return false;
             }
             Ok(Some(step)) => in_transaction(connection, |connection| trimmer.remove(connection, step)),
-            Err(error) => Err(Failed::before(error)),
+            Err(error) => Err(Failed::before(connection, error)),
         };
         match removed {
             Ok(losses) => {
@@ -364,7 +365,8 @@ impl Writer {
         }
         let Parts { connection, checkpoints, .. } = &mut self.parts;
         if let Err(error) = checkpoints.after_commit(connection) {
-            self.note(&Failed::before(error));
+            let failed = Failed::before(connection, error);
+            self.note(&failed);
         }
     }
 
@@ -396,10 +398,11 @@ fn in_transaction<'c, T>(
     work: impl FnOnce(&'c Connection) -> rusqlite::Result<T>,
 ) -> Result<T, Failed> {
     let run = |sql: &str| connection.prepare_cached(sql)?.execute([]);
-    run("BEGIN IMMEDIATE").map_err(Failed::before)?;
+    let before = |error| Failed::before(connection, error);
+    run("BEGIN IMMEDIATE").map_err(before)?;
     let done = match work(connection) {
-        Ok(done) => run("COMMIT").map(|_| done).map_err(Failed::in_commit),
-        Err(error) => Err(Failed::before(error)),
+        Ok(done) => run("COMMIT").map(|_| done).map_err(|error| Failed::in_commit(connection, error)),
+        Err(error) => Err(before(error)),
     };
     if done.is_err() && !connection.is_autocommit() {
         // SQLite has rolled back some errors by itself. If this fails too, the database is beyond use.

@@ -6,6 +6,7 @@ mod delivery;
 mod file;
 mod ownership;
 mod processes;
+mod quota;
 mod retention;
 mod trouble;
 mod whole;

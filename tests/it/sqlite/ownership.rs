@@ -11,8 +11,6 @@ use eventd::group::Group;
 use eventd::group::JoinError;
 use eventd::group::sqlite::{WhenHeld, join};
 use eventd::log::sqlite::{Settings, Sqlite};
-use std::fs::{File, TryLockError};
-use std::process::Command;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::{Instant, timeout};
@@ -43,19 +41,6 @@ async fn a_waiting_fetch_of_another_process_wakes() {
     log.append(0, vec![record("user", "hello")]).await.unwrap();
     assert_eq!(child.says().as_deref(), Some("hello"));
     child.end();
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_lock_whose_text_finds_no_room_still_counts() {
-    let embedded = fixture().await;
-    embedded.topic("events").await;
-    // A pipe can be locked, and refuses to be cut to a length as a full disk may.
-    let lock = embedded.folder.path().join("eventd.db.file-1.lock");
-    assert!(Command::new("mkfifo").arg(&lock).status().unwrap().success());
-    let group = member(&embedded.engine, WhenHeld::Fail).await.unwrap();
-    group.commit(0, State::at(0)).await.unwrap();
-    let other = File::options().read(true).write(true).open(&lock).unwrap();
-    assert!(matches!(other.try_lock(), Err(TryLockError::WouldBlock)));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
