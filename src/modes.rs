@@ -101,7 +101,7 @@ pub async fn ingest(mut config: config::Ingest, signals: &Signals) -> anyhow::Re
 /// Delivers to one destination until the first signal, and ends what is in flight.
 pub async fn dispatch(mut config: config::Dispatch, signals: &Signals) -> anyhow::Result<Ended> {
     divide_descriptors(None, &config.log, std::slice::from_mut(&mut config.delivery))?;
-    let Some((store, log)) = unless_stopped(signals, open(&config.log)).await? else {
+    let Some((store, log)) = unless_stopped(signals, open(&config.log, Access::Write)).await? else {
         return Ok(Ended::Drained);
     };
     let ended = dispatch_from(&store, log, config, signals).await;
@@ -138,7 +138,9 @@ pub async fn replay(mut config: config::Replay, signals: &Signals) -> anyhow::Re
     if let config::ReplayWork::Deliver { delivery, .. } = &mut config.work {
         divide_descriptors(None, &config.log, std::slice::from_mut(&mut **delivery))?;
     }
-    let Some((store, log)) = unless_stopped(signals, open(&config.log)).await? else {
+    let is_read_only = matches!(config.work, config::ReplayWork::List { .. });
+    let access = if is_read_only { Access::Read } else { Access::Write };
+    let Some((store, log)) = unless_stopped(signals, open(&config.log, access)).await? else {
         return Ok(Ended::Drained);
     };
     let engine = store.engine();
@@ -188,7 +190,7 @@ pub(crate) async fn start(
     deliveries: &[Delivery],
 ) -> anyhow::Result<(Vec<TcpListener>, Store, Arc<dyn Log>)> {
     let listeners = listen(&endpoint.listen).await?;
-    let (store, log) = open(config).await?;
+    let (store, log) = open(config, Access::Write).await?;
     memory::announce(config, &*log, Some(endpoint), deliveries).await?;
     announce(&endpoint.listen, &listeners)?;
     Ok((listeners, store, log))
@@ -226,9 +228,19 @@ pub(crate) fn lost(why: &str) -> anyhow::Error {
     anyhow!("the log cannot be used any more: {why}")
 }
 
+/// What a mode does with its log. A database that is only read may be on a disk that cannot be written to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Access {
+    Read,
+    Write,
+}
+
 /// Opens the log and its topic, and makes them where they are missing and may be made.
-async fn open(config: &config::Log) -> anyhow::Result<(Store, Arc<dyn Log>)> {
+async fn open(config: &config::Log, access: Access) -> anyhow::Result<(Store, Arc<dyn Log>)> {
     let store = match &config.store {
+        config::Store::Sqlite { path, .. } if access == Access::Read => {
+            Store::Sqlite(Sqlite::open_to_read(path).await?)
+        }
         config::Store::Sqlite { path, settings } => Store::Sqlite(Sqlite::open(path, *settings).await?),
         config::Store::Kafka(settings) => {
             let connected = match Kafka::connect(settings.clone()).await {

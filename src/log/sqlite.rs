@@ -55,6 +55,15 @@ impl Sqlite {
         Ok(Arc::new(Self { database: Arc::new(database), settings }))
     }
 
+    /// Opens the database at `path` only to read it, also from a folder or a disk that cannot be written to.
+    pub async fn open_to_read(path: impl AsRef<Path>) -> Result<Arc<Self>, OpenError> {
+        let path = path.as_ref().to_owned();
+        let database = tokio::task::spawn_blocking(move || Database::open_to_read(&path))
+            .await
+            .map_err(|error| OpenError::Unavailable(format!("opening the database broke off: {error}")))??;
+        Ok(Arc::new(Self { database: Arc::new(database), settings: Settings::default() }))
+    }
+
     /// The path of the database, with every symbolic link resolved.
     pub fn path(&self) -> PathBuf {
         self.database.path().to_owned()

@@ -8,9 +8,10 @@ use super::schema;
 use crate::limits::{
     DATABASE_BUSY_MAX, DATABASE_BUSY_POLL, DATABASE_MODE, DATABASE_READERS_MAX, ROOM_PROBE_BYTES, WAL_RESTART_BYTES,
 };
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_encode};
 use rusqlite::config::DbConfig;
 use rusqlite::{Connection, ErrorCode, OpenFlags};
-use std::fs::OpenOptions;
+use std::fs::{File, OpenOptions};
 use std::io::{self, ErrorKind, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
@@ -34,11 +35,18 @@ const READER_CACHE_KIB: i64 = 4 * 1024;
 pub(super) const CACHES_BYTES_MAX: usize =
     1024 * (WRITER_CACHE_KIB as usize + (DATABASE_READERS_MAX + 2) * READER_CACHE_KIB as usize);
 
+/// What is percent-encoded in a path of SQLite's URIs: everything but what a path is mostly made of.
+const URI_PATH: &AsciiSet = &NON_ALPHANUMERIC.remove(b'/').remove(b'.').remove(b'-').remove(b'_');
+
 /// What a connection is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Role {
     Writer,
     Reader,
+    /// Reads a database that this process may not write to.
+    Guest,
+    /// Reads a database that cannot change: SQLite then needs neither its -wal nor its -shm file.
+    GuestOfStill,
 }
 
 /// Finds or makes the database. Answers with its canonical path (symbolic links resolved) and the writer's connection.
@@ -69,6 +77,52 @@ pub(super) fn open(path: &Path, create: bool) -> Result<(PathBuf, Connection), O
     Ok((canonical, connection))
 }
 
+/// Finds a database that is only read, on a disk or with rights that allow nothing else. Answers with its canonical path
+/// and the way to connect.
+pub(super) fn find_to_read(path: &Path) -> Result<(PathBuf, Role), OpenError> {
+    let asked = place(path, false)?;
+    let canonical = asked.canonicalize().map_err(|error| unreadable(&asked, &error))?;
+    let ours = |role| {
+        let connection = connect(&canonical, role)?;
+        is_ours(&connection, &canonical)
+    };
+    let (role, found) = match ours(Role::Guest) {
+        Err(error) if needs_to_write(&error) => {
+            // Whoever has a database open keeps a -wal file; so without one, nothing changes and nothing is missing. If
+            // its owner opens it at this very moment, the worst is an error or a list that is a moment old.
+            let wal = beside(&canonical, "-wal");
+            if std::fs::metadata(&wal).is_ok_and(|wal| wal.len() > 0) {
+                return Err(OpenError::Configuration(format!(
+                    "{path} cannot be read without writing beside it: {wal} holds a part of it, and SQLite has to make \
+                     or change {path}-shm to read that. Use an account that may write there, or copy both files to \
+                     another folder ({error})",
+                    path = canonical.display(),
+                    wal = wal.display()
+                )));
+            }
+            (Role::GuestOfStill, ours(Role::GuestOfStill))
+        }
+        found => (Role::Guest, found),
+    };
+    match found.map_err(|error| unreadable_database(&canonical, &error))?? {
+        true => Ok((canonical, role)),
+        false => Err(OpenError::Configuration(format!("{} is empty", canonical.display()))),
+    }
+}
+
+fn needs_to_write(error: &rusqlite::Error) -> bool {
+    matches!(error.sqlite_error_code(), Some(ErrorCode::CannotOpen | ErrorCode::ReadOnly | ErrorCode::PermissionDenied))
+}
+
+fn unreadable_database(path: &Path, error: &rusqlite::Error) -> OpenError {
+    match error.sqlite_error_code() {
+        Some(ErrorCode::CannotOpen | ErrorCode::ReadOnly | ErrorCode::PermissionDenied) => OpenError::Configuration(
+            format!("{} cannot be read ({error}): check the rights of the file", path.display()),
+        ),
+        _ => refuse(path, error),
+    }
+}
+
 /// A file that belongs to the database.
 pub(super) fn beside(database: &Path, ending: &str) -> PathBuf {
     let mut path = database.as_os_str().to_owned();
@@ -76,10 +130,18 @@ pub(super) fn beside(database: &Path, ending: &str) -> PathBuf {
     path.into()
 }
 
-/// Another connection to a database that [`open`] has found.
+/// Another connection to a database that [`open`] or [`find_to_read`] has found.
 pub(super) fn connect(canonical: &Path, role: Role) -> rusqlite::Result<Connection> {
-    let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
-    let mut connection = Connection::open_with_flags(canonical, flags)?;
+    let write = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let read = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let mut connection = match role {
+        Role::Writer | Role::Reader => Connection::open_with_flags(canonical, write)?,
+        Role::Guest => Connection::open_with_flags(canonical, read)?,
+        Role::GuestOfStill => {
+            let path = percent_encode(canonical.as_os_str().as_encoded_bytes(), URI_PATH);
+            Connection::open_with_flags(format!("file:{path}?immutable=1"), read | OpenFlags::SQLITE_OPEN_URI)?
+        }
+    };
     wait_while_busy(&mut connection)?;
     set_up(&connection, role)?;
     Ok(connection)
@@ -179,7 +241,7 @@ fn place(path: &Path, create: bool) -> Result<PathBuf, OpenError> {
     }
 }
 
-fn unreadable(path: &Path, error: &std::io::Error) -> OpenError {
+fn unreadable(path: &Path, error: &io::Error) -> OpenError {
     OpenError::Configuration(format!("{} cannot be read: {error}", path.display()))
 }
 
@@ -247,9 +309,9 @@ fn is_ours(connection: &Connection, path: &Path) -> rusqlite::Result<Result<bool
 }
 
 /// A new file is found again after a power failure only once its directory is synced too.
-fn sync_directory(path: &Path) -> std::io::Result<()> {
+fn sync_directory(path: &Path) -> io::Result<()> {
     match path.parent() {
-        Some(parent) => std::fs::File::open(parent)?.sync_all(),
+        Some(parent) => File::open(parent)?.sync_all(),
         None => Ok(()),
     }
 }

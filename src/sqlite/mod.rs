@@ -65,6 +65,8 @@ pub(crate) struct Database {
     readers: Arc<read::Readers>,
     hub: Arc<wait::Hub>,
     lost: watch::Receiver<Option<String>>,
+    /// Kept by a database that is only read: there is nothing that it could lose.
+    _never_lost: Option<watch::Sender<Option<String>>>,
     /// `None`: closed.
     watcher: Mutex<Option<wait::Watcher>>,
 }
@@ -105,8 +107,23 @@ impl Database {
         };
         let watcher =
             wait::watch(connect(Role::Reader)?, Arc::clone(&hub), rounds).map_err(|error| unavailable(&error))?;
-        let readers = Arc::new(read::Readers::new(path.clone()));
-        Ok(Self { path, queue, readers, hub, lost: lost_reader, watcher: Mutex::new(Some(watcher)) })
+        let readers = Arc::new(read::Readers::new(path.clone(), Role::Reader));
+        Ok(Self { path, queue, readers, hub, lost: lost_reader, _never_lost: None, watcher: Mutex::new(Some(watcher)) })
+    }
+
+    /// Opens a database that is only read, also if this process may not write to it. Writes are refused. Blocks.
+    pub(crate) fn open_to_read(path: &Path) -> Result<Self, OpenError> {
+        let (path, role) = file::find_to_read(path)?;
+        let (never_lost, lost) = watch::channel(None);
+        Ok(Self {
+            readers: Arc::new(read::Readers::new(path.clone(), role)),
+            path,
+            queue: writer::Queue::stopped(),
+            hub: Arc::default(),
+            lost,
+            _never_lost: Some(never_lost),
+            watcher: Mutex::new(None),
+        })
     }
 
     /// The canonical path: the same, whichever way the database was named.

@@ -48,14 +48,15 @@ pub(crate) struct Topic {
 #[derive(Debug)]
 pub(super) struct Readers {
     path: PathBuf,
+    role: Role,
     idle: Mutex<Vec<Connection>>,
     turns: Arc<Semaphore>,
 }
 
 impl Readers {
     /// None is open yet.
-    pub(super) fn new(path: PathBuf) -> Self {
-        Self { path, idle: Mutex::default(), turns: Arc::new(Semaphore::new(DATABASE_READERS_MAX)) }
+    pub(super) fn new(path: PathBuf, role: Role) -> Self {
+        Self { path, role, idle: Mutex::default(), turns: Arc::new(Semaphore::new(DATABASE_READERS_MAX)) }
     }
 
     /// Ends all reads and closes the connections: waits for those that are under way, and refuses others from then on.
@@ -80,7 +81,7 @@ impl Readers {
         let readers = Arc::clone(self);
         let read = tokio::task::spawn_blocking(move || {
             let idle = readers.idle.lock().unwrap_or_else(PoisonError::into_inner).pop();
-            let connection = idle.map_or_else(|| file::connect(&readers.path, Role::Reader), Ok)?;
+            let connection = idle.map_or_else(|| file::connect(&readers.path, readers.role), Ok)?;
             connection.prepare_cached("BEGIN")?.execute([])?;
             let done = work(&connection);
             // A connection that cannot even end a read is not used again.

@@ -93,6 +93,11 @@ impl Queue {
         answer.await.unwrap_or_else(|_| Err(Failure::unknown("log-lost", "the log's writer broke off")))
     }
 
+    /// A queue without a writer: everything is refused.
+    pub(super) fn stopped() -> Self {
+        Self { messages: mpsc::channel(1).0, bytes: Arc::new(Semaphore::new(WRITE_QUEUE_BYTES_MAX)) }
+    }
+
     /// Has everything written that waits, and the database closed.
     pub(super) async fn close(&self) {
         let (closing, closed) = oneshot::channel();
