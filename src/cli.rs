@@ -487,6 +487,10 @@ pub struct Delivery {
     #[arg(long, env = "EVENTD_KEEP_MEMBERSHIP", requires = "instance_id", value_parser = BoolishValueParser::new())]
     pub keep_membership: bool,
 
+    /// The permissions of a file that is made for a destination, in octal, like 0640. An existing file keeps its own
+    #[arg(long, value_name = "MODE", env = "EVENTD_FILE_MODE", default_value = "0600", value_parser = file_mode)]
+    pub file_mode: u32,
+
     /// Where the log no longer holds the next event, or cannot read it: stop or skip
     #[arg(long, value_name = "WHAT", env = "EVENTD_ON_GAP", default_value = "stop", value_parser = on_gap)]
     pub on_gap: OnGap,
@@ -550,6 +554,18 @@ fn above_zero(text: &str) -> Result<Duration, String> {
         Duration::ZERO => Err("must be above zero".into()),
         duration => Ok(duration),
     }
+}
+
+/// Permissions in octal: `0640`. Without the owner's, a file could be made once and never opened again.
+fn file_mode(text: &str) -> Result<u32, String> {
+    let mode = u32::from_str_radix(text, 8).map_err(|_| "write permissions in octal, like 0640")?;
+    if mode & 0o600 != 0o600 {
+        return Err("the owner has to be able to read and write the file: 0600 or more".into());
+    }
+    if mode & !0o666 != 0 {
+        return Err("only permissions to read and to write are possible: 0666 or less".into());
+    }
+    Ok(mode)
 }
 
 /// Bytes, with or without a unit: `900KiB`, `64MiB`, `1000`.

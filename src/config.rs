@@ -502,6 +502,7 @@ fn deliveries(
                 retry_after_max: flags.retry_after_max,
                 concurrency: flags.concurrency,
                 secret: secrets.read(&spec)?,
+                file_mode: flags.file_mode,
                 drill,
                 ..destination::Settings::default()
             };

@@ -9,7 +9,7 @@ use serde::de::IgnoredAny;
 use std::fs::{File, Metadata, OpenOptions, TryLockError};
 use std::io::{self, BufReader, ErrorKind, Read, Write};
 use std::ops::Range;
-use std::os::unix::fs::{FileExt, MetadataExt};
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 /// Bytes that are read at a time while a line break is looked for from the end.
@@ -36,6 +36,8 @@ impl Mark {
 #[derive(Debug)]
 pub(super) struct Disk {
     path: PathBuf,
+    /// Permissions of a file that is made.
+    mode: u32,
     file: Option<File>,
 }
 
@@ -69,9 +71,9 @@ impl Fault {
 
 impl Disk {
     /// Opens a regular file at once. A pipe is opened with the first lines: that waits for its reader.
-    pub(super) fn open(path: &Path) -> Result<Self, ConfigurationError> {
+    pub(super) fn open(path: &Path, mode: u32) -> Result<Self, ConfigurationError> {
         Self::check_directory(path)?;
-        let mut disk = Self::closed(path);
+        let mut disk = Self::closed(path, mode);
         match disk.path.metadata() {
             Ok(metadata) if metadata.is_dir() => {
                 return Err(ConfigurationError(format!("{} is a directory: name a file in it", path.display())));
@@ -79,7 +81,7 @@ impl Disk {
             Ok(metadata) if !metadata.is_file() => return Ok(disk),
             _ => {}
         }
-        match open(&disk.path) {
+        match open(&disk.path, mode) {
             Ok(file) => disk.file = Some(file),
             Err(Fault::Configuration(why)) => return Err(ConfigurationError(why)),
             // The first attempt meets it again, and says so.
@@ -88,8 +90,8 @@ impl Disk {
         Ok(disk)
     }
 
-    pub(super) fn closed(path: &Path) -> Self {
-        Self { path: path.to_owned(), file: None }
+    pub(super) fn closed(path: &Path, mode: u32) -> Self {
+        Self { path: path.to_owned(), mode, file: None }
     }
 
     /// The directory has to be there: a mistyped one is not made.
@@ -125,7 +127,7 @@ impl Medium for Disk {
             // Deleted: what is written to it is lost when it is closed.
             self.file = None;
         }
-        let file = open(&self.path).map_err(Fault::text)?;
+        let file = open(&self.path, self.mode).map_err(Fault::text)?;
         let metadata = file.metadata().map_err(|error| self.failed("looked at", &error))?;
         self.file = Some(file);
         Ok(Mark::of(&metadata))
@@ -164,12 +166,12 @@ impl Medium for Disk {
 }
 
 /// Opens, and of a regular file: locks, mends the last line, and makes its name durable.
-fn open(path: &Path) -> Result<File, Fault> {
+fn open(path: &Path, mode: u32) -> Result<File, Fault> {
     let fault = |error: io::Error| Fault::of(path, &error);
     // To open a pipe for reading too would never fail, whether anybody reads it or not.
     let is_regular = path.metadata().map_or(true, |metadata| metadata.is_file());
     let mut options = OpenOptions::new();
-    let file = options.append(true).read(is_regular).create(is_regular).open(path).map_err(fault)?;
+    let file = options.append(true).read(is_regular).create(is_regular).mode(mode).open(path).map_err(fault)?;
     let metadata = file.metadata().map_err(fault)?;
     if !metadata.is_file() {
         return Ok(file);

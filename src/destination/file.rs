@@ -36,13 +36,15 @@ enum Files {
     /// One a partition: as many as the topic has, at most.
     OnePerPartition {
         pattern: String,
+        mode: u32,
         writers: Mutex<HashMap<u32, Writer>>,
     },
 }
 
 impl File {
     /// Opens, checks and locks the file. An outage (a full disk, say) is left to the attempts.
-    pub(super) fn open(path: &Path) -> Result<Self, ConfigurationError> {
+    /// A file that is made gets these permissions.
+    pub(super) fn open(path: &Path, mode: u32) -> Result<Self, ConfigurationError> {
         let path = std::path::absolute(path)
             .map_err(|error| ConfigurationError(format!("the path {} cannot be used: {error}", path.display())))?;
         let lost = Lost::default();
@@ -51,7 +53,7 @@ impl File {
         };
         let pattern = path.to_string_lossy();
         if !pattern.contains(PARTITION) {
-            let disk = Disk::open(&path)?;
+            let disk = Disk::open(&path, mode)?;
             let writer = start(Appender::new(disk), &lost).map_err(ConfigurationError)?;
             return Ok(Self { path, files: Files::One(writer), lost });
         }
@@ -60,20 +62,20 @@ impl File {
             return Err(ConfigurationError(why));
         }
         Disk::check_directory(&path)?;
-        let files = Files::OnePerPartition { pattern: pattern.into_owned(), writers: Mutex::default() };
+        let files = Files::OnePerPartition { pattern: pattern.into_owned(), mode, writers: Mutex::default() };
         Ok(Self { path, files, lost })
     }
 
     fn writer(&self, partition: u32) -> Result<Writer, String> {
         match &self.files {
             Files::One(writer) => Ok(writer.clone()),
-            Files::OnePerPartition { pattern, writers } => {
+            Files::OnePerPartition { pattern, mode, writers } => {
                 let mut writers = writers.lock().unwrap_or_else(PoisonError::into_inner);
                 if let Some(writer) = writers.get(&partition) {
                     return Ok(writer.clone());
                 }
                 let path = PathBuf::from(pattern.replace(PARTITION, &partition.to_string()));
-                let writer = start(Appender::new(Disk::closed(&path)), &self.lost)?;
+                let writer = start(Appender::new(Disk::closed(&path, *mode)), &self.lost)?;
                 writers.insert(partition, writer.clone());
                 Ok(writer)
             }

@@ -164,6 +164,8 @@ pub struct Settings {
     pub secret: Option<Vec<u8>>,
     /// A PEM file with the authorities that https destinations are held to, instead of the system's.
     pub ca_file: Option<PathBuf>,
+    /// Permissions of the files that are made for `file` destinations. The umask may take some away.
+    pub file_mode: u32,
     /// The fault drill of `--reliability`.
     pub drill: Option<Drill>,
 }
@@ -177,6 +179,7 @@ impl Default for Settings {
             concurrency: 256,
             secret: None,
             ca_file: None,
+            file_mode: 0o600,
             drill: None,
         }
     }
@@ -190,6 +193,7 @@ impl fmt::Debug for Settings {
             .field("concurrency", &self.concurrency)
             .field("signed", &self.secret.is_some())
             .field("ca_file", &self.ca_file)
+            .field("file_mode", &format_args!("{:04o}", self.file_mode))
             .field("drill", &self.drill)
             .finish()
     }
@@ -221,7 +225,7 @@ impl std::error::Error for ConfigurationError {}
 pub fn open(spec: &Spec, settings: &Settings) -> Result<Arc<dyn Destination>, ConfigurationError> {
     let of_destination = |ConfigurationError(why)| ConfigurationError(format!("destination {}: {why}", spec.name));
     let destination: Arc<dyn Destination> = match &spec.target {
-        Target::File(path) => Arc::new(file::File::open(path).map_err(of_destination)?),
+        Target::File(path) => Arc::new(file::File::open(path, settings.file_mode).map_err(of_destination)?),
         Target::Http(target) => Arc::new(http::Http::open(target, settings).map_err(of_destination)?),
         Target::Stdout => Arc::new(stdout::Stdout::open().map_err(of_destination)?),
         Target::Null => Arc::new(null::Null),

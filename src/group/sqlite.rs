@@ -17,9 +17,12 @@ use crate::core::progress::{Move, State};
 use crate::limits::{GROUP_NAME_CHARS_MAX, LOCK_TEXT_BYTES_MAX, STANDBY_INTERVAL};
 use crate::log::sqlite::Sqlite;
 use crate::sqlite::{Commit, Database, ReadError, Topic, Write};
+use rustix::fs::OFlags;
+use rustix::io::Errno;
 use std::collections::BTreeMap;
 use std::fs::{File, TryLockError};
 use std::io::{ErrorKind, Read, Seek, Write as _};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -48,7 +51,7 @@ pub async fn join(
     let topic = find(&database, topic).await?;
     let path = lock_path(database.path(), name);
     let lock = loop {
-        match take(&path, digest).map_err(|error| unusable(&path, &error))? {
+        match take(&path, database.path(), digest).map_err(|error| unusable(&path, &error))? {
             Ok(lock) => break lock,
             Err(holder) if when_held == WhenHeld::Fail => return Err(JoinError::Held { name: name.into(), holder }),
             Err(_) => tokio::time::sleep(STANDBY_INTERVAL).await,
@@ -161,8 +164,8 @@ fn unusable(path: &Path, error: &std::io::Error) -> JoinError {
 }
 
 /// Takes the lock and writes into it who holds it; else tells who does.
-fn take(path: &Path, digest: &str) -> std::io::Result<Result<File, Option<Holder>>> {
-    let mut file = File::options().read(true).write(true).create(true).truncate(false).open(path)?;
+fn take(path: &Path, database: &Path, digest: &str) -> std::io::Result<Result<File, Option<Holder>>> {
+    let mut file = open_lock(path, database)?;
     match file.try_lock() {
         Ok(()) => {}
         Err(TryLockError::WouldBlock) => {
@@ -178,6 +181,28 @@ fn take(path: &Path, digest: &str) -> std::io::Result<Result<File, Option<Holder
         tracing::warn!(path = %path.display(), %error, "the lock is taken, but does not say by whom");
     }
     Ok(Ok(file))
+}
+
+/// Opens the file of a lock, or makes it with the permissions of the database. Somebody else may be able to put
+/// something there, so a link is not followed, a pipe is not waited for, and nothing but a regular file is written to.
+fn open_lock(path: &Path, database: &Path) -> std::io::Result<File> {
+    let mode = std::fs::metadata(database)?.mode() & 0o666;
+    let flags = OFlags::NOFOLLOW | OFlags::NONBLOCK;
+    let opened = File::options()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .mode(mode)
+        .custom_flags(flags.bits() as i32)
+        .open(path);
+    let wrong = |what| std::io::Error::new(ErrorKind::InvalidInput, format!("it is {what}. Remove it"));
+    match opened {
+        Ok(file) if file.metadata()?.is_file() => Ok(file),
+        Ok(_) => Err(wrong("not a regular file")),
+        Err(error) if error.raw_os_error() == Some(Errno::LOOP.raw_os_error()) => Err(wrong("a symbolic link")),
+        Err(error) => Err(error),
+    }
 }
 
 fn describe(file: &mut File, holder: &Holder) -> std::io::Result<()> {

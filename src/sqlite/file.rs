@@ -15,6 +15,7 @@ use std::fs::{File, OpenOptions};
 use std::io::{self, ErrorKind, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 /// "evtd": what `file` and others tell the database by, and we too.
@@ -38,6 +39,9 @@ pub(super) const CACHES_BYTES_MAX: usize =
 /// What is percent-encoded in a path of SQLite's URIs: everything but what a path is mostly made of.
 const URI_PATH: &AsciiSet = &NON_ALPHANUMERIC.remove(b'/').remove(b'.').remove(b'-').remove(b'_');
 
+/// Held while this process has a descriptor of a database that is not SQLite's: closing it would take SQLite's locks away.
+static MAKING: Mutex<()> = Mutex::new(());
+
 /// What a connection is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Role {
@@ -56,6 +60,7 @@ pub(super) fn open(path: &Path, create: bool) -> Result<(PathBuf, Connection), O
         return Err(OpenError::Configuration(format!("SQLite {found} is too old: 3.51.3 or later is needed")));
     }
     let asked = place(path, create)?;
+    make(&asked, create)?;
     let mut flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     flags.set(OpenFlags::SQLITE_OPEN_CREATE, create);
     let mut connection = Connection::open_with_flags(&asked, flags).map_err(|error| refuse(&asked, &error))?;
@@ -81,6 +86,7 @@ pub(super) fn open(path: &Path, create: bool) -> Result<(PathBuf, Connection), O
 /// and the way to connect.
 pub(super) fn find_to_read(path: &Path) -> Result<(PathBuf, Role), OpenError> {
     let asked = place(path, false)?;
+    make(&asked, false)?;
     let canonical = asked.canonicalize().map_err(|error| unreadable(&asked, &error))?;
     let ours = |role| {
         let connection = connect(&canonical, role)?;
@@ -163,6 +169,23 @@ pub(super) fn wait_while_busy_at_most(connection: &mut Connection, bound: Durati
         std::thread::sleep(DATABASE_BUSY_POLL);
         since.elapsed() < bound
     }))
+}
+
+/// Makes the file of a database that is missing, which SQLite would let everybody read.
+fn make(path: &Path, create: bool) -> Result<(), OpenError> {
+    // Also if there is nothing to make: another thread may be making the file, and SQLite must not open it yet.
+    let _making = MAKING.lock().unwrap_or_else(PoisonError::into_inner);
+    let is_missing = matches!(std::fs::metadata(path), Err(error) if error.kind() == ErrorKind::NotFound);
+    if !create || !is_missing {
+        return Ok(());
+    }
+    let made = OpenOptions::new().write(true).create(true).truncate(false).mode(DATABASE_MODE).open(path);
+    made.map(drop).map_err(|error| match error.kind() {
+        ErrorKind::StorageFull | ErrorKind::QuotaExceeded => {
+            OpenError::Unavailable(format!("{} cannot be made: {error}", path.display()))
+        }
+        _ => OpenError::Configuration(format!("{} cannot be made: {error}", path.display())),
+    })
 }
 
 /// Refuses a database of which only the write-ahead log is left: SQLite would delete that with all that is in it.

@@ -8,6 +8,7 @@ mod ownership;
 mod processes;
 mod quota;
 mod retention;
+mod rights;
 mod trouble;
 mod whole;
 
