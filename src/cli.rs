@@ -142,8 +142,9 @@ const AFTER_HELP: &str = "Exit codes: 0 drained; 1 a runtime failure; 2 usage or
     3 stopped with work left, by --drain or the second signal (undelivered events are
       delivered again; requests without an answer are the client's to repeat)
 
-Memory is bounded by the sum of --max-pending, --window-bytes, 40KiB for each of --max-connections, 64KiB for each of
---concurrency, and fixed parts of the log and of each destination. A start tells the sum as memory_bound.";
+Memory is bounded by the sum of twice --max-pending, --window-bytes, 40KiB for each of --max-connections, 64KiB for \
+    each of --concurrency, 256 bytes for each of --window, and fixed parts of the log and of each destination. A start \
+    tells the sum as memory_bound.";
 
 const REPLAY_EXIT_CODES: &str =
     "Exit codes: 0 done, or a plan alone; 1 a runtime failure, or a range outside the log; \
