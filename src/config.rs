@@ -488,6 +488,7 @@ fn deliveries(
         commit_interval: flags.commit_interval,
         start: flags.start.unwrap_or(dispatch::Start::Earliest),
         on_gap: flags.on_gap,
+        when_stopped: dispatch::WhenStopped::Stay,
         drain,
         dead_retention: shared.dead_retention.unwrap_or(DEAD_RETENTION),
         seed: any_number(),

@@ -6,30 +6,33 @@
 //!                                                 └── fetch, lanes, progress, commit: all of one partition
 //! ```
 //!
-//! A worker that ends with an error (a damaged record, a gap, a broken invariant) stops its partition only.
+//! A worker that ends with an error (a damaged record, a gap, a broken invariant) stops its partition only, which stays
+//! owned and can continue later ([`stopped`]).
 
 pub mod dead_letter;
 mod notices;
 mod policy;
 mod shared;
+mod stopped;
 mod tally;
 mod worker;
 
 pub use self::tally::Tally;
 
 use self::shared::Shared;
-use self::worker::Worker;
+use self::stopped::{STOPPED_INTERVAL, Stopped};
 use crate::core::backoff::Backoff;
 use crate::core::pace::Rate;
 use crate::destination::Destination;
 use crate::group::{Change, Group};
 use crate::log::{Engine, Log};
-use anyhow::Context as _;
+use anyhow::{Context as _, anyhow};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::watch;
 use tokio::task::{AbortHandle, Id, JoinError, JoinSet};
+use tokio::time::{Instant, sleep_until};
 
 /// The checked configuration of one destination's delivery.
 #[derive(Debug, Clone)]
@@ -47,6 +50,7 @@ pub struct Config {
     pub commit_interval: Duration,
     pub start: Start,
     pub on_gap: OnGap,
+    pub when_stopped: WhenStopped,
     /// How long a stop waits for attempts in flight.
     pub drain: Duration,
     /// How long dead letters are kept.
@@ -67,6 +71,16 @@ pub enum Start {
 pub enum OnGap {
     Stop,
     Skip,
+}
+
+/// What becomes of a partition that stops though nobody told it to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum WhenStopped {
+    /// It stays owned, says every minute why it is stopped, and continues once it can. Only if its topic was deleted and
+    /// made again it is done: a start opens the new one.
+    Stay,
+    /// It is done. [`run`] ends with its error, once the last partition has ended.
+    End,
 }
 
 /// What dispatch works with.
@@ -92,13 +106,14 @@ pub enum Ended {
 /// Dropping the future stops at once.
 ///
 /// # Errors
-/// The destination cannot go on and a person has to know: every partition stopped, or the membership ended. A single
-/// partition that stops says so in the log, and the others go on; the error comes with the end.
+/// The membership ended, the topic was deleted and made again, or a partition is stopped when dispatch is told to end.
+/// While it runs, a partition that stops says so in the log, and the others continue. With [`WhenStopped::End`] it also
+/// ends once every partition has stopped.
 pub async fn run(parts: Parts, config: Config, shutdown: impl Future<Output = ()> + Send) -> anyhow::Result<Ended> {
     run_counted(parts, config, None, Arc::default(), shutdown).await
 }
 
-/// The same for one who wants to know how far it is, and has it go no faster than `rate`: attempts count, each time.
+/// Like [`run`], with a rate limit, which every attempt counts against, and progress counters.
 pub async fn run_counted(
     parts: Parts,
     config: Config,
@@ -109,6 +124,7 @@ pub async fn run_counted(
     let group = Arc::clone(&parts.group);
     let mut owners = Owners::new(Shared::new(parts, config, rate, tally));
     let mut shutdown = std::pin::pin!(shutdown);
+    let mut remind_at = Instant::now() + STOPPED_INTERVAL;
     loop {
         tokio::select! {
             biased;
@@ -125,6 +141,10 @@ pub async fn run_counted(
                 Change::Taken(partition) => owners.take(partition).await,
                 Change::Lost(partition) => owners.lose(partition),
             },
+            () = sleep_until(remind_at) => {
+                remind_at = Instant::now() + STOPPED_INTERVAL;
+                owners.remind();
+            }
         }
     }
     owners.drain().await;
@@ -142,8 +162,12 @@ struct Owners {
     partitions: BTreeMap<u32, Owner>,
     /// The worst end so far of those that were told to stop.
     worst: Ended,
-    /// Why the first partition stopped that was not told to.
+    /// The error of the first partition that ended though it was not told to.
     stopped: Option<anyhow::Error>,
+    /// Those that are stopped, and stay owned.
+    waiting: Arc<Stopped>,
+    /// Everything was told to stop.
+    draining: bool,
 }
 
 struct Owner {
@@ -162,21 +186,19 @@ impl Owners {
             partitions: BTreeMap::new(),
             worst: Ended::Drained,
             stopped: None,
+            waiting: Arc::default(),
+            draining: false,
         }
     }
 
+    fn spawn(&mut self, partition: u32, stop: watch::Receiver<bool>, broken: Option<anyhow::Error>) -> AbortHandle {
+        let (shared, waiting) = (Arc::clone(&self.shared), Arc::clone(&self.waiting));
+        self.running.spawn(stopped::own(shared, waiting, partition, stop, broken))
+    }
+
     fn give(&mut self, partition: u32) {
-        let (stop, mut stopping) = watch::channel(false);
-        let shared = Arc::clone(&self.shared);
-        let abort = self.running.spawn(async move {
-            // `begin` may wait for the group as long as it takes; a stop does not wait for it.
-            let begun = tokio::select! {
-                biased;
-                _ = stopping.wait_for(|stop| *stop) => return Ok(Ended::Drained),
-                begun = Worker::begin(shared, partition) => begun?,
-            };
-            begun.run(stopping).await
-        });
+        let (stop, stopping) = watch::channel(false);
+        let abort = self.spawn(partition, stopping, None);
         let owner = Owner { task: abort.id(), abort, stop, taken: false };
         if let Some(before) = self.partitions.insert(partition, owner) {
             // Given twice without an end between: the older worker must not go on beside the new one.
@@ -196,6 +218,19 @@ impl Owners {
         }
     }
 
+    /// Whether a partition that stops stays owned.
+    fn stays(&self, owner: &Owner) -> bool {
+        self.shared.config.when_stopped == WhenStopped::Stay && !*owner.stop.borrow()
+    }
+
+    /// Says which partitions are stopped, in one line.
+    fn remind(&self) {
+        if let Some(told) = self.waiting.told() {
+            let (destination, topic) = (self.shared.parts.group.name(), &self.shared.topic);
+            tracing::error!(destination, %topic, "still stopped: {told}");
+        }
+    }
+
     fn lose(&mut self, partition: u32) {
         if let Some(owner) = self.partitions.remove(&partition) {
             owner.abort.abort();
@@ -208,6 +243,11 @@ impl Owners {
     async fn drain(&mut self) {
         // What an earlier handover left undone is somebody else's work by now.
         self.worst = Ended::Drained;
+        self.draining = true;
+        if let Some((partition, why)) = self.waiting.first() {
+            let topic = &self.shared.topic;
+            self.stopped.get_or_insert_with(|| anyhow!("partition {partition} of {topic:?} is stopped: {why}"));
+        }
         let group = Arc::clone(&self.shared.parts.group);
         for owner in self.partitions.values() {
             owner.stop.send_replace(true);
@@ -241,14 +281,25 @@ impl Owners {
     }
 
     async fn ended(&mut self, ended: Result<(Id, anyhow::Result<Ended>), JoinError>) {
-        let (task, result) = match ended {
-            Ok((task, result)) => (task, result),
+        let (task, result, panicked) = match ended {
+            Ok((task, result)) => (task, result, false),
             Err(error) if error.is_cancelled() => return,
-            Err(error) => (error.id(), Err(anyhow::Error::new(error).context("a broken invariant stopped it"))),
+            Err(error) => (error.id(), Err(anyhow::Error::new(error).context("a broken invariant stopped it")), true),
         };
         let Some(partition) = self.partitions.iter().find(|(_, owner)| owner.task == task).map(|(number, _)| *number)
         else {
             return;
+        };
+        let result = match (result, self.partitions.get(&partition)) {
+            (Err(broken), Some(owner)) if panicked && self.stays(owner) => {
+                let stop = owner.stop.subscribe();
+                let abort = self.spawn(partition, stop, Some(broken));
+                if let Some(owner) = self.partitions.get_mut(&partition) {
+                    (owner.task, owner.abort) = (abort.id(), abort);
+                }
+                return;
+            }
+            (result, _) => result,
         };
         let owner = self.partitions.remove(&partition);
         self.shared.set_owned(self.partitions.len());
@@ -257,9 +308,12 @@ impl Owners {
             Ok(Ended::WorkLeft) => self.worst = Ended::WorkLeft,
             Err(error) => {
                 let (destination, topic) = (self.shared.parts.group.name(), &self.shared.topic);
-                tracing::error!(destination, %topic, partition, "this partition stopped, the others go on: {error:#}");
+                tracing::error!(destination, %topic, partition, "this partition is stopped, the others continue: {error:#}");
                 self.shared.tally.stopped(partition);
-                self.stopped.get_or_insert(error.context(format!("partition {partition} of {topic:?} stopped")));
+                // If it was revoked, its next owner meets the error and tells of it.
+                if !owner.as_ref().is_some_and(|owner| owner.taken) || self.draining {
+                    self.stopped.get_or_insert(error.context(format!("partition {partition} of {topic:?} stopped")));
+                }
             }
         }
         if owner.is_some_and(|owner| owner.taken) {

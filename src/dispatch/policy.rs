@@ -78,7 +78,7 @@ fn refused_for_good(
 mod tests {
     use super::*;
     use crate::core::backoff::Backoff;
-    use crate::dispatch::{OnGap, Start};
+    use crate::dispatch::{OnGap, Start, WhenStopped};
     use std::time::Duration;
 
     fn config() -> Config {
@@ -93,6 +93,7 @@ mod tests {
             commit_interval: Duration::from_millis(200),
             start: Start::Earliest,
             on_gap: OnGap::Stop,
+            when_stopped: WhenStopped::Stay,
             drain: Duration::from_secs(1),
             dead_retention: Duration::from_secs(1),
             seed: 0,

@@ -20,6 +20,9 @@ mod moving;
 mod reading;
 mod telling;
 
+pub(super) use self::moving::requested;
+pub(super) use self::reading::Unreadable;
+
 use super::dead_letter::Letter;
 use super::shared::Shared;
 use super::{Ended, Start};
@@ -39,7 +42,7 @@ use crate::quiet::Quiet;
 use anyhow::Context as _;
 use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
-use tokio::sync::{OwnedSemaphorePermit, watch};
+use tokio::sync::{Notify, OwnedSemaphorePermit, watch};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until, timeout_at};
 
@@ -100,6 +103,8 @@ pub(super) struct Worker {
     fetching: bool,
     fetch_at: Moment,
     fetch_failures: u32,
+    /// Told of every fetch that was answered.
+    has_read: Arc<Notify>,
     hand_overs: usize,
     /// The attempt that probes a destination which takes nothing, if it is ours.
     probing: Option<Attempt>,
@@ -142,7 +147,7 @@ impl Worker {
                 }
             }
         };
-        let found = moving::requested(&*shared.parts.group, partition, limits::MOVES_LOOK_INTERVAL).await;
+        let found = requested(&*shared.parts.group, partition, limits::MOVES_LOOK_INTERVAL).await;
         let mut worker = Self::anew(shared, partition, state);
         // What was asked for while nobody was there comes before anything is attempted.
         worker.looked(found);
@@ -167,6 +172,7 @@ impl Worker {
             fetching: false,
             fetch_at: now,
             fetch_failures: 0,
+            has_read: Arc::default(),
             hand_overs: 0,
             probing: None,
             slot: None,
@@ -186,6 +192,11 @@ impl Worker {
             partition,
             shared,
         }
+    }
+
+    /// What is told once the log could be read.
+    pub(super) fn has_read(&self) -> Arc<Notify> {
+        Arc::clone(&self.has_read)
     }
 
     /// Delivers until `stop` says true; then hands over: lets attempts in flight end within `--drain`, and commits.

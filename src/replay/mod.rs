@@ -252,7 +252,9 @@ pub async fn run(around: Surroundings, config: Config, stop: impl Future<Output 
         }
     };
     show::show(&around, &config, &planned)?;
-    if planned.plan.events == 0 && planned.id.is_none() {
+    // A fast-forward has something to do also where nothing can be read.
+    let passes = matches!(config.what, Wanted::Move(rewind::Way::Ahead(_))) && planned.plan.unreadable > 0;
+    if planned.plan.events == 0 && !passes && planned.id.is_none() {
         show::note(&around, &config, "there is nothing to replay");
         return Ok(Ended::Drained);
     }

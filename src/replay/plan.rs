@@ -59,6 +59,9 @@ pub struct Plan {
     pub earlier: u64,
     /// Offsets of the range that retention has removed.
     pub removed: u64,
+    /// Offsets of the range that are not settled and cannot be read: damaged records.
+    #[serde(default)]
+    pub unreadable: u64,
     /// Those of them that were accepted first and last.
     pub first: Option<Place>,
     pub last: Option<Place>,
@@ -149,6 +152,8 @@ impl Counting<'_> {
                 Read::Events(events, next) => (events, next),
                 Read::Damaged { offset, why } if skip_damaged => {
                     tracing::warn!(partition, offset, "left out: {why}");
+                    let unread = (at..=offset).filter(|offset| *offset < until && !settled.is_settled(*offset));
+                    self.plan.unreadable += unread.count() as u64;
                     (Vec::new(), offset + 1)
                 }
                 Read::Damaged { why, .. } => bail!("partition {partition}: {why}; --on-gap skip leaves it out"),
@@ -339,6 +344,7 @@ impl fmt::Display for Text<'_> {
             (plan.outside, "between them were accepted before or after the range, and are left out"),
             (plan.earlier, "after the position were accepted before that time: dispatch delivers them too"),
             (plan.removed, "offsets were removed by retention"),
+            (plan.unreadable, "offsets cannot be read"),
         ];
         for (count, what) in left_out.into_iter().filter(|(count, _)| *count > 0) {
             writeln!(f, "  besides  {count} {what}")?;

@@ -56,7 +56,7 @@ pub(super) async fn plan_new(
         Leg { stretch, state }
     };
     let mut legs: Vec<Leg> = stretches.into_iter().map(leg).collect();
-    let (mut plan, unseen) = count(around, &*source, &mut legs, &selection, limit).await?;
+    let (mut plan, unseen) = count(around, &*source, &mut legs, &selection, limit, skips_damaged(around)).await?;
     if selection.dead {
         // Not on their way: redriven already.
         plan.redriven = std::mem::take(&mut plan.on_their_way);
@@ -83,7 +83,7 @@ pub(super) async fn plan_rest(around: &Surroundings, id: &str) -> anyhow::Result
         let from = state.watermark.clamp(stretch.from, stretch.until);
         legs.push(Leg { stretch: Stretch { from, ..stretch }, state });
     }
-    let (mut plan, _) = count(around, &*source, &mut legs, &selection, None).await?;
+    let (mut plan, _) = count(around, &*source, &mut legs, &selection, None, skips_damaged(around)).await?;
     // Settled by this replay, or never to be taken.
     plan.on_their_way = 0;
     Ok(Planned { id: Some(id.to_owned()), source, what: format!("{what}, the rest of {id}"), selection, legs, plan })
@@ -95,9 +95,14 @@ pub(super) async fn count(
     legs: &mut [Leg],
     selection: &Selection,
     limit: Option<u64>,
+    skip_damaged: bool,
 ) -> anyhow::Result<(Plan, Unseen)> {
-    let skip_damaged = around.dispatch.on_gap == OnGap::Skip;
     plan::count(source, around.log.topic(), legs, selection, limit, skip_damaged).await
+}
+
+/// Whether what cannot be read is left out, instead of an error.
+pub(super) fn skips_damaged(around: &Surroundings) -> bool {
+    around.dispatch.on_gap == OnGap::Skip
 }
 
 async fn find(around: &Surroundings, id: &str) -> anyhow::Result<Story> {

@@ -17,7 +17,7 @@ use super::place::Place;
 use super::plan::{Leg, Progressed};
 use super::range::{Range, Stretch, TimeAsEnd, Times};
 use super::select::Selection;
-use super::{Config, Planned, Surroundings, prepare, show};
+use super::{Config, Planned, Refused, Surroundings, prepare, show};
 use crate::BoxFuture;
 use crate::clock::now_ms;
 use crate::core::progress::{Move, State, Target};
@@ -49,7 +49,7 @@ pub(super) async fn apply(
     let Planned { what, plan, selection, legs, .. } = planned;
     let states = patiently(|| around.groups.committed(name, &around.log)).await?;
     let standing = patiently(|| around.groups.requested(name, &around.log)).await?;
-    let (number, events) = (new_number(&states, &standing), plan.events);
+    let (number, events, unreadable) = (new_number(&states, &standing), plan.events, plan.unreadable);
     let target = |stretch: &Stretch| match way {
         Way::Back(_) => Target::Back(stretch.from),
         Way::Ahead(_) => Target::Ahead(stretch.until),
@@ -84,7 +84,11 @@ pub(super) async fn apply(
         Way::Back(_) => "delivers again",
         Way::Ahead(_) => "leaves out",
     };
-    show::note(around, config, &format!("moved: dispatch {then} {events} events ({what})"));
+    let besides = match unreadable {
+        0 => String::new(),
+        unreadable => format!(" and {unreadable} offsets that cannot be read"),
+    };
+    show::note(around, config, &format!("moved: dispatch {then} {events} events{besides} ({what})"));
     Ok(Ended::Drained)
 }
 
@@ -155,6 +159,35 @@ async fn patiently<'a, T>(ask: impl Fn() -> BoxFuture<'a, Result<T, JoinError>>)
     }
 }
 
+/// Of each partition whose next offsets retention has removed, and that the place lies behind: how many of them were not
+/// settled, and the earliest offset that is left.
+async fn gaps_before(
+    around: &Surroundings,
+    place: &Place,
+    known: &[Option<State>],
+) -> anyhow::Result<BTreeMap<u32, (u64, i64)>> {
+    let mut gaps = BTreeMap::new();
+    for (state, partition) in known.iter().zip(0u32..) {
+        let Some(state) = state else { continue };
+        let earliest = around.log.earliest(partition).await?;
+        let passes = match place {
+            Place::Offset(to) => *to >= earliest,
+            Place::Offsets(offsets) | Place::OldOffsets(offsets) => {
+                offsets.get(&partition).is_some_and(|to| *to >= earliest)
+            }
+            // A time stands for an event that is there.
+            Place::Time(_) | Place::Ago(_) => true,
+        };
+        if state.watermark >= earliest || !passes {
+            continue;
+        }
+        let settled: i64 = state.settled.iter().map(|range| (range.end.min(earliest) - range.start).max(0)).sum();
+        let unsettled = earliest - state.watermark - settled;
+        gaps.insert(partition, (unsettled.unsigned_abs(), earliest));
+    }
+    Ok(gaps)
+}
+
 /// What the move means: each leg is what dispatch will deliver again, or leave out.
 pub(super) async fn plan(around: &Surroundings, wanted: &Way) -> anyhow::Result<Planned> {
     let name = &around.spec.name;
@@ -171,7 +204,20 @@ pub(super) async fn plan(around: &Surroundings, wanted: &Way) -> anyhow::Result<
         ),
     };
     let now_ms = now_ms();
-    let stretches = prepare::stretches(&*around.log, &range, now_ms, TimeAsEnd::Position).await?;
+    let gaps = match wanted {
+        Way::Ahead(place) => gaps_before(around, place, &known).await?,
+        Way::Back(_) => BTreeMap::new(),
+    };
+    let mut stretches = match prepare::stretches(&*around.log, &range, now_ms, TimeAsEnd::Position).await {
+        // Where nothing is left before the place, the gap itself is what is passed.
+        Err(error) if !gaps.is_empty() && error.is::<Refused>() => Vec::new(),
+        found => found?,
+    };
+    for (partition, (_, earliest)) in &gaps {
+        if !stretches.iter().any(|stretch| stretch.partition == *partition) {
+            stretches.push(Stretch { partition: *partition, from: *earliest, until: *earliest, removed: 0 });
+        }
+    }
     let mut legs = Vec::new();
     for stretch in stretches {
         let Some(state) = known.get(stretch.partition as usize).cloned().flatten() else { continue };
@@ -185,10 +231,14 @@ pub(super) async fn plan(around: &Surroundings, wanted: &Way) -> anyhow::Result<
     // Whatever is behind the place is delivered again, and what came from a replay is no exception.
     let selection = Selection { again: true, ..Selection::default() };
     let source = Arc::clone(&around.log);
-    let (mut plan, _) = prepare::count(around, &*source, &mut legs, &selection, None).await?;
-    if matches!(wanted, Way::Ahead(_)) {
+    let is_ahead = matches!(wanted, Way::Ahead(_));
+    // A fast-forward leaves everything out, also what cannot be read: passing that is what it is for.
+    let skip_damaged = is_ahead || prepare::skips_damaged(around);
+    let (mut plan, _) = prepare::count(around, &*source, &mut legs, &selection, None, skip_damaged).await?;
+    if is_ahead {
         // Settled already: nothing of theirs changes.
         plan.on_their_way = 0;
+        plan.unreadable += gaps.values().map(|(unsettled, _)| unsettled).sum::<u64>();
     }
     plan.earlier = earlier_behind(around, wanted, &known, &legs, now_ms).await?;
     Ok(Planned { id: None, source, what, selection, legs, plan })
@@ -219,7 +269,8 @@ async fn earlier_behind(
         });
     }
     let times = Times { from_ms: None, until_ms: Some(until_ms) };
+    let skip_damaged = matches!(wanted, Way::Ahead(_)) || prepare::skips_damaged(around);
     let selection = Selection { again: true, times, ..Selection::default() };
-    let (found, _) = prepare::count(around, &*around.log, &mut behind, &selection, None).await?;
+    let (found, _) = prepare::count(around, &*around.log, &mut behind, &selection, None, skip_damaged).await?;
     Ok(found.events)
 }

@@ -13,7 +13,7 @@ use super::view::{Journal, Sources, Taken, View, ends_of};
 use super::{Streams, Surroundings};
 use crate::core::pace::Rate;
 use crate::destination::Destination;
-use crate::dispatch::{self, Parts, Tally};
+use crate::dispatch::{self, Parts, Tally, WhenStopped};
 use crate::group::Group;
 use crate::limits;
 use crate::log::Log;
@@ -79,7 +79,8 @@ pub(super) async fn run(around: &Surroundings, ready: Ready, stop: impl Future<O
             }
         }
     };
-    let delivery = dispatch::run_counted(parts, around.dispatch.clone(), ready.rate, Arc::clone(&tally), shutdown);
+    let config = dispatch::Config { when_stopped: WhenStopped::End, ..around.dispatch.clone() };
+    let delivery = dispatch::run_counted(parts, config, ready.rate, Arc::clone(&tally), shutdown);
     let ended = tokio::select! {
         biased;
         ended = delivery => ended,

@@ -109,13 +109,42 @@ fn a_partition_that_stopped_is_in_the_exit_code_of_up_as_in_that_of_dispatch() {
     assert_eq!(plain.execute("UPDATE records SET crc32c = crc32c + 1 WHERE offset = 4", []), Ok(1));
     drop(plain);
     let up = up(folder.path(), &["--dest", "file-2"]);
-    up.wait_for(&["partition=2", "this partition stopped, the others go on", "offset 4"]);
+    up.wait_for(&["partition=2", "this partition is stopped, the others continue", "offset 4"]);
     assert_eq!(delivered(folder.path(), "file-2", 4).len(), 4, "what stands before the damage");
     assert_eq!(up.stop().code(), 1);
     let dispatch = dispatch(folder.path(), &["--dest", "file-2"]);
-    dispatch.wait_for(&["this partition stopped, the others go on"]);
+    dispatch.wait_for(&["this partition is stopped, the others continue"]);
     assert_eq!(dispatch.stop().code(), 1);
     assert_eq!(lines(&folder.path().join("file-2")).len(), 4, "and nothing again");
+}
+
+#[test]
+fn a_stopped_partition_stays_owned_and_continues_after_a_fast_forward_of_what_cannot_be_read() {
+    let folder = tempfile::tempdir().unwrap();
+    let healthy = up(folder.path(), &["--dest", "file-1"]);
+    post(&healthy, README_EVENTS);
+    delivered(folder.path(), "file-1", 5);
+    assert_eq!(healthy.stop().code(), 0);
+    let plain = rusqlite::Connection::open(folder.path().join("eventd.db")).unwrap();
+    assert_eq!(plain.execute("UPDATE records SET crc32c = crc32c + 1 WHERE offset = 4", []), Ok(1));
+    drop(plain);
+    let up = up(folder.path(), &["--dest", "file-2"]);
+    let stopped = up.wait_for(&["this partition is stopped", "offset 4", "--fast-forward p2:5"]);
+    assert_eq!(delivered(folder.path(), "file-2", 4).len(), 4, "what stands before the damage");
+    let second = dispatch(folder.path(), &["--dest", "file-2"]).end();
+    assert!(second.said.contains(&format!("pid {}", up.id())), "it is still owned: {}", second.said);
+
+    let replay = ["replay", "--url", "sqlite:eventd.db", "--dest", "file-2", "--fast-forward", "p2:5"];
+    let plan = run(folder.path(), &replay);
+    assert!(plan.code() == 0 && plan.said.contains("1 offsets cannot be read"), "{}", plan.said);
+    let ending = run(folder.path(), &[&replay[..], &["--execute"]].concat());
+    assert_eq!(ending.code(), 0, "{}", ending.said);
+    assert!(ending.said.contains("1 offsets that cannot be read"), "{}", ending.said);
+    post(&up, README_EVENTS);
+    assert_eq!(delivered(folder.path(), "file-2", 9).len(), 9, "it continues after what cannot be read");
+    let again = up.lines().matches("this partition is stopped").count();
+    let ending = up.stop();
+    assert_eq!((ending.code(), again), (0, 1), "{stopped}: {}", ending.said);
 }
 
 #[test]

@@ -26,6 +26,9 @@ const STOP_GRACE: Duration = Duration::from_secs(40);
 /// In this time after the trouble everything is settled, however much is left.
 const CALM_MAX: Duration = Duration::from_secs(3_600);
 
+/// A partition that could not be read continues within this time.
+const STOPPED_MAX: Duration = Duration::from_secs(90);
+
 /// How often somebody without any trouble sends something, after the trouble.
 const FRESH_EVERY: Duration = Duration::from_secs(20);
 
@@ -39,6 +42,8 @@ pub(crate) struct Outcome {
     pub(crate) sessions_lost: u64,
     pub(crate) outages: u64,
     pub(crate) repositions: u64,
+    /// Events that could not be read for a while.
+    pub(crate) damages: u64,
     /// Replays that came to their end, were resumed, were refused.
     pub(crate) replayed: u64,
     pub(crate) resumes: u64,
@@ -150,6 +155,7 @@ impl<'a> Driver<'a> {
                 sessions_lost: 0,
                 outages: 0,
                 repositions: 0,
+                damages: 0,
                 replayed: 0,
                 resumes: 0,
                 refused: 0,
@@ -306,6 +312,14 @@ impl<'a> Driver<'a> {
                 }
                 self.outcome.outages += u64::from(outage.is_some());
             }
+            Action::Damage { partition, from_end } => {
+                let now = self.world.now();
+                let mut state = self.world.lock();
+                let offset = state.topics.latest(partition) + from_end;
+                state.topics.damage(partition, offset);
+                state.note(now, Life::MAX, format_args!("{partition}:{offset} cannot be read any more"));
+                self.outcome.damages += 1;
+            }
             Action::Trim { partition, percent } => {
                 let latest = self.world.lock().topics.latest(partition);
                 self.world.trim(partition, latest * percent / 100);
@@ -374,6 +388,7 @@ impl<'a> Driver<'a> {
             let mut state = self.world.lock();
             state.rates = crate::world::Rates::default();
             state.behaviour.calm();
+            state.topics.repair();
             state.oracle.phase_ends();
             for oracle in state.replays.oracles() {
                 oracle.phase_ends();
@@ -384,8 +399,14 @@ impl<'a> Driver<'a> {
         let limit = self.world.now() + (try_max * (self.appended as u32 + 10) * (config.attempts + 1)).min(CALM_MAX);
         // What is delivered again takes its time again.
         let limit = limit + CALM_MAX * (self.outcome.repositions as u32 + self.scenario.replays.len() as u32);
+        // A partition that is stopped tries again once a minute.
+        let all_continue_at = if self.outcome.damages > 0 { self.world.now() + STOPPED_MAX } else { Duration::ZERO };
         let mut fresh_at = Duration::ZERO;
-        while self.world.lock().oracle.unfinished().is_some() || !self.everybody_is_back() || !self.is_replayed() {
+        while self.world.lock().oracle.unfinished().is_some()
+            || !self.everybody_is_back()
+            || !self.is_replayed()
+            || self.world.now() < all_continue_at
+        {
             if self.world.now() >= fresh_at {
                 // Where nobody else is about, nobody can tell whether an outage is over.
                 fresh_at = self.world.now() + FRESH_EVERY;

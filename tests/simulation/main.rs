@@ -79,7 +79,7 @@ fn thousands_of_seeds() {
         joined.collect::<Result<Vec<_>, _>>().unwrap_or_else(|panic| std::panic::resume_unwind(panic)).concat()
     });
     let sum = |of: fn(&Outcome) -> u64| totals.iter().map(of).sum::<u64>();
-    let counted: [(&str, u64); 20] = [
+    let counted: [(&str, u64); 21] = [
         ("events", sum(|o| o.counts.events)),
         ("attempts", sum(|o| o.counts.attempts)),
         ("failed", sum(|o| o.counts.failed)),
@@ -94,6 +94,7 @@ fn thousands_of_seeds() {
         ("outages", sum(|o| o.outages)),
         ("positions asked for", sum(|o| o.repositions)),
         ("positions moved by owners", sum(|o| o.counts.moved)),
+        ("damaged for a while", sum(|o| o.damages)),
         ("evident to a process", sum(|o| o.counts.outages_evident)),
         ("replays", sum(|o| o.replayed)),
         ("resumed", sum(|o| o.resumes)),

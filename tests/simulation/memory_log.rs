@@ -8,7 +8,7 @@ use eventd::BoxFuture;
 use eventd::core::event::{Event, Record};
 use eventd::core::outcome::Failure;
 use eventd::log::{CreateTopic, Engine, FetchError, Fetched, Log, OpenError};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::Instant;
@@ -34,11 +34,13 @@ pub(crate) struct Topics {
     gaps: u64,
     /// The most records in one answer to a fetch.
     fetch_events_max: usize,
+    /// Partitions and offsets of events that cannot be read.
+    damaged: BTreeSet<(u32, i64)>,
 }
 
 impl Topics {
     pub(crate) fn new(partitions: u32, gaps: u64, fetch_events_max: usize) -> Self {
-        let mut topics = Self { topics: BTreeMap::new(), gaps, fetch_events_max };
+        let mut topics = Self { topics: BTreeMap::new(), gaps, fetch_events_max, damaged: BTreeSet::new() };
         topics.make(TOPIC, partitions);
         topics
     }
@@ -46,6 +48,19 @@ impl Topics {
     pub(crate) fn make(&mut self, topic: &str, partitions: u32) {
         let made = || (0..partitions).map(|_| Partition::default()).collect();
         self.topics.entry(topic.to_owned()).or_insert_with(made);
+    }
+
+    /// The event at this offset cannot be read from now on, whether it is there yet or not.
+    pub(crate) fn damage(&mut self, partition: u32, offset: i64) {
+        self.damaged.insert((partition, offset.max(0)));
+    }
+
+    pub(crate) fn is_damaged(&self) -> bool {
+        !self.damaged.is_empty()
+    }
+
+    pub(crate) fn repair(&mut self) {
+        self.damaged.clear();
     }
 
     pub(crate) fn latest(&self, partition: u32) -> i64 {
@@ -187,6 +202,11 @@ impl MemoryLog {
         }
         let (mut events, mut bytes) = (Vec::new(), 0);
         for (offset, record) in part.events.range(from..) {
+            if self.topic == TOPIC && state.topics.damaged.contains(&(partition, *offset)) {
+                let damage = FetchError::Corrupt { offset: *offset, detail: "it was damaged".into() };
+                let before = Fetched { events, next: *offset, latest };
+                return Some(if *offset == from { Err(damage) } else { Ok(before) });
+            }
             bytes += record.size_bytes();
             if !events.is_empty() && (bytes > max_bytes || events.len() >= state.topics.fetch_events_max) {
                 return Some(Ok(Fetched { events, next: *offset, latest }));

@@ -270,7 +270,10 @@ impl Oracle {
     /// What the group answered to the owner that asked where to begin.
     pub(crate) fn began_with(&mut self, life: Life, partition: u32, state: Option<State>) {
         if let Some(owned) = self.owned.get_mut(&(life, partition)) {
-            owned.began_with = state;
+            // One that was stopped begins again.
+            let Ownership { number, handed_over_before_the_stop, lost, taken, .. } = *owned;
+            let began_with = state;
+            *owned = Ownership { number, began_with, handed_over_before_the_stop, lost, taken, ..Ownership::default() };
         }
     }
 

@@ -8,7 +8,7 @@ use crate::world::{Rates, Single};
 use eventd::core::backoff::Backoff;
 use eventd::core::pace::Rate;
 use eventd::destination::HandOverLimits;
-use eventd::dispatch::{Config, OnGap, Start};
+use eventd::dispatch::{Config, OnGap, Start, WhenStopped};
 use eventd::replay::place::Place;
 use eventd::replay::range::Range;
 use eventd::replay::rewind::Way;
@@ -71,6 +71,12 @@ pub(crate) enum Action {
         partition: u32,
         percent: i64,
     },
+    /// The record cannot be read until the trouble is over: so many offsets from the end of the log, which it may not
+    /// have reached yet.
+    Damage {
+        partition: u32,
+        from_end: i64,
+    },
 }
 
 /// What an operator asks a replay for.
@@ -119,7 +125,9 @@ impl Scenario {
             _ => troubled(seed, &mut random, 1),
         };
         let mut random = Random::new(seed ^ 3);
-        if random.chance(40) {
+        if seed % 10 > 4 && scenario.config.on_gap == OnGap::Stop && random.chance(30) {
+            damage(&mut scenario, &mut random);
+        } else if random.chance(40) {
             replays(&mut scenario, &mut random);
         }
         scenario
@@ -205,6 +213,7 @@ fn config(random: &mut Random) -> Config {
         commit_interval: random.millis(20, 500),
         start: if random.chance(10) { Start::Latest } else { Start::Earliest },
         on_gap: if random.chance(20) { OnGap::Skip } else { OnGap::Stop },
+        when_stopped: WhenStopped::Stay,
         drain: random.millis(100, 5_000),
         dead_retention: Duration::from_secs(3600),
         seed: random.next(),
@@ -319,6 +328,17 @@ fn troubled(seed: u64, random: &mut Random, users_min: u64) -> Scenario {
         others_wait_max: None,
         single: None,
     }
+}
+
+/// Adds records that cannot be read. Commits do not fail then: what a partition has done before it stopped is committed.
+fn damage(scenario: &mut Scenario, random: &mut Random) {
+    (scenario.rates.commit_fails, scenario.rates.slow) = (0, 0);
+    for _ in 0..random.between(1, 3) {
+        let partition = random.below(u64::from(scenario.partitions)) as u32;
+        let from_end = random.between(0, 20) as i64 - 15;
+        scenario.plan.push((random.millis(0, 8_000), Action::Damage { partition, from_end }));
+    }
+    scenario.plan.sort_by_key(|(at, _)| *at);
 }
 
 /// Adds one or two times in which the destination is out for everybody, while many users wait. Some turn from one kind

@@ -89,7 +89,11 @@ impl Worker {
 }
 
 /// What is asked for, if the group says so in time.
-pub(super) async fn requested(group: &dyn Group, partition: u32, within: Duration) -> Result<Option<Move>, Failure> {
+pub(in crate::dispatch) async fn requested(
+    group: &dyn Group,
+    partition: u32,
+    within: Duration,
+) -> Result<Option<Move>, Failure> {
     let answer = timeout(within, group.requested(partition)).await;
     answer.unwrap_or_else(|_| Err(Failure::refused("group-unavailable", format!("no answer within {within:?}"))))
 }

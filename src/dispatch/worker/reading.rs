@@ -5,8 +5,25 @@ use crate::core::Moment;
 use crate::dispatch::OnGap;
 use crate::limits;
 use crate::log::{FetchError, Fetched};
-use anyhow::{anyhow, ensure};
+use anyhow::ensure;
+use std::fmt;
 use std::sync::Arc;
+
+/// Why a partition cannot be read. Everything before was delivered and committed.
+#[derive(Debug)]
+pub(in crate::dispatch) struct Unreadable {
+    why: String,
+    /// The topic is another one now. Only who opens it again can read that.
+    pub(in crate::dispatch) is_remade: bool,
+}
+
+impl fmt::Display for Unreadable {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.why)
+    }
+}
+
+impl std::error::Error for Unreadable {}
 
 impl Worker {
     pub(super) fn next_fetch(&self) -> Option<Moment> {
@@ -46,6 +63,7 @@ impl Worker {
             Ok(fetched) => {
                 self.fetch_failures = 0;
                 (self.latest, self.latest_at) = (fetched.latest, Some(self.shared.now()));
+                self.has_read.notify_one();
                 let mut at = self.position;
                 for event in fetched.events {
                     ensure!(event.offset >= at, "the log gave offset {} where {at} was to come", event.offset);
@@ -83,12 +101,22 @@ impl Worker {
             FetchError::Corrupt { offset, .. } => *offset + 1,
         };
         if skip_to == self.position || self.shared.config.on_gap == OnGap::Stop {
+            let partition = self.partition;
             let what_to_do = match &error {
-                FetchError::Remade { .. } => "--start earliest or --start latest says where to begin in the new one",
-                _ if skip_to == self.position => "the log was cut: give the destination another --name to begin anew",
-                _ => "--on-gap skip goes on behind it, and those events are lost",
+                FetchError::Remade { .. } => {
+                    "--start earliest or --start latest says where to begin in the new one".to_owned()
+                }
+                _ if skip_to == self.position => {
+                    "the log was cut: give the destination another --name to begin anew".to_owned()
+                }
+                _ => format!(
+                    "eventd replay --fast-forward p{partition}:{skip_to} --execute passes it, or a restart with --on-gap \
+                     skip; what cannot be read is lost"
+                ),
             };
-            self.unreadable = Some(anyhow!("partition {}: {error}; {what_to_do}", self.partition));
+            let why = format!("partition {partition}: {error}; {what_to_do}");
+            let is_remade = matches!(error, FetchError::Remade { .. });
+            self.unreadable = Some(Unreadable { why, is_remade }.into());
             return Ok(());
         }
         tracing::error!(

@@ -90,9 +90,11 @@ impl Place {
         self.eventd(&[&delivery, flags].concat())
     }
 
-    /// Dispatch that ends by itself.
-    fn dispatch_fails(&self, flags: &[&str]) -> String {
-        failed(self.dispatch(flags).end())
+    /// Dispatch whose only partition is stopped, and what it said.
+    fn dispatch_stops(&self, flags: &[&str]) -> String {
+        let dispatch = self.dispatch(flags);
+        dispatch.wait_for(&["this partition is stopped"]);
+        failed(dispatch.stop())
     }
 
     /// Waits until so many lines were delivered, and gives back those behind the first `before`.
@@ -166,7 +168,7 @@ async fn a_commit_of_a_topic_that_was_made_again_stops_dispatch_until_a_start_is
     group.commit(0, State::at(3)).await.unwrap();
     group.leave().await;
 
-    let said = place.dispatch_fails(&[]);
+    let said = place.dispatch_stops(&[]);
     assert!(said.contains("was deleted and made again since") && said.contains("--start"), "{said}");
     let dispatch = place.dispatch(&["--start", "earliest"]);
     assert_eq!(payloads(&place.delivered(0, 3, &dispatch)), numbers(10..13));
@@ -186,7 +188,7 @@ async fn a_commit_that_the_brokers_forgot_stops_a_destination_that_was_at_work()
     place.open(&dead, Some(CreateTopic { partitions: 1, retention: None })).await;
     tool("kafka-consumer-groups", &address(), &["--delete", "--group", &place.name]);
 
-    let said = place.dispatch_fails(&[]);
+    let said = place.dispatch_stops(&[]);
     assert!(said.contains("no commit any more") && said.contains("--start"), "{said}");
     let dispatch = place.dispatch(&["--start", "latest"]);
     dispatch.wait_for(&["beginning anew"]);
@@ -204,7 +206,7 @@ async fn a_position_that_retention_passed_stops_the_partition_and_may_be_skipped
     place.commit(&log, State::at(2)).await;
     delete_records(&place.topic, 0..1, 5);
 
-    let said = place.dispatch_fails(&[]);
+    let said = place.dispatch_stops(&[]);
     let expected = ["offset 2 is outside the log, which holds 5 to 10", "--on-gap skip"];
     assert!(expected.iter().all(|text| said.contains(text)), "{said}");
     let dispatch = place.dispatch(&["--on-gap", "skip"]);
@@ -213,6 +215,25 @@ async fn a_position_that_retention_passed_stops_the_partition_and_may_be_skipped
     assert!(skipped.contains("from=2") && skipped.contains("to=5"), "{skipped}");
     assert_eq!(dispatch.stop().code(), 0);
     assert_eq!(place.committed(&log).await, Ok(Some(State::at(10))));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stopped_partition_stays_owned_and_a_fast_forward_passes_the_gap_under_its_running_dispatch() {
+    let (place, log) = Place::with_partitions(1).await;
+    log.append(0, records(0..10)).await.unwrap();
+    place.commit(&log, State::at(2)).await;
+    delete_records(&place.topic, 0..1, 5);
+    let dispatch = place.dispatch(&[]);
+    dispatch.wait_for(&["this partition is stopped", "offset 2 is outside the log", "--fast-forward p0:5"]);
+    let to = ["replay", "--dest", "file-1", "--name", &place.name, "--fast-forward", "p0:5", "--execute"];
+    let replay = place.eventd(&to).end();
+    assert!(replay.code() == 0 && replay.said.contains("3 offsets that cannot be read"), "{}", replay.said);
+    assert_eq!(payloads(&place.delivered(0, 5, &dispatch)), numbers(5..10));
+    log.append(0, records(10..12)).await.unwrap();
+    assert_eq!(payloads(&place.delivered(5, 2, &dispatch)), numbers(10..12));
+    let ending = dispatch.stop();
+    assert_eq!(ending.code(), 0, "{}", ending.said);
+    assert_eq!(place.committed(&log).await.map(|state| state.map(|state| state.watermark)), Ok(Some(12)));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -8,7 +8,7 @@ use eventd::core::event::{Record, encode_headers};
 use eventd::core::outcome::Failure;
 use eventd::core::verdict::{Failed, Report, Verdict};
 use eventd::destination::{Destination, HandOver, HandOverLimits};
-use eventd::dispatch::{self, Config, Ended, OnGap, Parts, Start, dead_letter};
+use eventd::dispatch::{self, Config, Ended, OnGap, Parts, Start, Tally, WhenStopped, dead_letter};
 use eventd::group::sqlite::{WhenHeld, join};
 use eventd::log::{Engine, FetchError, Fetched, Log};
 use std::sync::atomic::{AtomicI64, Ordering};
@@ -55,6 +55,7 @@ fn config(attempts: u32) -> Config {
         commit_interval: Duration::from_millis(50),
         start: Start::Earliest,
         on_gap: OnGap::Stop,
+        when_stopped: WhenStopped::Stay,
         drain: SOON,
         dead_retention: Duration::from_secs(3600),
         seed: 0,
@@ -76,7 +77,11 @@ async fn what_stands_before_a_damaged_record_is_delivered_once_and_committed() {
     for life in 1..=2 {
         let parts = parts(&embedded, log.clone(), &receiver).await;
         let group = parts.group.clone();
-        let ended = timeout(SOON, dispatch::run(parts, config(3), std::future::pending())).await.expect("it stops");
+        let tally = Arc::new(Tally::default());
+        let mut stopped = tally.stopped_partitions();
+        let shutdown = async move { drop(stopped.wait_for(|stopped| stopped.contains(&0)).await.unwrap()) };
+        let dispatch = dispatch::run_counted(parts, config(3), None, tally, shutdown);
+        let ended = timeout(SOON, dispatch).await.expect("it is told, and stops");
         let error = format!("{:#}", ended.expect_err("the damage is told"));
         assert!(error.contains("offset 6") && error.contains("--on-gap skip"), "life {life}: {error}");
         assert_eq!(group.committed(0).await.unwrap().map(|state| state.watermark), Some(6), "life {life}");

@@ -118,6 +118,8 @@ impl Driver<'_> {
                 false
             }
             Ok(Err(_)) if ended_by_group => false,
+            // A partition was stopped when the process was told to end.
+            Ok(Err(_)) if told && state.topics.is_damaged() => false,
             Ok(Err(error)) => {
                 state.oracle.fail(format!("life {life} failed: {error:#}"));
                 false
