@@ -1,17 +1,35 @@
 //! An event that was given up, kept with the reason: in `<topic>.<dest>.dead`, in the partition of the same number.
 //!
+//! ```text
+//!  source  P0 P1 P2 │ P3 P4 P5 added later      dead  P0 P1 P2 ── grown ──▶ P0 … P5
+//!                                                             └─ may not be grown: letters of P3 go to P0, of P4 to P1 …
+//! ```
+//!
 //! Its identity is `eventd-source`: a crash may leave two of one event, or one of an event that was delivered after
 //! all, and readers fold them by it.
 
 use super::{Config, Parts};
+use crate::BoxFuture;
 use crate::clock;
 use crate::core::Moment;
 use crate::core::event::{Event, REPLAY, Record, encode_headers};
 use crate::core::lanes::Trouble;
+use crate::core::outcome::Failure;
 use crate::limits;
+use crate::log::{AppendLimits, Engine, Fetched};
 use crate::log::{CreateTopic, FetchError, Log, OpenError};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
+use tokio::sync::Mutex;
+use tokio::time::Instant;
+
+/// How long the error of a failed open counts for every letter that is waiting: each open asks the brokers several
+/// times, and a window full of letters may wait.
+const OPEN_AGAIN_AFTER: Duration = Duration::from_secs(1);
+
+/// How often a topic of dead letters that lacks partitions is tried to be grown, and told of.
+const GROW_INTERVAL: Duration = Duration::from_secs(60);
 
 /// Where the event was: `partition:offset`.
 pub const SOURCE: &str = "eventd-source";
@@ -143,9 +161,150 @@ impl<'r> Life<'r> {
     }
 }
 
+/// The topic of dead letters, opened when it is first needed.
+#[derive(Debug, Default)]
+pub(super) struct Opening(Mutex<LastOpen>);
+
+/// What opening it last came to.
+#[derive(Debug, Default)]
+enum LastOpen {
+    #[default]
+    Never,
+    Opened(Arc<dyn Log>),
+    Failed(OpenError, Instant),
+}
+
+impl Opening {
+    /// One open at a time. The letters that wait for one that fails share its error.
+    pub(super) async fn get(&self, parts: &Parts, config: &Config) -> Result<Arc<dyn Log>, OpenError> {
+        let mut last = self.0.lock().await;
+        match &*last {
+            LastOpen::Opened(log) => return Ok(Arc::clone(log)),
+            LastOpen::Failed(error, at) if at.elapsed() < OPEN_AGAIN_AFTER => return Err(error.clone()),
+            LastOpen::Never | LastOpen::Failed(..) => {}
+        }
+        let opened = open(parts, config).await;
+        *last = match &opened {
+            Ok(log) => LastOpen::Opened(Arc::clone(log)),
+            Err(error) => LastOpen::Failed(error.clone(), Instant::now()),
+        };
+        opened
+    }
+}
+
+/// A topic of dead letters whose source may grow. A letter goes to the partition of the same number. As long as there is
+/// none, and none can be added, it goes to another one: `eventd-source` says where its event was.
+#[derive(Debug)]
+struct Letters {
+    log: Arc<dyn Log>,
+    engine: Arc<dyn Engine>,
+    source: Arc<dyn Log>,
+    retention: Duration,
+    /// Partitions that it has, as last seen.
+    held: AtomicU32,
+    /// When adding partitions was last tried.
+    grown_at: Mutex<Option<Instant>>,
+}
+
+impl Letters {
+    /// The partition for the letters of this partition of the source.
+    async fn place(&self, partition: u32) -> u32 {
+        if partition >= self.held.load(Ordering::Relaxed) {
+            self.grow(partition).await;
+        }
+        place_among(self.held.load(Ordering::Relaxed), partition)
+    }
+
+    /// Adds the partitions that the source has, at most once in [`GROW_INTERVAL`].
+    async fn grow(&self, partition: u32) {
+        let mut grown_at = self.grown_at.lock().await;
+        let held = self.held.load(Ordering::Relaxed);
+        // Another letter may have seen to it while this one waited.
+        if partition < held || grown_at.is_some_and(|at| at.elapsed() < GROW_INTERVAL) {
+            return;
+        }
+        *grown_at = Some(Instant::now());
+        let wanted = self.source.partitions().await.unwrap_or_default().max(partition + 1);
+        let create = CreateTopic { partitions: wanted, retention: Some(self.retention) };
+        let found = match self.engine.open(self.log.topic(), Some(create)).await {
+            Ok(log) => log.partitions().await.map_err(|failure| failure.to_string()),
+            Err(error) => Err(error.to_string()),
+        };
+        match found {
+            Ok(found) => {
+                self.held.fetch_max(found, Ordering::Relaxed);
+                if found < wanted {
+                    tell_of_missing(self.log.topic(), found, wanted);
+                }
+            }
+            Err(why) => {
+                tracing::warn!(topic = self.log.topic(), held, wanted, "cannot look for added partitions: {why}");
+            }
+        }
+    }
+}
+
+fn place_among(held: u32, partition: u32) -> u32 {
+    if partition < held { partition } else { partition % held.max(1) }
+}
+
+fn tell_of_missing(topic: &str, partitions: u32, source_partitions: u32) {
+    tracing::warn!(
+        topic,
+        partitions,
+        source_partitions,
+        "the topic of dead letters has fewer partitions than its source, and none can be added: dead letters of the \
+         others go to the partitions that it has (eventd-source says where each event was). Add partitions with Kafka's \
+         tools, or give eventd the right to alter the topic"
+    );
+}
+
+impl Log for Letters {
+    fn topic(&self) -> &str {
+        self.log.topic()
+    }
+
+    fn append_limits(&self) -> AppendLimits {
+        self.log.append_limits()
+    }
+
+    fn partitions(&self) -> BoxFuture<'_, Result<u32, Failure>> {
+        self.log.partitions()
+    }
+
+    fn append(&self, partition: u32, records: Vec<Record>) -> BoxFuture<'_, Result<i64, Failure>> {
+        Box::pin(async move {
+            let place = self.place(partition).await;
+            self.log.append(place, records).await
+        })
+    }
+
+    fn fetch(
+        &self,
+        partition: u32,
+        from: i64,
+        max_bytes: usize,
+        wait: Duration,
+    ) -> BoxFuture<'_, Result<Fetched, FetchError>> {
+        self.log.fetch(partition, from, max_bytes, wait)
+    }
+
+    fn earliest(&self, partition: u32) -> BoxFuture<'_, Result<i64, Failure>> {
+        self.log.earliest(partition)
+    }
+
+    fn latest(&self, partition: u32) -> BoxFuture<'_, Result<i64, Failure>> {
+        self.log.latest(partition)
+    }
+
+    fn offset_at(&self, partition: u32, timestamp_ms: i64) -> BoxFuture<'_, Result<Option<i64>, Failure>> {
+        self.log.offset_at(partition, timestamp_ms)
+    }
+}
+
 /// Opens the topic, made where it is missing, and makes sure that what it holds is this destination's: `orders` with
 /// `eu.crm` and `orders.eu` with `crm` have the same name.
-pub(super) async fn open(parts: &Parts, config: &Config) -> Result<Arc<dyn Log>, OpenError> {
+async fn open(parts: &Parts, config: &Config) -> Result<Arc<dyn Log>, OpenError> {
     let topic = topic_of(parts.log.topic(), parts.group.name());
     let unavailable = |error: &dyn std::fmt::Display| OpenError::Unavailable(error.to_string());
     let partitions = parts.log.partitions().await.map_err(|error| unavailable(&error))?;
@@ -158,11 +317,20 @@ pub(super) async fn open(parts: &Parts, config: &Config) -> Result<Arc<dyn Log>,
     let create = CreateTopic { partitions, retention: Some(config.dead_retention) };
     let log = parts.engine.open(&topic, Some(create)).await?;
     let held = log.partitions().await.map_err(|error| unavailable(&error))?;
-    if held < partitions {
-        return Err(OpenError::Configuration(format!("{topic:?} has {held} partitions, its source {partitions}")));
-    }
     ensure_own(&*log, parts.log.topic(), parts.group.name()).await?;
-    Ok(log)
+    let lacks = held < partitions;
+    if lacks {
+        tell_of_missing(&topic, held, partitions);
+    }
+    Ok(Arc::new(Letters {
+        log,
+        engine: Arc::clone(&parts.engine),
+        source: Arc::clone(&parts.log),
+        retention: config.dead_retention,
+        held: AtomicU32::new(held),
+        // Opening it has just tried.
+        grown_at: Mutex::new(lacks.then(Instant::now)),
+    }))
 }
 
 /// Looks whether the first letters of each partition are this topic's and this destination's.

@@ -12,7 +12,7 @@ use crate::limits;
 use crate::log::{Log, OpenError};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use tokio::sync::{Notify, OnceCell, Semaphore};
+use tokio::sync::{Notify, Semaphore};
 use tokio::time::Instant;
 
 pub(super) struct Shared {
@@ -33,7 +33,7 @@ pub(super) struct Shared {
     began: Instant,
     /// Partitions that are owned now; each has an equal share of window and in-flight events.
     owned: AtomicUsize,
-    dead: OnceCell<Arc<dyn Log>>,
+    dead: dead_letter::Opening,
     random: AtomicU64,
 }
 
@@ -51,7 +51,7 @@ impl Shared {
             breaker: Mutex::new(Breaker::new()),
             began: Instant::now(),
             owned: AtomicUsize::new(0),
-            dead: OnceCell::new(),
+            dead: dead_letter::Opening::default(),
             random: AtomicU64::new(config.seed),
             parts,
             config,
@@ -102,6 +102,6 @@ impl Shared {
 
     /// The topic of dead letters, made when it is first needed.
     pub(super) async fn dead_letters(&self) -> Result<Arc<dyn Log>, OpenError> {
-        self.dead.get_or_try_init(|| dead_letter::open(&self.parts, &self.config)).await.cloned()
+        self.dead.get(&self.parts, &self.config).await
     }
 }

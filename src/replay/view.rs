@@ -17,7 +17,7 @@ use crate::core::event::{Event, ID, REPLAY, Record};
 use crate::core::outcome::Failure;
 use crate::core::progress::{Move, Progress, State};
 use crate::core::verdict::Report;
-use crate::destination::{Destination, HandOver, HandOverLimits};
+use crate::destination::{Destination, HandOver, HandOverLimits, Run};
 use crate::group::{Change, Group};
 use crate::log::{AppendLimits, FetchError, Fetched, Log};
 use std::collections::{BTreeMap, BTreeSet};
@@ -278,18 +278,59 @@ impl fmt::Debug for Sources {
     }
 }
 
+impl Sources {
+    /// Letters of several partitions of the source, which are in one partition if their topic lacks some: one run after
+    /// the other, each cut where the partition changes.
+    async fn deliver_apart(&self, hand_over: HandOver, partitions: Vec<u32>) -> Vec<Report> {
+        let mut reports = Vec::with_capacity(hand_over.runs.len());
+        for Run { events, attempt, gap } in hand_over.runs {
+            let mut report = Report { delivered: 0, failed: None };
+            let mut at = events.start;
+            while at < events.end && report.failed.is_none() {
+                let partition = partitions[at];
+                let same = partitions[at..events.end].iter().take_while(|other| **other == partition).count();
+                let is_first = at == events.start;
+                let run = Run { events: 0..same, attempt: if is_first { attempt } else { 1 }, gap: gap && is_first };
+                let part = HandOver {
+                    topic: Arc::clone(&hand_over.topic),
+                    partition,
+                    runs: vec![run],
+                    events: hand_over.events[at..at + same].to_vec(),
+                    deadline: hand_over.deadline.clone(),
+                };
+                // Without a report the run counts as cut short, which the worker takes for a broken invariant.
+                let Some(one) = self.0.deliver(part).await.pop() else { break };
+                report.delivered += one.delivered;
+                report.failed = one.failed;
+                at += same;
+            }
+            reports.push(report);
+        }
+        reports
+    }
+}
+
 impl Destination for Sources {
     fn limits(&self) -> HandOverLimits {
         self.0.limits()
     }
 
     fn deliver(&self, mut hand_over: HandOver) -> BoxFuture<'_, Vec<Report>> {
+        let mut partitions = Vec::with_capacity(hand_over.events.len());
         for event in &mut hand_over.events {
-            if let Some((_, offset)) = select::source_of(event) {
-                event.offset = offset;
+            let (partition, offset) = select::source_of(event).unwrap_or((hand_over.partition, event.offset));
+            event.offset = offset;
+            partitions.push(partition);
+        }
+        match partitions.first().copied() {
+            Some(first) if partitions.iter().any(|partition| *partition != first) => {
+                Box::pin(self.deliver_apart(hand_over, partitions))
+            }
+            first => {
+                hand_over.partition = first.unwrap_or(hand_over.partition);
+                self.0.deliver(hand_over)
             }
         }
-        self.0.deliver(hand_over)
     }
 
     fn reopen(&self) {

@@ -10,6 +10,7 @@ mod members;
 mod older;
 mod refusals;
 mod security;
+mod side_topics;
 
 use crate::conformance::Fixture;
 use eventd::BoxFuture;

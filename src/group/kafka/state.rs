@@ -12,7 +12,8 @@ use crate::log::kafka::Kafka;
 use crate::log::{CreateTopic, Engine, FetchError, Log, OpenError};
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::OnceCell;
+use tokio::sync::{Mutex, OnceCell};
+use tokio::time::Instant;
 use uuid::Uuid;
 
 /// Whose a record of a side topic is.
@@ -27,7 +28,12 @@ pub(super) struct StateTopic {
     topic: String,
     group: String,
     log: OnceCell<Arc<dyn Log>>,
+    /// When adding partitions was last tried.
+    grown_at: Mutex<Option<Instant>>,
 }
+
+/// How often a topic that lacks partitions is tried to be grown: the commits that need it come each second.
+const GROW_INTERVAL: Duration = Duration::from_secs(10);
 
 pub(super) fn name_of(topic: &str, group: &str) -> String {
     format!("{topic}.{group}.state")
@@ -35,7 +41,7 @@ pub(super) fn name_of(topic: &str, group: &str) -> String {
 
 impl StateTopic {
     pub(super) fn new(engine: Arc<Kafka>, topic: &str, group: &str) -> Self {
-        Self { engine, topic: topic.into(), group: group.into(), log: OnceCell::new() }
+        Self { engine, topic: topic.into(), group: group.into(), log: OnceCell::new(), grown_at: Mutex::default() }
     }
 
     pub(super) fn name(&self) -> String {
@@ -57,10 +63,34 @@ impl StateTopic {
             let which = format!("{snapshot}:{place}:{count}");
             let headers = [(TOPIC, self.topic.as_str()), (DESTINATION, &self.group), (SNAPSHOT, &which)];
             let headers = headers.map(|(name, value)| (name, Some(value.as_bytes())));
-            let offset = log.append(partition, vec![Record::new(None, Some(part), &headers, now_ms())]).await?;
+            let record = Record::new(None, Some(part), &headers, now_ms());
+            let offset = match log.append(partition, vec![record.clone()]).await {
+                Err(failure) if failure.code == "partition-missing" => {
+                    self.grow(partitions, &failure).await?;
+                    log.append(partition, vec![record]).await?
+                }
+                answer => answer?,
+            };
             first.get_or_insert(offset);
         }
         Ok(Pointer { offset: first.unwrap_or_default(), parts: count as u64, snapshot })
+    }
+
+    /// Adds the partitions that the topic of events has got since this one was made. It must have them: a snapshot in
+    /// another partition would be removed when the owner of that one trims it.
+    async fn grow(&self, partitions: u32, missing: &Failure) -> Result<(), Failure> {
+        let unavailable = |why: String| {
+            let detail =
+                format!("progress is too large for a commit, and {}: add partitions to it ({why})", missing.detail);
+            Failure::refused("group-unavailable", detail)
+        };
+        let mut grown_at = self.grown_at.lock().await;
+        if grown_at.is_some_and(|at| at.elapsed() < GROW_INTERVAL) {
+            return Err(unavailable("tried a moment ago".into()));
+        }
+        *grown_at = Some(Instant::now());
+        let create = CreateTopic { partitions, retention: None };
+        self.engine.open(&self.name(), Some(create)).await.map(drop).map_err(|error| unavailable(error.to_string()))
     }
 
     /// The state whose map stands there; the inner `Err` says why it does not.

@@ -116,7 +116,11 @@ impl Kafka {
             lost: self.lost.clone(),
             leftovers: Leftovers::default(),
         };
-        self.opened.lock().unwrap_or_else(PoisonError::into_inner).push(opened);
+        let mut all = self.opened.lock().unwrap_or_else(PoisonError::into_inner);
+        // A topic may be opened again and again, as long as it lacks partitions.
+        all.retain(|other| other.name != opened.name);
+        all.push(opened);
+        drop(all);
         Ok(Arc::new(log))
     }
 }

@@ -5,11 +5,13 @@ use crate::kafka::{self, Cluster, Topic, Who, describe, refusal, topic_name};
 use crate::limits::{BROKER_CALL_MAX, BROKER_SETTINGS_POLL, LETTER_BYTES_MAX};
 use crate::log::{CreateTopic, OpenError};
 use kafka_protocol::ResponseError;
+use kafka_protocol::messages::create_partitions_request::CreatePartitionsTopic;
 use kafka_protocol::messages::create_topics_request::{CreatableTopic, CreatableTopicConfig};
 use kafka_protocol::messages::delete_records_request::{DeleteRecordsPartition, DeleteRecordsTopic};
 use kafka_protocol::messages::describe_configs_request::DescribeConfigsResource;
 use kafka_protocol::messages::{
-    CreateTopicsRequest, DeleteRecordsRequest, DeleteTopicsRequest, DescribeConfigsRequest, MetadataRequest,
+    CreatePartitionsRequest, CreateTopicsRequest, DeleteRecordsRequest, DeleteTopicsRequest, DescribeConfigsRequest,
+    MetadataRequest,
 };
 use kafka_protocol::protocol::StrBytes;
 use std::collections::HashMap;
@@ -51,7 +53,8 @@ pub(super) async fn is_there(cluster: &Cluster, deadline: Instant) -> Result<(),
     cluster.call(Who::Any, &request, deadline).await.map(drop)
 }
 
-/// Opens the topic; makes it where it is missing, if `create` says how.
+/// Opens the topic. If `create` says how, it is created if it is missing, and a side topic that has fewer partitions is
+/// given the rest, as far as brokers let us.
 pub(super) async fn open(
     cluster: &Cluster,
     name: &str,
@@ -67,7 +70,18 @@ pub(super) async fn open(
             return Err(OpenError::Configuration(format!("topic {name:?} needs at least one partition")));
         }
         make(cluster, name, create, beside.as_ref(), deadline).await?;
-        found = Some(wait_for(cluster, name, deadline).await?);
+        found = Some(wait_for(cluster, name, 1, deadline).await?);
+    } else if let (Some(create), Some(topic), true) = (create, &found, beside.is_some())
+        && topic.partitions.len() < create.partitions as usize
+    {
+        // Its source has grown. What can be done with fewer partitions is for the caller to say.
+        match grow(cluster, name, create.partitions, deadline).await {
+            Ok(()) => found = Some(wait_for(cluster, name, create.partitions as usize, deadline).await?),
+            Err(why) => {
+                let (partitions, wanted) = (topic.partitions.len(), create.partitions);
+                tracing::warn!(topic = name, partitions, wanted, "cannot add partitions to the topic: {why}");
+            }
+        }
     }
     let topic = found.ok_or_else(|| OpenError::Missing { topic: name.into() })?;
     let replicas = topic.partitions.iter().map(|partition| partition.replicas).min().unwrap_or(1);
@@ -98,13 +112,18 @@ async fn look(cluster: &Cluster, name: &str, deadline: Instant) -> Result<Option
     }
 }
 
-/// Made is not yet known to every broker, nor led.
-async fn wait_for(cluster: &Cluster, name: &str, deadline: Instant) -> Result<Arc<Topic>, OpenError> {
+/// A topic or a partition that was just created is not yet known to every broker, nor has it a leader.
+async fn wait_for(
+    cluster: &Cluster,
+    name: &str,
+    partitions: usize,
+    deadline: Instant,
+) -> Result<Arc<Topic>, OpenError> {
     loop {
         let found = look(cluster, name, deadline).await?;
         let is_led = |topic: &Topic| topic.partitions.iter().all(|partition| partition.leader.is_some());
         match found {
-            Some(topic) if is_led(&topic) && !topic.partitions.is_empty() => return Ok(topic),
+            Some(topic) if is_led(&topic) && topic.partitions.len() >= partitions => return Ok(topic),
             _ if Instant::now() >= deadline => {
                 return Err(OpenError::Unavailable(format!("topic {name:?} was made, but nobody leads it yet")));
             }
@@ -165,6 +184,32 @@ async fn make(
         Some(error) if error.is_retriable() => Err(unavailable(format!("{}{said}", describe(error)))),
         Some(error) => {
             Err(OpenError::Configuration(format!("topic {name:?} cannot be made: {}{said}", describe(error))))
+        }
+    }
+}
+
+/// Adds partitions to a topic until it has so many.
+async fn grow(cluster: &Cluster, name: &str, partitions: u32, deadline: Instant) -> Result<(), String> {
+    let asked = CreatePartitionsTopic::default()
+        .with_name(topic_name(name))
+        .with_count(i32::try_from(partitions).unwrap_or(i32::MAX))
+        // Where they are is the cluster's choice.
+        .with_assignments(None);
+    let request = CreatePartitionsRequest::default()
+        .with_topics(vec![asked])
+        .with_timeout_ms(i32::try_from(BROKER_CALL_MAX.as_millis()).unwrap_or(i32::MAX));
+    let answer = cluster.call(Who::Controller, &request, deadline).await.map_err(|error| error.to_string())?;
+    let result = answer.results.first().ok_or("no answer about it")?;
+    match refusal(result.error_code) {
+        None => {
+            tracing::info!(topic = name, partitions, "added partitions to the topic");
+            Ok(())
+        }
+        // Another process did it at the same time: it has as many, or more.
+        Some(ResponseError::InvalidPartitions) => Ok(()),
+        Some(error) => {
+            let said = result.error_message.as_ref().map(|text| format!(": {text}")).unwrap_or_default();
+            Err(format!("{}{said}", describe(error)))
         }
     }
 }

@@ -2,6 +2,7 @@
 //! gets that does not fit. (The tests that need such a broker start it, in `faults`.)
 
 use super::address;
+use super::side_topics::dead_letters_of_added_partitions_are_kept;
 use crate::conformance::unique;
 use crate::support::authority::{Authority, pem_file};
 use crate::support::broker::{Broker, tool};
@@ -256,6 +257,25 @@ mod faults {
         refused(address, &[&login[..], &["--tls"]].concat(), Some(PASSWORD), 2, &["certificate", "--tls-ca-file"]);
         let by_number = address.replace("localhost", "127.0.0.1");
         refused(&by_number, &with(&[]), Some(PASSWORD), 2, &["127.0.0.1", "by the name in its certificate"]);
+    }
+
+    #[test]
+    fn without_the_right_to_add_partitions_dead_letters_go_to_those_that_are_there() {
+        let authorizer = "authorizer.class.name=org.apache.kafka.metadata.authorizer.StandardAuthorizer".to_owned();
+        let settings = [authorizer, "super.users=User:ANONYMOUS".to_owned()];
+        let broker = broker("acl", "SASL_PLAINTEXT", "PLAIN", &settings);
+        let (internal, password) = (broker.internal(), pem_file(PASSWORD));
+        let principal = format!("User:{USER}");
+        let mut allow = vec!["--add", "--allow-principal", &principal, "--topic", "*"];
+        for right in ["Read", "Write", "Create", "Describe", "DescribeConfigs"] {
+            allow.extend(["--operation", right]);
+        }
+        tool("kafka-acls", &internal, &allow);
+        let groups = ["--group", "*", "--operation", "Read", "--operation", "Describe"];
+        tool("kafka-acls", &internal, &[&allow[..3], &groups].concat());
+        let login = ["--sasl-mechanism", "plain", "--sasl-username", USER, "--sasl-password-file"];
+        let login = [&login[..], &[text(password.path())]].concat();
+        dead_letters_of_added_partitions_are_kept(broker.addresses(), &internal, &login, false);
     }
 
     #[test]
