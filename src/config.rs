@@ -453,11 +453,18 @@ fn endpoint(flags: &cli::Endpoint, drain: Duration) -> anyhow::Result<Endpoint> 
         header_timeout: flags.header_timeout,
         body_timeout: flags.body_timeout,
         partitioner: flags.partitioner,
-        allowed_hosts: flags.allowed_hosts.iter().filter(|host| !host.is_empty()).cloned().collect(),
+        allowed_hosts: allowed_hosts(&flags.listen, &flags.allowed_hosts),
         drain,
     };
     let max_connections_given = flags.max_connections.is_some();
     Ok(Endpoint { listen: flags.listen.clone(), max_connections_given, ingest })
+}
+
+/// The hosts of `--allow-host`, and that of `--listen`: whoever typed it means this machine, also if it is a name that
+/// resolves to a loopback address (as the machine's own name does on Debian).
+fn allowed_hosts(listen: &str, given: &[String]) -> Vec<String> {
+    let listen = listen.rsplit_once(':').map(|(host, _)| host.to_owned());
+    given.iter().filter(|host| !host.is_empty()).cloned().chain(listen).collect()
 }
 
 /// One [`Delivery`] a destination as typed, in their order.
@@ -654,6 +661,13 @@ mod tests {
         assert_eq!(shares(64 * MIB, [0, 1, 2, 64]), [64 * MIB, 64 * MIB, 32 * MIB, MIB]);
         assert_eq!(share_of_window(64 * MIB, 1_000), MIB, "at least");
         assert_eq!(share_of_window(1_000, 3), 1_000, "and never more than was asked for");
+    }
+
+    #[test]
+    fn requests_may_be_addressed_to_the_host_of_listen_and_to_those_that_are_allowed() {
+        let given = ["events.example.com".to_owned(), String::new()];
+        assert_eq!(allowed_hosts("my-machine:8090", &given), ["events.example.com", "my-machine"]);
+        assert_eq!(allowed_hosts("[::1]:8090", &[]), ["[::1]"]);
     }
 
     #[test]
