@@ -97,6 +97,9 @@ pub const LOG_LINES_A_MINUTE_MAX: u32 = 10;
 /// Bytes of a destination's answer in a log line: it may echo a payload.
 pub const LOG_ANSWER_BYTES_MAX: usize = 200;
 
+/// Bytes of the reason in a log line why a destination cannot be reached: whole sentences, with a host or a path in them.
+pub const LOG_UNREACHABLE_BYTES_MAX: usize = 1_000;
+
 /// Bytes of a user or an id in a log line: producers choose them.
 pub const LOG_USER_BYTES_MAX: usize = 100;
 

@@ -15,7 +15,10 @@ use crate::core::breaker::{Cause, Snapshot};
 use crate::core::event::Event;
 use crate::core::lanes::Trouble;
 use crate::core::text;
-use crate::limits::{LOG_ANSWER_BYTES_MAX, LOG_REMINDER_INTERVAL, LOG_REPEAT_INTERVAL, LOG_USER_BYTES_MAX};
+use crate::core::verdict::Verdict;
+use crate::limits::{
+    LOG_ANSWER_BYTES_MAX, LOG_REMINDER_INTERVAL, LOG_REPEAT_INTERVAL, LOG_UNREACHABLE_BYTES_MAX, LOG_USER_BYTES_MAX,
+};
 use crate::quiet::Budget;
 use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -102,8 +105,8 @@ impl Notices {
     }
 
     /// An attempt failed while the breaker was open, or opened it.
-    pub(super) fn failed_in_outage(&self, answer: &str) {
-        self.inner().cause = shown(answer);
+    pub(super) fn failed_in_outage(&self, verdict: Verdict, answer: &str) {
+        self.inner().cause = cause(verdict, answer);
     }
 
     /// What waits in a partition now. `None`: it is not owned any more.
@@ -256,6 +259,14 @@ impl Drop for Notices {
     }
 }
 
+/// Why an attempt failed. The sentence why a destination cannot be reached ends with what to do about it: it is not cut.
+fn cause(verdict: Verdict, answer: &str) -> String {
+    match verdict {
+        Verdict::Unreachable => text::shown(answer.as_bytes(), LOG_UNREACHABLE_BYTES_MAX),
+        Verdict::Retry { .. } | Verdict::Busy { .. } | Verdict::Refused | Verdict::Drilled => shown(answer),
+    }
+}
+
 fn shown(answer: &str) -> String {
     text::shown(answer.as_bytes(), LOG_ANSWER_BYTES_MAX)
 }
@@ -386,6 +397,9 @@ mod tests {
         assert!(shown_user(Some(long.as_bytes())).len() < LOG_USER_BYTES_MAX + 10);
         assert_eq!(shown_user(Some(b"a\x1b[2J\xff")), "a\\u{1b}[2J\u{fffd}");
         assert_eq!(shown_user(None), "");
+        let sentence = format!("the certificate of {}.example:443 has expired. Renew it", "x".repeat(250));
+        assert_eq!(cause(Verdict::Unreachable, &sentence), sentence, "what to do is at its end");
+        assert_eq!(cause(Verdict::Refused, &sentence), shown(&sentence));
     }
 
     #[test]

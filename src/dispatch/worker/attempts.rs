@@ -159,7 +159,7 @@ impl Worker {
                     let answer = failed.map_or("", |failed| failed.answer.as_str());
                     trouble.answer = text::shown(answer.as_bytes(), limits::STUCK_ANSWER_BYTES_MAX).into();
                     if breaker.is_out() && verdict != Verdict::Drilled {
-                        shared.notices.failed_in_outage(answer);
+                        shared.notices.failed_in_outage(verdict, answer);
                     }
                     reason = why;
                     next
