@@ -1,6 +1,6 @@
 //! Log lines on standard error: text for people, JSON for machines. `EVENTD_LOG` says which ones.
 //!
-//! One event is one line: what a terminal acts on in the text of others is escaped ([`escaping`]).
+//! One event is one line: what a terminal acts on in the text of others is escaped (`escaping`).
 
 mod escaping;
 

@@ -7,7 +7,7 @@
 //! ```
 //!
 //! A worker that ends with an error (a damaged record, a gap, a broken invariant) stops its partition only, which stays
-//! owned and can continue later ([`stopped`]).
+//! owned and can continue later (`stopped.rs`).
 
 pub mod dead_letter;
 mod notices;
