@@ -86,6 +86,26 @@ pub struct Holder {
     pub destination: String,
 }
 
+/// What a group has committed before, as far as it can be seen from outside.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Past {
+    Nothing,
+    /// Something: perhaps what cannot be read, or has expired. A join says what to do then.
+    Commits,
+    /// This process has no right to know. Why, for people.
+    NotAllowed(String),
+}
+
+impl fmt::Display for Past {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Nothing => f.write_str("no commits"),
+            Self::Commits => f.write_str("commits"),
+            Self::NotAllowed(why) => write!(f, "no right to see commits ({why})"),
+        }
+    }
+}
+
 /// Why a group could not be joined.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum JoinError {

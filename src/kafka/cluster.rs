@@ -79,7 +79,7 @@ struct Round {
 
 impl Round {
     fn fails(&mut self, error: Error) {
-        // What somebody has to change is told, and not what may pass by itself.
+        // An error that a person has to mend is kept: a later broker's error may pass by itself.
         if !matches!(self.failure, Error::Configuration(_)) {
             self.failure = error;
         }
@@ -224,7 +224,7 @@ impl Cluster {
             seen.learn(&answer, &self.settings.brokers);
             match read(name, &answer) {
                 Ok(told) => said.push(told),
-                Err(error @ Error::Configuration(_)) => return Err(error),
+                Err(error @ (Error::Configuration(_) | Error::NotAllowed(_))) => return Err(error),
                 Err(error) => {
                     round.fails(error);
                     continue;
@@ -439,6 +439,9 @@ impl Cluster {
                     self.seen().coordinates(group, answer.node_id.0, address(&answer.host, answer.port));
                     return Ok(answer.node_id.0);
                 }
+                Some(error @ ResponseError::GroupAuthorizationFailed) => {
+                    return Err(Error::NotAllowed(format!("group {group:?}: {}", describe(error))));
+                }
                 Some(error) if !error.is_retriable() => {
                     return Err(Error::Configuration(format!("group {group:?}: {}", describe(error))));
                 }
@@ -562,6 +565,9 @@ fn read(name: &str, answer: &MetadataResponse) -> Result<Said, Error> {
         None | Some(ResponseError::LeaderNotAvailable) => Ok(Said::Is(read_topic(topic))),
         Some(ResponseError::UnknownTopicOrPartition) => Ok(Said::Missing),
         Some(error) if error.is_retriable() => Err(Error::NotSent(format!("topic {name:?}: {}", describe(error)))),
+        Some(error @ ResponseError::TopicAuthorizationFailed) => {
+            Err(Error::NotAllowed(format!("topic {name:?}: {}", describe(error))))
+        }
         Some(error) => Err(Error::Configuration(format!("topic {name:?}: {}", describe(error)))),
     }
 }

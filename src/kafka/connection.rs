@@ -29,12 +29,16 @@ pub enum Error {
     NoAnswer(String),
     /// Somebody has to change something: a password, a version, an address that is no broker's.
     Configuration(String),
+    /// The brokers let us in, and refuse us this topic or this group.
+    NotAllowed(String),
 }
 
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::NotSent(detail) | Self::NoAnswer(detail) | Self::Configuration(detail) => f.write_str(detail),
+            Self::NotSent(detail) | Self::NoAnswer(detail) | Self::Configuration(detail) | Self::NotAllowed(detail) => {
+                f.write_str(detail)
+            }
         }
     }
 }

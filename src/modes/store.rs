@@ -8,7 +8,7 @@ use crate::core::progress::{Move, State};
 use crate::destination::spec::Spec;
 use crate::group::kafka::Joining;
 use crate::group::sqlite::WhenHeld;
-use crate::group::{self, Group, JoinError};
+use crate::group::{self, Group, JoinError, Past};
 use crate::log::kafka::Kafka;
 use crate::log::sqlite::Sqlite;
 use crate::log::{Engine, Log};
@@ -65,15 +65,41 @@ impl Store {
 
     /// Gives the destination the name under which it has commits: its own, or else the one that eventd derived before
     /// it left password and query out of the checksum. Another name would deliver everything again.
+    ///
+    /// A name that this process has no right to counts as one without commits. It is used only if it has no right to
+    /// the other one either: the join then says what is missing.
     pub(crate) async fn named(&self, log: &Arc<dyn Log>, spec: &Spec) -> Result<Spec, JoinError> {
         let Some(earlier) = &spec.earlier_name else { return Ok(spec.clone()) };
-        let has_commits = async |name| -> Result<bool, JoinError> {
-            Ok(self.committed(name, log).await?.iter().any(Option::is_some))
-        };
-        if has_commits(&spec.name).await? || !has_commits(earlier).await? {
+        let own = self.past(&spec.name, log).await?;
+        if own == Past::Commits {
+            return Ok(spec.clone());
+        }
+        let before = self.past(earlier, log).await?;
+        tracing::debug!(destination = %spec.name, %earlier, "looked for commits: {own}; under the earlier name: {before}");
+        if !is_earlier_used(&own, &before) {
             return Ok(spec.clone());
         }
         spec.clone().with_name(earlier).map_err(|error| JoinError::Configuration(error.to_string()))
+    }
+
+    async fn past(&self, name: &str, log: &Arc<dyn Log>) -> Result<Past, JoinError> {
+        match self {
+            Self::Sqlite(engine) => {
+                let has_commits =
+                    group::sqlite::committed(engine, name, log.topic()).await?.iter().any(Option::is_some);
+                Ok(if has_commits { Past::Commits } else { Past::Nothing })
+            }
+            Self::Kafka(engine) => group::kafka::past(engine, name, log).await,
+        }
+    }
+}
+
+/// Whether a destination keeps its earlier name, given what is committed under its own name and under the earlier one.
+fn is_earlier_used(own: &Past, earlier: &Past) -> bool {
+    match (own, earlier) {
+        (Past::Commits, _) | (_, Past::NotAllowed(_)) => false,
+        (_, Past::Commits) | (Past::NotAllowed(_), Past::Nothing) => true,
+        (Past::Nothing, Past::Nothing) => false,
     }
 }
 
@@ -154,5 +180,27 @@ impl Groups for Store {
                 Self::Kafka(engine) => group::kafka::forget(engine, name, log.topic()).await,
             }
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_without_rights_counts_as_one_without_commits_unless_both_are() {
+        let not_allowed = || Past::NotAllowed("why".into());
+        for (own, earlier, keeps_earlier) in [
+            (Past::Commits, Past::Commits, false),
+            (Past::Commits, not_allowed(), false),
+            (Past::Nothing, Past::Nothing, false),
+            (Past::Nothing, Past::Commits, true),
+            (Past::Nothing, not_allowed(), false),
+            (not_allowed(), Past::Commits, true),
+            (not_allowed(), Past::Nothing, true),
+            (not_allowed(), not_allowed(), false),
+        ] {
+            assert_eq!(is_earlier_used(&own, &earlier), keeps_earlier, "{own}; {earlier}");
+        }
     }
 }

@@ -3,10 +3,14 @@
 
 use crate::conformance::unique;
 use crate::kafka;
+use crate::support::broker::tool;
 use crate::support::client::Client;
 use crate::support::program::{Program, command, run};
 use crate::support::receiver::{Receiver, bodies};
 use eventd::destination::spec::Spec;
+use eventd::log::kafka::Kafka;
+use eventd::log::{CreateTopic, Engine};
+use eventd::net::Settings;
 use std::path::Path;
 
 const SECRET: &str = "hunter2";
@@ -101,6 +105,31 @@ fn an_earlier_name_is_kept_on_the_embedded_log() {
 fn an_earlier_name_is_kept_on_kafka() {
     let (address, topic) = (kafka::address(), unique("earlier"));
     an_earlier_name_is_kept(&["--url", &address, "--topic", &topic, "--create-topic"]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_earlier_name_whose_commits_expired_is_kept_and_asks_where_to_start() {
+    let (address, topic) = (kafka::address(), unique("expired"));
+    let log = ["--url", &address, "--topic", &topic, "--create-topic"];
+    let (folder, receiver) = (tempfile::tempdir().unwrap(), Receiver::start());
+    let url = with_secrets(&receiver, SECRET);
+    let earlier = Spec::parse(&url).unwrap().earlier_name.unwrap();
+    deliver(folder.path(), &log, &[&format!("{earlier}={url}")], &["delivering", &earlier], Some(("a", &receiver)));
+    // What a destination leaves behind that has given up an event.
+    let brokers = Kafka::connect(Settings::plain(vec![address.clone()])).await.unwrap();
+    let create = CreateTopic { partitions: 1, retention: None };
+    brokers.open(&format!("{topic}.{earlier}.dead"), Some(create)).await.unwrap();
+    tool("kafka-consumer-groups", &address, &["--delete", "--group", &earlier]);
+
+    let dispatch =
+        |flags: &[&str]| Program::start(folder.path(), &[&["dispatch", "--dest", &url][..], &log[..4], flags].concat());
+    let stopped = dispatch(&[]);
+    stopped.wait_for(&["this partition is stopped", "no commit any more", &earlier, "--start"]);
+    stopped.stop();
+    let dispatch = dispatch(&["--start", "earliest"]);
+    receiver.wait_for(2);
+    assert_eq!(payloads(&receiver), ["a", "a"]);
+    assert_eq!(dispatch.stop().code(), 0);
 }
 
 #[test]

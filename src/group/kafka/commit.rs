@@ -6,7 +6,7 @@ use super::metadata::Metadata;
 use super::moves::Moves;
 use super::offsets::{Offset, Offsets};
 use super::state::StateTopic;
-use super::unavailable;
+use super::{NOT_ALLOWED, unavailable};
 use crate::core::outcome::Failure;
 use crate::core::progress::State;
 use crate::group::JoinError;
@@ -84,7 +84,7 @@ impl Commits {
         let cluster = Arc::clone(engine.cluster());
         let found = cluster.topic(log.topic(), Instant::now() + BROKER_CALL_MAX).await;
         let found = found.map_err(|error| match error {
-            kafka::Error::Configuration(detail) => JoinError::Configuration(detail),
+            kafka::Error::Configuration(detail) | kafka::Error::NotAllowed(detail) => JoinError::Configuration(detail),
             error => JoinError::Unavailable(unavailable(error)),
         })?;
         let topic = found.ok_or_else(|| JoinError::MissingTopic { topic: log.topic().into() })?;
@@ -231,6 +231,19 @@ impl Commits {
             states.push(self.read(partition, &commits).await?);
         }
         Ok(states)
+    }
+
+    /// Whether the destination was at work under this name before. A commit counts also if it has expired, cannot be
+    /// read or belongs to an earlier topic of this name.
+    pub(super) async fn has_any(&self) -> Result<bool, Failure> {
+        if self.had_commits {
+            return Ok(true);
+        }
+        match self.has_side_topic().await {
+            // A destination that made them had the right to see them.
+            Err(failure) if failure.code == NOT_ALLOWED => Ok(false),
+            found => found,
+        }
     }
 
     async fn read(&self, partition: u32, commits: &HashMap<u32, (i64, String)>) -> Result<Option<State>, Failure> {

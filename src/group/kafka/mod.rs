@@ -32,7 +32,7 @@ mod subscription;
 
 use self::commit::{By, Commits, HAS_MEMBERS};
 use self::membership::Membership;
-use super::{Change, Group, JoinError};
+use super::{Change, Group, JoinError, Past};
 use crate::BoxFuture;
 use crate::core::outcome::Failure;
 use crate::core::progress::{Move, State};
@@ -101,6 +101,18 @@ pub async fn hold(
 /// What the group `name` last committed, by partition: read from outside, without joining it or disturbing its members.
 pub async fn committed(engine: &Arc<Kafka>, name: &str, log: &Arc<dyn Log>) -> Result<Vec<Option<State>>, JoinError> {
     Commits::open(engine, name, log, false).await?.all().await.map_err(JoinError::Unavailable)
+}
+
+/// Looks whether a destination was at work under this name, without joining the group or reading its progress.
+pub async fn past(engine: &Arc<Kafka>, name: &str, log: &Arc<dyn Log>) -> Result<Past, JoinError> {
+    match Commits::open(engine, name, log, false).await {
+        Ok(commits) => {
+            let has_any = commits.has_any().await.map_err(JoinError::Unavailable)?;
+            Ok(if has_any { Past::Commits } else { Past::Nothing })
+        }
+        Err(JoinError::Unavailable(failure)) if failure.code == NOT_ALLOWED => Ok(Past::NotAllowed(failure.detail)),
+        Err(error) => Err(error),
+    }
 }
 
 /// Asks for these moves of the group's position, by partition: all of them, or none.
@@ -212,8 +224,12 @@ impl Group for KafkaGroup {
     }
 }
 
+/// The code of a failure if the brokers refuse us the group, or a side topic of it.
+const NOT_ALLOWED: &str = "group-not-allowed";
+
 fn unavailable(error: kafka::Error) -> Failure {
     match error {
+        kafka::Error::NotAllowed(why) => Failure::refused(NOT_ALLOWED, why),
         kafka::Error::NoAnswer(why) => Failure::unknown("group-unavailable", why),
         error => Failure::refused("group-unavailable", error.to_string()),
     }

@@ -1,7 +1,7 @@
 //! The offsets of a group and a topic as brokers keep them, each with its metadata: OffsetCommit and OffsetFetch.
 
 use super::membership::Identity;
-use super::unavailable;
+use super::{NOT_ALLOWED, unavailable};
 use crate::core::outcome::Failure;
 use crate::kafka::{Cluster, Request, Who, describe, refusal, topic_name};
 use crate::limits::{BROKER_CALL_MAX, METADATA_INTERVAL_MIN};
@@ -113,7 +113,8 @@ impl Offsets {
         let answer = self.ask(&request, code).await?;
         if let Some(error) = code(&answer).and_then(refusal) {
             let detail = format!("group {:?} does not tell its commits: {}", self.group, describe(error));
-            return Err(Failure::refused("group-unavailable", detail));
+            let is_allowed = error != ResponseError::GroupAuthorizationFailed;
+            return Err(Failure::refused(if is_allowed { "group-unavailable" } else { NOT_ALLOWED }, detail));
         }
         let found = answer.topics.into_iter().flat_map(|topic| topic.partitions);
         let read = |partition: OffsetFetchResponsePartition| {

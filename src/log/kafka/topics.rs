@@ -103,7 +103,9 @@ async fn look(cluster: &Cluster, name: &str, deadline: Instant) -> Result<Option
     loop {
         match cluster.topic(name, deadline).await {
             Ok(found) => return Ok(found),
-            Err(kafka::Error::Configuration(detail)) => return Err(OpenError::Configuration(detail)),
+            Err(kafka::Error::Configuration(detail) | kafka::Error::NotAllowed(detail)) => {
+                return Err(OpenError::Configuration(detail));
+            }
             Err(error) if Instant::now() + BROKER_SETTINGS_POLL >= deadline => {
                 return Err(OpenError::Unavailable(error.to_string()));
             }

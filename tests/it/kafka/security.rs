@@ -9,6 +9,8 @@ use crate::support::broker::{Broker, tool};
 use crate::support::client::Client;
 use crate::support::delivered::lines;
 use crate::support::program::{Ending, Program, command, eventually, run};
+use crate::support::receiver::Receiver;
+use eventd::destination::spec::Spec;
 use std::io::Write;
 use std::net::TcpListener;
 use std::path::Path;
@@ -276,6 +278,39 @@ mod faults {
         let login = ["--sasl-mechanism", "plain", "--sasl-username", USER, "--sasl-password-file"];
         let login = [&login[..], &[text(password.path())]].concat();
         dead_letters_of_added_partitions_are_kept(broker.addresses(), &internal, &login, false);
+    }
+
+    #[test]
+    fn a_destination_starts_if_the_rights_cover_only_one_of_its_two_names() {
+        let authorizer = "authorizer.class.name=org.apache.kafka.metadata.authorizer.StandardAuthorizer".to_owned();
+        let settings = [authorizer, "super.users=User:ANONYMOUS".to_owned()];
+        let broker = broker("acl-names", "SASL_PLAINTEXT", "PLAIN", &settings);
+        let (internal, password) = (broker.internal(), pem_file(PASSWORD));
+        let principal = format!("User:{USER}");
+        let rights = ["--operation", "Read", "--operation", "Describe"];
+        let allow = |what: &[&str]| {
+            let add = ["--add", "--allow-principal", &principal];
+            tool("kafka-acls", &internal, &[&add[..], what, &rights].concat());
+        };
+        allow(&["--topic", "*", "--operation", "Write", "--operation", "Create", "--operation", "DescribeConfigs"]);
+        let folder = tempfile::tempdir().unwrap();
+        for is_earlier in [false, true] {
+            let receiver = Receiver::start();
+            let url = format!("{}?token=secret", receiver.url);
+            let spec = Spec::parse(&url).unwrap();
+            let name = if is_earlier { spec.earlier_name.unwrap() } else { spec.name };
+            allow(&["--group", &name, "--group", &format!("{name}.rewind")]);
+            let topic = unique("named");
+            let up = ["up", "--listen", "127.0.0.1:0", "--url", broker.addresses(), "--topic", &topic];
+            let login = ["--create-topic", "--sasl-mechanism", "plain", "--sasl-username", USER];
+            let flags = ["--sasl-password-file", text(password.path()), "--dest", &url];
+            let up = Program::start(folder.path(), &[&up[..], &login, &flags].concat());
+            up.wait_for(&["delivering", &format!("destination={name} ")]);
+            let answer = Client::connect(&up.address()).unwrap().post(r#"{"UserID":"u","Payload":"1"}"#).unwrap();
+            assert_eq!(answer.status, 200, "{}", answer.body);
+            receiver.wait_for(1);
+            assert_eq!(up.stop().code(), 0);
+        }
     }
 
     #[test]

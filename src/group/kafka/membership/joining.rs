@@ -184,7 +184,7 @@ impl Shared {
 
 fn again(error: kafka::Error) -> Broken {
     match error {
-        kafka::Error::Configuration(detail) => Broken::NotLetIn(detail),
+        kafka::Error::Configuration(detail) | kafka::Error::NotAllowed(detail) => Broken::NotLetIn(detail),
         error => Broken::Again(error.to_string()),
     }
 }
