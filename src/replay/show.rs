@@ -50,14 +50,17 @@ impl Streams for Process {
     }
 }
 
-/// What was replayed so far, by id, of every destination or of one.
+/// What was replayed so far, of every destination or of one, in the order in which it began.
 pub async fn list(engine: &dyn Engine, topic: &str, destination: Option<&str>, json: bool) -> anyhow::Result<()> {
     let stories = match Audit::open_existing(engine, topic).await? {
         Some(audit) => audit.stories().await?,
         None => BTreeMap::new(),
     };
+    let wanted = |story: &Story| destination.is_none_or(|name| story.destination == name);
+    let mut listed: Vec<_> = stories.iter().filter(|(_, story)| wanted(story)).collect();
+    listed.sort_by_key(|(_, story)| story.started_ms);
     let mut out = io::stdout().lock();
-    for (id, story) in stories.iter().filter(|(_, story)| destination.is_none_or(|name| story.destination == name)) {
+    for (id, story) in listed {
         if json {
             out.write_all(json_line(&Listed::of(id, story))?.as_bytes())?;
         } else {

@@ -87,6 +87,7 @@ struct Ownership {
     last_started: HashMap<User, i64>,
     /// Offsets whose delivery was reported, or whose dead letter was acknowledged, to this owner.
     done: HashMap<i64, Duration>,
+    /// When its owner was first told to hand over: by the group, or by a stop. `--drain` counts from then.
     taken: Option<Duration>,
     failures: HashMap<i64, Failures>,
     /// No attempt of this offset before this time: the destination asked for patience.
@@ -286,7 +287,7 @@ impl Oracle {
     /// The owner was told to hand over.
     pub(crate) fn taken(&mut self, life: Life, partition: u32, now: Duration) {
         if let Some(owned) = self.owned.get_mut(&(life, partition)) {
-            owned.taken = Some(now);
+            owned.taken.get_or_insert(now);
         }
     }
 
@@ -424,9 +425,10 @@ impl Oracle {
     }
 
     /// A life is told to stop.
-    pub(crate) fn told_to_stop(&mut self, life: Life) {
+    pub(crate) fn told_to_stop(&mut self, life: Life, now: Duration) {
         for (_, owned) in self.owned.iter_mut().filter(|((of, _), _)| *of == life) {
             owned.handed_over_before_the_stop = owned.released;
+            owned.taken.get_or_insert(now);
         }
     }
 

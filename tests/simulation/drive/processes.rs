@@ -146,7 +146,7 @@ impl Driver<'_> {
         let now = self.world.now();
         let mut state = self.world.lock();
         state.members.stopping(life);
-        state.oracle.told_to_stop(life);
+        state.oracle.told_to_stop(life, now);
         state.note(now, life, format_args!("is told to stop"));
         drop(state);
         if stop.send(()).is_err() {

@@ -162,7 +162,7 @@ impl Driver<'_> {
             let mut state = self.world.lock();
             state.note(now, life, format_args!("is told to stop"));
             if let Some(oracle) = state.oracle_of(life) {
-                oracle.told_to_stop(life);
+                oracle.told_to_stop(life, now);
             }
             drop(state);
             self.after(self.scenario.config.drain + STOP_GRACE, Step::MustHaveEnded { life });
