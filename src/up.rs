@@ -7,10 +7,14 @@
 //!             log ───────────────────────────▶  destination starts again a second later; the others go on
 //! ```
 //!
+//! If the topic was deleted and made again, no destination could read it before a restart. So `up` then drains like after
+//! a signal, and ends with an error: a start opens the new topic.
+//!
 //! The main task owns the supervisors and waits for them as long as the process lives. One that panics is started
 //! again, so no destination is ever without its supervisor.
 
 use crate::config::{self, Delivery};
+use crate::dispatch;
 use crate::group::sqlite::WhenHeld;
 use crate::limits;
 use crate::log::Log;
@@ -36,6 +40,7 @@ pub async fn up(mut config: config::Up, signals: &Signals) -> anyhow::Result<End
 
     // Dropped with this future, tasks are aborted: that is how a second signal stops everything at once.
     let (accepted_all, drain) = watch::channel(false);
+    let (give_up, given_up) = watch::channel(false);
     let supervisor = |delivery: &Delivery| Supervisor {
         store: store.clone(),
         log: log.clone(),
@@ -44,10 +49,17 @@ pub async fn up(mut config: config::Up, signals: &Signals) -> anyhow::Result<End
         drain: drain.clone(),
         told: None,
     };
-    let mut supervisors = Supervisors::start(config.deliveries, drain.clone(), |delivery| supervisor(delivery).run());
+    let supervise = |delivery: &Delivery| supervisor(delivery).run();
+    let mut supervisors = Supervisors::start(config.deliveries, drain.clone(), give_up, supervise);
     let mut ingest = JoinSet::new();
-    let stop = signals.clone();
-    ingest.spawn(crate::ingest::run(listeners, log.clone(), config.endpoint.ingest, async move { stop.stop().await }));
+    let signals = signals.clone();
+    let stop = async move {
+        tokio::select! {
+            () = signals.stop() => {}
+            () = raised(given_up) => {}
+        }
+    };
+    ingest.spawn(crate::ingest::run(listeners, log.clone(), config.endpoint.ingest, stop));
 
     let flow = async {
         let ingested = async {
@@ -80,11 +92,14 @@ struct Failed {
     began: bool,
 }
 
-/// Tasks that last until the drain, one for each of `parts`. One that panics before is started again.
+/// Tasks that last until the drain, one for each of `parts`. One that panics before is started again. One that ends with
+/// an error before asks for the drain.
 struct Supervisors<P, S> {
     tasks: JoinSet<anyhow::Result<Ended>>,
     parts: HashMap<Id, P>,
     drain: watch::Receiver<bool>,
+    /// Raised to have everything drained: only a restart of the process can help.
+    give_up: watch::Sender<bool>,
     supervise: S,
 }
 
@@ -93,8 +108,8 @@ where
     S: Fn(&P) -> F,
     F: Future<Output = anyhow::Result<Ended>> + Send + 'static,
 {
-    fn start(parts: Vec<P>, drain: watch::Receiver<bool>, supervise: S) -> Self {
-        let mut started = Self { tasks: JoinSet::new(), parts: HashMap::new(), drain, supervise };
+    fn start(parts: Vec<P>, drain: watch::Receiver<bool>, give_up: watch::Sender<bool>, supervise: S) -> Self {
+        let mut started = Self { tasks: JoinSet::new(), parts: HashMap::new(), drain, give_up, supervise };
         for part in parts {
             let task = started.tasks.spawn((started.supervise)(&part)).id();
             started.parts.insert(task, part);
@@ -115,6 +130,12 @@ where
                     continue;
                 }
             };
+            if let Err(error) = &ended
+                && !*self.drain.borrow()
+                && !self.give_up.send_replace(true)
+            {
+                tracing::error!("everything drains, and the process ends, since only a restart can help: {error:#}");
+            }
             all = match (all, ended) {
                 (Ok(all), ended) => ended.map(|one: Ended| all.and(one)),
                 (Err(first), ended) => {
@@ -134,14 +155,15 @@ where
         let again = self.tasks.spawn(async move {
             tokio::select! {
                 () = tokio::time::sleep(limits::RESTART_AFTER) => supervised.await,
-                () = drained(drain) => Ok(Ended::Drained),
+                () = raised(drain) => Ok(Ended::Drained),
             }
         });
         self.parts.insert(again.id(), part);
     }
 }
 
-/// Keeps one destination going.
+/// Keeps one destination going, until the drain. It ends before with an error if the topic was made again: its log stays
+/// the old one.
 struct Supervisor {
     store: Store,
     log: Arc<dyn Log>,
@@ -159,7 +181,7 @@ impl Supervisor {
             match self.delivery_once().await {
                 Ok(ended) if *self.drain.borrow() => return Ok(ended),
                 // One that delivered and failed; one that never began has left nothing undone.
-                Err(Failed { error, began: true }) if *self.drain.borrow() => {
+                Err(Failed { error, began: true }) if *self.drain.borrow() || dispatch::is_remade(&error) => {
                     return Err(error.context(format!("destination {:?}", self.delivery.spec.name)));
                 }
                 Ok(_) => self.tell("not running: it ended without being told to".into()),
@@ -167,7 +189,7 @@ impl Supervisor {
             }
             tokio::select! {
                 () = tokio::time::sleep(limits::RESTART_AFTER) => {}
-                () = drained(self.drain.clone()) => return Ok(Ended::Drained),
+                () = raised(self.drain.clone()) => return Ok(Ended::Drained),
             }
         }
     }
@@ -178,7 +200,7 @@ impl Supervisor {
         let place = place.context("not started").map_err(|error| Failed { error, began: false })?;
         let (engine, log) = (self.store.engine(), self.log.clone());
         let (delivery, signals) = (self.delivery.clone(), self.signals.clone());
-        let stop = drained(self.drain.clone());
+        let stop = raised(self.drain.clone());
         let mut life = JoinSet::new();
         life.spawn(modes::deliver(engine, log, place, delivery, signals, stop));
         let ended = match life.join_next().await {
@@ -199,10 +221,10 @@ impl Supervisor {
     }
 }
 
-/// Ready once the destinations are told to drain.
-async fn drained(mut drain: watch::Receiver<bool>) {
-    if drain.wait_for(|drain| *drain).await.is_err() {
-        // Whoever would tell is gone, and this task is about to be aborted with it.
+/// Ready once the flag is raised.
+async fn raised(mut flag: watch::Receiver<bool>) {
+    if flag.wait_for(|is_raised| *is_raised).await.is_err() {
+        // The task that would raise it is gone, and this task is about to be aborted with it.
         std::future::pending().await
     }
 }
@@ -221,11 +243,12 @@ mod tests {
             async move {
                 let before = begun.fetch_add(1, Ordering::Relaxed);
                 assert!(part == 0 || before >= 2, "on purpose");
-                drained(drain).await;
+                raised(drain).await;
                 Ok(if part == 0 { Ended::Drained } else { Ended::WorkLeft })
             }
         };
-        let mut supervisors = Supervisors::start(vec![0, 1], drain.clone(), supervise);
+        let (give_up, given_up) = watch::channel(false);
+        let mut supervisors = Supervisors::start(vec![0, 1], drain.clone(), give_up, supervise);
         let until = async {
             while begun[1].load(Ordering::Relaxed) < 3 {
                 tokio::time::sleep(limits::RESTART_AFTER).await;
@@ -234,6 +257,7 @@ mod tests {
         };
         let (ended, ()) = tokio::join!(supervisors.all_ended(), until);
         assert_eq!(ended.unwrap(), Ended::WorkLeft);
+        assert!(!*given_up.borrow(), "a panic is no reason to end the process");
         assert_eq!(begun.map(|begun| begun.load(Ordering::Relaxed)), [1, 3]);
     }
 
@@ -241,7 +265,28 @@ mod tests {
     async fn a_supervisor_that_panics_during_the_drain_is_an_error() {
         let (_accepted_all, drain) = watch::channel(true);
         let supervise = |_: &()| async { panic!("on purpose") };
-        let ended = Supervisors::start(vec![()], drain, supervise).all_ended().await;
+        let ended = Supervisors::start(vec![()], drain, watch::Sender::new(false), supervise).all_ended().await;
         assert!(ended.unwrap_err().to_string().contains("panicked"));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_supervisor_that_ends_with_an_error_asks_for_the_drain_and_the_others_end_in_order() {
+        let (accepted_all, drain) = watch::channel(false);
+        let (give_up, given_up) = watch::channel(false);
+        let supervise = |fails: &bool| {
+            let (fails, drain) = (*fails, drain.clone());
+            async move {
+                anyhow::ensure!(!fails, "on purpose");
+                raised(drain).await;
+                Ok(Ended::Drained)
+            }
+        };
+        let mut supervisors = Supervisors::start(vec![true, false], drain.clone(), give_up, supervise);
+        let ingest = async {
+            raised(given_up).await;
+            accepted_all.send_replace(true);
+        };
+        let (ended, ()) = tokio::join!(supervisors.all_ended(), ingest);
+        assert!(ended.unwrap_err().to_string().contains("on purpose"));
     }
 }

@@ -111,8 +111,7 @@ pub(super) async fn own(
                 }
             },
         };
-        let is_remade = error.downcast_ref::<Unreadable>().is_some_and(|unreadable| unreadable.is_remade);
-        if shared.config.when_stopped == WhenStopped::End || is_remade || *stop.borrow() {
+        if shared.config.when_stopped == WhenStopped::End || is_remade(&error) || *stop.borrow() {
             return Err(error);
         }
         let why = format!("{error:#}");
@@ -138,6 +137,11 @@ pub(super) async fn own(
             }
         }
     }
+}
+
+/// Whether delivery ended because the topic was deleted and made again: only if the log is opened again, it can continue.
+pub(crate) fn is_remade(error: &anyhow::Error) -> bool {
+    error.downcast_ref::<Unreadable>().is_some_and(|unreadable| unreadable.is_remade)
 }
 
 /// One life of a worker. Once it has read the log, the partition is not stopped any more: it begins with what could not

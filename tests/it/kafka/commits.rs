@@ -156,6 +156,26 @@ async fn a_topic_made_again_while_dispatch_runs_stops_it_and_the_next_start_begi
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_topic_made_again_ends_up_and_its_next_start_delivers_the_new_one_to_all_destinations() {
+    let (place, log) = Place::with_partitions(3).await;
+    log.append(0, records(0..5)).await.unwrap();
+    let (named, second) = (format!("{}=file-1", place.name), unique("second"));
+    let second = format!("{second}=null:");
+    let up = || place.eventd(&["up", "--listen", "127.0.0.1:0", "--dest", &named, "--dest", &second]);
+    let first = up();
+    place.delivered(0, 5, &first);
+    place.delete().await;
+    let log = place.make(3).await;
+    log.append(0, records(10..13)).await.unwrap();
+    let said = failed(first.end());
+    assert!(said.contains("deleted and made again") && said.contains("everything drains"), "{said}");
+
+    let next = up();
+    assert_eq!(payloads(&place.delivered(5, 3, &next)), numbers(10..13));
+    assert_eq!(next.stop().code(), 0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_commit_of_a_topic_that_was_made_again_stops_dispatch_until_a_start_is_given() {
     let (place, log) = Place::with_partitions(1).await;
     log.append(0, records(0..5)).await.unwrap();
