@@ -29,6 +29,9 @@ const COORDINATOR_CONFIRM_INTERVAL: Duration = Duration::from_secs(1);
 /// How long a broker may take to confirm what is known already: the caller's own request waits for it.
 const CONFIRM_WAIT_MAX: Duration = Duration::from_millis(500);
 
+/// How long all brokers together may take to confirm it. So two of them may be silent, and a healthy one is still asked.
+const CONFIRM_ALL_WAIT_MAX: Duration = Duration::from_millis(1500);
+
 /// Whom a request is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Who<'a> {
@@ -163,6 +166,10 @@ impl Cluster {
         request: &R,
         deadline: Instant,
     ) -> Result<R::Response, Error> {
+        if Instant::now() >= deadline {
+            // Nothing is known of a broker that was not asked, and its idle connection is still good.
+            return Err(Error::NotSent(format!("no time was left to ask {address}")));
+        }
         let answer = self.exchange(address, request, deadline).await;
         if answer.is_err() {
             self.seen().turns.gave_no_answer(address, Instant::now());
@@ -466,11 +473,16 @@ impl Cluster {
         if others.is_empty() {
             return known;
         }
-        let deadline = deadline.min(Instant::now() + CONFIRM_WAIT_MAX);
+        let deadline = deadline.min(Instant::now() + CONFIRM_ALL_WAIT_MAX);
         let (mut named, mut addresses) = (Vec::new(), HashMap::new());
         for teller in others.into_iter().chain(itself) {
+            let answer_by = Instant::now() + CONFIRM_WAIT_MAX;
+            // A healthy broker that had less time could count as silent. It is asked the next time.
+            if answer_by > deadline {
+                break;
+            }
             self.seen().turns.took(&teller);
-            let answer = self.call_address(&teller, &find_coordinator_of(group), deadline).await;
+            let answer = self.call_address(&teller, &find_coordinator_of(group), answer_by).await;
             let Ok(answer) = answer else { continue };
             if answer.error_code == 0 {
                 named.push(answer.node_id.0);
@@ -584,4 +596,36 @@ fn read_topic(topic: &kafka_protocol::messages::metadata_response::MetadataRespo
         }
     }
     Topic { id: topic.topic_id, partitions }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::net::TcpListener;
+
+    #[tokio::test]
+    async fn brokers_that_were_not_asked_for_want_of_time_do_not_count_as_silent() {
+        // They let everybody connect, and never answer.
+        let mut hanging = Vec::new();
+        for _ in 0..5 {
+            hanging.push(TcpListener::bind("127.0.0.1:0").await.unwrap());
+        }
+        let addresses: Vec<String> = hanging.iter().map(|broker| broker.local_addr().unwrap().to_string()).collect();
+        let cluster = Cluster::new(Settings::plain(addresses.clone()));
+        cluster.seen().brokers = (0..).zip(addresses.clone()).collect();
+        let silent = || {
+            let (seen, now) = (cluster.seen(), Instant::now());
+            addresses.iter().filter(|address| seen.turns.is_silent(address, now)).count()
+        };
+        let answer = cluster.call_address(&addresses[0], &find_coordinator_of("group"), Instant::now()).await;
+        assert!(matches!(answer, Err(Error::NotSent(_))), "{answer:?}");
+        assert_eq!(silent(), 0);
+
+        let soon = Instant::now() + CONFIRM_WAIT_MAX / 2;
+        assert_eq!(cluster.confirm_coordinator("group", 0, soon).await, 0);
+        assert_eq!(silent(), 0, "the caller has less time than a broker may take");
+        let later = Instant::now() + Duration::from_secs(60);
+        assert_eq!(cluster.confirm_coordinator("group", 0, later).await, 0);
+        assert!((1..=2).contains(&silent()), "{} of five are silent", silent());
+    }
 }
