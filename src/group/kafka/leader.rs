@@ -23,7 +23,12 @@ pub(super) fn share(
         let refusal = match said.digest == digest {
             true => String::new(),
             false => {
-                format!("the group {group:?} belongs to another destination of topic {topic:?}: choose another --name")
+                format!(
+                    "the group {group:?} belongs to another destination of topic {topic:?}. Check first that all \
+                     processes of this name deliver to the same --dest. If one of them runs an older eventd, stop it: \
+                     that may count the same URL as another destination. Another --name is a new destination, which \
+                     starts at --start"
+                )
             }
         };
         let partitions = assigned.remove(id).unwrap_or_default();
@@ -54,7 +59,11 @@ mod tests {
         let members = [member("a", "new", -1, &[]), member("b", "old", 7, &[0, 1]), member("c", "old", -1, &[])];
         let told = share("crm", "orders", &members, 3);
         let of = |id: &str| &told.iter().find(|(member, _)| member == id).unwrap().1;
-        assert!(of("a").refusal.contains("--name") && of("a").partitions.is_empty(), "{:?}", of("a"));
+        let refusal = &of("a").refusal;
+        for word in ["same --dest", "older eventd", "Another --name", "--start"] {
+            assert!(refusal.contains(word), "{word} is not in: {refusal}");
+        }
+        assert!(of("a").partitions.is_empty(), "{:?}", of("a"));
         assert_eq!((of("b").refusal.as_str(), of("b").partitions.as_slice()), ("", &[0, 1][..]));
         assert_eq!((of("c").refusal.as_str(), of("c").partitions.as_slice()), ("", &[2][..]));
     }
