@@ -29,6 +29,7 @@ use crate::group::{Change, Group};
 use crate::log::{Engine, Log};
 use anyhow::{Context as _, anyhow};
 use std::collections::BTreeMap;
+use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::watch;
@@ -65,6 +66,15 @@ pub struct Config {
 pub enum Start {
     Earliest,
     Latest,
+}
+
+impl fmt::Display for Start {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Earliest => "earliest",
+            Self::Latest => "latest",
+        })
+    }
 }
 
 /// What is done where retention has passed the position, or a record cannot be read.

@@ -54,13 +54,20 @@ impl Store {
         when_held: WhenHeld,
     ) -> Result<Place, JoinError> {
         let name = self.named(log, &delivery.spec).await?.name;
-        let group = match self {
+        match self {
             Self::Sqlite(engine) => {
-                group::sqlite::join(engine, &name, log.topic(), &delivery.spec.digest(), when_held).await?
+                let digest = delivery.spec.digest();
+                let group = group::sqlite::join(engine, &name, log.topic(), &digest, when_held).await?;
+                // After the join: a standby may have waited for days.
+                Ok(Place { group, beginning: Beginning::look(self, log, &name).await })
             }
-            Self::Kafka(engine) => group::kafka::join(engine, &name, log, delivery.joining.clone()).await?,
-        };
-        Ok(Place { beginning: Beginning::look(self, log, &name).await, group })
+            Self::Kafka(engine) => {
+                // Before the join: a member gets partitions at once, which would wait for the look.
+                let beginning = Beginning::look(self, log, &name).await;
+                let group = group::kafka::join(engine, &name, log, delivery.joining.clone()).await?;
+                Ok(Place { group, beginning })
+            }
+        }
     }
 
     /// Gives the destination the name under which it has commits: its own, or else the one that eventd derived before
