@@ -7,9 +7,9 @@
 //!                             └────▶ Hub ◀── watcher (a thread)
 //! ```
 //!
-//! `file` finds, checks and opens it; `files` looks whether it is still there; `schema` says what stands in it; `row` is a record and its checksum;
-//! `write` and `writer` change it; `read` reads it; `wait` tells readers of growth; `checkpoint` and `trim`
-//! keep it small. Only this module knows that it is SQLite.
+//! `file` finds, checks and opens it; `files` looks whether it is still there; `schema` defines its tables; `row` is a
+//! record and its checksum; `write` and `writer` change it; `read` reads it; `wait` tells readers of growth; `checkpoint`
+//! and `trim` keep it small. Only this module knows that it is SQLite.
 
 mod checkpoint;
 mod file;

@@ -147,7 +147,7 @@ struct Writer {
     waiting: VecDeque<Waiting>,
     /// There may be something to trim.
     housekeeping: bool,
-    /// Somebody waits for the end.
+    /// Set once the database is being closed: told when the thread is done.
     closing: Option<oneshot::Sender<()>>,
 }
 

@@ -136,7 +136,7 @@ struct Driver {
 }
 
 impl Driver {
-    /// Appends until nobody is left who could ask for it. An error is a defect.
+    /// Appends until the last sender is dropped. An error is a defect.
     async fn run(mut self, mut inbox: mpsc::Receiver<Waiting>) -> Result<(), String> {
         loop {
             let now = Instant::now();
