@@ -40,11 +40,15 @@
 //!                                                                                  closed
 //! ```
 //!
-//! While it is undecided, nobody can tell a destination that is down from events that are bad: answers are the event's
-//! own, and count as tries. The fifth trusted user that fails decides it, and those tries are taken back. If the next
-//! probe would go to a user that was probed in this round already (or to a suspect), nobody else is left to try. With
-//! fewer than 5 trusted users in that round, and in the last minute, the breaker closes. So no event is tried for ever
-//! because nobody else has traffic; a single user with a poison event does not stay in an outage for ever.
+//! Five trusted users that fail decide it. Fewer than 5 cannot: a destination that is down looks like a few bad events.
+//! So the owners of the partitions tell an open breaker how many trusted users have [unsettled
+//! events](Breaker::users_wait), also those whose next attempt is not due for minutes. If there are at least 5, the
+//! breaker waits for them, and no answer counts as a try.
+//!
+//! If there are fewer than 5, answers of an undecided destination count as tries, and a later decision takes those tries
+//! back. The breaker closes if, in addition, the next probe would go to a user that was probed in this round already (or
+//! to a suspect), and fewer than 5 trusted users were tried in this round and in the last minute. So no event is tried
+//! for ever because no other user has traffic, and a single user with a poison event does not stay in an outage for ever.
 //!
 //! What was found out before an outage is not held against the destination after it: health begins anew. A breaker that
 //! closed because nobody can tell has not recovered: [`Snapshot::out_since`] ends with a delivery only.
@@ -128,7 +132,7 @@ pub enum Cause {
     /// An attempt never got there.
     Unreachable,
     /// The destination was unreachable and answers again. Nothing was delivered yet, and fewer than 5 trusted users were
-    /// answered: nobody can tell whose fault that is.
+    /// answered: it is not known yet whether the events or the destination are bad.
     Undecided,
     /// None of the last 5 trusted users was delivered.
     NobodyDelivered,
@@ -262,7 +266,7 @@ impl Breaker {
             Verdict::Drilled => true,
             Verdict::Retry { .. } | Verdict::Refused => match &self.state {
                 State::Closed => !self.bad,
-                State::Open(outage) => outage.cause == Cause::Undecided,
+                State::Open(outage) => outage.cause == Cause::Undecided && outage.waiting() < USERS_TO_TELL,
             },
             Verdict::Busy { .. } | Verdict::Unreachable => false,
         };
@@ -277,6 +281,23 @@ impl Breaker {
             && outage.is_probe(attempt.seq)
         {
             outage.probe_abandoned();
+        }
+    }
+
+    /// These users have unsettled events in this partition, also those whose next attempt is not due. The owner of the
+    /// partition repeats it while the breaker is open; a closed breaker does not need it. Looks at no more users once
+    /// enough of them are trusted.
+    pub fn users_wait(&mut self, partition: u32, users: impl IntoIterator<Item = u64>) {
+        if let State::Open(outage) = &mut self.state {
+            let trusted = users.into_iter().filter(|user| !self.trust.is_suspect(*user));
+            outage.wait_in(partition, trusted.take(USERS_TO_TELL).count());
+        }
+    }
+
+    /// The owner of this partition is gone: its users are not tried here any more.
+    pub fn released(&mut self, partition: u32) {
+        if let State::Open(outage) = &mut self.state {
+            outage.released(partition);
         }
     }
 
@@ -349,6 +370,7 @@ impl Breaker {
         let State::Open(outage) = &self.state else { return false };
         outage.cause != Cause::Unreachable
             && self.gate(now) == Gate::HalfOpen
+            && outage.waiting() < USERS_TO_TELL
             && outage.has_no_other_left(user, is_suspect)
             && outage.trusted_probed() < USERS_TO_TELL
             && self.recent.health(now, &self.trust) == Health::Unknown

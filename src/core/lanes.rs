@@ -341,6 +341,11 @@ impl Lanes {
         self.places.len()
     }
 
+    /// The users with unsettled events, in no order, as [`Started::user`] names them.
+    pub fn each_user(&self) -> impl Iterator<Item = u64> {
+        self.lanes.iter().flatten().map(|lane| lane.user)
+    }
+
     /// Events that are handed out and not reported.
     pub fn in_flight_events(&self) -> usize {
         self.in_flight_events

@@ -195,9 +195,8 @@ impl Notices {
                     Some(Cause::NobodyDelivered) => {
                         "the destination fails for every user; its events wait, and none is given up"
                     }
-                    Some(Cause::Undecided) | None => {
-                        "the destination delivers nothing; fewer than 5 users fail, so their tries count"
-                    }
+                    Some(Cause::Undecided) => "the destination answers again, and has not delivered anything yet",
+                    None => "the destination delivers nothing; fewer than 5 users fail, so their tries count",
                 };
                 let out_s = out.as_secs();
                 tracing::warn!(destination, address, cause, users, lag, out_s, suppressed, "{what}");
@@ -207,9 +206,8 @@ impl Notices {
                 let what = match *open {
                     Some(Cause::Unreachable) => "the destination still cannot be reached; its events wait",
                     Some(Cause::NobodyDelivered) => "the destination still fails for every user; its events wait",
-                    Some(Cause::Undecided) | None => {
-                        "the destination still delivers nothing; fewer than 5 users fail, so their tries count"
-                    }
+                    Some(Cause::Undecided) => "the destination answers, and still has not delivered anything",
+                    None => "the destination still delivers nothing; fewer than 5 users fail, so their tries count",
                 };
                 tracing::warn!(destination, address, cause, users, lag, out_s, "{what}");
             }

@@ -244,7 +244,7 @@ impl Worker {
                         self.handle(happening.context("a part of dispatch panicked")?)?;
                     }
                 }
-                () = breaker_moved => {}
+                () = breaker_moved => self.shared.breaker().users_wait(self.partition, self.lanes.each_user()),
                 () = sleep_until(self.shared.instant(next)) => {}
             }
         }
@@ -381,8 +381,11 @@ impl Drop for Worker {
     fn drop(&mut self) {
         self.shared.parts.destination.released(self.partition);
         self.shared.notices.waits(self.partition, None);
+        let mut breaker = self.shared.breaker();
+        breaker.released(self.partition);
         if let Some(probe) = self.probing.take() {
-            self.shared.breaker().abandoned(&probe);
+            breaker.abandoned(&probe);
+            drop(breaker);
             self.shared.breaker_moved.notify_waiters();
         }
     }

@@ -18,6 +18,7 @@ mod memory_group;
 mod memory_groups;
 mod memory_log;
 mod oracle;
+mod outages;
 mod random;
 mod replays;
 mod scenario;

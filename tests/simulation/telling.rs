@@ -24,7 +24,7 @@ impl Write for Lines {
 }
 
 /// One process, one partition, six users, and no trouble but what a story adds.
-fn calm() -> Scenario {
+pub(crate) fn calm() -> Scenario {
     let mut scenario = fixed();
     (scenario.slots, scenario.partitions, scenario.session) = (1, 1, None);
     scenario.behaviour = Behaviour { latency_ms_max: 5, ..Behaviour::default() };

@@ -60,6 +60,8 @@ struct ModelOutage {
     doublings: u32,
     /// Who was probed in this round, and whether it was trusted.
     round: Vec<(u64, bool)>,
+    /// Trusted users with unsettled events, as was told last.
+    waiting: usize,
 }
 
 impl Model {
@@ -146,7 +148,8 @@ impl Model {
         match &mut self.outage {
             None => {
                 let due = now + Duration::from_millis(100);
-                self.outage = Some(ModelOutage { cause, probe: None, due, doublings: 0, round: Vec::new() });
+                self.outage =
+                    Some(ModelOutage { cause, probe: None, due, doublings: 0, round: Vec::new(), waiting: 0 });
             }
             Some(outage) if outage.cause == Cause::Undecided => outage.cause = cause,
             Some(_) => return,
@@ -164,6 +167,7 @@ impl Model {
         let had_its_turn = outage.round.iter().any(|(user, _)| *user == attempt.user);
         let is_undecidable = outage.round.iter().filter(|(_, trusted)| *trusted).count() < 5
             && (had_its_turn || !trusted)
+            && outage.waiting < 5
             && health == Health::Unknown;
         if outage.cause != Cause::Unreachable && is_undecidable {
             self.close(now);
@@ -251,7 +255,10 @@ impl Model {
             }
             outage.due = now + Duration::from_millis((100 << outage.doublings.min(10)).min(5000));
         }
-        let counts_now = self.outage.is_none() && !self.bad || is_undecided(self);
+        let counts_now = match &self.outage {
+            None => !self.bad,
+            Some(outage) => outage.cause == Cause::Undecided && outage.waiting < 5,
+        };
         counts_now && matches!(verdict, Verdict::Retry { .. } | Verdict::Refused)
     }
 
@@ -306,6 +313,8 @@ enum Step {
     /// Whether a part of the run was delivered before.
     Fail(usize, Verdict, bool),
     Abandon(usize),
+    /// So many users have unsettled events: the first ones.
+    UsersWait(u64),
     Wait(u64),
 }
 
@@ -325,6 +334,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
             fail => (0usize..4, verdict.clone(), proptest::bool::weighted(0.1))
                 .prop_map(|(which, verdict, part)| Step::Fail(which, verdict, part)),
             1 => (0usize..4).prop_map(Step::Abandon),
+            2 => (0..=users).prop_map(Step::UsersWait),
             1 => prop_oneof![8 => 1u64..300, 2 => 1000u64..12_000, 1 => 50_000u64..70_000].prop_map(Step::Wait),
         ];
         proptest::collection::vec(step, 0..160)
@@ -369,6 +379,13 @@ proptest! {
                     breaker.abandoned(&attempt);
                     model.abandoned(&attempt);
                 },
+                Step::UsersWait(users) => {
+                    breaker.users_wait(0, 0..users);
+                    let trusted = (0..users).filter(|user| !model.is_suspect(*user)).count();
+                    if let Some(outage) = &mut model.outage {
+                        outage.waiting = trusted;
+                    }
+                }
                 Step::Wait(ms) => now += Duration::from_millis(ms),
             }
             now += Duration::from_millis(1);

@@ -3,7 +3,7 @@
 use super::Cause;
 use crate::core::Moment;
 use crate::limits::PROBED_USERS_MAX;
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::time::Duration;
 
 /// When the first probe of an outage is due; it doubles with each that fails.
@@ -27,6 +27,8 @@ pub(super) struct Outage {
     trusted_probed: usize,
     /// Nobody trusted is left in this round.
     suspects_too: bool,
+    /// How many trusted users have unsettled events in each partition, as was last told.
+    waiting: BTreeMap<u32, usize>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -38,7 +40,15 @@ enum Probe {
 impl Outage {
     pub(super) fn new(cause: Cause, now: Moment) -> Self {
         let probe = Probe::Due(now.saturating_add(DELAY_FIRST));
-        Self { cause, probe, delay: DELAY_FIRST, probed: HashSet::new(), trusted_probed: 0, suspects_too: false }
+        Self {
+            cause,
+            probe,
+            delay: DELAY_FIRST,
+            probed: HashSet::new(),
+            trusted_probed: 0,
+            suspects_too: false,
+            waiting: BTreeMap::new(),
+        }
     }
 
     /// When the next probe is due; `None`: one is under way.
@@ -65,6 +75,21 @@ impl Outage {
     /// Whether a probe of this user shows that the trusted users of this round were all probed.
     pub(super) fn has_no_other_left(&self, user: u64, suspect: bool) -> bool {
         suspect || self.probed.contains(&user)
+    }
+
+    /// So many trusted users have unsettled events in this partition.
+    pub(super) fn wait_in(&mut self, partition: u32, users: usize) {
+        self.waiting.insert(partition, users);
+    }
+
+    /// The partition belongs to another owner now.
+    pub(super) fn released(&mut self, partition: u32) {
+        self.waiting.remove(&partition);
+    }
+
+    /// Trusted users with unsettled events in all partitions, also those whose next attempt is not due.
+    pub(super) fn waiting(&self) -> usize {
+        self.waiting.values().sum()
     }
 
     /// Trusted users that were probed in this round.

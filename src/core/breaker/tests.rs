@@ -443,6 +443,53 @@ fn an_outage_of_answers_ends_once_fewer_than_five_users_are_left_to_try() {
     assert_eq!(scene.gate(), Gate::Closed, "four users are left, and nobody can tell");
 }
 
+/// Only user 7 is ready: the others back off for minutes.
+fn probe_user_7_for_minutes(scene: &mut Scene) -> bool {
+    (0..60).any(|_| {
+        let Gate::Open { until } = scene.gate() else { return true };
+        scene.now = until.unwrap();
+        let attempt = scene.begin(7);
+        scene.end(&attempt, Verdict::Retry { after: None }).counts
+    })
+}
+
+#[test]
+fn an_outage_lasts_while_five_users_have_events_though_they_back_off_for_minutes() {
+    for waiting in [vec![(0, 1..8)], vec![(0, 1..4), (1, 5..8)]] {
+        let mut scene = Scene::with_nobody_delivered();
+        for (partition, users) in waiting {
+            scene.breaker.users_wait(partition, users);
+        }
+        assert!(!probe_user_7_for_minutes(&mut scene), "those who back off were not asked");
+        assert_eq!(scene.open(), Some(Cause::NobodyDelivered));
+        scene.breaker.released(0);
+        scene.breaker.users_wait(1, 5..8);
+        assert!(probe_user_7_for_minutes(&mut scene), "three users are left, and nobody can tell");
+    }
+}
+
+#[test]
+fn no_answer_of_an_undecided_destination_counts_while_five_users_have_events() {
+    let mut scene = Scene::unreachable();
+    scene.breaker.users_wait(0, [1, 2, 3, 4, 7]);
+    assert!(!probe_user_7_for_minutes(&mut scene));
+    assert_eq!(scene.open(), Some(Cause::Undecided), "one user was answered");
+    scene.breaker.users_wait(0, [1, 7]);
+    assert!(probe_user_7_for_minutes(&mut scene));
+}
+
+#[test]
+fn users_that_are_known_to_fail_are_not_waited_for() {
+    let mut scene = Scene::default();
+    for user in 10..=50 {
+        scene.fail(user, Verdict::Retry { after: None });
+        scene.deliver([99]);
+    }
+    scene.fail(99, Verdict::Unreachable);
+    scene.breaker.users_wait(0, (10..=50).chain([7]));
+    assert!(probe_user_7_for_minutes(&mut scene), "one trusted user is left");
+}
+
 #[test]
 fn five_users_that_fail_on_stay_in_their_outage_however_slowly_they_are_tried() {
     let mut scene = Scene::with_nobody_delivered();

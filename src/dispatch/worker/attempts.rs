@@ -69,6 +69,9 @@ impl Worker {
                 Gate::HalfOpen => true,
                 Gate::Open { until } => return Err(until),
             };
+            if probe {
+                breaker.users_wait(self.partition, self.lanes.each_user());
+            }
             let anybody_at = breaker.any_user_probes_at().filter(|at| probe && *at > now);
             while flights.len() < self.limits.runs_max && events.len() < events_max {
                 let run_max = self.limits.run_events_max.min(events_max - events.len());

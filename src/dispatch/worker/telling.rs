@@ -11,7 +11,11 @@ impl Worker {
     pub(super) fn tell(&mut self, now: Moment) {
         let shared = Arc::clone(&self.shared);
         shared.notices.waits(self.partition, Some(self.backlog()));
-        let snapshot = shared.breaker().snapshot(now);
+        let snapshot = {
+            let mut breaker = shared.breaker();
+            breaker.users_wait(self.partition, self.lanes.each_user());
+            breaker.snapshot(now)
+        };
         shared.notices.look(&snapshot, now);
         if snapshot.out_since.is_some() {
             self.look_at_latest(now);

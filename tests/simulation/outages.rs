@@ -1,0 +1,37 @@
+//! Outages that last long, with a backoff of minutes.
+
+use crate::drive::simulate;
+use crate::memory_destination::Outage;
+use crate::scenario::{Action, Scenario};
+use crate::story;
+use crate::telling::calm;
+use eventd::core::backoff::Backoff;
+use std::time::Duration;
+
+/// Ten users have one event each when the destination goes out, and one more user comes when these back off for
+/// minutes.
+fn newcomer_in_a_long_outage(outages: &[(u64, Outage)]) -> Scenario {
+    let mut scenario = calm();
+    scenario.config.backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(300), false).unwrap();
+    scenario.users = (0..11).map(|n| Some(format!("user-{n}").into_bytes())).collect();
+    let mut add = |second, action| scenario.plan.push((Duration::from_secs(second), action));
+    for (second, outage) in outages {
+        add(*second, Action::Outage(Some(*outage)));
+    }
+    for user in 0..10 {
+        add(1, Action::Append { user, many: 1, bytes: 10 });
+    }
+    add(1_200, Action::Append { user: 10, many: 1, bytes: 10 });
+    add(2_400, Action::Outage(None));
+    scenario.plan.sort_by_key(|(at, _)| *at);
+    scenario
+}
+
+#[test]
+fn nothing_is_given_up_while_the_other_users_of_an_outage_back_off_for_minutes() {
+    for outages in [vec![(0, Outage::Fails)], vec![(0, Outage::Unreachable), (1_190, Outage::Fails)]] {
+        let outcome = simulate(&newcomer_in_a_long_outage(&outages));
+        assert_eq!(outcome.violation, None, "{}", story(&outcome));
+        assert_eq!(outcome.counts.dead_letters, 0, "{outages:?}: {}", story(&outcome));
+    }
+}
