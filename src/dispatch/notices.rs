@@ -1,5 +1,5 @@
 //! What a destination says of itself in the log: an outage from its first failure to the next delivery, events that were
-//! given up, and users that are stuck while others are served.
+//! given up, and users that are stuck while there is no outage.
 //!
 //! ```text
 //!  a worker's reports and ticks ──▶ look ──▶ one line when it goes out ── each minute ──▶ one at the next delivery
@@ -64,7 +64,7 @@ pub(super) struct GaveUp<'a> {
     pub(super) answer: &'a str,
 }
 
-/// A user whose next event fails again and again while others are served, for its line.
+/// A user whose next event fails again and again while the breaker is closed, for its line.
 #[derive(Debug)]
 pub(super) struct Stuck {
     offset: i64,
@@ -75,10 +75,12 @@ pub(super) struct Stuck {
     /// How long ago its first attempt failed.
     failing: Duration,
     answer: String,
+    /// Other users were served meanwhile.
+    others_are_served: bool,
 }
 
 impl Stuck {
-    pub(super) fn new(event: &Event, id: &str, trouble: &Trouble, now: Moment) -> Self {
+    pub(super) fn new(event: &Event, id: &str, trouble: &Trouble, others_are_served: bool, now: Moment) -> Self {
         Self {
             offset: event.offset,
             user: shown_user(event.record.key()),
@@ -87,6 +89,7 @@ impl Stuck {
             tries: trouble.tries.saturating_add(trouble.tries_since_mark),
             failing: now.saturating_sub(trouble.first_failure),
             answer: trouble.answer.to_string(),
+            others_are_served,
         }
     }
 }
@@ -165,22 +168,15 @@ impl Notices {
         self.inner().stuck.allows(now)
     }
 
-    /// A user is stuck while others are served. The line is allowed.
+    /// A user is stuck. The line is allowed.
     pub(super) fn stuck(&self, partition: u32, stuck: &Stuck) {
-        let Stuck { offset, user, id, attempts, tries, failing, answer } = stuck;
+        let Stuck { offset, user, id, attempts, tries, failing, answer, others_are_served } = stuck;
+        let what = match others_are_served {
+            true => "a user is stuck: its next event keeps failing while other users are served",
+            false => "a user is stuck: its next event keeps failing",
+        };
         let (destination, failing_s) = (self.destination.as_str(), failing.as_secs());
-        tracing::warn!(
-            destination,
-            partition,
-            offset,
-            user,
-            id,
-            attempts,
-            tries,
-            failing_s,
-            answer,
-            "a user is stuck: its next event keeps failing while other users are served"
-        );
+        tracing::warn!(destination, partition, offset, user, id, attempts, tries, failing_s, answer, "{what}");
     }
 
     fn say(&self, line: OutageLine, state: &State) {
@@ -238,7 +234,7 @@ impl Notices {
             );
         }
         if let Some(suppressed) = stuck {
-            tracing::warn!(destination, suppressed, "more users were stuck in the last minute while others are served");
+            tracing::warn!(destination, suppressed, "more users were stuck in the last minute");
         }
     }
 

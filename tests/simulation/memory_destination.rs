@@ -38,8 +38,8 @@ pub(crate) struct Behaviour {
     pub(crate) latency_ms_max: u64,
     pub(crate) failing_user: Option<User>,
     pub(crate) refused_user: Option<User>,
-    /// Is asked for patience, each time.
-    pub(crate) busy_user: Option<User>,
+    /// Are asked for patience, each time.
+    pub(crate) busy_users: Vec<User>,
     pub(crate) slow_user: Option<(User, Duration)>,
 }
 
@@ -75,7 +75,9 @@ impl Behaviour {
             Some(Outage::Hangs) => Fate::Hangs,
             None if is(&self.failing_user) => Fate::Failed(Verdict::Retry { after: None }),
             None if is(&self.refused_user) => Fate::Failed(Verdict::Refused),
-            None if is(&self.busy_user) => Fate::Failed(Verdict::Busy { after: None }),
+            None if self.busy_users.iter().any(|user| user.as_deref() == event.record.key()) => {
+                Fate::Failed(Verdict::Busy { after: None })
+            }
             None if below(&[self.fails]) => Fate::Failed(Verdict::Retry { after: None }),
             None if below(&[self.fails, self.asks_for_patience]) => {
                 let after = after(random);

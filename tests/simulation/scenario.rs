@@ -307,7 +307,7 @@ fn troubled(seed: u64, random: &mut Random, users_min: u64) -> Scenario {
         latency_ms_max: random.pick(&[0, 5, 50, 400]),
         failing_user: random.chance(30).then(|| picked(random)),
         refused_user: random.chance(20).then(|| picked(random)),
-        busy_user: None,
+        busy_users: Vec::new(),
         slow_user: random.chance(20).then(|| (picked(random), random.millis(100, 2_000))),
     };
     Scenario {

@@ -93,7 +93,7 @@ fn an_outage_is_said_when_it_begins_each_minute_and_after_the_next_delivery() {
 #[test]
 fn a_user_that_never_stops_being_asked_for_patience_has_a_line_a_minute() {
     let mut scenario = calm();
-    scenario.behaviour.busy_user = Some(scenario.users[0].clone());
+    scenario.behaviour.busy_users = vec![scenario.users[0].clone()];
     traffic(&mut scenario, 150, 1..6);
     scenario.plan.insert(0, (Duration::ZERO, Action::Append { user: 0, many: 2, bytes: 10 }));
     let (lines, _) = told(&scenario);
@@ -106,6 +106,26 @@ fn a_user_that_never_stops_being_asked_for_patience_has_a_line_a_minute() {
         assert!((number(line, "failing_s") - minute).abs() < 5.0, "{line}");
     }
     assert!(with(&lines, "the destination ").is_empty(), "that is no outage: {lines:#?}");
+}
+
+#[test]
+fn users_that_are_asked_for_patience_have_their_lines_if_nobody_is_served_too() {
+    for users in [1, 4] {
+        let mut scenario = calm();
+        scenario.behaviour.busy_users = scenario.users[..users].to_vec();
+        for second in [0, 150] {
+            let event = |user| (Duration::from_secs(second), Action::Append { user, many: 1, bytes: 10 });
+            scenario.plan.extend((0..users).map(event));
+        }
+        let (lines, _) = told(&scenario);
+        let stuck = with(&lines, "a user is stuck: its next event keeps failing");
+        assert!(with(&lines, "while other users are served").is_empty(), "{lines:#?}");
+        assert_eq!(stuck.len(), users * 2, "at one minute and at two: {lines:#?}");
+        for line in stuck {
+            assert!(line.contains("503 try later") && number(line, "tries") == 0.0, "{line}");
+            assert!((number(line, "failing_s") % 60.0) < 5.0, "{line}");
+        }
+    }
 }
 
 #[test]
