@@ -103,7 +103,7 @@ pub(super) struct Worker {
     fetching: bool,
     fetch_at: Moment,
     fetch_failures: u32,
-    /// Told of every fetch that was answered.
+    /// Told of every fetch that was answered, also after an offset reset.
     has_read: Arc<Notify>,
     hand_overs: usize,
     /// The attempt that probes a destination which takes nothing, if it is ours.
@@ -207,7 +207,11 @@ impl Worker {
             self.outside.shutdown().await;
             match left? {
                 Left::Stopped(ended) => return Ok(ended),
-                Left::Moved(state) => self = Self::anew(Arc::clone(&self.shared), self.partition, state),
+                Left::Moved(state) => {
+                    let mut moved = Self::anew(Arc::clone(&self.shared), self.partition, state);
+                    moved.has_read = Arc::clone(&self.has_read);
+                    self = moved;
+                }
             }
         }
     }

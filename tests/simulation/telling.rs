@@ -146,3 +146,25 @@ fn events_that_are_given_up_are_named_and_what_is_too_many_for_the_log_is_counte
     assert_eq!(counted.len(), 1, "told once, though no other line comes: {lines:#?}");
     assert_eq!(number(counted[0], "suppressed") as u64 + 10, outcome.counts.dead_letters);
 }
+
+#[test]
+fn a_partition_whose_offset_is_reset_before_it_could_read_again_does_not_stay_stopped() {
+    let mut reset_in_time = 0;
+    for seed in 0..40 {
+        let mut scenario = calm();
+        scenario.seed = seed;
+        scenario.rates.reads_fail = 50;
+        // It stops within some seconds, begins again a minute later, and needs as long to read anything then.
+        scenario.plan.push((Duration::ZERO, Action::Damage { partition: 0, from_end: 2 }));
+        traffic(&mut scenario, 150, 0..6);
+        let at = Duration::from_millis(61_000 + seed * 250);
+        scenario.plan.push((at, Action::Reposition { partition: 0, percent: 100, ahead: true }));
+        scenario.plan.sort_by_key(|(at, _)| *at);
+        // A process with a stopped partition ends with an error, which is a violation once everything can be read.
+        let (lines, _) = told(&scenario);
+        let place = |what: &str| lines.iter().position(|line| line.contains(what));
+        let (moved, continues) = (place("the position was moved"), place("this partition is not stopped any more"));
+        reset_in_time += u64::from(moved.is_some() && moved < continues);
+    }
+    assert!(reset_in_time > 0, "no partition was reset before it could read again");
+}
