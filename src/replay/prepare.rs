@@ -3,7 +3,7 @@
 use super::audit::{Audit, Outcome, Started, Story};
 use super::place::show_ms;
 use super::plan::{self, Leg, Plan, Unseen};
-use super::range::{self, Outside, Range, Stretch, TimeAsEnd};
+use super::range::{self, Range, Stretch, TimeAsEnd};
 use super::select::Selection;
 use super::{Planned, Refused, Surroundings, dead_group, replay_group};
 use crate::clock::now_ms;
@@ -22,7 +22,7 @@ pub(super) async fn stretches(
     time_as_end: TimeAsEnd,
 ) -> anyhow::Result<Vec<Stretch>> {
     let found = range::resolve(source, range, now_ms, time_as_end).await?;
-    found.map_err(|Outside(why)| Refused::outside(why))
+    found.map_err(|outside| Refused::outside(outside.into_why()))
 }
 
 pub(super) async fn plan_new(

@@ -113,9 +113,24 @@ pub struct Stretch {
     pub removed: i64,
 }
 
-/// The range has nothing in the log.
+/// Why a range has nothing in the log, in words for a person.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Outside(pub String);
+pub enum Outside {
+    /// An end of the range is not a place of this log: a partition that does not exist, a time that was written as an
+    /// offset, an offset past the end.
+    NotAPlace(String),
+    /// Both ends are places of this log, and there are no records between them.
+    NothingThere(String),
+}
+
+impl Outside {
+    /// What a person is told.
+    pub fn into_why(self) -> String {
+        match self {
+            Self::NotAPlace(why) | Self::NothingThere(why) => why,
+        }
+    }
+}
 
 /// Turns the range into offsets.
 ///
@@ -179,10 +194,14 @@ fn stretches(range: &Range, all: &[Ends], found: &[(u32, i64, i64)]) -> Result<V
     };
     for place in [&range.from, &range.until].into_iter().flatten() {
         if let Some(missing) = place.named().into_iter().flatten().find(|(p, _)| **p as usize >= all.len()) {
-            return Err(Outside(format!("there is no partition {}: the topic has {}", missing.0, all.len())));
+            return Err(Outside::NotAPlace(format!(
+                "there is no partition {}: the topic has {}",
+                missing.0,
+                all.len()
+            )));
         }
         if let Some((offset, (time_ms, written))) = time_taken_for_an_offset(place, all) {
-            return Err(Outside(format!(
+            return Err(Outside::NotAPlace(format!(
                 "{place} is read as an offset, and the log does not have it: {}. If {offset} is a time ({}), write {written}",
                 holds(),
                 show_ms(time_ms)
@@ -193,7 +212,7 @@ fn stretches(range: &Range, all: &[Ends], found: &[(u32, i64, i64)]) -> Result<V
     let is_named = range.from.as_ref().is_some_and(|from| from.named().is_some());
     let is_past = |&&(partition, from, _): &&(u32, i64, i64)| from >= all[partition as usize].latest;
     if let Some((partition, from, _)) = found.iter().find(is_past).filter(|_| is_named) {
-        return Err(Outside(format!("--from p{partition}:{from} is past the end: {}", holds())));
+        return Err(Outside::NotAPlace(format!("--from p{partition}:{from} is past the end: {}", holds())));
     }
     let stretches: Vec<Stretch> = found
         .iter()
@@ -214,7 +233,7 @@ fn stretches(range: &Range, all: &[Ends], found: &[(u32, i64, i64)]) -> Result<V
             (None, Some(until)) => format!("--until {until}"),
             (None, None) => "everything".into(),
         };
-        return Err(Outside(format!("{asked} is outside the log: {}", holds())));
+        return Err(Outside::NothingThere(format!("{asked} is outside the log: {}", holds())));
     }
     Ok(stretches)
 }
@@ -286,8 +305,10 @@ mod tests {
             (Some("p1:0"), None, vec![(1, 0, 0)], "--from p1:0 is past the end"),
             (Some("p5:0"), None, vec![], "no partition 5"),
         ] {
-            let Outside(why) = resolve(from, until, &found).unwrap_err();
-            assert!(why.contains(says), "{why}");
+            let outside = resolve(from, until, &found).unwrap_err();
+            let is_place = matches!(outside, Outside::NothingThere(_));
+            let why = outside.into_why();
+            assert!(why.contains(says) && is_place == says.contains("is outside"), "{why}");
         }
         for (from, until) in [
             (Some("1767350000"), None),
@@ -296,7 +317,7 @@ mod tests {
             (Some("p1:1767350000"), None),
             (Some("p0:1"), Some("p0:1767350000,p1:5")),
         ] {
-            let Outside(why) = resolve(from, until, &[(0, 0, 20)]).unwrap_err();
+            let Outside::NotAPlace(why) = resolve(from, until, &[(0, 0, 20)]).unwrap_err() else { panic!("no place") };
             assert!(why.contains("is read as an offset") && why.contains("write @1767350000"), "{why}");
         }
         assert!(resolve(Some("0"), Some("999999"), &[(0, 0, 999_999)]).is_ok(), "as far as the log goes");

@@ -15,7 +15,7 @@
 use super::audit::{Audit, Outcome, Started, What};
 use super::place::Place;
 use super::plan::{Leg, Progressed};
-use super::range::{Range, Stretch, TimeAsEnd, Times};
+use super::range::{self, Outside, Range, Stretch, TimeAsEnd, Times};
 use super::select::Selection;
 use super::{Config, Planned, Refused, Surroundings, prepare, show};
 use crate::BoxFuture;
@@ -208,10 +208,10 @@ pub(super) async fn plan(around: &Surroundings, wanted: &Way) -> anyhow::Result<
         Way::Ahead(place) => gaps_before(around, place, &known).await?,
         Way::Back(_) => BTreeMap::new(),
     };
-    let mut stretches = match prepare::stretches(&*around.log, &range, now_ms, TimeAsEnd::Position).await {
-        // Where nothing is left before the place, the gap itself is what is passed.
-        Err(error) if !gaps.is_empty() && error.is::<Refused>() => Vec::new(),
-        found => found?,
+    let mut stretches = match range::resolve(&*around.log, &range, now_ms, TimeAsEnd::Position).await? {
+        // The log has no records left before the place: only the gap is passed.
+        Err(Outside::NothingThere(_)) if !gaps.is_empty() => Vec::new(),
+        found => found.map_err(|outside| Refused::outside(outside.into_why()))?,
     };
     for (partition, (_, earliest)) in &gaps {
         if !stretches.iter().any(|stretch| stretch.partition == *partition) {

@@ -186,3 +186,33 @@ fn a_move_is_not_mixed_with_what_chooses_events() {
     assert_eq!(resumed.code(), 2, "{}", resumed.said);
     assert!(resumed.said.contains("give that command again"), "{}", resumed.said);
 }
+
+#[test]
+fn a_fast_forward_over_a_gap_to_a_place_that_does_not_exist_is_refused() {
+    let (delivered, up) = with_one_user_waiting();
+    assert_eq!(up.stop().code(), 0);
+    // Nothing is left of any partition, and the position of that of `user-5` lies before its end.
+    let database = rusqlite::Connection::open(delivered.folder().join("log.db")).unwrap();
+    let topic: i64 =
+        database.query_row("SELECT id FROM topics WHERE name = 'user-events'", [], |row| row.get(0)).unwrap();
+    for table in ["records", "times"] {
+        database.execute(&format!("DELETE FROM {table} WHERE topic = ?1"), [topic]).unwrap();
+    }
+    let partitions =
+        database.execute("UPDATE partitions SET earliest = next_offset WHERE topic = ?1", [topic]).unwrap();
+    drop(database);
+    let all: Vec<String> = (0..partitions).map(|partition| format!("p{partition}:1000")).collect();
+    let with_another = format!("{},p99:5", all.join(","));
+    for (place, says) in [
+        ("1767350000", "write @1767350000"),
+        ("p0:1767350000,p1:1000", "write @1767350000"),
+        (&with_another, "no partition 99"),
+    ] {
+        let ending = delivered.replay(&["--fast-forward", place, "--execute"]);
+        assert_eq!(ending.code(), 1, "{place}: {}", ending.said);
+        assert!(ending.said.contains(says), "{place}: {}", ending.said);
+    }
+    let ending = delivered.replay(&["--fast-forward", &all.join(","), "--execute"]);
+    assert_eq!(ending.code(), 0, "only the gap is passed: {}", ending.said);
+    assert!(ending.said.contains("moved: dispatch leaves out 0 events and 20 offsets"), "{}", ending.said);
+}
