@@ -20,7 +20,8 @@ pub const ANSWER_REST_MAX: Duration = Duration::from_secs(1);
 /// a destination has at most `--concurrency` connections, used and unused, and these.
 pub const ANSWER_DRAINS_MAX: usize = 128;
 
-/// And no more than this many times `--concurrency`: where file descriptors are few, so are these.
+/// Limit on such successes as a multiple of `--concurrency`. If file descriptors are few, `--concurrency` is lowered, and
+/// this limit with it.
 pub const ANSWER_DRAINS_FACTOR: usize = 4;
 
 /// Headers of one answer of a destination. A large front end adds some dozens.

@@ -1,4 +1,4 @@
-//! Text of others as it is shown: what a terminal acts on, or what nobody sees, is escaped.
+//! Shows text that comes from outside. Characters that a terminal acts on, or that are invisible, are escaped.
 //!
 //! Users, ids, types, topics, answers of receivers and messages of brokers come from outside. Raw, they could move the
 //! cursor, hide what stands before "deliver these? [y/N]", turn the order of characters round, or forge a log line.

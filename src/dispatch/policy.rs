@@ -65,7 +65,7 @@ fn refused_for_good(
     trouble: &mut Trouble,
     now: Moment,
 ) -> bool {
-    // While the destination is out or in bad health it refuses everything; that is no refusal of this event.
+    // A destination that is out or in bad health refuses every event. Such a refusal does not concern this event.
     trouble.first_refusal = trouble.first_refusal.filter(|first| !breaker.is_void(first.good_mark));
     if !judgement.counts {
         return false;

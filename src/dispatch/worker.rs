@@ -8,8 +8,8 @@
 //!                             └──▶ progress ── tick ──▶ commit
 //! ```
 //!
-//! Its rooms: `reading` (fetch and admit), `attempts` (hand out, judge, settle), `letters` (give up), `moving` (another
-//! position), `telling` (log lines); here stand its state, its loop, the handover and the commits.
+//! This file has its state, its loop, the drain and the commits. The rest is in `reading` (fetch and admit), `attempts`
+//! (hand out, judge, settle), `letters` (dead letters), `moving` (offset resets) and `telling` (log lines).
 //!
 //! Nothing is attempted before the first commit is stored, and what is committed is what this owner knows to be
 //! settled at that moment. A panic of anything outside, or of the lanes, ends the partition with its message.
