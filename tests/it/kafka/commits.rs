@@ -313,6 +313,8 @@ async fn partitions_that_are_added_are_delivered_and_ingest_asks_for_a_restart()
         if added.len() >= 3 { Ok(added) } else { Err(format!("{added:?}; dispatch said\n{}", dispatch.lines())) }
     });
     assert_eq!(payloads(&added), [2, 3, 4]);
+    // The tool may have taken longer than a connection may be idle.
+    let mut client = Client::connect(&ingest.address()).unwrap();
     let answer = eventually(|| match post(&mut client) {
         answer if answer.status == 503 => Ok(answer),
         answer => Err(format!("{answer:?}")),
