@@ -2,6 +2,7 @@
 //!
 //! ```text
 //!  the work panics ──▶ Vital is dropped while unwinding ──▶ `lost` says which work it was ──▶ the process ends
+//!                                                      └──▶ or a function tells those that wait for the work
 //! ```
 //!
 //! Without this a panic would end the work alone, and everybody who waits for it would wait for ever.
@@ -14,24 +15,26 @@ use tokio::sync::watch;
 /// Why something cannot be used any more. `None` as long as it can.
 pub(crate) type Lost = watch::Sender<Option<String>>;
 
-/// Held by the work for as long as it lasts. If the work panics, `lost` says so.
-#[derive(Debug)]
-pub(crate) struct Vital {
-    work: String,
-    lost: Lost,
-}
+/// Held by the work for as long as it lasts. If the work panics, it calls a function.
+pub(crate) struct Vital(Box<dyn FnMut() + Send>);
 
 impl Vital {
-    /// `work` is the subject of "… panicked".
+    /// If the work panics, `lost` says so. `work` is the subject of "… panicked".
     pub(crate) fn new(work: impl Into<String>, lost: Lost) -> Self {
-        Self { work: work.into(), lost }
+        let work = work.into();
+        Self::calling(move || lose(&lost, format!("{work} panicked")))
+    }
+
+    /// If the work panics, `tell` is called.
+    pub(crate) fn calling(tell: impl FnMut() + Send + 'static) -> Self {
+        Self(Box::new(tell))
     }
 }
 
 impl Drop for Vital {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            lose(&self.lost, format!("{} panicked", self.work));
+            (self.0)();
         }
     }
 }

@@ -33,6 +33,7 @@ use crate::limits::{
     BROKER_CALL_MAX, HEARTBEAT_INTERVAL_MAX, PARTITION_COUNT_CHECK_INTERVAL, REJOIN_BACKOFF, REJOIN_BACKOFF_MAX,
 };
 use crate::quiet::Quiet;
+use crate::vital::Vital;
 use kafka_protocol::ResponseError;
 use kafka_protocol::messages::leave_group_request::MemberIdentity;
 use kafka_protocol::messages::{GroupId, HeartbeatRequest, LeaveGroupRequest};
@@ -106,17 +107,6 @@ struct Shared {
     quiet: Quiet,
 }
 
-/// Ends the membership if its task panics: whoever waits for a change would else wait for ever.
-struct EndIfPanicked(Arc<Shared>);
-
-impl Drop for EndIfPanicked {
-    fn drop(&mut self) {
-        if std::thread::panicking() {
-            self.0.end(Failure::refused("group-unavailable", "the membership panicked, which is a defect of eventd"));
-        }
-    }
-}
-
 impl Membership {
     pub(super) fn start(coordinator: Arc<dyn Coordinator>, settings: Settings, partitions: u32) -> Self {
         Self::start_by(coordinator, settings, partitions, Clocks::now, |stays| tokio::spawn(stays).abort_handle())
@@ -143,13 +133,18 @@ impl Membership {
         });
         let member = Arc::clone(&shared);
         let task = spawn(Box::pin(async move {
-            let ending = EndIfPanicked(Arc::clone(&member));
+            let panicking = Arc::clone(&member);
+            // Else a caller of `changed` would wait for ever.
+            let _vital = Vital::calling(move || {
+                let why = "the membership panicked, which is a defect of eventd";
+                panicking.end(Failure::refused("group-unavailable", why));
+            });
             let failure = tokio::select! {
                 biased;
                 failure = member.stay() => failure,
                 never = member.heartbeats() => match never {},
             };
-            ending.0.end(failure);
+            member.end(failure);
         }));
         Self { shared, task }
     }
