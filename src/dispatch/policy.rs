@@ -56,8 +56,10 @@ pub(super) fn judge(
     (Next::Retry { at: now.saturating_add(delay) }, None)
 }
 
-/// Whether the destination has refused the event itself. Judged from the first refusal: a later one only shows that
-/// the destination still thinks so, and judging from it would ask for another user's delivery after each try.
+/// Whether the destination has refused the event itself. The first refusal never tells: the event is tried again, even if
+/// a later attempt of another user was delivered before the refusal arrived. A later refusal only shows that the
+/// destination still thinks so. It is judged from the first one: judging from the later one would ask for another user's
+/// delivery after each try.
 fn refused_for_good(
     breaker: &Breaker,
     attempt: &Attempt,
@@ -71,7 +73,11 @@ fn refused_for_good(
         return false;
     }
     let refusal = Refusal { attempt: *attempt, at: now, good_mark: judgement.good_mark };
-    breaker.refused_acts(trouble.first_refusal.get_or_insert(refusal), now)
+    let Some(first) = &trouble.first_refusal else {
+        trouble.first_refusal = Some(refusal);
+        return false;
+    };
+    breaker.refused_acts(first, now)
 }
 
 #[cfg(test)]
@@ -131,6 +137,17 @@ mod tests {
         assert_eq!(scene.fails(Verdict::Refused), None);
         scene.others_are_delivered();
         assert_eq!(scene.fails(Verdict::Refused), Some(Reason::Refused));
+    }
+
+    #[test]
+    fn the_first_refusal_never_gives_up_whatever_was_delivered_before_it_arrived() {
+        let mut scene = Scene::default();
+        let slow = scene.breaker.begin(1, scene.now);
+        scene.others_are_delivered();
+        scene.now += Duration::from_secs(11);
+        let Scene { breaker, trouble, now } = &mut scene;
+        assert_eq!(judge(&config(), breaker, &slow, Verdict::Refused, trouble, *now, 0).1, None);
+        assert_eq!(scene.fails(Verdict::Refused), Some(Reason::Refused), "others were served since the first one began");
     }
 
     #[test]
