@@ -113,6 +113,16 @@ impl Spec {
     }
 }
 
+/// What `--dest` of a command that moves a position may be, given the name of the destination. Such a command delivers
+/// nothing, so the name is enough. (A file called `stdout` would have another name.)
+pub(crate) fn flag_of(name: &str) -> &str {
+    match name {
+        STDOUT_NAME => "-",
+        NULL_NAME => "null:",
+        name => name,
+    }
+}
+
 impl fmt::Display for Spec {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&shown(&self.as_typed))
@@ -351,6 +361,16 @@ mod tests {
 
     fn refused(text: &str) -> String {
         Spec::parse(text).unwrap_err().0
+    }
+
+    #[test]
+    fn the_flag_of_a_name_gives_that_name() {
+        for typed in
+            ["file-1", "./out/log.jsonl", "-", "null:", "stdout", "https://example.com/hook", "a=-", "stdout=x"]
+        {
+            let name = Spec::parse(typed).unwrap().name;
+            assert_eq!(Spec::parse(flag_of(&name)).unwrap().name, name, "{typed}");
+        }
     }
 
     #[test]

@@ -147,7 +147,11 @@ mod tests {
         scene.now += Duration::from_secs(11);
         let Scene { breaker, trouble, now } = &mut scene;
         assert_eq!(judge(&config(), breaker, &slow, Verdict::Refused, trouble, *now, 0).1, None);
-        assert_eq!(scene.fails(Verdict::Refused), Some(Reason::Refused), "others were served since the first one began");
+        assert_eq!(
+            scene.fails(Verdict::Refused),
+            Some(Reason::Refused),
+            "others were served since the first one began"
+        );
     }
 
     #[test]

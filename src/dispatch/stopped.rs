@@ -17,6 +17,7 @@ use super::shared::Shared;
 use super::worker::{Unreadable, Worker, requested};
 use super::{Ended, WhenStopped};
 use crate::core::outcome::Failure;
+use crate::destination::spec::flag_of;
 use crate::limits;
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -118,8 +119,12 @@ pub(super) async fn own(
         if why != told {
             let (destination, topic) = (shared.parts.group.name(), &shared.topic);
             let then = match may_pass {
-                true => "it tries again every minute",
-                false => "it waits for a restart of the process, or for an offset reset (eventd replay --rewind)",
+                true => "it tries again every minute".to_owned(),
+                false => format!(
+                    "it waits for a restart of the process, or for an offset reset: eventd replay --dest {} --rewind \
+                     --from PLACE --execute, with the same --url and --topic",
+                    flag_of(destination)
+                ),
             };
             tracing::error!(destination, %topic, partition, "this partition is stopped, the others continue: {why}; {then}");
         }

@@ -7,7 +7,7 @@ use super::run::End;
 use super::{Config, Planned, Surroundings, Wanted};
 use crate::core::pace::Rate;
 use crate::core::text::{escaped, escaped_json};
-use crate::destination::spec::Target;
+use crate::destination::spec::{Spec, Target};
 use crate::dispatch::Ended;
 use crate::log::Engine;
 use crate::stderr;
@@ -247,7 +247,12 @@ pub(super) fn conclude(
         (Outcome::Failed, Some(error)) => Err(error.context(format!("replay {id} failed, --resume {id} goes on"))),
         (Outcome::Failed, None) => Err(anyhow!("replay {id} failed: {why}")),
         (Outcome::Stopped, _) => {
-            tracing::warn!("{why}: eventd replay --dest … --resume {id} --execute delivers what is left");
+            let Spec { name, .. } = &around.spec;
+            tracing::warn!(
+                "{why}: eventd replay --dest {name}={} --resume {id} --execute, with the same --url, --topic and secrets, \
+                 delivers what is left",
+                around.spec
+            );
             Ok(Ended::WorkLeft)
         }
     }

@@ -129,7 +129,11 @@ fn a_stopped_partition_stays_owned_and_continues_after_a_fast_forward_of_what_ca
     assert_eq!(plain.execute("UPDATE records SET crc32c = crc32c + 1 WHERE offset = 4", []), Ok(1));
     drop(plain);
     let up = up(folder.path(), &["--dest", "file-2"]);
-    let stopped = up.wait_for(&["this partition is stopped", "offset 4", "--fast-forward p2:5"]);
+    let stopped = up.wait_for(&[
+        "this partition is stopped",
+        "offset 4",
+        "eventd replay --dest file-2 --fast-forward p2:5 --execute",
+    ]);
     assert_eq!(delivered(folder.path(), "file-2", 4).len(), 4, "what stands before the damage");
     let second = dispatch(folder.path(), &["--dest", "file-2"]).end();
     assert!(second.said.contains(&format!("pid {}", up.id())), "it is still owned: {}", second.said);

@@ -2,6 +2,7 @@
 
 use super::{Happening, Worker};
 use crate::core::Moment;
+use crate::destination::spec::flag_of;
 use crate::dispatch::OnGap;
 use crate::limits;
 use crate::log::{FetchError, Fetched};
@@ -110,8 +111,9 @@ impl Worker {
                     "the log was cut: give the destination another --name to begin anew".to_owned()
                 }
                 _ => format!(
-                    "eventd replay --fast-forward p{partition}:{skip_to} --execute passes it, or a restart with --on-gap \
-                     skip; what cannot be read is lost"
+                    "eventd replay --dest {} --fast-forward p{partition}:{skip_to} --execute, with the same --url and \
+                     --topic, passes it, or a restart with --on-gap skip; what cannot be read is lost",
+                    flag_of(self.shared.parts.group.name())
                 ),
             };
             let why = format!("partition {partition}: {error}; {what_to_do}");
