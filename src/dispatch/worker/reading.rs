@@ -116,12 +116,13 @@ impl Worker {
                     flag_of(self.shared.parts.group.name())
                 ),
             };
-            let why = format!("partition {partition}: {error}; {what_to_do}");
+            let why = format!("{error}; {what_to_do}");
             let is_remade = matches!(error, FetchError::Remade { .. });
             self.unreadable = Some(Unreadable { why, is_remade }.into());
             return Ok(());
         }
         tracing::error!(
+            destination = self.shared.parts.group.name(),
             partition = self.partition,
             from = self.position,
             to = skip_to,
