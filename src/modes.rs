@@ -225,7 +225,10 @@ pub(crate) fn divide_descriptors(
 
 /// The end of every mode: what is in the log is unknown, or nothing comes into it any more. A new start can tell.
 pub(crate) fn lost(why: &str) -> anyhow::Error {
-    anyhow!("the log cannot be used any more: {why}")
+    anyhow!(
+        "the log cannot be used any more: {why}. Start eventd again: every acknowledged event that the log still holds is \
+         delivered"
+    )
 }
 
 /// What a mode does with its log. A database that is only read may be on a disk that cannot be written to.

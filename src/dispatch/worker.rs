@@ -307,9 +307,10 @@ impl Worker {
                         self.dirty = true;
                         if let Some(suppressed) = self.quiet.allows("commit") {
                             tracing::warn!(
+                                destination = self.shared.parts.group.name(),
                                 partition = self.partition,
                                 suppressed,
-                                "a commit failed, the next one tells: {failure}"
+                                "a commit failed; the next commit includes this progress: {failure}"
                             );
                         }
                     }
