@@ -181,8 +181,8 @@ fn open(path: &Path, mode: u32) -> Result<File, Fault> {
         Err(TryLockError::WouldBlock) => {
             let holder = holder(&metadata).map(|pid| format!(" (process {pid})")).unwrap_or_default();
             return Err(Fault::Configuration(format!(
-                "{} is held by another eventd{holder}: use another file, or {{partition}} in its name to have one a \
-                 partition",
+                "{} is held by another eventd{holder}: stop that process first, or use another file, or {{partition}} in \
+                 its name to have one a partition",
                 path.display()
             )));
         }
