@@ -615,8 +615,12 @@ fn topic(text: &str) -> Result<String, String> {
 
 fn host_and_port(text: &str) -> Result<String, String> {
     match text.rsplit_once(':') {
-        Some((host, port)) if !host.is_empty() && port.parse::<u16>().is_ok() => Ok(text.into()),
-        _ => Err("must be HOST:PORT, as localhost:8090 or [::1]:8090".into()),
+        Some((host, port))
+            if !host.is_empty() && !host.contains(['/', '@', '?', '#', ' ']) && port.parse::<u16>().is_ok() =>
+        {
+            Ok(text.into())
+        }
+        _ => Err("must be HOST:PORT, without a scheme or user, as localhost:8090 or [::1]:8090".into()),
     }
 }
 

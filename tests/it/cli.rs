@@ -392,6 +392,12 @@ fn a_bad_command_line_is_refused_by_the_name_of_the_flag() {
     }
     refused(&["ingest", "--url", "sqlite:"], &["--url", "sqlite:eventd.db"]);
     refused(&["ingest", "--listen", "localhost"], &["--listen", "HOST:PORT"]);
+    refused(&["up", "--listen", "http://localhost:1"], &["--listen", "HOST:PORT, without a scheme or user"]);
+    refused(
+        &["up", "--listen", "ada:s3cret@localhost:1"],
+        &["'***@localhost:1'", "HOST:PORT, without a scheme or user"],
+    );
+    refused(&["up", "--listen", "localhost/hook:1"], &["--listen", "HOST:PORT"]);
     refused(&["ingest", "--topic", "no/topic"], &["--topic"]);
     refused(&["ingest", "--partitioner", "crc"], &["--partitioner", "murmur2"]);
     refused(&["ingest", "--max-body", "1MiB", "--max-pending", "1KiB"], &["--max-body", "--max-pending"]);
