@@ -364,7 +364,13 @@ pub struct Kafka {
     pub sasl_username: Option<String>,
 
     /// A file with its password. EVENTD_SASL_PASSWORD holds the password itself
-    #[arg(long, value_name = "PATH", env = "EVENTD_SASL_PASSWORD_FILE", requires = "sasl_mechanism")]
+    #[arg(
+        long,
+        value_name = "PATH",
+        env = "EVENTD_SASL_PASSWORD_FILE",
+        hide_env_values = true,
+        requires = "sasl_mechanism"
+    )]
     pub sasl_password_file: Option<PathBuf>,
 }
 
@@ -507,6 +513,7 @@ pub struct Delivery {
         long = "webhook-secret-file",
         value_name = "[NAME=]PATH",
         env = "EVENTD_WEBHOOK_SECRET_FILE",
+        hide_env_values = true,
         value_delimiter = '\n'
     )]
     pub webhook_secret_files: Vec<String>,
@@ -527,7 +534,7 @@ pub fn without_secrets(error: &str) -> String {
         let at = argument.match_indices('@').map(|(at, _)| at).rfind(|at| *at > 0 && !is_help(*at));
         let (hidden, argument) = at.map_or(("", argument), |at| ("***@", &argument[at + 1..]));
         match argument.split_once('?') {
-            Some((path, query)) if url.is_some() => {
+            Some((path, query)) if url.is_some() || query.contains('\'') => {
                 let after = query.rfind('\'').map_or("", |quote| &query[quote..]);
                 format!("{before}{hidden}{path}?***{after}")
             }
@@ -708,6 +715,7 @@ mod tests {
             ("'yesterday': 10:30, @1767350000) or", "'yesterday': 10:30, @1767350000) or"),
             ("value '@5' for", "value '@5' for"),
             ("'u:p@h': 10:30, @1767350000) or", "'***@h': 10:30, @1767350000) or"),
+            ("argument 'sqlite:x.db?password=p' found", "argument 'sqlite:x.db?***' found"),
             ("a value is required for '--dest <DEST>'?", "a value is required for '--dest <DEST>'?"),
         ] {
             assert_eq!(without_secrets(error), shown);

@@ -65,7 +65,13 @@ impl FromStr for Engine {
         }
         if let Some(path) = text.strip_prefix("sqlite:") {
             return match path {
-                "" => Err("sqlite: needs a file behind it, as sqlite:eventd.db".into()),
+                "" => Err("sqlite: needs a file after it, as sqlite:eventd.db".into()),
+                // Not shown: what looks like a URL may hold a password.
+                path if path.contains('?') || (path.starts_with("//") && !path.starts_with("///")) => {
+                    Err("a database has no host, user or parameters: write sqlite:PATH, as sqlite:eventd.db or \
+                         sqlite:/var/lib/eventd.db"
+                        .into())
+                }
                 path => Ok(Self::Sqlite(path.into())),
             };
         }
@@ -546,7 +552,7 @@ fn specs(typed: &[String], name: Option<&str>, topic: &str) -> anyhow::Result<Ve
         ensure!(specs.len() == 1, "--name names the only --dest: with several, write --dest NAME=DEST");
         specs = vec![specs.remove(0).with_name(name).context("--name")?];
     }
-    let mut names = HashSet::new();
+    let (mut names, mut files) = (HashSet::new(), HashSet::new());
     for spec in &specs {
         let side_topic_chars = topic.len() + 1 + spec.name.len() + LONGEST_SUFFIX.len();
         ensure!(
@@ -562,6 +568,16 @@ fn specs(typed: &[String], name: Option<&str>, topic: &str) -> anyhow::Result<Ve
              and query of a URL are not part of a derived name)",
             spec.name
         );
+        // Two may share a device, as /dev/null is one.
+        if let Target::File(path) = &spec.target
+            && !path.metadata().is_ok_and(|file| !file.is_file())
+        {
+            ensure!(
+                files.insert(resolved(path)),
+                "two destinations write to the same file {}: give each one a file of its own",
+                path.display()
+            );
+        }
     }
     Ok(specs)
 }
@@ -601,6 +617,13 @@ impl WebhookSecrets {
     fn of(typed: &[String], specs: &[Spec]) -> anyhow::Result<Self> {
         let mut secrets = Self { by_name: HashMap::new(), for_all: None };
         for text in typed {
+            // Not shown: somebody gave the secret in place of its file.
+            ensure!(
+                !text.split('=').take(2).any(|part| part.starts_with(webhook::SECRET_PREFIX))
+                    || Path::new(text).exists(),
+                "--webhook-secret-file takes a file, and this is a secret (whsec_…): write it into a file, or set \
+                 {WEBHOOK_SECRET}"
+            );
             let (name, path) = match text.split_once('=') {
                 Some((name, path)) if !name.contains('/') => (Some(name), path),
                 _ => (None, text.as_str()),

@@ -195,16 +195,45 @@ fn parse_path(path: &str) -> Result<Target, ConfigurationError> {
     if path.is_empty() {
         return Err(ConfigurationError(format!("a destination is missing: use {SUPPORTED}")));
     }
+    // What looks like a URL is not shown: it may hold a password anywhere.
     if path.contains("://") {
-        // Not shown: nobody knows where a password stands in it.
         return Err(ConfigurationError(
-            "a URL stands behind a name that is none: NAME= takes letters, digits, '.', '_' and '-'".into(),
+            "there is text in front of a URL that is not a name: NAME= takes letters, digits, '.', '_' and '-', without \
+             spaces or quotation marks"
+                .into(),
         ));
+    }
+    if is_like_a_url(path) {
+        return Err(ConfigurationError(
+            "it looks like a URL without its scheme: write http://… or https://… for a URL, and ./ in front of a path"
+                .into(),
+        ));
+    }
+    if path.starts_with('=') {
+        return Err(ConfigurationError("the name in front of = is empty: write NAME=DEST, or ./=… for a path".into()));
     }
     if path.contains('\0') {
         return Err(ConfigurationError(format!("the path {path:?} holds a null character")));
     }
     Ok(Target::File(PathBuf::from(path)))
+}
+
+/// Whether a relative path is most likely a URL that was mistyped: `http//host`, `host/hook?token=…`, `user:pw@host/x`.
+fn is_like_a_url(path: &str) -> bool {
+    if path.starts_with(['/', '.']) {
+        return false;
+    }
+    let lower = path.to_ascii_lowercase();
+    let lower = lower.rsplit_once('=').map_or(lower.as_str(), |(before, rest)| match before.contains('?') {
+        true => lower.as_str(),
+        false => rest,
+    });
+    let is_scheme_without_colon = ["http", "https"]
+        .iter()
+        .any(|scheme| lower.strip_prefix(scheme).is_some_and(|rest| rest.starts_with("//") || rest.starts_with(";//")));
+    let has_query = lower.split_once('?').is_some_and(|(_, query)| query.contains('='));
+    let has_user = lower.split_once('@').is_some_and(|(before, _)| before.contains(':'));
+    is_scheme_without_colon || has_query || has_user
 }
 
 fn parse_url(text: &str) -> Result<Target, ConfigurationError> {
@@ -238,6 +267,10 @@ fn request_uri(text: &str) -> Result<String, &'static str> {
         return Err("it has a space or a control character: write %20 for a space");
     }
     let Some((start, end)) = authority(text) else { return Err("the host is missing") };
+    let lower = text.to_ascii_lowercase();
+    if [",http://", ",https://", ";http://", ";https://"].iter().any(|next| lower.contains(next)) {
+        return Err("it is several URLs in one: repeat --dest, or write one a line in EVENTD_DEST");
+    }
     let host = text[start..end].rfind('@').map_or(start, |at| start + at + 1);
     if !text[host..end].is_ascii() {
         return Err("the host has a character that is not ASCII: write it in punycode (xn--…)");
@@ -512,6 +545,21 @@ mod tests {
             ("https://example.com/a@b?c=d", Some("user:secret"))
         );
         assert_eq!(Spec::parse("./what?").unwrap().to_string(), "./what?");
+        for text in [
+            "http//u:secret@h/x",
+            "HTTPS//u:secret@h/x",
+            "hook=https//u:secret@h/x",
+            "h/hook?token=secret",
+            "http://u:secret@h/x,http://u:secret@h/y",
+            "http://u:secret@h/x;https://h/y?token=secret",
+            "\"http://u:secret@h/x\"",
+        ] {
+            assert!(!refused(text).contains("secret"), "{text}: {}", refused(text));
+        }
+        for path in ["./h/hook?a=b", "/h?a=b", "what?", "http/log", "https.log", "a@b", "../u:x@y"] {
+            assert!(matches!(Spec::parse(path).unwrap().target, Target::File(_)), "{path}");
+        }
+        assert!(refused("=x").contains("name"));
         for text in ["c m=https://u:secret@h/", "größe=http://h/?k=secret", "file:crm=https://u:secret@h"] {
             assert!(refused(text).contains("NAME= takes") && !refused(text).contains("secret"), "{}", refused(text));
         }

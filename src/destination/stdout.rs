@@ -11,9 +11,11 @@ use super::{ConfigurationError, Destination, HandOver, HandOverLimits, MANY};
 use crate::BoxFuture;
 use crate::core::verdict::Report;
 use crate::vital;
+use rustix::fs::{OFlags, fcntl_getfl, fstat};
 use std::fs::File;
 use std::io::{self, ErrorKind, Write};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::fs::MetadataExt;
 use tokio::sync::watch;
 
 #[derive(Debug)]
@@ -23,8 +25,14 @@ pub(super) struct Stdout {
 }
 
 impl Stdout {
-    /// Fails where there is no standard output.
+    /// Fails if there is no standard output.
     pub(super) fn open() -> Result<Self, ConfigurationError> {
+        if was_closed(io::stdout().as_fd()) {
+            return Err(ConfigurationError(
+                "standard output is closed: nothing that is written there is kept. Open it, or use null: if that is meant"
+                    .into(),
+            ));
+        }
         // A descriptor of its own: `std::io::stdout` looks through everything for line breaks and copies the rest.
         let opened = io::stdout().as_fd().try_clone_to_owned().map(File::from);
         let (losing, lost) = watch::channel(None);
@@ -46,6 +54,16 @@ impl Destination for Stdout {
     fn lost(&self) -> BoxFuture<'_, String> {
         Box::pin(vital::lost(self.lost.clone()))
     }
+}
+
+/// Whether standard output was closed when the process started. The runtime of Rust then opens `/dev/null` there for
+/// reading and writing, so that each event would count as delivered and be lost. A shell's `>/dev/null` opens it for
+/// writing only.
+fn was_closed(output: BorrowedFd<'_>) -> bool {
+    let is_for_both = fcntl_getfl(output).is_ok_and(|flags| flags.contains(OFlags::RDWR));
+    let null = std::fs::metadata("/dev/null").map(|null| null.rdev());
+    let is_null = fstat(output).is_ok_and(|output| null.is_ok_and(|null| output.st_rdev == null));
+    is_for_both && is_null
 }
 
 struct Output {

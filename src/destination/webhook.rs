@@ -29,7 +29,7 @@ const IN_A_HEADER: &AsciiSet = &CONTROLS.add(b' ').add(b'%');
 const IN_A_SIGNED_ID: &AsciiSet = &IN_A_HEADER.add(b'.');
 
 /// What Standard Webhooks put in front of a secret in base64.
-const SECRET_PREFIX: &str = "whsec_";
+pub(crate) const SECRET_PREFIX: &str = "whsec_";
 const SIGNATURE_BASE64_BYTES: usize = 44;
 /// Room for the values of one attempt with an id and a user of usual length.
 const VALUES_BYTES: usize = 192;
@@ -44,10 +44,17 @@ const SECRET_BYTES_MIN: usize = 16;
 /// It is empty, shorter than 16 bytes, has more than one line, or is not base64 after `whsec_`. The error never shows
 /// it.
 pub fn parse_secret(text: &str) -> Result<Vec<u8>, ConfigurationError> {
-    let text = text.trim();
+    // A byte order mark is no part of a secret: some editors write it.
+    let text = text.trim_start_matches('\u{feff}').trim();
     let refused = |why: &str| Err(ConfigurationError(format!("the webhook secret {why}")));
     if text.contains(|c: char| c.is_control()) {
         return refused("has more than one line, or a control character: write one secret into one line");
+    }
+    if text.starts_with(['"', '\'']) {
+        return refused("begins with a quotation mark: write it without");
+    }
+    if !text.starts_with(SECRET_PREFIX) && text.to_ascii_lowercase().starts_with(SECRET_PREFIX) {
+        return refused("begins with whsec_ in capital letters: write whsec_");
     }
     let secret = match text.strip_prefix(SECRET_PREFIX) {
         Some(encoded) => match BASE64_STANDARD.decode(encoded) {
@@ -58,7 +65,9 @@ pub fn parse_secret(text: &str) -> Result<Vec<u8>, ConfigurationError> {
     };
     match secret.len() {
         0 => refused("is empty"),
-        1..SECRET_BYTES_MIN => refused("is too short: it needs at least 16 bytes, as `openssl rand -base64 24` makes"),
+        1..SECRET_BYTES_MIN => {
+            refused("is too short: it needs at least 16 bytes. This makes one: echo whsec_$(openssl rand -base64 24)")
+        }
         _ => Ok(secret),
     }
 }
@@ -279,6 +288,7 @@ mod tests {
     #[test]
     fn a_secret_is_base64_after_its_prefix_and_text_without_it() {
         assert_eq!(parse_secret("whsec_AP8AAAAAAAAAAAAAAAAAAA==\r\n").unwrap()[..3], [0, 255, 0]);
+        assert_eq!(parse_secret("\u{feff}whsec_AP8AAAAAAAAAAAAAAAAAAA==").unwrap()[..2], [0, 255]);
         assert_eq!(parse_secret(" sixteen bytes ok\n").unwrap(), b"sixteen bytes ok");
         for (text, why) in [
             ("", "empty"),
@@ -288,6 +298,8 @@ mod tests {
             ("x", "too short"),
             ("fifteen bytes !", "too short"),
             ("whsec_AP8=", "too short"),
+            ("\"whsec_AP8AAAAAAAAAAAAAAAAAAA==\"", "quotation mark"),
+            ("WHSEC_AP8AAAAAAAAAAAAAAAAAAA==", "write whsec_"),
             ("the first secret of two\nthe second secret of two\n", "more than one line"),
             ("the first secret of two\rthe second secret of two", "more than one line"),
             ("a null character \0 in text", "control character"),

@@ -176,6 +176,8 @@ fn no_error_shows_a_secret_of_the_command_line() {
         "kafka://localhost:9092,localhost:9093?password=hunter2",
         "postgres://user:hunter2@localhost/db",
         "user:hunter2@h1:9092,h2:9092",
+        "sqlite://user:hunter2@x.db",
+        "sqlite:x.db?password=hunter2",
     ];
     let destinations = [
         "http://user:hunter2@",
@@ -186,6 +188,9 @@ fn no_error_shows_a_secret_of_the_command_line() {
         "htp://user:hunter2@h/",
         "http://user:hunter2@bücher.example/?x=hunter2",
         "n a m e=http://user:hunter2@h/",
+        "http//user:hunter2@h/",
+        "h/hook?token=hunter2",
+        "http://user:hunter2@h/x,http://user:hunter2@h/y",
     ];
     let mut said = Vec::new();
     for url in urls {
@@ -244,6 +249,12 @@ fn a_file_that_cannot_be_a_secret_is_refused_at_start() {
     webhook("/dev/zero", "more than 16384 bytes");
     webhook("/dev/null", "is empty");
     webhook(folder_itself, "directory");
+    let webhook = ["dispatch", "--dest", "http://h/", "--webhook-secret-file"];
+    for given in ["whsec_aHVudGVyMmh1bnRlcjJodW50ZXIy", "whsec_aHVudGVyMg==", "crm=whsec_aHVudGVyMg=="] {
+        let ending = run(folder.path(), &[&webhook[..], &[given]].concat());
+        assert!(ending.code() == 2 && ending.said.contains("this is a secret"), "{}", ending.said);
+        assert!(!ending.said.contains("aHVudGVyM"), "{}", ending.said);
+    }
     let login = ["--sasl-mechanism", "plain", "--sasl-username", "u", "--sasl-password-file"];
     for (file, why) in [("/dev/zero", "more than"), (&two, "more than one line"), (&empty, "is empty")] {
         let ending = run(folder.path(), &[&["ingest"], &login[..], &[file]].concat());
@@ -253,4 +264,34 @@ fn a_file_that_cannot_be_a_secret_is_refused_at_start() {
         let ending = run(folder.path(), &["ingest", "--tls-ca-file", file]);
         assert!(ending.code() == 2 && ending.said.contains(file), "{}", ending.said);
     }
+}
+
+#[test]
+fn a_file_belongs_to_one_destination() {
+    let folder = tempfile::tempdir().unwrap();
+    let up = ["up", "--listen", "127.0.0.1:0", "--dest", "a=out.jsonl", "--dest", "b=./out.jsonl"];
+    let refused = run(folder.path(), &up);
+    assert!(refused.code() == 2 && refused.said.contains("the same file"), "{}", refused.said);
+}
+
+#[test]
+fn a_standard_output_that_is_closed_is_refused_and_takes_no_event() {
+    let folder = tempfile::tempdir().unwrap();
+    let shell = |script: &str| {
+        let mut command = std::process::Command::new("sh");
+        command.arg("-c").arg(script).arg("sh").arg(env!("CARGO_BIN_EXE_eventd")).current_dir(folder.path());
+        command.stdin(std::process::Stdio::null()).stdout(std::process::Stdio::piped());
+        Program::spawn(
+            {
+                command.stderr(std::process::Stdio::piped());
+                command
+            },
+            script,
+        )
+    };
+    let closed = shell("exec \"$1\" dispatch --url sqlite:eventd.db --dest - >&-").end();
+    assert!(closed.code() == 2 && closed.said.contains("standard output is closed"), "{}", closed.said);
+    let thrown_away = shell("exec \"$1\" dispatch --url sqlite:eventd.db --dest - >/dev/null");
+    thrown_away.wait_for(&["delivering"]);
+    assert_eq!(thrown_away.stop().code(), 0, "that was asked for");
 }
