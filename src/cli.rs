@@ -400,7 +400,7 @@ pub struct Endpoint {
     pub max_pending: usize,
 
     /// The most connections at once; a new one takes the place of the one that is idle for longest [default: 10000, or
-    /// what the limit of file descriptors leaves]
+    /// what the limit of file descriptors leaves after the log, partitions and destinations]
     #[arg(long, value_name = "N", env = "EVENTD_MAX_CONNECTIONS", value_parser = count)]
     pub max_connections: Option<usize>,
 

@@ -84,9 +84,9 @@ pub fn is_configuration(error: &anyhow::Error) -> bool {
 
 /// Takes events in until the first signal, and ends what it accepted.
 pub async fn ingest(mut config: config::Ingest, signals: &Signals) -> anyhow::Result<Ended> {
-    divide_descriptors(Some(&mut config.endpoint), &config.log, &mut [])?;
-    let Some((listeners, store, log)) = unless_stopped(signals, start(&config.log, &config.endpoint, &[])).await?
-    else {
+    check_descriptors(Some(&config.endpoint), &config.log, &[])?;
+    let start = start(&config.log, &mut config.endpoint, &mut []);
+    let Some((listeners, store, log)) = unless_stopped(signals, start).await? else {
         return Ok(Ended::Drained);
     };
     let engine = store.engine();
@@ -99,8 +99,8 @@ pub async fn ingest(mut config: config::Ingest, signals: &Signals) -> anyhow::Re
 }
 
 /// Delivers to one destination until the first signal, and ends what is in flight.
-pub async fn dispatch(mut config: config::Dispatch, signals: &Signals) -> anyhow::Result<Ended> {
-    divide_descriptors(None, &config.log, std::slice::from_mut(&mut config.delivery))?;
+pub async fn dispatch(config: config::Dispatch, signals: &Signals) -> anyhow::Result<Ended> {
+    check_descriptors(None, &config.log, std::slice::from_ref(&config.delivery))?;
     let Some((store, log)) = unless_stopped(signals, open(&config.log, Access::Write)).await? else {
         return Ok(Ended::Drained);
     };
@@ -112,10 +112,12 @@ pub async fn dispatch(mut config: config::Dispatch, signals: &Signals) -> anyhow
 async fn dispatch_from(
     store: &Store,
     log: Arc<dyn Log>,
-    config: config::Dispatch,
+    mut config: config::Dispatch,
     signals: &Signals,
 ) -> anyhow::Result<Ended> {
-    memory::announce(&config.log, &*log, None, std::slice::from_ref(&config.delivery)).await?;
+    let partitions = log.partitions().await?;
+    divide_descriptors(None, &config.log, std::slice::from_mut(&mut config.delivery), partitions)?;
+    memory::announce(&config.log, partitions, None, std::slice::from_ref(&config.delivery));
     let engine = store.engine();
     let start = async {
         tokio::select! {
@@ -134,9 +136,9 @@ async fn dispatch_from(
 }
 
 /// Shows what would be delivered again, and delivers it where that was asked for, until the first signal.
-pub async fn replay(mut config: config::Replay, signals: &Signals) -> anyhow::Result<Ended> {
-    if let config::ReplayWork::Deliver { delivery, .. } = &mut config.work {
-        divide_descriptors(None, &config.log, std::slice::from_mut(&mut **delivery))?;
+pub async fn replay(config: config::Replay, signals: &Signals) -> anyhow::Result<Ended> {
+    if let config::ReplayWork::Deliver { delivery, .. } = &config.work {
+        check_descriptors(None, &config.log, std::slice::from_ref(&**delivery))?;
     }
     let is_read_only = matches!(config.work, config::ReplayWork::List { .. });
     let access = if is_read_only { Access::Read } else { Access::Write };
@@ -153,7 +155,9 @@ pub async fn replay(mut config: config::Replay, signals: &Signals) -> anyhow::Re
                 };
                 replay::list(&*engine, log.topic(), name.as_deref(), json).await.map(|()| Ended::Drained)
             }
-            config::ReplayWork::Deliver { delivery, replay } => {
+            config::ReplayWork::Deliver { mut delivery, replay } => {
+                let partitions = log.partitions().await?;
+                divide_descriptors(None, &config.log, std::slice::from_mut(&mut *delivery), partitions)?;
                 let Delivery { spec, settings, dispatch, .. } = *delivery;
                 let spec = store.named(&log, &spec).await?;
                 let groups = Arc::new(store.clone()) as Arc<dyn Groups>;
@@ -183,44 +187,74 @@ pub(crate) async fn unless_stopped<T>(
     }
 }
 
-/// What a mode with an endpoint begins with: sockets first, since they are what most often fails.
+/// What a mode with an endpoint begins with: sockets first, since they are what most often fails. Reduces what needs more
+/// file descriptors than there are.
 pub(crate) async fn start(
     config: &config::Log,
-    endpoint: &config::Endpoint,
-    deliveries: &[Delivery],
+    endpoint: &mut config::Endpoint,
+    deliveries: &mut [Delivery],
 ) -> anyhow::Result<(Vec<TcpListener>, Store, Arc<dyn Log>)> {
     let listeners = listen(&endpoint.listen).await?;
     let (store, log) = open(config, Access::Write).await?;
-    memory::announce(config, &*log, Some(endpoint), deliveries).await?;
+    let partitions = log.partitions().await?;
+    divide_descriptors(Some(endpoint), config, deliveries, partitions)?;
+    memory::announce(config, partitions, Some(endpoint), deliveries);
     announce(&endpoint.listen, &listeners)?;
     Ok((listeners, store, log))
 }
 
+/// Refuses a limit of file descriptors that is too low, before anything is opened.
+pub(crate) fn check_descriptors(
+    endpoint: Option<&config::Endpoint>,
+    log: &config::Log,
+    deliveries: &[Delivery],
+) -> anyhow::Result<()> {
+    Ok(descriptors::check(&needs(endpoint, log, deliveries, 0)).map_err(Misconfigured)?)
+}
+
 /// Bounds the connections of clients and of http destinations, so that the limit of file descriptors is enough for all.
-pub(crate) fn divide_descriptors(
+fn divide_descriptors(
     endpoint: Option<&mut config::Endpoint>,
     log: &config::Log,
     deliveries: &mut [Delivery],
+    partitions: u32,
 ) -> anyhow::Result<()> {
-    let is_http = |delivery: &&Delivery| matches!(delivery.spec.target, Target::Http(_));
-    let needs = descriptors::Needs {
-        clients: endpoint.as_ref().map_or(0, |endpoint| endpoint.ingest.max_connections),
-        clients_given: endpoint.as_ref().is_some_and(|endpoint| endpoint.max_connections_given),
-        is_kafka: matches!(log.store, config::Store::Kafka(_)),
-        destinations: deliveries.len(),
-        http_concurrency: deliveries.iter().filter(is_http).map(|delivery| delivery.dispatch.concurrency).collect(),
-        http_connections: destination::http_connections_max,
-    };
+    let needs = needs(endpoint.as_deref(), log, deliveries, partitions as usize);
     let shares = descriptors::divide(&needs).map_err(Misconfigured)?;
     if let Some(endpoint) = endpoint {
         endpoint.ingest.max_connections = shares.clients;
     }
-    for delivery in deliveries.iter_mut().filter(|delivery| is_http(&&**delivery)) {
+    for delivery in deliveries.iter_mut().filter(|delivery| is_http(delivery)) {
         for concurrency in [&mut delivery.dispatch.concurrency, &mut delivery.settings.concurrency] {
             *concurrency = shares.concurrency_max.min(*concurrency);
         }
     }
     Ok(())
+}
+
+fn needs(
+    endpoint: Option<&config::Endpoint>,
+    log: &config::Log,
+    deliveries: &[Delivery],
+    partitions: usize,
+) -> descriptors::Needs {
+    let http = deliveries.iter().filter(|delivery| is_http(delivery));
+    let with_partition_files =
+        deliveries.iter().filter(|delivery| destination::has_partition_files(&delivery.spec.target));
+    descriptors::Needs {
+        clients: endpoint.map_or(0, |endpoint| endpoint.ingest.max_connections),
+        clients_given: endpoint.is_some_and(|endpoint| endpoint.max_connections_given),
+        is_kafka: matches!(log.store, config::Store::Kafka(_)),
+        partitions,
+        destinations: deliveries.len(),
+        destinations_with_partition_files: with_partition_files.count(),
+        http_concurrency: http.map(|delivery| delivery.dispatch.concurrency).collect(),
+        http_connections: destination::http_connections_max,
+    }
+}
+
+fn is_http(delivery: &Delivery) -> bool {
+    matches!(delivery.spec.target, Target::Http(_))
 }
 
 /// The end of every mode: what is in the log is unknown, or nothing comes into it any more. A new start can tell.

@@ -29,8 +29,8 @@ use tokio::time::Instant;
 
 /// Takes events in and delivers them until the first signal, then drains in the order of the data flow.
 pub async fn up(mut config: config::Up, signals: &Signals) -> anyhow::Result<Ended> {
-    modes::divide_descriptors(Some(&mut config.endpoint), &config.log, &mut config.deliveries)?;
-    let start = modes::start(&config.log, &config.endpoint, &config.deliveries);
+    modes::check_descriptors(Some(&config.endpoint), &config.log, &config.deliveries)?;
+    let start = modes::start(&config.log, &mut config.endpoint, &mut config.deliveries);
     let Some((listeners, store, log)) = modes::unless_stopped(signals, start).await? else {
         return Ok(Ended::Drained);
     };

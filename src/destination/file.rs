@@ -21,6 +21,11 @@ use std::sync::{Mutex, PoisonError};
 
 const PARTITION: &str = "{partition}";
 
+/// Whether the path has `{partition}` in it, which makes one file for each partition.
+pub(super) fn is_pattern(path: &Path) -> bool {
+    path.to_string_lossy().contains(PARTITION)
+}
+
 #[derive(Debug)]
 pub(super) struct File {
     /// As an absolute path, with `{partition}` as typed.
@@ -52,7 +57,7 @@ impl File {
             return Err(ConfigurationError(format!("{} is a directory: name a file in it", path.display())));
         };
         let pattern = path.to_string_lossy();
-        if !pattern.contains(PARTITION) {
+        if !is_pattern(&path) {
             let disk = Disk::open(&path, mode)?;
             let writer = start(Appender::new(disk), &lost).map_err(ConfigurationError)?;
             return Ok(Self { path, files: Files::One(writer), lost });

@@ -44,6 +44,11 @@ pub fn http_connections_max(concurrency: usize) -> usize {
     http::connections_max(concurrency)
 }
 
+/// Whether the destination writes one file for each partition, each of which is kept open.
+pub fn has_partition_files(target: &Target) -> bool {
+    matches!(target, Target::File(path) if file::is_pattern(path))
+}
+
 /// One destination, opened. It answers for every run that it is given, by the deadline of the hand-over.
 pub trait Destination: Send + Sync + fmt::Debug {
     /// How much it takes at once.

@@ -7,7 +7,6 @@ use crate::limits::{
     ANSWER_DRAINS_MAX, FAILING_USERS_MAX, GAPS_REMEMBERED_MAX, HTTP_BUFFER_BYTES_MAX, PROBED_USERS_MAX,
     RECORD_BYTES_MAX, RUN_BYTES_MAX, WRITE_BYTES_MAX,
 };
-use crate::log::Log;
 use crate::{log, stderr};
 
 /// What a connection costs beyond its buffer: its task, and the request that it is about.
@@ -31,13 +30,7 @@ struct Part {
 }
 
 /// Says how much memory the process holds at most.
-pub(crate) async fn announce(
-    config: &config::Log,
-    log: &dyn Log,
-    endpoint: Option<&Endpoint>,
-    deliveries: &[Delivery],
-) -> anyhow::Result<()> {
-    let partitions = log.partitions().await?;
+pub(crate) fn announce(config: &config::Log, partitions: u32, endpoint: Option<&Endpoint>, deliveries: &[Delivery]) {
     // Delivery alone takes in what others have written.
     let event_bytes_max = endpoint.map_or(RECORD_BYTES_MAX, |endpoint| endpoint.ingest.max_event_bytes);
     let mut parts = endpoint.map(of_ingest).unwrap_or_default();
@@ -46,7 +39,6 @@ pub(crate) async fn announce(
         parts.extend(of_deliveries(deliveries, partitions, event_bytes_max));
     }
     tell(&parts);
-    Ok(())
 }
 
 /// Events that were accepted and are not in the log yet, bodies that are still arriving, and the connections that they

@@ -35,7 +35,7 @@ fn the_soft_limit_is_raised_to_the_hard_one_and_the_start_line_says_the_numbers(
         limited(folder.path(), "-Sn 128; ulimit -Hn 2048", &[&UP[..], &["--dest", "http://127.0.0.1:1/"]].concat());
     let line = up.wait_for(&["file descriptors", "limit=2048"]);
     // 64 for the log; 16, --concurrency and 128 whose answers are being read for the destination.
-    assert!(line.contains("reserved=464") && line.contains("connections=1584"), "{line}");
+    assert!(line.contains("reserved=464 for_partitions=0") && line.contains("connections=1584"), "{line}");
     assert_eq!(up.stop().code(), 0);
 }
 
@@ -73,6 +73,47 @@ fn deliveries_and_the_log_have_their_descriptors_beside_as_many_idle_clients_as_
             assert!(!ending.said.contains(bad), "{}", ending.said);
         }
     }
+}
+
+#[test]
+fn the_file_of_each_partition_has_its_descriptor_beside_as_many_idle_clients_as_possible() {
+    const PARTITIONS: usize = 100;
+    let folder = tempfile::tempdir().unwrap();
+    let destination = ["--partitions", "100", "--dest", "out-{partition}.jsonl"];
+    let up = limited(folder.path(), "-n 256", &[&UP[..], &destination].concat());
+    // 64 for the log, 16 for the destination and a file of each partition.
+    up.wait_for(&["file descriptors", "limit=256 reserved=180 for_partitions=100 connections=76"]);
+    let address = up.address();
+    let idle: Vec<TcpStream> = (0..400).map(|_| TcpStream::connect(&address).unwrap()).collect();
+    let mut client = Client::connect(&address).unwrap();
+    // So many users that each partition has some.
+    let events: Vec<String> = (0..5_000).map(|user| event(&format!("user-{user}"), "x")).collect();
+    for batch in events.chunks(1_000) {
+        let answer = client.post(&format!("[{}]", batch.join(","))).unwrap();
+        assert_eq!(answer.status, 200, "{answer:?}");
+    }
+    eventually(|| {
+        let files = (0..PARTITIONS).map(|partition| folder.path().join(format!("out-{partition}.jsonl")));
+        let lines = files.map(|file| std::fs::read_to_string(file).map_or(0, |text| text.lines().count()));
+        match lines.sum() {
+            5_000 => Ok(()),
+            lines => Err(format!("{lines} of 5000 events were delivered; {}", up.lines())),
+        }
+    });
+    drop(idle);
+    let ending = up.stop();
+    assert_eq!(ending.code(), 0);
+    assert!(!ending.said.contains("os error 24"), "no file descriptor was missing: {}", ending.said);
+}
+
+#[test]
+fn too_few_descriptors_for_the_files_of_all_partitions_are_told() {
+    let folder = tempfile::tempdir().unwrap();
+    let destination = ["--partitions", "100", "--dest", "out-{partition}.jsonl"];
+    let up = limited(folder.path(), "-n 150", &[&UP[..], &destination].concat());
+    up.wait_for(&["WARN", "files of all partitions", "limit=150 needed=100 reserved=54", "ulimit -n"]);
+    up.wait_for(&["limit=150 reserved=134 for_partitions=54 connections=16"]);
+    assert_eq!(up.stop().code(), 0);
 }
 
 #[test]
