@@ -542,6 +542,12 @@ fn share_of_window(window_bytes: usize, destinations: usize) -> usize {
     (window_bytes / destinations.max(1)).max(WINDOW_BYTES_MIN.min(window_bytes))
 }
 
+/// What to do about two destinations whose derived names differed in an earlier version. The names themselves are not
+/// shown: each has a checksum of the password or token in it.
+const KEEP_EARLIER_NAMES: &str = ". If they ran under an earlier version of eventd, each had a name of its own. To keep \
+    their progress, type these names, as --dest EARLIER-NAME=DEST. They are shown by `ls *.lock` next to the database, or \
+    by `kafka-consumer-groups --list`. A destination with a new name starts at --start";
+
 /// The destinations, under names that differ.
 fn specs(typed: &[String], name: Option<&str>, topic: &str) -> anyhow::Result<Vec<Spec>> {
     let mut specs = Vec::with_capacity(typed.len());
@@ -562,12 +568,16 @@ fn specs(typed: &[String], name: Option<&str>, topic: &str) -> anyhow::Result<Ve
             spec.name,
             limits::TOPIC_CHARS_MAX
         );
-        ensure!(
-            names.insert(spec.name.as_str()),
-            "two destinations have the name {:?}: write --dest NAME=DEST to give one of them another name (user, password \
-             and query of a URL are not part of a derived name)",
-            spec.name
-        );
+        if !names.insert(spec.name.as_str()) {
+            let are_alike = |other: &&Spec| other.name == spec.name;
+            let had_others = specs.iter().filter(are_alike).any(|other| other.earlier_name.is_some());
+            bail!(
+                "two destinations have the name {:?}: write --dest NAME=DEST to give one of them another name (user, \
+                 password and query of a URL are not part of a derived name){}",
+                spec.name,
+                if had_others { KEEP_EARLIER_NAMES } else { "" }
+            );
+        }
         // Two may share a device, as /dev/null is one.
         if let Target::File(path) = &spec.target
             && !path.metadata().is_ok_and(|file| !file.is_file())
@@ -608,6 +618,7 @@ fn resolved(path: &Path) -> PathBuf {
 
 /// Where the secrets of http destinations are. What is read is never logged.
 struct WebhookSecrets {
+    /// By the name that the destination has in this version.
     by_name: HashMap<String, PathBuf>,
     /// Of every http destination that is not named.
     for_all: Option<PathBuf>,
@@ -631,12 +642,13 @@ impl WebhookSecrets {
             ensure!(!path.is_empty(), "--webhook-secret-file {text:?}: the path is missing");
             let twice = match name {
                 Some(name) => {
-                    ensure!(
-                        specs.iter().any(|spec| spec.name == name && is_http(spec)),
-                        "--webhook-secret-file {text:?}: no http destination has the name {name:?} (a path that holds = \
-                         is typed with ./ before it)"
-                    );
-                    secrets.by_name.insert(name.to_owned(), path.into()).is_some()
+                    let spec = named_http(specs, name).with_context(|| {
+                        format!(
+                            "--webhook-secret-file {text:?}: no http destination has the name {name:?} (a path that holds \
+                             = is typed with ./ before it)"
+                        )
+                    })?;
+                    secrets.by_name.insert(spec.name.clone(), path.into()).is_some()
                 }
                 None => {
                     ensure!(specs.iter().any(is_http), "--webhook-secret-file signs requests, but no --dest is http");
@@ -662,6 +674,12 @@ impl WebhookSecrets {
         let secret = variable(WEBHOOK_SECRET)?;
         secret.map(|text| webhook::parse_secret(text.trim()).context(WEBHOOK_SECRET)).transpose()
     }
+}
+
+/// The http destination with this name, or else the one that eventd gave this name in an earlier version.
+fn named_http<'a>(specs: &'a [Spec], name: &str) -> Option<&'a Spec> {
+    let http = || specs.iter().filter(|spec| is_http(spec));
+    http().find(|spec| spec.name == name).or_else(|| http().find(|spec| spec.earlier_name.as_deref() == Some(name)))
 }
 
 fn is_http(spec: &Spec) -> bool {
@@ -708,5 +726,54 @@ mod tests {
         std::os::unix::fs::symlink(&database, &link).unwrap();
         assert!(refused(&database) && refused(&detour) && refused(&link));
         assert!(!refused(&folder.path().join("eventd.jsonl")));
+    }
+
+    #[test]
+    fn two_urls_that_had_names_of_their_own_are_told_how_to_keep_them_and_nothing_secret() {
+        let refused = |typed: [&str; 2]| {
+            let typed = typed.map(str::to_owned);
+            format!("{:#}", specs(&typed, None, "events").unwrap_err())
+        };
+        for typed in [
+            ["https://h/x?t=s3cret", "https://h/x?t=t0ken"],
+            ["https://a:s3cret@h/x", "https://b:t0ken@h/x"],
+            ["https://h/x", "https://h/x?t=s3cret"],
+            ["https://h/x?t=s3cret", "https://h/x"],
+        ] {
+            let says = refused(typed);
+            for part in ["NAME=DEST", "keep their progress", "ls *.lock", "kafka-consumer-groups --list", "--start"] {
+                assert!(says.contains(part), "{part:?} in {says}");
+            }
+            let earlier = typed.map(|url| Spec::parse(url).unwrap().earlier_name);
+            for secret in earlier.iter().flatten().map(String::as_str).chain(["s3cret", "t0ken"]) {
+                assert!(!says.contains(secret), "{secret:?} in {says}");
+            }
+        }
+        for typed in [["https://h/x", "https://h/x"], ["n=https://h/x?t=a", "n=https://h/x?t=b"], ["out", "./out"]] {
+            let says = refused(typed);
+            assert!(says.contains("NAME=DEST") && !says.contains("earlier"), "{says}");
+        }
+    }
+
+    #[test]
+    fn a_secret_is_for_the_destination_with_that_name_also_if_an_earlier_version_derived_it() {
+        let specs = ["https://h/x?t=a", "b=https://h/y?t=b", "file"].map(|typed| Spec::parse(typed).unwrap());
+        let earlier = specs[0].earlier_name.clone().unwrap();
+        let typed = |names: &[&str]| {
+            let typed: Vec<String> = names.iter().map(|name| format!("{name}=/run/{name}")).collect();
+            WebhookSecrets::of(&typed, &specs).map(|secrets| secrets.by_name)
+        };
+        for name in [&specs[0].name, &earlier] {
+            let expected = HashMap::from([(specs[0].name.clone(), PathBuf::from(format!("/run/{name}")))]);
+            assert_eq!(typed(&[name]).unwrap(), expected);
+        }
+        let twice = typed(&[&earlier, &specs[0].name]).unwrap_err().to_string();
+        assert!(twice.contains("given twice for the same destination"), "{twice}");
+        assert!(typed(&["file"]).is_err() && typed(&["nobody"]).is_err());
+
+        // A name that is typed comes first.
+        let typed_again = Spec::parse(&format!("{earlier}=https://h/x?t=a")).unwrap();
+        let both = [specs[0].clone(), typed_again];
+        assert_eq!(named_http(&both, &earlier), Some(&both[1]));
     }
 }
