@@ -14,6 +14,17 @@ use std::path::Path;
 /// Names of a certificate that are shown.
 const NAMES_SHOWN_MAX: usize = 5;
 
+/// How far a connection has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Stage {
+    /// The host is being looked up.
+    LookUp,
+    /// TCP: the peer has not accepted a connection.
+    Tcp,
+    /// It has; the TLS handshake is under way.
+    Tls,
+}
+
 /// A look-up of a host that gave no address.
 #[derive(Debug)]
 pub(super) struct LookUpError(pub(super) io::Error);
@@ -32,8 +43,8 @@ pub(super) fn address(uri: &Uri) -> String {
     format!("{}:{port}", uri.host().unwrap_or_default())
 }
 
-/// Why there is no connection to this address.
-pub(super) fn of_connection(error: &(dyn Error + 'static), address: &str) -> String {
+/// Why there is no connection to this address, after an error at this stage.
+pub(super) fn of_connection(error: &(dyn Error + 'static), stage: Stage, address: &str) -> String {
     if let Some(LookUpError(error)) = find(error) {
         return format!(
             "cannot find the address of {address}: {error}. Check the host in the URL, and the DNS servers of this machine"
@@ -47,7 +58,7 @@ pub(super) fn of_connection(error: &(dyn Error + 'static), address: &str) -> Str
         ErrorKind::ConnectionRefused => {
             format!("{address} refused the connection. Start the receiver, or correct the host and port in the URL")
         }
-        ErrorKind::TimedOut => no_connection_in_time(address),
+        ErrorKind::TimedOut => no_connection_in_time(stage, address),
         ErrorKind::HostUnreachable | ErrorKind::NetworkUnreachable | ErrorKind::NetworkDown => {
             format!("there is no route to {address}: {io}. Check the network of this machine, and the host in the URL")
         }
@@ -62,11 +73,21 @@ pub(super) fn of_connection(error: &(dyn Error + 'static), address: &str) -> Str
     }
 }
 
-/// The time to connect is over.
-pub(super) fn no_connection_in_time(address: &str) -> String {
-    format!(
-        "{address} did not accept a connection in time. Check that the receiver runs and that no firewall drops packets"
-    )
+/// Why there is no connection if the time for it ended at this stage.
+pub(super) fn no_connection_in_time(stage: Stage, address: &str) -> String {
+    match stage {
+        Stage::LookUp => {
+            format!("the address of {address} was not found in time. Check that the DNS servers of this machine answer")
+        }
+        Stage::Tcp => format!(
+            "{address} did not accept a connection in time. Check that the receiver runs and that no firewall drops \
+             packets"
+        ),
+        Stage::Tls => format!(
+            "{address} accepted a connection, but did not finish the TLS handshake in time. Check that this port speaks \
+             TLS, and that the receiver is not overloaded"
+        ),
+    }
 }
 
 fn of_tls(error: &TlsError, address: &str) -> String {
@@ -159,7 +180,7 @@ fn find<'e, T: Error + 'static>(error: &'e (dyn Error + 'static)) -> Option<&'e 
 }
 
 /// An error and its sources, each once.
-fn chain(error: &(dyn Error + 'static)) -> String {
+pub(super) fn chain(error: &(dyn Error + 'static)) -> String {
     let mut texts: Vec<String> = Vec::new();
     for error in std::iter::successors(Some(error), |&error| error.source()) {
         let text = error.to_string();
@@ -197,11 +218,11 @@ mod tests {
     fn certificate(why: CertificateError) -> String {
         // As hyper-rustls wraps it.
         let error = io::Error::other(io::Error::new(ErrorKind::InvalidData, TlsError::InvalidCertificate(why)));
-        of_connection(&error, "example.org:8443")
+        of_connection(&error, Stage::Tls, "example.org:8443")
     }
 
     fn io(kind: ErrorKind) -> String {
-        of_connection(&io::Error::from(kind), "example.org:8443")
+        of_connection(&io::Error::from(kind), Stage::Tcp, "example.org:8443")
     }
 
     #[test]
@@ -249,7 +270,7 @@ mod tests {
             assert!(io(kind).starts_with(expected), "{}", io(kind));
         }
         let nobody = io::Error::other(LookUpError(io::Error::other("Name or service not known")));
-        let words = of_connection(&nobody, "nosuch.example:443");
+        let words = of_connection(&nobody, Stage::LookUp, "nosuch.example:443");
         assert!(
             words.starts_with("cannot find the address of nosuch.example:443: Name or service not known"),
             "{words}"
@@ -258,7 +279,21 @@ mod tests {
             ErrorKind::InvalidData,
             TlsError::InvalidMessage(rustls::InvalidMessage::InvalidContentType),
         );
-        assert!(of_connection(&plain, "a:1").starts_with("a:1 does not speak TLS. Use http://"));
+        assert!(of_connection(&plain, Stage::Tls, "a:1").starts_with("a:1 does not speak TLS. Use http://"));
+    }
+
+    #[test]
+    fn a_time_out_names_what_did_not_answer() {
+        for (stage, expected) in [
+            (Stage::LookUp, "the address of a:1 was not found in time. Check that the DNS servers"),
+            (Stage::Tcp, "a:1 did not accept a connection in time. Check that the receiver runs"),
+            (Stage::Tls, "a:1 accepted a connection, but did not finish the TLS handshake in time"),
+        ] {
+            let words = no_connection_in_time(stage, "a:1");
+            assert!(words.starts_with(expected), "{words}");
+            // As a system says it that gave up by itself.
+            assert_eq!(of_connection(&io::Error::from(ErrorKind::TimedOut), stage, "a:1"), words);
+        }
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 use super::requests::Request;
 use super::{describe, refusal};
+use crate::core::text::shown;
 use crate::limits::{BROKER_ANSWER_MAX, BROKER_CONNECT_MAX, FRAME_BYTES_MAX};
 use crate::net::{self, ConnectError, Sasl, Settings, Stream};
 use bytes::{BufMut, Bytes, BytesMut};
@@ -218,7 +219,10 @@ fn foreign_tongue(bytes: [u8; 4]) -> String {
         // A handshake's record, or an alert's, and the version.
         [0x15 | 0x16, 3, ..] => "this port speaks TLS: add --tls".into(),
         _ if &bytes == b"HTTP" => "an HTTP server answers: --url names the port of a Kafka broker".into(),
-        _ => format!("what answers begins with {}, no Kafka broker would: look at --url", bytes.escape_ascii()),
+        _ => {
+            let first = shown(&bytes, bytes.len());
+            format!("the answer starts with \"{first}\", which a Kafka broker never sends: check --url")
+        }
     }
 }
 

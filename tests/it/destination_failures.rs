@@ -112,6 +112,20 @@ async fn a_connection_that_nobody_accepts_is_named() {
 }
 
 #[tokio::test]
+async fn a_server_that_accepts_and_never_answers_the_tls_handshake_is_named() {
+    // Its queue accepts connections, and nobody reads them.
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let authority = Authority::new();
+    let settings = Settings { attempt_timeout: Duration::from_millis(500), ..trusting(&authority) };
+    for host in ["127.0.0.1", "localhost"] {
+        let failed = fails("https", &format!("{host}:{port}"), &settings).await;
+        assert_says(&failed, &[&format!("{host}:{port} accepted a connection"), "TLS handshake in time"]);
+        assert!(!failed.answer.contains("firewall"), "{}", failed.answer);
+    }
+}
+
+#[tokio::test]
 async fn a_port_that_does_not_speak_tls_is_named() {
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();

@@ -480,7 +480,7 @@ async fn what_is_not_http_is_retried_with_a_reason_in_words() {
         ("HTTP/1.1 20 OK\r\n\r\n", "not an HTTP answer: \"HTTP/1.1 20 OK\""),
         ("HTTP/1.1 2000 OK\r\n\r\n", "not an HTTP answer"),
         ("200 OK\r\n\r\n", "not an HTTP answer"),
-        ("\x1b]0;title\x07\n", "not an HTTP answer: \"\\x1b]0;title\\x07\""),
+        ("\x1b]0;title\x07\n", "not an HTTP answer: \"\\u{1b}]0;title\\u{7}\""),
         ("HTTP/1.1 20", "broke off in its status line: \"HTTP/1.1 20\""),
         ("HTTP/1.1 200", "broke off in its status line: \"HTTP/1.1 200\""),
         ("HTTP/1.1 100 Continue\r\n\r\n", "no final answer"),

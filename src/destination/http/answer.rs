@@ -8,6 +8,7 @@
 //!
 //! Pure: bytes in, what is known out.
 
+use crate::core::text::shown;
 use http::StatusCode;
 use http::header::{HeaderName, HeaderValue};
 use std::fmt;
@@ -180,7 +181,7 @@ impl Answer {
         if !self.has_begun {
             return None;
         }
-        let sample = self.head[..self.head.len().min(SAMPLE_BYTES)].trim_ascii_end().escape_ascii();
+        let sample = shown(self.head.trim_ascii_end(), SAMPLE_BYTES);
         Some(match self.state {
             State::StatusLine if self.informational > 0 && self.head.is_empty() => {
                 "informational (1xx) answers came, but no final answer".to_owned()
@@ -219,6 +220,7 @@ fn status_of(line: &[u8]) -> Option<StatusCode> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::core::text::is_escaped;
     use http::header::RETRY_AFTER;
     use proptest::prelude::*;
 
@@ -295,8 +297,9 @@ mod tests {
 
     #[test]
     fn what_is_shown_of_an_answer_is_escaped_and_short() {
-        let shown = after(format!("\x1b[31m\u{9b}{}\n", "x".repeat(9000)).as_bytes()).instead().unwrap();
-        assert!(shown.is_ascii() && shown.len() < 200 && !shown.contains('\x1b'), "{shown}");
+        let shown = after(format!("\x1b[31mÜ\u{9b}\u{202e}{}\n", "x".repeat(9000)).as_bytes()).instead().unwrap();
+        assert!(shown.contains(r"\u{1b}[31mÜ\u{9b}\u{202e}xx") && shown.ends_with("x…\""), "{shown}");
+        assert!(shown.len() < 200 && !shown.chars().any(is_escaped), "{shown}");
     }
 
     #[test]

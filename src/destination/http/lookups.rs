@@ -8,6 +8,8 @@ use std::io;
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::sync::Arc;
 use std::task::{Context, Poll};
+#[cfg(test)]
+use tokio::sync::OwnedSemaphorePermit;
 use tokio::sync::Semaphore;
 use tower_service::Service;
 
@@ -17,6 +19,12 @@ pub(super) struct LookUps(Arc<Semaphore>);
 impl LookUps {
     pub(super) fn new() -> Self {
         Self(Arc::new(Semaphore::new(LOOKUPS_MAX)))
+    }
+
+    /// Takes the places of all look-ups, so that a test has none left to begin.
+    #[cfg(test)]
+    pub(super) async fn take_all_places(&self) -> OwnedSemaphorePermit {
+        self.0.clone().acquire_many_owned(LOOKUPS_MAX as u32).await.unwrap()
     }
 }
 
@@ -52,7 +60,7 @@ mod tests {
     #[tokio::test]
     async fn look_ups_beyond_the_limit_wait_for_a_place() {
         let mut look_ups = LookUps::new();
-        let taken = look_ups.0.clone().acquire_many_owned(LOOKUPS_MAX as u32).await.unwrap();
+        let taken = look_ups.take_all_places().await;
         let mut waiting = look_ups.call(Name::from_str("localhost").unwrap());
         assert!(std::future::poll_fn(|context| Poll::Ready(waiting.as_mut().poll(context))).await.is_pending());
         drop(taken);

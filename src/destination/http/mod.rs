@@ -16,17 +16,18 @@
 //!  attempt ─▶ pool ── link ── answer
 //!              │       └ one connection: hyper, and what it reads
 //!              ├ keeps unused connections, drains answers
-//!              └ lookups
+//!              └ connector ── lookups
 //! ```
 
 mod answer;
+mod connector;
 mod link;
 mod lookups;
 mod pool;
 
 use super::spec::HttpTarget;
 use super::webhook::{self, Signer, Try};
-use super::{ConfigurationError, Deadline, Destination, HandOver, HandOverLimits, Settings};
+use super::{ConfigurationError, Deadline, Destination, HandOver, HandOverLimits, Settings, failure_words};
 use crate::BoxFuture;
 use crate::core::event::{Event, Record};
 use crate::core::verdict::{Failed, Report, Verdict};
@@ -42,7 +43,6 @@ use link::Rest;
 use percent_encoding::percent_decode_str;
 use pool::Pool;
 pub(super) use pool::connections_max;
-use std::error::Error;
 use std::future::poll_fn;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime};
@@ -91,7 +91,7 @@ impl Http {
         let response = loop {
             let why = match timeout_at(deadline.at, link.send(self.request(&attempt))).await {
                 Ok(Ok(response)) => break response,
-                Ok(Err(error)) => Some(words(&error)),
+                Ok(Err(error)) => Some(failure_words::chain(&error)),
                 Err(_) => None,
             };
             let was_stale = link.is_reused() && link.answer().is_untouched();
@@ -163,7 +163,7 @@ impl Http {
     fn verdict(&self, status: StatusCode, retry_after: Option<&HeaderValue>) -> Verdict {
         let retry_after =
             retry_after.and_then(|value| webhook::retry_after(value, SystemTime::now(), self.retry_after_max));
-        // "At once" is no wish that the backoff could not be kept for: it would be a loop without a pause.
+        // A pause of zero is ignored: retries without the backoff would be a loop without a pause.
         let after = retry_after.filter(|after| !after.is_zero());
         match status {
             StatusCode::BAD_REQUEST
@@ -218,12 +218,6 @@ impl Destination for Http {
     fn resent(&self) -> u64 {
         self.resent.load(Ordering::Relaxed)
     }
-}
-
-/// An error and its causes, for people.
-fn words(error: &(dyn Error + 'static)) -> String {
-    let causes = std::iter::successors(Some(error), |&error| error.source());
-    causes.map(ToString::to_string).collect::<Vec<_>>().join(": ")
 }
 
 /// The payload as it lies in the record: shared, not copied. A tombstone is an empty body.

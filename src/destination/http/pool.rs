@@ -1,8 +1,7 @@
 //! The connections to one server: opened, kept while unused, and freed of what is left of an answer.
 
+use super::connector::Connector;
 use super::link::{self, Link, Rest};
-use super::lookups::LookUps;
-use super::words;
 use crate::destination::{ConfigurationError, Settings, failure_words};
 use crate::limits::{
     ANSWER_DRAINS_FACTOR, ANSWER_DRAINS_MAX, ANSWER_REST_MAX, CONNECT_TIMEOUT_MAX, CONNECTION_IDLE_MAX,
@@ -10,23 +9,18 @@ use crate::limits::{
 use crate::net;
 use http::Uri;
 use hyper::client::conn::http1;
-use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
-use hyper_util::client::legacy::connect::HttpConnector;
 use std::collections::VecDeque;
 use std::fmt;
 use std::future::poll_fn;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::task::Poll;
-use std::time::Duration;
 use tokio::task::JoinSet;
-use tokio::time::{Instant, interval, timeout, timeout_at};
-use tower_service::Service;
+use tokio::time::{Instant, interval, timeout};
 
 pub(super) struct Pool {
-    connector: HttpsConnector<HttpConnector<LookUps>>,
+    connector: Connector,
     uri: Uri,
     protocol: http1::Builder,
-    connect_timeout: Duration,
     idle: Arc<Mutex<Idle>>,
     /// Closes what was unused for too long. It ends with the pool, as all tasks here.
     sweeper: OnceLock<JoinSet<()>>,
@@ -53,21 +47,12 @@ impl Pool {
             true => net::Tls { ca_file: settings.ca_file.clone(), identity: None }.config(),
             false => net::no_tls(),
         };
-        let connect_timeout = settings.attempt_timeout.min(CONNECT_TIMEOUT_MAX);
-        let mut connector = HttpConnector::new_with_resolver(LookUps::new());
-        connector.enforce_http(false);
-        connector.set_nodelay(true);
-        connector.set_connect_timeout(Some(connect_timeout));
-        let connector = HttpsConnectorBuilder::new()
-            .with_tls_config(tls.map_err(ConfigurationError)?)
-            .https_or_http()
-            .enable_http1()
-            .wrap_connector(connector);
+        let connector =
+            Connector::new(tls.map_err(ConfigurationError)?, settings.attempt_timeout.min(CONNECT_TIMEOUT_MAX));
         Ok(Self {
             connector,
             uri: uri.clone(),
             protocol: link::protocol(),
-            connect_timeout,
             idle: Arc::new(Mutex::new(Idle { links: VecDeque::new(), max: settings.concurrency })),
             drains_max: drains_max(settings.concurrency),
             sweeper: OnceLock::new(),
@@ -92,12 +77,8 @@ impl Pool {
             tasks.spawn(sweep(Arc::clone(&self.idle)));
             tasks
         });
-        let deadline = deadline.min(Instant::now() + self.connect_timeout);
-        let stream = match timeout_at(deadline, self.connector.clone().call(self.uri.clone())).await {
-            Ok(stream) => stream.map_err(|error| failure_words::of_connection(&*error, &self.address()))?,
-            Err(_) => return Err(failure_words::no_connection_in_time(&self.address())),
-        };
-        Link::new(stream, &self.protocol).await.map(Box::new).map_err(|error| words(&error))
+        let stream = self.connector.connect(&self.uri, deadline).await?;
+        Link::new(stream, &self.protocol).await.map(Box::new).map_err(|error| failure_words::chain(&error))
     }
 
     /// `host:port` of the server.

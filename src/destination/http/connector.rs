@@ -1,0 +1,124 @@
+//! Opens connections, and knows how far each one has come: a name that is not found, a port that does not accept and a
+//! server that does not answer the TLS handshake have different causes.
+//!
+//! ```text
+//!  connect ─▶ TLS (hyper-rustls) ─▶ TCP (hyper-util) ─▶ look-ups
+//!                                    └────── Noting ──────┘ each notes the stage
+//! ```
+
+use super::lookups::LookUps;
+use crate::BoxFuture;
+use crate::destination::failure_words::{self, Stage};
+use http::Uri;
+use hyper_rustls::{HttpsConnector, MaybeHttpsStream};
+use hyper_util::client::legacy::connect::HttpConnector;
+use hyper_util::rt::TokioIo;
+use rustls::ClientConfig;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+use tokio::net::TcpStream;
+use tokio::sync::watch;
+use tokio::time::{Instant, timeout_at};
+use tower_service::Service;
+
+#[derive(Debug)]
+pub(super) struct Connector {
+    look_ups: LookUps,
+    tls: Arc<ClientConfig>,
+    time: Duration,
+}
+
+impl Connector {
+    /// Each connection has this much time, TLS included.
+    pub(super) fn new(tls: ClientConfig, time: Duration) -> Self {
+        Self { look_ups: LookUps::new(), tls: Arc::new(tls), time }
+    }
+
+    /// Opens a connection to the host of this URL, by TLS if it is `https`. The error is for people.
+    pub(super) async fn connect(
+        &self,
+        uri: &Uri,
+        deadline: Instant,
+    ) -> Result<MaybeHttpsStream<TokioIo<TcpStream>>, String> {
+        let deadline = deadline.min(Instant::now() + self.time);
+        // An address is not looked up.
+        let (stage, reached) = watch::channel(Stage::Tcp);
+        let connected = timeout_at(deadline, self.noting(stage).call(uri.clone())).await;
+        let (address, stage) = (failure_words::address(uri), *reached.borrow());
+        match connected {
+            Ok(connected) => connected.map_err(|error| failure_words::of_connection(&*error, stage, &address)),
+            Err(_) => Err(failure_words::no_connection_in_time(stage, &address)),
+        }
+    }
+
+    /// A connector for one connection, which notes its stages.
+    fn noting(&self, stage: watch::Sender<Stage>) -> HttpsConnector<Noting<HttpConnector<Noting<LookUps>>>> {
+        let step = self.look_ups.clone();
+        let look_ups = Noting { step, begins: Stage::LookUp, then: Stage::Tcp, stage: stage.clone() };
+        let mut tcp = HttpConnector::new_with_resolver(look_ups);
+        tcp.enforce_http(false);
+        tcp.set_nodelay(true);
+        // Of several addresses, one that does not answer does not use up the time of the others.
+        tcp.set_connect_timeout(Some(self.time));
+        HttpsConnector::from((Noting { step: tcp, begins: Stage::Tcp, then: Stage::Tls, stage }, Arc::clone(&self.tls)))
+    }
+}
+
+/// A step of a connection that notes when it begins, and when the next one does.
+#[derive(Debug, Clone)]
+struct Noting<S> {
+    step: S,
+    begins: Stage,
+    then: Stage,
+    stage: watch::Sender<Stage>,
+}
+
+impl<S, Q> Service<Q> for Noting<S>
+where
+    S: Service<Q>,
+    S::Response: Send,
+    S::Error: Send,
+    S::Future: Send + 'static,
+{
+    type Response = S::Response;
+    type Error = S::Error;
+    type Future = BoxFuture<'static, Result<S::Response, S::Error>>;
+
+    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
+        self.step.poll_ready(context)
+    }
+
+    fn call(&mut self, request: Q) -> Self::Future {
+        let (stage, then) = (self.stage.clone(), self.then);
+        stage.send_replace(self.begins);
+        let step = self.step.call(request);
+        Box::pin(async move {
+            let done = step.await;
+            if done.is_ok() {
+                stage.send_replace(then);
+            }
+            done
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::net;
+
+    #[tokio::test]
+    async fn a_look_up_without_an_answer_is_told_apart_from_a_connection_without_one() {
+        let connector = Connector::new(net::no_tls().unwrap(), Duration::from_millis(50));
+        // As after look-ups that hang: their threads are waiting for a DNS server.
+        let hanging = connector.look_ups.take_all_places().await;
+        for scheme in ["http", "https"] {
+            let uri = format!("{scheme}://localhost:1/").parse().unwrap();
+            let why = connector.connect(&uri, Instant::now() + Duration::from_secs(60)).await.unwrap_err();
+            assert!(why.starts_with("the address of localhost:1 was not found in time"), "{why}");
+            assert!(why.contains("DNS") && !why.contains("firewall"), "{why}");
+        }
+        drop(hanging);
+    }
+}
