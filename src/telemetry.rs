@@ -3,6 +3,7 @@
 //! One event is one line: what a terminal acts on in the text of others is escaped (`escaping`).
 
 mod escaping;
+mod targets;
 
 use crate::config::{LogFormat, variable};
 use crate::stderr;
@@ -64,8 +65,9 @@ fn filter(directives: &str) -> anyhow::Result<EnvFilter> {
 fn check(directive: &str) -> anyhow::Result<()> {
     let (target, level) = match directive.split_once('=') {
         Some((target, level)) => (Some(target.trim()), Some(level.trim())),
-        None if is_level(directive) => (None, Some(directive)),
-        None if is_path(directive) => (Some(directive), None),
+        None if directive.contains("::") || (targets::is_known(directive) && !is_level(directive)) => {
+            (Some(directive), None)
+        }
         // One word: it was meant as a level.
         None => (None, Some(directive)),
     };
@@ -75,9 +77,11 @@ fn check(directive: &str) -> anyhow::Result<()> {
         bail!("{level:?} is not a level{}: {}", meant.unwrap_or_default(), possible());
     }
     match target {
-        Some(target) if !is_path(target) && !is_crate(target) => {
-            Err(anyhow!("{target:?} is not the path of a module: {}", possible()))
-        }
+        Some(target) if !targets::is_known(target) => Err(anyhow!(
+            "no log line comes from a module {target:?}: {}. Modules that log: {}",
+            possible(),
+            targets::top_level()
+        )),
         _ => Ok(()),
     }
 }
@@ -89,15 +93,6 @@ fn possible() -> String {
 
 fn is_level(word: &str) -> bool {
     LEVELS.iter().any(|(level, _)| level.eq_ignore_ascii_case(word))
-}
-
-/// `eventd`, or modules of any crate with `::` between them.
-fn is_path(target: &str) -> bool {
-    target == "eventd" || (target.contains("::") && target.split("::").all(is_crate))
-}
-
-fn is_crate(name: &str) -> bool {
-    !name.is_empty() && name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_')
 }
 
 fn panicked(panic: &PanicHookInfo<'_>) {
@@ -130,15 +125,22 @@ mod tests {
             ("eventd=inof", "\"inof\" is not a level"),
             ("eventd=", "\"\" is not a level"),
             ("eventd::dispatch=high,info", "\"high\" is not a level"),
-            ("=debug", "\"\" is not the path of a module"),
+            ("=debug", "no log line comes from a module \"\": write a level"),
             ("a=b=c", "\"b=c\" is not a level"),
-            ("eventd::=debug", "\"eventd::\" is not the path of a module"),
-            ("eventd:dispatch=debug", "\"eventd:dispatch\" is not the path of a module"),
+            ("eventd::=debug", "a module \"eventd::\""),
+            ("eventd:dispatch=debug", "a module \"eventd:dispatch\""),
+            ("evntd=debug", "a module \"evntd\""),
+            ("eventd::dispach=debug", "Modules that log: eventd, eventd::descriptors, eventd::dispatch, "),
+            ("info,eventd::dispach", "a module \"eventd::dispach\""),
+            ("eventd::dispatch::wroker=debug,info", "a module \"eventd::dispatch::wroker\""),
+            ("eventd::core=debug", "a module \"eventd::core\""),
+            ("rustls=debug", "a module \"rustls\""),
+            ("hyper::client=debug", "a module \"hyper::client\""),
             ("eventd:dispatch", "\"eventd:dispatch\" is not a level"),
             ("event", "\"event\" is not a level"),
             ("5x", "\"5x\" is not a level"),
             ("inof[span]", "\"inof[span]\" is not a level"),
-            ("eventd[span]=debug", "\"eventd[span]\" is not the path of a module"),
+            ("eventd[span]=debug", "a module \"eventd[span]\""),
             ("info;debug", "is not a level"),
             ("", "it is empty"),
             (" , ", "it is empty"),
@@ -152,6 +154,9 @@ mod tests {
     fn levels_and_modules_are_taken_and_errors_of_the_others_are_told_all_the_same() {
         let shown = |directives: &str| filter(directives).expect(directives).to_string();
         for directives in ["info", "INFO", "off", "eventd", "eventd::dispatch=debug,info", "hyper=debug", " warn , "] {
+            shown(directives);
+        }
+        for directives in ["eventd::group::kafka=trace", "hyper_util", "hyper_util::client=debug"] {
             shown(directives);
         }
         assert_eq!(shown("eventd::dispatch=debug"), "eventd::dispatch=debug,error");

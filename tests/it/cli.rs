@@ -284,6 +284,8 @@ fn a_bad_environment_variable_is_refused_as_its_flag_is() {
         ("EVENTD_LOG", "inof"),
         ("EVENTD_LOG", "warning"),
         ("EVENTD_LOG", "eventd=inof"),
+        ("EVENTD_LOG", "evntd=debug"),
+        ("EVENTD_LOG", "eventd::dispach=debug"),
         ("EVENTD_URL", "sqlite:eventd.db\n"),
     ];
     for (variable, value) in bad {
