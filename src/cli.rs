@@ -325,7 +325,7 @@ pub struct Shared {
     #[command(flatten)]
     pub kafka: Kafka,
 
-    /// How long a stop waits for what is under way
+    /// How long a stop waits for what is under way. After that it still closes the database, for up to 15s
     #[arg(long, value_name = "DURATION", env = "EVENTD_DRAIN", default_value = "30s", value_parser = duration, help_heading = "Running")]
     pub drain: Duration,
 
