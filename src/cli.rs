@@ -50,7 +50,7 @@ impl Cli {
         });
         let refused = |command: &mut clap::Command, flag: &Arg| {
             let (variable, flag) = (flag.get_env().unwrap_or_default().display(), flag.get_long().unwrap_or_default());
-            let what = format!("the variable {variable}, which stands for --{flag}, is empty: set it, or unset it");
+            let what = format!("the variable {variable}, which sets --{flag}, is empty: set it, or unset it");
             command.error(ErrorKind::InvalidValue, what)
         };
         let matches = match command.try_get_matches_from_mut(&arguments) {
@@ -209,8 +209,8 @@ pub struct Replay {
     pub delivery: Delivery,
 
     /// The beginning: an offset (480), offsets of partitions (p0:480,p2:17), a time (2026-01-02T10:30:00Z; local: 2026-01-02
-    /// 10:30, or 10:30 for today; @1767350000 for seconds since 1970) or an age (2h). Of a range by time every event is taken
-    /// that was accepted in it, in whatever order their times are in the log
+    /// 10:30, or 10:30 for today; @1767350000 for seconds since 1970) or an age (2h). A range by time has every event that was
+    /// accepted in it, also if the log does not have them in the order of time
     #[arg(long, value_name = "PLACE", value_parser = place, group = "selection", help_heading = REPLAY)]
     pub from: Option<Place>,
 

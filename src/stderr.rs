@@ -6,7 +6,7 @@
 //! ```
 //!
 //! So a line never costs more than itself. If its reader has gone, its disk is full or its terminal is closed, the line
-//! is lost, and whoever wrote it goes on. If the reader is alive but does not read, the thread waits, the queue takes
+//! is lost, and the thread that wrote it continues. If the reader is alive but does not read, the thread waits, the queue takes
 //! what comes meanwhile, and then lines are lost. Lost lines are counted, and one line tells their number as soon as a
 //! line can be written again. The order of lines is kept.
 
@@ -94,7 +94,7 @@ impl Write for Lines {
 /// What the thread finds in the queue.
 enum Entry {
     Line(Vec<u8>),
-    /// So many lines did not fit here.
+    /// The number of lines that did not fit into the queue here.
     Lost(u64),
 }
 
@@ -196,7 +196,7 @@ impl<S: Write> Writer<S> {
             Some(Entry::Lost(lines)) => self.lost += lines,
             Some(Entry::Line(line)) => {
                 self.tell();
-                // While the number of lost lines cannot be told, no line can be written: it would stand before it.
+                // While the number of lost lines cannot be written, no line is written: the number comes before later lines.
                 if self.lost > 0 || self.write(&line).is_err() {
                     self.lost += 1;
                 }

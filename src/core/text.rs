@@ -1,7 +1,7 @@
 //! Shows text that comes from outside. Characters that a terminal acts on, or that are invisible, are escaped.
 //!
 //! Users, ids, types, topics, answers of receivers and messages of brokers come from outside. Raw, they could move the
-//! cursor, hide what stands before "deliver these? [y/N]", turn the order of characters round, or forge a log line.
+//! cursor, hide what comes before "deliver these? [y/N]", turn the order of characters round, or forge a log line.
 //! Everything that eventd prints passes one of these functions:
 //!
 //! ```text

@@ -310,7 +310,7 @@ fn host_and_path(http: &HttpTarget, as_typed: &str) -> String {
     format!("{host}{port}{}", &path[..path.find(['?', '#']).unwrap_or(path.len())])
 }
 
-/// The part of a destination that is no secret and that says where it is: a URL without user, password, query and
+/// The part of a destination that is not a secret and says where it is: a URL without user, password, query and
 /// fragment; anything else as typed.
 fn public_part(as_typed: &str) -> String {
     let Some((start, end)) = authority(as_typed) else { return as_typed.to_owned() };

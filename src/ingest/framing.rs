@@ -375,7 +375,7 @@ mod tests {
             });
             turn.await;
             assert_eq!(bytes, turn_bytes);
-            // It is woken by itself, and goes on.
+            // It wakes by itself, and continues.
             assert_eq!(watched.read_u8().await.unwrap(), b'x');
         }
     }

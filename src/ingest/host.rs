@@ -11,7 +11,7 @@ use http::{HeaderValue, Version};
 use std::net::{Ipv4Addr, Ipv6Addr};
 
 /// Checks the host of a request. `allowed` are the names that a loopback listener takes in addition to its own; `None`
-/// stands for a listener that takes every host.
+/// means a listener that takes every host.
 pub(super) fn check(head: &Parts, allowed: Option<&[String]>) -> Result<(), Box<Problem>> {
     let mut given = head.headers.get_all(HOST).iter();
     let host = match (given.next(), given.next()) {

@@ -84,7 +84,7 @@ impl Place {
         }
     }
 
-    /// The time that it stands for.
+    /// The time that it means.
     pub fn moment_ms(&self, now_ms: i64) -> Option<i64> {
         match self {
             Self::Time(ms) => Some(*ms),

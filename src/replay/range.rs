@@ -11,7 +11,7 @@
 //!  read                   └────────────────────────────────────────────────┘
 //! ```
 //!
-//! A position (of a rewind or a fast-forward) is one offset in a partition. There a time stands for the first event that
+//! A position (of a rewind or a fast-forward) is one offset in a partition. A time means the first event that
 //! was accepted then or later.
 
 use super::place::{Place, show_ms, unix_time_meant};
@@ -91,7 +91,7 @@ impl Times {
 pub enum TimeAsEnd {
     /// The end of the log: whoever reads the range asks each event for its own time.
     Scan,
-    /// The first event that was accepted then or later. An age of 0 is the end of the log, whatever stands in it.
+    /// The first event that was accepted then or later. An age of 0 is the end of the log, whatever the log holds.
     Position,
 }
 

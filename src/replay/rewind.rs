@@ -159,8 +159,8 @@ async fn patiently<'a, T>(ask: impl Fn() -> BoxFuture<'a, Result<T, JoinError>>)
     }
 }
 
-/// Of each partition whose next offsets retention has removed, and that the place lies behind: how many of them were not
-/// settled, and the earliest offset that is left.
+/// Finds the partitions in which the move passes over unsettled events that retention has removed. For each: how many
+/// these are, and the earliest offset that is left.
 async fn gaps_before(
     around: &Surroundings,
     place: &Place,
@@ -175,7 +175,7 @@ async fn gaps_before(
             Place::Offsets(offsets) | Place::OldOffsets(offsets) => {
                 offsets.get(&partition).is_some_and(|to| *to >= earliest)
             }
-            // A time stands for an event that is there.
+            // A time means an event that is there.
             Place::Time(_) | Place::Ago(_) => true,
         };
         if state.watermark >= earliest || !passes {

@@ -35,7 +35,7 @@ pub struct Process;
 
 impl Streams for Process {
     fn out(&self, text: &str) -> io::Result<()> {
-        // At a terminal, what was written to the other stream before stands above it.
+        // At a terminal, what was written to the other stream before has to appear above it.
         stderr::flush(stderr::FLUSH_MAX);
         io::stdout().write_all(text.as_bytes())
     }
