@@ -271,7 +271,11 @@ pub async fn run(around: Surroundings, config: Config, stop: impl Future<Output 
         () = &mut stop => false,
     };
     if !agreed {
-        show::note(&around, &config, "nothing was delivered: --execute does it");
+        let what = match config.what {
+            Wanted::Move(_) => "nothing was moved: --execute moves the position",
+            Wanted::New { .. } | Wanted::Rest { .. } => "nothing was delivered: --execute does it",
+        };
+        show::note(&around, &config, what);
         return Ok(Ended::Drained);
     }
     match &config.what {

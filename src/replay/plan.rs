@@ -305,22 +305,37 @@ async fn read(log: &dyn Log, partition: u32, from: i64) -> anyhow::Result<Read> 
 
 impl Plan {
     /// Events and partitions as a person reads them. `what` and `to` say what is replayed where.
-    pub fn text<'p>(&'p self, what: &'p str, to: &'p str, rate: Option<Rate>) -> impl fmt::Display + 'p {
-        Text { plan: self, what, to, rate }
+    pub fn text<'p>(&'p self, what: &'p str, to: &'p str, pace: Pace) -> impl fmt::Display + 'p {
+        Text { plan: self, what, to, pace }
     }
+}
+
+/// How fast the events of a plan are delivered.
+#[derive(Debug, Clone, Copy)]
+pub enum Pace {
+    Limited(Rate),
+    /// As fast as the destination takes them.
+    Unlimited,
+    /// Only the position is moved: dispatch delivers the events, or leaves them out.
+    Moved,
 }
 
 struct Text<'p> {
     plan: &'p Plan,
     what: &'p str,
     to: &'p str,
-    rate: Option<Rate>,
+    pace: Pace,
 }
 
 impl fmt::Display for Text<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { plan, what, to, rate } = self;
-        writeln!(f, "replay of {}\n    to {}\n", escaped(what), escaped(to))?;
+        let Self { plan, what, to, pace } = self;
+        match pace {
+            Pace::Limited(_) | Pace::Unlimited => {
+                writeln!(f, "replay of {}\n    to {}\n", escaped(what), escaped(to))?;
+            }
+            Pace::Moved => writeln!(f, "move of the position: {}\n", escaped(what))?,
+        }
         writeln!(f, "  {:>9}  {:>12}  {:>12}  {:>12}", "partition", "from", "until", "events")?;
         for part in &plan.partitions {
             writeln!(f, "  {:>9}  {:>12}  {:>12}  {:>12}", part.partition, part.from, part.until, part.events)?;
@@ -349,12 +364,13 @@ impl fmt::Display for Text<'_> {
         for (count, what) in left_out.into_iter().filter(|(count, _)| *count > 0) {
             writeln!(f, "  besides  {count} {what}")?;
         }
-        match rate {
-            Some(rate) => {
+        match pace {
+            Pace::Limited(rate) => {
                 let time = humantime::format_duration(whole(rate.time_of(plan.events)));
                 writeln!(f, "  takes    {time} at {rate}")
             }
-            None => writeln!(f, "  takes    as long as the destination does: there is no --rate"),
+            Pace::Unlimited => writeln!(f, "  takes    as long as the destination does: there is no --rate"),
+            Pace::Moved => writeln!(f, "  takes    a moment, since only the position is moved"),
         }
     }
 }

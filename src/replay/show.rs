@@ -2,7 +2,7 @@
 
 use super::audit::{self, Audit, Outcome, Story};
 use super::place::show_ms;
-use super::plan::{Plan, Progressed};
+use super::plan::{Pace, Part, Plan, Progressed};
 use super::run::End;
 use super::{Config, Planned, Surroundings, Wanted};
 use crate::core::pace::Rate;
@@ -88,6 +88,9 @@ struct Listed<'s> {
     state: &'static str,
     ended_ms: Option<i64>,
     why: &'s str,
+    /// The plan of a rewind or fast-forward, which moves the position. `None`: the replay delivers.
+    #[serde(skip)]
+    moves: Option<&'s Plan>,
 }
 
 impl<'s> Listed<'s> {
@@ -115,6 +118,7 @@ impl<'s> Listed<'s> {
             state,
             ended_ms,
             why,
+            moves: story.started.moves.then_some(&story.started.plan),
         }
     }
 }
@@ -125,7 +129,19 @@ impl fmt::Display for Listed<'_> {
         let (by_user, by_host, why) = (escaped(&by.user), escaped(&by.host), escaped(why));
         writeln!(f, "{}  {}  {state}", escaped(id), escaped(destination))?;
         writeln!(f, "    {} by {by_user}@{by_host}: {}", show_ms(self.started_ms), escaped(what))?;
-        writeln!(f, "    {} of {events} delivered, {} given up", counts.delivered, counts.given_up)?;
+        match self.moves {
+            None => writeln!(f, "    {} of {events} delivered, {} given up", counts.delivered, counts.given_up)?,
+            Some(Plan { partitions, unreadable, .. }) => {
+                let besides = match unreadable {
+                    0 => String::new(),
+                    unreadable => format!(" and {unreadable} offsets that cannot be read"),
+                };
+                let part =
+                    |Part { partition, from, until, .. }: &Part| format!("p{partition} from {from} until {until}");
+                let parts: Vec<String> = partitions.iter().map(part).collect();
+                writeln!(f, "    moves the position over {events} events{besides} ({})", parts.join("; "))?;
+            }
+        }
         if !why.is_empty() {
             writeln!(f, "    {why}")?;
         }
@@ -163,7 +179,12 @@ pub(super) fn show(around: &Surroundings, config: &Config, planned: &Planned) ->
         };
         json_line(&shown)?
     } else {
-        format!("{}\n", plan.text(what, &to, config.rate))
+        let pace = match (&config.what, config.rate) {
+            (Wanted::Move(_), _) => Pace::Moved,
+            (Wanted::New { .. } | Wanted::Rest { .. }, None) => Pace::Unlimited,
+            (Wanted::New { .. } | Wanted::Rest { .. }, Some(rate)) => Pace::Limited(rate),
+        };
+        format!("{}\n", plan.text(what, &to, pace))
     };
     say(around, config.execute, &text)
 }

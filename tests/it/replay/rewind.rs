@@ -71,8 +71,17 @@ fn a_fast_forward_leaves_out_what_was_not_delivered_and_nothing_else() {
     delivered.receiver.answers(|_| 200);
     let plan = delivered.plan(&["--fast-forward", "0s"]);
     assert_eq!((&plan["events"], &plan["users"], &plan["on_their_way"]), (&20.into(), &1.into(), &0.into()), "{plan}");
+    let for_people = delivered.replay(&["--fast-forward", "0s"]).said;
+    for said in
+        ["move of the position", "only the position is moved", "nothing was moved: --execute moves the position"]
+    {
+        assert!(for_people.contains(said), "{said}: {for_people}");
+    }
+    assert!(!for_people.contains("nothing was delivered") && !for_people.contains("--rate"), "{for_people}");
     let ending = delivered.replay(&["--fast-forward", "0s", "--execute"]);
     assert_eq!(ending.code(), 0, "{}", ending.said);
+    let listed = run(delivered.folder(), &["replay", "--url", "sqlite:log.db", "--list"]).said;
+    assert!(listed.contains("moves the position over 20 events (p0 from ") && !listed.contains("0 of "), "{listed}");
     let up = delivered.up();
     delivers_what_comes_new_alone(&mut delivered, up);
 }
