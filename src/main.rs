@@ -58,10 +58,15 @@ fn eventd() -> u8 {
         return usage(&error);
     }
     descriptors::raise();
-    // What is left of a replay, nobody begins by itself: it says how.
+    // A replay says itself how it ended. What is left of it, nobody begins by itself: it says how.
     let goes_on = !matches!(mode, Mode::Replay(_));
     match run(mode) {
-        Ok(Ended::Drained) => 0,
+        Ok(Ended::Drained) => {
+            if goes_on {
+                tracing::info!("stopped: everything that was under way has ended");
+            }
+            0
+        }
         Ok(Ended::WorkLeft) => {
             if goes_on {
                 tracing::warn!("stopped with work left: events that are in the log are delivered after the next start");

@@ -149,6 +149,8 @@ fn a_stopped_partition_stays_owned_and_continues_after_a_fast_forward_of_what_ca
     let again = up.lines().matches("this partition is stopped").count();
     let ending = up.stop();
     assert_eq!((ending.code(), again), (0, 1), "{stopped}: {}", ending.said);
+    let last = ending.said.lines().last().unwrap_or_default();
+    assert!(last.contains("stopped: everything that was under way has ended"), "{last}");
 }
 
 #[test]
