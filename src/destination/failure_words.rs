@@ -25,6 +25,13 @@ pub(super) enum Stage {
     Tls,
 }
 
+/// webpki's name for the certificate of an authority that a server shows as its own: what most tools make if they are asked
+/// for a self-signed certificate.
+const AUTHORITY_AS_SERVER: &str = "CaUsedAsEndEntity";
+
+/// What to do if an http destination closes a connection without an answer, which many servers that speak TLS do.
+pub(super) const PERHAPS_TLS: &str = "If the port speaks https, write https:// in the URL";
+
 /// A look-up of a host that gave no address.
 #[derive(Debug)]
 pub(super) struct LookUpError(pub(super) io::Error);
@@ -138,10 +145,13 @@ fn of_certificate(why: &CertificateError, error: &TlsError, host: &str, address:
             "the certificate of {address} is signed by an authority that is not trusted. Add that authority to the \
              certificates of this machine, or name its file in SSL_CERT_FILE"
         ),
-        // An authority's certificate that a server shows as its own: what most tools make for "self-signed".
-        CertificateError::Other(_) => format!(
-            "the certificate of {address} cannot be used: {error}. If it is self-signed, use one that an authority has \
-             signed"
+        // rustls wraps what it does not know itself. This one is an error of webpki, which shows it by its name.
+        CertificateError::Other(other) if other.to_string() == AUTHORITY_AS_SERVER => format!(
+            "the certificate that {address} shows as its own is that of an authority (most self-signed certificates are). \
+             Give the receiver one that the authority has signed"
+        ),
+        CertificateError::Other(other) => format!(
+            "the certificate of {address} cannot be used: {other}. Give the receiver a new one that an authority has signed"
         ),
         _ => format!("the certificate of {address} cannot be used: {error}. Renew it at the receiver"),
     }

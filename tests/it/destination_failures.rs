@@ -74,7 +74,9 @@ async fn a_certificate_that_nobody_trusted_has_signed_is_told_apart() {
     // An authority's certificate that is shown as the server's own.
     let port = serve_tls(self_signed());
     let failed = fails("https", &format!("localhost:{port}"), &trusting(&ours)).await;
-    assert_says(&failed, &[&format!("certificate of localhost:{port}"), "an authority"]);
+    let shown = format!("the certificate that localhost:{port} shows as its own is that of an authority");
+    assert_says(&failed, &[&shown, "Give the receiver one that the authority has signed"]);
+    assert!(!failed.answer.contains("CaUsedAsEndEntity"), "{}", failed.answer);
 }
 
 #[tokio::test]
@@ -139,6 +141,24 @@ async fn a_port_that_does_not_speak_tls_is_named() {
     });
     let failed = fails("https", &address.to_string(), &trusting(&Authority::new())).await;
     assert_says(&failed, &[&format!("{address} does not speak TLS"), "http://"]);
+}
+
+#[tokio::test]
+async fn a_port_that_speaks_tls_alone_is_named() {
+    let port = serve_tls(Authority::new().issue());
+    // As other servers do it: without a word.
+    let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let silent_port = silent.local_addr().unwrap().port();
+    std::thread::spawn(move || {
+        for mut stream in silent.incoming().flatten() {
+            let _read = std::io::Read::read(&mut stream, &mut [0; 4096]);
+        }
+    });
+    for port in [port, silent_port] {
+        let destination = opened(&format!("http://localhost:{port}/"), &Settings::default());
+        let failed = attempt(&*destination, event(1, "user-1", b"x"), PATIENCE).await.unwrap_err();
+        assert_says(&failed, &["write https:// in the URL"]);
+    }
 }
 
 #[tokio::test]

@@ -26,6 +26,9 @@ const HEAD_KEPT_BYTES: usize = 4096;
 /// Bytes of an answer that is not HTTP that are shown to people.
 const SAMPLE_BYTES: usize = 100;
 
+/// What a server that speaks TLS answers a request without TLS: an alert, of any version.
+const TLS_ALERT: [u8; 2] = [0x15, 0x03];
+
 /// What is known of the answer to the request that is in flight.
 #[derive(Debug)]
 pub(super) struct Answer {
@@ -176,6 +179,11 @@ impl Answer {
         HeaderValue::from_bytes(value).ok()
     }
 
+    /// Whether no byte came at all.
+    pub(super) fn is_silence(&self) -> bool {
+        !self.has_begun
+    }
+
     /// Says, for people, what came instead of a final answer. `None` if nothing came at all.
     pub(super) fn instead(&self) -> Option<String> {
         if !self.has_begun {
@@ -183,6 +191,9 @@ impl Answer {
         }
         let sample = shown(self.head.trim_ascii_end(), SAMPLE_BYTES);
         Some(match self.state {
+            State::StatusLine | State::NotHttp if self.head.starts_with(&TLS_ALERT) => {
+                "the server speaks TLS: write https:// in the URL".to_owned()
+            }
             State::StatusLine if self.informational > 0 && self.head.is_empty() => {
                 "informational (1xx) answers came, but no final answer".to_owned()
             }

@@ -99,8 +99,14 @@ impl Http {
                 self.pool.clear();
             }
             if !was_stale || why.is_none() || deadline.is_over() {
-                let why = why.as_deref().unwrap_or("no answer within the time of the attempt");
-                return self.without_response(&link.answer(), why);
+                let answer = link.answer();
+                let why = match why {
+                    Some(why) if self.pool.is_plain() && !link.is_reused() && answer.is_silence() => {
+                        format!("{why}. {}", failure_words::PERHAPS_TLS)
+                    }
+                    why => why.unwrap_or_else(|| "no answer within the time of the attempt".to_owned()),
+                };
+                return self.without_response(&answer, &why);
             }
             self.resent.fetch_add(1, Ordering::Relaxed);
             // The request may have arrived the first time, so this is not `Unreachable`. A new connection is not a reused one: the

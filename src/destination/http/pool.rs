@@ -81,6 +81,11 @@ impl Pool {
         Link::new(stream, &self.protocol).await.map(Box::new).map_err(|error| failure_words::chain(&error))
     }
 
+    /// Whether the URL says `http://`.
+    pub(super) fn is_plain(&self) -> bool {
+        self.uri.scheme_str() == Some("http")
+    }
+
     /// `host:port` of the server.
     pub(super) fn address(&self) -> String {
         failure_words::address(&self.uri)
