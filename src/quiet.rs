@@ -3,12 +3,17 @@
 
 use crate::limits::{LOG_LINES_A_MINUTE_MAX, LOG_REPEAT_INTERVAL};
 use std::collections::HashMap;
+use std::num::NonZero;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 use tokio::time::Instant;
 
 /// The time over which a [`Budget`] counts.
 const MINUTE: Duration = Duration::from_secs(60);
+
+/// The field `suppressed` of a line: the number of lines that were left out before it. `None`, which is not shown: there were
+/// none.
+pub(crate) type Suppressed = Option<NonZero<u64>>;
 
 #[derive(Debug, Default)]
 pub(crate) struct Quiet {
@@ -19,15 +24,15 @@ pub(crate) struct Quiet {
 impl Quiet {
     /// `Some(suppressed)`: write the line, with this number as its field `suppressed`. `None`: it was written a moment
     /// ago.
-    pub(crate) fn allows(&self, about: &'static str) -> Option<u64> {
+    pub(crate) fn allows(&self, about: &'static str) -> Option<Suppressed> {
         self.allows_at(about, Instant::now())
     }
 
-    fn allows_at(&self, about: &'static str, now: Instant) -> Option<u64> {
+    fn allows_at(&self, about: &'static str, now: Instant) -> Option<Suppressed> {
         match self.said.lock().unwrap_or_else(PoisonError::into_inner).entry(about) {
             std::collections::hash_map::Entry::Vacant(first) => {
                 first.insert((now, 0));
-                Some(0)
+                Some(None)
             }
             std::collections::hash_map::Entry::Occupied(mut said) => {
                 let (at, left_out) = said.get_mut();
@@ -36,7 +41,7 @@ impl Quiet {
                     return None;
                 }
                 *at = now;
-                Some(std::mem::take(left_out))
+                Some(NonZero::new(std::mem::take(left_out)))
             }
         }
     }
@@ -89,9 +94,9 @@ mod tests {
     fn a_line_that_repeats_is_written_once_an_interval_and_counts_the_others() {
         let (quiet, began) = (Quiet::default(), Instant::now());
         let at = |seconds| began + Duration::from_secs(seconds);
-        let said: Vec<Option<u64>> = [0, 1, 2, 10, 11].map(|second| quiet.allows_at("fetch", at(second))).into();
-        assert_eq!(said, [Some(0), None, None, Some(2), None]);
-        assert_eq!(quiet.allows_at("commit", at(11)), Some(0), "another thing is another line");
+        let said: Vec<Option<Suppressed>> = [0, 1, 2, 10, 11].map(|second| quiet.allows_at("fetch", at(second))).into();
+        assert_eq!(said, [Some(None), None, None, Some(NonZero::new(2)), None]);
+        assert_eq!(quiet.allows_at("commit", at(11)), Some(None), "another thing is another line");
     }
 
     #[test]

@@ -21,6 +21,7 @@ use crate::limits::{
 };
 use crate::quiet::Budget;
 use std::collections::BTreeMap;
+use std::num::NonZero;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -194,7 +195,7 @@ impl Notices {
                     Some(Cause::Undecided) => "the destination answers again, and has not delivered anything yet",
                     None => "the destination delivers nothing; fewer than 5 users fail, so their tries count",
                 };
-                let out_s = out.as_secs();
+                let (out_s, suppressed) = (out.as_secs(), NonZero::new(suppressed));
                 tracing::warn!(destination, address, cause, users, lag, out_s, suppressed, "{what}");
             }
             OutageLine::Lasts { out } => {
