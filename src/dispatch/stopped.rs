@@ -122,7 +122,7 @@ pub(super) async fn own(
                 true => "it tries again every minute".to_owned(),
                 false => format!(
                     "it waits for a restart of the process, or for an offset reset: eventd replay --dest {} --rewind \
-                     --from PLACE --execute, with the same --url and --topic",
+                     --from PLACE --execute (with the same --url and --topic)",
                     flag_of(destination)
                 ),
             };

@@ -270,7 +270,7 @@ pub(super) fn conclude(
         (Outcome::Stopped, _) => {
             let Spec { name, .. } = &around.spec;
             tracing::warn!(
-                "{why}: eventd replay --dest {name}={} --resume {id} --execute, with the same --url, --topic and secrets, \
+                "{why}: eventd replay --dest {name}={} --resume {id} --execute (with the same --url, --topic and secrets) \
                  delivers what is left",
                 around.spec
             );

@@ -111,8 +111,8 @@ impl Worker {
                     "the log was cut: give the destination another --name to begin anew".to_owned()
                 }
                 _ => format!(
-                    "eventd replay --dest {} --fast-forward p{partition}:{skip_to} --execute, with the same --url and \
-                     --topic, passes it, or a restart with --on-gap skip; what cannot be read is lost",
+                    "eventd replay --dest {} --fast-forward p{partition}:{skip_to} --execute (with the same --url and \
+                     --topic) passes it, or a restart with --on-gap skip; what cannot be read is lost",
                     flag_of(self.shared.parts.group.name())
                 ),
             };
