@@ -154,7 +154,7 @@ pub struct Snapshot {
     pub health: Health,
 }
 
-/// See the module.
+/// Decides whether a destination takes events now: one for each destination and process.
 #[derive(Debug, Default)]
 pub struct Breaker {
     attempts: u64,

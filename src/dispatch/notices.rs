@@ -34,7 +34,7 @@ pub(super) struct Backlog {
     pub(super) lag: u64,
 }
 
-/// See the module.
+/// The log lines of one destination, with their limits.
 #[derive(Debug)]
 pub(super) struct Notices {
     destination: String,

@@ -313,7 +313,7 @@ enum Step {
     /// Whether a part of the run was delivered before.
     Fail(usize, Verdict, bool),
     Abandon(usize),
-    /// So many users have unsettled events: the first ones.
+    /// The first users, as many as this, have unsettled events.
     UsersWait(u64),
     Wait(u64),
 }

@@ -77,7 +77,7 @@ impl Outage {
         suspect || self.probed.contains(&user)
     }
 
-    /// So many trusted users have unsettled events in this partition.
+    /// Tells how many trusted users have unsettled events in this partition.
     pub(super) fn wait_in(&mut self, partition: u32, users: usize) {
         self.waiting.insert(partition, users);
     }
