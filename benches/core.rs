@@ -3,7 +3,7 @@
 
 use eventd::core::event::{Event, Record};
 use eventd::core::lanes::Lanes;
-use eventd::core::progress::{Progress, State};
+use eventd::core::progress::{PartitionState, Progress};
 use eventd::core::window::Window;
 use std::hint::black_box;
 use std::time::Instant;
@@ -57,7 +57,7 @@ fn lanes(users: u32, run_events_max: usize) -> f64 {
 }
 
 fn progress(offset: impl Fn(i64) -> i64) -> f64 {
-    let mut progress = Progress::new(&State::at(0));
+    let mut progress = Progress::new(&PartitionState::at(0));
     nanoseconds_an_event(|| {
         for n in 0..i64::from(EVENTS) {
             progress.settle(offset(n)..offset(n) + 1);

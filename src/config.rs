@@ -4,7 +4,7 @@
 use crate::cli;
 use crate::core::backoff::Backoff;
 use crate::destination::spec::{Spec, Target};
-use crate::destination::{self, Drill, webhook};
+use crate::destination::{self, FaultDrill, webhook};
 use crate::group::kafka::Joining;
 use crate::replay::range::Range;
 use crate::replay::rewind::Way;
@@ -276,14 +276,14 @@ fn replay_config(flags: &cli::Replay, signature: Signature) -> anyhow::Result<re
         (None, Some(to)) => {
             let range = Range { from: None, until: Some(to.clone()) };
             range.check(clock::now_ms()).map_err(anyhow::Error::msg).context("--fast-forward")?;
-            replay::Wanted::Move(Way::Ahead(to.clone()))
+            replay::Wanted::OffsetReset(Way::Ahead(to.clone()))
         }
         (None, None) => {
             let range = Range { from: flags.from.clone(), until: flags.until.clone() };
             let range = if flags.dead { Range { from: flags.since.clone(), until: None } } else { range };
             range.check(clock::now_ms()).map_err(anyhow::Error::msg)?;
             if let Some(to) = flags.from.clone().filter(|_| flags.rewind) {
-                return Ok(config(replay::Wanted::Move(Way::Back(to))));
+                return Ok(config(replay::Wanted::OffsetReset(Way::Back(to))));
             }
             let (users, from_file) = named("--user", &flags.users)?;
             let (ids, _) = named("--id", &flags.ids)?;
@@ -507,7 +507,7 @@ fn deliveries(
         seed: any_number(),
     };
     let drill = (flags.reliability > 0)
-        .then(|| Drill { one_in: flags.reliability, seed: flags.reliability_seed.unwrap_or_else(any_number) });
+        .then(|| FaultDrill { one_in: flags.reliability, seed: flags.reliability_seed.unwrap_or_else(any_number) });
     specs
         .into_iter()
         .map(|spec| {

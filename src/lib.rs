@@ -18,7 +18,7 @@
 pub mod limits;
 
 mod clock;
-mod quiet;
+mod log_limiter;
 mod small_file;
 
 pub mod descriptors;

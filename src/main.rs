@@ -5,8 +5,9 @@
 use anyhow::{Context, anyhow};
 use eventd::cli::{Cli, Command, without_secrets};
 use eventd::config::{self, LogFormat};
+use eventd::core::outcome::Ended;
 use eventd::core::text::escaped;
-use eventd::modes::{self, Ended};
+use eventd::modes;
 use eventd::signals::Signals;
 use eventd::{descriptors, limits, stderr, telemetry, up, vital};
 use std::num::NonZero;

@@ -14,11 +14,12 @@
 //! again, so no destination is ever without its supervisor.
 
 use crate::config::{self, Delivery};
+use crate::core::outcome::Ended;
 use crate::dispatch;
 use crate::group::sqlite::WhenHeld;
 use crate::limits;
 use crate::log::Log;
-use crate::modes::{self, Ended, Store};
+use crate::modes::{self, Store};
 use crate::signals::Signals;
 use anyhow::{Context, anyhow};
 use std::collections::HashMap;
@@ -64,7 +65,7 @@ pub async fn up(mut config: config::Up, signals: &Signals) -> anyhow::Result<End
     let flow = async {
         let ingested = async {
             let ended = match ingest.join_next().await.context("ingest was not started")? {
-                Ok(ended) => ended.map(Ended::from),
+                Ok(ended) => ended,
                 Err(panicked) => Err(anyhow!("ingest panicked: {panicked}")),
             };
             if let Err(error) = &ended {

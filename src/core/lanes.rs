@@ -67,7 +67,7 @@ pub struct Started {
 
 /// What the head of a lane went through so far. Belongs to the event: it ends with it.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Trouble {
+pub struct FailureHistory {
     /// Attempts that failed, for whatever reason.
     pub failures: u32,
     /// Of these, tries that count for good.
@@ -98,7 +98,7 @@ struct Lane {
     state: State,
     head: Event,
     rest: VecDeque<Event>,
-    trouble: Option<Box<Trouble>>,
+    history: Option<Box<FailureHistory>>,
     /// Under which moment the lane is in `stuck`.
     stuck_at: Option<Moment>,
     generation: u64,
@@ -152,7 +152,7 @@ impl Lanes {
             state: State::Ready,
             head: event,
             rest: VecDeque::new(),
-            trouble: None,
+            history: None,
             stuck_at: None,
             generation: self.next_generation,
             user,
@@ -200,7 +200,7 @@ impl Lanes {
         let mut bytes = lane.head.record.size_bytes();
         out.push(lane.head.clone());
         // An event that failed before goes alone: what it does concerns nobody else's run.
-        if lane.trouble.is_none() {
+        if lane.history.is_none() {
             for event in lane.rest.iter().take(events_max.saturating_sub(1)) {
                 bytes += event.record.size_bytes();
                 if bytes > bytes_max {
@@ -217,7 +217,7 @@ impl Lanes {
         Started {
             token: Token { place, generation: lane.generation },
             events: first..out.len(),
-            attempt: lane.trouble.as_ref().map_or(1, |trouble| trouble.failures.saturating_add(1)),
+            attempt: lane.history.as_ref().map_or(1, |history| history.failures.saturating_add(1)),
             gap: self.gaps.holds(lane.head.record.key()),
             user: lane.user,
         }
@@ -233,7 +233,7 @@ impl Lanes {
         token: Token,
         delivered: usize,
         mut settled: impl FnMut(&Event),
-        judge: impl FnOnce(&Event, &mut Trouble) -> Next,
+        judge: impl FnOnce(&Event, &mut FailureHistory) -> Next,
     ) {
         let place = token.place;
         let lane = lane_of(&mut self.lanes, token);
@@ -256,10 +256,10 @@ impl Lanes {
             self.ready.push_back(place);
             return;
         }
-        let trouble = lane.trouble.get_or_insert_default();
-        let next = judge(&lane.head, trouble);
+        let history = lane.history.get_or_insert_default();
+        let next = judge(&lane.head, history);
         if lane.stuck_at.is_none() {
-            let at = trouble.first_failure.saturating_add(LOG_REMINDER_INTERVAL);
+            let at = history.first_failure.saturating_add(LOG_REMINDER_INTERVAL);
             lane.stuck_at = Some(at);
             self.stuck.insert((at, place));
         }
@@ -276,10 +276,10 @@ impl Lanes {
     ///
     /// # Panics
     /// Where the lane is not settling.
-    pub fn settling(&self, token: Token) -> (&Event, &Trouble) {
+    pub fn settling(&self, token: Token) -> (&Event, &FailureHistory) {
         let lane = lane_at(&self.lanes, token.place);
         assert!(lane.generation == token.generation && lane.state == State::Settling, "nothing is settling here");
-        (&lane.head, lane.trouble.as_ref().expect("a failure led to this"))
+        (&lane.head, lane.history.as_ref().expect("a failure led to this"))
     }
 
     /// The dead letter is written: the lane's head is settled (shown to `settled`), and the lane goes on.
@@ -314,7 +314,7 @@ impl Lanes {
 
     /// Shows the heads that have failed for [`LOG_REMINDER_INTERVAL`], with what they went through and their users; each
     /// again after as long. Looks at most at so many.
-    pub fn look_at_stuck(&mut self, look_max: usize, now: Moment, mut show: impl FnMut(&Event, &Trouble, u64)) {
+    pub fn look_at_stuck(&mut self, look_max: usize, now: Moment, mut show: impl FnMut(&Event, &FailureHistory, u64)) {
         for _ in 0..look_max {
             let Some(&(at, place)) = self.stuck.first().filter(|(at, _)| *at <= now) else { return };
             self.stuck.remove(&(at, place));
@@ -322,7 +322,7 @@ impl Lanes {
             self.stuck.insert((again, place));
             let lane = lane_at_mut(&mut self.lanes, place);
             lane.stuck_at = Some(again);
-            show(&lane.head, lane.trouble.as_ref().expect("a lane that is stuck has failed"), lane.user);
+            show(&lane.head, lane.history.as_ref().expect("a lane that is stuck has failed"), lane.user);
         }
     }
 
@@ -355,7 +355,7 @@ impl Lanes {
     fn pop(&mut self, place: u32) -> bool {
         self.events -= 1;
         let lane = lane_at_mut(&mut self.lanes, place);
-        lane.trouble = None;
+        lane.history = None;
         if let Some(at) = lane.stuck_at.take() {
             self.stuck.remove(&(at, place));
         }

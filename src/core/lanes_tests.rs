@@ -76,8 +76,8 @@ proptest! {
                     let delivered = delivered.min(run.offsets.len());
                     let mut seen = Vec::new();
                     let give_up = next == 0;
-                    lanes.settle(run.token, delivered, |event| seen.push(event.offset), |head, trouble| {
-                        trouble.failures += 1;
+                    lanes.settle(run.token, delivered, |event| seen.push(event.offset), |head, history| {
+                        history.failures += 1;
                         assert_eq!(head.offset, run.offsets[delivered]);
                         *tries.entry(head.offset).or_default() += 1;
                         if give_up { Next::GiveUp } else { Next::Retry { at: now + Duration::from_millis(u64::from(next) * 7) } }
@@ -174,7 +174,7 @@ fn a_lane_whose_head_keeps_failing_is_shown_once_a_minute_until_it_is_settled() 
     lanes.admit(event(2, "well"));
     let shown = |lanes: &mut Lanes, now| {
         let mut shown = Vec::new();
-        lanes.look_at_stuck(10, at(now), |event, trouble, _| shown.push((event.offset, trouble.failures)));
+        lanes.look_at_stuck(10, at(now), |event, history, _| shown.push((event.offset, history.failures)));
         shown
     };
     let mut fail = |lanes: &mut Lanes, now| {
@@ -184,11 +184,11 @@ fn a_lane_whose_head_keeps_failing_is_shown_once_a_minute_until_it_is_settled() 
             started.token,
             0,
             |_| (),
-            |_, trouble| {
-                if trouble.failures == 0 {
-                    trouble.first_failure = at(now);
+            |_, history| {
+                if history.failures == 0 {
+                    history.first_failure = at(now);
                 }
-                trouble.failures += 1;
+                history.failures += 1;
                 Next::Retry { at: at(now + 5) }
             },
         );

@@ -4,6 +4,22 @@
 
 use std::fmt;
 
+/// How a part of the process ended after it was told to stop.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ended {
+    /// Everything that was under way ended: requests are answered, and deliveries are committed.
+    Drained,
+    /// `--drain` or a second signal cut something off. Deliveries are made again; a client without an answer must retry.
+    WorkLeft,
+}
+
+impl Ended {
+    /// How two parts of one process ended together.
+    pub fn and(self, other: Self) -> Self {
+        if self == Self::Drained { other } else { self }
+    }
+}
+
 /// Whether a write that failed may have been stored all the same.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Certainty {

@@ -22,16 +22,16 @@ const FORMAT_MOVED: char = '2';
 
 /// What a commit stores, of one moment.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct State {
+pub struct PartitionState {
     /// Everything below it is settled.
     pub watermark: i64,
     /// What is settled above it: in order, not touching each other, none empty, all past the watermark.
     pub settled: Vec<Range<i64>>,
-    /// The id of the last [`Move`] that is in it: so each is applied once, whoever dies.
+    /// The id of the last [`OffsetReset`] that is in it: so each is applied once, whoever dies.
     pub moved: Option<u64>,
 }
 
-impl State {
+impl PartitionState {
     /// Nothing settled from this offset on.
     pub fn at(watermark: i64) -> Self {
         Self { watermark, settled: Vec::new(), moved: None }
@@ -87,15 +87,15 @@ impl State {
     }
 
     /// Whether this move is still to be applied to it. Ids grow, so an older one that comes back is none.
-    pub fn awaits(&self, wanted: &Move) -> bool {
+    pub fn awaits(&self, wanted: &OffsetReset) -> bool {
         self.moved.is_none_or(|moved| moved < wanted.id)
     }
 
     /// The same after the move.
-    pub fn after(&self, wanted: &Move) -> Self {
+    pub fn after(&self, wanted: &OffsetReset) -> Self {
         let moved = match wanted.to {
-            Target::Back(to) => self.rewound(to),
-            Target::Ahead(to) => self.settled_below(to),
+            ResetTarget::Back(to) => self.rewound(to),
+            ResetTarget::Ahead(to) => self.settled_below(to),
         };
         Self { moved: Some(wanted.id), ..moved }
     }
@@ -123,7 +123,7 @@ impl State {
         text
     }
 
-    /// The state of a watermark and the map that [`State::encode_settled`] made with it; else says what is wrong.
+    /// The state of a watermark and the map that [`PartitionState::encode_settled`] made with it; else says what is wrong.
     pub fn decode(watermark: i64, settled: &str) -> Result<Self, String> {
         let encoded = settled.strip_prefix([FORMAT, FORMAT_MOVED]).ok_or_else(|| {
             format!("progress in a format that this eventd does not know: {:?}", settled.chars().next())
@@ -152,43 +152,43 @@ impl State {
 
 /// A wish to move a destination's position in one partition.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Move {
+pub struct OffsetReset {
     /// Higher than that of every move before it.
     pub id: u64,
-    pub to: Target,
+    pub to: ResetTarget,
 }
 
 /// Which way a position moves, and where to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Target {
+pub enum ResetTarget {
     /// Nothing is settled from this offset on.
     Back(i64),
     /// Everything is settled below this offset.
     Ahead(i64),
 }
 
-impl Move {
-    /// The offset, which is stored beside the text of [`Move::encode`].
+impl OffsetReset {
+    /// The offset, which is stored beside the text of [`OffsetReset::encode`].
     pub fn offset(&self) -> i64 {
         match self.to {
-            Target::Back(to) | Target::Ahead(to) => to,
+            ResetTarget::Back(to) | ResetTarget::Ahead(to) => to,
         }
     }
 
     /// The way and the id, as plain ASCII.
     pub fn encode(&self) -> String {
         let way = match self.to {
-            Target::Back(_) => BACK,
-            Target::Ahead(_) => AHEAD,
+            ResetTarget::Back(_) => BACK,
+            ResetTarget::Ahead(_) => AHEAD,
         };
         format!("{way}{:x}", self.id)
     }
 
-    /// The move of an offset and the text that [`Move::encode`] made with it; else says what is wrong.
+    /// The move of an offset and the text that [`OffsetReset::encode`] made with it; else says what is wrong.
     pub fn decode(offset: i64, text: &str) -> Result<Self, String> {
         let to = match text.chars().next() {
-            Some(BACK) => Target::Back(offset),
-            Some(AHEAD) => Target::Ahead(offset),
+            Some(BACK) => ResetTarget::Back(offset),
+            Some(AHEAD) => ResetTarget::Ahead(offset),
             way => return Err(format!("a move of a kind that this eventd does not know: {way:?}")),
         };
         let id = u64::from_str_radix(&text[1..], 16).map_err(|error| format!("a move without an id: {error}"))?;
@@ -199,7 +199,7 @@ impl Move {
 const BACK: char = 'r';
 const AHEAD: char = 'f';
 
-/// The progress of an owner: built from a [`State`], told what was passed and settled, and asked for the next one.
+/// The progress of an owner: built from a [`PartitionState`], told what was passed and settled, and asked for the next one.
 #[derive(Debug, Clone)]
 pub struct Progress {
     watermark: i64,
@@ -209,7 +209,7 @@ pub struct Progress {
 }
 
 impl Progress {
-    pub fn new(state: &State) -> Self {
+    pub fn new(state: &PartitionState) -> Self {
         let mut progress = Self { watermark: state.watermark, settled: BTreeMap::new(), moved: state.moved };
         for range in &state.settled {
             progress.settle(range.clone());
@@ -254,9 +254,9 @@ impl Progress {
     }
 
     /// What a commit stores now.
-    pub fn state(&self) -> State {
+    pub fn state(&self) -> PartitionState {
         let settled = self.settled.iter().map(|(start, end)| *start..*end).collect();
-        State { watermark: self.watermark, settled, moved: self.moved }
+        PartitionState { watermark: self.watermark, settled, moved: self.moved }
     }
 }
 
@@ -273,7 +273,7 @@ mod tests {
             settles in proptest::collection::vec((0i64..80, 1i64..6), 0..80),
             moved in any::<Option<u64>>(),
         ) {
-            let mut progress = Progress::new(&State { moved, ..State::at(start) });
+            let mut progress = Progress::new(&PartitionState { moved, ..PartitionState::at(start) });
             let mut model: BTreeSet<i64> = (0..start).collect();
             for (from, len) in settles {
                 progress.settle(from..from + len);
@@ -286,7 +286,7 @@ mod tests {
                 let state = progress.state();
                 prop_assert!(state.settled.iter().all(|range| range.start > watermark && range.start < range.end));
                 prop_assert!(state.settled.windows(2).all(|pair| pair[0].end < pair[1].start));
-                prop_assert_eq!(State::decode(watermark, &state.encode_settled()), Ok(state.clone()));
+                prop_assert_eq!(PartitionState::decode(watermark, &state.encode_settled()), Ok(state.clone()));
                 prop_assert_eq!(Progress::new(&state).state(), state);
             }
         }
@@ -297,7 +297,7 @@ mod tests {
             start in 0i64..60,
             len in 0i64..40,
         ) {
-            let mut settled = Progress::new(&State::at(5));
+            let mut settled = Progress::new(&PartitionState::at(5));
             for (from, len) in settles {
                 settled.settle(from..from + len);
             }
@@ -308,9 +308,9 @@ mod tests {
                 prop_assert_eq!(inverted.is_settled(offset), !settled.is_settled(offset), "inverted, {}", offset);
                 prop_assert_eq!(within.is_settled(offset), settled.is_settled(offset), "within, {}", offset);
             }
-            prop_assert_eq!(State::at(start).and(&state), state.and(&State::at(start)));
+            prop_assert_eq!(PartitionState::at(start).and(&state), state.and(&PartitionState::at(start)));
             let (rewound, ahead) = (Progress::new(&state.rewound(start)), Progress::new(&state.settled_below(start)));
-            let both = Progress::new(&state.and(&State::at(start)));
+            let both = Progress::new(&state.and(&PartitionState::at(start)));
             for offset in 0..100 {
                 prop_assert_eq!(both.is_settled(offset), ahead.is_settled(offset), "both, {}", offset);
                 let was = settled.is_settled(offset);
@@ -327,35 +327,35 @@ mod tests {
         fn a_move_comes_back_and_is_applied_once(
             id in 1u64.., offset in 0i64..100, ahead in any::<bool>(), watermark in 0i64..100,
         ) {
-            let wanted = Move { id, to: if ahead { Target::Ahead(offset) } else { Target::Back(offset) } };
-            prop_assert_eq!(Move::decode(wanted.offset(), &wanted.encode()), Ok(wanted));
-            let state = State::at(watermark);
+            let wanted = OffsetReset { id, to: if ahead { ResetTarget::Ahead(offset) } else { ResetTarget::Back(offset) } };
+            prop_assert_eq!(OffsetReset::decode(wanted.offset(), &wanted.encode()), Ok(wanted));
+            let state = PartitionState::at(watermark);
             prop_assert!(state.awaits(&wanted));
             let after = state.after(&wanted);
             prop_assert_eq!(after.watermark, if ahead { watermark.max(offset) } else { watermark.min(offset) });
-            let older = Move { id: id - 1, ..wanted };
+            let older = OffsetReset { id: id - 1, ..wanted };
             prop_assert!(!after.awaits(&wanted) && !after.awaits(&older));
             prop_assert_eq!(Progress::new(&after).state(), after);
         }
 
         #[test]
         fn what_is_no_move_is_an_error_and_never_a_panic(text in ".{0,20}", offset in any::<i64>()) {
-            if let Ok(wanted) = Move::decode(offset, &text) {
+            if let Ok(wanted) = OffsetReset::decode(offset, &text) {
                 prop_assert_eq!(wanted.offset(), offset);
             }
         }
 
         #[test]
         fn what_is_no_progress_is_an_error_and_never_a_panic(text in "[0-9A-Za-z_=-]{0,40}", watermark in any::<i64>()) {
-            if let Ok(state) = State::decode(watermark, &text) {
-                prop_assert_eq!(State::decode(watermark, &state.encode_settled()), Ok(state));
+            if let Ok(state) = PartitionState::decode(watermark, &text) {
+                prop_assert_eq!(PartitionState::decode(watermark, &state.encode_settled()), Ok(state));
             }
         }
     }
 
     #[test]
     fn a_newer_format_is_refused_by_name() {
-        let error = State::decode(0, "9AAAA").unwrap_err();
+        let error = PartitionState::decode(0, "9AAAA").unwrap_err();
         assert!(error.contains("does not know") && error.contains('9'), "{error}");
     }
 }

@@ -3,7 +3,7 @@
 //! The draw is a hash of seed, partition, offset and attempt, without a state: the same seed fails the same events,
 //! whatever else happens at the same time, and a second try of an event is drawn anew.
 
-use super::{Destination, Drill, HandOver, HandOverLimits, Run};
+use super::{BatchLimits, DeliveryBatch, Destination, FaultDrill, Run};
 use crate::BoxFuture;
 use crate::core::event::Event;
 use crate::core::random::mix;
@@ -13,12 +13,12 @@ use std::sync::Arc;
 #[derive(Debug)]
 pub(super) struct Faulty {
     inner: Arc<dyn Destination>,
-    drill: Drill,
+    drill: FaultDrill,
 }
 
 impl Faulty {
     /// `drill.one_in` is 2 or more.
-    pub(super) fn new(inner: Arc<dyn Destination>, drill: Drill) -> Self {
+    pub(super) fn new(inner: Arc<dyn Destination>, drill: FaultDrill) -> Self {
         Self { inner, drill }
     }
 
@@ -31,7 +31,7 @@ impl Faulty {
     }
 
     /// How many events of the run stand before the first that fails.
-    fn passes(&self, hand_over: &HandOver, run: &Run) -> usize {
+    fn passes(&self, hand_over: &DeliveryBatch, run: &Run) -> usize {
         let events = hand_over.events_of(run);
         let failing = events.iter().enumerate().position(|(at, event)| {
             let attempt = if at == 0 { run.attempt } else { 1 };
@@ -42,7 +42,7 @@ impl Faulty {
 }
 
 /// The hand-over with only the first `passes[i]` events of run `i`; runs of which nothing is left are left out.
-fn cut(hand_over: HandOver, passes: &[usize]) -> HandOver {
+fn cut(hand_over: DeliveryBatch, passes: &[usize]) -> DeliveryBatch {
     let mut events: Vec<Option<Event>> = hand_over.events.into_iter().map(Some).collect();
     let mut kept = Vec::with_capacity(events.len());
     let mut runs = Vec::with_capacity(passes.len());
@@ -53,7 +53,7 @@ fn cut(hand_over: HandOver, passes: &[usize]) -> HandOver {
             runs.push(Run { events: start..kept.len(), ..run });
         }
     }
-    HandOver { runs, events: kept, ..hand_over }
+    DeliveryBatch { runs, events: kept, ..hand_over }
 }
 
 impl Destination for Faulty {
@@ -61,7 +61,7 @@ impl Destination for Faulty {
         self.inner.address()
     }
 
-    fn limits(&self) -> HandOverLimits {
+    fn limits(&self) -> BatchLimits {
         self.inner.limits()
     }
 
@@ -69,7 +69,7 @@ impl Destination for Faulty {
         self.inner.lost()
     }
 
-    fn deliver(&self, hand_over: HandOver) -> BoxFuture<'_, Vec<Report>> {
+    fn deliver(&self, hand_over: DeliveryBatch) -> BoxFuture<'_, Vec<Report>> {
         let passes: Vec<usize> = hand_over.runs.iter().map(|run| self.passes(&hand_over, run)).collect();
         if passes.iter().zip(&hand_over.runs).all(|(passes, run)| *passes == run.events.len()) {
             return self.inner.deliver(hand_over);
@@ -118,11 +118,11 @@ mod tests {
     }
 
     impl Destination for Stops {
-        fn limits(&self) -> HandOverLimits {
+        fn limits(&self) -> BatchLimits {
             MANY
         }
 
-        fn deliver(&self, hand_over: HandOver) -> BoxFuture<'_, Vec<Report>> {
+        fn deliver(&self, hand_over: DeliveryBatch) -> BoxFuture<'_, Vec<Report>> {
             let report = |run: &Run| {
                 assert!(!run.events.is_empty(), "a run is never empty");
                 let events = hand_over.events_of(run);
@@ -137,10 +137,10 @@ mod tests {
         }
     }
 
-    fn hand_over(runs: usize, events_each: usize, attempt: u32) -> HandOver {
+    fn hand_over(runs: usize, events_each: usize, attempt: u32) -> DeliveryBatch {
         let event = |offset| Event { offset: offset as i64, record: Record::new(None, None, &[], 0) };
         let run = |run| Run { events: run * events_each..(run + 1) * events_each, attempt, gap: false };
-        HandOver {
+        DeliveryBatch {
             topic: "t".into(),
             partition: 3,
             runs: (0..runs).map(run).collect(),
@@ -150,7 +150,7 @@ mod tests {
     }
 
     fn faulty(inner: impl Destination + 'static, one_in: u32, seed: u64) -> Faulty {
-        Faulty::new(Arc::new(inner), Drill { one_in, seed })
+        Faulty::new(Arc::new(inner), FaultDrill { one_in, seed })
     }
 
     #[tokio::test]
@@ -171,7 +171,7 @@ mod tests {
     #[tokio::test]
     async fn a_run_is_delivered_up_to_the_event_that_fails_unless_it_failed_earlier() {
         let inner = Arc::new(Stops { at: 7, seen: Mutex::default() });
-        let faulty = Faulty::new(inner.clone(), Drill { one_in: 4, seed: 9 });
+        let faulty = Faulty::new(inner.clone(), FaultDrill { one_in: 4, seed: 9 });
         let hand_over = hand_over(500, 5, 1);
         let reports = faulty.deliver(hand_over.clone()).await;
         assert_eq!(reports.len(), hand_over.runs.len());

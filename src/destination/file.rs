@@ -11,7 +11,7 @@
 
 use super::disk::{Disk, Mark};
 use super::writer::{Sink, Writer};
-use super::{ConfigurationError, Destination, HandOver, HandOverLimits, MANY, none_delivered};
+use super::{BatchLimits, ConfigurationError, DeliveryBatch, Destination, MANY, none_delivered};
 use crate::BoxFuture;
 use crate::core::verdict::{Report, Verdict};
 use crate::vital::{self, Lost};
@@ -93,11 +93,11 @@ fn start(appender: Appender<Disk>, lost: &Lost) -> Result<Writer, String> {
 }
 
 impl Destination for File {
-    fn limits(&self) -> HandOverLimits {
+    fn limits(&self) -> BatchLimits {
         MANY
     }
 
-    fn deliver(&self, hand_over: HandOver) -> BoxFuture<'_, Vec<Report>> {
+    fn deliver(&self, hand_over: DeliveryBatch) -> BoxFuture<'_, Vec<Report>> {
         match self.writer(hand_over.partition) {
             Ok(writer) => Box::pin(async move { writer.write(hand_over).await }),
             Err(why) => Box::pin(std::future::ready(none_delivered(hand_over.runs.len(), Verdict::Unreachable, &why))),

@@ -2,7 +2,7 @@
 //! the business of `dispatch`.
 //!
 //! ```text
-//!  dispatch ── HandOver { runs of many lanes } ──▶ Destination::deliver ──▶ one Report a run, in the same order
+//!  dispatch ── DeliveryBatch { runs of many lanes } ──▶ Destination::deliver ──▶ one Report a run, in the same order
 //! ```
 //!
 //! ```text
@@ -52,11 +52,11 @@ pub fn has_partition_files(target: &Target) -> bool {
 /// One destination, opened. It answers for every run that it is given, by the deadline of the hand-over.
 pub trait Destination: Send + Sync + fmt::Debug {
     /// How much it takes at once.
-    fn limits(&self) -> HandOverLimits;
+    fn limits(&self) -> BatchLimits;
 
     /// Tries to deliver each run, in the order of its events, up to the first that is not delivered. Exactly one report
     /// a run, in their order. Dropping the future may leave any of it done.
-    fn deliver(&self, hand_over: HandOver) -> BoxFuture<'_, Vec<Report>>;
+    fn deliver(&self, hand_over: DeliveryBatch) -> BoxFuture<'_, Vec<Report>>;
 
     /// Opens again, before the next hand-over, what may have been moved away (`SIGHUP`). Nothing to do for most.
     fn reopen(&self) {}
@@ -83,7 +83,7 @@ pub trait Destination: Send + Sync + fmt::Debug {
 
 /// What a destination takes in one hand-over.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct HandOverLimits {
+pub struct BatchLimits {
     /// Runs (each of another lane) in one hand-over.
     pub runs_max: usize,
     /// Events in one run.
@@ -94,7 +94,7 @@ pub struct HandOverLimits {
 
 /// Events of one partition that are handed out together. Runs are independent of each other.
 #[derive(Debug, Clone)]
-pub struct HandOver {
+pub struct DeliveryBatch {
     pub topic: Arc<str>,
     pub partition: u32,
     pub runs: Vec<Run>,
@@ -108,27 +108,27 @@ pub struct HandOver {
 #[derive(Clone)]
 pub struct Deadline {
     pub at: Instant,
-    fence: Option<Arc<Fence>>,
+    lease: Option<Arc<LeaseDeadline>>,
 }
 
 /// Until when the owner may begin something, as far as is known now. `None`: no limit.
-pub type Fence = dyn Fn() -> Option<Instant> + Send + Sync;
+pub type LeaseDeadline = dyn Fn() -> Option<Instant> + Send + Sync;
 
 impl Deadline {
-    pub fn fenced(at: Instant, fence: Arc<Fence>) -> Self {
-        Self { at, fence: Some(fence) }
+    pub fn within_lease(at: Instant, lease: Arc<LeaseDeadline>) -> Self {
+        Self { at, lease: Some(lease) }
     }
 
     /// Nothing of the hand-over may be begun any more: no resend, no line.
     pub fn is_over(&self) -> bool {
         let now = Instant::now();
-        self.at <= now || self.fence.as_ref().and_then(|fence| fence()).is_some_and(|fence| fence <= now)
+        self.at <= now || self.lease.as_ref().and_then(|lease| lease()).is_some_and(|lease| lease <= now)
     }
 }
 
 impl From<Instant> for Deadline {
     fn from(at: Instant) -> Self {
-        Self { at, fence: None }
+        Self { at, lease: None }
     }
 }
 
@@ -138,7 +138,7 @@ impl fmt::Debug for Deadline {
     }
 }
 
-impl HandOver {
+impl DeliveryBatch {
     /// The events of one run.
     pub fn events_of(&self, run: &Run) -> &[Event] {
         &self.events[run.events.clone()]
@@ -148,7 +148,7 @@ impl HandOver {
 /// One or more consecutive events of one lane.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Run {
-    /// Where they stand in [`HandOver::events`]; never empty.
+    /// Where they stand in [`DeliveryBatch::events`]; never empty.
     pub events: Range<usize>,
     /// How often the first one is tried with this attempt, counted by this owner: 1 at first. The others' is 1.
     pub attempt: u32,
@@ -172,7 +172,7 @@ pub struct Settings {
     /// Permissions of the files that are made for `file` destinations. The umask may take some away.
     pub file_mode: u32,
     /// The fault drill of `--reliability`.
-    pub drill: Option<Drill>,
+    pub drill: Option<FaultDrill>,
 }
 
 impl Default for Settings {
@@ -206,7 +206,7 @@ impl fmt::Debug for Settings {
 
 /// A fault drill: one in so many events fails before it reaches the destination.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Drill {
+pub struct FaultDrill {
     /// 2 or more.
     pub one_in: u32,
     /// The same seed, the same faults.
@@ -245,7 +245,7 @@ pub fn open(spec: &Spec, settings: &Settings) -> Result<Arc<dyn Destination>, Co
 }
 
 /// What destinations that write many events at once take.
-const MANY: HandOverLimits = HandOverLimits {
+const MANY: BatchLimits = BatchLimits {
     runs_max: crate::limits::IN_FLIGHT_EVENTS_MAX,
     run_events_max: crate::limits::RUN_EVENTS_MAX,
     run_bytes_max: crate::limits::RUN_BYTES_MAX,

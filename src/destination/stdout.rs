@@ -7,7 +7,7 @@
 //! stays so: the events are kept in the log until the destination is started anew.
 
 use super::writer::{Sink, Writer};
-use super::{ConfigurationError, Destination, HandOver, HandOverLimits, MANY};
+use super::{BatchLimits, ConfigurationError, DeliveryBatch, Destination, MANY};
 use crate::BoxFuture;
 use crate::core::verdict::Report;
 use crate::vital;
@@ -43,11 +43,11 @@ impl Stdout {
 }
 
 impl Destination for Stdout {
-    fn limits(&self) -> HandOverLimits {
+    fn limits(&self) -> BatchLimits {
         MANY
     }
 
-    fn deliver(&self, hand_over: HandOver) -> BoxFuture<'_, Vec<Report>> {
+    fn deliver(&self, hand_over: DeliveryBatch) -> BoxFuture<'_, Vec<Report>> {
         Box::pin(self.writer.write(hand_over))
     }
 

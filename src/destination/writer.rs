@@ -10,7 +10,7 @@
 //! So the sync is shared: neither a hot user nor a million quiet ones wait for one each. Events are written in the
 //! order of the queue, and an append that fails settles nothing of its round.
 
-use super::{HandOver, line, none_delivered};
+use super::{DeliveryBatch, line, none_delivered};
 use crate::core::verdict::{Failed, Report, Verdict};
 use crate::limits::{WRITE_BYTES_MAX, WRITE_QUEUE_HAND_OVERS_MAX};
 use crate::vital::{self, Lost};
@@ -38,7 +38,7 @@ pub(super) struct Writer {
 }
 
 enum Message {
-    Write(HandOver, oneshot::Sender<Vec<Report>>),
+    Write(DeliveryBatch, oneshot::Sender<Vec<Report>>),
     /// Looks at `reopen` although nothing is to be written.
     Wake,
 }
@@ -54,7 +54,7 @@ impl Writer {
     }
 
     /// Hands over, and answers by the deadline. One that is not answered until then may be written all the same.
-    pub(super) async fn write(&self, hand_over: HandOver) -> Vec<Report> {
+    pub(super) async fn write(&self, hand_over: DeliveryBatch) -> Vec<Report> {
         let (runs, deadline) = (hand_over.runs.len(), hand_over.deadline.at);
         if hand_over.events.is_empty() {
             return Vec::new();
@@ -95,7 +95,7 @@ struct Rounds<S> {
 }
 
 struct Waiting {
-    hand_over: HandOver,
+    hand_over: DeliveryBatch,
     answer: oneshot::Sender<Vec<Report>>,
     /// Its events up to here are in the lines of this round; and up to here they are kept.
     formatted: usize,
@@ -177,7 +177,7 @@ impl Waiting {
     }
 
     fn format(&mut self, lines: &mut Vec<u8>) {
-        let HandOver { topic, partition, events, .. } = &self.hand_over;
+        let DeliveryBatch { topic, partition, events, .. } = &self.hand_over;
         for event in &events[self.formatted..] {
             if lines.len() >= WRITE_BYTES_MAX {
                 break;
@@ -245,7 +245,7 @@ mod tests {
         (writer, open, appended)
     }
 
-    fn hand_over(runs: &[usize], payload_bytes: usize, time: Duration) -> HandOver {
+    fn hand_over(runs: &[usize], payload_bytes: usize, time: Duration) -> DeliveryBatch {
         let payload = vec![b'x'; payload_bytes];
         let events: Vec<Event> = (0..runs.iter().sum::<usize>())
             .map(|offset| Event { offset: offset as i64, record: Record::new(None, Some(&payload), &[], 0) })
@@ -256,7 +256,7 @@ mod tests {
             Run { events: start - len..start, attempt: 1, gap: false }
         };
         let runs = runs.iter().map(run).collect();
-        HandOver { topic: "t".into(), partition: 0, runs, events, deadline: (Instant::now() + time).into() }
+        DeliveryBatch { topic: "t".into(), partition: 0, runs, events, deadline: (Instant::now() + time).into() }
     }
 
     const PATIENCE: Duration = Duration::from_secs(20);

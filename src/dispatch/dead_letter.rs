@@ -13,7 +13,7 @@ use crate::BoxFuture;
 use crate::clock;
 use crate::core::Moment;
 use crate::core::event::{Event, REPLAY, Record, encode_headers};
-use crate::core::lanes::Trouble;
+use crate::core::lanes::FailureHistory;
 use crate::core::outcome::Failure;
 use crate::limits;
 use crate::log::{AppendLimits, Engine, Fetched};
@@ -89,17 +89,17 @@ pub(super) fn record(
     parts: &Parts,
     partition: u32,
     event: &Event,
-    trouble: &Trouble,
+    history: &FailureHistory,
     letter: &Letter,
     now: Moment,
 ) -> Record {
     let now_ms = clock::now_ms();
     let ago_ms = |then: Moment| clock::whole_ms(now.saturating_sub(then));
     let before = Life::of_redriven(parts, &event.record);
-    let first_ms = before.first_attempt_ms.unwrap_or(now_ms - ago_ms(trouble.first_failure));
+    let first_ms = before.first_attempt_ms.unwrap_or(now_ms - ago_ms(history.first_failure));
     let last_ms = now_ms - ago_ms(letter.failed_at);
     let source = before.source.map_or_else(|| format!("{partition}:{}", event.offset), str::to_owned);
-    let attempts = before.attempts.saturating_add(trouble.failures.into()).to_string();
+    let attempts = before.attempts.saturating_add(history.failures.into()).to_string();
     let (first, last) = (first_ms.to_string(), last_ms.to_string());
     let time = event.record.timestamp_ms.to_string();
     let ours = [

@@ -1,7 +1,7 @@
 //! Delivers a topic to one destination: joins the log, the group, the lanes and the destination.
 //!
 //! ```text
-//!  group ── Given / Taken / Lost ──▶ owners ──▶ one worker a partition ──▶ destination
+//!  group ── Assigned / Revoked / Lost ──▶ owners ──▶ one worker a partition ──▶ destination
 //!                                                 │ shared: breaker, slots of --concurrency, dead letters
 //!                                                 └── fetch, lanes, progress, commit: all of one partition
 //! ```
@@ -23,6 +23,7 @@ pub use self::tally::Tally;
 use self::shared::Shared;
 use self::stopped::{STOPPED_INTERVAL, Stopped};
 use crate::core::backoff::Backoff;
+use crate::core::outcome::Ended;
 use crate::core::pace::Rate;
 use crate::destination::Destination;
 use crate::group::{Change, Group};
@@ -104,15 +105,6 @@ pub struct Parts {
     pub destination: Arc<dyn Destination>,
 }
 
-/// How dispatch ended after it was told to stop.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Ended {
-    /// Everything that was in flight ended, and is committed.
-    Drained,
-    /// Attempts in flight were cut off by `--drain`: they are redelivered.
-    WorkLeft,
-}
-
 /// Delivers until `shutdown` is ready, then lets attempts in flight end within `--drain`, commits, releases and leaves.
 /// Dropping the future stops at once.
 ///
@@ -148,8 +140,8 @@ pub async fn run_counted(
                 }
             }
             change = group.changed() => match change.context("the membership of the group ended")? {
-                Change::Given(partition) => owners.give(partition),
-                Change::Taken(partition) => owners.take(partition).await,
+                Change::Assigned(partition) => owners.give(partition),
+                Change::Revoked(partition) => owners.take(partition).await,
                 Change::Lost(partition) => owners.lose(partition),
             },
             () = sleep_until(remind_at) => {
@@ -212,7 +204,7 @@ impl Owners {
         let abort = self.spawn(partition, stopping, None);
         let owner = Owner { task: abort.id(), abort, stop, taken: false };
         if let Some(before) = self.partitions.insert(partition, owner) {
-            // Given twice without an end between: the older worker must not go on beside the new one.
+            // Assigned twice without an end between: the older worker must not go on beside the new one.
             before.abort.abort();
         }
         self.shared.set_owned(self.partitions.len());
@@ -270,8 +262,8 @@ impl Owners {
                 Some(ended) = self.running.join_next_with_id() => self.ended(ended).await,
                 change = group.changed() => match change {
                     // Its next owner begins it.
-                    Ok(Change::Given(_)) => {}
-                    Ok(Change::Taken(partition)) => self.take(partition).await,
+                    Ok(Change::Assigned(_)) => {}
+                    Ok(Change::Revoked(partition)) => self.take(partition).await,
                     Ok(Change::Lost(partition)) => {
                         if self.partitions.contains_key(&partition) {
                             self.worst = Ended::WorkLeft;

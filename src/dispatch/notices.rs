@@ -13,13 +13,13 @@
 use crate::core::Moment;
 use crate::core::breaker::{Cause, Snapshot};
 use crate::core::event::Event;
-use crate::core::lanes::Trouble;
+use crate::core::lanes::FailureHistory;
 use crate::core::text;
 use crate::core::verdict::Verdict;
 use crate::limits::{
     LOG_ANSWER_BYTES_MAX, LOG_REMINDER_INTERVAL, LOG_REPEAT_INTERVAL, LOG_UNREACHABLE_BYTES_MAX, LOG_USER_BYTES_MAX,
 };
-use crate::quiet::Budget;
+use crate::log_limiter::Budget;
 use std::collections::BTreeMap;
 use std::num::NonZero;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -81,15 +81,15 @@ pub(super) struct Stuck {
 }
 
 impl Stuck {
-    pub(super) fn new(event: &Event, id: &str, trouble: &Trouble, others_are_served: bool, now: Moment) -> Self {
+    pub(super) fn new(event: &Event, id: &str, history: &FailureHistory, others_are_served: bool, now: Moment) -> Self {
         Self {
             offset: event.offset,
             user: shown_user(event.record.key()),
             id: text::shown(id.as_bytes(), LOG_USER_BYTES_MAX),
-            attempts: trouble.failures,
-            tries: trouble.tries.saturating_add(trouble.tries_since_mark),
-            failing: now.saturating_sub(trouble.first_failure),
-            answer: trouble.answer.to_string(),
+            attempts: history.failures,
+            tries: history.tries.saturating_add(history.tries_since_mark),
+            failing: now.saturating_sub(history.first_failure),
+            answer: history.answer.to_string(),
             others_are_served,
         }
     }

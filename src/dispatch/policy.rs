@@ -4,7 +4,7 @@ use super::Config;
 use super::dead_letter::Reason;
 use crate::core::Moment;
 use crate::core::breaker::{Attempt, Breaker, Judgement, Refusal};
-use crate::core::lanes::{Next, Trouble};
+use crate::core::lanes::{FailureHistory, Next};
 use crate::core::verdict::Verdict;
 
 /// Judges one failed attempt by the destination's health at its end, and keeps the event's own account.
@@ -13,46 +13,46 @@ pub(super) fn judge(
     breaker: &mut Breaker,
     attempt: &Attempt,
     verdict: Verdict,
-    trouble: &mut Trouble,
+    history: &mut FailureHistory,
     now: Moment,
     random: u64,
 ) -> (Next, Option<Reason>) {
     let judgement = breaker.failed(attempt, verdict, now);
-    trouble.last_failure = now;
-    if trouble.failures == 0 {
-        trouble.first_failure = now;
+    history.last_failure = now;
+    if history.failures == 0 {
+        history.first_failure = now;
     }
-    trouble.failures = trouble.failures.saturating_add(1);
-    if breaker.is_void(trouble.mark) {
-        trouble.tries_since_mark = 0;
+    history.failures = history.failures.saturating_add(1);
+    if breaker.is_void(history.mark) {
+        history.tries_since_mark = 0;
     }
-    if trouble.mark != judgement.good_mark {
-        trouble.tries += std::mem::take(&mut trouble.tries_since_mark);
-        trouble.mark = judgement.good_mark;
+    if history.mark != judgement.good_mark {
+        history.tries += std::mem::take(&mut history.tries_since_mark);
+        history.mark = judgement.good_mark;
     }
     if judgement.counts {
-        trouble.tries_since_mark += 1;
+        history.tries_since_mark += 1;
     }
     let refused = match verdict {
-        Verdict::Refused => refused_for_good(breaker, attempt, judgement, trouble, now),
+        Verdict::Refused => refused_for_good(breaker, attempt, judgement, history, now),
         // A drill never reached the destination: it says nothing against what the destination said before.
         Verdict::Drilled => false,
         Verdict::Retry { .. } | Verdict::Busy { .. } | Verdict::Unreachable => {
-            trouble.first_refusal = None;
+            history.first_refusal = None;
             false
         }
     };
     if refused {
         return (Next::GiveUp, Some(Reason::Refused));
     }
-    if judgement.counts && trouble.tries + trouble.tries_since_mark >= config.attempts {
+    if judgement.counts && history.tries + history.tries_since_mark >= config.attempts {
         return (Next::GiveUp, Some(Reason::Exhausted));
     }
     let asked = match verdict {
         Verdict::Retry { after } | Verdict::Busy { after } => after.map(|after| after.min(config.retry_after_max)),
         Verdict::Refused | Verdict::Unreachable | Verdict::Drilled => None,
     };
-    let delay = asked.unwrap_or_else(|| config.backoff.delay(trouble.failures, random));
+    let delay = asked.unwrap_or_else(|| config.backoff.delay(history.failures, random));
     (Next::Retry { at: now.saturating_add(delay) }, None)
 }
 
@@ -64,17 +64,17 @@ fn refused_for_good(
     breaker: &Breaker,
     attempt: &Attempt,
     judgement: Judgement,
-    trouble: &mut Trouble,
+    history: &mut FailureHistory,
     now: Moment,
 ) -> bool {
     // A destination that is out or in bad health refuses every event. Such a refusal does not concern this event.
-    trouble.first_refusal = trouble.first_refusal.filter(|first| !breaker.is_void(first.good_mark));
+    history.first_refusal = history.first_refusal.filter(|first| !breaker.is_void(first.good_mark));
     if !judgement.counts {
         return false;
     }
     let refusal = Refusal { attempt: *attempt, at: now, good_mark: judgement.good_mark };
-    let Some(first) = &trouble.first_refusal else {
-        trouble.first_refusal = Some(refusal);
+    let Some(first) = &history.first_refusal else {
+        history.first_refusal = Some(refusal);
         return false;
     };
     breaker.refused_acts(first, now)
@@ -110,7 +110,7 @@ mod tests {
     #[derive(Default)]
     struct Scene {
         breaker: Breaker,
-        trouble: Trouble,
+        history: FailureHistory,
         now: Moment,
     }
 
@@ -118,8 +118,8 @@ mod tests {
         fn fails(&mut self, verdict: Verdict) -> Option<Reason> {
             self.now += Duration::from_secs(1);
             let attempt = self.breaker.begin(1, self.now);
-            let Self { breaker, trouble, now } = self;
-            judge(&config(), breaker, &attempt, verdict, trouble, *now, 0).1
+            let Self { breaker, history, now } = self;
+            judge(&config(), breaker, &attempt, verdict, history, *now, 0).1
         }
 
         fn others_are_delivered(&mut self) {
@@ -145,8 +145,8 @@ mod tests {
         let slow = scene.breaker.begin(1, scene.now);
         scene.others_are_delivered();
         scene.now += Duration::from_secs(11);
-        let Scene { breaker, trouble, now } = &mut scene;
-        assert_eq!(judge(&config(), breaker, &slow, Verdict::Refused, trouble, *now, 0).1, None);
+        let Scene { breaker, history, now } = &mut scene;
+        assert_eq!(judge(&config(), breaker, &slow, Verdict::Refused, history, *now, 0).1, None);
         assert_eq!(
             scene.fails(Verdict::Refused),
             Some(Reason::Refused),

@@ -7,7 +7,7 @@ use crate::core::Moment;
 use crate::core::breaker::Breaker;
 use crate::core::pace::{Pace, Rate};
 use crate::core::random;
-use crate::destination::Fence;
+use crate::destination::LeaseDeadline;
 use crate::limits;
 use crate::log::{Log, OpenError};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -18,7 +18,7 @@ use tokio::time::Instant;
 pub(super) struct Shared {
     pub(super) parts: Parts,
     /// That of the group.
-    pub(super) fence: Arc<Fence>,
+    pub(super) lease: Arc<LeaseDeadline>,
     pub(super) config: Config,
     pub(super) topic: Arc<str>,
     /// Attempts (hand-overs) in flight at the destination: first come, first served.
@@ -41,7 +41,7 @@ impl Shared {
     pub(super) fn new(parts: Parts, config: Config, rate: Option<Rate>, tally: Arc<Tally>) -> Self {
         let group = Arc::clone(&parts.group);
         Self {
-            fence: Arc::new(move || group.fence()),
+            lease: Arc::new(move || group.lease_deadline()),
             topic: parts.log.topic().into(),
             slots: Arc::new(Semaphore::new(config.concurrency.min(Semaphore::MAX_PERMITS))),
             breaker_moved: Notify::new(),

@@ -2,18 +2,18 @@
 //!
 //! ```text
 //!             changed()                                commit(partition, state)
-//!  group ── Given(P) ──▶ owner: committed(P) → deliver ───────────────▶ group
-//!        ── Taken(P) ──▶ stop starting, let end, commit, released(P)
+//!  group ── Assigned(P) ──▶ owner: committed(P) → deliver ───────────────▶ group
+//!        ── Revoked(P) ──▶ stop starting, let end, commit, released(P)
 //!        ── Lost(P)  ──▶ stop at once, commit nothing
-//!  drain() ──▶ Taken(P) for every partition, and none is Given any more ──▶ … ──▶ leave()
+//!  drain() ──▶ Revoked(P) for every partition, and none is Assigned any more ──▶ … ──▶ leave()
 //!
 //!  an operator ── request ──▶ <group>.rewind ── requested(P) ──▶ owner: applies it, once ── commit ──▶ group
 //! ```
 //!
 //! A partition has one owner at a time. What is stored under the group is a whole
-//! [`State`]: never a part of it, and of one moment.
+//! [`PartitionState`]: never a part of it, and of one moment.
 //!
-//! A [`Move`] of the position is asked for from outside, whoever owns the partition and whether anybody does. The state
+//! An [`OffsetReset`] of the position is asked for from outside, whoever owns the partition and whether anybody does. The state
 //! that a commit stores holds the id of the last one that is in it, and ids grow: so it is applied once, whoever dies.
 
 pub mod kafka;
@@ -21,7 +21,7 @@ pub mod sqlite;
 
 use crate::BoxFuture;
 use crate::core::outcome::Failure;
-use crate::core::progress::{Move, State};
+use crate::core::progress::{OffsetReset, PartitionState};
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use tokio::time::Instant;
@@ -35,24 +35,24 @@ pub trait Group: Send + Sync + fmt::Debug {
     /// Dropping the future loses no change.
     fn changed(&self) -> BoxFuture<'_, Result<Change, Failure>>;
 
-    /// Tells that a partition that was [`Change::Taken`] is let go: nothing of it is started or committed any more.
+    /// Tells that a partition that was [`Change::Revoked`] is let go: nothing of it is started or committed any more.
     fn released(&self, partition: u32) -> BoxFuture<'_, ()>;
 
     /// What was last committed for the partition. `None`: nothing ever, it has not begun.
-    fn committed(&self, partition: u32) -> BoxFuture<'_, Result<Option<State>, Failure>>;
+    fn committed(&self, partition: u32) -> BoxFuture<'_, Result<Option<PartitionState>, Failure>>;
 
     /// Stores the state. A watermark past the end of the log is refused. Unknown: the next commit tells. An error that
     /// [`is_final`] says comes back for ever.
-    fn commit(&self, partition: u32, state: State) -> BoxFuture<'_, Result<(), Failure>>;
+    fn commit(&self, partition: u32, state: PartitionState) -> BoxFuture<'_, Result<(), Failure>>;
 
     /// The last move of the position that was asked for in the partition, applied or not. `None`: none ever.
-    fn requested(&self, partition: u32) -> BoxFuture<'_, Result<Option<Move>, Failure>>;
+    fn requested(&self, partition: u32) -> BoxFuture<'_, Result<Option<OffsetReset>, Failure>>;
 
     /// Until when attempts may be started and may last. `None`: no limit (a lock that dies with the process).
-    fn fence(&self) -> Option<Instant>;
+    fn lease_deadline(&self) -> Option<Instant>;
 
     /// Announces that this member stops. It is assigned nothing from now on, and every partition that it owns is
-    /// [`Change::Taken`], so that each can go to another member as soon as it is released. If no other member may have
+    /// [`Change::Revoked`], so that each can go to another member as soon as it is released. If no other member may have
     /// them before [`leave`](Self::leave), nothing happens.
     fn drain(&self);
 
@@ -69,9 +69,9 @@ pub fn moves_of(name: &str) -> String {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Change {
     /// This member owns it from now on.
-    Given(u32),
+    Assigned(u32),
     /// Hand it over: stop starting attempts, let those in flight end, commit, then [`Group::released`].
-    Taken(u32),
+    Revoked(u32),
     /// It belongs to somebody else already: stop at once and commit nothing.
     Lost(u32),
 }

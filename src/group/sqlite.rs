@@ -4,7 +4,7 @@
 //!  join ── lock <db>.<name>.lock ──▶ epoch + 1 ──▶ every partition is given ──▶ commits carry the epoch
 //! ```
 //!
-//! The lock dies with its process, so nothing has to time out, and nothing fences an attempt. The file stays: removing
+//! The lock dies with its process, so nothing has to time out, and nothing leases an attempt. The file stays: removing
 //! it would let two processes hold two files of one name. The epoch is a second line: if the lock file is deleted by
 //! hand and another process joins, the first one's commits are refused.
 
@@ -13,7 +13,7 @@ use crate::BoxFuture;
 use crate::clock::now_ms;
 use crate::core::name;
 use crate::core::outcome::Failure;
-use crate::core::progress::{Move, State};
+use crate::core::progress::{OffsetReset, PartitionState};
 use crate::limits::{GROUP_NAME_CHARS_MAX, LOCK_TEXT_BYTES_MAX, STANDBY_INTERVAL};
 use crate::log::sqlite::Sqlite;
 use crate::sqlite::{Commit, Database, ReadError, Topic, Write};
@@ -71,7 +71,7 @@ pub async fn join(
 }
 
 /// What the group `name` last committed, by partition: read from outside, without joining it or disturbing its member.
-pub async fn committed(engine: &Sqlite, name: &str, topic: &str) -> Result<Vec<Option<State>>, JoinError> {
+pub async fn committed(engine: &Sqlite, name: &str, topic: &str) -> Result<Vec<Option<PartitionState>>, JoinError> {
     let database = engine.database();
     let failed = |error| JoinError::Unavailable(unavailable(error));
     let topic = find(database, topic).await?;
@@ -88,7 +88,12 @@ async fn find(database: &Database, topic: &str) -> Result<Topic, JoinError> {
 }
 
 /// Asks for these moves of the group's position, by partition: all of them, or none.
-pub async fn request(engine: &Sqlite, name: &str, topic: &str, moves: &BTreeMap<u32, Move>) -> Result<(), JoinError> {
+pub async fn request(
+    engine: &Sqlite,
+    name: &str,
+    topic: &str,
+    moves: &BTreeMap<u32, OffsetReset>,
+) -> Result<(), JoinError> {
     let database = engine.database();
     let topic = find(database, topic).await?.id;
     let write = Write::Request { group: moves_of(name), topic, moves: moves.clone() };
@@ -96,7 +101,7 @@ pub async fn request(engine: &Sqlite, name: &str, topic: &str, moves: &BTreeMap<
 }
 
 /// The last move that was asked for in each partition, applied or not.
-pub async fn requested(engine: &Sqlite, name: &str, topic: &str) -> Result<Vec<Option<Move>>, JoinError> {
+pub async fn requested(engine: &Sqlite, name: &str, topic: &str) -> Result<Vec<Option<OffsetReset>>, JoinError> {
     let database = engine.database();
     let failed = |error| JoinError::Unavailable(unavailable(error));
     let topic = find(database, topic).await?;
@@ -113,7 +118,7 @@ pub async fn apply_unowned(
     name: &str,
     topic: &str,
     digest: &str,
-    moves: &BTreeMap<u32, Move>,
+    moves: &BTreeMap<u32, OffsetReset>,
 ) -> Result<bool, JoinError> {
     let group = match join(engine, name, topic, digest, WhenHeld::Fail).await {
         Ok(group) => group,
@@ -226,7 +231,7 @@ struct SqliteGroup {
 }
 
 impl SqliteGroup {
-    async fn store(&self, partition: u32, state: State) -> Result<(), Failure> {
+    async fn store(&self, partition: u32, state: PartitionState) -> Result<(), Failure> {
         if self.lock.lock().unwrap_or_else(PoisonError::into_inner).is_none() {
             return Err(Failure::refused("commit-fenced", format!("{:?} has left its group", self.name)));
         }
@@ -254,7 +259,7 @@ impl Group for SqliteGroup {
         Box::pin(async move {
             let next = self.given.fetch_add(1, Ordering::Relaxed);
             if next < self.partitions {
-                return Ok(Change::Given(next));
+                return Ok(Change::Assigned(next));
             }
             self.given.fetch_min(self.partitions, Ordering::Relaxed);
             // Everything is given, and nobody can take it away while the lock is held.
@@ -267,22 +272,22 @@ impl Group for SqliteGroup {
         Box::pin(std::future::ready(()))
     }
 
-    fn committed(&self, partition: u32) -> BoxFuture<'_, Result<Option<State>, Failure>> {
+    fn committed(&self, partition: u32) -> BoxFuture<'_, Result<Option<PartitionState>, Failure>> {
         Box::pin(async move { self.database.committed(&self.name, self.topic, partition).await.map_err(unavailable) })
     }
 
-    fn commit(&self, partition: u32, state: State) -> BoxFuture<'_, Result<(), Failure>> {
+    fn commit(&self, partition: u32, state: PartitionState) -> BoxFuture<'_, Result<(), Failure>> {
         Box::pin(self.store(partition, state))
     }
 
-    fn requested(&self, partition: u32) -> BoxFuture<'_, Result<Option<Move>, Failure>> {
+    fn requested(&self, partition: u32) -> BoxFuture<'_, Result<Option<OffsetReset>, Failure>> {
         Box::pin(async move {
             let (name, topic) = (moves_of(&self.name), self.topic);
             self.database.requested(&name, topic, partition).await.map_err(unavailable)
         })
     }
 
-    fn fence(&self) -> Option<Instant> {
+    fn lease_deadline(&self) -> Option<Instant> {
         None
     }
 

@@ -23,10 +23,11 @@ mod problem;
 mod server;
 mod uploads;
 
+use crate::core::outcome::Ended;
 use crate::core::partition::Partitioner;
 use crate::limits::{ACCEPT_RETRY_DELAY, PARTITION_COUNT_CHECK_INTERVAL};
 use crate::log::Log;
-use crate::quiet::Quiet;
+use crate::log_limiter::LogLimiter;
 use anyhow::{Context as _, ensure};
 use connections::Connections;
 use pending::Pending;
@@ -62,15 +63,6 @@ pub struct Config {
     pub drain: Duration,
 }
 
-/// How ingest ended after it was told to stop.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Ended {
-    /// Every request that had begun was answered.
-    Drained,
-    /// Requests were cut off by `--drain`: their clients have no answer, and what was being appended may be stored.
-    WorkLeft,
-}
-
 /// Serves the listeners until `shutdown` is ready, then accepts no more, lets the requests that have begun end within
 /// `--drain`, and closes the idle connections. Dropping the future stops at once; appends that have begun go on.
 ///
@@ -102,7 +94,7 @@ pub async fn run(
         uploads: Uploads::new(config.max_pending_bytes),
         pending: Pending::new(config.max_pending_bytes),
         large_parses: Arc::new(Semaphore::new(std::thread::available_parallelism().map_or(1, usize::from))),
-        quiet: Quiet::default(),
+        log_limiter: LogLimiter::default(),
         config,
     });
     let (stop, _) = watch::channel(false);
@@ -158,7 +150,7 @@ async fn accept(
             }
             Err(error) if is_of_one_connection(&error) => tracing::debug!(%error, "a connection was gone at once"),
             Err(error) => {
-                if let Some(suppressed) = shared.quiet.allows("accept") {
+                if let Some(suppressed) = shared.log_limiter.allows("accept") {
                     tracing::warn!(%error, suppressed, "cannot accept connections: trying again");
                 }
                 // A connection less is a descriptor more.
@@ -180,7 +172,7 @@ async fn room(free: &Arc<Semaphore>, shared: &Shared) -> OwnedSemaphorePermit {
     }
     loop {
         if !shared.connections.make_room()
-            && let Some(suppressed) = shared.quiet.allows("connections")
+            && let Some(suppressed) = shared.log_limiter.allows("connections")
         {
             let max = shared.config.max_connections;
             tracing::warn!(max, suppressed, "all connections are in use (--max-connections): new clients wait");

@@ -25,7 +25,7 @@ use crate::limits::{
     ANSWER_WRITE_MAX, HEADER_TIMEOUT_MAX, HTTP_BUFFER_BYTES_MAX, REPLAY_ID_CHARS_MAX, TRACEPARENT_BYTES_MAX,
 };
 use crate::log::Log;
-use crate::quiet::Quiet;
+use crate::log_limiter::LogLimiter;
 use bytes::Bytes;
 use http::header::{CONTENT_ENCODING, CONTENT_TYPE, EXPECT};
 use http::{HeaderMap, HeaderValue, Method, Request, Response};
@@ -60,7 +60,7 @@ pub(super) struct Shared {
     /// Large bodies that are parsed at a time, one for each processor: while a body is parsed, it and its events exist
     /// side by side.
     pub(super) large_parses: Arc<Semaphore>,
-    pub(super) quiet: Quiet,
+    pub(super) log_limiter: LogLimiter,
 }
 
 /// Serves one connection until it ends; from `stopping` on, it ends with the request that is under way.
@@ -191,7 +191,7 @@ async fn take(
     match first_failure {
         None => Ok(stored(&results(ids.iter(), &partitions, &outcomes, false))),
         Some(failure) => {
-            if let Some(suppressed) = shared.quiet.allows("append") {
+            if let Some(suppressed) = shared.log_limiter.allows("append") {
                 let Failure { code, detail, .. } = &**failure;
                 tracing::warn!(
                     code,

@@ -4,7 +4,7 @@ use super::beginning::Beginning;
 use crate::BoxFuture;
 use crate::config::Delivery;
 use crate::core::outcome::Failure;
-use crate::core::progress::{Move, State};
+use crate::core::progress::{OffsetReset, PartitionState};
 use crate::destination::spec::Spec;
 use crate::group::kafka::Joining;
 use crate::group::sqlite::WhenHeld;
@@ -115,7 +115,7 @@ impl Groups for Store {
         &'a self,
         name: &'a str,
         log: &'a Arc<dyn Log>,
-    ) -> BoxFuture<'a, Result<Vec<Option<State>>, JoinError>> {
+    ) -> BoxFuture<'a, Result<Vec<Option<PartitionState>>, JoinError>> {
         Box::pin(async move {
             match self {
                 Self::Sqlite(engine) => group::sqlite::committed(engine, name, log.topic()).await,
@@ -142,7 +142,7 @@ impl Groups for Store {
         &'a self,
         name: &'a str,
         log: &'a Arc<dyn Log>,
-        moves: &'a BTreeMap<u32, Move>,
+        moves: &'a BTreeMap<u32, OffsetReset>,
     ) -> BoxFuture<'a, Result<(), JoinError>> {
         Box::pin(async move {
             match self {
@@ -156,7 +156,7 @@ impl Groups for Store {
         &'a self,
         name: &'a str,
         log: &'a Arc<dyn Log>,
-    ) -> BoxFuture<'a, Result<Vec<Option<Move>>, JoinError>> {
+    ) -> BoxFuture<'a, Result<Vec<Option<OffsetReset>>, JoinError>> {
         Box::pin(async move {
             match self {
                 Self::Sqlite(engine) => group::sqlite::requested(engine, name, log.topic()).await,
@@ -170,7 +170,7 @@ impl Groups for Store {
         name: &'a str,
         log: &'a Arc<dyn Log>,
         digest: &'a str,
-        moves: &'a BTreeMap<u32, Move>,
+        moves: &'a BTreeMap<u32, OffsetReset>,
     ) -> BoxFuture<'a, Result<bool, JoinError>> {
         Box::pin(async move {
             match self {

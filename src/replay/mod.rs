@@ -59,12 +59,12 @@ use self::signing::Signature;
 use self::view::Taken;
 use crate::BoxFuture;
 use crate::clock::now_ms;
+use crate::core::outcome::Ended;
 use crate::core::outcome::Failure;
 use crate::core::pace::Rate;
-use crate::core::progress::{Move, State};
+use crate::core::progress::{OffsetReset, PartitionState};
 use crate::destination::spec::Spec;
 use crate::destination::{self, Destination};
-use crate::dispatch::Ended;
 use crate::group::{Group, JoinError, is_final};
 use crate::log::{Engine, Log};
 use crate::{dispatch, limits};
@@ -81,7 +81,7 @@ pub trait Groups: Send + Sync + fmt::Debug {
         &'a self,
         name: &'a str,
         log: &'a Arc<dyn Log>,
-    ) -> BoxFuture<'a, Result<Vec<Option<State>>, JoinError>>;
+    ) -> BoxFuture<'a, Result<Vec<Option<PartitionState>>, JoinError>>;
 
     /// Takes its place, with every partition of the log; one that is held is an error.
     fn join<'a>(
@@ -96,7 +96,7 @@ pub trait Groups: Send + Sync + fmt::Debug {
         &'a self,
         name: &'a str,
         log: &'a Arc<dyn Log>,
-        moves: &'a BTreeMap<u32, Move>,
+        moves: &'a BTreeMap<u32, OffsetReset>,
     ) -> BoxFuture<'a, Result<(), JoinError>>;
 
     /// The last one that was asked for in each partition, applied or not.
@@ -104,7 +104,7 @@ pub trait Groups: Send + Sync + fmt::Debug {
         &'a self,
         name: &'a str,
         log: &'a Arc<dyn Log>,
-    ) -> BoxFuture<'a, Result<Vec<Option<Move>>, JoinError>>;
+    ) -> BoxFuture<'a, Result<Vec<Option<OffsetReset>>, JoinError>>;
 
     /// Applies them where nobody owns any of the group's partitions. `false`: somebody does, and applies its own.
     fn apply_unowned<'a>(
@@ -112,7 +112,7 @@ pub trait Groups: Send + Sync + fmt::Debug {
         name: &'a str,
         log: &'a Arc<dyn Log>,
         digest: &'a str,
-        moves: &'a BTreeMap<u32, Move>,
+        moves: &'a BTreeMap<u32, OffsetReset>,
     ) -> BoxFuture<'a, Result<bool, JoinError>>;
 
     /// Lets go of everything that is kept of a group whose work is done, as far as the engine can.
@@ -173,7 +173,7 @@ pub enum Wanted {
     /// What is left of the replay with this id.
     Rest { id: String },
     /// Nothing: dispatch does it, from another position.
-    Move(rewind::Way),
+    OffsetReset(rewind::Way),
 }
 
 impl Wanted {
@@ -181,7 +181,7 @@ impl Wanted {
     fn deprecations(&self) -> Vec<String> {
         match self {
             Self::New { range, .. } => range.deprecations().collect(),
-            Self::Move(rewind::Way::Back(place) | rewind::Way::Ahead(place)) => {
+            Self::OffsetReset(rewind::Way::Back(place) | rewind::Way::Ahead(place)) => {
                 place.deprecation().into_iter().collect()
             }
             Self::Rest { .. } => Vec::new(),
@@ -240,7 +240,7 @@ pub async fn run(around: Surroundings, config: Config, stop: impl Future<Output 
                 prepare::plan_new(&around, range, selection, *limit, *every_user).await
             }
             Wanted::Rest { id } => prepare::plan_rest(&around, id).await,
-            Wanted::Move(wanted) => rewind::plan(&around, wanted).await,
+            Wanted::OffsetReset(wanted) => rewind::plan(&around, wanted).await,
         }
     };
     let planned = tokio::select! {
@@ -253,7 +253,7 @@ pub async fn run(around: Surroundings, config: Config, stop: impl Future<Output 
     };
     show::show(&around, &config, &planned)?;
     // A fast-forward has something to do also where nothing can be read.
-    let passes = matches!(config.what, Wanted::Move(rewind::Way::Ahead(_))) && planned.plan.unreadable > 0;
+    let passes = matches!(config.what, Wanted::OffsetReset(rewind::Way::Ahead(_))) && planned.plan.unreadable > 0;
     if planned.plan.events == 0 && !passes && planned.id.is_none() {
         show::note(&around, &config, "there is nothing to replay");
         return Ok(Ended::Drained);
@@ -272,14 +272,14 @@ pub async fn run(around: Surroundings, config: Config, stop: impl Future<Output 
     };
     if !agreed {
         let what = match config.what {
-            Wanted::Move(_) => "nothing was moved: --execute moves the position",
+            Wanted::OffsetReset(_) => "nothing was moved: --execute moves the position",
             Wanted::New { .. } | Wanted::Rest { .. } => "nothing was delivered: --execute does it",
         };
         show::note(&around, &config, what);
         return Ok(Ended::Drained);
     }
     match &config.what {
-        Wanted::Move(wanted) => rewind::apply(&around, &config, wanted, planned, stop).await,
+        Wanted::OffsetReset(wanted) => rewind::apply(&around, &config, wanted, planned, stop).await,
         Wanted::New { .. } | Wanted::Rest { .. } => execute(&around, &config, planned, stop).await,
     }
 }
@@ -397,20 +397,20 @@ async fn join_dead(
     around: &Surroundings,
     source: &Arc<dyn Log>,
     digest: &str,
-) -> anyhow::Result<(Taken, BTreeMap<u32, State>)> {
+) -> anyhow::Result<(Taken, BTreeMap<u32, PartitionState>)> {
     let group = around.groups.join(&dead_group(&around.spec.name), source, digest).await?;
     let mut redriven = BTreeMap::new();
     for partition in 0..source.partitions().await? {
         let state = match group.committed(partition).await? {
             Some(state) => state,
-            None => State::at(source.earliest(partition).await?),
+            None => PartitionState::at(source.earliest(partition).await?),
         };
         redriven.insert(partition, state);
     }
     Ok((Taken::new(group, &redriven), redriven))
 }
 
-async fn commit(group: &dyn Group, partition: u32, state: &State) -> anyhow::Result<()> {
+async fn commit(group: &dyn Group, partition: u32, state: &PartitionState) -> anyhow::Result<()> {
     let mut failures = 0;
     while let Err(failure) = group.commit(partition, state.clone()).await {
         failures += 1;

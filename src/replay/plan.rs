@@ -12,7 +12,7 @@ use super::range::Stretch;
 use super::select::{self, Judgement, Selection};
 use crate::core::event::Event;
 use crate::core::pace::Rate;
-use crate::core::progress::{Progress, State};
+use crate::core::progress::{PartitionState, Progress};
 use crate::core::text::escaped;
 use crate::limits;
 use crate::log::{FetchError, Log};
@@ -30,7 +30,7 @@ pub struct Leg {
     pub stretch: Stretch,
     /// What counts as settled at its beginning: everything in the stretch that is not to be taken, whatever the
     /// selection says.
-    pub state: State,
+    pub state: PartitionState,
 }
 
 /// What was counted.

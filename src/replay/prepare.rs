@@ -7,7 +7,7 @@ use super::range::{self, Range, Stretch, TimeAsEnd};
 use super::select::Selection;
 use super::{Planned, Refused, Surroundings, dead_group, replay_group};
 use crate::clock::now_ms;
-use crate::core::progress::State;
+use crate::core::progress::PartitionState;
 use crate::dispatch::{OnGap, dead_letter};
 use crate::log::{Log, OpenError};
 use anyhow::{Context, ensure};
@@ -44,14 +44,14 @@ pub(super) async fn plan_new(
         false => Vec::new(),
     };
     let leg = |stretch: Stretch| {
-        let of = |states: &[Option<State>]| states.get(stretch.partition as usize).cloned().flatten();
+        let of = |states: &[Option<PartitionState>]| states.get(stretch.partition as usize).cloned().flatten();
         let all = stretch.from..stretch.until;
         let state = match (selection.dead, of(&redriven)) {
             // Letters: all but those that were redriven.
-            (true, None) => State::at(stretch.from),
+            (true, None) => PartitionState::at(stretch.from),
             (true, Some(redriven)) => redriven.within(all),
             // Events: those that are settled, which is none where there is no commit.
-            (false, _) => of(&known).unwrap_or_else(|| State::at(stretch.from)).inverted(all),
+            (false, _) => of(&known).unwrap_or_else(|| PartitionState::at(stretch.from)).inverted(all),
         };
         Leg { stretch, state }
     };
@@ -126,7 +126,7 @@ async fn find(around: &Surroundings, id: &str) -> anyhow::Result<Story> {
 }
 
 /// A name that nobody ever delivered under is a mistyped one.
-pub(super) fn ensure_known(around: &Surroundings, states: &[Option<State>]) -> anyhow::Result<()> {
+pub(super) fn ensure_known(around: &Surroundings, states: &[Option<PartitionState>]) -> anyhow::Result<()> {
     if states.iter().any(Option::is_some) {
         return Ok(());
     }

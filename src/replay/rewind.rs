@@ -20,8 +20,8 @@ use super::select::Selection;
 use super::{Config, Planned, Refused, Surroundings, prepare, show};
 use crate::BoxFuture;
 use crate::clock::now_ms;
-use crate::core::progress::{Move, State, Target};
-use crate::dispatch::Ended;
+use crate::core::outcome::Ended;
+use crate::core::progress::{OffsetReset, PartitionState, ResetTarget};
 use crate::group::JoinError;
 use crate::limits;
 use anyhow::{Context, ensure};
@@ -51,11 +51,12 @@ pub(super) async fn apply(
     let standing = patiently(|| around.groups.requested(name, &around.log)).await?;
     let (number, events, unreadable) = (new_number(&states, &standing), plan.events, plan.unreadable);
     let target = |stretch: &Stretch| match way {
-        Way::Back(_) => Target::Back(stretch.from),
-        Way::Ahead(_) => Target::Ahead(stretch.until),
+        Way::Back(_) => ResetTarget::Back(stretch.from),
+        Way::Ahead(_) => ResetTarget::Ahead(stretch.until),
     };
-    let moves = legs.iter().map(|Leg { stretch, .. }| (stretch.partition, Move { id: number, to: target(stretch) }));
-    let moves: BTreeMap<u32, Move> = moves.collect();
+    let moves =
+        legs.iter().map(|Leg { stretch, .. }| (stretch.partition, OffsetReset { id: number, to: target(stretch) }));
+    let moves: BTreeMap<u32, OffsetReset> = moves.collect();
     let audit = Audit::open(&*around.engine, &*around.log).await?;
     let started = Started { to: around.spec.to_string(), what: what.clone(), selection, plan, moves: true };
     audit.write(&id, name, What::ReplayStarted(Box::new(started))).await?;
@@ -93,7 +94,7 @@ pub(super) async fn apply(
 }
 
 /// Higher than that of every move that was applied or asked for, also by a machine whose clock is ahead.
-fn new_number(states: &[Option<State>], standing: &[Option<Move>]) -> u64 {
+fn new_number(states: &[Option<PartitionState>], standing: &[Option<OffsetReset>]) -> u64 {
     let now = u64::try_from(now_ms()).unwrap_or_default() << RANDOM_BITS;
     let random = Uuid::now_v7().as_u128() as u64 & ((1 << RANDOM_BITS) - 1);
     let applied = states.iter().flatten().filter_map(|state| state.moved);
@@ -105,7 +106,7 @@ fn new_number(states: &[Option<State>], standing: &[Option<Move>]) -> u64 {
 const RANDOM_BITS: u32 = 20;
 
 /// Ready once every partition has moved.
-async fn applied(around: &Surroundings, config: &Config, moves: &BTreeMap<u32, Move>) -> anyhow::Result<()> {
+async fn applied(around: &Surroundings, config: &Config, moves: &BTreeMap<u32, OffsetReset>) -> anyhow::Result<()> {
     let name = &around.spec.name;
     let digest = around.spec.digest();
     let mut told_at = None::<Instant>;
@@ -164,7 +165,7 @@ async fn patiently<'a, T>(ask: impl Fn() -> BoxFuture<'a, Result<T, JoinError>>)
 async fn gaps_before(
     around: &Surroundings,
     place: &Place,
-    known: &[Option<State>],
+    known: &[Option<PartitionState>],
 ) -> anyhow::Result<BTreeMap<u32, (u64, i64)>> {
     let mut gaps = BTreeMap::new();
     for (state, partition) in known.iter().zip(0u32..) {
@@ -249,7 +250,7 @@ pub(super) async fn plan(around: &Surroundings, wanted: &Way) -> anyhow::Result<
 async fn earlier_behind(
     around: &Surroundings,
     wanted: &Way,
-    known: &[Option<State>],
+    known: &[Option<PartitionState>],
     legs: &[Leg],
     now_ms: i64,
 ) -> anyhow::Result<u64> {

@@ -5,10 +5,10 @@ use super::place::show_ms;
 use super::plan::{Pace, Part, Plan, Progressed};
 use super::run::End;
 use super::{Config, Planned, Surroundings, Wanted};
+use crate::core::outcome::Ended;
 use crate::core::pace::Rate;
 use crate::core::text::{escaped, escaped_json};
 use crate::destination::spec::{Spec, Target};
-use crate::dispatch::Ended;
 use crate::log::Engine;
 use crate::stderr;
 use anyhow::anyhow;
@@ -180,7 +180,7 @@ pub(super) fn show(around: &Surroundings, config: &Config, planned: &Planned) ->
         json_line(&shown)?
     } else {
         let pace = match (&config.what, config.rate) {
-            (Wanted::Move(_), _) => Pace::Moved,
+            (Wanted::OffsetReset(_), _) => Pace::Moved,
             (Wanted::New { .. } | Wanted::Rest { .. }, None) => Pace::Unlimited,
             (Wanted::New { .. } | Wanted::Rest { .. }, Some(rate)) => Pace::Limited(rate),
         };
@@ -222,7 +222,7 @@ pub(super) async fn agree(around: &Surroundings, config: &Config, planned: &Plan
     let events = planned.plan.events;
     let name = &around.spec.name;
     let question = match config.what {
-        Wanted::Move(_) => format!("move the position of {name} over these {events} events?"),
+        Wanted::OffsetReset(_) => format!("move the position of {name} over these {events} events?"),
         Wanted::New { .. } | Wanted::Rest { .. } => format!("deliver these {events} events to {name} now?"),
     };
     around.streams.err(&format!("{question} [y/N] "))?;

@@ -15,9 +15,9 @@ use super::select::{self, Judgement, Selection};
 use crate::BoxFuture;
 use crate::core::event::{Event, ID, REPLAY, Record};
 use crate::core::outcome::Failure;
-use crate::core::progress::{Move, Progress, State};
+use crate::core::progress::{OffsetReset, PartitionState, Progress};
 use crate::core::verdict::Report;
-use crate::destination::{Destination, HandOver, HandOverLimits, Run};
+use crate::destination::{BatchLimits, DeliveryBatch, Destination, Run};
 use crate::group::{Change, Group};
 use crate::log::{AppendLimits, FetchError, Fetched, Log};
 use std::collections::{BTreeMap, BTreeSet};
@@ -127,13 +127,13 @@ pub(super) struct Taken {
 struct Marks {
     open: BTreeSet<i64>,
     redriven: Progress,
-    stored: State,
+    stored: PartitionState,
 }
 
 impl Taken {
     /// `redriven`: what the group says already, by partition.
-    pub(super) fn new(group: Arc<dyn Group>, redriven: &BTreeMap<u32, State>) -> Self {
-        let marks = |(partition, state): (&u32, &State)| {
+    pub(super) fn new(group: Arc<dyn Group>, redriven: &BTreeMap<u32, PartitionState>) -> Self {
+        let marks = |(partition, state): (&u32, &PartitionState)| {
             let marks = Marks { open: BTreeSet::new(), redriven: Progress::new(state), stored: state.clone() };
             (*partition, marks)
         };
@@ -149,7 +149,7 @@ impl Taken {
 
     /// Marks what is settled in this state, before that is committed: a crash between the two redelivers, and never
     /// leaves a letter unmarked that nobody will look at again.
-    async fn mark(&self, partition: u32, state: &State) -> Result<(), Failure> {
+    async fn mark(&self, partition: u32, state: &PartitionState) -> Result<(), Failure> {
         let (marked, stored) = {
             let settled = Progress::new(state);
             let mut partitions = self.partitions.lock().unwrap_or_else(PoisonError::into_inner);
@@ -222,7 +222,7 @@ impl Group for Journal {
             loop {
                 match self.group.changed().await? {
                     // There is nothing to do in it, so it is nobody's.
-                    Change::Given(partition) if !self.is_open(partition) => {}
+                    Change::Assigned(partition) if !self.is_open(partition) => {}
                     change => return Ok(change),
                 }
             }
@@ -233,11 +233,11 @@ impl Group for Journal {
         self.group.released(partition)
     }
 
-    fn committed(&self, partition: u32) -> BoxFuture<'_, Result<Option<State>, Failure>> {
+    fn committed(&self, partition: u32) -> BoxFuture<'_, Result<Option<PartitionState>, Failure>> {
         self.group.committed(partition)
     }
 
-    fn commit(&self, partition: u32, state: State) -> BoxFuture<'_, Result<(), Failure>> {
+    fn commit(&self, partition: u32, state: PartitionState) -> BoxFuture<'_, Result<(), Failure>> {
         Box::pin(async move {
             if let Some(taken) = &self.taken {
                 taken.mark(partition, &state).await?;
@@ -251,13 +251,13 @@ impl Group for Journal {
         })
     }
 
-    fn requested(&self, _partition: u32) -> BoxFuture<'_, Result<Option<Move>, Failure>> {
+    fn requested(&self, _partition: u32) -> BoxFuture<'_, Result<Option<OffsetReset>, Failure>> {
         // A replay has no position that anybody moves.
         Box::pin(std::future::ready(Ok(None)))
     }
 
-    fn fence(&self) -> Option<Instant> {
-        self.group.fence()
+    fn lease_deadline(&self) -> Option<Instant> {
+        self.group.lease_deadline()
     }
 
     fn drain(&self) {
@@ -281,7 +281,7 @@ impl fmt::Debug for Sources {
 impl Sources {
     /// Letters of several partitions of the source, which are in one partition if their topic lacks some: one run after
     /// the other, each cut where the partition changes.
-    async fn deliver_apart(&self, hand_over: HandOver, partitions: Vec<u32>) -> Vec<Report> {
+    async fn deliver_apart(&self, hand_over: DeliveryBatch, partitions: Vec<u32>) -> Vec<Report> {
         let mut reports = Vec::with_capacity(hand_over.runs.len());
         for Run { events, attempt, gap } in hand_over.runs {
             let mut report = Report { delivered: 0, failed: None };
@@ -291,7 +291,7 @@ impl Sources {
                 let same = partitions[at..events.end].iter().take_while(|other| **other == partition).count();
                 let is_first = at == events.start;
                 let run = Run { events: 0..same, attempt: if is_first { attempt } else { 1 }, gap: gap && is_first };
-                let part = HandOver {
+                let part = DeliveryBatch {
                     topic: Arc::clone(&hand_over.topic),
                     partition,
                     runs: vec![run],
@@ -311,11 +311,11 @@ impl Sources {
 }
 
 impl Destination for Sources {
-    fn limits(&self) -> HandOverLimits {
+    fn limits(&self) -> BatchLimits {
         self.0.limits()
     }
 
-    fn deliver(&self, mut hand_over: HandOver) -> BoxFuture<'_, Vec<Report>> {
+    fn deliver(&self, mut hand_over: DeliveryBatch) -> BoxFuture<'_, Vec<Report>> {
         let mut partitions = Vec::with_capacity(hand_over.events.len());
         for event in &mut hand_over.events {
             let (partition, offset) = select::source_of(event).unwrap_or((hand_over.partition, event.offset));

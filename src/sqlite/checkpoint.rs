@@ -15,7 +15,7 @@ use crate::core::outcome::Failure;
 use crate::limits::{
     LAST_CHECKPOINT_WAIT_MAX, WAL_BYTES_MAX, WAL_CHECKPOINT_BYTES, WAL_RESTART_BYTES, WAL_RESTART_WAIT_MAX,
 };
-use crate::quiet::Quiet;
+use crate::log_limiter::LogLimiter;
 use crate::vital::{self, Lost};
 use rusqlite::config::DbConfig;
 use rusqlite::{Connection, ErrorCode};
@@ -36,7 +36,7 @@ pub(super) struct Checkpoints {
     wal_bytes: u64,
     asked_at_bytes: u64,
     restart_tried: Option<Instant>,
-    quiet: Quiet,
+    log_limiter: LogLimiter,
 }
 
 impl Checkpoints {
@@ -52,11 +52,11 @@ impl Checkpoints {
         vital::thread("log-checkpoint", lost.clone(), move || {
             // Dropped in reverse: the connection first.
             let (_running, helper) = (running, helper);
-            let quiet = Quiet::default();
+            let log_limiter = LogLimiter::default();
             for () in requests {
                 let Err(error) = checkpoint(&helper, "PASSIVE") else { continue };
                 if passes(&helper, &error) {
-                    if let Some(suppressed) = quiet.allows("checkpoint") {
+                    if let Some(suppressed) = log_limiter.allows("checkpoint") {
                         tracing::warn!(%error, suppressed, "the write-ahead log cannot be copied into the database now");
                     }
                     continue;
@@ -72,7 +72,7 @@ impl Checkpoints {
             wal_bytes: 0,
             asked_at_bytes: 0,
             restart_tried: None,
-            quiet: Quiet::default(),
+            log_limiter: LogLimiter::default(),
         })
     }
 
@@ -107,7 +107,7 @@ impl Checkpoints {
     pub(super) fn restart_soon(&mut self, writer: &mut Connection) {
         if self.restart_tried.is_none_or(|at| at.elapsed() >= RESTART_AGAIN_AFTER)
             && let Err(error) = self.restart(writer)
-            && let Some(suppressed) = self.quiet.allows("restart")
+            && let Some(suppressed) = self.log_limiter.allows("restart")
         {
             tracing::warn!(%error, suppressed, "the write-ahead log cannot be copied into the database now");
         }

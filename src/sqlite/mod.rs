@@ -26,7 +26,7 @@ pub(crate) use read::{Batch, ReadError, Topic};
 pub(crate) use write::{Commit, Kind, Write};
 
 use crate::core::outcome::Failure;
-use crate::core::progress::{Move, State};
+use crate::core::progress::{OffsetReset, PartitionState};
 use crate::limits::{
     DATABASE_CLOSE_MAX, DATABASE_HEADROOM_BYTES, DATABASE_READERS_MAX, FETCH_BYTES_MAX, RECORD_BYTES_MAX,
     WRITE_GROUP_BYTES_MAX, WRITE_QUEUE_BYTES_MAX,
@@ -207,16 +207,28 @@ impl Database {
         self.readers.read(move |connection| read::topic(connection, &name)).await
     }
 
-    pub(crate) async fn committed(&self, group: &str, topic: i64, partition: u32) -> Result<Option<State>, ReadError> {
+    pub(crate) async fn committed(
+        &self,
+        group: &str,
+        topic: i64,
+        partition: u32,
+    ) -> Result<Option<PartitionState>, ReadError> {
         let group = group.to_owned();
         self.readers
-            .read(move |connection| read::committed(connection, &group, (topic, partition), State::decode))
+            .read(move |connection| read::committed(connection, &group, (topic, partition), PartitionState::decode))
             .await
     }
 
-    pub(crate) async fn requested(&self, group: &str, topic: i64, partition: u32) -> Result<Option<Move>, ReadError> {
+    pub(crate) async fn requested(
+        &self,
+        group: &str,
+        topic: i64,
+        partition: u32,
+    ) -> Result<Option<OffsetReset>, ReadError> {
         let group = group.to_owned();
-        self.readers.read(move |connection| read::committed(connection, &group, (topic, partition), Move::decode)).await
+        self.readers
+            .read(move |connection| read::committed(connection, &group, (topic, partition), OffsetReset::decode))
+            .await
     }
 }
 

@@ -20,7 +20,7 @@
 
 use super::schema;
 use crate::clock::now_ms;
-use crate::core::progress::State;
+use crate::core::progress::PartitionState;
 use crate::limits::{
     CLOCK_JUMP, RETENTION_PROTECTION, TRIM_DAMAGED_AGAIN_AFTER, TRIM_DOUBT, TRIM_LOSS_INTERVAL, TRIM_RECORDS_MAX,
     WRITE_GROUP_BYTES_MAX,
@@ -310,7 +310,9 @@ fn losses(connection: &Connection, (topic, partition): (i64, u32), offsets: Rang
 
 /// How many of these offsets are not settled. A settled map that cannot be read counts as empty.
 fn unsettled(watermark: i64, settled: Option<&str>, offsets: Range<i64>) -> u64 {
-    let state = settled.and_then(|settled| State::decode(watermark, settled).ok()).unwrap_or(State::at(watermark));
+    let state = settled
+        .and_then(|settled| PartitionState::decode(watermark, settled).ok())
+        .unwrap_or(PartitionState::at(watermark));
     let within = state.within(offsets.clone());
     let above: i64 = within.settled.iter().map(|range| range.end - range.start).sum();
     (offsets.end - within.watermark - above).unsigned_abs()
@@ -513,7 +515,7 @@ mod tests {
             [("away", 40, vec![50..60, 90..120]), ("gone\u{1b}[2J", 100, Vec::new()), ("unread", 0, Vec::new())]
         {
             house.join(name);
-            let map = State { watermark, settled, moved: None }.encode_settled();
+            let map = PartitionState { watermark, settled, moved: None }.encode_settled();
             let map = if name == "unread" { "damaged".into() } else { map };
             house.commit(name, watermark, &map, BEGAN_MS - ms(8 * DAY));
         }

@@ -11,7 +11,7 @@
 use super::files::Identity;
 use super::writer::Housekeeping;
 use crate::limits::{HOUSEKEEPING_INTERVAL, WATCH_BUSY_AFTER_CHANGE, WATCH_INTERVAL_BUSY, WATCH_INTERVAL_IDLE};
-use crate::quiet::Quiet;
+use crate::log_limiter::LogLimiter;
 use crate::vital::{self, Lost};
 use rusqlite::Connection;
 use std::collections::HashMap;
@@ -90,14 +90,15 @@ pub(super) fn watch(connection: Connection, hub: Arc<Hub>, rounds: Rounds) -> st
     vital::thread("log-watch", rounds.lost.clone(), move || {
         // Dropped in reverse: the connection first.
         let (_running, connection) = (running, connection);
-        let (mut version, mut changed, mut kept, quiet) = (None, None::<Instant>, Instant::now(), Quiet::default());
+        let (mut version, mut changed, mut kept, log_limiter) =
+            (None, None::<Instant>, Instant::now(), LogLimiter::default());
         loop {
             match look(&connection, &hub, version) {
                 Ok(now) if Some(now) != version => (version, changed) = (Some(now), Some(Instant::now())),
                 Ok(_) => {}
                 // Readers look for themselves when their wait ends, so this costs them time and nothing else.
                 Err(error) => {
-                    if let Some(suppressed) = quiet.allows("look") {
+                    if let Some(suppressed) = log_limiter.allows("look") {
                         tracing::warn!(%error, suppressed, "writes of other processes cannot be seen at once");
                     }
                 }

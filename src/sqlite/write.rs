@@ -6,7 +6,7 @@ use super::schema::{self, Ends};
 use crate::clock::{now_ms, whole_ms};
 use crate::core::event::Record;
 use crate::core::outcome::Failure;
-use crate::core::progress::Move;
+use crate::core::progress::OffsetReset;
 use crate::limits::{DATABASE_HEADROOM_BYTES, TIME_INDEX_RECORDS};
 use rusqlite::{CachedStatement, Connection, OptionalExtension};
 use std::collections::{BTreeMap, HashMap};
@@ -22,7 +22,7 @@ pub(crate) enum Write {
     /// The next epoch of a group in a topic. Answered with it.
     Join { group: String, topic: i64 },
     /// Asks for moves of a position, by partition, under a name that is no group. Answered with 0.
-    Request { group: String, topic: i64, moves: BTreeMap<u32, Move> },
+    Request { group: String, topic: i64, moves: BTreeMap<u32, OffsetReset> },
     /// Removes a group from a topic, with its commits. Answered with 0.
     Forget { group: String, topic: i64 },
     /// Makes the topic where it is missing; `retain` is set where it exists too. Answered with its id.
@@ -185,7 +185,7 @@ impl<'c> Transaction<'c> {
     }
 
     /// A commit of no epoch and of no time: nobody owns it, and it keeps nothing from retention.
-    fn request(&self, group: &str, topic: i64, moves: &BTreeMap<u32, Move>) -> rusqlite::Result<i64> {
+    fn request(&self, group: &str, topic: i64, moves: &BTreeMap<u32, OffsetReset>) -> rusqlite::Result<i64> {
         let mut store = self.connection.prepare_cached(STORE_COMMIT)?;
         for (partition, wanted) in moves {
             store.execute((group, topic, partition, wanted.offset(), wanted.encode(), 0, 0))?;

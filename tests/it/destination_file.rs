@@ -6,7 +6,7 @@ use base64::prelude::BASE64_STANDARD;
 use eventd::core::event::{Event, Record};
 use eventd::core::verdict::{Failed, Report, Verdict};
 use eventd::destination::spec::Spec;
-use eventd::destination::{Destination, Drill, HandOver, Run, Settings, open};
+use eventd::destination::{DeliveryBatch, Destination, FaultDrill, Run, Settings, open};
 use proptest::prelude::*;
 use serde_json::Value;
 use std::fs;
@@ -286,7 +286,7 @@ async fn a_pipe_waits_for_its_reader_and_outlives_it() {
 async fn a_drill_cuts_runs_before_the_event_that_fails() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("log.jsonl");
-    let settings = Settings { drill: Some(Drill { one_in: 5, seed: 7 }), ..Settings::default() };
+    let settings = Settings { drill: Some(FaultDrill { one_in: 5, seed: 7 }), ..Settings::default() };
     let destination = opened(&format!("d=file:{}", path.display()), &settings);
     let reports = destination.deliver(hand_over(0, 0, &[10; 100], PATIENCE)).await;
     let expected: Vec<i64> = reports
@@ -319,7 +319,7 @@ proptest! {
         }).collect();
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
         let reports = runtime.block_on(async {
-            file_at(&path).deliver(HandOver {
+            file_at(&path).deliver(DeliveryBatch {
                 topic: "t".into(),
                 partition: 0,
                 runs: vec![Run { events: 0..events.len(), attempt: 1, gap: false }],

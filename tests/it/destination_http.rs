@@ -6,7 +6,7 @@ use eventd::core::event::{Event, Record};
 use eventd::core::verdict::{Failed, Verdict};
 use eventd::destination::spec::Spec;
 use eventd::destination::webhook::parse_secret;
-use eventd::destination::{HandOver, Run, Settings, open};
+use eventd::destination::{DeliveryBatch, Run, Settings, open};
 use std::collections::HashMap;
 use std::io::{Read, Write};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -227,7 +227,7 @@ async fn the_request_says_what_the_event_is_and_is_signed() {
     let payload: Vec<u8> = (0..=255).collect();
     let headers: &[(&str, Option<&[u8]>)] = &[("eventd-id", Some(b"a.b")), ("content-type", Some(b"image/png"))];
     let record = Record::new(Some("grüße".as_bytes()), Some(&payload), headers, 0);
-    let hand_over = HandOver {
+    let hand_over = DeliveryBatch {
         topic: "user-events".into(),
         partition: 3,
         runs: vec![Run { events: 0..1, attempt: 4, gap: true }],

@@ -3,7 +3,7 @@
 use eventd::core::event::{Event, Record};
 use eventd::core::verdict::{Failed, Report};
 use eventd::destination::spec::Spec;
-use eventd::destination::{ConfigurationError, Destination, HandOver, Run, Settings, open};
+use eventd::destination::{ConfigurationError, DeliveryBatch, Destination, Run, Settings, open};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::Instant;
@@ -28,7 +28,7 @@ pub(crate) fn event(offset: i64, user: &str, payload: &[u8]) -> Event {
 }
 
 /// One run for each of `runs`, of so many events, at the offsets from `first` on.
-pub(crate) fn hand_over(partition: u32, first: i64, runs: &[usize], time: Duration) -> HandOver {
+pub(crate) fn hand_over(partition: u32, first: i64, runs: &[usize], time: Duration) -> DeliveryBatch {
     let mut events = Vec::new();
     let mut ranges = Vec::new();
     for (lane, &len) in runs.iter().enumerate() {
@@ -39,15 +39,26 @@ pub(crate) fn hand_over(partition: u32, first: i64, runs: &[usize], time: Durati
         }
         ranges.push(Run { events: start..events.len(), attempt: 1, gap: false });
     }
-    HandOver { topic: "user-events".into(), partition, runs: ranges, events, deadline: (Instant::now() + time).into() }
+    DeliveryBatch {
+        topic: "user-events".into(),
+        partition,
+        runs: ranges,
+        events,
+        deadline: (Instant::now() + time).into(),
+    }
 }
 
 /// Hands over one event and tells what became of it.
 pub(crate) async fn attempt(destination: &dyn Destination, event: Event, time: Duration) -> Result<(), Failed> {
     let runs = vec![Run { events: 0..1, attempt: 1, gap: false }];
     let deadline = Instant::now() + time;
-    let hand_over =
-        HandOver { topic: "user-events".into(), partition: 0, runs, events: vec![event], deadline: deadline.into() };
+    let hand_over = DeliveryBatch {
+        topic: "user-events".into(),
+        partition: 0,
+        runs,
+        events: vec![event],
+        deadline: deadline.into(),
+    };
     let mut reports = destination.deliver(hand_over).await;
     assert_eq!(reports.len(), 1, "one report a run");
     let Report { delivered, failed } = reports.remove(0);

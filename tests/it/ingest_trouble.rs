@@ -3,8 +3,9 @@
 use crate::support::http::{Client, request};
 use crate::support::ingesting::{Ingesting, config, event, user_of};
 use crate::support::soon;
+use eventd::core::outcome::Ended;
 use eventd::core::outcome::Failure;
-use eventd::ingest::{Config, Ended};
+use eventd::ingest::Config;
 use serde_json::{Value, json};
 use std::time::Duration;
 use tokio::net::TcpStream;

@@ -14,7 +14,7 @@ mod side_topics;
 
 use crate::conformance::Fixture;
 use eventd::BoxFuture;
-use eventd::core::progress::Move;
+use eventd::core::progress::OffsetReset;
 use eventd::group::Group;
 use eventd::group::kafka::{Joining, apply_unowned, join, request};
 use eventd::log::kafka::Kafka;
@@ -52,7 +52,7 @@ impl Fixture for Shared {
         })
     }
 
-    fn moves<'a>(&'a self, name: &'a str, topic: &'a str, partition: u32, wanted: Move) -> BoxFuture<'a, bool> {
+    fn moves<'a>(&'a self, name: &'a str, topic: &'a str, partition: u32, wanted: OffsetReset) -> BoxFuture<'a, bool> {
         Box::pin(async move {
             let log = self.engine.open(topic, None).await.expect("the topic is there");
             let moves = BTreeMap::from([(partition, wanted)]);

@@ -17,7 +17,7 @@ const MODES: &[&str] =
     &["core", "net", "log", "group", "destination", "ingest", "dispatch", "replay", "config", "signals", "stderr"];
 
 /// What everybody may name. (Of these the core names `limits` alone: see `NOT_IN_CORE`.)
-const FREE: &[&str] = &["limits", "BoxFuture", "clock", "quiet", "small_file", "vital", "descriptors"];
+const FREE: &[&str] = &["limits", "BoxFuture", "clock", "log_limiter", "small_file", "vital", "descriptors"];
 
 /// Each module and what else of eventd it may name. `crate::BoxFuture` and the small things of `FREE` are free for
 /// all; `lib.rs`
@@ -25,7 +25,7 @@ const FREE: &[&str] = &["limits", "BoxFuture", "clock", "quiet", "small_file", "
 const ARROWS: &[(&str, &[&str])] = &[
     ("limits", &[]),
     ("clock", &[]),
-    ("quiet", &[]),
+    ("log_limiter", &[]),
     ("small_file", &[]),
     ("descriptors", &[]),
     ("stderr", &[]),
@@ -85,12 +85,12 @@ const SPAWNING: &[&str] = &[
     "src/ingest/",
     "src/dispatch/",
     "src/replay/",
-    "src/modes.rs",
+    "src/modes/mod.rs",
     "src/up.rs",
     "src/signals.rs",
     "src/main.rs",
-    "src/log/kafka/append.rs",
-    "src/group/kafka/membership.rs",
+    "src/log/kafka/append/mod.rs",
+    "src/group/kafka/membership/mod.rs",
     "src/destination/http/pool.rs",
 ];
 
@@ -207,7 +207,7 @@ fn tree(folder: &str) -> Vec<(String, Source)> {
     found
 }
 
-/// `src/a/b.rs` has its modules in `src/a/b/`.
+/// The files that `src/a/b.rs` or `src/a/b/mod.rs` declares are in `src/a/b/`; the second form of the first is `src/a/b/mod.rs`.
 fn folder_of(file: &str) -> String {
     format!("{}/", file.trim_end_matches(".rs"))
 }

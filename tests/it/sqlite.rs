@@ -14,7 +14,7 @@ mod whole;
 
 use crate::conformance::Fixture;
 use eventd::BoxFuture;
-use eventd::core::progress::Move;
+use eventd::core::progress::OffsetReset;
 use eventd::group::Group;
 use eventd::group::sqlite::{WhenHeld, apply_unowned, join, request};
 use eventd::log::sqlite::{Settings, Sqlite};
@@ -81,7 +81,7 @@ impl Fixture for Embedded {
         )
     }
 
-    fn moves<'a>(&'a self, name: &'a str, topic: &'a str, partition: u32, wanted: Move) -> BoxFuture<'a, bool> {
+    fn moves<'a>(&'a self, name: &'a str, topic: &'a str, partition: u32, wanted: OffsetReset) -> BoxFuture<'a, bool> {
         Box::pin(async move {
             let moves = BTreeMap::from([(partition, wanted)]);
             request(&self.engine, name, topic, &moves).await.expect("it can be asked for");

@@ -11,8 +11,8 @@ use crate::random::Random;
 use crate::scenario::{Action, Scenario};
 use crate::world::{CALLS, Calls, World};
 use eventd::core::event::{CONTENT_TYPE, ID, Record};
-use eventd::core::progress::{Move, Target};
-use eventd::dispatch::Ended;
+use eventd::core::outcome::Ended;
+use eventd::core::progress::{OffsetReset, ResetTarget};
 use replaying::Replaying;
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -280,7 +280,7 @@ impl<'a> Driver<'a> {
                 }
             }
             Action::Stop { slot } => self.stop(slot),
-            Action::Move { partition, slot } => {
+            Action::OffsetReset { partition, slot } => {
                 self.assigned[partition as usize] = slot;
                 self.assign();
             }
@@ -338,8 +338,8 @@ impl<'a> Driver<'a> {
         self.outcome.repositions += 1;
         let (earliest, latest) = state.topics.ends(partition);
         let to = earliest + (latest - earliest) * percent / 100;
-        let to = if ahead { Target::Ahead(to) } else { Target::Back(to) };
-        let wanted = Move { id: self.outcome.repositions, to };
+        let to = if ahead { ResetTarget::Ahead(to) } else { ResetTarget::Back(to) };
+        let wanted = OffsetReset { id: self.outcome.repositions, to };
         state.oracle.asked(partition, wanted);
         state.note(now, Life::MAX, format_args!("asks for {wanted:?} in {partition}"));
         state.members.ask(partition, wanted);

@@ -10,9 +10,9 @@ use crate::oracle::{Handed, Oracle, Rules};
 use crate::random::Random;
 use crate::world::{Rates, Role, World};
 use eventd::core::event::{Event, Record};
-use eventd::core::progress::{Move, State, Target};
+use eventd::core::progress::{OffsetReset, PartitionState, ResetTarget};
 use eventd::core::verdict::{Failed, Report, Verdict};
-use eventd::destination::HandOverLimits;
+use eventd::destination::BatchLimits;
 use eventd::log::{CreateTopic, Engine as _, FetchError, Log, OpenError};
 use std::sync::Arc;
 use std::time::Duration;
@@ -37,7 +37,7 @@ struct Story {
 impl Story {
     /// Events of these users, at the offsets 0, 1, …, and one owner that has begun.
     fn of(users: &[&'static str]) -> Self {
-        let limits = HandOverLimits { runs_max: 3, run_events_max: 3, run_bytes_max: 1_000 };
+        let limits = BatchLimits { runs_max: 3, run_events_max: 3, run_bytes_max: 1_000 };
         let rules = Rules {
             attempts: 2,
             window_events: 4,
@@ -52,12 +52,12 @@ impl Story {
         for (user, offset) in users.iter().zip(0..) {
             story.oracle.appended(0, offset, &record(user), seconds(0));
         }
-        story.oracle.committed(None, 0, &State::at(0), seconds(0));
-        story.owner(LIFE, State::at(0));
+        story.oracle.committed(None, 0, &PartitionState::at(0), seconds(0));
+        story.owner(LIFE, PartitionState::at(0));
         story
     }
 
-    fn owner(&mut self, life: u32, state: State) {
+    fn owner(&mut self, life: u32, state: PartitionState) {
         self.oracle.given(life, 0);
         self.oracle.began_with(life, 0, Some(state));
     }
@@ -128,14 +128,14 @@ fn a_good_story_is_fine() {
     story.oracle.committed(
         Some(LIFE),
         0,
-        &State { watermark: 0, settled: std::iter::once(1..2).collect(), moved: None },
+        &PartitionState { watermark: 0, settled: std::iter::once(1..2).collect(), moved: None },
         seconds(0),
     );
     story.attempt(0, 2, RETRY, 2);
     story.gives_up(0, 2, "exhausted");
     story.oracle.dead_letter_stored(0, &letter("a", "0:0", 2, "exhausted", b"payload"), seconds(3));
     story.attempt(2, 1, DELIVERED, 4);
-    story.oracle.committed(Some(LIFE), 0, &State::at(3), seconds(0));
+    story.oracle.committed(Some(LIFE), 0, &PartitionState::at(3), seconds(0));
     story.oracle.ended(LIFE, true);
     story.oracle.finished();
     story.is_fine();
@@ -175,7 +175,7 @@ fn a_step_back_and_a_needless_repeat_are_wrong() {
     story.start(0, 1, 2);
     story.is_wrong("knows it settled");
     let mut story = Story::of(&["a"]);
-    story.owner(LIFE, State::at(1));
+    story.owner(LIFE, PartitionState::at(1));
     story.start(0, 1, 1);
     story.is_wrong("the commit holds it");
 }
@@ -191,34 +191,39 @@ fn changed_bytes_are_wrong() {
 #[test]
 fn a_commit_that_claims_too_much_or_takes_back_is_wrong() {
     let mut story = Story::of(&["a", "b"]);
-    story.oracle.committed(Some(LIFE), 0, &State::at(1), seconds(0));
+    story.oracle.committed(Some(LIFE), 0, &PartitionState::at(1), seconds(0));
     story.is_wrong("claims 0");
     let mut story = Story::of(&["a", "b"]);
     story.attempt(0, 1, DELIVERED, 1);
     story.oracle.committed(
         Some(LIFE),
         0,
-        &State { watermark: 1, settled: std::iter::once(2..9).collect(), moved: None },
+        &PartitionState { watermark: 1, settled: std::iter::once(2..9).collect(), moved: None },
         seconds(0),
     );
     story.is_wrong("past the end");
     let mut story = Story::of(&["a", "b"]);
     story.attempt(0, 1, DELIVERED, 1);
-    story.oracle.committed(Some(LIFE), 0, &State::at(1), seconds(0));
-    story.oracle.committed(None, 0, &State::at(0), seconds(0));
+    story.oracle.committed(Some(LIFE), 0, &PartitionState::at(1), seconds(0));
+    story.oracle.committed(None, 0, &PartitionState::at(0), seconds(0));
     story.is_wrong("takes back 0");
 }
 
 #[test]
 fn a_position_that_moves_unasked_or_twice_or_under_an_attempt_is_wrong() {
-    let back = |id, to| Move { id, to: Target::Back(to) };
+    let back = |id, to| OffsetReset { id, to: ResetTarget::Back(to) };
     let moved = |story: &mut Story, id, to| {
-        story.oracle.committed(Some(LIFE), 0, &State { moved: Some(id), ..State::at(to) }, seconds(3));
+        story.oracle.committed(
+            Some(LIFE),
+            0,
+            &PartitionState { moved: Some(id), ..PartitionState::at(to) },
+            seconds(3),
+        );
     };
     let delivered = || {
         let mut story = Story::of(&["a", "a"]);
         story.attempt(0, 1, DELIVERED, 1);
-        story.oracle.committed(Some(LIFE), 0, &State::at(1), seconds(1));
+        story.oracle.committed(Some(LIFE), 0, &PartitionState::at(1), seconds(1));
         story
     };
     let mut story = delivered();
@@ -357,7 +362,7 @@ fn an_end_with_something_left_is_wrong() {
 }
 
 fn world() -> Arc<World> {
-    let limits = HandOverLimits { runs_max: 1, run_events_max: 1, run_bytes_max: 0 };
+    let limits = BatchLimits { runs_max: 1, run_events_max: 1, run_bytes_max: 0 };
     let rules = Rules {
         attempts: 1,
         window_events: 1_000,

@@ -7,7 +7,7 @@ use crate::world::{Call, Handle};
 use eventd::BoxFuture;
 use eventd::core::event::Event;
 use eventd::core::verdict::{Failed, Report, Verdict};
-use eventd::destination::{Destination, HandOver, HandOverLimits};
+use eventd::destination::{BatchLimits, DeliveryBatch, Destination};
 use eventd::limits::ATTEMPT_ABANDON_AFTER;
 use std::time::Duration;
 use tokio::time::Instant;
@@ -121,7 +121,7 @@ fn chosen(way: u32) -> Fate {
 #[derive(Debug)]
 pub(crate) struct MemoryDestination {
     pub(crate) handle: Handle,
-    pub(crate) limits: HandOverLimits,
+    pub(crate) limits: BatchLimits,
     pub(crate) attempt_timeout: Duration,
 }
 
@@ -150,15 +150,15 @@ impl Drop for InFlight<'_> {
 impl MemoryDestination {
     /// How long ago the next owner was let in. `None`: it was not.
     fn behind_fence(&self, now: Duration) -> Option<Duration> {
-        let fence = self.handle.world.lock().members.fence(self.handle.life)?;
-        now.checked_sub(self.handle.world.moment(fence))
+        let lease = self.handle.world.lock().members.lease_deadline(self.handle.life)?;
+        now.checked_sub(self.handle.world.moment(lease))
     }
 
     /// The process is at work, and waits for an attempt longer than it may.
     fn judge_end(&self, id: u64, now: Duration) {
         let Handle { world, life } = &self.handle;
         if !world.is_dying(*life) && self.behind_fence(now).is_some_and(|since| !since.is_zero()) {
-            world.lock().oracle.fail(format!("life {life} waits for attempt {id} beyond its fence"));
+            world.lock().oracle.fail(format!("life {life} waits for attempt {id} beyond its lease"));
         }
     }
 
@@ -196,11 +196,11 @@ impl MemoryDestination {
 }
 
 impl Destination for MemoryDestination {
-    fn limits(&self) -> HandOverLimits {
+    fn limits(&self) -> BatchLimits {
         self.limits
     }
 
-    fn deliver(&self, hand_over: HandOver) -> BoxFuture<'_, Vec<Report>> {
+    fn deliver(&self, hand_over: DeliveryBatch) -> BoxFuture<'_, Vec<Report>> {
         Box::pin(async move {
             let (handle, world) = (&self.handle, &self.handle.world);
             let way = handle.begin(Call::Deliver).await;
@@ -215,7 +215,7 @@ impl Destination for MemoryDestination {
                 let mut guard = world.lock();
                 let state = &mut *guard;
                 if is_behind_fence {
-                    state.oracle.fail(format!("life {} begins an attempt behind its fence", handle.life));
+                    state.oracle.fail(format!("life {} begins an attempt behind its lease", handle.life));
                 }
                 let until = now + self.attempt_timeout + ATTEMPT_ABANDON_AFTER;
                 let partition = hand_over.partition;

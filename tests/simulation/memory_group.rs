@@ -1,12 +1,12 @@
-//! A group in memory, held to the contract of `eventd::group`: partitions move in order (`Taken`, `released`, `Given`)
+//! A group in memory, held to the contract of `eventd::group`: partitions move in order (`Revoked`, `released`, `Assigned`)
 //! or are lost with a session, commits are fenced by the ownership that they were sent under and may fail in every
-//! way, and the fence of a session is never later than the next owner's beginning.
+//! way, and the lease of a session is never later than the next owner's beginning.
 
 use crate::oracle::Life;
 use crate::world::{Call, Handle, State as WorldState, World, WriteFault};
 use eventd::BoxFuture;
 use eventd::core::outcome::Failure;
-use eventd::core::progress::{Move, State};
+use eventd::core::progress::{OffsetReset, PartitionState};
 use eventd::group::{Change, Group};
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
@@ -23,8 +23,8 @@ struct Partition {
     /// Who should own it.
     wanted: Option<Life>,
     taken: bool,
-    committed: Option<State>,
-    requested: Option<Move>,
+    committed: Option<PartitionState>,
+    requested: Option<OffsetReset>,
     /// A commit that was sent later is never stored earlier: they go over one connection.
     stored_until: Duration,
     commits_sent: u64,
@@ -102,12 +102,12 @@ impl Members {
     }
 
     /// Another position is asked for. `false`: it is already.
-    pub(crate) fn ask(&mut self, partition: u32, wanted: Move) -> bool {
+    pub(crate) fn ask(&mut self, partition: u32, wanted: OffsetReset) -> bool {
         self.partitions[partition as usize].requested.replace(wanted) != Some(wanted)
     }
 
     /// Applies it where nobody owns the partition: the answer is the state then.
-    pub(crate) fn apply(&mut self, partition: u32, wanted: Move) -> Option<State> {
+    pub(crate) fn apply(&mut self, partition: u32, wanted: OffsetReset) -> Option<PartitionState> {
         let part = &mut self.partitions[partition as usize];
         let is_empty = part.owner.is_none();
         let state = part.committed.as_mut().filter(|state| is_empty && state.awaits(&wanted))?;
@@ -116,12 +116,12 @@ impl Members {
     }
 
     /// What is stored of each partition.
-    pub(crate) fn committed(&self) -> Vec<Option<State>> {
+    pub(crate) fn committed(&self) -> Vec<Option<PartitionState>> {
         self.partitions.iter().map(|part| part.committed.clone()).collect()
     }
 
     /// The last move of each partition that was asked for.
-    pub(crate) fn requested(&self) -> Vec<Option<Move>> {
+    pub(crate) fn requested(&self) -> Vec<Option<OffsetReset>> {
         self.partitions.iter().map(|part| part.requested).collect()
     }
 
@@ -130,7 +130,7 @@ impl Members {
     }
 
     /// Until when this life may begin something; `None`: it is no member, or has no session.
-    pub(crate) fn fence(&self, life: Life) -> Option<Instant> {
+    pub(crate) fn lease_deadline(&self, life: Life) -> Option<Instant> {
         let member = self.members.get(&life)?;
         Some(member.cut_off.unwrap_or(Instant::now() + member.session?))
     }
@@ -159,7 +159,7 @@ impl Members {
                         && !std::mem::replace(&mut part.taken, true)
                     {
                         part.commit_failed = false;
-                        member.changes.push_back((Change::Taken(number), now));
+                        member.changes.push_back((Change::Revoked(number), now));
                         taken += 1;
                     }
                 }
@@ -169,7 +169,7 @@ impl Members {
                         part.owner = Some(wanted);
                         part.epoch += 1;
                         (part.taken, part.commit_failed) = (false, false);
-                        member.changes.push_back((Change::Given(number), now));
+                        member.changes.push_back((Change::Assigned(number), now));
                     }
                 }
                 _ => {}
@@ -189,7 +189,7 @@ struct OnItsWay<'a> {
     partition: u32,
     epoch: u64,
     number: u64,
-    state: Option<State>,
+    state: Option<PartitionState>,
 }
 
 impl Drop for OnItsWay<'_> {
@@ -207,8 +207,8 @@ impl Drop for OnItsWay<'_> {
 }
 
 /// Without the number of a move, which is made of the real time.
-fn shown(state: &State) -> String {
-    let State { watermark, settled, moved } = state;
+fn shown(state: &PartitionState) -> String {
+    let PartitionState { watermark, settled, moved } = state;
     format!("{watermark} {settled:?}{}", if moved.is_some() { " moved" } else { "" })
 }
 
@@ -218,7 +218,7 @@ fn store(
     partition: u32,
     epoch: u64,
     number: u64,
-    state: State,
+    state: PartitionState,
     now: Duration,
 ) -> Result<(), Failure> {
     let end = state.settled.last().map_or(state.watermark, |range| range.end);
@@ -268,9 +268,9 @@ impl Group for MemoryGroup {
                         }
                         state.note(now, *life, format_args!("{change:?}"));
                         match change {
-                            Change::Given(partition) => state.oracle.given(*life, partition),
+                            Change::Assigned(partition) => state.oracle.given(*life, partition),
                             Change::Lost(partition) => state.oracle.lost(*life, partition, now),
-                            Change::Taken(partition) => state.oracle.taken(*life, partition, now),
+                            Change::Revoked(partition) => state.oracle.taken(*life, partition, now),
                         }
                         return Ok(change);
                     }
@@ -299,7 +299,7 @@ impl Group for MemoryGroup {
         })
     }
 
-    fn committed(&self, partition: u32) -> BoxFuture<'_, Result<Option<State>, Failure>> {
+    fn committed(&self, partition: u32) -> BoxFuture<'_, Result<Option<PartitionState>, Failure>> {
         Box::pin(async move {
             let Handle { world, life } = &self.0;
             if !self.0.is_answered(Call::Committed).await {
@@ -312,7 +312,7 @@ impl Group for MemoryGroup {
         })
     }
 
-    fn commit(&self, partition: u32, state: State) -> BoxFuture<'_, Result<(), Failure>> {
+    fn commit(&self, partition: u32, state: PartitionState) -> BoxFuture<'_, Result<(), Failure>> {
         Box::pin(async move {
             let Handle { world, life } = &self.0;
             let way = self.0.begin(Call::Commit).await;
@@ -361,7 +361,7 @@ impl Group for MemoryGroup {
         })
     }
 
-    fn requested(&self, partition: u32) -> BoxFuture<'_, Result<Option<Move>, Failure>> {
+    fn requested(&self, partition: u32) -> BoxFuture<'_, Result<Option<OffsetReset>, Failure>> {
         Box::pin(async move {
             if !self.0.is_answered(Call::Requested).await {
                 return Err(Failure::refused("group-unavailable", "no answer from the group"));
@@ -372,8 +372,8 @@ impl Group for MemoryGroup {
         })
     }
 
-    fn fence(&self) -> Option<Instant> {
-        self.0.world.lock().members.fence(self.0.life)
+    fn lease_deadline(&self) -> Option<Instant> {
+        self.0.world.lock().members.lease_deadline(self.0.life)
     }
 
     /// The driver takes the partitions of a process that it stops.

@@ -6,7 +6,7 @@ use crate::oracle::{Life, Rules, claims};
 use crate::world::{Call, Handle, State as WorldState, WriteFault};
 use eventd::BoxFuture;
 use eventd::core::outcome::Failure;
-use eventd::core::progress::{Move, State};
+use eventd::core::progress::{OffsetReset, PartitionState};
 use eventd::group::{Change, Group, JoinError};
 use eventd::log::Log;
 use eventd::replay::Groups;
@@ -28,12 +28,12 @@ pub(crate) struct Alone {
 #[derive(Debug, Default)]
 struct Held {
     holder: Option<Life>,
-    committed: BTreeMap<u32, State>,
+    committed: BTreeMap<u32, PartitionState>,
 }
 
 impl Alone {
     /// What is stored of each partition.
-    pub(crate) fn committed(&self, name: &str) -> Vec<Option<State>> {
+    pub(crate) fn committed(&self, name: &str) -> Vec<Option<PartitionState>> {
         let Some(held) = self.groups.get(name) else { return Vec::new() };
         let partitions = held.committed.keys().last().map_or(0, |last| last + 1);
         (0..partitions).map(|partition| held.committed.get(&partition).cloned()).collect()
@@ -96,7 +96,7 @@ impl Groups for MemoryGroups {
         &'a self,
         name: &'a str,
         log: &'a Arc<dyn Log>,
-    ) -> BoxFuture<'a, Result<Vec<Option<State>>, JoinError>> {
+    ) -> BoxFuture<'a, Result<Vec<Option<PartitionState>>, JoinError>> {
         Box::pin(async move {
             if !self.handle.is_answered(Call::Known).await {
                 return Err(unavailable());
@@ -134,7 +134,7 @@ impl Groups for MemoryGroups {
                 handle: self.handle.clone(),
                 name: name.to_owned(),
                 rules: self.rules.clone(),
-                changes: Mutex::new((0..partitions).map(Change::Given).collect()),
+                changes: Mutex::new((0..partitions).map(Change::Assigned).collect()),
             };
             self.handle.end().await;
             Ok(Arc::new(group) as Arc<dyn Group>)
@@ -145,7 +145,7 @@ impl Groups for MemoryGroups {
         &'a self,
         _name: &'a str,
         _log: &'a Arc<dyn Log>,
-        moves: &'a BTreeMap<u32, Move>,
+        moves: &'a BTreeMap<u32, OffsetReset>,
     ) -> BoxFuture<'a, Result<(), JoinError>> {
         Box::pin(self.write(Call::Request, move |state| {
             for (partition, wanted) in moves {
@@ -160,7 +160,7 @@ impl Groups for MemoryGroups {
         &'a self,
         _name: &'a str,
         _log: &'a Arc<dyn Log>,
-    ) -> BoxFuture<'a, Result<Vec<Option<Move>>, JoinError>> {
+    ) -> BoxFuture<'a, Result<Vec<Option<OffsetReset>>, JoinError>> {
         Box::pin(async move {
             if !self.handle.is_answered(Call::Standing).await {
                 return Err(unavailable());
@@ -174,7 +174,7 @@ impl Groups for MemoryGroups {
         _name: &'a str,
         _log: &'a Arc<dyn Log>,
         _digest: &'a str,
-        moves: &'a BTreeMap<u32, Move>,
+        moves: &'a BTreeMap<u32, OffsetReset>,
     ) -> BoxFuture<'a, Result<bool, JoinError>> {
         Box::pin(async move {
             let world = &self.handle.world;
@@ -223,7 +223,7 @@ impl HeldGroup {
     }
 
     /// Stores a commit, where this life holds the group still.
-    fn store(&self, partition: u32, commit: &State) -> Result<(), Failure> {
+    fn store(&self, partition: u32, commit: &PartitionState) -> Result<(), Failure> {
         let (life, now) = (self.handle.life, self.handle.world.now());
         let mut guard = self.handle.world.lock();
         let state = &mut *guard;
@@ -291,7 +291,7 @@ impl Group for HeldGroup {
         })
     }
 
-    fn committed(&self, partition: u32) -> BoxFuture<'_, Result<Option<State>, Failure>> {
+    fn committed(&self, partition: u32) -> BoxFuture<'_, Result<Option<PartitionState>, Failure>> {
         Box::pin(async move {
             if !self.handle.is_answered(Call::Committed).await {
                 return Err(Failure::refused("group-unavailable", "no answer from the group"));
@@ -308,7 +308,7 @@ impl Group for HeldGroup {
         })
     }
 
-    fn commit(&self, partition: u32, commit: State) -> BoxFuture<'_, Result<(), Failure>> {
+    fn commit(&self, partition: u32, commit: PartitionState) -> BoxFuture<'_, Result<(), Failure>> {
         Box::pin(async move {
             let Handle { world, life } = &self.handle;
             let way = self.handle.begin(Call::Commit).await;
@@ -323,7 +323,7 @@ impl Group for HeldGroup {
                     }
                 }
                 let what = if self.name == REDRIVEN { "marks letters" } else { "commits its progress" };
-                let State { watermark, settled, .. } = &commit;
+                let PartitionState { watermark, settled, .. } = &commit;
                 state.note(now, *life, format_args!("{what} in {partition}: {watermark} {settled:?}"));
                 let percent = state.rates.commit_fails;
                 (state.delay(), state.delay(), state.write_fault(way, percent, false))
@@ -348,11 +348,11 @@ impl Group for HeldGroup {
         })
     }
 
-    fn requested(&self, _partition: u32) -> BoxFuture<'_, Result<Option<Move>, Failure>> {
+    fn requested(&self, _partition: u32) -> BoxFuture<'_, Result<Option<OffsetReset>, Failure>> {
         unreachable!("nobody moves the position of a replay")
     }
 
-    fn fence(&self) -> Option<Instant> {
+    fn lease_deadline(&self) -> Option<Instant> {
         None
     }
 

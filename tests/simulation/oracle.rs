@@ -20,8 +20,8 @@ pub(crate) use deliveries::Handed;
 
 use crate::judgement::{Failures, Health, Phase};
 use eventd::core::event::{Event, Record};
-use eventd::core::progress::{Move, State, Target};
-use eventd::destination::HandOverLimits;
+use eventd::core::progress::{OffsetReset, PartitionState, ResetTarget};
+use eventd::destination::BatchLimits;
 use refusals::Refusals;
 use replayed::Guise;
 use std::collections::{BTreeMap, HashMap, HashSet};
@@ -39,7 +39,7 @@ pub(crate) struct Rules {
     pub(crate) window_events: usize,
     pub(crate) window_bytes: usize,
     pub(crate) concurrency: usize,
-    pub(crate) limits: HandOverLimits,
+    pub(crate) limits: BatchLimits,
     pub(crate) retry_after_max: Duration,
     pub(crate) drain: Duration,
     /// A destination without a commit begins at the end of the log.
@@ -67,10 +67,10 @@ struct Partition {
     latest: i64,
     /// Offsets of each user, in order, and how many of the first of them are settled.
     users: HashMap<User, (Vec<i64>, usize)>,
-    committed: Option<State>,
+    committed: Option<PartitionState>,
     /// The positions that were asked for, the last of which has to come. An owner may have read an earlier one just
     /// before.
-    asked: Vec<Move>,
+    asked: Vec<OffsetReset>,
 }
 
 /// One ownership of one partition by one life.
@@ -78,7 +78,7 @@ struct Partition {
 struct Ownership {
     /// Tells this ownership from an earlier one of the same life.
     number: u64,
-    began_with: Option<State>,
+    began_with: Option<PartitionState>,
     released: bool,
     /// It was released before its owner was told to stop: what is left undone there is no part of the stop.
     handed_over_before_the_stop: bool,
@@ -269,7 +269,7 @@ impl Oracle {
     }
 
     /// What the group answered to the owner that asked where to begin.
-    pub(crate) fn began_with(&mut self, life: Life, partition: u32, state: Option<State>) {
+    pub(crate) fn began_with(&mut self, life: Life, partition: u32, state: Option<PartitionState>) {
         if let Some(owned) = self.owned.get_mut(&(life, partition)) {
             // One that was stopped begins again.
             let Ownership { number, handed_over_before_the_stop, lost, taken, .. } = *owned;
@@ -339,13 +339,13 @@ impl Oracle {
     }
 
     /// An operator asks for another position.
-    pub(crate) fn asked(&mut self, partition: u32, wanted: Move) {
+    pub(crate) fn asked(&mut self, partition: u32, wanted: OffsetReset) {
         self.partitions[partition as usize].asked.push(wanted);
     }
 
     /// A commit is stored, by a life or by an operator: it never claims what is not settled, and takes back what was
     /// claimed only where a move that was asked for says so, once.
-    pub(crate) fn committed(&mut self, by: Option<Life>, partition: u32, state: &State, now: Duration) {
+    pub(crate) fn committed(&mut self, by: Option<Life>, partition: u32, state: &PartitionState, now: Duration) {
         self.counts.commits += 1;
         self.counts.with_settled_map += u64::from(!state.settled.is_empty());
         let part = &mut self.partitions[partition as usize];
@@ -359,8 +359,8 @@ impl Oracle {
         let mut keeps_below = i64::MAX;
         if state.moved != before.as_ref().and_then(|state| state.moved) {
             match self.moved(by, partition, state, now) {
-                Ok(Target::Back(to)) => keeps_below = to,
-                Ok(Target::Ahead(_)) => {}
+                Ok(ResetTarget::Back(to)) => keeps_below = to,
+                Ok(ResetTarget::Ahead(_)) => {}
                 Err(wrong) => self.fail(format!("a commit of partition {partition}: {wrong}: {state:?}")),
             }
         }
@@ -372,7 +372,7 @@ impl Oracle {
         } else if let Some((offset, _)) = unsettled {
             Some(format!("a commit of partition {partition} claims {offset}, which is not settled: {state:?}"))
         } else {
-            let claimed = |old: &State| {
+            let claimed = |old: &PartitionState| {
                 part.entries.range(..keeps_below).map(|(o, _)| *o).find(|o| claims(old, *o) && !claims(state, *o))
             };
             let offset = before.as_ref().and_then(claimed);
@@ -385,7 +385,13 @@ impl Oracle {
     }
 
     /// The first commit behind a move: what it took back is to be delivered again, by an owner that begins anew.
-    fn moved(&mut self, by: Option<Life>, partition: u32, state: &State, now: Duration) -> Result<Target, String> {
+    fn moved(
+        &mut self,
+        by: Option<Life>,
+        partition: u32,
+        state: &PartitionState,
+        now: Duration,
+    ) -> Result<ResetTarget, String> {
         if let Some(id) = self.in_flight(|attempt| attempt.partition == partition) {
             return Err(format!("the position moves with attempt {id} in flight"));
         }
@@ -395,7 +401,7 @@ impl Oracle {
         let wanted = asked.find(|wanted| state.moved == Some(wanted.id) && before < state.moved);
         let wanted = wanted.ok_or_else(|| format!("the position moves, and {:?} was asked for", part.asked.last()))?;
         match wanted.to {
-            Target::Back(to) => {
+            ResetTarget::Back(to) => {
                 for (_, entry) in part.entries.range_mut(to..).filter(|(_, entry)| !entry.trimmed) {
                     (entry.settled, entry.again) = (None, true);
                 }
@@ -408,7 +414,7 @@ impl Oracle {
                     owned.done.retain(|offset, _| *offset < to);
                 }
             }
-            Target::Ahead(to) => {
+            ResetTarget::Ahead(to) => {
                 let below: Vec<i64> = part.entries.range(..to).map(|(offset, _)| *offset).collect();
                 for offset in below {
                     self.settle(partition, offset, now);
@@ -451,6 +457,6 @@ impl Oracle {
 }
 
 /// Whether a state says that this offset is settled.
-pub(crate) fn claims(state: &State, offset: i64) -> bool {
+pub(crate) fn claims(state: &PartitionState, offset: i64) -> bool {
     offset < state.watermark || state.settled.iter().any(|range| range.contains(&offset))
 }

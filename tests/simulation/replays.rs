@@ -14,7 +14,7 @@ use crate::memory_log::{LETTERS, TOPIC};
 use crate::oracle::{Life, Oracle, Rules, claims};
 use crate::world::State as WorldState;
 use eventd::core::event::Record;
-use eventd::core::progress::State;
+use eventd::core::progress::PartitionState;
 use eventd::replay::place::Place;
 use eventd::replay::range::Range;
 use eventd::replay::rewind::Way;
@@ -27,7 +27,7 @@ use std::time::Duration;
 #[derive(Debug, Clone)]
 pub(crate) enum Asked {
     Deliver { range: Range, selection: Selection, limit: Option<u64> },
-    Move(Way),
+    OffsetReset(Way),
 }
 
 impl Asked {
@@ -44,7 +44,7 @@ struct Run {
     resumes: Option<String>,
     /// Of the replay that it delivers.
     id: Option<String>,
-    known: Vec<Option<State>>,
+    known: Vec<Option<PartitionState>>,
     /// Where each partition of its source was said to end.
     ends: BTreeMap<(String, u32), i64>,
 }
@@ -83,7 +83,7 @@ impl Replays {
         }
     }
 
-    pub(crate) fn saw_known(&mut self, life: Life, known: &[Option<State>]) {
+    pub(crate) fn saw_known(&mut self, life: Life, known: &[Option<PartitionState>]) {
         if let Some(run) = self.runs.get_mut(&life) {
             run.known = known.to_vec();
         }

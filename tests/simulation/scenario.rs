@@ -7,7 +7,7 @@ use crate::replays::Asked;
 use crate::world::{Rates, Single};
 use eventd::core::backoff::Backoff;
 use eventd::core::pace::Rate;
-use eventd::destination::HandOverLimits;
+use eventd::destination::BatchLimits;
 use eventd::dispatch::{Config, OnGap, Start, WhenStopped};
 use eventd::replay::place::Place;
 use eventd::replay::range::Range;
@@ -38,7 +38,7 @@ pub(crate) enum Action {
         slot: usize,
     },
     /// A partition is to be owned by the process in this slot.
-    Move {
+    OffsetReset {
         partition: u32,
         slot: usize,
     },
@@ -97,7 +97,7 @@ pub(crate) struct Scenario {
     pub(crate) slots: usize,
     pub(crate) session: Option<Duration>,
     pub(crate) config: Config,
-    pub(crate) limits: HandOverLimits,
+    pub(crate) limits: BatchLimits,
     pub(crate) rates: Rates,
     pub(crate) behaviour: Behaviour,
     pub(crate) gaps: u64,
@@ -163,7 +163,7 @@ pub(crate) fn fixed() -> Scenario {
     scenario.plan = (0..12)
         .map(|n| (Duration::from_millis(n * 150), Action::Append { user: (n % 6) as usize, many: 2, bytes: 40 }))
         .collect();
-    scenario.plan.push((Duration::from_millis(700), Action::Move { partition: 0, slot: 1 }));
+    scenario.plan.push((Duration::from_millis(700), Action::OffsetReset { partition: 0, slot: 1 }));
     scenario.plan.push((Duration::from_millis(1_200), Action::Stop { slot: 1 }));
     scenario.plan.push((Duration::from_millis(1_500), Action::Reposition { partition: 1, percent: 50, ahead: false }));
     scenario.plan.sort_by_key(|(at, _)| *at);
@@ -179,7 +179,7 @@ pub(crate) fn fixed_with_replays() -> Scenario {
         selection: Selection { dead, ..Selection::default() },
         limit: None,
     };
-    let asked = [deliver(false), deliver(true), Asked::Move(Way::Back(Place::Offset(3)))];
+    let asked = [deliver(false), deliver(true), Asked::OffsetReset(Way::Back(Place::Offset(3)))];
     for (asked, number) in asked.into_iter().zip(0u32..) {
         scenario.replays.push(Request { asked, rate: None, stop_after_failures: 0 });
         let at = Duration::from_secs(20) * (number + 1);
@@ -220,11 +220,11 @@ fn config(random: &mut Random) -> Config {
     }
 }
 
-fn limits(random: &mut Random) -> HandOverLimits {
+fn limits(random: &mut Random) -> BatchLimits {
     if random.chance(60) {
-        HandOverLimits { runs_max: 1, run_events_max: 1, run_bytes_max: 0 }
+        BatchLimits { runs_max: 1, run_events_max: 1, run_bytes_max: 0 }
     } else {
-        HandOverLimits {
+        BatchLimits {
             runs_max: random.between(1, 8) as usize,
             run_events_max: random.between(1, 10) as usize,
             run_bytes_max: random.pick(&[60, 1_000, 1 << 20]),
@@ -264,7 +264,7 @@ fn troubled(seed: u64, random: &mut Random, users_min: u64) -> Scenario {
     add(random, 3, &|random| Action::CrashWithin { slot: someone(random), steps: random.between(1, 150) });
     add(random, 2, &|random| Action::Stop { slot: someone(random) });
     if slots == 2 {
-        add(random, 5, &|random| Action::Move {
+        add(random, 5, &|random| Action::OffsetReset {
             partition: random.below(u64::from(partitions)) as u32,
             slot: someone(random),
         });
@@ -401,7 +401,7 @@ fn replays(scenario: &mut Scenario, random: &mut Random) {
             0 | 1 if moves_left > 0 => {
                 moves_left -= 1;
                 let place = place(scenario, random);
-                Asked::Move(if random.chance(50) { Way::Back(place) } else { Way::Ahead(place) })
+                Asked::OffsetReset(if random.chance(50) { Way::Back(place) } else { Way::Ahead(place) })
             }
             n => {
                 let same_letters = scenario.replays.first().is_some_and(|request| request.asked.is_of_letters());

@@ -54,7 +54,7 @@ impl Kafka {
                 }
                 // The first commit of a cluster makes the topic of all commits.
                 let group = hold(&kafka.cluster().await?, "warm-up", &log, Joining::of("")).await?;
-                group.commit(0, eventd::core::progress::State::at(1)).await?;
+                group.commit(0, eventd::core::progress::PartitionState::at(1)).await?;
                 group.leave().await;
                 anyhow::Ok(())
             })?;

@@ -11,7 +11,7 @@ use crate::users::{self, Users};
 use anyhow::Context as _;
 use eventd::core::event::{CONTENT_TYPE, ID, Record};
 use eventd::core::partition::Partitioner;
-use eventd::core::progress::State;
+use eventd::core::progress::PartitionState;
 use eventd::group::Group;
 use eventd::limits::FETCH_BYTES_MAX;
 use eventd::log::{CreateTopic, Engine, Log};
@@ -145,7 +145,7 @@ fn records(Content { users, events, partitions }: Content) -> impl Iterator<Item
 /// Commits everything that is in the log, and leaves the group.
 async fn commit_all(log: &dyn Log, group: &dyn Group) -> anyhow::Result<()> {
     for partition in 0..log.partitions().await? {
-        group.commit(partition, State::at(log.latest(partition).await?)).await?;
+        group.commit(partition, PartitionState::at(log.latest(partition).await?)).await?;
     }
     group.leave().await;
     Ok(())
@@ -158,7 +158,7 @@ async fn open(engine: &dyn Engine, topic: &str, partitions: u32) -> anyhow::Resu
 }
 
 /// The events that are settled. Offsets begin at 0 and have no gaps here, so they count events.
-fn count(state: &State) -> anyhow::Result<u64> {
+fn count(state: &PartitionState) -> anyhow::Result<u64> {
     let above: i64 = state.settled.iter().map(|range| range.end - range.start).sum();
     Ok(u64::try_from(state.watermark + above)?)
 }

@@ -27,7 +27,7 @@ mod pool;
 
 use super::spec::HttpTarget;
 use super::webhook::{self, Signer, Try};
-use super::{ConfigurationError, Deadline, Destination, HandOver, HandOverLimits, Settings, failure_words};
+use super::{BatchLimits, ConfigurationError, Deadline, DeliveryBatch, Destination, Settings, failure_words};
 use crate::BoxFuture;
 use crate::core::event::{Event, Record};
 use crate::core::verdict::{Failed, Report, Verdict};
@@ -184,11 +184,11 @@ impl Http {
 }
 
 impl Destination for Http {
-    fn limits(&self) -> HandOverLimits {
-        HandOverLimits { runs_max: 1, run_events_max: 1, run_bytes_max: usize::MAX }
+    fn limits(&self) -> BatchLimits {
+        BatchLimits { runs_max: 1, run_events_max: 1, run_bytes_max: usize::MAX }
     }
 
-    fn deliver(&self, hand_over: HandOver) -> BoxFuture<'_, Vec<Report>> {
+    fn deliver(&self, hand_over: DeliveryBatch) -> BoxFuture<'_, Vec<Report>> {
         Box::pin(async move {
             let mut reports = Vec::with_capacity(hand_over.runs.len());
             for run in &hand_over.runs {

@@ -5,7 +5,7 @@ use crate::core::Moment;
 use crate::core::breaker::{Attempt, Gate};
 use crate::core::text;
 use crate::core::verdict::{Failed, Report, Verdict};
-use crate::destination::{Deadline, Fence, HandOver, Run};
+use crate::destination::{Deadline, DeliveryBatch, LeaseDeadline, Run};
 use crate::dispatch::dead_letter::Letter;
 use crate::dispatch::policy;
 use crate::limits;
@@ -23,7 +23,7 @@ impl Worker {
             if many && self.hand_overs >= limits::HAND_OVERS_OF_MANY_MAX {
                 break;
             }
-            if self.shared.parts.group.fence().is_some_and(|fence| fence <= Instant::now()) {
+            if self.shared.parts.group.lease_deadline().is_some_and(|lease| lease <= Instant::now()) {
                 self.slot = None;
                 return Some(now + limits::FENCE_LOOK_INTERVAL);
             }
@@ -103,17 +103,17 @@ impl Worker {
         self.shared.spend(events.len());
         let deadline = Instant::now() + self.shared.config.attempt_timeout;
         let abandoned_at = deadline + limits::ATTEMPT_ABANDON_AFTER;
-        let fence = Arc::clone(&self.shared.fence);
-        let deadline = Deadline::fenced(deadline, Arc::clone(&fence));
+        let lease = Arc::clone(&self.shared.lease);
+        let deadline = Deadline::within_lease(deadline, Arc::clone(&lease));
         let destination = Arc::clone(&self.shared.parts.destination);
         let topic = Arc::clone(&self.shared.topic);
-        let hand_over = HandOver { topic, partition: self.partition, runs, events, deadline };
+        let hand_over = DeliveryBatch { topic, partition: self.partition, runs, events, deadline };
         self.outside.spawn(async move {
             let count = hand_over.runs.len();
             let answer = tokio::select! {
                 biased;
                 reports = destination.deliver(hand_over) => Ok(reports),
-                failed = abandoned(&*fence, abandoned_at) => Err(failed),
+                failed = abandoned(&*lease, abandoned_at) => Err(failed),
             };
             drop(slot);
             let reports = answer.unwrap_or_else(|failed| vec![Report { delivered: 0, failed: Some(failed) }; count]);
@@ -154,13 +154,13 @@ impl Worker {
                     window.remove(event.record.window_bytes());
                     progress.settle(event.offset..event.offset + 1);
                 },
-                |_, trouble| {
+                |_, history| {
                     let failed = report.failed.as_ref();
                     let verdict = failed.map_or(Verdict::Drilled, |failed| failed.verdict);
                     let (next, why) =
-                        policy::judge(&shared.config, &mut breaker, &attempt, verdict, trouble, now, shared.random());
+                        policy::judge(&shared.config, &mut breaker, &attempt, verdict, history, now, shared.random());
                     let answer = failed.map_or("", |failed| failed.answer.as_str());
-                    trouble.answer = text::shown(answer.as_bytes(), limits::STUCK_ANSWER_BYTES_MAX).into();
+                    history.answer = text::shown(answer.as_bytes(), limits::STUCK_ANSWER_BYTES_MAX).into();
                     if breaker.is_out() && verdict != Verdict::Drilled {
                         shared.notices.failed_in_outage(verdict, answer);
                     }
@@ -193,18 +193,18 @@ impl Worker {
     }
 }
 
-/// Ready once nobody may wait for an answer any more. The fence is asked again and again, since heartbeats move it on and
+/// Ready once nobody may wait for an answer any more. The lease is asked again and again, since heartbeats move it on and
 /// a suspended machine brings it nearer.
-async fn abandoned(fence: &Fence, at: Instant) -> Failed {
+async fn abandoned(lease: &LeaseDeadline, at: Instant) -> Failed {
     loop {
-        let (now, fence) = (Instant::now(), fence());
-        if fence.is_some_and(|fence| fence <= now) {
+        let (now, lease) = (Instant::now(), lease());
+        if lease.is_some_and(|lease| lease <= now) {
             // The next owner may begin, and that is nobody's failure.
             return Failed::new(Verdict::Busy { after: None }, "cut off at the end of the owner's session");
         }
         if at <= now {
             return Failed::new(Verdict::Retry { after: None }, "no answer within --attempt-timeout");
         }
-        sleep_until(fence.map_or(at, |fence| at.min(fence).min(now + limits::FENCE_LOOK_INTERVAL))).await;
+        sleep_until(lease.map_or(at, |lease| at.min(lease).min(now + limits::FENCE_LOOK_INTERVAL))).await;
     }
 }

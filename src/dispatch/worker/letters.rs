@@ -13,8 +13,8 @@ use std::sync::Arc;
 impl Worker {
     pub(super) fn write_letter(&mut self, token: Token) -> anyhow::Result<()> {
         let letter = self.giving_up.get(&token).context("a dead letter without its story")?;
-        let (event, trouble) = self.lanes.settling(token);
-        let record = dead_letter::record(&self.shared.parts, self.partition, event, trouble, letter, self.shared.now());
+        let (event, history) = self.lanes.settling(token);
+        let record = dead_letter::record(&self.shared.parts, self.partition, event, history, letter, self.shared.now());
         let (shared, partition) = (Arc::clone(&self.shared), self.partition);
         self.letters_writing += 1;
         self.outside.spawn(async move {
@@ -32,7 +32,7 @@ impl Worker {
         let now = self.shared.now();
         let letter = self.giving_up.get_mut(&token).context("a dead letter without its story")?;
         let Err(detail) = result else {
-            let (event, trouble) = self.lanes.settling(token);
+            let (event, history) = self.lanes.settling(token);
             let id = event.id(&self.shared.topic, self.partition);
             let gave_up = GaveUp {
                 partition: self.partition,
@@ -40,7 +40,7 @@ impl Worker {
                 user: event.record.key(),
                 id: &id,
                 reason: letter.reason.as_str(),
-                attempts: trouble.failures,
+                attempts: history.failures,
                 answer: &letter.answer,
             };
             self.shared.notices.gave_up(&gave_up, now);
@@ -58,7 +58,7 @@ impl Worker {
         letter.failures = letter.failures.saturating_add(1);
         let at = now.saturating_add(self.shared.config.backoff.delay(letter.failures, self.shared.random()));
         self.letters_due.insert((at, token));
-        if let Some(suppressed) = self.quiet.allows("letter") {
+        if let Some(suppressed) = self.log_limiter.allows("letter") {
             let (partition, waiting) = (self.partition, self.letters_due.len());
             let (event, _) = self.lanes.settling(token);
             let id = event.id(&self.shared.topic, partition);

@@ -9,7 +9,7 @@
 use super::{Happening, Left, Worker};
 use crate::core::Moment;
 use crate::core::outcome::Failure;
-use crate::core::progress::{Move, Progress, State, Target};
+use crate::core::progress::{OffsetReset, PartitionState, Progress, ResetTarget};
 use crate::group::{Group, is_final};
 use crate::limits;
 use std::sync::Arc;
@@ -28,12 +28,12 @@ impl Worker {
             .spawn(async move { Happening::Looked(requested(&*group, partition, limits::MOVES_LOOK_MAX).await) });
     }
 
-    pub(super) fn looked(&mut self, found: Result<Option<Move>, Failure>) {
+    pub(super) fn looked(&mut self, found: Result<Option<OffsetReset>, Failure>) {
         self.look_at = Some(self.shared.now() + limits::MOVES_LOOK_INTERVAL);
         match found {
             Ok(found) => self.wanted = found.filter(|wanted| self.committed.awaits(wanted)),
             Err(failure) => {
-                if let Some(suppressed) = self.quiet.allows("look") {
+                if let Some(suppressed) = self.log_limiter.allows("look") {
                     let partition = self.partition;
                     tracing::warn!(partition, suppressed, "cannot see whether a rewind was asked for: {failure}");
                 }
@@ -42,7 +42,11 @@ impl Worker {
     }
 
     /// Moves to the other position, and stores that. Told to stop meanwhile, it leaves the rest to the next owner.
-    pub(super) async fn apply(&mut self, wanted: &Move, stop: &mut watch::Receiver<bool>) -> anyhow::Result<Left> {
+    pub(super) async fn apply(
+        &mut self,
+        wanted: &OffsetReset,
+        stop: &mut watch::Receiver<bool>,
+    ) -> anyhow::Result<Left> {
         let deadline = Instant::now() + self.shared.config.drain;
         tokio::select! {
             biased;
@@ -61,8 +65,8 @@ impl Worker {
             stored = self.store(&state) => stored?,
         }
         let (way, to) = match wanted.to {
-            Target::Back(to) => ("back", to),
-            Target::Ahead(to) => ("ahead", to),
+            ResetTarget::Back(to) => ("back", to),
+            ResetTarget::Ahead(to) => ("ahead", to),
         };
         let (destination, partition) = (self.shared.parts.group.name(), self.partition);
         tracing::info!(destination, partition, to, "the position was moved {way}, as was asked for");
@@ -70,13 +74,13 @@ impl Worker {
     }
 
     /// Until it is stored: nothing may be attempted before.
-    async fn store(&self, state: &State) -> Result<(), Failure> {
+    async fn store(&self, state: &PartitionState) -> Result<(), Failure> {
         let mut failures = 0;
         loop {
             match self.commit(state.clone()).await {
                 Err(failure) if !is_final(&failure) => {
                     failures += 1;
-                    if let Some(suppressed) = self.quiet.allows("move") {
+                    if let Some(suppressed) = self.log_limiter.allows("move") {
                         let partition = self.partition;
                         tracing::warn!(partition, suppressed, "cannot move yet, trying again: {failure}");
                     }
@@ -93,7 +97,7 @@ pub(in crate::dispatch) async fn requested(
     group: &dyn Group,
     partition: u32,
     within: Duration,
-) -> Result<Option<Move>, Failure> {
+) -> Result<Option<OffsetReset>, Failure> {
     let answer = timeout(within, group.requested(partition)).await;
     answer.unwrap_or_else(|_| Err(Failure::refused("group-unavailable", format!("no answer within {within:?}"))))
 }

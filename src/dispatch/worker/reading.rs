@@ -86,7 +86,7 @@ impl Worker {
                 self.fetch_failures = self.fetch_failures.saturating_add(1);
                 let delay = self.shared.config.backoff.delay(self.fetch_failures, self.shared.random());
                 self.fetch_at = self.shared.now().saturating_add(delay);
-                if let Some(suppressed) = self.quiet.allows("fetch") {
+                if let Some(suppressed) = self.log_limiter.allows("fetch") {
                     tracing::warn!(
                         partition = self.partition,
                         suppressed,

@@ -25,15 +25,15 @@ impl Worker {
         }
         let (partition, topic) = (self.partition, &*shared.topic);
         let (breaker, mut stuck) = (shared.breaker(), Vec::new());
-        self.lanes.look_at_stuck(limits::STUCK_USERS_LOOK_MAX, now, |event, trouble, user| {
+        self.lanes.look_at_stuck(limits::STUCK_USERS_LOOK_MAX, now, |event, history, user| {
             // After an outage every user that waited has its chance first. If no other user is served, nothing shows that
             // the failures are the user's own, so it has a minute for that chance.
             let others_are_served = breaker.is_suspect(user);
             let had_its_chance =
                 others_are_served || now >= snapshot.since.saturating_add(limits::LOG_REMINDER_INTERVAL);
-            let is_stuck = trouble.last_failure >= snapshot.since && had_its_chance;
+            let is_stuck = history.last_failure >= snapshot.since && had_its_chance;
             if is_stuck && shared.notices.allows_stuck(now) {
-                stuck.push(Stuck::new(event, &event.id(topic, partition), trouble, others_are_served, now));
+                stuck.push(Stuck::new(event, &event.id(topic, partition), history, others_are_served, now));
             }
         });
         drop(breaker);

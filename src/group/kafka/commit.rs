@@ -8,7 +8,7 @@ use super::offsets::{Offset, Offsets};
 use super::state::StateTopic;
 use super::{NOT_ALLOWED, unavailable};
 use crate::core::outcome::Failure;
-use crate::core::progress::State;
+use crate::core::progress::PartitionState;
 use crate::group::JoinError;
 use crate::kafka::{self, Cluster, describe, is_another_topic};
 use crate::limits::{
@@ -115,7 +115,7 @@ impl Commits {
         self.seen.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(super) async fn store(&self, by: By<'_>, partition: u32, state: State) -> Result<(), Failure> {
+    pub(super) async fn store(&self, by: By<'_>, partition: u32, state: PartitionState) -> Result<(), Failure> {
         self.check_end(partition, &state).await?;
         let inline = Metadata::of_map(self.topic_id, &state);
         if inline.len() <= COMMIT_METADATA_CHARS_MAX {
@@ -137,7 +137,7 @@ impl Commits {
     }
 
     /// A commit past the end of the log would settle events that are not there yet.
-    async fn check_end(&self, partition: u32, state: &State) -> Result<(), Failure> {
+    async fn check_end(&self, partition: u32, state: &PartitionState) -> Result<(), Failure> {
         let settled_end = state.settled.last().map_or(state.watermark, |range| range.end);
         if settled_end <= self.seen().get(&partition).map_or(0, |seen| seen.end) {
             return Ok(());
@@ -184,7 +184,7 @@ impl Commits {
 
     /// Puts the map into the state topic, and commits where it is. At most once a second, whatever the commits' tick:
     /// a map that is large is written whole each time.
-    async fn store_apart(&self, by: By<'_>, partition: u32, state: &State) -> Result<(), Failure> {
+    async fn store_apart(&self, by: By<'_>, partition: u32, state: &PartitionState) -> Result<(), Failure> {
         let before = self.seen().get(&partition).copied().unwrap_or_default();
         if let Some(stored_at) = before.stored_at {
             sleep_until(stored_at + STATE_COMMIT_INTERVAL).await;
@@ -207,7 +207,7 @@ impl Commits {
     }
 
     /// What was committed for a partition of ours. Of a group that is new, once it has begun.
-    pub(super) async fn stored(&self, member: &Membership, partition: u32) -> Result<Option<State>, Failure> {
+    pub(super) async fn stored(&self, member: &Membership, partition: u32) -> Result<Option<PartitionState>, Failure> {
         let partitions = member.partitions().max(partition + 1);
         let mut commits = self.offsets.fetch(partitions).await?;
         if is_new(&commits) && self.has_side_topic().await? {
@@ -224,7 +224,7 @@ impl Commits {
     }
 
     /// What every partition has committed, at one moment, read from outside: nothing is written.
-    pub(super) async fn all(&self) -> Result<Vec<Option<State>>, Failure> {
+    pub(super) async fn all(&self) -> Result<Vec<Option<PartitionState>>, Failure> {
         let commits = self.offsets.fetch(self.opened_with).await?;
         let mut states = Vec::new();
         for partition in 0..self.opened_with {
@@ -246,7 +246,11 @@ impl Commits {
         }
     }
 
-    async fn read(&self, partition: u32, commits: &HashMap<u32, (i64, String)>) -> Result<Option<State>, Failure> {
+    async fn read(
+        &self,
+        partition: u32,
+        commits: &HashMap<u32, (i64, String)>,
+    ) -> Result<Option<PartitionState>, Failure> {
         let Some((offset, metadata)) = commits.get(&partition).filter(|(offset, _)| *offset >= 0) else {
             return self.without_commit(partition).await;
         };
@@ -266,7 +270,7 @@ impl Commits {
                 );
                 // It is newer than what was asked for before it: else the owner would have seen to that.
                 let moved = self.moves.latest(partition, self.opened_with).await?.map(|wanted| wanted.id);
-                return Ok(Some(State { moved, ..State::at(*offset) }));
+                return Ok(Some(PartitionState { moved, ..PartitionState::at(*offset) }));
             }
             Ok(Metadata::Map { topic_id, state }) => (topic_id, Ok(Some(state))),
             Ok(Metadata::NotBegun { topic_id }) => (topic_id, Ok(None)),
@@ -292,14 +296,14 @@ impl Commits {
     }
 
     /// No commit: a new group, a partition that is new, or a commit that the brokers have forgotten.
-    async fn without_commit(&self, partition: u32) -> Result<Option<State>, Failure> {
+    async fn without_commit(&self, partition: u32) -> Result<Option<PartitionState>, Failure> {
         let was_added = partition >= self.opened_with;
         if was_added || self.had_commits {
             let earliest = self.log.earliest(partition).await?;
             // A partition that was added begins with its first event, wherever a new group would begin: producers may
             // have been there before us.
             if was_added || earliest == 0 {
-                return Ok(Some(State::at(earliest)));
+                return Ok(Some(PartitionState::at(earliest)));
             }
         }
         if self.had_commits || self.has_side_topic().await? {
@@ -308,7 +312,7 @@ impl Commits {
         Ok(None)
     }
 
-    fn forgotten(&self, partition: u32) -> Result<Option<State>, Failure> {
+    fn forgotten(&self, partition: u32) -> Result<Option<PartitionState>, Failure> {
         let (group, why) = (self.group(), "brokers forget it after offsets.retention.minutes");
         self.anew(
             "commit-expired",
@@ -328,7 +332,7 @@ impl Commits {
     }
 
     /// Begins anew where a start was asked for; else that is what the error asks for.
-    fn anew(&self, code: &'static str, why: String) -> Result<Option<State>, Failure> {
+    fn anew(&self, code: &'static str, why: String) -> Result<Option<PartitionState>, Failure> {
         if self.start_given {
             tracing::warn!(group = self.group(), "{why}: beginning anew, as --start says");
             return Ok(None);

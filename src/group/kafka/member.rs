@@ -2,14 +2,14 @@
 //! are arguments, and whoever has to be told is told by the caller.
 //!
 //! ```text
-//!   joins, with the claims ─▶ joined: an id, a generation ─▶ adopt ── Given ─────────────────────────▶ owned
-//!                                                              └───── Taken ─▶ leaving ── released ──▶ let go: joins
+//!   joins, with the claims ─▶ joined: an id, a generation ─▶ adopt ── Assigned ─────────────────────────▶ owned
+//!                                                              └───── Revoked ─▶ leaving ── released ──▶ let go: joins
 //!   lose_all: Lost, nothing claimed ◀── forgotten ◀── told by a heartbeat
-//!   drain: everything is Taken, and what is assigned from now on is not adopted
+//!   drain: everything is Revoked, and what is assigned from now on is not adopted
 //! ```
 
 use super::clocks::Clocks;
-use super::fence::Fence;
+use super::lease::Lease;
 use super::membership::Identity;
 use super::subscription::Claims;
 use crate::core::outcome::Failure;
@@ -44,7 +44,7 @@ pub(super) struct Member {
     /// The last assignment may be that of the process that was here before, under the same instance id.
     inherits: bool,
     changes: VecDeque<Change>,
-    fence: Fence,
+    lease: Lease,
     told: Option<Told>,
     ended: Option<Failure>,
 }
@@ -109,7 +109,7 @@ impl Member {
             told_draining: false,
             inherits: false,
             changes: VecDeque::new(),
-            fence: Fence::new(session_timeout),
+            lease: Lease::new(session_timeout),
             told: None,
             ended: None,
         }
@@ -139,15 +139,15 @@ impl Member {
 
     /// Under what a commit of this partition is made now; `None`: it is not ours.
     pub(super) fn identity_for(&self, partition: u32, now: Clocks) -> Option<Identity> {
-        (self.owned.contains(&partition) && self.fence(now) > now.timers).then(|| Identity {
+        (self.owned.contains(&partition) && self.lease_deadline(now) > now.timers).then(|| Identity {
             member_id: self.id.clone(),
             generation: self.generation,
             instance_id: self.instance_id.clone(),
         })
     }
 
-    pub(super) fn fence(&self, now: Clocks) -> Instant {
-        self.fence.at(now)
+    pub(super) fn lease_deadline(&self, now: Clocks) -> Instant {
+        self.lease.at(now)
     }
 
     pub(super) fn next_change(&mut self) -> Option<Result<Change, Failure>> {
@@ -186,7 +186,7 @@ impl Member {
     }
 
     pub(super) fn joined(&mut self, id: String, generation: i32, is_leader: bool, sent: Clocks) {
-        self.fence.joined(sent, generation != self.generation);
+        self.lease.joined(sent, generation != self.generation);
         // Without a rebalance a broker names as the leader whoever led before, and never who has just come.
         let may_inherit = self.inherits || (self.id.is_empty() && self.instance_id.is_some());
         self.inherits = may_inherit && !is_leader;
@@ -197,12 +197,12 @@ impl Member {
 
     /// The broker took a SyncGroup.
     pub(super) fn synced(&mut self, sent: Clocks) {
-        self.fence.synced(sent);
+        self.lease.synced(sent);
     }
 
-    /// Whether there is a fence at all.
+    /// Whether there is a lease at all.
     pub(super) fn has_fence(&self) -> bool {
-        self.fence.is_there()
+        self.lease.is_there()
     }
 
     /// Takes over what was assigned; asks dispatch to let go of what was not.
@@ -221,13 +221,13 @@ impl Member {
                 (true, None) => {}
                 (false, None) => {
                     self.leaving.insert(*partition, false);
-                    self.changes.push_back(Change::Taken(*partition));
+                    self.changes.push_back(Change::Revoked(*partition));
                 }
             }
         }
         for partition in assigned {
             if self.owned.insert(*partition) {
-                self.changes.push_back(Change::Given(*partition));
+                self.changes.push_back(Change::Assigned(*partition));
             }
         }
     }
@@ -242,11 +242,11 @@ impl Member {
         }
         match answer {
             None => {
-                self.fence.acknowledged(sent, false);
+                self.lease.acknowledged(sent, false);
                 Heard::Nothing
             }
             Some(ResponseError::RebalanceInProgress) => {
-                self.fence.acknowledged(sent, true);
+                self.lease.acknowledged(sent, true);
                 self.told = Some(Told::Rejoin);
                 Heard::Attention
             }
@@ -259,7 +259,7 @@ impl Member {
                 // Others may be at work already, whatever a join that is under way will be told. (An old generation
                 // may be the doing of that join.)
                 if error != ResponseError::IllegalGeneration {
-                    self.fence.falls();
+                    self.lease.falls();
                 }
                 Heard::Attention
             }
@@ -293,11 +293,11 @@ impl Member {
         self.draining = true;
         let mut untold = BTreeSet::new();
         self.changes.retain(|change| match change {
-            Change::Given(partition) => {
+            Change::Assigned(partition) => {
                 untold.insert(*partition);
                 false
             }
-            Change::Taken(partition) | Change::Lost(partition) => !untold.contains(partition),
+            Change::Revoked(partition) | Change::Lost(partition) => !untold.contains(partition),
         });
         for partition in untold {
             self.leaving.remove(&partition);
@@ -305,7 +305,7 @@ impl Member {
         }
         for partition in &self.owned {
             if self.leaving.insert(*partition, false).is_none() {
-                self.changes.push_back(Change::Taken(*partition));
+                self.changes.push_back(Change::Revoked(*partition));
             }
         }
     }
@@ -313,7 +313,7 @@ impl Member {
     pub(super) fn released(&mut self, partition: u32) -> Released {
         match self.leaving.remove(&partition) {
             Some(true) => {
-                self.changes.push_back(Change::Given(partition));
+                self.changes.push_back(Change::Assigned(partition));
                 Released::GivenBack
             }
             Some(false) => {
@@ -346,7 +346,7 @@ impl Member {
         self.leaving.clear();
         self.changes.extend(owned.into_iter().map(Change::Lost));
         (self.generation, self.claims_generation) = (-1, -1);
-        (self.fence, self.told) = (Fence::new(self.fence.session_timeout()), None);
+        (self.lease, self.told) = (Lease::new(self.lease.session_timeout()), None);
     }
 
     /// How many are owned, and how many of them are being let go.
@@ -379,7 +379,7 @@ mod tests {
         let who = member.sends_as().unwrap();
         member.heard(&who, now, None);
         member.adopt(&[0, 1]);
-        assert_eq!(told(&mut member), [Change::Given(0), Change::Given(1)]);
+        assert_eq!(told(&mut member), [Change::Assigned(0), Change::Assigned(1)]);
         member
     }
 
@@ -393,7 +393,7 @@ mod tests {
         let mut member = member(now);
         member.joined("m".into(), 2, false, now);
         member.adopt(&[0]);
-        assert_eq!(told(&mut member), [Change::Taken(1)]);
+        assert_eq!(told(&mut member), [Change::Revoked(1)]);
         assert!(member.identity_for(1, now).is_some() && member.news().is_none());
         assert_eq!(member.claims(), claims(&[0], &[1], 2));
         assert_eq!(member.released(1), Released::LetGo);
@@ -412,9 +412,9 @@ mod tests {
             member.joined("m".into(), generation, false, now);
             member.adopt(assigned);
         }
-        assert_eq!(told(&mut member), [Change::Taken(1)]);
+        assert_eq!(told(&mut member), [Change::Revoked(1)]);
         assert_eq!(member.released(1), Released::GivenBack);
-        assert_eq!(told(&mut member), [Change::Given(1)]);
+        assert_eq!(told(&mut member), [Change::Assigned(1)]);
         assert!(member.news().is_none());
     }
 
@@ -424,7 +424,7 @@ mod tests {
         let mut member = member(now);
         member.joined("m".into(), 2, false, now);
         member.adopt(&[]);
-        assert_eq!(told(&mut member), [Change::Taken(0), Change::Taken(1)]);
+        assert_eq!(told(&mut member), [Change::Revoked(0), Change::Revoked(1)]);
         assert_eq!((member.released(0), member.news()), (Released::LetGo, Some(News::Partial)));
         assert_eq!((member.claims(), member.news()), (claims(&[], &[1], 2), None));
         assert_eq!((member.released(1), member.news()), (Released::LetGo, Some(News::Complete)));
@@ -437,7 +437,7 @@ mod tests {
         member.joined("m".into(), 2, false, now);
         member.adopt(&[0, 1, 2]);
         member.drain();
-        assert_eq!(told(&mut member), [Change::Taken(0), Change::Taken(1)], "dispatch never had 2");
+        assert_eq!(told(&mut member), [Change::Revoked(0), Change::Revoked(1)], "dispatch never had 2");
         assert!(member.identity_for(2, now).is_none());
         assert_eq!(member.news(), Some(News::Partial), "others can have 2");
         assert_eq!(member.claims(), Claims { draining: true, ..claims(&[], &[0, 1], 2) });
@@ -458,7 +458,7 @@ mod tests {
         member.drain();
         member.joined("m".into(), 2, false, now);
         member.adopt(&[0, 1, 2]);
-        assert_eq!(told(&mut member), [Change::Taken(0), Change::Taken(1)]);
+        assert_eq!(told(&mut member), [Change::Revoked(0), Change::Revoked(1)]);
         assert_eq!(member.news(), Some(News::Partial));
     }
 
@@ -477,7 +477,7 @@ mod tests {
         let who = member.sends_as().unwrap();
         let error = ResponseError::UnknownMemberId;
         assert_eq!(member.heard(&who, now, Some(error)), Heard::Attention);
-        assert_eq!((member.fence(now), member.identity_for(0, now)), (now.timers, None));
+        assert_eq!((member.lease_deadline(now), member.identity_for(0, now)), (now.timers, None));
         assert_eq!(member.take_told(), Some(Told::Forgotten(error)));
         assert!(member.forgotten(error));
         assert_eq!(told(&mut member), [Change::Lost(0), Change::Lost(1)]);
@@ -491,7 +491,7 @@ mod tests {
         let who = member.sends_as().unwrap();
         member.joined("m".into(), 2, false, now);
         assert_eq!(member.heard(&who, now, Some(ResponseError::UnknownMemberId)), Heard::Nothing);
-        assert_eq!((member.take_told(), member.fence(now)), (None, now.timers + SESSION));
+        assert_eq!((member.take_told(), member.lease_deadline(now)), (None, now.timers + SESSION));
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! What stands beside the offset of a commit: plain ASCII, a format digit, the topic's id, then the settled map or where
 //! it is, as varints in base64url; nothing, where no owner has begun the partition yet.
 
-use crate::core::progress::State;
+use crate::core::progress::PartitionState;
 use crate::core::varint;
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
@@ -23,7 +23,7 @@ const ID_CHARS: usize = 22;
 pub(super) enum Metadata {
     Map {
         topic_id: Uuid,
-        state: State,
+        state: PartitionState,
     },
     Pointer {
         topic_id: Uuid,
@@ -46,7 +46,7 @@ pub(super) struct Pointer {
 }
 
 impl Metadata {
-    pub(super) fn of_map(topic_id: Uuid, state: &State) -> String {
+    pub(super) fn of_map(topic_id: Uuid, state: &PartitionState) -> String {
         // The map's own format digit is told by the first character here.
         let map = state.encode_settled();
         let format = if state.moved.is_some() { INLINE_MOVED } else { INLINE };
@@ -72,8 +72,10 @@ impl Metadata {
         }
         let (topic_id, rest) = topic_id_of(&metadata[1..])?;
         match format {
-            Some(INLINE) => Ok(Self::Map { topic_id, state: State::decode(watermark, &format!("1{rest}"))? }),
-            Some(INLINE_MOVED) => Ok(Self::Map { topic_id, state: State::decode(watermark, &format!("2{rest}"))? }),
+            Some(INLINE) => Ok(Self::Map { topic_id, state: PartitionState::decode(watermark, &format!("1{rest}"))? }),
+            Some(INLINE_MOVED) => {
+                Ok(Self::Map { topic_id, state: PartitionState::decode(watermark, &format!("2{rest}"))? })
+            }
             Some(POINTER) => {
                 let bytes = URL_SAFE_NO_PAD.decode(rest).map_err(|error| error.to_string())?;
                 let mut rest = bytes.as_slice();
@@ -113,7 +115,7 @@ mod tests {
             offset in 0i64..1 << 50, parts in 1u64..100, snapshot in any::<u64>(),
             moved in any::<Option<u64>>(),
         ) {
-            let mut state = State::at(watermark);
+            let mut state = PartitionState::at(watermark);
             let mut at = watermark;
             for (gap, len) in gaps {
                 state.settled.push(at + gap..at + gap + len);
@@ -144,7 +146,7 @@ mod tests {
         for foreign in ["", "NoMetadata", "x1"] {
             assert_eq!(Metadata::read(3, foreign), Ok(Metadata::Foreign), "{foreign:?}");
         }
-        let newer = Metadata::of_map(Uuid::nil(), &State::at(3)).replacen('1', "7", 1);
+        let newer = Metadata::of_map(Uuid::nil(), &PartitionState::at(3)).replacen('1', "7", 1);
         assert!(Metadata::read(3, &newer).unwrap_err().contains("does not know"), "{newer}");
     }
 }

@@ -1,7 +1,7 @@
 //! A group of a Kafka cluster: any number of processes of a destination share its partitions.
 //!
 //! ```text
-//!  membership ── joins, sends heartbeats, stays; member: what it has, fence: until when: Given, Taken, Lost, the fence
+//!  membership ── joins, sends heartbeats, stays; member: what it has, lease: until when: Assigned, Revoked, Lost, the lease
 //!  leader, assignor ── who gets which: sticky, and never what another member has yet to let go
 //!  commit     ── OffsetCommit as that member: offset = watermark, metadata = topic's id, settled map
 //!                 └ over 4,096 characters: records in <topic>.<group>.state, and the metadata point at them (state)
@@ -12,7 +12,7 @@
 //! partition goes on from its offset, and what had been settled behind it is delivered again. A commit whose topic id
 //! is another one, or that is gone though the group had one, stops the partition until `--start` says what to do.
 //!
-//! The broker fences members, not partitions: it takes the commit of a live member for a partition that it has just let
+//! The broker leases members, not partitions: it takes the commit of a live member for a partition that it has just let
 //! go. So what is released is refused here.
 
 mod assignor;
@@ -20,8 +20,8 @@ mod beginning;
 mod clocks;
 mod commit;
 mod coordinator;
-mod fence;
 mod leader;
+mod lease;
 mod member;
 mod membership;
 mod metadata;
@@ -35,7 +35,7 @@ use self::membership::Membership;
 use super::{Change, Group, JoinError, Past};
 use crate::BoxFuture;
 use crate::core::outcome::Failure;
-use crate::core::progress::{Move, State};
+use crate::core::progress::{OffsetReset, PartitionState};
 use crate::kafka::{self, Cluster};
 use crate::limits::{HOLD_GRACE, SESSION_TIMEOUT};
 use crate::log::Log;
@@ -99,7 +99,11 @@ pub async fn hold(
 }
 
 /// What the group `name` last committed, by partition: read from outside, without joining it or disturbing its members.
-pub async fn committed(engine: &Arc<Kafka>, name: &str, log: &Arc<dyn Log>) -> Result<Vec<Option<State>>, JoinError> {
+pub async fn committed(
+    engine: &Arc<Kafka>,
+    name: &str,
+    log: &Arc<dyn Log>,
+) -> Result<Vec<Option<PartitionState>>, JoinError> {
     Commits::open(engine, name, log, false).await?.all().await.map_err(JoinError::Unavailable)
 }
 
@@ -120,13 +124,17 @@ pub async fn request(
     engine: &Arc<Kafka>,
     name: &str,
     log: &Arc<dyn Log>,
-    moves: &BTreeMap<u32, Move>,
+    moves: &BTreeMap<u32, OffsetReset>,
 ) -> Result<(), JoinError> {
     Commits::open(engine, name, log, false).await?.moves.ask(moves).await.map_err(JoinError::Unavailable)
 }
 
 /// The last move that was asked for in each partition, applied or not.
-pub async fn requested(engine: &Arc<Kafka>, name: &str, log: &Arc<dyn Log>) -> Result<Vec<Option<Move>>, JoinError> {
+pub async fn requested(
+    engine: &Arc<Kafka>,
+    name: &str,
+    log: &Arc<dyn Log>,
+) -> Result<Vec<Option<OffsetReset>>, JoinError> {
     let commits = Commits::open(engine, name, log, false).await?;
     let moves = commits.moves.read(commits.opened_with).await.map_err(JoinError::Unavailable)?;
     Ok((0..commits.opened_with).map(|partition| moves.get(&partition).copied()).collect())
@@ -137,7 +145,7 @@ pub async fn apply_unowned(
     engine: &Arc<Kafka>,
     name: &str,
     log: &Arc<dyn Log>,
-    moves: &BTreeMap<u32, Move>,
+    moves: &BTreeMap<u32, OffsetReset>,
 ) -> Result<bool, JoinError> {
     let commits = Commits::open(engine, name, log, false).await?;
     let states = commits.all().await.map_err(JoinError::Unavailable)?;
@@ -196,20 +204,20 @@ impl Group for KafkaGroup {
         Box::pin(std::future::ready(()))
     }
 
-    fn committed(&self, partition: u32) -> BoxFuture<'_, Result<Option<State>, Failure>> {
+    fn committed(&self, partition: u32) -> BoxFuture<'_, Result<Option<PartitionState>, Failure>> {
         Box::pin(self.commits.stored(&self.member, partition))
     }
 
-    fn commit(&self, partition: u32, state: State) -> BoxFuture<'_, Result<(), Failure>> {
+    fn commit(&self, partition: u32, state: PartitionState) -> BoxFuture<'_, Result<(), Failure>> {
         Box::pin(self.commits.store(By::Member(&self.member), partition, state))
     }
 
-    fn requested(&self, partition: u32) -> BoxFuture<'_, Result<Option<Move>, Failure>> {
+    fn requested(&self, partition: u32) -> BoxFuture<'_, Result<Option<OffsetReset>, Failure>> {
         Box::pin(self.commits.moves.latest(partition, self.member.partitions()))
     }
 
-    fn fence(&self) -> Option<Instant> {
-        Some(self.member.fence())
+    fn lease_deadline(&self) -> Option<Instant> {
+        Some(self.member.lease_deadline())
     }
 
     /// With `--keep-membership` the partitions wait for the restarted process instead.

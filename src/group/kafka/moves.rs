@@ -1,15 +1,15 @@
 //! What is asked for from outside: moves of the position, as commits of the group `<name>.rewind`, which has no members.
-//! The offset is where to, and the metadata are the topic's id and the rest of the [`Move`].
+//! The offset is where to, and the metadata are the topic's id and the rest of the [`OffsetReset`].
 
 use super::membership::Identity;
 use super::metadata::{self, topic_id_of};
 use super::offsets::{Offset, Offsets};
 use crate::core::outcome::Failure;
-use crate::core::progress::Move;
+use crate::core::progress::OffsetReset;
 use crate::group::moves_of;
 use crate::kafka::{Cluster, describe, is_another_topic};
 use crate::limits::MOVES_LOOK_INTERVAL;
-use crate::quiet::Quiet;
+use crate::log_limiter::LogLimiter;
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use tokio::sync::Mutex;
@@ -21,8 +21,8 @@ pub(super) struct Moves {
     offsets: Offsets,
     topic_id: Uuid,
     /// What was last read, and when: the owners of all partitions of a process ask one after the other.
-    seen: Mutex<Option<(Instant, HashMap<u32, Move>)>>,
-    quiet: Quiet,
+    seen: Mutex<Option<(Instant, HashMap<u32, OffsetReset>)>>,
+    log_limiter: LogLimiter,
 }
 
 impl Moves {
@@ -31,12 +31,12 @@ impl Moves {
             offsets: Offsets::new(cluster, &moves_of(group), topic),
             topic_id,
             seen: Mutex::default(),
-            quiet: Quiet::default(),
+            log_limiter: LogLimiter::default(),
         }
     }
 
     /// The last one of the partition, as it was at most half of [`MOVES_LOOK_INTERVAL`] ago.
-    pub(super) async fn latest(&self, partition: u32, partitions: u32) -> Result<Option<Move>, Failure> {
+    pub(super) async fn latest(&self, partition: u32, partitions: u32) -> Result<Option<OffsetReset>, Failure> {
         let mut seen = self.seen.lock().await;
         let moves = match &mut *seen {
             Some((at, moves)) if at.elapsed() < MOVES_LOOK_INTERVAL / 2 => moves,
@@ -49,16 +49,16 @@ impl Moves {
         Ok(moves.get(&partition).copied())
     }
 
-    pub(super) async fn read(&self, partitions: u32) -> Result<HashMap<u32, Move>, Failure> {
+    pub(super) async fn read(&self, partitions: u32) -> Result<HashMap<u32, OffsetReset>, Failure> {
         let found = self.offsets.fetch(partitions).await?;
         let mut moves = HashMap::new();
         for (partition, (offset, text)) in found.into_iter().filter(|(_, (offset, _))| *offset >= 0) {
-            match topic_id_of(&text).and_then(|(of, rest)| Ok((of, Move::decode(offset, rest)?))) {
+            match topic_id_of(&text).and_then(|(of, rest)| Ok((of, OffsetReset::decode(offset, rest)?))) {
                 Ok((of, wanted)) if !is_another_topic(of, self.topic_id) => _ = moves.insert(partition, wanted),
                 // Of an older topic of this name: its offsets mean nothing here.
                 Ok(_) => {}
                 Err(why) => {
-                    if let Some(suppressed) = self.quiet.allows("unreadable") {
+                    if let Some(suppressed) = self.log_limiter.allows("unreadable") {
                         let group = &self.offsets.group;
                         tracing::warn!(
                             group,
@@ -74,8 +74,8 @@ impl Moves {
     }
 
     /// Asks for them in one request, in place of what was asked for before.
-    pub(super) async fn ask(&self, moves: &BTreeMap<u32, Move>) -> Result<(), Failure> {
-        let offset = |(partition, wanted): (&u32, &Move)| Offset {
+    pub(super) async fn ask(&self, moves: &BTreeMap<u32, OffsetReset>) -> Result<(), Failure> {
+        let offset = |(partition, wanted): (&u32, &OffsetReset)| Offset {
             partition: *partition,
             offset: wanted.offset(),
             metadata: metadata::with_topic_id(self.topic_id, &wanted.encode()),

@@ -6,7 +6,7 @@ use super::metadata::Pointer;
 use crate::clock::now_ms;
 use crate::core::event::{Event, Record};
 use crate::core::outcome::Failure;
-use crate::core::progress::State;
+use crate::core::progress::PartitionState;
 use crate::limits::{FETCH_BYTES_MAX, STATE_PART_BYTES_MAX};
 use crate::log::kafka::Kafka;
 use crate::log::{CreateTopic, Engine, FetchError, Log, OpenError};
@@ -49,7 +49,12 @@ impl StateTopic {
     }
 
     /// Stores the map, and tells where. The topic is made with so many partitions where it is missing.
-    pub(super) async fn store(&self, partition: u32, partitions: u32, state: &State) -> Result<Pointer, Failure> {
+    pub(super) async fn store(
+        &self,
+        partition: u32,
+        partitions: u32,
+        state: &PartitionState,
+    ) -> Result<Pointer, Failure> {
         let open = async { self.engine.open(&self.name(), Some(CreateTopic { partitions, retention: None })).await };
         let log = self.log.get_or_try_init(|| open).await.map_err(|error| {
             let detail = format!("progress is too large for a commit, and its topic cannot be used: {error}");
@@ -99,7 +104,7 @@ impl StateTopic {
         partition: u32,
         watermark: i64,
         pointer: Pointer,
-    ) -> Result<Result<State, String>, Failure> {
+    ) -> Result<Result<PartitionState, String>, Failure> {
         let unavailable = |why| Failure::refused("group-unavailable", why);
         let log = match self.engine.open(&self.name(), None).await {
             Ok(log) => log,
@@ -127,7 +132,7 @@ impl StateTopic {
             at = fetched.next;
         }
         let map = String::from_utf8(map).map_err(|error| error.to_string());
-        Ok(map.and_then(|map| State::decode(watermark, &map)))
+        Ok(map.and_then(|map| PartitionState::decode(watermark, &map)))
     }
 
     fn is_part(&self, event: &Event, which: &str) -> bool {

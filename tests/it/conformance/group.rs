@@ -2,7 +2,7 @@
 
 use super::{Fixture, SOON, new_topic, record, unique};
 use eventd::core::outcome::Certainty;
-use eventd::core::progress::{Move, State, Target};
+use eventd::core::progress::{OffsetReset, PartitionState, ResetTarget};
 use eventd::group::{Change, Group};
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -12,13 +12,13 @@ use tokio::time::{Instant, sleep, timeout};
 async fn own(group: &dyn Group, partitions: usize) {
     for _ in 0..partitions {
         let change = timeout(SOON, group.changed()).await.expect("every partition is given").unwrap();
-        assert!(matches!(change, Change::Given(_)), "nothing is taken from a member alone: {change:?}");
+        assert!(matches!(change, Change::Assigned(_)), "nothing is taken from a member alone: {change:?}");
     }
 }
 
 /// A watermark, and what is settled above it as `(start, end)`.
-fn state(watermark: i64, settled: &[(i64, i64)]) -> State {
-    State { watermark, settled: settled.iter().map(|(start, end)| *start..*end).collect(), moved: None }
+fn state(watermark: i64, settled: &[(i64, i64)]) -> PartitionState {
+    PartitionState { watermark, settled: settled.iter().map(|(start, end)| *start..*end).collect(), moved: None }
 }
 
 pub(crate) async fn a_member_alone_is_given_every_partition_once(fixture: &dyn Fixture) {
@@ -27,7 +27,7 @@ pub(crate) async fn a_member_alone_is_given_every_partition_once(fixture: &dyn F
     let mut given = BTreeSet::new();
     while given.len() < 3 {
         match timeout(SOON, group.changed()).await.expect("every partition is given").unwrap() {
-            Change::Given(partition) => assert!(given.insert(partition), "{partition} is given twice"),
+            Change::Assigned(partition) => assert!(given.insert(partition), "{partition} is given twice"),
             other => panic!("nothing is taken from a member alone: {other:?}"),
         }
     }
@@ -103,12 +103,12 @@ pub(crate) async fn what_is_asked_for_is_told_to_the_owner_and_applied_where_the
     let first = log.append(1, (0..9).map(|n| record("user", &n.to_string())).collect()).await.unwrap();
     let (name, topic) = (unique("group"), log.topic());
     let stored = state(first + 6, &[(first + 7, first + 8)]);
-    let back = |id, by| Move { id, to: Target::Back(first + by) };
+    let back = |id, by| OffsetReset { id, to: ResetTarget::Back(first + by) };
     let group = fixture.join(&name, topic).await;
     own(&*group, 2).await;
     group.commit(1, stored.clone()).await.unwrap();
     assert_eq!(group.requested(1).await, Ok(None));
-    for wanted in [back(5, 3), Move { id: 6, to: Target::Ahead(first + 8) }, back(8, 2)] {
+    for wanted in [back(5, 3), OffsetReset { id: 6, to: ResetTarget::Ahead(first + 8) }, back(8, 2)] {
         assert!(!fixture.moves(&name, topic, 1, wanted).await, "its owner is there");
         // An owner looks now and then: an engine may remember for as long what it was told.
         let deadline = Instant::now() + SOON;

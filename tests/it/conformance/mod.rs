@@ -11,7 +11,7 @@ pub(crate) mod log;
 
 use eventd::BoxFuture;
 use eventd::core::event::Record;
-use eventd::core::progress::Move;
+use eventd::core::progress::OffsetReset;
 use eventd::group::Group;
 use eventd::log::{CreateTopic, Engine, Log};
 use std::sync::Arc;
@@ -26,7 +26,7 @@ pub(crate) trait Fixture: Send + Sync {
     fn join<'a>(&'a self, name: &'a str, topic: &'a str) -> BoxFuture<'a, Arc<dyn Group>>;
 
     /// Asks for another position of a group, in one partition; and applies it, if nobody owns that. Answers whether.
-    fn moves<'a>(&'a self, name: &'a str, topic: &'a str, partition: u32, wanted: Move) -> BoxFuture<'a, bool>;
+    fn moves<'a>(&'a self, name: &'a str, topic: &'a str, partition: u32, wanted: OffsetReset) -> BoxFuture<'a, bool>;
 }
 
 /// Long enough for a broker, short enough for a person: what is waited for in a test comes by then.

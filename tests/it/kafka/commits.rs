@@ -8,7 +8,7 @@ use crate::support::client::Client;
 use crate::support::delivered::{self, Line};
 use crate::support::program::{Ending, Program, eventually};
 use eventd::core::event::Record;
-use eventd::core::progress::State;
+use eventd::core::progress::PartitionState;
 use eventd::group::kafka::{Joining, committed, hold};
 use eventd::group::{Group, JoinError};
 use eventd::kafka::Cluster;
@@ -54,14 +54,14 @@ impl Place {
     }
 
     /// Commits as a member that leaves behind it.
-    async fn commit(&self, log: &Arc<dyn Log>, state: State) {
+    async fn commit(&self, log: &Arc<dyn Log>, state: PartitionState) {
         let group = self.group(log).await;
         group.commit(0, state).await.unwrap();
         group.leave().await;
     }
 
     /// What is committed for the first partition, read from outside.
-    async fn committed(&self, log: &Arc<dyn Log>) -> Result<Option<State>, JoinError> {
+    async fn committed(&self, log: &Arc<dyn Log>) -> Result<Option<PartitionState>, JoinError> {
         let mut states = committed(&self.broker.engine, &self.name, log).await?;
         Ok(states.remove(0))
     }
@@ -180,12 +180,12 @@ async fn a_commit_of_a_topic_that_was_made_again_stops_dispatch_until_a_start_is
     let (place, log) = Place::with_partitions(1).await;
     log.append(0, records(0..5)).await.unwrap();
     let group = place.group(&log).await;
-    group.commit(0, State::at(2)).await.unwrap();
+    group.commit(0, PartitionState::at(2)).await.unwrap();
     place.delete().await;
     let log = place.make(1).await;
     log.append(0, records(10..13)).await.unwrap();
     // The last commit of a process that saw only the old topic.
-    group.commit(0, State::at(3)).await.unwrap();
+    group.commit(0, PartitionState::at(3)).await.unwrap();
     group.leave().await;
 
     let said = place.dispatch_stops(&[]);
@@ -194,7 +194,7 @@ async fn a_commit_of_a_topic_that_was_made_again_stops_dispatch_until_a_start_is
     assert_eq!(payloads(&place.delivered(0, 3, &dispatch)), numbers(10..13));
     dispatch.wait_for(&["beginning anew"]);
     assert_eq!(dispatch.stop().code(), 0);
-    assert_eq!(place.committed(&log).await, Ok(Some(State::at(3))));
+    assert_eq!(place.committed(&log).await, Ok(Some(PartitionState::at(3))));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -223,7 +223,7 @@ async fn a_commit_that_the_brokers_forgot_stops_a_destination_that_was_at_work()
 async fn a_position_that_retention_passed_stops_the_partition_and_may_be_skipped() {
     let (place, log) = Place::with_partitions(1).await;
     log.append(0, records(0..10)).await.unwrap();
-    place.commit(&log, State::at(2)).await;
+    place.commit(&log, PartitionState::at(2)).await;
     delete_records(&place.topic, 0..1, 5);
 
     let said = place.dispatch_stops(&[]);
@@ -234,14 +234,14 @@ async fn a_position_that_retention_passed_stops_the_partition_and_may_be_skipped
     let skipped = dispatch.wait_for(&["skipped, by --on-gap"]);
     assert!(["destination=", "from=2", "to=5"].iter().all(|field| skipped.contains(field)), "{skipped}");
     assert_eq!(dispatch.stop().code(), 0);
-    assert_eq!(place.committed(&log).await, Ok(Some(State::at(10))));
+    assert_eq!(place.committed(&log).await, Ok(Some(PartitionState::at(10))));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_stopped_partition_stays_owned_and_a_fast_forward_passes_the_gap_under_its_running_dispatch() {
     let (place, log) = Place::with_partitions(1).await;
     log.append(0, records(0..10)).await.unwrap();
-    place.commit(&log, State::at(2)).await;
+    place.commit(&log, PartitionState::at(2)).await;
     delete_records(&place.topic, 0..1, 5);
     let dispatch = place.dispatch(&[]);
     dispatch.wait_for(&["this partition is stopped", "offset 2 is outside the log", "--fast-forward p0:5"]);
@@ -271,7 +271,7 @@ async fn an_operators_reset_is_followed_and_logged() {
     assert!(logged.contains("offset=4"), "{logged}\nafter\n{reset}");
     assert_eq!(payloads(&place.delivered(10, 6, &dispatch)), numbers(4..10));
     assert_eq!(dispatch.stop().code(), 0);
-    assert_eq!(place.committed(&log).await, Ok(Some(State::at(10))));
+    assert_eq!(place.committed(&log).await, Ok(Some(PartitionState::at(10))));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -281,7 +281,7 @@ async fn kafkas_own_tool_shows_the_lag() {
     log.append(1, records(0..3)).await.unwrap();
     let group = place.group(&log).await;
     group.commit(0, holes(4, 2)).await.unwrap();
-    group.commit(1, State::at(3)).await.unwrap();
+    group.commit(1, PartitionState::at(3)).await.unwrap();
     let shown = tool("kafka-consumer-groups", &address(), &["--describe", "--group", &place.name]);
     // GROUP TOPIC PARTITION CURRENT-OFFSET LOG-END-OFFSET LAG …
     let mut lags: Vec<[&str; 4]> = shown
@@ -327,9 +327,9 @@ async fn partitions_that_are_added_are_delivered_and_ingest_asks_for_a_restart()
 }
 
 /// `ranges` ranges of one settled offset each, a hole before each of them.
-fn holes(watermark: i64, ranges: i64) -> State {
+fn holes(watermark: i64, ranges: i64) -> PartitionState {
     let settled = (0..ranges).map(|n| watermark + 1 + 2 * n).map(|offset| offset..offset + 1);
-    State { watermark, settled: settled.collect(), moved: None }
+    PartitionState { watermark, settled: settled.collect(), moved: None }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -337,7 +337,7 @@ async fn a_map_that_is_too_large_for_a_commit_goes_to_a_topic_and_comes_back() {
     let (place, log) = Place::with_partitions(1).await;
     fill(&*log, 450_000).await;
     let group = place.group(&log).await;
-    group.commit(0, State::at(1)).await.unwrap();
+    group.commit(0, PartitionState::at(1)).await.unwrap();
     // In one record, in two, and small enough for the commit itself again.
     let began = Instant::now();
     for state in [holes(10, 5_000), holes(7, 220_000), holes(9, 10)] {
@@ -388,7 +388,7 @@ async fn dispatch_goes_on_from_a_map_in_a_topic_and_delivers_the_holes_alone() {
     let dispatch = place.dispatch(&[]);
     assert_eq!(payloads(&place.delivered(0, expected.len(), &dispatch)), expected);
     assert_eq!(dispatch.stop().code(), 0);
-    assert_eq!(place.committed(&log).await, Ok(Some(State::at(8_000))));
+    assert_eq!(place.committed(&log).await, Ok(Some(PartitionState::at(8_000))));
 }
 
 async fn fill(log: &dyn Log, records: usize) {

@@ -6,7 +6,7 @@ use crate::conformance::{SOON, unique};
 use crate::support::broker::tool;
 use crate::support::delivered::{self, Line};
 use crate::support::program::{Program, eventually, run};
-use eventd::core::progress::State;
+use eventd::core::progress::PartitionState;
 use eventd::group::kafka::{Joining, committed, hold, join};
 use eventd::group::{Change, Group};
 use eventd::log::Log;
@@ -37,7 +37,7 @@ async fn full_topic(partitions: u32) -> (Place, Arc<dyn Log>) {
 }
 
 /// What the owners of a new group do first, up to the first commit of one of them: then all are gone.
-async fn begin_with_one_commit(place: &Place, log: &Arc<dyn Log>, state: State) {
+async fn begin_with_one_commit(place: &Place, log: &Arc<dyn Log>, state: PartitionState) {
     let group = place.group(log).await;
     assert_eq!(group.committed(0).await, Ok(None), "a new group");
     group.commit(0, state).await.unwrap();
@@ -68,10 +68,10 @@ fn delivers(place: &Place, partition: u32, expected: std::ops::Range<u32>, by: &
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_new_group_that_ended_behind_one_first_commit_begins_its_other_partitions_all_the_same() {
     let (place, log) = old_topic(PARTITIONS).await;
-    begin_with_one_commit(&place, &log, State::at(6)).await;
+    begin_with_one_commit(&place, &log, PartitionState::at(6)).await;
 
     let group = place.group(&log).await;
-    assert_eq!(group.committed(0).await, Ok(Some(State::at(6))));
+    assert_eq!(group.committed(0).await, Ok(Some(PartitionState::at(6))));
     for partition in 1..PARTITIONS {
         assert_eq!(group.committed(partition).await, Ok(None), "partition {partition} has not begun");
     }
@@ -87,7 +87,7 @@ async fn a_new_group_that_ended_behind_one_first_commit_begins_its_other_partiti
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn where_the_log_is_whole_too_a_partition_that_has_not_begun_begins_where_start_says() {
     let (place, log) = full_topic(PARTITIONS).await;
-    begin_with_one_commit(&place, &log, State::at(i64::from(EVENTS))).await;
+    begin_with_one_commit(&place, &log, PartitionState::at(i64::from(EVENTS))).await;
 
     let dispatch = dispatch(&place, &["--start", "latest"]);
     eventually_begun(&place, &log).await;
@@ -104,7 +104,7 @@ async fn eventually_begun(place: &Place, log: &Arc<dyn Log>) {
 }
 
 /// What is committed, read from outside.
-async fn states(place: &Place, log: &Arc<dyn Log>) -> Vec<Option<State>> {
+async fn states(place: &Place, log: &Arc<dyn Log>) -> Vec<Option<PartitionState>> {
     committed(&place.broker.engine, &place.name, log).await.unwrap()
 }
 
@@ -119,8 +119,8 @@ async fn the_owner_of_partition_0_begins_a_group_and_the_others_wait_for_it() {
             change = b.changed() => ((&b, &mut of_b), change.unwrap()),
         };
         match change {
-            Change::Given(partition) => assert!(owned.insert(partition)),
-            Change::Taken(partition) => {
+            Change::Assigned(partition) => assert!(owned.insert(partition)),
+            Change::Revoked(partition) => {
                 owned.remove(&partition);
                 group.released(partition).await;
             }
@@ -151,11 +151,11 @@ async fn a_beginning_that_was_cut_off_at_any_moment_is_made_good() {
         let group = place.group(&log).await;
         let cut = timeout(cut_after, group.committed(0)).await.is_err();
         assert_eq!(group.committed(1).await, Ok(None), "cut off after {cut_after:?}: {cut}");
-        group.commit(1, State::at(7)).await.unwrap();
+        group.commit(1, PartitionState::at(7)).await.unwrap();
         group.leave().await;
         let group = place.group(&log).await;
         let found = [group.committed(0).await, group.committed(1).await, group.committed(2).await];
-        assert_eq!(found, [Ok(None), Ok(Some(State::at(7))), Ok(None)], "cut off after {cut_after:?}: {cut}");
+        assert_eq!(found, [Ok(None), Ok(Some(PartitionState::at(7))), Ok(None)], "cut off after {cut_after:?}: {cut}");
         group.leave().await;
     }
 }

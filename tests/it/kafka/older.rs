@@ -3,7 +3,7 @@
 use super::address;
 use crate::conformance::{record, unique};
 use crate::support::soon;
-use eventd::core::progress::State;
+use eventd::core::progress::PartitionState;
 use eventd::group::kafka::{Joining, join};
 use eventd::group::{Change, Group};
 use eventd::kafka::Cluster;
@@ -34,7 +34,7 @@ async fn a_topic_whose_id_is_told_later_was_not_created_again() {
     let log = engine.open(&topic, Some(CreateTopic { partitions: 1, retention: None })).await.unwrap();
     assert!(broker.id_of(&topic).await.is_nil(), "the old broker has no ids");
     log.append(0, vec![record("user", "before")]).await.unwrap();
-    let committed = State::at(1);
+    let committed = PartitionState::at(1);
     {
         let group = owner(&engine, &name, &log).await;
         group.commit(0, committed.clone()).await.unwrap();
@@ -59,7 +59,7 @@ async fn a_topic_whose_id_is_told_later_was_not_created_again() {
 /// A member that was given the topic's only partition.
 async fn owner(engine: &Arc<Kafka>, name: &str, log: &Arc<dyn Log>) -> Arc<dyn Group> {
     let group = join(engine, name, log, Joining::of("digest")).await.unwrap();
-    assert_eq!(soon("the partition is given", group.changed()).await, Ok(Change::Given(0)));
+    assert_eq!(soon("the partition is given", group.changed()).await, Ok(Change::Assigned(0)));
     group
 }
 

@@ -5,7 +5,7 @@ use crate::support::block_on;
 use crate::support::program::eventually;
 use eventd::core::event::Record;
 use eventd::core::partition::Partitioner;
-use eventd::core::progress::State;
+use eventd::core::progress::PartitionState;
 use eventd::group::sqlite::{WhenHeld, join};
 use eventd::log::sqlite::{Settings, Sqlite};
 use eventd::log::{CreateTopic, Engine};
@@ -64,7 +64,7 @@ async fn fill(folder: &Path) {
     let group = join(&engine, "hook", "user-events", "", WhenHeld::Fail).await.unwrap();
     for (partition, batch) in (0..).zip(batches) {
         log.append(partition, batch).await.unwrap();
-        group.commit(partition, State::at(log.latest(partition).await.unwrap())).await.unwrap();
+        group.commit(partition, PartitionState::at(log.latest(partition).await.unwrap())).await.unwrap();
     }
     group.leave().await;
 }

@@ -5,10 +5,11 @@ use crate::conformance::{SOON, record};
 use eventd::BoxFuture;
 use eventd::core::backoff::Backoff;
 use eventd::core::event::{Record, encode_headers};
+use eventd::core::outcome::Ended;
 use eventd::core::outcome::Failure;
 use eventd::core::verdict::{Failed, Report, Verdict};
-use eventd::destination::{Destination, HandOver, HandOverLimits};
-use eventd::dispatch::{self, Config, Ended, OnGap, Parts, Start, Tally, WhenStopped, dead_letter};
+use eventd::destination::{BatchLimits, DeliveryBatch, Destination};
+use eventd::dispatch::{self, Config, OnGap, Parts, Start, Tally, WhenStopped, dead_letter};
 use eventd::group::sqlite::{WhenHeld, join};
 use eventd::log::{Engine, FetchError, Fetched, Log};
 use std::sync::atomic::{AtomicI64, Ordering};
@@ -26,11 +27,11 @@ struct Receiver {
 }
 
 impl Destination for Receiver {
-    fn limits(&self) -> HandOverLimits {
-        HandOverLimits { runs_max: 1, run_events_max: 1, run_bytes_max: 0 }
+    fn limits(&self) -> BatchLimits {
+        BatchLimits { runs_max: 1, run_events_max: 1, run_bytes_max: 0 }
     }
 
-    fn deliver(&self, hand_over: HandOver) -> BoxFuture<'_, Vec<Report>> {
+    fn deliver(&self, hand_over: DeliveryBatch) -> BoxFuture<'_, Vec<Report>> {
         Box::pin(async move {
             self.seen.lock().unwrap().push(hand_over.events[0].offset);
             tokio::time::sleep(Duration::from_millis(30)).await;

@@ -6,7 +6,7 @@ use crate::conformance::{SOON, payload, read_all, record};
 use crate::support::delivered;
 use crate::support::program::{Program, eventually};
 use eventd::core::outcome::Certainty;
-use eventd::core::progress::State;
+use eventd::core::progress::PartitionState;
 use eventd::group::Group;
 use eventd::group::JoinError;
 use eventd::group::sqlite::{WhenHeld, join};
@@ -121,7 +121,7 @@ async fn a_destination_held_by_another_process_names_its_pid() {
     let standby = tokio::spawn(async move { member(&engine, WhenHeld::Standby).await });
     child.kill();
     let group = timeout(SOON, standby).await.expect("the lock died with its process").unwrap().unwrap();
-    group.commit(0, State::at(0)).await.unwrap();
+    group.commit(0, PartitionState::at(0)).await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -167,7 +167,7 @@ async fn a_destination_is_free_again_once_it_was_left_or_dropped() {
     assert!(matches!(member(&embedded.again().await, WhenHeld::Fail).await, Err(JoinError::Held { .. })));
     first.leave().await;
     let second = member(&embedded.again().await, WhenHeld::Fail).await.unwrap();
-    let failure = first.commit(0, State::at(0)).await.unwrap_err();
+    let failure = first.commit(0, PartitionState::at(0)).await.unwrap_err();
     assert_eq!((failure.certainty, failure.code), (Certainty::Refused, "commit-fenced"));
     drop(second);
     member(&embedded.engine, WhenHeld::Fail).await.unwrap();
@@ -188,11 +188,11 @@ async fn a_member_whose_lock_file_was_deleted_is_fenced_by_the_next() {
     let embedded = fixture().await;
     embedded.topic("events").await;
     let old = member(&embedded.engine, WhenHeld::Fail).await.unwrap();
-    old.commit(0, State::at(0)).await.unwrap();
+    old.commit(0, PartitionState::at(0)).await.unwrap();
     std::fs::remove_file(embedded.folder.path().join("eventd.db.file-1.lock")).unwrap();
     let new = member(&embedded.engine, WhenHeld::Fail).await.unwrap();
-    assert_eq!(old.commit(0, State::at(0)).await.unwrap_err().code, "commit-fenced");
-    new.commit(0, State::at(0)).await.unwrap();
+    assert_eq!(old.commit(0, PartitionState::at(0)).await.unwrap_err().code, "commit-fenced");
+    new.commit(0, PartitionState::at(0)).await.unwrap();
 }
 
 #[tokio::test]

@@ -3,7 +3,7 @@
 use super::{Embedded, fixture, with};
 use crate::conformance::{Fixture, SOON, read_all};
 use eventd::core::event::Record;
-use eventd::core::progress::{Move, State, Target};
+use eventd::core::progress::{OffsetReset, PartitionState, ResetTarget};
 use eventd::group::sqlite::{WhenHeld, join};
 use eventd::log::sqlite::{Settings, Sqlite};
 use eventd::log::{CreateTopic, Engine, FetchError, Log};
@@ -29,7 +29,7 @@ async fn open(engine: &Arc<Sqlite>, topic: &str, retention: Option<Duration>) ->
 /// A destination that has settled everything below an offset. Without one, nothing is removed in the first hour.
 async fn settled(engine: &Arc<Sqlite>, topic: &str, offset: i64) {
     let group = join(engine, "settled", topic, "digest", WhenHeld::Fail).await.unwrap();
-    group.commit(0, State::at(offset)).await.unwrap();
+    group.commit(0, PartitionState::at(offset)).await.unwrap();
     group.leave().await;
 }
 
@@ -82,13 +82,15 @@ async fn what_a_destination_has_not_settled_is_kept_while_it_commits() {
         async move { join(&engine, name, "events", "digest", WhenHeld::Fail).await.unwrap() }
     };
     let (slow, fast) = (group("slow").await, group("fast").await);
-    slow.commit(0, State::at(0)).await.unwrap();
+    slow.commit(0, PartitionState::at(0)).await.unwrap();
     log.append(0, (0..100).map(|_| aged(2 * HOUR)).collect()).await.unwrap();
-    fast.commit(0, State::at(100)).await.unwrap();
-    slow.commit(0, State { watermark: 40, settled: std::iter::once(50..60).collect(), moved: None }).await.unwrap();
+    fast.commit(0, PartitionState::at(100)).await.unwrap();
+    slow.commit(0, PartitionState { watermark: 40, settled: std::iter::once(50..60).collect(), moved: None })
+        .await
+        .unwrap();
     begins_at(&*log, 40).await;
     // Another destination's commit, and another round of housekeeping, change nothing.
-    fast.commit(0, State::at(100)).await.unwrap();
+    fast.commit(0, PartitionState::at(100)).await.unwrap();
     let other = open(&embedded.engine, "witness", Some(HOUR)).await;
     other.append(0, vec![aged(2 * HOUR)]).await.unwrap();
     settled(&embedded.engine, "witness", 1).await;
@@ -102,7 +104,7 @@ async fn a_process_that_has_just_started_removes_nothing_unsettled_however_old_i
     let log = open(&embedded.engine, "events", None).await;
     log.append(0, (0..100).map(|_| aged(2 * HOUR)).collect()).await.unwrap();
     let behind = join(&embedded.engine, "behind", "events", "digest", WhenHeld::Fail).await.unwrap();
-    behind.commit(0, State::at(40)).await.unwrap();
+    behind.commit(0, PartitionState::at(40)).await.unwrap();
     let dead = open(&embedded.engine, "events.behind.dead", None).await;
     dead.append(0, vec![aged(2 * HOUR)]).await.unwrap();
     let path = embedded.path();
@@ -133,10 +135,13 @@ async fn a_position_that_was_asked_for_keeps_nothing_until_it_is_committed() {
     let embedded = fixture().await;
     let log = open(&embedded.engine, "events", Some(HOUR)).await;
     let group = join(&embedded.engine, "file-1", "events", "digest", WhenHeld::Fail).await.unwrap();
-    group.commit(0, State::at(0)).await.unwrap();
+    group.commit(0, PartitionState::at(0)).await.unwrap();
     log.append(0, (0..100).map(|_| aged(2 * HOUR)).collect()).await.unwrap();
-    assert!(!embedded.moves("file-1", "events", 0, Move { id: 1, to: Target::Back(0) }).await, "its owner is there");
-    group.commit(0, State::at(100)).await.unwrap();
+    assert!(
+        !embedded.moves("file-1", "events", 0, OffsetReset { id: 1, to: ResetTarget::Back(0) }).await,
+        "its owner is there"
+    );
+    group.commit(0, PartitionState::at(100)).await.unwrap();
     begins_at(&*log, 100).await;
 }
 
@@ -215,7 +220,7 @@ async fn a_full_database_refuses_events_and_still_takes_what_settles_them() {
     let embedded = with(Settings { max_db_bytes: Some(4 << 20), ..Settings::default() }).await;
     let (log, dead) = (open(&embedded.engine, "events", Some(HOUR)).await, embedded.topic("events.file-1.dead").await);
     let group = join(&embedded.engine, "file-1", "events", "digest", WhenHeld::Fail).await.unwrap();
-    group.commit(0, State::at(0)).await.unwrap();
+    group.commit(0, PartitionState::at(0)).await.unwrap();
     let old = now_ms() - (2 * HOUR).as_millis() as i64;
     let large = || vec![Record::new(Some(b"user"), Some(&[7; 50_000]), &[], old)];
     let mut stored = 0;
@@ -230,7 +235,7 @@ async fn a_full_database_refuses_events_and_still_takes_what_settles_them() {
     assert!((60..90).contains(&stored), "{stored} records of 50 kB in 4 MiB");
     dead.append(0, large()).await.unwrap();
     // What is settled may go, and there is room again without a restart.
-    group.commit(0, State::at(stored)).await.unwrap();
+    group.commit(0, PartitionState::at(stored)).await.unwrap();
     begins_at(&*log, stored).await;
     log.append(0, large()).await.unwrap();
 }

@@ -3,8 +3,9 @@
 use super::http::Client;
 use super::memory_log::MemoryLog;
 use super::soon;
+use eventd::core::outcome::Ended;
 use eventd::core::partition::Partitioner;
-use eventd::ingest::{Config, Ended, run};
+use eventd::ingest::{Config, run};
 use serde_json::json;
 use std::net::SocketAddr;
 use std::sync::Arc;

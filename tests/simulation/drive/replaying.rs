@@ -10,9 +10,9 @@ use crate::oracle::Life;
 use crate::replays::Asked;
 use crate::world::{Call, Handle, Role};
 use eventd::BoxFuture;
+use eventd::core::outcome::Ended;
 use eventd::destination::spec::Spec;
-use eventd::destination::{Destination, HandOverLimits};
-use eventd::dispatch::Ended;
+use eventd::destination::{BatchLimits, Destination};
 use eventd::group::JoinError;
 use eventd::replay::signing::Signature;
 use eventd::replay::{Config, Opener, Refused, Streams, Surroundings, Wanted, run};
@@ -38,7 +38,7 @@ pub(super) struct Replaying {
 #[derive(Debug)]
 struct MemoryOpener {
     handle: Handle,
-    limits: HandOverLimits,
+    limits: BatchLimits,
     attempt_timeout: Duration,
 }
 
@@ -102,7 +102,7 @@ impl Driver<'_> {
             (None, Asked::Deliver { range, selection, limit }) => {
                 Wanted::New { range: range.clone(), selection: selection.clone(), limit: *limit, every_user: true }
             }
-            (None, Asked::Move(way)) => Wanted::Move(way.clone()),
+            (None, Asked::OffsetReset(way)) => Wanted::OffsetReset(way.clone()),
         };
         let config = Config {
             what,
@@ -224,7 +224,7 @@ impl Driver<'_> {
         state.groups.forget(life);
         let is_written = state.replays.written(number).is_some();
         let is_finished = state.replays.written(number).is_some_and(|(_, is_finished)| is_finished);
-        let moves = matches!(self.scenario.replays[number].asked, Asked::Move(_));
+        let moves = matches!(self.scenario.replays[number].asked, Asked::OffsetReset(_));
         let mut is_done = is_finished;
         match result {
             Err(error) if error.is_panic() => state.oracle.fail(format!("life {life} panicked: {error}")),

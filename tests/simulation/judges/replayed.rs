@@ -3,9 +3,9 @@
 use super::{LIFE, letter, record, seconds};
 use crate::oracle::{Handed, Oracle, Rules};
 use eventd::core::event::{Event, Record};
-use eventd::core::progress::State;
+use eventd::core::progress::PartitionState;
 use eventd::core::verdict::{Failed, Report, Verdict};
-use eventd::destination::HandOverLimits;
+use eventd::destination::BatchLimits;
 use std::collections::BTreeMap;
 
 const ID: &[u8] = b"20260102-030405-abcdef";
@@ -19,7 +19,7 @@ struct Story {
 impl Story {
     /// That takes these, and has begun.
     fn of(taken: &[(i64, Record)], dead: bool) -> Self {
-        let limits = HandOverLimits { runs_max: 1, run_events_max: 1, run_bytes_max: 1_000 };
+        let limits = BatchLimits { runs_max: 1, run_events_max: 1, run_bytes_max: 1_000 };
         let rules = Rules {
             attempts: 2,
             window_events: 4,
@@ -34,7 +34,7 @@ impl Story {
         let (id, live) = (std::str::from_utf8(ID).unwrap(), Oracle::new(rules.clone(), 1));
         let all = std::slice::from_ref(&taken);
         let mut story = Self { oracle: Oracle::of_replay(rules, id, dead, all, &[10], &live, seconds(0)), taken };
-        let begins = State::at(0);
+        let begins = PartitionState::at(0);
         story.oracle.given(LIFE, 0);
         story.oracle.committed(Some(LIFE), 0, &begins, seconds(0));
         story.oracle.began_with(LIFE, 0, Some(begins));
@@ -69,7 +69,7 @@ fn what_is_taken_is_delivered_and_then_all_is_done() {
         assert!(story.oracle.unfinished().is_some());
         story.delivers(offset, sent(&record));
     }
-    story.oracle.committed(Some(LIFE), 0, &State::at(6), seconds(2));
+    story.oracle.committed(Some(LIFE), 0, &PartitionState::at(6), seconds(2));
     assert_eq!((story.oracle.violation(), story.oracle.unfinished()), (None, None));
 }
 

@@ -200,7 +200,7 @@ impl Oracle {
     }
 
     /// The attempt was dropped before it answered. When it was waited for long enough that is a time-out, which counts
-    /// as a failure; before, the owner ended, was cut off at its fence or lost the partition, and nobody saw a verdict.
+    /// as a failure; before, the owner ended, was cut off at its lease or lost the partition, and nobody saw a verdict.
     pub(crate) fn dropped(&mut self, id: u64, is_cut_off: bool, now: Duration) {
         let attempt = self.attempts.remove(&id).expect("an attempt ends once");
         self.refusals.doubt(attempt.life);

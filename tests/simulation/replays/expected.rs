@@ -4,7 +4,7 @@ use crate::memory_log::LETTERS;
 use crate::oracle::claims;
 use crate::world::State as WorldState;
 use eventd::core::event::Record;
-use eventd::core::progress::State;
+use eventd::core::progress::PartitionState;
 use eventd::replay::place::Place;
 use eventd::replay::range::Range;
 use eventd::replay::select::Selection;
@@ -17,9 +17,9 @@ pub(super) fn expected(
     range: &Range,
     selection: &Selection,
     limit: Option<u64>,
-    known: &[Option<State>],
+    known: &[Option<PartitionState>],
     ends: &BTreeMap<(String, u32), i64>,
-    redriven: &[Option<State>],
+    redriven: &[Option<PartitionState>],
 ) -> Vec<BTreeMap<i64, Record>> {
     let mut left = limit.unwrap_or(u64::MAX);
     let mut all = Vec::new();

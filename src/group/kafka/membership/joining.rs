@@ -2,8 +2,8 @@
 
 use super::Shared;
 use crate::core::outcome::Failure;
-use crate::group::kafka::fence::Fence;
 use crate::group::kafka::leader;
+use crate::group::kafka::lease::Lease;
 use crate::group::kafka::member::Told;
 use crate::group::kafka::subscription::{Assignment, Subscription};
 use crate::kafka::{self, describe, refusal};
@@ -65,7 +65,7 @@ impl Shared {
         Ok(assignment.partitions)
     }
 
-    /// Waits until there is a fence. Joining makes none: where a group is stable already, the broker answers a JoinGroup
+    /// Waits until there is a lease. Joining makes none: where a group is stable already, the broker answers a JoinGroup
     /// and a SyncGroup without beginning our session anew.
     async fn first_heartbeat(&self) -> Result<(), Broken> {
         let until = Instant::now() + self.settings.session_timeout;
@@ -101,7 +101,7 @@ impl Shared {
         let request = JoinGroupRequest::default()
             .with_group_id(self.group_id())
             .with_session_timeout_ms(millis(self.settings.session_timeout))
-            .with_rebalance_timeout_ms(millis(Fence::rebalance_timeout(self.settings.session_timeout)))
+            .with_rebalance_timeout_ms(millis(Lease::rebalance_timeout(self.settings.session_timeout)))
             .with_member_id(StrBytes::from_string(member_id))
             .with_group_instance_id(self.instance_id())
             .with_protocol_type(StrBytes::from_static_str(PROTOCOL_TYPE))

@@ -1,5 +1,5 @@
 //! Holds members to what groups promise, by what their users were told and by what the coordinator took; nothing of
-//! what it judges decides here but the fence, whose meaning is the promise itself.
+//! what it judges decides here but the lease, whose meaning is the promise itself.
 
 use crate::group::kafka::membership::Membership;
 use std::collections::{BTreeMap, BTreeSet};
@@ -127,11 +127,11 @@ impl Oracle {
     pub(super) fn check(&mut self, now: Instant) {
         let mut wrong = None;
         for (partition, holders) in &self.holders {
-            let fences = holders.iter().map(|life| (*life, self.members[life].fence()));
+            let leases = holders.iter().map(|life| (*life, self.members[life].lease_deadline()));
             let open: Vec<_> =
-                fences.filter(|(_, fence)| *fence > now).map(|(life, fence)| (life, fence - now)).collect();
+                leases.filter(|(_, lease)| *lease > now).map(|(life, lease)| (life, lease - now)).collect();
             if open.len() > 1 {
-                wrong = Some(format!("{partition} has two owners before their fences: {open:?}"));
+                wrong = Some(format!("{partition} has two owners before their leases: {open:?}"));
             }
         }
         wrong.into_iter().for_each(|wrong| self.fail(wrong));
@@ -148,7 +148,7 @@ impl Oracle {
     pub(super) fn committed(&mut self, life: Life, partition: u32, now: Instant) {
         self.counts.commits += 1;
         let others = self.holders.get(&partition).into_iter().flatten().filter(|other| **other != life);
-        if let Some(other) = others.copied().find(|other| self.members[other].fence() > now) {
+        if let Some(other) = others.copied().find(|other| self.members[other].lease_deadline() > now) {
             self.fail(format!("a commit of {partition} by {life} is taken while {other} has it"));
         }
     }
@@ -157,7 +157,7 @@ impl Oracle {
         self.counts.commits_refused += 1;
     }
 
-    /// Who owns what, if each of these partitions has one owner, before its fence, which does not drain, and shares
+    /// Who owns what, if each of these partitions has one owner, before its lease, which does not drain, and shares
     /// differ by one at most.
     pub(super) fn balanced(&self, partitions: u32, now: Instant) -> Option<Vec<Life>> {
         self.balanced_but(None, partitions, now)
@@ -171,7 +171,7 @@ impl Oracle {
         for partition in (0..partitions).filter(|partition| Some(*partition) != hanging) {
             let mut holders = self.holders.get(&partition)?.iter();
             let (owner, None) = (*holders.next()?, holders.next()) else { return None };
-            if self.members[&owner].fence() <= now {
+            if self.members[&owner].lease_deadline() <= now {
                 return None;
             }
             *shares.get_mut(&owner)? += 1;

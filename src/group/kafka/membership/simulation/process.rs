@@ -210,8 +210,8 @@ impl Dispatch {
             };
             let life = self.life;
             match change {
-                Ok(Change::Given(partition)) => self.world.lock().given(life, partition),
-                Ok(Change::Taken(partition)) => {
+                Ok(Change::Assigned(partition)) => self.world.lock().given(life, partition),
+                Ok(Change::Revoked(partition)) => {
                     self.world.lock().taken(life, partition);
                     let takes = self.random.millis(0, self.release_max.as_millis() as u64);
                     let hangs = self.hangs.lock().unwrap().filter(|(hanging, _)| *hanging == partition);

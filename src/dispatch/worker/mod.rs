@@ -31,14 +31,14 @@ use crate::core::breaker::Attempt;
 use crate::core::event::Event;
 use crate::core::lanes::{Lanes, Started, Token};
 use crate::core::outcome::Failure;
-use crate::core::progress::{Move, Progress, State};
+use crate::core::progress::{OffsetReset, PartitionState, Progress};
 use crate::core::verdict::Report;
 use crate::core::window::Window;
-use crate::destination::HandOverLimits;
+use crate::destination::BatchLimits;
 use crate::group::is_final;
 use crate::limits;
 use crate::log::{FetchError, Fetched};
-use crate::quiet::Quiet;
+use crate::log_limiter::LogLimiter;
 use anyhow::Context as _;
 use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
@@ -54,7 +54,7 @@ enum Happening {
     },
     Fetched(Result<Fetched, FetchError>),
     Committed {
-        state: State,
+        state: PartitionState,
         result: Result<(), Failure>,
     },
     Letter {
@@ -66,7 +66,7 @@ enum Happening {
     /// Where the log ends.
     Latest(Result<i64, Failure>),
     /// What is asked for of the position.
-    Looked(Result<Option<Move>, Failure>),
+    Looked(Result<Option<OffsetReset>, Failure>),
 }
 
 /// Why a worker's loop ended.
@@ -74,7 +74,7 @@ enum Left {
     /// It was told to, or has nothing more to do.
     Stopped(Ended),
     /// Its position is another one: it begins anew from there.
-    Moved(State),
+    Moved(PartitionState),
 }
 
 /// One run on its way.
@@ -86,7 +86,7 @@ struct Flight {
 pub(super) struct Worker {
     shared: Arc<Shared>,
     partition: u32,
-    limits: HandOverLimits,
+    limits: BatchLimits,
     outside: JoinSet<Happening>,
     lanes: Lanes,
     window: Window,
@@ -116,22 +116,22 @@ pub(super) struct Worker {
     /// Dead letters whose writing failed, and when it is tried again.
     letters_due: BTreeSet<(Moment, Token)>,
     letters_writing: usize,
-    committed: State,
+    committed: PartitionState,
     committed_at: Moment,
     committing: bool,
     dirty: bool,
     tick_at: Moment,
     /// A move that is to be applied, and when the next one is looked for; `None`: that is under way.
-    wanted: Option<Move>,
+    wanted: Option<OffsetReset>,
     look_at: Option<Moment>,
-    quiet: Quiet,
+    log_limiter: LogLimiter,
 }
 
 impl Worker {
     /// Reads where the partition stands and stores it, so that "no commit" means "new group" from then on. Waits while
     /// the group or the log does not answer.
     pub(super) async fn begin(shared: Arc<Shared>, partition: u32) -> anyhow::Result<Self> {
-        let quiet = Quiet::default();
+        let log_limiter = LogLimiter::default();
         let mut failures = 0;
         let state = loop {
             match first_state(&shared, partition).await {
@@ -139,7 +139,7 @@ impl Worker {
                 Err(failure) if is_final(&failure) => return Err(failure.into()),
                 Err(failure) => {
                     failures += 1;
-                    if let Some(suppressed) = quiet.allows("begin") {
+                    if let Some(suppressed) = log_limiter.allows("begin") {
                         tracing::warn!(partition, suppressed, "cannot begin, trying again: {failure}");
                     }
                     let delay = shared.config.backoff.delay(failures, shared.random());
@@ -155,7 +155,7 @@ impl Worker {
     }
 
     /// From a state that is stored.
-    fn anew(shared: Arc<Shared>, partition: u32, state: State) -> Self {
+    fn anew(shared: Arc<Shared>, partition: u32, state: PartitionState) -> Self {
         let progress = Progress::new(&state);
         let now = shared.now();
         Self {
@@ -188,7 +188,7 @@ impl Worker {
             tick_at: now + shared.config.commit_interval,
             wanted: None,
             look_at: Some(now),
-            quiet: Quiet::default(),
+            log_limiter: LogLimiter::default(),
             partition,
             shared,
         }
@@ -305,7 +305,7 @@ impl Worker {
                     Err(failure) if is_final(&failure) => return Err(failure.into()),
                     Err(failure) => {
                         self.dirty = true;
-                        if let Some(suppressed) = self.quiet.allows("commit") {
+                        if let Some(suppressed) = self.log_limiter.allows("commit") {
                             tracing::warn!(
                                 destination = self.shared.parts.group.name(),
                                 partition = self.partition,
@@ -351,14 +351,14 @@ impl Worker {
         self.outside.spawn(async move { Happening::Committed { result: commit.await, state } });
     }
 
-    fn commit(&self, state: State) -> impl Future<Output = Result<(), Failure>> + Send + use<> {
+    fn commit(&self, state: PartitionState) -> impl Future<Output = Result<(), Failure>> + Send + use<> {
         let (group, partition) = (Arc::clone(&self.shared.parts.group), self.partition);
         async move { group.commit(partition, state).await }
     }
 }
 
 /// Where the partition stands: what was committed, or where `--start` says, stored before anything is attempted.
-async fn first_state(shared: &Shared, partition: u32) -> Result<State, Failure> {
+async fn first_state(shared: &Shared, partition: u32) -> Result<PartitionState, Failure> {
     let group = &shared.parts.group;
     if let Some(state) = group.committed(partition).await? {
         group.commit(partition, state.clone()).await?;
@@ -370,11 +370,11 @@ async fn first_state(shared: &Shared, partition: u32) -> Result<State, Failure> 
         Start::Latest => log.latest(partition).await?,
     };
     loop {
-        group.commit(partition, State::at(first)).await?;
+        group.commit(partition, PartitionState::at(first)).await?;
         // Only from its commit on a group holds retention back: it may have passed the place just before.
         let earliest = log.earliest(partition).await?;
         if earliest <= first {
-            return Ok(State::at(first));
+            return Ok(PartitionState::at(first));
         }
         first = earliest;
     }

@@ -16,12 +16,12 @@ const MINUTE: Duration = Duration::from_secs(60);
 pub(crate) type Suppressed = Option<NonZero<u64>>;
 
 #[derive(Debug, Default)]
-pub(crate) struct Quiet {
+pub(crate) struct LogLimiter {
     /// What a line is about → when one was written, and how many were left out since.
     said: Mutex<HashMap<&'static str, (Instant, u64)>>,
 }
 
-impl Quiet {
+impl LogLimiter {
     /// `Some(suppressed)`: write the line, with this number as its field `suppressed`. `None`: it was written a moment
     /// ago.
     pub(crate) fn allows(&self, about: &'static str) -> Option<Suppressed> {
@@ -92,11 +92,12 @@ mod tests {
 
     #[test]
     fn a_line_that_repeats_is_written_once_an_interval_and_counts_the_others() {
-        let (quiet, began) = (Quiet::default(), Instant::now());
+        let (log_limiter, began) = (LogLimiter::default(), Instant::now());
         let at = |seconds| began + Duration::from_secs(seconds);
-        let said: Vec<Option<Suppressed>> = [0, 1, 2, 10, 11].map(|second| quiet.allows_at("fetch", at(second))).into();
+        let said: Vec<Option<Suppressed>> =
+            [0, 1, 2, 10, 11].map(|second| log_limiter.allows_at("fetch", at(second))).into();
         assert_eq!(said, [Some(None), None, None, Some(NonZero::new(2)), None]);
-        assert_eq!(quiet.allows_at("commit", at(11)), Some(None), "another thing is another line");
+        assert_eq!(log_limiter.allows_at("commit", at(11)), Some(None), "another thing is another line");
     }
 
     #[test]

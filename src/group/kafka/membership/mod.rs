@@ -3,15 +3,15 @@
 //! ```text
 //!        ┌──────────── rejoin, with the claims ─────────────┐
 //!        ▼                                                  │ somebody joins or leaves; what was taken is let go
-//!   JoinGroup ─▶ (the leader assigns) ─▶ SyncGroup ─▶ adopt ─▶ member ── Given, Taken ──▶ dispatch
+//!   JoinGroup ─▶ (the leader assigns) ─▶ SyncGroup ─▶ adopt ─▶ member ── Assigned, Revoked ──▶ dispatch
 //!        ▲                                                  │
 //!        └── drop everything, claim nothing ◀── Lost ───────┘ unknown, of an old generation, or silent for too long
 //!
-//!   heartbeats, beside all of it: each that is acknowledged moves the fence to its sending + the session's time-out
+//!   heartbeats, beside all of it: each that is acknowledged moves the lease to its sending + the session's time-out
 //! ```
 //!
 //! A JoinGroup waits at the broker for everybody, so heartbeats and commits go over other connections meanwhile, and the
-//! partitions that stay are delivered on. The fence is read on a clock that goes on while the machine sleeps.
+//! partitions that stay are delivered on. The lease is read on a clock that goes on while the machine sleeps.
 //!
 //! Under an instance id (static membership) a broker gives a new process the assignment of the one before it, without a
 //! rebalance. What that one had yet to let go would be nobody's from then on; and a leader that comes back so is not told
@@ -32,7 +32,7 @@ use crate::kafka::{describe, refusal};
 use crate::limits::{
     BROKER_CALL_MAX, HEARTBEAT_INTERVAL_MAX, PARTITION_COUNT_CHECK_INTERVAL, REJOIN_BACKOFF, REJOIN_BACKOFF_MAX,
 };
-use crate::quiet::Quiet;
+use crate::log_limiter::LogLimiter;
 use crate::vital::Vital;
 use kafka_protocol::ResponseError;
 use kafka_protocol::messages::leave_group_request::MemberIdentity;
@@ -104,7 +104,7 @@ struct Shared {
     changed: Notify,
     /// Told of what a heartbeat found, and of what was let go.
     attention: Notify,
-    quiet: Quiet,
+    log_limiter: LogLimiter,
 }
 
 impl Membership {
@@ -129,7 +129,7 @@ impl Membership {
             member: Mutex::new(member),
             changed: Notify::new(),
             attention: Notify::new(),
-            quiet: Quiet::default(),
+            log_limiter: LogLimiter::default(),
         });
         let member = Arc::clone(&shared);
         let task = spawn(Box::pin(async move {
@@ -166,15 +166,15 @@ impl Membership {
         let mut given = BTreeSet::new();
         while given.len() < self.partitions() as usize {
             match self.changed().await? {
-                Change::Given(partition) => given.insert(partition),
-                Change::Taken(partition) => {
+                Change::Assigned(partition) => given.insert(partition),
+                Change::Revoked(partition) => {
                     self.released(partition);
                     given.remove(&partition)
                 }
                 Change::Lost(partition) => given.remove(&partition),
             };
         }
-        self.shared.member().tell_again(given.into_iter().map(Change::Given));
+        self.shared.member().tell_again(given.into_iter().map(Change::Assigned));
         Ok(())
     }
 
@@ -213,8 +213,8 @@ impl Membership {
         self.shared.attention.notify_one();
     }
 
-    pub(super) fn fence(&self) -> Instant {
-        self.shared.member().fence((self.shared.clock)())
+    pub(super) fn lease_deadline(&self) -> Instant {
+        self.shared.member().lease_deadline((self.shared.clock)())
     }
 
     /// Ends the membership; tells the broker, unless a restart is to find its partitions where they were.
@@ -282,7 +282,7 @@ impl Shared {
                     return Failure::refused("group-refused", why);
                 }
                 Err(Broken::Again(why) | Broken::NotLetIn(why)) => {
-                    if let Some(suppressed) = self.quiet.allows("join") {
+                    if let Some(suppressed) = self.log_limiter.allows("join") {
                         tracing::warn!(group = self.settings.group, suppressed, "cannot join, trying again: {why}");
                     }
                     let delay = REJOIN_BACKOFF.saturating_mul(1 << failures.min(10)).min(REJOIN_BACKOFF_MAX);
@@ -353,17 +353,17 @@ impl Shared {
         }
     }
 
-    /// Ready once the fence has passed, while something is owned.
+    /// Ready once the lease has passed, while something is owned.
     async fn expired(&self) {
         loop {
-            let fence = {
+            let lease = {
                 let member = self.member();
-                member.owns_any().then(|| member.fence((self.clock)()))
+                member.owns_any().then(|| member.lease_deadline((self.clock)()))
             };
-            match fence {
-                Some(fence) if fence <= Instant::now() => return,
+            match lease {
+                Some(lease) if lease <= Instant::now() => return,
                 // In steps: it may come nearer, by what a heartbeat is told or while the machine sleeps.
-                Some(fence) => sleep_until(fence.min(Instant::now() + HEARTBEAT_INTERVAL_MAX)).await,
+                Some(lease) => sleep_until(lease.min(Instant::now() + HEARTBEAT_INTERVAL_MAX)).await,
                 None => sleep(HEARTBEAT_INTERVAL_MAX).await,
             }
         }

@@ -15,7 +15,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 #[derive(Debug)]
-pub(super) struct Fence {
+pub(super) struct Lease {
     session_timeout: Duration,
     /// When the last heartbeat that was acknowledged was sent.
     acknowledged: Option<Clocks>,
@@ -25,13 +25,13 @@ pub(super) struct Fence {
     syncs: bool,
 }
 
-impl Fence {
+impl Lease {
     pub(super) fn new(session_timeout: Duration) -> Self {
         Self { session_timeout, acknowledged: None, undisturbed: None, syncs: false }
     }
 
     /// How long a rebalance waits for its members. Longer than a session by a few heartbeats: where one dies as a
-    /// rebalance begins, the others' fences pass after it was given up.
+    /// rebalance begins, the others' leases pass after it was given up.
     pub(super) fn rebalance_timeout(session_timeout: Duration) -> Duration {
         session_timeout * 3 / 2
     }
@@ -95,55 +95,55 @@ mod tests {
     const SESSION: Duration = Duration::from_secs(2);
 
     /// Of one that joined, asked for its assignment and sent a heartbeat, all `now`.
-    fn fence(now: Clocks) -> Fence {
-        let mut fence = Fence::new(SESSION);
-        fence.joined(now, true);
-        fence.synced(now);
-        assert!(!fence.is_there() && fence.at(now) == now.timers, "joining makes no fence");
-        fence.acknowledged(now, false);
-        fence
+    fn lease_deadline(now: Clocks) -> Lease {
+        let mut lease = Lease::new(SESSION);
+        lease.joined(now, true);
+        lease.synced(now);
+        assert!(!lease.is_there() && lease.at(now) == now.timers, "joining makes no lease");
+        lease.acknowledged(now, false);
+        lease
     }
 
     #[test]
     fn it_is_counted_from_the_sending_of_a_heartbeat() {
         let now = Clocks::now();
-        let mut fence = fence(now);
+        let mut lease = lease_deadline(now);
         let sent = now.later(Duration::from_millis(300));
-        fence.acknowledged(sent, false);
-        assert_eq!(fence.at(now.later(Duration::from_secs(1))), sent.timers + SESSION);
-        fence.falls();
-        assert_eq!(fence.at(sent), sent.timers);
+        lease.acknowledged(sent, false);
+        assert_eq!(lease.at(now.later(Duration::from_secs(1))), sent.timers + SESSION);
+        lease.falls();
+        assert_eq!(lease.at(sent), sent.timers);
     }
 
     #[test]
     fn a_rebalance_that_is_not_joined_ends_it_whatever_heartbeats_are_told() {
         let now = Clocks::now();
-        let mut fence = fence(now);
-        let given_up = now.timers + Fence::rebalance_timeout(SESSION);
+        let mut lease = lease_deadline(now);
+        let given_up = now.timers + Lease::rebalance_timeout(SESSION);
         for seconds in [1, 2] {
             let sent = now.later(Duration::from_secs(seconds));
-            fence.acknowledged(sent, true);
-            assert_eq!(fence.at(sent), given_up.min(sent.timers + SESSION), "after {seconds} s");
+            lease.acknowledged(sent, true);
+            assert_eq!(lease.at(sent), given_up.min(sent.timers + SESSION), "after {seconds} s");
         }
         let joins = now.later(Duration::from_millis(2_500));
-        fence.joined(joins, true);
-        assert_eq!(fence.at(joins), now.timers + SESSION * 2, "the last heartbeat's session is left");
+        lease.joined(joins, true);
+        assert_eq!(lease.at(joins), now.timers + SESSION * 2, "the last heartbeat's session is left");
     }
 
     #[test]
     fn an_assignment_that_is_not_asked_for_ends_it_too() {
         let now = Clocks::now();
-        let mut fence = fence(now);
-        fence.joined(now, true);
-        let (sent, given_up) = (now.later(SESSION), now.timers + Fence::rebalance_timeout(SESSION));
-        fence.acknowledged(sent, false);
-        assert_eq!(fence.at(sent), given_up);
-        fence.joined(sent, false);
-        assert_eq!(fence.at(sent), given_up, "after a join that brought nothing new");
-        fence.synced(sent);
-        assert_eq!(fence.at(sent), sent.timers + SESSION);
-        fence.joined(sent, true);
-        fence.synced(sent.later(SESSION / 2));
-        assert_eq!(fence.at(sent), sent.timers + SESSION, "which only a heartbeat moves");
+        let mut lease = lease_deadline(now);
+        lease.joined(now, true);
+        let (sent, given_up) = (now.later(SESSION), now.timers + Lease::rebalance_timeout(SESSION));
+        lease.acknowledged(sent, false);
+        assert_eq!(lease.at(sent), given_up);
+        lease.joined(sent, false);
+        assert_eq!(lease.at(sent), given_up, "after a join that brought nothing new");
+        lease.synced(sent);
+        assert_eq!(lease.at(sent), sent.timers + SESSION);
+        lease.joined(sent, true);
+        lease.synced(sent.later(SESSION / 2));
+        assert_eq!(lease.at(sent), sent.timers + SESSION, "which only a heartbeat moves");
     }
 }

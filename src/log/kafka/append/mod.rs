@@ -25,7 +25,7 @@ use crate::limits::{
     APPEND_MAX, BROKER_CALL_MAX, PRODUCE_CALL_MAX, PRODUCE_REQUEST_BYTES_MAX, RECORD_FRAMING_BYTES_MAX,
     WRITE_GROUP_ENTRIES_MAX, WRITE_OVERHEAD_BYTES, WRITE_QUEUE_BYTES_MAX, WRITE_QUEUE_ENTRIES_MAX,
 };
-use crate::quiet::Quiet;
+use crate::log_limiter::LogLimiter;
 use crate::vital::{self, Lost, Vital};
 use kafka_protocol::messages::produce_request::{PartitionProduceData, TopicProduceData};
 use kafka_protocol::messages::{InitProducerIdRequest, ProduceRequest, ProduceResponse};
@@ -70,7 +70,7 @@ impl Appender {
             preparing: false,
             prepare_at: Instant::now(),
             blocked_by: String::new(),
-            quiet: Quiet::default(),
+            log_limiter: LogLimiter::default(),
         };
         let vital = Vital::new(format!("the appender of topic {:?}", driver.topic), lost.clone());
         let task = tokio::spawn(async move {
@@ -132,7 +132,7 @@ struct Driver {
     prepare_at: Instant,
     /// Why that failed last.
     blocked_by: String,
-    quiet: Quiet,
+    log_limiter: LogLimiter,
 }
 
 impl Driver {
@@ -308,7 +308,7 @@ impl Driver {
                     Ok(()) => self.blocked_by.clear(),
                     Err(error) => {
                         self.blocked_by = error.to_string();
-                        if let Some(suppressed) = self.quiet.allows("prepare") {
+                        if let Some(suppressed) = self.log_limiter.allows("prepare") {
                             tracing::warn!(topic = %self.topic, suppressed, "cannot append, trying again: {error}");
                         }
                     }
@@ -346,7 +346,7 @@ impl Driver {
                 self.cluster.doubt(&self.topic, *partition, Leader { node, epoch: *epoch });
             }
             if let Outcome::Again { why, .. } | Outcome::Lost { why } = &outcome
-                && let Some(suppressed) = self.quiet.allows("append")
+                && let Some(suppressed) = self.log_limiter.allows("append")
             {
                 tracing::warn!(topic = %self.topic, partition, suppressed, "an append failed: {why}");
             }

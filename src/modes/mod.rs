@@ -8,6 +8,7 @@ mod store;
 pub(crate) use self::store::{Place, Store};
 
 use crate::config::{self, Delivery};
+use crate::core::outcome::Ended;
 use crate::descriptors;
 use crate::destination::spec::Target;
 use crate::destination::{self, Destination};
@@ -17,7 +18,7 @@ use crate::group::sqlite::WhenHeld;
 use crate::log::kafka::Kafka;
 use crate::log::sqlite::Sqlite;
 use crate::log::{Engine, Log, OpenError};
-use crate::quiet::Quiet;
+use crate::log_limiter::LogLimiter;
 use crate::replay::{self, Groups};
 use crate::signals::Signals;
 use crate::{ingest, limits};
@@ -26,40 +27,6 @@ use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use tokio::net::{TcpListener, TcpSocket};
-
-/// How a mode ended after it was told to stop.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Ended {
-    /// Everything that was under way ended.
-    Drained,
-    /// Something was cut off, by `--drain` or a second signal: it is delivered again.
-    WorkLeft,
-}
-
-impl Ended {
-    /// Of two parts of one process.
-    pub(crate) fn and(self, other: Self) -> Self {
-        if self == Self::Drained { other } else { self }
-    }
-}
-
-impl From<dispatch::Ended> for Ended {
-    fn from(ended: dispatch::Ended) -> Self {
-        match ended {
-            dispatch::Ended::Drained => Self::Drained,
-            dispatch::Ended::WorkLeft => Self::WorkLeft,
-        }
-    }
-}
-
-impl From<ingest::Ended> for Ended {
-    fn from(ended: ingest::Ended) -> Self {
-        match ended {
-            ingest::Ended::Drained => Self::Drained,
-            ingest::Ended::WorkLeft => Self::WorkLeft,
-        }
-    }
-}
 
 /// Somebody has to change a flag or a file: the exit code is 2, and trying again does not help.
 #[derive(Debug)]
@@ -91,7 +58,7 @@ pub async fn ingest(mut config: config::Ingest, signals: &Signals) -> anyhow::Re
     };
     let engine = store.engine();
     let ended = tokio::select! {
-        ended = ingest::run(listeners, log, config.endpoint.ingest, signals.stop()) => ended.map(Ended::from),
+        ended = ingest::run(listeners, log, config.endpoint.ingest, signals.stop()) => ended,
         why = engine.lost() => Err(lost(&why)),
     };
     store.close().await;
@@ -163,7 +130,7 @@ pub async fn replay(config: config::Replay, signals: &Signals) -> anyhow::Result
                 let groups = Arc::new(store.clone()) as Arc<dyn Groups>;
                 let (engine, opener, streams) = (engine.clone(), Arc::new(settings), Arc::new(replay::Process));
                 let around = replay::Surroundings { engine, log, groups, spec, opener, dispatch, streams };
-                replay::run(around, *replay, signals.stop()).await.map(Ended::from)
+                replay::run(around, *replay, signals.stop()).await
             }
         }
     };
@@ -366,11 +333,11 @@ fn announce(asked: &str, listeners: &[TcpListener]) -> anyhow::Result<()> {
 
 /// Takes the destination's place, as soon as the log allows it; with `standby`, as soon as nobody else holds it.
 async fn hold(store: &Store, log: &Arc<dyn Log>, delivery: &Delivery, standby: bool) -> Result<Place, JoinError> {
-    let quiet = Quiet::default();
+    let log_limiter = LogLimiter::default();
     loop {
         match hold_once(store, log, delivery, standby).await {
             Err(JoinError::Unavailable(failure)) if failure.code != "log-lost" => {
-                if let Some(suppressed) = quiet.allows("not started") {
+                if let Some(suppressed) = log_limiter.allows("not started") {
                     let (destination, every) = (&delivery.spec.name, limits::RESTART_AFTER);
                     tracing::warn!(%destination, suppressed, "not started: {failure}; trying again every {every:?}");
                 }
@@ -422,7 +389,7 @@ pub(crate) async fn deliver(
         biased;
         never = beginning.tell(&*log, delivery.dispatch.start, &name, &delivery.spec) => match never {},
         why = destination.lost() => Err(anyhow!("the destination cannot be delivered to any more: {why}")),
-        ended = dispatch::run(parts, delivery.dispatch, stop) => Ok(ended?.into()),
+        ended = dispatch::run(parts, delivery.dispatch, stop) => ended,
         never = reopen(&*destination, signals) => match never {},
     }
 }
