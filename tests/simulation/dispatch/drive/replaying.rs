@@ -2,13 +2,13 @@
 //! `--resume` where an audit record tells of it, else as if for the first time.
 
 use super::{Driver, Running, STOP_GRACE, Step};
-use crate::memory_destination::MemoryDestination;
-use crate::memory_group::NAME;
-use crate::memory_groups::MemoryGroups;
-use crate::memory_log::{MemoryEngine, MemoryLog, TOPIC};
-use crate::oracle::Life;
-use crate::replays::Asked;
-use crate::world::{Call, Handle, Role};
+use crate::dispatch::memory_destination::MemoryDestination;
+use crate::dispatch::memory_group::NAME;
+use crate::dispatch::memory_groups::MemoryGroups;
+use crate::dispatch::memory_log::{MemoryEngine, MemoryLog, TOPIC};
+use crate::dispatch::oracle::Life;
+use crate::dispatch::replays::Asked;
+use crate::dispatch::world::{Call, Handle, Role};
 use eventd::BoxFuture;
 use eventd::core::outcome::Ended;
 use eventd::destination::spec::Spec;

@@ -1,7 +1,7 @@
 //! Why a destination cannot be reached, in words: against real sockets, certificates and files. Each failure says what
 //! happened, with host and port (or the path), and what to do next; none shows a part of the URL that may be secret.
 
-use crate::destination_support::{PATIENCE, attempt, event, opened};
+use super::{PATIENCE, attempt, event, opened};
 use crate::support::authority::{Authority, self_signed, serve_tls};
 use eventd::core::verdict::{Failed, Verdict};
 use eventd::destination::Settings;

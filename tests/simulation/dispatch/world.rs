@@ -5,13 +5,13 @@
 //! returns or has an effect, until the driver has dropped it. So a crash falls at exactly one await, and what was in
 //! flight may or may not have been done, as the seed says.
 
-use crate::memory_destination::Behaviour;
-use crate::memory_group::Members;
-use crate::memory_groups::Alone;
-use crate::memory_log::Topics;
-use crate::oracle::{Life, Oracle};
-use crate::random::Random;
-use crate::replays::Replays;
+use crate::dispatch::memory_destination::Behaviour;
+use crate::dispatch::memory_group::Members;
+use crate::dispatch::memory_groups::Alone;
+use crate::dispatch::memory_log::Topics;
+use crate::dispatch::oracle::{Life, Oracle};
+use crate::dispatch::random::Random;
+use crate::dispatch::replays::Replays;
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;

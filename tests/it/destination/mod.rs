@@ -1,4 +1,11 @@
-//! Hand-overs for destinations, and waiting for a condition.
+//! Destinations: the file and HTTP destinations, their names, their failures, and what the log says of their trouble.
+//! This file has the helpers that make delivery batches.
+
+mod failures;
+mod file;
+mod health;
+mod http;
+mod names;
 
 use eventd::core::event::{Event, Record};
 use eventd::core::verdict::{Failed, Report};

@@ -1,10 +1,10 @@
 //! A seed becomes a configuration, users, their load, and a plan of troubles.
 
-use crate::memory_destination::{Behaviour, Outage};
-use crate::oracle::{Rules, User};
-use crate::random::Random;
-use crate::replays::Asked;
-use crate::world::{Rates, Single};
+use crate::dispatch::memory_destination::{Behaviour, Outage};
+use crate::dispatch::oracle::{Rules, User};
+use crate::dispatch::random::Random;
+use crate::dispatch::replays::Asked;
+use crate::dispatch::world::{Rates, Single};
 use eventd::core::backoff::Backoff;
 use eventd::core::pace::Rate;
 use eventd::destination::BatchLimits;

@@ -1,6 +1,6 @@
 //! The http destination against servers that answer, hang, close and lie.
 
-use crate::destination_support::{PATIENCE, attempt, event, opened, until};
+use super::{PATIENCE, attempt, event, opened, until};
 use crate::support::authority::{Authority, serve_tls};
 use eventd::core::event::{Event, Record};
 use eventd::core::verdict::{Failed, Verdict};

@@ -1,8 +1,8 @@
 //! What a replay has to deliver: told from what was asked for and from the log, and by no code of replay.
 
-use crate::memory_log::LETTERS;
-use crate::oracle::claims;
-use crate::world::State as WorldState;
+use crate::dispatch::memory_log::LETTERS;
+use crate::dispatch::oracle::claims;
+use crate::dispatch::world::State as WorldState;
 use eventd::core::event::Record;
 use eventd::core::progress::PartitionState;
 use eventd::replay::place::Place;

@@ -1,7 +1,7 @@
 //! The oracle of a replay, judged itself.
 
 use super::{LIFE, letter, record, seconds};
-use crate::oracle::{Handed, Oracle, Rules};
+use crate::dispatch::oracle::{Handed, Oracle, Rules};
 use eventd::core::event::{Event, Record};
 use eventd::core::progress::PartitionState;
 use eventd::core::verdict::{Failed, Report, Verdict};

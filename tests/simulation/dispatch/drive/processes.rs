@@ -1,10 +1,10 @@
 //! Starts, stops, crashes and buries the processes, and says who should own what.
 
 use super::{Driver, Running, STOP_GRACE, Step};
-use crate::memory_destination::MemoryDestination;
-use crate::memory_group::MemoryGroup;
-use crate::memory_log::{MemoryEngine, MemoryLog, TOPIC};
-use crate::world::Role;
+use crate::dispatch::memory_destination::MemoryDestination;
+use crate::dispatch::memory_group::MemoryGroup;
+use crate::dispatch::memory_log::{MemoryEngine, MemoryLog, TOPIC};
+use crate::dispatch::world::Role;
 use eventd::core::outcome::Ended;
 use eventd::dispatch::{Parts, run};
 use std::sync::Arc;

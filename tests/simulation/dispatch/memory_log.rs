@@ -2,8 +2,8 @@
 //! whose outcome is unknown (stored, not stored, stored later), fetches that are not available, offsets without a
 //! record, topics that cannot be made for a while.
 
-use crate::oracle::Oracle;
-use crate::world::{Call, Handle, State, World, WriteFault};
+use crate::dispatch::oracle::Oracle;
+use crate::dispatch::world::{Call, Handle, State, World, WriteFault};
 use eventd::BoxFuture;
 use eventd::core::event::{Event, Record};
 use eventd::core::outcome::Failure;

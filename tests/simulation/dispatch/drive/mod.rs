@@ -4,12 +4,12 @@
 mod processes;
 mod replaying;
 
-use crate::memory_group::Members;
-use crate::memory_log::{TOPIC, Topics};
-use crate::oracle::{Counts, Life, Oracle};
-use crate::random::Random;
-use crate::scenario::{Action, Scenario};
-use crate::world::{CALLS, Calls, World};
+use crate::dispatch::memory_group::Members;
+use crate::dispatch::memory_log::{TOPIC, Topics};
+use crate::dispatch::oracle::{Counts, Life, Oracle};
+use crate::dispatch::random::Random;
+use crate::dispatch::scenario::{Action, Scenario};
+use crate::dispatch::world::{CALLS, Calls, World};
 use eventd::core::event::{CONTENT_TYPE, ID, Record};
 use eventd::core::outcome::Ended;
 use eventd::core::progress::{OffsetReset, ResetTarget};
@@ -386,7 +386,7 @@ impl<'a> Driver<'a> {
         self.world.spare_everybody();
         {
             let mut state = self.world.lock();
-            state.rates = crate::world::Rates::default();
+            state.rates = crate::dispatch::world::Rates::default();
             state.behaviour.calm();
             state.topics.repair();
             state.oracle.phase_ends();

@@ -1,10 +1,10 @@
 //! Outages that last long, with a backoff of minutes.
 
-use crate::drive::simulate;
-use crate::memory_destination::Outage;
-use crate::scenario::{Action, Scenario};
-use crate::story;
-use crate::telling::calm;
+use crate::dispatch::drive::simulate;
+use crate::dispatch::memory_destination::Outage;
+use crate::dispatch::scenario::{Action, Scenario};
+use crate::dispatch::story;
+use crate::dispatch::telling::calm;
 use eventd::core::backoff::Backoff;
 use std::time::Duration;
 

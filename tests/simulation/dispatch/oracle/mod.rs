@@ -18,7 +18,7 @@ mod replayed;
 
 pub(crate) use deliveries::Handed;
 
-use crate::judgement::{Failures, Health, Phase};
+use crate::dispatch::judgement::{Failures, Health, Phase};
 use eventd::core::event::{Event, Record};
 use eventd::core::progress::{OffsetReset, PartitionState, ResetTarget};
 use eventd::destination::BatchLimits;

@@ -3,12 +3,12 @@
 
 mod replayed;
 
-use crate::memory_destination::Behaviour;
-use crate::memory_group::Members;
-use crate::memory_log::{MemoryEngine, TOPIC, Topics};
-use crate::oracle::{Handed, Oracle, Rules};
-use crate::random::Random;
-use crate::world::{Rates, Role, World};
+use crate::dispatch::memory_destination::Behaviour;
+use crate::dispatch::memory_group::Members;
+use crate::dispatch::memory_log::{MemoryEngine, TOPIC, Topics};
+use crate::dispatch::oracle::{Handed, Oracle, Rules};
+use crate::dispatch::random::Random;
+use crate::dispatch::world::{Rates, Role, World};
 use eventd::core::event::{Event, Record};
 use eventd::core::progress::{OffsetReset, PartitionState, ResetTarget};
 use eventd::core::verdict::{Failed, Report, Verdict};

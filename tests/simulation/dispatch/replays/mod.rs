@@ -10,9 +10,9 @@
 
 mod expected;
 
-use crate::memory_log::{LETTERS, TOPIC};
-use crate::oracle::{Life, Oracle, Rules, claims};
-use crate::world::State as WorldState;
+use crate::dispatch::memory_log::{LETTERS, TOPIC};
+use crate::dispatch::oracle::{Life, Oracle, Rules, claims};
+use crate::dispatch::world::State as WorldState;
 use eventd::core::event::Record;
 use eventd::core::progress::PartitionState;
 use eventd::replay::place::Place;
@@ -183,7 +183,7 @@ impl WorldState {
     pub(crate) fn expected(&self, life: Life) -> Vec<BTreeMap<i64, Record>> {
         let run = &self.replays.runs[&life];
         let Asked::Deliver { range, selection, limit } = &self.replays.asked[run.asked] else { return Vec::new() };
-        let redriven = self.groups.committed(crate::memory_groups::REDRIVEN);
+        let redriven = self.groups.committed(crate::dispatch::memory_groups::REDRIVEN);
         expected(self, range, selection, *limit, &run.known, &run.ends, &redriven)
     }
 
@@ -221,7 +221,7 @@ impl WorldState {
         if let Some(run) = self.replays.runs.get_mut(&life) {
             run.id = Some(id.to_owned());
         }
-        let redriven = self.groups.committed(crate::memory_groups::REDRIVEN);
+        let redriven = self.groups.committed(crate::dispatch::memory_groups::REDRIVEN);
         let partitions = self.topics.partitions(TOPIC) as u32;
         let Some(oracle) = self.replays.oracle_of(life) else { return };
         for partition in 0..partitions {

@@ -2,8 +2,8 @@
 //! or are lost with a session, commits are fenced by the ownership that they were sent under and may fail in every
 //! way, and the lease of a session is never later than the next owner's beginning.
 
-use crate::oracle::Life;
-use crate::world::{Call, Handle, State as WorldState, World, WriteFault};
+use crate::dispatch::oracle::Life;
+use crate::dispatch::world::{Call, Handle, State as WorldState, World, WriteFault};
 use eventd::BoxFuture;
 use eventd::core::outcome::Failure;
 use eventd::core::progress::{OffsetReset, PartitionState};

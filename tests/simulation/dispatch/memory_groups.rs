@@ -1,9 +1,9 @@
 //! Groups by their names, as a replay works with them: the destination's own, asked and moved from outside, and those
 //! that one process holds alone (a replay's progress, the marks of its dead letters).
 
-use crate::memory_group::NAME;
-use crate::oracle::{Life, Rules, claims};
-use crate::world::{Call, Handle, State as WorldState, WriteFault};
+use crate::dispatch::memory_group::NAME;
+use crate::dispatch::oracle::{Life, Rules, claims};
+use crate::dispatch::world::{Call, Handle, State as WorldState, WriteFault};
 use eventd::BoxFuture;
 use eventd::core::outcome::Failure;
 use eventd::core::progress::{OffsetReset, PartitionState};

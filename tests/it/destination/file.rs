@@ -1,6 +1,6 @@
 //! The file destination on a real disk: what a crash, another process, a rotation and a full disk do to it.
 
-use crate::destination_support::{PATIENCE, attempt, event, hand_over, not_opened, opened, until};
+use super::{PATIENCE, attempt, event, hand_over, not_opened, opened, until};
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 use eventd::core::event::{Event, Record};
@@ -223,7 +223,7 @@ async fn a_full_disk_settles_nothing_leaves_no_torn_line_and_passes() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("log.jsonl");
     // 16 blocks of 512 or 1024 bytes, as the shell has it; a write past them is short, and the next one fails.
-    let script = "trap '' XFSZ; ulimit -f 16; exec \"$0\" --exact destination_file::on_a_disk_that_is_full --ignored";
+    let script = "trap '' XFSZ; ulimit -f 16; exec \"$0\" --exact destination::file::on_a_disk_that_is_full --ignored";
     let mut child = Command::new("sh");
     child.args(["-c", script]).arg(std::env::current_exe().unwrap()).env(FULL_DISK_PATH, &path);
     let output = tokio::task::spawn_blocking(move || child.output().unwrap()).await.unwrap();

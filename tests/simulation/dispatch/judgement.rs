@@ -8,7 +8,7 @@
 //! not given up before is not held to its failures in the phase afterwards either. An `Unreachable` and a `Busy` never
 //! count, evident or not.
 
-use crate::oracle::{Life, User};
+use crate::dispatch::oracle::{Life, User};
 use eventd::core::verdict::Verdict;
 use std::collections::{HashMap, HashSet};
 use std::time::Duration;

@@ -1,5 +1,5 @@
 //! What a destination's trouble leads to, and what the program's log says of it: by its standard error, against real
-//! sockets. (Stories that last minutes are in the simulation: `tests/simulation/telling.rs`.)
+//! sockets. (Stories that last minutes are in the simulation: `tests/simulation/dispatch/telling.rs`.)
 
 use crate::support::authority::{Authority, serve_tls};
 use crate::support::client::Client;

@@ -1,9 +1,9 @@
 //! A destination in memory that does whatever a destination may do: answers late or never, asks for patience, refuses,
 //! takes an event and loses its answer, fails one user for ever, is slow for another, or is out for everybody.
 
-use crate::oracle::{Handed, User};
-use crate::random::Random;
-use crate::world::{Call, Handle};
+use crate::dispatch::oracle::{Handed, User};
+use crate::dispatch::random::Random;
+use crate::dispatch::world::{Call, Handle};
 use eventd::BoxFuture;
 use eventd::core::event::Event;
 use eventd::core::verdict::{Failed, Report, Verdict};

@@ -1,10 +1,10 @@
 //! What a destination says of itself in the log, told by stories that last minutes: in time that stands still while
 //! there is anything to do.
 
-use crate::drive::{Outcome, simulate};
-use crate::memory_destination::{Behaviour, Outage};
-use crate::scenario::{Action, Scenario, fixed};
-use crate::story;
+use crate::dispatch::drive::{Outcome, simulate};
+use crate::dispatch::memory_destination::{Behaviour, Outage};
+use crate::dispatch::scenario::{Action, Scenario, fixed};
+use crate::dispatch::story;
 use std::io::{self, Write};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
