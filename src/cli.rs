@@ -12,7 +12,7 @@ use crate::core::partition::Partitioner;
 use crate::dispatch::{OnGap, Start};
 use crate::limits;
 use crate::net::Mechanism;
-use crate::replay::place::Place;
+use crate::replay::position::Position;
 use bytesize::ByteSize;
 use clap::builder::{BoolishValueParser, Resettable};
 use clap::error::ErrorKind;
@@ -212,11 +212,11 @@ pub struct Replay {
     /// 10:30, or 10:30 for today; @1767350000 for seconds since 1970) or an age (2h). A range by time has every event that was
     /// accepted in it, also if the log does not have them in the order of time
     #[arg(long, value_name = "PLACE", value_parser = place, group = "selection", help_heading = REPLAY)]
-    pub from: Option<Place>,
+    pub from: Option<Position>,
 
     /// The end, which is not part of it, in the same way [default: the end of the log]
     #[arg(long, value_name = "PLACE", value_parser = place, group = "selection", help_heading = REPLAY)]
-    pub until: Option<Place>,
+    pub until: Option<Position>,
 
     /// The destination's dead letters, and not the topic: all that were not redriven yet
     #[arg(long, conflicts_with_all = ["from", "until"], group = "selection", help_heading = REPLAY)]
@@ -228,7 +228,7 @@ pub struct Replay {
 
     /// Dead letters that were given up since then alone: a time or an age
     #[arg(long, value_name = "PLACE", value_parser = moment, requires = "dead", conflicts_with_all = ["from", "until"], group = "selection", help_heading = REPLAY)]
-    pub since: Option<Place>,
+    pub since: Option<Position>,
 
     /// Of this user alone. Repeat it for several; @FILE has one a line
     #[arg(long = "user", value_name = "USER|@FILE", group = "selection", help_heading = REPLAY)]
@@ -267,7 +267,7 @@ pub struct Replay {
     /// Deliver nothing: move the destination's own position ahead, so that dispatch, running or stopped, leaves out what
     /// stands before this place and was not delivered (0s is everything)
     #[arg(long, value_name = "PLACE", value_parser = place, conflicts_with_all = ["selection", "resume", "list", "rate", "rewind"], help_heading = REPLAY)]
-    pub fast_forward: Option<Place>,
+    pub fast_forward: Option<Position>,
 
     /// Show what was replayed so far
     #[arg(long, conflicts_with_all = ["selection", "resume", "execute"], help_heading = REPLAY)]
@@ -655,13 +655,13 @@ fn session_timeout(text: &str) -> Result<Duration, String> {
     }
 }
 
-fn place(text: &str) -> Result<Place, String> {
+fn place(text: &str) -> Result<Position, String> {
     text.parse()
 }
 
-fn moment(text: &str) -> Result<Place, String> {
+fn moment(text: &str) -> Result<Position, String> {
     match text.parse()? {
-        moment @ (Place::Time(_) | Place::Ago(_)) => Ok(moment),
+        moment @ (Position::Time(_) | Position::Ago(_)) => Ok(moment),
         _ => {
             Err("write a time (2026-01-02T10:30:00Z, 2026-01-02 10:30, 10:30 for today, @1767350000) or an age (2h)"
                 .into())

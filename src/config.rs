@@ -7,7 +7,7 @@ use crate::destination::spec::{Spec, Target};
 use crate::destination::{self, FaultDrill, webhook};
 use crate::group::kafka::Joining;
 use crate::replay::range::Range;
-use crate::replay::rewind::Way;
+use crate::replay::rewind::Reposition;
 use crate::replay::select::Selection;
 use crate::replay::signing::Signature;
 use crate::small_file::{self, SECRET_FILE_BYTES_MAX};
@@ -272,18 +272,18 @@ fn replay_config(flags: &cli::Replay, signature: Signature) -> anyhow::Result<re
         signature,
     };
     let what = match (&flags.resume, &flags.fast_forward) {
-        (Some(id), _) => replay::Wanted::Rest { id: id.clone() },
+        (Some(id), _) => replay::ReplayRequest::Resume { id: id.clone() },
         (None, Some(to)) => {
             let range = Range { from: None, until: Some(to.clone()) };
             range.check(clock::now_ms()).map_err(anyhow::Error::msg).context("--fast-forward")?;
-            replay::Wanted::OffsetReset(Way::Ahead(to.clone()))
+            replay::ReplayRequest::Reposition(Reposition::FastForward(to.clone()))
         }
         (None, None) => {
             let range = Range { from: flags.from.clone(), until: flags.until.clone() };
             let range = if flags.dead { Range { from: flags.since.clone(), until: None } } else { range };
             range.check(clock::now_ms()).map_err(anyhow::Error::msg)?;
             if let Some(to) = flags.from.clone().filter(|_| flags.rewind) {
-                return Ok(config(replay::Wanted::OffsetReset(Way::Back(to))));
+                return Ok(config(replay::ReplayRequest::Reposition(Reposition::Rewind(to))));
             }
             let (users, from_file) = named("--user", &flags.users)?;
             let (ids, _) = named("--id", &flags.ids)?;
@@ -295,7 +295,7 @@ fn replay_config(flags: &cli::Replay, signature: Signature) -> anyhow::Result<re
             let reasons = flags.reasons.iter().cloned().collect();
             let again = flags.again;
             let selection = Selection { dead: flags.dead, users, ids, reasons, again, ..Selection::default() };
-            replay::Wanted::New { range, selection, limit: flags.limit, every_user: !from_file }
+            replay::ReplayRequest::New { range, selection, limit: flags.limit, every_user: !from_file }
         }
     };
     Ok(config(what))

@@ -163,10 +163,10 @@ pub const WRITE_QUEUE_WAIT_MAX: Duration = Duration::from_secs(5);
 
 /// Writes in one transaction of the embedded log: enough that one fsync serves a burst of 25,000 a second ten times
 /// over, few enough that their answers are not late.
-pub const WRITE_GROUP_ENTRIES_MAX: usize = 4_096;
+pub const WRITE_BATCH_ENTRIES_MAX: usize = 4_096;
 
 /// Bytes in one transaction, unless its first write alone is larger.
-pub const WRITE_GROUP_BYTES_MAX: usize = 4 * 1024 * 1024;
+pub const WRITE_BATCH_BYTES_MAX: usize = 4 * 1024 * 1024;
 
 /// How long a transaction of the embedded log waits for another process's before it is refused.
 pub const DATABASE_BUSY_MAX: Duration = Duration::from_secs(5);

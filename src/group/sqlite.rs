@@ -16,7 +16,7 @@ use crate::core::outcome::Failure;
 use crate::core::progress::{OffsetReset, PartitionState};
 use crate::limits::{GROUP_NAME_CHARS_MAX, LOCK_TEXT_BYTES_MAX, STANDBY_INTERVAL};
 use crate::log::sqlite::Sqlite;
-use crate::sqlite::{Commit, Database, ReadError, Topic, Write};
+use crate::sqlite::{Database, GroupCommit, ReadError, TopicRow, Write};
 use rustix::fs::OFlags;
 use rustix::io::Errno;
 use std::collections::BTreeMap;
@@ -82,7 +82,7 @@ pub async fn committed(engine: &Sqlite, name: &str, topic: &str) -> Result<Vec<O
     Ok(states)
 }
 
-async fn find(database: &Database, topic: &str) -> Result<Topic, JoinError> {
+async fn find(database: &Database, topic: &str) -> Result<TopicRow, JoinError> {
     let found = database.topic(topic).await.map_err(|error| JoinError::Unavailable(unavailable(error)))?;
     found.ok_or_else(|| JoinError::MissingTopic { topic: topic.into() })
 }
@@ -237,7 +237,7 @@ impl SqliteGroup {
         }
         let settled = state.encode_settled();
         let bytes = settled.len();
-        let commit = Commit {
+        let commit = GroupCommit {
             group: self.name.clone(),
             topic: self.topic,
             partition,

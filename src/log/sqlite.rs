@@ -9,7 +9,7 @@ use crate::BoxFuture;
 use crate::core::event::Record;
 use crate::core::outcome::Failure;
 use crate::limits::{APPEND_BYTES_MAX, RECORD_BYTES_MAX};
-use crate::sqlite::{self, Database, Kind, ReadError, Topic, Write};
+use crate::sqlite::{self, Database, ReadError, TopicKind, TopicRow, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -99,7 +99,7 @@ impl Sqlite {
                 return Err(OpenError::Configuration(format!("topic {name:?} needs at least one partition")));
             }
             let retain = self.retention_of(name);
-            let stays = |topic: &Topic| retain.is_none() || topic.retention == retain;
+            let stays = |topic: &TopicRow| retain.is_none() || topic.retention == retain;
             if !found.as_ref().is_some_and(stays) {
                 let write = Write::Topic { name: name.into(), partitions, retention, retain };
                 self.database.write(write, 0).await.map_err(|failure| OpenError::Unavailable(failure.to_string()))?;
@@ -107,7 +107,7 @@ impl Sqlite {
             }
         }
         let topic = found.ok_or_else(|| OpenError::Missing { topic: name.into() })?;
-        let kind = if is_side(name) { Kind::Side } else { Kind::Main };
+        let kind = if is_side(name) { TopicKind::Side } else { TopicKind::Main };
         Ok(Arc::new(SqliteLog { database: Arc::clone(&self.database), name: name.into(), topic, kind }))
     }
 }
@@ -131,8 +131,8 @@ impl Engine for Sqlite {
 struct SqliteLog {
     database: Arc<Database>,
     name: String,
-    topic: Topic,
-    kind: Kind,
+    topic: TopicRow,
+    kind: TopicKind,
 }
 
 impl SqliteLog {
@@ -208,11 +208,11 @@ impl Log for SqliteLog {
     }
 }
 
-impl From<sqlite::OpenError> for OpenError {
-    fn from(error: sqlite::OpenError) -> Self {
+impl From<sqlite::DatabaseError> for OpenError {
+    fn from(error: sqlite::DatabaseError) -> Self {
         match error {
-            sqlite::OpenError::Configuration(detail) => Self::Configuration(detail),
-            sqlite::OpenError::Unavailable(detail) => Self::Unavailable(detail),
+            sqlite::DatabaseError::Configuration(detail) => Self::Configuration(detail),
+            sqlite::DatabaseError::Unavailable(detail) => Self::Unavailable(detail),
         }
     }
 }

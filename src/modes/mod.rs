@@ -44,7 +44,7 @@ impl std::error::Error for Misconfigured {}
 pub fn is_configuration(error: &anyhow::Error) -> bool {
     error.is::<Misconfigured>()
         || error.is::<destination::ConfigurationError>()
-        || error.downcast_ref().is_some_and(|refused: &replay::Refused| refused.is_usage)
+        || error.downcast_ref().is_some_and(|refused: &replay::ReplayRefused| refused.is_usage)
         || matches!(error.downcast_ref(), Some(JoinError::Configuration(_)))
         || matches!(error.downcast_ref(), Some(OpenError::Configuration(_) | OpenError::Missing { .. }))
 }
@@ -128,8 +128,8 @@ pub async fn replay(config: config::Replay, signals: &Signals) -> anyhow::Result
                 let Delivery { spec, settings, dispatch, .. } = *delivery;
                 let spec = store.named(&log, &spec).await?;
                 let groups = Arc::new(store.clone()) as Arc<dyn Groups>;
-                let (engine, opener, streams) = (engine.clone(), Arc::new(settings), Arc::new(replay::Process));
-                let around = replay::Surroundings { engine, log, groups, spec, opener, dispatch, streams };
+                let (engine, opener, streams) = (engine.clone(), Arc::new(settings), Arc::new(replay::StandardStreams));
+                let around = replay::ReplayContext { engine, log, groups, spec, opener, dispatch, streams };
                 replay::run(around, *replay, signals.stop()).await
             }
         }

@@ -2,7 +2,7 @@
 //!
 //! A replay's first record holds everything that resuming it needs, besides its progress, which is its group's.
 
-use super::plan::{Plan, Progressed};
+use super::plan::{DeliveryCounts, Plan};
 use super::select::Selection;
 use crate::clock::now_ms;
 use crate::core::event::Record;
@@ -20,19 +20,19 @@ const PARTITION: u32 = 0;
 
 /// One record.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Entry {
+pub struct AuditRecord {
     pub id: String,
     /// Milliseconds since the Unix epoch.
     pub at_ms: i64,
     pub destination: String,
-    pub by: By,
+    pub by: Operator,
     #[serde(flatten)]
-    pub what: What,
+    pub what: AuditEvent,
 }
 
 /// Who did it, as far as the machine knows.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct By {
+pub struct Operator {
     pub user: String,
     pub host: String,
     pub pid: u32,
@@ -41,15 +41,15 @@ pub struct By {
 /// What happened.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "event", rename_all = "kebab-case")]
-pub enum What {
-    ReplayStarted(Box<Started>),
+pub enum AuditEvent {
+    ReplayStarted(Box<ReplayStart>),
     ReplayResumed {
         /// Events that were left.
         left: u64,
     },
     ReplayEnded {
-        outcome: Outcome,
-        counts: Progressed,
+        outcome: ReplayOutcome,
+        counts: DeliveryCounts,
         /// Why, where it is not finished.
         #[serde(default, skip_serializing_if = "String::is_empty")]
         why: String,
@@ -65,7 +65,7 @@ pub enum What {
 
 /// What a replay was asked for, and what it found to do.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Started {
+pub struct ReplayStart {
     /// Where it delivers, without passwords.
     pub to: String,
     /// As it was typed.
@@ -79,7 +79,7 @@ pub struct Started {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum Outcome {
+pub enum ReplayOutcome {
     /// Everything is settled.
     Finished,
     /// There is work left, and `--resume` does it.
@@ -90,26 +90,26 @@ pub enum Outcome {
 
 /// The audit topic of one topic.
 #[derive(Debug)]
-pub struct Audit {
+pub struct AuditLog {
     log: Arc<dyn Log>,
     topic: String,
-    by: By,
+    by: Operator,
 }
 
 /// The records of one replay, folded.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Story {
+pub struct ReplayHistory {
     pub destination: String,
-    pub by: By,
+    pub by: Operator,
     pub started_ms: i64,
-    pub started: Started,
+    pub started: ReplayStart,
     /// How it last ended, and when; `None`: it is running, or was cut off.
-    pub ended: Option<(i64, Outcome, String)>,
+    pub ended: Option<(i64, ReplayOutcome, String)>,
     /// What all of its runs together did, those that were cut off left out.
-    pub counts: Progressed,
+    pub counts: DeliveryCounts,
 }
 
-impl Audit {
+impl AuditLog {
     /// Opens the topic, and makes it where it is missing.
     pub async fn open(engine: &dyn Engine, log: &dyn Log) -> anyhow::Result<Self> {
         let partitions = log.partitions().await?;
@@ -117,22 +117,22 @@ impl Audit {
         let create = CreateTopic { partitions, retention: None };
         let topic = log.topic().to_owned();
         let log = engine.open(&topic_of(&topic), Some(create)).await.context("the topic of audit records")?;
-        Ok(Self { log, topic, by: By::this_process() })
+        Ok(Self { log, topic, by: Operator::this_process() })
     }
 
     /// The same for one who only reads. `None`: nobody has replayed anything yet.
     pub async fn open_existing(engine: &dyn Engine, topic: &str) -> anyhow::Result<Option<Self>> {
         match engine.open(&topic_of(topic), None).await {
-            Ok(log) => Ok(Some(Self { log, topic: topic.to_owned(), by: By::this_process() })),
+            Ok(log) => Ok(Some(Self { log, topic: topic.to_owned(), by: Operator::this_process() })),
             Err(OpenError::Missing { .. }) => Ok(None),
             Err(error) => Err(error.into()),
         }
     }
 
     /// Writes one record, and waits until it is durable.
-    pub async fn write(&self, id: &str, destination: &str, what: What) -> anyhow::Result<()> {
+    pub async fn write(&self, id: &str, destination: &str, what: AuditEvent) -> anyhow::Result<()> {
         let (at_ms, by) = (now_ms(), self.by.clone());
-        let entry = Entry { id: id.to_owned(), at_ms, destination: destination.to_owned(), by, what };
+        let entry = AuditRecord { id: id.to_owned(), at_ms, destination: destination.to_owned(), by, what };
         let headers = [(TOPIC, self.topic.as_str()), (DESTINATION, destination)];
         let headers = headers.map(|(name, value)| (name, Some(value.as_bytes())));
         let record = Record::new(Some(id.as_bytes()), Some(&serde_json::to_vec(&entry)?), &headers, at_ms);
@@ -149,17 +149,17 @@ impl Audit {
     }
 
     /// Everything that was replayed, by id: the oldest first.
-    pub async fn stories(&self) -> anyhow::Result<BTreeMap<String, Story>> {
-        let mut stories = BTreeMap::new();
-        self.read(|entry| fold(&mut stories, entry)).await?;
-        Ok(stories)
+    pub async fn histories(&self) -> anyhow::Result<BTreeMap<String, ReplayHistory>> {
+        let mut histories = BTreeMap::new();
+        self.read(|entry| fold(&mut histories, entry)).await?;
+        Ok(histories)
     }
 
     /// Whether the destination's requests are signed, as dispatch wrote it down last.
     pub async fn is_signed(&self, destination: &str) -> anyhow::Result<bool> {
         let mut is_signed = false;
         self.read(|entry| match entry.what {
-            What::DestinationSigned { signed } if entry.destination == destination => is_signed = signed,
+            AuditEvent::DestinationSigned { signed } if entry.destination == destination => is_signed = signed,
             _ => {}
         })
         .await?;
@@ -167,7 +167,7 @@ impl Audit {
     }
 
     /// Every record, in the order in which they were written.
-    async fn read(&self, mut each: impl FnMut(Entry) + Send) -> anyhow::Result<()> {
+    async fn read(&self, mut each: impl FnMut(AuditRecord) + Send) -> anyhow::Result<()> {
         let end = self.log.latest(PARTITION).await?;
         let (mut at, mut failures) = (self.log.earliest(PARTITION).await?, 0);
         while at < end {
@@ -205,37 +205,37 @@ fn topic_of(topic: &str) -> String {
     format!("{topic}.audit")
 }
 
-fn fold(stories: &mut BTreeMap<String, Story>, entry: Entry) {
+fn fold(histories: &mut BTreeMap<String, ReplayHistory>, entry: AuditRecord) {
     match entry.what {
-        What::ReplayStarted(started) => {
-            stories.entry(entry.id).or_insert(Story {
+        AuditEvent::ReplayStarted(started) => {
+            histories.entry(entry.id).or_insert(ReplayHistory {
                 destination: entry.destination,
                 by: entry.by,
                 started_ms: entry.at_ms,
                 started: *started,
                 ended: None,
-                counts: Progressed::default(),
+                counts: DeliveryCounts::default(),
             });
         }
-        What::ReplayResumed { .. } => {
-            if let Some(story) = stories.get_mut(&entry.id) {
-                story.ended = None;
+        AuditEvent::ReplayResumed { .. } => {
+            if let Some(history) = histories.get_mut(&entry.id) {
+                history.ended = None;
             }
         }
-        What::ReplayEnded { outcome, counts, why } => {
-            if let Some(story) = stories.get_mut(&entry.id) {
+        AuditEvent::ReplayEnded { outcome, counts, why } => {
+            if let Some(history) = histories.get_mut(&entry.id) {
                 // A second one without a start between is the same one, sent again.
-                if story.ended.is_none() {
-                    story.counts = story.counts.and(counts);
+                if history.ended.is_none() {
+                    history.counts = history.counts.and(counts);
                 }
-                story.ended = Some((entry.at_ms, outcome, why));
+                history.ended = Some((entry.at_ms, outcome, why));
             }
         }
-        What::DestinationSigned { .. } | What::Unknown => {}
+        AuditEvent::DestinationSigned { .. } | AuditEvent::Unknown => {}
     }
 }
 
-impl By {
+impl Operator {
     fn this_process() -> Self {
         let named = |name| std::env::var(name).ok().filter(|user: &String| !user.is_empty());
         let user = named("USER").or_else(|| named("LOGNAME")).unwrap_or_else(|| "unknown".into());
@@ -252,47 +252,53 @@ impl By {
 mod tests {
     use super::*;
 
-    fn entry(id: &str, at_ms: i64, what: What) -> Entry {
-        let by = By { user: "ada".into(), host: "box".into(), pid: 1 };
-        Entry { id: id.into(), at_ms, destination: "billing".into(), by, what }
+    fn entry(id: &str, at_ms: i64, what: AuditEvent) -> AuditRecord {
+        let by = Operator { user: "ada".into(), host: "box".into(), pid: 1 };
+        AuditRecord { id: id.into(), at_ms, destination: "billing".into(), by, what }
     }
 
-    fn started() -> What {
+    fn started() -> AuditEvent {
         let (selection, plan) = (Selection::default(), Plan { events: 7, ..Plan::default() });
-        What::ReplayStarted(Box::new(Started { to: "null:".into(), what: "all".into(), selection, plan, moves: false }))
+        AuditEvent::ReplayStarted(Box::new(ReplayStart {
+            to: "null:".into(),
+            what: "all".into(),
+            selection,
+            plan,
+            moves: false,
+        }))
     }
 
-    fn ended(outcome: Outcome, delivered: u64) -> What {
-        let counts = Progressed { delivered, given_up: 1, failed: 2 };
-        What::ReplayEnded { outcome, counts, why: String::new() }
+    fn ended(outcome: ReplayOutcome, delivered: u64) -> AuditEvent {
+        let counts = DeliveryCounts { delivered, given_up: 1, failed: 2 };
+        AuditEvent::ReplayEnded { outcome, counts, why: String::new() }
     }
 
     #[test]
     fn a_story_is_what_its_records_say_in_their_order() {
-        let mut stories = BTreeMap::new();
+        let mut histories = BTreeMap::new();
         for one in [
             entry("a", 1, started()),
             entry("b", 2, started()),
-            entry("a", 3, ended(Outcome::Stopped, 4)),
-            entry("a", 3, ended(Outcome::Stopped, 4)),
-            entry("a", 5, What::ReplayResumed { left: 3 }),
-            entry("nobody", 6, ended(Outcome::Finished, 1)),
-            entry("a", 7, ended(Outcome::Finished, 3)),
+            entry("a", 3, ended(ReplayOutcome::Stopped, 4)),
+            entry("a", 3, ended(ReplayOutcome::Stopped, 4)),
+            entry("a", 5, AuditEvent::ReplayResumed { left: 3 }),
+            entry("nobody", 6, ended(ReplayOutcome::Finished, 1)),
+            entry("a", 7, ended(ReplayOutcome::Finished, 3)),
         ] {
             // As they are stored.
-            fold(&mut stories, serde_json::from_slice(&serde_json::to_vec(&one).unwrap()).unwrap());
+            fold(&mut histories, serde_json::from_slice(&serde_json::to_vec(&one).unwrap()).unwrap());
         }
-        assert_eq!(stories.keys().collect::<Vec<_>>(), ["a", "b"]);
-        assert_eq!(stories["a"].ended, Some((7, Outcome::Finished, String::new())));
-        assert_eq!(stories["a"].counts, Progressed { delivered: 7, given_up: 2, failed: 4 });
-        assert_eq!((stories["a"].started_ms, stories["a"].started.plan.events), (1, 7));
-        assert_eq!(stories["b"].ended, None, "running, or cut off");
+        assert_eq!(histories.keys().collect::<Vec<_>>(), ["a", "b"]);
+        assert_eq!(histories["a"].ended, Some((7, ReplayOutcome::Finished, String::new())));
+        assert_eq!(histories["a"].counts, DeliveryCounts { delivered: 7, given_up: 2, failed: 4 });
+        assert_eq!((histories["a"].started_ms, histories["a"].started.plan.events), (1, 7));
+        assert_eq!(histories["b"].ended, None, "running, or cut off");
     }
 
     #[test]
     fn what_a_newer_eventd_wrote_is_passed_over() {
         let text = r#"{"id":"a","at_ms":1,"destination":"d","by":{"user":"u","host":"h","pid":1},"event":"rewind-moon","x":1}"#;
-        let entry: Entry = serde_json::from_str(text).unwrap();
-        assert_eq!(entry.what, What::Unknown);
+        let entry: AuditRecord = serde_json::from_str(text).unwrap();
+        assert_eq!(entry.what, AuditEvent::Unknown);
     }
 }

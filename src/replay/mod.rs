@@ -37,8 +37,8 @@
 //! people), `rewind` (move the destination's own position instead), `signing` (whether a secret is needed).
 
 pub mod audit;
-pub mod place;
 pub mod plan;
+pub mod position;
 mod prepare;
 pub mod range;
 pub mod rewind;
@@ -48,15 +48,16 @@ mod show;
 pub mod signing;
 mod view;
 
-pub use self::show::{Process, Streams, list};
+pub use self::show::{StandardStreams, Streams, list};
 
-use self::audit::{Audit, Outcome, Started, What};
-use self::plan::{Leg, Plan};
-use self::range::{Range, Stretch};
-use self::run::Ready;
+use self::audit::{AuditEvent, AuditLog, ReplayOutcome, ReplayStart};
+use self::plan::{PartitionPlan, Plan};
+use self::range::{OffsetRange, Range};
+use self::rewind::Reposition;
+use self::run::ReplayRun;
 use self::select::Selection;
 use self::signing::Signature;
-use self::view::Taken;
+use self::view::RedriveMarker;
 use crate::BoxFuture;
 use crate::clock::now_ms;
 use crate::core::outcome::Ended;
@@ -121,23 +122,23 @@ pub trait Groups: Send + Sync + fmt::Debug {
 
 /// What a replay works with.
 #[derive(Debug, Clone)]
-pub struct Surroundings {
+pub struct ReplayContext {
     pub engine: Arc<dyn Engine>,
     /// The topic.
     pub log: Arc<dyn Log>,
     pub groups: Arc<dyn Groups>,
     pub spec: Spec,
-    pub opener: Arc<dyn Opener>,
+    pub opener: Arc<dyn DestinationOpener>,
     pub dispatch: dispatch::Config,
     pub streams: Arc<dyn Streams>,
 }
 
 /// Opens the destination, once there is something to deliver.
-pub trait Opener: Send + Sync + fmt::Debug {
+pub trait DestinationOpener: Send + Sync + fmt::Debug {
     fn open<'a>(&'a self, spec: &'a Spec) -> BoxFuture<'a, anyhow::Result<Arc<dyn Destination>>>;
 }
 
-impl Opener for destination::Settings {
+impl DestinationOpener for destination::Settings {
     fn open<'a>(&'a self, spec: &'a Spec) -> BoxFuture<'a, anyhow::Result<Arc<dyn Destination>>> {
         let (spec, settings) = (spec.clone(), self.clone());
         // It looks at files, and blocks for as long as they do.
@@ -148,7 +149,7 @@ impl Opener for destination::Settings {
 /// The checked configuration of one replay.
 #[derive(Debug, Clone)]
 pub struct Config {
-    pub what: Wanted,
+    pub what: ReplayRequest,
     /// Deliver. Else the plan is all, unless a person at a terminal says yes.
     pub execute: bool,
     /// Plan and summary as JSON, a line each.
@@ -162,7 +163,7 @@ pub struct Config {
 
 /// What is replayed.
 #[derive(Debug, Clone)]
-pub enum Wanted {
+pub enum ReplayRequest {
     New {
         range: Range,
         selection: Selection,
@@ -171,33 +172,33 @@ pub enum Wanted {
         every_user: bool,
     },
     /// What is left of the replay with this id.
-    Rest { id: String },
+    Resume { id: String },
     /// Nothing: dispatch does it, from another position.
-    OffsetReset(rewind::Way),
+    Reposition(Reposition),
 }
 
-impl Wanted {
+impl ReplayRequest {
     /// What a person is to be told who used a deprecated form.
     fn deprecations(&self) -> Vec<String> {
         match self {
             Self::New { range, .. } => range.deprecations().collect(),
-            Self::OffsetReset(rewind::Way::Back(place) | rewind::Way::Ahead(place)) => {
+            Self::Reposition(Reposition::Rewind(place) | Reposition::FastForward(place)) => {
                 place.deprecation().into_iter().collect()
             }
-            Self::Rest { .. } => Vec::new(),
+            Self::Resume { .. } => Vec::new(),
         }
     }
 }
 
 /// A person asked for what cannot be: a name, an id or a place that is not there.
 #[derive(Debug)]
-pub struct Refused {
+pub struct ReplayRefused {
     why: String,
     /// The flags are at fault, and not what the log holds at the moment.
     pub is_usage: bool,
 }
 
-impl Refused {
+impl ReplayRefused {
     fn usage(why: impl Into<String>) -> anyhow::Error {
         Self { why: why.into(), is_usage: true }.into()
     }
@@ -207,16 +208,16 @@ impl Refused {
     }
 }
 
-impl fmt::Display for Refused {
+impl fmt::Display for ReplayRefused {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.why)
     }
 }
 
-impl std::error::Error for Refused {}
+impl std::error::Error for ReplayRefused {}
 
 /// A plan with everything that executing it needs.
-struct Planned {
+struct PreparedReplay {
     /// Absent: a new one.
     id: Option<String>,
     /// Where the events are.
@@ -224,74 +225,79 @@ struct Planned {
     /// As a person reads it.
     what: String,
     selection: Selection,
-    legs: Vec<Leg>,
+    legs: Vec<PartitionPlan>,
     plan: Plan,
 }
 
 /// Plans, shows the plan, and where that was asked for delivers, until `stop` is ready.
-pub async fn run(around: Surroundings, config: Config, stop: impl Future<Output = ()> + Send) -> anyhow::Result<Ended> {
+pub async fn run(
+    context: ReplayContext,
+    config: Config,
+    stop: impl Future<Output = ()> + Send,
+) -> anyhow::Result<Ended> {
     let mut stop = std::pin::pin!(stop);
     for deprecation in config.what.deprecations() {
         tracing::warn!("{deprecation}");
     }
     let planning = async {
         match &config.what {
-            Wanted::New { range, selection, limit, every_user } => {
-                prepare::plan_new(&around, range, selection, *limit, *every_user).await
+            ReplayRequest::New { range, selection, limit, every_user } => {
+                prepare::plan_new(&context, range, selection, *limit, *every_user).await
             }
-            Wanted::Rest { id } => prepare::plan_rest(&around, id).await,
-            Wanted::OffsetReset(wanted) => rewind::plan(&around, wanted).await,
+            ReplayRequest::Resume { id } => prepare::plan_resume(&context, id).await,
+            ReplayRequest::Reposition(wanted) => rewind::plan(&context, wanted).await,
         }
     };
     let planned = tokio::select! {
         biased;
         planned = planning => planned?,
         () = &mut stop => {
-            show::note(&around, &config, "stopped before the plan was made: nothing was delivered");
+            show::note(&context, &config, "stopped before the plan was made: nothing was delivered");
             return Ok(Ended::WorkLeft);
         }
     };
-    show::show(&around, &config, &planned)?;
+    show::show(&context, &config, &planned)?;
     // A fast-forward has something to do also where nothing can be read.
-    let passes = matches!(config.what, Wanted::OffsetReset(rewind::Way::Ahead(_))) && planned.plan.unreadable > 0;
+    let passes =
+        matches!(config.what, ReplayRequest::Reposition(Reposition::FastForward(_))) && planned.plan.unreadable > 0;
     if planned.plan.events == 0 && !passes && planned.id.is_none() {
-        show::note(&around, &config, "there is nothing to replay");
+        show::note(&context, &config, "there is nothing to replay");
         return Ok(Ended::Drained);
     }
-    if let Some(why) = missing_signature(&around, &config).await? {
+    if let Some(why) = missing_signature(&context, &config).await? {
         if config.execute {
-            return Err(Refused::usage(why));
+            return Err(ReplayRefused::usage(why));
         }
-        show::note(&around, &config, &format!("nothing was delivered: {why}"));
+        show::note(&context, &config, &format!("nothing was delivered: {why}"));
         return Ok(Ended::Drained);
     }
     let agreed = tokio::select! {
         biased;
-        agreed = show::agree(&around, &config, &planned) => agreed?,
+        agreed = show::agree(&context, &config, &planned) => agreed?,
         () = &mut stop => false,
     };
     if !agreed {
         let what = match config.what {
-            Wanted::OffsetReset(_) => "nothing was moved: --execute moves the position",
-            Wanted::New { .. } | Wanted::Rest { .. } => "nothing was delivered: --execute does it",
+            ReplayRequest::Reposition(_) => "nothing was moved: --execute moves the position",
+            ReplayRequest::New { .. } | ReplayRequest::Resume { .. } => "nothing was delivered: --execute does it",
         };
-        show::note(&around, &config, what);
+        show::note(&context, &config, what);
         return Ok(Ended::Drained);
     }
     match &config.what {
-        Wanted::OffsetReset(wanted) => rewind::apply(&around, &config, wanted, planned, stop).await,
-        Wanted::New { .. } | Wanted::Rest { .. } => execute(&around, &config, planned, stop).await,
+        ReplayRequest::Reposition(wanted) => rewind::apply(&context, &config, wanted, planned, stop).await,
+        ReplayRequest::New { .. } | ReplayRequest::Resume { .. } => execute(&context, &config, planned, stop).await,
     }
 }
 
 /// Why a replay must not deliver without the secret that dispatch has.
-async fn missing_signature(around: &Surroundings, config: &Config) -> anyhow::Result<Option<String>> {
-    let name = &around.spec.name;
-    let delivers = matches!(config.what, Wanted::New { .. } | Wanted::Rest { .. });
+async fn missing_signature(context: &ReplayContext, config: &Config) -> anyhow::Result<Option<String>> {
+    let name = &context.spec.name;
+    let delivers = matches!(config.what, ReplayRequest::New { .. } | ReplayRequest::Resume { .. });
     if !delivers || config.signature != Signature::Missing {
         return Ok(None);
     }
-    let was_signed = signing::was_signed(&*around.engine, around.log.topic(), name).await?;
+    let was_signed = signing::was_signed(&*context.engine, context.log.topic(), name).await?;
     Ok(was_signed.then(|| {
         format!(
             "dispatch signs the requests to {name}, and this replay has no secret: give it --webhook-secret-file, or \
@@ -315,22 +321,22 @@ fn new_id() -> String {
 }
 
 async fn execute(
-    around: &Surroundings,
+    context: &ReplayContext,
     config: &Config,
-    planned: Planned,
+    planned: PreparedReplay,
     stop: impl Future<Output = ()> + Send,
 ) -> anyhow::Result<Ended> {
-    let Planned { id: resumed, source, what, selection, mut legs, plan } = planned;
+    let PreparedReplay { id: resumed, source, what, selection, mut legs, plan } = planned;
     let id = resumed.clone().unwrap_or_else(new_id);
-    let (name, dead) = (&around.spec.name, selection.dead);
-    let digest = around.spec.digest();
+    let (name, dead) = (&context.spec.name, selection.dead);
+    let digest = context.spec.digest();
     // Before anything is written: a destination that cannot be opened leaves nothing behind.
-    let destination = run::open_destination(around, dead).await?;
-    let group = around.groups.join(&replay_group(name, &id), &source, &digest).await?;
+    let destination = run::open_destination(context, dead).await?;
+    let group = context.groups.join(&replay_group(name, &id), &source, &digest).await?;
     let taken = match dead {
         true => {
-            let (marks, redriven) = join_dead(around, &source, &digest).await?;
-            for Leg { stretch: Stretch { partition, from, until, .. }, state } in &mut legs {
+            let (marks, redriven) = join_dead(context, &source, &digest).await?;
+            for PartitionPlan { stretch: OffsetRange { partition, from, until, .. }, state } in &mut legs {
                 // Another replay may have sent some of them since the plan was made, or since this one stopped.
                 if let Some(redriven) = redriven.get(partition).filter(|_| !selection.again) {
                     *state = state.and(&redriven.within(*from..*until));
@@ -340,31 +346,31 @@ async fn execute(
         }
         false => None,
     };
-    let audit = Audit::open(&*around.engine, &*around.log).await?;
+    let audit = AuditLog::open(&*context.engine, &*context.log).await?;
     let left = plan.events;
-    for Leg { stretch: Stretch { partition, .. }, state } in &mut legs {
+    for PartitionPlan { stretch: OffsetRange { partition, .. }, state } in &mut legs {
         if resumed.is_some() {
             // It may have gone on between the plan and the moment when its place was taken. What has finished is forgotten,
             // and that somebody looked leaves nothing behind.
             let Some(committed) = group.committed(*partition).await? else {
                 group.leave().await;
-                forget(around, &id, &source).await;
-                return Err(Refused::usage(format!("replay {id} has finished meanwhile: --list shows how")));
+                forget(context, &id, &source).await;
+                return Err(ReplayRefused::usage(format!("replay {id} has finished meanwhile: --list shows how")));
             };
             *state = state.and(&committed);
         }
         commit(&*group, *partition, state).await?;
     }
     let beginning = match resumed {
-        Some(_) => What::ReplayResumed { left },
+        Some(_) => AuditEvent::ReplayResumed { left },
         None => {
-            let (to, selection) = (around.spec.to_string(), selection.clone());
-            What::ReplayStarted(Box::new(Started { to, what, selection, plan, moves: false }))
+            let (to, selection) = (context.spec.to_string(), selection.clone());
+            AuditEvent::ReplayStarted(Box::new(ReplayStart { to, what, selection, plan, moves: false }))
         }
     };
     audit.write(&id, name, beginning).await?;
     tracing::info!(replay = id, destination = %name, events = left, "replaying; --resume {id} goes on where it stops");
-    let ready = Ready {
+    let ready = ReplayRun {
         id: id.clone(),
         source: Arc::clone(&source),
         selection,
@@ -376,29 +382,29 @@ async fn execute(
         rate: config.rate,
         stop_after_failures: config.stop_after_failures,
     };
-    let end = run::run(around, ready, stop).await;
-    let ended = What::ReplayEnded { outcome: end.outcome, counts: end.counts, why: end.why.clone() };
+    let end = run::run(context, ready, stop).await;
+    let ended = AuditEvent::ReplayEnded { outcome: end.outcome, counts: end.counts, why: end.why.clone() };
     audit.write(&id, name, ended).await?;
-    if end.outcome == Outcome::Finished {
-        forget(around, &id, &source).await;
+    if end.outcome == ReplayOutcome::Finished {
+        forget(context, &id, &source).await;
     }
-    show::conclude(around, config, &id, left, end)
+    show::conclude(context, config, &id, left, end)
 }
 
 /// Lets go of the progress of a replay that has finished.
-async fn forget(around: &Surroundings, id: &str, source: &Arc<dyn Log>) {
-    if let Err(failure) = around.groups.forget(&replay_group(&around.spec.name, id), source).await {
+async fn forget(context: &ReplayContext, id: &str, source: &Arc<dyn Log>) {
+    if let Err(failure) = context.groups.forget(&replay_group(&context.spec.name, id), source).await {
         tracing::warn!(replay = id, "its progress is kept though nobody needs it any more: {failure}");
     }
 }
 
 /// Marks letters as redriven, under a group of its own: two who redrive the same ones at once are one too many.
 async fn join_dead(
-    around: &Surroundings,
+    context: &ReplayContext,
     source: &Arc<dyn Log>,
     digest: &str,
-) -> anyhow::Result<(Taken, BTreeMap<u32, PartitionState>)> {
-    let group = around.groups.join(&dead_group(&around.spec.name), source, digest).await?;
+) -> anyhow::Result<(RedriveMarker, BTreeMap<u32, PartitionState>)> {
+    let group = context.groups.join(&dead_group(&context.spec.name), source, digest).await?;
     let mut redriven = BTreeMap::new();
     for partition in 0..source.partitions().await? {
         let state = match group.committed(partition).await? {
@@ -407,7 +413,7 @@ async fn join_dead(
         };
         redriven.insert(partition, state);
     }
-    Ok((Taken::new(group, &redriven), redriven))
+    Ok((RedriveMarker::new(group, &redriven), redriven))
 }
 
 async fn commit(group: &dyn Group, partition: u32, state: &PartitionState) -> anyhow::Result<()> {

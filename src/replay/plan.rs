@@ -7,9 +7,9 @@
 //!  the replay's own state  watermark, and · ✗ as settled: it begins so, and what it does not settle is what is taken
 //! ```
 
-use super::place::show_ms;
-use super::range::Stretch;
-use super::select::{self, Judgement, Selection};
+use super::position::show_ms;
+use super::range::OffsetRange;
+use super::select::{self, Selection, SelectionResult};
 use crate::core::event::Event;
 use crate::core::pace::Rate;
 use crate::core::progress::{PartitionState, Progress};
@@ -26,8 +26,8 @@ use tokio::time::Instant;
 
 /// Where a replay of one partition begins and ends, and with what.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Leg {
-    pub stretch: Stretch,
+pub struct PartitionPlan {
+    pub stretch: OffsetRange,
     /// What counts as settled at its beginning: everything in the stretch that is not to be taken, whatever the
     /// selection says.
     pub state: PartitionState,
@@ -36,7 +36,7 @@ pub struct Leg {
 /// What was counted.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Plan {
-    pub partitions: Vec<Part>,
+    pub partitions: Vec<PlannedPartition>,
     /// Events that are delivered again.
     pub events: u64,
     pub users: u64,
@@ -63,13 +63,13 @@ pub struct Plan {
     #[serde(default)]
     pub unreadable: u64,
     /// Those of them that were accepted first and last.
-    pub first: Option<Place>,
-    pub last: Option<Place>,
+    pub first: Option<EventSummary>,
+    pub last: Option<EventSummary>,
 }
 
 /// One partition of it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Part {
+pub struct PlannedPartition {
     pub partition: u32,
     pub from: i64,
     /// Not part of it.
@@ -79,7 +79,7 @@ pub struct Part {
 
 /// One event, so that a person recognizes it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Place {
+pub struct EventSummary {
     pub partition: u32,
     pub offset: i64,
     pub user: Option<String>,
@@ -94,11 +94,11 @@ pub struct Place {
 pub async fn count(
     log: &dyn Log,
     topic: &str,
-    legs: &mut [Leg],
+    legs: &mut [PartitionPlan],
     selection: &Selection,
     limit: Option<u64>,
     skip_damaged: bool,
-) -> anyhow::Result<(Plan, Unseen)> {
+) -> anyhow::Result<(Plan, NotFound)> {
     let mut counting = Counting {
         topic,
         selection,
@@ -106,7 +106,7 @@ pub async fn count(
         plan: Plan::default(),
         users: HashSet::new(),
         hasher: RandomState::new(),
-        unseen: Unseen { users: selection.users.clone(), ids: selection.ids.clone() },
+        unseen: NotFound { users: selection.users.clone(), ids: selection.ids.clone() },
         first: None,
         last: None,
     };
@@ -120,7 +120,7 @@ pub async fn count(
 
 /// What was asked for by name and is not in the range.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Unseen {
+pub struct NotFound {
     pub users: BTreeSet<String>,
     pub ids: BTreeSet<String>,
 }
@@ -133,30 +133,30 @@ struct Counting<'s> {
     /// Hashes: two users with the same one are counted as one, which happens to nobody.
     users: HashSet<u64>,
     hasher: RandomState,
-    unseen: Unseen,
+    unseen: NotFound,
     /// The earliest and the latest event that is taken, with the time of its acceptance and its partition.
     first: Option<(i64, u32, Event)>,
     last: Option<(i64, u32, Event)>,
 }
 
 impl Counting<'_> {
-    async fn leg(&mut self, log: &dyn Log, leg: &mut Leg, skip_damaged: bool) -> anyhow::Result<()> {
-        let Stretch { partition, from, until, removed } = leg.stretch;
+    async fn leg(&mut self, log: &dyn Log, leg: &mut PartitionPlan, skip_damaged: bool) -> anyhow::Result<()> {
+        let OffsetRange { partition, from, until, removed } = leg.stretch;
         let settled = Progress::new(&leg.state);
-        let mut part = Part { partition, from, until, events: 0 };
+        let mut part = PlannedPartition { partition, from, until, events: 0 };
         self.plan.removed += removed.unsigned_abs();
         let (mut at, mut told_at) = (from, Instant::now());
-        let mut inside = Inside::default();
+        let mut inside = MatchedOffsets::default();
         while at < until && self.left > 0 {
             let (events, next) = match read(log, partition, at).await? {
-                Read::Events(events, next) => (events, next),
-                Read::Damaged { offset, why } if skip_damaged => {
+                ReadResult::Events(events, next) => (events, next),
+                ReadResult::Damaged { offset, why } if skip_damaged => {
                     tracing::warn!(partition, offset, "left out: {why}");
                     let unread = (at..=offset).filter(|offset| *offset < until && !settled.is_settled(*offset));
                     self.plan.unreadable += unread.count() as u64;
                     (Vec::new(), offset + 1)
                 }
-                Read::Damaged { why, .. } => bail!("partition {partition}: {why}; --on-gap skip leaves it out"),
+                ReadResult::Damaged { why, .. } => bail!("partition {partition}: {why}; --on-gap skip leaves it out"),
             };
             for event in events.iter().take_while(|event| event.offset < until) {
                 if self.event(partition, event, &settled, &mut part, &mut inside) && self.left == 0 {
@@ -179,7 +179,7 @@ impl Counting<'_> {
             part.until = part.until.min(inside.until.unwrap_or(from));
             self.plan.outside += inside.between;
         }
-        leg.stretch = Stretch { from: part.from, until: part.until, ..leg.stretch };
+        leg.stretch = OffsetRange { from: part.from, until: part.until, ..leg.stretch };
         leg.state = leg.state.within(part.from..part.until);
         self.plan.events += part.events;
         self.plan.partitions.push(part);
@@ -192,14 +192,14 @@ impl Counting<'_> {
         partition: u32,
         event: &Event,
         settled: &Progress,
-        part: &mut Part,
-        inside: &mut Inside,
+        part: &mut PlannedPartition,
+        inside: &mut MatchedOffsets,
     ) -> bool {
-        let judgement = self.selection.judge(self.topic, partition, event);
+        let result = self.selection.judge(self.topic, partition, event);
         if self.selection.times.contains(event.record.timestamp_ms) {
             inside.meet(event.offset);
         } else {
-            inside.outside += u64::from(judgement == Judgement::Outside);
+            inside.outside += u64::from(result == SelectionResult::OutsideTimes);
             return false;
         }
         if let Some(user) = select::user_of(event).filter(|_| !self.unseen.users.is_empty()) {
@@ -208,14 +208,14 @@ impl Counting<'_> {
         if !self.unseen.ids.is_empty() {
             self.unseen.ids.remove(&select::id_of(self.selection.dead, self.topic, partition, event));
         }
-        if judgement == Judgement::Other {
+        if result == SelectionResult::NotSelected {
             return false;
         }
         if settled.is_settled(event.offset) {
             self.plan.on_their_way += 1;
             return false;
         }
-        if judgement == Judgement::Replayed {
+        if result == SelectionResult::FromReplay {
             self.plan.replayed += 1;
             return false;
         }
@@ -232,8 +232,8 @@ impl Counting<'_> {
         true
     }
 
-    fn place(&self, (timestamp_ms, partition, event): &(i64, u32, Event)) -> Place {
-        Place {
+    fn place(&self, (timestamp_ms, partition, event): &(i64, u32, Event)) -> EventSummary {
+        EventSummary {
             partition: *partition,
             offset: event.offset,
             user: event.record.key().map(|key| String::from_utf8_lossy(key).into_owned()),
@@ -253,7 +253,7 @@ impl Counting<'_> {
 
 /// The offsets of one partition whose events have a time of the range.
 #[derive(Debug, Default)]
-struct Inside {
+struct MatchedOffsets {
     from: Option<i64>,
     /// Not part of it.
     until: Option<i64>,
@@ -263,7 +263,7 @@ struct Inside {
     outside: u64,
 }
 
-impl Inside {
+impl MatchedOffsets {
     fn meet(&mut self, offset: i64) {
         self.from.get_or_insert(offset);
         self.until = Some(offset + 1);
@@ -271,18 +271,18 @@ impl Inside {
     }
 }
 
-enum Read {
+enum ReadResult {
     Events(Vec<Event>, i64),
     Damaged { offset: i64, why: FetchError },
 }
 
 /// The next events, asked for again while the log cannot be read.
-async fn read(log: &dyn Log, partition: u32, from: i64) -> anyhow::Result<Read> {
+async fn read(log: &dyn Log, partition: u32, from: i64) -> anyhow::Result<ReadResult> {
     let mut failures = 0;
     loop {
         match log.fetch(partition, from, limits::FETCH_BYTES_MAX, Duration::ZERO).await {
-            Ok(fetched) if fetched.next > from => return Ok(Read::Events(fetched.events, fetched.next)),
-            // Inside the log there is always more: a broker may need a moment to say so.
+            Ok(fetched) if fetched.next > from => return Ok(ReadResult::Events(fetched.events, fetched.next)),
+            // MatchedOffsets the log there is always more: a broker may need a moment to say so.
             Ok(_) if failures >= limits::REPLAY_READ_TRIES_MAX => {
                 bail!("partition {partition} gives nothing at offset {from}, where the log has not ended")
             }
@@ -293,10 +293,10 @@ async fn read(log: &dyn Log, partition: u32, from: i64) -> anyhow::Result<Read> 
                 failures += 1;
                 tokio::time::sleep(limits::REPLAY_READ_AGAIN_AFTER).await;
             }
-            Err(why @ FetchError::Corrupt { offset, .. }) => return Ok(Read::Damaged { offset, why }),
+            Err(why @ FetchError::Corrupt { offset, .. }) => return Ok(ReadResult::Damaged { offset, why }),
             Err(why @ FetchError::OutOfRange { earliest, .. }) if earliest > from => {
                 // Retention went on while we read.
-                return Ok(Read::Damaged { offset: earliest - 1, why });
+                return Ok(ReadResult::Damaged { offset: earliest - 1, why });
             }
             Err(error) => return Err(error.into()),
         }
@@ -306,7 +306,7 @@ async fn read(log: &dyn Log, partition: u32, from: i64) -> anyhow::Result<Read> 
 impl Plan {
     /// Events and partitions as a person reads them. `what` and `to` say what is replayed where.
     pub fn text<'p>(&'p self, what: &'p str, to: &'p str, pace: Pace) -> impl fmt::Display + 'p {
-        Text { plan: self, what, to, pace }
+        PlanText { plan: self, what, to, pace }
     }
 }
 
@@ -320,14 +320,14 @@ pub enum Pace {
     Moved,
 }
 
-struct Text<'p> {
+struct PlanText<'p> {
     plan: &'p Plan,
     what: &'p str,
     to: &'p str,
     pace: Pace,
 }
 
-impl fmt::Display for Text<'_> {
+impl fmt::Display for PlanText<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { plan, what, to, pace } = self;
         match pace {
@@ -347,7 +347,7 @@ impl fmt::Display for Text<'_> {
             writeln!(f, "  accepted in {}", humantime::format_duration(whole(span)))?;
         }
         for (name, place) in [("first", &plan.first), ("last", &plan.last)] {
-            if let Some(Place { partition, offset, user, id, timestamp_ms }) = place {
+            if let Some(EventSummary { partition, offset, user, id, timestamp_ms }) = place {
                 let (user, id) = (escaped(user.as_deref().unwrap_or("(no user)")), escaped(id));
                 writeln!(f, "  {name:<8} {}  {user}  p{partition}:{offset}  {id}", show_ms(*timestamp_ms))?;
             }
@@ -385,7 +385,7 @@ fn whole(duration: Duration) -> Duration {
 
 /// What one run of a replay did.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Progressed {
+pub struct DeliveryCounts {
     pub delivered: u64,
     /// Kept as dead letters.
     pub given_up: u64,
@@ -393,7 +393,7 @@ pub struct Progressed {
     pub failed: u64,
 }
 
-impl Progressed {
+impl DeliveryCounts {
     /// Of two runs together.
     pub fn and(self, other: Self) -> Self {
         Self {

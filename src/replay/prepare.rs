@@ -1,11 +1,11 @@
 //! From what was asked for to a plan: which offsets, what of them is to be taken, and how many events that is.
 
-use super::audit::{Audit, Outcome, Started, Story};
-use super::place::show_ms;
-use super::plan::{self, Leg, Plan, Unseen};
-use super::range::{self, Range, Stretch, TimeAsEnd};
+use super::audit::{AuditLog, ReplayHistory, ReplayOutcome, ReplayStart};
+use super::plan::{self, NotFound, PartitionPlan, Plan};
+use super::position::show_ms;
+use super::range::{self, OffsetRange, Range, UntilTime};
 use super::select::Selection;
-use super::{Planned, Refused, Surroundings, dead_group, replay_group};
+use super::{PreparedReplay, ReplayContext, ReplayRefused, dead_group, replay_group};
 use crate::clock::now_ms;
 use crate::core::progress::PartitionState;
 use crate::dispatch::{OnGap, dead_letter};
@@ -19,31 +19,31 @@ pub(super) async fn stretches(
     source: &dyn Log,
     range: &Range,
     now_ms: i64,
-    time_as_end: TimeAsEnd,
-) -> anyhow::Result<Vec<Stretch>> {
+    time_as_end: UntilTime,
+) -> anyhow::Result<Vec<OffsetRange>> {
     let found = range::resolve(source, range, now_ms, time_as_end).await?;
-    found.map_err(|outside| Refused::outside(outside.into_why()))
+    found.map_err(|outside| ReplayRefused::outside(outside.into_why()))
 }
 
 pub(super) async fn plan_new(
-    around: &Surroundings,
+    context: &ReplayContext,
     range: &Range,
     selection: &Selection,
     limit: Option<u64>,
     every_user: bool,
-) -> anyhow::Result<Planned> {
-    let name = &around.spec.name;
-    let known = around.groups.committed(name, &around.log).await?;
-    ensure_known(around, &known)?;
-    let source = source(around, selection.dead).await?;
+) -> anyhow::Result<PreparedReplay> {
+    let name = &context.spec.name;
+    let known = context.groups.committed(name, &context.log).await?;
+    ensure_known(context, &known)?;
+    let source = source(context, selection.dead).await?;
     let now_ms = now_ms();
-    let stretches = stretches(&*source, range, now_ms, TimeAsEnd::Scan).await?;
+    let stretches = stretches(&*source, range, now_ms, UntilTime::Scan).await?;
     let selection = Selection { times: range.times(now_ms), ..selection.clone() };
     let redriven = match selection.dead && !selection.again {
-        true => around.groups.committed(&dead_group(name), &source).await?,
+        true => context.groups.committed(&dead_group(name), &source).await?,
         false => Vec::new(),
     };
-    let leg = |stretch: Stretch| {
+    let leg = |stretch: OffsetRange| {
         let of = |states: &[Option<PartitionState>]| states.get(stretch.partition as usize).cloned().flatten();
         let all = stretch.from..stretch.until;
         let state = match (selection.dead, of(&redriven)) {
@@ -53,109 +53,117 @@ pub(super) async fn plan_new(
             // Events: those that are settled, which is none where there is no commit.
             (false, _) => of(&known).unwrap_or_else(|| PartitionState::at(stretch.from)).inverted(all),
         };
-        Leg { stretch, state }
+        PartitionPlan { stretch, state }
     };
-    let mut legs: Vec<Leg> = stretches.into_iter().map(leg).collect();
-    let (mut plan, unseen) = count(around, &*source, &mut legs, &selection, limit, skips_damaged(around)).await?;
+    let mut legs: Vec<PartitionPlan> = stretches.into_iter().map(leg).collect();
+    let (mut plan, unseen) = count(context, &*source, &mut legs, &selection, limit, skips_damaged(context)).await?;
     if selection.dead {
         // Not on their way: redriven already.
         plan.redriven = std::mem::take(&mut plan.on_their_way);
     }
     check_seen(unseen, every_user, limit.is_some())?;
-    let what = describe(around, range, &selection, limit);
-    Ok(Planned { id: None, source, what, selection, legs, plan })
+    let what = describe(context, range, &selection, limit);
+    Ok(PreparedReplay { id: None, source, what, selection, legs, plan })
 }
 
 /// What is left of a replay, by its own commits.
-pub(super) async fn plan_rest(around: &Surroundings, id: &str) -> anyhow::Result<Planned> {
-    let story = find(around, id).await?;
-    let Started { selection, plan, what, .. } = story.started;
-    let source = source(around, selection.dead).await?;
-    let group = replay_group(&around.spec.name, id);
-    let states = around.groups.committed(&group, &source).await?;
+pub(super) async fn plan_resume(context: &ReplayContext, id: &str) -> anyhow::Result<PreparedReplay> {
+    let history = find(context, id).await?;
+    let ReplayStart { selection, plan, what, .. } = history.started;
+    let source = source(context, selection.dead).await?;
+    let group = replay_group(&context.spec.name, id);
+    let states = context.groups.committed(&group, &source).await?;
     let mut legs = Vec::new();
     for part in &plan.partitions {
-        let stretch = Stretch { partition: part.partition, from: part.from, until: part.until, removed: 0 };
+        let stretch = OffsetRange { partition: part.partition, from: part.from, until: part.until, removed: 0 };
         let state = states.get(part.partition as usize).cloned().flatten();
         let state =
             state.with_context(|| format!("the progress of {group:?} in partition {} is gone", part.partition))?;
         // What is settled need not be read again.
         let from = state.watermark.clamp(stretch.from, stretch.until);
-        legs.push(Leg { stretch: Stretch { from, ..stretch }, state });
+        legs.push(PartitionPlan { stretch: OffsetRange { from, ..stretch }, state });
     }
-    let (mut plan, _) = count(around, &*source, &mut legs, &selection, None, skips_damaged(around)).await?;
+    let (mut plan, _) = count(context, &*source, &mut legs, &selection, None, skips_damaged(context)).await?;
     // Settled by this replay, or never to be taken.
     plan.on_their_way = 0;
-    Ok(Planned { id: Some(id.to_owned()), source, what: format!("{what}, the rest of {id}"), selection, legs, plan })
+    Ok(PreparedReplay {
+        id: Some(id.to_owned()),
+        source,
+        what: format!("{what}, the rest of {id}"),
+        selection,
+        legs,
+        plan,
+    })
 }
 
 pub(super) async fn count(
-    around: &Surroundings,
+    context: &ReplayContext,
     source: &dyn Log,
-    legs: &mut [Leg],
+    legs: &mut [PartitionPlan],
     selection: &Selection,
     limit: Option<u64>,
     skip_damaged: bool,
-) -> anyhow::Result<(Plan, Unseen)> {
-    plan::count(source, around.log.topic(), legs, selection, limit, skip_damaged).await
+) -> anyhow::Result<(Plan, NotFound)> {
+    plan::count(source, context.log.topic(), legs, selection, limit, skip_damaged).await
 }
 
 /// Whether what cannot be read is left out, instead of an error.
-pub(super) fn skips_damaged(around: &Surroundings) -> bool {
-    around.dispatch.on_gap == OnGap::Skip
+pub(super) fn skips_damaged(context: &ReplayContext) -> bool {
+    context.dispatch.on_gap == OnGap::Skip
 }
 
-async fn find(around: &Surroundings, id: &str) -> anyhow::Result<Story> {
-    let unknown = || Refused::usage(format!("there is no replay {id:?}: --list shows those that there are"));
-    let audit = Audit::open_existing(&*around.engine, around.log.topic()).await?.ok_or_else(unknown)?;
-    let story = audit.stories().await?.remove(id).ok_or_else(unknown)?;
-    if story.destination != around.spec.name {
-        let (theirs, ours) = (&story.destination, &around.spec.name);
-        return Err(Refused::usage(format!("replay {id} is of destination {theirs:?}, and --dest is {ours:?}")));
+async fn find(context: &ReplayContext, id: &str) -> anyhow::Result<ReplayHistory> {
+    let unknown = || ReplayRefused::usage(format!("there is no replay {id:?}: --list shows those that there are"));
+    let audit = AuditLog::open_existing(&*context.engine, context.log.topic()).await?.ok_or_else(unknown)?;
+    let history = audit.histories().await?.remove(id).ok_or_else(unknown)?;
+    if history.destination != context.spec.name {
+        let (theirs, ours) = (&history.destination, &context.spec.name);
+        return Err(ReplayRefused::usage(format!("replay {id} is of destination {theirs:?}, and --dest is {ours:?}")));
     }
-    if story.started.moves {
-        return Err(Refused::usage(format!(
+    if history.started.moves {
+        return Err(ReplayRefused::usage(format!(
             "{id} moved the position of {:?}: give that command again",
-            story.destination
+            history.destination
         )));
     }
-    if let Some((at_ms, Outcome::Finished, _)) = &story.ended {
-        return Err(Refused::usage(format!("replay {id} has finished already, at {}", show_ms(*at_ms))));
+    if let Some((at_ms, ReplayOutcome::Finished, _)) = &history.ended {
+        return Err(ReplayRefused::usage(format!("replay {id} has finished already, at {}", show_ms(*at_ms))));
     }
-    Ok(story)
+    Ok(history)
 }
 
 /// A name that nobody ever delivered under is a mistyped one.
-pub(super) fn ensure_known(around: &Surroundings, states: &[Option<PartitionState>]) -> anyhow::Result<()> {
+pub(super) fn ensure_known(context: &ReplayContext, states: &[Option<PartitionState>]) -> anyhow::Result<()> {
     if states.iter().any(Option::is_some) {
         return Ok(());
     }
-    Err(Refused::usage(format!(
+    Err(ReplayRefused::usage(format!(
         "nothing of {:?} was ever delivered under the name {:?}: write --dest NAME=DEST with the name that dispatch has",
-        around.log.topic(),
-        around.spec.name
+        context.log.topic(),
+        context.spec.name
     )))
 }
 
 /// Where the events are.
-async fn source(around: &Surroundings, dead: bool) -> anyhow::Result<Arc<dyn Log>> {
+async fn source(context: &ReplayContext, dead: bool) -> anyhow::Result<Arc<dyn Log>> {
     if !dead {
-        return Ok(Arc::clone(&around.log));
+        return Ok(Arc::clone(&context.log));
     }
-    let topic = dead_letter::topic_of(around.log.topic(), &around.spec.name);
-    match around.engine.open(&topic, None).await {
+    let topic = dead_letter::topic_of(context.log.topic(), &context.spec.name);
+    match context.engine.open(&topic, None).await {
         Ok(log) => {
-            dead_letter::ensure_own(&*log, around.log.topic(), &around.spec.name).await?;
+            dead_letter::ensure_own(&*log, context.log.topic(), &context.spec.name).await?;
             Ok(log)
         }
-        Err(OpenError::Missing { .. }) => {
-            Err(Refused::outside(format!("{:?} has no dead letters: nothing was ever given up", around.spec.name)))
-        }
+        Err(OpenError::Missing { .. }) => Err(ReplayRefused::outside(format!(
+            "{:?} has no dead letters: nothing was ever given up",
+            context.spec.name
+        ))),
         Err(error) => Err(error.into()),
     }
 }
 
-fn check_seen(unseen: Unseen, every_user: bool, limited: bool) -> anyhow::Result<()> {
+fn check_seen(unseen: NotFound, every_user: bool, limited: bool) -> anyhow::Result<()> {
     // A plan that was cut short says nothing of what is behind the cut.
     if limited {
         return Ok(());
@@ -166,21 +174,21 @@ fn check_seen(unseen: Unseen, every_user: bool, limited: bool) -> anyhow::Result
         shown.join(", ") + &if more > 0 { format!(" and {more} more") } else { String::new() }
     };
     if !unseen.ids.is_empty() {
-        return Err(Refused::outside(format!("no event in the range has the id {}", first(&unseen.ids))));
+        return Err(ReplayRefused::outside(format!("no event in the range has the id {}", first(&unseen.ids))));
     }
     if !unseen.users.is_empty() {
         let why = format!("the range has no event of the user {}", first(&unseen.users));
-        ensure!(!every_user, Refused { why, is_usage: false });
+        ensure!(!every_user, ReplayRefused { why, is_usage: false });
         tracing::warn!("{why}");
     }
     Ok(())
 }
 
 /// What is replayed, in the words of the flags.
-fn describe(around: &Surroundings, range: &Range, selection: &Selection, limit: Option<u64>) -> String {
+fn describe(context: &ReplayContext, range: &Range, selection: &Selection, limit: Option<u64>) -> String {
     let mut words = vec![match selection.dead {
-        true => format!("the dead letters of {}", around.spec.name),
-        false => format!("{} for {}", around.log.topic(), around.spec.name),
+        true => format!("the dead letters of {}", context.spec.name),
+        false => format!("{} for {}", context.log.topic(), context.spec.name),
     }];
     let named = |names: &BTreeSet<String>, one: &str| match names.len() {
         0 => None,

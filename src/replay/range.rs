@@ -3,7 +3,7 @@
 //! The beginning is part of the range, the end is not. A time chooses every event that was accepted in between, in
 //! whatever order their times are in the log: clocks differ from machine to machine, and jump. So a range by time is
 //! read from the first event that was accepted at its beginning or later, up to the end of the log, and each event is
-//! asked for its own time ([`Times`]):
+//! asked for its own time ([`TimeRange`]):
 //!
 //! ```text
 //!  accepted      10:00  10:01  11:10  10:02  10:03  11:00  11:01  10:04  11:02
@@ -14,7 +14,7 @@
 //! A position (of a rewind or a fast-forward) is one offset in a partition. A time means the first event that
 //! was accepted then or later.
 
-use super::place::{Place, show_ms, unix_time_meant};
+use super::position::{Position, show_ms, unix_time_meant};
 use crate::core::outcome::Failure;
 use crate::log::Log;
 use serde::{Deserialize, Serialize};
@@ -23,8 +23,8 @@ use std::time::Duration;
 /// Both ends as typed; `None`: the log's own.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Range {
-    pub from: Option<Place>,
-    pub until: Option<Place>,
+    pub from: Option<Position>,
+    pub until: Option<Position>,
 }
 
 impl Range {
@@ -39,7 +39,7 @@ impl Range {
         let moments = from.moment_ms(now_ms).zip(until.moment_ms(now_ms));
         let times_turned = moments.is_some_and(|(from, until)| from >= until);
         let turned = match (from, until) {
-            (Place::Offset(from), Place::Offset(until)) => from >= until,
+            (Position::Offset(from), Position::Offset(until)) => from >= until,
             _ => match (from.named(), until.named()) {
                 (Some(from), Some(until)) => {
                     from.iter().any(|(partition, from)| until.get(partition).is_some_and(|until| from >= until))
@@ -54,20 +54,20 @@ impl Range {
     }
 
     /// The times that the range says; the same `now_ms` has to be given to [`resolve`].
-    pub fn times(&self, now_ms: i64) -> Times {
-        let moment = |place: &Option<Place>| place.as_ref().and_then(|place| place.moment_ms(now_ms));
-        Times { from_ms: moment(&self.from), until_ms: moment(&self.until) }
+    pub fn times(&self, now_ms: i64) -> TimeRange {
+        let moment = |place: &Option<Position>| place.as_ref().and_then(|place| place.moment_ms(now_ms));
+        TimeRange { from_ms: moment(&self.from), until_ms: moment(&self.until) }
     }
 
     /// What a person is to be told who used a deprecated form.
     pub fn deprecations(&self) -> impl Iterator<Item = String> {
-        [&self.from, &self.until].into_iter().flatten().filter_map(Place::deprecation)
+        [&self.from, &self.until].into_iter().flatten().filter_map(Position::deprecation)
     }
 }
 
-/// Times of acceptance, in milliseconds since the Unix epoch. `None`: there is no bound.
+/// TimeRange of acceptance, in milliseconds since the Unix epoch. `None`: there is no bound.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Times {
+pub struct TimeRange {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub from_ms: Option<i64>,
     /// Not part of it.
@@ -75,7 +75,7 @@ pub struct Times {
     pub until_ms: Option<i64>,
 }
 
-impl Times {
+impl TimeRange {
     /// Whether any event is in it.
     pub fn is_unbounded(&self) -> bool {
         *self == Self::default()
@@ -88,7 +88,7 @@ impl Times {
 
 /// What a time means as the end of a range.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum TimeAsEnd {
+pub enum UntilTime {
     /// The end of the log: whoever reads the range asks each event for its own time.
     Scan,
     /// The first event that was accepted then or later. An age of 0 is the end of the log, whatever the log holds.
@@ -97,14 +97,14 @@ pub enum TimeAsEnd {
 
 /// What a partition of the log holds: from its earliest offset up to, without, its latest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Ends {
+struct LogBounds {
     earliest: i64,
     latest: i64,
 }
 
 /// The offsets of one partition that a range means.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Stretch {
+pub struct OffsetRange {
     pub partition: u32,
     pub from: i64,
     /// Not part of it.
@@ -115,7 +115,7 @@ pub struct Stretch {
 
 /// Why a range has nothing in the log, in words for a person.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Outside {
+pub enum RangeError {
     /// An end of the range is not a place of this log: a partition that does not exist, a time that was written as an
     /// offset, an offset past the end.
     NotAPlace(String),
@@ -123,7 +123,7 @@ pub enum Outside {
     NothingThere(String),
 }
 
-impl Outside {
+impl RangeError {
     /// What a person is told.
     pub fn into_why(self) -> String {
         match self {
@@ -140,21 +140,21 @@ pub async fn resolve(
     log: &dyn Log,
     range: &Range,
     now_ms: i64,
-    time_as_end: TimeAsEnd,
-) -> Result<Result<Vec<Stretch>, Outside>, Failure> {
+    time_as_end: UntilTime,
+) -> Result<Result<Vec<OffsetRange>, RangeError>, Failure> {
     let partitions = log.partitions().await?;
     let mut all = Vec::new();
     let mut found = Vec::new();
     for partition in 0..partitions {
-        let ends = Ends { earliest: log.earliest(partition).await?, latest: log.latest(partition).await? };
+        let ends = LogBounds { earliest: log.earliest(partition).await?, latest: log.latest(partition).await? };
         all.push(ends);
         let from = match &range.from {
             Some(place) => offset_of(place, log, partition, ends, now_ms).await?,
             None => Some(ends.earliest),
         };
         let until = match (&range.until, time_as_end) {
-            (None, _) | (Some(Place::Time(_) | Place::Ago(_)), TimeAsEnd::Scan) => Some(ends.latest),
-            (Some(Place::Ago(Duration::ZERO)), TimeAsEnd::Position) => Some(ends.latest),
+            (None, _) | (Some(Position::Time(_) | Position::Ago(_)), UntilTime::Scan) => Some(ends.latest),
+            (Some(Position::Ago(Duration::ZERO)), UntilTime::Position) => Some(ends.latest),
             (Some(place), _) => offset_of(place, log, partition, ends, now_ms).await?,
         };
         if let (Some(from), Some(until)) = (from, until) {
@@ -166,16 +166,16 @@ pub async fn resolve(
 
 /// The offset of the place in this partition; `None`: it has no part in the range.
 async fn offset_of(
-    place: &Place,
+    place: &Position,
     log: &dyn Log,
     partition: u32,
-    ends: Ends,
+    ends: LogBounds,
     now_ms: i64,
 ) -> Result<Option<i64>, Failure> {
     match place {
-        Place::Offset(offset) => Ok(Some(*offset)),
-        Place::Offsets(offsets) | Place::OldOffsets(offsets) => Ok(offsets.get(&partition).copied()),
-        Place::Time(_) | Place::Ago(_) => {
+        Position::Offset(offset) => Ok(Some(*offset)),
+        Position::Offsets(offsets) | Position::DeprecatedOffsets(offsets) => Ok(offsets.get(&partition).copied()),
+        Position::Time(_) | Position::Ago(_) => {
             let moment = place.moment_ms(now_ms).unwrap_or(now_ms);
             Ok(Some(log.offset_at(partition, moment).await?.unwrap_or(ends.latest)))
         }
@@ -183,9 +183,9 @@ async fn offset_of(
 }
 
 /// `found`: partition, beginning and end as they were asked for.
-fn stretches(range: &Range, all: &[Ends], found: &[(u32, i64, i64)]) -> Result<Vec<Stretch>, Outside> {
+fn stretches(range: &Range, all: &[LogBounds], found: &[(u32, i64, i64)]) -> Result<Vec<OffsetRange>, RangeError> {
     let holds = || {
-        let partition = |(partition, ends): (usize, &Ends)| match ends.earliest < ends.latest {
+        let partition = |(partition, ends): (usize, &LogBounds)| match ends.earliest < ends.latest {
             true => format!("partition {partition}: {} to {}", ends.earliest, ends.latest - 1),
             false => format!("partition {partition}: nothing, and {} comes next", ends.latest),
         };
@@ -194,14 +194,14 @@ fn stretches(range: &Range, all: &[Ends], found: &[(u32, i64, i64)]) -> Result<V
     };
     for place in [&range.from, &range.until].into_iter().flatten() {
         if let Some(missing) = place.named().into_iter().flatten().find(|(p, _)| **p as usize >= all.len()) {
-            return Err(Outside::NotAPlace(format!(
+            return Err(RangeError::NotAPlace(format!(
                 "there is no partition {}: the topic has {}",
                 missing.0,
                 all.len()
             )));
         }
         if let Some((offset, (time_ms, written))) = time_taken_for_an_offset(place, all) {
-            return Err(Outside::NotAPlace(format!(
+            return Err(RangeError::NotAPlace(format!(
                 "{place} is read as an offset, and the log does not have it: {}. If {offset} is a time ({}), write {written}",
                 holds(),
                 show_ms(time_ms)
@@ -212,19 +212,19 @@ fn stretches(range: &Range, all: &[Ends], found: &[(u32, i64, i64)]) -> Result<V
     let is_named = range.from.as_ref().is_some_and(|from| from.named().is_some());
     let is_past = |&&(partition, from, _): &&(u32, i64, i64)| from >= all[partition as usize].latest;
     if let Some((partition, from, _)) = found.iter().find(is_past).filter(|_| is_named) {
-        return Err(Outside::NotAPlace(format!("--from p{partition}:{from} is past the end: {}", holds())));
+        return Err(RangeError::NotAPlace(format!("--from p{partition}:{from} is past the end: {}", holds())));
     }
-    let stretches: Vec<Stretch> = found
+    let stretches: Vec<OffsetRange> = found
         .iter()
         .map(|&(partition, asked_from, asked_until)| {
-            let Ends { earliest, latest } = all[partition as usize];
+            let LogBounds { earliest, latest } = all[partition as usize];
             let from = asked_from.clamp(earliest, latest);
             let until = asked_until.clamp(from, latest);
             let removed = (earliest.min(asked_until) - asked_from).max(0);
-            Stretch { partition, from, until, removed }
+            OffsetRange { partition, from, until, removed }
         })
         .collect();
-    let is_time = |place: &Place| matches!(place, Place::Time(_) | Place::Ago(_));
+    let is_time = |place: &Position| matches!(place, Position::Time(_) | Position::Ago(_));
     let by_offset = [&range.from, &range.until].into_iter().flatten().any(|place| !is_time(place));
     if by_offset && stretches.iter().all(|stretch| stretch.from >= stretch.until) {
         let asked = match (&range.from, &range.until) {
@@ -233,17 +233,17 @@ fn stretches(range: &Range, all: &[Ends], found: &[(u32, i64, i64)]) -> Result<V
             (None, Some(until)) => format!("--until {until}"),
             (None, None) => "everything".into(),
         };
-        return Err(Outside::NothingThere(format!("{asked} is outside the log: {}", holds())));
+        return Err(RangeError::NothingThere(format!("{asked} is outside the log: {}", holds())));
     }
     Ok(stretches)
 }
 
 /// An offset of the place that is past the end of the log and would be a plausible time in seconds since the Unix epoch;
-/// with that time. Taken for an offset, the end of a range would be the end of the log, unsaid.
-fn time_taken_for_an_offset(place: &Place, all: &[Ends]) -> Option<(i64, (i64, String))> {
+/// with that time. RedriveMarker for an offset, the end of a range would be the end of the log, unsaid.
+fn time_taken_for_an_offset(place: &Position, all: &[LogBounds]) -> Option<(i64, (i64, String))> {
     let latest = |partition: u32| all.get(partition as usize).map_or(0, |ends| ends.latest);
     let is_past = match place {
-        Place::Offset(offset) => all.iter().all(|ends| *offset > ends.latest).then_some(*offset),
+        Position::Offset(offset) => all.iter().all(|ends| *offset > ends.latest).then_some(*offset),
         _ => {
             place.named()?.iter().find(|(partition, offset)| **offset > latest(**partition)).map(|(_, offset)| *offset)
         }
@@ -256,7 +256,7 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    fn place(text: &str) -> Place {
+    fn place(text: &str) -> Position {
         text.parse().unwrap_or_else(|why| panic!("{text}: {why}"))
     }
 
@@ -285,11 +285,11 @@ mod tests {
 
     #[test]
     fn what_the_log_does_not_hold_is_told_with_what_it_holds() {
-        let all = [Ends { earliest: 10, latest: 20 }, Ends { earliest: 0, latest: 0 }];
+        let all = [LogBounds { earliest: 10, latest: 20 }, LogBounds { earliest: 0, latest: 0 }];
         let resolve = |from: Option<&str>, until: Option<&str>, found: &[(u32, i64, i64)]| {
             stretches(&Range { from: from.map(place), until: until.map(place) }, &all, found)
         };
-        let stretch = |partition, from, until, removed| Stretch { partition, from, until, removed };
+        let stretch = |partition, from, until, removed| OffsetRange { partition, from, until, removed };
         let both = [stretch(0, 12, 20, 0), stretch(1, 0, 0, 0)];
         assert_eq!(resolve(Some("12"), None, &[(0, 12, 20), (1, 12, 0)]).unwrap(), both);
         assert_eq!(resolve(Some("p0:4"), Some("p0:15"), &[(0, 4, 15)]).unwrap(), [stretch(0, 10, 15, 6)]);
@@ -306,7 +306,7 @@ mod tests {
             (Some("p5:0"), None, vec![], "no partition 5"),
         ] {
             let outside = resolve(from, until, &found).unwrap_err();
-            let is_place = matches!(outside, Outside::NothingThere(_));
+            let is_place = matches!(outside, RangeError::NothingThere(_));
             let why = outside.into_why();
             assert!(why.contains(says) && is_place == says.contains("is outside"), "{why}");
         }
@@ -317,7 +317,9 @@ mod tests {
             (Some("p1:1767350000"), None),
             (Some("p0:1"), Some("p0:1767350000,p1:5")),
         ] {
-            let Outside::NotAPlace(why) = resolve(from, until, &[(0, 0, 20)]).unwrap_err() else { panic!("no place") };
+            let RangeError::NotAPlace(why) = resolve(from, until, &[(0, 0, 20)]).unwrap_err() else {
+                panic!("no place")
+            };
             assert!(why.contains("is read as an offset") && why.contains("write @1767350000"), "{why}");
         }
         assert!(resolve(Some("0"), Some("999999"), &[(0, 0, 999_999)]).is_ok(), "as far as the log goes");
@@ -327,15 +329,15 @@ mod tests {
 
     #[test]
     fn times_hold_their_beginning_and_not_their_end() {
-        let times = |from_ms, until_ms| Times { from_ms, until_ms };
-        let of = |times: Times| [9, 10, 19, 20].map(|ms| times.contains(ms));
+        let times = |from_ms, until_ms| TimeRange { from_ms, until_ms };
+        let of = |times: TimeRange| [9, 10, 19, 20].map(|ms| times.contains(ms));
         assert_eq!(of(times(Some(10), Some(20))), [false, true, true, false]);
         assert_eq!(of(times(Some(10), None)), [false, true, true, true]);
         assert_eq!(of(times(None, Some(20))), [true, true, true, false]);
-        assert!(Times::default().is_unbounded() && of(Times::default()) == [true; 4]);
-        let range = Range { from: Some(Place::Ago(Duration::from_secs(2))), until: Some(Place::Time(9_500)) };
+        assert!(TimeRange::default().is_unbounded() && of(TimeRange::default()) == [true; 4]);
+        let range = Range { from: Some(Position::Ago(Duration::from_secs(2))), until: Some(Position::Time(9_500)) };
         assert_eq!(range.times(10_000), times(Some(8_000), Some(9_500)));
-        assert!(Range { from: Some(Place::Offset(5)), until: None }.times(10_000).is_unbounded());
+        assert!(Range { from: Some(Position::Offset(5)), until: None }.times(10_000).is_unbounded());
     }
 
     proptest! {
@@ -343,9 +345,9 @@ mod tests {
         fn a_stretch_is_inside_the_log_and_what_was_removed_is_counted(
             earliest in 0i64..100, held in 0i64..100, from in 0i64..300, len in 0i64..300,
         ) {
-            let all = [Ends { earliest, latest: earliest + held }];
+            let all = [LogBounds { earliest, latest: earliest + held }];
             let found = stretches(&Range::default(), &all, &[(0, from, from + len)]).unwrap();
-            let Stretch { from: begins, until, removed, .. } = found[0];
+            let OffsetRange { from: begins, until, removed, .. } = found[0];
             let asked = from..from + len;
             prop_assert_eq!(until - begins, asked.clone().filter(|at| (earliest..earliest + held).contains(at)).count() as i64);
             prop_assert_eq!(removed, asked.filter(|at| *at < earliest).count() as i64);

@@ -12,12 +12,12 @@
 //! nobody owns them it is applied here, in the same way. So it is applied once, whoever dies, and a command that was cut
 //! off behind the request needs not be given again.
 
-use super::audit::{Audit, Outcome, Started, What};
-use super::place::Place;
-use super::plan::{Leg, Progressed};
-use super::range::{self, Outside, Range, Stretch, TimeAsEnd, Times};
+use super::audit::{AuditEvent, AuditLog, ReplayOutcome, ReplayStart};
+use super::plan::{DeliveryCounts, PartitionPlan};
+use super::position::Position;
+use super::range::{self, OffsetRange, Range, RangeError, TimeRange, UntilTime};
 use super::select::Selection;
-use super::{Config, Planned, Refused, Surroundings, prepare, show};
+use super::{Config, PreparedReplay, ReplayContext, ReplayRefused, prepare, show};
 use crate::BoxFuture;
 use crate::clock::now_ms;
 use crate::core::outcome::Ended;
@@ -32,64 +32,69 @@ use uuid::Uuid;
 
 /// Which way, and where to.
 #[derive(Debug, Clone)]
-pub enum Way {
-    Back(Place),
-    Ahead(Place),
+pub enum Reposition {
+    Rewind(Position),
+    FastForward(Position),
 }
 
 /// Asks for the new position of each partition that has a part in the plan, and waits until it is there.
 pub(super) async fn apply(
-    around: &Surroundings,
+    context: &ReplayContext,
     config: &Config,
-    way: &Way,
-    planned: Planned,
+    way: &Reposition,
+    planned: PreparedReplay,
     stop: impl Future<Output = ()> + Send,
 ) -> anyhow::Result<Ended> {
-    let (name, id) = (&around.spec.name, super::new_id());
-    let Planned { what, plan, selection, legs, .. } = planned;
-    let states = patiently(|| around.groups.committed(name, &around.log)).await?;
-    let standing = patiently(|| around.groups.requested(name, &around.log)).await?;
+    let (name, id) = (&context.spec.name, super::new_id());
+    let PreparedReplay { what, plan, selection, legs, .. } = planned;
+    let states = patiently(|| context.groups.committed(name, &context.log)).await?;
+    let standing = patiently(|| context.groups.requested(name, &context.log)).await?;
     let (number, events, unreadable) = (new_number(&states, &standing), plan.events, plan.unreadable);
-    let target = |stretch: &Stretch| match way {
-        Way::Back(_) => ResetTarget::Back(stretch.from),
-        Way::Ahead(_) => ResetTarget::Ahead(stretch.until),
+    let target = |stretch: &OffsetRange| match way {
+        Reposition::Rewind(_) => ResetTarget::Back(stretch.from),
+        Reposition::FastForward(_) => ResetTarget::Ahead(stretch.until),
     };
-    let moves =
-        legs.iter().map(|Leg { stretch, .. }| (stretch.partition, OffsetReset { id: number, to: target(stretch) }));
+    let moves = legs
+        .iter()
+        .map(|PartitionPlan { stretch, .. }| (stretch.partition, OffsetReset { id: number, to: target(stretch) }));
     let moves: BTreeMap<u32, OffsetReset> = moves.collect();
-    let audit = Audit::open(&*around.engine, &*around.log).await?;
-    let started = Started { to: around.spec.to_string(), what: what.clone(), selection, plan, moves: true };
-    audit.write(&id, name, What::ReplayStarted(Box::new(started))).await?;
+    let audit = AuditLog::open(&*context.engine, &*context.log).await?;
+    let started = ReplayStart { to: context.spec.to_string(), what: what.clone(), selection, plan, moves: true };
+    audit.write(&id, name, AuditEvent::ReplayStarted(Box::new(started))).await?;
     let asked = async {
         // Whether it was stored may be unknown: the same once more changes nothing.
-        let asked = patiently(|| around.groups.request(name, &around.log, &moves)).await;
+        let asked = patiently(|| context.groups.request(name, &context.log, &moves)).await;
         asked.context("what was asked for may stand all the same: give the command again to be sure")?;
         tokio::select! {
             biased;
-            applied = applied(around, config, &moves) => applied.map(|()| true),
+            applied = applied(context, config, &moves) => applied.map(|()| true),
             () = stop => Ok(false),
         }
     };
     let asked: anyhow::Result<bool> = asked.await;
     let (outcome, why) = match &asked {
-        Ok(true) => (Outcome::Finished, String::new()),
-        Ok(false) => (Outcome::Stopped, "stopped by a signal: what was asked for stands, and dispatch does it".into()),
-        Err(error) => (Outcome::Failed, format!("{error:#}")),
+        Ok(true) => (ReplayOutcome::Finished, String::new()),
+        Ok(false) => {
+            (ReplayOutcome::Stopped, "stopped by a signal: what was asked for stands, and dispatch does it".into())
+        }
+        Err(error) => (ReplayOutcome::Failed, format!("{error:#}")),
     };
-    audit.write(&id, name, What::ReplayEnded { outcome, counts: Progressed::default(), why: why.clone() }).await?;
+    audit
+        .write(&id, name, AuditEvent::ReplayEnded { outcome, counts: DeliveryCounts::default(), why: why.clone() })
+        .await?;
     if !asked? {
-        show::note(around, config, &why);
+        show::note(context, config, &why);
         return Ok(Ended::WorkLeft);
     }
     let then = match way {
-        Way::Back(_) => "delivers again",
-        Way::Ahead(_) => "leaves out",
+        Reposition::Rewind(_) => "delivers again",
+        Reposition::FastForward(_) => "leaves out",
     };
     let besides = match unreadable {
         0 => String::new(),
         unreadable => format!(" and {unreadable} offsets that cannot be read"),
     };
-    show::note(around, config, &format!("moved: dispatch {then} {events} events{besides} ({what})"));
+    show::note(context, config, &format!("moved: dispatch {then} {events} events{besides} ({what})"));
     Ok(Ended::Drained)
 }
 
@@ -105,16 +110,16 @@ fn new_number(states: &[Option<PartitionState>], standing: &[Option<OffsetReset>
 /// Two commands of one millisecond differ in these.
 const RANDOM_BITS: u32 = 20;
 
-/// Ready once every partition has moved.
-async fn applied(around: &Surroundings, config: &Config, moves: &BTreeMap<u32, OffsetReset>) -> anyhow::Result<()> {
-    let name = &around.spec.name;
-    let digest = around.spec.digest();
+/// ReplayRun once every partition has moved.
+async fn applied(context: &ReplayContext, config: &Config, moves: &BTreeMap<u32, OffsetReset>) -> anyhow::Result<()> {
+    let name = &context.spec.name;
+    let digest = context.spec.digest();
     let mut told_at = None::<Instant>;
     loop {
-        let owned = !patiently(|| around.groups.apply_unowned(name, &around.log, &digest, moves)).await?;
+        let owned = !patiently(|| context.groups.apply_unowned(name, &context.log, &digest, moves)).await?;
         // In this order: what was applied, and then had its place taken, is applied.
-        let standing = patiently(|| around.groups.requested(name, &around.log)).await?;
-        let states = patiently(|| around.groups.committed(name, &around.log)).await?;
+        let standing = patiently(|| context.groups.requested(name, &context.log)).await?;
+        let states = patiently(|| context.groups.committed(name, &context.log)).await?;
         let mut waiting = Vec::new();
         for (partition, wanted) in moves {
             let moved = states.get(*partition as usize).and_then(Option::as_ref).and_then(|state| state.moved);
@@ -132,7 +137,7 @@ async fn applied(around: &Surroundings, config: &Config, moves: &BTreeMap<u32, O
         }
         match told_at {
             None if owned => {
-                show::note(around, config, "dispatch is running: its processes move their positions now");
+                show::note(context, config, "dispatch is running: its processes move their positions now");
                 told_at = Some(Instant::now());
             }
             Some(at) if at.elapsed() >= limits::REPLAY_LOG_INTERVAL => {
@@ -163,21 +168,21 @@ async fn patiently<'a, T>(ask: impl Fn() -> BoxFuture<'a, Result<T, JoinError>>)
 /// Finds the partitions in which the move passes over unsettled events that retention has removed. For each: how many
 /// these are, and the earliest offset that is left.
 async fn gaps_before(
-    around: &Surroundings,
-    place: &Place,
+    context: &ReplayContext,
+    place: &Position,
     known: &[Option<PartitionState>],
 ) -> anyhow::Result<BTreeMap<u32, (u64, i64)>> {
     let mut gaps = BTreeMap::new();
     for (state, partition) in known.iter().zip(0u32..) {
         let Some(state) = state else { continue };
-        let earliest = around.log.earliest(partition).await?;
+        let earliest = context.log.earliest(partition).await?;
         let passes = match place {
-            Place::Offset(to) => *to >= earliest,
-            Place::Offsets(offsets) | Place::OldOffsets(offsets) => {
+            Position::Offset(to) => *to >= earliest,
+            Position::Offsets(offsets) | Position::DeprecatedOffsets(offsets) => {
                 offsets.get(&partition).is_some_and(|to| *to >= earliest)
             }
             // A time means an event that is there.
-            Place::Time(_) | Place::Ago(_) => true,
+            Position::Time(_) | Position::Ago(_) => true,
         };
         if state.watermark >= earliest || !passes {
             continue;
@@ -190,88 +195,88 @@ async fn gaps_before(
 }
 
 /// What the move means: each leg is what dispatch will deliver again, or leave out.
-pub(super) async fn plan(around: &Surroundings, wanted: &Way) -> anyhow::Result<Planned> {
-    let name = &around.spec.name;
-    let known = around.groups.committed(name, &around.log).await?;
-    prepare::ensure_known(around, &known)?;
+pub(super) async fn plan(context: &ReplayContext, wanted: &Reposition) -> anyhow::Result<PreparedReplay> {
+    let name = &context.spec.name;
+    let known = context.groups.committed(name, &context.log).await?;
+    prepare::ensure_known(context, &known)?;
     let (range, what) = match wanted {
-        Way::Back(place) => (
+        Reposition::Rewind(place) => (
             Range { from: Some(place.clone()), until: None },
-            format!("{}, by a rewind of {name} to {place}", around.log.topic()),
+            format!("{}, by a rewind of {name} to {place}", context.log.topic()),
         ),
-        Way::Ahead(place) => (
+        Reposition::FastForward(place) => (
             Range { from: None, until: Some(place.clone()) },
-            format!("{}, left out by a fast-forward of {name} to {place}", around.log.topic()),
+            format!("{}, left out by a fast-forward of {name} to {place}", context.log.topic()),
         ),
     };
     let now_ms = now_ms();
     let gaps = match wanted {
-        Way::Ahead(place) => gaps_before(around, place, &known).await?,
-        Way::Back(_) => BTreeMap::new(),
+        Reposition::FastForward(place) => gaps_before(context, place, &known).await?,
+        Reposition::Rewind(_) => BTreeMap::new(),
     };
-    let mut stretches = match range::resolve(&*around.log, &range, now_ms, TimeAsEnd::Position).await? {
+    let mut stretches = match range::resolve(&*context.log, &range, now_ms, UntilTime::Position).await? {
         // The log has no records left before the place: only the gap is passed.
-        Err(Outside::NothingThere(_)) if !gaps.is_empty() => Vec::new(),
-        found => found.map_err(|outside| Refused::outside(outside.into_why()))?,
+        Err(RangeError::NothingThere(_)) if !gaps.is_empty() => Vec::new(),
+        found => found.map_err(|outside| ReplayRefused::outside(outside.into_why()))?,
     };
     for (partition, (_, earliest)) in &gaps {
         if !stretches.iter().any(|stretch| stretch.partition == *partition) {
-            stretches.push(Stretch { partition: *partition, from: *earliest, until: *earliest, removed: 0 });
+            stretches.push(OffsetRange { partition: *partition, from: *earliest, until: *earliest, removed: 0 });
         }
     }
     let mut legs = Vec::new();
     for stretch in stretches {
         let Some(state) = known.get(stretch.partition as usize).cloned().flatten() else { continue };
-        let Stretch { from, until, .. } = stretch;
+        let OffsetRange { from, until, .. } = stretch;
         let state = match wanted {
-            Way::Back(_) => state.inverted(from..until),
-            Way::Ahead(_) => state.within(from..until),
+            Reposition::Rewind(_) => state.inverted(from..until),
+            Reposition::FastForward(_) => state.within(from..until),
         };
-        legs.push(Leg { stretch, state });
+        legs.push(PartitionPlan { stretch, state });
     }
     // Whatever is behind the place is delivered again, and what came from a replay is no exception.
     let selection = Selection { again: true, ..Selection::default() };
-    let source = Arc::clone(&around.log);
-    let is_ahead = matches!(wanted, Way::Ahead(_));
+    let source = Arc::clone(&context.log);
+    let is_ahead = matches!(wanted, Reposition::FastForward(_));
     // A fast-forward leaves everything out, also what cannot be read: passing that is what it is for.
-    let skip_damaged = is_ahead || prepare::skips_damaged(around);
-    let (mut plan, _) = prepare::count(around, &*source, &mut legs, &selection, None, skip_damaged).await?;
+    let skip_damaged = is_ahead || prepare::skips_damaged(context);
+    let (mut plan, _) = prepare::count(context, &*source, &mut legs, &selection, None, skip_damaged).await?;
     if is_ahead {
         // Settled already: nothing of theirs changes.
         plan.on_their_way = 0;
         plan.unreadable += gaps.values().map(|(unsettled, _)| unsettled).sum::<u64>();
     }
-    plan.earlier = earlier_behind(around, wanted, &known, &legs, now_ms).await?;
-    Ok(Planned { id: None, source, what, selection, legs, plan })
+    plan.earlier = earlier_behind(context, wanted, &known, &legs, now_ms).await?;
+    Ok(PreparedReplay { id: None, source, what, selection, legs, plan })
 }
 
 /// How many events after the new position were accepted before the time that was asked for: times need not be in order,
 /// and a position is one offset. A rewind has them delivered again too, and a fast-forward does not leave them out.
 async fn earlier_behind(
-    around: &Surroundings,
-    wanted: &Way,
+    context: &ReplayContext,
+    wanted: &Reposition,
     known: &[Option<PartitionState>],
-    legs: &[Leg],
+    legs: &[PartitionPlan],
     now_ms: i64,
 ) -> anyhow::Result<u64> {
-    let (Way::Back(place) | Way::Ahead(place)) = wanted;
+    let (Reposition::Rewind(place) | Reposition::FastForward(place)) = wanted;
     let Some(until_ms) = place.moment_ms(now_ms) else { return Ok(0) };
     let mut behind = Vec::new();
     for leg in legs {
-        let Stretch { partition, until, .. } = leg.stretch;
+        let OffsetRange { partition, until, .. } = leg.stretch;
         behind.push(match wanted {
-            Way::Back(_) => leg.clone(),
-            Way::Ahead(_) => {
-                let end = around.log.latest(partition).await?.max(until);
+            Reposition::Rewind(_) => leg.clone(),
+            Reposition::FastForward(_) => {
+                let end = context.log.latest(partition).await?.max(until);
                 let state = known.get(partition as usize).cloned().flatten().unwrap_or_default();
-                let stretch = Stretch { partition, from: until, until: end, removed: 0 };
-                Leg { stretch, state: state.within(until..end) }
+                let stretch = OffsetRange { partition, from: until, until: end, removed: 0 };
+                PartitionPlan { stretch, state: state.within(until..end) }
             }
         });
     }
-    let times = Times { from_ms: None, until_ms: Some(until_ms) };
-    let skip_damaged = matches!(wanted, Way::Ahead(_)) || prepare::skips_damaged(around);
+    let times = TimeRange { from_ms: None, until_ms: Some(until_ms) };
+    let skip_damaged = matches!(wanted, Reposition::FastForward(_)) || prepare::skips_damaged(context);
     let selection = Selection { again: true, times, ..Selection::default() };
-    let (found, _) = prepare::count(around, &*around.log, &mut behind, &selection, None, skip_damaged).await?;
+    let (found, _) = prepare::count(context, &*context.log, &mut behind, &selection, None, skip_damaged).await?;
     Ok(found.events)
 }

@@ -6,11 +6,11 @@
 //!  --stop-after-failures ───┘
 //! ```
 
-use super::audit::Outcome;
-use super::plan::{Leg, Progressed};
+use super::audit::ReplayOutcome;
+use super::plan::{DeliveryCounts, PartitionPlan};
 use super::select::Selection;
-use super::view::{Journal, Sources, Taken, View, ends_of};
-use super::{Streams, Surroundings};
+use super::view::{RedriveDestination, RedriveMarker, ReplayGroup, ReplayLog, ends_of};
+use super::{ReplayContext, Streams};
 use crate::core::pace::Rate;
 use crate::destination::Destination;
 use crate::dispatch::{self, Parts, Tally, WhenStopped};
@@ -25,16 +25,16 @@ use tokio::sync::watch;
 use tokio::time::{Instant, sleep};
 
 /// One replay, ready to go.
-pub(super) struct Ready {
+pub(super) struct ReplayRun {
     pub(super) id: String,
     /// Where the events are: the topic, or that of dead letters.
     pub(super) source: Arc<dyn Log>,
     pub(super) selection: Selection,
-    pub(super) legs: Vec<Leg>,
+    pub(super) legs: Vec<PartitionPlan>,
     /// Its own, joined, with the legs' states committed.
     pub(super) group: Arc<dyn Group>,
     /// Of dead letters: what marks them.
-    pub(super) taken: Option<Arc<Taken>>,
+    pub(super) taken: Option<Arc<RedriveMarker>>,
     pub(super) destination: Arc<dyn Destination>,
     /// Events that are left to do.
     pub(super) events: u64,
@@ -44,27 +44,27 @@ pub(super) struct Ready {
 }
 
 /// What became of a run.
-pub(super) struct End {
-    pub(super) outcome: Outcome,
-    pub(super) counts: Progressed,
+pub(super) struct RunResult {
+    pub(super) outcome: ReplayOutcome,
+    pub(super) counts: DeliveryCounts,
     pub(super) why: String,
     /// The failure itself, where it is one.
     pub(super) error: Option<anyhow::Error>,
 }
 
 /// Delivers until it is done, has to stop, or cannot go on.
-pub(super) async fn run(around: &Surroundings, ready: Ready, stop: impl Future<Output = ()> + Send) -> End {
-    let journal = Arc::new(Journal::new(ready.group, &around.spec.name, &ready.legs, ready.taken.clone()));
-    let log = Arc::new(View {
+pub(super) async fn run(context: &ReplayContext, ready: ReplayRun, stop: impl Future<Output = ()> + Send) -> RunResult {
+    let journal = Arc::new(ReplayGroup::new(ready.group, &context.spec.name, &ready.legs, ready.taken.clone()));
+    let log = Arc::new(ReplayLog {
         log: ready.source,
-        topic: around.log.topic().to_owned(),
+        topic: context.log.topic().to_owned(),
         id: ready.id,
         selection: ready.selection,
         ends: ends_of(&ready.legs),
         taken: ready.taken.clone(),
     });
     let parts =
-        Parts { engine: Arc::clone(&around.engine), log, group: journal.clone(), destination: ready.destination };
+        Parts { engine: Arc::clone(&context.engine), log, group: journal.clone(), destination: ready.destination };
     let tally = Arc::new(Tally::default());
     let stopping = watch::Sender::new("stopped by a signal".to_owned());
     let shutdown = async {
@@ -79,32 +79,32 @@ pub(super) async fn run(around: &Surroundings, ready: Ready, stop: impl Future<O
             }
         }
     };
-    let config = dispatch::Config { when_stopped: WhenStopped::End, ..around.dispatch.clone() };
+    let config = dispatch::Config { when_stopped: WhenStopped::End, ..context.dispatch.clone() };
     let delivery = dispatch::run_counted(parts, config, ready.rate, Arc::clone(&tally), shutdown);
     let ended = tokio::select! {
         biased;
         ended = delivery => ended,
-        never = tell(&*around.streams, &tally, ready.events) => match never {},
+        never = tell(&*context.streams, &tally, ready.events) => match never {},
     };
     if let Some(taken) = &ready.taken {
         taken.leave().await;
     }
     let counts = counts(&tally);
     let is_done = journal.open().borrow().is_empty();
-    let end = |outcome, why, error| End { outcome, counts, why, error };
+    let end = |outcome, why, error| RunResult { outcome, counts, why, error };
     match ended {
-        Ok(_) if is_done => end(Outcome::Finished, String::new(), None),
-        Ok(_) => end(Outcome::Stopped, stopping.borrow().clone(), None),
-        Err(error) => end(Outcome::Failed, format!("{error:#}"), Some(error)),
+        Ok(_) if is_done => end(ReplayOutcome::Finished, String::new(), None),
+        Ok(_) => end(ReplayOutcome::Stopped, stopping.borrow().clone(), None),
+        Err(error) => end(ReplayOutcome::Failed, format!("{error:#}"), Some(error)),
     }
 }
 
-pub(super) async fn open_destination(around: &Surroundings, dead: bool) -> anyhow::Result<Arc<dyn Destination>> {
-    let destination = around.opener.open(&around.spec).await?;
-    Ok(if dead { Arc::new(Sources(destination)) } else { destination })
+pub(super) async fn open_destination(context: &ReplayContext, dead: bool) -> anyhow::Result<Arc<dyn Destination>> {
+    let destination = context.opener.open(&context.spec).await?;
+    Ok(if dead { Arc::new(RedriveDestination(destination)) } else { destination })
 }
 
-/// Ready once nothing is open but in partitions that have stopped.
+/// ReplayRun once nothing is open but in partitions that have stopped.
 async fn done(mut open: watch::Receiver<BTreeSet<u32>>, mut stopped: watch::Receiver<BTreeSet<u32>>) {
     while !open.borrow_and_update().is_subset(&stopped.borrow_and_update()) {
         tokio::select! {
@@ -116,7 +116,7 @@ async fn done(mut open: watch::Receiver<BTreeSet<u32>>, mut stopped: watch::Rece
     }
 }
 
-/// Ready with the number of failures, once they are so many.
+/// ReplayRun with the number of failures, once they are so many.
 async fn too_many(mut failures: watch::Receiver<u64>, max: u64) -> u64 {
     let reached = failures.wait_for(|failures| max > 0 && *failures >= max).await.map(|failures| *failures);
     match reached {
@@ -125,14 +125,14 @@ async fn too_many(mut failures: watch::Receiver<u64>, max: u64) -> u64 {
     }
 }
 
-fn counts(tally: &Tally) -> Progressed {
-    Progressed { delivered: tally.delivered(), given_up: tally.given_up(), failed: tally.failed() }
+fn counts(tally: &Tally) -> DeliveryCounts {
+    DeliveryCounts { delivered: tally.delivered(), given_up: tally.given_up(), failed: tally.failed() }
 }
 
 /// Says how far it is: in one line of a terminal that is written over, else as a log line every few seconds.
 async fn tell(streams: &dyn Streams, tally: &Tally, events: u64) -> Infallible {
     let (began, on_terminal) = (Instant::now(), streams.has_terminal());
-    let _line = on_terminal.then(|| Line(streams));
+    let _line = on_terminal.then(|| ProgressLine(streams));
     loop {
         sleep(if on_terminal { limits::REPLAY_PROGRESS_INTERVAL } else { limits::REPLAY_LOG_INTERVAL }).await;
         let counts = counts(tally);
@@ -143,7 +143,7 @@ async fn tell(streams: &dyn Streams, tally: &Tally, events: u64) -> Infallible {
             // Nobody may be looking any more, which is no reason to stop.
             streams.err(&format!("\r\x1b[K{text}")).unwrap_or_default();
         } else {
-            let Progressed { delivered, given_up, failed } = counts;
+            let DeliveryCounts { delivered, given_up, failed } = counts;
             let left = events.saturating_sub(settled);
             tracing::info!(delivered, left, given_up, failed, per_sec = per_sec.round(), "replaying");
         }
@@ -151,15 +151,15 @@ async fn tell(streams: &dyn Streams, tally: &Tally, events: u64) -> Infallible {
 }
 
 /// The line of a terminal; gone with its value, so that what is written next begins a line.
-struct Line<'s>(&'s dyn Streams);
+struct ProgressLine<'s>(&'s dyn Streams);
 
-impl Drop for Line<'_> {
+impl Drop for ProgressLine<'_> {
     fn drop(&mut self) {
         self.0.err("\r\x1b[K").unwrap_or_default();
     }
 }
 
-fn bar(counts: Progressed, events: u64, per_sec: f64) -> String {
+fn bar(counts: DeliveryCounts, events: u64, per_sec: f64) -> String {
     const WIDTH: u64 = 24;
     let settled = counts.settled();
     // What a crash repeats, and a letter that was written twice, may be more than was planned.
@@ -213,7 +213,7 @@ mod tests {
 
     #[test]
     fn the_bar_fills_and_says_what_failed() {
-        let counts = |delivered, given_up, failed| Progressed { delivered, given_up, failed };
+        let counts = |delivered, given_up, failed| DeliveryCounts { delivered, given_up, failed };
         let half = bar(counts(500, 0, 0), 1_000, 100.0);
         assert_eq!(half, "[############............] 500 of 1000, 100/s, 5s left");
         let failing = bar(counts(0, 3, 30), 0, 0.0);

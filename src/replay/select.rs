@@ -1,6 +1,6 @@
 //! Which events of a range a replay takes.
 
-use super::range::Times;
+use super::range::TimeRange;
 use crate::core::event::{Event, REPLAY};
 use crate::dispatch::dead_letter;
 use serde::{Deserialize, Serialize};
@@ -21,43 +21,43 @@ pub struct Selection {
     /// When it was accepted (of dead letters: when it was given up). A replay that an earlier eventd wrote down has
     /// none: its offsets say everything.
     #[serde(flatten)]
-    pub times: Times,
+    pub times: TimeRange,
 }
 
 /// What a selection says of an event.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Judgement {
-    Taken,
+pub enum SelectionResult {
+    Selected,
     /// Somebody else's, or of another id or reason.
-    Other,
+    NotSelected,
     /// It would be taken, if its time were in the range.
-    Outside,
+    OutsideTimes,
     /// It would be taken, if it had not come from a replay.
-    Replayed,
+    FromReplay,
 }
 
 impl Selection {
     /// Looks at one event; `topic` is where it was before it became a dead letter.
-    pub fn judge(&self, topic: &str, partition: u32, event: &Event) -> Judgement {
+    pub fn judge(&self, topic: &str, partition: u32, event: &Event) -> SelectionResult {
         let record = &event.record;
         if !self.users.is_empty() && !user_of(event).is_some_and(|user| self.users.contains(user)) {
-            return Judgement::Other;
+            return SelectionResult::NotSelected;
         }
         if !self.ids.is_empty() && !self.ids.contains(&id_of(self.dead, topic, partition, event)) {
-            return Judgement::Other;
+            return SelectionResult::NotSelected;
         }
         if !self.reasons.is_empty()
             && !record.header_text(dead_letter::REASON).is_some_and(|reason| self.reasons.contains(reason))
         {
-            return Judgement::Other;
+            return SelectionResult::NotSelected;
         }
         if !self.times.contains(record.timestamp_ms) {
-            return Judgement::Outside;
+            return SelectionResult::OutsideTimes;
         }
         // A letter of a replay is an event that failed again: whoever redrives it does so on purpose.
         match !self.dead && !self.again && record.headers().any(|(name, _)| name == REPLAY) {
-            true => Judgement::Replayed,
-            false => Judgement::Taken,
+            true => SelectionResult::FromReplay,
+            false => SelectionResult::Selected,
         }
     }
 }
@@ -105,36 +105,40 @@ mod tests {
     fn an_event_is_taken_only_where_everything_that_was_asked_says_yes() {
         let judge = |selection: &Selection, event: &Event| selection.judge("user-events", 2, event);
         let mine = event("user-1", &[(ID, "id-1")]);
-        assert_eq!(judge(&Selection::default(), &mine), Judgement::Taken);
+        assert_eq!(judge(&Selection::default(), &mine), SelectionResult::Selected);
         let users = Selection { users: set(&["user-1", "user-2"]), ..Selection::default() };
-        assert_eq!(judge(&users, &mine), Judgement::Taken);
-        assert_eq!(judge(&users, &event("user-3", &[])), Judgement::Other);
+        assert_eq!(judge(&users, &mine), SelectionResult::Selected);
+        assert_eq!(judge(&users, &event("user-3", &[])), SelectionResult::NotSelected);
         let both = Selection { ids: set(&["id-1", "user-events-2-17"]), ..users };
-        assert_eq!(judge(&both, &mine), Judgement::Taken);
-        assert_eq!(judge(&both, &event("user-1", &[])), Judgement::Taken, "an id that was made of the place");
-        assert_eq!(judge(&both, &event("user-1", &[(ID, "id-2")])), Judgement::Other);
-        assert_eq!(judge(&both, &event("user-3", &[(ID, "id-1")])), Judgement::Other);
+        assert_eq!(judge(&both, &mine), SelectionResult::Selected);
+        assert_eq!(judge(&both, &event("user-1", &[])), SelectionResult::Selected, "an id that was made of the place");
+        assert_eq!(judge(&both, &event("user-1", &[(ID, "id-2")])), SelectionResult::NotSelected);
+        assert_eq!(judge(&both, &event("user-3", &[(ID, "id-1")])), SelectionResult::NotSelected);
         let nameless = Event { offset: 17, record: Record::new(None, None, &[], 0) };
-        assert_eq!(judge(&Selection::default(), &nameless), Judgement::Taken);
-        assert_eq!(judge(&both, &nameless), Judgement::Other);
+        assert_eq!(judge(&Selection::default(), &nameless), SelectionResult::Selected);
+        assert_eq!(judge(&both, &nameless), SelectionResult::NotSelected);
     }
 
     #[test]
     fn what_came_from_a_replay_is_taken_only_when_asked_for() {
         let replayed = event("user-1", &[(REPLAY, "20260102-030405-abcd")]);
         let judge = |selection: Selection| selection.judge("user-events", 2, &replayed);
-        assert_eq!(judge(Selection::default()), Judgement::Replayed);
-        assert_eq!(judge(Selection { again: true, ..Selection::default() }), Judgement::Taken);
-        assert_eq!(judge(Selection { users: set(&["user-2"]), ..Selection::default() }), Judgement::Other);
-        assert_eq!(judge(Selection { dead: true, ..Selection::default() }), Judgement::Taken, "it failed again there");
+        assert_eq!(judge(Selection::default()), SelectionResult::FromReplay);
+        assert_eq!(judge(Selection { again: true, ..Selection::default() }), SelectionResult::Selected);
+        assert_eq!(judge(Selection { users: set(&["user-2"]), ..Selection::default() }), SelectionResult::NotSelected);
+        assert_eq!(
+            judge(Selection { dead: true, ..Selection::default() }),
+            SelectionResult::Selected,
+            "it failed again there"
+        );
     }
 
     #[test]
     fn an_event_whose_time_is_not_in_the_range_is_outside_if_it_would_be_taken_otherwise() {
-        let times = Times { from_ms: Some(1), until_ms: None };
+        let times = TimeRange { from_ms: Some(1), until_ms: None };
         let selection = Selection { users: set(&["user-1"]), times, ..Selection::default() };
-        assert_eq!(selection.judge("user-events", 2, &event("user-1", &[])), Judgement::Outside);
-        assert_eq!(selection.judge("user-events", 2, &event("user-2", &[])), Judgement::Other);
+        assert_eq!(selection.judge("user-events", 2, &event("user-1", &[])), SelectionResult::OutsideTimes);
+        assert_eq!(selection.judge("user-events", 2, &event("user-2", &[])), SelectionResult::NotSelected);
         let text = serde_json::to_string(&selection).unwrap();
         assert!(text.contains(r#""from_ms":1"#) && !text.contains("until_ms"), "{text}");
         assert_eq!(serde_json::from_str::<Selection>(&text).unwrap(), selection);
@@ -147,10 +151,10 @@ mod tests {
         let letter = event("user-1", &[(dead_letter::SOURCE, "2:5"), (dead_letter::REASON, "refused")]);
         assert_eq!(source_of(&letter), Some((2, 5)));
         let ids = Selection { dead: true, ids: set(&["user-events-2-5"]), ..Selection::default() };
-        assert_eq!(ids.judge("user-events", 2, &letter), Judgement::Taken);
+        assert_eq!(ids.judge("user-events", 2, &letter), SelectionResult::Selected);
         let reasons = |reason| Selection { dead: true, reasons: set(&[reason]), ..Selection::default() };
-        assert_eq!(reasons("refused").judge("user-events", 2, &letter), Judgement::Taken);
-        assert_eq!(reasons("exhausted").judge("user-events", 2, &letter), Judgement::Other);
+        assert_eq!(reasons("refused").judge("user-events", 2, &letter), SelectionResult::Selected);
+        assert_eq!(reasons("exhausted").judge("user-events", 2, &letter), SelectionResult::NotSelected);
         for wrong in ["", "2", "2:", ":5", "a:5"] {
             assert_eq!(source_of(&event("user-1", &[(dead_letter::SOURCE, wrong)])), None, "{wrong}");
         }

@@ -1,10 +1,10 @@
 //! What people and programs are shown: the plan, the question, the summary, the list.
 
-use super::audit::{self, Audit, Outcome, Story};
-use super::place::show_ms;
-use super::plan::{Pace, Part, Plan, Progressed};
-use super::run::End;
-use super::{Config, Planned, Surroundings, Wanted};
+use super::audit::{self, AuditLog, ReplayHistory, ReplayOutcome};
+use super::plan::{DeliveryCounts, Pace, Plan, PlannedPartition};
+use super::position::show_ms;
+use super::run::RunResult;
+use super::{Config, PreparedReplay, ReplayContext, ReplayRequest};
 use crate::core::outcome::Ended;
 use crate::core::pace::Rate;
 use crate::core::text::{escaped, escaped_json};
@@ -31,9 +31,9 @@ pub trait Streams: Send + Sync + fmt::Debug {
 
 /// The streams of the process.
 #[derive(Debug, Clone, Copy)]
-pub struct Process;
+pub struct StandardStreams;
 
-impl Streams for Process {
+impl Streams for StandardStreams {
     fn out(&self, text: &str) -> io::Result<()> {
         // At a terminal, what was written to the other stream before has to appear above it.
         stderr::flush(stderr::FLUSH_MAX);
@@ -52,22 +52,22 @@ impl Streams for Process {
 
 /// What was replayed so far, of every destination or of one, in the order in which it began.
 pub async fn list(engine: &dyn Engine, topic: &str, destination: Option<&str>, json: bool) -> anyhow::Result<()> {
-    let stories = match Audit::open_existing(engine, topic).await? {
-        Some(audit) => audit.stories().await?,
+    let histories = match AuditLog::open_existing(engine, topic).await? {
+        Some(audit) => audit.histories().await?,
         None => BTreeMap::new(),
     };
-    let wanted = |story: &Story| destination.is_none_or(|name| story.destination == name);
-    let mut listed: Vec<_> = stories.iter().filter(|(_, story)| wanted(story)).collect();
-    listed.sort_by_key(|(_, story)| story.started_ms);
+    let wanted = |history: &ReplayHistory| destination.is_none_or(|name| history.destination == name);
+    let mut listed: Vec<_> = histories.iter().filter(|(_, history)| wanted(history)).collect();
+    listed.sort_by_key(|(_, history)| history.started_ms);
     let mut out = io::stdout().lock();
-    for (id, story) in listed {
+    for (id, history) in listed {
         if json {
-            out.write_all(json_line(&Listed::of(id, story))?.as_bytes())?;
+            out.write_all(json_line(&ListedReplay::of(id, history))?.as_bytes())?;
         } else {
-            write!(out, "{}", Listed::of(id, story))?;
+            write!(out, "{}", ListedReplay::of(id, history))?;
         }
     }
-    if stories.is_empty() && !json {
+    if histories.is_empty() && !json {
         writeln!(out, "nothing of {topic:?} was replayed yet")?;
     }
     Ok(())
@@ -75,15 +75,15 @@ pub async fn list(engine: &dyn Engine, topic: &str, destination: Option<&str>, j
 
 /// One replay in a list.
 #[derive(Debug, Serialize)]
-struct Listed<'s> {
+struct ListedReplay<'s> {
     id: &'s str,
     destination: &'s str,
     started_ms: i64,
-    by: &'s audit::By,
+    by: &'s audit::Operator,
     to: &'s str,
     what: &'s str,
     events: u64,
-    counts: Progressed,
+    counts: DeliveryCounts,
     /// `running-or-cut-off`, or how it ended.
     state: &'static str,
     ended_ms: Option<i64>,
@@ -93,37 +93,37 @@ struct Listed<'s> {
     moves: Option<&'s Plan>,
 }
 
-impl<'s> Listed<'s> {
-    fn of(id: &'s str, story: &'s Story) -> Self {
-        let (state, ended_ms, why) = match &story.ended {
+impl<'s> ListedReplay<'s> {
+    fn of(id: &'s str, history: &'s ReplayHistory) -> Self {
+        let (state, ended_ms, why) = match &history.ended {
             None => ("running-or-cut-off", None, ""),
             Some((at, outcome, why)) => {
                 let state = match outcome {
-                    Outcome::Finished => "finished",
-                    Outcome::Stopped => "stopped",
-                    Outcome::Failed => "failed",
+                    ReplayOutcome::Finished => "finished",
+                    ReplayOutcome::Stopped => "stopped",
+                    ReplayOutcome::Failed => "failed",
                 };
                 (state, Some(*at), why.as_str())
             }
         };
         Self {
             id,
-            destination: &story.destination,
-            started_ms: story.started_ms,
-            by: &story.by,
-            to: &story.started.to,
-            what: &story.started.what,
-            events: story.started.plan.events,
-            counts: story.counts,
+            destination: &history.destination,
+            started_ms: history.started_ms,
+            by: &history.by,
+            to: &history.started.to,
+            what: &history.started.what,
+            events: history.started.plan.events,
+            counts: history.counts,
             state,
             ended_ms,
             why,
-            moves: story.started.moves.then_some(&story.started.plan),
+            moves: history.started.moves.then_some(&history.started.plan),
         }
     }
 }
 
-impl fmt::Display for Listed<'_> {
+impl fmt::Display for ListedReplay<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { id, destination, what, events, counts, state, by, why, .. } = self;
         let (by_user, by_host, why) = (escaped(&by.user), escaped(&by.host), escaped(why));
@@ -136,8 +136,9 @@ impl fmt::Display for Listed<'_> {
                     0 => String::new(),
                     unreadable => format!(" and {unreadable} offsets that cannot be read"),
                 };
-                let part =
-                    |Part { partition, from, until, .. }: &Part| format!("p{partition} from {from} until {until}");
+                let part = |PlannedPartition { partition, from, until, .. }: &PlannedPartition| {
+                    format!("p{partition} from {from} until {until}")
+                };
                 let parts: Vec<String> = partitions.iter().map(part).collect();
                 writeln!(f, "    moves the position over {events} events{besides} ({})", parts.join("; "))?;
             }
@@ -151,7 +152,7 @@ impl fmt::Display for Listed<'_> {
 
 /// The plan as programs read it.
 #[derive(Debug, Serialize)]
-struct Shown<'p> {
+struct PlanJson<'p> {
     topic: &'p str,
     destination: &'p str,
     to: String,
@@ -163,12 +164,12 @@ struct Shown<'p> {
     plan: &'p Plan,
 }
 
-pub(super) fn show(around: &Surroundings, config: &Config, planned: &Planned) -> anyhow::Result<()> {
-    let Planned { id, what, plan, .. } = planned;
-    let (destination, to) = (&around.spec.name, around.spec.to_string());
+pub(super) fn show(context: &ReplayContext, config: &Config, planned: &PreparedReplay) -> anyhow::Result<()> {
+    let PreparedReplay { id, what, plan, .. } = planned;
+    let (destination, to) = (&context.spec.name, context.spec.to_string());
     let text = if config.json {
-        let shown = Shown {
-            topic: around.log.topic(),
+        let shown = PlanJson {
+            topic: context.log.topic(),
             destination,
             to,
             what,
@@ -180,13 +181,13 @@ pub(super) fn show(around: &Surroundings, config: &Config, planned: &Planned) ->
         json_line(&shown)?
     } else {
         let pace = match (&config.what, config.rate) {
-            (Wanted::OffsetReset(_), _) => Pace::Moved,
-            (Wanted::New { .. } | Wanted::Rest { .. }, None) => Pace::Unlimited,
-            (Wanted::New { .. } | Wanted::Rest { .. }, Some(rate)) => Pace::Limited(rate),
+            (ReplayRequest::Reposition(_), _) => Pace::Moved,
+            (ReplayRequest::New { .. } | ReplayRequest::Resume { .. }, None) => Pace::Unlimited,
+            (ReplayRequest::New { .. } | ReplayRequest::Resume { .. }, Some(rate)) => Pace::Limited(rate),
         };
         format!("{}\n", plan.text(what, &to, pace))
     };
-    say(around, config.execute, &text)
+    say(context, config.execute, &text)
 }
 
 /// One line of JSON that a terminal may show.
@@ -195,37 +196,39 @@ fn json_line(value: &impl Serialize) -> anyhow::Result<String> {
 }
 
 /// Where the events go to standard output, everything else goes to the other one.
-fn say(around: &Surroundings, delivers: bool, text: &str) -> anyhow::Result<()> {
-    match delivers && matches!(around.spec.target, Target::Stdout) {
-        true => around.streams.err(text)?,
-        false => around.streams.out(text)?,
+fn say(context: &ReplayContext, delivers: bool, text: &str) -> anyhow::Result<()> {
+    match delivers && matches!(context.spec.target, Target::Stdout) {
+        true => context.streams.err(text)?,
+        false => context.streams.out(text)?,
     }
     Ok(())
 }
 
 /// For people; programs read the plan.
-pub(super) fn note(around: &Surroundings, config: &Config, text: &str) {
+pub(super) fn note(context: &ReplayContext, config: &Config, text: &str) {
     if !config.json {
         // Nobody may be looking any more.
-        around.streams.err(&format!("{}\n", escaped(text))).unwrap_or_default();
+        context.streams.err(&format!("{}\n", escaped(text))).unwrap_or_default();
     }
 }
 
 /// Whether to deliver: by the flag, or by a person who was asked.
-pub(super) async fn agree(around: &Surroundings, config: &Config, planned: &Planned) -> anyhow::Result<bool> {
+pub(super) async fn agree(context: &ReplayContext, config: &Config, planned: &PreparedReplay) -> anyhow::Result<bool> {
     if config.execute {
         return Ok(true);
     }
-    if config.json || !io::stdin().is_terminal() || !around.streams.has_terminal() {
+    if config.json || !io::stdin().is_terminal() || !context.streams.has_terminal() {
         return Ok(false);
     }
     let events = planned.plan.events;
-    let name = &around.spec.name;
+    let name = &context.spec.name;
     let question = match config.what {
-        Wanted::OffsetReset(_) => format!("move the position of {name} over these {events} events?"),
-        Wanted::New { .. } | Wanted::Rest { .. } => format!("deliver these {events} events to {name} now?"),
+        ReplayRequest::Reposition(_) => format!("move the position of {name} over these {events} events?"),
+        ReplayRequest::New { .. } | ReplayRequest::Resume { .. } => {
+            format!("deliver these {events} events to {name} now?")
+        }
     };
-    around.streams.err(&format!("{question} [y/N] "))?;
+    context.streams.err(&format!("{question} [y/N] "))?;
     let answer = tokio::task::spawn_blocking(|| {
         let mut line = String::new();
         io::stdin().read_line(&mut line).map(|_| line)
@@ -235,44 +238,46 @@ pub(super) async fn agree(around: &Surroundings, config: &Config, planned: &Plan
 
 /// The summary as programs read it.
 #[derive(Debug, Serialize)]
-struct Summary<'s> {
+struct SummaryJson<'s> {
     id: &'s str,
-    outcome: Outcome,
+    outcome: ReplayOutcome,
     #[serde(flatten)]
-    counts: Progressed,
+    counts: DeliveryCounts,
     left: u64,
     why: &'s str,
 }
 
 pub(super) fn conclude(
-    around: &Surroundings,
+    context: &ReplayContext,
     config: &Config,
     id: &str,
     events: u64,
-    end: End,
+    end: RunResult,
 ) -> anyhow::Result<Ended> {
-    let End { outcome, counts, why, error } = end;
-    let left = if outcome == Outcome::Finished { 0 } else { events.saturating_sub(counts.settled()) };
-    let Progressed { delivered, given_up, failed } = counts;
+    let RunResult { outcome, counts, why, error } = end;
+    let left = if outcome == ReplayOutcome::Finished { 0 } else { events.saturating_sub(counts.settled()) };
+    let DeliveryCounts { delivered, given_up, failed } = counts;
     if config.json {
-        let summary = Summary { id, outcome, counts, left, why: &why };
-        say(around, true, &json_line(&summary)?)?;
+        let summary = SummaryJson { id, outcome, counts, left, why: &why };
+        say(context, true, &json_line(&summary)?)?;
     } else {
         let attempts = if failed > 0 { format!("; {failed} attempts failed") } else { String::new() };
         let kept = if given_up > 0 { format!(", {given_up} given up and kept as dead letters") } else { String::new() };
         let rest = if left > 0 { format!(", {left} left") } else { String::new() };
-        say(around, true, &format!("replay {id}: {delivered} delivered{kept}{rest}{attempts}\n"))?;
+        say(context, true, &format!("replay {id}: {delivered} delivered{kept}{rest}{attempts}\n"))?;
     }
     match (outcome, error) {
-        (Outcome::Finished, _) => Ok(Ended::Drained),
-        (Outcome::Failed, Some(error)) => Err(error.context(format!("replay {id} failed, --resume {id} goes on"))),
-        (Outcome::Failed, None) => Err(anyhow!("replay {id} failed: {why}")),
-        (Outcome::Stopped, _) => {
-            let Spec { name, .. } = &around.spec;
+        (ReplayOutcome::Finished, _) => Ok(Ended::Drained),
+        (ReplayOutcome::Failed, Some(error)) => {
+            Err(error.context(format!("replay {id} failed, --resume {id} goes on")))
+        }
+        (ReplayOutcome::Failed, None) => Err(anyhow!("replay {id} failed: {why}")),
+        (ReplayOutcome::Stopped, _) => {
+            let Spec { name, .. } = &context.spec;
             tracing::warn!(
                 "{why}: eventd replay --dest {name}={} --resume {id} --execute (with the same --url, --topic and secrets) \
                  delivers what is left",
-                around.spec
+                context.spec
             );
             Ok(Ended::WorkLeft)
         }

@@ -8,7 +8,7 @@
 //! Dispatch writes only what changed: a destination that was never signed leaves nothing behind. The secret, or anything
 //! made of it, is not stored.
 
-use super::audit::{Audit, What};
+use super::audit::{AuditEvent, AuditLog};
 use crate::limits::SIGNING_NOTED_WITHIN;
 use crate::log::{Engine, Log};
 use tokio::time::timeout;
@@ -48,13 +48,13 @@ async fn note_change(engine: &dyn Engine, log: &dyn Log, destination: &str, is_s
     if was_signed {
         tracing::warn!(destination, "requests were signed before and are not now: there is no --webhook-secret-file");
     }
-    let audit = Audit::open(engine, log).await?;
-    audit.write("signing", destination, What::DestinationSigned { signed: is_signed }).await
+    let audit = AuditLog::open(engine, log).await?;
+    audit.write("signing", destination, AuditEvent::DestinationSigned { signed: is_signed }).await
 }
 
 /// Whether the last dispatch of this destination that wrote it down signed its requests.
 pub(super) async fn was_signed(engine: &dyn Engine, topic: &str, destination: &str) -> anyhow::Result<bool> {
-    match Audit::open_existing(engine, topic).await? {
+    match AuditLog::open_existing(engine, topic).await? {
         Some(audit) => audit.is_signed(destination).await,
         None => Ok(false),
     }

@@ -2,16 +2,16 @@
 //! replay alone.
 //!
 //! ```text
-//!  log ──▶ View: only what is taken, up to the end; each with `eventd-replay: ID` ──▶ dispatch ──▶ Sources ──▶ destination
+//!  log ──▶ ReplayLog: only what is taken, up to the end; each with `eventd-replay: ID` ──▶ dispatch ──▶ RedriveDestination ──▶ destination
 //!  group ◀── Progress: under the destination's name for the letters, tells when the last leg is done ◀──┘
 //! ```
 //!
 //! Dispatch delivers until it is told to stop, and a replay has an end: the commits tell when it is reached, and
 //! whoever watches them stops dispatch as a signal does.
 
-use super::plan::Leg;
-use super::range::Stretch;
-use super::select::{self, Judgement, Selection};
+use super::plan::PartitionPlan;
+use super::range::OffsetRange;
+use super::select::{self, Selection, SelectionResult};
 use crate::BoxFuture;
 use crate::core::event::{Event, ID, REPLAY, Record};
 use crate::core::outcome::Failure;
@@ -29,7 +29,7 @@ use tokio::time::Instant;
 
 /// The log as a replay sees it: of each partition one stretch, of its events those that are taken.
 #[derive(Debug)]
-pub(super) struct View {
+pub(super) struct ReplayLog {
     pub(super) log: Arc<dyn Log>,
     /// Where the events were first: the topic itself, also where dead letters are read.
     pub(super) topic: String,
@@ -38,10 +38,10 @@ pub(super) struct View {
     /// The end of each partition that has a part in it.
     pub(super) ends: BTreeMap<u32, i64>,
     /// Told of every event that dispatch was given, if somebody wants to know.
-    pub(super) taken: Option<Arc<Taken>>,
+    pub(super) taken: Option<Arc<RedriveMarker>>,
 }
 
-impl View {
+impl ReplayLog {
     /// The record as it goes out: with the replay's id, and that of a dead letter as the event was.
     fn outgoing(&self, partition: u32, event: &Event) -> Record {
         let mut record = event.record.clone();
@@ -57,7 +57,8 @@ impl View {
 
     fn show(&self, partition: u32, end: i64, fetched: Fetched) -> Fetched {
         let inside = fetched.events.into_iter().take_while(|event| event.offset < end);
-        let taken = inside.filter(|event| self.selection.judge(&self.topic, partition, event) == Judgement::Taken);
+        let taken =
+            inside.filter(|event| self.selection.judge(&self.topic, partition, event) == SelectionResult::Selected);
         let events: Vec<Event> =
             taken.map(|event| Event { offset: event.offset, record: self.outgoing(partition, &event) }).collect();
         if let Some(taken) = &self.taken {
@@ -67,7 +68,7 @@ impl View {
     }
 }
 
-impl Log for View {
+impl Log for ReplayLog {
     fn topic(&self) -> &str {
         &self.topic
     }
@@ -118,7 +119,7 @@ impl Log for View {
 
 /// The dead letters that dispatch was given and that are not marked as redriven yet, and the group that says so.
 #[derive(Debug)]
-pub(super) struct Taken {
+pub(super) struct RedriveMarker {
     group: Arc<dyn Group>,
     partitions: Mutex<BTreeMap<u32, Marks>>,
 }
@@ -130,7 +131,7 @@ struct Marks {
     stored: PartitionState,
 }
 
-impl Taken {
+impl RedriveMarker {
     /// `redriven`: what the group says already, by partition.
     pub(super) fn new(group: Arc<dyn Group>, redriven: &BTreeMap<u32, PartitionState>) -> Self {
         let marks = |(partition, state): (&u32, &PartitionState)| {
@@ -181,18 +182,23 @@ impl Taken {
 
 /// The replay's own group, as dispatch sees it: under the destination's name, since dead letters are named after it.
 #[derive(Debug)]
-pub(super) struct Journal {
+pub(super) struct ReplayGroup {
     group: Arc<dyn Group>,
     destination: String,
     ends: BTreeMap<u32, i64>,
-    taken: Option<Arc<Taken>>,
+    taken: Option<Arc<RedriveMarker>>,
     /// Partitions that are not done.
     open: watch::Sender<BTreeSet<u32>>,
 }
 
-impl Journal {
-    pub(super) fn new(group: Arc<dyn Group>, destination: &str, legs: &[Leg], taken: Option<Arc<Taken>>) -> Self {
-        let is_open = |leg: &&Leg| leg.state.watermark < leg.stretch.until;
+impl ReplayGroup {
+    pub(super) fn new(
+        group: Arc<dyn Group>,
+        destination: &str,
+        legs: &[PartitionPlan],
+        taken: Option<Arc<RedriveMarker>>,
+    ) -> Self {
+        let is_open = |leg: &&PartitionPlan| leg.state.watermark < leg.stretch.until;
         let open = legs.iter().filter(is_open).map(|leg| leg.stretch.partition).collect();
         let ends = ends_of(legs);
         Self { group, destination: destination.to_owned(), ends, taken, open: watch::Sender::new(open) }
@@ -208,11 +214,13 @@ impl Journal {
 }
 
 /// Where each partition ends.
-pub(super) fn ends_of(legs: &[Leg]) -> BTreeMap<u32, i64> {
-    legs.iter().map(|Leg { stretch: Stretch { partition, until, .. }, .. }| (*partition, *until)).collect()
+pub(super) fn ends_of(legs: &[PartitionPlan]) -> BTreeMap<u32, i64> {
+    legs.iter()
+        .map(|PartitionPlan { stretch: OffsetRange { partition, until, .. }, .. }| (*partition, *until))
+        .collect()
 }
 
-impl Group for Journal {
+impl Group for ReplayGroup {
     fn name(&self) -> &str {
         &self.destination
     }
@@ -270,15 +278,15 @@ impl Group for Journal {
 }
 
 /// A destination that is told where each dead letter's event was, and not where the letter is.
-pub(super) struct Sources(pub(super) Arc<dyn Destination>);
+pub(super) struct RedriveDestination(pub(super) Arc<dyn Destination>);
 
-impl fmt::Debug for Sources {
+impl fmt::Debug for RedriveDestination {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("Sources").field(&self.0).finish()
+        f.debug_tuple("RedriveDestination").field(&self.0).finish()
     }
 }
 
-impl Sources {
+impl RedriveDestination {
     /// Letters of several partitions of the source, which are in one partition if their topic lacks some: one run after
     /// the other, each cut where the partition changes.
     async fn deliver_apart(&self, hand_over: DeliveryBatch, partitions: Vec<u32>) -> Vec<Report> {
@@ -310,7 +318,7 @@ impl Sources {
     }
 }
 
-impl Destination for Sources {
+impl Destination for RedriveDestination {
     fn limits(&self) -> BatchLimits {
         self.0.limits()
     }

@@ -1,4 +1,4 @@
-//! Checkpoints, and the bound on the write-ahead log.
+//! Checkpointer, and the bound on the write-ahead log.
 //!
 //! ```text
 //!  WAL  0 ──── 8 MiB ──── 16 MiB ──── 24 MiB ──── 32 MiB ─────────────────────▶ 1 GiB
@@ -27,7 +27,7 @@ const RESTART_AGAIN_AFTER: Duration = Duration::from_secs(1);
 
 /// The writer's side.
 #[derive(Debug)]
-pub(super) struct Checkpoints {
+pub(super) struct Checkpointer {
     helper: SyncSender<()>,
     /// Answers once the helper has ended.
     helper_ended: Receiver<()>,
@@ -39,7 +39,7 @@ pub(super) struct Checkpoints {
     log_limiter: LogLimiter,
 }
 
-impl Checkpoints {
+impl Checkpointer {
     /// Starts the helper, which works on a connection of its own.
     pub(super) fn start(writer: &Connection, helper: Connection, lost: Lost) -> std::io::Result<Self> {
         let page_bytes = writer
@@ -81,7 +81,7 @@ impl Checkpoints {
         self.measure(writer)?;
         if self.wal_bytes >= self.asked_at_bytes + WAL_CHECKPOINT_BYTES {
             self.asked_at_bytes = self.wal_bytes;
-            // Full: it was asked already. Gone: it has said why the log is lost.
+            // Full: it was asked already. FileDamage: it has said why the log is lost.
             let _ = self.helper.try_send(());
             if self.wal_bytes >= WAL_RESTART_BYTES {
                 return self.restart(writer);

@@ -50,7 +50,7 @@ fn inode(metadata: &Metadata) -> Inode {
 
 /// Which files the database is made of, to notice that somebody removed or replaced one.
 #[derive(Debug, Clone)]
-pub(super) struct Identity {
+pub(super) struct FileIdentity {
     database: (PathBuf, Inode),
     wal: (PathBuf, Inode),
     shm: (PathBuf, Inode),
@@ -58,19 +58,19 @@ pub(super) struct Identity {
 
 /// Why the files of a database cannot be trusted any more.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Gone {
+pub(super) struct FileDamage {
     pub(super) why: String,
     /// Only the name of the WAL is gone: the open file is whole, and the database is where it was.
     wal_is_whole: bool,
 }
 
-impl Gone {
+impl FileDamage {
     fn new(why: String) -> Self {
         Self { why, wal_is_whole: false }
     }
 }
 
-impl Identity {
+impl FileIdentity {
     /// The files of a database that was just opened and read from.
     pub(super) fn of(canonical: &Path) -> io::Result<Self> {
         let file = |ending: &str| {
@@ -101,8 +101,8 @@ fn look((path, opened): &(PathBuf, Inode)) -> Result<Option<Metadata>, String> {
 
 /// The writer's view of the files: what it knows to be written in them.
 #[derive(Debug)]
-pub(super) struct Files {
-    identity: Identity,
+pub(super) struct DatabaseFiles {
+    identity: FileIdentity,
     /// The WAL itself. SQLite holds no lock on it, so closing another descriptor of it does no harm.
     wal: File,
     page_bytes: u64,
@@ -111,10 +111,10 @@ pub(super) struct Files {
     frames: u64,
 }
 
-impl Files {
+impl DatabaseFiles {
     /// The files of a database that was just opened and read from.
     pub(super) fn of(canonical: &Path, connection: &Connection) -> io::Result<Self> {
-        let identity = Identity::of(canonical)?;
+        let identity = FileIdentity::of(canonical)?;
         let wal = File::open(&identity.wal.0)?;
         let database_bytes = std::fs::metadata(canonical)?.len();
         let page_bytes = number(connection, "PRAGMA page_size").map_err(io::Error::other)?;
@@ -122,7 +122,7 @@ impl Files {
     }
 
     /// Looks at all files. `Some`: nothing that is written from now on would be found again.
-    pub(super) fn look(&mut self, connection: &Connection) -> rusqlite::Result<Option<Gone>> {
+    pub(super) fn look(&mut self, connection: &Connection) -> rusqlite::Result<Option<FileDamage>> {
         let mut tries = 0;
         loop {
             let frames = frames(connection)?;
@@ -136,9 +136,9 @@ impl Files {
         }
     }
 
-    fn look_once(&mut self, connection: &Connection, frames: u64) -> rusqlite::Result<Option<Gone>> {
+    fn look_once(&mut self, connection: &Connection, frames: u64) -> rusqlite::Result<Option<FileDamage>> {
         match look(&self.identity.database) {
-            Err(why) => return Ok(Some(Gone::new(why))),
+            Err(why) => return Ok(Some(FileDamage::new(why))),
             Ok(Some(metadata)) if metadata.len() < self.database_bytes => {
                 // Pages go only by `VACUUM`, and then there are fewer of them.
                 if !has_shrunk(connection, self.database_bytes / self.page_bytes)? {
@@ -150,16 +150,16 @@ impl Files {
             Ok(None) => {}
         }
         if let Err(why) = look(&self.identity.shm) {
-            return Ok(Some(Gone::new(why)));
+            return Ok(Some(FileDamage::new(why)));
         }
         if let Some(gone) = self.damage_of_wal(frames) {
             return Ok(Some(gone));
         }
-        Ok(look(&self.identity.wal).err().map(|why| Gone { why, wal_is_whole: true }))
+        Ok(look(&self.identity.wal).err().map(|why| FileDamage { why, wal_is_whole: true }))
     }
 
     /// What is wrong with the open WAL, which holds so many frames.
-    fn damage_of_wal(&self, frames: u64) -> Option<Gone> {
+    fn damage_of_wal(&self, frames: u64) -> Option<FileDamage> {
         // Restarted or truncated: the next frame is written together with a new header.
         let known = self.frames.min(frames).max(1);
         let path = &self.identity.wal.0;
@@ -179,7 +179,9 @@ impl Files {
             .and_then(|()| self.wal.read_exact_at(&mut frame, self.end_of_frame(known - 1)));
         match read {
             Ok(()) if is_header(&header) && frame[8..16] == header[16..24] => None,
-            Ok(()) => Some(Gone::new(format!("{} was truncated or overwritten while it was open", path.display()))),
+            Ok(()) => {
+                Some(FileDamage::new(format!("{} was truncated or overwritten while it was open", path.display())))
+            }
             // What cannot be read just now says nothing.
             Err(_) => None,
         }
@@ -190,12 +192,12 @@ impl Files {
         WAL_HEADER_BYTES + frames * (FRAME_HEADER_BYTES + self.page_bytes)
     }
 
-    fn shortened(&self, path: &Path, from: u64, to: u64) -> Gone {
-        Gone::new(format!("{} was shortened from {from} bytes or more to {to} while it was open", path.display()))
+    fn shortened(&self, path: &Path, from: u64, to: u64) -> FileDamage {
+        FileDamage::new(format!("{} was shortened from {from} bytes or more to {to} while it was open", path.display()))
     }
 
     /// Copies what is only in a WAL without a name into the database, which is where it was.
-    pub(super) fn rescue(&self, connection: &Connection, gone: &Gone) {
+    pub(super) fn rescue(&self, connection: &Connection, gone: &FileDamage) {
         if !gone.wal_is_whole {
             return;
         }

@@ -1,7 +1,7 @@
 //! The embedded database: one file, shared by any number of processes, in which the embedded log and its groups are.
 //!
 //! ```text
-//!  log, group ──▶ Queue ──▶ writer (one thread) ──▶ file ──▶ readers (a few connections) ──▶ log, group
+//!  log, group ──▶ WriteQueue ──▶ writer (one thread) ──▶ file ──▶ readers (a few connections) ──▶ log, group
 //!                             │         │            │ ▲
 //!                             │         └─ trim      │ └─ checkpoint (a thread)
 //!                             └────▶ Hub ◀── watcher (a thread)
@@ -14,24 +14,25 @@
 mod checkpoint;
 mod file;
 mod files;
+mod hub;
+mod operations;
 mod read;
 mod row;
 mod schema;
 mod trim;
-mod wait;
-mod write;
+mod watcher;
 mod writer;
 
-pub(crate) use read::{Batch, ReadError, Topic};
-pub(crate) use write::{Commit, Kind, Write};
+pub(crate) use operations::{GroupCommit, TopicKind, Write};
+pub(crate) use read::{ReadBatch, ReadError, TopicRow};
 
 use crate::core::outcome::Failure;
 use crate::core::progress::{OffsetReset, PartitionState};
 use crate::limits::{
     DATABASE_CLOSE_MAX, DATABASE_HEADROOM_BYTES, DATABASE_READERS_MAX, FETCH_BYTES_MAX, RECORD_BYTES_MAX,
-    WRITE_GROUP_BYTES_MAX, WRITE_QUEUE_BYTES_MAX,
+    WRITE_BATCH_BYTES_MAX, WRITE_QUEUE_BYTES_MAX,
 };
-use file::Role;
+use file::ConnectionRole;
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -41,56 +42,58 @@ use tokio::time::{Instant, timeout_at};
 
 /// Why a database could not be opened.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum OpenError {
+pub enum DatabaseError {
     /// Somebody has to change something: the path, a right, the version of eventd.
     Configuration(String),
     /// It may work later.
     Unavailable(String),
 }
 
-impl fmt::Display for OpenError {
+impl fmt::Display for DatabaseError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (Self::Configuration(detail) | Self::Unavailable(detail)) = self;
         f.write_str(detail)
     }
 }
 
-impl std::error::Error for OpenError {}
+impl std::error::Error for DatabaseError {}
 
 /// An open database.
 #[derive(Debug)]
 pub(crate) struct Database {
     path: PathBuf,
-    queue: writer::Queue,
+    queue: writer::WriteQueue,
     readers: Arc<read::Readers>,
-    hub: Arc<wait::Hub>,
+    hub: Arc<hub::Hub>,
     lost: watch::Receiver<Option<String>>,
     /// Kept by a database that is only read: there is nothing that it could lose.
     _never_lost: Option<watch::Sender<Option<String>>>,
     /// `None`: closed.
-    watcher: Mutex<Option<wait::Watcher>>,
+    watcher: Mutex<Option<watcher::Watcher>>,
 }
 
 impl Database {
     /// Opens the database, makes it with `create` where it is missing, and starts its threads. Blocks.
     /// A process that may create also keeps house. `max_bytes` bounds the file.
-    pub(crate) fn open(path: &Path, create: bool, max_bytes: Option<u64>) -> Result<Self, OpenError> {
+    pub(crate) fn open(path: &Path, create: bool, max_bytes: Option<u64>) -> Result<Self, DatabaseError> {
         let (path, connection) = file::open(path, create)?;
-        let unavailable =
-            |error: &dyn fmt::Display| OpenError::Unavailable(format!("{} cannot be opened: {error}", path.display()));
+        let unavailable = |error: &dyn fmt::Display| {
+            DatabaseError::Unavailable(format!("{} cannot be opened: {error}", path.display()))
+        };
         let connect = |role| file::connect(&path, role).map_err(|error| unavailable(&error));
         // What a process that was killed had written but not synced is found again here: synced before it is read.
         checkpoint::checkpoint(&connection, "PASSIVE").map_err(|error| unavailable(&error))?;
         if let Some(max_bytes) = max_bytes {
             bound(&connection, max_bytes).map_err(|error| unavailable(&error))?;
         }
-        let trimmer = trim::Trimmer::new(&connection, trim::Now::read()).map_err(|error| unavailable(&error))?;
+        let trimmer =
+            trim::Trimmer::new(&connection, trim::ClockReading::read()).map_err(|error| unavailable(&error))?;
         let (lost, lost_reader) = watch::channel(None);
-        let hub = Arc::new(wait::Hub::default());
-        let checkpoints = checkpoint::Checkpoints::start(&connection, connect(Role::Reader)?, lost.clone())
+        let hub = Arc::new(hub::Hub::default());
+        let checkpoints = checkpoint::Checkpointer::start(&connection, connect(ConnectionRole::Reader)?, lost.clone())
             .map_err(|error| unavailable(&error))?;
-        let files = files::Files::of(&path, &connection).map_err(|error| unavailable(&error))?;
-        let queue = writer::start(writer::Parts {
+        let files = files::DatabaseFiles::of(&path, &connection).map_err(|error| unavailable(&error))?;
+        let queue = writer::start(writer::WriterParts {
             connection,
             files,
             hub: Arc::clone(&hub),
@@ -100,25 +103,25 @@ impl Database {
             lost: lost.clone(),
         })
         .map_err(|error| unavailable(&error))?;
-        let rounds = wait::Rounds {
+        let rounds = watcher::WatcherDuties {
             housekeeping: create.then(|| queue.housekeeping()),
-            identity: files::Identity::of(&path).map_err(|error| unavailable(&error))?,
+            identity: files::FileIdentity::of(&path).map_err(|error| unavailable(&error))?,
             lost,
         };
-        let watcher =
-            wait::watch(connect(Role::Reader)?, Arc::clone(&hub), rounds).map_err(|error| unavailable(&error))?;
-        let readers = Arc::new(read::Readers::new(path.clone(), Role::Reader));
+        let watcher = watcher::watch(connect(ConnectionRole::Reader)?, Arc::clone(&hub), rounds)
+            .map_err(|error| unavailable(&error))?;
+        let readers = Arc::new(read::Readers::new(path.clone(), ConnectionRole::Reader));
         Ok(Self { path, queue, readers, hub, lost: lost_reader, _never_lost: None, watcher: Mutex::new(Some(watcher)) })
     }
 
     /// Opens a database that is only read, also if this process may not write to it. Writes are refused. Blocks.
-    pub(crate) fn open_to_read(path: &Path) -> Result<Self, OpenError> {
+    pub(crate) fn open_to_read(path: &Path) -> Result<Self, DatabaseError> {
         let (path, role) = file::find_to_read(path)?;
         let (never_lost, lost) = watch::channel(None);
         Ok(Self {
             readers: Arc::new(read::Readers::new(path.clone(), role)),
             path,
-            queue: writer::Queue::stopped(),
+            queue: writer::WriteQueue::stopped(),
             hub: Arc::default(),
             lost,
             _never_lost: Some(never_lost),
@@ -174,7 +177,7 @@ impl Database {
         from: i64,
         max_bytes: usize,
         wait: Duration,
-    ) -> Result<Batch, ReadError> {
+    ) -> Result<ReadBatch, ReadError> {
         let now = Instant::now();
         let deadline = now.checked_add(wait).unwrap_or(now);
         let mut end = self.hub.subscribe(topic, partition);
@@ -202,7 +205,7 @@ impl Database {
         self.readers.read(move |connection| read::offset_at(connection, (topic, partition), timestamp_ms)).await
     }
 
-    pub(crate) async fn topic(&self, name: &str) -> Result<Option<Topic>, ReadError> {
+    pub(crate) async fn topic(&self, name: &str) -> Result<Option<TopicRow>, ReadError> {
         let name = name.to_owned();
         self.readers.read(move |connection| read::topic(connection, &name)).await
     }
@@ -235,7 +238,7 @@ impl Database {
 /// Bytes that a process holds at most for one database: what waits to be written, the transaction that is being made of
 /// it, what readers are reading, and the caches of all connections.
 pub(crate) const MEMORY_BYTES_MAX: usize = WRITE_QUEUE_BYTES_MAX
-    + WRITE_GROUP_BYTES_MAX
+    + WRITE_BATCH_BYTES_MAX
     + DATABASE_READERS_MAX * (FETCH_BYTES_MAX + RECORD_BYTES_MAX)
     + file::CACHES_BYTES_MAX;
 

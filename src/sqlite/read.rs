@@ -3,8 +3,8 @@
 //! A read transaction holds the write-ahead log back for as long as it lasts, so each one is bounded in records and
 //! bytes and ends before its reader waits for anything.
 
-use super::file::{self, Role};
-use super::row::{self, Stored};
+use super::file::{self, ConnectionRole};
+use super::row::{self, RecordRow};
 use super::schema;
 use crate::core::event::Event;
 use crate::limits::{DATABASE_READ_WAIT_MAX, DATABASE_READERS_MAX, FETCH_EVENTS_MAX};
@@ -30,7 +30,7 @@ impl From<rusqlite::Error> for ReadError {
 
 /// What a fetch read, of one moment.
 #[derive(Debug)]
-pub(crate) struct Batch {
+pub(crate) struct ReadBatch {
     pub(crate) events: Vec<Event>,
     pub(crate) next: i64,
     pub(crate) latest: i64,
@@ -38,7 +38,7 @@ pub(crate) struct Batch {
 
 /// A topic as it is stored.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Topic {
+pub(crate) struct TopicRow {
     pub(crate) id: i64,
     pub(crate) partitions: u32,
     pub(crate) retention: Option<Duration>,
@@ -48,14 +48,14 @@ pub(crate) struct Topic {
 #[derive(Debug)]
 pub(super) struct Readers {
     path: PathBuf,
-    role: Role,
+    role: ConnectionRole,
     idle: Mutex<Vec<Connection>>,
     turns: Arc<Semaphore>,
 }
 
 impl Readers {
     /// None is open yet.
-    pub(super) fn new(path: PathBuf, role: Role) -> Self {
+    pub(super) fn new(path: PathBuf, role: ConnectionRole) -> Self {
         Self { path, role, idle: Mutex::default(), turns: Arc::new(Semaphore::new(DATABASE_READERS_MAX)) }
     }
 
@@ -101,7 +101,7 @@ pub(super) fn fetch(
     (topic, partition): (i64, u32),
     from: i64,
     max_bytes: usize,
-) -> Result<Batch, ReadError> {
+) -> Result<ReadBatch, ReadError> {
     let ends = ends(connection, topic, partition)?;
     let (earliest, latest) = (ends.earliest, ends.next);
     if !(earliest..=latest).contains(&from) {
@@ -113,7 +113,7 @@ pub(super) fn fetch(
     while next < latest && events.len() < FETCH_EVENTS_MAX {
         let found = match rows.next() {
             Ok(Some(row)) => {
-                let stored = Stored::new(row)?;
+                let stored = RecordRow::new(row)?;
                 bytes += stored.size_bytes();
                 if bytes > max_bytes && !events.is_empty() {
                     break;
@@ -132,11 +132,11 @@ pub(super) fn fetch(
         }
         next += 1;
     }
-    Ok(Batch { events, next, latest })
+    Ok(ReadBatch { events, next, latest })
 }
 
 /// Where the partition begins and ends.
-pub(super) fn ends(connection: &Connection, topic: i64, partition: u32) -> Result<schema::Ends, ReadError> {
+pub(super) fn ends(connection: &Connection, topic: i64, partition: u32) -> Result<schema::PartitionRow, ReadError> {
     schema::ends(connection, topic, partition)?
         .ok_or_else(|| ReadError::Failed(format!("the topic has no partition {partition}")))
 }
@@ -168,12 +168,12 @@ pub(super) fn offset_at(
 }
 
 /// The topic of this name.
-pub(super) fn topic(connection: &Connection, name: &str) -> Result<Option<Topic>, ReadError> {
+pub(super) fn topic(connection: &Connection, name: &str) -> Result<Option<TopicRow>, ReadError> {
     let found = connection
         .prepare_cached("SELECT id, partitions, retention_ms FROM topics WHERE name = ?1")?
         .query_row([name], |row| {
             let retention = row.get::<_, Option<i64>>(2)?.map(|ms| Duration::from_millis(ms.unsigned_abs()));
-            Ok(Topic { id: row.get(0)?, partitions: row.get(1)?, retention })
+            Ok(TopicRow { id: row.get(0)?, partitions: row.get(1)?, retention })
         })
         .optional()?;
     Ok(found)

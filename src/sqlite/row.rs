@@ -3,7 +3,7 @@
 
 use crate::core::event::Record;
 
-/// The columns that [`Stored`] has, in its order.
+/// The columns that [`RecordRow`] has, in its order.
 pub(super) const SELECT: &str = "SELECT offset, timestamp_ms, crc32c, key, value, headers FROM records
     WHERE topic = ?1 AND partition = ?2 AND offset >= ?3 AND offset < ?4 ORDER BY offset";
 
@@ -45,7 +45,7 @@ pub(super) const INSERT: &str = "INSERT INTO records
 
 /// A row of [`SELECT`] as it was found, not copied and not yet believed. A column of another type than it should have
 /// is absent; a part that is null is `Some(None)`.
-pub(super) struct Stored<'r> {
+pub(super) struct RecordRow<'r> {
     offset: Option<i64>,
     timestamp_ms: Option<i64>,
     crc: Option<i64>,
@@ -54,7 +54,7 @@ pub(super) struct Stored<'r> {
     headers: Option<Option<&'r [u8]>>,
 }
 
-impl<'r> Stored<'r> {
+impl<'r> RecordRow<'r> {
     /// Looks at each column once: that is most of what reading a small record costs.
     pub(super) fn new(row: &'r rusqlite::Row<'_>) -> rusqlite::Result<Self> {
         let number = |column: usize| Ok::<_, rusqlite::Error>(row.get_ref(column)?.as_i64().ok());

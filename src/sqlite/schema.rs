@@ -69,7 +69,7 @@ pub(super) const PARTITION: &str =
 
 /// Where a partition begins and ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Ends {
+pub(super) struct PartitionRow {
     pub(super) earliest: i64,
     pub(super) next: i64,
     /// The highest timestamp of any record that it ever had.
@@ -77,9 +77,13 @@ pub(super) struct Ends {
 }
 
 /// The ends of a partition, `None` where there is no such partition.
-pub(super) fn ends(connection: &rusqlite::Connection, topic: i64, partition: u32) -> rusqlite::Result<Option<Ends>> {
+pub(super) fn ends(
+    connection: &rusqlite::Connection,
+    topic: i64,
+    partition: u32,
+) -> rusqlite::Result<Option<PartitionRow>> {
     let mut statement = connection.prepare_cached(PARTITION)?;
     let mut rows = statement.query((topic, partition))?;
     let Some(row) = rows.next()? else { return Ok(None) };
-    Ok(Some(Ends { earliest: row.get(0)?, next: row.get(1)?, timestamp_ms: row.get(2)? }))
+    Ok(Some(PartitionRow { earliest: row.get(0)?, next: row.get(1)?, timestamp_ms: row.get(2)? }))
 }

@@ -23,7 +23,7 @@ use crate::clock::now_ms;
 use crate::core::progress::PartitionState;
 use crate::limits::{
     CLOCK_JUMP, RETENTION_PROTECTION, TRIM_DAMAGED_AGAIN_AFTER, TRIM_DOUBT, TRIM_LOSS_INTERVAL, TRIM_RECORDS_MAX,
-    WRITE_GROUP_BYTES_MAX,
+    WRITE_BATCH_BYTES_MAX,
 };
 use rusqlite::Connection;
 use std::collections::{BTreeMap, HashMap};
@@ -32,13 +32,13 @@ use std::time::Instant;
 
 /// Both clocks at one moment.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Now {
+pub(super) struct ClockReading {
     monotonic: Instant,
     /// Milliseconds since the Unix epoch.
     wall_ms: i64,
 }
 
-impl Now {
+impl ClockReading {
     pub(super) fn read() -> Self {
         Self { monotonic: Instant::now(), wall_ms: now_ms() }
     }
@@ -46,7 +46,7 @@ impl Now {
 
 /// One step: the records of a partition below an offset.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Step {
+pub(super) struct TrimStep {
     topic: i64,
     partition: u32,
     until: i64,
@@ -62,7 +62,7 @@ struct Time {
 
 /// Events that a destination had not settled when they were removed.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Loss {
+pub(super) struct LostEvents {
     destination: String,
     topic: String,
     events: u64,
@@ -76,39 +76,39 @@ pub(super) struct Trimmer {
     at: (i64, u32),
     /// Partitions with damage in what is past its retention, and when it was met.
     damaged: HashMap<(i64, u32), Instant>,
-    clock: Clock,
-    losses: Losses,
+    clock: TrustedClock,
+    losses: LostEventsLog,
 }
 
 /// Decides whether the wall clock can be believed.
 #[derive(Debug)]
-struct Clock {
-    last: Now,
-    doubt: Option<Doubt>,
+struct TrustedClock {
+    last: ClockReading,
+    doubt: Option<ClockDoubt>,
 }
 
 /// A time in which the wall clock may be wrong.
 #[derive(Debug, Clone, Copy)]
-struct Doubt {
+struct ClockDoubt {
     since: Instant,
     /// The time that it was then, as far as anything says. `None`: nothing does.
     ms: Option<i64>,
 }
 
-impl Doubt {
-    fn time(&self, now: Now) -> i64 {
+impl ClockDoubt {
+    fn time(&self, now: ClockReading) -> i64 {
         let passed_ms = now.monotonic.duration_since(self.since).as_millis() as i64;
         self.ms.map_or(now.wall_ms, |ms| ms.saturating_add(passed_ms).min(now.wall_ms))
     }
 }
 
-impl Clock {
+impl TrustedClock {
     /// Starts in doubt: `known_ms` is the latest time that the database tells of.
-    fn new(known_ms: Option<i64>, now: Now) -> Self {
-        Self { last: now, doubt: Some(Doubt { since: now.monotonic, ms: known_ms }) }
+    fn new(known_ms: Option<i64>, now: ClockReading) -> Self {
+        Self { last: now, doubt: Some(ClockDoubt { since: now.monotonic, ms: known_ms }) }
     }
 
-    fn time(&mut self, now: Now) -> Time {
+    fn time(&mut self, now: ClockReading) -> Time {
         let then = std::mem::replace(&mut self.last, now);
         let passed_ms = now.monotonic.duration_since(then.monotonic).as_millis() as i64;
         let expected_ms = then.wall_ms.saturating_add(passed_ms);
@@ -119,7 +119,7 @@ impl Clock {
                 "the clock has jumped ahead: for {TRIM_DOUBT:?} nothing is removed that a destination has not settled"
             );
             let before = self.doubt.map_or(expected_ms, |doubt| doubt.time(now).min(expected_ms));
-            self.doubt = Some(Doubt { since: now.monotonic, ms: Some(before) });
+            self.doubt = Some(ClockDoubt { since: now.monotonic, ms: Some(before) });
         }
         self.doubt = self.doubt.filter(|doubt| now.monotonic.duration_since(doubt.since) < TRIM_DOUBT);
         match &self.doubt {
@@ -131,18 +131,27 @@ impl Clock {
 
 impl Trimmer {
     /// Begins to guard against a wrong clock, so call it when the database is opened, before anything is written.
-    pub(super) fn new(connection: &Connection, now: Now) -> rusqlite::Result<Self> {
+    pub(super) fn new(connection: &Connection, now: ClockReading) -> rusqlite::Result<Self> {
         let known_ms = connection.query_row(
             "SELECT max(ms) FROM (SELECT max(timestamp_ms) AS ms FROM partitions
                                   UNION ALL SELECT max(committed_ms) FROM commits)",
             [],
             |row| row.get(0),
         )?;
-        Ok(Self { at: (0, 0), damaged: HashMap::new(), clock: Clock::new(known_ms, now), losses: Losses::default() })
+        Ok(Self {
+            at: (0, 0),
+            damaged: HashMap::new(),
+            clock: TrustedClock::new(known_ms, now),
+            losses: LostEventsLog::default(),
+        })
     }
 
     /// The next step, found without a write transaction. `None`: nothing in any partition.
-    pub(super) fn next_step(&mut self, connection: &Connection, now: Now) -> rusqlite::Result<Option<Step>> {
+    pub(super) fn next_step(
+        &mut self,
+        connection: &Connection,
+        now: ClockReading,
+    ) -> rusqlite::Result<Option<TrimStep>> {
         let time = self.clock.time(now);
         let mut partitions = connection.prepare_cached(
             "SELECT p.topic, p.partition, p.earliest, p.next_offset, t.retention_ms
@@ -162,7 +171,7 @@ impl Trimmer {
             let cutoff_ms = time.ms.saturating_sub(retention_ms);
             let until = expired_until(connection, (topic, partition), earliest..end, cutoff_ms)?;
             if until > earliest {
-                return Ok(Some(Step { topic, partition, until, time }));
+                return Ok(Some(TrimStep { topic, partition, until, time }));
             }
         }
         Ok(None)
@@ -185,8 +194,8 @@ impl Trimmer {
     }
 
     /// Removes the step's records, in the transaction that was begun. Answers with who had not settled them.
-    pub(super) fn remove(&self, connection: &Connection, step: Step) -> rusqlite::Result<Vec<Loss>> {
-        let Step { topic, partition, until, time } = step;
+    pub(super) fn remove(&self, connection: &Connection, step: TrimStep) -> rusqlite::Result<Vec<LostEvents>> {
+        let TrimStep { topic, partition, until, time } = step;
         // Looked at again: a group may have joined, or another process may have trimmed, since the step was found.
         let Some(ends) = schema::ends(connection, topic, partition)? else { return Ok(Vec::new()) };
         let needed = needed_from(connection, topic, partition, time)?;
@@ -206,22 +215,22 @@ impl Trimmer {
     }
 
     /// Takes in what a step that was committed removed.
-    pub(super) fn removed(&mut self, losses: Vec<Loss>) {
+    pub(super) fn removed(&mut self, losses: Vec<LostEvents>) {
         self.losses.add(losses);
     }
 
     /// Tells what was lost. Call it after a round, so that a line has the number of a whole round.
-    pub(super) fn tell(&mut self, now: Now) {
-        self.losses.due(now.monotonic).iter().for_each(Loss::tell);
+    pub(super) fn tell(&mut self, now: ClockReading) {
+        self.losses.due(now.monotonic).iter().for_each(LostEvents::tell);
     }
 
     /// Tells what was not told yet: this process ends.
     pub(super) fn tell_all(&mut self) {
-        self.losses.rest().iter().for_each(Loss::tell);
+        self.losses.rest().iter().for_each(LostEvents::tell);
     }
 }
 
-impl Loss {
+impl LostEvents {
     fn tell(&self) {
         let Self { destination, topic, events } = self;
         tracing::warn!(
@@ -236,32 +245,32 @@ impl Loss {
 
 /// Lost events that are still to be told. There is one entry for each destination that ever lost any.
 #[derive(Debug, Default)]
-struct Losses {
+struct LostEventsLog {
     /// (destination, topic) → events, and when a line about it was last written.
     entries: BTreeMap<(String, String), (u64, Option<Instant>)>,
 }
 
-impl Losses {
-    fn add(&mut self, losses: Vec<Loss>) {
-        for Loss { destination, topic, events } in losses {
+impl LostEventsLog {
+    fn add(&mut self, losses: Vec<LostEvents>) {
+        for LostEvents { destination, topic, events } in losses {
             self.entries.entry((destination, topic)).or_default().0 += events;
         }
     }
 
     /// Those whose last line is long enough ago.
-    fn due(&mut self, now: Instant) -> Vec<Loss> {
+    fn due(&mut self, now: Instant) -> Vec<LostEvents> {
         self.take(|told| told.is_none_or(|told| now.duration_since(told) >= TRIM_LOSS_INTERVAL), now)
     }
 
-    fn rest(&mut self) -> Vec<Loss> {
+    fn rest(&mut self) -> Vec<LostEvents> {
         self.take(|_| true, Instant::now())
     }
 
-    fn take(&mut self, is_due: impl Fn(Option<Instant>) -> bool, now: Instant) -> Vec<Loss> {
+    fn take(&mut self, is_due: impl Fn(Option<Instant>) -> bool, now: Instant) -> Vec<LostEvents> {
         let due = self.entries.iter_mut().filter(|(_, (events, told))| *events > 0 && is_due(*told));
         due.map(|((destination, topic), (events, told))| {
             *told = Some(now);
-            Loss { destination: destination.clone(), topic: topic.clone(), events: std::mem::take(events) }
+            LostEvents { destination: destination.clone(), topic: topic.clone(), events: std::mem::take(events) }
         })
         .collect()
     }
@@ -290,7 +299,11 @@ fn needed_from(connection: &Connection, topic: i64, partition: u32, time: Time) 
 }
 
 /// Which destinations have not settled how many of these offsets.
-fn losses(connection: &Connection, (topic, partition): (i64, u32), offsets: Range<i64>) -> rusqlite::Result<Vec<Loss>> {
+fn losses(
+    connection: &Connection,
+    (topic, partition): (i64, u32),
+    offsets: Range<i64>,
+) -> rusqlite::Result<Vec<LostEvents>> {
     let mut statement = connection.prepare_cached(
         "SELECT g.name, t.name, ifnull(c.watermark, 0), c.settled FROM groups g JOIN topics t ON t.id = g.topic
          LEFT JOIN commits c ON c.topic = g.topic AND c.partition = ?2 AND c.name = g.name
@@ -302,7 +315,7 @@ fn losses(connection: &Connection, (topic, partition): (i64, u32), offsets: Rang
         let (watermark, settled): (i64, Option<String>) = (row.get(2)?, row.get(3)?);
         let events = unsettled(watermark, settled.as_deref(), offsets.clone());
         if events > 0 {
-            losses.push(Loss { destination: row.get(0)?, topic: row.get(1)?, events });
+            losses.push(LostEvents { destination: row.get(0)?, topic: row.get(1)?, events });
         }
     }
     Ok(losses)
@@ -333,7 +346,7 @@ fn expired_until(
     let mut rows = statement.query((topic, partition, offsets.start, offsets.end, limit))?;
     let (mut until, mut bytes) = (offsets.start, 0);
     while let Some(row) = rows.next()? {
-        if row.get::<_, i64>(1)? >= cutoff_ms || bytes >= WRITE_GROUP_BYTES_MAX as i64 {
+        if row.get::<_, i64>(1)? >= cutoff_ms || bytes >= WRITE_BATCH_BYTES_MAX as i64 {
             break;
         }
         bytes += row.get::<_, i64>(2)?;
@@ -358,12 +371,12 @@ mod tests {
     }
 
     /// A database with a week's retention, in which a test can set the clocks.
-    struct House {
+    struct TestDatabase {
         connection: Connection,
         began: Instant,
     }
 
-    impl House {
+    impl TestDatabase {
         fn new() -> Self {
             let connection = Connection::open_in_memory().unwrap();
             connection.execute_batch(schema::TABLES).unwrap();
@@ -405,16 +418,16 @@ mod tests {
         }
 
         /// So long after the beginning, with a wall clock that is `wrong` by so many milliseconds.
-        fn at(&self, passed: Duration, wrong_ms: i64) -> Now {
-            Now { monotonic: self.began + passed, wall_ms: BEGAN_MS + ms(passed) + wrong_ms }
+        fn at(&self, passed: Duration, wrong_ms: i64) -> ClockReading {
+            ClockReading { monotonic: self.began + passed, wall_ms: BEGAN_MS + ms(passed) + wrong_ms }
         }
 
-        fn opened(&self, now: Now) -> Trimmer {
+        fn opened(&self, now: ClockReading) -> Trimmer {
             Trimmer::new(&self.connection, now).unwrap()
         }
 
-        /// Rounds until nothing is left to remove; who lost what.
-        fn trim(&self, trimmer: &mut Trimmer, now: Now) -> Vec<Loss> {
+        /// WatcherDuties until nothing is left to remove; who lost what.
+        fn trim(&self, trimmer: &mut Trimmer, now: ClockReading) -> Vec<LostEvents> {
             while let Some(step) = trimmer.next_step(&self.connection, now).unwrap() {
                 let losses = trimmer.remove(&self.connection, step).unwrap();
                 trimmer.removed(losses);
@@ -426,7 +439,7 @@ mod tests {
     #[test]
     fn a_clock_that_is_ahead_at_the_start_removes_nothing_that_a_destination_has_not_settled() {
         for days in [1, 8, 31, 365, 20_000] {
-            let house = House::new();
+            let house = TestDatabase::new();
             let ahead = ms(days * DAY);
             house.append(EVENTS, BEGAN_MS - 1_000);
             for (name, watermark) in [("fast", 100), ("slow", 40)] {
@@ -450,7 +463,7 @@ mod tests {
 
     #[test]
     fn a_destination_that_joined_and_never_committed_keeps_everything_at_the_start() {
-        let house = House::new();
+        let house = TestDatabase::new();
         house.append(EVENTS, BEGAN_MS - ms(10 * DAY));
         house.join("fast");
         house.commit("fast", 100, "1", BEGAN_MS);
@@ -462,7 +475,7 @@ mod tests {
 
     #[test]
     fn what_no_destination_reads_goes_only_after_the_guard() {
-        let house = House::new();
+        let house = TestDatabase::new();
         // Dead letters; and events before the first destination.
         house.append(DEAD, BEGAN_MS - ms(10 * DAY));
         house.append(EVENTS, BEGAN_MS - ms(10 * DAY));
@@ -475,7 +488,7 @@ mod tests {
 
     #[test]
     fn a_clock_that_is_right_removes_what_is_settled_at_once() {
-        let house = House::new();
+        let house = TestDatabase::new();
         house.append(EVENTS, BEGAN_MS - ms(8 * DAY));
         house.append(EVENTS, BEGAN_MS - ms(6 * DAY));
         house.join("billing");
@@ -487,7 +500,7 @@ mod tests {
 
     #[test]
     fn a_clock_far_behind_that_is_set_right_later_removes_nothing_unsettled() {
-        let house = House::new();
+        let house = TestDatabase::new();
         house.append(EVENTS, BEGAN_MS - ms(DAY));
         house.join("billing");
         house.commit("billing", 10, "1", BEGAN_MS - ms(DAY));
@@ -509,7 +522,7 @@ mod tests {
 
     #[test]
     fn a_destination_that_was_away_for_a_week_loses_events_and_their_number_is_told() {
-        let house = House::new();
+        let house = TestDatabase::new();
         house.append(EVENTS, BEGAN_MS - ms(10 * DAY));
         for (name, watermark, settled) in
             [("away", 40, vec![50..60, 90..120]), ("gone\u{1b}[2J", 100, Vec::new()), ("unread", 0, Vec::new())]
@@ -546,8 +559,11 @@ mod tests {
     #[test]
     fn a_wall_clock_that_jumps_ahead_is_in_doubt_until_groups_have_committed_again() {
         let began = Instant::now();
-        let now = |seconds, wall: i64| Now { monotonic: began + Duration::from_secs(seconds), wall_ms: wall * 1_000 };
-        let mut clock = Clock::new(None, now(0, 0));
+        let now = |seconds, wall: i64| ClockReading {
+            monotonic: began + Duration::from_secs(seconds),
+            wall_ms: wall * 1_000,
+        };
+        let mut clock = TrustedClock::new(None, now(0, 0));
         // (seconds on the monotonic clock, on the wall clock, what is believed, whether it is in doubt)
         for (passed, wall, believed, in_doubt) in [
             (0, 0, 0, true),

@@ -19,15 +19,15 @@
 //!
 //! Lost: what is on the disk is unknown, so nothing is written any more and the process has to end.
 
-use super::checkpoint::Checkpoints;
+use super::checkpoint::Checkpointer;
 use super::file::is_full;
-use super::files::Files;
-use super::trim::{Now, Trimmer};
-use super::wait::Hub;
-use super::write::{Grown, Transaction, Write};
+use super::files::DatabaseFiles;
+use super::hub::Hub;
+use super::operations::{NextOffsets, Transaction, Write};
+use super::trim::{ClockReading, Trimmer};
 use crate::core::outcome::Failure;
 use crate::limits::{
-    WRITE_GROUP_BYTES_MAX, WRITE_GROUP_ENTRIES_MAX, WRITE_OVERHEAD_BYTES, WRITE_QUEUE_BYTES_MAX,
+    WRITE_BATCH_BYTES_MAX, WRITE_BATCH_ENTRIES_MAX, WRITE_OVERHEAD_BYTES, WRITE_QUEUE_BYTES_MAX,
     WRITE_QUEUE_ENTRIES_MAX, WRITE_QUEUE_WAIT_MAX,
 };
 use crate::vital::{self, Lost};
@@ -39,18 +39,18 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 type Answer = Result<i64, Failure>;
 
 /// What a group's writes are answered with, and the partitions that grew with their next offsets.
-type Done = (Vec<Answer>, Grown);
+type Done = (Vec<Answer>, NextOffsets);
 
 /// What reaches the writer.
-enum Message {
-    Write(Waiting),
+enum WriterMessage {
+    Write(QueuedWrite),
     /// Time to look for what is past its retention.
     Housekeeping,
     /// Write what waits, and end. Dropped when the database is closed.
     Close(oneshot::Sender<()>),
 }
 
-struct Waiting {
+struct QueuedWrite {
     write: Write,
     reply: oneshot::Sender<Answer>,
     /// Its share of the queue's bytes, given back with the answer.
@@ -59,32 +59,32 @@ struct Waiting {
 
 /// The way to the writer. The thread ends when the last one is gone.
 #[derive(Debug, Clone)]
-pub(super) struct Queue {
-    messages: mpsc::Sender<Message>,
+pub(super) struct WriteQueue {
+    messages: mpsc::Sender<WriterMessage>,
     bytes: Arc<Semaphore>,
 }
 
 /// What asks for housekeeping without keeping the writer alive.
 #[derive(Debug)]
-pub(super) struct Housekeeping(mpsc::WeakSender<Message>);
+pub(super) struct Housekeeping(mpsc::WeakSender<WriterMessage>);
 
 impl Housekeeping {
     /// `false`: there is no writer any more. A full queue is no reason to insist: the next time will do.
     pub(super) fn ask(&self) -> bool {
         self.0.upgrade().is_some_and(|messages| {
-            !matches!(messages.try_send(Message::Housekeeping), Err(mpsc::error::TrySendError::Closed(_)))
+            !matches!(messages.try_send(WriterMessage::Housekeeping), Err(mpsc::error::TrySendError::Closed(_)))
         })
     }
 }
 
-impl Queue {
+impl WriteQueue {
     /// Writes, and waits for the answer. `bytes` is what the write holds in memory.
     pub(super) async fn write(&self, write: Write, bytes: usize) -> Answer {
         let room = (bytes + WRITE_OVERHEAD_BYTES).min(WRITE_QUEUE_BYTES_MAX) as u32;
         let (reply, answer) = oneshot::channel();
         let enter = async {
             let room = Arc::clone(&self.bytes).acquire_many_owned(room).await.map_err(|_| stopped())?;
-            self.messages.send(Message::Write(Waiting { write, reply, room })).await.map_err(|_| stopped())
+            self.messages.send(WriterMessage::Write(QueuedWrite { write, reply, room })).await.map_err(|_| stopped())
         };
         tokio::time::timeout(WRITE_QUEUE_WAIT_MAX, enter)
             .await
@@ -101,7 +101,7 @@ impl Queue {
     /// Has everything written that waits, and the database closed.
     pub(super) async fn close(&self) {
         let (closing, closed) = oneshot::channel();
-        if self.messages.send(Message::Close(closing)).await.is_ok() {
+        if self.messages.send(WriterMessage::Close(closing)).await.is_ok() {
             // It is never answered: it is dropped with the connection.
             let _ = closed.await;
         }
@@ -117,18 +117,18 @@ fn stopped() -> Failure {
 }
 
 /// What the writer works with.
-pub(super) struct Parts {
+pub(super) struct WriterParts {
     pub(super) connection: Connection,
-    pub(super) files: Files,
+    pub(super) files: DatabaseFiles,
     pub(super) hub: Arc<Hub>,
-    pub(super) checkpoints: Checkpoints,
+    pub(super) checkpoints: Checkpointer,
     pub(super) trimmer: Trimmer,
     pub(super) max_bytes: Option<u64>,
     pub(super) lost: Lost,
 }
 
 /// Starts the thread.
-pub(super) fn start(parts: Parts) -> std::io::Result<Queue> {
+pub(super) fn start(parts: WriterParts) -> std::io::Result<WriteQueue> {
     let (messages, inbox) = mpsc::channel(WRITE_QUEUE_ENTRIES_MAX);
     let bytes = Arc::new(Semaphore::new(WRITE_QUEUE_BYTES_MAX));
     let lost = parts.lost.clone();
@@ -138,13 +138,13 @@ pub(super) fn start(parts: Parts) -> std::io::Result<Queue> {
         writer.serve();
         writer.leave();
     })?;
-    Ok(Queue { messages, bytes })
+    Ok(WriteQueue { messages, bytes })
 }
 
 struct Writer {
-    parts: Parts,
-    inbox: mpsc::Receiver<Message>,
-    waiting: VecDeque<Waiting>,
+    parts: WriterParts,
+    inbox: mpsc::Receiver<WriterMessage>,
+    waiting: VecDeque<QueuedWrite>,
     /// There may be something to trim.
     housekeeping: bool,
     /// Set once the database is being closed: told when the thread is done.
@@ -152,7 +152,7 @@ struct Writer {
 }
 
 /// How a transaction failed.
-enum Failed {
+enum TransactionError {
     Busy,
     Full,
     /// Surely not stored.
@@ -160,13 +160,13 @@ enum Failed {
     /// Perhaps stored.
     InCommit(rusqlite::Error),
     /// A file of the database is gone. `committed`: the transaction may have gone with it.
-    Gone {
+    FileDamage {
         why: String,
         committed: bool,
     },
 }
 
-impl Failed {
+impl TransactionError {
     fn before(connection: &Connection, error: rusqlite::Error) -> Self {
         match error.sqlite_error_code() {
             Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked) => Self::Busy,
@@ -189,8 +189,12 @@ impl Failed {
             Self::Full => Failure::refused("log-full", "the disk of the database is full: make room on it"),
             Self::Before(error) => Failure::refused("log-lost", format!("the database failed: {error}")),
             Self::InCommit(error) => Failure::unknown("log-lost", format!("the database failed in a commit: {error}")),
-            Self::Gone { why, committed: false } => Failure::refused("log-lost", format!("the log is lost: {why}")),
-            Self::Gone { why, committed: true } => Failure::unknown("log-lost", format!("the log is lost: {why}")),
+            Self::FileDamage { why, committed: false } => {
+                Failure::refused("log-lost", format!("the log is lost: {why}"))
+            }
+            Self::FileDamage { why, committed: true } => {
+                Failure::unknown("log-lost", format!("the log is lost: {why}"))
+            }
         }
     }
 }
@@ -203,7 +207,7 @@ impl Writer {
         if self.parts.lost.borrow().is_none() {
             match self.look(false) {
                 Ok(()) => {
-                    let Parts { connection, checkpoints, .. } = self.parts;
+                    let WriterParts { connection, checkpoints, .. } = self.parts;
                     checkpoints.leave(connection);
                 }
                 Err(failed) => self.note(&failed),
@@ -234,7 +238,7 @@ impl Writer {
                 None => return false,
             }
         }
-        while self.waiting.len() < WRITE_GROUP_ENTRIES_MAX {
+        while self.waiting.len() < WRITE_BATCH_ENTRIES_MAX {
             match self.inbox.try_recv() {
                 Ok(message) => self.take(message),
                 Err(mpsc::error::TryRecvError::Empty) => break,
@@ -244,26 +248,26 @@ impl Writer {
         true
     }
 
-    fn take(&mut self, message: Message) {
+    fn take(&mut self, message: WriterMessage) {
         match message {
-            Message::Write(waiting) => self.waiting.push_back(waiting),
-            Message::Housekeeping => self.housekeeping = true,
-            Message::Close(closing) => self.closing = Some(closing),
+            WriterMessage::Write(waiting) => self.waiting.push_back(waiting),
+            WriterMessage::Housekeeping => self.housekeeping = true,
+            WriterMessage::Close(closing) => self.closing = Some(closing),
         }
     }
 
-    fn next_group(&mut self) -> Vec<Waiting> {
+    fn next_group(&mut self) -> Vec<QueuedWrite> {
         let mut bytes = 0;
-        let fits = self.waiting.iter().take(WRITE_GROUP_ENTRIES_MAX).take_while(|waiting| {
+        let fits = self.waiting.iter().take(WRITE_BATCH_ENTRIES_MAX).take_while(|waiting| {
             bytes += waiting.room.num_permits();
-            bytes <= WRITE_GROUP_BYTES_MAX
+            bytes <= WRITE_BATCH_BYTES_MAX
         });
         let entries = fits.count().max(1).min(self.waiting.len());
         self.waiting.drain(..entries).collect()
     }
 
     /// Writes the group and answers it.
-    fn write(&mut self, group: Vec<Waiting>) {
+    fn write(&mut self, group: Vec<QueuedWrite>) {
         if let Some(failure) = self.out_of_service() {
             return refuse(group, &failure);
         }
@@ -273,7 +277,7 @@ impl Writer {
         };
         self.note(&failed);
         let failure = failed.failure();
-        if !matches!(failed, Failed::Full) {
+        if !matches!(failed, TransactionError::Full) {
             return refuse(group, &failure);
         }
         // What has to go on for the disk to become free again gets a second try, without what fills it.
@@ -294,7 +298,7 @@ impl Writer {
     }
 
     /// Writes the group between two looks at the files: it is not acknowledged if it went into files that are gone.
-    fn commit(&mut self, group: &[Waiting]) -> Result<Done, Failed> {
+    fn commit(&mut self, group: &[QueuedWrite]) -> Result<Done, TransactionError> {
         self.look(false)?;
         let max_bytes = self.parts.max_bytes;
         let done = in_transaction(&self.parts.connection, |connection| {
@@ -307,20 +311,20 @@ impl Writer {
         Ok(done)
     }
 
-    fn look(&mut self, committed: bool) -> Result<(), Failed> {
-        let Parts { connection, files, .. } = &mut self.parts;
+    fn look(&mut self, committed: bool) -> Result<(), TransactionError> {
+        let WriterParts { connection, files, .. } = &mut self.parts;
         match files.look(connection) {
             Ok(None) => Ok(()),
             Ok(Some(gone)) => {
                 files.rescue(connection, &gone);
-                Err(Failed::Gone { why: gone.why, committed })
+                Err(TransactionError::FileDamage { why: gone.why, committed })
             }
-            Err(error) if committed => Err(Failed::InCommit(error)),
-            Err(error) => Err(Failed::before(connection, error)),
+            Err(error) if committed => Err(TransactionError::InCommit(error)),
+            Err(error) => Err(TransactionError::before(connection, error)),
         }
     }
 
-    fn answer(&self, group: Vec<Waiting>, answers: Vec<Answer>, grown: &Grown) {
+    fn answer(&self, group: Vec<QueuedWrite>, answers: Vec<Answer>, grown: &NextOffsets) {
         for ((topic, partition), next) in grown {
             self.parts.hub.advance(*topic, *partition, *next);
         }
@@ -339,15 +343,15 @@ impl Writer {
 
     /// One step of trimming. `true`: there is more.
     fn trim(&mut self) -> bool {
-        let Parts { connection, trimmer, .. } = &mut self.parts;
-        let now = Now::read();
+        let WriterParts { connection, trimmer, .. } = &mut self.parts;
+        let now = ClockReading::read();
         let removed = match trimmer.next_step(connection, now) {
             Ok(None) => {
                 trimmer.tell(now);
                 return false;
             }
             Ok(Some(step)) => in_transaction(connection, |connection| trimmer.remove(connection, step)),
-            Err(error) => Err(Failed::before(connection, error)),
+            Err(error) => Err(TransactionError::before(connection, error)),
         };
         match removed {
             Ok(losses) => {
@@ -356,7 +360,9 @@ impl Writer {
                 true
             }
             // Rolled back, and nobody was promised anything: the log goes on, and only these records stay.
-            Err(Failed::Before(error)) if is_damage(&error) && connection.is_autocommit() => trimmer.damaged(&error),
+            Err(TransactionError::Before(error)) if is_damage(&error) && connection.is_autocommit() => {
+                trimmer.damaged(&error)
+            }
             Err(failed) => {
                 self.note(&failed);
                 false
@@ -368,19 +374,19 @@ impl Writer {
         if self.parts.lost.borrow().is_some() {
             return;
         }
-        let Parts { connection, checkpoints, .. } = &mut self.parts;
+        let WriterParts { connection, checkpoints, .. } = &mut self.parts;
         if let Err(error) = checkpoints.after_commit(connection) {
-            let failed = Failed::before(connection, error);
+            let failed = TransactionError::before(connection, error);
             self.note(&failed);
         }
     }
 
     /// Ends the log's life where an error leaves the disk unknown.
-    fn note(&self, failed: &Failed) {
+    fn note(&self, failed: &TransactionError) {
         let why = match failed {
-            Failed::Busy | Failed::Full => return,
-            Failed::Before(error) | Failed::InCommit(error) => error.to_string(),
-            Failed::Gone { why, .. } => why.clone(),
+            TransactionError::Busy | TransactionError::Full => return,
+            TransactionError::Before(error) | TransactionError::InCommit(error) => error.to_string(),
+            TransactionError::FileDamage { why, .. } => why.clone(),
         };
         vital::lose(&self.parts.lost, why);
     }
@@ -390,7 +396,7 @@ fn is_damage(error: &rusqlite::Error) -> bool {
     error.sqlite_error_code() == Some(ErrorCode::DatabaseCorrupt)
 }
 
-fn refuse(group: Vec<Waiting>, failure: &Failure) {
+fn refuse(group: Vec<QueuedWrite>, failure: &Failure) {
     for waiting in group {
         // Nobody waits for the answer any more: that is the caller's to decide.
         let _ = waiting.reply.send(Err(failure.clone()));
@@ -401,19 +407,19 @@ fn refuse(group: Vec<Waiting>, failure: &Failure) {
 fn in_transaction<'c, T>(
     connection: &'c Connection,
     work: impl FnOnce(&'c Connection) -> rusqlite::Result<T>,
-) -> Result<T, Failed> {
+) -> Result<T, TransactionError> {
     let run = |sql: &str| connection.prepare_cached(sql)?.execute([]);
-    let before = |error| Failed::before(connection, error);
+    let before = |error| TransactionError::before(connection, error);
     run("BEGIN IMMEDIATE").map_err(before)?;
     let done = match work(connection) {
-        Ok(done) => run("COMMIT").map(|_| done).map_err(|error| Failed::in_commit(connection, error)),
+        Ok(done) => run("COMMIT").map(|_| done).map_err(|error| TransactionError::in_commit(connection, error)),
         Err(error) => Err(before(error)),
     };
     if done.is_err() && !connection.is_autocommit() {
         // SQLite has rolled back some errors by itself. If this fails too, the database is beyond use.
         run("ROLLBACK").map_err(|error| match &done {
-            Err(Failed::InCommit(_)) => Failed::InCommit(error),
-            _ => Failed::Before(error),
+            Err(TransactionError::InCommit(_)) => TransactionError::InCommit(error),
+            _ => TransactionError::Before(error),
         })?;
     }
     done

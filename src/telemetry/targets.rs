@@ -39,7 +39,7 @@ const OWN: &[&str] = &[
     "eventd::sqlite::file",
     "eventd::sqlite::files",
     "eventd::sqlite::trim",
-    "eventd::sqlite::wait",
+    "eventd::sqlite::watcher",
     "eventd::stderr",
     "eventd::telemetry",
     "eventd::up",

@@ -9,9 +9,9 @@ use eventd::core::backoff::Backoff;
 use eventd::core::pace::Rate;
 use eventd::destination::BatchLimits;
 use eventd::dispatch::{Config, OnGap, Start, WhenStopped};
-use eventd::replay::place::Place;
+use eventd::replay::position::Position;
 use eventd::replay::range::Range;
-use eventd::replay::rewind::Way;
+use eventd::replay::rewind::Reposition;
 use eventd::replay::select::Selection;
 use std::time::Duration;
 
@@ -179,7 +179,7 @@ pub(crate) fn fixed_with_replays() -> Scenario {
         selection: Selection { dead, ..Selection::default() },
         limit: None,
     };
-    let asked = [deliver(false), deliver(true), Asked::OffsetReset(Way::Back(Place::Offset(3)))];
+    let asked = [deliver(false), deliver(true), Asked::OffsetReset(Reposition::Rewind(Position::Offset(3)))];
     for (asked, number) in asked.into_iter().zip(0u32..) {
         scenario.replays.push(Request { asked, rate: None, stop_after_failures: 0 });
         let at = Duration::from_secs(20) * (number + 1);
@@ -401,7 +401,11 @@ fn replays(scenario: &mut Scenario, random: &mut Random) {
             0 | 1 if moves_left > 0 => {
                 moves_left -= 1;
                 let place = place(scenario, random);
-                Asked::OffsetReset(if random.chance(50) { Way::Back(place) } else { Way::Ahead(place) })
+                Asked::OffsetReset(if random.chance(50) {
+                    Reposition::Rewind(place)
+                } else {
+                    Reposition::FastForward(place)
+                })
             }
             n => {
                 let same_letters = scenario.replays.first().is_some_and(|request| request.asked.is_of_letters());
@@ -447,13 +451,15 @@ fn replays(scenario: &mut Scenario, random: &mut Random) {
 }
 
 /// One end of a range: an offset, one in some partitions, or a time.
-fn place(scenario: &Scenario, random: &mut Random) -> Place {
+fn place(scenario: &Scenario, random: &mut Random) -> Position {
     match random.below(3) {
-        0 => Place::Offset(random.between(0, 40) as i64),
+        0 => Position::Offset(random.between(0, 40) as i64),
         1 => {
             let partitions = (0..scenario.partitions).filter(|_| random.chance(70)).collect::<Vec<_>>();
-            Place::Offsets(partitions.into_iter().map(|partition| (partition, random.between(0, 40) as i64)).collect())
+            Position::Offsets(
+                partitions.into_iter().map(|partition| (partition, random.between(0, 40) as i64)).collect(),
+            )
         }
-        _ => Place::Time(random.between(0, 12_000) as i64),
+        _ => Position::Time(random.between(0, 12_000) as i64),
     }
 }

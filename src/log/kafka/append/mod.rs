@@ -23,7 +23,7 @@ use crate::kafka::batch::Producer;
 use crate::kafka::{self, Cluster, Leader, Led, Who, describe, refusal, topic_name};
 use crate::limits::{
     APPEND_MAX, BROKER_CALL_MAX, PRODUCE_CALL_MAX, PRODUCE_REQUEST_BYTES_MAX, RECORD_FRAMING_BYTES_MAX,
-    WRITE_GROUP_ENTRIES_MAX, WRITE_OVERHEAD_BYTES, WRITE_QUEUE_BYTES_MAX, WRITE_QUEUE_ENTRIES_MAX,
+    WRITE_BATCH_ENTRIES_MAX, WRITE_OVERHEAD_BYTES, WRITE_QUEUE_BYTES_MAX, WRITE_QUEUE_ENTRIES_MAX,
 };
 use crate::log_limiter::LogLimiter;
 use crate::vital::{self, Lost, Vital};
@@ -153,7 +153,7 @@ impl Driver {
                 waiting = inbox.recv() => {
                     let Some(waiting) = waiting else { return Ok(()) };
                     self.enqueue(waiting);
-                    for _ in 1..WRITE_GROUP_ENTRIES_MAX {
+                    for _ in 1..WRITE_BATCH_ENTRIES_MAX {
                         let Ok(waiting) = inbox.try_recv() else { break };
                         self.enqueue(waiting);
                     }

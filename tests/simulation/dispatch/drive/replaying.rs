@@ -15,7 +15,7 @@ use eventd::destination::spec::Spec;
 use eventd::destination::{BatchLimits, Destination};
 use eventd::group::JoinError;
 use eventd::replay::signing::Signature;
-use eventd::replay::{Config, Opener, Refused, Streams, Surroundings, Wanted, run};
+use eventd::replay::{Config, DestinationOpener, ReplayContext, ReplayRefused, ReplayRequest, Streams, run};
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;
@@ -42,7 +42,7 @@ struct MemoryOpener {
     attempt_timeout: Duration,
 }
 
-impl Opener for MemoryOpener {
+impl DestinationOpener for MemoryOpener {
     fn open<'a>(&'a self, _spec: &'a Spec) -> BoxFuture<'a, anyhow::Result<Arc<dyn Destination>>> {
         Box::pin(async move {
             anyhow::ensure!(self.handle.is_answered(Call::OpenDestination).await, "the destination cannot be opened");
@@ -98,11 +98,14 @@ impl Driver<'_> {
         };
         self.outcome.resumes += u64::from(rest.is_some());
         let what = match (rest, &request.asked) {
-            (Some(id), _) => Wanted::Rest { id },
-            (None, Asked::Deliver { range, selection, limit }) => {
-                Wanted::New { range: range.clone(), selection: selection.clone(), limit: *limit, every_user: true }
-            }
-            (None, Asked::OffsetReset(way)) => Wanted::OffsetReset(way.clone()),
+            (Some(id), _) => ReplayRequest::Resume { id },
+            (None, Asked::Deliver { range, selection, limit }) => ReplayRequest::New {
+                range: range.clone(),
+                selection: selection.clone(),
+                limit: *limit,
+                every_user: true,
+            },
+            (None, Asked::OffsetReset(way)) => ReplayRequest::Reposition(way.clone()),
         };
         let config = Config {
             what,
@@ -118,7 +121,7 @@ impl Driver<'_> {
             limits: self.scenario.limits,
             attempt_timeout: dispatch.attempt_timeout,
         };
-        let around = Surroundings {
+        let around = ReplayContext {
             engine: Arc::new(MemoryEngine(handle.clone())),
             log: Arc::new(MemoryLog { handle: handle.clone(), topic: TOPIC.to_owned() }),
             groups: Arc::new(MemoryGroups { handle, rules: self.scenario.rules() }),
@@ -243,7 +246,7 @@ impl Driver<'_> {
                 state.oracle.fail(format!("life {life} says that all is done, and no audit record does"));
             }
             Ok(Ok(Ended::Drained | Ended::WorkLeft)) => {}
-            Ok(Err(error)) if error.is::<Refused>() => {
+            Ok(Err(error)) if error.is::<ReplayRefused>() => {
                 is_done |= !is_written;
                 self.outcome.refused += 1;
                 if !state.may_be_refused(life) {

@@ -5,7 +5,7 @@ use crate::dispatch::oracle::claims;
 use crate::dispatch::world::State as WorldState;
 use eventd::core::event::Record;
 use eventd::core::progress::PartitionState;
-use eventd::replay::place::Place;
+use eventd::replay::position::Position;
 use eventd::replay::range::Range;
 use eventd::replay::select::Selection;
 use std::collections::BTreeMap;
@@ -52,23 +52,25 @@ pub(super) fn expected(
     all
 }
 
-fn begins(from: &Option<Place>, partition: u32, offset: i64, record: &Record) -> bool {
+fn begins(from: &Option<Position>, partition: u32, offset: i64, record: &Record) -> bool {
     match from {
         None => true,
-        Some(Place::Offset(from)) => offset >= *from,
-        Some(Place::Offsets(from) | Place::OldOffsets(from)) => {
+        Some(Position::Offset(from)) => offset >= *from,
+        Some(Position::Offsets(from) | Position::DeprecatedOffsets(from)) => {
             from.get(&partition).is_some_and(|from| offset >= *from)
         }
-        Some(Place::Time(ms)) => record.timestamp_ms >= *ms,
-        Some(Place::Ago(_)) => unreachable!("no scenario asks for what depends on the real time"),
+        Some(Position::Time(ms)) => record.timestamp_ms >= *ms,
+        Some(Position::Ago(_)) => unreachable!("no scenario asks for what depends on the real time"),
     }
 }
 
-fn ends_behind(until: &Place, partition: u32, offset: i64, record: &Record) -> bool {
+fn ends_behind(until: &Position, partition: u32, offset: i64, record: &Record) -> bool {
     match until {
-        Place::Offset(until) => offset < *until,
-        Place::Offsets(until) | Place::OldOffsets(until) => until.get(&partition).is_some_and(|until| offset < *until),
-        Place::Time(ms) => record.timestamp_ms < *ms,
-        Place::Ago(_) => unreachable!("no scenario asks for what depends on the real time"),
+        Position::Offset(until) => offset < *until,
+        Position::Offsets(until) | Position::DeprecatedOffsets(until) => {
+            until.get(&partition).is_some_and(|until| offset < *until)
+        }
+        Position::Time(ms) => record.timestamp_ms < *ms,
+        Position::Ago(_) => unreachable!("no scenario asks for what depends on the real time"),
     }
 }

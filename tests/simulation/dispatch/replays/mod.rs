@@ -15,9 +15,9 @@ use crate::dispatch::oracle::{Life, Oracle, Rules, claims};
 use crate::dispatch::world::State as WorldState;
 use eventd::core::event::Record;
 use eventd::core::progress::PartitionState;
-use eventd::replay::place::Place;
+use eventd::replay::position::Position;
 use eventd::replay::range::Range;
-use eventd::replay::rewind::Way;
+use eventd::replay::rewind::Reposition;
 use eventd::replay::select::Selection;
 use expected::expected;
 use std::collections::BTreeMap;
@@ -27,7 +27,7 @@ use std::time::Duration;
 #[derive(Debug, Clone)]
 pub(crate) enum Asked {
     Deliver { range: Range, selection: Selection, limit: Option<u64> },
-    OffsetReset(Way),
+    OffsetReset(Reposition),
 }
 
 impl Asked {
@@ -92,7 +92,7 @@ impl Replays {
     /// Whether a partition was asked for by its number from where it holds nothing: that is a mistake.
     fn names_what_is_not_there(&self, life: Life) -> bool {
         let run = &self.runs[&life];
-        let Asked::Deliver { range: Range { from: Some(Place::Offsets(from)), .. }, .. } = &self.asked[run.asked]
+        let Asked::Deliver { range: Range { from: Some(Position::Offsets(from)), .. }, .. } = &self.asked[run.asked]
         else {
             return false;
         };

@@ -2,7 +2,7 @@
 //! refusal, which leaves the others of the transaction alone; an error of SQLite ends the whole transaction.
 
 use super::row;
-use super::schema::{self, Ends};
+use super::schema::{self, PartitionRow};
 use crate::clock::{now_ms, whole_ms};
 use crate::core::event::Record;
 use crate::core::outcome::Failure;
@@ -16,9 +16,9 @@ use std::time::Duration;
 #[derive(Debug)]
 pub(crate) enum Write {
     /// Answered with the offset of the first record.
-    Append { topic: i64, partition: u32, records: Vec<Record>, kind: Kind },
+    Append { topic: i64, partition: u32, records: Vec<Record>, kind: TopicKind },
     /// Answered with 0.
-    Commit(Commit),
+    Commit(GroupCommit),
     /// The next epoch of a group in a topic. Answered with it.
     Join { group: String, topic: i64 },
     /// Asks for moves of a position, by partition, under a name that is no group. Answered with 0.
@@ -31,7 +31,7 @@ pub(crate) enum Write {
 
 /// How far a group got in a partition.
 #[derive(Debug)]
-pub(crate) struct Commit {
+pub(crate) struct GroupCommit {
     pub(crate) group: String,
     pub(crate) topic: i64,
     pub(crate) partition: u32,
@@ -48,7 +48,7 @@ const STORE_COMMIT: &str =
 
 /// Whose records stop at `--max-db-bytes`, and whose find room beyond it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Kind {
+pub(crate) enum TopicKind {
     Main,
     Side,
 }
@@ -56,20 +56,20 @@ pub(crate) enum Kind {
 impl Write {
     /// Stops at a full database or disk before the others do.
     pub(super) fn gives_way(&self) -> bool {
-        matches!(self, Self::Append { kind: Kind::Main, .. })
+        matches!(self, Self::Append { kind: TopicKind::Main, .. })
     }
 }
 
 /// (topic, partition) → the offset that its next record gets now.
-pub(super) type Grown = HashMap<(i64, u32), i64>;
+pub(super) type NextOffsets = HashMap<(i64, u32), i64>;
 
 /// One transaction's work in progress.
 pub(super) struct Transaction<'c> {
     connection: &'c Connection,
     insert: CachedStatement<'c>,
     /// Ends of the partitions that were looked at, as they will be after the commit.
-    ends: HashMap<(i64, u32), Ends>,
-    grown: Grown,
+    ends: HashMap<(i64, u32), PartitionRow>,
+    grown: NextOffsets,
     used_bytes: u64,
     max_bytes: Option<u64>,
 }
@@ -96,7 +96,7 @@ impl<'c> Transaction<'c> {
     }
 
     /// Writes what is written once a transaction, and answers with the partitions that grew and their next offsets.
-    pub(super) fn finish(self) -> rusqlite::Result<Grown> {
+    pub(super) fn finish(self) -> rusqlite::Result<NextOffsets> {
         let mut update = self.connection.prepare_cached(
             "UPDATE partitions SET next_offset = max(next_offset, ?3), timestamp_ms = ?4
              WHERE topic = ?1 AND partition = ?2",
@@ -113,7 +113,7 @@ impl<'c> Transaction<'c> {
         topic: i64,
         partition: u32,
         records: &[Record],
-        kind: Kind,
+        kind: TopicKind,
     ) -> rusqlite::Result<Result<i64, Failure>> {
         let Some(mut ends) = self.ends(topic, partition)? else {
             return Ok(Err(missing(partition)));
@@ -147,9 +147,9 @@ impl<'c> Transaction<'c> {
         Ok(())
     }
 
-    fn full(&mut self, bytes: u64, kind: Kind) -> Option<Failure> {
+    fn full(&mut self, bytes: u64, kind: TopicKind) -> Option<Failure> {
         let max = self.max_bytes?;
-        let bound = if kind == Kind::Main { max } else { max.saturating_add(DATABASE_HEADROOM_BYTES) };
+        let bound = if kind == TopicKind::Main { max } else { max.saturating_add(DATABASE_HEADROOM_BYTES) };
         if self.used_bytes + bytes > bound {
             let detail = format!(
                 "the database holds {} bytes of {max}: raise --max-db-bytes or lower --retention (records go by their \
@@ -162,8 +162,8 @@ impl<'c> Transaction<'c> {
         None
     }
 
-    fn commit(&mut self, commit: &Commit) -> rusqlite::Result<Result<i64, Failure>> {
-        let Commit { group, topic, partition, epoch, watermark, settled_end, settled } = commit;
+    fn commit(&mut self, commit: &GroupCommit) -> rusqlite::Result<Result<i64, Failure>> {
+        let GroupCommit { group, topic, partition, epoch, watermark, settled_end, settled } = commit;
         let Some(ends) = self.ends(*topic, *partition)? else {
             return Ok(Err(missing(*partition)));
         };
@@ -248,7 +248,7 @@ impl<'c> Transaction<'c> {
         Ok(id)
     }
 
-    fn ends(&mut self, topic: i64, partition: u32) -> rusqlite::Result<Option<Ends>> {
+    fn ends(&mut self, topic: i64, partition: u32) -> rusqlite::Result<Option<PartitionRow>> {
         if let Some(ends) = self.ends.get(&(topic, partition)) {
             return Ok(Some(*ends));
         }

@@ -8,43 +8,15 @@
 //! In process it is a notification. Across processes one thread looks at a number that SQLite changes with every commit
 //! of another connection: every 5 ms while anything is written, else every 50 ms, which costs some microseconds each.
 
-use super::files::Identity;
+use super::files::FileIdentity;
+use super::hub::Hub;
 use super::writer::Housekeeping;
 use crate::limits::{HOUSEKEEPING_INTERVAL, WATCH_BUSY_AFTER_CHANGE, WATCH_INTERVAL_BUSY, WATCH_INTERVAL_IDLE};
 use crate::log_limiter::LogLimiter;
 use crate::vital::{self, Lost};
 use rusqlite::Connection;
-use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError, mpsc};
+use std::sync::{Arc, mpsc};
 use std::time::Instant;
-use tokio::sync::watch;
-
-/// Where the partitions of the database end, as far as this process knows.
-#[derive(Debug, Default)]
-pub(super) struct Hub {
-    /// One entry a partition that anybody ever waited for.
-    ends: Mutex<HashMap<(i64, u32), watch::Sender<i64>>>,
-}
-
-impl Hub {
-    /// Sees every growth from now on. Subscribe first, then read: what is appended in between is then not missed.
-    pub(super) fn subscribe(&self, topic: i64, partition: u32) -> watch::Receiver<i64> {
-        let mut ends = self.ends.lock().unwrap_or_else(PoisonError::into_inner);
-        ends.entry((topic, partition)).or_insert_with(|| watch::channel(0).0).subscribe()
-    }
-
-    /// Tells that a commit made this the next offset.
-    pub(super) fn advance(&self, topic: i64, partition: u32, next: i64) {
-        let ends = self.ends.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(end) = ends.get(&(topic, partition)) {
-            end.send_if_modified(|known| {
-                let grew = next > *known;
-                *known = next.max(*known);
-                grew
-            });
-        }
-    }
-}
 
 /// Ends the thread when it is dropped.
 #[derive(Debug)]
@@ -65,14 +37,14 @@ impl Watcher {
 
 /// What the watcher does once in [`HOUSEKEEPING_INTERVAL`] besides.
 #[derive(Debug)]
-pub(super) struct Rounds {
+pub(super) struct WatcherDuties {
     /// Absent where this process leaves it to others.
     pub(super) housekeeping: Option<Housekeeping>,
-    pub(super) identity: Identity,
+    pub(super) identity: FileIdentity,
     pub(super) lost: Lost,
 }
 
-impl Rounds {
+impl WatcherDuties {
     /// `false`: there is nothing to go round for any more.
     fn make(&self) -> bool {
         if let Some(why) = self.identity.gone() {
@@ -84,7 +56,7 @@ impl Rounds {
 }
 
 /// Starts the watcher on a connection of its own.
-pub(super) fn watch(connection: Connection, hub: Arc<Hub>, rounds: Rounds) -> std::io::Result<Watcher> {
+pub(super) fn watch(connection: Connection, hub: Arc<Hub>, rounds: WatcherDuties) -> std::io::Result<Watcher> {
     let (stop, stopped) = mpsc::sync_channel(0);
     let (running, ended) = mpsc::sync_channel(0);
     vital::thread("log-watch", rounds.lost.clone(), move || {

@@ -21,13 +21,13 @@ use std::time::Duration;
 
 /// One end of a range.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Place {
+pub enum Position {
     /// An offset in every partition.
     Offset(i64),
     /// An offset in each of these partitions.
     Offsets(BTreeMap<u32, i64>),
     /// Like `Offsets`, from the deprecated form without `p`.
-    OldOffsets(BTreeMap<u32, i64>),
+    DeprecatedOffsets(BTreeMap<u32, i64>),
     /// Milliseconds since the Unix epoch.
     Time(i64),
     /// An age: this long before now.
@@ -38,7 +38,7 @@ pub enum Place {
 const FORMS: &str = "an offset (480), offsets of partitions (p0:480,p2:17), a time (2026-01-02T10:30:00Z, 2026-01-02 \
                      10:30, 10:30 for today, @1767350000 for seconds since 1970) or an age (2h)";
 
-impl FromStr for Place {
+impl FromStr for Position {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
@@ -46,7 +46,7 @@ impl FromStr for Place {
     }
 }
 
-impl Place {
+impl Position {
     /// `zone` is asked only for a time without an offset from UTC.
     fn parse(text: &str, now: Timestamp, zone: impl FnOnce() -> Result<TimeZone, String>) -> Result<Self, String> {
         if text.is_empty() {
@@ -89,21 +89,21 @@ impl Place {
         match self {
             Self::Time(ms) => Some(*ms),
             Self::Ago(ago) => Some(now_ms.saturating_sub(i64::try_from(ago.as_millis()).unwrap_or(i64::MAX))),
-            Self::Offset(_) | Self::Offsets(_) | Self::OldOffsets(_) => None,
+            Self::Offset(_) | Self::Offsets(_) | Self::DeprecatedOffsets(_) => None,
         }
     }
 
     /// The offsets of the partitions that are named one by one.
     pub fn named(&self) -> Option<&BTreeMap<u32, i64>> {
         match self {
-            Self::Offsets(offsets) | Self::OldOffsets(offsets) => Some(offsets),
+            Self::Offsets(offsets) | Self::DeprecatedOffsets(offsets) => Some(offsets),
             Self::Offset(_) | Self::Time(_) | Self::Ago(_) => None,
         }
     }
 
     /// What a person is to be told who used the deprecated form.
     pub fn deprecation(&self) -> Option<String> {
-        let Self::OldOffsets(offsets) = self else { return None };
+        let Self::DeprecatedOffsets(offsets) = self else { return None };
         let old: Vec<String> = offsets.iter().map(|(partition, offset)| format!("{partition}:{offset}")).collect();
         let old = old.join(",");
         Some(format!(
@@ -182,7 +182,7 @@ fn zone() -> Result<TimeZone, String> {
 }
 
 /// `None`: it is not written as offsets of partitions.
-fn offsets(text: &str) -> Option<Result<Place, String>> {
+fn offsets(text: &str) -> Option<Result<Position, String>> {
     let is_part = |byte: u8| byte.is_ascii_digit() || matches!(byte, b':' | b',' | b' ' | b'p');
     if !text.contains(':') || !text.bytes().all(is_part) {
         return None;
@@ -210,8 +210,8 @@ fn offsets(text: &str) -> Option<Result<Place, String>> {
         }
     }
     Some(match old {
-        0 => Ok(Place::Offsets(offsets)),
-        _ if old == count => Ok(Place::OldOffsets(offsets)),
+        0 => Ok(Position::Offsets(offsets)),
+        _ if old == count => Ok(Position::DeprecatedOffsets(offsets)),
         _ => Err("some partitions have a p and others have not: write p0:480,p2:17".into()),
     })
 }
@@ -252,11 +252,11 @@ pub fn show_ms(ms: i64) -> String {
     }
 }
 
-impl fmt::Display for Place {
+impl fmt::Display for Position {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Offset(offset) => write!(f, "{offset}"),
-            Self::Offsets(offsets) | Self::OldOffsets(offsets) => {
+            Self::Offsets(offsets) | Self::DeprecatedOffsets(offsets) => {
                 let pairs: Vec<String> = offsets.iter().map(|(p, offset)| format!("p{p}:{offset}")).collect();
                 f.write_str(&pairs.join(","))
             }
@@ -278,32 +278,32 @@ mod tests {
         Ok(TimeZone::posix("CET-1CEST,M3.5.0,M10.5.0/3").unwrap())
     }
 
-    fn parse(text: &str) -> Result<Place, String> {
-        Place::parse(text, NOW.parse().unwrap(), in_berlin)
+    fn parse(text: &str) -> Result<Position, String> {
+        Position::parse(text, NOW.parse().unwrap(), in_berlin)
     }
 
-    fn place(text: &str) -> Place {
+    fn place(text: &str) -> Position {
         parse(text).unwrap_or_else(|why| panic!("{text}: {why}"))
     }
 
-    fn time(text: &str) -> Place {
-        Place::Time(text.parse::<Timestamp>().unwrap().as_millisecond())
+    fn time(text: &str) -> Position {
+        Position::Time(text.parse::<Timestamp>().unwrap().as_millisecond())
     }
 
     #[test]
     fn offsets_times_and_ages_are_told_apart() {
-        assert_eq!(place("480"), Place::Offset(480));
-        assert_eq!(place("p0:480, p2:17"), Place::Offsets(BTreeMap::from([(0, 480), (2, 17)])));
-        assert_eq!(place("p2:50"), Place::Offsets(BTreeMap::from([(2, 50)])), "nobody takes it for a time");
-        assert_eq!(place("2h"), Place::Ago(Duration::from_secs(7200)));
-        assert_eq!(place("1h 30m"), Place::Ago(Duration::from_secs(5400)));
-        assert_eq!(place("2026-01-02T03:04:05.678Z"), Place::Time(1_767_323_045_678));
-        assert_eq!(place("2026-01-02T04:04:05+01:00"), Place::Time(1_767_323_045_000));
+        assert_eq!(place("480"), Position::Offset(480));
+        assert_eq!(place("p0:480, p2:17"), Position::Offsets(BTreeMap::from([(0, 480), (2, 17)])));
+        assert_eq!(place("p2:50"), Position::Offsets(BTreeMap::from([(2, 50)])), "nobody takes it for a time");
+        assert_eq!(place("2h"), Position::Ago(Duration::from_secs(7200)));
+        assert_eq!(place("1h 30m"), Position::Ago(Duration::from_secs(5400)));
+        assert_eq!(place("2026-01-02T03:04:05.678Z"), Position::Time(1_767_323_045_678));
+        assert_eq!(place("2026-01-02T04:04:05+01:00"), Position::Time(1_767_323_045_000));
         assert_eq!(place("2026-01-02T10:30"), time("2026-01-02T09:30:00Z"));
         assert_eq!(place("2026-01-02 10:30:00"), place("2026-01-02T10:30"));
         assert_eq!(place("2026-01-02"), time("2026-01-01T23:00:00Z"));
-        assert_eq!(place("@1767350000"), Place::Time(1_767_350_000_000));
-        assert_eq!(place("@1767350000.1239"), Place::Time(1_767_350_000_123));
+        assert_eq!(place("@1767350000"), Position::Time(1_767_350_000_000));
+        assert_eq!(place("@1767350000.1239"), Position::Time(1_767_350_000_123));
         for wrong in [
             "",
             "yesterday",
@@ -366,7 +366,7 @@ mod tests {
             ("30:15", vec![(30, 15)]),
         ] {
             let read = place(text);
-            assert_eq!(read, Place::OldOffsets(offsets.into_iter().collect()), "{text}");
+            assert_eq!(read, Position::DeprecatedOffsets(offsets.into_iter().collect()), "{text}");
             let told = read.deprecation().unwrap();
             assert!(told.contains(&format!("{text} is read as p")) && told.contains("write p"), "{told}");
             assert_eq!(place(&read.to_string()).named(), read.named(), "what is told can be written");
@@ -377,7 +377,7 @@ mod tests {
     #[test]
     fn a_time_zone_that_the_machine_does_not_know_is_told_if_it_is_needed() {
         let unknown = || Err("TZ=\"Europe/Berln\" is not a time zone".to_owned());
-        let parse = |text| Place::parse(text, NOW.parse().unwrap(), unknown);
+        let parse = |text| Position::parse(text, NOW.parse().unwrap(), unknown);
         for local in ["02:50", "2026-01-02 10:30", "2026-01-02"] {
             assert!(parse(local).unwrap_err().contains("Europe/Berln"), "{local}");
         }
@@ -395,7 +395,7 @@ mod tests {
             (1_767_350_000_123_456_789, "@1767350000.123"),
         ] {
             let (ms, told) = unix_time_meant(offset).unwrap();
-            assert_eq!((told.as_str(), place(&told)), (written, Place::Time(ms)), "{offset}");
+            assert_eq!((told.as_str(), place(&told)), (written, Position::Time(ms)), "{offset}");
         }
         for offset in [0, 480, 999_999_999, 4_102_444_800, i64::MAX] {
             assert_eq!(unix_time_meant(offset), None, "{offset}");
@@ -414,8 +414,8 @@ mod tests {
         fn offsets_of_partitions_are_read_as_they_are_shown(
             offsets in proptest::collection::btree_map(any::<u32>(), 0..i64::MAX, 1..5),
         ) {
-            let shown = Place::Offsets(offsets.clone()).to_string();
-            prop_assert_eq!(parse(&shown), Ok(Place::Offsets(offsets)));
+            let shown = Position::Offsets(offsets.clone()).to_string();
+            prop_assert_eq!(parse(&shown), Ok(Position::Offsets(offsets)));
         }
     }
 }
