@@ -5,7 +5,7 @@ use crate::cli;
 use crate::core::backoff::Backoff;
 use crate::destination::spec::{Spec, Target};
 use crate::destination::{self, FaultDrill, webhook};
-use crate::group::kafka::Joining;
+use crate::group::{JoinOptions, WhenHeld};
 use crate::replay::range::Range;
 use crate::replay::rewind::Reposition;
 use crate::replay::select::Selection;
@@ -173,8 +173,8 @@ pub struct Delivery {
     pub spec: Spec,
     pub settings: destination::Settings,
     pub dispatch: dispatch::Config,
-    /// How it joins its group, on Kafka.
-    pub joining: Joining,
+    /// How it joins its group.
+    pub join_options: JoinOptions,
 }
 
 /// `eventd up`.
@@ -520,14 +520,15 @@ fn deliveries(
                 drill,
                 ..destination::Settings::default()
             };
-            let joining = Joining {
+            let join_options = JoinOptions {
                 digest: spec.digest(),
+                when_held: WhenHeld::Fail,
                 start_given: flags.start.is_some(),
                 session_timeout: flags.session_timeout,
                 instance_id: flags.instance_id.clone(),
                 keep_membership: flags.keep_membership,
             };
-            Ok(Delivery { spec, settings, dispatch: dispatch.clone(), joining })
+            Ok(Delivery { spec, settings, dispatch: dispatch.clone(), join_options })
         })
         .collect()
 }

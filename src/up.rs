@@ -16,10 +16,9 @@
 use crate::config::{self, Delivery};
 use crate::core::outcome::Ended;
 use crate::dispatch;
-use crate::group::sqlite::WhenHeld;
+use crate::group::WhenHeld;
 use crate::limits;
-use crate::log::Log;
-use crate::modes::{self, Store};
+use crate::modes::{self, OpenLog};
 use crate::signals::Signals;
 use anyhow::{Context, anyhow};
 use std::collections::HashMap;
@@ -32,7 +31,7 @@ use tokio::time::Instant;
 pub async fn up(mut config: config::Up, signals: &Signals) -> anyhow::Result<Ended> {
     modes::check_descriptors(Some(&config.endpoint), &config.log, &config.deliveries)?;
     let start = modes::start(&config.log, &mut config.endpoint, &mut config.deliveries);
-    let Some((listeners, store, log)) = modes::unless_stopped(signals, start).await? else {
+    let Some((listeners, opened)) = modes::unless_stopped(signals, start).await? else {
         return Ok(Ended::Drained);
     };
     if config.deliveries.is_empty() {
@@ -43,8 +42,7 @@ pub async fn up(mut config: config::Up, signals: &Signals) -> anyhow::Result<End
     let (accepted_all, drain) = watch::channel(false);
     let (give_up, given_up) = watch::channel(false);
     let supervisor = |delivery: &Delivery| Supervisor {
-        store: store.clone(),
-        log: log.clone(),
+        opened: opened.clone(),
         delivery: delivery.clone(),
         signals: signals.clone(),
         drain: drain.clone(),
@@ -60,7 +58,7 @@ pub async fn up(mut config: config::Up, signals: &Signals) -> anyhow::Result<End
             () = raised(given_up) => {}
         }
     };
-    ingest.spawn(crate::ingest::run(listeners, log.clone(), config.endpoint.ingest, stop));
+    ingest.spawn(crate::ingest::run(listeners, opened.log.clone(), config.endpoint.ingest, stop));
 
     let flow = async {
         let ingested = async {
@@ -77,12 +75,12 @@ pub async fn up(mut config: config::Up, signals: &Signals) -> anyhow::Result<End
         let (ingested, delivered) = tokio::join!(ingested, supervisors.all_ended());
         Ok(ingested?.and(delivered?))
     };
-    let engine = store.engine();
+    let engine = Arc::clone(&opened.engine);
     let ended = tokio::select! {
         ended = flow => ended,
         why = engine.lost() => Err(modes::lost(&why)),
     };
-    store.close().await;
+    engine.close().await;
     ended
 }
 
@@ -166,8 +164,7 @@ where
 /// Keeps one destination going, until the drain. It ends before with an error if the topic was made again: its log stays
 /// the old one.
 struct Supervisor {
-    store: Store,
-    log: Arc<dyn Log>,
+    opened: OpenLog,
     delivery: Delivery,
     signals: Signals,
     /// Whether the destinations are told to drain.
@@ -197,13 +194,13 @@ impl Supervisor {
 
     /// One life of the destination, in a task of its own: a panic ends that task alone.
     async fn delivery_once(&self) -> Result<Ended, Failed> {
-        let place = self.store.join(&self.log, &self.delivery, WhenHeld::Fail).await;
-        let place = place.context("not started").map_err(|error| Failed { error, began: false })?;
-        let (engine, log) = (self.store.engine(), self.log.clone());
+        let joined = modes::join(&self.opened, &self.delivery, WhenHeld::Fail).await;
+        let joined = joined.context("not started").map_err(|error| Failed { error, began: false })?;
+        let opened = self.opened.clone();
         let (delivery, signals) = (self.delivery.clone(), self.signals.clone());
         let stop = raised(self.drain.clone());
         let mut life = JoinSet::new();
-        life.spawn(modes::deliver(engine, log, place, delivery, signals, stop));
+        life.spawn(modes::deliver(opened, joined, delivery, signals, stop));
         let ended = match life.join_next().await {
             Some(Ok(ended)) => ended,
             Some(Err(panicked)) => Err(anyhow!("panicked: {panicked}")),

@@ -16,14 +16,22 @@
 //! An [`OffsetReset`] of the position is asked for from outside, whoever owns the partition and whether anybody does. The state
 //! that a commit stores holds the id of the last one that is in it, and ids grow: so it is applied once, whoever dies.
 
+mod earlier_name;
 pub mod kafka;
 pub mod sqlite;
+
+pub use self::earlier_name::keeps_earlier_name;
 
 use crate::BoxFuture;
 use crate::core::outcome::Failure;
 use crate::core::progress::{OffsetReset, PartitionState};
+use crate::limits::SESSION_TIMEOUT;
+use crate::log::Log;
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
 use tokio::time::Instant;
 
 /// One destination's membership in its group, for one topic.
@@ -45,8 +53,8 @@ pub trait Group: Send + Sync + fmt::Debug {
     /// [`is_final`] says comes back for ever.
     fn commit(&self, partition: u32, state: PartitionState) -> BoxFuture<'_, Result<(), Failure>>;
 
-    /// The last move of the position that was asked for in the partition, applied or not. `None`: none ever.
-    fn requested(&self, partition: u32) -> BoxFuture<'_, Result<Option<OffsetReset>, Failure>>;
+    /// The last offset reset that was requested for the partition, applied or not. `None`: none was ever requested.
+    fn requested_reset(&self, partition: u32) -> BoxFuture<'_, Result<Option<OffsetReset>, Failure>>;
 
     /// Until when attempts may be started and may last. `None`: no limit (a lock that dies with the process).
     fn lease_deadline(&self) -> Option<Instant>;
@@ -58,6 +66,129 @@ pub trait Group: Send + Sync + fmt::Debug {
 
     /// Leaves the group, so that others need not wait. Every partition was released before.
     fn leave(&self) -> BoxFuture<'_, ()>;
+}
+
+/// The consumer groups of one engine, by their names.
+pub trait Groups: Send + Sync + fmt::Debug {
+    /// Joins the group of a destination, to deliver to it. [`Group::changed`] tells which partitions it is assigned.
+    fn join<'a>(
+        &'a self,
+        name: &'a str,
+        log: &'a Arc<dyn Log>,
+        options: &'a JoinOptions,
+    ) -> BoxFuture<'a, Result<Arc<dyn Group>, JoinError>>;
+
+    /// Joins a group as its only member, which owns every partition of the log. If the group has another member, that
+    /// is an error.
+    fn join_alone<'a>(
+        &'a self,
+        name: &'a str,
+        log: &'a Arc<dyn Log>,
+        digest: &'a str,
+    ) -> BoxFuture<'a, Result<Arc<dyn Group>, JoinError>>;
+
+    /// Whether a destination has ever committed under this name.
+    fn past_commits<'a>(
+        &'a self,
+        name: &'a str,
+        log: &'a Arc<dyn Log>,
+    ) -> BoxFuture<'a, Result<PastCommits, JoinError>>;
+
+    /// What the group last committed in each partition of the log. Does not join the group or disturb its members.
+    fn committed<'a>(
+        &'a self,
+        name: &'a str,
+        log: &'a Arc<dyn Log>,
+    ) -> BoxFuture<'a, Result<Vec<Option<PartitionState>>, JoinError>>;
+
+    /// Requests offset resets, by partition. They replace those that were requested before. All of them are stored, or
+    /// none.
+    fn request_resets<'a>(
+        &'a self,
+        name: &'a str,
+        log: &'a Arc<dyn Log>,
+        resets: &'a BTreeMap<u32, OffsetReset>,
+    ) -> BoxFuture<'a, Result<(), JoinError>>;
+
+    /// The last offset reset that was requested for each partition, applied or not.
+    fn requested_resets<'a>(
+        &'a self,
+        name: &'a str,
+        log: &'a Arc<dyn Log>,
+    ) -> BoxFuture<'a, Result<Vec<Option<OffsetReset>>, JoinError>>;
+
+    /// Applies these offset resets if no process owns any of the group's partitions. `false` if a process does: that
+    /// owner applies what was requested.
+    fn apply_resets_if_unowned<'a>(
+        &'a self,
+        name: &'a str,
+        log: &'a Arc<dyn Log>,
+        digest: &'a str,
+        resets: &'a BTreeMap<u32, OffsetReset>,
+    ) -> BoxFuture<'a, Result<bool, JoinError>>;
+
+    /// Removes what is stored for a group whose work is done, as far as the engine can.
+    fn forget<'a>(&'a self, name: &'a str, log: &'a Arc<dyn Log>) -> BoxFuture<'a, Result<(), Failure>>;
+}
+
+/// How a destination joins its group. The embedded log uses the first two fields only.
+#[derive(Debug, Clone)]
+pub struct JoinOptions {
+    /// Tells the destination from another destination under the same name.
+    pub digest: String,
+    pub when_held: WhenHeld,
+    /// The operator gave `--start`. If a commit has expired, or belongs to an older topic of this name, the partition
+    /// then starts there instead of failing.
+    pub start_given: bool,
+    /// How long after its last heartbeat a member is removed from the group.
+    pub session_timeout: Duration,
+    /// Static membership: a process that restarts under the same id within the session time-out keeps its partitions.
+    pub instance_id: Option<String>,
+    /// Leave without a LeaveGroup request, so that a restart under the same `instance_id` moves no partition.
+    pub keep_membership: bool,
+}
+
+impl JoinOptions {
+    /// The options as the flags have them by default.
+    pub fn new(digest: impl Into<String>) -> Self {
+        Self {
+            digest: digest.into(),
+            when_held: WhenHeld::Fail,
+            start_given: false,
+            session_timeout: SESSION_TIMEOUT,
+            instance_id: None,
+            keep_membership: false,
+        }
+    }
+}
+
+/// What a join does if another process holds the destination.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum WhenHeld {
+    /// Fail with an error that names the holder.
+    Fail,
+    /// Wait until the holder is gone.
+    Standby,
+}
+
+/// Whether a destination has ever committed under a name, as far as this process can see.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum PastCommits {
+    None,
+    /// There are commits. They may have expired or be unreadable; a join reports that.
+    Found,
+    /// This process has no right to see them. The text says why, for people.
+    NotAllowed(String),
+}
+
+impl fmt::Display for PastCommits {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::None => f.write_str("no commits"),
+            Self::Found => f.write_str("commits"),
+            Self::NotAllowed(why) => write!(f, "no right to see commits ({why})"),
+        }
+    }
 }
 
 /// Under which name the moves of a group's position are asked for.
@@ -84,26 +215,6 @@ pub struct Holder {
     pub started_ms: i64,
     /// The digest of its destination.
     pub destination: String,
-}
-
-/// What a group has committed before, as far as it can be seen from outside.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Past {
-    Nothing,
-    /// Something: perhaps what cannot be read, or has expired. A join says what to do then.
-    Commits,
-    /// This process has no right to know. Why, for people.
-    NotAllowed(String),
-}
-
-impl fmt::Display for Past {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Nothing => f.write_str("no commits"),
-            Self::Commits => f.write_str("commits"),
-            Self::NotAllowed(why) => write!(f, "no right to see commits ({why})"),
-        }
-    }
 }
 
 /// Why a group could not be joined.

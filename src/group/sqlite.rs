@@ -8,13 +8,14 @@
 //! it would let two processes hold two files of one name. The epoch is a second line: if the lock file is deleted by
 //! hand and another process joins, the first one's commits are refused.
 
-use super::{Change, Group, Holder, JoinError, moves_of};
+use super::{Change, Group, Groups, Holder, JoinError, JoinOptions, PastCommits, WhenHeld, moves_of};
 use crate::BoxFuture;
 use crate::clock::now_ms;
 use crate::core::name;
 use crate::core::outcome::Failure;
 use crate::core::progress::{OffsetReset, PartitionState};
 use crate::limits::{GROUP_NAME_CHARS_MAX, LOCK_TEXT_BYTES_MAX, STANDBY_INTERVAL};
+use crate::log::Log;
 use crate::log::sqlite::Sqlite;
 use crate::sqlite::{Database, GroupCommit, ReadError, TopicRow, Write};
 use rustix::fs::OFlags;
@@ -28,13 +29,84 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use tokio::time::Instant;
 
-/// What is done where another process holds the destination.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum WhenHeld {
-    /// An error that names it.
-    Fail,
-    /// Wait until it is gone.
-    Standby,
+/// The groups of an embedded log.
+#[derive(Debug)]
+pub struct SqliteGroups(Arc<Sqlite>);
+
+impl SqliteGroups {
+    pub fn new(engine: Arc<Sqlite>) -> Self {
+        Self(engine)
+    }
+}
+
+impl Groups for SqliteGroups {
+    fn join<'a>(
+        &'a self,
+        name: &'a str,
+        log: &'a Arc<dyn Log>,
+        options: &'a JoinOptions,
+    ) -> BoxFuture<'a, Result<Arc<dyn Group>, JoinError>> {
+        Box::pin(join(&self.0, name, log.topic(), &options.digest, options.when_held))
+    }
+
+    fn join_alone<'a>(
+        &'a self,
+        name: &'a str,
+        log: &'a Arc<dyn Log>,
+        digest: &'a str,
+    ) -> BoxFuture<'a, Result<Arc<dyn Group>, JoinError>> {
+        Box::pin(join(&self.0, name, log.topic(), digest, WhenHeld::Fail))
+    }
+
+    fn past_commits<'a>(
+        &'a self,
+        name: &'a str,
+        log: &'a Arc<dyn Log>,
+    ) -> BoxFuture<'a, Result<PastCommits, JoinError>> {
+        Box::pin(async move {
+            let has_commits = committed(&self.0, name, log.topic()).await?.iter().any(Option::is_some);
+            Ok(if has_commits { PastCommits::Found } else { PastCommits::None })
+        })
+    }
+
+    fn committed<'a>(
+        &'a self,
+        name: &'a str,
+        log: &'a Arc<dyn Log>,
+    ) -> BoxFuture<'a, Result<Vec<Option<PartitionState>>, JoinError>> {
+        Box::pin(committed(&self.0, name, log.topic()))
+    }
+
+    fn request_resets<'a>(
+        &'a self,
+        name: &'a str,
+        log: &'a Arc<dyn Log>,
+        resets: &'a BTreeMap<u32, OffsetReset>,
+    ) -> BoxFuture<'a, Result<(), JoinError>> {
+        Box::pin(request(&self.0, name, log.topic(), resets))
+    }
+
+    fn requested_resets<'a>(
+        &'a self,
+        name: &'a str,
+        log: &'a Arc<dyn Log>,
+    ) -> BoxFuture<'a, Result<Vec<Option<OffsetReset>>, JoinError>> {
+        Box::pin(requested(&self.0, name, log.topic()))
+    }
+
+    fn apply_resets_if_unowned<'a>(
+        &'a self,
+        name: &'a str,
+        log: &'a Arc<dyn Log>,
+        digest: &'a str,
+        resets: &'a BTreeMap<u32, OffsetReset>,
+    ) -> BoxFuture<'a, Result<bool, JoinError>> {
+        Box::pin(apply_unowned(&self.0, name, log.topic(), digest, resets))
+    }
+
+    fn forget<'a>(&'a self, name: &'a str, log: &'a Arc<dyn Log>) -> BoxFuture<'a, Result<(), Failure>> {
+        Box::pin(forget(&self.0, name, log.topic()))
+    }
 }
 
 /// Joins the group `name` for a topic: takes its lock, or does what `when_held` says. `digest` tells its destination
@@ -101,7 +173,7 @@ pub async fn request(
 }
 
 /// The last move that was asked for in each partition, applied or not.
-pub async fn requested(engine: &Sqlite, name: &str, topic: &str) -> Result<Vec<Option<OffsetReset>>, JoinError> {
+async fn requested(engine: &Sqlite, name: &str, topic: &str) -> Result<Vec<Option<OffsetReset>>, JoinError> {
     let database = engine.database();
     let failed = |error| JoinError::Unavailable(unavailable(error));
     let topic = find(database, topic).await?;
@@ -138,7 +210,7 @@ pub async fn apply_unowned(
 
 /// Removes the commits and the lock of a group that nobody joins any more, and that has left. Its commits would keep
 /// what is behind them from retention for a week.
-pub async fn forget(engine: &Sqlite, name: &str, topic: &str) -> Result<(), Failure> {
+async fn forget(engine: &Sqlite, name: &str, topic: &str) -> Result<(), Failure> {
     let database = engine.database();
     let Some(topic) = database.topic(topic).await.map_err(unavailable)? else { return Ok(()) };
     database.write(Write::Forget { group: name.into(), topic: topic.id }, 0).await?;
@@ -280,7 +352,7 @@ impl Group for SqliteGroup {
         Box::pin(self.store(partition, state))
     }
 
-    fn requested(&self, partition: u32) -> BoxFuture<'_, Result<Option<OffsetReset>, Failure>> {
+    fn requested_reset(&self, partition: u32) -> BoxFuture<'_, Result<Option<OffsetReset>, Failure>> {
         Box::pin(async move {
             let (name, topic) = (moves_of(&self.name), self.topic);
             self.database.requested(&name, topic, partition).await.map_err(unavailable)

@@ -87,6 +87,10 @@ pub trait Engine: Send + Sync + fmt::Debug {
     /// Waits until the engine can be trusted no more (an I/O error on commit), and says why. The process then stops
     /// with exit code 1.
     fn lost(&self) -> BoxFuture<'_, String>;
+
+    /// Ends what is under way and closes the log at the end of a command. A database is whole in its one file
+    /// afterwards, if no other process has it open. Later calls are refused.
+    fn close(&self) -> BoxFuture<'_, ()>;
 }
 
 /// What one append may hold: a topic may take less than eventd would give it.

@@ -69,12 +69,6 @@ impl Sqlite {
         self.database.path().to_owned()
     }
 
-    /// Ends what is under way and closes the database. If no other process has it open, its one file is whole
-    /// afterwards. Later calls are refused.
-    pub async fn close(&self) {
-        self.database.close().await;
-    }
-
     pub(crate) fn database(&self) -> &Arc<Database> {
         &self.database
     }
@@ -119,6 +113,10 @@ impl Engine for Sqlite {
         create: Option<CreateTopic>,
     ) -> BoxFuture<'a, Result<Arc<dyn Log>, OpenError>> {
         Box::pin(self.open_topic(topic, create))
+    }
+
+    fn close(&self) -> BoxFuture<'_, ()> {
+        Box::pin(self.database.close())
     }
 
     fn lost(&self) -> BoxFuture<'_, String> {

@@ -1,11 +1,11 @@
 //! `eventd ingest` and `eventd dispatch`: one part each, in a process of its own; and what [`up`](crate::up) shares with
 //! them: opening the log, the sockets and a destination.
 
-mod beginning;
+mod first_start;
+mod join;
 mod memory;
-mod store;
 
-pub(crate) use self::store::{Place, Store};
+pub(crate) use self::join::{JoinedDestination, join};
 
 use crate::config::{self, Delivery};
 use crate::core::outcome::Ended;
@@ -13,13 +13,14 @@ use crate::descriptors;
 use crate::destination::spec::Target;
 use crate::destination::{self, Destination};
 use crate::dispatch::{self, Parts};
-use crate::group::JoinError;
-use crate::group::sqlite::WhenHeld;
+use crate::group::kafka::KafkaGroups;
+use crate::group::sqlite::SqliteGroups;
+use crate::group::{Groups, JoinError, WhenHeld};
 use crate::log::kafka::Kafka;
 use crate::log::sqlite::Sqlite;
 use crate::log::{Engine, Log, OpenError};
 use crate::log_limiter::LogLimiter;
-use crate::replay::{self, Groups};
+use crate::replay;
 use crate::signals::Signals;
 use crate::{ingest, limits};
 use anyhow::{Context, anyhow, ensure};
@@ -53,49 +54,45 @@ pub fn is_configuration(error: &anyhow::Error) -> bool {
 pub async fn ingest(mut config: config::Ingest, signals: &Signals) -> anyhow::Result<Ended> {
     check_descriptors(Some(&config.endpoint), &config.log, &[])?;
     let start = start(&config.log, &mut config.endpoint, &mut []);
-    let Some((listeners, store, log)) = unless_stopped(signals, start).await? else {
+    let Some((listeners, opened)) = unless_stopped(signals, start).await? else {
         return Ok(Ended::Drained);
     };
-    let engine = store.engine();
+    let engine = Arc::clone(&opened.engine);
     let ended = tokio::select! {
-        ended = ingest::run(listeners, log, config.endpoint.ingest, signals.stop()) => ended,
+        ended = ingest::run(listeners, opened.log, config.endpoint.ingest, signals.stop()) => ended,
         why = engine.lost() => Err(lost(&why)),
     };
-    store.close().await;
+    engine.close().await;
     ended
 }
 
 /// Delivers to one destination until the first signal, and ends what is in flight.
 pub async fn dispatch(config: config::Dispatch, signals: &Signals) -> anyhow::Result<Ended> {
     check_descriptors(None, &config.log, std::slice::from_ref(&config.delivery))?;
-    let Some((store, log)) = unless_stopped(signals, open(&config.log, Access::Write)).await? else {
+    let Some(opened) = unless_stopped(signals, open(&config.log, Access::Write)).await? else {
         return Ok(Ended::Drained);
     };
-    let ended = dispatch_from(&store, log, config, signals).await;
-    store.close().await;
+    let engine = Arc::clone(&opened.engine);
+    let ended = dispatch_from(opened, config, signals).await;
+    engine.close().await;
     ended
 }
 
-async fn dispatch_from(
-    store: &Store,
-    log: Arc<dyn Log>,
-    mut config: config::Dispatch,
-    signals: &Signals,
-) -> anyhow::Result<Ended> {
-    let partitions = log.partitions().await?;
+async fn dispatch_from(opened: OpenLog, mut config: config::Dispatch, signals: &Signals) -> anyhow::Result<Ended> {
+    let partitions = opened.log.partitions().await?;
     divide_descriptors(None, &config.log, std::slice::from_mut(&mut config.delivery), partitions)?;
     memory::announce(&config.log, partitions, None, std::slice::from_ref(&config.delivery));
-    let engine = store.engine();
+    let engine = Arc::clone(&opened.engine);
     let start = async {
         tokio::select! {
-            place = hold(store, &log, &config.delivery, config.standby) => Ok(place?),
+            joined = hold(&opened, &config.delivery, config.standby) => Ok(joined?),
             why = engine.lost() => Err(lost(&why)),
         }
     };
-    let Some(place) = unless_stopped(signals, start).await? else {
+    let Some(joined) = unless_stopped(signals, start).await? else {
         return Ok(Ended::Drained);
     };
-    let delivery = deliver(engine.clone(), log, place, config.delivery, signals.clone(), signals.stop());
+    let delivery = deliver(opened, joined, config.delivery, signals.clone(), signals.stop());
     tokio::select! {
         ended = delivery => ended,
         why = engine.lost() => Err(lost(&why)),
@@ -109,26 +106,26 @@ pub async fn replay(config: config::Replay, signals: &Signals) -> anyhow::Result
     }
     let is_read_only = matches!(config.work, config::ReplayWork::List { .. });
     let access = if is_read_only { Access::Read } else { Access::Write };
-    let Some((store, log)) = unless_stopped(signals, open(&config.log, access)).await? else {
+    let Some(opened) = unless_stopped(signals, open(&config.log, access)).await? else {
         return Ok(Ended::Drained);
     };
-    let engine = store.engine();
+    let engine = Arc::clone(&opened.engine);
     let work = async {
         match config.work {
             config::ReplayWork::List { destination, json } => {
                 let name = match destination {
-                    Some(spec) => Some(store.named(&log, &spec).await?.name),
+                    Some(spec) => Some(join::with_name_in_use(&opened, &spec).await?.name),
                     None => None,
                 };
-                replay::list(&*engine, log.topic(), name.as_deref(), json).await.map(|()| Ended::Drained)
+                replay::list(&*opened.engine, opened.log.topic(), name.as_deref(), json).await.map(|()| Ended::Drained)
             }
             config::ReplayWork::Deliver { mut delivery, replay } => {
-                let partitions = log.partitions().await?;
+                let partitions = opened.log.partitions().await?;
                 divide_descriptors(None, &config.log, std::slice::from_mut(&mut *delivery), partitions)?;
                 let Delivery { spec, settings, dispatch, .. } = *delivery;
-                let spec = store.named(&log, &spec).await?;
-                let groups = Arc::new(store.clone()) as Arc<dyn Groups>;
-                let (engine, opener, streams) = (engine.clone(), Arc::new(settings), Arc::new(replay::StandardStreams));
+                let spec = join::with_name_in_use(&opened, &spec).await?;
+                let OpenLog { engine, groups, log } = opened;
+                let (opener, streams) = (Arc::new(settings), Arc::new(replay::StandardStreams));
                 let around = replay::ReplayContext { engine, log, groups, spec, opener, dispatch, streams };
                 replay::run(around, *replay, signals.stop()).await
             }
@@ -138,7 +135,7 @@ pub async fn replay(config: config::Replay, signals: &Signals) -> anyhow::Result
         ended = work => ended,
         why = engine.lost() => Err(lost(&why)),
     };
-    store.close().await;
+    engine.close().await;
     ended
 }
 
@@ -160,14 +157,14 @@ pub(crate) async fn start(
     config: &config::Log,
     endpoint: &mut config::Endpoint,
     deliveries: &mut [Delivery],
-) -> anyhow::Result<(Vec<TcpListener>, Store, Arc<dyn Log>)> {
+) -> anyhow::Result<(Vec<TcpListener>, OpenLog)> {
     let listeners = listen(&endpoint.listen).await?;
-    let (store, log) = open(config, Access::Write).await?;
-    let partitions = log.partitions().await?;
+    let opened = open(config, Access::Write).await?;
+    let partitions = opened.log.partitions().await?;
     divide_descriptors(Some(endpoint), config, deliveries, partitions)?;
     memory::announce(config, partitions, Some(endpoint), deliveries);
     announce(&endpoint.listen, &listeners)?;
-    Ok((listeners, store, log))
+    Ok((listeners, opened))
 }
 
 /// Refuses a limit of file descriptors that is too low, before anything is opened.
@@ -239,24 +236,36 @@ enum Access {
     Write,
 }
 
-/// Opens the log and its topic, and makes them where they are missing and may be made.
-async fn open(config: &config::Log, access: Access) -> anyhow::Result<(Store, Arc<dyn Log>)> {
-    let store = match &config.store {
-        config::Store::Sqlite { path, .. } if access == Access::Read => {
-            Store::Sqlite(Sqlite::open_to_read(path).await?)
+/// An engine with the topic that a command works on, and the groups of the topic's destinations.
+#[derive(Debug, Clone)]
+pub(crate) struct OpenLog {
+    pub(crate) engine: Arc<dyn Engine>,
+    pub(crate) groups: Arc<dyn Groups>,
+    pub(crate) log: Arc<dyn Log>,
+}
+
+/// Opens the log and its topic, and creates them if they are missing and may be created.
+async fn open(config: &config::Log, access: Access) -> anyhow::Result<OpenLog> {
+    let (engine, groups): (Arc<dyn Engine>, Arc<dyn Groups>) = match &config.store {
+        config::Store::Sqlite { path, settings } => {
+            let engine = match access {
+                Access::Read => Sqlite::open_to_read(path).await?,
+                Access::Write => Sqlite::open(path, *settings).await?,
+            };
+            (engine.clone(), Arc::new(SqliteGroups::new(engine)))
         }
-        config::Store::Sqlite { path, settings } => Store::Sqlite(Sqlite::open(path, *settings).await?),
         config::Store::Kafka(settings) => {
-            let connected = match Kafka::connect(settings.clone()).await {
-                Err(nobody @ OpenError::Unavailable(_)) => {
-                    Err(nobody).context("--url names the brokers of a Kafka cluster; `eventd up` needs none")?
+            let connected = Kafka::connect(settings.clone()).await;
+            let engine = match connected {
+                Err(unavailable @ OpenError::Unavailable(_)) => {
+                    Err(unavailable).context("--url names the brokers of a Kafka cluster; `eventd up` needs none")?
                 }
                 connected => connected?,
             };
-            Store::Kafka(connected)
+            (engine.clone(), Arc::new(KafkaGroups::new(engine)))
         }
     };
-    let log = match store.engine().open(&config.topic, config.create).await {
+    let log = match engine.open(&config.topic, config.create).await {
         Err(missing @ OpenError::Missing { .. }) => {
             return Err(Misconfigured(format!("{missing}: make it, or let eventd make it with --create-topic")).into());
         }
@@ -273,7 +282,7 @@ async fn open(config: &config::Log, access: Access) -> anyhow::Result<(Store, Ar
             ))
         );
     }
-    Ok((store, log))
+    Ok(OpenLog { engine, groups, log })
 }
 
 /// Listens on every address that `host:port` resolves to.
@@ -332,10 +341,10 @@ fn announce(asked: &str, listeners: &[TcpListener]) -> anyhow::Result<()> {
 }
 
 /// Takes the destination's place, as soon as the log allows it; with `standby`, as soon as nobody else holds it.
-async fn hold(store: &Store, log: &Arc<dyn Log>, delivery: &Delivery, standby: bool) -> Result<Place, JoinError> {
+async fn hold(opened: &OpenLog, delivery: &Delivery, standby: bool) -> Result<JoinedDestination, JoinError> {
     let log_limiter = LogLimiter::default();
     loop {
-        match hold_once(store, log, delivery, standby).await {
+        match hold_once(opened, delivery, standby).await {
             Err(JoinError::Unavailable(failure)) if failure.code != "log-lost" => {
                 if let Some(suppressed) = log_limiter.allows("not started") {
                     let (destination, every) = (&delivery.spec.name, limits::RESTART_AFTER);
@@ -348,11 +357,11 @@ async fn hold(store: &Store, log: &Arc<dyn Log>, delivery: &Delivery, standby: b
     }
 }
 
-async fn hold_once(store: &Store, log: &Arc<dyn Log>, delivery: &Delivery, standby: bool) -> Result<Place, JoinError> {
-    match store.join(log, delivery, WhenHeld::Fail).await {
+async fn hold_once(opened: &OpenLog, delivery: &Delivery, standby: bool) -> Result<JoinedDestination, JoinError> {
+    match join(opened, delivery, WhenHeld::Fail).await {
         Err(JoinError::Held { name, holder }) if standby => {
             tracing::info!(destination = name, held_by = holder.map(|holder| holder.pid), "standing by");
-            store.join(log, delivery, WhenHeld::Standby).await
+            join(opened, delivery, WhenHeld::Standby).await
         }
         joined => joined,
     }
@@ -360,9 +369,8 @@ async fn hold_once(store: &Store, log: &Arc<dyn Log>, delivery: &Delivery, stand
 
 /// Opens the destination, whose place is taken, and delivers to it until `stop`. Dropping the future stops at once.
 pub(crate) async fn deliver(
-    engine: Arc<dyn Engine>,
-    log: Arc<dyn Log>,
-    place: Place,
+    opened: OpenLog,
+    joined: JoinedDestination,
     delivery: Delivery,
     signals: Signals,
     stop: impl Future<Output = ()> + Send,
@@ -370,7 +378,8 @@ pub(crate) async fn deliver(
     let (spec, settings) = (delivery.spec.clone(), delivery.settings.clone());
     // It looks at files, and blocks for as long as they do.
     let destination = tokio::task::spawn_blocking(move || destination::open(&spec, &settings)).await??;
-    let Place { group, beginning } = place;
+    let OpenLog { engine, log, .. } = opened;
+    let JoinedDestination { group, first_start } = joined;
     let name = group.name().to_owned();
     if matches!(delivery.spec.target, Target::Http(_)) {
         replay::signing::note(&*engine, &*log, &name, delivery.settings.secret.is_some()).await;
@@ -387,7 +396,7 @@ pub(crate) async fn deliver(
     let parts = Parts { engine, log: log.clone(), group, destination: destination.clone() };
     tokio::select! {
         biased;
-        never = beginning.tell(&*log, delivery.dispatch.start, &name, &delivery.spec) => match never {},
+        never = first_start.tell(&*log, delivery.dispatch.start, &name, &delivery.spec) => match never {},
         why = destination.lost() => Err(anyhow!("the destination cannot be delivered to any more: {why}")),
         ended = dispatch::run(parts, delivery.dispatch, stop) => ended,
         never = reopen(&*destination, signals) => match never {},

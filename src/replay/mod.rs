@@ -61,12 +61,11 @@ use self::view::RedriveMarker;
 use crate::BoxFuture;
 use crate::clock::now_ms;
 use crate::core::outcome::Ended;
-use crate::core::outcome::Failure;
 use crate::core::pace::Rate;
-use crate::core::progress::{OffsetReset, PartitionState};
+use crate::core::progress::PartitionState;
 use crate::destination::spec::Spec;
 use crate::destination::{self, Destination};
-use crate::group::{Group, JoinError, is_final};
+use crate::group::{Group, Groups, is_final};
 use crate::log::{Engine, Log};
 use crate::{dispatch, limits};
 use anyhow::Context;
@@ -74,51 +73,6 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 use uuid::Uuid;
-
-/// Groups by their names, whichever engine they are in.
-pub trait Groups: Send + Sync + fmt::Debug {
-    /// What the group last committed in each partition of the log, without joining it.
-    fn committed<'a>(
-        &'a self,
-        name: &'a str,
-        log: &'a Arc<dyn Log>,
-    ) -> BoxFuture<'a, Result<Vec<Option<PartitionState>>, JoinError>>;
-
-    /// Takes its place, with every partition of the log; one that is held is an error.
-    fn join<'a>(
-        &'a self,
-        name: &'a str,
-        log: &'a Arc<dyn Log>,
-        digest: &'a str,
-    ) -> BoxFuture<'a, Result<Arc<dyn Group>, JoinError>>;
-
-    /// Asks for these moves of the group's position, by partition, in place of what was asked for before: all, or none.
-    fn request<'a>(
-        &'a self,
-        name: &'a str,
-        log: &'a Arc<dyn Log>,
-        moves: &'a BTreeMap<u32, OffsetReset>,
-    ) -> BoxFuture<'a, Result<(), JoinError>>;
-
-    /// The last one that was asked for in each partition, applied or not.
-    fn requested<'a>(
-        &'a self,
-        name: &'a str,
-        log: &'a Arc<dyn Log>,
-    ) -> BoxFuture<'a, Result<Vec<Option<OffsetReset>>, JoinError>>;
-
-    /// Applies them where nobody owns any of the group's partitions. `false`: somebody does, and applies its own.
-    fn apply_unowned<'a>(
-        &'a self,
-        name: &'a str,
-        log: &'a Arc<dyn Log>,
-        digest: &'a str,
-        moves: &'a BTreeMap<u32, OffsetReset>,
-    ) -> BoxFuture<'a, Result<bool, JoinError>>;
-
-    /// Lets go of everything that is kept of a group whose work is done, as far as the engine can.
-    fn forget<'a>(&'a self, name: &'a str, log: &'a Arc<dyn Log>) -> BoxFuture<'a, Result<(), Failure>>;
-}
 
 /// What a replay works with.
 #[derive(Debug, Clone)]
@@ -332,7 +286,7 @@ async fn execute(
     let digest = context.spec.digest();
     // Before anything is written: a destination that cannot be opened leaves nothing behind.
     let destination = run::open_destination(context, dead).await?;
-    let group = context.groups.join(&replay_group(name, &id), &source, &digest).await?;
+    let group = context.groups.join_alone(&replay_group(name, &id), &source, &digest).await?;
     let taken = match dead {
         true => {
             let (marks, redriven) = join_dead(context, &source, &digest).await?;
@@ -404,7 +358,7 @@ async fn join_dead(
     source: &Arc<dyn Log>,
     digest: &str,
 ) -> anyhow::Result<(RedriveMarker, BTreeMap<u32, PartitionState>)> {
-    let group = context.groups.join(&dead_group(&context.spec.name), source, digest).await?;
+    let group = context.groups.join_alone(&dead_group(&context.spec.name), source, digest).await?;
     let mut redriven = BTreeMap::new();
     for partition in 0..source.partitions().await? {
         let state = match group.committed(partition).await? {

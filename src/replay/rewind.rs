@@ -48,7 +48,7 @@ pub(super) async fn apply(
     let (name, id) = (&context.spec.name, super::new_id());
     let PreparedReplay { what, plan, selection, legs, .. } = planned;
     let states = patiently(|| context.groups.committed(name, &context.log)).await?;
-    let standing = patiently(|| context.groups.requested(name, &context.log)).await?;
+    let standing = patiently(|| context.groups.requested_resets(name, &context.log)).await?;
     let (number, events, unreadable) = (new_number(&states, &standing), plan.events, plan.unreadable);
     let target = |stretch: &OffsetRange| match way {
         Reposition::Rewind(_) => ResetTarget::Back(stretch.from),
@@ -63,7 +63,7 @@ pub(super) async fn apply(
     audit.write(&id, name, AuditEvent::ReplayStarted(Box::new(started))).await?;
     let asked = async {
         // Whether it was stored may be unknown: the same once more changes nothing.
-        let asked = patiently(|| context.groups.request(name, &context.log, &moves)).await;
+        let asked = patiently(|| context.groups.request_resets(name, &context.log, &moves)).await;
         asked.context("what was asked for may stand all the same: give the command again to be sure")?;
         tokio::select! {
             biased;
@@ -110,15 +110,15 @@ fn new_number(states: &[Option<PartitionState>], standing: &[Option<OffsetReset>
 /// Two commands of one millisecond differ in these.
 const RANDOM_BITS: u32 = 20;
 
-/// ReplayRun once every partition has moved.
+/// Ready once every partition has moved.
 async fn applied(context: &ReplayContext, config: &Config, moves: &BTreeMap<u32, OffsetReset>) -> anyhow::Result<()> {
     let name = &context.spec.name;
     let digest = context.spec.digest();
     let mut told_at = None::<Instant>;
     loop {
-        let owned = !patiently(|| context.groups.apply_unowned(name, &context.log, &digest, moves)).await?;
+        let owned = !patiently(|| context.groups.apply_resets_if_unowned(name, &context.log, &digest, moves)).await?;
         // In this order: what was applied, and then had its place taken, is applied.
-        let standing = patiently(|| context.groups.requested(name, &context.log)).await?;
+        let standing = patiently(|| context.groups.requested_resets(name, &context.log)).await?;
         let states = patiently(|| context.groups.committed(name, &context.log)).await?;
         let mut waiting = Vec::new();
         for (partition, wanted) in moves {

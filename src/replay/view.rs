@@ -259,7 +259,7 @@ impl Group for ReplayGroup {
         })
     }
 
-    fn requested(&self, _partition: u32) -> BoxFuture<'_, Result<Option<OffsetReset>, Failure>> {
+    fn requested_reset(&self, _partition: u32) -> BoxFuture<'_, Result<Option<OffsetReset>, Failure>> {
         // A replay has no position that anybody moves.
         Box::pin(std::future::ready(Ok(None)))
     }

@@ -6,7 +6,8 @@ use super::{Content, PARTITIONS, Place, Settled, Store, append, commit_all, coun
 use crate::report::Measured;
 use crate::users::Users;
 use anyhow::{Context as _, ensure};
-use eventd::group::kafka::{Joining, committed, hold};
+use eventd::group::JoinOptions;
+use eventd::group::kafka::{committed, hold};
 use eventd::limits::FETCH_BYTES_MAX;
 use eventd::log::Log;
 use eventd::log::kafka::Kafka as Cluster;
@@ -53,7 +54,7 @@ impl Kafka {
                     fetch_all(&*log, partition).await?;
                 }
                 // The first commit of a cluster makes the topic of all commits.
-                let group = hold(&kafka.cluster().await?, "warm-up", &log, Joining::of("")).await?;
+                let group = hold(&kafka.cluster().await?, "warm-up", &log, JoinOptions::new("")).await?;
                 group.commit(0, eventd::core::progress::PartitionState::at(1)).await?;
                 group.leave().await;
                 anyhow::Ok(())
@@ -143,7 +144,7 @@ impl Store for Kafka {
     fn settle(&self, place: &Place) -> anyhow::Result<()> {
         runtime()?.block_on(async {
             let (cluster, log) = (self.cluster().await?, self.log(&place.topic, PARTITIONS).await?);
-            let group = hold(&cluster, &place.destination, &log, Joining::of("")).await?;
+            let group = hold(&cluster, &place.destination, &log, JoinOptions::new("")).await?;
             commit_all(&*log, &*group).await
         })
     }

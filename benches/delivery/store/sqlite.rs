@@ -4,7 +4,8 @@ use super::{Content, PARTITIONS, Place, Settled, Store, append, commit_all, coun
 use crate::report::Measured;
 use crate::users::Users;
 use anyhow::{Context as _, ensure};
-use eventd::group::sqlite::{WhenHeld, committed, join};
+use eventd::group::WhenHeld;
+use eventd::group::sqlite::{committed, join};
 use eventd::log::sqlite::{Settings, Sqlite as Embedded};
 use std::path::Path;
 use std::sync::Arc;

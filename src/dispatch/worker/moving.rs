@@ -98,7 +98,7 @@ pub(in crate::dispatch) async fn requested(
     partition: u32,
     within: Duration,
 ) -> Result<Option<OffsetReset>, Failure> {
-    let answer = timeout(within, group.requested(partition)).await;
+    let answer = timeout(within, group.requested_reset(partition)).await;
     answer.unwrap_or_else(|_| Err(Failure::refused("group-unavailable", format!("no answer within {within:?}"))))
 }
 

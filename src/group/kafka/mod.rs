@@ -32,40 +32,92 @@ mod subscription;
 
 use self::commit::{By, Commits, HAS_MEMBERS};
 use self::membership::Membership;
-use super::{Change, Group, JoinError, Past};
+use super::{Change, Group, Groups, JoinError, JoinOptions, PastCommits};
 use crate::BoxFuture;
 use crate::core::outcome::Failure;
 use crate::core::progress::{OffsetReset, PartitionState};
 use crate::kafka::{self, Cluster};
-use crate::limits::{HOLD_GRACE, SESSION_TIMEOUT};
+use crate::limits::HOLD_GRACE;
 use crate::log::Log;
 use crate::log::kafka::Kafka;
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Duration;
 use tokio::time::{Instant, timeout};
 
-/// How a destination joins.
-#[derive(Debug, Clone)]
-pub struct Joining {
-    /// Tells a destination from another one under the same name.
-    pub digest: String,
-    /// Where to begin was asked for: where the commit is gone or of an older topic of this name, the group begins anew.
-    pub start_given: bool,
-    /// How long after its last heartbeat a member counts as gone.
-    pub session_timeout: Duration,
-    /// Static membership: a process that starts again under the same id within the session's time-out finds its
-    /// partitions where they were.
-    pub instance_id: Option<String>,
-    /// Leaves without telling, so that a restart under the same `instance_id` moves nothing.
-    pub keep_membership: bool,
+/// The groups of a Kafka cluster.
+#[derive(Debug)]
+pub struct KafkaGroups(Arc<Kafka>);
+
+impl KafkaGroups {
+    pub fn new(engine: Arc<Kafka>) -> Self {
+        Self(engine)
+    }
 }
 
-impl Joining {
-    /// As the flags have it by default.
-    pub fn of(digest: impl Into<String>) -> Self {
-        let session_timeout = SESSION_TIMEOUT;
-        Self { digest: digest.into(), start_given: false, session_timeout, instance_id: None, keep_membership: false }
+impl Groups for KafkaGroups {
+    fn join<'a>(
+        &'a self,
+        name: &'a str,
+        log: &'a Arc<dyn Log>,
+        options: &'a JoinOptions,
+    ) -> BoxFuture<'a, Result<Arc<dyn Group>, JoinError>> {
+        Box::pin(join(&self.0, name, log, options.clone()))
+    }
+
+    fn join_alone<'a>(
+        &'a self,
+        name: &'a str,
+        log: &'a Arc<dyn Log>,
+        digest: &'a str,
+    ) -> BoxFuture<'a, Result<Arc<dyn Group>, JoinError>> {
+        Box::pin(hold(&self.0, name, log, JoinOptions::new(digest)))
+    }
+
+    fn past_commits<'a>(
+        &'a self,
+        name: &'a str,
+        log: &'a Arc<dyn Log>,
+    ) -> BoxFuture<'a, Result<PastCommits, JoinError>> {
+        Box::pin(past_commits(&self.0, name, log))
+    }
+
+    fn committed<'a>(
+        &'a self,
+        name: &'a str,
+        log: &'a Arc<dyn Log>,
+    ) -> BoxFuture<'a, Result<Vec<Option<PartitionState>>, JoinError>> {
+        Box::pin(committed(&self.0, name, log))
+    }
+
+    fn request_resets<'a>(
+        &'a self,
+        name: &'a str,
+        log: &'a Arc<dyn Log>,
+        resets: &'a BTreeMap<u32, OffsetReset>,
+    ) -> BoxFuture<'a, Result<(), JoinError>> {
+        Box::pin(request(&self.0, name, log, resets))
+    }
+
+    fn requested_resets<'a>(
+        &'a self,
+        name: &'a str,
+        log: &'a Arc<dyn Log>,
+    ) -> BoxFuture<'a, Result<Vec<Option<OffsetReset>>, JoinError>> {
+        Box::pin(requested(&self.0, name, log))
+    }
+
+    fn apply_resets_if_unowned<'a>(
+        &'a self,
+        name: &'a str,
+        log: &'a Arc<dyn Log>,
+        _digest: &'a str,
+        resets: &'a BTreeMap<u32, OffsetReset>,
+    ) -> BoxFuture<'a, Result<bool, JoinError>> {
+        Box::pin(apply_unowned(&self.0, name, log, resets))
+    }
+
+    fn forget<'a>(&'a self, name: &'a str, log: &'a Arc<dyn Log>) -> BoxFuture<'a, Result<(), Failure>> {
+        Box::pin(forget(&self.0, name, log.topic()))
     }
 }
 
@@ -74,9 +126,9 @@ pub async fn join(
     engine: &Arc<Kafka>,
     name: &str,
     log: &Arc<dyn Log>,
-    joining: Joining,
+    options: JoinOptions,
 ) -> Result<Arc<dyn Group>, JoinError> {
-    Ok(Arc::new(KafkaGroup::join(engine, name, log, joining).await?))
+    Ok(Arc::new(KafkaGroup::join(engine, name, log, options).await?))
 }
 
 /// Joins it, and has all of it: where others are members too, that is an error, and they go on.
@@ -84,10 +136,10 @@ pub async fn hold(
     engine: &Arc<Kafka>,
     name: &str,
     log: &Arc<dyn Log>,
-    joining: Joining,
+    options: JoinOptions,
 ) -> Result<Arc<dyn Group>, JoinError> {
-    let patience = joining.session_timeout + HOLD_GRACE;
-    let group = KafkaGroup::join(engine, name, log, joining).await?;
+    let patience = options.session_timeout + HOLD_GRACE;
+    let group = KafkaGroup::join(engine, name, log, options).await?;
     match timeout(patience, group.member.own_all()).await {
         Ok(Ok(())) => Ok(Arc::new(group)),
         Ok(Err(failure)) => Err(JoinError::Unavailable(failure)),
@@ -108,13 +160,15 @@ pub async fn committed(
 }
 
 /// Looks whether a destination was at work under this name, without joining the group or reading its progress.
-pub async fn past(engine: &Arc<Kafka>, name: &str, log: &Arc<dyn Log>) -> Result<Past, JoinError> {
+async fn past_commits(engine: &Arc<Kafka>, name: &str, log: &Arc<dyn Log>) -> Result<PastCommits, JoinError> {
     match Commits::open(engine, name, log, false).await {
         Ok(commits) => {
             let has_any = commits.has_any().await.map_err(JoinError::Unavailable)?;
-            Ok(if has_any { Past::Commits } else { Past::Nothing })
+            Ok(if has_any { PastCommits::Found } else { PastCommits::None })
         }
-        Err(JoinError::Unavailable(failure)) if failure.code == NOT_ALLOWED => Ok(Past::NotAllowed(failure.detail)),
+        Err(JoinError::Unavailable(failure)) if failure.code == NOT_ALLOWED => {
+            Ok(PastCommits::NotAllowed(failure.detail))
+        }
         Err(error) => Err(error),
     }
 }
@@ -130,11 +184,7 @@ pub async fn request(
 }
 
 /// The last move that was asked for in each partition, applied or not.
-pub async fn requested(
-    engine: &Arc<Kafka>,
-    name: &str,
-    log: &Arc<dyn Log>,
-) -> Result<Vec<Option<OffsetReset>>, JoinError> {
+async fn requested(engine: &Arc<Kafka>, name: &str, log: &Arc<dyn Log>) -> Result<Vec<Option<OffsetReset>>, JoinError> {
     let commits = Commits::open(engine, name, log, false).await?;
     let moves = commits.moves.read(commits.opened_with).await.map_err(JoinError::Unavailable)?;
     Ok((0..commits.opened_with).map(|partition| moves.get(&partition).copied()).collect())
@@ -163,7 +213,7 @@ pub async fn apply_unowned(
 
 /// Removes the progress that a group of this topic, which nobody joins any more, has in a topic of its own. Brokers
 /// forget its commits by themselves.
-pub async fn forget(engine: &Kafka, name: &str, topic: &str) -> Result<(), Failure> {
+async fn forget(engine: &Kafka, name: &str, topic: &str) -> Result<(), Failure> {
     engine.delete(&state::name_of(topic, name)).await
 }
 
@@ -176,17 +226,22 @@ struct KafkaGroup {
 }
 
 impl KafkaGroup {
-    async fn join(engine: &Arc<Kafka>, name: &str, log: &Arc<dyn Log>, joining: Joining) -> Result<Self, JoinError> {
-        let commits = Commits::open(engine, name, log, joining.start_given).await?;
+    async fn join(
+        engine: &Arc<Kafka>,
+        name: &str,
+        log: &Arc<dyn Log>,
+        options: JoinOptions,
+    ) -> Result<Self, JoinError> {
+        let commits = Commits::open(engine, name, log, options.start_given).await?;
         let settings = membership::Settings {
             group: name.into(),
             topic: log.topic().into(),
-            digest: joining.digest,
-            session_timeout: joining.session_timeout,
-            instance_id: joining.instance_id,
+            digest: options.digest,
+            session_timeout: options.session_timeout,
+            instance_id: options.instance_id,
         };
         let member = Membership::start(Arc::<Cluster>::clone(engine.cluster()), settings, commits.opened_with);
-        Ok(Self { commits, member, tells: !joining.keep_membership })
+        Ok(Self { commits, member, tells: !options.keep_membership })
     }
 }
 
@@ -212,7 +267,7 @@ impl Group for KafkaGroup {
         Box::pin(self.commits.store(By::Member(&self.member), partition, state))
     }
 
-    fn requested(&self, partition: u32) -> BoxFuture<'_, Result<Option<OffsetReset>, Failure>> {
+    fn requested_reset(&self, partition: u32) -> BoxFuture<'_, Result<Option<OffsetReset>, Failure>> {
         Box::pin(self.commits.moves.latest(partition, self.member.partitions()))
     }
 

@@ -134,6 +134,10 @@ impl Engine for Kafka {
         Box::pin(self.open_topic(topic, create))
     }
 
+    fn close(&self) -> BoxFuture<'_, ()> {
+        Box::pin(std::future::ready(()))
+    }
+
     fn lost(&self) -> BoxFuture<'_, String> {
         // What a broker acknowledged is with the broker: nothing that happens here makes it untrue. But an appender that
         // panicked appends nothing any more.

@@ -107,16 +107,16 @@ pub(crate) async fn what_is_asked_for_is_told_to_the_owner_and_applied_where_the
     let group = fixture.join(&name, topic).await;
     own(&*group, 2).await;
     group.commit(1, stored.clone()).await.unwrap();
-    assert_eq!(group.requested(1).await, Ok(None));
+    assert_eq!(group.requested_reset(1).await, Ok(None));
     for wanted in [back(5, 3), OffsetReset { id: 6, to: ResetTarget::Ahead(first + 8) }, back(8, 2)] {
         assert!(!fixture.moves(&name, topic, 1, wanted).await, "its owner is there");
         // An owner looks now and then: an engine may remember for as long what it was told.
         let deadline = Instant::now() + SOON;
-        while group.requested(1).await != Ok(Some(wanted)) {
-            assert!(Instant::now() < deadline, "{wanted:?}, and {:?}", group.requested(1).await);
+        while group.requested_reset(1).await != Ok(Some(wanted)) {
+            assert!(Instant::now() < deadline, "{wanted:?}, and {:?}", group.requested_reset(1).await);
             sleep(Duration::from_millis(20)).await;
         }
-        assert_eq!(group.requested(0).await, Ok(None), "each partition has its own");
+        assert_eq!(group.requested_reset(0).await, Ok(None), "each partition has its own");
     }
     assert_eq!(group.committed(1).await, Ok(Some(stored.clone())), "the owner alone applies it");
     let moved = stored.after(&back(8, 2));

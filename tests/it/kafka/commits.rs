@@ -9,8 +9,8 @@ use crate::support::delivered::{self, Line};
 use crate::support::program::{Ending, Program, eventually};
 use eventd::core::event::Record;
 use eventd::core::progress::PartitionState;
-use eventd::group::kafka::{Joining, committed, hold};
-use eventd::group::{Group, JoinError};
+use eventd::group::kafka::{committed, hold};
+use eventd::group::{Group, JoinError, JoinOptions};
 use eventd::kafka::Cluster;
 use eventd::log::{CreateTopic, Engine, Log};
 use eventd::net::Settings;
@@ -50,7 +50,7 @@ impl Place {
 
     /// The only member of the group.
     pub(super) async fn group(&self, log: &Arc<dyn Log>) -> Arc<dyn Group> {
-        hold(&self.broker.engine, &self.name, log, Joining::of("digest")).await.unwrap()
+        hold(&self.broker.engine, &self.name, log, JoinOptions::new("digest")).await.unwrap()
     }
 
     /// Commits as a member that leaves behind it.
@@ -367,7 +367,7 @@ async fn a_map_that_is_too_large_for_a_commit_goes_to_a_topic_and_comes_back() {
     delete_records(side.topic(), 0..1, end);
     let failure = place.committed(&log).await.unwrap_err().to_string();
     assert!(failure.contains("commit-unreadable") && failure.contains("--start"), "{failure}");
-    let joining = Joining { start_given: true, ..Joining::of("digest") };
+    let joining = JoinOptions { start_given: true, ..JoinOptions::new("digest") };
     let group = hold(&place.broker.engine, &place.name, &log, joining).await.unwrap();
     assert_eq!(group.committed(0).await, Ok(None), "--start begins anew");
     group.leave().await;

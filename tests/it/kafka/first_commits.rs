@@ -7,8 +7,8 @@ use crate::support::broker::tool;
 use crate::support::delivered::{self, Line};
 use crate::support::program::{Program, eventually, run};
 use eventd::core::progress::PartitionState;
-use eventd::group::kafka::{Joining, committed, hold, join};
-use eventd::group::{Change, Group};
+use eventd::group::kafka::{committed, hold, join};
+use eventd::group::{Change, Group, JoinOptions};
 use eventd::log::Log;
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -140,7 +140,7 @@ async fn the_owner_of_partition_0_begins_a_group_and_the_others_wait_for_it() {
 }
 
 async fn member(place: &Place, log: &Arc<dyn Log>) -> Arc<dyn Group> {
-    join(&place.broker.engine, &place.name, log, Joining::of("digest")).await.unwrap()
+    join(&place.broker.engine, &place.name, log, JoinOptions::new("digest")).await.unwrap()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -236,7 +236,7 @@ async fn a_beginning_of_a_topic_that_was_made_again_asks_for_a_start() {
         assert_eq!(group.committed(partition).await.unwrap_err().code, "topic-remade");
     }
     group.leave().await;
-    let joining = Joining { start_given: true, ..Joining::of("digest") };
+    let joining = JoinOptions { start_given: true, ..JoinOptions::new("digest") };
     let group = hold(&place.broker.engine, &place.name, &log, joining).await.unwrap();
     for partition in 0..2 {
         assert_eq!(group.committed(partition).await, Ok(None));

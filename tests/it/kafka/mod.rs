@@ -15,8 +15,8 @@ mod side_topics;
 use crate::conformance::Fixture;
 use eventd::BoxFuture;
 use eventd::core::progress::OffsetReset;
-use eventd::group::Group;
-use eventd::group::kafka::{Joining, apply_unowned, join, request};
+use eventd::group::kafka::{apply_unowned, join, request};
+use eventd::group::{Group, JoinOptions};
 use eventd::log::kafka::Kafka;
 use eventd::log::{Engine, Log};
 use eventd::net::Settings;
@@ -48,7 +48,7 @@ impl Fixture for Shared {
     fn join<'a>(&'a self, name: &'a str, topic: &'a str) -> BoxFuture<'a, Arc<dyn Group>> {
         Box::pin(async move {
             let log: Arc<dyn Log> = self.engine.open(topic, None).await.expect("the topic is there");
-            join(&self.engine, name, &log, Joining::of("digest")).await.expect("the group is free")
+            join(&self.engine, name, &log, JoinOptions::new("digest")).await.expect("the group is free")
         })
     }
 

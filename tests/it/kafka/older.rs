@@ -4,8 +4,8 @@ use super::address;
 use crate::conformance::{record, unique};
 use crate::support::soon;
 use eventd::core::progress::PartitionState;
-use eventd::group::kafka::{Joining, join};
-use eventd::group::{Change, Group};
+use eventd::group::kafka::join;
+use eventd::group::{Change, Group, JoinOptions};
 use eventd::kafka::Cluster;
 use eventd::log::kafka::Kafka;
 use eventd::log::{CreateTopic, Engine, Log};
@@ -58,7 +58,7 @@ async fn a_topic_whose_id_is_told_later_was_not_created_again() {
 
 /// A member that was given the topic's only partition.
 async fn owner(engine: &Arc<Kafka>, name: &str, log: &Arc<dyn Log>) -> Arc<dyn Group> {
-    let group = join(engine, name, log, Joining::of("digest")).await.unwrap();
+    let group = join(engine, name, log, JoinOptions::new("digest")).await.unwrap();
     assert_eq!(soon("the partition is given", group.changed()).await, Ok(Change::Assigned(0)));
     group
 }

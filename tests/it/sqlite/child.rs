@@ -3,7 +3,8 @@
 
 use super::open;
 use crate::conformance::{SOON, payload, record};
-use eventd::group::sqlite::{WhenHeld, join};
+use eventd::group::WhenHeld;
+use eventd::group::sqlite::join;
 use eventd::log::Engine;
 use eventd::log::sqlite::{Settings, Sqlite};
 use std::io::{BufRead, BufReader, Write};

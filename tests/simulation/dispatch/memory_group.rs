@@ -361,7 +361,7 @@ impl Group for MemoryGroup {
         })
     }
 
-    fn requested(&self, partition: u32) -> BoxFuture<'_, Result<Option<OffsetReset>, Failure>> {
+    fn requested_reset(&self, partition: u32) -> BoxFuture<'_, Result<Option<OffsetReset>, Failure>> {
         Box::pin(async move {
             if !self.0.is_answered(Call::Requested).await {
                 return Err(Failure::refused("group-unavailable", "no answer from the group"));

@@ -7,9 +7,8 @@ use crate::dispatch::world::{Call, Handle, State as WorldState, WriteFault};
 use eventd::BoxFuture;
 use eventd::core::outcome::Failure;
 use eventd::core::progress::{OffsetReset, PartitionState};
-use eventd::group::{Change, Group, JoinError};
+use eventd::group::{Change, Group, Groups, JoinError, JoinOptions, PastCommits};
 use eventd::log::Log;
-use eventd::replay::Groups;
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex};
 use tokio::time::Instant;
@@ -111,7 +110,24 @@ impl Groups for MemoryGroups {
         })
     }
 
+    fn past_commits<'a>(
+        &'a self,
+        _name: &'a str,
+        _log: &'a Arc<dyn Log>,
+    ) -> BoxFuture<'a, Result<PastCommits, JoinError>> {
+        unreachable!("a replay is given the name of its destination")
+    }
+
     fn join<'a>(
+        &'a self,
+        _name: &'a str,
+        _log: &'a Arc<dyn Log>,
+        _options: &'a JoinOptions,
+    ) -> BoxFuture<'a, Result<Arc<dyn Group>, JoinError>> {
+        unreachable!("a replay joins its own groups, and no group of a destination")
+    }
+
+    fn join_alone<'a>(
         &'a self,
         name: &'a str,
         log: &'a Arc<dyn Log>,
@@ -141,7 +157,7 @@ impl Groups for MemoryGroups {
         })
     }
 
-    fn request<'a>(
+    fn request_resets<'a>(
         &'a self,
         _name: &'a str,
         _log: &'a Arc<dyn Log>,
@@ -156,7 +172,7 @@ impl Groups for MemoryGroups {
         }))
     }
 
-    fn requested<'a>(
+    fn requested_resets<'a>(
         &'a self,
         _name: &'a str,
         _log: &'a Arc<dyn Log>,
@@ -169,7 +185,7 @@ impl Groups for MemoryGroups {
         })
     }
 
-    fn apply_unowned<'a>(
+    fn apply_resets_if_unowned<'a>(
         &'a self,
         _name: &'a str,
         _log: &'a Arc<dyn Log>,
@@ -348,8 +364,8 @@ impl Group for HeldGroup {
         })
     }
 
-    fn requested(&self, _partition: u32) -> BoxFuture<'_, Result<Option<OffsetReset>, Failure>> {
-        unreachable!("nobody moves the position of a replay")
+    fn requested_reset(&self, _partition: u32) -> BoxFuture<'_, Result<Option<OffsetReset>, Failure>> {
+        unreachable!("the position of a replay is never reset")
     }
 
     fn lease_deadline(&self) -> Option<Instant> {

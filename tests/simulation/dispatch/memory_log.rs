@@ -157,6 +157,10 @@ impl Engine for MemoryEngine {
         })
     }
 
+    fn close(&self) -> BoxFuture<'_, ()> {
+        Box::pin(std::future::ready(()))
+    }
+
     fn lost(&self) -> BoxFuture<'_, String> {
         Box::pin(std::future::pending())
     }

@@ -1,14 +1,12 @@
 //! What an operator is told before a destination delivers its first event. A destination without commits may deliver
 //! the whole log again, because of nothing but a changed name: so the log says that it is new, and how many events wait.
 
-use super::Store;
+use super::OpenLog;
 use crate::core::outcome::Failure;
 use crate::destination::spec::Spec;
 use crate::dispatch::Start;
 use crate::group::JoinError;
 use crate::log::{FetchError, Log};
-use crate::replay::Groups as _;
-use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::timeout;
 
@@ -20,15 +18,15 @@ const LOOK_MAX: Duration = Duration::from_secs(2);
 
 /// What a destination had committed before it delivered anything.
 #[derive(Debug)]
-pub(crate) struct Beginning {
+pub(crate) struct FirstStart {
     /// Whether each partition, from 0 on, has a commit. An error is told. `None`: the look took too long.
     has_commit: Option<Result<Vec<bool>, JoinError>>,
 }
 
-impl Beginning {
-    pub(super) async fn look(store: &Store, log: &Arc<dyn Log>, name: &str) -> Self {
+impl FirstStart {
+    pub(super) async fn look(opened: &OpenLog, name: &str) -> Self {
         let look = async {
-            let states = store.committed(name, log).await?;
+            let states = opened.groups.committed(name, &opened.log).await?;
             Ok(states.iter().map(Option::is_some).collect())
         };
         Self { has_commit: timeout(LOOK_MAX, look).await.ok() }
