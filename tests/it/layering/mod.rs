@@ -1,6 +1,9 @@
 //! Arrows never turn back: which module may name which other, and which crate, read from the source itself.
 
+mod circles;
+mod language;
 mod source;
+mod type_names;
 
 use source::{Path, Source};
 use std::fs;

@@ -9,6 +9,8 @@ use std::collections::HashMap;
 #[derive(Debug)]
 pub(super) struct Source {
     pub(super) paths: Vec<Path>,
+    /// Its words, marks and strings in order, without comments and code for tests.
+    pub(super) tokens: Tokens,
     /// Modules in files of their own that are compiled for tests only: the name, or the file of a `#[path]`.
     pub(super) test_modules: Vec<String>,
 }
@@ -22,7 +24,7 @@ pub(super) struct Path {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
-enum Token {
+pub(super) enum Token {
     Word(String),
     Text(String),
     /// `::`
@@ -30,12 +32,13 @@ enum Token {
     Mark(char),
 }
 
-type Tokens = Vec<(usize, Token)>;
+/// Each token and its line.
+pub(super) type Tokens = Vec<(usize, Token)>;
 
 impl Source {
     pub(super) fn read(text: &str) -> Self {
         let (tokens, test_modules) = without_test_code(tokens(text));
-        Self { paths: paths(&tokens), test_modules }
+        Self { paths: paths(&tokens), tokens, test_modules }
     }
 }
 
