@@ -6,9 +6,9 @@
 //! unless its flag is given: it is more often a value that is missing than a wish for the default.
 
 use crate::config::LogFormat;
-use crate::core::name;
-use crate::core::pace::Rate;
+use crate::core::names;
 use crate::core::partition::Partitioner;
+use crate::core::token_bucket::Rate;
 use crate::dispatch::{OnGap, Start};
 use crate::limits;
 use crate::net::Mechanism;
@@ -614,7 +614,7 @@ fn partitions(text: &str) -> Result<u32, String> {
 }
 
 fn topic(text: &str) -> Result<String, String> {
-    match name::is_valid(text, limits::TOPIC_CHARS_MAX) {
+    match names::is_valid(text, limits::TOPIC_CHARS_MAX) {
         true => Ok(text.into()),
         false => Err(format!("a topic is 1 to {} of A-Z a-z 0-9 . _ -", limits::TOPIC_CHARS_MAX)),
     }
@@ -674,7 +674,7 @@ fn rate(text: &str) -> Result<Rate, String> {
 }
 
 fn replay_id(text: &str) -> Result<String, String> {
-    match name::is_valid(text, limits::REPLAY_ID_CHARS_MAX) {
+    match names::is_valid(text, limits::REPLAY_ID_CHARS_MAX) {
         true => Ok(text.into()),
         false => Err("no id of a replay: --list shows those that there are".into()),
     }

@@ -171,7 +171,7 @@ pub struct Dispatch {
 #[derive(Debug, Clone)]
 pub struct Delivery {
     pub spec: Spec,
-    pub settings: destination::Settings,
+    pub settings: destination::DestinationSettings,
     pub dispatch: dispatch::Config,
     /// How it joins its group.
     pub join_options: JoinOptions,
@@ -511,14 +511,14 @@ fn deliveries(
     specs
         .into_iter()
         .map(|spec| {
-            let settings = destination::Settings {
+            let settings = destination::DestinationSettings {
                 attempt_timeout: flags.attempt_timeout,
                 retry_after_max: flags.retry_after_max,
                 concurrency: flags.concurrency,
                 secret: secrets.read(&spec)?,
                 file_mode: flags.file_mode,
                 drill,
-                ..destination::Settings::default()
+                ..destination::DestinationSettings::default()
             };
             let join_options = JoinOptions {
                 digest: spec.digest(),

@@ -5,30 +5,9 @@ use std::time::Duration;
 /// Bytes kept of what a destination said about a failure: enough for a stack trace's head, small in a dead letter.
 pub const ANSWER_BYTES_MAX: usize = 4096;
 
-/// Bytes of an answer's body that are read, so that its connection can be used again; a longer one costs the
-/// connection.
-pub const ANSWER_DRAIN_BYTES_MAX: usize = 64 * 1024;
-
-/// A part of such a body counts as at least this many bytes, so that very many small parts do not cost a thread's time.
-pub const ANSWER_CHUNK_BYTES_MIN: usize = 128;
-
-/// How long the rest of an answer is waited for once its status line came: the other headers, the body of an error. The rest of a
-/// success is read for that long too, but no attempt waits for it. Longer than a server takes that means to end.
-pub const ANSWER_REST_MAX: Duration = Duration::from_secs(1);
-
 /// Successes of one destination whose rest is read in the background at a time. Beyond it a connection is closed instead, so that
 /// a destination has at most `--concurrency` connections, used and unused, and these.
 pub const ANSWER_DRAINS_MAX: usize = 128;
-
-/// Limit on such successes as a multiple of `--concurrency`. If file descriptors are few, `--concurrency` is lowered, and
-/// this limit with it.
-pub const ANSWER_DRAINS_FACTOR: usize = 4;
-
-/// Headers of one answer of a destination. A large front end adds some dozens.
-pub const ANSWER_HEADERS_MAX: usize = 256;
-
-/// Bytes of all of its headers: eight times what most servers would take themselves.
-pub const ANSWER_HEAD_BYTES_MAX: usize = 64 * 1024;
 
 /// Bytes of a user id: the key of every record, a header of every attempt.
 pub const USER_BYTES_MAX: usize = 1024;
@@ -44,9 +23,6 @@ pub const APPEND_BYTES_MAX: usize = 900 * 1024;
 
 /// What a record costs in a batch beyond its key, value and headers, at most: seven numbers and a byte.
 pub const RECORD_FRAMING_BYTES_MAX: usize = 36;
-
-/// Events of one lane in one run of a destination that writes many at once.
-pub const RUN_EVENTS_MAX: usize = 1_000;
 
 /// Bytes of such a run, unless its first event alone is larger.
 pub const RUN_BYTES_MAX: usize = 1024 * 1024;
@@ -66,17 +42,6 @@ pub const FETCH_WAIT_MAX: Duration = Duration::from_secs(5);
 /// How long after its deadline an attempt that has not answered is dropped. A destination answers by its deadline;
 /// this is for one that does not.
 pub const ATTEMPT_ABANDON_AFTER: Duration = Duration::from_secs(1);
-
-/// How long connecting may take, where `--attempt-timeout` allows more: a host that is gone is told apart from a slow
-/// one early.
-pub const CONNECT_TIMEOUT_MAX: Duration = Duration::from_secs(5);
-
-/// Names that one destination looks up at a time. A look-up that hangs holds a thread of the pool that the reads of the
-/// log use too, longer than the attempt that asked for it: a few are enough, since connections are kept.
-pub const LOOKUPS_MAX: usize = 4;
-
-/// A destination's name is a consumer group, and with topic and suffix a topic of at most 249 characters.
-pub const DESTINATION_NAME_CHARS_MAX: usize = 100;
 
 /// Kafka's limit of a topic's name.
 pub const TOPIC_CHARS_MAX: usize = 249;
@@ -141,9 +106,6 @@ pub const FAILING_USERS_MAX: usize = 100_000;
 /// Users remembered as probed in one outage, so that each probe is of another one: half a day of probes. Beyond it
 /// the next round begins.
 pub const PROBED_USERS_MAX: usize = 10_000;
-
-/// Turns for the worse whose tries are taken back lazily. Beyond it the tries of the oldest one stay counted.
-pub const VOID_MARKS_MAX: usize = 1024;
 
 /// Bytes of one record of the embedded log: far above what ingest takes (`--max-event`) and a dead letter adds, far
 /// below what one transaction and one fetch hold in memory.
@@ -306,13 +268,6 @@ pub const ECHO_CHARS_MAX: usize = 64;
 
 /// Bytes of lines in one write of a file: large enough that the sync disappears in it, small enough to be kept twice.
 pub const WRITE_BYTES_MAX: usize = 4 * 1024 * 1024;
-
-/// Hand-overs that wait for one file's writer; the next one waits outside, until its deadline.
-pub const WRITE_QUEUE_HAND_OVERS_MAX: usize = 256;
-
-/// How far back the beginning of a torn last line is looked for: farther than the largest event that a broker takes
-/// grows by escaping. A file whose last line is longer is not ours.
-pub const TORN_LINE_BYTES_MAX: u64 = 256 * 1024 * 1024;
 
 /// How long an unused connection to a destination is kept: shorter than the minute after which most servers and
 /// middle boxes close theirs, so that a request seldom meets a connection that is just being closed.

@@ -9,7 +9,7 @@
 //!  lanes      one FIFO a user, who is next      window     how many events and bytes may be unsettled
 //!  backoff    when to try again                 progress   watermark and settled map: what a commit stores
 //!  breaker    is it the event, or the destination?       random     numbers from what the caller gives
-//!  pace       how many may go out now, at a rate that somebody set
+//!  token_bucket  how many events may go out now, at a configured rate
 //!  text       text of others, as it may be shown
 //! ```
 
@@ -17,13 +17,13 @@ pub mod backoff;
 pub mod breaker;
 pub mod event;
 pub mod lanes;
-pub mod name;
+pub mod names;
 pub mod outcome;
-pub mod pace;
 pub mod partition;
 pub mod progress;
 pub mod random;
 pub mod text;
+pub mod token_bucket;
 pub mod varint;
 pub mod verdict;
 pub mod window;

@@ -248,11 +248,6 @@ impl Progress {
         }
     }
 
-    /// Ranges in the settled map.
-    pub fn settled_ranges(&self) -> usize {
-        self.settled.len()
-    }
-
     /// What a commit stores now.
     pub fn state(&self) -> PartitionState {
         let settled = self.settled.iter().map(|(start, end)| *start..*end).collect();

@@ -1,32 +1,31 @@
-//! A place where events are delivered: one attempt at a time, a verdict for each run. Retries, order and settling are
-//! the business of `dispatch`.
+//! Destinations: the places to which events are delivered. A destination makes one attempt at a time and reports the
+//! verdict. Retries, order and settling are the work of `dispatch`.
 //!
 //! ```text
-//!  dispatch ── DeliveryBatch { runs of many lanes } ──▶ Destination::deliver ──▶ one Report a run, in the same order
+//!  dispatch ── DeliveryBatch { runs of many lanes } ──▶ Destination::deliver ──▶ one Report for each run, in order
 //! ```
 //!
 //! ```text
-//!  spec ─▶ open ─▶ http ── webhook (headers, signature, Retry-After)
-//!                  file ──┬─ writer (one thread a file: write, sync once, answer)
-//!                  stdout ┘    └─ line (an event as JSON)    disk (open, lock, cut, sync)
-//!                  null
-//!                  faulty (in front of any of them: the drill of --reliability)
+//!  spec::Spec ─▶ open ─┬─ http        one POST for each event
+//!                      ├─ file    ─┐  batch_writer: one thread writes, syncs once for all waiting batches, and answers
+//!                      ├─ stdout  ─┘    └─ json_line: an event as one line of JSON
+//!                      ├─ null        accepts and discards everything
+//!                      └─ fault_drill wraps any of them: some attempts fail on purpose (--reliability)
 //! ```
 //!
-//! A *configuration* fault is an error of [`open`]. An *outage* never is, not even there: it is the verdict
-//! [`Unreachable`](crate::core::verdict::Verdict::Unreachable) of every attempt while it lasts.
+//! An error in the *configuration* is an error of [`open`]. An *outage* never is an error, not even while opening. It is
+//! the verdict [`Unreachable`](crate::core::verdict::Verdict::Unreachable) of every attempt while it lasts.
 
-mod disk;
-mod failure_words;
-mod faulty;
+mod batch_writer;
+mod fault_drill;
 mod file;
 mod http;
-mod line;
+mod json_line;
 mod null;
 pub mod spec;
 mod stdout;
-pub mod webhook;
-mod writer;
+
+pub use self::http::webhook;
 
 use crate::BoxFuture;
 use crate::core::event::Event;
@@ -39,79 +38,109 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::Instant;
 
-/// How many connections an http destination has at most with this `--concurrency`.
+/// Events of one lane in one run of a destination that writes many events at once.
+const RUN_EVENTS_MAX: usize = 1_000;
+
+/// The limits of destinations that write many events at once.
+const LINE_WRITER_LIMITS: BatchLimits = BatchLimits {
+    runs_max: crate::limits::IN_FLIGHT_EVENTS_MAX,
+    run_events_max: RUN_EVENTS_MAX,
+    run_bytes_max: crate::limits::RUN_BYTES_MAX,
+};
+
+/// The maximum number of connections that an http destination has open with this `--concurrency`.
 pub fn http_connections_max(concurrency: usize) -> usize {
     http::connections_max(concurrency)
 }
 
-/// Whether the destination writes one file for each partition, each of which is kept open.
+/// Whether the destination writes one file for each partition and keeps each of them open.
 pub fn has_partition_files(target: &Target) -> bool {
     matches!(target, Target::File(path) if file::is_pattern(path))
 }
 
-/// One destination, opened. It answers for every run that it is given, by the deadline of the hand-over.
+/// An open destination. It reports on every run of a [`DeliveryBatch`] by the batch's deadline.
 pub trait Destination: Send + Sync + fmt::Debug {
-    /// How much it takes at once.
+    /// The largest batch that [`deliver`](Self::deliver) accepts.
     fn limits(&self) -> BatchLimits;
 
-    /// Tries to deliver each run, in the order of its events, up to the first that is not delivered. Exactly one report
-    /// a run, in their order. Dropping the future may leave any of it done.
-    fn deliver(&self, hand_over: DeliveryBatch) -> BoxFuture<'_, Vec<Report>>;
+    /// Tries to deliver each run: its events in order, up to the first that fails. Returns exactly one report for each
+    /// run, in the order of the runs.
+    ///
+    /// If the caller drops the future, any part of the batch may have been delivered.
+    fn deliver(&self, batch: DeliveryBatch) -> BoxFuture<'_, Vec<Report>>;
 
-    /// Opens again, before the next hand-over, what may have been moved away (`SIGHUP`). Nothing to do for most.
+    /// Opens files again before the next batch, because an operator may have moved them away (`SIGHUP`). Most
+    /// destinations have nothing to do.
     fn reopen(&self) {}
 
-    /// Where it is, for log lines: `host:port`, or a file; never a secret.
+    /// The address for log lines: `host:port`, or a path. It never contains a secret.
     fn address(&self) -> Option<String> {
         None
     }
 
-    /// This process does not own the partition any more: what was held for it alone is let go, for the next owner.
+    /// Releases what is held for this partition alone, because its next owner may be another process.
     fn released(&self, _partition: u32) {}
 
-    /// Waits until it can deliver nothing any more because of a defect, and says why: it has to be opened anew.
+    /// Completes with the reason if a defect makes all further deliveries impossible. The caller must then open the
+    /// destination again. Otherwise it never completes.
     fn lost(&self) -> BoxFuture<'_, String> {
         Box::pin(std::future::pending())
     }
-
-    /// How many attempts were sent a second time inside the same attempt, since their connection closed before a byte
-    /// of the answer; since start, for metrics.
-    fn resent(&self) -> u64 {
-        0
-    }
 }
 
-/// What a destination takes in one hand-over.
+/// The largest [`DeliveryBatch`] that a destination accepts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct BatchLimits {
-    /// Runs (each of another lane) in one hand-over.
+    /// Runs in one batch. Each run is of another lane.
     pub runs_max: usize,
     /// Events in one run.
     pub run_events_max: usize,
-    /// Bytes in one run, unless its first event alone is larger.
+    /// Bytes in one run. A single event may be larger.
     pub run_bytes_max: usize,
 }
 
-/// Events of one partition that are handed out together. Runs are independent of each other.
+/// Events of one partition that are delivered together. Its runs are independent of each other.
 #[derive(Debug, Clone)]
 pub struct DeliveryBatch {
     pub topic: Arc<str>,
     pub partition: u32,
     pub runs: Vec<Run>,
-    /// The events of all runs, one run behind the other.
+    /// The events of all runs, in the order of the runs.
     pub events: Vec<Event>,
-    /// The answer is due by then.
+    /// When the reports are due.
     pub deadline: Deadline,
 }
 
-/// When the answer to a hand-over is due, and until when its owner may begin anything at all: that may move meanwhile.
+impl DeliveryBatch {
+    /// The events of one run.
+    pub fn events_of(&self, run: &Run) -> &[Event] {
+        &self.events[run.events.clone()]
+    }
+}
+
+/// One or more consecutive events of one lane.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Run {
+    /// The position of the events in [`DeliveryBatch::events`]; never empty.
+    pub events: Range<usize>,
+    /// The number of this attempt of the first event, from 1 on, as counted by this owner of the partition. All further
+    /// events of the run are attempted for the first time.
+    pub attempt: u32,
+    /// Whether this is the user's first event after a dead letter, so that the receiver can be told about the gap.
+    pub gap: bool,
+}
+
+/// When the reports of a batch are due, and until when its events may be sent.
+///
+/// Both are needed: the due time is fixed when the batch is made, but a member's lease may be extended or lost while the
+/// batch is in flight. After the lease has ended, another owner may deliver the same events, so nothing more may be sent.
 #[derive(Clone)]
 pub struct Deadline {
     pub at: Instant,
     lease: Option<Arc<LeaseDeadline>>,
 }
 
-/// Until when the owner may begin something, as far as is known now. `None`: no limit.
+/// Returns the time at which the partition's lease ends, as far as is known now. `None` means that it does not end.
 pub type LeaseDeadline = dyn Fn() -> Option<Instant> + Send + Sync;
 
 impl Deadline {
@@ -119,7 +148,7 @@ impl Deadline {
         Self { at, lease: Some(lease) }
     }
 
-    /// Nothing of the hand-over may be begun any more: no resend, no line.
+    /// Whether it is too late to start anything for this batch: no request, no second try of a request, no line.
     pub fn is_over(&self) -> bool {
         let now = Instant::now();
         self.at <= now || self.lease.as_ref().and_then(|lease| lease()).is_some_and(|lease| lease <= now)
@@ -138,45 +167,27 @@ impl fmt::Debug for Deadline {
     }
 }
 
-impl DeliveryBatch {
-    /// The events of one run.
-    pub fn events_of(&self, run: &Run) -> &[Event] {
-        &self.events[run.events.clone()]
-    }
-}
-
-/// One or more consecutive events of one lane.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Run {
-    /// Where they stand in [`DeliveryBatch::events`]; never empty.
-    pub events: Range<usize>,
-    /// How often the first one is tried with this attempt, counted by this owner: 1 at first. The others' is 1.
-    pub attempt: u32,
-    /// An earlier event of this user was given up, and this is the next one that is attempted.
-    pub gap: bool,
-}
-
-/// What a destination needs to know besides its [`Spec`].
+/// How a destination is opened, in addition to its [`Spec`].
 #[derive(Clone)]
-pub struct Settings {
-    /// The whole of one attempt; connecting may take no longer either.
+pub struct DestinationSettings {
+    /// The time for one whole attempt, including connecting.
     pub attempt_timeout: Duration,
-    /// The most of a `Retry-After` that is believed.
+    /// A `Retry-After` that is longer counts as this long.
     pub retry_after_max: Duration,
-    /// Attempts in flight: so many connections are kept.
+    /// Attempts in flight at the same time. An http destination keeps this many unused connections.
     pub concurrency: usize,
-    /// Signs every webhook; decoded, see [`webhook::parse_secret`].
+    /// The decoded secret that signs every webhook; see [`webhook::parse_secret`].
     pub secret: Option<Vec<u8>>,
-    /// A PEM file with the authorities that https destinations are held to, instead of the system's.
+    /// A PEM file with the certificate authorities that https destinations trust. `None` means the system's.
     pub ca_file: Option<PathBuf>,
-    /// Permissions of the files that are made for `file` destinations. The umask may take some away.
+    /// Permissions of files that a `file` destination creates. The umask may remove some.
     pub file_mode: u32,
     /// The fault drill of `--reliability`.
     pub drill: Option<FaultDrill>,
 }
 
-impl Default for Settings {
-    /// The defaults of the flags.
+impl Default for DestinationSettings {
+    /// The defaults of the command line flags.
     fn default() -> Self {
         Self {
             attempt_timeout: Duration::from_secs(15),
@@ -190,9 +201,10 @@ impl Default for Settings {
     }
 }
 
-impl fmt::Debug for Settings {
+impl fmt::Debug for DestinationSettings {
+    /// Does not show the secret.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Settings")
+        f.debug_struct("DestinationSettings")
             .field("attempt_timeout", &self.attempt_timeout)
             .field("retry_after_max", &self.retry_after_max)
             .field("concurrency", &self.concurrency)
@@ -204,54 +216,44 @@ impl fmt::Debug for Settings {
     }
 }
 
-/// A fault drill: one in so many events fails before it reaches the destination.
+/// A fault drill (`--reliability N`): about one in N attempts fails before it reaches the destination.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct FaultDrill {
     /// 2 or more.
     pub one_in: u32,
-    /// The same seed, the same faults.
+    /// Drills with the same seed fail the same attempts.
     pub seed: u64,
 }
 
-/// Somebody has to change something: what and where, a lower-case fragment for people.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// An error that an operator has to correct. The text is a lower-case fragment that says what is wrong and what to do.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
 pub struct ConfigurationError(pub String);
 
-impl fmt::Display for ConfigurationError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
-    }
-}
-
-impl std::error::Error for ConfigurationError {}
-
-/// Opens a destination. Fails where the configuration is at fault (a missing directory, a path that cannot be written
-/// or that another process holds); never for an outage. Looks at files, so it may block for as long as they do.
-pub fn open(spec: &Spec, settings: &Settings) -> Result<Arc<dyn Destination>, ConfigurationError> {
-    let of_destination = |ConfigurationError(why)| ConfigurationError(format!("destination {}: {why}", spec.name));
+/// Opens a destination. It reads and locks files, so it may block.
+///
+/// # Errors
+/// The configuration is wrong: for example, a directory is missing, a path cannot be written, or another process holds
+/// the file. An outage is not an error.
+pub fn open(spec: &Spec, settings: &DestinationSettings) -> Result<Arc<dyn Destination>, ConfigurationError> {
+    let with_name = |ConfigurationError(why)| ConfigurationError(format!("destination {}: {why}", spec.name));
     let destination: Arc<dyn Destination> = match &spec.target {
-        Target::File(path) => Arc::new(file::File::open(path, settings.file_mode).map_err(of_destination)?),
-        Target::Http(target) => Arc::new(http::Http::open(target, settings).map_err(of_destination)?),
-        Target::Stdout => Arc::new(stdout::Stdout::open().map_err(of_destination)?),
-        Target::Null => Arc::new(null::Null),
+        Target::File(path) => Arc::new(file::FileDestination::open(path, settings.file_mode).map_err(with_name)?),
+        Target::Http(target) => Arc::new(http::HttpDestination::open(target, settings).map_err(with_name)?),
+        Target::Stdout => Arc::new(stdout::StdoutDestination::open().map_err(with_name)?),
+        Target::Null => Arc::new(null::NullDestination),
     };
     match settings.drill {
-        Some(drill) if drill.one_in < 2 => Err(of_destination(ConfigurationError(
-            "--reliability is 0 (off), or 2 and more: with 1 nothing ever gets through".into(),
-        ))),
-        Some(drill) => Ok(Arc::new(faulty::Faulty::new(destination, drill))),
+        Some(drill) if drill.one_in < 2 => Err(with_name(ConfigurationError(format!(
+            "--reliability {} is not possible: use 0 to switch the drill off, or 2 or more. With 1 every attempt would fail",
+            drill.one_in
+        )))),
+        Some(drill) => Ok(Arc::new(fault_drill::DrilledDestination::new(destination, drill))),
         None => Ok(destination),
     }
 }
 
-/// What destinations that write many events at once take.
-const MANY: BatchLimits = BatchLimits {
-    runs_max: crate::limits::IN_FLIGHT_EVENTS_MAX,
-    run_events_max: crate::limits::RUN_EVENTS_MAX,
-    run_bytes_max: crate::limits::RUN_BYTES_MAX,
-};
-
-/// The report for each of `runs` runs of which nothing got through.
+/// One report for each of `runs` runs, none of which was delivered.
 fn none_delivered(runs: usize, verdict: Verdict, answer: &str) -> Vec<Report> {
     vec![Report { delivered: 0, failed: Some(Failed::new(verdict, answer)) }; runs]
 }

@@ -1,19 +1,19 @@
-//! Takes everything and keeps nothing: for measuring what stands before it.
+//! Accepts every event and discards it. It measures everything before the destination.
 
-use super::{BatchLimits, DeliveryBatch, Destination, MANY};
+use super::{BatchLimits, DeliveryBatch, Destination, LINE_WRITER_LIMITS};
 use crate::BoxFuture;
 use crate::core::verdict::Report;
 
 #[derive(Debug)]
-pub(super) struct Null;
+pub(super) struct NullDestination;
 
-impl Destination for Null {
+impl Destination for NullDestination {
     fn limits(&self) -> BatchLimits {
-        MANY
+        LINE_WRITER_LIMITS
     }
 
-    fn deliver(&self, hand_over: DeliveryBatch) -> BoxFuture<'_, Vec<Report>> {
-        let reports = hand_over.runs.iter().map(|run| Report { delivered: run.events.len(), failed: None }).collect();
+    fn deliver(&self, batch: DeliveryBatch) -> BoxFuture<'_, Vec<Report>> {
+        let reports = batch.runs.iter().map(|run| Report { delivered: run.events.len(), failed: None }).collect();
         Box::pin(std::future::ready(reports))
     }
 }

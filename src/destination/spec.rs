@@ -12,12 +12,15 @@
 //! without a change of the name, and nobody can compute them from it.
 
 use super::ConfigurationError;
-use crate::core::name;
-use crate::limits::DESTINATION_NAME_CHARS_MAX;
+use crate::core::names;
 use http::Uri;
 use percent_encoding::{AsciiSet, CONTROLS, utf8_percent_encode};
 use std::fmt;
 use std::path::PathBuf;
+
+/// Characters of a destination's name. The name is a consumer group, and with topic and suffix a topic of at most 249
+/// characters.
+const NAME_CHARS_MAX: usize = 100;
 
 /// Endings of names that side topics and groups of another destination have.
 const RESERVED_ENDINGS: [&str; 3] = [".dead", ".rewind", ".state"];
@@ -157,7 +160,7 @@ impl fmt::Debug for HttpTarget {
 /// one can be typed with `./`.
 fn split_name(text: &str) -> (Option<&str>, &str) {
     match text.split_once('=') {
-        Some((name, rest)) if !name.is_empty() && name.chars().all(name::may_hold) => (Some(name), rest),
+        Some((name, rest)) if !name.is_empty() && name.chars().all(names::may_hold) => (Some(name), rest),
         _ => (None, text),
     }
 }
@@ -294,11 +297,11 @@ fn derive_name(target: &Target, as_typed: &str, checked: &str) -> String {
         // The scheme is always left out.
         Target::Http(http) => (host_and_path(http, as_typed), false),
     };
-    let replaced: String = kept.chars().map(|c| if name::may_hold(c) { c } else { '-' }).collect();
-    if whole && replaced == kept && replaced.len() <= DESTINATION_NAME_CHARS_MAX {
+    let replaced: String = kept.chars().map(|c| if names::may_hold(c) { c } else { '-' }).collect();
+    if whole && replaced == kept && replaced.len() <= NAME_CHARS_MAX {
         return replaced;
     }
-    let cut = &replaced[..replaced.len().min(DESTINATION_NAME_CHARS_MAX - SUFFIX_CHARS)];
+    let cut = &replaced[..replaced.len().min(NAME_CHARS_MAX - SUFFIX_CHARS)];
     format!("{cut}-{:08x}", crc32c::crc32c(checked.as_bytes()))
 }
 
@@ -320,14 +323,14 @@ fn public_part(as_typed: &str) -> String {
 }
 
 fn check_name(name: &str) -> Result<(), String> {
-    if name.is_empty() || !name.chars().all(name::may_hold) {
+    if name.is_empty() || !name.chars().all(names::may_hold) {
         return Err("may hold only letters, digits, '.', '_' and '-', and not be empty".into());
     }
     if !has_letter_or_digit(name) {
         return Err("needs a letter or a digit: it becomes a part of file names and topics".into());
     }
-    if name.len() > DESTINATION_NAME_CHARS_MAX {
-        return Err(format!("has {} characters; at most {DESTINATION_NAME_CHARS_MAX} are possible", name.len()));
+    if name.len() > NAME_CHARS_MAX {
+        return Err(format!("has {} characters; at most {NAME_CHARS_MAX} are possible", name.len()));
     }
     if let Some(ending) = RESERVED_ENDINGS.iter().find(|ending| name.ends_with(**ending)) {
         return Err(format!("ends with {ending:?}, which eventd keeps for itself: name it with NAME=DEST"));

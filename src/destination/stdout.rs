@@ -1,13 +1,13 @@
-//! The lines of a file, to standard output.
+//! Writes events as JSON lines to standard output.
 //!
-//! A write that fails may leave a torn line; the next begins with a line break, so that only that one is lost to the
-//! reader. Where standard output is a regular file, the lines are synced before they count.
+//! A failed write may leave an incomplete line. The next write then begins with a line break, so that the reader loses
+//! only that line. If standard output is a regular file, lines count as delivered once they are synced.
 //!
-//! A reader that closes the pipe makes every later attempt `Unreachable`, and since nobody can open it again, that
-//! stays so: the events are kept in the log until the destination is started anew.
+//! If the reader closes its end of a pipe, every later attempt is `Unreachable`. eventd cannot open the pipe again, so the
+//! events stay in the log until eventd is restarted with a new reader.
 
-use super::writer::{Sink, Writer};
-use super::{BatchLimits, ConfigurationError, DeliveryBatch, Destination, MANY};
+use super::batch_writer::{BatchWriter, LineSink};
+use super::{BatchLimits, ConfigurationError, DeliveryBatch, Destination, LINE_WRITER_LIMITS};
 use crate::BoxFuture;
 use crate::core::verdict::Report;
 use crate::vital;
@@ -19,36 +19,36 @@ use std::os::unix::fs::MetadataExt;
 use tokio::sync::watch;
 
 #[derive(Debug)]
-pub(super) struct Stdout {
-    writer: Writer,
+pub(super) struct StdoutDestination {
+    writer: BatchWriter,
     lost: watch::Receiver<Option<String>>,
 }
 
-impl Stdout {
-    /// Fails if there is no standard output.
+impl StdoutDestination {
+    /// Takes over standard output. Fails if it is closed.
     pub(super) fn open() -> Result<Self, ConfigurationError> {
         if was_closed(io::stdout().as_fd()) {
             return Err(ConfigurationError(
-                "standard output is closed: nothing that is written there is kept. Open it, or use null: if that is meant"
+                "standard output is closed, so every event would be lost: open it, or use null: to discard events on purpose"
                     .into(),
             ));
         }
-        // A descriptor of its own: `std::io::stdout` looks through everything for line breaks and copies the rest.
+        // `std::io::stdout` would search all bytes for line breaks and buffer the rest. A descriptor of its own does not.
         let opened = io::stdout().as_fd().try_clone_to_owned().map(File::from);
         let (losing, lost) = watch::channel(None);
-        let writer = opened.and_then(Output::new).and_then(|output| Writer::start(output, losing));
-        let writer = writer.map_err(|error| ConfigurationError(format!("standard output cannot be used: {error}")))?;
+        let writer = opened.and_then(StdoutSink::new).and_then(|output| BatchWriter::start(output, losing));
+        let writer = writer.map_err(|error| ConfigurationError(format!("cannot use standard output: {error}")))?;
         Ok(Self { writer, lost })
     }
 }
 
-impl Destination for Stdout {
+impl Destination for StdoutDestination {
     fn limits(&self) -> BatchLimits {
-        MANY
+        LINE_WRITER_LIMITS
     }
 
-    fn deliver(&self, hand_over: DeliveryBatch) -> BoxFuture<'_, Vec<Report>> {
-        Box::pin(self.writer.write(hand_over))
+    fn deliver(&self, batch: DeliveryBatch) -> BoxFuture<'_, Vec<Report>> {
+        Box::pin(self.writer.write(batch))
     }
 
     fn lost(&self) -> BoxFuture<'_, String> {
@@ -56,28 +56,29 @@ impl Destination for Stdout {
     }
 }
 
-/// Whether standard output was closed when the process started. The runtime of Rust then opens `/dev/null` there for
-/// reading and writing, so that each event would count as delivered and be lost. A shell's `>/dev/null` opens it for
-/// writing only.
+/// Whether standard output was closed when the process started.
+///
+/// Rust's runtime opens `/dev/null` for reading and writing if standard output is closed. Each event would then count as
+/// delivered and be lost. A shell's `>/dev/null` is on purpose; it opens the device for writing only.
 fn was_closed(output: BorrowedFd<'_>) -> bool {
-    let is_for_both = fcntl_getfl(output).is_ok_and(|flags| flags.contains(OFlags::RDWR));
+    let is_read_write = fcntl_getfl(output).is_ok_and(|flags| flags.contains(OFlags::RDWR));
     let null = std::fs::metadata("/dev/null").map(|null| null.rdev());
     let is_null = fstat(output).is_ok_and(|output| null.is_ok_and(|null| output.st_rdev == null));
-    is_for_both && is_null
+    is_read_write && is_null
 }
 
-struct Output {
+struct StdoutSink {
     file: File,
-    /// A file on a disk, by redirection: it can be synced.
+    /// Standard output is redirected to a file on a disk, which can be synced.
     is_regular: bool,
-    /// The last write ended within a line.
-    torn: bool,
+    /// The last write ended inside a line.
+    is_in_line: bool,
 }
 
-impl Output {
+impl StdoutSink {
     fn new(file: File) -> io::Result<Self> {
         let is_regular = file.metadata()?.is_file();
-        Ok(Self { file, is_regular, torn: false })
+        Ok(Self { file, is_regular, is_in_line: false })
     }
 
     fn write(&mut self, lines: &[u8]) -> io::Result<()> {
@@ -86,7 +87,7 @@ impl Output {
             match self.file.write(rest) {
                 Ok(0) => return Err(ErrorKind::WriteZero.into()),
                 Ok(written) => {
-                    self.torn = rest[written - 1] != b'\n';
+                    self.is_in_line = rest[written - 1] != b'\n';
                     rest = &rest[written..];
                 }
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
@@ -97,13 +98,13 @@ impl Output {
     }
 }
 
-impl Sink for Output {
+impl LineSink for StdoutSink {
     fn append(&mut self, lines: &[u8]) -> Result<(), String> {
-        // What is written cannot be taken back: a torn line is ended, so that the next one is whole.
-        let ended = if self.torn { self.write(b"\n") } else { Ok(()) };
+        // Written bytes cannot be taken back. A line break ends the incomplete line, so that the next line is whole.
+        let ended = if self.is_in_line { self.write(b"\n") } else { Ok(()) };
         let written = ended.and_then(|()| self.write(lines));
-        let kept = written.and_then(|()| if self.is_regular { self.file.sync_data() } else { Ok(()) });
-        kept.map_err(|error| format!("standard output: {error}"))
+        let synced = written.and_then(|()| if self.is_regular { self.file.sync_data() } else { Ok(()) });
+        synced.map_err(|error| format!("cannot write to standard output: {error}"))
     }
 }
 
@@ -115,13 +116,13 @@ mod tests {
     use std::os::unix::net::UnixStream;
 
     #[test]
-    fn a_torn_line_is_ended_before_the_next_is_written() {
+    fn an_incomplete_line_gets_a_line_break_before_the_next_line_is_written() {
         let (output, mut reader) = UnixStream::pair().unwrap();
         output.set_nonblocking(true).unwrap();
         reader.set_nonblocking(true).unwrap();
-        let mut output = Output::new(File::from(OwnedFd::from(output))).unwrap();
+        let mut output = StdoutSink::new(File::from(OwnedFd::from(output))).unwrap();
         let long = vec![b'x'; 64 * 1024 * 1024];
-        assert!(output.append(&long).is_err(), "more than a socket takes in");
+        assert!(output.append(&long).is_err(), "the lines are longer than the buffer of the socket");
         let mut seen = Vec::new();
         assert_eq!(reader.read_to_end(&mut seen).unwrap_err().kind(), ErrorKind::WouldBlock);
         assert!(!seen.is_empty() && seen.len() < long.len());

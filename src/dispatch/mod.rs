@@ -24,7 +24,7 @@ use self::shared::Shared;
 use self::stopped::{STOPPED_INTERVAL, Stopped};
 use crate::core::backoff::Backoff;
 use crate::core::outcome::Ended;
-use crate::core::pace::Rate;
+use crate::core::token_bucket::Rate;
 use crate::destination::Destination;
 use crate::group::{Change, Group};
 use crate::log::{Engine, Log};

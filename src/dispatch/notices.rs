@@ -11,7 +11,7 @@
 //! escaped and cut before it is shown: it may echo a payload.
 
 use crate::core::Moment;
-use crate::core::breaker::{Cause, Snapshot};
+use crate::core::breaker::{BreakerSnapshot, OpenCause};
 use crate::core::event::Event;
 use crate::core::lanes::FailureHistory;
 use crate::core::text;
@@ -97,7 +97,7 @@ impl Stuck {
 
 /// What a line about an outage shows.
 struct State {
-    open: Option<Cause>,
+    open: Option<OpenCause>,
     cause: String,
     users: usize,
     lag: u64,
@@ -123,7 +123,7 @@ impl Notices {
     }
 
     /// Says what has to be said now. Asked whenever an outage begins or ends, and with every tick.
-    pub(super) fn look(&self, breaker: &Snapshot, now: Moment) {
+    pub(super) fn look(&self, breaker: &BreakerSnapshot, now: Moment) {
         let (line, state, suppressed) = {
             let mut inner = self.inner();
             let users = inner.backlogs.values().map(|backlog| backlog.users).sum();
@@ -186,13 +186,13 @@ impl Notices {
         match line {
             OutageLine::Began { out, suppressed } => {
                 let what = match *open {
-                    Some(Cause::Unreachable) => {
+                    Some(OpenCause::Unreachable) => {
                         "the destination cannot be reached; its events wait, and none is given up"
                     }
-                    Some(Cause::NobodyDelivered) => {
+                    Some(OpenCause::NobodyDelivered) => {
                         "the destination fails for every user; its events wait, and none is given up"
                     }
-                    Some(Cause::Undecided) => "the destination answers again, and has not delivered anything yet",
+                    Some(OpenCause::Undecided) => "the destination answers again, and has not delivered anything yet",
                     None => "the destination delivers nothing; fewer than 5 users fail, so their tries count",
                 };
                 let (out_s, suppressed) = (out.as_secs(), NonZero::new(suppressed));
@@ -201,9 +201,9 @@ impl Notices {
             OutageLine::Lasts { out } => {
                 let out_s = out.as_secs();
                 let what = match *open {
-                    Some(Cause::Unreachable) => "the destination still cannot be reached; its events wait",
-                    Some(Cause::NobodyDelivered) => "the destination still fails for every user; its events wait",
-                    Some(Cause::Undecided) => "the destination answers, and still has not delivered anything",
+                    Some(OpenCause::Unreachable) => "the destination still cannot be reached; its events wait",
+                    Some(OpenCause::NobodyDelivered) => "the destination still fails for every user; its events wait",
+                    Some(OpenCause::Undecided) => "the destination answers, and still has not delivered anything",
                     None => "the destination still delivers nothing; fewer than 5 users fail, so their tries count",
                 };
                 tracing::warn!(destination, address, cause, users, lag, out_s, "{what}");

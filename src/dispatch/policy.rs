@@ -3,7 +3,7 @@
 use super::Config;
 use super::dead_letter::Reason;
 use crate::core::Moment;
-use crate::core::breaker::{Attempt, Breaker, Judgement, Refusal};
+use crate::core::breaker::{Attempt, Breaker, Refusal, TryJudgement};
 use crate::core::lanes::{FailureHistory, Next};
 use crate::core::verdict::Verdict;
 
@@ -26,9 +26,9 @@ pub(super) fn judge(
     if breaker.is_void(history.mark) {
         history.tries_since_mark = 0;
     }
-    if history.mark != judgement.good_mark {
+    if history.mark != judgement.health_epoch {
         history.tries += std::mem::take(&mut history.tries_since_mark);
-        history.mark = judgement.good_mark;
+        history.mark = judgement.health_epoch;
     }
     if judgement.counts {
         history.tries_since_mark += 1;
@@ -63,21 +63,21 @@ pub(super) fn judge(
 fn refused_for_good(
     breaker: &Breaker,
     attempt: &Attempt,
-    judgement: Judgement,
+    judgement: TryJudgement,
     history: &mut FailureHistory,
     now: Moment,
 ) -> bool {
     // A destination that is out or in bad health refuses every event. Such a refusal does not concern this event.
-    history.first_refusal = history.first_refusal.filter(|first| !breaker.is_void(first.good_mark));
+    history.first_refusal = history.first_refusal.filter(|first| !breaker.is_void(first.health_epoch));
     if !judgement.counts {
         return false;
     }
-    let refusal = Refusal { attempt: *attempt, at: now, good_mark: judgement.good_mark };
+    let refusal = Refusal { attempt: *attempt, at: now, health_epoch: judgement.health_epoch };
     let Some(first) = &history.first_refusal else {
         history.first_refusal = Some(refusal);
         return false;
     };
-    breaker.refused_acts(first, now)
+    breaker.refusal_is_final(first, now)
 }
 
 #[cfg(test)]

@@ -5,8 +5,8 @@ use super::notices::Notices;
 use super::{Config, Parts, Tally, dead_letter};
 use crate::core::Moment;
 use crate::core::breaker::Breaker;
-use crate::core::pace::{Pace, Rate};
 use crate::core::random;
+use crate::core::token_bucket::{Rate, TokenBucket};
 use crate::destination::LeaseDeadline;
 use crate::limits;
 use crate::log::{Log, OpenError};
@@ -28,7 +28,7 @@ pub(super) struct Shared {
     pub(super) tally: Arc<Tally>,
     pub(super) notices: Notices,
     /// `None`: as fast as the destination takes them.
-    pace: Option<Mutex<Pace>>,
+    pace: Option<Mutex<TokenBucket>>,
     breaker: Mutex<Breaker>,
     began: Instant,
     /// Partitions that are owned now; each has an equal share of window and in-flight events.
@@ -47,7 +47,7 @@ impl Shared {
             breaker_moved: Notify::new(),
             tally,
             notices: Notices::new(parts.group.name(), parts.destination.address()),
-            pace: rate.map(|rate| Mutex::new(Pace::new(rate, Moment::ZERO))),
+            pace: rate.map(|rate| Mutex::new(TokenBucket::new(rate, Moment::ZERO))),
             breaker: Mutex::new(Breaker::new()),
             began: Instant::now(),
             owned: AtomicUsize::new(0),

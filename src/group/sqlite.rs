@@ -11,7 +11,7 @@
 use super::{Change, Group, Groups, Holder, JoinError, JoinOptions, PastCommits, WhenHeld, moves_of};
 use crate::BoxFuture;
 use crate::clock::now_ms;
-use crate::core::name;
+use crate::core::names;
 use crate::core::outcome::Failure;
 use crate::core::progress::{OffsetReset, PartitionState};
 use crate::limits::{GROUP_NAME_CHARS_MAX, LOCK_TEXT_BYTES_MAX, STANDBY_INTERVAL};
@@ -382,7 +382,7 @@ fn unavailable(error: ReadError) -> Failure {
 
 /// A name becomes a part of a file's name.
 fn check_name(name: &str) -> Result<(), JoinError> {
-    if !name::is_valid(name, GROUP_NAME_CHARS_MAX) {
+    if !names::is_valid(name, GROUP_NAME_CHARS_MAX) {
         return Err(JoinError::Configuration(format!(
             "{name:?} is no name of a group: up to {GROUP_NAME_CHARS_MAX} letters, digits, `.`, `_` and `-`"
         )));

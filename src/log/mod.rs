@@ -30,7 +30,7 @@ pub mod sqlite;
 
 use crate::BoxFuture;
 use crate::core::event::{Event, Record};
-use crate::core::name;
+use crate::core::names;
 use crate::core::outcome::Failure;
 use crate::limits::{APPEND_BYTES_MAX, RECORD_BYTES_MAX, RECORD_FRAMING_BYTES_MAX, TOPIC_CHARS_MAX};
 use std::fmt;
@@ -186,7 +186,7 @@ impl std::error::Error for OpenError {}
 
 /// Kafka's rule, for every engine, so that a topic can move there.
 fn check_topic(name: &str) -> Result<(), OpenError> {
-    if !name::is_valid(name, TOPIC_CHARS_MAX) {
+    if !names::is_valid(name, TOPIC_CHARS_MAX) {
         return Err(OpenError::Configuration(format!(
             "{name:?} is no name of a topic: up to {TOPIC_CHARS_MAX} letters, digits, `.`, `_` and `-` make one"
         )));

@@ -61,7 +61,7 @@ use self::view::RedriveMarker;
 use crate::BoxFuture;
 use crate::clock::now_ms;
 use crate::core::outcome::Ended;
-use crate::core::pace::Rate;
+use crate::core::token_bucket::Rate;
 use crate::core::progress::PartitionState;
 use crate::destination::spec::Spec;
 use crate::destination::{self, Destination};
@@ -92,7 +92,7 @@ pub trait DestinationOpener: Send + Sync + fmt::Debug {
     fn open<'a>(&'a self, spec: &'a Spec) -> BoxFuture<'a, anyhow::Result<Arc<dyn Destination>>>;
 }
 
-impl DestinationOpener for destination::Settings {
+impl DestinationOpener for destination::DestinationSettings {
     fn open<'a>(&'a self, spec: &'a Spec) -> BoxFuture<'a, anyhow::Result<Arc<dyn Destination>>> {
         let (spec, settings) = (spec.clone(), self.clone());
         // It looks at files, and blocks for as long as they do.

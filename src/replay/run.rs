@@ -11,7 +11,7 @@ use super::plan::{DeliveryCounts, PartitionPlan};
 use super::select::Selection;
 use super::view::{RedriveDestination, RedriveMarker, ReplayGroup, ReplayLog, ends_of};
 use super::{ReplayContext, Streams};
-use crate::core::pace::Rate;
+use crate::core::token_bucket::Rate;
 use crate::destination::Destination;
 use crate::dispatch::{self, Parts, Tally, WhenStopped};
 use crate::group::Group;

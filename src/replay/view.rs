@@ -344,8 +344,4 @@ impl Destination for RedriveDestination {
     fn reopen(&self) {
         self.0.reopen();
     }
-
-    fn resent(&self) -> u64 {
-        self.0.resent()
-    }
 }

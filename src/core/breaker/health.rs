@@ -1,6 +1,6 @@
 //! How the destination treats the users that are trusted: the last verdict of each of the last ones.
 
-use super::trust::Trust;
+use super::user_trust::UserTrust;
 use crate::core::Moment;
 use std::time::Duration;
 
@@ -27,38 +27,38 @@ pub enum Health {
 
 /// The last users with a verdict that was given while they were trusted, the latest last.
 #[derive(Debug, Default)]
-pub(super) struct Recent {
-    entries: Vec<Entry>,
+pub(super) struct RecentVerdicts {
+    entries: Vec<LastVerdict>,
 }
 
 #[derive(Debug)]
-struct Entry {
+struct LastVerdict {
     user: u64,
     at: Moment,
     /// Since which attempt the user fails; `None`: it was delivered.
     failing_since: Option<u64>,
 }
 
-impl Recent {
+impl RecentVerdicts {
     pub(super) fn clear(&mut self) {
         self.entries.clear();
     }
 
     pub(super) fn delivered(&mut self, user: u64, now: Moment) {
-        self.put(Entry { user, at: now, failing_since: None });
+        self.put(LastVerdict { user, at: now, failing_since: None });
     }
 
     /// The user failed, and does so since the attempt `since`.
-    pub(super) fn failed(&mut self, user: u64, since: u64, now: Moment, trust: &Trust) {
+    pub(super) fn failed(&mut self, user: u64, since: u64, now: Moment, trust: &UserTrust) {
         if !trust.is_suspect_since(user, since) {
-            self.put(Entry { user, at: now, failing_since: Some(since) });
+            self.put(LastVerdict { user, at: now, failing_since: Some(since) });
         } else if let Some(entry) = self.entries.iter_mut().find(|entry| entry.user == user) {
             // Its word counts no more. It keeps its place: suspects that fail again and again push nobody out.
             entry.failing_since = Some(since);
         }
     }
 
-    fn put(&mut self, entry: Entry) {
+    fn put(&mut self, entry: LastVerdict) {
         if let Some(last) = self.entries.last_mut()
             && last.user == entry.user
         {
@@ -73,7 +73,7 @@ impl Recent {
         self.entries.push(entry);
     }
 
-    pub(super) fn health(&self, now: Moment, trust: &Trust) -> Health {
+    pub(super) fn health(&self, now: Moment, trust: &UserTrust) -> Health {
         let (mut users, mut delivered, mut served) = (0, 0, false);
         for entry in self.entries.iter().rev() {
             let suspect = entry.failing_since.is_some_and(|since| trust.is_suspect_since(entry.user, since));
@@ -95,9 +95,9 @@ impl Recent {
     }
 
     /// Trusted users whose last word is a failure, however old it is.
-    pub(super) fn users_failing(&self, trust: &Trust) -> usize {
+    pub(super) fn users_failing(&self, trust: &UserTrust) -> usize {
         let failing =
-            |entry: &&Entry| entry.failing_since.is_some_and(|since| !trust.is_suspect_since(entry.user, since));
+            |entry: &&LastVerdict| entry.failing_since.is_some_and(|since| !trust.is_suspect_since(entry.user, since));
         self.entries.iter().filter(failing).count()
     }
 

@@ -51,18 +51,18 @@
 //! for ever because no other user has traffic, and a single user with a poison event does not stay in an outage for ever.
 //!
 //! What was found out before an outage is not held against the destination after it: health begins anew. A breaker that
-//! closed because nobody can tell has not recovered: [`Snapshot::out_since`] ends with a delivery only.
+//! closed because nobody can tell has not recovered: [`BreakerSnapshot::out_since`] ends with a delivery only.
 //!
 //! # Taking tries back
 //!
 //! When health turns bad or the breaker opens, the tries that were counted since the last delivery in better health
-//! were the destination's fault. Each try carries the [good mark](Breaker::good_mark) of its time; that mark becomes
+//! were the destination's fault. Each try carries the [good mark](Breaker::health_epoch) of its time; that mark becomes
 //! void, and who holds tries under a [void](Breaker::is_void) mark drops them when it looks next. Only the current
 //! mark ever becomes void: of an event's tries, those under older marks are final.
 
 mod health;
 mod outage;
-mod trust;
+mod user_trust;
 
 #[cfg(test)]
 mod model;
@@ -73,12 +73,14 @@ pub use health::Health;
 
 use super::Moment;
 use super::verdict::Verdict;
-use crate::limits::VOID_MARKS_MAX;
-use health::{Recent, USERS_TO_TELL};
-use outage::Outage;
+use health::{RecentVerdicts, USERS_TO_TELL};
+use outage::OpenBreaker;
 use std::collections::VecDeque;
 use std::time::Duration;
-use trust::Trust;
+use user_trust::UserTrust;
+
+/// Void epochs that are remembered. If there are more, the tries of the oldest epoch stay counted.
+const VOID_EPOCHS_MAX: usize = 1024;
 
 /// How long after its first `Refused` an event is refused for good where no other user tells.
 const REFUSED_ACTS_AFTER: Duration = Duration::from_secs(10);
@@ -108,11 +110,11 @@ pub enum Gate {
 
 /// What a failure means for its event.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Judgement {
+pub struct TryJudgement {
     /// It is a try of the event.
     pub counts: bool,
     /// What that try is tagged with; see [`Breaker::is_void`].
-    pub good_mark: u64,
+    pub health_epoch: u64,
 }
 
 /// The first refusal of an event that has been refused ever since.
@@ -123,12 +125,12 @@ pub struct Refusal {
     /// When it was refused.
     pub at: Moment,
     /// The good mark of that time. If the mark turns void, the refusal was the destination's fault.
-    pub good_mark: u64,
+    pub health_epoch: u64,
 }
 
 /// Why the breaker is open.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Cause {
+pub enum OpenCause {
     /// An attempt never got there.
     Unreachable,
     /// The destination was unreachable and answers again. Nothing was delivered yet, and fewer than 5 trusted users were
@@ -140,11 +142,11 @@ pub enum Cause {
 
 /// The breaker at one moment, for log lines and status.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Snapshot {
+pub struct BreakerSnapshot {
     /// Since when it is closed, or not closed.
     pub since: Moment,
     /// Why it is not closed. `None`: it is closed.
-    pub open: Option<Cause>,
+    pub open: Option<OpenCause>,
     /// When the first attempt failed of an outage in which nothing has been delivered yet. It outlasts a breaker that
     /// closed because nobody can tell. `None`: there is no outage.
     pub out_since: Option<Moment>,
@@ -158,19 +160,19 @@ pub struct Snapshot {
 #[derive(Debug, Default)]
 pub struct Breaker {
     attempts: u64,
-    state: State,
+    state: BreakerState,
     since: Moment,
     /// The first failure since anything was delivered.
     failing_since: Option<Moment>,
     /// The breaker has opened since anything was delivered.
     is_out: bool,
-    trust: Trust,
-    recent: Recent,
+    trust: UserTrust,
+    recent: RecentVerdicts,
     /// Health was bad at the last verdict.
     bad: bool,
     /// When health was last found bad, or the breaker open.
     unwell_at: Option<Moment>,
-    good_mark: u64,
+    health_epoch: u64,
     /// A try was counted under the current mark.
     good_mark_used: bool,
     /// In growing order.
@@ -178,10 +180,10 @@ pub struct Breaker {
 }
 
 #[derive(Debug, Default)]
-enum State {
+enum BreakerState {
     #[default]
     Closed,
-    Open(Outage),
+    Open(OpenBreaker),
 }
 
 impl Breaker {
@@ -193,8 +195,8 @@ impl Breaker {
     /// Whether attempts may be begun now.
     pub fn gate(&self, now: Moment) -> Gate {
         match &self.state {
-            State::Closed => Gate::Closed,
-            State::Open(outage) => match outage.probe_due_at() {
+            BreakerState::Closed => Gate::Closed,
+            BreakerState::Open(outage) => match outage.probe_due_at() {
                 Some(at) if now >= at => Gate::HalfOpen,
                 until => Gate::Open { until },
             },
@@ -212,7 +214,7 @@ impl Breaker {
             self.close(now);
         }
         let probe = self.gate(now) == Gate::HalfOpen;
-        if probe && let State::Open(outage) = &mut self.state {
+        if probe && let BreakerState::Open(outage) = &mut self.state {
             outage.begin_probe(seq, user, is_suspect);
         }
         Attempt { seq, user, probe }
@@ -228,7 +230,7 @@ impl Breaker {
         if attempts.is_empty() {
             return;
         }
-        if let State::Open(outage) = &self.state
+        if let BreakerState::Open(outage) = &self.state
             && let Some(probe) = attempts.iter().find(|attempt| outage.is_probe(attempt.seq))
         {
             self.trust.pardon(probe.seq);
@@ -238,7 +240,7 @@ impl Breaker {
         for attempt in attempts {
             self.trust.delivered(attempt.user, attempt.seq);
         }
-        for attempt in &attempts[attempts.len().saturating_sub(Recent::NOTED_MAX)..] {
+        for attempt in &attempts[attempts.len().saturating_sub(RecentVerdicts::NOTED_MAX)..] {
             self.recent.delivered(attempt.user, now);
         }
         if self.bad || self.good_mark_used || self.trust.anybody_fails() {
@@ -250,14 +252,14 @@ impl Breaker {
     }
 
     /// The attempt did not deliver all of its run: the verdict on the first event that was not delivered.
-    pub fn failed(&mut self, attempt: &Attempt, verdict: Verdict, now: Moment) -> Judgement {
+    pub fn failed(&mut self, attempt: &Attempt, verdict: Verdict, now: Moment) -> TryJudgement {
         if verdict != Verdict::Drilled {
             self.failing_since.get_or_insert(now);
         }
         match verdict {
             Verdict::Drilled => self.abandoned(attempt),
             Verdict::Unreachable => {
-                self.open(Cause::Unreachable, now);
+                self.open(OpenCause::Unreachable, now);
                 self.probe_failed(attempt, now);
             }
             Verdict::Retry { .. } | Verdict::Refused | Verdict::Busy { .. } => self.answered(attempt, now),
@@ -265,19 +267,19 @@ impl Breaker {
         let counts = match verdict {
             Verdict::Drilled => true,
             Verdict::Retry { .. } | Verdict::Refused => match &self.state {
-                State::Closed => !self.bad,
-                State::Open(outage) => outage.cause == Cause::Undecided && outage.waiting() < USERS_TO_TELL,
+                BreakerState::Closed => !self.bad,
+                BreakerState::Open(outage) => outage.cause == OpenCause::Undecided && outage.waiting() < USERS_TO_TELL,
             },
             Verdict::Busy { .. } | Verdict::Unreachable => false,
         };
         self.good_mark_used |= counts;
-        Judgement { counts, good_mark: self.good_mark }
+        TryJudgement { counts, health_epoch: self.health_epoch }
     }
 
     /// The attempt was dropped without an answer (a handover, a defect): it says nothing, and if it was the probe,
     /// another one may be.
     pub fn abandoned(&mut self, attempt: &Attempt) {
-        if let State::Open(outage) = &mut self.state
+        if let BreakerState::Open(outage) = &mut self.state
             && outage.is_probe(attempt.seq)
         {
             outage.probe_abandoned();
@@ -288,7 +290,7 @@ impl Breaker {
     /// partition repeats it while the breaker is open; a closed breaker does not need it. Looks at no more users once
     /// enough of them are trusted.
     pub fn users_wait(&mut self, partition: u32, users: impl IntoIterator<Item = u64>) {
-        if let State::Open(outage) = &mut self.state {
+        if let BreakerState::Open(outage) = &mut self.state {
             let trusted = users.into_iter().filter(|user| !self.trust.is_suspect(*user));
             outage.wait_in(partition, trusted.take(USERS_TO_TELL).count());
         }
@@ -296,7 +298,7 @@ impl Breaker {
 
     /// The owner of this partition is gone: its users are not tried here any more.
     pub fn released(&mut self, partition: u32) {
-        if let State::Open(outage) = &mut self.state {
+        if let BreakerState::Open(outage) = &mut self.state {
             outage.released(partition);
         }
     }
@@ -310,27 +312,27 @@ impl Breaker {
     /// over again.
     pub fn prefers_as_probe(&self, user: u64) -> bool {
         match &self.state {
-            State::Closed => !self.is_suspect(user),
-            State::Open(outage) => outage.prefers(user, self.is_suspect(user)),
+            BreakerState::Closed => !self.is_suspect(user),
+            BreakerState::Open(outage) => outage.prefers(user, self.is_suspect(user)),
         }
     }
 
     /// From when on anybody may be the probe that is due, preferred or not. `None`: no probe is due.
     pub fn any_user_probes_at(&self) -> Option<Moment> {
         match &self.state {
-            State::Open(outage) => outage.any_user_probes_at(),
-            State::Closed => None,
+            BreakerState::Open(outage) => outage.any_user_probes_at(),
+            BreakerState::Closed => None,
         }
     }
 
-    /// Whether the breaker has opened since anything was delivered: [`Snapshot::out_since`] says since when.
+    /// Whether the breaker has opened since anything was delivered: [`BreakerSnapshot::out_since`] says since when.
     pub fn is_out(&self) -> bool {
         self.is_out
     }
 
     /// What a try that is counted now is tagged with.
-    pub fn good_mark(&self) -> u64 {
-        self.good_mark
+    pub fn health_epoch(&self) -> u64 {
+        self.health_epoch
     }
 
     /// Whether the tries under this mark are taken back.
@@ -341,7 +343,7 @@ impl Breaker {
     /// Whether an event that has been refused since this refusal is to be given up now: an attempt of another user that
     /// was begun later was delivered, or 10 s passed. The answer is "no" while the breaker is open or health is bad, and
     /// the 10 s begin anew after such a time.
-    pub fn refused_acts(&self, first: &Refusal, now: Moment) -> bool {
+    pub fn refusal_is_final(&self, first: &Refusal, now: Moment) -> bool {
         if !self.believes_answers(now) {
             return false;
         }
@@ -351,24 +353,24 @@ impl Breaker {
     }
 
     /// What there is to tell a person.
-    pub fn snapshot(&self, now: Moment) -> Snapshot {
+    pub fn snapshot(&self, now: Moment) -> BreakerSnapshot {
         let (open, probing) = match &self.state {
-            State::Closed => (None, false),
-            State::Open(outage) => (Some(outage.cause), outage.probe_due_at().is_none()),
+            BreakerState::Closed => (None, false),
+            BreakerState::Open(outage) => (Some(outage.cause), outage.probe_due_at().is_none()),
         };
         let out_since = self.failing_since.filter(|_| self.is_out);
-        Snapshot { since: self.since, open, out_since, probing, health: self.recent.health(now, &self.trust) }
+        BreakerSnapshot { since: self.since, open, out_since, probing, health: self.recent.health(now, &self.trust) }
     }
 
     fn believes_answers(&self, now: Moment) -> bool {
-        matches!(self.state, State::Closed)
+        matches!(self.state, BreakerState::Closed)
             && matches!(self.recent.health(now, &self.trust), Health::Unknown | Health::Good)
     }
 
     /// Whether the probe that is due finds too few users for anybody to tell: see the module.
     fn nobody_can_tell(&self, user: u64, is_suspect: bool, now: Moment) -> bool {
-        let State::Open(outage) = &self.state else { return false };
-        outage.cause != Cause::Unreachable
+        let BreakerState::Open(outage) = &self.state else { return false };
+        outage.cause != OpenCause::Unreachable
             && self.gate(now) == Gate::HalfOpen
             && outage.waiting() < USERS_TO_TELL
             && outage.has_no_other_left(user, is_suspect)
@@ -379,18 +381,18 @@ impl Breaker {
     /// The destination answered, and did not deliver.
     fn answered(&mut self, attempt: &Attempt, now: Moment) {
         let failing_since = self.trust.failed(attempt.user, attempt.seq);
-        if let State::Open(outage) = &mut self.state {
+        if let BreakerState::Open(outage) = &mut self.state {
             let is_probe = outage.is_probe(attempt.seq);
-            if outage.cause == Cause::Unreachable && is_probe {
+            if outage.cause == OpenCause::Unreachable && is_probe {
                 outage.is_answered(attempt.user, self.trust.is_suspect(attempt.user));
                 self.recent.clear();
             }
             // An answer to what was sent before the outage proves nothing.
-            if is_probe || outage.cause == Cause::Undecided {
+            if is_probe || outage.cause == OpenCause::Undecided {
                 self.recent.failed(attempt.user, failing_since, now, &self.trust);
             }
-            if outage.cause == Cause::Undecided && self.recent.users_failing(&self.trust) >= USERS_TO_TELL {
-                self.open(Cause::NobodyDelivered, now);
+            if outage.cause == OpenCause::Undecided && self.recent.users_failing(&self.trust) >= USERS_TO_TELL {
+                self.open(OpenCause::NobodyDelivered, now);
             }
             self.probe_failed(attempt, now);
             return;
@@ -404,7 +406,7 @@ impl Breaker {
         match self.recent.health(now, &self.trust) {
             Health::Unknown | Health::Good => self.bad = false,
             Health::Bad => self.bad = true,
-            Health::Dead => return self.open(Cause::NobodyDelivered, now),
+            Health::Dead => return self.open(OpenCause::NobodyDelivered, now),
         }
         if self.bad {
             self.unwell_at = Some(now);
@@ -415,31 +417,31 @@ impl Breaker {
     }
 
     /// Opens a closed breaker, and decides what was undecided. An outage that is decided stays what it is.
-    fn open(&mut self, cause: Cause, now: Moment) {
+    fn open(&mut self, cause: OpenCause, now: Moment) {
         match &mut self.state {
-            State::Closed => {
-                self.state = State::Open(Outage::new(cause, now));
+            BreakerState::Closed => {
+                self.state = BreakerState::Open(OpenBreaker::new(cause, now));
                 self.since = now;
             }
-            State::Open(outage) if outage.cause == Cause::Undecided => outage.cause = cause,
-            State::Open(_) => return,
+            BreakerState::Open(outage) if outage.cause == OpenCause::Undecided => outage.cause = cause,
+            BreakerState::Open(_) => return,
         }
         self.take_tries_back();
         (self.unwell_at, self.is_out) = (Some(now), true);
     }
 
     fn close(&mut self, now: Moment) {
-        if matches!(self.state, State::Closed) {
+        if matches!(self.state, BreakerState::Closed) {
             return;
         }
-        self.state = State::Closed;
+        self.state = BreakerState::Closed;
         self.recent.clear();
         self.bad = false;
         (self.since, self.unwell_at) = (now, Some(now));
     }
 
     fn probe_failed(&mut self, attempt: &Attempt, now: Moment) {
-        if let State::Open(outage) = &mut self.state
+        if let BreakerState::Open(outage) = &mut self.state
             && outage.is_probe(attempt.seq)
         {
             outage.probe_failed(now);
@@ -450,17 +452,17 @@ impl Breaker {
         if !self.good_mark_used {
             return;
         }
-        if self.void_marks.len() == VOID_MARKS_MAX {
+        if self.void_marks.len() == VOID_EPOCHS_MAX {
             self.void_marks.pop_front();
         }
-        self.void_marks.push_back(self.good_mark);
+        self.void_marks.push_back(self.health_epoch);
         self.next_good_mark();
     }
 
     /// A mark under which no try was counted is as good as a new one.
     fn next_good_mark(&mut self) {
         if std::mem::take(&mut self.good_mark_used) {
-            self.good_mark += 1;
+            self.health_epoch += 1;
         }
     }
 }

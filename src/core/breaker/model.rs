@@ -6,7 +6,7 @@ use proptest::prelude::*;
 const USERS: u64 = 26;
 
 #[derive(Debug, Clone, Copy)]
-enum Entry {
+enum HistoryEntry {
     Delivered {
         user: u64,
         seq: u64,
@@ -45,14 +45,14 @@ enum Entry {
 
 #[derive(Debug, Default)]
 struct Model {
-    history: Vec<Entry>,
+    history: Vec<HistoryEntry>,
     bad: bool,
     outage: Option<ModelOutage>,
 }
 
 #[derive(Debug)]
 struct ModelOutage {
-    cause: Cause,
+    cause: OpenCause,
     /// Of the probe under way.
     probe: Option<u64>,
     due: Moment,
@@ -66,17 +66,21 @@ struct ModelOutage {
 
 impl Model {
     /// Whether another user's attempt begun after `since` was delivered, in this much of the history.
-    fn others_later(history: &[Entry], of: u64, since: u64) -> bool {
-        history.iter().any(|entry| matches!(entry, Entry::Delivered { user, seq, .. } if *user != of && *seq > since))
+    fn others_later(history: &[HistoryEntry], of: u64, since: u64) -> bool {
+        history.iter().any(
+            |entry| matches!(entry, HistoryEntry::Delivered { user, seq, .. } if *user != of && *seq > since),
+        )
     }
 
     fn is_suspect(&self, of: u64) -> bool {
         let (mut since, mut pardoned) = (None, false);
         for (index, entry) in self.history.iter().enumerate() {
             match (*entry, since) {
-                (Entry::Delivered { user, .. }, _) if user == of => since = None,
-                (Entry::Answered { user, seq, .. }, None) if user == of => (since, pardoned) = (Some(seq), false),
-                (Entry::ProbeDelivered { seq }, Some(first))
+                (HistoryEntry::Delivered { user, .. }, _) if user == of => since = None,
+                (HistoryEntry::Answered { user, seq, .. }, None) if user == of => {
+                    (since, pardoned) = (Some(seq), false)
+                }
+                (HistoryEntry::ProbeDelivered { seq }, Some(first))
                     if !pardoned && !Self::others_later(&self.history[..index], of, first) =>
                 {
                     (since, pardoned) = (Some(seq), true);
@@ -91,11 +95,11 @@ impl Model {
     fn words(&self) -> Vec<(u64, Moment, bool)> {
         let mut places: Vec<(u64, Moment)> = Vec::new();
         let mut last: std::collections::HashMap<u64, bool> = Default::default();
-        let begin = self.history.iter().rposition(|entry| matches!(entry, Entry::Anew)).unwrap_or(0);
+        let begin = self.history.iter().rposition(|entry| matches!(entry, HistoryEntry::Anew)).unwrap_or(0);
         for (index, entry) in self.history.iter().enumerate().skip(begin) {
             let (user, at, delivered) = match *entry {
-                Entry::Delivered { user, at, .. } => (user, at, true),
-                Entry::Answered { user, at, believed: true, .. } => (user, at, false),
+                HistoryEntry::Delivered { user, at, .. } => (user, at, true),
+                HistoryEntry::Answered { user, at, believed: true, .. } => (user, at, false),
                 _ => continue,
             };
             let then = Self { history: self.history[..=index].to_vec(), ..Self::default() };
@@ -133,28 +137,28 @@ impl Model {
 
     fn look(&mut self, now: Moment) {
         match self.health(now) {
-            Health::Dead => self.open(Cause::NobodyDelivered, now),
+            Health::Dead => self.open(OpenCause::NobodyDelivered, now),
             Health::Bad => {
                 if !std::mem::replace(&mut self.bad, true) {
-                    self.history.push(Entry::Worse);
+                    self.history.push(HistoryEntry::Worse);
                 }
-                self.history.push(Entry::Unwell { at: now });
+                self.history.push(HistoryEntry::Unwell { at: now });
             }
             _ => self.bad = false,
         }
     }
 
-    fn open(&mut self, cause: Cause, now: Moment) {
+    fn open(&mut self, cause: OpenCause, now: Moment) {
         match &mut self.outage {
             None => {
                 let due = now + Duration::from_millis(100);
                 self.outage =
                     Some(ModelOutage { cause, probe: None, due, doublings: 0, round: Vec::new(), waiting: 0 });
             }
-            Some(outage) if outage.cause == Cause::Undecided => outage.cause = cause,
+            Some(outage) if outage.cause == OpenCause::Undecided => outage.cause = cause,
             Some(_) => return,
         }
-        self.history.extend([Entry::Opened, Entry::Worse, Entry::Unwell { at: now }]);
+        self.history.extend([HistoryEntry::Opened, HistoryEntry::Worse, HistoryEntry::Unwell { at: now }]);
     }
 
     /// Whether this is a probe.
@@ -169,7 +173,7 @@ impl Model {
             && (had_its_turn || !trusted)
             && outage.waiting < 5
             && health == Health::Unknown;
-        if outage.cause != Cause::Unreachable && is_undecidable {
+        if outage.cause != OpenCause::Unreachable && is_undecidable {
             self.close(now);
             return false;
         }
@@ -183,11 +187,11 @@ impl Model {
 
     /// The first failure of an outage in which nothing was delivered.
     fn out_since(&self) -> Option<Moment> {
-        let delivered = self.history.iter().rposition(|entry| matches!(entry, Entry::Delivered { .. }));
+        let delivered = self.history.iter().rposition(|entry| matches!(entry, HistoryEntry::Delivered { .. }));
         let since = &self.history[delivered.unwrap_or(0)..];
-        let opened = since.iter().any(|entry| matches!(entry, Entry::Opened));
+        let opened = since.iter().any(|entry| matches!(entry, HistoryEntry::Opened));
         let first = since.iter().find_map(|entry| match entry {
-            Entry::Answered { at, .. } | Entry::Unreachable { at } => Some(*at),
+            HistoryEntry::Answered { at, .. } | HistoryEntry::Unreachable { at } => Some(*at),
             _ => None,
         });
         first.filter(|_| opened)
@@ -195,20 +199,20 @@ impl Model {
 
     fn close(&mut self, now: Moment) {
         if self.outage.take().is_some() {
-            self.history.extend([Entry::Anew, Entry::Unwell { at: now }]);
+            self.history.extend([HistoryEntry::Anew, HistoryEntry::Unwell { at: now }]);
             self.bad = false;
         }
     }
 
     fn delivered(&mut self, attempt: &Attempt, now: Moment) {
         if self.outage.as_ref().is_some_and(|outage| outage.probe == Some(attempt.seq)) {
-            self.history.push(Entry::ProbeDelivered { seq: attempt.seq });
+            self.history.push(HistoryEntry::ProbeDelivered { seq: attempt.seq });
         }
         self.close(now);
-        self.history.push(Entry::Delivered { user: attempt.user, seq: attempt.seq, at: now });
+        self.history.push(HistoryEntry::Delivered { user: attempt.user, seq: attempt.seq, at: now });
         self.look(now);
         if !self.bad {
-            self.history.push(Entry::Better);
+            self.history.push(HistoryEntry::Better);
         }
     }
 
@@ -219,19 +223,20 @@ impl Model {
             self.abandoned(attempt);
             return true;
         }
-        let is_undecided = |model: &Self| model.outage.as_ref().is_some_and(|outage| outage.cause == Cause::Undecided);
+        let is_undecided =
+            |model: &Self| model.outage.as_ref().is_some_and(|outage| outage.cause == OpenCause::Undecided);
         if verdict == Verdict::Unreachable {
-            self.history.push(Entry::Unreachable { at: now });
-            self.open(Cause::Unreachable, now);
+            self.history.push(HistoryEntry::Unreachable { at: now });
+            self.open(OpenCause::Unreachable, now);
         } else {
-            let answered = probe && self.outage.as_ref().is_some_and(|outage| outage.cause == Cause::Unreachable);
+            let answered = probe && self.outage.as_ref().is_some_and(|outage| outage.cause == OpenCause::Unreachable);
             if answered && let Some(outage) = &mut self.outage {
-                outage.cause = Cause::Undecided;
-                self.history.push(Entry::Anew);
+                outage.cause = OpenCause::Undecided;
+                self.history.push(HistoryEntry::Anew);
             }
             let (user, seq) = (attempt.user, attempt.seq);
             let believed = self.outage.is_none() || probe || is_undecided(self);
-            self.history.push(Entry::Answered { user, seq, at: now, believed });
+            self.history.push(HistoryEntry::Answered { user, seq, at: now, believed });
             let trusted = !self.is_suspect(user);
             match &mut self.outage {
                 None => self.look(now),
@@ -239,7 +244,7 @@ impl Model {
                 Some(_) => {}
             }
             if is_undecided(self) && self.words().len() >= 5 {
-                self.open(Cause::NobodyDelivered, now);
+                self.open(OpenCause::NobodyDelivered, now);
             }
             if let Some(outage) = &mut self.outage
                 && probe
@@ -257,7 +262,7 @@ impl Model {
         }
         let counts_now = match &self.outage {
             None => !self.bad,
-            Some(outage) => outage.cause == Cause::Undecided && outage.waiting < 5,
+            Some(outage) => outage.cause == OpenCause::Undecided && outage.waiting < 5,
         };
         counts_now && matches!(verdict, Verdict::Retry { .. } | Verdict::Refused)
     }
@@ -279,9 +284,9 @@ impl Model {
         }
     }
 
-    fn refused_acts(&self, first: &Refusal, now: Moment) -> bool {
+    fn refusal_is_final(&self, first: &Refusal, now: Moment) -> bool {
         let unwell = self.history.iter().filter_map(|entry| match entry {
-            Entry::Unwell { at } => Some(*at),
+            HistoryEntry::Unwell { at } => Some(*at),
             _ => None,
         });
         let from = unwell.chain([first.at]).max().unwrap();
@@ -293,12 +298,12 @@ impl Model {
 
     /// Every counted try: its mark, and whether it was taken back.
     fn tries(&self) -> Vec<(u64, bool)> {
-        let fate = |rest: &[Entry]| {
-            let first = rest.iter().find(|entry| matches!(entry, Entry::Better | Entry::Worse));
-            matches!(first, Some(Entry::Worse))
+        let fate = |rest: &[HistoryEntry]| {
+            let first = rest.iter().find(|entry| matches!(entry, HistoryEntry::Better | HistoryEntry::Worse));
+            matches!(first, Some(HistoryEntry::Worse))
         };
         let tries = self.history.iter().enumerate().filter_map(|(index, entry)| match entry {
-            Entry::Try { mark } => Some((*mark, fate(&self.history[index..]))),
+            HistoryEntry::Try { mark } => Some((*mark, fate(&self.history[index..]))),
             _ => None,
         });
         tries.collect()
@@ -306,7 +311,7 @@ impl Model {
 }
 
 #[derive(Debug, Clone)]
-enum Step {
+enum BreakerStep {
     Begin(u64),
     /// Which of the attempts in flight, from the oldest on.
     Deliver(usize),
@@ -318,7 +323,7 @@ enum Step {
     Wait(u64),
 }
 
-fn steps() -> impl Strategy<Value = Vec<Step>> {
+fn steps() -> impl Strategy<Value = Vec<BreakerStep>> {
     let verdict = prop_oneof![
         8 => Just(Verdict::Retry { after: None }),
         4 => Just(Verdict::Refused),
@@ -329,13 +334,13 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
     // How good the destination is differs from run to run, so that long good, bad and dead times all come about.
     (1u32..20, 1u32..20, 1u64..=USERS).prop_flat_map(move |(deliver, fail, users)| {
         let step = prop_oneof![
-            20 => (0..users).prop_map(Step::Begin),
-            deliver => (0usize..4).prop_map(Step::Deliver),
+            20 => (0..users).prop_map(BreakerStep::Begin),
+            deliver => (0usize..4).prop_map(BreakerStep::Deliver),
             fail => (0usize..4, verdict.clone(), proptest::bool::weighted(0.1))
-                .prop_map(|(which, verdict, part)| Step::Fail(which, verdict, part)),
-            1 => (0usize..4).prop_map(Step::Abandon),
-            2 => (0..=users).prop_map(Step::UsersWait),
-            1 => prop_oneof![8 => 1u64..300, 2 => 1000u64..12_000, 1 => 50_000u64..70_000].prop_map(Step::Wait),
+                .prop_map(|(which, verdict, part)| BreakerStep::Fail(which, verdict, part)),
+            1 => (0usize..4).prop_map(BreakerStep::Abandon),
+            2 => (0..=users).prop_map(BreakerStep::UsersWait),
+            1 => prop_oneof![8 => 1u64..300, 2 => 1000u64..12_000, 1 => 50_000u64..70_000].prop_map(BreakerStep::Wait),
         ];
         proptest::collection::vec(step, 0..160)
     })
@@ -351,16 +356,16 @@ proptest! {
                 (!in_flight.is_empty()).then(|| in_flight.remove(which.min(in_flight.len() - 1)))
             };
             match step {
-                Step::Begin(user) => {
+                BreakerStep::Begin(user) => {
                     let attempt = breaker.begin(user, now);
                     prop_assert_eq!(attempt.probe, model.begin(&attempt, now));
                     in_flight.push(attempt);
                 }
-                Step::Deliver(which) => if let Some(attempt) = take(&mut in_flight, which) {
+                BreakerStep::Deliver(which) => if let Some(attempt) = take(&mut in_flight, which) {
                     breaker.delivered(&attempt, now);
                     model.delivered(&attempt, now);
                 },
-                Step::Fail(which, verdict, part) => if let Some(attempt) = take(&mut in_flight, which) {
+                BreakerStep::Fail(which, verdict, part) => if let Some(attempt) = take(&mut in_flight, which) {
                     if part {
                         breaker.delivered(&attempt, now);
                         model.delivered(&attempt, now);
@@ -368,25 +373,25 @@ proptest! {
                     let judgement = breaker.failed(&attempt, verdict, now);
                     prop_assert_eq!(judgement.counts, model.failed(&attempt, verdict, now));
                     if judgement.counts {
-                        prop_assert_eq!(judgement.good_mark, breaker.good_mark());
-                        model.history.push(Entry::Try { mark: judgement.good_mark });
+                        prop_assert_eq!(judgement.health_epoch, breaker.health_epoch());
+                        model.history.push(HistoryEntry::Try { mark: judgement.health_epoch });
                     }
                     if verdict == Verdict::Refused {
-                        refused.push(Refusal { attempt, at: now, good_mark: judgement.good_mark });
+                        refused.push(Refusal { attempt, at: now, health_epoch: judgement.health_epoch });
                     }
                 },
-                Step::Abandon(which) => if let Some(attempt) = take(&mut in_flight, which) {
+                BreakerStep::Abandon(which) => if let Some(attempt) = take(&mut in_flight, which) {
                     breaker.abandoned(&attempt);
                     model.abandoned(&attempt);
                 },
-                Step::UsersWait(users) => {
+                BreakerStep::UsersWait(users) => {
                     breaker.users_wait(0, 0..users);
                     let trusted = (0..users).filter(|user| !model.is_suspect(*user)).count();
                     if let Some(outage) = &mut model.outage {
                         outage.waiting = trusted;
                     }
                 }
-                Step::Wait(ms) => now += Duration::from_millis(ms),
+                BreakerStep::Wait(ms) => now += Duration::from_millis(ms),
             }
             now += Duration::from_millis(1);
             prop_assert_eq!(breaker.gate(now), model.gate(now));
@@ -399,7 +404,7 @@ proptest! {
             }
             prop_assert_eq!(breaker.snapshot(now).out_since, model.out_since());
             for first in refused.iter().rev().take(3) {
-                prop_assert_eq!(breaker.refused_acts(first, now), model.refused_acts(first, now));
+                prop_assert_eq!(breaker.refusal_is_final(first, now), model.refusal_is_final(first, now));
             }
         }
         for (mark, void) in model.tries() {

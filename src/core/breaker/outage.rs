@@ -1,6 +1,6 @@
 //! An outage under way: when the next probe is due, and of whom.
 
-use super::Cause;
+use super::OpenCause;
 use crate::core::Moment;
 use crate::limits::PROBED_USERS_MAX;
 use std::collections::{BTreeMap, HashSet};
@@ -16,9 +16,9 @@ const PREFERENCE_LASTS: Duration = Duration::from_millis(100);
 
 /// What is kept while the breaker is open.
 #[derive(Debug)]
-pub(super) struct Outage {
-    pub(super) cause: Cause,
-    probe: Probe,
+pub(super) struct OpenBreaker {
+    pub(super) cause: OpenCause,
+    probe: ProbeState,
     /// The delay before the probe that is due or under way.
     delay: Duration,
     /// Users probed in this round: one after the other, until somebody's second turn begins the next round.
@@ -32,14 +32,14 @@ pub(super) struct Outage {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Probe {
+enum ProbeState {
     Due(Moment),
     UnderWay { seq: u64 },
 }
 
-impl Outage {
-    pub(super) fn new(cause: Cause, now: Moment) -> Self {
-        let probe = Probe::Due(now.saturating_add(DELAY_FIRST));
+impl OpenBreaker {
+    pub(super) fn new(cause: OpenCause, now: Moment) -> Self {
+        let probe = ProbeState::Due(now.saturating_add(DELAY_FIRST));
         Self {
             cause,
             probe,
@@ -54,8 +54,8 @@ impl Outage {
     /// When the next probe is due; `None`: one is under way.
     pub(super) fn probe_due_at(&self) -> Option<Moment> {
         match self.probe {
-            Probe::Due(at) => Some(at),
-            Probe::UnderWay { .. } => None,
+            ProbeState::Due(at) => Some(at),
+            ProbeState::UnderWay { .. } => None,
         }
     }
 
@@ -65,7 +65,7 @@ impl Outage {
     }
 
     pub(super) fn is_probe(&self, seq: u64) -> bool {
-        self.probe == Probe::UnderWay { seq }
+        self.probe == ProbeState::UnderWay { seq }
     }
 
     pub(super) fn prefers(&self, user: u64, suspect: bool) -> bool {
@@ -105,12 +105,12 @@ impl Outage {
             self.suspects_too = true;
         }
         self.note_probed(user, suspect);
-        self.probe = Probe::UnderWay { seq };
+        self.probe = ProbeState::UnderWay { seq };
     }
 
     /// A probe of an unreachable destination was answered. What the others say has to be heard now, and soon.
     pub(super) fn is_answered(&mut self, user: u64, suspect: bool) {
-        self.cause = Cause::Undecided;
+        self.cause = OpenCause::Undecided;
         self.delay = Duration::ZERO;
         self.begin_round();
         self.note_probed(user, suspect);
@@ -129,11 +129,11 @@ impl Outage {
 
     pub(super) fn probe_failed(&mut self, now: Moment) {
         self.delay = (self.delay * 2).clamp(DELAY_FIRST, DELAY_MAX);
-        self.probe = Probe::Due(now.saturating_add(self.delay));
+        self.probe = ProbeState::Due(now.saturating_add(self.delay));
     }
 
     /// It said nothing: another one may be begun at once.
     pub(super) fn probe_abandoned(&mut self) {
-        self.probe = Probe::Due(Moment::ZERO);
+        self.probe = ProbeState::Due(Moment::ZERO);
     }
 }

@@ -10,23 +10,23 @@ fn ms(ms: u64) -> Moment {
 
 /// A breaker and its clock, which goes on by 1 ms with every step.
 #[derive(Default)]
-struct Scene {
+struct TestBreaker {
     breaker: Breaker,
     now: Moment,
 }
 
-impl Scene {
+impl TestBreaker {
     fn begin(&mut self, user: u64) -> Attempt {
         self.now += ms(1);
         self.breaker.begin(user, self.now)
     }
 
-    fn end(&mut self, attempt: &Attempt, verdict: Verdict) -> Judgement {
+    fn end(&mut self, attempt: &Attempt, verdict: Verdict) -> TryJudgement {
         self.now += ms(1);
         self.breaker.failed(attempt, verdict, self.now)
     }
 
-    fn fail(&mut self, user: u64, verdict: Verdict) -> Judgement {
+    fn fail(&mut self, user: u64, verdict: Verdict) -> TryJudgement {
         let attempt = self.begin(user);
         self.end(&attempt, verdict)
     }
@@ -50,14 +50,14 @@ impl Scene {
 
     /// What is kept of an attempt that was refused just now.
     fn refusal(&self, attempt: &Attempt) -> Refusal {
-        Refusal { attempt: *attempt, at: self.now, good_mark: self.breaker.good_mark() }
+        Refusal { attempt: *attempt, at: self.now, health_epoch: self.breaker.health_epoch() }
     }
 
     fn gate(&self) -> Gate {
         self.breaker.gate(self.now)
     }
 
-    fn open(&self) -> Option<Cause> {
+    fn open(&self) -> Option<OpenCause> {
         self.breaker.snapshot(self.now).open
     }
 
@@ -71,7 +71,7 @@ impl Scene {
         for user in 1..=5 {
             scene.fail(user, Verdict::Retry { after: None });
         }
-        assert_eq!(scene.breaker.snapshot(scene.now).open, Some(Cause::NobodyDelivered));
+        assert_eq!(scene.breaker.snapshot(scene.now).open, Some(OpenCause::NobodyDelivered));
         scene
     }
 
@@ -84,19 +84,19 @@ impl Scene {
 
 #[test]
 fn one_unreachable_attempt_opens_whoever_the_user_and_is_no_try() {
-    let mut scene = Scene::default();
+    let mut scene = TestBreaker::default();
     scene.fail(1, Verdict::Retry { after: None });
     scene.deliver(2..30);
     assert!(scene.breaker.is_suspect(1));
     let judgement = scene.fail(1, Verdict::Unreachable);
     assert!(!judgement.counts);
     assert_eq!(scene.gate(), Gate::Open { until: Some(scene.now + ms(100)) });
-    assert_eq!(scene.breaker.snapshot(scene.now).open, Some(Cause::Unreachable));
+    assert_eq!(scene.breaker.snapshot(scene.now).open, Some(OpenCause::Unreachable));
 }
 
 #[test]
 fn a_drilled_failure_is_a_try_and_says_nothing_of_the_destination() {
-    let mut scene = Scene::default();
+    let mut scene = TestBreaker::default();
     for user in 0..100 {
         assert!(scene.fail(user, Verdict::Drilled).counts);
     }
@@ -107,30 +107,30 @@ fn a_drilled_failure_is_a_try_and_says_nothing_of_the_destination() {
 
 #[test]
 fn a_destination_that_asks_for_patience_burns_no_try_and_is_not_well() {
-    let mut scene = Scene::default();
+    let mut scene = TestBreaker::default();
     for user in 1..=4 {
         assert!(!scene.fail(user, BUSY).counts);
     }
     assert_eq!(scene.gate(), Gate::Closed);
     scene.fail(5, BUSY);
-    assert_eq!(scene.breaker.snapshot(scene.now).open, Some(Cause::NobodyDelivered));
+    assert_eq!(scene.breaker.snapshot(scene.now).open, Some(OpenCause::NobodyDelivered));
 }
 
 #[test]
 fn five_users_in_a_row_without_a_delivery_open_and_their_tries_are_taken_back() {
-    let mut scene = Scene::default();
+    let mut scene = TestBreaker::default();
     scene.deliver(100..120);
-    let tries: Vec<Judgement> = (1..=4).map(|user| scene.fail(user, Verdict::Retry { after: None })).collect();
-    assert!(tries.iter().all(|judgement| judgement.counts && !scene.breaker.is_void(judgement.good_mark)));
+    let tries: Vec<TryJudgement> = (1..=4).map(|user| scene.fail(user, Verdict::Retry { after: None })).collect();
+    assert!(tries.iter().all(|judgement| judgement.counts && !scene.breaker.is_void(judgement.health_epoch)));
     assert!(!scene.fail(5, Verdict::Retry { after: None }).counts);
     assert!(matches!(scene.gate(), Gate::Open { .. }));
-    assert!(tries.iter().all(|judgement| scene.breaker.is_void(judgement.good_mark)));
-    assert!(!scene.breaker.is_void(scene.breaker.good_mark()));
+    assert!(tries.iter().all(|judgement| scene.breaker.is_void(judgement.health_epoch)));
+    assert!(!scene.breaker.is_void(scene.breaker.health_epoch()));
 }
 
 #[test]
 fn with_fewer_than_five_users_answers_are_the_events_own() {
-    let mut scene = Scene::default();
+    let mut scene = TestBreaker::default();
     for _ in 0..50 {
         for user in 1..=4 {
             let judgement = scene.fail(user, Verdict::Retry { after: None });
@@ -143,10 +143,10 @@ fn with_fewer_than_five_users_answers_are_the_events_own() {
 
 #[test]
 fn health_is_of_the_last_twenty_users() {
-    let mut scene = Scene::default();
+    let mut scene = TestBreaker::default();
     let attempts: Vec<Attempt> = (0..40).map(|user| scene.begin(user)).collect();
     let (mut delivered, mut failed) = attempts.split_at(20);
-    let mut play = |scene: &mut Scene, words: &str| {
+    let mut play = |scene: &mut TestBreaker, words: &str| {
         for word in words.chars() {
             let side = if word == '+' { &mut delivered } else { &mut failed };
             let (attempt, rest) = side.split_first().unwrap();
@@ -164,7 +164,7 @@ fn health_is_of_the_last_twenty_users() {
 
 #[test]
 fn what_is_older_than_a_minute_is_forgotten() {
-    let mut scene = Scene::default();
+    let mut scene = TestBreaker::default();
     for user in 1..=4 {
         scene.fail(user, Verdict::Retry { after: None });
     }
@@ -175,7 +175,7 @@ fn what_is_older_than_a_minute_is_forgotten() {
 
 #[test]
 fn a_user_is_suspect_from_a_later_delivery_of_another_until_its_own() {
-    let mut scene = Scene::default();
+    let mut scene = TestBreaker::default();
     let (before, failing, after) = (scene.begin(1), scene.begin(2), scene.begin(3));
     scene.end(&failing, Verdict::Retry { after: None });
     scene.breaker.delivered(&before, scene.now);
@@ -190,7 +190,7 @@ fn a_user_is_suspect_from_a_later_delivery_of_another_until_its_own() {
 
 #[test]
 fn a_users_own_deliveries_make_it_no_suspect() {
-    let mut scene = Scene::default();
+    let mut scene = TestBreaker::default();
     let (first, second) = (scene.begin(1), scene.begin(1));
     scene.end(&first, Verdict::Retry { after: None });
     scene.breaker.delivered(&second, scene.now);
@@ -200,7 +200,7 @@ fn a_users_own_deliveries_make_it_no_suspect() {
 
 #[test]
 fn any_number_of_poisoned_users_leaves_the_others_alone_and_burns_its_tries() {
-    let mut scene = Scene::default();
+    let mut scene = TestBreaker::default();
     for round in 0..20 {
         for user in 0..50 {
             let judgement = scene.fail(user, Verdict::Retry { after: None });
@@ -215,10 +215,10 @@ fn any_number_of_poisoned_users_leaves_the_others_alone_and_burns_its_tries() {
 
 #[test]
 fn in_bad_health_no_try_is_counted_and_nothing_is_refused_for_good() {
-    let mut scene = Scene::default();
+    let mut scene = TestBreaker::default();
     // Six users are attempted at once, and only the first two are delivered: that makes nobody suspect.
     let attempts: Vec<Attempt> = (1..=6).map(|user| scene.begin(user)).collect();
-    let tries: Vec<Judgement> =
+    let tries: Vec<TryJudgement> =
         attempts[2..5].iter().map(|attempt| scene.end(attempt, Verdict::Retry { after: None })).collect();
     assert!(tries.iter().all(|judgement| judgement.counts));
     scene.breaker.delivered_many(&attempts[..2], scene.now);
@@ -227,80 +227,80 @@ fn in_bad_health_no_try_is_counted_and_nothing_is_refused_for_good() {
     assert!(!refused.counts);
     let first = scene.refusal(&attempts[5]);
     scene.now += Duration::from_secs(11);
-    assert!(!scene.breaker.refused_acts(&first, scene.now));
-    assert!(tries.iter().all(|judgement| scene.breaker.is_void(judgement.good_mark)));
+    assert!(!scene.breaker.refusal_is_final(&first, scene.now));
+    assert!(tries.iter().all(|judgement| scene.breaker.is_void(judgement.health_epoch)));
     // One later delivery makes the others suspect, and health good enough for them to be judged again.
     scene.deliver([1]);
     assert_eq!(scene.health(), Health::Unknown);
-    assert!(scene.breaker.refused_acts(&first, scene.now));
+    assert!(scene.breaker.refusal_is_final(&first, scene.now));
 }
 
 #[test]
 fn refused_acts_once_a_later_attempt_of_another_user_was_delivered() {
-    let mut scene = Scene::default();
+    let mut scene = TestBreaker::default();
     let (refused, other) = (scene.begin(1), scene.begin(2));
     assert!(scene.end(&refused, Verdict::Refused).counts);
     let first = scene.refusal(&refused);
-    assert!(!scene.breaker.refused_acts(&first, scene.now));
+    assert!(!scene.breaker.refusal_is_final(&first, scene.now));
     scene.breaker.delivered(&other, scene.now);
-    assert!(scene.breaker.refused_acts(&first, scene.now));
+    assert!(scene.breaker.refusal_is_final(&first, scene.now));
 }
 
 #[test]
 fn refused_does_not_act_by_the_users_own_deliveries_or_by_earlier_attempts() {
-    let mut scene = Scene::default();
+    let mut scene = TestBreaker::default();
     let (earlier, refused, own) = (scene.begin(2), scene.begin(1), scene.begin(1));
     scene.end(&refused, Verdict::Refused);
     let first = scene.refusal(&refused);
     scene.breaker.delivered(&earlier, scene.now);
     scene.breaker.delivered(&own, scene.now);
-    assert!(!scene.breaker.refused_acts(&first, scene.now));
+    assert!(!scene.breaker.refusal_is_final(&first, scene.now));
 }
 
 #[test]
 fn the_only_users_refused_event_acts_after_ten_seconds() {
-    let mut scene = Scene::default();
+    let mut scene = TestBreaker::default();
     let attempt = scene.begin(1);
     scene.end(&attempt, Verdict::Refused);
     let first = scene.refusal(&attempt);
-    let acts = |scene: &Scene, after| scene.breaker.refused_acts(&first, first.at + after);
+    let acts = |scene: &TestBreaker, after| scene.breaker.refusal_is_final(&first, first.at + after);
     assert!(!acts(&scene, Duration::from_millis(9_999)));
     assert!(acts(&scene, Duration::from_secs(10)));
 }
 
 #[test]
 fn the_ten_seconds_of_a_refused_event_begin_after_an_outage() {
-    let mut scene = Scene::default();
+    let mut scene = TestBreaker::default();
     let refused = scene.begin(1);
     scene.end(&refused, Verdict::Refused);
     let first = scene.refusal(&refused);
     scene.fail(2, Verdict::Unreachable);
     scene.now += Duration::from_secs(60);
-    assert!(!scene.breaker.refused_acts(&first, scene.now));
-    assert!(scene.breaker.is_void(first.good_mark), "it was the outage's");
+    assert!(!scene.breaker.refusal_is_final(&first, scene.now));
+    assert!(scene.breaker.is_void(first.health_epoch), "it was the outage's");
     let probe = scene.probe(1);
     scene.breaker.delivered(&probe, scene.now);
     assert_eq!(scene.gate(), Gate::Closed);
-    assert!(!scene.breaker.refused_acts(&first, scene.now + ms(9_999)));
-    assert!(scene.breaker.refused_acts(&first, scene.now + ms(10_000)));
+    assert!(!scene.breaker.refusal_is_final(&first, scene.now + ms(9_999)));
+    assert!(scene.breaker.refusal_is_final(&first, scene.now + ms(10_000)));
 }
 
 #[test]
 fn an_expired_token_refuses_everybody_and_nothing_is_given_up() {
-    let mut scene = Scene::default();
+    let mut scene = TestBreaker::default();
     scene.deliver(1..=20);
     for user in 1..=20 {
         let attempt = scene.begin(user);
         scene.end(&attempt, Verdict::Refused);
         let first = scene.refusal(&attempt);
-        assert!(!scene.breaker.refused_acts(&first, scene.now), "user {user}");
+        assert!(!scene.breaker.refusal_is_final(&first, scene.now), "user {user}");
     }
-    assert_eq!(scene.breaker.snapshot(scene.now).open, Some(Cause::NobodyDelivered));
+    assert_eq!(scene.breaker.snapshot(scene.now).open, Some(OpenCause::NobodyDelivered));
 }
 
 #[test]
 fn probes_go_one_at_a_time_and_ever_more_rarely() {
-    let mut scene = Scene::with_nobody_delivered();
+    let mut scene = TestBreaker::with_nobody_delivered();
     let mut delays = Vec::new();
     for user in 10..18 {
         let Gate::Open { until: Some(until) } = scene.gate() else { panic!("{:?}", scene.gate()) };
@@ -315,7 +315,7 @@ fn probes_go_one_at_a_time_and_ever_more_rarely() {
 
 #[test]
 fn one_delivered_probe_closes_and_health_begins_anew() {
-    let mut scene = Scene::with_nobody_delivered();
+    let mut scene = TestBreaker::with_nobody_delivered();
     let probe = scene.probe(6);
     scene.breaker.delivered(&probe, scene.now);
     assert_eq!((scene.gate(), scene.health()), (Gate::Closed, Health::Unknown));
@@ -327,7 +327,7 @@ fn one_delivered_probe_closes_and_health_begins_anew() {
 
 #[test]
 fn an_attempt_still_in_flight_closes_too_and_the_probe_under_way_is_judged_like_any_other() {
-    let mut scene = Scene::default();
+    let mut scene = TestBreaker::default();
     let in_flight = scene.begin(9);
     scene.fail(1, Verdict::Unreachable);
     let probe = scene.probe(2);
@@ -339,7 +339,7 @@ fn an_attempt_still_in_flight_closes_too_and_the_probe_under_way_is_judged_like_
 
 #[test]
 fn the_probe_of_an_earlier_outage_does_not_end_the_probe_of_this_one() {
-    let mut scene = Scene::default();
+    let mut scene = TestBreaker::default();
     let in_flight = scene.begin(9);
     scene.fail(1, Verdict::Unreachable);
     let old = scene.probe(2);
@@ -353,7 +353,7 @@ fn the_probe_of_an_earlier_outage_does_not_end_the_probe_of_this_one() {
 
 #[test]
 fn attempts_in_flight_are_judged_by_the_state_at_their_end() {
-    let mut scene = Scene::default();
+    let mut scene = TestBreaker::default();
     let attempts: Vec<Attempt> = (10..20).map(|user| scene.begin(user)).collect();
     scene.fail(1, Verdict::Unreachable);
     for attempt in &attempts {
@@ -365,39 +365,43 @@ fn attempts_in_flight_are_judged_by_the_state_at_their_end() {
 #[test]
 fn an_answer_to_a_probe_ends_unreachable_and_closes_nothing() {
     for verdict in [Verdict::Retry { after: None }, Verdict::Refused, BUSY] {
-        let mut scene = Scene::unreachable();
+        let mut scene = TestBreaker::unreachable();
         let probe = scene.probe(1);
         assert_eq!(scene.end(&probe, verdict).counts, verdict != BUSY, "nobody can tell whose fault {verdict:?} is");
-        assert_eq!(scene.open(), Some(Cause::Undecided), "{verdict:?}");
+        assert_eq!(scene.open(), Some(OpenCause::Undecided), "{verdict:?}");
         assert_eq!(scene.gate(), Gate::Open { until: Some(scene.now + ms(100)) }, "others are heard soon");
     }
-    let mut scene = Scene::default();
+    let mut scene = TestBreaker::default();
     let in_flight = scene.begin(2);
     scene.fail(1, Verdict::Unreachable);
     scene.end(&in_flight, Verdict::Retry { after: None });
-    assert_eq!(scene.open(), Some(Cause::Unreachable), "an answer to what was sent before the outage proves nothing");
+    assert_eq!(
+        scene.open(),
+        Some(OpenCause::Unreachable),
+        "an answer to what was sent before the outage proves nothing"
+    );
 }
 
 #[test]
 fn five_users_that_fail_after_an_unreachable_destination_answers_are_the_same_outage() {
-    let mut scene = Scene::unreachable();
+    let mut scene = TestBreaker::unreachable();
     let out_since = scene.breaker.snapshot(scene.now).out_since;
     let mut marks = Vec::new();
     for user in 1..=5 {
-        assert_ne!(scene.open(), Some(Cause::NobodyDelivered));
+        assert_ne!(scene.open(), Some(OpenCause::NobodyDelivered));
         let probe = scene.probe(user);
         let judgement = scene.end(&probe, Verdict::Retry { after: None });
         assert_eq!(judgement.counts, user < 5);
-        marks.push(judgement.good_mark);
+        marks.push(judgement.health_epoch);
     }
-    assert_eq!(scene.open(), Some(Cause::NobodyDelivered));
+    assert_eq!(scene.open(), Some(OpenCause::NobodyDelivered));
     assert!(marks[..4].iter().all(|mark| scene.breaker.is_void(*mark)), "the outage's tries are taken back");
     assert_eq!(scene.breaker.snapshot(scene.now).out_since, out_since);
 }
 
 #[test]
 fn a_single_user_does_not_stay_in_an_outage_for_ever() {
-    let mut scene = Scene::unreachable();
+    let mut scene = TestBreaker::unreachable();
     let probe = scene.probe(1);
     scene.end(&probe, Verdict::Retry { after: None });
     scene.now += ms(100);
@@ -412,7 +416,7 @@ fn a_single_user_does_not_stay_in_an_outage_for_ever() {
 
 #[test]
 fn users_that_are_known_to_fail_do_not_keep_others_in_an_outage() {
-    let mut scene = Scene::default();
+    let mut scene = TestBreaker::default();
     for user in 1..=50 {
         scene.fail(user, Verdict::Retry { after: None });
         scene.deliver([99]);
@@ -427,7 +431,7 @@ fn users_that_are_known_to_fail_do_not_keep_others_in_an_outage() {
 
 #[test]
 fn an_outage_of_answers_ends_once_fewer_than_five_users_are_left_to_try() {
-    let mut scene = Scene::with_nobody_delivered();
+    let mut scene = TestBreaker::with_nobody_delivered();
     let opened_at = scene.now;
     while scene.now - opened_at < Duration::from_secs(70) && scene.gate() != Gate::Closed {
         for user in 1..=4 {
@@ -444,7 +448,7 @@ fn an_outage_of_answers_ends_once_fewer_than_five_users_are_left_to_try() {
 }
 
 /// Only user 7 is ready: the others back off for minutes.
-fn probe_user_7_for_minutes(scene: &mut Scene) -> bool {
+fn probe_user_7_for_minutes(scene: &mut TestBreaker) -> bool {
     (0..60).any(|_| {
         let Gate::Open { until } = scene.gate() else { return true };
         scene.now = until.unwrap();
@@ -456,12 +460,12 @@ fn probe_user_7_for_minutes(scene: &mut Scene) -> bool {
 #[test]
 fn an_outage_lasts_while_five_users_have_events_though_they_back_off_for_minutes() {
     for waiting in [vec![(0, 1..8)], vec![(0, 1..4), (1, 5..8)]] {
-        let mut scene = Scene::with_nobody_delivered();
+        let mut scene = TestBreaker::with_nobody_delivered();
         for (partition, users) in waiting {
             scene.breaker.users_wait(partition, users);
         }
         assert!(!probe_user_7_for_minutes(&mut scene), "those who back off were not asked");
-        assert_eq!(scene.open(), Some(Cause::NobodyDelivered));
+        assert_eq!(scene.open(), Some(OpenCause::NobodyDelivered));
         scene.breaker.released(0);
         scene.breaker.users_wait(1, 5..8);
         assert!(probe_user_7_for_minutes(&mut scene), "three users are left, and nobody can tell");
@@ -470,17 +474,17 @@ fn an_outage_lasts_while_five_users_have_events_though_they_back_off_for_minutes
 
 #[test]
 fn no_answer_of_an_undecided_destination_counts_while_five_users_have_events() {
-    let mut scene = Scene::unreachable();
+    let mut scene = TestBreaker::unreachable();
     scene.breaker.users_wait(0, [1, 2, 3, 4, 7]);
     assert!(!probe_user_7_for_minutes(&mut scene));
-    assert_eq!(scene.open(), Some(Cause::Undecided), "one user was answered");
+    assert_eq!(scene.open(), Some(OpenCause::Undecided), "one user was answered");
     scene.breaker.users_wait(0, [1, 7]);
     assert!(probe_user_7_for_minutes(&mut scene));
 }
 
 #[test]
 fn users_that_are_known_to_fail_are_not_waited_for() {
-    let mut scene = Scene::default();
+    let mut scene = TestBreaker::default();
     for user in 10..=50 {
         scene.fail(user, Verdict::Retry { after: None });
         scene.deliver([99]);
@@ -492,7 +496,7 @@ fn users_that_are_known_to_fail_are_not_waited_for() {
 
 #[test]
 fn five_users_that_fail_on_stay_in_their_outage_however_slowly_they_are_tried() {
-    let mut scene = Scene::with_nobody_delivered();
+    let mut scene = TestBreaker::with_nobody_delivered();
     for _ in 0..10 {
         for user in 1..=5 {
             let probe = scene.probe(user);
@@ -505,7 +509,7 @@ fn five_users_that_fail_on_stay_in_their_outage_however_slowly_they_are_tried() 
 #[test]
 fn an_outage_of_answers_ends_with_a_delivery_only() {
     for verdict in [Verdict::Retry { after: None }, Verdict::Refused, BUSY, Verdict::Unreachable] {
-        let mut scene = Scene::with_nobody_delivered();
+        let mut scene = TestBreaker::with_nobody_delivered();
         let probe = scene.probe(7);
         assert!(!scene.end(&probe, verdict).counts);
         assert!(matches!(scene.gate(), Gate::Open { .. }), "{verdict:?}");
@@ -514,7 +518,7 @@ fn an_outage_of_answers_ends_with_a_delivery_only() {
 
 #[test]
 fn a_probe_that_was_dropped_or_drilled_gives_its_place_to_the_next_at_once() {
-    let mut scene = Scene::with_nobody_delivered();
+    let mut scene = TestBreaker::with_nobody_delivered();
     let probe = scene.probe(7);
     scene.breaker.abandoned(&probe);
     assert_eq!(scene.gate(), Gate::HalfOpen);
@@ -525,11 +529,12 @@ fn a_probe_that_was_dropped_or_drilled_gives_its_place_to_the_next_at_once() {
 
 #[test]
 fn probes_prefer_new_users_then_suspects_then_begin_again() {
-    let mut scene = Scene::default();
+    let mut scene = TestBreaker::default();
     scene.fail(1, Verdict::Retry { after: None });
     scene.deliver([2, 3]);
     scene.fail(9, Verdict::Unreachable);
-    let preferred = |scene: &Scene| (1..=3).filter(|user| scene.breaker.prefers_as_probe(*user)).collect::<Vec<_>>();
+    let preferred =
+        |scene: &TestBreaker| (1..=3).filter(|user| scene.breaker.prefers_as_probe(*user)).collect::<Vec<_>>();
     assert_eq!(preferred(&scene), [2, 3]);
     for (probed, left) in [(2, vec![3]), (3, vec![]), (1, vec![]), (1, vec![2, 3])] {
         let probe = scene.probe(probed);
@@ -540,7 +545,7 @@ fn probes_prefer_new_users_then_suspects_then_begin_again() {
 
 #[test]
 fn a_probe_waits_a_moment_for_a_preferred_user_and_no_longer() {
-    let mut scene = Scene::with_nobody_delivered();
+    let mut scene = TestBreaker::with_nobody_delivered();
     assert_eq!(scene.breaker.any_user_probes_at(), Some(scene.now + ms(200)));
     let probe = scene.probe(1);
     assert_eq!(scene.breaker.any_user_probes_at(), None);
@@ -550,7 +555,7 @@ fn a_probe_waits_a_moment_for_a_preferred_user_and_no_longer() {
 
 #[test]
 fn suspects_alone_can_end_an_outage_and_be_trusted_again() {
-    let mut scene = Scene::default();
+    let mut scene = TestBreaker::default();
     for user in 1..=8 {
         scene.fail(user, Verdict::Retry { after: None });
         scene.deliver([9]);
@@ -566,17 +571,17 @@ fn suspects_alone_can_end_an_outage_and_be_trusted_again() {
 
 #[test]
 fn a_lucky_delivery_in_an_outage_leaves_enough_users_to_believe() {
-    let mut scene = Scene::with_nobody_delivered();
+    let mut scene = TestBreaker::with_nobody_delivered();
     let probe = scene.probe(6);
     scene.breaker.delivered(&probe, scene.now);
-    let tries: Vec<Judgement> = (1..=5).map(|user| scene.fail(user, Verdict::Retry { after: None })).collect();
+    let tries: Vec<TryJudgement> = (1..=5).map(|user| scene.fail(user, Verdict::Retry { after: None })).collect();
     assert!(matches!(scene.gate(), Gate::Open { .. }));
-    assert!(tries.iter().all(|judgement| !judgement.counts || scene.breaker.is_void(judgement.good_mark)));
+    assert!(tries.iter().all(|judgement| !judgement.counts || scene.breaker.is_void(judgement.health_epoch)));
 }
 
 #[test]
 fn poisoned_users_can_open_it_twice_and_then_no_more() {
-    let mut scene = Scene::default();
+    let mut scene = TestBreaker::default();
     let mut opened = 0;
     for good in 100..110 {
         for poisoned in (1..=6).cycle().take(12) {
@@ -597,7 +602,7 @@ fn poisoned_users_can_open_it_twice_and_then_no_more() {
 
 #[test]
 fn poisoned_users_that_fail_faster_than_the_others_are_delivered_are_found_out_all_the_same() {
-    let mut scene = Scene::default();
+    let mut scene = TestBreaker::default();
     let attempts: Vec<Attempt> = (0..40).map(|user| scene.begin(user)).collect();
     let (poisoned, good): (Vec<Attempt>, Vec<Attempt>) = attempts.iter().partition(|attempt| attempt.user < 20);
     for attempt in &poisoned {
@@ -616,14 +621,14 @@ fn poisoned_users_that_fail_faster_than_the_others_are_delivered_are_found_out_a
 
 #[test]
 fn void_marks_are_bounded_and_the_oldest_tries_stay_counted() {
-    let mut scene = Scene::default();
+    let mut scene = TestBreaker::default();
     let mut marks = Vec::new();
-    for _ in 0..VOID_MARKS_MAX + 1 {
-        marks.push(scene.fail(1, Verdict::Retry { after: None }).good_mark);
+    for _ in 0..VOID_EPOCHS_MAX + 1 {
+        marks.push(scene.fail(1, Verdict::Retry { after: None }).health_epoch);
         scene.fail(1, Verdict::Unreachable);
         scene.deliver([1]);
     }
-    assert_eq!(scene.breaker.void_marks.len(), VOID_MARKS_MAX);
+    assert_eq!(scene.breaker.void_marks.len(), VOID_EPOCHS_MAX);
     assert!(!scene.breaker.is_void(marks[0]));
     assert!(marks[1..].iter().all(|mark| scene.breaker.is_void(*mark)));
 }

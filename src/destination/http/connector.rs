@@ -3,12 +3,12 @@
 //!
 //! ```text
 //!  connect ─▶ TLS (hyper-rustls) ─▶ TCP (hyper-util) ─▶ look-ups
-//!                                    └────── Noting ──────┘ each notes the stage
+//!                                    └────── StageRecorder ──────┘ each notes the stage
 //! ```
 
-use super::lookups::LookUps;
+use super::failure_text::{self, ConnectStage};
+use super::resolver::Resolver;
 use crate::BoxFuture;
-use crate::destination::failure_words::{self, Stage};
 use http::Uri;
 use hyper_rustls::{HttpsConnector, MaybeHttpsStream};
 use hyper_util::client::legacy::connect::HttpConnector;
@@ -24,7 +24,7 @@ use tower_service::Service;
 
 #[derive(Debug)]
 pub(super) struct Connector {
-    look_ups: LookUps,
+    resolver: Resolver,
     tls: Arc<ClientConfig>,
     time: Duration,
 }
@@ -32,7 +32,7 @@ pub(super) struct Connector {
 impl Connector {
     /// Each connection has this much time, TLS included.
     pub(super) fn new(tls: ClientConfig, time: Duration) -> Self {
-        Self { look_ups: LookUps::new(), tls: Arc::new(tls), time }
+        Self { resolver: Resolver::new(), tls: Arc::new(tls), time }
     }
 
     /// Opens a connection to the host of this URL, by TLS if it is `https`. The error is for people.
@@ -43,38 +43,45 @@ impl Connector {
     ) -> Result<MaybeHttpsStream<TokioIo<TcpStream>>, String> {
         let deadline = deadline.min(Instant::now() + self.time);
         // An address is not looked up.
-        let (stage, reached) = watch::channel(Stage::Tcp);
-        let connected = timeout_at(deadline, self.noting(stage).call(uri.clone())).await;
-        let (address, stage) = (failure_words::address(uri), *reached.borrow());
+        let (stage, reached) = watch::channel(ConnectStage::Tcp);
+        let connected = timeout_at(deadline, self.recording(stage).call(uri.clone())).await;
+        let (address, stage) = (failure_text::address(uri), *reached.borrow());
         match connected {
-            Ok(connected) => connected.map_err(|error| failure_words::of_connection(&*error, stage, &address)),
-            Err(_) => Err(failure_words::no_connection_in_time(stage, &address)),
+            Ok(connected) => connected.map_err(|error| failure_text::describe(&*error, stage, &address)),
+            Err(_) => Err(failure_text::describe_timeout(stage, &address)),
         }
     }
 
     /// A connector for one connection, which notes its stages.
-    fn noting(&self, stage: watch::Sender<Stage>) -> HttpsConnector<Noting<HttpConnector<Noting<LookUps>>>> {
-        let step = self.look_ups.clone();
-        let look_ups = Noting { step, begins: Stage::LookUp, then: Stage::Tcp, stage: stage.clone() };
-        let mut tcp = HttpConnector::new_with_resolver(look_ups);
+    fn recording(
+        &self,
+        stage: watch::Sender<ConnectStage>,
+    ) -> HttpsConnector<StageRecorder<HttpConnector<StageRecorder<Resolver>>>> {
+        let step = self.resolver.clone();
+        let resolver =
+            StageRecorder { step, begins: ConnectStage::LookUp, then: ConnectStage::Tcp, stage: stage.clone() };
+        let mut tcp = HttpConnector::new_with_resolver(resolver);
         tcp.enforce_http(false);
         tcp.set_nodelay(true);
         // Of several addresses, one that does not answer does not use up the time of the others.
         tcp.set_connect_timeout(Some(self.time));
-        HttpsConnector::from((Noting { step: tcp, begins: Stage::Tcp, then: Stage::Tls, stage }, Arc::clone(&self.tls)))
+        HttpsConnector::from((
+            StageRecorder { step: tcp, begins: ConnectStage::Tcp, then: ConnectStage::Tls, stage },
+            Arc::clone(&self.tls),
+        ))
     }
 }
 
 /// A step of a connection that notes when it begins, and when the next one does.
 #[derive(Debug, Clone)]
-struct Noting<S> {
+struct StageRecorder<S> {
     step: S,
-    begins: Stage,
-    then: Stage,
-    stage: watch::Sender<Stage>,
+    begins: ConnectStage,
+    then: ConnectStage,
+    stage: watch::Sender<ConnectStage>,
 }
 
-impl<S, Q> Service<Q> for Noting<S>
+impl<S, Q> Service<Q> for StageRecorder<S>
 where
     S: Service<Q>,
     S::Response: Send,
@@ -112,7 +119,7 @@ mod tests {
     async fn a_look_up_without_an_answer_is_told_apart_from_a_connection_without_one() {
         let connector = Connector::new(net::no_tls().unwrap(), Duration::from_millis(50));
         // As after look-ups that hang: their threads are waiting for a DNS server.
-        let hanging = connector.look_ups.take_all_places().await;
+        let hanging = connector.resolver.take_all_places().await;
         for scheme in ["http", "https"] {
             let uri = format!("{scheme}://localhost:1/").parse().unwrap();
             let why = connector.connect(&uri, Instant::now() + Duration::from_secs(60)).await.unwrap_err();

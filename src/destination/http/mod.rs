@@ -16,69 +16,72 @@
 //!  attempt ─▶ pool ── link ── answer
 //!              │       └ one connection: hyper, and what it reads
 //!              ├ keeps unused connections, drains answers
-//!              └ connector ── lookups
+//!              └ connector ── resolver
 //! ```
 
-mod answer;
+mod connection;
 mod connector;
-mod link;
-mod lookups;
+mod failure_text;
 mod pool;
+mod resolver;
+mod response_tracker;
+pub mod webhook;
 
 use super::spec::HttpTarget;
-use super::webhook::{self, Signer, Try};
-use super::{BatchLimits, ConfigurationError, Deadline, DeliveryBatch, Destination, Settings, failure_words};
+use super::{BatchLimits, ConfigurationError, Deadline, DeliveryBatch, Destination, DestinationSettings};
 use crate::BoxFuture;
 use crate::core::event::{Event, Record};
 use crate::core::verdict::{Failed, Report, Verdict};
-use crate::limits::{ANSWER_BYTES_MAX, ANSWER_REST_MAX};
-use answer::Answer;
+use crate::limits::ANSWER_BYTES_MAX;
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 use bytes::Bytes;
+use connection::RemainingBody;
 use http::header::{AUTHORIZATION, CONTENT_LENGTH, HOST, HeaderMap, HeaderValue, RETRY_AFTER, USER_AGENT};
 use http::{Method, Request, StatusCode, Uri};
 use http_body_util::Full;
-use link::Rest;
 use percent_encoding::percent_decode_str;
-use pool::Pool;
+use pool::ConnectionPool;
 pub(super) use pool::connections_max;
+use response_tracker::ResponseTracker;
 use std::future::poll_fn;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime};
 use tokio::time::{Instant, timeout_at};
+use webhook::{Signer, WebhookRequest};
 
 /// Headers of one attempt at most, `host` and `content-length` among them: the map is made once in this size.
 const HEADERS_MAX: usize = 16;
 
+/// How long the rest of a response may take after its status line: the headers, and the body of an error. The rest of a
+/// success is read for this long too, but no attempt waits for it. A healthy server needs far less.
+const RESPONSE_REST_MAX: Duration = Duration::from_secs(1);
+
 #[derive(Debug)]
-pub(super) struct Http {
-    pool: Pool,
+pub(super) struct HttpDestination {
+    pool: ConnectionPool,
     host: HeaderValue,
     /// Path and query.
     target: Uri,
     authorization: Option<HeaderValue>,
     signer: Option<Signer>,
     retry_after_max: Duration,
-    resent: AtomicU64,
 }
 
-impl Http {
+impl HttpDestination {
     /// Prepares the requests; connects to nothing yet.
-    pub(super) fn open(target: &HttpTarget, settings: &Settings) -> Result<Self, ConfigurationError> {
+    pub(super) fn open(target: &HttpTarget, settings: &DestinationSettings) -> Result<Self, ConfigurationError> {
         let HttpTarget { uri, userinfo } = target;
         Ok(Self {
-            pool: Pool::new(uri, settings)?,
+            pool: ConnectionPool::new(uri, settings)?,
             host: host(uri)?,
             target: uri.path_and_query().map_or_else(Uri::default, |path| Uri::from(path.clone())),
             authorization: userinfo.as_deref().map(basic),
             signer: settings.secret.as_deref().map(Signer::new),
             retry_after_max: settings.retry_after_max,
-            resent: AtomicU64::new(0),
         })
     }
 
-    async fn attempt(&self, attempt: Try<'_>, deadline: &Deadline) -> Result<(), Failed> {
+    async fn attempt(&self, attempt: WebhookRequest<'_>, deadline: &Deadline) -> Result<(), Failed> {
         let mut link = match self.pool.take().await {
             Some(link) => link,
             None => {
@@ -91,7 +94,7 @@ impl Http {
         let response = loop {
             let why = match timeout_at(deadline.at, link.send(self.request(&attempt))).await {
                 Ok(Ok(response)) => break response,
-                Ok(Err(error)) => Some(failure_words::chain(&error)),
+                Ok(Err(error)) => Some(failure_text::chain(&error)),
                 Err(_) => None,
             };
             let was_stale = link.is_reused() && link.answer().is_untouched();
@@ -102,13 +105,12 @@ impl Http {
                 let answer = link.answer();
                 let why = match why {
                     Some(why) if self.pool.is_plain() && !link.is_reused() && answer.is_silence() => {
-                        format!("{why}. {}", failure_words::PERHAPS_TLS)
+                        format!("{why}. {}", failure_text::PERHAPS_TLS)
                     }
                     why => why.unwrap_or_else(|| "no answer within the time of the attempt".to_owned()),
                 };
                 return self.without_response(&answer, &why);
             }
-            self.resent.fetch_add(1, Ordering::Relaxed);
             // The request may have arrived the first time, so this is not `Unreachable`. A new connection is not a reused one: the
             // loop ends.
             let fresh = self.pool.connect(deadline.at).await;
@@ -116,12 +118,12 @@ impl Http {
         };
         let status = response.status();
         if status.is_success() {
-            self.pool.finish(link, Rest::new(response.into_body(), 0)).await;
+            self.pool.finish(link, RemainingBody::new(response.into_body(), 0)).await;
             return Ok(());
         }
         let verdict = self.verdict(status, response.headers().get(RETRY_AFTER));
-        let mut rest = Rest::new(response.into_body(), ANSWER_BYTES_MAX);
-        let due = deadline.at.min(Instant::now() + ANSWER_REST_MAX);
+        let mut rest = RemainingBody::new(response.into_body(), ANSWER_BYTES_MAX);
+        let due = deadline.at.min(Instant::now() + RESPONSE_REST_MAX);
         let is_whole = timeout_at(due, poll_fn(|context| link.poll_rest(context, &mut rest))).await == Ok(true);
         let said = String::from_utf8_lossy(rest.kept());
         let failed =
@@ -133,7 +135,7 @@ impl Http {
     }
 
     /// The verdict if hyper gave no response: a status line that was read is believed, whatever followed it.
-    fn without_response(&self, answer: &Answer, why: &str) -> Result<(), Failed> {
+    fn without_response(&self, answer: &ResponseTracker, why: &str) -> Result<(), Failed> {
         match answer.status() {
             Some(status) if status.is_success() => Ok(()),
             Some(status) => {
@@ -147,7 +149,7 @@ impl Http {
         }
     }
 
-    fn request(&self, attempt: &Try<'_>) -> Request<Full<Bytes>> {
+    fn request(&self, attempt: &WebhookRequest<'_>) -> Request<Full<Bytes>> {
         let mut headers = HeaderMap::with_capacity(HEADERS_MAX);
         headers.insert(HOST, self.host.clone());
         headers.insert(USER_AGENT, HeaderValue::from_static(concat!("eventd/", env!("CARGO_PKG_VERSION"))));
@@ -183,7 +185,7 @@ impl Http {
     }
 }
 
-impl Destination for Http {
+impl Destination for HttpDestination {
     fn limits(&self) -> BatchLimits {
         BatchLimits { runs_max: 1, run_events_max: 1, run_bytes_max: usize::MAX }
     }
@@ -195,7 +197,7 @@ impl Destination for Http {
                 let mut report = Report { delivered: 0, failed: None };
                 for event in hand_over.events_of(run) {
                     let is_first = report.delivered == 0;
-                    let attempt = Try {
+                    let attempt = WebhookRequest {
                         topic: &hand_over.topic,
                         partition: hand_over.partition,
                         event,
@@ -219,10 +221,6 @@ impl Destination for Http {
 
     fn address(&self) -> Option<String> {
         Some(self.pool.address())
-    }
-
-    fn resent(&self) -> u64 {
-        self.resent.load(Ordering::Relaxed)
     }
 }
 

@@ -1,11 +1,11 @@
 //! The connections to one server: opened, kept while unused, and freed of what is left of an answer.
 
+use super::RESPONSE_REST_MAX;
+use super::connection::{self, HttpConnection, RemainingBody};
 use super::connector::Connector;
-use super::link::{self, Link, Rest};
-use crate::destination::{ConfigurationError, Settings, failure_words};
-use crate::limits::{
-    ANSWER_DRAINS_FACTOR, ANSWER_DRAINS_MAX, ANSWER_REST_MAX, CONNECT_TIMEOUT_MAX, CONNECTION_IDLE_MAX,
-};
+use super::failure_text;
+use crate::destination::{ConfigurationError, DestinationSettings};
+use crate::limits::{ANSWER_DRAINS_MAX, CONNECTION_IDLE_MAX};
 use crate::net;
 use http::Uri;
 use hyper::client::conn::http1;
@@ -14,14 +14,23 @@ use std::fmt;
 use std::future::poll_fn;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::task::Poll;
+use std::time::Duration;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, interval, timeout};
 
-pub(super) struct Pool {
+/// The time to connect, if `--attempt-timeout` allows more. A short limit distinguishes early between a host that is gone
+/// and one that is slow.
+const CONNECT_TIMEOUT_MAX: Duration = Duration::from_secs(5);
+
+/// The limit on background reads as a multiple of `--concurrency`. If file descriptors are few, eventd lowers
+/// `--concurrency`, and this limit with it.
+const DRAINS_FACTOR: usize = 4;
+
+pub(super) struct ConnectionPool {
     connector: Connector,
     uri: Uri,
     protocol: http1::Builder,
-    idle: Arc<Mutex<Idle>>,
+    idle: Arc<Mutex<IdleConnections>>,
     /// Closes what was unused for too long. It ends with the pool, as all tasks here.
     sweeper: OnceLock<JoinSet<()>>,
     drains_max: usize,
@@ -36,12 +45,12 @@ pub(in crate::destination) fn connections_max(concurrency: usize) -> usize {
 
 /// How many answers' rests are read at a time.
 fn drains_max(concurrency: usize) -> usize {
-    ANSWER_DRAINS_MAX.min(ANSWER_DRAINS_FACTOR.saturating_mul(concurrency))
+    ANSWER_DRAINS_MAX.min(DRAINS_FACTOR.saturating_mul(concurrency))
 }
 
-impl Pool {
+impl ConnectionPool {
     /// Connects to nothing yet.
-    pub(super) fn new(uri: &Uri, settings: &Settings) -> Result<Self, ConfigurationError> {
+    pub(super) fn new(uri: &Uri, settings: &DestinationSettings) -> Result<Self, ConfigurationError> {
         let is_https = uri.scheme_str() == Some("https");
         let tls = match is_https {
             true => net::Tls { ca_file: settings.ca_file.clone(), identity: None }.config(),
@@ -52,8 +61,8 @@ impl Pool {
         Ok(Self {
             connector,
             uri: uri.clone(),
-            protocol: link::protocol(),
-            idle: Arc::new(Mutex::new(Idle { links: VecDeque::new(), max: settings.concurrency })),
+            protocol: connection::protocol(),
+            idle: Arc::new(Mutex::new(IdleConnections { links: VecDeque::new(), max: settings.concurrency })),
             drains_max: drains_max(settings.concurrency),
             sweeper: OnceLock::new(),
             drains: Mutex::default(),
@@ -61,7 +70,7 @@ impl Pool {
     }
 
     /// The connection that was used last, if one is unused and still open.
-    pub(super) async fn take(&self) -> Option<Box<Link>> {
+    pub(super) async fn take(&self) -> Option<Box<HttpConnection>> {
         loop {
             let mut link = lock(&self.idle).take(Instant::now())?;
             if poll_fn(|context| Poll::Ready(link.is_usable(context))).await {
@@ -71,14 +80,14 @@ impl Pool {
     }
 
     /// Opens a new connection, TLS included. The error is for people.
-    pub(super) async fn connect(&self, deadline: Instant) -> Result<Box<Link>, String> {
+    pub(super) async fn connect(&self, deadline: Instant) -> Result<Box<HttpConnection>, String> {
         self.sweeper.get_or_init(|| {
             let mut tasks = JoinSet::new();
             tasks.spawn(sweep(Arc::clone(&self.idle)));
             tasks
         });
         let stream = self.connector.connect(&self.uri, deadline).await?;
-        Link::new(stream, &self.protocol).await.map(Box::new).map_err(|error| failure_words::chain(&error))
+        HttpConnection::new(stream, &self.protocol).await.map(Box::new).map_err(|error| failure_text::chain(&error))
     }
 
     /// Whether the URL says `http://`.
@@ -88,7 +97,7 @@ impl Pool {
 
     /// `host:port` of the server.
     pub(super) fn address(&self) -> String {
-        failure_words::address(&self.uri)
+        failure_text::address(&self.uri)
     }
 
     /// Closes all unused connections: one of them turned out to be dead, so the others are likely to be.
@@ -99,7 +108,7 @@ impl Pool {
 
     /// Keeps the connection once the rest of its answer has been read. Nobody waits for that: what is not there yet is read
     /// in the background, for a short time and for a few connections at once. Otherwise the connection is closed.
-    pub(super) async fn finish(&self, mut link: Box<Link>, mut rest: Rest) {
+    pub(super) async fn finish(&self, mut link: Box<HttpConnection>, mut rest: RemainingBody) {
         match poll_fn(|context| Poll::Ready(link.poll_rest(context, &mut rest))).await {
             Poll::Ready(true) => keep(&self.idle, link),
             Poll::Ready(false) => {}
@@ -107,7 +116,7 @@ impl Pool {
         }
     }
 
-    fn drain(&self, mut link: Box<Link>, mut rest: Rest) {
+    fn drain(&self, mut link: Box<HttpConnection>, mut rest: RemainingBody) {
         let mut drains = lock(&self.drains);
         // Those that are over; they have no result. A panic in one was told by the panic hook and cost its connection.
         while drains.try_join_next().is_some() {}
@@ -116,7 +125,7 @@ impl Pool {
         }
         let idle = Arc::clone(&self.idle);
         drains.spawn(async move {
-            let whole = timeout(ANSWER_REST_MAX, poll_fn(|context| link.poll_rest(context, &mut rest))).await;
+            let whole = timeout(RESPONSE_REST_MAX, poll_fn(|context| link.poll_rest(context, &mut rest))).await;
             if whole == Ok(true) {
                 keep(&idle, link);
             }
@@ -124,26 +133,26 @@ impl Pool {
     }
 }
 
-impl fmt::Debug for Pool {
+impl fmt::Debug for ConnectionPool {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Pool").field("idle", &lock(&self.idle).links.len()).finish_non_exhaustive()
+        f.debug_struct("ConnectionPool").field("idle", &lock(&self.idle).links.len()).finish_non_exhaustive()
     }
 }
 
 /// Connections that wait for a request, the one that was used last at the end.
-struct Idle {
-    links: VecDeque<(Instant, Box<Link>)>,
+struct IdleConnections {
+    links: VecDeque<(Instant, Box<HttpConnection>)>,
     max: usize,
 }
 
-impl Idle {
-    fn take(&mut self, now: Instant) -> Option<Box<Link>> {
+impl IdleConnections {
+    fn take(&mut self, now: Instant) -> Option<Box<HttpConnection>> {
         let (since, link) = self.links.pop_back()?;
         (since + CONNECTION_IDLE_MAX > now).then_some(link)
     }
 }
 
-fn keep(idle: &Mutex<Idle>, mut link: Box<Link>) {
+fn keep(idle: &Mutex<IdleConnections>, mut link: Box<HttpConnection>) {
     if link.rest_idle() {
         let mut idle = lock(idle);
         if idle.links.len() < idle.max {
@@ -153,7 +162,7 @@ fn keep(idle: &Mutex<Idle>, mut link: Box<Link>) {
 }
 
 /// Closes connections that were unused for too long, also while there is no event to send.
-async fn sweep(idle: Arc<Mutex<Idle>>) {
+async fn sweep(idle: Arc<Mutex<IdleConnections>>) {
     let mut turn = interval(CONNECTION_IDLE_MAX / 2);
     loop {
         let now = turn.tick().await;

@@ -4,7 +4,7 @@
 use super::{PATIENCE, attempt, event, opened};
 use crate::support::authority::{Authority, self_signed, serve_tls};
 use eventd::core::verdict::{Failed, Verdict};
-use eventd::destination::Settings;
+use eventd::destination::DestinationSettings;
 use std::path::Path;
 use std::time::Duration;
 
@@ -12,7 +12,7 @@ use std::time::Duration;
 const SECRET: &str = "s3cret";
 
 /// What an attempt at this scheme, host and port comes to.
-async fn fails(scheme: &str, address: &str, settings: &Settings) -> Failed {
+async fn fails(scheme: &str, address: &str, settings: &DestinationSettings) -> Failed {
     let url = format!("{scheme}://{SECRET}:{SECRET}@{address}/{SECRET}?token={SECRET}");
     let failed = attempt(&*opened(&url, settings), event(1, "user-1", b"x"), PATIENCE).await.unwrap_err();
     assert_eq!(failed.verdict, Verdict::Unreachable, "{}", failed.answer);
@@ -27,8 +27,8 @@ fn assert_says(failed: &Failed, expected: &[&str]) {
     }
 }
 
-fn trusting(authority: &Authority) -> Settings {
-    Settings { ca_file: Some(authority.path().to_owned()), ..Settings::default() }
+fn trusting(authority: &Authority) -> DestinationSettings {
+    DestinationSettings { ca_file: Some(authority.path().to_owned()), ..DestinationSettings::default() }
 }
 
 #[tokio::test]
@@ -81,7 +81,7 @@ async fn a_certificate_that_nobody_trusted_has_signed_is_told_apart() {
 
 #[tokio::test]
 async fn a_host_that_has_no_address_is_named() {
-    let failed = fails("http", "nosuch.invalid:8080", &Settings::default()).await;
+    let failed = fails("http", "nosuch.invalid:8080", &DestinationSettings::default()).await;
     assert_says(&failed, &["cannot find the address of nosuch.invalid:8080", "Check the host in the URL"]);
 }
 
@@ -108,7 +108,8 @@ async fn a_connection_that_nobody_accepts_is_named() {
         waiting.push(stream);
         assert!(waiting.len() < 100, "a queue of 1 has no end");
     }
-    let settings = Settings { attempt_timeout: Duration::from_millis(500), ..Settings::default() };
+    let settings =
+        DestinationSettings { attempt_timeout: Duration::from_millis(500), ..DestinationSettings::default() };
     let failed = fails("http", &address.to_string(), &settings).await;
     assert_says(&failed, &[&format!("{address} did not accept a connection in time"), "firewall"]);
 }
@@ -119,7 +120,7 @@ async fn a_server_that_accepts_and_never_answers_the_tls_handshake_is_named() {
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let port = listener.local_addr().unwrap().port();
     let authority = Authority::new();
-    let settings = Settings { attempt_timeout: Duration::from_millis(500), ..trusting(&authority) };
+    let settings = DestinationSettings { attempt_timeout: Duration::from_millis(500), ..trusting(&authority) };
     for host in ["127.0.0.1", "localhost"] {
         let failed = fails("https", &format!("{host}:{port}"), &settings).await;
         assert_says(&failed, &[&format!("{host}:{port} accepted a connection"), "TLS handshake in time"]);
@@ -155,7 +156,7 @@ async fn a_port_that_speaks_tls_alone_is_named() {
         }
     });
     for port in [port, silent_port] {
-        let destination = opened(&format!("http://localhost:{port}/"), &Settings::default());
+        let destination = opened(&format!("http://localhost:{port}/"), &DestinationSettings::default());
         let failed = attempt(&*destination, event(1, "user-1", b"x"), PATIENCE).await.unwrap_err();
         assert_says(&failed, &["write https:// in the URL"]);
     }
@@ -163,7 +164,8 @@ async fn a_port_that_speaks_tls_alone_is_named() {
 
 #[tokio::test]
 async fn a_disk_that_is_full_is_named() {
-    let failed = attempt(&*opened("/dev/full", &Settings::default()), event(1, "user-1", b"x"), PATIENCE).await;
+    let failed =
+        attempt(&*opened("/dev/full", &DestinationSettings::default()), event(1, "user-1", b"x"), PATIENCE).await;
     let failed = failed.unwrap_err();
     assert_eq!(failed.verdict, Verdict::Unreachable);
     assert_says(&failed, &["/dev/full cannot be written: its disk is full: make room"]);
@@ -173,7 +175,7 @@ async fn a_disk_that_is_full_is_named() {
 async fn a_directory_in_place_of_the_file_is_named() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("out.jsonl");
-    let destination = opened(path.to_str().unwrap(), &Settings::default());
+    let destination = opened(path.to_str().unwrap(), &DestinationSettings::default());
     std::fs::remove_file(&path).unwrap();
     std::fs::create_dir(&path).unwrap();
     let failed = attempt(&*destination, event(1, "user-1", b"x"), PATIENCE).await.unwrap_err();

@@ -6,7 +6,7 @@ use base64::prelude::BASE64_STANDARD;
 use eventd::core::event::{Event, Record};
 use eventd::core::verdict::{Failed, Report, Verdict};
 use eventd::destination::spec::Spec;
-use eventd::destination::{DeliveryBatch, Destination, FaultDrill, Run, Settings, open};
+use eventd::destination::{DeliveryBatch, Destination, DestinationSettings, FaultDrill, Run, open};
 use proptest::prelude::*;
 use serde_json::Value;
 use std::fs;
@@ -23,7 +23,7 @@ const FULL_DISK_PATH: &str = "EVENTD_TEST_FULL_DISK_PATH";
 const OURS: &str = "{\"user\":\"u\",\"offset\":1}\n";
 
 fn file_at(path: &Path) -> Arc<dyn Destination> {
-    opened(&format!("d=file:{}", path.display()), &Settings::default())
+    opened(&format!("d=file:{}", path.display()), &DestinationSettings::default())
 }
 
 fn offsets(path: &Path) -> Vec<i64> {
@@ -148,7 +148,8 @@ async fn a_second_holder_is_told_of_the_first() {
         assert!(why.contains(&std::process::id().to_string()), "{why}");
     }
     drop(first);
-    let again = || open(&Spec::parse(&format!("d=file:{}", path.display())).unwrap(), &Settings::default()).ok();
+    let again =
+        || open(&Spec::parse(&format!("d=file:{}", path.display())).unwrap(), &DestinationSettings::default()).ok();
     until("the lock is let go", again).await;
 }
 
@@ -286,7 +287,8 @@ async fn a_pipe_waits_for_its_reader_and_outlives_it() {
 async fn a_drill_cuts_runs_before_the_event_that_fails() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("log.jsonl");
-    let settings = Settings { drill: Some(FaultDrill { one_in: 5, seed: 7 }), ..Settings::default() };
+    let settings =
+        DestinationSettings { drill: Some(FaultDrill { one_in: 5, seed: 7 }), ..DestinationSettings::default() };
     let destination = opened(&format!("d=file:{}", path.display()), &settings);
     let reports = destination.deliver(hand_over(0, 0, &[10; 100], PATIENCE)).await;
     let expected: Vec<i64> = reports

@@ -10,7 +10,7 @@ mod names;
 use eventd::core::event::{Event, Record};
 use eventd::core::verdict::{Failed, Report};
 use eventd::destination::spec::Spec;
-use eventd::destination::{ConfigurationError, DeliveryBatch, Destination, Run, Settings, open};
+use eventd::destination::{ConfigurationError, DeliveryBatch, Destination, DestinationSettings, Run, open};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::Instant;
@@ -18,12 +18,12 @@ use tokio::time::Instant;
 /// Far longer than anything takes here: only a defect reaches it.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
 
-pub(crate) fn opened(text: &str, settings: &Settings) -> Arc<dyn Destination> {
+pub(crate) fn opened(text: &str, settings: &DestinationSettings) -> Arc<dyn Destination> {
     open(&Spec::parse(text).unwrap(), settings).unwrap()
 }
 
 pub(crate) fn not_opened(text: &str) -> String {
-    let ConfigurationError(why) = open(&Spec::parse(text).unwrap(), &Settings::default()).unwrap_err();
+    let ConfigurationError(why) = open(&Spec::parse(text).unwrap(), &DestinationSettings::default()).unwrap_err();
     why
 }
 

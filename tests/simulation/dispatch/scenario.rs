@@ -6,7 +6,7 @@ use crate::dispatch::random::Random;
 use crate::dispatch::replays::Asked;
 use crate::dispatch::world::{Rates, Single};
 use eventd::core::backoff::Backoff;
-use eventd::core::pace::Rate;
+use eventd::core::token_bucket::Rate;
 use eventd::destination::BatchLimits;
 use eventd::dispatch::{Config, OnGap, Start, WhenStopped};
 use eventd::replay::position::Position;

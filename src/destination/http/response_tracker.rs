@@ -31,8 +31,8 @@ const TLS_ALERT: [u8; 2] = [0x15, 0x03];
 
 /// What is known of the answer to the request that is in flight.
 #[derive(Debug)]
-pub(super) struct Answer {
-    state: State,
+pub(super) struct ResponseTracker {
+    state: ParseState,
     /// The beginning of the head that is being read; after its end, the beginning of the final head.
     head: Vec<u8>,
     line_is_blank: bool,
@@ -45,7 +45,7 @@ pub(super) struct Answer {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum State {
+enum ParseState {
     /// No request was sent yet, or the head of its answer is complete.
     Passed(Option<StatusCode>),
     StatusLine,
@@ -56,9 +56,9 @@ enum State {
 
 /// The peer sends more before its final answer than is read.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct TooMuchBefore;
+pub(super) struct TooMuchBeforeResponse;
 
-impl fmt::Display for TooMuchBefore {
+impl fmt::Display for TooMuchBeforeResponse {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
@@ -68,12 +68,12 @@ impl fmt::Display for TooMuchBefore {
     }
 }
 
-impl std::error::Error for TooMuchBefore {}
+impl std::error::Error for TooMuchBeforeResponse {}
 
-impl Answer {
+impl ResponseTracker {
     pub(super) fn new() -> Self {
         Self {
-            state: State::Passed(None),
+            state: ParseState::Passed(None),
             head: Vec::new(),
             line_is_blank: true,
             is_asked: false,
@@ -87,7 +87,7 @@ impl Answer {
     pub(super) fn begin(&mut self) {
         let mut head = std::mem::take(&mut self.head);
         head.clear();
-        *self = Self { state: State::StatusLine, head, ..Self::new() };
+        *self = Self { state: ParseState::StatusLine, head, ..Self::new() };
     }
 
     /// A byte of the request was written.
@@ -97,16 +97,16 @@ impl Answer {
 
     /// Whether the bytes that come belong to a head, so that [`read`](Self::read) has to see them.
     pub(super) fn is_in_head(&self) -> bool {
-        matches!(self.state, State::StatusLine | State::Headers(_))
+        matches!(self.state, ParseState::StatusLine | ParseState::Headers(_))
     }
 
     /// Whether the final status line came, and the end of its headers did not.
     pub(super) fn is_in_final_head(&self) -> bool {
-        matches!(self.state, State::Headers(status) if is_final(status))
+        matches!(self.state, ParseState::Headers(status) if is_final(status))
     }
 
     /// Takes the next bytes of the connection. Those after the head are not looked at.
-    pub(super) fn read(&mut self, mut bytes: &[u8]) -> Result<(), TooMuchBefore> {
+    pub(super) fn read(&mut self, mut bytes: &[u8]) -> Result<(), TooMuchBeforeResponse> {
         self.has_begun |= !bytes.is_empty();
         while !bytes.is_empty() && self.is_in_head() {
             let end = bytes.iter().position(|&byte| byte == b'\n');
@@ -122,7 +122,7 @@ impl Answer {
                 self.line_ended();
             }
             if self.informational > INFORMATIONAL_MAX || self.informational_bytes > INFORMATIONAL_BYTES_MAX {
-                return Err(TooMuchBefore);
+                return Err(TooMuchBeforeResponse);
             }
         }
         Ok(())
@@ -132,10 +132,10 @@ impl Answer {
         let is_blank = std::mem::replace(&mut self.line_is_blank, true);
         match self.state {
             // Blank lines before a status line mean nothing (RFC 9112, 2.2).
-            State::StatusLine if is_blank => self.head.clear(),
-            State::StatusLine => {
-                self.state = status_of(&self.head).map_or(State::NotHttp, State::Headers);
-                if let State::Headers(status) = self.state {
+            ParseState::StatusLine if is_blank => self.head.clear(),
+            ParseState::StatusLine => {
+                self.state = status_of(&self.head).map_or(ParseState::NotHttp, ParseState::Headers);
+                if let ParseState::Headers(status) = self.state {
                     self.informational += usize::from(!is_final(status));
                     if is_final(status) {
                         // A status line has far fewer bytes. It does not count as something before itself.
@@ -143,12 +143,14 @@ impl Answer {
                     }
                 }
             }
-            State::Headers(status) if is_blank && is_final(status) => self.state = State::Passed(Some(status)),
-            State::Headers(_) if is_blank => {
-                self.state = State::StatusLine;
+            ParseState::Headers(status) if is_blank && is_final(status) => {
+                self.state = ParseState::Passed(Some(status))
+            }
+            ParseState::Headers(_) if is_blank => {
+                self.state = ParseState::StatusLine;
                 self.head.clear();
             }
-            State::Headers(_) | State::Passed(_) | State::NotHttp => {}
+            ParseState::Headers(_) | ParseState::Passed(_) | ParseState::NotHttp => {}
         }
     }
 
@@ -162,7 +164,9 @@ impl Answer {
     /// answered.
     pub(super) fn status(&self) -> Option<StatusCode> {
         match self.state {
-            State::Headers(status) | State::Passed(Some(status)) if self.is_asked && is_final(status) => Some(status),
+            ParseState::Headers(status) | ParseState::Passed(Some(status)) if self.is_asked && is_final(status) => {
+                Some(status)
+            }
             _ => None,
         }
     }
@@ -191,20 +195,22 @@ impl Answer {
         }
         let sample = shown(self.head.trim_ascii_end(), SAMPLE_BYTES);
         Some(match self.state {
-            State::StatusLine | State::NotHttp if self.head.starts_with(&TLS_ALERT) => {
+            ParseState::StatusLine | ParseState::NotHttp if self.head.starts_with(&TLS_ALERT) => {
                 "the server speaks TLS: write https:// in the URL".to_owned()
             }
-            State::StatusLine if self.informational > 0 && self.head.is_empty() => {
+            ParseState::StatusLine if self.informational > 0 && self.head.is_empty() => {
                 "informational (1xx) answers came, but no final answer".to_owned()
             }
-            State::StatusLine if self.head.is_empty() => "only blank lines came".to_owned(),
-            State::StatusLine => format!("the answer broke off in its status line: \"{sample}\""),
-            State::NotHttp => format!("what came is not an HTTP answer: \"{sample}\""),
-            State::Headers(_) | State::Passed(_) if !self.is_asked => {
+            ParseState::StatusLine if self.head.is_empty() => "only blank lines came".to_owned(),
+            ParseState::StatusLine => format!("the answer broke off in its status line: \"{sample}\""),
+            ParseState::NotHttp => format!("what came is not an HTTP answer: \"{sample}\""),
+            ParseState::Headers(_) | ParseState::Passed(_) if !self.is_asked => {
                 format!("the server spoke before it was asked: \"{sample}\"")
             }
-            State::Headers(status) | State::Passed(Some(status)) => format!("the answer broke off after {status}"),
-            State::Passed(None) => "bytes came that belong to no answer".to_owned(),
+            ParseState::Headers(status) | ParseState::Passed(Some(status)) => {
+                format!("the answer broke off after {status}")
+            }
+            ParseState::Passed(None) => "bytes came that belong to no answer".to_owned(),
         })
     }
 }
@@ -235,14 +241,14 @@ mod tests {
     use http::header::RETRY_AFTER;
     use proptest::prelude::*;
 
-    fn asked() -> Answer {
-        let mut answer = Answer::new();
+    fn asked() -> ResponseTracker {
+        let mut answer = ResponseTracker::new();
         answer.begin();
         answer.asked();
         answer
     }
 
-    fn after(bytes: &[u8]) -> Answer {
+    fn after(bytes: &[u8]) -> ResponseTracker {
         let mut answer = asked();
         answer.read(bytes).unwrap();
         answer
@@ -281,7 +287,7 @@ mod tests {
 
         for endless in [hints.to_owned(), "\r\n".to_owned(), format!("HTTP/1.1 100 {}", "x".repeat(1000))] {
             let endless = endless.repeat(INFORMATIONAL_BYTES_MAX);
-            assert_eq!(asked().read(endless.as_bytes()), Err(TooMuchBefore));
+            assert_eq!(asked().read(endless.as_bytes()), Err(TooMuchBeforeResponse));
         }
     }
 
@@ -292,7 +298,7 @@ mod tests {
 
     #[test]
     fn a_peer_that_speaks_before_it_is_asked_has_not_answered() {
-        let mut answer = Answer::new();
+        let mut answer = ResponseTracker::new();
         answer.begin();
         answer.read(b"HTTP/1.1 200 OK\r\n\r\n").unwrap();
         assert_eq!((answer.status(), answer.is_untouched()), (None, true));

@@ -1,7 +1,7 @@
 //! What a webhook says besides its body: the headers of Standard Webhooks and ours, and how `Retry-After` is read.
 
-use super::ConfigurationError;
 use crate::core::event::{self, Event};
+use crate::destination::ConfigurationError;
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 use bytes::{BufMut, BytesMut};
@@ -101,7 +101,7 @@ impl fmt::Debug for Signer {
 
 /// One try of one event.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Try<'a> {
+pub(super) struct WebhookRequest<'a> {
     pub(super) topic: &'a str,
     pub(super) partition: u32,
     pub(super) event: &'a Event,
@@ -110,7 +110,7 @@ pub(super) struct Try<'a> {
     pub(super) now: SystemTime,
 }
 
-impl Try<'_> {
+impl WebhookRequest<'_> {
     /// Adds the headers. `content-type`, `traceparent` and `eventd-replay` go out as stored, and are left out where they cannot be
     /// a header; id, user and type are percent-encoded.
     pub(super) fn put_headers(&self, signer: Option<&Signer>, headers: &mut HeaderMap) {
@@ -224,7 +224,7 @@ mod tests {
         let event = Event { offset: 17, record };
         let now = UNIX_EPOCH + Duration::from_secs(1_614_265_330);
         let mut headers = HeaderMap::new();
-        let attempt = Try { topic: "t", partition: 2, event: &event, attempt: 3, gap: true, now };
+        let attempt = WebhookRequest { topic: "t", partition: 2, event: &event, attempt: 3, gap: true, now };
         attempt.put_headers(signer, &mut headers);
         headers
     }

@@ -6,24 +6,24 @@ use std::collections::{BTreeSet, HashMap};
 /// Who failed, and which attempts were delivered last: enough to say of every user whether it is *suspect*, that is,
 /// whether it failed while an attempt of another user that was begun later was delivered.
 #[derive(Debug, Default)]
-pub(super) struct Trust {
+pub(super) struct UserTrust {
     /// Users that failed and were not delivered since → the first attempt that failed; for a pardoned user, the one
     /// that ended the outage.
     failing: HashMap<u64, u64>,
     /// The same as (attempt, user): who is forgotten first.
     by_attempt: BTreeSet<(u64, u64)>,
     /// The two latest-begun delivered attempts of distinct users: for any user, one of them is of another.
-    latest: [Delivered; 2],
+    latest: [DeliveredAttempt; 2],
 }
 
 /// A delivered attempt. Attempts are counted from 1, so that 0 is none.
 #[derive(Debug, Default, Clone, Copy)]
-struct Delivered {
+struct DeliveredAttempt {
     user: u64,
     seq: u64,
 }
 
-impl Trust {
+impl UserTrust {
     pub(super) fn anybody_fails(&self) -> bool {
         !self.failing.is_empty()
     }
@@ -50,9 +50,9 @@ impl Trust {
         if user == first.user {
             first.seq = first.seq.max(seq);
         } else if seq > first.seq {
-            *second = std::mem::replace(first, Delivered { user, seq });
+            *second = std::mem::replace(first, DeliveredAttempt { user, seq });
         } else if seq > second.seq {
-            *second = Delivered { user, seq };
+            *second = DeliveredAttempt { user, seq };
         }
     }
 
@@ -102,7 +102,7 @@ mod tests {
 
     #[test]
     fn the_users_that_failed_first_are_forgotten_at_the_limit() {
-        let mut trust = Trust::default();
+        let mut trust = UserTrust::default();
         let users = FAILING_USERS_MAX as u64 + 10;
         for user in 0..users {
             trust.failed(user, user + 1);

@@ -1,17 +1,15 @@
 //! One connection to the server, for one request after the other.
 //!
 //! ```text
-//!  send ─▶ hyper (HTTP/1.1) ─▶ Wire ─▶ TLS, TCP
-//!                               └─ Answer: reads each head along
+//!  send ─▶ hyper (HTTP/1.1) ─▶ ObservedStream ─▶ TLS, TCP
+//!                               └─ ResponseTracker: reads each head along
 //! ```
 //!
 //! There is no task for a connection: the attempt that uses it moves it. So an attempt that is dropped takes its connection
 //! along, and an unused connection costs nothing but memory.
 
-use super::answer::Answer;
-use crate::limits::{
-    ANSWER_CHUNK_BYTES_MIN, ANSWER_DRAIN_BYTES_MAX, ANSWER_HEAD_BYTES_MAX, ANSWER_HEADERS_MAX, ANSWER_REST_MAX,
-};
+use super::RESPONSE_REST_MAX;
+use super::response_tracker::ResponseTracker;
 use bytes::Bytes;
 use http::{Request, Response};
 use http_body_util::Full;
@@ -28,6 +26,20 @@ use std::task::{Context, Poll, Waker, ready};
 use tokio::net::TcpStream;
 use tokio::time::{Sleep, sleep};
 
+/// Headers of one response. A large front end adds several dozen.
+const HEADERS_MAX: usize = 256;
+
+/// Bytes of the status line and all headers of a response: eight times what most servers accept themselves.
+const HEAD_BYTES_MAX: usize = 64 * 1024;
+
+/// Bytes of a response's body that are read so that its connection can be used again. If the body is longer, the
+/// connection is closed.
+const BODY_READ_BYTES_MAX: usize = 64 * 1024;
+
+/// Each chunk of a body counts as at least this many bytes, so that a body of very many tiny chunks cannot use up the time
+/// of a thread.
+const CHUNK_BYTES_MIN: usize = 128;
+
 /// Bytes of a head that are read at once. One read is enough for nearly every answer.
 const HEAD_READ_BYTES: usize = 4096;
 
@@ -41,28 +53,28 @@ pub(super) fn protocol() -> http1::Builder {
         .allow_spaces_after_header_name_in_responses(true)
         .allow_obsolete_multiline_headers_in_responses(true)
         .ignore_invalid_headers_in_responses(true)
-        .max_headers(ANSWER_HEADERS_MAX)
-        .max_buf_size(ANSWER_HEAD_BYTES_MAX);
+        .max_headers(HEADERS_MAX)
+        .max_buf_size(HEAD_BYTES_MAX);
     builder
 }
 
 #[derive(Debug)]
-pub(super) struct Link {
+pub(super) struct HttpConnection {
     sender: SendRequest<Full<Bytes>>,
     /// `None` once the connection has ended.
-    connection: Option<Connection<Wire, Full<Bytes>>>,
-    answer: Arc<Mutex<Answer>>,
+    connection: Option<Connection<ObservedStream, Full<Bytes>>>,
+    answer: Arc<Mutex<ResponseTracker>>,
     is_reused: bool,
 }
 
-impl Link {
+impl HttpConnection {
     pub(super) async fn new(
         stream: MaybeHttpsStream<TokioIo<TcpStream>>,
         protocol: &http1::Builder,
     ) -> hyper::Result<Self> {
-        let answer = Arc::new(Mutex::new(Answer::new()));
+        let answer = Arc::new(Mutex::new(ResponseTracker::new()));
         let scratch = vec![0; HEAD_READ_BYTES].into_boxed_slice();
-        let wire = Wire { stream, answer: Arc::clone(&answer), scratch, head_due: None };
+        let wire = ObservedStream { stream, answer: Arc::clone(&answer), scratch, head_due: None };
         let (sender, connection) = protocol.handshake(wire).await?;
         Ok(Self { sender, connection: Some(connection), answer, is_reused: false })
     }
@@ -73,7 +85,7 @@ impl Link {
     }
 
     /// What came of the answer to the last request.
-    pub(super) fn answer(&self) -> MutexGuard<'_, Answer> {
+    pub(super) fn answer(&self) -> MutexGuard<'_, ResponseTracker> {
         lock(&self.answer)
     }
 
@@ -91,7 +103,7 @@ impl Link {
 
     /// Reads what is left of an answer. Ready with `true`: it was read to its end. With `false`: it broke off, or is longer than
     /// is read.
-    pub(super) fn poll_rest(&mut self, context: &mut Context<'_>, rest: &mut Rest) -> Poll<bool> {
+    pub(super) fn poll_rest(&mut self, context: &mut Context<'_>, rest: &mut RemainingBody) -> Poll<bool> {
         while !rest.body.is_end_stream() {
             drive(&mut self.connection, context);
             match ready!(Pin::new(&mut rest.body).poll_frame(context)) {
@@ -118,7 +130,7 @@ impl Link {
 }
 
 /// Moves the connection. At its end it is dropped: only then does hyper tell the request that waits for it.
-fn drive(connection: &mut Option<Connection<Wire, Full<Bytes>>>, context: &mut Context<'_>) {
+fn drive(connection: &mut Option<Connection<ObservedStream, Full<Bytes>>>, context: &mut Context<'_>) {
     if let Some(moving) = connection
         && Pin::new(moving).poll(context).is_ready()
     {
@@ -129,14 +141,14 @@ fn drive(connection: &mut Option<Connection<Wire, Full<Bytes>>>, context: &mut C
 
 /// The part of an answer after its head.
 #[derive(Debug)]
-pub(super) struct Rest {
+pub(super) struct RemainingBody {
     body: Incoming,
     read_bytes: usize,
     kept: Vec<u8>,
     keep_bytes: usize,
 }
 
-impl Rest {
+impl RemainingBody {
     /// Keeps the first `keep_bytes` of it.
     pub(super) fn new(body: Incoming, keep_bytes: usize) -> Self {
         Self { body, read_bytes: 0, kept: Vec::new(), keep_bytes }
@@ -150,26 +162,26 @@ impl Rest {
     fn take(&mut self, frame: &Frame<Bytes>) -> bool {
         let data: &[u8] = frame.data_ref().map_or(&[], |data| data);
         self.kept.extend_from_slice(&data[..data.len().min(self.keep_bytes - self.kept.len())]);
-        self.read_bytes += data.len().max(ANSWER_CHUNK_BYTES_MIN);
-        self.read_bytes <= ANSWER_DRAIN_BYTES_MAX
+        self.read_bytes += data.len().max(CHUNK_BYTES_MIN);
+        self.read_bytes <= BODY_READ_BYTES_MAX
     }
 }
 
-fn lock(answer: &Mutex<Answer>) -> MutexGuard<'_, Answer> {
+fn lock(answer: &Mutex<ResponseTracker>) -> MutexGuard<'_, ResponseTracker> {
     answer.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// The stream beneath hyper. It shows each head to [`Answer`], and ends a connection whose server does not get to the point.
+/// The stream beneath hyper. It shows each head to [`ResponseTracker`], and ends a connection whose server does not get to the point.
 #[derive(Debug)]
-struct Wire {
+struct ObservedStream {
     stream: MaybeHttpsStream<TokioIo<TcpStream>>,
-    answer: Arc<Mutex<Answer>>,
+    answer: Arc<Mutex<ResponseTracker>>,
     scratch: Box<[u8]>,
     /// The final status line came, and its headers have to end by then.
     head_due: Option<Pin<Box<Sleep>>>,
 }
 
-impl Wire {
+impl ObservedStream {
     /// Reads bytes of a head, at most as many as `len`.
     fn poll_head(&mut self, context: &mut Context<'_>, len: usize) -> Poll<io::Result<usize>> {
         let len = len.min(self.scratch.len());
@@ -189,7 +201,7 @@ impl Wire {
             return read;
         }
         drop(answer);
-        let due = self.head_due.get_or_insert_with(|| Box::pin(sleep(ANSWER_REST_MAX)));
+        let due = self.head_due.get_or_insert_with(|| Box::pin(sleep(RESPONSE_REST_MAX)));
         if read.is_pending() {
             ready!(due.as_mut().poll(context));
             return Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, "the headers did not end in time")));
@@ -218,7 +230,7 @@ impl Wire {
     }
 }
 
-impl Read for Wire {
+impl Read for ObservedStream {
     fn poll_read(self: Pin<&mut Self>, context: &mut Context<'_>, mut into: ReadBufCursor<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
         if !lock(&this.answer).is_in_head() {
@@ -230,7 +242,7 @@ impl Read for Wire {
     }
 }
 
-impl Write for Wire {
+impl Write for ObservedStream {
     fn poll_write(self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
         let written = Pin::new(&mut this.stream).poll_write(context, bytes);

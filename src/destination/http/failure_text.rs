@@ -9,14 +9,13 @@ use rustls::{CertificateError, Error as TlsError};
 use std::error::Error;
 use std::fmt;
 use std::io::{self, ErrorKind};
-use std::path::Path;
 
 /// Names of a certificate that are shown.
 const NAMES_SHOWN_MAX: usize = 5;
 
 /// How far a connection has come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Stage {
+pub(super) enum ConnectStage {
     /// The host is being looked up.
     LookUp,
     /// TCP: the peer has not accepted a connection.
@@ -34,15 +33,15 @@ pub(super) const PERHAPS_TLS: &str = "If the port speaks https, write https:// i
 
 /// A look-up of a host that gave no address.
 #[derive(Debug)]
-pub(super) struct LookUpError(pub(super) io::Error);
+pub(super) struct ResolveError(pub(super) io::Error);
 
-impl fmt::Display for LookUpError {
+impl fmt::Display for ResolveError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.fmt(f)
     }
 }
 
-impl Error for LookUpError {}
+impl Error for ResolveError {}
 
 /// `host:port` of a URL, with the scheme's port if the URL names none.
 pub(super) fn address(uri: &Uri) -> String {
@@ -51,8 +50,8 @@ pub(super) fn address(uri: &Uri) -> String {
 }
 
 /// Why there is no connection to this address, after an error at this stage.
-pub(super) fn of_connection(error: &(dyn Error + 'static), stage: Stage, address: &str) -> String {
-    if let Some(LookUpError(error)) = find(error) {
+pub(super) fn describe(error: &(dyn Error + 'static), stage: ConnectStage, address: &str) -> String {
+    if let Some(ResolveError(error)) = find(error) {
         return format!(
             "cannot find the address of {address}: {error}. Check the host in the URL, and the DNS servers of this machine"
         );
@@ -65,7 +64,7 @@ pub(super) fn of_connection(error: &(dyn Error + 'static), stage: Stage, address
         ErrorKind::ConnectionRefused => {
             format!("{address} refused the connection. Start the receiver, or correct the host and port in the URL")
         }
-        ErrorKind::TimedOut => no_connection_in_time(stage, address),
+        ErrorKind::TimedOut => describe_timeout(stage, address),
         ErrorKind::HostUnreachable | ErrorKind::NetworkUnreachable | ErrorKind::NetworkDown => {
             format!("there is no route to {address}: {io}. Check the network of this machine, and the host in the URL")
         }
@@ -81,16 +80,16 @@ pub(super) fn of_connection(error: &(dyn Error + 'static), stage: Stage, address
 }
 
 /// Why there is no connection if the time for it ended at this stage.
-pub(super) fn no_connection_in_time(stage: Stage, address: &str) -> String {
+pub(super) fn describe_timeout(stage: ConnectStage, address: &str) -> String {
     match stage {
-        Stage::LookUp => {
+        ConnectStage::LookUp => {
             format!("the address of {address} was not found in time. Check that the DNS servers of this machine answer")
         }
-        Stage::Tcp => format!(
+        ConnectStage::Tcp => format!(
             "{address} did not accept a connection in time. Check that the receiver runs and that no firewall drops \
              packets"
         ),
-        Stage::Tls => format!(
+        ConnectStage::Tls => format!(
             "{address} accepted a connection, but did not finish the TLS handshake in time. Check that this port speaks \
              TLS, and that the receiver is not overloaded"
         ),
@@ -157,23 +156,6 @@ fn of_certificate(why: &CertificateError, error: &TlsError, host: &str, address:
     }
 }
 
-/// Why a file cannot be used. `what` is the participle of that: "opened", "written".
-pub(super) fn of_file(path: &Path, what: &str, error: &io::Error) -> String {
-    let path = path.display();
-    let advice = match error.kind() {
-        ErrorKind::StorageFull => "its disk is full: make room",
-        ErrorKind::QuotaExceeded => "the disk quota of this user is used up: make room, or raise the quota",
-        ErrorKind::IsADirectory => "it is a directory: name a file in it, or move the directory away",
-        ErrorKind::NotADirectory => "a part of the path is not a directory: correct the path",
-        ErrorKind::NotFound => "its directory is missing: create the directory",
-        ErrorKind::PermissionDenied => "this user must not write to it: change its owner or its permissions",
-        ErrorKind::ReadOnlyFilesystem => "its file system is read-only: mount it for writing",
-        ErrorKind::FileTooLarge => "it has reached the largest size that is allowed: move it away and send SIGHUP",
-        _ => return format!("{path} cannot be {what}: {error}"),
-    };
-    format!("{path} cannot be {what}: {advice} ({error})")
-}
-
 /// The first error of this type among an error and its sources. (The source of an [`io::Error`] is the source of what it
 /// wraps, so what it wraps is looked at too.)
 fn find<'e, T: Error + 'static>(error: &'e (dyn Error + 'static)) -> Option<&'e T> {
@@ -228,11 +210,11 @@ mod tests {
     fn certificate(why: CertificateError) -> String {
         // As hyper-rustls wraps it.
         let error = io::Error::other(io::Error::new(ErrorKind::InvalidData, TlsError::InvalidCertificate(why)));
-        of_connection(&error, Stage::Tls, "example.org:8443")
+        describe(&error, ConnectStage::Tls, "example.org:8443")
     }
 
     fn io(kind: ErrorKind) -> String {
-        of_connection(&io::Error::from(kind), Stage::Tcp, "example.org:8443")
+        describe(&io::Error::from(kind), ConnectStage::Tcp, "example.org:8443")
     }
 
     #[test]
@@ -279,8 +261,8 @@ mod tests {
         ] {
             assert!(io(kind).starts_with(expected), "{}", io(kind));
         }
-        let nobody = io::Error::other(LookUpError(io::Error::other("Name or service not known")));
-        let words = of_connection(&nobody, Stage::LookUp, "nosuch.example:443");
+        let nobody = io::Error::other(ResolveError(io::Error::other("Name or service not known")));
+        let words = describe(&nobody, ConnectStage::LookUp, "nosuch.example:443");
         assert!(
             words.starts_with("cannot find the address of nosuch.example:443: Name or service not known"),
             "{words}"
@@ -289,38 +271,20 @@ mod tests {
             ErrorKind::InvalidData,
             TlsError::InvalidMessage(rustls::InvalidMessage::InvalidContentType),
         );
-        assert!(of_connection(&plain, Stage::Tls, "a:1").starts_with("a:1 does not speak TLS. Use http://"));
+        assert!(describe(&plain, ConnectStage::Tls, "a:1").starts_with("a:1 does not speak TLS. Use http://"));
     }
 
     #[test]
     fn a_time_out_names_what_did_not_answer() {
         for (stage, expected) in [
-            (Stage::LookUp, "the address of a:1 was not found in time. Check that the DNS servers"),
-            (Stage::Tcp, "a:1 did not accept a connection in time. Check that the receiver runs"),
-            (Stage::Tls, "a:1 accepted a connection, but did not finish the TLS handshake in time"),
+            (ConnectStage::LookUp, "the address of a:1 was not found in time. Check that the DNS servers"),
+            (ConnectStage::Tcp, "a:1 did not accept a connection in time. Check that the receiver runs"),
+            (ConnectStage::Tls, "a:1 accepted a connection, but did not finish the TLS handshake in time"),
         ] {
-            let words = no_connection_in_time(stage, "a:1");
+            let words = describe_timeout(stage, "a:1");
             assert!(words.starts_with(expected), "{words}");
             // As a system says it that gave up by itself.
-            assert_eq!(of_connection(&io::Error::from(ErrorKind::TimedOut), stage, "a:1"), words);
+            assert_eq!(describe(&io::Error::from(ErrorKind::TimedOut), stage, "a:1"), words);
         }
-    }
-
-    #[test]
-    fn a_file_says_why_it_cannot_be_written_and_what_to_do() {
-        for (kind, expected) in [
-            (ErrorKind::StorageFull, "its disk is full: make room"),
-            (ErrorKind::QuotaExceeded, "the disk quota"),
-            (ErrorKind::IsADirectory, "it is a directory"),
-            (ErrorKind::PermissionDenied, "must not write to it"),
-            (ErrorKind::ReadOnlyFilesystem, "read-only"),
-            (ErrorKind::NotFound, "its directory is missing"),
-        ] {
-            let words = of_file(Path::new("/data/out.jsonl"), "written", &kind.into());
-            assert!(words.starts_with("/data/out.jsonl cannot be written: ") && words.contains(expected), "{words}");
-        }
-        // EDQUOT, as the system says it.
-        let quota = of_file(Path::new("out"), "written", &io::Error::from_raw_os_error(122));
-        assert!(quota.contains("the disk quota"), "{quota}");
     }
 }

@@ -1,13 +1,14 @@
-//! An event as one line of JSON, as files and standard output get it.
+//! Writes an event as one line of JSON, for files and standard output.
 //!
 //! ```text
 //! {"user":"user-1","payload":"…","id":"…","partition":0,"offset":17,"timestamp":"2026-01-02T03:04:05.678Z",
 //!  "type":"…","content_type":"…"}
 //! ```
 //!
-//! What is absent is left out. Bytes that are no UTF-8 stand in `payload_base64` (`user_base64`) instead. In a string,
-//! what a terminal acts on is written as `\u009b`: a JSON parser reads the same text. The time is UTC with milliseconds;
-//! one that a four-digit year cannot tell (or that a producer left open) is left out.
+//! A field whose value is absent is left out. Bytes that are not UTF-8 are written to `payload_base64` (`user_base64`)
+//! instead. In strings, characters that a terminal would interpret are written as `\u009b`, which a JSON parser reads as
+//! the same text. The time is UTC with milliseconds. It is left out if the producer gave none, or if its year does not
+//! have four digits.
 
 use crate::core::event::{self, Event};
 use crate::core::text::escaped_json;
@@ -18,11 +19,11 @@ use std::io::Write;
 
 const MS_PER_DAY: i64 = 24 * 60 * 60 * 1000;
 
-/// What a line of ours can begin with: it tells a torn line from another's text.
-pub(super) const BEGINNINGS: [&[u8]; 4] =
+/// The possible beginnings of a line. They distinguish an incomplete line of eventd from the text of another program.
+pub(super) const LINE_PREFIXES: [&[u8]; 4] =
     [b"{\"user\":", b"{\"user_base64\":", b"{\"payload\":", b"{\"payload_base64\":"];
 
-/// Appends the event's line, with its line break.
+/// Appends the event as one line, with its line break, to `lines`.
 pub(super) fn append(topic: &str, partition: u32, event: &Event, lines: &mut Vec<u8>) {
     let record = &event.record;
     let (mut id, mut kind, mut content_type) = (None, None, None);
@@ -33,7 +34,7 @@ pub(super) fn append(topic: &str, partition: u32, event: &Event, lines: &mut Vec
             event::CONTENT_TYPE => &mut content_type,
             _ => continue,
         };
-        // Of a repeated one the first counts, whatever it holds, as in `Event::id`.
+        // If a header is repeated, the first one counts, even if its value is unusable. `Event::id` has the same rule.
         wanted.get_or_insert(value);
     }
 
@@ -64,12 +65,12 @@ pub(super) fn append(topic: &str, partition: u32, event: &Event, lines: &mut Vec
     lines.extend_from_slice(b"}\n");
 }
 
-/// The value of a header that is there, if it is text.
+/// The value of a header, if the header is present and its value is UTF-8.
 fn text(value: Option<Option<&[u8]>>) -> Option<&str> {
     std::str::from_utf8(value.flatten()?).ok()
 }
 
-/// `name":"text"` where the bytes are UTF-8, else `name_base64":"…"`.
+/// Appends `name":"text"` if the bytes are UTF-8, else `name_base64":"…"`.
 fn bytes(name: &str, bytes: &[u8], lines: &mut Vec<u8>) {
     lines.extend_from_slice(name.as_bytes());
     match std::str::from_utf8(bytes) {
@@ -81,31 +82,36 @@ fn bytes(name: &str, bytes: &[u8], lines: &mut Vec<u8>) {
             lines.extend_from_slice(b"_base64\":\"");
             let start = lines.len();
             lines.resize(start + bytes.len().div_ceil(3) * 4, 0);
-            BASE64_STANDARD.encode_slice(bytes, &mut lines[start..]).expect("four characters for three bytes are room");
+            BASE64_STANDARD
+                .encode_slice(bytes, &mut lines[start..])
+                .expect("the buffer has four characters for every three bytes");
             lines.push(b'"');
         }
     }
 }
 
-/// A JSON string. What a terminal acts on is escaped: lines are looked at, and standard output may be a terminal.
+/// Appends a JSON string. Characters that a terminal would interpret are escaped, because people look at these lines and
+/// standard output may be a terminal.
 fn string(text: &str, lines: &mut Vec<u8>) {
     let written = match escaped_json(text) {
         Cow::Borrowed(text) => serde_json::to_writer(lines, text),
-        // Rare, so it may be looked at twice.
+        // This is rare, so a second pass over the text does not matter.
         Cow::Owned(_) => serde_json::to_string(text).map(|json| lines.extend(escaped_json(&json).bytes())),
     };
-    written.expect("a string is written to memory");
+    written.expect("writing a string to memory cannot fail");
 }
 
 fn put(lines: &mut Vec<u8>, arguments: std::fmt::Arguments<'_>) {
-    lines.write_fmt(arguments).expect("numbers are written to memory");
+    lines.write_fmt(arguments).expect("writing numbers to memory cannot fail");
 }
 
-/// RFC 3339 in UTC with milliseconds. Days are turned into a date by the era of 400 years (146,097 days) that begins
-/// on 1 March of the year 0, so that the leap day is a year's last.
+/// Appends the timestamp in RFC 3339 form, in UTC with milliseconds.
+///
+/// The calendar has a period of 400 years (146,097 days). Counting years from 1 March puts the leap day at the end of a
+/// year, so that the month follows from the day by one division. A library call for each event would cost more.
 fn timestamp(timestamp_ms: i64, lines: &mut Vec<u8>) {
     let (days, ms) = (timestamp_ms.div_euclid(MS_PER_DAY), timestamp_ms.rem_euclid(MS_PER_DAY));
-    // Years 0 to 9999: nothing else has four digits. A timestamp of -1 is Kafka's "none".
+    // Only the years 0 to 9999 have four digits. In Kafka, a timestamp of -1 means "none".
     if timestamp_ms == -1 || !(-719_528..=2_932_896).contains(&days) {
         return;
     }
@@ -139,7 +145,7 @@ mod tests {
     }
 
     #[test]
-    fn a_line_has_its_fields_in_their_order() {
+    fn the_fields_of_a_line_have_a_fixed_order() {
         let headers: &[(&str, Option<&[u8]>)] = &[
             ("eventd-id", Some(b"id-1")),
             ("content-type", Some(b"text/plain; charset=utf-8")),
@@ -154,7 +160,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_absent_is_left_out_and_a_tombstone_is_null() {
+    fn absent_fields_are_left_out_and_a_tombstone_has_a_null_payload() {
         assert_eq!(
             line(Record::new(None, None, &[], -1)),
             "{\"payload\":null,\"id\":\"user-events-2-17\",\"partition\":2,\"offset\":17}\n"
@@ -162,7 +168,7 @@ mod tests {
     }
 
     #[test]
-    fn bytes_that_are_no_text_stand_in_base64() {
+    fn bytes_that_are_not_utf8_are_written_in_base64() {
         assert_eq!(
             line(Record::new(Some(b"\xff"), Some(b"\x00\xff"), &[], -1)),
             "{\"user_base64\":\"/w==\",\"payload_base64\":\"AP8=\",\"id\":\"user-events-2-17\",\"partition\":2,\"offset\":17}\n"
@@ -170,7 +176,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_terminal_acts_on_is_escaped_and_the_text_is_the_one_that_was_sent() {
+    fn characters_that_a_terminal_interprets_are_escaped_and_a_parser_reads_the_original_text() {
         let evil = "\u{1b}[2J\u{9b}2J\u{7f}\u{202e}\u{2028}\u{200b}\n\\ \"é\"";
         let headers: &[(&str, Option<&[u8]>)] = &[
             (event::ID, Some(evil.as_bytes())),
@@ -188,14 +194,14 @@ mod tests {
 
     proptest! {
         #[test]
-        fn every_line_gives_back_the_bytes_that_were_stored(
+        fn a_parser_reads_back_the_bytes_that_were_stored(
             user in proptest::option::of(proptest::collection::vec(any::<u8>(), 0..40)),
             payload in prop_oneof![
                 proptest::collection::vec(any::<u8>(), 0..200), "\\PC{0,100}".prop_map(String::into_bytes)],
         ) {
             let line = line(Record::new(user.as_deref(), Some(&payload), &[], 0));
             prop_assert_eq!(line.find('\n'), Some(line.len() - 1));
-            prop_assert!(BEGINNINGS.iter().any(|beginning| line.as_bytes().starts_with(beginning)));
+            prop_assert!(LINE_PREFIXES.iter().any(|beginning| line.as_bytes().starts_with(beginning)));
             let parsed: serde_json::Value = serde_json::from_str(&line).unwrap();
             let get = |name: &str| match (&parsed[name], &parsed[format!("{name}_base64")]) {
                 (serde_json::Value::String(text), _) => Some(text.clone().into_bytes()),
@@ -207,7 +213,7 @@ mod tests {
         }
 
         #[test]
-        fn times_agree_with_another_calendar(timestamp_ms in 0i64..253_402_300_800_000) {
+        fn timestamps_agree_with_those_of_another_library(timestamp_ms in 0i64..253_402_300_800_000) {
             let mut lines = Vec::new();
             timestamp(timestamp_ms, &mut lines);
             let other = humantime::format_rfc3339_millis(UNIX_EPOCH + Duration::from_millis(timestamp_ms as u64));
@@ -215,7 +221,7 @@ mod tests {
         }
 
         #[test]
-        fn no_time_breaks_a_line(timestamp_ms in any::<i64>()) {
+        fn every_timestamp_gives_a_line_of_valid_json(timestamp_ms in any::<i64>()) {
             let line = line(Record::new(None, None, &[], timestamp_ms));
             prop_assert!(serde_json::from_str::<serde_json::Value>(&line).is_ok());
         }

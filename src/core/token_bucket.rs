@@ -61,7 +61,7 @@ impl fmt::Display for Rate {
 
 /// The bucket of one rate.
 #[derive(Debug, Clone)]
-pub struct Pace {
+pub struct TokenBucket {
     rate: Rate,
     /// Events that may go out; below zero: went out too early.
     balance: f64,
@@ -69,7 +69,7 @@ pub struct Pace {
     at: Moment,
 }
 
-impl Pace {
+impl TokenBucket {
     /// Begins with one event.
     pub fn new(rate: Rate, now: Moment) -> Self {
         Self { rate, balance: 1.0, at: now }
@@ -124,7 +124,7 @@ mod tests {
             askers in proptest::collection::vec((0u64..20, any::<bool>()), 50..400),
         ) {
             let per_sec_f = f64::from(per_sec);
-            let mut pace = Pace::new(rate(&format!("{per_sec}/s")), Moment::ZERO);
+            let mut pace = TokenBucket::new(rate(&format!("{per_sec}/s")), Moment::ZERO);
             let (mut now, mut sent, mut most) = (Moment::ZERO, 0, 0);
             for (late_ms, two) in askers {
                 match pace.allowance(now) {
@@ -148,7 +148,7 @@ mod tests {
 
         #[test]
         fn after_a_pause_there_is_no_flood(per_sec in 1u32..100_000, pause_secs in 1u64..1_000_000) {
-            let mut pace = Pace::new(rate(&format!("{per_sec}/s")), Moment::ZERO);
+            let mut pace = TokenBucket::new(rate(&format!("{per_sec}/s")), Moment::ZERO);
             let may = pace.allowance(Duration::from_secs(pause_secs)).unwrap();
             prop_assert!(may as f64 <= (f64::from(per_sec) * BURST_SECS).max(1.0));
         }
