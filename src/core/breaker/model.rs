@@ -67,9 +67,9 @@ struct ModelOutage {
 impl Model {
     /// Whether another user's attempt begun after `since` was delivered, in this much of the history.
     fn others_later(history: &[HistoryEntry], of: u64, since: u64) -> bool {
-        history.iter().any(
-            |entry| matches!(entry, HistoryEntry::Delivered { user, seq, .. } if *user != of && *seq > since),
-        )
+        history
+            .iter()
+            .any(|entry| matches!(entry, HistoryEntry::Delivered { user, seq, .. } if *user != of && *seq > since))
     }
 
     fn is_suspect(&self, of: u64) -> bool {
