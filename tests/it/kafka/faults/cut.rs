@@ -7,7 +7,7 @@ use crate::support::block_on;
 use crate::support::broker::Broker;
 use crate::support::program::eventually;
 use crate::support::torture_times;
-use eventd::kafka::{Cluster, Partition, Who, topic_name};
+use eventd::kafka::{Cluster, Partition, Recipient, topic_name};
 use kafka_protocol::messages::MetadataRequest;
 use kafka_protocol::messages::metadata_request::MetadataRequestTopic;
 use std::time::Duration;
@@ -84,7 +84,7 @@ fn led_by(broker: &Broker, node: i32, topic: &str) -> Vec<Option<i32>> {
     let cluster = Cluster::new(settings(address_of(broker, node)));
     let asked = MetadataRequestTopic::default().with_name(Some(topic_name(topic)));
     let request = MetadataRequest::default().with_topics(Some(vec![asked])).with_allow_auto_topic_creation(false);
-    let answer = block_on(cluster.call(Who::Any, &request, Instant::now() + TOLD_WITHIN)).unwrap();
+    let answer = block_on(cluster.call(Recipient::Any, &request, Instant::now() + TOLD_WITHIN)).unwrap();
     let partitions = answer.topics.iter().flat_map(|topic| &topic.partitions);
     partitions.map(|partition| Some(partition.leader_id.0).filter(|node| *node >= 0)).collect()
 }

@@ -23,7 +23,7 @@ use eventd::core::random::mix;
 use eventd::kafka::Cluster;
 use eventd::limits::FETCH_BYTES_MAX;
 use eventd::log::{CreateTopic, Engine, FetchError, Log};
-use eventd::net::Settings;
+use eventd::net::BrokerSettings;
 use java::{Java, Told};
 use rskafka::client::ClientBuilder;
 use rskafka::client::partition::{Compression, PartitionClient, UnknownTopicHandling};
@@ -106,7 +106,7 @@ async fn what_another_client_wrote_is_given_byte_for_byte_and_delivered() {
     let told = java.until("done");
     java.end();
     let engine = fixture().await.engine;
-    let cluster = Cluster::new(Settings::plain(vec![address()]));
+    let cluster = Cluster::new(BrokerSettings::plain(vec![address()]));
 
     let log = engine.open(&topic, None).await.unwrap();
     for (partition, codec) in ["none", "gzip", "snappy", "lz4", "zstd"].into_iter().enumerate() {
@@ -170,7 +170,7 @@ async fn what_was_aborted_is_never_given_nor_what_stands_behind_an_open_transact
     let mut told = java.until("ended");
     let engine = fixture().await.engine;
     let log = engine.open(&topic, None).await.unwrap();
-    let cluster = Cluster::new(Settings::plain(vec![address()]));
+    let cluster = Cluster::new(BrokerSettings::plain(vec![address()]));
     let dispatch = Dispatch::start(&address(), &topic);
 
     let mut ends = Vec::new();
@@ -377,7 +377,7 @@ mod faults {
         let mut java = Java::start(address, &["compacted", &topic]);
         let told = java.until("done");
         java.end();
-        let settings = Settings::plain(vec![address.to_owned()]);
+        let settings = BrokerSettings::plain(vec![address.to_owned()]);
         let (engine, cluster) = (Kafka::connect(settings.clone()).await.unwrap(), Cluster::new(settings));
         let log = engine.open(&topic, None).await.unwrap();
         let end = closed_end(&*log, &cluster, 0).await;
