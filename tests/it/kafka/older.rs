@@ -90,7 +90,7 @@ impl Replaced {
         Self { port, replaced }
     }
 
-    fn settings(&self) -> Settings {
+    fn settings(&self) -> BrokerSettings {
         BrokerSettings::plain(vec![format!("localhost:{}", self.port)])
     }
 

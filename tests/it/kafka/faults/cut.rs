@@ -7,7 +7,7 @@ use crate::support::block_on;
 use crate::support::broker::Broker;
 use crate::support::program::eventually;
 use crate::support::torture_times;
-use eventd::kafka::{Cluster, Partition, Recipient, topic_name};
+use eventd::kafka::{Cluster, PartitionMetadata, Recipient, topic_name};
 use kafka_protocol::messages::MetadataRequest;
 use kafka_protocol::messages::metadata_request::MetadataRequestTopic;
 use std::time::Duration;
@@ -44,7 +44,7 @@ fn a_broker_that_is_cut_off_from_the_others_stops_neither_ingest_nor_delivery() 
         assert!(led_by(&broker, cut, &scene.topic).contains(&Some(cut)), "node {cut} has heard of the others");
         let cluster = Cluster::new(settings(address_of(&broker, cut)));
         let found = block_on(cluster.topic(&scene.topic, Instant::now() + TOLD_WITHIN)).unwrap().unwrap();
-        let is_new = |partition: &Partition| partition.leader.is_some_and(|node| node != cut);
+        let is_new = |partition: &PartitionMetadata| partition.leader.is_some_and(|node| node != cut);
         assert!(found.partitions.iter().all(is_new), "a first look, told of node {cut} alone: {found:?}");
 
         scene.load.wait_for_more(REQUESTS);

@@ -139,7 +139,7 @@ struct Judged {
     refused: u64,
 }
 
-fn settings(addresses: &str) -> Settings {
+fn settings(addresses: &str) -> BrokerSettings {
     BrokerSettings::plain(addresses.split(',').map(str::to_owned).collect())
 }
 
