@@ -1,10 +1,10 @@
-//! SIGKILL under load, of each mode, on each engine. What has to hold afterwards is told from outside: by what clients
-//! were answered, by the lines of the destination's file, and by the commit that each killed process left behind.
+//! Kills each command with SIGKILL under load, on each engine, and checks the promises from outside. The evidence is
+//! what clients were answered, the lines in the destination's file, and the commit that each killed process left.
 //!
 //! ```text
 //!  file   ────life 1────✂ ────life 2────✂ ──── …     ✂ SIGKILL
 //!                  ├────┤
-//!      delivered, but not in the commit: only these may stand in life 2 again
+//!      delivered after the last commit: only these may be in life 2 again
 //! ```
 
 use crate::conformance::unique;
@@ -12,8 +12,9 @@ use crate::support::block_on;
 use crate::support::delivered::Line;
 use crate::support::in_log;
 use crate::support::load::{Answered, Load};
-use crate::support::program::{Program, eventually};
+use crate::support::program::Program;
 use crate::support::torture_times;
+use crate::support::wait::eventually;
 use eventd::core::progress::Progress;
 use eventd::group::{kafka, sqlite};
 use eventd::log::kafka::Kafka;
@@ -28,16 +29,15 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-/// Kills of each test.
+/// How often each test kills a process.
 fn rounds() -> usize {
     10 * torture_times()
 }
 
-/// What eventd makes a topic with.
 const COMMIT_INTERVAL: Duration = Duration::from_millis(50);
-/// How much longer than the interval a commit may take, with its syncs, on a busy machine.
+/// How much longer than the interval a commit may take on a busy machine, including its syncs.
 const COMMIT_TAKES_MAX: Duration = Duration::from_millis(1500);
-/// How long the first lines of a long life may need to be old ones at its end.
+/// How long a process may take to write its first lines.
 const STARTS_WITHIN: Duration = Duration::from_millis(500);
 const DELIVERY: [&str; 8] =
     ["--dest", "file-1", "--commit-interval", "50ms", "--reliability", "50", "--backoff", "1ms"];
@@ -75,7 +75,7 @@ mod on_kafka {
     }
 }
 
-/// Where the processes run, and which log they share.
+/// The folder in which the processes run, and the log that they share.
 struct Place {
     folder: tempfile::TempDir,
     log: Shared,
@@ -123,7 +123,7 @@ impl Place {
     }
 
     fn dispatch(&self) -> Program {
-        // On Kafka a process that starts again under the same id has its partitions back at once.
+        // A process that starts again with the same id gets its partitions back without a rebalance.
         let id: &[&str] = if matches!(self.log, Shared::Kafka(_)) { &["--instance-id", &self.topic] } else { &[] };
         self.start(&[&["dispatch"], &DELIVERY[..], id].concat())
     }
@@ -132,7 +132,7 @@ impl Place {
         self.start(&[&["up", "--listen", "127.0.0.1:0"], &DELIVERY[..]].concat())
     }
 
-    /// What a process that is gone left: one progress a partition.
+    /// The progress of each partition that an ended process has committed.
     fn committed(&self) -> Vec<Progress> {
         block_on(async {
             let states = match &self.log {
@@ -147,7 +147,7 @@ impl Place {
         })
     }
 
-    /// Holds the log against what clients were told, and says how many of its records are repetitions.
+    /// Compares the log with what clients were answered. Returns the number of records that are repetitions.
     fn judge_log(&self, answered: &Answered) -> usize {
         let log = async {
             match &self.log {
@@ -159,13 +159,13 @@ impl Place {
     }
 
     async fn sqlite(&self) -> Arc<Sqlite> {
-        // Nothing is made, and nothing is removed.
+        // The default settings create no topic and remove no records.
         Sqlite::open(self.path().join("log.db"), Settings::default()).await.unwrap()
     }
 }
 
 async fn kafka_at(address: &str) -> Arc<Kafka> {
-    Kafka::connect(net::BrokerSettings::plain(vec![address.to_owned()])).await.unwrap()
+    Kafka::connect(net::Settings::plain(vec![address.to_owned()])).await.unwrap()
 }
 
 fn kill_up(place: &Place) {
@@ -190,8 +190,8 @@ fn kill_up(place: &Place) {
     history.drained();
     place.judge_log(&answered);
     let repeated = history.judge("up", &answered);
-    assert!(repeated > 0, "no kill hit anything that was under way");
-    assert!(answered.requests_again > 0, "no request was under way when up was killed");
+    assert!(repeated > 0, "no kill interrupted a delivery");
+    assert!(answered.requests_again > 0, "no request was in flight when up was killed");
 }
 
 fn kill_dispatch(place: &Place) {
@@ -214,9 +214,9 @@ fn kill_dispatch(place: &Place) {
     assert_eq!(program.stop().code(), 0);
     assert_eq!(ingest.stop().code(), 0);
     history.drained();
-    assert_eq!(place.judge_log(&answered), 0, "records of events that were appended once");
+    assert_eq!(place.judge_log(&answered), 0, "no event may be in the log twice");
     let repeated = history.judge("dispatch", &answered);
-    assert!(repeated > 0, "no kill hit anything that was under way");
+    assert!(repeated > 0, "no kill interrupted a delivery");
 }
 
 fn kill_ingest(place: &Place) {
@@ -238,14 +238,14 @@ fn kill_ingest(place: &Place) {
     history.drained();
     place.judge_log(&answered);
     let repeated = history.judge("ingest", &answered);
-    assert_eq!(repeated, 0, "dispatch lived through it all");
-    assert!(answered.requests_again > 0, "no request was under way when ingest was killed");
+    assert_eq!(repeated, 0, "dispatch was never killed, so it must not repeat");
+    assert!(answered.requests_again > 0, "no request was in flight when ingest was killed");
 }
 
-/// A destination's file, life by life of the process that wrote it.
+/// The file of a destination, split by the lives of the processes that wrote it.
 struct History<'a> {
     place: &'a Place,
-    /// Where the last life that ended ends in the file.
+    /// The end of the last life in the file, in bytes.
     read_to: u64,
     lives: Vec<Life>,
     lengths: Lengths,
@@ -253,11 +253,11 @@ struct History<'a> {
 
 struct Life {
     lines: Vec<Line>,
-    /// What the process had committed when it was gone, a partition each.
+    /// The progress of each partition that the process had committed at its end.
     committed: Vec<Progress>,
     drained: bool,
-    /// So many of its lines had to be in the commit: all where it drained, else those that were written longer before
-    /// the kill than a commit may take.
+    /// How many of its lines the commit must include. After a drain these are all lines. After a kill these are the
+    /// lines that were written longer before it than a commit may take.
     old_lines: usize,
 }
 
@@ -273,8 +273,8 @@ impl<'a> History<'a> {
         Self { place, read_to: 0, lives: Vec::new(), lengths }
     }
 
-    /// Waits until this life has delivered so much that it can be ended: some are cut short right at the start, some
-    /// live so long that their first lines have to be in the commit.
+    /// Waits until this life has delivered enough to be ended. Some lives end soon after their start. Others last so
+    /// long that the commit must include their first lines.
     fn live_for(&self, round: usize) {
         let more_bytes = [1, 20_000, 3_000, 60_000][round % 4];
         let began = Instant::now();
@@ -285,7 +285,7 @@ impl<'a> History<'a> {
         });
     }
 
-    /// The process is gone: keeps what it wrote and what it had committed.
+    /// Records a life that ended with SIGKILL.
     fn killed(&mut self) {
         let horizon = self.lengths.at(Instant::now().checked_sub(COMMIT_INTERVAL + COMMIT_TAKES_MAX));
         let begin = self.read_to;
@@ -294,21 +294,21 @@ impl<'a> History<'a> {
         self.lives.push(Life { lines, committed: self.place.committed(), drained: false, old_lines });
     }
 
-    /// The process ended by itself: all that it delivered has to be committed.
+    /// Records a life that ended with a drain: everything that it delivered has to be committed.
     fn drained(&mut self) {
         let (lines, _) = self.read();
         let old_lines = lines.len();
         self.lives.push(Life { lines, committed: self.place.committed(), drained: true, old_lines });
     }
 
-    /// The whole lines since the last life, and where each ends.
+    /// The complete lines since the last life, and the end of each.
     fn read(&mut self) -> (Vec<Line>, Vec<u64>) {
         let mut file = std::fs::File::open(self.place.path().join("file-1")).unwrap();
         file.seek(SeekFrom::Start(self.read_to)).unwrap();
         let mut text = String::new();
         file.read_to_string(&mut text).unwrap();
         let (mut lines, mut ends, mut end) = (Vec::new(), Vec::new(), 0);
-        // A torn last line is cut by the next life.
+        // The next life removes an incomplete last line.
         for line in text.split_inclusive('\n').filter(|line| line.ends_with('\n')) {
             lines.push(serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {line}")));
             end += line.len() as u64;
@@ -318,9 +318,9 @@ impl<'a> History<'a> {
         (lines, ends)
     }
 
-    /// Holds everything against the promises, and says how many deliveries were repetitions.
+    /// Checks every promise, and returns the number of repeated deliveries.
     fn judge(self, mode: &str, answered: &Answered) -> usize {
-        // Where each record was delivered last.
+        // For each record, the last life that delivered it.
         let mut seen = HashMap::new();
         let mut first_payloads = BTreeMap::<&str, Vec<u64>>::new();
         let (mut repeated, mut old_lines, mut deliveries) = (0, 0, 0);
@@ -328,16 +328,16 @@ impl<'a> History<'a> {
             let mut last_offsets = HashMap::new();
             for line in &life.lines {
                 let last = last_offsets.insert(&line.user, line.offset);
-                assert!(last < Some(line.offset), "life {number}: not in order behind {last:?}: {line:?}");
+                assert!(last < Some(line.offset), "life {number}: not in order after {last:?}: {line:?}");
                 let Some(delivered_in) = seen.insert((line.partition, line.offset), number) else {
                     first_payloads.entry(&line.user).or_default().push(line.payload.parse().unwrap());
                     continue;
                 };
                 repeated += 1;
                 let drained = self.lives[delivered_in].drained;
-                assert!(!drained, "life {number} repeats what life {delivered_in} delivered, which drained: {line:?}");
+                assert!(!drained, "life {number} repeats a line of life {delivered_in}, which was drained: {line:?}");
                 let settled = self.lives[number - 1].has_settled(line);
-                assert!(!settled, "life {number}: the commit that it began with says that this is settled: {line:?}");
+                assert!(!settled, "life {number}: repeats a line that the commit before it had settled: {line:?}");
             }
             for line in &life.lines[..life.old_lines] {
                 let within = COMMIT_INTERVAL + COMMIT_TAKES_MAX;
@@ -347,7 +347,7 @@ impl<'a> History<'a> {
             deliveries += life.lines.len();
         }
         for (user, events) in &answered.events {
-            // A request that was sent again may stand in the log twice.
+            // A request that was sent again may be in the log twice. Only the first copy counts here.
             let mut first = Vec::new();
             for payload in first_payloads.remove(user.as_str()).unwrap_or_default() {
                 if payload == first.len() as u64 {
@@ -355,7 +355,7 @@ impl<'a> History<'a> {
                 }
                 assert!(payload < first.len() as u64, "{user}: {payload} came before {}", first.len());
             }
-            assert_eq!(first.len(), events.len(), "{user}: so many of its events were delivered, and answered");
+            assert_eq!(first.len(), events.len(), "{user}: events delivered, and events answered");
         }
         let (answers, rounds, log) = (answered.count(), rounds(), self.place.name());
         println!(
@@ -363,7 +363,7 @@ impl<'a> History<'a> {
              repeated, {} requests sent again, {old_lines} deliveries had to be in a commit",
             answered.requests_again
         );
-        assert!(answers > 1_000, "only {answers} events: that is no load");
+        assert!(answers > 1_000, "only {answers} events: the load was too small");
         repeated
     }
 
@@ -383,7 +383,7 @@ impl<'a> History<'a> {
     }
 }
 
-/// How long a file was, and when.
+/// Records how long a file was at which time.
 struct Lengths {
     samples: Arc<std::sync::Mutex<Vec<(Instant, u64)>>>,
     stop: Arc<AtomicBool>,
@@ -408,7 +408,7 @@ impl Lengths {
         self.samples.lock().unwrap().last().map_or(0, |(_, length)| *length)
     }
 
-    /// The length that was seen last before this moment.
+    /// The last length that was seen before this moment.
     fn at(&self, moment: Option<Instant>) -> u64 {
         let samples = self.samples.lock().unwrap();
         let before = samples.iter().rev().find(|(at, _)| moment.is_some_and(|moment| *at < moment));
@@ -420,7 +420,7 @@ impl Drop for Lengths {
     fn drop(&mut self) {
         self.stop.store(true, Ordering::Relaxed);
         if let Some(thread) = self.thread.take() {
-            thread.join().expect("the thread that looks at a file's length ends");
+            thread.join().expect("the thread that follows the file ends");
         }
     }
 }

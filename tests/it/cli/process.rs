@@ -3,8 +3,9 @@
 
 use crate::support::client::Client;
 use crate::support::delivered::lines;
-use crate::support::program::{Program, command, eventually};
+use crate::support::program::{Program, command};
 use crate::support::receiver::Receiver;
+use crate::support::wait::eventually;
 use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
 use std::fs::File;
 use std::io::{BufRead, BufReader, Write};

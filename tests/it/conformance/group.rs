@@ -1,6 +1,7 @@
-//! The promises of [`Group`](eventd::group::Group) that hold for a member alone.
+//! The promises of [`Group`](eventd::group::Group) to a group's only member.
 
-use super::{Fixture, SOON, new_topic, record, unique};
+use super::{Fixture, new_topic, record, unique};
+use crate::support::wait::PATIENCE;
 use eventd::core::outcome::Certainty;
 use eventd::core::progress::{OffsetReset, PartitionState, ResetTarget};
 use eventd::group::{Change, Group};
@@ -8,15 +9,15 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 use tokio::time::{Instant, sleep, timeout};
 
-/// Waits until the member was given so many partitions: only its owner commits one.
+/// Waits until the member was assigned so many partitions. Only the owner of a partition may commit.
 async fn own(group: &dyn Group, partitions: usize) {
     for _ in 0..partitions {
-        let change = timeout(SOON, group.changed()).await.expect("every partition is given").unwrap();
-        assert!(matches!(change, Change::Assigned(_)), "nothing is taken from a member alone: {change:?}");
+        let change = timeout(PATIENCE, group.changed()).await.expect("every partition is assigned").unwrap();
+        assert!(matches!(change, Change::Assigned(_)), "a single member loses no partition: {change:?}");
     }
 }
 
-/// A watermark, and what is settled above it as `(start, end)`.
+/// A state with this watermark and these settled ranges `(start, end)` above it.
 fn state(watermark: i64, settled: &[(i64, i64)]) -> PartitionState {
     PartitionState { watermark, settled: settled.iter().map(|(start, end)| *start..*end).collect(), moved: None }
 }
@@ -26,13 +27,13 @@ pub(crate) async fn a_member_alone_is_given_every_partition_once(fixture: &dyn F
     let group = fixture.join(&unique("group"), log.topic()).await;
     let mut given = BTreeSet::new();
     while given.len() < 3 {
-        match timeout(SOON, group.changed()).await.expect("every partition is given").unwrap() {
-            Change::Assigned(partition) => assert!(given.insert(partition), "{partition} is given twice"),
-            other => panic!("nothing is taken from a member alone: {other:?}"),
+        match timeout(PATIENCE, group.changed()).await.expect("every partition is assigned").unwrap() {
+            Change::Assigned(partition) => assert!(given.insert(partition), "{partition} is assigned twice"),
+            other => panic!("a single member loses no partition: {other:?}"),
         }
     }
     assert_eq!(given, BTreeSet::from([0, 1, 2]));
-    // Not a wait for something to happen: nothing may.
+    // This waits for the absence of a change, so it needs a fixed time.
     let more = timeout(Duration::from_millis(300), group.changed()).await;
     assert!(more.is_err(), "{more:?}");
     group.leave().await;
@@ -109,16 +110,16 @@ pub(crate) async fn what_is_asked_for_is_told_to_the_owner_and_applied_where_the
     group.commit(1, stored.clone()).await.unwrap();
     assert_eq!(group.requested_reset(1).await, Ok(None));
     for wanted in [back(5, 3), OffsetReset { id: 6, to: ResetTarget::Ahead(first + 8) }, back(8, 2)] {
-        assert!(!fixture.moves(&name, topic, 1, wanted).await, "its owner is there");
-        // An owner looks now and then: an engine may remember for as long what it was told.
-        let deadline = Instant::now() + SOON;
+        assert!(!fixture.moves(&name, topic, 1, wanted).await, "the owner has to apply it");
+        // The owner learns of a request with a delay: an engine may cache for a while that there is none.
+        let deadline = Instant::now() + PATIENCE;
         while group.requested_reset(1).await != Ok(Some(wanted)) {
             assert!(Instant::now() < deadline, "{wanted:?}, and {:?}", group.requested_reset(1).await);
             sleep(Duration::from_millis(20)).await;
         }
-        assert_eq!(group.requested_reset(0).await, Ok(None), "each partition has its own");
+        assert_eq!(group.requested_reset(0).await, Ok(None), "the request is for the other partition");
     }
-    assert_eq!(group.committed(1).await, Ok(Some(stored.clone())), "the owner alone applies it");
+    assert_eq!(group.committed(1).await, Ok(Some(stored.clone())), "only the owner applies it");
     let moved = stored.after(&back(8, 2));
     group.commit(1, moved.clone()).await.unwrap();
     group.leave().await;
@@ -128,7 +129,11 @@ pub(crate) async fn what_is_asked_for_is_told_to_the_owner_and_applied_where_the
     assert!(fixture.moves(&name, topic, 1, back(9, 1)).await);
     let group = fixture.join(&name, topic).await;
     own(&*group, 2).await;
-    assert_eq!(group.committed(1).await, Ok(Some(moved.after(&back(9, 1)))), "it is done already");
+    assert_eq!(
+        group.committed(1).await,
+        Ok(Some(moved.after(&back(9, 1)))),
+        "a reset that is already done changes nothing"
+    );
     group.leave().await;
 }
 

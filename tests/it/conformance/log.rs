@@ -1,6 +1,7 @@
 //! The promises of [`Log`] and [`Engine`](eventd::log::Engine).
 
-use super::{Fixture, SOON, new_topic, payload, read_all, record, unique};
+use super::{Fixture, new_topic, payload, read_all, record, unique};
+use crate::support::wait::PATIENCE;
 use eventd::core::event::{CONTENT_TYPE, ID, Record};
 use eventd::core::outcome::Certainty;
 use eventd::limits::RECORD_BYTES_MAX;
@@ -56,7 +57,7 @@ pub(crate) async fn each_of_many_appenders_keeps_its_own_order(fixture: &dyn Fix
         for appender in (0..16u32).filter(|appender| appender % 2 == partition) {
             let own = |record: &&(i64, Record)| record.1.key() == Some(appender.to_string().as_bytes());
             let order: Vec<u32> = found.iter().filter(own).map(|(_, r)| payload(r).parse().unwrap()).collect();
-            assert_eq!(order, (0..25).collect::<Vec<_>>(), "of appender {appender}");
+            assert_eq!(order, (0..25).collect::<Vec<_>>(), "appender {appender}");
         }
     }
 }
@@ -75,22 +76,22 @@ pub(crate) async fn fetching_begins_anywhere(fixture: &dyn Fixture) {
     let log = new_topic(fixture, 1).await;
     let first = log.append(0, (0..10).map(|n| record("user", &n.to_string())).collect()).await.unwrap();
     for skip in 0..10 {
-        let fetched = log.fetch(0, first + skip, MIB, SOON).await.unwrap();
+        let fetched = log.fetch(0, first + skip, MIB, PATIENCE).await.unwrap();
         assert_eq!(fetched.events[0].offset, first + skip);
         assert_eq!(payload(&fetched.events[0].record), skip.to_string());
     }
-    assert_eq!(log.fetch(0, first, MIB, SOON).await.unwrap().latest, first + 10);
+    assert_eq!(log.fetch(0, first, MIB, PATIENCE).await.unwrap().latest, first + 10);
 }
 
 pub(crate) async fn a_fetch_keeps_to_its_bytes_and_gives_one_record_at_least(fixture: &dyn Fixture) {
     let log = new_topic(fixture, 1).await;
     let text = "x".repeat(10_000);
     let first = log.append(0, (0..20).map(|_| record("user", &text)).collect()).await.unwrap();
-    let fetched = log.fetch(0, first, 55_000, SOON).await.unwrap();
+    let fetched = log.fetch(0, first, 55_000, PATIENCE).await.unwrap();
     let bytes: usize = fetched.events.iter().map(|event| event.record.size_bytes()).sum();
     assert!(!fetched.events.is_empty() && bytes <= 55_000, "{} events, {bytes} bytes", fetched.events.len());
     assert_eq!(fetched.next, fetched.events.last().unwrap().offset + 1);
-    let fetched = log.fetch(0, first, 1, SOON).await.unwrap();
+    let fetched = log.fetch(0, first, 1, PATIENCE).await.unwrap();
     assert_eq!((fetched.events.len(), fetched.events[0].offset), (1, first));
 }
 
@@ -102,7 +103,7 @@ pub(crate) async fn a_waiting_fetch_wakes_for_an_append(fixture: &dyn Fixture) {
         tokio::spawn(async move { log.fetch(0, end, MIB, Duration::from_secs(60)).await })
     };
     let offset = log.append(0, vec![record("user", "late")]).await.unwrap();
-    let fetched = timeout(SOON, waiting).await.expect("long before the wait is over").unwrap().unwrap();
+    let fetched = timeout(PATIENCE, waiting).await.expect("the append wakes the fetch").unwrap().unwrap();
     assert_eq!(fetched.events[0].offset, offset);
     assert_eq!(payload(&fetched.events[0].record), "late");
 }
@@ -114,7 +115,8 @@ pub(crate) async fn a_fetch_with_nothing_to_give_ends_with_its_wait(fixture: &dy
     let fetched = log.fetch(0, end, MIB, Duration::from_millis(300)).await.unwrap();
     assert!(started.elapsed() >= Duration::from_millis(290), "{:?}", started.elapsed());
     assert_eq!((fetched.events.len(), fetched.next, fetched.latest), (0, end, end));
-    let fetched = timeout(SOON, log.fetch(0, end, MIB, NOW)).await.expect("no wait").unwrap();
+    let fetched =
+        timeout(PATIENCE, log.fetch(0, end, MIB, NOW)).await.expect("a fetch without a wait returns at once").unwrap();
     assert!(fetched.events.is_empty());
 }
 
@@ -122,7 +124,7 @@ pub(crate) async fn a_fetch_outside_the_log_says_what_the_log_holds(fixture: &dy
     let log = new_topic(fixture, 1).await;
     let first = log.append(0, vec![record("user", "one")]).await.unwrap();
     for from in [first + 2, first + 1_000_000, -1] {
-        let error = log.fetch(0, from, MIB, SOON).await.unwrap_err();
+        let error = log.fetch(0, from, MIB, PATIENCE).await.unwrap_err();
         assert_eq!(error, FetchError::OutOfRange { from, earliest: first, latest: first + 1 });
     }
 }
@@ -174,7 +176,8 @@ pub(crate) async fn payloads_and_headers_come_back_byte_for_byte(fixture: &dyn F
 pub(crate) async fn an_offset_is_found_by_its_time(fixture: &dyn Fixture) {
     let log = new_topic(fixture, 1).await;
     let base = 1_700_000_000_000;
-    // A clock that jumps back now and then: the promise is the lowest offset, not a search in sorted times.
+    // The clock jumps back now and then. The promise is the lowest offset with a later time, so a binary search would
+    // be wrong.
     let times: Vec<i64> = (0..3_000).map(|n| base + n * 10 - if n % 7 == 3 { 400 } else { 0 }).collect();
     let records: Vec<Record> = times.iter().map(|time| Record::new(Some(b"u"), Some(b"p"), &[], *time)).collect();
     let first = log.append(0, records).await.unwrap();

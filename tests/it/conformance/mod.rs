@@ -1,14 +1,16 @@
-//! What every log and every group promises, held against each engine. An engine joins with a [`Fixture`] and one line:
+//! The promises that every log and every group keeps, as one suite that runs against each engine. An engine joins with
+//! a [`Fixture`] and one line:
 //!
 //! ```text
 //! crate::conformance::suite!(my_fixture);     // async fn my_fixture() -> impl Fixture
 //! ```
 //!
-//! Topics get names of their own, so that a broker may be shared; nothing relies on an offset beyond what is promised.
+//! Each test has topics of its own, so that tests can share a broker. No test expects a particular first offset.
 
 pub(crate) mod group;
 pub(crate) mod log;
 
+use crate::support::wait::PATIENCE;
 use eventd::BoxFuture;
 use eventd::core::event::Record;
 use eventd::core::progress::OffsetReset;
@@ -16,21 +18,18 @@ use eventd::group::Group;
 use eventd::log::{CreateTopic, Engine, Log};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::time::Duration;
 
-/// One engine under test, gone with the value.
+/// One engine under test. Dropping the value ends it.
 pub(crate) trait Fixture: Send + Sync {
     fn engine(&self) -> Arc<dyn Engine>;
 
-    /// Joins a group that nobody else is in.
+    /// Joins a group that has no other member.
     fn join<'a>(&'a self, name: &'a str, topic: &'a str) -> BoxFuture<'a, Arc<dyn Group>>;
 
-    /// Asks for another position of a group, in one partition; and applies it, if nobody owns that. Answers whether.
+    /// Requests an offset reset in one partition. If no member owns the partition, applies it. Returns whether it was
+    /// applied.
     fn moves<'a>(&'a self, name: &'a str, topic: &'a str, partition: u32, wanted: OffsetReset) -> BoxFuture<'a, bool>;
 }
-
-/// Long enough for a broker, short enough for a person: what is waited for in a test comes by then.
-pub(crate) const SOON: Duration = Duration::from_secs(20);
 
 /// Makes one test of each promise.
 macro_rules! suite {
@@ -83,7 +82,7 @@ pub(crate) fn unique(name: &str) -> String {
     format!("{name}-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed))
 }
 
-/// A topic of its own.
+/// Creates a topic that only this test uses.
 pub(crate) async fn new_topic(fixture: &dyn Fixture, partitions: u32) -> Arc<dyn Log> {
     let create = CreateTopic { partitions, retention: None };
     fixture.engine().open(&unique("topic"), Some(create)).await.expect("a new topic opens")
@@ -97,13 +96,13 @@ pub(crate) fn payload(record: &Record) -> &str {
     std::str::from_utf8(record.value().expect("a payload")).expect("text")
 }
 
-/// Every record from an offset up to the end.
+/// Every record from this offset to the end of the log.
 pub(crate) async fn read_all(log: &dyn Log, partition: u32, from: i64) -> Vec<(i64, Record)> {
     let (mut at, mut found) = (from, Vec::new());
     let end = log.latest(partition).await.expect("the end is known");
     while at < end {
-        let fetched = log.fetch(partition, at, 1 << 20, SOON).await.expect("a fetch inside the log succeeds");
-        assert!(fetched.next > at, "a fetch that gives records moves on from {at}: {fetched:?}");
+        let fetched = log.fetch(partition, at, 1 << 20, PATIENCE).await.expect("a fetch inside the log succeeds");
+        assert!(fetched.next > at, "a fetch that gives records advances from {at}: {fetched:?}");
         at = fetched.next;
         found.extend(fetched.events.into_iter().map(|event| (event.offset, event.record)));
     }

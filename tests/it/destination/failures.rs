@@ -1,26 +1,27 @@
-//! Why a destination cannot be reached, in words: against real sockets, certificates and files. Each failure says what
-//! happened, with host and port (or the path), and what to do next; none shows a part of the URL that may be secret.
+//! What is said if a destination cannot be reached, tested against real sockets, certificates and files. Each failure
+//! says what happened, with the host and port or the path, and what to do. None shows a part of the URL that may be
+//! secret.
 
-use super::{PATIENCE, attempt, event, opened};
+use super::{ATTEMPT_TIME, attempt, event, opened};
 use crate::support::authority::{Authority, self_signed, serve_tls};
 use eventd::core::verdict::{Failed, Verdict};
 use eventd::destination::DestinationSettings;
 use std::path::Path;
 use std::time::Duration;
 
-/// Stands in the URL of each attempt where a secret may: user, password, path and query.
+/// Used in the URL for every part that may be secret: user, password, path and query.
 const SECRET: &str = "s3cret";
 
-/// What an attempt at this scheme, host and port comes to.
+/// Makes an attempt at this scheme, host and port, and returns how it failed.
 async fn fails(scheme: &str, address: &str, settings: &DestinationSettings) -> Failed {
     let url = format!("{scheme}://{SECRET}:{SECRET}@{address}/{SECRET}?token={SECRET}");
-    let failed = attempt(&*opened(&url, settings), event(1, "user-1", b"x"), PATIENCE).await.unwrap_err();
+    let failed = attempt(&*opened(&url, settings), event(1, "user-1", b"x"), ATTEMPT_TIME).await.unwrap_err();
     assert_eq!(failed.verdict, Verdict::Unreachable, "{}", failed.answer);
     assert!(!failed.answer.contains(SECRET), "{}", failed.answer);
     failed
 }
 
-/// The words hold all of these.
+/// Checks that the failure's text contains all of these.
 fn assert_says(failed: &Failed, expected: &[&str]) {
     for expected in expected {
         assert!(failed.answer.contains(expected), "{expected:?} is not in: {}", failed.answer);
@@ -63,7 +64,7 @@ async fn a_certificate_of_another_host_is_named_with_its_names() {
 }
 
 #[tokio::test]
-async fn a_certificate_that_nobody_trusted_has_signed_is_told_apart() {
+async fn a_certificate_of_an_untrusted_authority_is_named() {
     let (ours, theirs) = (Authority::new(), Authority::new());
     let port = serve_tls(theirs.issue());
     let failed = fails("https", &format!("localhost:{port}"), &trusting(&ours)).await;
@@ -71,7 +72,7 @@ async fn a_certificate_that_nobody_trusted_has_signed_is_told_apart() {
         &failed,
         &[&format!("certificate of localhost:{port}"), "authority that is not trusted", "SSL_CERT_FILE"],
     );
-    // An authority's certificate that is shown as the server's own.
+    // A server that shows an authority's self-signed certificate as its own.
     let port = serve_tls(self_signed());
     let failed = fails("https", &format!("localhost:{port}"), &trusting(&ours)).await;
     let shown = format!("the certificate that localhost:{port} shows as its own is that of an authority");
@@ -80,7 +81,7 @@ async fn a_certificate_that_nobody_trusted_has_signed_is_told_apart() {
 }
 
 #[tokio::test]
-async fn a_host_that_has_no_address_is_named() {
+async fn a_host_without_an_address_is_named() {
     let failed = fails("http", "nosuch.invalid:8080", &DestinationSettings::default()).await;
     assert_says(&failed, &["cannot find the address of nosuch.invalid:8080", "Check the host in the URL"]);
 }
@@ -95,18 +96,18 @@ async fn a_connection_that_is_refused_is_named() {
 }
 
 #[tokio::test]
-async fn a_connection_that_nobody_accepts_is_named() {
+async fn a_connection_that_is_not_accepted_is_named() {
     let socket = tokio::net::TcpSocket::new_v4().unwrap();
     socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
     let listener = socket.listen(1).unwrap();
     let address = listener.local_addr().unwrap();
-    // The queue of connections is full once one of these has to wait: those of the system go unanswered then.
+    // Once one of these connections has to wait, the queue is full. The system then ignores further connections.
     let mut waiting = Vec::new();
     while let Ok(Ok(stream)) =
         tokio::time::timeout(Duration::from_millis(300), tokio::net::TcpStream::connect(address)).await
     {
         waiting.push(stream);
-        assert!(waiting.len() < 100, "a queue of 1 has no end");
+        assert!(waiting.len() < 100, "the queue of length 1 never fills");
     }
     let settings =
         DestinationSettings { attempt_timeout: Duration::from_millis(500), ..DestinationSettings::default() };
@@ -116,7 +117,7 @@ async fn a_connection_that_nobody_accepts_is_named() {
 
 #[tokio::test]
 async fn a_server_that_accepts_and_never_answers_the_tls_handshake_is_named() {
-    // Its queue accepts connections, and nobody reads them.
+    // The system accepts connections into the listener's queue, and no program reads them.
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let port = listener.local_addr().unwrap().port();
     let authority = Authority::new();
@@ -145,9 +146,9 @@ async fn a_port_that_does_not_speak_tls_is_named() {
 }
 
 #[tokio::test]
-async fn a_port_that_speaks_tls_alone_is_named() {
+async fn a_port_that_only_speaks_tls_is_named() {
     let port = serve_tls(Authority::new().issue());
-    // As other servers do it: without a word.
+    // Other servers close the connection without an answer.
     let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let silent_port = silent.local_addr().unwrap().port();
     std::thread::spawn(move || {
@@ -157,7 +158,7 @@ async fn a_port_that_speaks_tls_alone_is_named() {
     });
     for port in [port, silent_port] {
         let destination = opened(&format!("http://localhost:{port}/"), &DestinationSettings::default());
-        let failed = attempt(&*destination, event(1, "user-1", b"x"), PATIENCE).await.unwrap_err();
+        let failed = attempt(&*destination, event(1, "user-1", b"x"), ATTEMPT_TIME).await.unwrap_err();
         assert_says(&failed, &["write https:// in the URL"]);
     }
 }
@@ -165,27 +166,27 @@ async fn a_port_that_speaks_tls_alone_is_named() {
 #[tokio::test]
 async fn a_disk_that_is_full_is_named() {
     let failed =
-        attempt(&*opened("/dev/full", &DestinationSettings::default()), event(1, "user-1", b"x"), PATIENCE).await;
+        attempt(&*opened("/dev/full", &DestinationSettings::default()), event(1, "user-1", b"x"), ATTEMPT_TIME).await;
     let failed = failed.unwrap_err();
     assert_eq!(failed.verdict, Verdict::Unreachable);
     assert_says(&failed, &["/dev/full cannot be written: its disk is full: make room"]);
 }
 
 #[tokio::test]
-async fn a_directory_in_place_of_the_file_is_named() {
+async fn a_directory_instead_of_the_file_is_named() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("out.jsonl");
     let destination = opened(path.to_str().unwrap(), &DestinationSettings::default());
     std::fs::remove_file(&path).unwrap();
     std::fs::create_dir(&path).unwrap();
-    let failed = attempt(&*destination, event(1, "user-1", b"x"), PATIENCE).await.unwrap_err();
+    let failed = attempt(&*destination, event(1, "user-1", b"x"), ATTEMPT_TIME).await.unwrap_err();
     assert_eq!(failed.verdict, Verdict::Unreachable);
     assert_says(&failed, &[path.to_str().unwrap(), "it is a directory"]);
     std::fs::remove_dir(&path).unwrap();
     std::fs::remove_dir(folder.path()).unwrap();
-    let failed = attempt(&*destination, event(1, "user-1", b"x"), PATIENCE).await.unwrap_err();
+    let failed = attempt(&*destination, event(1, "user-1", b"x"), ATTEMPT_TIME).await.unwrap_err();
     assert_says(&failed, &["its directory is missing: create the directory"]);
-    assert!(!Path::exists(&path), "a mistyped directory is not made");
+    assert!(!Path::exists(&path), "a missing directory is not created");
 }
 
 fn unused_port() -> u16 {

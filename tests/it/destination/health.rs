@@ -1,10 +1,11 @@
-//! What a destination's trouble leads to, and what the program's log says of it: by its standard error, against real
-//! sockets. (Stories that last minutes are in the simulation: `tests/simulation/dispatch/telling.rs`.)
+//! How a destination's failures change what eventd does and logs. The tests use real sockets and read standard error.
+//! (Scenarios that last minutes are in the simulation: `tests/simulation/dispatch/telling.rs`.)
 
 use crate::support::authority::{Authority, serve_tls};
 use crate::support::client::Client;
-use crate::support::program::{Program, command, eventually};
+use crate::support::program::{Program, command};
 use crate::support::receiver::Receiver;
+use crate::support::wait::eventually;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpListener;
 use std::path::Path;
@@ -15,7 +16,7 @@ fn up(folder: &Path, destination: &str) -> Program {
     Program::start(folder, &["up", "--url", "sqlite:log.db", "--listen", "127.0.0.1:0", "--dest", destination])
 }
 
-/// Sends one event of each of these users.
+/// Posts one event for each of these users.
 fn post(ingest: &Program, users: &[String]) {
     let event = |user: &String| format!(r#"{{"UserID":{},"Payload":"x"}}"#, serde_json::to_string(user).unwrap());
     let events = users.iter().map(event).collect::<Vec<_>>().join(",");
@@ -27,7 +28,7 @@ fn users(range: std::ops::Range<usize>) -> Vec<String> {
     range.map(|n| format!("user-{n}")).collect()
 }
 
-/// A receiver that gives each request the answer that is set, byte for byte.
+/// A receiver that gives each request the answer that the test has set, byte for byte.
 struct Scripted {
     address: String,
     answer: Arc<Mutex<Vec<u8>>>,
@@ -88,28 +89,28 @@ fn answer(status: &str, body: &str) -> Vec<u8> {
 }
 
 #[test]
-fn one_event_that_is_refused_among_healthy_traffic_is_given_up_at_its_second_refusal() {
+fn an_event_that_is_refused_among_healthy_traffic_is_given_up_after_its_second_refusal() {
     let (folder, receiver) = (tempfile::tempdir().unwrap(), Receiver::start());
     receiver.answers(|hook| if hook.user() == "refused" { 422 } else { 200 });
     let up = up(folder.path(), &format!("hook={}", receiver.url));
     post(&up, &["refused".to_owned()]);
     eventually(|| (receiver.refused() > 0).then_some(()).ok_or_else(|| "nothing was refused".to_owned()));
-    // From here on others are served. Each of these is delivered before the next is sent.
+    // From here on, other users' events are delivered. Each is delivered before the next one is sent.
     let mut served = 0;
     while !up.lines().contains("gave up an event") {
         post(&up, &users(served..served + 1));
         served += 1;
         receiver.wait_for(served);
-        assert!(receiver.refused() < 8, "tried again and again, with {served} deliveries between");
+        assert!(receiver.refused() < 8, "too many tries, with {served} deliveries in between");
     }
     let line = up.wait_for(&["gave up an event", "reason=\"refused\"", "user=\"refused\"", " id=\""]);
-    // One more where the first retry was on its way before anybody was served.
+    // There is one more try if the first retry was already in flight when the first delivery succeeded.
     assert!(receiver.refused() <= 3, "{} sends: {line}", receiver.refused());
     assert_eq!(up.stop().code(), 0);
 }
 
 #[test]
-fn answers_of_500_after_a_time_without_connections_are_the_same_outage() {
+fn answers_of_500_after_refused_connections_continue_the_same_outage() {
     let folder = tempfile::tempdir().unwrap();
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
@@ -135,7 +136,7 @@ fn answers_of_500_after_a_time_without_connections_are_the_same_outage() {
 }
 
 #[test]
-fn a_single_user_is_not_kept_waiting_by_an_outage_that_nobody_else_can_tell_of() {
+fn a_single_user_does_not_wait_for_an_outage_that_no_other_user_confirms() {
     let folder = tempfile::tempdir().unwrap();
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
@@ -163,7 +164,7 @@ fn a_single_user_is_not_kept_waiting_by_an_outage_that_nobody_else_can_tell_of()
 }
 
 #[test]
-fn an_answer_is_shown_escaped_and_at_most_200_bytes_of_it() {
+fn the_log_shows_an_answer_escaped_and_at_most_200_bytes_of_it() {
     let folder = tempfile::tempdir().unwrap();
     let body = format!("bell \u{7} clear \u{1b}[2J {}THE END", "echo of a payload ".repeat(100));
     let scripted =
@@ -191,7 +192,7 @@ fn an_answer_is_shown_escaped_and_at_most_200_bytes_of_it() {
 }
 
 #[test]
-fn the_program_says_that_a_certificate_has_expired_and_of_which_host() {
+fn the_log_says_which_hosts_certificate_has_expired() {
     let (folder, authority) = (tempfile::tempdir().unwrap(), Authority::new());
     let port = serve_tls(authority.issue_with(|params| {
         params.not_before = rcgen::date_time_ymd(2020, 1, 1);

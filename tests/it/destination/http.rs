@@ -1,7 +1,8 @@
-//! The http destination against servers that answer, hang, close and lie.
+//! The HTTP destination against servers that answer, hang, close the connection, or send nonsense.
 
-use super::{PATIENCE, attempt, event, opened, until};
+use super::{ATTEMPT_TIME, attempt, event, opened};
 use crate::support::authority::{Authority, serve_tls};
+use crate::support::wait::eventually_async;
 use eventd::core::event::{Event, Record};
 use eventd::core::verdict::{Failed, Verdict};
 use eventd::destination::spec::Spec;
@@ -17,19 +18,19 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Barrier;
 use tokio::time::Instant;
 
-/// What the server does with a request.
+/// What the server does when it has read a request.
 enum Reply {
     Bytes(Vec<u8>),
-    /// These, once everybody waits at the barrier.
+    /// Sends these bytes when all requests have reached the barrier.
     BytesAfter(Arc<Barrier>, Vec<u8>),
-    /// The first ones at once, the others once everybody waits at the barrier.
+    /// Sends the first bytes at once, and the others when all have reached the barrier.
     BytesAndAfter(Vec<u8>, Arc<Barrier>, Vec<u8>),
-    /// These, and then nothing, until the client closes the connection.
+    /// Sends these bytes and then nothing, until the client closes the connection.
     BytesAndHang(Vec<u8>),
-    /// These, and then the connection is closed.
+    /// Sends these bytes and closes the connection.
     BytesAndClose(Vec<u8>),
     Close,
-    /// The connection is closed by a reset.
+    /// Resets the connection.
     Reset,
     Hang,
 }
@@ -43,7 +44,7 @@ fn answer(status: &str, headers: &str, body: &str) -> Reply {
 
 #[derive(Debug, Clone)]
 struct Received {
-    /// Which connection it came over, from 0 on.
+    /// The number of the connection over which it came, from 0.
     connection: usize,
     line: String,
     headers: HashMap<String, String>,
@@ -52,7 +53,7 @@ struct Received {
 
 type Script = Arc<dyn Fn(usize, &Received) -> Reply + Send + Sync>;
 
-/// A server that does to the n-th request (from 0) what the script says.
+/// A server with a script: it says what to do with the n-th request, counted from 0.
 struct Server {
     url: String,
     received: Arc<Mutex<Vec<Received>>>,
@@ -95,7 +96,8 @@ impl Server {
     }
 
     async fn attempt(&self) -> Result<(), Failed> {
-        attempt(&*opened(&self.url, &DestinationSettings::default()), event(17, "user-1", b"payload"), PATIENCE).await
+        attempt(&*opened(&self.url, &DestinationSettings::default()), event(17, "user-1", b"payload"), ATTEMPT_TIME)
+            .await
     }
 }
 
@@ -188,12 +190,12 @@ async fn every_status_has_its_verdict() {
         let location = "location: http://127.0.0.1:1/\r\n";
         let server = Server::start(move |_, _| answer(&format!("{status} Word"), location, "")).await;
         assert_eq!(verdict(server.attempt().await), expected, "{status}");
-        assert_eq!(server.received().len(), 1, "{status} is asked for once");
+        assert_eq!(server.received().len(), 1, "{status} is not retried by the destination");
     }
 }
 
 #[tokio::test]
-async fn a_retry_after_is_believed_up_to_its_limit() {
+async fn a_retry_after_is_respected_up_to_its_limit() {
     let after = |seconds| Some(Duration::from_secs(seconds));
     let a_second_ago = httpdate::fmt_http_date(SystemTime::now() - Duration::from_secs(1));
     for (status, text, expected) in [
@@ -215,26 +217,26 @@ async fn a_retry_after_is_believed_up_to_its_limit() {
 }
 
 #[tokio::test]
-async fn the_request_says_what_the_event_is_and_is_signed() {
+async fn a_request_describes_its_event_and_is_signed() {
     let server = Server::start(|_, _| answer("200 OK", "", "thanks")).await;
     let secret = parse_secret("whsec_c2VjcmV0IG9mIHRoZSB0ZXN0cw==").unwrap();
     let settings = DestinationSettings { secret: Some(secret.clone()), ..DestinationSettings::default() };
     let url = server.url.replace("http://", "http://me:pass%20word@");
     let destination = open(&Spec::parse(&url).unwrap(), &settings).unwrap();
-    assert!(!format!("{destination:?}").contains("pass"), "no password in {destination:?}");
-    assert!(!format!("{destination:?}").contains("bWU6cGFzcyB3b3Jk"), "no password in {destination:?}");
+    assert!(!format!("{destination:?}").contains("pass"), "a password is in {destination:?}");
+    assert!(!format!("{destination:?}").contains("bWU6cGFzcyB3b3Jk"), "a password is in {destination:?}");
 
     let payload: Vec<u8> = (0..=255).collect();
     let headers: &[(&str, Option<&[u8]>)] = &[("eventd-id", Some(b"a.b")), ("content-type", Some(b"image/png"))];
     let record = Record::new(Some("grüße".as_bytes()), Some(&payload), headers, 0);
-    let hand_over = DeliveryBatch {
+    let delivery_batch = DeliveryBatch {
         topic: "user-events".into(),
         partition: 3,
         runs: vec![Run { events: 0..1, attempt: 4, gap: true }],
         events: vec![Event { offset: 17, record }],
-        deadline: (Instant::now() + PATIENCE).into(),
+        deadline: (Instant::now() + ATTEMPT_TIME).into(),
     };
-    assert_eq!(destination.deliver(hand_over).await[0].failed, None);
+    assert_eq!(destination.deliver(delivery_batch).await[0].failed, None);
 
     let request = server.received().remove(0);
     assert_eq!(request.line, "POST /hook?a=b HTTP/1.1");
@@ -261,7 +263,7 @@ async fn the_request_says_what_the_event_is_and_is_signed() {
 }
 
 #[tokio::test]
-async fn connections_are_used_again_after_every_answer_that_ends() {
+async fn a_connection_is_reused_after_every_complete_answer() {
     let server = Server::start(|number, _| match number % 3 {
         0 => answer("200 OK", "", &"x".repeat(60_000)),
         1 => answer("500 Oops", "", &"x".repeat(60_000)),
@@ -270,18 +272,18 @@ async fn connections_are_used_again_after_every_answer_that_ends() {
     .await;
     let destination = opened(&server.url, &DestinationSettings::default());
     for offset in 0..30 {
-        let outcome = attempt(&*destination, event(offset, "user-1", b""), PATIENCE).await;
+        let outcome = attempt(&*destination, event(offset, "user-1", b""), ATTEMPT_TIME).await;
         assert_eq!(outcome.is_err(), offset % 3 == 1, "{outcome:?}");
     }
     assert_eq!((server.received().len(), server.connections()), (30, 1));
 }
 
 #[tokio::test]
-async fn of_a_large_answer_the_beginning_is_kept_and_the_rest_costs_the_connection() {
+async fn the_start_of_a_large_answer_is_kept_and_its_connection_is_closed() {
     let server = Server::start(|_, _| answer("500 Oops", "", &"wörter ".repeat(1_000_000))).await;
     let destination = opened(&server.url, &DestinationSettings::default());
     for _ in 0..2 {
-        let failed = attempt(&*destination, event(1, "user-1", b""), PATIENCE).await.unwrap_err();
+        let failed = attempt(&*destination, event(1, "user-1", b""), ATTEMPT_TIME).await.unwrap_err();
         assert!(failed.answer.starts_with("500 Internal Server Error: wörter "), "{}", failed.answer);
         assert!((4000..=4096).contains(&failed.answer.len()), "{}", failed.answer.len());
     }
@@ -289,7 +291,7 @@ async fn of_a_large_answer_the_beginning_is_kept_and_the_rest_costs_the_connecti
 }
 
 #[tokio::test]
-async fn a_server_that_hangs_is_retried_after_the_time_of_the_attempt() {
+async fn an_attempt_at_a_server_that_hangs_ends_at_its_deadline() {
     let hangs: [fn() -> Reply; 2] =
         [|| Reply::Hang, || Reply::Bytes(b"HTTP/1.1 500 Oops\r\ncontent-length: 10\r\n\r\nhal".to_vec())];
     for hang in hangs {
@@ -298,13 +300,17 @@ async fn a_server_that_hangs_is_retried_after_the_time_of_the_attempt() {
         let begun = Instant::now();
         let outcome = attempt(&*destination, event(1, "user-1", b""), Duration::from_millis(200)).await;
         assert_eq!(verdict(outcome), Some(Verdict::Retry { after: None }));
-        assert!(begun.elapsed() >= Duration::from_millis(199) && begun.elapsed() < PATIENCE, "{:?}", begun.elapsed());
+        assert!(
+            begun.elapsed() >= Duration::from_millis(199) && begun.elapsed() < ATTEMPT_TIME,
+            "{:?}",
+            begun.elapsed()
+        );
         assert_eq!(server.received().len(), 1);
     }
 }
 
 #[tokio::test]
-async fn an_answer_that_breaks_off_after_its_status_has_said_enough() {
+async fn an_answer_that_breaks_off_after_its_status_line_counts() {
     let head = b"HTTP/1.1 200 OK\r\ncontent-length: 10\r\n\r\nhal";
     let server = Server::start(|_, _| Reply::BytesAndClose(head.to_vec())).await;
     assert_eq!(server.attempt().await, Ok(()));
@@ -312,18 +318,18 @@ async fn an_answer_that_breaks_off_after_its_status_has_said_enough() {
 }
 
 #[tokio::test]
-async fn a_connection_that_closes_before_its_answer_is_tried_once_more_at_once() {
+async fn a_request_is_repeated_at_once_if_its_old_connection_closes_before_the_answer() {
     let server = Server::start(|number, _| if number == 1 { Reply::Close } else { answer("200 OK", "", "") }).await;
     let destination = opened(&server.url, &DestinationSettings::default());
     for offset in 0..3 {
-        attempt(&*destination, event(offset, "user-1", b"x"), PATIENCE).await.unwrap();
+        attempt(&*destination, event(offset, "user-1", b"x"), ATTEMPT_TIME).await.unwrap();
     }
     let offsets: Vec<String> = server.received().iter().map(|r| r.headers["eventd-offset"].clone()).collect();
     assert_eq!(offsets, ["0:0", "0:1", "0:1", "0:2"]);
 }
 
 #[tokio::test]
-async fn a_new_connection_that_dies_before_its_answer_is_a_failed_try() {
+async fn a_new_connection_that_closes_before_the_answer_is_a_failed_try() {
     for end in [|| Reply::Close, || Reply::Reset] {
         let server = Server::start(move |_, _| end()).await;
         assert_eq!(verdict(server.attempt().await), Some(Verdict::Retry { after: None }));
@@ -332,12 +338,12 @@ async fn a_new_connection_that_dies_before_its_answer_is_a_failed_try() {
 }
 
 #[tokio::test]
-async fn stale_connections_of_a_pool_cost_no_try() {
+async fn stale_connections_in_the_pool_cost_no_try() {
     const USERS: usize = 100;
     for end in [|| Reply::Close, || Reply::Reset] {
         let everybody = Arc::new(Barrier::new(USERS));
-        // The first request of each connection is answered, once all have come. The second one ends the connection, if it is one
-        // of these.
+        // The first request of each connection is answered when all have come. A second request on one of these
+        // connections ends it, so every connection in the pool is stale.
         let server = Server::start(move |_, request| match request.connection {
             ..USERS if request.body == b"later" => end(),
             ..USERS => Reply::BytesAfter(everybody.clone(), OK.to_vec()),
@@ -348,13 +354,13 @@ async fn stale_connections_of_a_pool_cost_no_try() {
         let mut users = tokio::task::JoinSet::new();
         for offset in 0..USERS as i64 {
             let destination = destination.clone();
-            users.spawn(async move { attempt(&*destination, event(offset, "user", b"first"), PATIENCE).await });
+            users.spawn(async move { attempt(&*destination, event(offset, "user", b"first"), ATTEMPT_TIME).await });
         }
         assert!(users.join_all().await.iter().all(Result::is_ok));
         assert_eq!(server.connections(), USERS);
 
         for offset in 1_000..1_003 {
-            assert_eq!(attempt(&*destination, event(offset, "user-1", b"later"), PATIENCE).await, Ok(()));
+            assert_eq!(attempt(&*destination, event(offset, "user-1", b"later"), ATTEMPT_TIME).await, Ok(()));
         }
         let later: Vec<_> = server.received().split_off(USERS);
         let seen = |request: &Received| (request.headers["eventd-offset"].clone(), request.connection >= USERS);
@@ -365,7 +371,7 @@ async fn stale_connections_of_a_pool_cost_no_try() {
 }
 
 #[tokio::test]
-async fn nothing_is_sent_again_after_a_part_of_an_answer() {
+async fn a_request_is_not_repeated_after_a_part_of_its_answer() {
     for part in ["H", "HTTP/1.1 20", "HTTP/1.1 103 Early Hints\r\n\r\n", "\r\n"] {
         let server = Server::start(move |number, _| match number {
             0 => Reply::Bytes(OK.to_vec()),
@@ -373,15 +379,15 @@ async fn nothing_is_sent_again_after_a_part_of_an_answer() {
         })
         .await;
         let destination = opened(&server.url, &DestinationSettings::default());
-        attempt(&*destination, event(0, "user-1", b"x"), PATIENCE).await.unwrap();
-        let outcome = attempt(&*destination, event(1, "user-1", b"x"), PATIENCE).await;
+        attempt(&*destination, event(0, "user-1", b"x"), ATTEMPT_TIME).await.unwrap();
+        let outcome = attempt(&*destination, event(1, "user-1", b"x"), ATTEMPT_TIME).await;
         assert_eq!(verdict(outcome), Some(Verdict::Retry { after: None }), "{part:?}");
         assert_eq!(server.received().len(), 2, "{part:?}");
     }
 }
 
 #[tokio::test]
-async fn what_a_server_says_before_it_closes_an_unused_connection_answers_nothing() {
+async fn bytes_on_an_unused_connection_answer_no_later_request() {
     let late = [OK, b"HTTP/1.1 408 Request Timeout\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"].concat();
     let server = Server::start(move |number, _| match number {
         0 => Reply::BytesAndClose(late.clone()),
@@ -390,12 +396,12 @@ async fn what_a_server_says_before_it_closes_an_unused_connection_answers_nothin
     .await;
     let destination = opened(&server.url, &DestinationSettings::default());
     for offset in 0..2 {
-        assert_eq!(attempt(&*destination, event(offset, "user-1", b"x"), PATIENCE).await, Ok(()));
+        assert_eq!(attempt(&*destination, event(offset, "user-1", b"x"), ATTEMPT_TIME).await, Ok(()));
     }
     assert_eq!(server.received().len(), 2);
 }
 
-/// Answers of a status, each odd in its own way. A person sees at once what the server means.
+/// Malformed answers with this status. A person would understand each of them.
 fn odd_answers(status: &str) -> Vec<(&'static str, Vec<u8>)> {
     let many = (0..300).map(|number| format!("x-{number}: y\r\n")).collect::<String>();
     let answers = [
@@ -435,7 +441,7 @@ fn odd_answers(status: &str) -> Vec<(&'static str, Vec<u8>)> {
         ("very many headers", format!("HTTP/1.1 {status} Word\r\n{many}content-length: 0\r\n\r\n")),
         ("a very large header", format!("HTTP/1.1 {status} Word\r\nx: {}\r\n\r\n", "y".repeat(200_000))),
         ("headers that break off", format!("HTTP/1.1 {status} Word\r\ncontent-le")),
-        ("nothing but a status line", format!("HTTP/1.1 {status} Word\r\n")),
+        ("only a status line", format!("HTTP/1.1 {status} Word\r\n")),
         (
             "early hints first",
             "HTTP/1.1 103 Early Hints\r\nlink: </a>\r\n\r\n".repeat(3)
@@ -446,7 +452,7 @@ fn odd_answers(status: &str) -> Vec<(&'static str, Vec<u8>)> {
 }
 
 #[tokio::test]
-async fn a_status_line_is_believed_whatever_follows_it() {
+async fn a_status_line_counts_whatever_follows_it() {
     for (status, expected) in [
         ("200", None),
         ("422", Some(Verdict::Refused)),
@@ -465,7 +471,7 @@ async fn a_status_line_is_believed_whatever_follows_it() {
 }
 
 #[tokio::test]
-async fn a_retry_after_counts_in_an_answer_that_is_not_well_formed() {
+async fn a_retry_after_counts_even_in_a_malformed_answer() {
     let bytes = b"HTTP/1.1 503 No\r\nContent-Length: +2\r\nRetry-After : 2.5\r\n\r\nno";
     let server = Server::start(|_, _| Reply::BytesAndClose(bytes.to_vec())).await;
     let failed = server.attempt().await.unwrap_err();
@@ -474,7 +480,7 @@ async fn a_retry_after_counts_in_an_answer_that_is_not_well_formed() {
 }
 
 #[tokio::test]
-async fn what_is_not_http_is_retried_with_a_reason_in_words() {
+async fn an_answer_that_is_not_http_is_retried_with_a_readable_reason() {
     for (bytes, reason) in [
         ("SSH-2.0-OpenSSH_9.2\r\n", "not an HTTP answer: \"SSH-2.0-OpenSSH_9.2\""),
         ("HTTP/1.1 20 OK\r\n\r\n", "not an HTTP answer: \"HTTP/1.1 20 OK\""),
@@ -496,7 +502,7 @@ async fn what_is_not_http_is_retried_with_a_reason_in_words() {
 }
 
 #[tokio::test]
-async fn a_server_of_another_protocol_that_speaks_first_is_shown_in_the_reason() {
+async fn the_greeting_of_another_protocol_is_shown_in_the_reason() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let destination = opened(&format!("http://{}/", listener.local_addr().unwrap()), &DestinationSettings::default());
     let server = async {
@@ -504,7 +510,7 @@ async fn a_server_of_another_protocol_that_speaks_first_is_shown_in_the_reason()
         stream.write_all(b"220 mail ready\r\n").await.unwrap();
         stream
     };
-    let (stream, outcome) = tokio::join!(server, attempt(&*destination, event(1, "user-1", b"x"), PATIENCE));
+    let (stream, outcome) = tokio::join!(server, attempt(&*destination, event(1, "user-1", b"x"), ATTEMPT_TIME));
     drop(stream);
     let failed = outcome.unwrap_err();
     assert_eq!(failed.verdict, Verdict::Retry { after: None });
@@ -512,7 +518,7 @@ async fn a_server_of_another_protocol_that_speaks_first_is_shown_in_the_reason()
 }
 
 #[tokio::test]
-async fn switching_protocols_is_tried_again() {
+async fn switching_protocols_is_retried() {
     let switch = b"HTTP/1.1 101 Switching Protocols\r\nupgrade: websocket\r\nconnection: upgrade\r\n\r\n";
     let server = Server::start(|_, _| Reply::Bytes(switch.to_vec())).await;
     let failed = server.attempt().await.unwrap_err();
@@ -520,23 +526,23 @@ async fn switching_protocols_is_tried_again() {
 }
 
 #[tokio::test]
-async fn an_answer_counts_although_the_server_closes_before_it_has_read_the_request() {
+async fn an_answer_counts_even_if_the_server_closes_before_it_has_read_the_request() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("http://{}/", listener.local_addr().unwrap());
     let server = async {
         let (mut stream, _) = listener.accept().await.unwrap();
         stream.read_exact(&mut [0; 100]).await.unwrap();
         stream.write_all(b"HTTP/1.1 413 Too Large\r\ncontent-length: 0\r\nconnection: close\r\n\r\n").await.unwrap();
-        // Much is unread: the client's writes fail from here on.
+        // Most of the request is unread, so the client's writes fail from here on.
     };
     let destination = opened(&url, &DestinationSettings::default());
     let payload = vec![b'x'; 8 * 1024 * 1024];
-    let ((), outcome) = tokio::join!(server, attempt(&*destination, event(1, "user-1", &payload), PATIENCE));
+    let ((), outcome) = tokio::join!(server, attempt(&*destination, event(1, "user-1", &payload), ATTEMPT_TIME));
     assert_eq!(verdict(outcome), Some(Verdict::Refused));
 }
 
 #[tokio::test]
-async fn an_answer_settles_the_attempt_though_it_never_ends() {
+async fn an_answer_that_never_ends_still_settles_the_attempt() {
     for (bytes, expected) in [
         ("HTTP/1.1 200 OK\r\n\r\n", None),
         ("HTTP/1.1 200 OK\r\ncontent-length: 10\r\n\r\nhal", None),
@@ -550,18 +556,22 @@ async fn an_answer_settles_the_attempt_though_it_never_ends() {
         let server = Server::start(move |_, _| Reply::BytesAndHang(bytes.into())).await;
         let destination = opened(&server.url, &DestinationSettings::default());
         let begun = Instant::now();
-        let outcome = attempt(&*destination, event(1, "user-1", b"x"), 10 * PATIENCE).await;
-        assert!(begun.elapsed() < PATIENCE, "{bytes:?} took {:?}", begun.elapsed());
+        let outcome = attempt(&*destination, event(1, "user-1", b"x"), 10 * ATTEMPT_TIME).await;
+        assert!(begun.elapsed() < ATTEMPT_TIME, "{bytes:?} took {:?}", begun.elapsed());
         let said = outcome.as_ref().map_or_else(|failed| failed.answer.clone(), |()| String::new());
         assert_eq!(verdict(outcome), expected, "{bytes:?}");
         assert_eq!(said.contains("because"), bytes.contains("because"), "{bytes:?}: {said}");
-        // What the rest of the answer was waited for in is given up too.
-        until("the connection is closed", || (server.closed() == 1).then_some(())).await;
+        // The wait for the rest of the answer ends too, and the connection is closed.
+        eventually_async(|| match server.closed() {
+            1 => Ok(()),
+            closed => Err(format!("{closed} connections are closed, not 1")),
+        })
+        .await;
     }
 }
 
 #[tokio::test]
-async fn a_connection_is_used_again_once_the_rest_of_its_answer_has_come() {
+async fn a_connection_is_reused_when_the_rest_of_its_answer_has_come() {
     let come = Arc::new(Barrier::new(2));
     let rest = come.clone();
     let server = Server::start(move |number, _| match number {
@@ -570,16 +580,17 @@ async fn a_connection_is_used_again_once_the_rest_of_its_answer_has_come() {
     })
     .await;
     let destination = opened(&server.url, &DestinationSettings::default());
-    attempt(&*destination, event(0, "user-1", b"x"), PATIENCE).await.unwrap();
+    attempt(&*destination, event(0, "user-1", b"x"), ATTEMPT_TIME).await.unwrap();
     assert_eq!(server.received().len(), 1, "delivered while the body was not there yet");
     come.wait().await;
-    until("the connection is unused", || format!("{destination:?}").contains("idle: 1").then_some(())).await;
-    attempt(&*destination, event(1, "user-1", b"x"), PATIENCE).await.unwrap();
+    let pool = || format!("{destination:?}");
+    eventually_async(|| if pool().contains("idle: 1") { Ok(()) } else { Err(pool()) }).await;
+    attempt(&*destination, event(1, "user-1", b"x"), ATTEMPT_TIME).await.unwrap();
     assert_eq!((server.received().len(), server.connections()), (2, 1));
 }
 
 #[tokio::test]
-async fn a_request_without_a_payload_says_that_it_has_no_bytes() {
+async fn a_request_without_a_payload_has_content_length_0() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("http://{}", listener.local_addr().unwrap());
     let destination = opened(&url, &DestinationSettings::default());
@@ -594,7 +605,7 @@ async fn a_request_without_a_payload_says_that_it_has_no_bytes() {
             String::from_utf8(request).unwrap()
         };
         let event = Event { offset: 1, record: Record::new(Some(b"user-1"), value, &[], 0) };
-        let (request, outcome) = tokio::join!(server, attempt(&*destination, event, PATIENCE));
+        let (request, outcome) = tokio::join!(server, attempt(&*destination, event, ATTEMPT_TIME));
         assert_eq!(outcome, Ok(()));
         assert!(request.starts_with("POST / HTTP/1.1\r\nhost: 127.0.0.1:"), "{request}");
         assert_eq!(request.matches("content-length: 0\r\n").count(), 1, "{request}");
@@ -602,9 +613,9 @@ async fn a_request_without_a_payload_says_that_it_has_no_bytes() {
     }
 }
 
-/// On one thread: what holds it would stop the other destination too.
+/// The runtime has one thread: a destination that held it would stop the other one too.
 #[tokio::test(flavor = "current_thread")]
-async fn a_server_that_never_gets_to_its_answer_holds_nobody_up() {
+async fn a_server_that_sends_for_ever_without_an_answer_delays_no_other_destination() {
     let floods = [
         ("HTTP/1.1 100 Continue\r\n\r\n", Some("informational")),
         ("HTTP/1.1 103 Early Hints\r\nlink: </style.css>\r\n\r\n", Some("informational")),
@@ -621,11 +632,11 @@ async fn a_server_that_never_gets_to_its_answer_holds_nobody_up() {
         let begun = Instant::now();
         let others = async {
             for offset in 0..200 {
-                assert_eq!(attempt(&*healthy, event(offset, "user-1", b"x"), PATIENCE).await, Ok(()));
+                assert_eq!(attempt(&*healthy, event(offset, "user-1", b"x"), ATTEMPT_TIME).await, Ok(()));
             }
         };
-        let ((), outcome) = tokio::join!(others, attempt(&*destination, event(1, "user-1", b"x"), 10 * PATIENCE));
-        assert!(begun.elapsed() < PATIENCE, "{flood:?} took {:?}", begun.elapsed());
+        let ((), outcome) = tokio::join!(others, attempt(&*destination, event(1, "user-1", b"x"), 10 * ATTEMPT_TIME));
+        assert!(begun.elapsed() < ATTEMPT_TIME, "{flood:?} took {:?}", begun.elapsed());
         match expected {
             None => assert_eq!(outcome, Ok(()), "{flood:?}"),
             Some(reason) => {
@@ -637,7 +648,7 @@ async fn a_server_that_never_gets_to_its_answer_holds_nobody_up() {
     }
 }
 
-/// Answers the first connection with `bytes`, again and again, from a thread of its own.
+/// Starts a thread that answers the first connection with `bytes` again and again.
 fn stream_for_ever(bytes: &str) -> String {
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let url = format!("http://{}/", listener.local_addr().unwrap());
@@ -651,7 +662,7 @@ fn stream_for_ever(bytes: &str) -> String {
 }
 
 #[tokio::test]
-async fn where_nobody_can_be_reached_the_event_never_left() {
+async fn an_unreachable_destination_counts_as_never_sent() {
     let refused = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let silent = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let ca = Authority::new();
@@ -668,7 +679,7 @@ async fn where_nobody_can_be_reached_the_event_never_left() {
 }
 
 #[tokio::test]
-async fn an_https_destination_is_held_to_the_authority_that_is_given() {
+async fn an_https_destination_must_have_a_certificate_of_the_given_authority() {
     let (ours, theirs) = (Authority::new(), Authority::new());
     let port = serve_tls(ours.issue());
     let settings = |authority: &Authority| DestinationSettings {
@@ -676,19 +687,19 @@ async fn an_https_destination_is_held_to_the_authority_that_is_given() {
         ..DestinationSettings::default()
     };
     let url = format!("https://localhost:{port}/");
-    assert_eq!(attempt(&*opened(&url, &settings(&ours)), event(1, "user-1", b"x"), PATIENCE).await, Ok(()));
-    let failed = attempt(&*opened(&url, &settings(&theirs)), event(1, "user-1", b"x"), PATIENCE).await.unwrap_err();
+    assert_eq!(attempt(&*opened(&url, &settings(&ours)), event(1, "user-1", b"x"), ATTEMPT_TIME).await, Ok(()));
+    let failed = attempt(&*opened(&url, &settings(&theirs)), event(1, "user-1", b"x"), ATTEMPT_TIME).await.unwrap_err();
     assert_eq!(failed.verdict, Verdict::Unreachable);
     assert!(failed.answer.contains("certificate"), "{}", failed.answer);
 }
 
 #[tokio::test]
-async fn an_authority_that_cannot_be_read_is_an_error_that_names_its_file() {
+async fn an_authority_file_that_cannot_be_read_is_an_error_that_names_it() {
     let empty = tempfile::NamedTempFile::new().unwrap();
     for path in [empty.path().to_owned(), empty.path().with_extension("missing")] {
         let settings = DestinationSettings { ca_file: Some(path.clone()), ..DestinationSettings::default() };
         let why = open(&Spec::parse("https://localhost/").unwrap(), &settings).unwrap_err().0;
         assert!(why.contains(path.to_str().unwrap()), "{why}");
-        assert!(open(&Spec::parse("http://localhost/").unwrap(), &settings).is_ok(), "http needs none");
+        assert!(open(&Spec::parse("http://localhost/").unwrap(), &settings).is_ok(), "http needs no authority");
     }
 }

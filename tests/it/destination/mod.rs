@@ -15,8 +15,8 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::Instant;
 
-/// Far longer than anything takes here: only a defect reaches it.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
+/// How long an attempt may take. Only a defect, or a server that hangs, uses all of it.
+pub(crate) const ATTEMPT_TIME: Duration = Duration::from_secs(20);
 
 pub(crate) fn opened(text: &str, settings: &DestinationSettings) -> Arc<dyn Destination> {
     open(&Spec::parse(text).unwrap(), settings).unwrap()
@@ -35,7 +35,7 @@ pub(crate) fn event(offset: i64, user: &str, payload: &[u8]) -> Event {
 }
 
 /// One run for each of `runs`, of so many events, at the offsets from `first` on.
-pub(crate) fn hand_over(partition: u32, first: i64, runs: &[usize], time: Duration) -> DeliveryBatch {
+pub(crate) fn delivery_batch(partition: u32, first: i64, runs: &[usize], time: Duration) -> DeliveryBatch {
     let mut events = Vec::new();
     let mut ranges = Vec::new();
     for (lane, &len) in runs.iter().enumerate() {
@@ -59,28 +59,16 @@ pub(crate) fn hand_over(partition: u32, first: i64, runs: &[usize], time: Durati
 pub(crate) async fn attempt(destination: &dyn Destination, event: Event, time: Duration) -> Result<(), Failed> {
     let runs = vec![Run { events: 0..1, attempt: 1, gap: false }];
     let deadline = Instant::now() + time;
-    let hand_over = DeliveryBatch {
+    let delivery_batch = DeliveryBatch {
         topic: "user-events".into(),
         partition: 0,
         runs,
         events: vec![event],
         deadline: deadline.into(),
     };
-    let mut reports = destination.deliver(hand_over).await;
+    let mut reports = destination.deliver(delivery_batch).await;
     assert_eq!(reports.len(), 1, "one report a run");
     let Report { delivered, failed } = reports.remove(0);
     assert_eq!(delivered, usize::from(failed.is_none()));
     failed.map_or(Ok(()), Err)
-}
-
-/// Waits until `condition` gives something.
-pub(crate) async fn until<T>(what: &str, mut condition: impl FnMut() -> Option<T>) -> T {
-    let deadline = Instant::now() + PATIENCE;
-    loop {
-        match condition() {
-            Some(value) => return value,
-            None if Instant::now() > deadline => panic!("waited in vain until {what}"),
-            None => tokio::time::sleep(Duration::from_millis(2)).await,
-        }
-    }
 }

@@ -1,5 +1,5 @@
-//! Names and secrets of destinations: a name discloses nothing, a changed spelling delivers nothing again unsaid, and no
-//! secret of a command line is shown.
+//! Names and secrets of destinations. A name contains no secret, a changed secret delivers nothing again without a
+//! warning, and no output shows a secret of the command line.
 
 use crate::conformance::unique;
 use crate::kafka;
@@ -10,7 +10,7 @@ use crate::support::receiver::{Receiver, bodies};
 use eventd::destination::spec::Spec;
 use eventd::log::kafka::Kafka;
 use eventd::log::{CreateTopic, Engine};
-use eventd::net::BrokerSettings;
+use eventd::net::Settings;
 use std::path::Path;
 
 const SECRET: &str = "hunter2";
@@ -20,13 +20,12 @@ fn post(program: &Program, body: &str) {
     assert_eq!(answer.status, 200, "{}", answer.body);
 }
 
-/// The receiver's URL with user, password and query.
+/// The receiver's URL with a user, a password and a query.
 fn with_secrets(receiver: &Receiver, password: &str) -> String {
     format!("{}?token={password}", receiver.url.replace("http://", &format!("http://user:{password}@")))
 }
 
-/// Runs `up` until it says this, has one more event delivered to the receiver as often as it has destinations, and
-/// drains.
+/// Runs `up` until its log has this line, posts one event, waits until each destination has delivered it, and stops.
 fn deliver(
     folder: &Path,
     log: &[&str],
@@ -58,8 +57,8 @@ fn payloads(receiver: &Receiver) -> Vec<String> {
     bodies(&receiver.take()).remove("u").unwrap_or_default()
 }
 
-/// A destination whose password and token change goes on where it was, on either engine.
-fn a_rotated_secret_delivers_nothing_again(log: &[&str]) {
+/// A destination whose password and token change continues at its position, on either engine.
+fn a_rotated_secret_repeats_nothing(log: &[&str]) {
     let (folder, receiver) = (tempfile::tempdir().unwrap(), Receiver::start());
     let urls = ["first-secret", "second-secret"].map(|secret| with_secrets(&receiver, secret));
     deliver(folder.path(), log, &[&urls[0]], &["delivering"], Some(("a", &receiver)));
@@ -67,10 +66,11 @@ fn a_rotated_secret_delivers_nothing_again(log: &[&str]) {
     assert_eq!(payloads(&receiver), ["a", "b"], "{said}");
     assert!(!said.contains("new destination") && !said.contains("-secret"), "{said}");
     let name = Spec::parse(&receiver.url).unwrap().name;
-    assert!(said.contains(&format!("destination={name} ")), "the name is that of the bare URL {name}: {said}");
+    assert!(said.contains(&format!("destination={name} ")), "the name is the URL without secrets: {name}: {said}");
 }
 
-/// A destination that has its commits under a name of an earlier version keeps it, and is told why that is not good.
+/// A destination whose commits are stored under the name of an earlier version keeps that name, and a warning says why
+/// it should change.
 fn an_earlier_name_is_kept(log: &[&str]) {
     let (folder, receiver) = (tempfile::tempdir().unwrap(), Receiver::start());
     let url = with_secrets(&receiver, SECRET);
@@ -86,14 +86,14 @@ fn an_earlier_name_is_kept(log: &[&str]) {
 }
 
 #[test]
-fn a_rotated_secret_delivers_nothing_again_on_the_embedded_log() {
-    a_rotated_secret_delivers_nothing_again(&[]);
+fn a_rotated_secret_repeats_nothing_on_the_embedded_log() {
+    a_rotated_secret_repeats_nothing(&[]);
 }
 
 #[test]
-fn a_rotated_secret_delivers_nothing_again_on_kafka() {
+fn a_rotated_secret_repeats_nothing_on_kafka() {
     let (address, topic) = (kafka::address(), unique("rotated"));
-    a_rotated_secret_delivers_nothing_again(&["--url", &address, "--topic", &topic, "--create-topic"]);
+    a_rotated_secret_repeats_nothing(&["--url", &address, "--topic", &topic, "--create-topic"]);
 }
 
 #[test]
@@ -108,15 +108,15 @@ fn an_earlier_name_is_kept_on_kafka() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_earlier_name_whose_commits_expired_is_kept_and_asks_where_to_start() {
+async fn an_earlier_name_whose_commits_expired_is_kept_and_requires_start() {
     let (address, topic) = (kafka::address(), unique("expired"));
     let log = ["--url", &address, "--topic", &topic, "--create-topic"];
     let (folder, receiver) = (tempfile::tempdir().unwrap(), Receiver::start());
     let url = with_secrets(&receiver, SECRET);
     let earlier = Spec::parse(&url).unwrap().earlier_name.unwrap();
     deliver(folder.path(), &log, &[&format!("{earlier}={url}")], &["delivering", &earlier], Some(("a", &receiver)));
-    // What a destination leaves behind that has given up an event.
-    let brokers = Kafka::connect(BrokerSettings::plain(vec![address.clone()])).await.unwrap();
+    // This is what remains of a destination that has given up an event.
+    let brokers = Kafka::connect(Settings::plain(vec![address.clone()])).await.unwrap();
     let create = CreateTopic { partitions: 1, retention: None };
     brokers.open(&format!("{topic}.{earlier}.dead"), Some(create)).await.unwrap();
     tool("kafka-consumer-groups", &address, &["--delete", "--group", &earlier]);
@@ -133,7 +133,7 @@ async fn an_earlier_name_whose_commits_expired_is_kept_and_asks_where_to_start()
 }
 
 #[test]
-fn a_new_destination_says_what_it_will_deliver_and_an_old_one_does_not() {
+fn only_a_new_destination_says_what_it_will_deliver() {
     let folder = tempfile::tempdir().unwrap();
     let receiver = Receiver::start();
     let first = format!("first={}", receiver.url);
@@ -152,7 +152,7 @@ fn a_new_destination_says_what_it_will_deliver_and_an_old_one_does_not() {
 }
 
 #[test]
-fn two_urls_that_differ_only_in_a_secret_have_one_name_and_are_told_apart_by_typed_ones() {
+fn two_urls_that_differ_only_in_a_secret_need_explicit_names() {
     let folder = tempfile::tempdir().unwrap();
     let up = ["up", "--listen", "127.0.0.1:0"];
     let refused = run(folder.path(), &[&up[..], &["--dest", "http://h/?a=1", "--dest", "http://h/?a=2"]].concat());
@@ -221,7 +221,7 @@ fn no_error_shows_a_secret_of_the_command_line() {
     help.env("EVENTD_URL", urls[0]);
     let help = Program::spawn(help, "up --help").end();
     assert!(help.code() == 0 && !help.said.contains(SECRET), "{}", help.said);
-    assert!(!folder.path().join("eventd.db").exists(), "none of these has made anything");
+    assert!(!folder.path().join("eventd.db").exists(), "a refused command line creates nothing");
 }
 
 #[test]
@@ -267,7 +267,7 @@ fn a_file_that_cannot_be_a_secret_is_refused_at_start() {
 }
 
 #[test]
-fn a_file_belongs_to_one_destination() {
+fn two_destinations_cannot_write_to_one_file() {
     let folder = tempfile::tempdir().unwrap();
     let up = ["up", "--listen", "127.0.0.1:0", "--dest", "a=out.jsonl", "--dest", "b=./out.jsonl"];
     let refused = run(folder.path(), &up);
@@ -275,7 +275,7 @@ fn a_file_belongs_to_one_destination() {
 }
 
 #[test]
-fn a_standard_output_that_is_closed_is_refused_and_takes_no_event() {
+fn a_closed_standard_output_is_refused_and_delivers_no_event() {
     let folder = tempfile::tempdir().unwrap();
     let shell = |script: &str| {
         let mut command = std::process::Command::new("sh");
@@ -293,5 +293,5 @@ fn a_standard_output_that_is_closed_is_refused_and_takes_no_event() {
     assert!(closed.code() == 2 && closed.said.contains("standard output is closed"), "{}", closed.said);
     let thrown_away = shell("exec \"$1\" dispatch --url sqlite:eventd.db --dest - >/dev/null");
     thrown_away.wait_for(&["delivering"]);
-    assert_eq!(thrown_away.stop().code(), 0, "that was asked for");
+    assert_eq!(thrown_away.stop().code(), 0, "throwing events away was asked for");
 }

@@ -1,4 +1,4 @@
-//! What ingest takes, how it is stored, and what is answered.
+//! What ingest accepts, how it is stored, and what is answered.
 
 use crate::support::http::request;
 use crate::support::ingesting::{Ingesting, config, event, user_of};
@@ -15,7 +15,7 @@ fn only_record(ingesting: &Ingesting) -> Record {
 }
 
 #[tokio::test]
-async fn an_event_is_stored_as_a_record_and_its_place_is_answered() {
+async fn an_event_is_stored_as_a_record_and_its_offset_is_answered() {
     let ingesting = Ingesting::start(config()).await;
     let mut client = ingesting.client().await;
     let before_ms = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_millis() as i64;
@@ -43,7 +43,7 @@ async fn an_event_is_stored_as_a_record_and_its_place_is_answered() {
 }
 
 #[tokio::test]
-async fn a_traceparent_that_is_none_is_passed_over() {
+async fn an_invalid_traceparent_is_ignored() {
     for traceparent in ["", "x", "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01x"] {
         let ingesting = Ingesting::start(config()).await;
         let mut client = ingesting.client().await;
@@ -56,7 +56,7 @@ async fn a_traceparent_that_is_none_is_passed_over() {
 }
 
 #[tokio::test]
-async fn payloads_come_out_as_they_went_in() {
+async fn payloads_are_stored_unchanged() {
     let deep = format!("{}1{}", "[".repeat(4_000), "]".repeat(4_000));
     for (sent, stored, content_type) in [
         (r#""text""#, "text", "text/plain; charset=utf-8"),
@@ -82,7 +82,7 @@ async fn payloads_come_out_as_they_went_in() {
 }
 
 #[tokio::test]
-async fn every_alias_is_taken_and_escapes_in_ids_are_read() {
+async fn every_alias_of_a_field_is_accepted_and_escapes_in_ids_are_decoded() {
     let ingesting = Ingesting::start(config()).await;
     let mut client = ingesting.client().await;
     for body in [
@@ -99,7 +99,7 @@ async fn every_alias_is_taken_and_escapes_in_ids_are_read() {
 }
 
 #[tokio::test]
-async fn a_batch_is_answered_in_its_order_and_each_user_is_stored_in_it() {
+async fn results_are_in_the_order_of_the_batch_and_so_are_each_users_events() {
     let ingesting = Ingesting::start(config()).await;
     let mut client = ingesting.client().await;
     let events: Vec<String> = (0..90).map(|n| event(&user_of(n % 3), &n.to_string())).collect();
@@ -142,7 +142,7 @@ async fn a_byte_order_mark_before_the_body_is_ignored() {
 }
 
 #[tokio::test]
-async fn no_events_are_no_error() {
+async fn an_empty_batch_is_accepted() {
     let ingesting = Ingesting::start(config()).await;
     let mut client = ingesting.client().await;
     for (content_type, body) in [
@@ -158,7 +158,7 @@ async fn no_events_are_no_error() {
 }
 
 #[tokio::test]
-async fn pieces_chunks_and_pipelines_are_all_the_same() {
+async fn a_request_in_pieces_in_chunks_or_pipelined_is_accepted_alike() {
     let ingesting = Ingesting::start(config()).await;
     let mut client = ingesting.client().await;
     let large = format!("[{},{}]", event("user-1", &"a".repeat(15_000)), event("user-1", &"b".repeat(15_000)));

@@ -1,4 +1,4 @@
-//! What bad input gets: one test for each row of the table in `docs/http-api.md`. Nothing of it is ever stored.
+//! How bad input is answered: one test for each row of the table in `docs/http-api.md`. Bad input is never stored.
 
 use crate::support::http::{Answer, request};
 use crate::support::ingesting::{Ingesting, config};
@@ -10,7 +10,7 @@ use std::time::Duration;
 
 const GOOD: &str = r#"{"UserID":"user-1","Payload":"hello"}"#;
 
-/// Posts the body, checks that it was refused and nothing stored, and that the connection still serves.
+/// Posts the body. Checks that it is refused, that nothing is stored, and that the connection still works.
 async fn refused(content_type: &str, body: impl AsRef<[u8]>) -> Value {
     let ingesting = Ingesting::start(config()).await;
     let mut client = ingesting.client().await;
@@ -25,7 +25,7 @@ async fn refused_json(body: &str) -> Value {
     refused("application/json", body).await
 }
 
-/// Only these members, whatever else the problem says.
+/// Compares only these members of the problem.
 #[track_caller]
 fn assert_says(problem: &Value, members: Value) {
     for (name, value) in members.as_object().unwrap() {
@@ -34,7 +34,7 @@ fn assert_says(problem: &Value, members: Value) {
 }
 
 #[tokio::test]
-async fn malformed_json_is_told_with_its_position() {
+async fn malformed_json_is_refused_with_its_position() {
     for (body, position) in [
         (r#"{"UserID":"user-1","Payload":hello}"#, 29),
         (r#"{"UserID":"user-1" "Payload":"x"}"#, 19),
@@ -54,7 +54,7 @@ async fn malformed_json_is_told_with_its_position() {
 }
 
 #[tokio::test]
-async fn neither_object_nor_array_is_no_event() {
+async fn a_body_that_is_neither_object_nor_array_is_refused() {
     for body in ["17", "\"text\"", "null", "true"] {
         assert_says(&refused_json(body).await, json!({"status": 400, "code": "not-an-event"}));
     }
@@ -65,7 +65,7 @@ async fn neither_object_nor_array_is_no_event() {
 }
 
 #[tokio::test]
-async fn an_answer_never_repeats_much_of_the_body() {
+async fn an_answer_quotes_only_a_little_of_the_body() {
     let long = "\x7f".repeat(60_000);
     let (one, many) = ("an event (an object)", "an event (an object) or an array of events");
     for (content_type, body, expected) in [
@@ -138,7 +138,7 @@ async fn an_id_and_a_type_have_1_to_255_bytes_without_control_characters() {
 }
 
 #[tokio::test]
-async fn half_of_a_surrogate_pair_cannot_be_kept_as_text_and_is_refused() {
+async fn half_of_a_surrogate_pair_is_refused() {
     for payload in [r"\ud83d", r"\ude00", r"a\ud83db", r"\ud83d\ud83d"] {
         let problem = refused_json(&format!(r#"{{"UserID":"u","Payload":"{payload}"}}"#)).await;
         assert_says(&problem, json!({"status": 400, "code": "invalid-field", "index": 0, "field": "Payload"}));
@@ -147,7 +147,7 @@ async fn half_of_a_surrogate_pair_cannot_be_kept_as_text_and_is_refused() {
 }
 
 #[tokio::test]
-async fn too_many_events_name_their_limit() {
+async fn a_batch_with_too_many_events_is_refused_with_the_limit() {
     let body = format!("[{}]", vec![GOOD; 101].join(","));
     let problem = refused_json(&body).await;
     assert_says(&problem, json!({"status": 413, "code": "batch-too-large", "index": 100}));
@@ -155,14 +155,14 @@ async fn too_many_events_name_their_limit() {
 }
 
 #[tokio::test]
-async fn too_large_an_event_names_its_limit() {
+async fn an_event_that_is_too_large_is_refused_with_the_limit() {
     let problem = refused_json(&format!(r#"[{GOOD},{{"UserID":"u","Payload":"{}"}}]"#, "x".repeat(16 * 1024))).await;
     assert_says(&problem, json!({"status": 413, "code": "event-too-large", "index": 1}));
     assert!(problem["detail"].as_str().unwrap().contains("--max-event"), "{problem}");
 }
 
 #[tokio::test]
-async fn too_large_a_body_names_its_limit_announced_or_not() {
+async fn a_body_that_is_too_large_is_refused_with_or_without_a_length() {
     let body = format!(r#"{{"UserID":"u","Payload":"{}"}}"#, "x".repeat(64 * 1024));
     let problem = refused_json(&body).await;
     assert_says(&problem, json!({"status": 413, "code": "body-too-large"}));
@@ -181,9 +181,9 @@ async fn too_large_a_body_names_its_limit_announced_or_not() {
 }
 
 #[test]
-fn a_client_that_sends_everything_before_it_reads_is_told_413() {
+fn a_client_that_sends_everything_before_it_reads_still_gets_413() {
     let (address, _runtime) = ingesting_thread();
-    // Far more than the buffers of both sides hold, announced and in chunks.
+    // The body is much larger than the socket buffers of both sides. It is sent with a length and in chunks.
     let body = "x".repeat(12 << 20);
     for framed in [
         format!("Content-Length: {}\r\n\r\n{body}", body.len()),
@@ -212,7 +212,7 @@ fn ingesting_thread() -> (SocketAddr, tokio::runtime::Runtime) {
 }
 
 #[tokio::test]
-async fn a_client_that_asks_first_is_told_413_without_sending() {
+async fn a_client_that_expects_100_continue_gets_413_without_sending() {
     let ingesting = Ingesting::start(config()).await;
     let mut client = ingesting.client().await;
     let head = "POST /events HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nExpect: 100-continue\r\n";
@@ -221,7 +221,7 @@ async fn a_client_that_asks_first_is_told_413_without_sending() {
 }
 
 #[tokio::test]
-async fn wrong_path_method_and_content_type() {
+async fn a_wrong_path_method_or_content_type_is_refused() {
     let ingesting = Ingesting::start(config()).await;
     let mut client = ingesting.client().await;
     for path in ["/", "/event", "/events/", "/events/1"] {
@@ -264,7 +264,8 @@ async fn a_doubled_content_type_or_content_encoding_is_refused() {
     assert_eq!(client.post(GOOD).await.status, 200);
 }
 
-/// The answer to this request line and these headers, each with its line break, on a connection of its own.
+/// Opens a connection, sends this request line and these headers, and returns the answer. Each header ends with its
+/// line break.
 async fn answer_to(ingesting: &Ingesting, line: &str, headers: &str) -> Answer {
     let mut client = ingesting.client().await;
     let length = GOOD.len();
@@ -299,11 +300,11 @@ async fn a_request_without_a_host_with_two_or_with_one_that_is_not_a_host_is_ref
     let answer = answer_to(&ingesting, "POST http://user@localhost/events HTTP/1.1", "Host: localhost\r\n").await;
     assert_says(&answer.problem(), json!({"status": 400, "code": "invalid-host"}));
     assert_eq!(ingesting.log.appends(), 0);
-    assert_eq!(answer_to(&ingesting, "POST /events HTTP/1.0", "").await.status, 200, "HTTP/1.0 knows no Host");
+    assert_eq!(answer_to(&ingesting, "POST /events HTTP/1.0", "").await.status, 200, "HTTP/1.0 needs no Host");
 }
 
 #[tokio::test]
-async fn on_loopback_the_name_of_another_machine_is_refused() {
+async fn on_loopback_a_host_of_another_machine_is_refused() {
     let allowed_hosts = vec!["events.example.com".to_owned()];
     let ingesting = Ingesting::start(Config { allowed_hosts, ..config() }).await;
     for foreign in ["evil.example", "localhost.evil.example", "10.1.2.3:80", "[2001:db8::1]", "0.0.0.0:8090"] {
@@ -312,7 +313,7 @@ async fn on_loopback_the_name_of_another_machine_is_refused() {
             assert_says(&answer.problem(), json!({"status": 421, "code": "foreign-host"}));
         }
     }
-    // The host of an absolute target counts, and not the header.
+    // The host of an absolute request target counts, not the header.
     let target = "POST http://evil.example/events HTTP/1.1";
     let answer = answer_to(&ingesting, target, "Host: localhost\r\n").await;
     assert_says(&answer.problem(), json!({"status": 421, "code": "foreign-host"}));
@@ -337,7 +338,7 @@ async fn on_loopback_the_name_of_another_machine_is_refused() {
 }
 
 #[tokio::test]
-async fn a_listener_that_is_not_on_loopback_takes_requests_for_every_host() {
+async fn a_listener_that_is_not_on_loopback_accepts_every_host() {
     let ingesting = Ingesting::start_on("0.0.0.0:0", config()).await;
     for host in ["eventd.example", "localhost", "10.1.2.3:80"] {
         let answer = answer_to(&ingesting, "POST /events HTTP/1.1", &format!("Host: {host}\r\n")).await;
@@ -347,7 +348,7 @@ async fn a_listener_that_is_not_on_loopback_takes_requests_for_every_host() {
 }
 
 #[tokio::test]
-async fn invalid_utf8_is_told_with_its_position() {
+async fn invalid_utf8_is_refused_with_its_position() {
     let problem = refused("application/json", b"{\"UserID\":\"u\",\"Payload\":\"a\xff\"}").await;
     assert_says(&problem, json!({"status": 400, "code": "invalid-utf8", "position": 26}));
     let problem = refused("application/json", b"{\"UserID\":\"u\",\"Payload\":[\"\xed\xa0\x80\"]}").await;
@@ -355,7 +356,7 @@ async fn invalid_utf8_is_told_with_its_position() {
 }
 
 #[tokio::test]
-async fn deep_nesting_breaks_nothing() {
+async fn deep_nesting_is_refused_without_a_crash() {
     let problem = refused_json(&"[".repeat(60_000)).await;
     assert_says(&problem, json!({"status": 400, "code": "not-an-event", "index": 0}));
     let problem = refused_json(&format!(r#"{{"UserID":"u","Payload":{}"#, r#"{"a":["#.repeat(9_000))).await;
@@ -363,7 +364,7 @@ async fn deep_nesting_breaks_nothing() {
 }
 
 #[tokio::test]
-async fn in_ndjson_the_event_and_the_byte_of_the_body_are_told() {
+async fn in_ndjson_an_error_names_the_event_and_the_byte_of_the_body() {
     let lines = format!("{GOOD}\n\n{GOOD}\r\n{{\"UserID\":x}}\n");
     let problem = refused("application/x-ndjson", &lines).await;
     assert_says(
@@ -374,7 +375,7 @@ async fn in_ndjson_the_event_and_the_byte_of_the_body_are_told() {
     assert_says(&problem, json!({"status": 400, "code": "not-an-event", "index": 1}));
     let problem = refused("application/x-ndjson", format!("{GOOD}\n{GOOD}{GOOD}\n")).await;
     assert_says(&problem, json!({"status": 400, "code": "malformed-json"}));
-    // A byte order mark is ignored, and its three bytes count.
+    // A byte order mark is ignored, but its three bytes count in positions.
     for content_type in ["application/json", "application/x-ndjson"] {
         let problem = refused(content_type, "\u{feff}{\"UserID\":x}").await;
         assert_says(&problem, json!({"status": 400, "code": "malformed-json", "index": 0, "position": 13}));
@@ -386,7 +387,7 @@ async fn in_ndjson_the_event_and_the_byte_of_the_body_are_told() {
 }
 
 #[tokio::test]
-async fn a_body_cut_off_half_way_stores_nothing() {
+async fn an_incomplete_body_stores_nothing() {
     let ingesting = Ingesting::start(config()).await;
     let whole = request("application/json", format!("[{GOOD},{GOOD}]"));
     let mut client = ingesting.client().await;
@@ -402,7 +403,7 @@ async fn a_body_cut_off_half_way_stores_nothing() {
 }
 
 #[tokio::test]
-async fn a_body_that_drips_is_given_up_in_time() {
+async fn a_body_that_arrives_too_slowly_is_ended_by_the_time_out() {
     let mut config = config();
     config.body_timeout = Duration::from_millis(300);
     let ingesting = Ingesting::start(config).await;
@@ -426,7 +427,7 @@ async fn a_body_that_drips_is_given_up_in_time() {
 }
 
 #[tokio::test]
-async fn a_head_that_drips_is_given_up_in_time() {
+async fn a_head_that_arrives_too_slowly_is_ended_by_the_time_out() {
     let mut config = config();
     config.header_timeout = Duration::from_millis(300);
     let ingesting = Ingesting::start(config).await;
@@ -436,7 +437,7 @@ async fn a_head_that_drips_is_given_up_in_time() {
 }
 
 #[tokio::test]
-async fn a_length_said_twice_is_refused_and_closes_the_connection() {
+async fn two_content_lengths_are_refused_and_close_the_connection() {
     let padded = format!("Content-Length:{}37", " ".repeat(200));
     for (first, second) in [
         ("Content-Length: 37", "Transfer-Encoding: chunked"),
@@ -457,7 +458,7 @@ async fn a_length_said_twice_is_refused_and_closes_the_connection() {
 }
 
 #[tokio::test]
-async fn what_is_no_http_gets_a_bare_400_and_a_head_without_end_a_431() {
+async fn bytes_that_are_not_http_get_a_400_and_an_endless_head_a_431() {
     let ingesting = Ingesting::start(config()).await;
     let mut client = ingesting.client().await;
     client.send("hello\r\n\r\n").await;

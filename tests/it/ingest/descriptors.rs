@@ -1,16 +1,18 @@
-//! Clients cannot take the file descriptors that the log and the deliveries need: the program itself, under a limit.
+//! Clients cannot use up the file descriptors that the log and the deliveries need. The tests run the program itself
+//! under a limit.
 
 use crate::support::client::Client;
 use crate::support::ingesting::event;
-use crate::support::program::{Program, command, eventually};
+use crate::support::program::{Program, command};
 use crate::support::receiver::Receiver;
+use crate::support::wait::eventually;
 use rustix::process::{Pid, Resource, Rlimit, prlimit};
 use std::net::TcpStream;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Instant;
 
-/// `eventd` with these limits, as `ulimit` takes them.
+/// `eventd` with these limits, which are flags of the shell's `ulimit`.
 fn limited(folder: &Path, limits: &str, arguments: &[&str]) -> Program {
     let plain = command(folder, arguments);
     let mut shell = Command::new("bash");
@@ -29,19 +31,19 @@ fn limited(folder: &Path, limits: &str, arguments: &[&str]) -> Program {
 const UP: [&str; 5] = ["up", "--listen", "127.0.0.1:0", "--url", "sqlite:eventd.db"];
 
 #[test]
-fn the_soft_limit_is_raised_to_the_hard_one_and_the_start_line_says_the_numbers() {
+fn the_soft_limit_is_raised_to_the_hard_one_and_logged_at_start() {
     let folder = tempfile::tempdir().unwrap();
     let up =
         limited(folder.path(), "-Sn 128; ulimit -Hn 2048", &[&UP[..], &["--dest", "http://127.0.0.1:1/"]].concat());
     let line = up.wait_for(&["file descriptors", "limit=2048"]);
-    // 64 for the log; 16, --concurrency and 128 whose answers are being read for the destination.
+    // 64 for the log. For the destination: 16, `--concurrency`, and 128 for answers that are still being read.
     assert!(line.contains("reserved=464 for_partitions=0") && line.contains("connections=1584"), "{line}");
     assert_eq!(up.stop().code(), 0);
 }
 
 #[test]
-fn deliveries_and_the_log_have_their_descriptors_beside_as_many_idle_clients_as_possible() {
-    // With few descriptors the destination makes fewer attempts at once, and clients keep a part.
+fn deliveries_and_the_log_keep_their_descriptors_with_as_many_idle_clients_as_possible() {
+    // If there are few descriptors, the destination makes fewer attempts at once, and clients keep a share.
     for (limit, concurrency, clients) in [(512, 64, 240), (256, 26, 46), (128, 6, 18)] {
         let folder = tempfile::tempdir().unwrap();
         let receiver = Receiver::start();
@@ -52,7 +54,7 @@ fn deliveries_and_the_log_have_their_descriptors_beside_as_many_idle_clients_as_
             up.wait_for(&["WARN", "--concurrency", "asked=64", &format!("concurrency={concurrency}"), "ulimit -n"]);
         }
         let address = up.address();
-        // More than there is room for: the rest waits to be accepted.
+        // Twice as many clients as there is room for: the rest waits to be accepted.
         let idle: Vec<TcpStream> = (0..2 * clients).map(|_| TcpStream::connect(&address).unwrap()).collect();
         let begun = Instant::now();
         let mut client = Client::connect(&address).unwrap();
@@ -62,7 +64,7 @@ fn deliveries_and_the_log_have_their_descriptors_beside_as_many_idle_clients_as_
             assert_eq!(answer.status, 200, "{answer:?}");
             if round == 0 {
                 let (ms, idle) = (begun.elapsed().as_millis(), idle.len());
-                println!("# a new client beside {idle} idle ones, with room for {clients}, was answered after {ms} ms");
+                println!("# a new client with {idle} idle ones and room for {clients} was answered after {ms} ms");
             }
         }
         receiver.wait_for(1_000);
@@ -76,17 +78,17 @@ fn deliveries_and_the_log_have_their_descriptors_beside_as_many_idle_clients_as_
 }
 
 #[test]
-fn the_file_of_each_partition_has_its_descriptor_beside_as_many_idle_clients_as_possible() {
+fn each_partitions_file_keeps_its_descriptor_with_as_many_idle_clients_as_possible() {
     const PARTITIONS: usize = 100;
     let folder = tempfile::tempdir().unwrap();
     let destination = ["--partitions", "100", "--dest", "out-{partition}.jsonl"];
     let up = limited(folder.path(), "-n 256", &[&UP[..], &destination].concat());
-    // 64 for the log, 16 for the destination and a file of each partition.
+    // 64 for the log, 16 for the destination, and one file for each partition.
     up.wait_for(&["file descriptors", "limit=256 reserved=180 for_partitions=100 connections=76"]);
     let address = up.address();
     let idle: Vec<TcpStream> = (0..400).map(|_| TcpStream::connect(&address).unwrap()).collect();
     let mut client = Client::connect(&address).unwrap();
-    // So many users that each partition has some.
+    // Enough users that each partition has some.
     let events: Vec<String> = (0..5_000).map(|user| event(&format!("user-{user}"), "x")).collect();
     for batch in events.chunks(1_000) {
         let answer = client.post(&format!("[{}]", batch.join(","))).unwrap();
@@ -107,7 +109,7 @@ fn the_file_of_each_partition_has_its_descriptor_beside_as_many_idle_clients_as_
 }
 
 #[test]
-fn too_few_descriptors_for_the_files_of_all_partitions_are_told() {
+fn too_few_descriptors_for_the_files_of_all_partitions_give_a_warning() {
     let folder = tempfile::tempdir().unwrap();
     let destination = ["--partitions", "100", "--dest", "out-{partition}.jsonl"];
     let up = limited(folder.path(), "-n 150", &[&UP[..], &destination].concat());
@@ -117,7 +119,7 @@ fn too_few_descriptors_for_the_files_of_all_partitions_are_told() {
 }
 
 #[test]
-fn a_number_of_connections_that_is_not_possible_is_reduced_and_told() {
+fn a_number_of_connections_that_is_not_possible_is_reduced_with_a_warning() {
     let folder = tempfile::tempdir().unwrap();
     let up = limited(folder.path(), "-n 256", &[&UP[..], &["--max-connections", "5000", "--dest", "null:"]].concat());
     up.wait_for(&["WARN", "--max-connections", "reduced", "asked=5000", "connections=176", "ulimit -n"]);
@@ -136,7 +138,7 @@ fn a_limit_that_leaves_nothing_for_clients_is_an_error_that_says_what_to_raise()
 }
 
 #[test]
-fn when_the_system_has_no_descriptor_left_an_idle_connection_gives_one_up() {
+fn if_the_system_has_no_descriptor_left_an_idle_connection_is_closed() {
     let folder = tempfile::tempdir().unwrap();
     let up = limited(folder.path(), "-n 1024", &[&UP[..], &["--dest", "null:"]].concat());
     let address = up.address();
@@ -145,9 +147,9 @@ fn when_the_system_has_no_descriptor_left_an_idle_connection_gives_one_up() {
     let idle: Vec<TcpStream> = (0..50).map(|_| TcpStream::connect(&address).unwrap()).collect();
     eventually(|| match open() {
         open if open >= before + 50 => Ok(()),
-        open => Err(format!("{open} descriptors are open, and {before} were")),
+        open => Err(format!("{open} descriptors are open, before it were {before}")),
     });
-    // None is left: whatever opens one has to wait until another is closed.
+    // No descriptor is left, so each new one has to wait until another is closed.
     let process = Pid::from_raw(up.id() as i32).unwrap();
     let limit = Some(open() as u64);
     prlimit(Some(process), Resource::Nofile, Rlimit { current: limit, maximum: Some(1024) }).unwrap();

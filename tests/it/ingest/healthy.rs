@@ -1,5 +1,5 @@
-//! A healthy client is served whatever another one does: no single connection holds a thread of the runtime, the memory
-//! of bodies, or the connections. How long the healthy client waits is counted, not asserted.
+//! A healthy client is served whatever other clients do. No single connection can occupy a thread of the runtime, the
+//! memory for bodies, or all connections. How long the healthy client waits is printed, not asserted.
 //!
 //! ```text
 //!  trouble (threads of its own) ──▶ ingest on ONE runtime thread ◀── healthy client: every request gets 200
@@ -8,7 +8,7 @@
 use crate::support::client;
 use crate::support::http::{Client, request};
 use crate::support::ingesting::{Ingesting, config, event};
-use crate::support::soon;
+use crate::support::wait::soon;
 use eventd::ingest::Config;
 use std::io::{Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
@@ -21,11 +21,12 @@ const HEALTHY_REQUESTS: usize = 200;
 const CHUNKED: &str = "POST /events HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n\
                        Transfer-Encoding: chunked\r\n\r\n";
 
-/// Sends `begin`, and `endless` again and again, as fast as it is taken; ends when the server ends the connection.
+/// Sends `begin`, and then `endless` again and again, as fast as the server reads. Ends when the server closes the
+/// connection.
 fn flood(address: SocketAddr, begin: &str, endless: &str) {
     let mut stream = TcpStream::connect(address).unwrap();
     let block = endless.repeat(64 * 1024 / endless.len());
-    // Some answer while they are sent to; what they say is of no interest here.
+    // The server may answer while the client still sends. The answer does not matter here.
     let mut reading = stream.try_clone().unwrap();
     let reader = std::thread::spawn(move || while matches!(reading.read(&mut [0; 64 * 1024]), Ok(1..)) {});
     if stream.write_all(begin.as_bytes()).is_ok() {
@@ -34,7 +35,7 @@ fn flood(address: SocketAddr, begin: &str, endless: &str) {
     reader.join().unwrap();
 }
 
-/// Posts one event after the other and gives how long each answer took.
+/// Posts one event after the other, and returns how long each answer took.
 fn healthy(address: SocketAddr) -> Vec<Duration> {
     let mut client = client::Client::connect(&address.to_string()).unwrap();
     let post = |n: usize| {
@@ -49,21 +50,21 @@ fn healthy(address: SocketAddr) -> Vec<Duration> {
 fn count(name: &str, mut times: Vec<Duration>) {
     times.sort();
     let at = |share: f64| times[(times.len() as f64 * share) as usize].as_secs_f64() * 1e3;
-    println!("# healthy client beside {name}: p50 {:.1} ms, p99 {:.1} ms", at(0.5), at(0.99));
+    println!("# healthy client during {name}: p50 {:.1} ms, p99 {:.1} ms", at(0.5), at(0.99));
 }
 
-/// Time-outs that no test waits for: a flood is ended by a bound of its bytes.
+/// No test waits for these time-outs: each flood is ended by a bound on its bytes.
 fn patient_config() -> Config {
     Config { header_timeout: Duration::from_secs(600), body_timeout: Duration::from_secs(600), ..config() }
 }
 
-/// Floods of which the server ends every one; meanwhile a healthy client is served.
+/// The server ends each of these floods. Meanwhile it serves a healthy client.
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-async fn endless_streams_are_ended_and_delay_no_other_client() {
+async fn endless_requests_are_ended_and_delay_no_other_client() {
     let post = "POST /events HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n";
     let floods: [(&str, String, &str); 13] = [
         ("zeros of a chunk's size", format!("{CHUNKED}1\r\n{{\r\n"), "0"),
-        ("spaces behind a chunk's size", format!("{CHUNKED}1"), " "),
+        ("spaces after a chunk's size", format!("{CHUNKED}1"), " "),
         ("a chunk's extension", format!("{CHUNKED}1;"), "x"),
         ("chunks of one byte", CHUNKED.to_owned(), "1\r\n \r\n"),
         ("chunks of one byte with padded sizes", CHUNKED.to_owned(), "000000000000000000000001  \r\n \r\n"),
@@ -86,9 +87,9 @@ async fn endless_streams_are_ended_and_delay_no_other_client() {
     }
 }
 
-/// Floods that are good HTTP, and go on for as long as the healthy client needs.
+/// These floods are valid HTTP and last as long as the healthy client needs.
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-async fn endless_requests_of_one_connection_delay_no_other_client() {
+async fn valid_requests_without_end_on_one_connection_delay_no_other_client() {
     let batch = |events: usize| format!("[{}]", vec![event("flood", "x"); events].join(","));
     let limits = Config { max_body_bytes: 4 << 20, max_batch_events: 10_000, max_pending_bytes: 64 << 20, ..config() };
     let floods: [(&str, Vec<u8>); 5] = [
@@ -120,11 +121,11 @@ async fn endless_requests_of_one_connection_delay_no_other_client() {
         count(name, tokio::task::spawn_blocking(move || healthy(address)).await.unwrap());
         stop.store(true, Ordering::Relaxed);
         let answered = tokio::task::spawn_blocking(|| flooding.join().unwrap()).await.unwrap();
-        assert!(answered > 1_000, "{name}: the flood was served meanwhile, and read {answered} bytes");
+        assert!(answered > 1_000, "{name}: the flood must be served meanwhile, but it read {answered} bytes");
     }
 }
 
-/// Sends the request but for its last byte, as far as the server takes it.
+/// Sends the request except its last byte, as far as the server reads it.
 async fn all_but_a_byte(ingesting: &Ingesting, body: &str) -> Client {
     let mut client = ingesting.client().await;
     let request = request("application/json", body);
@@ -133,7 +134,7 @@ async fn all_but_a_byte(ingesting: &Ingesting, body: &str) -> Client {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn unfinished_uploads_take_no_room_from_healthy_clients() {
+async fn unfinished_uploads_take_no_memory_from_healthy_clients() {
     let four_mib = 4 << 20;
     let limits =
         Config { max_body_bytes: four_mib, max_event_bytes: 900 << 10, max_pending_bytes: 64 << 20, ..config() };
@@ -144,7 +145,7 @@ async fn unfinished_uploads_take_no_room_from_healthy_clients() {
         let body = event.clone() + &" ".repeat(four_mib - event.len());
         unfinished.push(all_but_a_byte(&ingesting, &body).await);
     }
-    // Bodies of one piece, and of many.
+    // One body arrives in one piece, the other in many.
     let large = event("healthy", &"x".repeat(800 << 10));
     let mut client = ingesting.client().await;
     for n in 0..20 {
@@ -154,13 +155,13 @@ async fn unfinished_uploads_take_no_room_from_healthy_clients() {
     }
     let address = ingesting.address;
     count("17 unfinished uploads", tokio::task::spawn_blocking(move || healthy(address)).await.unwrap());
-    // There was not room for all of them: the slowest was told so.
+    // There was not room for all of them. The slowest upload gets an answer that says so.
     let first = unfinished.remove(0).answer().await;
     assert_eq!((first.status, &first.problem()["code"]), (408, &"body-too-slow".into()), "{first:?}");
 }
 
 #[tokio::test]
-async fn a_body_that_stops_coming_is_given_up_before_its_time_out() {
+async fn a_stalled_body_is_ended_before_its_time_out_if_others_need_the_room() {
     let ingesting = Ingesting::start(Config { body_timeout: Duration::from_secs(600), ..config() }).await;
     let mut client = all_but_a_byte(&ingesting, &event("user-1", "x")).await;
     let answer = client.answer().await;
@@ -170,7 +171,7 @@ async fn a_body_that_stops_coming_is_given_up_before_its_time_out() {
 }
 
 #[tokio::test]
-async fn if_all_connections_are_taken_those_that_wait_for_their_clients_give_way() {
+async fn if_all_connections_are_in_use_idle_ones_are_closed() {
     let ingesting = Ingesting::start(Config { max_connections: 40, ..config() }).await;
     let mut idle = Vec::new();
     for n in 0..40 {
@@ -189,7 +190,10 @@ async fn if_all_connections_are_taken_those_that_wait_for_their_clients_give_way
         let mut client = ingesting.client().await;
         assert_eq!(client.post(event("user-1", &n.to_string())).await.status, 200);
         if n == 0 {
-            println!("# a new client beside 40 idle ones of 40 was answered after {} ms", begun.elapsed().as_millis());
+            println!(
+                "# a new client with 40 of 40 connections idle was answered after {} ms",
+                begun.elapsed().as_millis()
+            );
         }
         new.push(client);
     }

@@ -1,8 +1,8 @@
-//! What ingest does when the log fails, clients go away, limits are reached, or it is told to stop.
+//! What ingest does if the log fails, clients disconnect, limits are reached, or it is told to stop.
 
 use crate::support::http::{Client, request};
 use crate::support::ingesting::{Ingesting, config, event, user_of};
-use crate::support::soon;
+use crate::support::wait::soon;
 use eventd::core::outcome::Ended;
 use eventd::core::outcome::Failure;
 use eventd::ingest::Config;
@@ -10,12 +10,12 @@ use serde_json::{Value, json};
 use std::time::Duration;
 use tokio::net::TcpStream;
 
-/// Room for batches that need several appends.
+/// Limits that allow batches which need several appends.
 fn large_config() -> Config {
     Config { max_body_bytes: 8 << 20, max_event_bytes: 900 << 10, max_pending_bytes: 64 << 20, ..config() }
 }
 
-/// The outcomes in `results`, shortened: `ok`, or outcome and code.
+/// The outcomes in `results`, shortened: `ok`, or the outcome and the code.
 fn outcomes(problem: &Value) -> Vec<String> {
     let shorten = |result: &Value| match result["outcome"].as_str().unwrap() {
         "ok" => format!("ok {}:{}", result["partition"], result["offset"]),
@@ -25,10 +25,10 @@ fn outcomes(problem: &Value) -> Vec<String> {
 }
 
 #[tokio::test]
-async fn a_partial_failure_never_breaks_the_order_of_a_user() {
+async fn a_partial_failure_keeps_each_users_order() {
     let ingesting = Ingesting::start(large_config()).await;
     let mut client = ingesting.client().await;
-    // Two of these fit one append: partition 0 needs three, and the second fails.
+    // Two of these events fit in one append. So partition 0 needs three appends, and the second one fails.
     let large = "x".repeat(400 << 10);
     let mut events: Vec<String> = (0..5).map(|n| event(&user_of(0), &format!("{n}{large}"))).collect();
     events.insert(3, event(&user_of(1), "other"));
@@ -41,11 +41,11 @@ async fn a_partial_failure_never_breaks_the_order_of_a_user() {
     let expected =
         ["ok 0:0", "ok 0:1", "refused log-full", "ok 1:0", "refused log-full", "refused earlier-event-not-stored"];
     assert_eq!(outcomes(&problem), expected);
-    assert_eq!(ingesting.log.appends(), 3, "what is behind a failure is not tried");
+    assert_eq!(ingesting.log.appends(), 3, "nothing is tried after a failure");
     assert_eq!(ingesting.log.values(0), [format!("0{large}"), format!("1{large}")]);
     assert_eq!(ingesting.log.values(1), ["other"]);
 
-    // As the client is told: again what is not ok. Then everything is there, in order.
+    // The client does what the answer says: it sends what is not ok again. Then all events are stored in order.
     let again = format!("[{},{},{}]", events[2], events[4], events[5]);
     assert_eq!(client.post(again).await.status, 200);
     let heads: Vec<String> = ingesting.log.values(0).iter().map(|value| value[..1].to_owned()).collect();
@@ -53,7 +53,7 @@ async fn a_partial_failure_never_breaks_the_order_of_a_user() {
 }
 
 #[tokio::test]
-async fn an_unknown_outcome_is_told_as_unknown() {
+async fn an_unknown_outcome_is_answered_as_unknown() {
     let ingesting = Ingesting::start(config()).await;
     let mut client = ingesting.client().await;
     ingesting.log.fail_next(2, Failure::unknown("log-timeout", "no answer in time"));
@@ -65,7 +65,7 @@ async fn an_unknown_outcome_is_told_as_unknown() {
 }
 
 #[tokio::test]
-async fn what_the_log_refuses_has_the_logs_own_code() {
+async fn a_refusal_of_the_log_is_answered_with_its_code() {
     let ingesting = Ingesting::start(config()).await;
     let mut client = ingesting.client().await;
     for (code, status) in [("log-busy", 503), ("event-too-large", 413)] {
@@ -78,7 +78,7 @@ async fn what_the_log_refuses_has_the_logs_own_code() {
 }
 
 #[tokio::test]
-async fn what_waits_for_the_log_is_bounded_and_beyond_it_clients_are_told_at_once() {
+async fn pending_bytes_are_bounded_and_beyond_that_clients_get_503_at_once() {
     let ingesting = Ingesting::start(Config { max_pending_bytes: 40 * 1024, ..config() }).await;
     ingesting.log.freeze();
     let body = event("user-1", &"x".repeat(10 * 1024));
@@ -104,7 +104,7 @@ async fn what_waits_for_the_log_is_bounded_and_beyond_it_clients_are_told_at_onc
 }
 
 #[tokio::test]
-async fn what_waits_for_the_log_and_what_is_still_arriving_have_budgets_of_their_own() {
+async fn pending_requests_and_arriving_bodies_have_separate_budgets() {
     let ingesting = Ingesting::start(Config { max_pending_bytes: 48 * 1024, ..config() }).await;
     let whole = request("application/json", event("user-1", &"x".repeat(15 * 1024)));
     let (most, last) = whole.split_at(whole.len() - 10);
@@ -112,7 +112,7 @@ async fn what_waits_for_the_log_and_what_is_still_arriving_have_budgets_of_their
     for client in &mut arriving {
         client.send(most).await;
     }
-    // None of them takes room from a request that is complete.
+    // None of these takes room from a complete request.
     let mut client = ingesting.client().await;
     for _ in 0..20 {
         assert_eq!(client.post(event("user-1", &"y".repeat(5 * 1024))).await.status, 200);
@@ -124,7 +124,7 @@ async fn what_waits_for_the_log_and_what_is_still_arriving_have_budgets_of_their
 }
 
 #[tokio::test]
-async fn announcing_a_large_body_takes_no_room_from_others() {
+async fn a_large_content_length_alone_takes_no_room_from_others() {
     let ingesting = Ingesting::start(Config { max_pending_bytes: 64 * 1024, ..config() }).await;
     let mut idlers = Vec::new();
     for _ in 0..20 {
@@ -140,7 +140,7 @@ async fn announcing_a_large_body_takes_no_room_from_others() {
 }
 
 #[tokio::test]
-async fn connections_over_the_limit_wait_as_long_as_all_others_are_answered() {
+async fn connections_over_the_limit_wait_while_all_others_are_busy() {
     let ingesting = Ingesting::start(Config { max_connections: 2, ..config() }).await;
     let (mut one, mut two) = (ingesting.client().await, ingesting.client().await);
     ingesting.log.freeze();
@@ -158,19 +158,19 @@ async fn connections_over_the_limit_wait_as_long_as_all_others_are_answered() {
 }
 
 #[tokio::test]
-async fn an_append_goes_on_though_its_client_goes_away() {
+async fn an_append_continues_if_its_client_disconnects() {
     let ingesting = Ingesting::start(config()).await;
     ingesting.log.freeze();
     let mut client = ingesting.client().await;
     client.send(request("application/json", event("user-1", "kept"))).await;
     ingesting.log.until_begun(1).await;
     drop(client);
-    // The stop waits for it as well, though no connection is left.
+    // The stop waits for the append too, although no connection is left.
     let (log, ended) = ingesting.stop();
     let mut ended = std::pin::pin!(ended);
     tokio::select! {
         biased;
-        early = &mut ended => panic!("ended while an append was under way: {early:?}"),
+        early = &mut ended => panic!("ended while an append was in flight: {early:?}"),
         () = std::future::ready(()) => {}
     }
     log.release();
@@ -180,7 +180,7 @@ async fn an_append_goes_on_though_its_client_goes_away() {
 }
 
 #[tokio::test]
-async fn a_stop_finishes_the_requests_that_have_begun_and_takes_no_more() {
+async fn a_stop_finishes_the_requests_that_have_begun_and_accepts_no_more() {
     let ingesting = Ingesting::start(config()).await;
     let address = ingesting.address;
     let (mut idle, mut busy, mut sending) =
@@ -197,7 +197,7 @@ async fn a_stop_finishes_the_requests_that_have_begun_and_takes_no_more() {
     let ended = tokio::spawn(ended);
     assert_eq!(silent.closed().await, b"");
     assert_eq!(idle.closed().await, b"");
-    // A listener that is closed, once the idle connection saw the stop.
+    // The listener is closed once the idle connection has seen the stop.
     assert!(TcpStream::connect(address).await.is_err());
     sending.send(&whole[whole.len() - 5..]).await;
     log.until_begun(4).await;
@@ -212,7 +212,7 @@ async fn a_stop_finishes_the_requests_that_have_begun_and_takes_no_more() {
 }
 
 #[tokio::test]
-async fn a_stop_ends_in_time_and_says_that_work_was_left() {
+async fn a_stop_ends_at_its_deadline_and_reports_unfinished_work() {
     let ingesting = Ingesting::start(Config { drain: Duration::from_millis(200), ..config() }).await;
     ingesting.log.freeze();
     let mut client = ingesting.client().await;
@@ -224,7 +224,7 @@ async fn a_stop_ends_in_time_and_says_that_work_was_left() {
 }
 
 #[tokio::test]
-async fn once_the_partition_count_changed_nothing_is_taken() {
+async fn after_the_partition_count_changed_everything_is_refused() {
     let ingesting = Ingesting::start(config()).await;
     let mut client = ingesting.client().await;
     assert_eq!(client.post(event("user-1", "x")).await.status, 200);
@@ -242,12 +242,12 @@ async fn once_the_partition_count_changed_nothing_is_taken() {
 }
 
 #[tokio::test]
-async fn every_listener_is_served() {
+async fn all_listeners_accept_clients() {
     let first = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let second = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let addresses = [first.local_addr().unwrap(), second.local_addr().unwrap()];
     let log = crate::support::memory_log::MemoryLog::new(3);
-    // One connection at a time: a listener without clients must not hold the place.
+    // With one connection at a time, a listener without clients must not occupy the place.
     let config = Config { max_connections: 1, ..config() };
     let running = tokio::spawn(eventd::ingest::run(vec![first, second], log.clone(), config, std::future::pending()));
     for address in [addresses[1], addresses[0], addresses[1], addresses[1], addresses[0]] {

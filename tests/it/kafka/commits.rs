@@ -2,18 +2,19 @@
 //! that retention passes, operators with Kafka's own tools, maps that are too large for a commit.
 
 use super::{Shared, address, fixture};
-use crate::conformance::{SOON, unique};
+use crate::conformance::unique;
 use crate::support::broker::tool;
 use crate::support::client::Client;
 use crate::support::delivered::{self, Line};
-use crate::support::program::{Ending, Program, eventually};
+use crate::support::program::{Ending, Program};
+use crate::support::wait::{PATIENCE, eventually};
 use eventd::core::event::Record;
 use eventd::core::progress::PartitionState;
 use eventd::group::kafka::{committed, hold};
 use eventd::group::{Group, JoinError, JoinOptions};
 use eventd::kafka::Cluster;
 use eventd::log::{CreateTopic, Engine, Log};
-use eventd::net::BrokerSettings;
+use eventd::net::Settings;
 use std::io::Write;
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -75,8 +76,8 @@ impl Place {
     /// Deletes the topic, and waits until the broker knows none of this name.
     pub(super) async fn delete(&self) {
         tool("kafka-topics", &address(), &["--delete", "--topic", &self.topic]);
-        let cluster = Cluster::new(BrokerSettings::plain(vec![address()]));
-        while cluster.topic(&self.topic, Instant::now() + SOON).await.unwrap().is_some() {
+        let cluster = Cluster::new(Settings::plain(vec![address()]));
+        while cluster.topic(&self.topic, Instant::now() + PATIENCE).await.unwrap().is_some() {
             tokio::task::yield_now().await;
         }
     }

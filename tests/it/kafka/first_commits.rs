@@ -2,10 +2,11 @@
 
 use super::address;
 use super::commits::{Place, delete_records, records};
-use crate::conformance::{SOON, unique};
+use crate::conformance::unique;
 use crate::support::broker::tool;
 use crate::support::delivered::{self, Line};
-use crate::support::program::{Program, eventually, run};
+use crate::support::program::{Program, run};
+use crate::support::wait::{PATIENCE, eventually};
 use eventd::core::progress::PartitionState;
 use eventd::group::kafka::{committed, hold, join};
 use eventd::group::{Change, Group, JoinOptions};
@@ -134,7 +135,7 @@ async fn the_owner_of_partition_0_begins_a_group_and_the_others_wait_for_it() {
     let early = timeout(Duration::from_millis(300), &mut waiting).await;
     assert!(early.is_err(), "{early:?}");
     assert_eq!(first.committed(0).await, Ok(None));
-    assert_eq!(timeout(SOON, waiting).await.expect("the group has begun").unwrap(), Ok(None));
+    assert_eq!(timeout(PATIENCE, waiting).await.expect("the group has begun").unwrap(), Ok(None));
     first.leave().await;
     other.leave().await;
 }

@@ -6,8 +6,9 @@ use crate::support::block_on;
 use crate::support::broker::{tool, tool_command};
 use crate::support::delivered::{Line, lines};
 use crate::support::load::Load;
-use crate::support::program::{Program, eventually, run};
+use crate::support::program::{Program, run};
 use crate::support::sink::Sink;
+use crate::support::wait::eventually;
 use eventd::log::Engine;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -150,7 +151,7 @@ fn what_has_drained_is_delivered_by_others_while_an_attempt_of_the_same_process_
         moving if moving.is_superset(&others) => Ok(()),
         moving => Err(format!("while {hanging} hangs: only {moving:?} move on")),
     });
-    scene.sink.let_go();
+    scene.sink.release();
     let stopped = a.end();
     assert_eq!(stopped.code(), 0, "{}", stopped.said);
     owns(&b, 6);

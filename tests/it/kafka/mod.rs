@@ -13,13 +13,14 @@ mod security;
 mod side_topics;
 
 use crate::conformance::Fixture;
+use crate::support::broker::fail_without_kafka;
 use eventd::BoxFuture;
 use eventd::core::progress::OffsetReset;
 use eventd::group::kafka::{apply_unowned, join, request};
 use eventd::group::{Group, JoinOptions};
 use eventd::log::kafka::Kafka;
 use eventd::log::{Engine, Log};
-use eventd::net::BrokerSettings;
+use eventd::net::Settings;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -30,13 +31,13 @@ struct Shared {
     engine: Arc<Kafka>,
 }
 
-/// Where the shared broker is.
+/// The address of the shared broker. Without one the test fails, and one line for all tests says what to do.
 pub(crate) fn address() -> String {
-    std::env::var("EVENTD_TEST_KAFKA").expect("EVENTD_TEST_KAFKA names a Kafka broker; `make test` starts one")
+    std::env::var("EVENTD_TEST_KAFKA").unwrap_or_else(|_| fail_without_kafka())
 }
 
 async fn fixture() -> Shared {
-    let settings = BrokerSettings::plain(vec![address()]);
+    let settings = Settings::plain(vec![address()]);
     Shared { engine: Kafka::connect(settings).await.expect("the broker answers") }
 }
 

@@ -4,8 +4,9 @@ use super::address;
 use crate::conformance::unique;
 use crate::support::broker::tool;
 use crate::support::client::Client;
-use crate::support::program::{Program, eventually, run};
+use crate::support::program::{Program, run};
 use crate::support::receiver::Receiver;
+use crate::support::wait::eventually;
 use eventd::core::partition::Partitioner;
 use std::collections::BTreeSet;
 

@@ -16,7 +16,7 @@ fn with_letters() -> Delivered {
         .start("up", &[&["--listen", "127.0.0.1:0", "--dest", &delivered.destination()], &QUICKLY[..]].concat());
     delivered.post(&up, 0..240);
     delivered.receiver.wait_for(200);
-    crate::support::program::eventually(|| match letters(&delivered).len() {
+    crate::support::wait::eventually(|| match letters(&delivered).len() {
         40 => Ok(()),
         letters => Err(format!("{letters} of 40 letters")),
     });

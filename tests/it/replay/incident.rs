@@ -55,7 +55,7 @@ impl Incident {
         let up = delivered.start("up", &[&["--listen", "127.0.0.1:0", "--dest", &to], more].concat());
         delivered.post(&up, 0..600);
         let incident = Self { folder: delivered.folder, receiver, sent: delivered.sent };
-        crate::support::program::eventually(|| settled(&incident));
+        crate::support::wait::eventually(|| settled(&incident));
         assert_eq!(up.stop().code(), 0);
         incident
     }

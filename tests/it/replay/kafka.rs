@@ -3,10 +3,10 @@
 use super::*;
 use crate::conformance::unique;
 use crate::kafka::address;
-use crate::support::program::eventually;
+use crate::support::wait::eventually;
 use eventd::log::kafka::Kafka;
 use eventd::log::{Engine, OpenError};
-use eventd::net::BrokerSettings;
+use eventd::net::Settings;
 
 fn delivered(events: u64) -> (Delivered, Program) {
     let (address, topic) = (address(), unique("replayed"));
@@ -140,7 +140,7 @@ fn progress_that_needed_a_topic_of_its_own_is_gone_with_its_replay() {
     assert!(ending.said.contains(&made), "{made:?} is not in {}", ending.said);
     let runtime = tokio::runtime::Runtime::new().unwrap();
     let gone = runtime.block_on(async {
-        let engine = Kafka::connect(BrokerSettings::plain(vec![address])).await.unwrap();
+        let engine = Kafka::connect(Settings::plain(vec![address])).await.unwrap();
         engine.open(&own, None).await.unwrap_err()
     });
     assert_eq!(gone, OpenError::Missing { topic: own });

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::support::block_on;
-use crate::support::program::eventually;
+use crate::support::wait::eventually;
 use eventd::core::event::Record;
 use eventd::core::partition::Partitioner;
 use eventd::core::progress::PartitionState;

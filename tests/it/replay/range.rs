@@ -1,7 +1,7 @@
 //! What a plan says, and that what is delivered is what it said.
 
 use super::*;
-use crate::support::program::eventually;
+use crate::support::wait::eventually;
 
 #[test]
 fn a_plan_counts_what_would_be_delivered_and_delivers_nothing() {

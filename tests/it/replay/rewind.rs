@@ -1,7 +1,7 @@
 //! The destination's own position, moved back and ahead, while its dispatch is stopped and while it is running.
 
 use super::*;
-use crate::support::program::eventually;
+use crate::support::wait::eventually;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;

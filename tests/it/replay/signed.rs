@@ -3,7 +3,7 @@
 use super::*;
 use crate::conformance::unique;
 use crate::kafka::address;
-use crate::support::program::eventually;
+use crate::support::wait::eventually;
 
 const SECRET: [&str; 2] = ["--webhook-secret-file", "secret"];
 

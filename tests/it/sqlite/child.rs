@@ -2,7 +2,8 @@
 //! begin with `=> `, so that they stand out of what the test harness prints.
 
 use super::open;
-use crate::conformance::{SOON, payload, record};
+use crate::conformance::{payload, record};
+use crate::support::wait::PATIENCE;
 use eventd::group::WhenHeld;
 use eventd::group::sqlite::join;
 use eventd::log::Engine;
@@ -141,7 +142,7 @@ async fn read(engine: &Arc<Sqlite>) {
     let log = open(engine, "events").await;
     let end = log.latest(0).await.expect("the end is known");
     say("waiting");
-    let fetched = log.fetch(0, end, 1 << 20, SOON).await.expect("a fetch succeeds");
+    let fetched = log.fetch(0, end, 1 << 20, PATIENCE).await.expect("a fetch succeeds");
     say(fetched.events.first().map_or("nothing", |event| payload(&event.record)));
     wait_for_the_parent();
 }
@@ -166,7 +167,7 @@ async fn until_lost(engine: &Arc<Sqlite>) {
         }
     };
     say(&format!("{:?} {}", failure.certainty, failure.code));
-    let why = timeout(SOON, engine.lost()).await.expect("the engine is lost");
+    let why = timeout(PATIENCE, engine.lost()).await.expect("the engine is lost");
     say(&format!("lost {why}"));
     let after = log.append(0, vec![record("user", "after")]).await.expect_err("nothing is taken any more");
     say(&format!("{:?} {}", after.certainty, after.code));
@@ -193,7 +194,7 @@ async fn fill(engine: &Arc<Sqlite>) {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
     };
-    timeout(SOON, again).await.expect("it goes on once there is room");
+    timeout(PATIENCE, again).await.expect("it goes on once there is room");
     let all = crate::conformance::read_all(&*log, 0, 0).await;
     say(&format!("again after {stored}: {}", all.len()));
 }

@@ -4,7 +4,8 @@
 use super::processes::{events_in, ingest, post};
 use crate::support::client::Client;
 use crate::support::load::Load;
-use crate::support::program::{Program, eventually, run};
+use crate::support::program::{Program, run};
+use crate::support::wait::eventually;
 use eventd::log::Engine;
 use eventd::log::sqlite::{Settings, Sqlite};
 use std::fs;

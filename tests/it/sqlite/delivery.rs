@@ -1,7 +1,8 @@
 //! Dispatch over a log that is damaged, or trimmed under its feet.
 
 use super::{Embedded, fixture};
-use crate::conformance::{SOON, record};
+use crate::conformance::record;
+use crate::support::wait::PATIENCE;
 use eventd::BoxFuture;
 use eventd::core::backoff::Backoff;
 use eventd::core::event::{Record, encode_headers};
@@ -32,9 +33,9 @@ impl Destination for Receiver {
         BatchLimits { runs_max: 1, run_events_max: 1, run_bytes_max: 0 }
     }
 
-    fn deliver(&self, hand_over: DeliveryBatch) -> BoxFuture<'_, Vec<Report>> {
+    fn deliver(&self, delivery_batch: DeliveryBatch) -> BoxFuture<'_, Vec<Report>> {
         Box::pin(async move {
-            self.seen.lock().unwrap().push(hand_over.events[0].offset);
+            self.seen.lock().unwrap().push(delivery_batch.events[0].offset);
             tokio::time::sleep(Duration::from_millis(30)).await;
             self.answered.notify_one();
             match self.refuses {
@@ -49,8 +50,8 @@ fn config(attempts: u32) -> Config {
     Config {
         attempts,
         backoff: Backoff::new(Duration::from_millis(5), Duration::from_millis(5), false).unwrap(),
-        attempt_timeout: SOON,
-        retry_after_max: SOON,
+        attempt_timeout: PATIENCE,
+        retry_after_max: PATIENCE,
         concurrency: 16,
         window_events: 1_000,
         window_bytes: 1 << 20,
@@ -58,7 +59,7 @@ fn config(attempts: u32) -> Config {
         start: Start::Earliest,
         on_gap: OnGap::Stop,
         when_stopped: WhenStopped::Stay,
-        drain: SOON,
+        drain: PATIENCE,
         dead_retention: Duration::from_secs(3600),
         seed: 0,
     }
@@ -83,7 +84,7 @@ async fn what_stands_before_a_damaged_record_is_delivered_once_and_committed() {
         let mut stopped = tally.stopped_partitions();
         let shutdown = async move { drop(stopped.wait_for(|stopped| stopped.contains(&0)).await.unwrap()) };
         let dispatch = dispatch::run_counted(parts, config(3), None, tally, shutdown);
-        let ended = timeout(SOON, dispatch).await.expect("it is told, and stops");
+        let ended = timeout(PATIENCE, dispatch).await.expect("it is told, and stops");
         let error = format!("{:#}", ended.expect_err("the damage is told"));
         assert!(error.contains("offset 6") && error.contains("--on-gap skip"), "life {life}: {error}");
         assert_eq!(group.committed(0).await.unwrap().map(|state| state.watermark), Some(6), "life {life}");
@@ -119,10 +120,10 @@ async fn a_letter_about_a_letter_has_the_identity_of_its_own_source() {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     };
-    timeout(SOON, settled).await.expect("given up");
+    timeout(PATIENCE, settled).await.expect("given up");
     stop.send(()).unwrap();
     assert_eq!(running.await.unwrap().unwrap(), Ended::Drained);
-    let letters = embedded.engine.open(&dead, None).await.unwrap().fetch(0, 0, 1 << 20, SOON).await.unwrap().events;
+    let letters = embedded.engine.open(&dead, None).await.unwrap().fetch(0, 0, 1 << 20, PATIENCE).await.unwrap().events;
     let [letter] = &letters[..] else { panic!("one letter: {letters:?}") };
     assert_eq!(letter.record.headers().filter(|(name, _)| *name == dead_letter::SOURCE).count(), 1);
     assert_eq!(letter.record.header_text(dead_letter::SOURCE), Some("0:0"));
@@ -187,6 +188,6 @@ async fn a_new_group_that_retention_overtakes_begins_where_the_log_begins() {
     let parts = parts(&embedded, log, &receiver).await;
     let told = receiver.clone();
     let run = dispatch::run(parts, config(3), async move { told.answered.notified().await });
-    let ended = timeout(SOON, run).await.expect("it stops").expect("no gap that a new group could not help");
+    let ended = timeout(PATIENCE, run).await.expect("it stops").expect("no gap that a new group could not help");
     assert_eq!((ended, receiver.seen.lock().unwrap()[0]), (Ended::Drained, 4));
 }

@@ -108,7 +108,7 @@ async fn the_write_ahead_log_keeps_its_bound_while_it_is_read_and_written() {
     let mut largest = 0;
     for _ in 0..150 {
         log.append(0, batch.clone()).await.unwrap();
-        read = log.fetch(0, read, 1 << 20, super::super::conformance::SOON).await.unwrap().next;
+        read = log.fetch(0, read, 1 << 20, crate::support::wait::PATIENCE).await.unwrap().next;
         largest = largest.max(std::fs::metadata(embedded.folder.path().join("eventd.db-wal")).unwrap().len());
     }
     let bound = 2 * eventd::limits::WAL_RESTART_BYTES;

@@ -2,9 +2,10 @@
 
 use super::child::start;
 use super::{Embedded, fixture, open};
-use crate::conformance::{SOON, payload, read_all, record};
+use crate::conformance::{payload, read_all, record};
 use crate::support::delivered;
-use crate::support::program::{Program, eventually};
+use crate::support::program::Program;
+use crate::support::wait::{PATIENCE, eventually};
 use eventd::core::outcome::Certainty;
 use eventd::core::progress::PartitionState;
 use eventd::group::JoinError;
@@ -27,7 +28,7 @@ async fn a_waiting_fetch_wakes_for_an_append_of_another_engine() {
     let waiting = tokio::spawn(async move { there.fetch(0, 0, 1 << 20, Duration::from_secs(60)).await });
     let appended = Instant::now();
     here.append(0, vec![record("user", "seen")]).await.unwrap();
-    let fetched = timeout(SOON, waiting).await.expect("long before the wait is over").unwrap().unwrap();
+    let fetched = timeout(PATIENCE, waiting).await.expect("long before the wait is over").unwrap().unwrap();
     assert_eq!(payload(&fetched.events[0].record), "seen");
     assert!(appended.elapsed() < Duration::from_secs(5), "{:?}", appended.elapsed());
 }
@@ -64,9 +65,9 @@ async fn two_busy_writers_both_get_on() {
             }
         })
     };
-    timeout(SOON, has_begun.wait_for(|begun| *begun)).await.expect("in time").expect("the busy writer lives");
+    timeout(PATIENCE, has_begun.wait_for(|begun| *begun)).await.expect("in time").expect("the busy writer lives");
     for n in 0..30 {
-        timeout(SOON, two.append(0, vec![record("other", &n.to_string())]))
+        timeout(PATIENCE, two.append(0, vec![record("other", &n.to_string())]))
             .await
             .expect("in time")
             .expect("not refused");
@@ -120,7 +121,7 @@ async fn a_destination_held_by_another_process_names_its_pid() {
     let engine = Arc::clone(&embedded.engine);
     let standby = tokio::spawn(async move { member(&engine, WhenHeld::Standby).await });
     child.kill();
-    let group = timeout(SOON, standby).await.expect("the lock died with its process").unwrap().unwrap();
+    let group = timeout(PATIENCE, standby).await.expect("the lock died with its process").unwrap().unwrap();
     group.commit(0, PartitionState::at(0)).await.unwrap();
 }
 

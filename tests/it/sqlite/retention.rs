@@ -1,7 +1,8 @@
 //! What is removed, and what is not.
 
 use super::{Embedded, fixture, with};
-use crate::conformance::{Fixture, SOON, read_all};
+use crate::conformance::{Fixture, read_all};
+use crate::support::wait::PATIENCE;
 use eventd::core::event::Record;
 use eventd::core::progress::{OffsetReset, PartitionState, ResetTarget};
 use eventd::group::WhenHeld;
@@ -41,7 +42,7 @@ async fn begins_at(log: &dyn Log, offset: i64) {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     };
-    let in_time = timeout(SOON, reached).await;
+    let in_time = timeout(PATIENCE, reached).await;
     assert!(in_time.is_ok(), "the log begins at {:?}, not at {offset}", log.earliest(0).await);
     assert_eq!(log.earliest(0).await, Ok(offset));
 }
@@ -57,7 +58,7 @@ async fn what_is_past_its_retention_is_removed_and_offsets_go_on() {
     }
     begins_at(&*trimmed, 5_000).await;
     assert_eq!(read_all(&*trimmed, 0, 5_000).await.len(), 1);
-    let error = trimmed.fetch(0, 4_999, 1 << 20, SOON).await.unwrap_err();
+    let error = trimmed.fetch(0, 4_999, 1 << 20, PATIENCE).await.unwrap_err();
     assert_eq!(error, FetchError::OutOfRange { from: 4_999, earliest: 5_000, latest: 5_001 });
     assert_eq!(trimmed.offset_at(0, 0).await, Ok(Some(5_000)));
     assert_eq!(kept.earliest(0).await, Ok(0));

@@ -2,7 +2,8 @@
 
 use super::processes::{ingest, post};
 use crate::support::delivered::lines;
-use crate::support::program::{Program, command, eventually, run};
+use crate::support::program::{Program, command, run};
+use crate::support::wait::eventually;
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::Path;

@@ -2,7 +2,8 @@
 
 use super::child::start;
 use super::fixture;
-use crate::conformance::{SOON, payload, read_all, record};
+use crate::conformance::{payload, read_all, record};
+use crate::support::wait::PATIENCE;
 use eventd::core::outcome::Certainty;
 use eventd::log::{Engine, FetchError, Log};
 use std::process::Command;
@@ -10,9 +11,9 @@ use std::time::Duration;
 
 /// Ten records in two fetches of which the second begins with the damaged one.
 async fn reads_up_to_the_damage(log: &dyn Log, offset: i64) -> String {
-    let fetched = log.fetch(0, 0, 1 << 20, SOON).await.unwrap();
+    let fetched = log.fetch(0, 0, 1 << 20, PATIENCE).await.unwrap();
     assert_eq!((fetched.events.len() as i64, fetched.next), (offset, offset));
-    match log.fetch(0, fetched.next, 1 << 20, SOON).await {
+    match log.fetch(0, fetched.next, 1 << 20, PATIENCE).await {
         Err(FetchError::Corrupt { offset: at, detail }) if at == offset => detail,
         other => panic!("damage at {offset} was expected: {other:?}"),
     }
@@ -35,7 +36,7 @@ async fn a_flipped_bit_is_never_delivered() {
         let detail = reads_up_to_the_damage(&*log, 6).await;
         assert!(detail.contains("checksum"), "{column}: {detail}");
         // What is behind it can still be read.
-        assert_eq!(log.fetch(0, 7, 1 << 20, SOON).await.unwrap().events.len(), 3);
+        assert_eq!(log.fetch(0, 7, 1 << 20, PATIENCE).await.unwrap().events.len(), 3);
     }
 }
 
@@ -146,7 +147,7 @@ async fn a_database_that_is_removed_or_replaced_is_lost_and_not_written_to_in_va
         if replaced {
             std::fs::write(embedded.path(), "").unwrap();
         }
-        let why = tokio::time::timeout(SOON, embedded.engine.lost()).await.expect("it is noticed");
+        let why = tokio::time::timeout(PATIENCE, embedded.engine.lost()).await.expect("it is noticed");
         assert!(why.contains(if replaced { "replaced" } else { "removed" }), "{why}");
         let failure = log.append(0, vec![record("user", "in vain")]).await.unwrap_err();
         assert_eq!((failure.certainty, failure.code), (Certainty::Refused, "log-lost"));

@@ -2,7 +2,8 @@
 
 use super::processes::{URL, events_in, ingest, post};
 use crate::support::delivered::lines;
-use crate::support::program::{Program, eventually};
+use crate::support::program::Program;
+use crate::support::wait::eventually;
 use std::path::Path;
 
 const EVENTS: usize = 50;

@@ -1,4 +1,4 @@
-//! A certificate authority of a test's own.
+//! A certificate authority that belongs to one test.
 
 use std::io::{Read, Write};
 use std::path::Path;
@@ -29,21 +29,22 @@ impl Authority {
         self.issue_with(|_| ())
     }
 
-    /// Like [`Authority::issue`], with something changed.
+    /// Like [`Authority::issue`], after `change` has changed the certificate's parameters.
     pub(crate) fn issue_with(
         &self,
         change: impl FnOnce(&mut rcgen::CertificateParams),
     ) -> (rcgen::Certificate, rcgen::KeyPair) {
         let key = rcgen::KeyPair::generate().unwrap();
         let mut params = rcgen::CertificateParams::new(vec!["localhost".to_owned()]).unwrap();
-        // Not the authority's own name: a certificate whose issuer has its name is taken for an authority's.
+        // The subject must not have the authority's own name: a certificate whose subject and issuer are equal counts
+        // as self-signed.
         params.distinguished_name.push(rcgen::DnType::CommonName, "localhost");
         change(&mut params);
         (params.signed_by(&key, &self.issuer).unwrap(), key)
     }
 }
 
-/// An authority's certificate for `localhost` that has signed itself, as a server's own.
+/// A self-signed certificate of an authority for `localhost`, which a server shows as its own.
 pub(crate) fn self_signed() -> (rcgen::Certificate, rcgen::KeyPair) {
     let key = rcgen::KeyPair::generate().unwrap();
     let mut params = rcgen::CertificateParams::new(vec!["localhost".to_owned()]).unwrap();
@@ -51,7 +52,7 @@ pub(crate) fn self_signed() -> (rcgen::Certificate, rcgen::KeyPair) {
     (params.self_signed(&key).unwrap(), key)
 }
 
-/// Answers every connection to this port of `localhost` with 200, once each.
+/// Starts a TLS server on a port of `localhost` that answers one request on each connection with 200. Returns the port.
 pub(crate) fn serve_tls((certificate, key): (rcgen::Certificate, rcgen::KeyPair)) -> u16 {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let config = rustls::ServerConfig::builder_with_provider(provider)
@@ -69,7 +70,8 @@ pub(crate) fn serve_tls((certificate, key): (rcgen::Certificate, rcgen::KeyPair)
         for stream in listener.incoming() {
             let connection = rustls::ServerConnection::new(config.clone()).unwrap();
             let mut stream = rustls::StreamOwned::new(connection, stream.unwrap());
-            // A client that mistrusts us ends the handshake: the next connection is another test's part.
+            // A client that does not trust the certificate ends the handshake. The next connection may be another
+            // test's.
             if stream.read(&mut [0; 4096]).is_ok_and(|read| read > 0) {
                 stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n").unwrap();
             }
@@ -78,7 +80,7 @@ pub(crate) fn serve_tls((certificate, key): (rcgen::Certificate, rcgen::KeyPair)
     port
 }
 
-/// A file with this text, gone with the value.
+/// A temporary file with this text. It is deleted when the value is dropped.
 pub(crate) fn pem_file(text: &str) -> NamedTempFile {
     let mut file = NamedTempFile::new().unwrap();
     file.write_all(text.as_bytes()).unwrap();

@@ -1,4 +1,4 @@
-//! A client of ingest that knows as little as possible: HTTP/1.1 over one kept connection.
+//! A minimal client of ingest: blocking HTTP/1.1 over one connection that it keeps.
 
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
@@ -7,7 +7,7 @@ pub(crate) struct Client {
     stream: BufReader<TcpStream>,
 }
 
-/// What was answered.
+/// An HTTP answer of ingest.
 #[derive(Debug)]
 pub(crate) struct Answer {
     pub(crate) status: u16,
@@ -19,11 +19,11 @@ impl Client {
     pub(crate) fn connect(address: &str) -> io::Result<Self> {
         let stream = TcpStream::connect(address)?;
         stream.set_nodelay(true)?;
-        stream.set_read_timeout(Some(super::program::PATIENCE))?;
+        stream.set_read_timeout(Some(super::wait::PATIENCE))?;
         Ok(Self { stream: BufReader::new(stream) })
     }
 
-    /// `POST /events`, as JSON.
+    /// Posts the body as JSON to `/events` and waits for the answer.
     pub(crate) fn post(&mut self, body: &str) -> io::Result<Answer> {
         let head = format!(
             "POST /events HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n",
@@ -51,7 +51,7 @@ impl Client {
         }
         let mut body = vec![0; length];
         self.stream.read_exact(&mut body)?;
-        Ok(Answer { status, retry_after, body: String::from_utf8(body).map_err(|_| cut("a body that is no text"))? })
+        Ok(Answer { status, retry_after, body: String::from_utf8(body).map_err(|_| cut("a body that is not UTF-8"))? })
     }
 
     fn line(&mut self) -> io::Result<String> {
@@ -64,5 +64,5 @@ impl Client {
 }
 
 fn cut(what: &str) -> io::Error {
-    io::Error::new(io::ErrorKind::InvalidData, format!("not an answer: {what:?}"))
+    io::Error::new(io::ErrorKind::InvalidData, format!("not an HTTP answer: {what:?}"))
 }

@@ -1,4 +1,4 @@
-//! What a destination's file holds.
+//! Reads what the file destination has written.
 
 use serde::Deserialize;
 use std::path::Path;
@@ -13,7 +13,7 @@ pub(crate) struct Line {
     pub(crate) offset: i64,
 }
 
-/// The whole lines of the file; a last one without its line break is not delivered. No file is no lines.
+/// The complete lines of the file. A last line without a line break is not delivered yet. A missing file has no lines.
 pub(crate) fn lines(path: &Path) -> Vec<Line> {
     let text = match std::fs::read_to_string(path) {
         Ok(text) => text,

@@ -1,6 +1,6 @@
-//! An HTTP client that sends exactly the bytes that it is given, right or wrong.
+//! An HTTP client for bad input: it sends exactly the bytes that it gets.
 
-use super::soon;
+use super::wait::soon;
 use serde_json::Value;
 use std::net::SocketAddr;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -9,7 +9,7 @@ use tokio::net::TcpStream;
 /// One connection.
 pub(crate) struct Client {
     stream: TcpStream,
-    /// What was read and belongs to no answer yet.
+    /// Bytes that were read and belong to the next answer.
     read: Vec<u8>,
 }
 
@@ -32,7 +32,7 @@ impl Answer {
         serde_json::from_slice(&self.body).unwrap_or_else(|error| panic!("{error} in {self:?}"))
     }
 
-    /// The problem, after a look at what every problem has.
+    /// The problem document, after a check of what every problem has.
     pub(crate) fn problem(&self) -> Value {
         assert_eq!(self.header("content-type"), Some("application/problem+json"), "{self:?}");
         let problem = self.json();
@@ -55,7 +55,7 @@ impl Client {
         soon("to send", self.stream.write_all(bytes.as_ref())).await.unwrap();
     }
 
-    /// Says that nothing more is sent, and goes on reading.
+    /// Shuts down the sending half. The client can still read.
     pub(crate) async fn end(&mut self) {
         soon("to end", self.stream.shutdown()).await.unwrap();
     }
@@ -65,7 +65,7 @@ impl Client {
         self.answer_or_end().await.expect("the connection was closed before an answer")
     }
 
-    /// The next answer; `None` where the connection is closed instead.
+    /// The next answer, or `None` if the server closes the connection instead.
     pub(crate) async fn answer_or_end(&mut self) -> Option<Answer> {
         let head_end = loop {
             if let Some(at) = self.read.windows(4).position(|window| window == b"\r\n\r\n") {
@@ -80,13 +80,13 @@ impl Client {
         let mut answer = Answer { status, head, body: Vec::new() };
         let len: usize = answer.header("content-length").expect("a length").parse().unwrap();
         while self.read.len() < len {
-            assert!(self.more().await, "closed within a body: {answer:?} and {:?}", self.read);
+            assert!(self.more().await, "closed in the middle of a body: {answer:?} and {:?}", self.read);
         }
         answer.body = self.read.drain(..len).collect();
         Some(answer)
     }
 
-    /// Waits until the other side closes, and gives what came before.
+    /// Waits until the server closes the connection, and returns what it sent before.
     pub(crate) async fn closed(&mut self) -> Vec<u8> {
         while self.more().await {}
         std::mem::take(&mut self.read)
@@ -110,14 +110,14 @@ impl Client {
                 self.read.extend_from_slice(&buffer[..len]);
                 true
             }
-            // Closed with bytes of ours unread: an end too.
+            // The server closed while bytes of ours were unread. That is an end too.
             Err(error) if error.kind() == std::io::ErrorKind::ConnectionReset => false,
             Err(error) => panic!("{error}"),
         }
     }
 }
 
-/// The bytes of `POST /events`.
+/// The bytes of a `POST /events` request.
 pub(crate) fn request(content_type: &str, body: impl AsRef<[u8]>) -> Vec<u8> {
     let body = body.as_ref();
     let mut bytes = format!(

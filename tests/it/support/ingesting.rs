@@ -1,8 +1,8 @@
-//! A running ingest on a port of its own.
+//! Ingest over a log in memory, in the test's own process and on a port of its own.
 
 use super::http::Client;
 use super::memory_log::MemoryLog;
-use super::soon;
+use super::wait::soon;
 use eventd::core::outcome::Ended;
 use eventd::core::partition::Partitioner;
 use eventd::ingest::{Config, run};
@@ -38,18 +38,18 @@ pub(crate) fn config() -> Config {
 }
 
 impl Ingesting {
-    /// With three partitions.
+    /// Starts ingest with three partitions.
     pub(crate) async fn start(config: Config) -> Self {
         Self::start_on("127.0.0.1:0", config).await
     }
 
-    /// On this address; clients connect over loopback.
+    /// Starts ingest on this address. Clients connect over loopback.
     pub(crate) async fn start_on(address: &str, config: Config) -> Self {
         let log = MemoryLog::new(3);
         let listener = TcpListener::bind(address).await.unwrap();
         let address = SocketAddr::from(([127, 0, 0, 1], listener.local_addr().unwrap().port()));
         let (stop, stopped) = oneshot::channel();
-        // A test that ends without a word stops it too.
+        // If the test ends early and drops the sender, ingest stops too.
         let shutdown = async { stopped.await.unwrap_or_default() };
         let ended = tokio::spawn(run(vec![listener], log.clone(), config, shutdown));
         Self { log, address, stop, ended }
@@ -59,14 +59,14 @@ impl Ingesting {
         Client::connect(self.address).await
     }
 
-    /// Tells it to stop; its end is waited for with what is returned.
+    /// Tells ingest to stop. The returned future waits for its end.
     pub(crate) fn stop(self) -> (Arc<MemoryLog>, impl Future<Output = Ended>) {
         self.stop.send(()).expect("ingest still runs");
         (self.log, async { soon("ingest to end", self.ended).await.unwrap().unwrap() })
     }
 }
 
-/// A user of this partition of three.
+/// A user whose events go to this partition of three.
 pub(crate) fn user_of(partition: u32) -> String {
     let mut users = (0..).map(|n| format!("user-{n}"));
     users.find(|user| Partitioner::Murmur2.partition(user.as_bytes(), 3) == partition).unwrap()

@@ -1,12 +1,12 @@
-//! What carries the traffic between the nodes of a broker that was started with `--links`, and can cut a node off from the
-//! others. Its clients reach it all the same.
+//! Carries the traffic between the nodes of a broker that was started with `--links`, and can cut one node off from the
+//! others. Clients still reach that node.
 //!
 //! ```text
 //!  node 1 ──▶ 127.0.1.2:port of node 2 ──▶ a link ──▶ 127.0.0.1:port of node 2
 //!                                            ✂ cut: nothing passes, and no connection is closed, as if cables were pulled
 //! ```
 
-use super::program::PATIENCE;
+use super::wait::PATIENCE;
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::thread::JoinHandle;
@@ -16,20 +16,20 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep};
 
-/// How often the file with the ports is looked for: nodes take seconds to start.
+/// How often the file with the ports is checked. Nodes take seconds to start.
 const LOOK_INTERVAL: Duration = Duration::from_millis(5);
 
-/// The node that is cut off; `None`: all of them reach each other.
+/// The node that is cut off, or `None` while all nodes reach each other.
 type Cut = watch::Receiver<Option<u8>>;
 
-/// The links of one broker, which end with the value.
+/// The links of one cluster. They end when the value is dropped.
 pub(crate) struct Links {
     cut: Option<watch::Sender<Option<u8>>>,
     thread: Option<JoinHandle<()>>,
 }
 
 impl Links {
-    /// Carries the traffic of the broker in this folder, from the moment that it has ports.
+    /// Starts to carry the traffic of the cluster in this folder as soon as its ports are known.
     pub(crate) fn start(folder: &Path) -> Self {
         let (cut, is_cut) = watch::channel(None);
         let nodes = folder.join("nodes");
@@ -42,13 +42,13 @@ impl Links {
         self.set(Some(u8::try_from(node).unwrap()));
     }
 
-    /// What was on its way arrives now.
+    /// Reconnects the node. Bytes that were on their way arrive now.
     pub(crate) fn heal(&self) {
         self.set(None);
     }
 
     fn set(&self, node: Option<u8>) {
-        self.cut.as_ref().unwrap().send(node).expect("the links are there");
+        self.cut.as_ref().unwrap().send(node).expect("the links still run");
     }
 }
 
@@ -66,7 +66,7 @@ async fn carry(nodes: &PathBuf, mut cut: Cut) {
         match std::fs::read_to_string(nodes) {
             Ok(text) if text.ends_with('\n') => break text,
             _ if cut.has_changed().is_err() => return,
-            _ => assert!(began.elapsed() < PATIENCE, "no broker was started beside {}", nodes.display()),
+            _ => assert!(began.elapsed() < PATIENCE, "no broker was started: {} is missing", nodes.display()),
         }
         sleep(LOOK_INTERVAL).await;
     };
@@ -98,7 +98,7 @@ async fn link(listener: TcpListener, port: u16, ends: [u8; 2], cut: Cut) {
     }
 }
 
-/// Waits while one of the ends is cut off; `None`: the links end.
+/// Waits while one of the two ends is cut off. `None` means that the links have ended.
 async fn passes(cut: &mut Cut, ends: [u8; 2]) -> Option<()> {
     let open = cut.wait_for(|node| node.is_none_or(|node| !ends.contains(&node))).await;
     open.ok().map(drop)
@@ -111,7 +111,7 @@ async fn pump(mut from: impl AsyncRead + Unpin, mut to: impl AsyncWrite + Unpin,
             return;
         }
     }
-    // The end of a connection does not pass a cut either.
+    // The end of a connection must not pass a cut either.
     if passes(&mut cut, ends).await.is_some() {
         let _ = to.shutdown().await;
     }

@@ -1,9 +1,9 @@
-//! Clients that want order: each waits for the answer before it sends its users' next events, and sends again, with the
-//! same ids, what is not stored: after a 503 that which its `results` do not call ok, after a broken connection all of
-//! it. What every event was told is kept, to be held against the log.
+//! Clients that keep order. Each waits for an answer before it sends its users' next events. What is not stored it
+//! sends again with the same ids: after a 503 the events whose result is not ok, after a broken connection the whole
+//! request. It keeps what each event was answered, to compare it with the log.
 
 use super::client::{Answer, Client};
-use super::program::{PATIENCE, eventually};
+use super::wait::{PATIENCE, eventually};
 use serde::Deserialize;
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 const CLIENTS: usize = 4;
 const USERS_A_CLIENT: usize = 5;
-/// Of each of two users, so that a request reaches several partitions.
+/// Events for each of two users in a request, so that one request reaches several partitions.
 const EVENTS_A_USER: u64 = 2;
 
 /// Clients that send until they are told to stop.
@@ -24,46 +24,46 @@ pub(crate) struct Load {
 
 struct Shared {
     address: Mutex<String>,
-    /// Between two requests of a client.
+    /// The time between two requests of one client.
     pause: Duration,
     stop: AtomicBool,
     requests_again: AtomicU64,
     refusals: AtomicU64,
     under_way: AtomicUsize,
-    /// Requests that were answered with 200, a client each.
+    /// For each client, its requests that were answered with 200.
     taken: [AtomicU64; CLIENTS],
     slowest_ms: AtomicU64,
 }
 
-/// Of each user, what its events with the payloads `0`, `1`, … were told.
+/// For each user, what its events with the payloads `0`, `1`, … were answered.
 type Events = BTreeMap<String, Vec<Told>>;
 
-/// What a client knows of one event.
+/// What a client knows about one event.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Told {
-    /// Where it stands, as the answer said that took it.
+    /// The place of the event, from the answer that reported it as stored.
     pub(crate) partition: u32,
     pub(crate) offset: i64,
-    /// Sendings of which nobody knows whether they were stored: told to be unknown, or without an answer.
+    /// Sendings whose outcome is unknown: the answer said so, or there was no answer.
     pub(crate) unknown: u64,
-    /// Sendings that were told to be surely not stored.
+    /// Sendings that an answer reported as not stored.
     pub(crate) refused: u64,
 }
 
 /// What the clients know at the end.
 pub(crate) struct Answered {
-    /// Of each user, what its events with the payloads `0`, `1`, … were told: all were answered with ok.
+    /// For each user, what its events with the payloads `0`, `1`, … were answered. Each was stored in the end.
     pub(crate) events: Events,
     /// Requests that had to be sent again.
     pub(crate) requests_again: u64,
-    /// Answers 503; each said `Retry-After`.
+    /// Answers with status 503. Each had a `Retry-After`.
     pub(crate) refusals: u64,
-    /// How long a client waited longest for one answer.
+    /// The longest time that a client waited for one answer.
     pub(crate) slowest: Duration,
 }
 
 impl Answered {
-    /// How many events were answered with ok.
+    /// The number of events that were answered with ok.
     pub(crate) fn count(&self) -> usize {
         self.events.values().map(Vec::len).sum()
     }
@@ -74,7 +74,7 @@ impl Load {
         Self::with_pauses(address, Duration::ZERO)
     }
 
-    /// A load that leaves a machine room for what is done to it: every client waits this long between two requests.
+    /// Each client waits this long between two requests, which leaves the machine time for what the test does.
     pub(crate) fn with_pauses(address: &str, pause: Duration) -> Self {
         let shared = Arc::new(Shared {
             address: Mutex::new(address.to_owned()),
@@ -93,22 +93,22 @@ impl Load {
         Self { clients: (0..CLIENTS).map(client).collect(), shared }
     }
 
-    /// Ingest listens somewhere else from now on.
+    /// From now on, clients connect to this address.
     pub(crate) fn turn_to(&self, address: &str) {
         address.clone_into(&mut self.shared.address.lock().unwrap());
     }
 
-    /// Requests that were sent and are not answered yet.
+    /// Requests that were sent and not answered yet.
     pub(crate) fn under_way(&self) -> usize {
         self.shared.under_way.load(Ordering::Relaxed)
     }
 
-    /// Answers 503 so far.
+    /// Answers with status 503 so far.
     pub(crate) fn refusals(&self) -> u64 {
         self.shared.refusals.load(Ordering::Relaxed)
     }
 
-    /// Waits until so many more requests of every client were answered with 200, and says how long that took.
+    /// Waits until every client got so many more answers with 200, and returns how long that took.
     pub(crate) fn wait_for_more(&self, requests: u64) -> Duration {
         let taken = || -> Vec<u64> { self.shared.taken.iter().map(|taken| taken.load(Ordering::Relaxed)).collect() };
         let (before, began) = (taken(), Instant::now());
@@ -118,21 +118,21 @@ impl Load {
             if done {
                 Ok(began.elapsed())
             } else {
-                Err(format!("the clients' answers 200 were {before:?}, are {now:?}"))
+                Err(format!("answers with 200 for each client: {now:?}, before: {before:?}"))
             }
         })
     }
 
-    /// Waits until there were so many more answers 503.
+    /// Waits for so many more answers with 503.
     pub(crate) fn wait_for_refusals(&self, more: u64) {
         let before = self.refusals();
         eventually(|| match self.refusals() - before {
             new if new >= more => Ok(()),
-            new => Err(format!("{new} answers 503, {} requests under way", self.under_way())),
+            new => Err(format!("{new} answers with 503, {} requests in flight", self.under_way())),
         });
     }
 
-    /// Waits until every client's last request was answered.
+    /// Tells the clients to stop, and waits until each got the answer to its last request.
     pub(crate) fn stop(mut self) -> Answered {
         self.shared.stop.store(true, Ordering::Relaxed);
         let mut events = BTreeMap::new();
@@ -154,13 +154,13 @@ impl Drop for Load {
     }
 }
 
-/// The user and the number of an event.
+/// A user and the number of one of its events.
 type Name = (String, u64);
 
-/// A member of `results`.
+/// A result in the body of an answer.
 #[derive(Deserialize)]
 struct Result {
-    /// Absent where all are ok.
+    /// Absent if all events of the request are ok.
     outcome: Option<String>,
     id: String,
     partition: Option<u32>,
@@ -206,9 +206,9 @@ impl Shared {
             if names.is_empty() {
                 return;
             }
-            assert!(Instant::now() < deadline, "never taken: {names:?}");
+            assert!(Instant::now() < deadline, "never accepted: {names:?}");
             self.requests_again.fetch_add(1, Ordering::Relaxed);
-            // Between two tries, as a client would: ingest may be down.
+            // A real client waits between two tries too: ingest may be down.
             std::thread::sleep(Duration::from_millis(5));
         }
     }
@@ -236,14 +236,14 @@ impl Shared {
     }
 }
 
-/// Keeps what an answer tells, and leaves in `names` what has to be sent again.
+/// Stores what the answer says, and leaves in `names` only what has to be sent again.
 fn take_in(answer: &Answer, names: &mut Vec<Name>, told: &mut Events) {
     #[derive(Deserialize)]
     struct Body {
         results: Option<Vec<Result>>,
     }
     let body: Body = serde_json::from_str(&answer.body).unwrap_or_else(|error| panic!("{error}: {answer:?}"));
-    // Without results nothing of the request was tried.
+    // An answer without results means that no event of the request was tried.
     let results: BTreeMap<String, Result> =
         body.results.into_iter().flatten().map(|result| (result.id.clone(), result)).collect();
     assert!(results.len() == names.len() || (results.is_empty() && answer.status == 503), "{answer:?}");

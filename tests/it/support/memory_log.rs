@@ -1,10 +1,10 @@
-//! A log in memory whose appends can be frozen, and told to fail.
+//! A log in memory for tests of ingest. A test can freeze its appends and choose which of them fail.
 //!
 //! ```text
-//!  append ── begun ── frozen? waits ── told to fail? ── stored, answered
+//!  append ── begun ── wait while frozen ── fail if planned ── stored, answered
 //! ```
 
-use super::soon;
+use super::wait::soon;
 use eventd::BoxFuture;
 use eventd::core::event::{Event, Record};
 use eventd::core::outcome::{Certainty, Failure};
@@ -18,16 +18,16 @@ use tokio::sync::watch;
 pub(crate) struct MemoryLog {
     state: Mutex<State>,
     frozen: watch::Sender<bool>,
-    /// How many appends have begun, stored or not.
+    /// The number of appends that have begun, whether they were stored or not.
     begun: watch::Sender<usize>,
-    /// Changes with every record that is stored.
+    /// The number of stored records.
     stored: watch::Sender<usize>,
 }
 
 #[derive(Debug)]
 struct State {
     partitions: Vec<Vec<Record>>,
-    /// What becomes of appends to come, by partition; `None`: one succeeds.
+    /// The outcomes of the next appends to a partition. `None` means success.
     plan: VecDeque<(u32, Option<Failure>)>,
 }
 
@@ -42,7 +42,7 @@ impl MemoryLog {
         })
     }
 
-    /// Appends wait from now on, until `release`.
+    /// Appends wait from now on until [`release`](Self::release).
     pub(crate) fn freeze(&self) {
         self.frozen.send_replace(true);
     }
@@ -51,12 +51,12 @@ impl MemoryLog {
         self.frozen.send_replace(false);
     }
 
-    /// The next append to this partition fails. One whose outcome is unknown is stored all the same.
+    /// Makes the next append to this partition fail. If the outcome is unknown, the records are stored all the same.
     pub(crate) fn fail_next(&self, partition: u32, failure: Failure) {
         self.state.lock().unwrap().plan.push_back((partition, Some(failure)));
     }
 
-    /// The next append to this partition succeeds; what is told after this is for those behind it.
+    /// Makes the next append to this partition succeed, so that a later plan is for the append after it.
     pub(crate) fn succeed_next(&self, partition: u32) {
         self.state.lock().unwrap().plan.push_back((partition, None));
     }
@@ -75,7 +75,7 @@ impl MemoryLog {
         soon("records to be stored", stored.wait_for(|stored| *stored >= records)).await.unwrap();
     }
 
-    /// How many appends have begun.
+    /// The number of appends that have begun.
     pub(crate) fn appends(&self) -> usize {
         *self.begun.borrow()
     }
@@ -91,7 +91,7 @@ impl MemoryLog {
         self.records(partition).iter().map(text).collect()
     }
 
-    /// How many records all partitions hold.
+    /// The number of records in all partitions.
     pub(crate) fn len(&self) -> usize {
         self.state.lock().unwrap().partitions.iter().map(Vec::len).sum()
     }
@@ -128,10 +128,10 @@ impl Log for MemoryLog {
 
     fn append(&self, partition: u32, records: Vec<Record>) -> BoxFuture<'_, Result<i64, Failure>> {
         Box::pin(async move {
-            assert!(!records.is_empty(), "no records are an error of the caller");
+            assert!(!records.is_empty(), "ingest must not append nothing");
             let mut frozen = self.frozen.subscribe();
             self.begun.send_modify(|begun| *begun += 1);
-            frozen.wait_for(|frozen| !frozen).await.expect("the sender is ours");
+            frozen.wait_for(|frozen| !frozen).await.expect("the log owns the sender");
             let mut state = self.state.lock().unwrap();
             let planned = state.plan.iter().position(|(of, _)| *of == partition);
             let failure = planned.and_then(|at| state.plan.remove(at)).and_then(|(_, failure)| failure);
@@ -158,7 +158,7 @@ impl Log for MemoryLog {
             let mut stored = self.stored.subscribe();
             let some =
                 stored.wait_for(|_| !matches!(&self.read(partition, from, max_bytes), Ok(f) if f.events.is_empty()));
-            // In vain or not: what is there now is the answer.
+            // Whether records came or the time is up: return what is there now.
             let _waited = tokio::time::timeout(wait, some).await;
             self.read(partition, from, max_bytes)
         })

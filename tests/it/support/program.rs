@@ -1,5 +1,6 @@
-//! The program itself, as a child process that is ended with the test: only ever by its own process id.
+//! Runs `eventd` as a child process, which ends with the test. Processes are only ever ended by their own id.
 
+use super::wait::PATIENCE;
 use std::io::{BufRead, BufReader};
 use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -7,10 +8,7 @@ use std::sync::{Arc, Condvar, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-/// How long anything may take that a test waits for. Machines that test are busy.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
-
-/// One run of `eventd`, in a folder of its own.
+/// One running `eventd`, in a folder of its own.
 pub(crate) struct Program {
     child: Child,
     lines: Arc<Lines>,
@@ -24,7 +22,7 @@ struct Lines {
     more: Condvar,
 }
 
-/// How a run ended, and what it said.
+/// The exit status of a run, and its output.
 pub(crate) struct Ending {
     pub(crate) status: ExitStatus,
     /// Standard output and standard error.
@@ -37,7 +35,7 @@ impl Ending {
     }
 }
 
-/// A command that sees none of the settings of whoever runs the tests.
+/// A command for `eventd` without the EVENTD_ variables of the shell that runs the tests.
 pub(crate) fn command(folder: &Path, arguments: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_eventd"));
     for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("EVENTD_")) {
@@ -56,7 +54,7 @@ impl Program {
         let mut child = command.spawn().expect("the program starts");
         let lines = Arc::new(Lines::default());
         let out = child.stdout.take().map(|out| read(out, lines.clone()));
-        // Absent where the test has a terminal there.
+        // The stream is absent if the test has attached a terminal.
         let err = child.stderr.take().map(|err| read(err, lines.clone()));
         let readers: Vec<_> = out.into_iter().chain(err).collect();
         lines.state.lock().unwrap().1 = 2 - readers.len();
@@ -67,7 +65,7 @@ impl Program {
         self.child.id()
     }
 
-    /// Waits for a line that holds all of this, and gives it back.
+    /// Waits for a line that contains all of these texts, and returns it.
     pub(crate) fn wait_for(&self, what: &[&str]) -> String {
         let deadline = Instant::now() + PATIENCE;
         let mut state = self.lines.state.lock().unwrap();
@@ -86,7 +84,7 @@ impl Program {
         }
     }
 
-    /// Where ingest listens.
+    /// The address on which ingest listens, from the log.
     pub(crate) fn address(&self) -> String {
         let line = self.wait_for(&["listening address="]);
         line.split("address=").nth(1).unwrap().trim().to_owned()
@@ -97,14 +95,14 @@ impl Program {
         signal(&self.id().to_string(), name);
     }
 
-    /// Waits for the end.
+    /// Waits until the process has ended.
     pub(crate) fn end(mut self) -> Ending {
         let deadline = Instant::now() + PATIENCE;
         let status = loop {
             if let Some(status) = self.child.try_wait().unwrap() {
                 break status;
             }
-            assert!(Instant::now() < deadline, "eventd {} does not end; it said\n{}", self.said, self.lines());
+            assert!(Instant::now() < deadline, "eventd {} does not end; its output:\n{}", self.said, self.lines());
             std::thread::sleep(Duration::from_millis(5));
         };
         for reader in self.readers.drain(..) {
@@ -113,13 +111,13 @@ impl Program {
         Ending { status, said: self.lines() }
     }
 
-    /// SIGTERM, and the end.
+    /// Sends SIGTERM and waits until the process has ended.
     pub(crate) fn stop(self) -> Ending {
         self.signal("TERM");
         self.end()
     }
 
-    /// SIGKILL, and the end.
+    /// Sends SIGKILL and waits until the process has ended.
     pub(crate) fn kill(mut self) {
         self.child.kill().unwrap();
         self.child.wait().unwrap();
@@ -132,7 +130,7 @@ impl Program {
 
 impl Drop for Program {
     fn drop(&mut self) {
-        // Does nothing where it has ended and was waited for.
+        // Does nothing if the process has already ended.
         if self.child.kill().is_ok() {
             self.child.wait().expect("a killed child ends");
         }
@@ -141,12 +139,12 @@ impl Drop for Program {
 
 /// Sends a signal to a process by its id.
 pub(crate) fn signal(process: &str, name: &str) {
-    // The shell's own `kill`: std has no signals but SIGKILL.
+    // The shell sends it, because std can only send SIGKILL.
     let sent = Command::new("sh").arg("-c").arg(format!("kill -{name} {process}")).status().unwrap();
     assert!(sent.success(), "kill -{name} {process}: {sent}");
 }
 
-/// Runs to the end.
+/// Runs `eventd` to its end.
 pub(crate) fn run(folder: &Path, arguments: &[&str]) -> Ending {
     Program::start(folder, arguments).end()
 }
@@ -154,7 +152,7 @@ pub(crate) fn run(folder: &Path, arguments: &[&str]) -> Ending {
 fn read(from: impl std::io::Read + Send + 'static, lines: Arc<Lines>) -> JoinHandle<()> {
     std::thread::spawn(move || {
         for line in BufReader::new(from).lines() {
-            // A pipe whose writer was killed ends in the middle of a line.
+            // The output of a killed process can end in the middle of a line.
             let Ok(line) = line else { break };
             lines.state.lock().unwrap().0.push(line);
             lines.more.notify_all();
@@ -162,16 +160,4 @@ fn read(from: impl std::io::Read + Send + 'static, lines: Arc<Lines>) -> JoinHan
         lines.state.lock().unwrap().1 += 1;
         lines.more.notify_all();
     })
-}
-
-/// Waits until `found` gives something, and says what was there instead where it never does.
-pub(crate) fn eventually<T>(mut found: impl FnMut() -> Result<T, String>) -> T {
-    let deadline = Instant::now() + PATIENCE;
-    loop {
-        match found() {
-            Ok(found) => return found,
-            Err(instead) => assert!(Instant::now() < deadline, "{instead}"),
-        }
-        std::thread::sleep(Duration::from_millis(5));
-    }
 }

@@ -1,6 +1,6 @@
-//! A receiver of webhooks that keeps what it was sent, and answers as it is told.
+//! A receiver of webhooks that keeps the requests and answers with the status that the test chooses.
 
-use super::program::eventually;
+use super::wait::eventually;
 use std::collections::{BTreeMap, HashMap};
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
@@ -24,13 +24,13 @@ impl Hook {
         self.header("eventd-user")
     }
 
-    /// The replay that sent it; empty: live traffic.
+    /// The id of the replay that sent the request, or an empty string for live traffic.
     pub(crate) fn replay(&self) -> &str {
         self.header("eventd-replay")
     }
 }
 
-/// The status for a request, by its headers and body.
+/// Chooses the status for a request.
 type Answer = Box<dyn Fn(&Hook) -> u16 + Send>;
 
 pub(crate) struct Receiver {
@@ -45,7 +45,7 @@ struct Shared {
 }
 
 impl Receiver {
-    /// Takes everything.
+    /// Starts a receiver that answers every request with 200.
     pub(crate) fn start() -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let url = format!("http://{}/hook", listener.local_addr().unwrap());
@@ -56,7 +56,7 @@ impl Receiver {
         });
         let accepting = shared.clone();
         std::thread::spawn(move || {
-            // Ends with the process: a test has no use for the end of its receiver.
+            // The thread ends with the test's process.
             for stream in listener.incoming().map_while(Result::ok) {
                 let shared = accepting.clone();
                 std::thread::spawn(move || serve(stream, &shared));
@@ -65,12 +65,12 @@ impl Receiver {
         Self { url, shared }
     }
 
-    /// Answers like this from now on.
+    /// Changes how requests are answered from now on.
     pub(crate) fn answers(&self, answer: impl Fn(&Hook) -> u16 + Send + 'static) {
         *self.shared.answer.lock().unwrap() = Box::new(answer);
     }
 
-    /// What was answered with 2xx since the last call.
+    /// Removes and returns the requests that were answered with 2xx since the last call.
     pub(crate) fn take(&self) -> Vec<Hook> {
         std::mem::take(&mut self.shared.taken.lock().unwrap())
     }
@@ -79,12 +79,12 @@ impl Receiver {
         self.shared.taken.lock().unwrap().len()
     }
 
-    /// Requests that were answered with anything else.
+    /// The number of requests that were answered with any other status.
     pub(crate) fn refused(&self) -> u64 {
         *self.shared.refused.lock().unwrap()
     }
 
-    /// Waits until it has taken so many since the last `take`.
+    /// Waits until so many requests were accepted since the last [`take`](Self::take).
     pub(crate) fn wait_for(&self, count: usize) {
         eventually(|| match self.count() {
             taken if taken >= count => Ok(()),
@@ -93,7 +93,7 @@ impl Receiver {
     }
 }
 
-/// The bodies of each user, in the order in which they came.
+/// For each user, the bodies in the order in which they arrived.
 pub(crate) fn bodies(hooks: &[Hook]) -> BTreeMap<String, Vec<String>> {
     let mut bodies = BTreeMap::<_, Vec<_>>::new();
     for hook in hooks {
@@ -106,19 +106,19 @@ fn serve(stream: TcpStream, shared: &Shared) {
     let mut stream = BufReader::new(stream);
     while let Some(hook) = read(&mut stream) {
         let status = shared.answer.lock().unwrap()(&hook);
-        // Kept before it is answered: who is killed behind the answer finds it delivered.
+        // The request is stored before it is answered. So a sender that is killed after the answer finds it delivered.
         match status {
             200..300 => shared.taken.lock().unwrap().push(hook),
             _ => *shared.refused.lock().unwrap() += 1,
         }
-        let answer = format!("HTTP/1.1 {status} as told\r\ncontent-length: 0\r\n\r\n");
+        let answer = format!("HTTP/1.1 {status} chosen\r\ncontent-length: 0\r\n\r\n");
         if stream.get_mut().write_all(answer.as_bytes()).is_err() {
             return;
         }
     }
 }
 
-/// `None`: the connection ended.
+/// Reads one request. `None` means that the connection ended.
 fn read(stream: &mut BufReader<TcpStream>) -> Option<Hook> {
     let mut line = String::new();
     let mut headers = HashMap::new();

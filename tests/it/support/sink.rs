@@ -1,4 +1,5 @@
-//! A receiver of webhooks that remembers, in one order, what came: how several processes that deliver are judged.
+//! A receiver of webhooks that keeps all requests in the order of arrival, to judge several delivering processes
+//! together.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{BufRead, BufReader, Read, Write};
@@ -15,9 +16,9 @@ pub(crate) struct Sink {
 #[derive(Default)]
 struct Shared {
     arrivals: Mutex<Vec<Arrival>>,
-    /// The user whose requests are not answered now.
+    /// The user whose requests get no answer for now.
     held: Mutex<Option<String>>,
-    let_go: Condvar,
+    release: Condvar,
 }
 
 #[derive(Debug, Clone)]
@@ -30,7 +31,7 @@ pub(crate) struct Arrival {
 }
 
 impl Sink {
-    /// Answers each request after so long. Its threads end with their connections, and with the test's process.
+    /// Starts a sink that answers each request after `latency`. Its threads end with the test's process.
     pub(crate) fn start(latency: Duration) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let url = format!("http://{}/hook", listener.local_addr().unwrap());
@@ -45,14 +46,14 @@ impl Sink {
         Self { url, shared }
     }
 
-    /// Answers no request of this user until [`let_go`](Self::let_go).
+    /// Answers no request of this user until [`release`](Self::release).
     pub(crate) fn hold(&self, user: &str) {
         *self.shared.held.lock().unwrap() = Some(user.to_owned());
     }
 
-    pub(crate) fn let_go(&self) {
+    pub(crate) fn release(&self) {
         *self.shared.held.lock().unwrap() = None;
-        self.shared.let_go.notify_all();
+        self.shared.release.notify_all();
     }
 
     pub(crate) fn count(&self) -> usize {
@@ -63,19 +64,20 @@ impl Sink {
         self.shared.arrivals.lock().unwrap().clone()
     }
 
-    /// The partitions of which something came behind the first so many arrivals.
+    /// The partitions of all arrivals after the first `count`.
     pub(crate) fn partitions_behind(&self, count: usize) -> BTreeSet<u32> {
         self.shared.arrivals.lock().unwrap()[count..].iter().map(|arrival| arrival.partition).collect()
     }
 
-    /// So many deliveries were repetitions.
+    /// The number of deliveries that were repetitions.
     pub(crate) fn repeated(&self) -> usize {
         let arrivals = self.shared.arrivals.lock().unwrap();
         let places: BTreeSet<(u32, i64)> = arrivals.iter().map(|arrival| (arrival.partition, arrival.offset)).collect();
         arrivals.len() - places.len()
     }
 
-    /// How many events were delivered. One that is in the log twice, since its first sending was told to be unknown, is one.
+    /// The number of different events that were delivered. An event may be in the log twice, if the outcome of its
+    /// first sending was unknown. Then it counts once.
     pub(crate) fn events(&self) -> u64 {
         let arrivals = self.shared.arrivals.lock().unwrap();
         let events: BTreeSet<(&str, &str)> =
@@ -83,7 +85,7 @@ impl Sink {
         events.len() as u64
     }
 
-    /// The longest pause of any partition.
+    /// The longest time between two arrivals of one partition.
     pub(crate) fn longest_pause(&self) -> Duration {
         let mut last = BTreeMap::new();
         let arrivals = self.shared.arrivals.lock().unwrap();
@@ -94,7 +96,7 @@ impl Sink {
         pauses.max().unwrap_or_default()
     }
 
-    /// Holds the first deliveries of each user against the payloads `0`, `1`, … that were answered.
+    /// Checks that each user's first deliveries are the payloads `0`, `1`, … without a gap, as many as were answered.
     pub(crate) fn judge<'a>(&self, answered: impl Iterator<Item = (&'a str, u64)>) {
         let mut next: BTreeMap<String, u64> = BTreeMap::new();
         for (place, arrival) in self.arrivals().into_iter().enumerate() {
@@ -106,22 +108,22 @@ impl Sink {
             }
         }
         for (user, events) in answered {
-            assert_eq!(next.get(user).copied().unwrap_or(0), events, "{user}: delivered, and answered");
+            assert_eq!(next.get(user).copied().unwrap_or(0), events, "{user}: events delivered, and events answered");
         }
     }
 }
 
-/// One connection, request after request.
+/// Serves one connection, request after request.
 fn serve(stream: TcpStream, latency: Duration, shared: &Shared) {
     let mut reader = BufReader::new(stream.try_clone().unwrap());
     let mut stream = stream;
     stream.set_nodelay(true).unwrap();
-    // A process that is killed leaves in the middle of anything: then nothing came.
+    // If the sending process is killed, its last request is incomplete and does not count.
     while let Some(arrival) = read(&mut reader) {
         let user = arrival.user.clone();
         shared.arrivals.lock().unwrap().push(arrival);
         let is_held = |held: &mut Option<String>| held.as_ref() == Some(&user);
-        drop(shared.let_go.wait_while(shared.held.lock().unwrap(), is_held).unwrap());
+        drop(shared.release.wait_while(shared.held.lock().unwrap(), is_held).unwrap());
         thread::sleep(latency);
         if stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n").is_err() {
             return;

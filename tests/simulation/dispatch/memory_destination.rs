@@ -200,16 +200,20 @@ impl Destination for MemoryDestination {
         self.limits
     }
 
-    fn deliver(&self, hand_over: DeliveryBatch) -> BoxFuture<'_, Vec<Report>> {
+    fn deliver(&self, delivery_batch: DeliveryBatch) -> BoxFuture<'_, Vec<Report>> {
         Box::pin(async move {
             let (handle, world) = (&self.handle, &self.handle.world);
             let way = handle.begin(Call::Deliver).await;
-            let runs: Vec<Handed> = hand_over
+            let runs: Vec<Handed> = delivery_batch
                 .runs
                 .iter()
-                .map(|run| Handed { events: hand_over.events_of(run).to_vec(), attempt: run.attempt, gap: run.gap })
+                .map(|run| Handed {
+                    events: delivery_batch.events_of(run).to_vec(),
+                    attempt: run.attempt,
+                    gap: run.gap,
+                })
                 .collect();
-            let (now, deadline) = (world.now(), world.moment(hand_over.deadline.at));
+            let (now, deadline) = (world.now(), world.moment(delivery_batch.deadline.at));
             let is_behind_fence = self.behind_fence(now).is_some();
             let id = {
                 let mut guard = world.lock();
@@ -218,7 +222,7 @@ impl Destination for MemoryDestination {
                     state.oracle.fail(format!("life {} begins an attempt behind its lease", handle.life));
                 }
                 let until = now + self.attempt_timeout + ATTEMPT_ABANDON_AFTER;
-                let partition = hand_over.partition;
+                let partition = delivery_batch.partition;
                 state.replays.attempts(handle.life);
                 let Some(oracle) = state.oracle_of(handle.life) else { unreachable!("it has joined its group") };
                 let runs = oracle.in_place(handle.life, partition, runs.clone());
@@ -233,7 +237,7 @@ impl Destination for MemoryDestination {
             if !answers {
                 std::future::pending::<()>().await;
             }
-            let late = Instant::now() + time > hand_over.deadline.at;
+            let late = Instant::now() + time > delivery_batch.deadline.at;
             handle.sleep(time.min(deadline.saturating_sub(now))).await;
             handle.end().await;
             if late {

@@ -229,7 +229,7 @@ struct HeldGroup {
 }
 
 impl HeldGroup {
-    fn let_go(&self) {
+    fn release(&self) {
         let mut state = self.handle.world.lock();
         if let Some(held) = state.groups.groups.get_mut(&self.name)
             && held.holder == Some(self.handle.life)
@@ -268,7 +268,7 @@ impl HeldGroup {
 
 impl Drop for HeldGroup {
     fn drop(&mut self) {
-        self.let_go();
+        self.release();
     }
 }
 
@@ -282,7 +282,7 @@ impl Group for HeldGroup {
             let Handle { world, life } = &self.handle;
             let way = self.handle.begin(Call::Changed).await;
             if world.lock().membership_ends(*life, way) {
-                self.let_go();
+                self.release();
                 let now = world.now();
                 if let Some(oracle) = world.lock().oracle_of(*life) {
                     oracle.lost_all(*life, now);
@@ -377,7 +377,7 @@ impl Group for HeldGroup {
     fn leave(&self) -> BoxFuture<'_, ()> {
         Box::pin(async move {
             self.handle.end().await;
-            self.let_go();
+            self.release();
         })
     }
 }

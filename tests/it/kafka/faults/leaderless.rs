@@ -4,7 +4,7 @@ use super::{RECOVERS_WITHIN, settings};
 use crate::conformance::record;
 use crate::support::block_on;
 use crate::support::broker::{Broker, tool};
-use crate::support::program::eventually;
+use crate::support::wait::eventually;
 use eventd::kafka::Cluster;
 use eventd::log::Engine;
 use eventd::log::kafka::Kafka;
@@ -43,7 +43,7 @@ fn a_partition_without_a_leader_makes_the_others_look_up_nothing() {
                 let found = cluster.leader(TOPIC, LEADERLESS, Instant::now() + RECOVERS_WITHIN).await;
                 let why = found.expect_err("nobody leads it").to_string();
                 assert!(why.contains("has no leader now"), "{why}");
-                let known = OTHERS.map(|partition| cluster.cached_leader(TOPIC, partition).is_some());
+                let known = OTHERS.map(|partition| cluster.known_leader(TOPIC, partition).is_some());
                 assert_eq!(known, [true, true], "leaders that are known without a look-up: {OTHERS:?}");
             }
         };

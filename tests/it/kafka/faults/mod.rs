@@ -18,12 +18,13 @@ use crate::support::broker::{Broker, tool};
 use crate::support::delivered;
 use crate::support::in_log;
 use crate::support::load::{Answered, Load, Told};
-use crate::support::program::{self, Program, eventually};
+use crate::support::program::{self, Program};
 use crate::support::torture_times;
-use eventd::kafka::{Cluster, Recipient, topic_name};
+use crate::support::wait::eventually;
+use eventd::kafka::{Cluster, Who, topic_name};
 use eventd::log::kafka::Kafka;
 use eventd::log::{Engine, Log};
-use eventd::net::BrokerSettings;
+use eventd::net::Settings;
 use kafka_protocol::messages::MetadataRequest;
 use kafka_protocol::messages::metadata_request::MetadataRequestTopic;
 use std::collections::{HashMap, HashSet};
@@ -139,8 +140,8 @@ struct Judged {
     refused: u64,
 }
 
-fn settings(addresses: &str) -> BrokerSettings {
-    BrokerSettings::plain(addresses.split(',').map(str::to_owned).collect())
+fn settings(addresses: &str) -> Settings {
+    Settings::plain(addresses.split(',').map(str::to_owned).collect())
 }
 
 async fn open(addresses: &str) -> Arc<dyn Log> {
@@ -246,7 +247,7 @@ fn a_broker_that_stands_for_20_s_loses_nothing_and_goes_on() {
         scene.load.wait_for_refusals(1);
         // How long it stands is the fault itself.
         std::thread::sleep(until.saturating_duration_since(Instant::now()));
-        scene.broker.go_on(1);
+        scene.broker.resume(1);
         recoveries.push(scene.recovers());
     }
     let judged = scene.judge("a broker paused", &recoveries);
@@ -297,7 +298,7 @@ fn is_there(broker: &Broker, topic: &str, make: bool) -> bool {
     let asked = MetadataRequestTopic::default().with_name(Some(topic_name(topic)));
     let request = MetadataRequest::default().with_topics(Some(vec![asked])).with_allow_auto_topic_creation(make);
     let cluster = Cluster::new(settings(broker.addresses()));
-    let answer = block_on(cluster.call(Recipient::Any, &request, Instant::now() + RECOVERS_WITHIN)).unwrap();
+    let answer = block_on(cluster.call(Who::Any, &request, Instant::now() + RECOVERS_WITHIN)).unwrap();
     answer.topics.first().is_some_and(|topic| topic.error_code == 0)
 }
 

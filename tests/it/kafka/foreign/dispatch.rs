@@ -2,8 +2,9 @@
 
 use super::java::Told;
 use super::raw;
-use crate::conformance::{SOON, unique};
-use crate::support::program::{Program, eventually};
+use crate::conformance::unique;
+use crate::support::program::Program;
+use crate::support::wait::{PATIENCE, eventually};
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
 use eventd::core::event::Event;
@@ -74,7 +75,7 @@ impl Dispatch {
 
     /// Waits until the group has committed this offset.
     pub(super) async fn committed(&self, cluster: &Cluster, partition: u32, offset: i64) {
-        let deadline = tokio::time::Instant::now() + SOON;
+        let deadline = tokio::time::Instant::now() + PATIENCE;
         loop {
             let committed = raw::committed(cluster, &self.group, &self.topic, partition).await;
             if committed == offset {

@@ -71,7 +71,7 @@ impl Java {
     }
 
     /// Lets a scene that waits go on.
-    pub(super) fn go_on(&mut self) {
+    pub(super) fn resume(&mut self) {
         self.tell("");
     }
 

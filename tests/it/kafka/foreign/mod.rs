@@ -11,9 +11,10 @@ mod java;
 mod raw;
 
 use super::{address, fixture};
-use crate::conformance::{SOON, read_all, unique};
+use crate::conformance::{read_all, unique};
 use crate::support::client::Client;
 use crate::support::program::Program;
+use crate::support::wait::PATIENCE;
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
 use dispatch::Dispatch;
@@ -23,7 +24,7 @@ use eventd::core::random::mix;
 use eventd::kafka::Cluster;
 use eventd::limits::FETCH_BYTES_MAX;
 use eventd::log::{CreateTopic, Engine, FetchError, Log};
-use eventd::net::BrokerSettings;
+use eventd::net::Settings;
 use java::{Java, Told};
 use rskafka::client::ClientBuilder;
 use rskafka::client::partition::{Compression, PartitionClient, UnknownTopicHandling};
@@ -75,7 +76,7 @@ async fn assert_tiny_steps(logs: &[Arc<dyn Log>], partition: u32, written: &[&To
         if at >= end {
             break;
         }
-        let fetched = log.fetch(partition, at, 1, SOON).await.unwrap();
+        let fetched = log.fetch(partition, at, 1, PATIENCE).await.unwrap();
         assert!(fetched.next > at && fetched.events.len() <= 1, "{fetched:?}");
         at = fetched.next;
         found.extend(fetched.events.into_iter().map(|event| (event.offset, event.record)));
@@ -86,7 +87,7 @@ async fn assert_tiny_steps(logs: &[Arc<dyn Log>], partition: u32, written: &[&To
 /// Waits until no transaction of the partition is open any more, and tells where it ends. (A producer is told that its
 /// transaction has ended before every marker is written.)
 async fn closed_end(log: &dyn Log, cluster: &Cluster, partition: u32) -> i64 {
-    let deadline = tokio::time::Instant::now() + SOON;
+    let deadline = tokio::time::Instant::now() + PATIENCE;
     loop {
         let stable = log.latest(partition).await.unwrap();
         let end =
@@ -106,7 +107,7 @@ async fn what_another_client_wrote_is_given_byte_for_byte_and_delivered() {
     let told = java.until("done");
     java.end();
     let engine = fixture().await.engine;
-    let cluster = Cluster::new(BrokerSettings::plain(vec![address()]));
+    let cluster = Cluster::new(Settings::plain(vec![address()]));
 
     let log = engine.open(&topic, None).await.unwrap();
     for (partition, codec) in ["none", "gzip", "snappy", "lz4", "zstd"].into_iter().enumerate() {
@@ -129,7 +130,7 @@ async fn what_another_client_wrote_is_given_byte_for_byte_and_delivered() {
         let starts = (0..26).chain([500]).chain(largest.base - 1..=end);
         assert_read_from(&*log, partition, &written, starts).await;
         assert_tiny_steps(std::slice::from_ref(&log), partition, &written).await;
-        let whole = log.fetch(partition, largest.base, FETCH_BYTES_MAX, SOON).await.unwrap();
+        let whole = log.fetch(partition, largest.base, FETCH_BYTES_MAX, PATIENCE).await.unwrap();
         assert!((1..24).contains(&whole.events.len()), "{} events of the large batch", whole.events.len());
     }
 
@@ -138,7 +139,7 @@ async fn what_another_client_wrote_is_given_byte_for_byte_and_delivered() {
     assert_eq!((written.len(), written[0].offset), (13, deleted_below));
     assert_eq!(log.earliest(5).await, Ok(deleted_below));
     assert_read_from(&*log, 5, &written, deleted_below..=30).await;
-    let gone = log.fetch(5, deleted_below - 1, PLENTY, SOON).await.unwrap_err();
+    let gone = log.fetch(5, deleted_below - 1, PLENTY, PATIENCE).await.unwrap_err();
     assert_eq!(gone, FetchError::OutOfRange { from: deleted_below - 1, earliest: deleted_below, latest: 30 });
 
     let by_broker = format!("{topic}.append-time");
@@ -170,7 +171,7 @@ async fn what_was_aborted_is_never_given_nor_what_stands_behind_an_open_transact
     let mut told = java.until("ended");
     let engine = fixture().await.engine;
     let log = engine.open(&topic, None).await.unwrap();
-    let cluster = Cluster::new(BrokerSettings::plain(vec![address()]));
+    let cluster = Cluster::new(Settings::plain(vec![address()]));
     let dispatch = Dispatch::start(&address(), &topic);
 
     let mut ends = Vec::new();
@@ -198,7 +199,7 @@ async fn what_was_aborted_is_never_given_nor_what_stands_behind_an_open_transact
     }
 
     for commits in [true, false] {
-        java.go_on();
+        java.resume();
         let behind = java.until("open");
         assert!(behind.len() == 4 && behind.iter().all(|told| told.given), "{behind:?}");
         for (partition, open) in (0..).zip(ends.clone()) {
@@ -212,7 +213,7 @@ async fn what_was_aborted_is_never_given_nor_what_stands_behind_an_open_transact
         }
         dispatch.assert_delivered(&told);
 
-        java.go_on();
+        java.resume();
         let closed = java.until("closed");
         assert!(closed.len() == 4 && closed.iter().all(|told| told.given == commits), "{closed:?}");
         told.extend(behind);
@@ -225,7 +226,7 @@ async fn what_was_aborted_is_never_given_nor_what_stands_behind_an_open_transact
         }
         dispatch.assert_delivered(&told);
     }
-    java.go_on();
+    java.resume();
     java.end();
     assert_eq!(dispatch.program.stop().code(), 0);
 }
@@ -345,7 +346,7 @@ async fn another_client_reads_what_eventd_wrote_and_finds_a_user_where_eventd_do
     for (partitions, key) in &keys {
         java.tell(&format!("{partitions} {}", BASE64_STANDARD.encode(key)));
     }
-    java.go_on();
+    java.resume();
     for (partitions, key) in &keys {
         let theirs: u32 = java.line().parse().unwrap();
         assert_eq!(Partitioner::Murmur2.partition(key, *partitions), theirs, "{key:?} in {partitions} partitions");
@@ -377,7 +378,7 @@ mod faults {
         let mut java = Java::start(address, &["compacted", &topic]);
         let told = java.until("done");
         java.end();
-        let settings = BrokerSettings::plain(vec![address.to_owned()]);
+        let settings = Settings::plain(vec![address.to_owned()]);
         let (engine, cluster) = (Kafka::connect(settings.clone()).await.unwrap(), Cluster::new(settings));
         let log = engine.open(&topic, None).await.unwrap();
         let end = closed_end(&*log, &cluster, 0).await;
@@ -389,7 +390,7 @@ mod faults {
             all.iter().filter(|told| told.offset < last_batch).map(|told| (told.record.key(), told.offset)).collect();
         let stays = |told: &Told| told.offset >= last_batch || last[&told.record.key()] == told.offset;
         let left: Vec<Told> = all.iter().filter(|told| stays(told)).map(|told| (*told).clone()).collect();
-        let deadline = tokio::time::Instant::now() + SOON;
+        let deadline = tokio::time::Instant::now() + PATIENCE;
         loop {
             let batches = raw::batches(&cluster, &topic, 0, 0).await;
             let records: i32 = batches.iter().filter(|batch| !batch.control).map(|batch| batch.records).sum();

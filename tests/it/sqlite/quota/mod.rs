@@ -2,7 +2,8 @@
 
 use super::processes::{events_in, post};
 use crate::support::client::Client;
-use crate::support::program::{Program, command, eventually, run};
+use crate::support::program::{Program, command, run};
+use crate::support::wait::eventually;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
