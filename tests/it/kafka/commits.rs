@@ -1,5 +1,5 @@
-//! Commits on a real broker, and what happens to them: topics that are made again, commits that brokers forget, positions
-//! that retention passes, operators with Kafka's own tools, maps that are too large for a commit.
+//! Commits on a real broker and what happens to them: topics that are created again, commits that expire, positions
+//! below the log's start, operators with Kafka's own tools, and settled maps that are too large for a commit.
 
 use super::{Shared, address, fixture};
 use crate::conformance::unique;
@@ -20,11 +20,11 @@ use std::sync::Arc;
 use std::time::SystemTime;
 use tokio::time::Instant;
 
-/// A topic and a destination that nobody else uses.
+/// A topic and a destination that only one test uses.
 pub(super) struct Place {
     pub(super) broker: Shared,
     pub(super) topic: String,
-    /// The destination's name, and its group.
+    /// The name of the destination and of its group.
     pub(super) name: String,
     pub(super) folder: tempfile::TempDir,
 }
@@ -49,19 +49,19 @@ impl Place {
         self.broker.engine.open(topic, create).await.unwrap()
     }
 
-    /// The only member of the group.
+    /// Joins as the group's only member.
     pub(super) async fn group(&self, log: &Arc<dyn Log>) -> Arc<dyn Group> {
         hold(&self.broker.engine, &self.name, log, JoinOptions::new("digest")).await.unwrap()
     }
 
-    /// Commits as a member that leaves behind it.
+    /// Commits as a member, which then leaves.
     async fn commit(&self, log: &Arc<dyn Log>, state: PartitionState) {
         let group = self.group(log).await;
         group.commit(0, state).await.unwrap();
         group.leave().await;
     }
 
-    /// What is committed for the first partition, read from outside.
+    /// The committed state of the first partition, as another process reads it.
     async fn committed(&self, log: &Arc<dyn Log>) -> Result<Option<PartitionState>, JoinError> {
         let mut states = committed(&self.broker.engine, &self.name, log).await?;
         Ok(states.remove(0))
@@ -73,7 +73,7 @@ impl Place {
         }
     }
 
-    /// Deletes the topic, and waits until the broker knows none of this name.
+    /// Deletes the topic, and waits until the broker has no topic of this name.
     pub(super) async fn delete(&self) {
         tool("kafka-topics", &address(), &["--delete", "--topic", &self.topic]);
         let cluster = Cluster::new(Settings::plain(vec![address()]));
@@ -91,14 +91,14 @@ impl Place {
         self.eventd(&[&delivery, flags].concat())
     }
 
-    /// Dispatch whose only partition is stopped, and what it said.
+    /// Runs a dispatch until its only partition is stopped, and returns its output.
     fn dispatch_stops(&self, flags: &[&str]) -> String {
         let dispatch = self.dispatch(flags);
         dispatch.wait_for(&["this partition is stopped"]);
         failed(dispatch.stop())
     }
 
-    /// Waits until so many lines were delivered, and gives back those behind the first `before`.
+    /// Waits until so many more lines were delivered, and returns those after the first `before`.
     fn delivered(&self, before: usize, more: usize, by: &Program) -> Vec<Line> {
         eventually(|| {
             let mut lines = delivered::lines(&self.folder.path().join("file-1"));
@@ -115,7 +115,7 @@ fn failed(ending: Ending) -> String {
     ending.said
 }
 
-/// Records of now: those of long ago a broker may remove at any moment.
+/// Records with the time of now. The broker may remove older ones at any moment.
 pub(super) fn records(payloads: std::ops::Range<u32>) -> Vec<Record> {
     payloads.map(|number| Record::new(Some(b"user"), Some(number.to_string().as_bytes()), &[], now_ms())).collect()
 }
@@ -134,7 +134,7 @@ pub(super) fn numbers(range: std::ops::Range<u32>) -> Vec<u32> {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_topic_made_again_while_dispatch_runs_stops_it_and_the_next_start_begins_with_the_new_one() {
+async fn a_topic_that_is_created_again_stops_dispatch_and_the_next_start_delivers_the_new_topic() {
     let (place, log) = Place::with_partitions(1).await;
     log.append(0, records(0..5)).await.unwrap();
     let ingest = place.eventd(&["ingest", "--listen", "127.0.0.1:0"]);
@@ -146,18 +146,19 @@ async fn a_topic_made_again_while_dispatch_runs_stops_it_and_the_next_start_begi
     let said = failed(dispatch.end());
     assert!(said.contains("deleted and made again") && said.contains("--start"), "{said}");
 
-    // Ingest goes on, into the new one.
+    // Ingest continues with the new topic.
     let mut client = Client::connect(&ingest.address()).unwrap();
     let answer = client.post(r#"{"UserID":"user","Payload":"13"}"#).unwrap();
     assert_eq!(answer.status, 200, "{answer:?}");
-    // The broker forgot the commits with the old topic: the group is a new one, and nothing is passed over.
+    // The broker removed the commits together with the old topic. So the group is a new one and starts at the
+    // beginning.
     let dispatch = place.dispatch(&[]);
     assert_eq!(payloads(&place.delivered(5, 4, &dispatch)), numbers(10..14));
     assert_eq!(dispatch.stop().code(), 0);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_topic_made_again_ends_up_and_its_next_start_delivers_the_new_one_to_all_destinations() {
+async fn a_topic_that_is_created_again_ends_up_and_the_next_start_delivers_it_to_all_destinations() {
     let (place, log) = Place::with_partitions(3).await;
     log.append(0, records(0..5)).await.unwrap();
     let (named, second) = (format!("{}=file-1", place.name), unique("second"));
@@ -177,7 +178,7 @@ async fn a_topic_made_again_ends_up_and_its_next_start_delivers_the_new_one_to_a
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_commit_of_a_topic_that_was_made_again_stops_dispatch_until_a_start_is_given() {
+async fn a_commit_of_an_earlier_topic_of_this_name_stops_dispatch_until_start_is_set() {
     let (place, log) = Place::with_partitions(1).await;
     log.append(0, records(0..5)).await.unwrap();
     let group = place.group(&log).await;
@@ -185,7 +186,7 @@ async fn a_commit_of_a_topic_that_was_made_again_stops_dispatch_until_a_start_is
     place.delete().await;
     let log = place.make(1).await;
     log.append(0, records(10..13)).await.unwrap();
-    // The last commit of a process that saw only the old topic.
+    // This commit is from a process that has only seen the old topic.
     group.commit(0, PartitionState::at(3)).await.unwrap();
     group.leave().await;
 
@@ -199,7 +200,7 @@ async fn a_commit_of_a_topic_that_was_made_again_stops_dispatch_until_a_start_is
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_commit_that_the_brokers_forgot_stops_a_destination_that_was_at_work() {
+async fn an_expired_commit_stops_a_destination_that_has_delivered_before() {
     let (place, log) = Place::with_partitions(1).await;
     log.append(0, records(0..5)).await.unwrap();
     let dispatch = place.dispatch(&[]);
@@ -213,7 +214,7 @@ async fn a_commit_that_the_brokers_forgot_stops_a_destination_that_was_at_work()
     assert!(said.contains("no commit any more") && said.contains("--start"), "{said}");
     let dispatch = place.dispatch(&["--start", "latest"]);
     dispatch.wait_for(&["beginning anew"]);
-    // Where it begins is committed before anything is delivered.
+    // The start is committed before anything is delivered.
     place.until_committed(&log).await;
     log.append(0, records(5..7)).await.unwrap();
     assert_eq!(payloads(&place.delivered(5, 2, &dispatch)), [5, 6]);
@@ -221,7 +222,7 @@ async fn a_commit_that_the_brokers_forgot_stops_a_destination_that_was_at_work()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_position_that_retention_passed_stops_the_partition_and_may_be_skipped() {
+async fn a_position_before_the_logs_start_stops_the_partition_until_the_gap_is_skipped() {
     let (place, log) = Place::with_partitions(1).await;
     log.append(0, records(0..10)).await.unwrap();
     place.commit(&log, PartitionState::at(2)).await;
@@ -239,7 +240,7 @@ async fn a_position_that_retention_passed_stops_the_partition_and_may_be_skipped
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_stopped_partition_stays_owned_and_a_fast_forward_passes_the_gap_under_its_running_dispatch() {
+async fn a_stopped_partition_stays_owned_and_a_fast_forward_skips_the_gap_while_dispatch_runs() {
     let (place, log) = Place::with_partitions(1).await;
     log.append(0, records(0..10)).await.unwrap();
     place.commit(&log, PartitionState::at(2)).await;
@@ -258,7 +259,7 @@ async fn a_stopped_partition_stays_owned_and_a_fast_forward_passes_the_gap_under
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_operators_reset_is_followed_and_logged() {
+async fn a_reset_by_kafkas_own_tool_is_followed_and_logged() {
     let (place, log) = Place::with_partitions(1).await;
     log.append(0, records(0..10)).await.unwrap();
     let dispatch = place.dispatch(&[]);
@@ -276,7 +277,7 @@ async fn an_operators_reset_is_followed_and_logged() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn kafkas_own_tool_shows_the_lag() {
+async fn kafkas_own_tool_shows_the_lag_of_a_destination() {
     let (place, log) = Place::with_partitions(2).await;
     log.append(0, records(0..10)).await.unwrap();
     log.append(1, records(0..3)).await.unwrap();
@@ -296,10 +297,10 @@ async fn kafkas_own_tool_shows_the_lag() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn partitions_that_are_added_are_delivered_and_ingest_asks_for_a_restart() {
+async fn added_partitions_are_delivered_and_ingest_asks_for_a_restart() {
     let (place, log) = Place::with_partitions(1).await;
     let ingest = place.eventd(&["ingest", "--listen", "127.0.0.1:0"]);
-    // Where a destination without commits begins; a partition that is new has nothing to leave out.
+    // `latest` is the start for a destination without commits. A partition that is added later starts at its beginning.
     let dispatch = place.dispatch(&["--start", "latest"]);
     dispatch.wait_for(&["delivering"]);
     let mut client = Client::connect(&ingest.address()).unwrap();
@@ -314,7 +315,7 @@ async fn partitions_that_are_added_are_delivered_and_ingest_asks_for_a_restart()
         if added.len() >= 3 { Ok(added) } else { Err(format!("{added:?}; dispatch said\n{}", dispatch.lines())) }
     });
     assert_eq!(payloads(&added), [2, 3, 4]);
-    // The tool may have taken longer than a connection may be idle.
+    // The tool may have taken longer than the idle time-out of a connection.
     let mut client = Client::connect(&ingest.address()).unwrap();
     let answer = eventually(|| match post(&mut client) {
         answer if answer.status == 503 => Ok(answer),
@@ -327,30 +328,30 @@ async fn partitions_that_are_added_are_delivered_and_ingest_asks_for_a_restart()
     assert_eq!(answer.status, 200, "{answer:?}");
 }
 
-/// `ranges` ranges of one settled offset each, a hole before each of them.
+/// A state with `ranges` settled ranges of one offset each, and a hole before each of them.
 fn holes(watermark: i64, ranges: i64) -> PartitionState {
     let settled = (0..ranges).map(|n| watermark + 1 + 2 * n).map(|offset| offset..offset + 1);
     PartitionState { watermark, settled: settled.collect(), moved: None }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_map_that_is_too_large_for_a_commit_goes_to_a_topic_and_comes_back() {
+async fn a_settled_map_that_is_too_large_for_a_commit_is_stored_in_a_side_topic() {
     let (place, log) = Place::with_partitions(1).await;
     fill(&*log, 450_000).await;
     let group = place.group(&log).await;
     group.commit(0, PartitionState::at(1)).await.unwrap();
-    // In one record, in two, and small enough for the commit itself again.
+    // Maps that need one record, two records, and none again because the commit itself has room.
     let began = Instant::now();
     for state in [holes(10, 5_000), holes(7, 220_000), holes(9, 10)] {
         group.commit(0, state.clone()).await.unwrap();
         assert_eq!(group.committed(0).await, Ok(Some(state.clone())));
-        assert_eq!(place.committed(&log).await, Ok(Some(state)), "what another process reads");
+        assert_eq!(place.committed(&log).await, Ok(Some(state)), "another process reads the whole map");
     }
     let side = place.open(&format!("{}.{}.state", place.topic, place.name), None).await;
     assert_eq!((side.earliest(0).await, side.latest(0).await), (Ok(0), Ok(3)), "one record, then two");
     println!("# maps in a topic of their own: two stored in {:?}", began.elapsed());
 
-    // Two at once: what is read is one of them, never a part of each.
+    // Two commits at once: a reader finds one of them, never a mixture.
     let (one, two) = (holes(3, 220_000), holes(5, 220_000));
     let (first, second) = tokio::join!(group.commit(0, one.clone()), group.commit(0, two.clone()));
     first.and(second).unwrap();
@@ -358,11 +359,11 @@ async fn a_map_that_is_too_large_for_a_commit_goes_to_a_topic_and_comes_back() {
     assert!(found == one || found == two, "watermark {}, {} ranges", found.watermark, found.settled.len());
     group.leave().await;
 
-    // A process trims at its first commit what nothing points at any more.
+    // With its first commit, a process trims records that no commit needs any more.
     let last = holes(11, 6_000);
     place.commit(&log, last.clone()).await;
     let end = side.latest(0).await.unwrap();
-    assert_eq!(side.earliest(0).await, Ok(end - 1), "all but the last map is removed");
+    assert_eq!(side.earliest(0).await, Ok(end - 1), "only the last map is left");
     assert_eq!(place.committed(&log).await, Ok(Some(last)));
 
     delete_records(side.topic(), 0..1, end);
@@ -370,12 +371,12 @@ async fn a_map_that_is_too_large_for_a_commit_goes_to_a_topic_and_comes_back() {
     assert!(failure.contains("commit-unreadable") && failure.contains("--start"), "{failure}");
     let joining = JoinOptions { start_given: true, ..JoinOptions::new("digest") };
     let group = hold(&place.broker.engine, &place.name, &log, joining).await.unwrap();
-    assert_eq!(group.committed(0).await, Ok(None), "--start begins anew");
+    assert_eq!(group.committed(0).await, Ok(None), "--start discards the commit");
     group.leave().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn dispatch_goes_on_from_a_map_in_a_topic_and_delivers_the_holes_alone() {
+async fn dispatch_continues_from_a_settled_map_in_a_side_topic_and_delivers_only_the_holes() {
     let (place, log) = Place::with_partitions(1).await;
     log.append(0, records(0..8_000)).await.unwrap();
     let state = holes(100, 3_500);
@@ -404,7 +405,7 @@ async fn fill(log: &dyn Log, records: usize) {
     }
 }
 
-/// What retention does, at once.
+/// Deletes records below an offset, as retention would.
 pub(super) fn delete_records(topic: &str, partitions: std::ops::Range<u32>, below: i64) {
     let mut file = tempfile::NamedTempFile::new().unwrap();
     let place = |partition| format!(r#"{{"topic":"{topic}","partition":{partition},"offset":{below}}}"#);

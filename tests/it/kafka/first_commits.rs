@@ -1,4 +1,4 @@
-//! The first commits of a new group: whoever dies between them, every partition begins where `--start` says.
+//! The first commits of a new group. Whichever process dies between them, every partition starts where `--start` says.
 
 use super::address;
 use super::commits::{Place, delete_records, records};
@@ -18,11 +18,11 @@ use tokio::time::timeout;
 
 const PARTITIONS: u32 = 3;
 const MANY: u32 = 60;
-/// What each partition got, and where retention has it begin.
+/// The number of events in each partition.
 const EVENTS: u32 = 10;
 const EARLIEST: u32 = 4;
 
-/// A topic whose beginning retention has removed.
+/// Creates a topic whose first records were removed by retention.
 async fn old_topic(partitions: u32) -> (Place, Arc<dyn Log>) {
     let (place, log) = full_topic(partitions).await;
     delete_records(&place.topic, 0..partitions, i64::from(EARLIEST));
@@ -37,21 +37,21 @@ async fn full_topic(partitions: u32) -> (Place, Arc<dyn Log>) {
     (place, log)
 }
 
-/// What the owners of a new group do first, up to the first commit of one of them: then all are gone.
-async fn begin_with_one_commit(place: &Place, log: &Arc<dyn Log>, state: PartitionState) {
+/// Initializes a new group up to the first commit of one owner. Then all members are gone.
+async fn initialize_and_commit_once(place: &Place, log: &Arc<dyn Log>, state: PartitionState) {
     let group = place.group(log).await;
     assert_eq!(group.committed(0).await, Ok(None), "a new group");
     group.commit(0, state).await.unwrap();
     group.leave().await;
 }
 
-/// A process of the destination that may have others beside it.
+/// A process of the destination. Others may run at the same time.
 fn dispatch(place: &Place, flags: &[&str]) -> Program {
     let fixed = ["dispatch", "--dest", "out-{partition}.jsonl", "--name", &place.name, "--commit-interval", "50ms"];
     place.eventd(&[&fixed[..], &["--session-timeout", "1s"], flags].concat())
 }
 
-/// Waits until these events of the partition were delivered, and holds them against what should have been.
+/// Waits until these events of the partition were delivered, and checks that no others were.
 fn delivers(place: &Place, partition: u32, expected: std::ops::Range<u32>, by: &[&Program]) {
     let expected: BTreeSet<u32> = expected.collect();
     eventually(|| {
@@ -59,7 +59,7 @@ fn delivers(place: &Place, partition: u32, expected: std::ops::Range<u32>, by: &
         let found: BTreeSet<u32> = lines.iter().map(|line: &Line| line.payload.parse().unwrap()).collect();
         assert!(
             found.is_subset(&expected),
-            "partition {partition}: {found:?} were delivered, and not only {expected:?}"
+            "partition {partition}: {found:?} were delivered, but only these should be: {expected:?}"
         );
         let said = || by.iter().map(|program| program.lines()).collect::<Vec<_>>().join("\n");
         if found == expected { Ok(()) } else { Err(format!("partition {partition}: {found:?} came; {}", said())) }
@@ -67,14 +67,14 @@ fn delivers(place: &Place, partition: u32, expected: std::ops::Range<u32>, by: &
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_new_group_that_ended_behind_one_first_commit_begins_its_other_partitions_all_the_same() {
+async fn after_one_first_commit_and_a_crash_the_other_partitions_of_a_new_group_still_start() {
     let (place, log) = old_topic(PARTITIONS).await;
-    begin_with_one_commit(&place, &log, PartitionState::at(6)).await;
+    initialize_and_commit_once(&place, &log, PartitionState::at(6)).await;
 
     let group = place.group(&log).await;
     assert_eq!(group.committed(0).await, Ok(Some(PartitionState::at(6))));
     for partition in 1..PARTITIONS {
-        assert_eq!(group.committed(partition).await, Ok(None), "partition {partition} has not begun");
+        assert_eq!(group.committed(partition).await, Ok(None), "partition {partition} has no commit");
     }
     group.leave().await;
     let dispatch = dispatch(&place, &[]);
@@ -86,31 +86,31 @@ async fn a_new_group_that_ended_behind_one_first_commit_begins_its_other_partiti
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn where_the_log_is_whole_too_a_partition_that_has_not_begun_begins_where_start_says() {
+async fn a_partition_without_a_first_commit_starts_where_start_says_in_a_complete_log_too() {
     let (place, log) = full_topic(PARTITIONS).await;
-    begin_with_one_commit(&place, &log, PartitionState::at(i64::from(EVENTS))).await;
+    initialize_and_commit_once(&place, &log, PartitionState::at(i64::from(EVENTS))).await;
 
     let dispatch = dispatch(&place, &["--start", "latest"]);
-    eventually_begun(&place, &log).await;
+    until_initialized(&place, &log).await;
     log.append(1, records(EVENTS..EVENTS + 2)).await.unwrap();
     delivers(&place, 1, EVENTS..EVENTS + 2, &[&dispatch]);
     assert_eq!(dispatch.stop().code(), 0);
 }
 
-/// Until every partition has a commit of its own.
-async fn eventually_begun(place: &Place, log: &Arc<dyn Log>) {
+/// Waits until every partition has a commit of its own.
+async fn until_initialized(place: &Place, log: &Arc<dyn Log>) {
     while !states(place, log).await.iter().all(Option::is_some) {
         tokio::task::yield_now().await;
     }
 }
 
-/// What is committed, read from outside.
+/// What is committed, as another process reads it.
 async fn states(place: &Place, log: &Arc<dyn Log>) -> Vec<Option<PartitionState>> {
     committed(&place.broker.engine, &place.name, log).await.unwrap()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_owner_of_partition_0_begins_a_group_and_the_others_wait_for_it() {
+async fn the_owner_of_partition_0_initializes_a_group_and_the_others_wait() {
     let (place, log) = Place::with_partitions(2).await;
     let (a, b) = (member(&place, &log).await, member(&place, &log).await);
     let (mut of_a, mut of_b) = (BTreeSet::new(), BTreeSet::new());
@@ -125,17 +125,17 @@ async fn the_owner_of_partition_0_begins_a_group_and_the_others_wait_for_it() {
                 owned.remove(&partition);
                 group.released(partition).await;
             }
-            Change::Lost(partition) => panic!("{partition} was lost"),
+            Change::Lost(partition) => panic!("partition {partition} was lost"),
         }
     }
     let (first, other) = if of_a.contains(&0) { (a, b) } else { (b, a) };
     let waiting = Arc::clone(&other);
     let mut waiting = tokio::spawn(async move { waiting.committed(1).await });
-    // Not a wait for something to happen: nothing may.
+    // This waits for the absence of a change, so it needs a fixed time.
     let early = timeout(Duration::from_millis(300), &mut waiting).await;
     assert!(early.is_err(), "{early:?}");
     assert_eq!(first.committed(0).await, Ok(None));
-    assert_eq!(timeout(PATIENCE, waiting).await.expect("the group has begun").unwrap(), Ok(None));
+    assert_eq!(timeout(PATIENCE, waiting).await.expect("the group is initialized").unwrap(), Ok(None));
     first.leave().await;
     other.leave().await;
 }
@@ -145,7 +145,7 @@ async fn member(place: &Place, log: &Arc<dyn Log>) -> Arc<dyn Group> {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_beginning_that_was_cut_off_at_any_moment_is_made_good() {
+async fn an_initialization_that_was_interrupted_at_any_point_is_completed() {
     let (mut place, log) = old_topic(PARTITIONS).await;
     for cut_after in (0..20).map(|step| Duration::from_micros(step * 400)) {
         place.name = unique("cut");
@@ -162,8 +162,8 @@ async fn a_beginning_that_was_cut_off_at_any_moment_is_made_good() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn processes_of_a_new_group_that_are_killed_at_their_first_commit_deliver_everything_at_the_next_start() {
-    // Many, so that there is a time between the first one's first commit and the last one's.
+async fn processes_killed_at_the_first_commits_of_a_new_group_lose_nothing() {
+    // With many partitions there is enough time between the first and the last first commit.
     let (mut place, log) = old_topic(MANY).await;
     let mut begun = Vec::new();
     for _ in 0..3 {
@@ -191,13 +191,13 @@ async fn processes_of_a_new_group_that_are_killed_at_their_first_commit_deliver_
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_group_that_has_not_begun_is_shown_reset_and_begun_as_a_new_one() {
+async fn an_uninitialized_group_is_shown_reset_and_started_like_a_new_one() {
     let (place, log) = old_topic(PARTITIONS).await;
     let group = place.group(&log).await;
     assert_eq!(group.committed(0).await, Ok(None));
     group.leave().await;
 
-    // Nothing was delivered, so there is nothing to move.
+    // Nothing was delivered, so there is no position to reset.
     for way in [&["--rewind", "--from", "5"][..], &["--fast-forward", "5"]] {
         let to = ["--url", &address(), "--topic", &place.topic, "--dest", "file-1", "--name", &place.name, "--execute"];
         let ending = run(place.folder.path(), &[&["replay"], &to[..], way].concat());
@@ -223,12 +223,12 @@ async fn a_group_that_has_not_begun_is_shown_reset_and_begun_as_a_new_one() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_beginning_of_a_topic_that_was_made_again_asks_for_a_start() {
+async fn initialization_for_an_earlier_topic_of_this_name_requires_start() {
     let (place, log) = Place::with_partitions(2).await;
     let group = place.group(&log).await;
     place.delete().await;
     let log = place.make(2).await;
-    // By a process that saw only the old topic.
+    // This process has only seen the old topic.
     assert_eq!(group.committed(0).await, Ok(None));
     group.leave().await;
 

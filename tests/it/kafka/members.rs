@@ -1,4 +1,5 @@
-//! Several processes of one destination, on a real broker: they come, stop, are killed and paused under load.
+//! Several processes deliver to one destination on a real broker. They start, stop, and are killed and paused under
+//! load.
 
 use super::{address, fixture};
 use crate::conformance::{record, unique};
@@ -17,7 +18,7 @@ use std::time::Duration;
 const PARTITIONS: &str = "6";
 const SESSION_TIMEOUT: &str = "2s";
 
-/// A topic under load, a receiver, and a name for those who deliver to it.
+/// A topic under load, a receiver, and the group name of the processes that deliver to it.
 pub(super) struct Scene {
     folder: tempfile::TempDir,
     url: String,
@@ -46,7 +47,7 @@ impl Scene {
         self.member_to(self.folder.path(), &self.sink.url, more)
     }
 
-    /// A member that is told of these brokers alone.
+    /// A member that knows only these brokers at its start.
     pub(super) fn member_at(&self, url: &str) -> Program {
         self.start_member(self.folder.path(), url, &self.sink.url, &[])
     }
@@ -61,16 +62,16 @@ impl Scene {
         Program::start(folder, &[&fixed[..], &quick[..], more].concat())
     }
 
-    /// Waits until something of every partition was delivered that was not before.
-    pub(super) fn all_move_on(&self, when: &str) {
+    /// Waits until something new of every partition was delivered.
+    pub(super) fn wait_for_progress(&self, when: &str) {
         let before = self.sink.count();
-        eventually(|| match self.sink.partitions_behind(before) {
+        eventually(|| match self.sink.partitions_after(before) {
             moving if moving.len() == 6 => Ok(()),
-            moving => Err(format!("{when}: only {moving:?} move on")),
+            moving => Err(format!("{when}: only the partitions {moving:?} deliver")),
         });
     }
 
-    /// Ends the load, and waits until all of it was delivered.
+    /// Stops the load, and waits until all of it was delivered.
     pub(super) fn end(self, members: Vec<Program>) -> Sink {
         let answered = self.load.stop();
         let events: u64 = answered.events.values().map(|told| told.len() as u64).sum();
@@ -84,7 +85,7 @@ impl Scene {
         }
         assert_eq!(self.ingest.stop().code(), 0);
         sink.judge(answered.events.iter().map(|(user, told)| (user.as_str(), told.len() as u64)));
-        assert!(events > 100, "only {events} events: that is no load");
+        assert!(events > 100, "only {events} events: the load was too small");
         sink
     }
 }
@@ -94,30 +95,30 @@ pub(super) fn owns(member: &Program, partitions: usize) {
 }
 
 #[test]
-fn members_that_come_and_leave_repeat_nothing_and_keep_every_order() {
+fn members_that_join_and_leave_repeat_nothing_and_keep_every_users_order() {
     let scene = Scene::begin("planned");
     let a = scene.member(&[]);
     owns(&a, 6);
-    scene.all_move_on("with one member");
+    scene.wait_for_progress("with one member");
     let b = scene.member(&[]);
     owns(&b, 3);
-    scene.all_move_on("with two members");
+    scene.wait_for_progress("with two members");
     let c = scene.member(&[]);
     owns(&c, 2);
-    scene.all_move_on("with three members");
+    scene.wait_for_progress("with three members");
     let told = ["--describe", "--members", "--verbose", "--group", &scene.name];
     let members = tool("kafka-consumer-groups", &address(), &told);
     let shown = members.lines().filter(|line| line.contains(&scene.topic)).count();
     assert_eq!(shown, 3, "Kafka's own tool shows three members and their partitions:\n{members}");
     assert_eq!(a.stop().code(), 0);
     owns(&b, 3);
-    scene.all_move_on("after one has left");
+    scene.wait_for_progress("after one has left");
     let d = scene.member(&[]);
     owns(&d, 2);
-    scene.all_move_on("after another has come");
+    scene.wait_for_progress("after another has come");
     let sink = scene.end(vec![b, c, d]);
     println!(
-        "# planned handovers: {} deliveries, {} repeated, the longest pause of a partition {:?}",
+        "# planned rebalances: {} deliveries, {} repeated, the longest pause of a partition {:?}",
         sink.count(),
         sink.repeated(),
         sink.longest_pause()
@@ -126,12 +127,12 @@ fn members_that_come_and_leave_repeat_nothing_and_keep_every_order() {
 }
 
 #[test]
-fn what_has_drained_is_delivered_by_others_while_an_attempt_of_the_same_process_hangs() {
+fn drained_partitions_move_on_while_an_attempt_in_another_partition_hangs() {
     let scene = Scene::begin("drains");
     let patient = ["--attempt-timeout", "10m", "--drain", "10m"];
     let a = scene.member(&patient);
     owns(&a, 6);
-    scene.all_move_on("with one member");
+    scene.wait_for_progress("with one member");
     let user = scene.sink.arrivals()[0].user.clone();
     scene.sink.hold(&user);
     let before = scene.sink.count();
@@ -140,16 +141,16 @@ fn what_has_drained_is_delivered_by_others_while_an_attempt_of_the_same_process_
         let held = arrivals.iter().find(|arrival| arrival.user == user).map(|arrival| arrival.partition);
         held.ok_or_else(|| format!("no attempt of {user}"))
     });
-    // It comes while nothing else hangs in the process that stops, and takes three partitions, or more.
+    // It starts while no other attempt hangs in the process that releases, and is assigned three partitions or more.
     let b = scene.member(&patient);
     b.wait_for(&["partitions assigned"]);
     a.signal("TERM");
     owns(&b, 5);
     let before = scene.sink.count();
     let others: BTreeSet<u32> = (0..6).filter(|partition| *partition != hanging).collect();
-    eventually(|| match scene.sink.partitions_behind(before) {
+    eventually(|| match scene.sink.partitions_after(before) {
         moving if moving.is_superset(&others) => Ok(()),
-        moving => Err(format!("while {hanging} hangs: only {moving:?} move on")),
+        moving => Err(format!("while {hanging} hangs: only the partitions {moving:?} deliver")),
     });
     scene.sink.release();
     let stopped = a.end();
@@ -160,25 +161,25 @@ fn what_has_drained_is_delivered_by_others_while_an_attempt_of_the_same_process_
 }
 
 #[test]
-fn members_that_are_killed_or_paused_lose_nothing_and_keep_every_order() {
+fn members_that_are_killed_or_paused_lose_nothing_and_keep_every_users_order() {
     let scene = Scene::begin("killed");
     let (a, b) = (scene.member(&[]), scene.member(&[]));
     owns(&a, 3);
     owns(&b, 3);
-    scene.all_move_on("with two members");
+    scene.wait_for_progress("with two members");
     a.kill();
-    scene.all_move_on("after one was killed");
+    scene.wait_for_progress("after one was killed");
     let c = scene.member(&[]);
     owns(&c, 3);
-    scene.all_move_on("after another has come");
+    scene.wait_for_progress("after another has come");
     let before_pause = scene.sink.repeated();
     b.signal("STOP");
     owns(&c, 6);
-    scene.all_move_on("while one is paused for longer than its session");
+    scene.wait_for_progress("while one is paused for longer than its session");
     b.signal("CONT");
     b.wait_for(&["every partition is given up"]);
     owns(&b, 3);
-    scene.all_move_on("after it has come back");
+    scene.wait_for_progress("after it has come back");
     let sink = scene.end(vec![b, c]);
     println!(
         "# a kill and a pause: {} deliveries, {before_pause} repeated after the kill, {} in all, the longest pause of a \
@@ -190,15 +191,15 @@ fn members_that_are_killed_or_paused_lose_nothing_and_keep_every_order() {
 }
 
 #[test]
-fn a_rewind_of_a_running_group_is_done_once_whoever_comes_leaves_or_is_killed() {
+fn a_rewind_of_a_running_group_is_applied_once_whichever_member_joins_leaves_or_dies() {
     let scene = Scene::begin("rewound");
     let (a, b) = (scene.member(&[]), scene.member(&[]));
     owns(&a, 3);
     owns(&b, 3);
-    scene.all_move_on("with two members");
+    scene.wait_for_progress("with two members");
     let to = ["--dest", &scene.sink.url, "--name", &scene.name];
     let asked = [&["replay", "--url", &scene.url, "--topic", &scene.topic], &to[..]].concat();
-    // Only what is committed can be taken back.
+    // A rewind only covers events that are committed.
     eventually(|| {
         let plan = run(scene.folder.path(), &[&asked[..], &["--rewind", "--from", "0", "--json"]].concat()).said;
         if plan.contains("\"events\":0,") { Err(plan) } else { Ok(()) }
@@ -213,18 +214,18 @@ fn a_rewind_of_a_running_group_is_done_once_whoever_comes_leaves_or_is_killed() 
     let ending = rewind.end();
     assert_eq!(ending.code(), 0, "{}", ending.said);
     owns(&c, 3);
-    scene.all_move_on("after the rewind");
+    scene.wait_for_progress("after the rewind");
     let left = b.stop();
     assert_eq!(left.code(), 0, "{}", left.said);
-    scene.all_move_on("after one has left");
+    scene.wait_for_progress("after one has left");
     said += &format!("{}{}", left.said, c.lines());
     let sink = scene.end(vec![c]);
-    // What the killed one said last may be lost, so some may be missing here, and none may be there twice.
+    // The last log lines of a killed process may be lost. So a reset may be missing here, but none may appear twice.
     let moves = said.lines().filter(|line| line.contains("the position was moved back"));
     let moved: Vec<&str> = moves.map(|line| &line.split("partition=").nth(1).unwrap()[..1]).collect();
     let once: BTreeSet<&str> = moved.iter().copied().collect();
     assert!(!moved.is_empty() && once.len() == moved.len(), "{moved:?}:\n{said}");
-    // What had come before came again, each user's in its order, from the first event on.
+    // Everything that was delivered before was delivered again, in order for each user, from the first event on.
     let (mut first, mut again) = (BTreeMap::new(), BTreeMap::new());
     for (place, arrival) in sink.arrivals().into_iter().enumerate() {
         let payload: u64 = arrival.payload.parse().unwrap();
@@ -247,7 +248,7 @@ fn a_rewind_of_a_running_group_is_done_once_whoever_comes_leaves_or_is_killed() 
 }
 
 #[test]
-fn a_file_a_partition_goes_from_member_to_member() {
+fn a_partitions_file_moves_from_member_to_member() {
     let scene = Scene::begin("files");
     let member = || scene.member_to(scene.folder.path(), "out-{partition}.jsonl", &[]);
     let lines = || -> Vec<Line> {
@@ -279,31 +280,31 @@ fn a_file_a_partition_goes_from_member_to_member() {
     let mut next: BTreeMap<String, u64> = BTreeMap::new();
     for line in lines() {
         let expected = next.entry(line.user.clone()).or_default();
-        assert_eq!(line.payload, expected.to_string(), "each once, in order: {line:?}");
+        assert_eq!(line.payload, expected.to_string(), "every event once, in order: {line:?}");
         *expected += 1;
     }
     let expected: BTreeMap<String, u64> =
         answered.events.iter().map(|(user, told)| (user.clone(), told.len() as u64)).collect();
     assert_eq!(next, expected);
-    println!("# files of partitions: {events} events, {before} before the last handover ended");
+    println!("# files of partitions: {events} events, {before} before the last rebalance ended");
 }
 
 #[test]
-fn one_name_with_two_destinations_is_refused_and_disturbs_nobody() {
+fn one_name_for_two_destinations_is_refused_and_disturbs_no_running_member() {
     let scene = Scene::begin("twice");
     let a = scene.member(&[]);
     owns(&a, 6);
-    scene.all_move_on("with one member");
+    scene.wait_for_progress("with one member");
     let other = scene.member_to(scene.folder.path(), "null:", &[]).end();
     assert_eq!(other.code(), 1, "{}", other.said);
     assert!(other.said.contains("belongs to another destination") && other.said.contains("--name"), "{}", other.said);
-    scene.all_move_on("after the other one was refused");
+    scene.wait_for_progress("after the other one was refused");
     let sink = scene.end(vec![a]);
     assert_eq!(sink.repeated(), 0);
 }
 
 #[test]
-fn another_program_in_the_group_is_told_apart_and_disturbs_nobody() {
+fn another_program_in_the_group_is_refused_and_disturbs_no_running_member() {
     let scene = Scene::begin("foreign");
     let consumer = || {
         let (address, topic) = (address(), scene.topic.as_str());
@@ -322,29 +323,29 @@ fn another_program_in_the_group_is_told_apart_and_disturbs_nobody() {
     assert!(refused.said.contains("--name"), "{}", refused.said);
     theirs.stop();
 
-    // What the consumer committed is another tool's: dispatch goes on from there.
+    // The consumer's commits came from another tool. Dispatch continues from them.
     let ours = scene.member(&[]);
     owns(&ours, 6);
-    scene.all_move_on("alone");
+    scene.wait_for_progress("alone");
     let refused = consumer().end();
     assert!(refused.said.contains("InconsistentGroupProtocol"), "{}", refused.said);
-    scene.all_move_on("after the consumer was refused");
+    scene.wait_for_progress("after the consumer was refused");
     let listed = groups(&["--list"]);
     assert!(listed.lines().any(|line| line.trim() == scene.name), "{listed}");
     let assigned = ours.lines().matches("partitions assigned").count();
-    assert_eq!(assigned, 1, "it was not disturbed:\n{}", ours.lines());
+    assert_eq!(assigned, 1, "the member was not disturbed:\n{}", ours.lines());
     assert_eq!(ours.stop().code(), 0);
     assert_eq!(scene.ingest.stop().code(), 0);
 }
 
 #[test]
-fn partitions_that_are_added_are_shared_by_the_members_at_once() {
+fn added_partitions_are_shared_by_the_members_at_once() {
     let scene = Scene::begin("grown");
     let (a, b) = (scene.member(&[]), scene.member(&[]));
     owns(&a, 3);
     owns(&b, 3);
-    scene.all_move_on("with six partitions");
-    // From then on ingest takes nothing until it is restarted.
+    scene.wait_for_progress("with six partitions");
+    // From now on ingest accepts nothing until it is restarted.
     scene.load.stop();
     tool("kafka-topics", &address(), &["--alter", "--topic", &scene.topic, "--partitions", "10"]);
     owns(&a, 5);
@@ -356,9 +357,9 @@ fn partitions_that_are_added_are_shared_by_the_members_at_once() {
             log.append(partition, vec![record("another", "0")]).await.unwrap();
         }
     });
-    eventually(|| match scene.sink.partitions_behind(before) {
+    eventually(|| match scene.sink.partitions_after(before) {
         moving if moving.len() == 10 => Ok(()),
-        moving => Err(format!("with ten: only {moving:?} move on")),
+        moving => Err(format!("with ten partitions: only {moving:?} deliver")),
     });
     for member in [a, b] {
         assert_eq!(member.stop().code(), 0);
@@ -368,21 +369,21 @@ fn partitions_that_are_added_are_shared_by_the_members_at_once() {
 }
 
 #[test]
-fn kafkas_own_tool_resets_no_offsets_while_a_member_is_there() {
+fn kafkas_own_tool_cannot_reset_offsets_while_a_member_runs() {
     let scene = Scene::begin("reset");
     let a = scene.member(&[]);
     owns(&a, 6);
-    scene.all_move_on("with one member");
+    scene.wait_for_progress("with one member");
     let to_earliest = ["--group", &scene.name, "--topic", &scene.topic, "--to-earliest", "--execute"];
     let said = tool("kafka-consumer-groups", &address(), &[&["--reset-offsets"], &to_earliest[..]].concat());
     assert!(said.contains("can only be reset if the group") && said.contains("is inactive"), "{said}");
     assert!(!said.contains(&scene.topic), "no offset is new:\n{said}");
-    scene.all_move_on("after the tool was refused");
-    // Who comes now goes on from what the first one commits at its end.
+    scene.wait_for_progress("after the tool was refused");
+    // The next member continues from what the first one commits at its end.
     assert_eq!(a.stop().code(), 0);
     let b = scene.member(&[]);
     owns(&b, 6);
-    scene.all_move_on("with another member");
+    scene.wait_for_progress("with another member");
     let was_reset = b.lines().contains("reset by another tool");
     assert!(!was_reset, "{}", b.lines());
     let sink = scene.end(vec![b]);
@@ -390,14 +391,14 @@ fn kafkas_own_tool_resets_no_offsets_while_a_member_is_there() {
 }
 
 #[test]
-fn a_restart_under_the_same_instance_id_moves_nothing() {
+fn a_restart_with_the_same_instance_id_moves_no_partition() {
     let scene = Scene::begin("static");
     let keep = |id| ["--instance-id", id, "--keep-membership"];
     let (a, b) = (scene.member(&keep("a")), scene.member(&keep("b")));
     owns(&a, 3);
     owns(&b, 3);
-    scene.all_move_on("with two members");
-    // A restart tells the others: they join again, and keep what they have.
+    scene.wait_for_progress("with two members");
+    // A restart makes the other members join again. They keep their partitions.
     let assigned = |member: &Program| -> Vec<String> {
         member.lines().lines().filter(|line| line.contains("partitions assigned")).map(str::to_owned).collect()
     };
@@ -405,7 +406,7 @@ fn a_restart_under_the_same_instance_id_moves_nothing() {
     assert_eq!(a.stop().code(), 0);
     let a = scene.member(&keep("a"));
     owns(&a, 3);
-    scene.all_move_on("after the restart");
+    scene.wait_for_progress("after the restart");
     let disturbed = |line: &String| !(line.contains("owned=3 ") && line.contains("leaving=0"));
     let since = assigned(&b).split_off(before);
     assert!(!since.iter().any(disturbed), "the other member was disturbed:\n{}", b.lines());
@@ -413,6 +414,6 @@ fn a_restart_under_the_same_instance_id_moves_nothing() {
     let older = a.end();
     assert_eq!(older.code(), 1, "{}", older.said);
     assert!(older.said.contains("--instance-id"), "{}", older.said);
-    scene.all_move_on("with the twin in its place");
+    scene.wait_for_progress("with the twin in its place");
     scene.end(vec![b, twin]);
 }

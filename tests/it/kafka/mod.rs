@@ -1,6 +1,6 @@
-//! Apache Kafka: the suite of all engines, and what only brokers can do wrong. `EVENTD_TEST_KAFKA` names the broker that
-//! all of these tests share, each with topics and groups of its own (`make test` starts one); those of `faults` start
-//! brokers of their own and end them.
+//! Apache Kafka: the suite of all engines, and what only brokers can do wrong. All tests share the broker at
+//! `EVENTD_TEST_KAFKA`, each with its own topics and groups; `make test` starts it. Tests in `faults` start and end
+//! brokers of their own.
 
 mod commits;
 mod faults;

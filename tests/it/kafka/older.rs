@@ -1,4 +1,4 @@
-//! A cluster whose brokers are replaced by newer ones while we run: those tell the ids of topics.
+//! A cluster whose old brokers are replaced by newer ones at run time. Only the newer ones report topic ids.
 
 use super::address;
 use crate::conformance::{record, unique};
@@ -27,7 +27,7 @@ const METADATA_WITHOUT_IDS: i16 = 9;
 const ANSWERS_WITHIN: Duration = Duration::from_secs(20);
 
 #[tokio::test]
-async fn a_topic_whose_id_is_told_later_was_not_created_again() {
+async fn a_topic_that_gets_an_id_later_was_not_created_again() {
     let broker = Replaced::start().await;
     let (topic, name) = (unique("older"), unique("older"));
     let engine = Kafka::connect(broker.settings()).await.unwrap();
@@ -43,12 +43,12 @@ async fn a_topic_whose_id_is_told_later_was_not_created_again() {
 
     broker.is_replaced();
     assert!(!broker.id_of(&topic).await.is_nil(), "the new broker has ids");
-    // What was opened before goes on.
+    // A topic that was opened before still works.
     assert_eq!(log.partitions().await, Ok(1));
     log.append(0, vec![record("user", "after")]).await.unwrap();
     let fetched = log.fetch(0, 0, 1_000, Duration::from_secs(1)).await.unwrap();
     assert_eq!(fetched.events.len(), 2);
-    // What is opened now goes on from the commit of before.
+    // A topic that is opened now continues from the old commit.
     let engine = Kafka::connect(broker.settings()).await.unwrap();
     let log = engine.open(&topic, None).await.unwrap();
     let group = owner(&engine, &name, &log).await;
@@ -56,14 +56,14 @@ async fn a_topic_whose_id_is_told_later_was_not_created_again() {
     group.leave().await;
 }
 
-/// A member that was given the topic's only partition.
+/// Joins a member and waits until it is assigned the topic's only partition.
 async fn owner(engine: &Arc<Kafka>, name: &str, log: &Arc<dyn Log>) -> Arc<dyn Group> {
     let group = join(engine, name, log, JoinOptions::new("digest")).await.unwrap();
     assert_eq!(soon("the partition is given", group.changed()).await, Ok(Change::Assigned(0)));
     group
 }
 
-/// The shared broker, which at first speaks the metadata of before topics had ids.
+/// A proxy of the shared broker. At first it only offers the metadata version from before topics had ids.
 struct Replaced {
     port: u16,
     replaced: watch::Sender<bool>,
@@ -79,7 +79,7 @@ impl Replaced {
                 let mut replaced = is_replaced.clone();
                 tokio::spawn(async move {
                     let is_old = !*replaced.borrow_and_update();
-                    // The old broker takes its connections with it.
+                    // The old broker ends together with its connections.
                     tokio::select! {
                         passed = pass(client, port, is_old) => passed,
                         _ = replaced.changed() => Ok(()),
@@ -104,7 +104,7 @@ impl Replaced {
     }
 }
 
-/// Carries one connection; nobody is told of the broker's own port.
+/// Carries one connection. Clients must not learn the broker's own port.
 async fn pass(client: TcpStream, port: u16, is_old: bool) -> io::Result<()> {
     let (from_broker, mut to_broker) = TcpStream::connect(address()).await?.into_split();
     let (mut from_client, to_client) = client.into_split();
@@ -122,9 +122,10 @@ async fn answers(mut broker: OwnedReadHalf, mut client: OwnedWriteHalf, port: u1
         let mut answer = vec![0; size as usize];
         broker.read_exact(&mut answer).await?;
         if std::mem::take(&mut is_first) && is_old {
-            // The list of versions: key, lowest and highest, after the correlation id, an error and a count.
+            // The list of versions (key, lowest, highest) comes after the correlation id, an error and a count.
             let metadata = |api: &&mut [u8]| api[..2] == METADATA.to_be_bytes();
-            let versions = answer[10..].chunks_exact_mut(6).find(metadata).expect("a broker has metadata");
+            let versions =
+                answer[10..].chunks_exact_mut(6).find(metadata).expect("a broker supports metadata requests");
             versions[4..].copy_from_slice(&METADATA_WITHOUT_IDS.to_be_bytes());
         }
         while let Some(at) = answer.windows(real.len()).position(|window| window == real) {

@@ -1,4 +1,4 @@
-//! What is refused on Kafka, by a start or by a topic, and what is said of it.
+//! What is refused on Kafka, at a start or by a topic, and what the error says.
 
 use super::{address, fixture};
 use crate::conformance::{Fixture, record, unique};
@@ -11,10 +11,10 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::task::JoinSet;
 
-/// A start asks brokers for 10 s; the rest is the process itself, on a busy machine.
+/// A start tries the brokers for 10 s. The rest is for the process itself on a busy machine.
 const STARTS_WITHIN: Duration = Duration::from_secs(12);
 
-/// Both modes end with exit code 1 in time, and say all of this.
+/// Both commands end with exit code 1 in time, and their output contains all of this.
 fn no_broker(url: &str, what: &[&str]) {
     let (folder, began) = (tempfile::tempdir().unwrap(), Instant::now());
     let modes = [&["ingest", "--listen", "127.0.0.1:0"][..], &["dispatch", "--dest", "file-1"]];
@@ -29,21 +29,21 @@ fn no_broker(url: &str, what: &[&str]) {
 }
 
 #[test]
-fn an_address_where_nobody_listens_is_told_with_what_to_do() {
+fn an_address_without_a_listener_is_an_error_that_says_what_to_do() {
     let free = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     no_broker(&free.to_string(), &["cannot connect", "refused"]);
 }
 
 #[test]
-fn addresses_where_nobody_answers_are_told_within_10_s() {
-    // The kernel takes connections, and nobody reads them.
+fn silent_addresses_are_an_error_within_10_s() {
+    // The kernel accepts the connections, and no program reads them.
     let silent: Vec<TcpListener> = (0..3).map(|_| TcpListener::bind("127.0.0.1:0").unwrap()).collect();
     let addresses: Vec<String> = silent.iter().map(|silent| silent.local_addr().unwrap().to_string()).collect();
     no_broker(&addresses.join(","), &["did not answer"]);
 }
 
 #[test]
-fn a_mistyped_topic_is_an_error_that_names_the_flag_that_makes_it() {
+fn a_missing_topic_is_an_error_that_names_the_flag_to_create_it() {
     let folder = tempfile::tempdir().unwrap();
     let topic = unique("mistyped");
     for mode in [&["ingest", "--listen", "127.0.0.1:0"][..], &["dispatch", "--dest", "file-1"]] {
@@ -54,8 +54,8 @@ fn a_mistyped_topic_is_an_error_that_names_the_flag_that_makes_it() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn appends_at_the_same_time_share_no_batch_that_the_topic_does_not_take() {
-    let (fixture, topic) = (fixture().await, topic_that_takes(10_000));
+async fn concurrent_appends_share_no_batch_that_is_too_large_for_the_topic() {
+    let (fixture, topic) = (fixture().await, topic_with_batch_limit(10_000));
     let log = fixture.engine().open(&topic, None).await.unwrap();
     let text = "x".repeat(1_000);
     let mut appends = JoinSet::new();
@@ -69,23 +69,23 @@ async fn appends_at_the_same_time_share_no_batch_that_the_topic_does_not_take() 
 }
 
 #[test]
-fn a_topic_with_a_small_batch_takes_smaller_events_and_refuses_the_others_by_413() {
-    let topic = topic_that_takes(20_000);
+fn a_topic_with_a_small_batch_limit_accepts_small_events_and_refuses_others_with_413() {
+    let topic = topic_with_batch_limit(20_000);
     let (_folder, ingest) = ingest(&topic);
     let mut client = Client::connect(&ingest.address()).unwrap();
     let large = client.post(&event(30_000)).unwrap();
     assert_eq!((large.status, &problem(&large)["code"]), (413, &json!("event-too-large")), "{large:?}");
     let many: Vec<String> = (0..30).map(|_| event(5_000)).collect();
     let answer = client.post(&format!("[{}]", many.join(","))).unwrap();
-    assert_eq!(answer.status, 200, "150,000 bytes go in several batches: {answer:?}");
+    assert_eq!(answer.status, 200, "150,000 bytes are sent in several batches: {answer:?}");
     let offsets: Vec<i64> =
         problem(&answer)["results"].as_array().unwrap().iter().map(|one| one["offset"].as_i64().unwrap()).collect();
     assert_eq!(offsets, (0..30).collect::<Vec<_>>());
 }
 
 #[test]
-fn a_topic_that_takes_less_while_ingest_runs_refuses_what_is_too_large_and_nothing_else() {
-    let topic = topic_that_takes(100_000);
+fn a_limit_that_is_lowered_while_ingest_runs_refuses_only_events_that_are_too_large() {
+    let topic = topic_with_batch_limit(100_000);
     let (_folder, ingest) = ingest(&topic);
     let mut client = Client::connect(&ingest.address()).unwrap();
     assert_eq!(client.post(&event(50_000)).unwrap().status, 200);
@@ -94,7 +94,7 @@ fn a_topic_that_takes_less_while_ingest_runs_refuses_what_is_too_large_and_nothi
     let found = problem(&large);
     assert_eq!((large.status, &found["code"]), (413, &json!("event-too-large")), "{large:?}");
     assert_eq!(found["results"][0]["outcome"], "refused", "{found}");
-    // None of these is too large by itself.
+    // None of these is too large on its own.
     let mut rest = vec![event(4_000); 10];
     let mut refusals = 0;
     loop {
@@ -113,8 +113,8 @@ fn a_topic_that_takes_less_while_ingest_runs_refuses_what_is_too_large_and_nothi
     println!("# a topic that takes less: {refusals} requests refused until the batches fit");
 }
 
-/// A topic of one partition whose batches may have so many bytes.
-fn topic_that_takes(bytes: usize) -> String {
+/// Creates a topic of one partition with this limit for a batch.
+fn topic_with_batch_limit(bytes: usize) -> String {
     let (topic, setting) = (unique("small"), format!("max.message.bytes={bytes}"));
     tool("kafka-topics", &address(), &["--create", "--topic", &topic, "--partitions", "1", "--config", &setting]);
     topic

@@ -1,8 +1,8 @@
-//! Brokers that want to know who is there, and that show who they are: SASL and TLS from end to end, and what a setting
-//! gets that does not fit. (The tests that need such a broker start it, in `faults`.)
+//! Brokers that require a login or TLS. SASL and TLS are tested from end to end, and so is the error for each setting
+//! that does not fit. (Tests that need such a broker start it, in `faults`.)
 
 use super::address;
-use super::side_topics::dead_letters_of_added_partitions_are_kept;
+use super::side_topics::dead_letters_of_added_partitions_are_stored;
 use crate::conformance::unique;
 use crate::support::authority::{Authority, pem_file};
 use crate::support::broker::{Broker, tool};
@@ -21,10 +21,10 @@ const USER: &str = "app";
 const PASSWORD: &str = "s3cret p@ss:/%";
 const WRONG_PASSWORD: &str = "wr0ng p@ss:/%";
 
-/// How long a setting that does not fit may take to be told.
+/// How soon the error for a wrong setting must appear.
 const TOLD_WITHIN: Duration = Duration::from_secs(10);
 
-/// Runs a mode that these settings do not let start, and tells what it said.
+/// Runs a command that must not start with these settings, and returns how it ended.
 fn fails(address: &str, flags: &[&str], password: Option<&str>) -> Ending {
     let folder = tempfile::tempdir().unwrap();
     let arguments = ["dispatch", "--url", address, "--dest", "file-1"];
@@ -37,16 +37,16 @@ fn fails(address: &str, flags: &[&str], password: Option<&str>) -> Ending {
     let ending = Program::spawn(command, &flags.join(" ")).end();
     let took = begun.elapsed();
     assert!(took < TOLD_WITHIN, "{flags:?}: {took:?}");
-    assert!(ending.said.contains(address), "{flags:?} does not say where: {}", ending.said);
-    assert!(!ending.said.contains("there is no topic"), "{flags:?} are let in: {}", ending.said);
+    assert!(ending.said.contains(address), "{flags:?} does not name the address: {}", ending.said);
+    assert!(!ending.said.contains("there is no topic"), "{flags:?} are accepted: {}", ending.said);
     for secret in [PASSWORD, WRONG_PASSWORD] {
         assert!(!ending.said.contains(secret), "{flags:?} shows a password: {}", ending.said);
     }
-    println!("# security: told after {} ms: {}", took.as_millis(), ending.said.lines().last().unwrap_or_default());
+    println!("# security: refused after {} ms: {}", took.as_millis(), ending.said.lines().last().unwrap_or_default());
     ending
 }
 
-/// The same, and it ends with this exit code and says all of this.
+/// Like [`fails`], and checks the exit code and that the output contains all of this.
 fn refused(address: &str, flags: &[&str], password: Option<&str>, code: i32, says: &[&str]) {
     let ending = fails(address, flags, password);
     assert_eq!(ending.code(), code, "{flags:?}: {}", ending.said);
@@ -55,11 +55,11 @@ fn refused(address: &str, flags: &[&str], password: Option<&str>, code: i32, say
     }
 }
 
-/// Takes events in and delivers them, through a topic that eventd makes.
+/// Accepts events and delivers them, through a topic that eventd creates.
 fn works(address: &str, flags: &[&str]) {
     let folder = tempfile::tempdir().unwrap();
     let topic = unique("secure");
-    // A user that was just made is known to the broker a moment later.
+    // A broker learns of a new user with a short delay.
     eventually(|| {
         let look = ["dispatch", "--url", address, "--dest", "null:", "--topic", &topic];
         let ending = run(folder.path(), &[&look[..], flags].concat());
@@ -92,7 +92,7 @@ fn works(address: &str, flags: &[&str]) {
 }
 
 #[test]
-fn tls_and_a_login_that_a_port_does_not_want_are_told() {
+fn tls_or_a_login_at_a_plain_port_is_an_error_that_says_so() {
     let address = address();
     let ca = Authority::new();
     refused(&address, &["--tls-ca-file", text(ca.path())], None, 1, &["--tls"]);
@@ -101,7 +101,7 @@ fn tls_and_a_login_that_a_port_does_not_want_are_told() {
 }
 
 #[test]
-fn what_is_no_broker_is_told_from_one() {
+fn a_server_that_is_not_a_broker_is_named_in_the_error() {
     let ca = Authority::new();
     let http = answering(b"HTTP/1.1 400 Bad Request\r\ncontent-length: 0\r\n\r\n");
     refused(&http, &[], None, 2, &["HTTP", "--url"]);
@@ -110,11 +110,11 @@ fn what_is_no_broker_is_told_from_one() {
     let silent = TcpListener::bind("127.0.0.1:0").unwrap();
     refused(&silent.local_addr().unwrap().to_string(), &[], None, 1, &["in time", "--url", "eventd up"]);
     drop(silent);
-    let nobody = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
-    refused(&nobody, &[], None, 1, &["refused", "--url", "eventd up"]);
+    let closed_port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
+    refused(&closed_port, &[], None, 1, &["refused", "--url", "eventd up"]);
 }
 
-/// Answers every connection with these bytes, whatever it hears, and tells where.
+/// Starts a server that answers every connection with these bytes. Returns its address.
 fn answering(bytes: &'static [u8]) -> String {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap().to_string();
@@ -122,7 +122,7 @@ fn answering(bytes: &'static [u8]) -> String {
         let mut kept = Vec::new();
         for stream in listener.incoming() {
             let mut stream = stream.unwrap();
-            // Kept open: who hangs up before all was read takes the answer back.
+            // The connection stays open, because closing it with unread bytes would discard the answer.
             if stream.write_all(bytes).is_ok() {
                 kept.push(stream);
             }
@@ -138,7 +138,8 @@ fn text(path: &Path) -> &str {
 mod faults {
     use super::*;
 
-    /// A broker whose port for clients speaks this, with these settings. SASL knows [`USER`] by every mechanism.
+    /// Starts a broker whose client port speaks this protocol with these settings. SASL knows [`USER`] with every
+    /// mechanism.
     fn broker(name: &str, protocol: &str, mechanisms: &str, settings: &[String]) -> Broker {
         let modules = "org.apache.kafka.common.security";
         let mut all = vec![
@@ -176,7 +177,7 @@ mod faults {
     }
 
     #[test]
-    fn sasl_lets_in_who_knows_the_password_and_nobody_else() {
+    fn sasl_accepts_only_the_right_password() {
         let broker = broker("sasl", "SASL_PLAINTEXT", "PLAIN,SCRAM-SHA-256,SCRAM-SHA-512", &[]);
         let (address, password) = (broker.addresses(), pem_file(&format!("{PASSWORD}\n")));
         for mechanism in ["plain", "scram-sha-256", "SCRAM-SHA-512"] {
@@ -185,13 +186,13 @@ mod faults {
             let says = ["does not let \"app\" in", &mechanism.to_uppercase(), "SaslAuthenticationFailed"];
             refused(address, &login, Some(WRONG_PASSWORD), 2, &says);
         }
-        let nobody = ["--sasl-mechanism", "scram-sha-256", "--sasl-username", "nobody"];
-        refused(address, &nobody, Some(PASSWORD), 2, &["does not let \"nobody\" in", "SaslAuthenticationFailed"]);
+        let stranger = ["--sasl-mechanism", "scram-sha-256", "--sasl-username", "nobody"];
+        refused(address, &stranger, Some(PASSWORD), 2, &["does not let \"nobody\" in", "SaslAuthenticationFailed"]);
         refused(address, &[], None, 1, &["--sasl-mechanism"]);
     }
 
     #[test]
-    fn a_login_that_is_refused_for_a_while_ends_no_dispatch_that_has_worked() {
+    fn a_login_that_fails_for_a_while_does_not_end_a_running_dispatch() {
         let broker = broker("sasl-restart", "SASL_PLAINTEXT", "PLAIN", &[]);
         let (address, password) = (broker.addresses().to_owned(), pem_file(PASSWORD));
         let (folder, topic) = (tempfile::tempdir().unwrap(), unique("secure"));
@@ -225,7 +226,7 @@ mod faults {
         broker.kill(1);
         broker.start_again_with(&["--set", &users(WRONG_PASSWORD)]);
         dispatch.wait_for(&["cannot join, trying again", "does not let \"app\" in", "SaslAuthenticationFailed"]);
-        // Its session is over, and what it had is lost.
+        // Its session expires, and it loses its partitions.
         dispatch.wait_for(&["every partition is given up"]);
         broker.kill(1);
         broker.start_again_with(&["--set", &users(PASSWORD)]);
@@ -239,7 +240,7 @@ mod faults {
     }
 
     #[test]
-    fn sasl_within_tls_needs_the_right_authority_and_a_mechanism_that_is_offered() {
+    fn sasl_over_tls_needs_the_right_authority_and_an_offered_mechanism() {
         let (ours, theirs) = (Authority::new(), Authority::new());
         let (_keystore, settings) = keystore(&ours);
         let broker = broker("sasl-tls", "SASL_SSL", "PLAIN,SCRAM-SHA-512", &settings);
@@ -263,7 +264,7 @@ mod faults {
     }
 
     #[test]
-    fn without_the_right_to_add_partitions_dead_letters_go_to_those_that_are_there() {
+    fn without_the_right_to_add_partitions_dead_letters_go_to_the_existing_ones() {
         let authorizer = "authorizer.class.name=org.apache.kafka.metadata.authorizer.StandardAuthorizer".to_owned();
         let settings = [authorizer, "super.users=User:ANONYMOUS".to_owned()];
         let broker = broker("acl", "SASL_PLAINTEXT", "PLAIN", &settings);
@@ -278,11 +279,11 @@ mod faults {
         tool("kafka-acls", &internal, &[&allow[..3], &groups].concat());
         let login = ["--sasl-mechanism", "plain", "--sasl-username", USER, "--sasl-password-file"];
         let login = [&login[..], &[text(password.path())]].concat();
-        dead_letters_of_added_partitions_are_kept(broker.addresses(), &internal, &login, false);
+        dead_letters_of_added_partitions_are_stored(broker.addresses(), &internal, &login, false);
     }
 
     #[test]
-    fn a_destination_starts_if_the_rights_cover_only_one_of_its_two_names() {
+    fn a_destination_starts_with_the_rights_for_only_one_of_its_two_names() {
         let authorizer = "authorizer.class.name=org.apache.kafka.metadata.authorizer.StandardAuthorizer".to_owned();
         let settings = [authorizer, "super.users=User:ANONYMOUS".to_owned()];
         let broker = broker("acl-names", "SASL_PLAINTEXT", "PLAIN", &settings);
@@ -315,7 +316,7 @@ mod faults {
     }
 
     #[test]
-    fn a_broker_that_asks_for_a_certificate_is_shown_one() {
+    fn a_broker_that_requires_a_client_certificate_gets_one() {
         let (ours, theirs) = (Authority::new(), Authority::new());
         let (_keystore, mut settings) = keystore(&ours);
         settings.push("ssl.client.auth=required".into());

@@ -10,12 +10,13 @@ use crate::support::wait::eventually;
 use eventd::core::partition::Partitioner;
 use std::collections::BTreeSet;
 
-/// Users whose events are taken, for each whose events are not: with fewer of them it would look like an outage.
+/// For each user whose events are refused, so many users are accepted. With fewer, the failures would look like an
+/// outage.
 const GOOD_USERS: u32 = 4;
 
-/// A topic of three partitions gets three more. `internal` is where Kafka's own tools have every right, and `grows` says
-/// whether eventd may add partitions.
-pub(super) fn dead_letters_of_added_partitions_are_kept(address: &str, internal: &str, login: &[&str], grows: bool) {
+/// Adds three partitions to a topic of three. `internal` is an address where Kafka's own tools have every right.
+/// `grows` says whether eventd may add partitions.
+pub(super) fn dead_letters_of_added_partitions_are_stored(address: &str, internal: &str, login: &[&str], grows: bool) {
     let (folder, topic, name) = (tempfile::tempdir().unwrap(), unique("grown"), unique("hook"));
     let receiver = Receiver::start();
     receiver.answers(|hook| if hook.user().starts_with("bad") { 500 } else { 200 });
@@ -23,7 +24,7 @@ pub(super) fn dead_letters_of_added_partitions_are_kept(address: &str, internal:
     let shared = [&["--url", address, "--topic", &topic], login].concat();
     let start = |mode: &[&str]| Program::start(folder.path(), &[mode, &shared].concat());
     let dispatch = || start(&["dispatch", "--dest", &destination, "--attempts", "2", "--backoff", "1ms"]);
-    // One event of each partition is given up: its payload says which.
+    // In each partition one event is given up. Its payload says which.
     let take_in = |round: &str, partitions: u32| {
         let create = ["--create-topic", "--partitions", "3"];
         let create = if round == "before" { &create[..] } else { &[] };
@@ -48,7 +49,7 @@ pub(super) fn dead_letters_of_added_partitions_are_kept(address: &str, internal:
         });
     };
 
-    // The topic is created by the first events.
+    // The first events create the topic.
     take_in("before", 3);
     let first = dispatch();
     letters(&first, 3);
@@ -64,7 +65,7 @@ pub(super) fn dead_letters_of_added_partitions_are_kept(address: &str, internal:
     }
     let ending = first.stop();
     assert_eq!(ending.code(), 0, "{}", ending.said);
-    // Also after a restart nobody waits.
+    // Nothing has to wait after a restart either.
     let second = dispatch();
     take_in("again", 6);
     letters(&second, 15);
@@ -79,11 +80,11 @@ pub(super) fn dead_letters_of_added_partitions_are_kept(address: &str, internal:
     assert_eq!((hooks.len(), bodies.len()), (15, 15), "{bodies:?}");
     for hook in &hooks {
         let (of_event, of_payload) = (hook.header("eventd-offset").split(':').next(), hook.body.split(':').next());
-        assert_eq!(of_event, of_payload, "where the event was, and not the letter: {hook:?}");
+        assert_eq!(of_event, of_payload, "the place of the event, not of its dead letter: {hook:?}");
     }
 }
 
 #[test]
-fn partitions_that_are_added_get_dead_letters_in_partitions_that_are_added_too() {
-    dead_letters_of_added_partitions_are_kept(&address(), &address(), &[], true);
+fn added_partitions_get_dead_letter_partitions() {
+    dead_letters_of_added_partitions_are_stored(&address(), &address(), &[], true);
 }

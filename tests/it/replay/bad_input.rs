@@ -1,9 +1,9 @@
-//! What cannot be replayed, and what is said of it. Nothing of it leaves anything behind.
+//! What cannot be replayed, and the error for it. A refused replay leaves no trace.
 
 use super::*;
 
 #[test]
-fn what_cannot_be_replayed_is_refused_in_words_and_leaves_nothing_behind() {
+fn a_replay_that_is_not_possible_is_refused_and_leaves_no_trace() {
     let delivered = Delivered::new(60);
     let elsewhere = ["--dest", "null:"];
     std::fs::write(delivered.folder().join("nobody"), "\n").unwrap();
@@ -54,7 +54,7 @@ fn what_cannot_be_replayed_is_refused_in_words_and_leaves_nothing_behind() {
     for missing in [["--url", "sqlite:missing.db"], ["--topic", "missing"]] {
         let arguments =
             delivered.arguments("replay", &[&["--dest", "hook=null:", "--from", "0"], &missing[..]].concat());
-        // The later one of a flag that is given twice is an error of its own: `missing` stands for it.
+        // Giving a flag twice would be an error of its own, so `missing` replaces the usual log.
         let arguments: Vec<&str> = match missing[0] {
             "--url" => [&["replay"], &missing[..], &["--dest", "hook=null:", "--from", "0"]].concat(),
             _ => arguments.iter().map(String::as_str).collect(),
@@ -64,7 +64,7 @@ fn what_cannot_be_replayed_is_refused_in_words_and_leaves_nothing_behind() {
         assert!(ending.said.contains("missing"), "{arguments:?}: {}", ending.said);
     }
     assert_eq!(delivered.listed(), Vec::<Value>::new());
-    assert!(!delivered.folder().join("missing.db").exists(), "a replay makes no database");
+    assert!(!delivered.folder().join("missing.db").exists(), "a replay must not create a database");
 }
 
 #[test]
@@ -79,9 +79,9 @@ fn a_replay_of_one_destination_is_not_resumed_for_another() {
 }
 
 #[test]
-fn users_of_a_file_who_have_nothing_in_the_range_are_told_and_no_error() {
+fn users_of_a_file_without_events_in_the_range_are_reported_without_an_error() {
     let delivered = Delivered::new(60);
-    // With a byte order mark, as some editors write it.
+    // Some editors begin a file with a byte order mark.
     std::fs::write(delivered.folder().join("users"), "\u{feff}user-1\r\nnobody\r\n").unwrap();
     let ending = delivered.replay(&["--user", "@users"]);
     assert_eq!(ending.code(), 0, "{}", ending.said);
@@ -90,12 +90,12 @@ fn users_of_a_file_who_have_nothing_in_the_range_are_told_and_no_error() {
 }
 
 #[test]
-fn no_environment_variable_starts_a_replay() {
+fn no_environment_variable_executes_a_replay() {
     let delivered = Delivered::new(60);
     let mut command = command(delivered.folder(), &["replay", "--from", "0"]);
     command.env("EVENTD_URL", "sqlite:log.db").env("EVENTD_DEST", delivered.destination()).env("EVENTD_RATE", "30/s");
     command.env("EVENTD_EXECUTE", "true").env("EVENTD_FROM", "59");
-    let ending = Program::spawn(command, "replay, by its environment").end();
+    let ending = Program::spawn(command, "replay, configured by its environment").end();
     assert_eq!(ending.code(), 0, "{}", ending.said);
     assert!(ending.said.contains("2s at 30/s") && ending.said.contains("nothing was delivered"), "{}", ending.said);
     assert_eq!(delivered.receiver.count(), 0);

@@ -1,15 +1,16 @@
-//! Dead letters, redriven: once, in order, under their own ids, and back among the letters where they fail again.
+//! Dead letters that are redriven: once, in order, with their own ids. A letter whose event fails again becomes a dead
+//! letter again.
 
 use super::*;
 use crate::support::delivered;
 use rusqlite::Connection;
 use std::collections::HashMap;
 
-/// Given up at once, so that a test need not wait.
+/// Gives events up quickly, so that the test is short.
 const QUICKLY: [&str; 4] = ["--attempts", "2", "--backoff", "1ms"];
 
-/// 240 events, of which those of `user-3` and `user-4` were given up: 40 letters.
-fn with_letters() -> Delivered {
+/// 240 events. Those of `user-3` and `user-4` were given up, which makes 40 dead letters.
+fn with_dead_letters() -> Delivered {
     let mut delivered = Delivered::empty(&["--url", "sqlite:log.db"]);
     delivered.receiver.answers(|hook| if gave_up(hook.user()) { 500 } else { 200 });
     let up = delivered
@@ -30,12 +31,12 @@ fn gave_up(user: &str) -> bool {
     ["user-3", "user-4"].contains(&user)
 }
 
-/// What was sent of these users.
+/// For each of these users, the payloads that were sent.
 fn of(delivered: &Delivered, users: &[&str]) -> BTreeMap<String, Vec<String>> {
     users.iter().map(|user| ((*user).to_owned(), delivered.sent[*user].clone())).collect()
 }
 
-/// The headers of all letters, in their order.
+/// The headers of all dead letters, in order.
 fn letters(delivered: &Delivered) -> Vec<Vec<(String, String)>> {
     let database = Connection::open(delivered.folder().join("log.db")).unwrap();
     let select = "SELECT r.headers FROM records r JOIN topics t ON t.id = r.topic
@@ -55,8 +56,8 @@ fn said<'l>(letter: &'l [(String, String)], name: &str) -> Vec<&'l str> {
 }
 
 #[test]
-fn letters_are_redriven_once_in_order_and_under_their_own_ids() {
-    let delivered = with_letters();
+fn dead_letters_are_redriven_once_in_order_with_their_own_ids() {
+    let delivered = with_dead_letters();
     let plan = delivered.plan(&["--dead"]);
     assert_eq!((&plan["events"], &plan["users"], &plan["redriven"]), (&40.into(), &2.into(), &0.into()), "{plan}");
     let ending = delivered.replay(&["--dead", "--execute"]);
@@ -71,22 +72,22 @@ fn letters_are_redriven_once_in_order_and_under_their_own_ids() {
     for hook in &hooks {
         let own = format!("e{}", hook.body);
         assert_eq!((hook.header("webhook-id"), hook.replay()), (own.as_str(), id.as_str()));
-        assert_eq!(hook.header("eventd-offset"), places[&own], "where the event was, not its letter");
+        assert_eq!(hook.header("eventd-offset"), places[&own], "the place of the event, not of its dead letter");
     }
 
     let plan = delivered.plan(&["--dead"]);
     assert_eq!((&plan["events"], &plan["redriven"]), (&0.into(), &40.into()), "{plan}");
     let ending = delivered.replay(&["--dead", "--execute"]);
     assert!(ending.code() == 0 && ending.said.contains("nothing to replay"), "{}", ending.said);
-    assert_eq!(delivered.receiver.count(), 0, "not again unless asked");
+    assert_eq!(delivered.receiver.count(), 0, "a letter is redriven again only on request");
     let ending = delivered.replay(&["--dead", "--again", "--user", "user-4", "--execute"]);
     assert_eq!(ending.code(), 0, "{}", ending.said);
     assert_eq!(bodies(&delivered.receiver.take()), of(&delivered, &["user-4"]));
 }
 
 #[test]
-fn one_users_letters_leave_the_others_as_they_are() {
-    let delivered = with_letters();
+fn redriving_one_users_dead_letters_does_not_touch_the_others() {
+    let delivered = with_dead_letters();
     let ending = delivered.replay(&["--dead", "--user", "user-3", "--execute"]);
     assert_eq!(ending.code(), 0, "{}", ending.said);
     assert_eq!(bodies(&delivered.receiver.take()), of(&delivered, &["user-3"]));
@@ -101,17 +102,17 @@ fn one_users_letters_leave_the_others_as_they_are() {
     ] {
         let plan = delivered.plan(arguments);
         assert_eq!(plan["events"], events, "{arguments:?}: {plan}");
-        // A plan that was cut short counts up to the cut.
+        // A plan that was cut short by its limit only counts up to the limit.
         assert!(plan["redriven"] == redriven || arguments.contains(&"--limit"), "{arguments:?}: {plan}");
     }
     let ending = delivered.replay(&["--dead", "--execute"]);
     assert_eq!(ending.code(), 0, "{}", ending.said);
-    assert_eq!(bodies(&delivered.receiver.take()), of(&delivered, &["user-4"]), "the rest");
+    assert_eq!(bodies(&delivered.receiver.take()), of(&delivered, &["user-4"]), "the remaining letters");
 }
 
 #[test]
-fn a_letter_that_fails_again_is_a_letter_of_the_same_event_with_its_history() {
-    let delivered = with_letters();
+fn an_event_that_fails_again_becomes_a_dead_letter_with_its_history() {
+    let delivered = with_dead_letters();
     let before = letters(&delivered);
     delivered.receiver.answers(|hook| if hook.user() == "user-3" { 503 } else { 200 });
     let mut ids = Vec::new();
@@ -127,7 +128,7 @@ fn a_letter_that_fails_again_is_a_letter_of_the_same_event_with_its_history() {
     for letter in letters(&delivered) {
         lives.entry(said(&letter, "eventd-source")[0].to_owned()).or_default().push(letter);
     }
-    assert_eq!(lives.len(), before.len(), "of the same events: {:?}", lives.keys());
+    assert_eq!(lives.len(), before.len(), "the letters are of the same events: {:?}", lives.keys());
     let thrice: Vec<_> = lives.into_values().filter(|lives| lives.len() == 3).collect();
     assert_eq!(thrice.len(), 20);
     for lives in &thrice {
@@ -143,28 +144,24 @@ fn a_letter_that_fails_again_is_a_letter_of_the_same_event_with_its_history() {
             earlier.len() == 2 && earlier[0].starts_with("exhausted after 2 attempts, the last at "),
             "{earlier:?}"
         );
-        assert!(earlier[0].contains(": 500") && earlier[1].contains(": 503"), "the oldest first: {earlier:?}");
+        assert!(earlier[0].contains(": 500") && earlier[1].contains(": 503"), "oldest first: {earlier:?}");
     }
     delivered.receiver.take();
     delivered.receiver.answers(|_| 200);
     let ending = delivered.replay(&["--dead", "--execute"]);
     assert_eq!(ending.code(), 0, "{}", ending.said);
-    assert_eq!(
-        bodies(&delivered.receiver.take()),
-        of(&delivered, &["user-3"]),
-        "once, though three letters tell of it"
-    );
+    assert_eq!(bodies(&delivered.receiver.take()), of(&delivered, &["user-3"]), "once, although it has three letters");
 }
 
 #[test]
-fn a_redrive_that_is_killed_is_resumed_and_every_letter_is_marked() {
-    let delivered = with_letters();
+fn a_killed_redrive_is_resumed_and_marks_every_dead_letter() {
+    let delivered = with_dead_letters();
     let replay = delivered.replaying(&["--dead", "--execute", "--rate", "20/s"]);
     delivered.receiver.wait_for(12);
     replay.kill();
     let (id, before) = (delivered.id(), delivered.receiver.count());
     let marked = delivered.plan(&["--dead"])["redriven"].as_u64().unwrap();
-    assert!(marked > 0 && marked <= before as u64, "{marked} of {before} are marked");
+    assert!(marked > 0 && marked <= before as u64, "{marked} of {before} letters are marked");
     let ending = delivered.replay(&["--resume", &id, "--execute"]);
     assert_eq!(ending.code(), 0, "{}", ending.said);
     let hooks = delivered.receiver.take();
@@ -176,8 +173,8 @@ fn a_redrive_that_is_killed_is_resumed_and_every_letter_is_marked() {
 }
 
 #[test]
-fn letters_that_another_replay_sent_meanwhile_are_not_sent_by_the_one_that_is_resumed() {
-    let delivered = with_letters();
+fn a_resumed_redrive_leaves_out_dead_letters_that_another_one_has_sent() {
+    let delivered = with_dead_letters();
     delivered.receiver.answers(|_| 503);
     let stopped = delivered.replay(&["--dead", "--execute", "--stop-after-failures", "3"]);
     assert_eq!(stopped.code(), 3, "{}", stopped.said);
@@ -191,8 +188,8 @@ fn letters_that_another_replay_sent_meanwhile_are_not_sent_by_the_one_that_is_re
 }
 
 #[test]
-fn a_file_gets_the_line_that_the_event_itself_would_have() {
-    let delivered = with_letters();
+fn a_redrive_to_a_file_writes_the_events_own_line() {
+    let delivered = with_dead_letters();
     let mut command = command(delivered.folder(), &["replay", "--url", "sqlite:log.db", "--dest", "hook=lines"]);
     command.args(["--dead", "--execute"]);
     let ending = Program::spawn(command, "replay --dead to a file").end();
@@ -205,5 +202,8 @@ fn a_file_gets_the_line_that_the_event_itself_would_have() {
     assert_eq!(ending.code(), 0, "{}", ending.said);
     let all = delivered::lines(&delivered.folder().join("all"));
     assert_eq!((lines.len(), all.len()), (40, 240));
-    assert!(lines.iter().all(|line| all.contains(line)), "user, payload, id, partition and offset");
+    assert!(
+        lines.iter().all(|line| all.contains(line)),
+        "each line has the event's own user, payload, id, partition and offset"
+    );
 }

@@ -1,12 +1,12 @@
-//! The three incidents of `docs/incident.md`: the commands are read from the page and run as they stand there, and what
-//! the page shows has to come out.
+//! The three incidents of `docs/incident.md`. The commands are read from the page and run unchanged, and the output
+//! that the page shows must appear.
 
 use super::*;
 use crate::support::delivered::lines;
 
 const RECEIVER_OF_THE_PAGE: &str = "http://localhost:9000/hook";
 
-/// What a section shows, in its order.
+/// What a section shows, in order.
 enum Shown {
     Command(String),
     Output(String),
@@ -23,7 +23,7 @@ fn section(title: &str) -> Vec<Shown> {
     section.split("```").skip(1).step_by(2).map(block).collect()
 }
 
-/// The line without what differs from one run to the next: each word that holds a digit is one `#`, and so is who did it.
+/// The line without what differs between runs: each word with a digit becomes `#`, and so does the name of the account.
 fn shape(line: &str) -> String {
     let differs = |word: &str| word.contains('@') || word.contains(|c: char| c.is_ascii_digit());
     line.split_whitespace().map(|word| if differs(word) { "#" } else { word }).collect::<Vec<_>>().join(" ")
@@ -32,7 +32,10 @@ fn shape(line: &str) -> String {
 fn assert_shows(output: &str, said: &str) {
     let came: Vec<String> = said.lines().map(shape).collect();
     for line in output.lines().filter(|line| !line.trim().is_empty()) {
-        assert!(came.iter().any(|came| came.contains(&shape(line))), "the page shows {line:?}, and there came\n{said}");
+        assert!(
+            came.iter().any(|came| came.contains(&shape(line))),
+            "the page shows {line:?}, but the output is\n{said}"
+        );
     }
 }
 
@@ -43,7 +46,7 @@ struct Incident {
 }
 
 impl Incident {
-    /// 600 events, accepted by an `up` with this destination, and settled.
+    /// An incident after 600 events were accepted by an `up` with this destination, and settled.
     fn new(
         destination: &str,
         more: &[&str],
@@ -67,9 +70,9 @@ impl Incident {
         Program::start(self.folder.path(), &words[1..])
     }
 
-    /// Runs the next command of the page to its end, and holds what came against what the page shows behind it.
+    /// Runs the next command of the page to its end, and compares its output with what the page shows after it.
     fn play(&self, shown: &mut std::vec::IntoIter<Shown>, id: &str) -> Ending {
-        let Some(Shown::Command(command)) = shown.next() else { panic!("a command comes next") };
+        let Some(Shown::Command(command)) = shown.next() else { panic!("the page must show a command next") };
         let ending = self.start(&command, id).end();
         assert_eq!(ending.code(), 0, "{command}: {}", ending.said);
         self.holds(shown, &ending);
@@ -77,12 +80,12 @@ impl Incident {
     }
 
     fn holds(&self, shown: &mut std::vec::IntoIter<Shown>, ending: &Ending) {
-        let Some(Shown::Output(output)) = shown.next() else { panic!("its output comes next") };
+        let Some(Shown::Output(output)) = shown.next() else { panic!("the page must show its output next") };
         assert_shows(&output.replace(RECEIVER_OF_THE_PAGE, &self.receiver.url), &ending.said);
     }
 }
 
-fn all_were_sent(incident: &Incident) -> Result<(), String> {
+fn until_all_were_sent(incident: &Incident) -> Result<(), String> {
     match incident.receiver.count() {
         600.. => Ok(()),
         count => Err(format!("{count} of 600 were delivered")),
@@ -92,12 +95,13 @@ fn all_were_sent(incident: &Incident) -> Result<(), String> {
 #[test]
 fn a_bad_deploy_of_the_receiver() {
     let mut page = section("A bad deploy of the receiver").into_iter();
-    let incident = Incident::new(&format!("billing={RECEIVER_OF_THE_PAGE}"), &[], Receiver::start(), all_were_sent);
+    let incident =
+        Incident::new(&format!("billing={RECEIVER_OF_THE_PAGE}"), &[], Receiver::start(), until_all_were_sent);
     let lost = incident.receiver.take();
     incident.play(&mut page, "");
-    assert_eq!(incident.receiver.count(), 0, "a plan delivers nothing");
+    assert_eq!(incident.receiver.count(), 0, "a plan must deliver nothing");
 
-    let Some(Shown::Command(command)) = page.next() else { panic!("the replay comes next") };
+    let Some(Shown::Command(command)) = page.next() else { panic!("the page must show the replay next") };
     let replay = incident.start(&command, "");
     let line = replay.wait_for(&["replaying; --resume "]);
     let id = line.split("--resume ").nth(1).unwrap().split(' ').next().unwrap().to_owned();
@@ -108,8 +112,8 @@ fn a_bad_deploy_of_the_receiver() {
     let before = incident.receiver.count();
     incident.play(&mut page, &id);
     incident.play(&mut page, "");
-    assert!(page.next().is_none(), "the page shows more");
-    assert_eq!(bodies(&incident.receiver.take()), incident.sent, "everything that was lost is there, in order");
+    assert!(page.next().is_none(), "the page shows more than the test runs");
+    assert_eq!(bodies(&incident.receiver.take()), incident.sent, "every lost event was delivered again, in order");
     println!("# {} events were lost, {before} delivered again before Ctrl-C, the rest by --resume", lost.len());
 }
 
@@ -133,9 +137,9 @@ fn one_tenants_dead_letters() {
     for _ in 0..3 {
         incident.play(&mut page, "");
     }
-    assert!(page.next().is_none(), "the page shows more");
+    assert!(page.next().is_none(), "the page shows more than the test runs");
     let tenant = BTreeMap::from([("user-3".to_owned(), incident.sent["user-3"].clone())]);
-    assert_eq!(bodies(&incident.receiver.take()), tenant, "once, in order, and nobody else's");
+    assert_eq!(bodies(&incident.receiver.take()), tenant, "once, in order, and only of this tenant");
 }
 
 #[test]
@@ -150,16 +154,16 @@ fn a_lost_destination() {
     let file = incident.folder.path().join("file-1");
     std::fs::remove_file(&file).unwrap();
     incident.play(&mut page, "");
-    assert!(page.next().is_none(), "the page shows more");
+    assert!(page.next().is_none(), "the page shows more than the test runs");
     let mut found = BTreeMap::<_, Vec<_>>::new();
     for line in lines(&file) {
         found.entry(line.user).or_default().push(line.payload);
     }
-    assert_eq!(found, incident.sent, "the file is whole again");
+    assert_eq!(found, incident.sent, "the file is complete again");
 
     let dispatch =
         Program::start(incident.folder.path(), &["dispatch", "--url", "sqlite:eventd.db", "--dest", "file-1"]);
     dispatch.wait_for(&["delivering"]);
     assert_eq!(dispatch.stop().code(), 0);
-    assert_eq!(lines(&file).len(), 600, "dispatch goes on where it was");
+    assert_eq!(lines(&file).len(), 600, "dispatch continues at its position");
 }

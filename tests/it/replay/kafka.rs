@@ -1,4 +1,4 @@
-//! The main path on a real Kafka: plan, redelivery, SIGKILL in the middle, resume.
+//! The most important replays on a real Kafka: plan, redelivery, SIGKILL in the middle, resume.
 
 use super::*;
 use crate::conformance::unique;
@@ -36,13 +36,13 @@ fn a_replay_on_kafka_delivers_what_its_plan_says_once_and_in_order() {
     assert!(hooks.iter().all(|hook| hook.replay() == id && hook.header("webhook-id") == format!("e{}", hook.body)));
     assert_eq!(delivered.listed()[0]["state"], "finished");
 
-    // The destination's own place was not touched.
+    // The destination's own position must not have moved.
     let dispatch = delivered.start("dispatch", &["--dest", &delivered.destination()]);
     delivered.receiver.wait_for(60);
     assert_eq!((dispatch.stop().code(), ingest.stop().code()), (0, 0));
     let hooks = delivered.receiver.take();
     assert!(hooks.len() == 60 && hooks.iter().all(|hook| hook.replay().is_empty()), "{} hooks", hooks.len());
-    println!("# 600 events delivered again from Kafka, and 60 of live traffic behind them");
+    println!("# 600 events delivered again from Kafka, and then 60 events of live traffic");
 }
 
 #[test]
@@ -55,7 +55,7 @@ fn a_replay_on_kafka_that_is_killed_is_resumed_and_nothing_is_missing() {
     let id = delivered.id();
     let ending = eventually(|| match delivered.replay(&["--resume", &id, "--execute"]) {
         ending if ending.code() == 0 => Ok(ending),
-        // Its membership may live a little longer than it did.
+        // The membership of a killed process ends with its session.
         ending => Err(ending.said),
     });
     let hooks = delivered.receiver.take();
@@ -67,7 +67,7 @@ fn a_replay_on_kafka_that_is_killed_is_resumed_and_nothing_is_missing() {
 }
 
 #[test]
-fn bad_input_on_kafka_is_told_as_on_the_embedded_log() {
+fn bad_input_is_refused_on_kafka_as_on_the_embedded_log() {
     let (delivered, ingest) = delivered(60);
     for (code, arguments, says) in [
         (2, ["--dest", "nobody=null:", "--from", "0"], "was ever delivered under the name \"nobody\""),
@@ -110,7 +110,7 @@ fn dead_letters_on_kafka_are_redriven_once() {
 }
 
 #[test]
-fn a_rewind_on_kafka_has_dispatch_deliver_again_from_there_on() {
+fn a_rewind_on_kafka_makes_dispatch_deliver_again_from_there() {
     let (mut delivered, ingest) = delivered(240);
     let ending = delivered.replay(&["--rewind", "--from", "2h", "--execute"]);
     assert_eq!(ending.code(), 0, "{}", ending.said);
@@ -122,8 +122,8 @@ fn a_rewind_on_kafka_has_dispatch_deliver_again_from_there_on() {
 }
 
 #[test]
-fn progress_that_needed_a_topic_of_its_own_is_gone_with_its_replay() {
-    // Each of this user's events is a hole in what is settled: too many for a commit.
+fn the_side_topic_of_a_replays_progress_is_deleted_with_it() {
+    // Each event of this user is a hole in the settled map, which makes the map too large for a commit.
     let (address, topic) = (address(), unique("holes"));
     let mut delivered = Delivered::empty(&["--url", &address, "--topic", &topic]);
     delivered.receiver.answers(|hook| if hook.user() == "user-5" { 503 } else { 200 });

@@ -1,4 +1,4 @@
-//! A million events: how much memory a replay takes does not depend on how many there are.
+//! The memory that a replay takes does not depend on the number of events: a million need no more than a third of them.
 
 use super::*;
 use crate::support::block_on;
@@ -17,17 +17,18 @@ const EVENTS: u64 = 1_000_000;
 const USERS: u64 = 1_000;
 const PARTITIONS: u32 = 3;
 
-/// The smaller replay ends in each partition before this offset. Its events fill the window three times over: what fits
-/// into a window needs less than one that is full.
+/// The smaller replay ends before this offset in each partition. Its events fill the window three times, because a
+/// window that is not full takes less memory.
 const SOME_UNTIL: u64 = 100_000;
 
-/// Records in one append: few transactions, and below what an append may hold.
+/// Records in one append. This keeps the number of transactions small and stays below the limit of an append.
 const APPEND_RECORDS: usize = 5_000;
 
-/// What a replay may have resident: far more than is measured, and less than a million events need.
+/// The limit for the resident memory of a replay. It is far above what is measured, and below what a million events
+/// need.
 const PEAK_KIB_MAX: u64 = 128 * 1024;
 
-/// How much more the larger replay may have resident: a fraction of the 700,000 events by which it is larger.
+/// How much more memory the larger replay may take: a fraction of the 700,000 events by which it is larger.
 const MORE_KIB_MAX: u64 = 20 * 1024;
 
 #[test]
@@ -47,7 +48,7 @@ fn a_million_events_take_no_more_memory_than_a_third_of_them() {
     assert!(all.peak_kib <= some.peak_kib + MORE_KIB_MAX, "{some:?}, {all:?}");
 }
 
-/// Events of so many users in turn, with their numbers as payloads; the destination `hook` has settled them all.
+/// Appends events of all users in turn, with their numbers as payloads. The destination `hook` has settled all of them.
 async fn fill(folder: &Path) {
     let settings = Settings { create: true, ..Settings::default() };
     let engine = Sqlite::open(folder.join("log.db"), settings).await.unwrap();
@@ -73,20 +74,20 @@ async fn fill(folder: &Path) {
 #[derive(Debug)]
 struct Replayed {
     events: u64,
-    /// The most memory that was resident at once.
+    /// The most memory that was resident at once, in KiB.
     peak_kib: u64,
 }
 
-/// Replays into a file, in which every event has to be once, and those of a user in order.
+/// Replays into a file. The file must have every event once, and each user's events in order.
 fn replay(folder: &Path, more: &[&str]) -> Replayed {
     let arguments = ["replay", "--url", "sqlite:log.db", "--dest", "hook=file:delivered", "--from", "0", "--execute"];
     let program = Program::start(folder, &[&arguments, more].concat());
     let mut peak_kib = 0;
     eventually(|| match resident_peak_kib(program.id()) {
-        // It only ever grows, so the last look counts.
+        // The value only grows, so the last reading is the peak.
         Some(now_kib) => {
             peak_kib = now_kib;
-            Err(format!("it replays still, its peak is {now_kib} KiB:\n{}", program.lines()))
+            Err(format!("the replay still runs, with a peak of {now_kib} KiB:\n{}", program.lines()))
         }
         None => Ok(()),
     });
@@ -98,15 +99,15 @@ fn replay(folder: &Path, more: &[&str]) -> Replayed {
     Replayed { events, peak_kib }
 }
 
-/// `VmHWM` of a process; `None` once it has ended, which its parent need not have noticed.
+/// `VmHWM` of a process in KiB. `None` if it has ended, even if its parent has not waited for it yet.
 fn resident_peak_kib(process: u32) -> Option<u64> {
     let status = std::fs::read_to_string(format!("/proc/{process}/status")).unwrap();
     let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
     Some(peak.trim().strip_suffix(" kB").unwrap().parse().unwrap())
 }
 
-/// How many events a destination's file holds. Fails unless each user's begin with its first one and none is left out
-/// or repeated.
+/// The number of events in a destination's file. Fails unless each user's events begin with its first one, without a
+/// gap or a repetition.
 fn in_order(file: &Path) -> u64 {
     #[derive(Deserialize)]
     struct Line<'l> {

@@ -1,4 +1,4 @@
-//! `eventd replay`, through the program: on the embedded log, and the main path on Kafka too.
+//! `eventd replay`, tested through the program: on the embedded log, and the most important parts on Kafka too.
 
 mod bad_input;
 mod dead;
@@ -25,26 +25,26 @@ use std::path::Path;
 use std::sync::Arc;
 use tempfile::TempDir;
 
-/// A log whose events one destination has: `hook`, at a receiver of its own.
+/// A log whose events were delivered to the destination `hook`, which is a receiver of the test.
 struct Delivered {
     folder: TempDir,
-    /// `--url` and what is behind it.
+    /// `--url` and the flags after it.
     url: Vec<String>,
     receiver: Receiver,
-    /// What was sent: the payloads of each user, in order.
+    /// For each user, the payloads that were sent, in order.
     sent: BTreeMap<String, Vec<String>>,
 }
 
 const USERS: u64 = 12;
 
 impl Delivered {
-    /// So many events on the embedded log, of twelve users in turn, and all of them delivered and committed.
+    /// Creates the embedded log with so many events of twelve users in turn, all delivered and committed.
     fn new(events: u64) -> Self {
         let mut delivered = Self::empty(&["--url", "sqlite:log.db"]);
         let up = delivered.up();
         delivered.post(&up, 0..events);
         delivered.receiver.wait_for(events as usize);
-        assert_eq!(up.stop().code(), 0, "everything is committed");
+        assert_eq!(up.stop().code(), 0, "everything must be committed");
         delivered.receiver.take();
         delivered
     }
@@ -58,7 +58,7 @@ impl Delivered {
         }
     }
 
-    /// The log itself: what no client of ingest could send is written into it.
+    /// The log itself, for records that no client of ingest could write.
     async fn engine(&self) -> Arc<dyn Engine> {
         match self.url[1].strip_prefix("sqlite:") {
             Some(file) => {
@@ -91,12 +91,12 @@ impl Delivered {
         Program::start(self.folder(), &arguments.iter().map(String::as_str).collect::<Vec<_>>())
     }
 
-    /// Ingest and `hook`, in one process.
+    /// Runs ingest and the delivery to `hook` in one process.
     fn up(&self) -> Program {
         self.start("up", &["--listen", "127.0.0.1:0", "--dest", &self.destination()])
     }
 
-    /// Sends the events with these numbers: the payload is the number, the id `e` and the number.
+    /// Posts the events with these numbers. The payload is the number, and the id is `e` and the number.
     fn post(&mut self, ingest: &Program, numbers: std::ops::Range<u64>) {
         let mut client = Client::connect(&ingest.address()).unwrap();
         let numbers: Vec<u64> = numbers.collect();
@@ -114,19 +114,19 @@ impl Delivered {
         self.start("replay", &[&["--dest", &self.destination()], more].concat())
     }
 
-    /// To its end.
+    /// Runs a replay to its end.
     fn replay(&self, more: &[&str]) -> Ending {
         self.replaying(more).end()
     }
 
-    /// The plan as JSON, without anything delivered.
+    /// The plan as JSON, which delivers nothing.
     fn plan(&self, more: &[&str]) -> Value {
         let ending = self.replay(&[&["--json"], more].concat());
         assert_eq!(ending.code(), 0, "{}", ending.said);
         json_lines(&ending).remove(0)
     }
 
-    /// The ids of all replays, the oldest first.
+    /// All replays of the list, oldest first.
     fn listed(&self) -> Vec<Value> {
         let arguments = self.arguments("replay", &["--list", "--json"]);
         let ending = run(self.folder(), &arguments.iter().map(String::as_str).collect::<Vec<_>>());
@@ -134,7 +134,7 @@ impl Delivered {
         json_lines(&ending)
     }
 
-    /// The only replay there was.
+    /// The id of the only replay.
     fn id(&self) -> String {
         let listed = self.listed();
         assert_eq!(listed.len(), 1, "{listed:?}");
@@ -147,7 +147,7 @@ fn json_lines(ending: &Ending) -> Vec<Value> {
     ending.said.lines().filter(|line| line.starts_with('{')).map(|line| serde_json::from_str(line).unwrap()).collect()
 }
 
-/// Each user's payloads in the order of their first coming: what a receiver sees that drops repeats.
+/// For each user, the payloads in the order of their first delivery. Repetitions are left out.
 fn without_repeats(hooks: &[Hook]) -> BTreeMap<String, Vec<String>> {
     let mut seen = bodies(hooks);
     for payloads in seen.values_mut() {
@@ -157,7 +157,8 @@ fn without_repeats(hooks: &[Hook]) -> BTreeMap<String, Vec<String>> {
     seen
 }
 
-/// Between two commits a crash may have an event come again, and those of its user behind it, in order.
+/// After a crash between two commits, an event may be delivered again, together with the later ones of its user and in
+/// order.
 fn assert_in_order(hooks: &[Hook]) {
     for (user, payloads) in bodies(hooks) {
         let numbers: Vec<u64> = payloads.iter().map(|payload| payload.parse().unwrap()).collect();

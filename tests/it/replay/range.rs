@@ -1,4 +1,4 @@
-//! What a plan says, and that what is delivered is what it said.
+//! What a plan says, and that exactly this is delivered.
 
 use super::*;
 use crate::support::wait::eventually;
@@ -24,16 +24,16 @@ fn a_plan_counts_what_would_be_delivered_and_delivers_nothing() {
         assert!(for_people.said.contains(word), "{word}: {}", for_people.said);
     }
     assert_eq!(delivered.receiver.count(), 0);
-    assert_eq!(delivered.listed(), Vec::<Value>::new(), "a plan leaves nothing behind");
+    assert_eq!(delivered.listed(), Vec::<Value>::new(), "a plan leaves no trace");
 }
 
 #[test]
-fn everything_is_delivered_again_in_order_with_its_own_ids_and_the_replays() {
+fn everything_is_delivered_again_in_order_with_its_own_ids_and_the_replays_id() {
     let delivered = Delivered::new(600);
     let ending = delivered.replay(&["--from", "0", "--execute", "--json"]);
     assert_eq!(ending.code(), 0, "{}", ending.said);
     let hooks = delivered.receiver.take();
-    assert_eq!(bodies(&hooks), delivered.sent, "each once, in order");
+    assert_eq!(bodies(&hooks), delivered.sent, "every event once, in order");
     let id = delivered.id();
     for hook in &hooks {
         assert_eq!((hook.header("webhook-id"), hook.replay()), (format!("e{}", hook.body).as_str(), id.as_str()));
@@ -45,7 +45,7 @@ fn everything_is_delivered_again_in_order_with_its_own_ids_and_the_replays() {
     assert_eq!((listed["state"].as_str(), &listed["counts"]["delivered"]), (Some("finished"), &600.into()), "{listed}");
     assert!(listed["by"]["pid"].is_u64() && listed["what"].as_str().unwrap().contains("from 0"), "{listed}");
 
-    // Its group would keep the log from retention, and its lock would stay for ever.
+    // A group that is left would hold up retention, and its lock would never go away.
     let database = rusqlite::Connection::open(delivered.folder().join("log.db")).unwrap();
     let kept: i64 =
         database.query_row("SELECT count(*) FROM commits WHERE name LIKE '%.replay.%'", [], |row| row.get(0)).unwrap();
@@ -75,7 +75,7 @@ fn a_range_users_ids_and_a_limit_choose_what_is_delivered() {
         let ending = delivered.replay(&[arguments, &["--json"]].concat());
         let plan = match ending.code() {
             0 => json_lines(&ending).remove(0),
-            // A user who is in another partition than the one that was asked for.
+            // This user is not in the partition that was chosen.
             1 if events == 0 => continue,
             _ => panic!("{arguments:?}: {}", ending.said),
         };
@@ -89,17 +89,17 @@ fn a_range_users_ids_and_a_limit_choose_what_is_delivered() {
     let ending = delivered.replay(&["--user", "@users", "--execute"]);
     assert_eq!(ending.code(), 0, "{}", ending.said);
     let both = ["user-3", "user-4"].map(|user| (user.to_owned(), delivered.sent[user].clone()));
-    assert_eq!(bodies(&delivered.receiver.take()), BTreeMap::from(both), "and nobody else's");
+    assert_eq!(bodies(&delivered.receiver.take()), BTreeMap::from(both), "and no other user's events");
 }
 
 #[test]
-fn what_the_destination_has_not_settled_is_left_to_dispatch() {
+fn unsettled_events_are_left_to_dispatch() {
     let mut delivered = Delivered::empty(&["--url", "sqlite:log.db"]);
     delivered.receiver.answers(|hook| if hook.user() == "user-5" { 503 } else { 200 });
     let up = delivered.up();
     delivered.post(&up, 0..240);
     delivered.receiver.wait_for(220);
-    assert_eq!(up.stop().code(), 0, "an event that is backing off does not delay the end");
+    assert_eq!(up.stop().code(), 0, "an event in backoff does not delay the end");
     delivered.receiver.take();
     delivered.receiver.answers(|_| 200);
     let plan = delivered.plan(&["--from", "0"]);
@@ -114,12 +114,12 @@ fn what_the_destination_has_not_settled_is_left_to_dispatch() {
     delivered.receiver.wait_for(20);
     assert_eq!(up.stop().code(), 0);
     let hooks = delivered.receiver.take();
-    assert_eq!(bodies(&hooks), BTreeMap::from([("user-5".to_owned(), blocked)]), "dispatch went on where it was");
+    assert_eq!(bodies(&hooks), BTreeMap::from([("user-5".to_owned(), blocked)]), "dispatch continued at its position");
     assert!(hooks.iter().all(|hook| hook.replay().is_empty()));
 }
 
 #[test]
-fn ingest_and_live_delivery_go_on_beside_a_replay() {
+fn ingest_and_live_delivery_continue_during_a_replay() {
     let mut delivered = Delivered::new(600);
     let up = delivered.up();
     let replay = delivered.replaying(&["--from", "0", "--execute", "--rate", "300/s"]);
@@ -134,14 +134,14 @@ fn ingest_and_live_delivery_go_on_beside_a_replay() {
     let (again, live): (Vec<Hook>, Vec<Hook>) =
         delivered.receiver.take().into_iter().partition(|hook| !hook.replay().is_empty());
     let beside = live.iter().filter(|hook| again.iter().any(|old| old.at > hook.at)).count();
-    assert_eq!((again.len(), live.len()), (600, 600), "each its own, and once");
+    assert_eq!((again.len(), live.len()), (600, 600), "each event once, as replay and as live traffic");
     assert!(bodies(&live).values().flatten().all(|payload| payload.parse::<u64>().unwrap() >= 600));
-    assert!(beside > 300, "{beside} live events came before the replay had ended");
+    assert!(beside > 300, "only {beside} live events were delivered during the replay");
     println!("# {} events delivered live while {} were replayed", beside, again.len());
 }
 
 #[test]
-fn a_rate_is_kept() {
+fn a_replay_keeps_to_its_rate() {
     let delivered = Delivered::new(1_200);
     let ending = delivered.replay(&["--from", "0", "--execute", "--rate", "400/s"]);
     assert_eq!(ending.code(), 0, "{}", ending.said);
@@ -150,17 +150,17 @@ fn a_rate_is_kept() {
         (hooks.iter().map(|hook| hook.at).min().unwrap(), hooks.iter().map(|hook| hook.at).max().unwrap());
     let rate = (hooks.len() - 1) as f64 / (last - first).as_secs_f64();
     assert!(rate < 400.0 * 1.02, "{rate} a second");
-    // What it falls behind is the machine's doing, where other tests run beside it.
-    assert!(rate > 400.0 * 0.8, "{rate} a second");
-    println!("# {} events at {rate:.1}/s, where --rate is 400/s", hooks.len());
+    // A lower rate can come from the machine, which runs other tests at the same time.
+    assert!(rate > 400.0 * 0.8, "{rate} events per second");
+    println!("# {} events at {rate:.1}/s, with --rate 400/s", hooks.len());
 }
 
 #[test]
-fn what_came_from_a_replay_is_not_taken_into_another_one() {
+fn events_that_came_from_a_replay_are_not_replayed_again() {
     let mut delivered = Delivered::new(60);
     let up = delivered.up();
     let address = up.address();
-    // Another eventd that replays into our ingest.
+    // Another eventd replays into our ingest.
     let body = r#"{"UserID":"user-1","Payload":"again","ID":"theirs"}"#;
     let request = format!(
         "POST /events HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\neventd-replay: 20260102-030405-abcdef\r\n\
@@ -174,7 +174,7 @@ fn what_came_from_a_replay_is_not_taken_into_another_one() {
     assert_eq!(up.stop().code(), 0);
     let hooks = delivered.receiver.take();
     let theirs: Vec<&str> = hooks.iter().filter(|hook| hook.body == "again").map(Hook::replay).collect();
-    assert_eq!(theirs, ["20260102-030405-abcdef"], "whoever takes it from us can tell too");
+    assert_eq!(theirs, ["20260102-030405-abcdef"], "the replay's id is passed on");
     let plan = delivered.plan(&["--from", "0"]);
     assert_eq!((&plan["events"], &plan["replayed"]), (&72.into(), &1.into()), "{plan}");
     let plan = delivered.plan(&["--from", "0", "--again"]);
@@ -194,7 +194,7 @@ fn raw(address: &str, request: &str) -> String {
 }
 
 #[test]
-fn what_retention_has_removed_is_told_and_the_rest_is_delivered() {
+fn events_that_retention_removed_are_reported_and_the_rest_is_delivered() {
     let delivered = Delivered::new(120);
     let database = rusqlite::Connection::open(delivered.folder().join("log.db")).unwrap();
     let topic: i64 =
@@ -218,7 +218,7 @@ fn what_retention_has_removed_is_told_and_the_rest_is_delivered() {
 }
 
 #[test]
-fn a_record_that_is_damaged_stops_the_plan_and_is_left_out_where_that_is_asked_for() {
+fn a_damaged_record_stops_the_plan_unless_it_is_to_be_skipped() {
     let delivered = Delivered::new(120);
     let database = rusqlite::Connection::open(delivered.folder().join("log.db")).unwrap();
     let spoil = "UPDATE records SET crc32c = crc32c + 1 WHERE partition = 1 AND offset = 3";
@@ -231,14 +231,14 @@ fn a_record_that_is_damaged_stops_the_plan_and_is_left_out_where_that_is_asked_f
 }
 
 #[test]
-fn a_file_that_dispatch_holds_is_told_and_another_one_can_be_named() {
+fn a_file_that_dispatch_holds_is_refused_and_another_one_can_be_used() {
     let folder = tempfile::tempdir().unwrap();
     let url = ["--url", "sqlite:log.db"];
     let up =
         Program::start(folder.path(), &[&["up", "--listen", "127.0.0.1:0", "--dest", "file-1"], &url[..]].concat());
     let mut client = Client::connect(&up.address()).unwrap();
     assert_eq!(client.post(r#"[{"UserID":"a","Payload":"1"},{"UserID":"a","Payload":"2"}]"#).unwrap().status, 200);
-    // Settled is what is committed.
+    // An event counts as settled when its commit is stored.
     let replay = |destination| {
         run(folder.path(), &[&["replay", "--dest", destination, "--from", "0", "--json"], &url[..]].concat())
     };

@@ -1,10 +1,10 @@
-//! Replays that are stopped, killed, refused by their destination, and resumed.
+//! Replays that are stopped, killed or refused by their destination, and then resumed.
 
 use super::*;
 use std::collections::HashSet;
 
 #[test]
-fn a_signal_stops_a_replay_and_resume_delivers_what_is_left_and_nothing_again() {
+fn a_signal_stops_a_replay_and_resume_delivers_only_the_rest() {
     let delivered = Delivered::new(600);
     let replay = delivered.replaying(&["--from", "0", "--execute", "--rate", "200/s"]);
     delivered.receiver.wait_for(40);
@@ -19,11 +19,11 @@ fn a_signal_stops_a_replay_and_resume_delivers_what_is_left_and_nothing_again() 
 
     let plan = delivered.plan(&["--resume", &id]);
     assert_eq!((plan["events"].as_u64(), plan["resumes"].as_str()), (Some(600 - first as u64), Some(id.as_str())));
-    assert_eq!(delivered.receiver.count(), first, "a plan alone");
+    assert_eq!(delivered.receiver.count(), first, "a plan delivers nothing");
     let ending = delivered.replay(&["--resume", &id, "--execute"]);
     assert_eq!(ending.code(), 0, "{}", ending.said);
     let hooks = delivered.receiver.take();
-    assert_eq!(bodies(&hooks), delivered.sent, "each once, in order");
+    assert_eq!(bodies(&hooks), delivered.sent, "every event once, in order");
     assert!(hooks.iter().all(|hook| hook.replay() == id));
     let listed = &delivered.listed()[0];
     assert_eq!((listed["state"].as_str(), &listed["counts"]["delivered"]), (Some("finished"), &600.into()), "{listed}");
@@ -31,11 +31,11 @@ fn a_signal_stops_a_replay_and_resume_delivers_what_is_left_and_nothing_again() 
     let again = delivered.replay(&["--resume", &id, "--execute"]);
     assert_eq!(again.code(), 2, "{}", again.said);
     assert!(again.said.contains("has finished already"), "{}", again.said);
-    println!("# {first} of 600 events before the signal, the rest behind it");
+    println!("# {first} of 600 events before the signal, the rest after it");
 }
 
 #[test]
-fn sigkill_in_the_middle_loses_nothing_and_repeats_only_what_was_not_committed() {
+fn sigkill_during_a_replay_loses_nothing_and_repeats_only_uncommitted_events() {
     const ROUNDS: usize = 6;
     let delivered = Delivered::new(2_400);
     let mut hooks = Vec::new();
@@ -54,16 +54,16 @@ fn sigkill_in_the_middle_loses_nothing_and_repeats_only_what_was_not_committed()
     let ending = delivered.replay(&["--resume", &id, "--execute"]);
     assert_eq!(ending.code(), 0, "{}", ending.said);
     hooks.extend(delivered.receiver.take());
-    assert_eq!(without_repeats(&hooks), delivered.sent, "nothing is missing");
+    assert_eq!(without_repeats(&hooks), delivered.sent, "no event is missing");
     assert_in_order(&hooks);
     let repeated = hooks.len() - 2_400;
-    // At most what goes out between two commits, and between a commit and the kill.
+    // Only what was delivered between the last commit and the kill may be repeated.
     assert!(repeated > 0 && repeated < ROUNDS * 1_000, "{repeated} repeats in {ROUNDS} rounds");
     println!("# {ROUNDS} kills in a replay of 2400 events: {repeated} were delivered again");
 }
 
 #[test]
-fn one_id_runs_once_at_a_time() {
+fn a_replay_cannot_run_twice_at_the_same_time() {
     let delivered = Delivered::new(240);
     delivered.receiver.answers(|_| 503);
     let first = delivered.replaying(&["--from", "0", "--execute"]);
@@ -96,7 +96,7 @@ fn a_destination_that_refuses_everything_stops_the_replay_and_loses_nothing() {
 }
 
 #[test]
-fn a_user_whose_events_fail_again_delays_nobody_and_is_kept_as_dead_letters() {
+fn events_that_fail_again_become_dead_letters_and_delay_no_other_user() {
     let delivered = Delivered::new(240);
     delivered.receiver.answers(|hook| if hook.user() == "user-3" { 500 } else { 200 });
     let quickly = ["--attempts", "2", "--backoff", "1ms"];
@@ -111,11 +111,11 @@ fn a_user_whose_events_fail_again_delays_nobody_and_is_kept_as_dead_letters() {
     let letters = "SELECT count(DISTINCT r.partition || ':' || r.offset) FROM records r JOIN topics t ON t.id = r.topic
                    WHERE t.name = 'user-events.hook.dead'";
     let letters: i64 = database.query_row(letters, [], |row| row.get(0)).unwrap();
-    assert_eq!(letters, 20, "beside those of dispatch, under the destination's name");
+    assert_eq!(letters, 20, "together with dispatch's dead letters, under the destination's name");
 }
 
 #[test]
-fn what_came_after_the_plan_is_not_part_of_it_however_late_it_is_resumed() {
+fn events_after_the_plan_are_not_part_of_it_however_late_it_is_resumed() {
     let mut delivered = Delivered::new(240);
     delivered.receiver.answers(|_| 503);
     let replay = delivered.replaying(&["--from", "0", "--execute", "--stop-after-failures", "5"]);
@@ -133,7 +133,7 @@ fn what_came_after_the_plan_is_not_part_of_it_however_late_it_is_resumed() {
 }
 
 #[test]
-fn many_replays_are_listed_with_who_did_them_and_how_they_ended() {
+fn replays_are_listed_with_their_operator_and_outcome() {
     let delivered = Delivered::new(60);
     for user in ["user-1", "user-2"] {
         assert_eq!(delivered.replay(&["--user", user, "--execute"]).code(), 0);

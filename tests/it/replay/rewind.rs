@@ -1,4 +1,4 @@
-//! The destination's own position, moved back and ahead, while its dispatch is stopped and while it is running.
+//! Resets of the destination's own position, backwards and forwards, while its dispatch is stopped and while it runs.
 
 use super::*;
 use crate::support::wait::eventually;
@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-/// 240 events, of which those of `user-5` are not taken.
+/// 240 events. Those of `user-5` are not accepted.
 fn with_one_user_waiting() -> (Delivered, Program) {
     let mut delivered = Delivered::empty(&["--url", "sqlite:log.db"]);
     delivered.receiver.answers(|hook| if hook.user() == "user-5" { 503 } else { 200 });
@@ -16,7 +16,7 @@ fn with_one_user_waiting() -> (Delivered, Program) {
     (delivered, up)
 }
 
-fn delivers_what_comes_new_alone(delivered: &mut Delivered, up: Program) {
+fn assert_only_new_events_are_delivered(delivered: &mut Delivered, up: Program) {
     delivered.post(&up, 240..252);
     delivered.receiver.wait_for(12);
     assert_eq!(up.stop().code(), 0);
@@ -25,34 +25,38 @@ fn delivers_what_comes_new_alone(delivered: &mut Delivered, up: Program) {
 }
 
 #[test]
-fn a_rewind_has_dispatch_deliver_again_from_there_on_in_order_with_what_comes_new() {
+fn a_rewind_makes_dispatch_deliver_again_in_order_with_new_events() {
     let mut delivered = Delivered::new(600);
     let plan = delivered.plan(&["--rewind", "--from", "2h"]);
     assert_eq!((&plan["events"], &plan["users"]), (&600.into(), &USERS.into()), "{plan}");
-    assert_eq!(delivered.listed(), Vec::<Value>::new(), "a plan moves nothing");
+    assert_eq!(delivered.listed(), Vec::<Value>::new(), "a plan moves no position");
     let ending = delivered.replay(&["--rewind", "--from", "2h", "--execute"]);
     assert_eq!(ending.code(), 0, "{}", ending.said);
     assert!(ending.said.contains("dispatch delivers again 600 events"), "{}", ending.said);
-    assert_eq!(delivered.receiver.count(), 0, "it delivers nothing itself");
+    assert_eq!(delivered.receiver.count(), 0, "a rewind delivers nothing itself");
 
     let up = delivered.up();
     delivered.post(&up, 600..720);
     delivered.receiver.wait_for(720);
     assert_eq!(up.stop().code(), 0);
     let hooks = delivered.receiver.take();
-    assert_eq!(bodies(&hooks), delivered.sent, "old and new of each user in one order");
-    assert!(hooks.iter().all(|hook| hook.replay().is_empty()), "it is live traffic");
+    assert_eq!(bodies(&hooks), delivered.sent, "old and new events of each user in one order");
+    assert!(hooks.iter().all(|hook| hook.replay().is_empty()), "the deliveries are live traffic");
     let listed = &delivered.listed()[0];
     assert!(listed["state"] == "finished" && listed["what"].as_str().unwrap().contains("rewind of hook"), "{listed}");
 }
 
 #[test]
-fn a_rewind_of_one_partition_leaves_the_others_and_what_stands_before_it() {
+fn a_rewind_of_one_partition_does_not_touch_others_or_earlier_events() {
     let delivered = Delivered::new(600);
     let ending = delivered.replay(&["--rewind", "--from", "p1:150", "--execute"]);
     assert_eq!(ending.code(), 0, "{}", ending.said);
     let again = delivered.replay(&["--rewind", "--from", "p1:150", "--execute"]);
-    assert!(again.code() == 0 && again.said.contains("nothing to replay"), "the same again is nothing: {}", again.said);
+    assert!(
+        again.code() == 0 && again.said.contains("nothing to replay"),
+        "a repeated rewind does nothing: {}",
+        again.said
+    );
     let up = delivered.up();
     delivered.receiver.wait_for(50);
     assert_eq!(up.stop().code(), 0);
@@ -64,7 +68,7 @@ fn a_rewind_of_one_partition_leaves_the_others_and_what_stands_before_it() {
 }
 
 #[test]
-fn a_fast_forward_leaves_out_what_was_not_delivered_and_nothing_else() {
+fn a_fast_forward_skips_only_events_that_were_not_delivered() {
     let (mut delivered, up) = with_one_user_waiting();
     assert_eq!(up.stop().code(), 0);
     delivered.receiver.take();
@@ -83,11 +87,11 @@ fn a_fast_forward_leaves_out_what_was_not_delivered_and_nothing_else() {
     let listed = run(delivered.folder(), &["replay", "--url", "sqlite:log.db", "--list"]).said;
     assert!(listed.contains("moves the position over 20 events (p0 from ") && !listed.contains("0 of "), "{listed}");
     let up = delivered.up();
-    delivers_what_comes_new_alone(&mut delivered, up);
+    assert_only_new_events_are_delivered(&mut delivered, up);
 }
 
 #[test]
-fn a_rewind_under_a_running_dispatch_is_done_by_it_in_one_order_with_what_comes_new() {
+fn a_running_dispatch_applies_a_rewind_and_delivers_in_order_with_new_events() {
     let mut delivered = Delivered::new(600);
     let up = delivered.up();
     delivered.post(&up, 600..660);
@@ -102,10 +106,10 @@ fn a_rewind_under_a_running_dispatch_is_done_by_it_in_one_order_with_what_comes_
     let hooks = delivered.receiver.take();
     assert_eq!(hooks.len(), 60 + 720, "once");
     assert!(hooks[..60].iter().all(|hook| hook.body.parse::<u64>().unwrap() >= 600));
-    assert_eq!(bodies(&hooks[60..]), delivered.sent, "old and new of each user in one order");
+    assert_eq!(bodies(&hooks[60..]), delivered.sent, "old and new events of each user in one order");
     assert_eq!(delivered.listed()[0]["state"], "finished");
 
-    // It is done: the next start does nothing of it again.
+    // The reset is done, so the next start must not repeat it.
     let up = delivered.up();
     delivered.post(&up, 720..732);
     delivered.receiver.wait_for(12);
@@ -114,17 +118,17 @@ fn a_rewind_under_a_running_dispatch_is_done_by_it_in_one_order_with_what_comes_
 }
 
 #[test]
-fn a_fast_forward_under_a_running_dispatch_frees_users_who_wait() {
+fn a_running_dispatch_applies_a_fast_forward_and_unblocks_waiting_users() {
     let (mut delivered, up) = with_one_user_waiting();
     let ending = delivered.replay(&["--fast-forward", "0s", "--execute"]);
     assert_eq!(ending.code(), 0, "{}", ending.said);
     delivered.receiver.take();
     delivered.receiver.answers(|_| 200);
-    delivers_what_comes_new_alone(&mut delivered, up);
+    assert_only_new_events_are_delivered(&mut delivered, up);
 }
 
 #[test]
-fn what_was_asked_for_stands_whoever_is_killed() {
+fn a_requested_reset_is_applied_once_whichever_process_is_killed() {
     let mut delivered = Delivered::new(600);
     let (asked, answers) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
     let (was_asked, may_answer) = (Arc::clone(&asked), Arc::clone(&answers));
@@ -135,7 +139,7 @@ fn what_was_asked_for_stands_whoever_is_killed() {
         }
         503
     });
-    // As long as an attempt is under way its owner does not move.
+    // An owner does not move the position while an attempt is in flight.
     let up = delivered.up();
     delivered.post(&up, 600..601);
     eventually(|| if asked.load(Ordering::Relaxed) { Ok(()) } else { Err("no attempt".to_owned()) });
@@ -149,7 +153,7 @@ fn what_was_asked_for_stands_whoever_is_killed() {
     answers.store(true, Ordering::Relaxed);
     delivered.receiver.answers(|_| 200);
 
-    // Killed at any moment around the move, it moves each partition once.
+    // Processes are killed at any moment around the reset. Each partition must be reset once.
     let mut moved = BTreeMap::new();
     for round in 1..=3 {
         let up = delivered.up();
@@ -176,7 +180,7 @@ fn what_was_asked_for_stands_whoever_is_killed() {
 }
 
 #[test]
-fn a_move_is_not_mixed_with_what_chooses_events() {
+fn an_offset_reset_cannot_be_combined_with_a_selection_of_events() {
     let delivered = Delivered::new(60);
     for (arguments, says) in [
         (&["--rewind"][..], "--from"),
@@ -197,10 +201,10 @@ fn a_move_is_not_mixed_with_what_chooses_events() {
 }
 
 #[test]
-fn a_fast_forward_over_a_gap_to_a_place_that_does_not_exist_is_refused() {
+fn a_fast_forward_over_a_gap_beyond_the_logs_end_is_refused() {
     let (delivered, up) = with_one_user_waiting();
     assert_eq!(up.stop().code(), 0);
-    // Nothing is left of any partition, and the position of that of `user-5` lies before its end.
+    // All records are gone, and the position in the partition of `user-5` is before its end.
     let database = rusqlite::Connection::open(delivered.folder().join("log.db")).unwrap();
     let topic: i64 =
         database.query_row("SELECT id FROM topics WHERE name = 'user-events'", [], |row| row.get(0)).unwrap();
@@ -222,6 +226,6 @@ fn a_fast_forward_over_a_gap_to_a_place_that_does_not_exist_is_refused() {
         assert!(ending.said.contains(says), "{place}: {}", ending.said);
     }
     let ending = delivered.replay(&["--fast-forward", &all.join(","), "--execute"]);
-    assert_eq!(ending.code(), 0, "only the gap is passed: {}", ending.said);
+    assert_eq!(ending.code(), 0, "only the gap is skipped: {}", ending.said);
     assert!(ending.said.contains("moved: dispatch leaves out 0 events and 20 offsets"), "{}", ending.said);
 }

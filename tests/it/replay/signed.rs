@@ -1,4 +1,4 @@
-//! A destination whose requests are signed: a replay without the secret is refused, and not sent unsigned.
+//! A destination whose requests are signed. A replay without the secret is refused, and not sent without a signature.
 
 use super::*;
 use crate::conformance::unique;
@@ -7,7 +7,7 @@ use crate::support::wait::eventually;
 
 const SECRET: [&str; 2] = ["--webhook-secret-file", "secret"];
 
-/// Sixty events, of which those of `user-3` are dead letters; all requests were signed.
+/// Sixty events, all sent with a signature. Those of `user-3` are dead letters.
 fn signed(url: &[&str]) -> Delivered {
     let mut delivered = Delivered::empty(url);
     std::fs::write(delivered.folder().join("secret"), "whsec_MDEyMzQ1Njc4OTAxMjM0NTY3ODkwMTIz\n").unwrap();
@@ -23,7 +23,7 @@ fn signed(url: &[&str]) -> Delivered {
         ending => Err(ending.said),
     });
     assert_eq!((dispatch.stop().code(), ingest.stop().code()), (0, 0));
-    assert!(delivered.receiver.take().iter().all(is_signed), "by dispatch");
+    assert!(delivered.receiver.take().iter().all(is_signed), "dispatch signs every request");
     delivered.receiver.answers(|_| 200);
     delivered
 }
@@ -33,7 +33,7 @@ fn is_signed(hook: &Hook) -> bool {
 }
 
 impl Delivered {
-    fn is_redriven_only_with_the_secret(&self) {
+    fn assert_it_is_redriven_only_with_the_secret(&self) {
         for what in [&["--dead"][..], &["--from", "0"], &["--user", "user-1"]] {
             let ending = self.replay(&[what, &["--execute"]].concat());
             assert_eq!(ending.code(), 2, "{what:?}: {}", ending.said);
@@ -49,7 +49,7 @@ impl Delivered {
         assert_eq!(
             (self.receiver.count(), self.listed()),
             (0, Vec::new()),
-            "nothing was sent, and nothing written down"
+            "nothing was sent, and no replay was recorded"
         );
         let ending = self.replay(&[&["--dead", "--execute"], &SECRET[..]].concat());
         assert_eq!(ending.code(), 0, "{}", ending.said);
@@ -61,9 +61,9 @@ impl Delivered {
 #[test]
 fn a_redrive_of_a_signed_destination_without_the_secret_is_refused() {
     let delivered = signed(&["--url", "sqlite:log.db"]);
-    delivered.is_redriven_only_with_the_secret();
+    delivered.assert_it_is_redriven_only_with_the_secret();
 
-    // Stopped in the middle, it needs the secret for the rest too.
+    // A replay that was stopped needs the secret for the rest too.
     delivered.receiver.answers(|_| 503);
     let stopping = ["--from", "0", "--execute", "--stop-after-failures", "3"];
     assert_eq!(delivered.replay(&[&stopping[..], &SECRET].concat()).code(), 3);
@@ -72,13 +72,13 @@ fn a_redrive_of_a_signed_destination_without_the_secret_is_refused() {
     let id = delivered.listed().pop().unwrap()["id"].as_str().unwrap().to_owned();
     let ending = delivered.replay(&["--resume", &id, "--execute"]);
     assert_eq!((ending.code(), delivered.receiver.count()), (2, 0), "{}", ending.said);
-    // A position is moved without a request, and a file needs no signature.
+    // A reset of the position sends no request, and a file needs no signature.
     assert_eq!(delivered.replay(&["--rewind", "--from", "0"]).code(), 0);
     let file = delivered.arguments("replay", &["--dest", "hook=file-1", "--user", "user-1", "--execute"]);
     let ending = run(delivered.folder(), &file.iter().map(String::as_str).collect::<Vec<_>>());
     assert_eq!(ending.code(), 0, "{}", ending.said);
 
-    // On purpose, whatever the secret of the environment is.
+    // `--unsigned` is a decision, so a secret in the environment does not matter.
     let arguments = delivered
         .arguments("replay", &["--dest", &delivered.destination(), "--resume", &id, "--execute", "--unsigned"]);
     let mut command = command(delivered.folder(), &arguments.iter().map(String::as_str).collect::<Vec<_>>());
@@ -92,11 +92,11 @@ fn a_redrive_of_a_signed_destination_without_the_secret_is_refused() {
 #[test]
 fn a_redrive_on_kafka_of_a_signed_destination_without_the_secret_is_refused() {
     let (address, topic) = (address(), unique("signed"));
-    signed(&["--url", &address, "--topic", &topic]).is_redriven_only_with_the_secret();
+    signed(&["--url", &address, "--topic", &topic]).assert_it_is_redriven_only_with_the_secret();
 }
 
 #[test]
-fn a_destination_that_is_not_signed_any_more_is_replayed_without_a_secret() {
+fn a_destination_that_is_no_longer_signed_is_replayed_without_a_secret() {
     let delivered = signed(&["--url", "sqlite:log.db"]);
     let dispatch = delivered.start("dispatch", &["--dest", &delivered.destination()]);
     dispatch.wait_for(&["requests were signed before and are not now"]);
@@ -106,5 +106,5 @@ fn a_destination_that_is_not_signed_any_more_is_replayed_without_a_secret() {
     assert_eq!(ending.code(), 0, "{}", ending.said);
     let again = delivered.start("dispatch", &["--dest", &delivered.destination()]);
     again.wait_for(&["delivering"]);
-    assert!(!again.stop().said.contains("were signed before"), "it is said once");
+    assert!(!again.stop().said.contains("were signed before"), "the warning appears once");
 }

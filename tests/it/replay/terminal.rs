@@ -1,4 +1,4 @@
-//! At a terminal: the question before anything is delivered, and the bar while it is.
+//! Replays at a terminal: the question before anything is delivered, and the progress bar.
 
 use super::*;
 use eventd::core::event::{ID, Record};
@@ -6,7 +6,7 @@ use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
 use std::fs::File;
 use std::io::{Read, Write};
 
-/// A replay at a terminal of its own. What is typed goes in here, and what it shows is collected.
+/// A replay in a terminal. The test types into it, and collects what it shows.
 struct Terminal {
     replay: Program,
     keys: File,
@@ -26,7 +26,7 @@ impl Terminal {
         let keys = File::from(user);
         let mut shown = keys.try_clone().unwrap();
         let replay = Program::spawn(command, "replay at a terminal");
-        // Ends when the program has closed the terminal.
+        // The thread ends when the program has closed the terminal.
         let screen = std::thread::spawn(move || {
             let (mut text, mut some) = (Vec::new(), [0; 4096]);
             while let Ok(read @ 1..) = shown.read(&mut some) {
@@ -45,7 +45,7 @@ impl Terminal {
 }
 
 #[test]
-fn a_person_is_asked_and_only_a_yes_delivers() {
+fn a_replay_at_a_terminal_asks_and_only_a_yes_delivers() {
     let delivered = Delivered::new(60);
     for no in ["n\n", "\n", "yesterday\n", "\u{4}"] {
         let (ending, shown) = Terminal::replaying(&delivered, &["--from", "0"]).types(no);
@@ -63,18 +63,18 @@ fn a_person_is_asked_and_only_a_yes_delivers() {
 }
 
 #[test]
-fn a_bar_shows_how_far_it_is_and_leaves_the_line_clean() {
+fn the_progress_bar_is_shown_and_its_line_is_erased() {
     let delivered = Delivered::new(600);
     let (ending, shown) = Terminal::replaying(&delivered, &["--from", "0", "--rate", "600/s"]).types("yes\n");
     assert_eq!(ending.code(), 0, "{shown}");
     assert!(shown.contains("of 600, ") && shown.contains("[#") && shown.contains("s left"), "{shown}");
     assert!(ending.said.contains("600 delivered"), "{}", ending.said);
-    // What was written last on the line of the bar is gone.
+    // The last text on the bar's line is erased.
     let (_, behind) = shown.rsplit_once("\r\u{1b}[K").unwrap();
     assert!(!behind.contains(" of 600"), "{shown}");
 }
 
-/// A user that moves the cursor, hides and reverses text, and forges a line.
+/// A user whose name would move the cursor, hide and reverse text, and forge a line.
 const EVIL: &str = "u\u{1b}[2J\u{7}\u{9b}2J\u{202e}\u{2028}\u{2066}\u{200b}\u{7f}\nforged\r";
 
 fn assert_harmless(said: &str, what: &str) {
@@ -87,7 +87,7 @@ fn assert_harmless(said: &str, what: &str) {
 }
 
 #[test]
-fn nothing_that_a_producer_sent_reaches_a_terminal_unescaped() {
+fn text_of_a_producer_reaches_the_terminal_only_escaped() {
     let delivered = Delivered::new(60);
     crate::support::block_on(async {
         let log = delivered.engine().await.open("user-events", None).await.unwrap();

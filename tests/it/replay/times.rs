@@ -1,4 +1,4 @@
-//! Ranges by time: whatever the order of the times in the log, and however a time is written.
+//! Ranges by time, whatever the order of the times in the log, and however a time is written.
 
 use super::*;
 use crate::conformance::unique;
@@ -11,7 +11,8 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 const MINUTE_MS: i64 = 60_000;
 
-/// Events of one partition, at so many milliseconds from a minute ago each, with their numbers as payloads.
+/// Appends events to one partition. Each has the time of a minute ago plus its offset in milliseconds, and its number
+/// as payload.
 async fn append(engine: Arc<dyn Engine>, topic: &str, first: usize, times_ms: &[i64]) {
     let log = engine.open(topic, Some(CreateTopic { partitions: 1, retention: None })).await.unwrap();
     let now_ms = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_millis() as i64;
@@ -22,7 +23,7 @@ async fn append(engine: Arc<dyn Engine>, topic: &str, first: usize, times_ms: &[
 }
 
 impl Delivered {
-    /// Of 22 events one was stamped by a clock that was 50 minutes ahead, and one by a clock that was 2 hours behind.
+    /// 22 events. One was stamped by a clock that was 50 minutes ahead, and one by a clock that was 2 hours late.
     fn with_wrong_clocks(url: &[&str]) -> Self {
         let delivered = Self::empty(url);
         let mut times_ms = vec![0; 22];
@@ -30,12 +31,12 @@ impl Delivered {
         block_on(async { append(delivered.engine().await, delivered.topic(), 0, &times_ms).await });
         let dispatch = delivered.start("dispatch", &["--dest", &delivered.destination()]);
         delivered.receiver.wait_for(22);
-        assert_eq!(dispatch.stop().code(), 0, "everything is committed");
+        assert_eq!(dispatch.stop().code(), 0, "everything must be committed");
         delivered.receiver.take();
         delivered
     }
 
-    fn takes_everything_of_the_range_and_nothing_else(&self) {
+    fn assert_a_range_takes_exactly_its_events(&self) {
         let range = ["--from", "10m", "--until", "1s"];
         let plan = self.plan(&range);
         assert_eq!((&plan["events"], &plan["outside"]), (&20.into(), &2.into()), "{plan}");
@@ -44,7 +45,7 @@ impl Delivered {
         let expected: Vec<String> = (0..22).filter(|n| ![5, 9].contains(n)).map(|n| n.to_string()).collect();
         let expected = BTreeMap::from([("user-1".to_owned(), expected)]);
 
-        // What is left of it are events of the same range.
+        // The rest are events of the range too.
         self.receiver.answers(|hook| if hook.body.parse::<u64>().unwrap() > 7 { 503 } else { 200 });
         let ending = self.replay(&[&range[..], &["--execute", "--stop-after-failures", "2"]].concat());
         assert_eq!(ending.code(), 3, "{}", ending.said);
@@ -59,31 +60,31 @@ impl Delivered {
         assert_eq!(
             (&rewind["events"], &rewind["earlier"]),
             (&22.into(), &1.into()),
-            "a position is one offset: {rewind}"
+            "a position is a single offset: {rewind}"
         );
     }
 }
 
 #[test]
-fn a_range_by_time_takes_every_event_that_was_accepted_in_it_whatever_the_order_of_times() {
-    Delivered::with_wrong_clocks(&["--url", "sqlite:log.db"]).takes_everything_of_the_range_and_nothing_else();
+fn a_range_by_time_takes_every_event_accepted_in_it() {
+    Delivered::with_wrong_clocks(&["--url", "sqlite:log.db"]).assert_a_range_takes_exactly_its_events();
 }
 
 #[test]
-fn a_range_by_time_on_kafka_takes_every_event_that_was_accepted_in_it_whatever_the_order_of_times() {
+fn a_range_by_time_on_kafka_takes_every_event_accepted_in_it() {
     let (address, topic) = (address(), unique("wrong-clocks"));
     let url = ["--url", &address, "--topic", &topic];
-    Delivered::with_wrong_clocks(&url).takes_everything_of_the_range_and_nothing_else();
+    Delivered::with_wrong_clocks(&url).assert_a_range_takes_exactly_its_events();
 }
 
 #[test]
-fn a_fast_forward_to_now_leaves_out_everything_and_one_to_a_time_what_is_surely_earlier() {
+fn a_fast_forward_to_now_skips_everything_and_one_to_a_time_only_earlier_events() {
     let delivered = Delivered::with_wrong_clocks(&["--url", "sqlite:log.db"]);
     let times_ms = [0, 50 * MINUTE_MS, 0, 0];
     block_on(async { append(delivered.engine().await, delivered.topic(), 22, &times_ms).await });
     let plan = delivered.plan(&["--fast-forward", "0s"]);
     assert_eq!((&plan["events"], &plan["earlier"]), (&4.into(), &0.into()), "{plan}");
-    // The first event of that time or later is the one of the clock that was ahead before.
+    // The first event with that time or later is the one whose clock was ahead.
     let plan = delivered.plan(&["--fast-forward", "1s"]);
     assert_eq!((&plan["events"], &plan["earlier"]), (&0.into(), &3.into()), "{plan}");
     let ending = delivered.replay(&["--fast-forward", "1s"]);
@@ -91,7 +92,7 @@ fn a_fast_forward_to_now_leaves_out_everything_and_one_to_a_time_what_is_surely_
 }
 
 #[test]
-fn a_time_of_day_is_one_of_today_and_a_zone_that_is_not_known_is_told() {
+fn a_time_of_day_means_today_and_an_unknown_zone_is_an_error() {
     let delivered = Delivered::new(60);
     let plan = |zone: &str, from: &str| {
         let arguments = delivered.arguments("replay", &["--dest", &delivered.destination(), "--from", from]);
@@ -104,7 +105,7 @@ fn a_time_of_day_is_one_of_today_and_a_zone_that_is_not_known_is_told() {
         assert_eq!(ending.code(), 0, "{}", ending.said);
         assert!(ending.said.contains("T00:00:00.000Z"), "{midnight} is midnight: {}", ending.said);
     }
-    // West of Greenwich by an hour and a half: its midnight is half past one.
+    // West of Greenwich by an hour and a half: its midnight is at half past one.
     assert!(plan("XXX1:30", "0:00").said.contains("T01:30:00.000Z"));
     for local in ["00:00", "2026-01-02 10:30", "2026-01-02"] {
         let ending = plan("Europe/Berln", local);
@@ -117,7 +118,7 @@ fn a_time_of_day_is_one_of_today_and_a_zone_that_is_not_known_is_told() {
 }
 
 #[test]
-fn offsets_of_partitions_without_a_p_are_read_with_a_warning() {
+fn partition_offsets_without_a_p_are_accepted_with_a_warning() {
     let delivered = Delivered::new(60);
     let old = delivered.replay(&["--from", "0:1", "--until", "0:4,1:9"]);
     assert_eq!(old.code(), 0, "{}", old.said);

@@ -1,5 +1,5 @@
-//! A second process: this binary once more, told what to do by its environment. It says what happened in lines that
-//! begin with `=> `, so that they stand out of what the test harness prints.
+//! A second process on the same database: this test binary again, controlled by environment variables. It reports in
+//! lines that begin with `=> `, which separates them from the output of the test harness.
 
 use super::open;
 use crate::conformance::{payload, record};
@@ -18,7 +18,7 @@ use tokio::time::timeout;
 const ROLE: &str = "EVENTD_TEST_CHILD_ROLE";
 const PATH: &str = "EVENTD_TEST_CHILD_PATH";
 
-/// A child that runs; killed when dropped.
+/// A running child. It is killed when the value is dropped.
 pub(super) struct Running {
     child: Child,
     lines: BufReader<ChildStdout>,
@@ -26,7 +26,7 @@ pub(super) struct Running {
     stdin: Option<ChildStdin>,
 }
 
-/// Starts a child. `shell` is what a shell does before it becomes the child, like a limit.
+/// Starts a child. `shell` is what a shell runs before it becomes the child, such as a limit.
 pub(super) fn start(role: &str, database: &Path, shell: Option<&str>) -> Running {
     let binary = std::env::current_exe().expect("this binary's path");
     let arguments = ["sqlite::child::child", "--exact", "--ignored", "--nocapture", "--test-threads=1"];
@@ -52,7 +52,7 @@ pub(super) fn start(role: &str, database: &Path, shell: Option<&str>) -> Running
 }
 
 impl Running {
-    /// What it says next. `None`: it has ended.
+    /// Returns the child's next report, or `None` if it has ended.
     pub(super) fn says(&mut self) -> Option<String> {
         let mut line = String::new();
         while self.lines.read_line(&mut line).expect("the child's output is read") > 0 {
@@ -68,13 +68,13 @@ impl Running {
         self.child.id()
     }
 
-    /// SIGKILL.
+    /// Kills the child with SIGKILL.
     pub(super) fn kill(&mut self) {
         self.child.kill().expect("the child is killed");
         self.child.wait().expect("the child ended");
     }
 
-    /// Tells it to end, and waits for it.
+    /// Tells the child to end, and waits for it.
     pub(super) fn end(mut self) {
         drop(self.stdin.take());
         assert!(self.child.wait().expect("the child ended").success());
@@ -83,7 +83,7 @@ impl Running {
 
 impl Drop for Running {
     fn drop(&mut self) {
-        // It may have ended by itself; then there is nothing to kill.
+        // The child may have ended by itself.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
@@ -91,7 +91,7 @@ impl Drop for Running {
 
 fn say(line: &str) {
     let mut out = std::io::stdout().lock();
-    writeln!(out, "=> {line}").and_then(|()| out.flush()).expect("the parent listens");
+    writeln!(out, "=> {line}").and_then(|()| out.flush()).expect("the parent reads");
 }
 
 fn wait_for_the_parent() {
@@ -117,7 +117,7 @@ fn child() {
     });
 }
 
-/// Sixteen appenders, each saying what was acknowledged, for ever.
+/// Runs sixteen appenders that never end. Each reports every acknowledged append.
 async fn append(engine: &Arc<Sqlite>) {
     let log = open(engine, "events").await;
     let appenders: Vec<_> = (0..16)
@@ -133,7 +133,7 @@ async fn append(engine: &Arc<Sqlite>) {
         })
         .collect();
     for appender in appenders {
-        appender.await.expect("the appender goes on");
+        appender.await.expect("the appender never ends");
     }
 }
 
@@ -156,7 +156,7 @@ async fn hold(engine: &Arc<Sqlite>) {
     group.leave().await;
 }
 
-/// Appends until something fails, and once more after it.
+/// Appends until an append fails, and then once more.
 async fn until_lost(engine: &Arc<Sqlite>) {
     let log = open(engine, "events").await;
     let text = "x".repeat(2_000);
@@ -169,11 +169,11 @@ async fn until_lost(engine: &Arc<Sqlite>) {
     say(&format!("{:?} {}", failure.certainty, failure.code));
     let why = timeout(PATIENCE, engine.lost()).await.expect("the engine is lost");
     say(&format!("lost {why}"));
-    let after = log.append(0, vec![record("user", "after")]).await.expect_err("nothing is taken any more");
+    let after = log.append(0, vec![record("user", "after")]).await.expect_err("a lost engine accepts nothing");
     say(&format!("{:?} {}", after.certainty, after.code));
 }
 
-/// Appends until the disk is full, says so, makes room, and goes on in the same process.
+/// Appends until the disk is full, reports it, makes room, and continues in the same process.
 async fn fill(engine: &Arc<Sqlite>) {
     let ballast = engine.path().with_file_name("ballast");
     std::fs::write(&ballast, vec![0; 4 << 20]).expect("there is room for the ballast");
@@ -187,14 +187,14 @@ async fn fill(engine: &Arc<Sqlite>) {
         }
     };
     say(&format!("{:?} {}", failure.certainty, failure.code));
-    std::fs::remove_file(&ballast).expect("the ballast goes");
+    std::fs::remove_file(&ballast).expect("the ballast is removed");
     let again = async {
         while let Err(failure) = log.append(0, vec![record("user", "again")]).await {
             assert_eq!(failure.code, "log-full", "{failure}");
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
     };
-    timeout(PATIENCE, again).await.expect("it goes on once there is room");
+    timeout(PATIENCE, again).await.expect("it continues when there is room");
     let all = crate::conformance::read_all(&*log, 0, 0).await;
     say(&format!("again after {stored}: {}", all.len()));
 }

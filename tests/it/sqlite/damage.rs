@@ -1,5 +1,5 @@
-//! Hands in the files of a database that is open: nothing is acknowledged into a file that nobody finds again, and what
-//! other programs do by right is not taken for damage.
+//! Other programs change the files of an open database. If the file at the path is no longer the open one, nothing more
+//! is acknowledged. What other programs may do is not taken for damage.
 
 use super::processes::{events_in, ingest, post};
 use crate::support::client::Client;
@@ -14,18 +14,18 @@ use std::time::{Duration, Instant};
 
 const BEFORE: usize = 20;
 
-/// Starts ingest, has events acknowledged, does the damage, and posts until the process ends: it may acknowledge nothing
-/// more, and says why. Gives back what it said.
-fn nothing_is_acknowledged_after(damage: impl Fn(&Path), folder: &Path) -> String {
+/// Starts ingest, posts events, does the damage, and posts until the process ends. The process must not acknowledge
+/// another event, and must say why it ends. Returns its output.
+fn assert_nothing_is_acknowledged_after(damage: impl Fn(&Path), folder: &Path) -> String {
     let program = ingest(folder);
     let address = program.address();
     (0..BEFORE).for_each(|n| post(&program, n));
     damage(folder);
     let mut acknowledged = 0;
-    // By the connection that is open, and by new ones, until nobody listens.
+    // Posts over the open connection and over new ones, until the port is closed.
     let deadline = Instant::now() + Duration::from_secs(60);
     while let Ok(mut client) = Client::connect(&address) {
-        assert!(Instant::now() < deadline, "it goes on: {}", program.lines());
+        assert!(Instant::now() < deadline, "it continues: {}", program.lines());
         while let Ok(answer) = client.post(r#"[{"UserID": "u", "Payload": "after"}]"#) {
             acknowledged += usize::from(answer.status == 200);
         }
@@ -46,10 +46,12 @@ fn truncate(path: &Path, len: u64) {
 }
 
 #[test]
-fn a_removed_write_ahead_log_is_noticed_and_what_was_in_it_is_kept() {
+fn a_removed_write_ahead_log_is_noticed_and_its_events_are_kept() {
     let folder = tempfile::tempdir().unwrap();
-    let said =
-        nothing_is_acknowledged_after(|folder| fs::remove_file(folder.join("eventd.db-wal")).unwrap(), folder.path());
+    let said = assert_nothing_is_acknowledged_after(
+        |folder| fs::remove_file(folder.join("eventd.db-wal")).unwrap(),
+        folder.path(),
+    );
     assert!(said.contains("eventd.db-wal was removed"), "{said}");
     assert_eq!(events_in(&folder.path().join("eventd.db")), BEFORE);
 }
@@ -57,8 +59,10 @@ fn a_removed_write_ahead_log_is_noticed_and_what_was_in_it_is_kept() {
 #[test]
 fn a_removed_shared_memory_file_is_noticed_and_nothing_is_lost() {
     let folder = tempfile::tempdir().unwrap();
-    let said =
-        nothing_is_acknowledged_after(|folder| fs::remove_file(folder.join("eventd.db-shm")).unwrap(), folder.path());
+    let said = assert_nothing_is_acknowledged_after(
+        |folder| fs::remove_file(folder.join("eventd.db-shm")).unwrap(),
+        folder.path(),
+    );
     assert!(said.contains("eventd.db-shm was removed"), "{said}");
     assert_eq!(events_in(&folder.path().join("eventd.db")), BEFORE);
 }
@@ -67,7 +71,7 @@ fn a_removed_shared_memory_file_is_noticed_and_nothing_is_lost() {
 fn a_truncated_write_ahead_log_is_noticed_wherever_it_ends() {
     for len in [0, 10, 32, 5_000, 60_000] {
         let folder = tempfile::tempdir().unwrap();
-        let said = nothing_is_acknowledged_after(
+        let said = assert_nothing_is_acknowledged_after(
             |folder| {
                 let wal = folder.join("eventd.db-wal");
                 assert!(fs::metadata(&wal).unwrap().len() > len);
@@ -80,14 +84,15 @@ fn a_truncated_write_ahead_log_is_noticed_wherever_it_ends() {
 }
 
 #[test]
-fn a_truncated_database_is_noticed_and_its_log_is_not_thrown_away() {
+fn a_truncated_database_is_noticed_and_its_write_ahead_log_is_kept() {
     for len in [0, 4_096, 8_192] {
         let folder = tempfile::tempdir().unwrap();
-        // Pages in the database itself, which are not in the write-ahead log any more.
+        // The pages are in the database itself and no longer in the write-ahead log.
         let first = ingest(folder.path());
         (0..BEFORE).for_each(|n| post(&first, n));
         assert_eq!(first.stop().code(), 0);
-        let said = nothing_is_acknowledged_after(|folder| truncate(&folder.join("eventd.db"), len), folder.path());
+        let said =
+            assert_nothing_is_acknowledged_after(|folder| truncate(&folder.join("eventd.db"), len), folder.path());
         assert!(said.contains("eventd.db was shortened"), "{len}: {said}");
         if len == 0 {
             let again = run(folder.path(), &["ingest", "--url", "sqlite:eventd.db", "--listen", "127.0.0.1:0"]);
@@ -101,7 +106,7 @@ fn a_truncated_database_is_noticed_and_its_log_is_not_thrown_away() {
 fn a_database_that_is_removed_moved_or_replaced_is_noticed_before_the_next_event() {
     for (damage, says) in [("remove", "removed"), ("move", "removed"), ("replace", "replaced")] {
         let folder = tempfile::tempdir().unwrap();
-        let said = nothing_is_acknowledged_after(
+        let said = assert_nothing_is_acknowledged_after(
             |folder| {
                 let database = folder.join("eventd.db");
                 match damage {
@@ -125,10 +130,10 @@ fn a_database_that_is_removed_moved_or_replaced_is_noticed_before_the_next_event
 }
 
 #[test]
-fn each_file_that_is_replaced_by_a_copy_is_noticed() {
+fn a_file_that_is_replaced_by_its_copy_is_noticed() {
     for file in ["eventd.db-wal", "eventd.db-shm"] {
         let folder = tempfile::tempdir().unwrap();
-        let said = nothing_is_acknowledged_after(
+        let said = assert_nothing_is_acknowledged_after(
             |folder| {
                 fs::copy(folder.join(file), folder.join("copy")).unwrap();
                 fs::rename(folder.join("copy"), folder.join(file)).unwrap();
@@ -140,14 +145,14 @@ fn each_file_that_is_replaced_by_a_copy_is_noticed() {
     }
 }
 
-/// Checkpoints of every kind, `VACUUM`, a second name, and processes that come and go, all under load.
+/// Checkpoints of every kind, `VACUUM`, a second name for the file, and processes that start and end, all under load.
 #[test]
-fn what_other_programs_do_by_right_is_not_damage() {
+fn allowed_operations_of_other_programs_are_not_damage() {
     let folder = tempfile::tempdir().unwrap();
     let program = ingest(folder.path());
     let address = program.address();
     let database = folder.path().join("eventd.db");
-    // Something that `VACUUM` can free.
+    // A table that `VACUUM` can free.
     let other = rusqlite::Connection::open(&database).unwrap();
     other.execute_batch("CREATE TABLE junk (a BLOB)").unwrap();
     fs::hard_link(&database, folder.path().join("second-name.db")).unwrap();
@@ -184,7 +189,7 @@ fn what_other_programs_do_by_right_is_not_damage() {
 }
 
 #[test]
-fn a_dispatch_that_has_nothing_to_write_notices_too() {
+fn an_idle_dispatch_notices_damage_too() {
     let folder = tempfile::tempdir().unwrap();
     let program = ingest(folder.path());
     post(&program, 0);
@@ -193,6 +198,6 @@ fn a_dispatch_that_has_nothing_to_write_notices_too() {
     fs::remove_file(folder.path().join("eventd.db-wal")).unwrap();
     let ending = dispatch.end();
     assert_eq!(ending.code(), 1, "{}", ending.said);
-    // Removed, or replaced: the end of dispatch may have made another one.
+    // The file was removed or replaced. The end of dispatch may have created another one.
     eventually(|| if program.lines().contains("eventd.db-wal was ") { Ok(()) } else { Err(program.lines()) });
 }

@@ -1,4 +1,4 @@
-//! Dispatch over a log that is damaged, or trimmed under its feet.
+//! Dispatch over a log that is damaged, or trimmed while it is read.
 
 use super::{Embedded, fixture};
 use crate::conformance::record;
@@ -20,7 +20,8 @@ use std::time::Duration;
 use tokio::sync::Notify;
 use tokio::time::timeout;
 
-/// Takes one event at a time, with a latency that outlasts any fetch; refuses all where it is told to.
+/// A destination that accepts one event at a time. Its latency is longer than any fetch takes. It can refuse all
+/// events.
 #[derive(Debug, Default)]
 struct Receiver {
     refuses: bool,
@@ -71,7 +72,7 @@ async fn parts(embedded: &Embedded, log: Arc<dyn Log>, receiver: &Arc<Receiver>)
 }
 
 #[tokio::test]
-async fn what_stands_before_a_damaged_record_is_delivered_once_and_committed() {
+async fn events_before_a_damaged_record_are_delivered_once_and_committed() {
     let embedded = fixture().await;
     let log = embedded.topic("events").await;
     log.append(0, (0..10).map(|n| record(&format!("user-{n}"), "payload")).collect()).await.unwrap();
@@ -84,18 +85,18 @@ async fn what_stands_before_a_damaged_record_is_delivered_once_and_committed() {
         let mut stopped = tally.stopped_partitions();
         let shutdown = async move { drop(stopped.wait_for(|stopped| stopped.contains(&0)).await.unwrap()) };
         let dispatch = dispatch::run_counted(parts, config(3), None, tally, shutdown);
-        let ended = timeout(PATIENCE, dispatch).await.expect("it is told, and stops");
-        let error = format!("{:#}", ended.expect_err("the damage is told"));
+        let ended = timeout(PATIENCE, dispatch).await.expect("dispatch gets the error and stops");
+        let error = format!("{:#}", ended.expect_err("the damage is an error"));
         assert!(error.contains("offset 6") && error.contains("--on-gap skip"), "life {life}: {error}");
         assert_eq!(group.committed(0).await.unwrap().map(|state| state.watermark), Some(6), "life {life}");
     }
     let mut seen = receiver.seen.lock().unwrap().clone();
     seen.sort_unstable();
-    assert_eq!(seen, [0, 1, 2, 3, 4, 5], "each once, in two lives");
+    assert_eq!(seen, [0, 1, 2, 3, 4, 5], "each event once, in two lives");
 }
 
 #[tokio::test]
-async fn a_letter_about_a_letter_has_the_identity_of_its_own_source() {
+async fn a_dead_letter_of_a_dead_letter_has_the_identity_of_its_own_source() {
     let embedded = fixture().await;
     let log = embedded.topic("events").await;
     let old: [(&[u8], Option<&[u8]>); 4] = [
@@ -112,7 +113,7 @@ async fn a_letter_about_a_letter_has_the_identity_of_its_own_source() {
     let group = parts.group.clone();
     let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
     let running = tokio::spawn(dispatch::run(parts, config(1), async {
-        stopped.await.expect("told to stop");
+        stopped.await.expect("the test tells dispatch to stop");
     }));
     let dead = dead_letter::topic_of("events", "hook");
     let settled = async {
@@ -120,18 +121,18 @@ async fn a_letter_about_a_letter_has_the_identity_of_its_own_source() {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     };
-    timeout(PATIENCE, settled).await.expect("given up");
+    timeout(PATIENCE, settled).await.expect("the event is given up");
     stop.send(()).unwrap();
     assert_eq!(running.await.unwrap().unwrap(), Ended::Drained);
     let letters = embedded.engine.open(&dead, None).await.unwrap().fetch(0, 0, 1 << 20, PATIENCE).await.unwrap().events;
-    let [letter] = &letters[..] else { panic!("one letter: {letters:?}") };
+    let [letter] = &letters[..] else { panic!("expected one dead letter: {letters:?}") };
     assert_eq!(letter.record.headers().filter(|(name, _)| *name == dead_letter::SOURCE).count(), 1);
     assert_eq!(letter.record.header_text(dead_letter::SOURCE), Some("0:0"));
     assert_eq!(letter.record.header_text(dead_letter::TOPIC), Some("events"));
-    assert_eq!(letter.record.headers_raw().take(2).collect::<Vec<_>>(), [old[1], old[3]], "kept as they were");
+    assert_eq!(letter.record.headers_raw().take(2).collect::<Vec<_>>(), [old[1], old[3]], "kept unchanged");
 }
 
-/// Retention that passes the first place just before a new group protects it.
+/// A log whose retention passes the first offset just before a new group protects it.
 #[derive(Debug)]
 struct Overtaken {
     log: Arc<dyn Log>,
@@ -179,7 +180,7 @@ impl Log for Overtaken {
 }
 
 #[tokio::test]
-async fn a_new_group_that_retention_overtakes_begins_where_the_log_begins() {
+async fn a_new_group_that_retention_overtakes_starts_at_the_logs_start() {
     let embedded = fixture().await;
     let log = embedded.topic("events").await;
     log.append(0, (0..10).map(|n| record("user", &n.to_string())).collect()).await.unwrap();
@@ -188,6 +189,6 @@ async fn a_new_group_that_retention_overtakes_begins_where_the_log_begins() {
     let parts = parts(&embedded, log, &receiver).await;
     let told = receiver.clone();
     let run = dispatch::run(parts, config(3), async move { told.answered.notified().await });
-    let ended = timeout(PATIENCE, run).await.expect("it stops").expect("no gap that a new group could not help");
+    let ended = timeout(PATIENCE, run).await.expect("it stops").expect("a new group must not start with a gap");
     assert_eq!((ended, receiver.seen.lock().unwrap()[0]), (Ended::Drained, 4));
 }

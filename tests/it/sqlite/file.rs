@@ -1,4 +1,4 @@
-//! The file: whose it is, and how often it may be opened.
+//! The database file: to which program it belongs, and how often it may be opened.
 
 use super::{Embedded, fixture, open};
 use crate::conformance::{payload, read_all, record};
@@ -16,7 +16,7 @@ async fn refusal(path: &Path, settings: Settings) -> String {
 }
 
 #[tokio::test]
-async fn a_missing_database_is_made_only_by_who_may() {
+async fn a_missing_database_is_created_only_if_the_settings_allow_it() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("new.db");
     let detail = refusal(&path, Settings::default()).await;
@@ -27,7 +27,7 @@ async fn a_missing_database_is_made_only_by_who_may() {
 }
 
 #[tokio::test]
-async fn a_missing_directory_is_named() {
+async fn a_missing_directory_is_named_in_the_error() {
     let folder = tempfile::tempdir().unwrap();
     let detail = refusal(&folder.path().join("nowhere/eventd.db"), CREATE).await;
     assert!(detail.contains("nowhere"), "{detail}");
@@ -36,7 +36,7 @@ async fn a_missing_directory_is_named() {
 }
 
 #[tokio::test]
-async fn what_is_no_database_stays_untouched() {
+async fn a_file_that_is_not_a_database_is_not_changed() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("notes.txt");
     let text = "not a database, and nobody's business\n".repeat(50);
@@ -47,7 +47,7 @@ async fn what_is_no_database_stays_untouched() {
 }
 
 #[tokio::test]
-async fn a_database_of_another_program_stays_untouched() {
+async fn a_database_of_another_program_is_not_changed() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("other.db");
     rusqlite::Connection::open(&path).unwrap().execute_batch("CREATE TABLE mine (a)").unwrap();
@@ -58,7 +58,7 @@ async fn a_database_of_another_program_stays_untouched() {
 }
 
 #[tokio::test]
-async fn a_newer_format_is_refused_by_its_number() {
+async fn a_newer_format_is_refused_with_its_number() {
     let embedded = fixture().await;
     embedded.plain().execute_batch("PRAGMA user_version = 7").unwrap();
     let detail = refusal(&embedded.path(), CREATE).await;
@@ -66,7 +66,7 @@ async fn a_newer_format_is_refused_by_its_number() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn many_may_make_the_same_database_at_once() {
+async fn many_processes_can_create_the_same_database_at_once() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("eventd.db");
     let makers: Vec<_> = (0..8)
@@ -87,7 +87,7 @@ async fn many_may_make_the_same_database_at_once() {
 }
 
 #[tokio::test]
-async fn what_was_stored_is_there_after_reopening() {
+async fn stored_records_are_there_after_reopening() {
     let Embedded { folder, engine } = fixture().await;
     let log = open(&engine, "events").await;
     log.append(0, vec![record("user", "kept")]).await.unwrap();
@@ -99,7 +99,7 @@ async fn what_was_stored_is_there_after_reopening() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_write_ahead_log_keeps_its_bound_while_it_is_read_and_written() {
+async fn the_write_ahead_log_stays_bounded_under_reads_and_writes() {
     let embedded = fixture().await;
     let log = embedded.topic("events").await;
     let text = "x".repeat(8_000);

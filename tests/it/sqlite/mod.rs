@@ -1,4 +1,4 @@
-//! The embedded log: the suite of all engines, and what only a file that processes share can do wrong.
+//! The embedded log: the suite of all engines, and what only a file that several processes share can do wrong.
 
 mod child;
 mod damage;
@@ -36,7 +36,7 @@ async fn fixture() -> Embedded {
     with(Settings::default()).await
 }
 
-/// `settings`, but for `create`.
+/// Opens a new database with these settings, in which `create` is set.
 async fn with(settings: Settings) -> Embedded {
     let folder = tempfile::tempdir().expect("a folder for the test");
     let path = folder.path().join("eventd.db");
@@ -49,7 +49,7 @@ impl Embedded {
         self.folder.path().join("eventd.db")
     }
 
-    /// Opens the same file once more, as another process would.
+    /// Opens the same file again, as another process would.
     async fn again(&self) -> Arc<Sqlite> {
         Sqlite::open(self.path(), Settings::default()).await.expect("an existing database opens")
     }
@@ -58,13 +58,13 @@ impl Embedded {
         open(&self.engine, name).await
     }
 
-    /// Somebody else's hand in the file.
+    /// Opens the file with plain SQLite, as another program would.
     fn plain(&self) -> rusqlite::Connection {
         rusqlite::Connection::open(self.path()).expect("the database opens with plain SQLite")
     }
 }
 
-/// The topic, made with one partition where it is missing.
+/// Opens the topic, and creates it with one partition if it is missing.
 async fn open(engine: &Arc<Sqlite>, name: &str) -> Arc<dyn Log> {
     let create = CreateTopic { partitions: 1, retention: None };
     engine.open(name, Some(create)).await.expect("the topic opens")

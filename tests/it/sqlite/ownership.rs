@@ -1,4 +1,4 @@
-//! Several processes on one file: what one writes the other sees, and one of them holds a destination.
+//! Several processes on one file. Each sees what the others write, and one of them holds a destination.
 
 use super::child::start;
 use super::{Embedded, fixture, open};
@@ -28,7 +28,11 @@ async fn a_waiting_fetch_wakes_for_an_append_of_another_engine() {
     let waiting = tokio::spawn(async move { there.fetch(0, 0, 1 << 20, Duration::from_secs(60)).await });
     let appended = Instant::now();
     here.append(0, vec![record("user", "seen")]).await.unwrap();
-    let fetched = timeout(PATIENCE, waiting).await.expect("long before the wait is over").unwrap().unwrap();
+    let fetched = timeout(PATIENCE, waiting)
+        .await
+        .expect("the append wakes the fetch long before its wait is over")
+        .unwrap()
+        .unwrap();
     assert_eq!(payload(&fetched.events[0].record), "seen");
     assert!(appended.elapsed() < Duration::from_secs(5), "{:?}", appended.elapsed());
 }
@@ -45,10 +49,10 @@ async fn a_waiting_fetch_of_another_process_wakes() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn two_busy_writers_both_get_on() {
+async fn two_busy_writers_both_make_progress() {
     let embedded = fixture().await;
     let (one, two) = (embedded.topic("events").await, open(&embedded.again().await, "events").await);
-    // The first never pauses; the second writes now and then, as a dispatch commits.
+    // The first writer never pauses. The second one writes now and then, as dispatch does when it commits.
     let (began, mut has_begun) = tokio::sync::watch::channel(false);
     let busy = {
         let log = Arc::clone(&one);
@@ -56,7 +60,7 @@ async fn two_busy_writers_both_get_on() {
             let mut appends = 0;
             loop {
                 let records = (0..500).map(|_| record("busy", &"x".repeat(500))).collect();
-                log.append(0, records).await.expect("the busy writer gets on");
+                log.append(0, records).await.expect("the busy writer can append");
                 began.send_replace(true);
                 appends += 1;
                 if appends % 10 == 0 {
@@ -65,7 +69,7 @@ async fn two_busy_writers_both_get_on() {
             }
         })
     };
-    timeout(PATIENCE, has_begun.wait_for(|begun| *begun)).await.expect("in time").expect("the busy writer lives");
+    timeout(PATIENCE, has_begun.wait_for(|begun| *begun)).await.expect("in time").expect("the busy writer still runs");
     for n in 0..30 {
         timeout(PATIENCE, two.append(0, vec![record("other", &n.to_string())]))
             .await
@@ -73,7 +77,7 @@ async fn two_busy_writers_both_get_on() {
             .expect("not refused");
     }
     busy.abort();
-    // Aborted: why it ended is known.
+    // The task was aborted, so its result does not matter.
     let _ = busy.await;
     let found = read_all(&*one, 0, 0).await;
     let others: Vec<u32> =
@@ -83,16 +87,16 @@ async fn two_busy_writers_both_get_on() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn every_acknowledged_record_outlives_a_killed_process() {
+async fn every_acknowledged_record_survives_a_killed_process() {
     let embedded = fixture().await;
     for round in 0..3 {
         let mut child = start("append", &embedded.path(), None);
         let mut acknowledged: Vec<String> = (0..500).map_while(|_| child.says()).collect();
-        assert_eq!(acknowledged.len(), 500, "the kill came in the middle of appending");
+        assert_eq!(acknowledged.len(), 500, "the kill interrupted the appends");
         child.kill();
-        // What it had said before it died is in the pipe.
+        // What the child reported before its death is still in the pipe.
         acknowledged.extend(std::iter::from_fn(|| child.says()));
-        // The last line may be cut.
+        // The last line may be incomplete.
         let complete =
             acknowledged.iter().filter_map(|line| line.split_once(' ')).filter(|(_, text)| text.contains('-'));
         let log = open(&embedded.again().await, "events").await;
@@ -117,16 +121,16 @@ async fn a_destination_held_by_another_process_names_its_pid() {
     let JoinError::Held { holder: Some(holder), .. } = &error else { panic!("{error:?}") };
     assert_eq!((holder.pid, holder.destination.as_str()), (child.pid(), "digest-1"));
     assert!(error.to_string().contains(&format!("held by pid {}", child.pid())), "{error}");
-    // A standby has the destination as soon as its holder is dead, however it died.
+    // A standby gets the destination as soon as its holder is dead, however the holder died.
     let engine = Arc::clone(&embedded.engine);
     let standby = tokio::spawn(async move { member(&engine, WhenHeld::Standby).await });
     child.kill();
-    let group = timeout(PATIENCE, standby).await.expect("the lock died with its process").unwrap().unwrap();
+    let group = timeout(PATIENCE, standby).await.expect("the lock is released with its process").unwrap().unwrap();
     group.commit(0, PartitionState::at(0)).await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_standby_delivers_within_a_second_of_the_sigkill_of_the_holder() {
+async fn a_standby_delivers_within_a_second_after_its_holder_was_killed() {
     let embedded = fixture().await;
     let log = embedded.topic("events").await;
     let url = format!("sqlite:{}", embedded.path().display());
@@ -161,7 +165,7 @@ async fn a_standby_delivers_within_a_second_of_the_sigkill_of_the_holder() {
 }
 
 #[tokio::test]
-async fn a_destination_is_free_again_once_it_was_left_or_dropped() {
+async fn a_destination_is_free_after_its_member_left_or_was_dropped() {
     let embedded = fixture().await;
     embedded.topic("events").await;
     let first = member(&embedded.engine, WhenHeld::Fail).await.unwrap();
@@ -175,7 +179,7 @@ async fn a_destination_is_free_again_once_it_was_left_or_dropped() {
 }
 
 #[tokio::test]
-async fn a_link_to_the_database_leads_to_the_same_lock() {
+async fn a_link_to_the_database_uses_the_same_lock() {
     let Embedded { folder, engine } = fixture().await;
     open(&engine, "events").await;
     std::os::unix::fs::symlink(folder.path().join("eventd.db"), folder.path().join("link.db")).unwrap();
@@ -197,7 +201,7 @@ async fn a_member_whose_lock_file_was_deleted_is_fenced_by_the_next() {
 }
 
 #[tokio::test]
-async fn names_and_topics_that_are_none_are_refused() {
+async fn invalid_names_and_topics_are_refused() {
     let embedded = fixture().await;
     embedded.topic("events").await;
     for name in ["", "a/b", "../up", "ü", &"x".repeat(201)] {

@@ -1,4 +1,4 @@
-//! The program itself on a database in a folder, and what a later process finds in it.
+//! Runs the program on a database in a folder, and reads what it has stored.
 
 use crate::conformance::{payload, read_all};
 use crate::support::block_on;
@@ -15,14 +15,14 @@ pub(super) fn ingest(folder: &Path) -> Program {
     Program::start(folder, &[&["ingest"], &URL[..], &["--listen", "127.0.0.1:0"]].concat())
 }
 
-/// Has one event acknowledged.
+/// Posts one event, which must be acknowledged.
 pub(super) fn post(program: &Program, n: usize) {
     let body = format!(r#"[{{"UserID": "user-{}", "Payload": "{n}"}}]"#, n % 7);
     let answer = Client::connect(&program.address()).unwrap().post(&body).unwrap();
     assert_eq!(answer.status, 200, "{}", answer.body);
 }
 
-/// How many different events there are.
+/// The number of different events in the database.
 pub(super) fn events_in(database: &Path) -> usize {
     block_on(async {
         let engine = Sqlite::open(database, Settings::default()).await.unwrap();

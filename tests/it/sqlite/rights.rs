@@ -1,4 +1,4 @@
-//! Who may read what eventd makes, and what it does in places where it may not write.
+//! File permissions: who may read what eventd creates, and what it does if it may not write.
 
 use super::processes::{ingest, post};
 use crate::support::delivered::lines;
@@ -15,7 +15,7 @@ fn mode(path: &Path) -> u32 {
     fs::metadata(path).unwrap_or_else(|error| panic!("{}: {error}", path.display())).mode() & 0o7777
 }
 
-/// `up` that has delivered an event, under this umask.
+/// Runs `up` with this umask until it has delivered an event.
 fn delivered(folder: &Path, umask: &str, more: &[&str]) -> Program {
     let plain = command(folder, &[&UP, more].concat());
     let mut shell = Command::new("sh");
@@ -35,7 +35,7 @@ fn delivered(folder: &Path, umask: &str, more: &[&str]) -> Program {
 }
 
 #[test]
-fn what_is_made_is_for_its_owner_alone() {
+fn created_files_are_only_for_their_owner() {
     let folder = tempfile::tempdir().unwrap();
     let program = delivered(folder.path(), "000", &[]);
     for file in ["eventd.db", "eventd.db-wal", "eventd.db-shm", "eventd.db.out.lock", "out"] {
@@ -45,7 +45,7 @@ fn what_is_made_is_for_its_owner_alone() {
 }
 
 #[test]
-fn a_delivered_file_has_the_permissions_that_were_asked_for() {
+fn a_delivered_file_has_the_configured_permissions() {
     for (asked, umask, expected) in [("0640", "000", 0o640), ("666", "022", 0o644), ("0660", "077", 0o600)] {
         let folder = tempfile::tempdir().unwrap();
         let program = delivered(folder.path(), umask, &["--file-mode", asked]);
@@ -62,7 +62,7 @@ fn a_delivered_file_has_the_permissions_that_were_asked_for() {
 }
 
 #[test]
-fn what_is_there_keeps_its_permissions_and_locks_get_those_of_the_database() {
+fn existing_files_keep_their_permissions_and_locks_get_those_of_the_database() {
     let folder = tempfile::tempdir().unwrap();
     for (file, permissions) in [("eventd.db", 0o660), ("out", 0o644)] {
         fs::write(folder.path().join(file), "").unwrap();
@@ -82,7 +82,7 @@ fn what_is_there_keeps_its_permissions_and_locks_get_those_of_the_database() {
 }
 
 #[test]
-fn a_lock_that_is_a_link_or_a_pipe_is_neither_followed_nor_waited_for() {
+fn a_lock_file_that_is_a_link_or_a_pipe_is_neither_followed_nor_opened() {
     for (kind, says) in
         [("link", "it is a symbolic link"), ("pipe", "it is not a regular file"), ("folder", "directory")]
     {
@@ -99,21 +99,21 @@ fn a_lock_that_is_a_link_or_a_pipe_is_neither_followed_nor_waited_for() {
         assert!(ending.said.contains("eventd.db.out.lock") && ending.said.contains(says), "{kind}: {}", ending.said);
         assert_eq!(fs::read_to_string(&victim).unwrap(), "precious");
     }
-    // One that leads nowhere is not made either.
+    // A link whose target is missing must not create the target.
     let folder = tempfile::tempdir().unwrap();
     symlink(folder.path().join("nowhere"), folder.path().join("eventd.db.out.lock")).unwrap();
     assert_eq!(run(folder.path(), &["dispatch", "--url", "sqlite:eventd.db", "--dest", "out"]).code(), 2);
     assert!(!folder.path().join("nowhere").exists());
 }
 
-/// Runs eventd as an account that may write nowhere here: this one, unless it is root's.
+/// Runs eventd as an account that may not write here: this account, or another one if this one is root.
 fn as_a_guest(folder: &Path, arguments: &[&str]) -> (i32, String) {
     let plain = command(folder, arguments);
     let is_root = fs::metadata("/proc/self").unwrap().uid() == 0;
     let mut guest = if is_root { Command::new("setpriv") } else { Command::new("env") };
     if is_root {
         guest.args(["--reuid=65534", "--regid=65534", "--clear-groups"]);
-        // The program may be in a folder of root's.
+        // The program may be in a folder that only root can read.
         let copy = folder.join("eventd-for-a-guest");
         fs::copy(plain.get_program(), &copy).unwrap();
         guest.arg(copy);
@@ -125,7 +125,7 @@ fn as_a_guest(folder: &Path, arguments: &[&str]) -> (i32, String) {
     (output.status.code().unwrap(), String::from_utf8_lossy(&said).into_owned())
 }
 
-/// A database in which something was replayed, in a folder that its guests may only read.
+/// Creates a database with a finished replay, in a folder that guests may only read.
 fn replayed(folder: &Path) {
     let program = delivered(folder, "022", &[]);
     assert_eq!(program.stop().code(), 0);
@@ -137,7 +137,7 @@ fn replayed(folder: &Path) {
 const LIST: [&str; 4] = ["replay", "--list", "--url", "sqlite:eventd.db"];
 
 #[test]
-fn replays_are_listed_from_a_folder_that_cannot_be_written_to() {
+fn replays_are_listed_in_a_folder_that_is_not_writable() {
     let folder = tempfile::tempdir().unwrap();
     replayed(folder.path());
     fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o555)).unwrap();
@@ -147,7 +147,7 @@ fn replays_are_listed_from_a_folder_that_cannot_be_written_to() {
     assert!(said.contains("finished"), "{said}");
     let mut after: Vec<_> = fs::read_dir(folder.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
     after.retain(|name| name != "eventd-for-a-guest");
-    assert_eq!(after.len(), before.len(), "nothing is left behind: {after:?}");
+    assert_eq!(after.len(), before.len(), "the list creates no file: {after:?}");
     fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o755)).unwrap();
 }
 
@@ -170,13 +170,13 @@ fn replays_are_listed_while_another_account_has_the_database_open() {
 }
 
 #[test]
-fn a_part_that_only_its_log_holds_and_that_cannot_be_read_is_an_error_that_says_so() {
+fn an_unreadable_write_ahead_log_is_an_error_that_says_so() {
     let folder = tempfile::tempdir().unwrap();
     replayed(folder.path());
     let program = ingest(folder.path());
     post(&program, 1);
     program.kill();
-    // As a copy of two of the three files on a disk that is read-only.
+    // This happens if two of the three files are copied to a read-only disk.
     fs::remove_file(folder.path().join("eventd.db-shm")).unwrap();
     fs::set_permissions(folder.path().join("eventd.db-wal"), fs::Permissions::from_mode(0o444)).unwrap();
     fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o555)).unwrap();
@@ -184,6 +184,6 @@ fn a_part_that_only_its_log_holds_and_that_cannot_be_read_is_an_error_that_says_
     assert_eq!(code, 2, "{said}");
     assert!(said.contains("eventd.db-wal holds a part of it"), "{said}");
     fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o755)).unwrap();
-    // What reads it by right still can, and nothing was changed.
+    // A process that may write can still read everything, and nothing was changed.
     assert_eq!(run(folder.path(), &LIST).code(), 0);
 }

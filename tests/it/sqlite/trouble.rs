@@ -1,4 +1,4 @@
-//! Disks that lie, fill up or fail.
+//! Disks that return wrong data, fill up or fail.
 
 use super::child::start;
 use super::fixture;
@@ -9,7 +9,7 @@ use eventd::log::{Engine, FetchError, Log};
 use std::process::Command;
 use std::time::Duration;
 
-/// Ten records in two fetches of which the second begins with the damaged one.
+/// Reads ten records in two fetches. The second one begins with the damaged record. Returns its error.
 async fn reads_up_to_the_damage(log: &dyn Log, offset: i64) -> String {
     let fetched = log.fetch(0, 0, 1 << 20, PATIENCE).await.unwrap();
     assert_eq!((fetched.events.len() as i64, fetched.next), (offset, offset));
@@ -27,7 +27,7 @@ async fn a_flipped_bit_is_never_delivered() {
         log.append(0, (0..10).map(|n| record("user", &n.to_string())).collect()).await.unwrap();
         let flipped = match column {
             "timestamp_ms" | "crc32c" => format!("{column} + 1"),
-            // The same length, another last byte.
+            // The value keeps its length, but its last byte changes.
             _ => format!("CAST(substr({column}, 1, length({column}) - 1) || x'ff' AS BLOB)"),
         };
         let changed =
@@ -35,13 +35,13 @@ async fn a_flipped_bit_is_never_delivered() {
         assert_eq!(changed, Ok(1));
         let detail = reads_up_to_the_damage(&*log, 6).await;
         assert!(detail.contains("checksum"), "{column}: {detail}");
-        // What is behind it can still be read.
+        // Records after the damaged one can still be read.
         assert_eq!(log.fetch(0, 7, 1 << 20, PATIENCE).await.unwrap().events.len(), 3);
     }
 }
 
 #[tokio::test]
-async fn a_record_that_vanished_or_moved_is_damage_and_no_gap() {
+async fn a_missing_or_moved_record_is_damage_and_not_a_gap() {
     for change in ["DELETE FROM records WHERE offset = 6", "UPDATE records SET offset = 60 WHERE offset = 6"] {
         let embedded = fixture().await;
         let log = embedded.topic("events").await;
@@ -53,7 +53,7 @@ async fn a_record_that_vanished_or_moved_is_damage_and_no_gap() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_database_that_stays_locked_refuses_and_recovers() {
+async fn a_locked_database_refuses_events_and_recovers() {
     let embedded = fixture().await;
     let log = embedded.topic("events").await;
     let plain = embedded.plain();
@@ -66,9 +66,9 @@ async fn a_database_that_stays_locked_refuses_and_recovers() {
     assert_eq!(found.iter().map(|(_, record)| payload(record)).collect::<Vec<_>>(), ["taken"]);
 }
 
-/// A limit on the size of files makes the write of a commit fail with `EFBIG`, as a dying disk would with `EIO`.
+/// A limit on file sizes makes a commit's write fail with `EFBIG`, as a failing disk does with `EIO`.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_error_in_a_commit_ends_the_engine_and_loses_nothing_acknowledged() {
+async fn a_failed_commit_ends_the_engine_and_loses_nothing_acknowledged() {
     let embedded = fixture().await;
     embedded.topic("events").await;
     let mut child = start("until-lost", &embedded.path(), Some("trap '' XFSZ; ulimit -f 2048"));
@@ -79,22 +79,25 @@ async fn an_error_in_a_commit_ends_the_engine_and_loses_nothing_acknowledged() {
             line => break line,
         }
     };
-    assert!(acknowledged > 10, "it worked for a while: {acknowledged}");
+    assert!(acknowledged > 10, "appends worked for a while: {acknowledged}");
     assert_eq!(failure, "Unknown log-lost");
     let why = child.says().expect("the child says what was lost");
     assert!(why.starts_with("lost ") && why.len() > 10, "{why}");
     assert_eq!(child.says().as_deref(), Some("Refused log-lost"));
     child.end();
-    // At most the one whose outcome was unknown came on top.
+    // At most the append with the unknown outcome was stored in addition.
     let log = super::open(&embedded.again().await, "events").await;
     let found = read_all(&*log, 0, 0).await.len();
-    assert!((acknowledged..=acknowledged + 1).contains(&found), "{acknowledged} were acknowledged, {found} are there");
+    assert!(
+        (acknowledged..=acknowledged + 1).contains(&found),
+        "{acknowledged} records were acknowledged, {found} are stored"
+    );
     log.append(0, vec![record("user", "after")]).await.unwrap();
 }
 
-/// A file system of 12 MiB in a namespace of its own; needs Linux and the right to make one.
+/// A file system of 12 MiB in a mount namespace of its own. It needs Linux and the permission to create one.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_full_disk_refuses_and_goes_on_once_there_is_room() {
+async fn a_full_disk_refuses_events_and_continues_when_there_is_room() {
     let folder = tempfile::tempdir().unwrap();
     let mount = folder.path().join("small");
     std::fs::create_dir(&mount).unwrap();
@@ -110,12 +113,12 @@ async fn a_full_disk_refuses_and_goes_on_once_there_is_room() {
     let before = format!("exec unshare -rm sh -c \"{in_namespace} && exec \\\"\\$0\\\" \\\"\\$@\\\"\" \"$0\" \"$@\"");
     let mut child = start("fill", &mount.join("eventd.db"), Some(&before));
     assert_eq!(child.says().as_deref(), Some("Refused log-full"));
-    let again = child.says().expect("the child goes on");
+    let again = child.says().expect("the child continues");
     let (stored, found) =
         again.strip_prefix("again after ").and_then(|counts| counts.split_once(": ")).expect("counts");
     let (stored, found): (u64, u64) = (stored.parse().unwrap(), found.parse().unwrap());
-    assert!(stored > 50, "it worked for a while: {stored}");
-    assert_eq!(found, stored + 1, "every acknowledged record and the one after");
+    assert!(stored > 50, "appends worked for a while: {stored}");
+    assert_eq!(found, stored + 1, "every acknowledged record, and one more");
     child.end();
 }
 
@@ -133,12 +136,12 @@ async fn a_reader_that_never_ends_delays_no_append() {
         let batch = (0..100).map(|_| record("user", &text)).collect();
         tokio::time::timeout(Duration::from_secs(10), log.append(0, batch)).await.unwrap().unwrap();
     }
-    assert_eq!(count("SELECT count(*) FROM records"), 1, "of the moment when it began");
+    assert_eq!(count("SELECT count(*) FROM records"), 1, "the snapshot from when it started");
     assert_eq!(read_all(&*log, 0, 0).await.len(), 8_001);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_database_that_is_removed_or_replaced_is_lost_and_not_written_to_in_vain() {
+async fn a_database_that_is_removed_or_replaced_is_lost_and_not_written_to() {
     for replaced in [false, true] {
         let embedded = fixture().await;
         let log = embedded.topic("events").await;
@@ -147,7 +150,7 @@ async fn a_database_that_is_removed_or_replaced_is_lost_and_not_written_to_in_va
         if replaced {
             std::fs::write(embedded.path(), "").unwrap();
         }
-        let why = tokio::time::timeout(PATIENCE, embedded.engine.lost()).await.expect("it is noticed");
+        let why = tokio::time::timeout(PATIENCE, embedded.engine.lost()).await.expect("the loss is noticed");
         assert!(why.contains(if replaced { "replaced" } else { "removed" }), "{why}");
         let failure = log.append(0, vec![record("user", "in vain")]).await.unwrap_err();
         assert_eq!((failure.certainty, failure.code), (Certainty::Refused, "log-lost"));

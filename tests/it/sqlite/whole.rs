@@ -1,4 +1,4 @@
-//! After a clean end the database is whole in its one file, whichever process was the last.
+//! After a clean end the single database file is complete, whichever process ended last.
 
 use super::processes::{URL, events_in, ingest, post};
 use crate::support::delivered::lines;
@@ -8,7 +8,7 @@ use std::path::Path;
 
 const EVENTS: usize = 50;
 
-/// Copies the one file into a folder of its own, and counts the events in it.
+/// Copies only the database file into another folder, and counts its events.
 fn events_in_copy(folder: &Path) -> usize {
     let elsewhere = tempfile::tempdir().unwrap();
     std::fs::copy(folder.join("eventd.db"), elsewhere.path().join("copy.db")).unwrap();
@@ -20,7 +20,7 @@ fn is_alone(folder: &Path) -> bool {
 }
 
 #[test]
-fn after_ingest_or_up_the_database_file_alone_has_everything() {
+fn after_ingest_or_up_the_database_file_is_complete() {
     for mode in [&["ingest"][..], &["up", "--dest", "file-1"]] {
         let folder = tempfile::tempdir().unwrap();
         let program = Program::start(folder.path(), &[mode, &URL, &["--listen", "127.0.0.1:0"]].concat());
@@ -33,7 +33,7 @@ fn after_ingest_or_up_the_database_file_alone_has_everything() {
 }
 
 #[test]
-fn a_dispatch_or_a_replay_that_is_the_last_leaves_everything_in_the_database_file() {
+fn a_dispatch_or_replay_that_ends_last_leaves_a_complete_database_file() {
     for mode in [&["dispatch", "--dest", "out"][..], &["replay", "--dest", "out", "--from", "0", "--execute"]] {
         let folder = tempfile::tempdir().unwrap();
         let out = |count, program: &Program| {
@@ -42,7 +42,7 @@ fn a_dispatch_or_a_replay_that_is_the_last_leaves_everything_in_the_database_fil
                 some => Err(format!("{some} of {count} events: {}", program.lines())),
             });
         };
-        // What can be replayed was delivered before.
+        // A replay needs events that were delivered before.
         let (first, expected): (&[&str], _) =
             if mode[0] == "replay" { (&["up", "--dest", "out"], 2 * EVENTS) } else { (&["ingest"], EVENTS) };
         let program = Program::start(folder.path(), &[first, &URL, &["--listen", "127.0.0.1:0"]].concat());
@@ -52,10 +52,10 @@ fn a_dispatch_or_a_replay_that_is_the_last_leaves_everything_in_the_database_fil
             let settled = "SELECT sum(watermark) FROM commits WHERE name = 'out'";
             eventually(|| match database.query_row(settled, [], |row| row.get::<_, i64>(0)) {
                 Ok(watermarks) if watermarks as usize == EVENTS => Ok(()),
-                some => Err(format!("{some:?} of {EVENTS} are committed: {}", program.lines())),
+                some => Err(format!("{some:?} of {EVENTS} events are committed: {}", program.lines())),
             });
         }
-        // It leaves its write-ahead log behind.
+        // The killed process leaves its write-ahead log.
         program.kill();
         assert!(events_in_copy(folder.path()) < EVENTS);
         let program = Program::start(folder.path(), &[mode, &URL].concat());
@@ -68,7 +68,7 @@ fn a_dispatch_or_a_replay_that_is_the_last_leaves_everything_in_the_database_fil
 }
 
 #[test]
-fn a_standby_that_never_began_leaves_it_whole_too() {
+fn a_standby_that_never_started_leaves_a_complete_database_file_too() {
     let folder = tempfile::tempdir().unwrap();
     let up =
         Program::start(folder.path(), &[&["up", "--dest", "out"], &URL[..], &["--listen", "127.0.0.1:0"]].concat());
@@ -83,7 +83,7 @@ fn a_standby_that_never_began_leaves_it_whole_too() {
 }
 
 #[test]
-fn each_process_that_leaves_others_behind_leaves_the_database_file_whole_as_well() {
+fn a_process_that_ends_before_others_leaves_a_complete_database_file_too() {
     let folder = tempfile::tempdir().unwrap();
     let (first, second) = (ingest(folder.path()), ingest(folder.path()));
     (0..EVENTS).for_each(|n| post(if n % 2 == 0 { &first } else { &second }, n));
@@ -96,7 +96,7 @@ fn each_process_that_leaves_others_behind_leaves_the_database_file_whole_as_well
 }
 
 #[test]
-fn a_reader_that_stays_neither_keeps_a_process_from_ending_nor_loses_anything() {
+fn a_reader_that_stays_does_not_keep_a_process_from_ending() {
     let folder = tempfile::tempdir().unwrap();
     let program = ingest(folder.path());
     (0..EVENTS / 2).for_each(|n| post(&program, n));

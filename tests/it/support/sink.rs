@@ -65,7 +65,7 @@ impl Sink {
     }
 
     /// The partitions of all arrivals after the first `count`.
-    pub(crate) fn partitions_behind(&self, count: usize) -> BTreeSet<u32> {
+    pub(crate) fn partitions_after(&self, count: usize) -> BTreeSet<u32> {
         self.shared.arrivals.lock().unwrap()[count..].iter().map(|arrival| arrival.partition).collect()
     }
 

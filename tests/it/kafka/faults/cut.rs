@@ -1,5 +1,5 @@
-//! A broker that its peers do not reach, while its clients do: it answers that it leads what it led, and that it
-//! coordinates the groups that it coordinated. The others have elected new leaders by then.
+//! A broker that is cut off from the other brokers, but not from its clients. It still claims to lead its partitions
+//! and to coordinate its groups. The other brokers have elected new leaders by then.
 
 use super::super::members;
 use super::{REQUESTS, coordinator, settings};
@@ -13,24 +13,24 @@ use kafka_protocol::messages::metadata_request::MetadataRequestTopic;
 use std::time::Duration;
 use tokio::time::Instant;
 
-/// How long a broker may take to tell who leads.
+/// How long a broker may take to answer which node leads.
 const TOLD_WITHIN: Duration = Duration::from_secs(5);
 
 #[test]
-fn a_broker_that_is_cut_off_from_the_others_stops_neither_ingest_nor_delivery() {
+fn a_broker_that_is_cut_off_stops_neither_ingest_nor_delivery() {
     let (broker, links) = Broker::start_linked("cut");
     let scene = members::Scene::begin_at(broker.addresses(), "cut");
     let (mut a, b) = (scene.member(&[]), scene.member(&[]));
     members::owns(&a, 3);
     members::owns(&b, 3);
-    scene.all_move_on("with two members");
+    scene.wait_for_progress("with two members");
     let (mut elections, mut served, mut delivering) = (Vec::new(), Vec::new(), Vec::new());
     for _ in 0..torture_times() {
-        // It coordinates the group, and it leads some of the partitions.
+        // This node coordinates the group and leads some of the partitions.
         let cut = coordinator(&broker, &scene.name);
         eventually(|| match led_by(&broker, cut, &scene.topic) {
             leaders if leaders.contains(&Some(cut)) && !leaders.contains(&None) => Ok(()),
-            leaders => Err(format!("node {cut} leads nothing yet: {leaders:?}")),
+            leaders => Err(format!("node {cut} leads no partition yet: {leaders:?}")),
         });
         let began = Instant::now();
         links.cut_off(cut);
@@ -38,34 +38,34 @@ fn a_broker_that_is_cut_off_from_the_others_stops_neither_ingest_nor_delivery() 
             let peers = (1..=3).filter(|node| *node != cut).map(|node| led_by(&broker, node, &scene.topic));
             let leaders: Vec<_> = peers.flatten().collect();
             let is_decided = leaders.iter().all(|leader| leader.is_some_and(|node| node != cut));
-            if is_decided { Ok(()) } else { Err(format!("node {cut} is cut off, and the others say: {leaders:?}")) }
+            if is_decided { Ok(()) } else { Err(format!("node {cut} is cut off, and the others answer: {leaders:?}")) }
         });
         elections.push(began.elapsed());
-        assert!(led_by(&broker, cut, &scene.topic).contains(&Some(cut)), "node {cut} has heard of the others");
+        assert!(led_by(&broker, cut, &scene.topic).contains(&Some(cut)), "node {cut} must not know the new leaders");
         let cluster = Cluster::new(settings(address_of(&broker, cut)));
         let found = block_on(cluster.topic(&scene.topic, Instant::now() + TOLD_WITHIN)).unwrap().unwrap();
         let is_new = |partition: &Partition| partition.leader.is_some_and(|node| node != cut);
-        assert!(found.partitions.iter().all(is_new), "a first look, told of node {cut} alone: {found:?}");
+        assert!(found.partitions.iter().all(is_new), "a new client that only knows node {cut}: {found:?}");
 
         scene.load.wait_for_more(REQUESTS);
         served.push(began.elapsed());
-        scene.all_move_on("while a broker is cut off");
+        scene.wait_for_progress("while a broker is cut off");
         delivering.push(began.elapsed());
 
-        // Of what this one asks first, the answers are old: its log ends before the commits.
+        // The broker that this member asks first has an outdated log, which ends before the commits.
         assert_eq!(a.stop().code(), 0);
         a = scene.member_at(address_of(&broker, cut));
         members::owns(&a, 3);
-        scene.all_move_on("with a member that was told of the broker that is cut off");
-        assert!(led_by(&broker, cut, &scene.topic).contains(&Some(cut)), "node {cut} has heard of the others");
+        scene.wait_for_progress("with a member that only knows the broker that is cut off");
+        assert!(led_by(&broker, cut, &scene.topic).contains(&Some(cut)), "node {cut} must not know the new leaders");
 
         links.heal();
         eventually(|| match led_by(&broker, cut, &scene.topic) {
             leaders if leaders.iter().all(|leader| leader.is_some_and(|node| node != cut)) => Ok(()),
-            leaders => Err(format!("node {cut} is back, and says: {leaders:?}")),
+            leaders => Err(format!("node {cut} is back, and answers: {leaders:?}")),
         });
         scene.load.wait_for_more(REQUESTS);
-        scene.all_move_on("after the broker is back");
+        scene.wait_for_progress("after the broker is back");
     }
     let why = |line: &str| line.split_once("every partition is given up: ").map(|(_, why)| why.to_owned());
     let gave_up = [&a, &b].map(|member| member.lines().lines().filter_map(why).collect::<Vec<_>>());
@@ -79,7 +79,7 @@ fn a_broker_that_is_cut_off_from_the_others_stops_neither_ingest_nor_delivery() 
     );
 }
 
-/// Who leads the partitions, as this node alone has it.
+/// The leaders of the partitions according to this node.
 fn led_by(broker: &Broker, node: i32, topic: &str) -> Vec<Option<i32>> {
     let cluster = Cluster::new(settings(address_of(broker, node)));
     let asked = MetadataRequestTopic::default().with_name(Some(topic_name(topic)));

@@ -1,4 +1,4 @@
-//! A partition whose only replica is gone.
+//! A partition whose only replica is down.
 
 use super::{RECOVERS_WITHIN, settings};
 use crate::conformance::record;
@@ -14,11 +14,11 @@ const TOPIC: &str = "one-replica";
 /// Its only replica is on node 2.
 const LEADERLESS: u32 = 1;
 const OTHERS: [u32; 2] = [0, 2];
-/// Appends to each of the other partitions, and questions who leads this one, meanwhile.
+/// The number of appends to each other partition, and of look-ups of this one's leader at the same time.
 const TIMES: usize = 50;
 
 #[test]
-fn a_partition_without_a_leader_makes_the_others_look_up_nothing() {
+fn a_partition_without_a_leader_causes_no_look_ups_for_other_partitions() {
     let broker = Broker::start("leaderless", &["--nodes", "3"]);
     tool("kafka-topics", broker.addresses(), &["--create", "--topic", TOPIC, "--replica-assignment", "1,2,3"]);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
@@ -32,7 +32,7 @@ fn a_partition_without_a_leader_makes_the_others_look_up_nothing() {
     });
     broker.kill(2);
     eventually(|| {
-        // Another client each time: the one under test finds out by itself.
+        // This is a new client each time. The client under test has to find out by itself.
         let told = block_on(Cluster::new(settings(broker.addresses())).topic(TOPIC, Instant::now() + RECOVERS_WITHIN));
         let leader = told.unwrap().unwrap().partitions[LEADERLESS as usize].leader;
         leader.map_or(Ok(()), |node| Err(format!("partition {LEADERLESS} is still led by {node}")))
@@ -41,10 +41,10 @@ fn a_partition_without_a_leader_makes_the_others_look_up_nothing() {
         let asks = async {
             for _ in 0..TIMES {
                 let found = cluster.leader(TOPIC, LEADERLESS, Instant::now() + RECOVERS_WITHIN).await;
-                let why = found.expect_err("nobody leads it").to_string();
+                let why = found.expect_err("the partition has no leader").to_string();
                 assert!(why.contains("has no leader now"), "{why}");
                 let known = OTHERS.map(|partition| cluster.known_leader(TOPIC, partition).is_some());
-                assert_eq!(known, [true, true], "leaders that are known without a look-up: {OTHERS:?}");
+                assert_eq!(known, [true, true], "the leaders of {OTHERS:?} are known without a look-up");
             }
         };
         let appends = async {
@@ -54,8 +54,8 @@ fn a_partition_without_a_leader_makes_the_others_look_up_nothing() {
                 }
             }
         };
-        let stands = log.append(LEADERLESS, vec![record("user", "stands")]);
-        let ((), (), stood) = tokio::join!(asks, appends, stands);
-        stood.expect_err("nobody leads it");
+        let waiting = log.append(LEADERLESS, vec![record("user", "waits")]);
+        let ((), (), failed) = tokio::join!(asks, appends, waiting);
+        failed.expect_err("the partition has no leader");
     });
 }

@@ -1,4 +1,4 @@
-//! Faults of real brokers, while clients send and a destination is delivered to:
+//! Faults of real brokers, while clients send events and a destination gets them:
 //!
 //! ```text
 //!  clients ──▶ ingest ──▶ brokers ✂ killed, paused, slowed, too few ──▶ dispatch ──▶ file-1
@@ -6,8 +6,9 @@
 //!     └── what they were told ─┴── what is in the log ──────────────────────────────────┴── what was delivered
 //! ```
 //!
-//! The three agree after every fault: what was acknowledged stands where the answer said, twice only where a sending was
-//! told to be unknown, and was delivered once, in order. Each test has brokers of its own, and runs alone.
+//! After every fault the three agree. What was acknowledged is at the offset in the answer, and was delivered once, in
+//! order. It is in the log twice only if the outcome of a sending was unknown. Each test has brokers of its own and
+//! runs alone.
 
 mod cut;
 mod leaderless;
@@ -33,14 +34,14 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::Instant;
 
-/// How long after a broker is back every client may wait for its next 200.
+/// How soon after a broker is back every client must get its next 200.
 const RECOVERS_WITHIN: Duration = Duration::from_secs(10);
-/// Leaves the machine room for brokers that start.
+/// Leaves the machine time for brokers that start.
 const PAUSE: Duration = Duration::from_millis(3);
-/// Requests of every client before a fault and after it: enough that all of its users have events in the log.
+/// Requests of every client before and after a fault. This is enough for all users to have events in the log.
 const REQUESTS: u64 = 100;
 
-/// Everything from the clients to the destination, at work.
+/// Everything from the clients to the destination, running.
 struct Scene {
     broker: Broker,
     folder: tempfile::TempDir,
@@ -62,14 +63,14 @@ impl Scene {
         Self { ingest, load, dispatch, folder, broker }
     }
 
-    /// The brokers are well again: every client is served, soon, and dispatch delivers.
+    /// After the brokers are healthy: checks that every client is soon served, and that dispatch delivers.
     fn recovers(&self) -> Recovery {
         let (began, lines) = (Instant::now(), lines_in(&self.file()));
         let served = self.load.wait_for_more(1);
         assert!(served <= RECOVERS_WITHIN, "served again after {served:?}; ingest said\n{}", self.ingest.lines());
         let delivering = eventually(|| match lines_in(&self.file()) {
             now if now > lines => Ok(began.elapsed()),
-            now => Err(format!("{now} lines, as before; dispatch said\n{}", self.dispatch.lines())),
+            now => Err(format!("{now} lines, and no new one; dispatch said\n{}", self.dispatch.lines())),
         });
         self.load.wait_for_more(REQUESTS);
         Recovery { served, delivering }
@@ -79,7 +80,7 @@ impl Scene {
         self.folder.path().join("file-1")
     }
 
-    /// Ends everything, and holds answers, log and deliveries against each other.
+    /// Stops everything, and compares the answers, the log and the deliveries.
     fn judge(self, fault: &str, recoveries: &[Recovery]) -> Judged {
         let file = self.file();
         let answered = self.load.stop();
@@ -99,14 +100,15 @@ impl Scene {
                 continue;
             }
             let before = last.insert(line.user.clone(), line.offset);
-            assert!(before < Some(line.offset), "not in order behind {before:?}: {line:?}");
+            assert!(before < Some(line.offset), "not in order after {before:?}: {line:?}");
         }
-        // Without a broker for longer than its session a member gives up what it has, and begins again at its last commit.
+        // A member that has no broker for longer than its session releases its partitions, and starts again at its last
+        // commit.
         let gave_up = dispatch.said.contains("every partition is given up");
         assert!(again == 0 || gave_up, "{again} events were delivered twice; dispatch said\n{}", dispatch.said);
-        assert_eq!(delivered, in_log.places, "what was delivered, and what is in the log");
-        // A sending that was given up is shut out before the next one goes: it cannot come late.
-        assert_eq!(in_log.late, 0, "events that stand behind the place that their client was told");
+        assert_eq!(delivered, in_log.places, "events that were delivered, and events in the log");
+        // A timed-out append is fenced off before the next one is sent, so it cannot be stored later.
+        assert_eq!(in_log.late, 0, "events stored after the place that their client was answered");
         let of_all = |what: fn(&Told) -> u64| answered.events.values().flatten().map(what).sum();
         let judged = Judged { unknown: of_all(|told| told.unknown), refused: of_all(|told| told.refused), answered };
         println!(
@@ -123,7 +125,7 @@ impl Scene {
     }
 }
 
-/// How long after a fault ended every client was served, and something was delivered.
+/// How long after the end of a fault every client was served, and something was delivered.
 #[derive(Debug)]
 struct Recovery {
     #[expect(dead_code, reason = "printed")]
@@ -132,10 +134,10 @@ struct Recovery {
     delivering: Duration,
 }
 
-/// What became of the load.
+/// What happened to the load.
 struct Judged {
     answered: Answered,
-    /// Sendings of events that were told to be so.
+    /// Sendings whose outcome was answered as unknown.
     unknown: u64,
     refused: u64,
 }
@@ -154,7 +156,7 @@ fn lines_in(file: &Path) -> usize {
 }
 
 #[test]
-fn a_broker_that_is_killed_under_load_loses_nothing_and_comes_back() {
+fn a_broker_killed_under_load_loses_nothing() {
     let scene = Scene::start(Broker::start("killed", &[]));
     let mut recoveries = Vec::new();
     for _ in 0..torture_times() {
@@ -168,20 +170,20 @@ fn a_broker_that_is_killed_under_load_loses_nothing_and_comes_back() {
 }
 
 #[test]
-fn two_members_of_a_group_outlive_a_restart_of_their_broker() {
+fn a_group_survives_a_restart_of_its_broker() {
     let broker = Broker::start("members", &[]);
     let scene = members::Scene::begin_at(broker.addresses(), "restarted");
     let (a, b) = (scene.member(&[]), scene.member(&[]));
     members::owns(&a, 3);
     members::owns(&b, 3);
-    scene.all_move_on("with two members");
+    scene.wait_for_progress("with two members");
     let mut recoveries = Vec::new();
     for _ in 0..torture_times() {
         broker.kill(1);
         scene.load.wait_for_refusals(1);
         broker.start_again();
         let began = Instant::now();
-        scene.all_move_on("after the broker came back");
+        scene.wait_for_progress("after the broker came back");
         recoveries.push(began.elapsed());
     }
     let sink = scene.end(vec![a, b]);
@@ -194,27 +196,27 @@ fn two_members_of_a_group_outlive_a_restart_of_their_broker() {
 }
 
 #[test]
-fn two_members_of_a_group_outlive_the_broker_that_coordinates_it() {
+fn a_group_survives_its_coordinator() {
     let broker = Broker::start("coordinator", &["--nodes", "3"]);
     let scene = members::Scene::begin_at(broker.addresses(), "coordinated");
     let (a, b) = (scene.member(&[]), scene.member(&[]));
     members::owns(&a, 3);
     members::owns(&b, 3);
-    scene.all_move_on("with two members");
+    scene.wait_for_progress("with two members");
     let (mut coordinators, mut takeovers) = (vec![coordinator(&broker, &scene.name)], Vec::new());
     for _ in 0..torture_times() {
         let killed = *coordinators.last().unwrap();
         broker.kill(killed);
         let began = Instant::now();
-        scene.all_move_on("after the coordinator was killed");
+        scene.wait_for_progress("after the coordinator was killed");
         takeovers.push(began.elapsed());
         let next = coordinator(&broker, &scene.name);
-        assert_ne!(next, killed, "who coordinates the group");
+        assert_ne!(next, killed, "the group has a new coordinator");
         coordinators.push(next);
         broker.start_again();
-        scene.all_move_on("after the broker came back");
+        scene.wait_for_progress("after the broker came back");
     }
-    // Who hears from no coordinator for its session gives up what it has, and begins again at the last commit.
+    // A member without a coordinator releases its partitions after its session, and starts again at the last commit.
     let gave_up = [&a, &b].map(|member| member.lines().matches("every partition is given up").count());
     let sink = scene.end(vec![a, b]);
     let repeated = sink.repeated();
@@ -223,14 +225,17 @@ fn two_members_of_a_group_outlive_the_broker_that_coordinates_it() {
          members gave up what they had {gave_up:?} times, all partitions move on {takeovers:?} after the kill",
         sink.count()
     );
-    assert!(repeated == 0 || gave_up != [0, 0], "{repeated} deliveries were repeated, and no member gave up anything");
+    assert!(
+        repeated == 0 || gave_up != [0, 0],
+        "{repeated} deliveries were repeated, and no member lost its partitions"
+    );
 }
 
-/// The node that coordinates the group, as Kafka's own tool has it.
+/// The node that coordinates the group, according to Kafka's own tool.
 fn coordinator(broker: &Broker, group: &str) -> i32 {
     eventually(|| {
         let said = tool("kafka-consumer-groups", broker.addresses(), &["--describe", "--state", "--group", group]);
-        // GROUP COORDINATOR (ID) …, where the second is `host:port (id)`.
+        // The columns are GROUP, COORDINATOR (ID), …, and the second one is `host:port (id)`.
         let line = said.lines().find(|line| line.starts_with(group));
         let id = line.and_then(|line| line.split(['(', ')']).nth(1)?.parse().ok());
         id.ok_or(said)
@@ -238,24 +243,24 @@ fn coordinator(broker: &Broker, group: &str) -> i32 {
 }
 
 #[test]
-fn a_broker_that_stands_for_20_s_loses_nothing_and_goes_on() {
+fn a_broker_paused_for_20_s_loses_nothing() {
     let scene = Scene::start(Broker::start("paused", &[]));
     let mut recoveries = Vec::new();
     for _ in 0..torture_times() {
         let until = Instant::now() + Duration::from_secs(20);
         scene.broker.pause(1);
         scene.load.wait_for_refusals(1);
-        // How long it stands is the fault itself.
+        // The duration of the pause is the fault itself.
         std::thread::sleep(until.saturating_duration_since(Instant::now()));
         scene.broker.resume(1);
         recoveries.push(scene.recovers());
     }
     let judged = scene.judge("a broker paused", &recoveries);
-    assert!(judged.unknown > 0, "no request was under way when the broker was paused");
+    assert!(judged.unknown > 0, "no request was in flight when the broker was paused");
 }
 
 #[test]
-fn quotas_slow_ingest_and_dispatch_and_lose_and_repeat_nothing() {
+fn quotas_slow_ingest_and_dispatch_but_lose_and_repeat_nothing() {
     let scene = Scene::start(Broker::start("quotas", &[]));
     let requests = REQUESTS / 10;
     let usual = scene.load.wait_for_more(requests);
@@ -264,7 +269,7 @@ fn quotas_slow_ingest_and_dispatch_and_lose_and_repeat_nothing() {
         tool("kafka-configs", scene.broker.addresses(), &[&of_all[..], &change].concat());
     };
     quotas(["--add-config", "producer_byte_rate=10000,consumer_byte_rate=2000"]);
-    // A quota is an average of some seconds; 40 requests are 20,000 bytes and more.
+    // A quota is an average over some seconds; 40 requests are 20,000 bytes or more.
     let slowed = eventually(|| match scene.load.wait_for_more(requests) {
         took if took > Duration::from_secs(1) && took > 4 * usual => Ok(took),
         took => Err(format!("{requests} requests of each client took {usual:?}, and with a quota {took:?}")),
@@ -276,7 +281,7 @@ fn quotas_slow_ingest_and_dispatch_and_lose_and_repeat_nothing() {
 }
 
 #[test]
-fn a_mistyped_topic_is_not_made_where_the_broker_makes_what_is_asked_for() {
+fn a_mistyped_topic_is_not_created_by_a_broker_that_creates_topics_on_request() {
     let broker = Broker::start("auto-create", &["--set", "auto.create.topics.enable=true"]);
     let folder = tempfile::tempdir().unwrap();
     for mode in [&["ingest", "--listen", "127.0.0.1:0"][..], &["dispatch", "--dest", "file-1"]] {
@@ -284,16 +289,16 @@ fn a_mistyped_topic_is_not_made_where_the_broker_makes_what_is_asked_for() {
         let ending = program::run(folder.path(), &[mode, &flags].concat());
         assert_eq!(ending.code(), 2, "{}", ending.said);
         assert!(ending.said.contains("--create-topic") && ending.said.contains("mistyped"), "{}", ending.said);
-        assert!(!is_there(&broker, "mistyped", false), "{mode:?} made it");
+        assert!(!is_there(&broker, "mistyped", false), "{mode:?} created the topic");
     }
-    // As any other client asks.
+    // Any other client that asks for the topic creates it.
     eventually(|| match is_there(&broker, "asked-for", true) {
         true => Ok(()),
-        false => Err("this broker makes no topics".into()),
+        false => Err("this broker creates no topics".into()),
     });
 }
 
-/// Whether the broker has this topic, asked by a client that lets it be made, or not.
+/// Whether the broker has this topic. `make` lets the broker create it.
 fn is_there(broker: &Broker, topic: &str, make: bool) -> bool {
     let asked = MetadataRequestTopic::default().with_name(Some(topic_name(topic)));
     let request = MetadataRequest::default().with_topics(Some(vec![asked])).with_allow_auto_topic_creation(make);
@@ -303,7 +308,7 @@ fn is_there(broker: &Broker, topic: &str, make: bool) -> bool {
 }
 
 #[test]
-fn of_three_brokers_the_leader_is_killed_and_then_too_few_are_left() {
+fn a_leader_killed_among_three_brokers_loses_nothing_even_when_too_few_are_left() {
     let scene = Scene::start(Broker::start("three", &["--nodes", "3"]));
     let min_in_sync = |count: &str| {
         let of_topic = ["--alter", "--entity-type", "topics", "--entity-name", "user-events", "--add-config"];
@@ -316,15 +321,15 @@ fn of_three_brokers_the_leader_is_killed_and_then_too_few_are_left() {
         scene.broker.kill(killed);
         takeovers.push(scene.load.wait_for_more(REQUESTS));
         let leader = leader(&scene);
-        assert_ne!(leader, killed, "who leads partition 0");
+        assert_ne!(leader, killed, "partition 0 has a new leader");
 
-        // The two that are left are one too few.
+        // One more than the remaining two is required.
         min_in_sync("3");
         scene.load.wait_for_refusals(1);
         min_in_sync("2");
         recoveries.push(scene.recovers());
 
-        // One is left, and neither it nor anybody else may decide that this is enough.
+        // One node is left. No node may decide that one is enough.
         let other = (1..=3).find(|node| *node != leader && *node != killed).unwrap();
         scene.broker.kill(other);
         scene.load.wait_for_refusals(1);
@@ -332,7 +337,7 @@ fn of_three_brokers_the_leader_is_killed_and_then_too_few_are_left() {
         recoveries.push(scene.recovers());
     }
     let judged = scene.judge(&format!("three brokers, leaders replaced within {takeovers:?}"), &recoveries);
-    assert!(judged.answered.slowest > Duration::from_secs(1), "no request was under way when the leader was killed");
+    assert!(judged.answered.slowest > Duration::from_secs(1), "no request was in flight when the leader was killed");
     assert!(
         judged.refused > 0 && judged.unknown > 0,
         "sendings refused {}, unknown {}",
@@ -341,7 +346,7 @@ fn of_three_brokers_the_leader_is_killed_and_then_too_few_are_left() {
     );
 }
 
-/// Who leads partition 0 now.
+/// The node that leads partition 0.
 fn leader(scene: &Scene) -> i32 {
     let cluster = Cluster::new(settings(scene.broker.addresses()));
     eventually(|| {

@@ -1,6 +1,6 @@
-//! `eventd dispatch` to a file, held against what was written.
+//! Runs `eventd dispatch` to a file, and compares the file with what was written to the topic.
 
-use super::java::Told;
+use super::java::WrittenRecord;
 use super::raw;
 use crate::conformance::unique;
 use crate::support::program::Program;
@@ -14,7 +14,7 @@ use std::collections::HashMap;
 use std::path::Path;
 use std::time::{Duration, UNIX_EPOCH};
 
-/// A line of a destination's file, whatever stands in it.
+/// A line of a destination's file, with any content.
 #[derive(Debug, Deserialize)]
 struct Line {
     user: Option<String>,
@@ -58,14 +58,14 @@ pub(super) struct Dispatch {
 impl Dispatch {
     pub(super) fn start(address: &str, topic: &str) -> Self {
         let (folder, group) = (tempfile::tempdir().unwrap(), unique("file"));
-        // A window that is far smaller than a batch: what does not fit waits, and is not lost.
+        // The window is far smaller than a batch. Events that do not fit have to wait and must not be lost.
         let delivery = ["--dest", "file-1", "--name", &group, "--window", "50"];
         let log = ["--url", address, "--topic", topic];
         let program = Program::start(folder.path(), &[&["dispatch"], &log[..], &delivery].concat());
         Self { program, folder, topic: topic.to_owned(), group }
     }
 
-    /// Waits until so many lines are there.
+    /// Waits until the file has so many lines.
     fn delivered(&self, count: usize) -> Vec<Line> {
         eventually(|| match lines(&self.folder.path().join("file-1")) {
             lines if lines.len() >= count => Ok(lines),
@@ -82,31 +82,31 @@ impl Dispatch {
                 return;
             }
             let now = tokio::time::Instant::now();
-            assert!(now < deadline, "{} {partition}: {committed} is committed, not {offset}", self.topic);
+            assert!(now < deadline, "{} {partition}: {committed} is committed, expected {offset}", self.topic);
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     }
 
-    /// Holds the file against what was written: each record once, as it was, in order for each user.
-    pub(super) fn assert_delivered(&self, told: &[Told]) {
-        let mut written: HashMap<(u32, i64), &Told> = told
+    /// Checks that the file has each written record once, unchanged, and in order for each user.
+    pub(super) fn assert_delivered(&self, reported: &[WrittenRecord]) {
+        let mut written: HashMap<(u32, i64), &WrittenRecord> = reported
             .iter()
-            .filter(|told| told.given && told.topic == self.topic)
-            .map(|told| ((told.partition, told.offset), told))
+            .filter(|reported| reported.is_committed && reported.topic == self.topic)
+            .map(|reported| ((reported.partition, reported.offset), reported))
             .collect();
         let mut last = HashMap::new();
         for line in self.delivered(written.len()) {
             let place = (line.partition, line.offset);
-            let Some(told) = written.remove(&place) else { panic!("never written, or a second time: {line:?}") };
-            let record = &told.record;
+            let Some(reported) = written.remove(&place) else { panic!("never written, or delivered twice: {line:?}") };
+            let record = &reported.record;
             assert_eq!(line.payload().as_deref(), record.value(), "{line:?}");
             assert_eq!(line.user().as_deref(), record.key(), "{line:?}");
-            let event = Event { offset: told.offset, record: record.clone() };
-            assert_eq!(line.id, event.id(&self.topic, told.partition), "{line:?}");
+            let event = Event { offset: reported.offset, record: record.clone() };
+            assert_eq!(line.id, event.id(&self.topic, reported.partition), "{line:?}");
             let time = UNIX_EPOCH + Duration::from_millis(record.timestamp_ms.try_into().unwrap());
             assert_eq!(line.timestamp, Some(humantime::format_rfc3339_millis(time).to_string()), "{line:?}");
             let before = last.insert((line.partition, line.user()), line.offset);
-            assert!(before < Some(line.offset), "behind {before:?}: {line:?}");
+            assert!(before < Some(line.offset), "after {before:?}: {line:?}");
         }
         assert!(written.is_empty(), "never delivered: {:?}", written.keys());
     }

@@ -1,4 +1,4 @@
-//! Kafka's own client at work: a scene of `Foreign.java` as a child process, and what it tells of records.
+//! Kafka's own client: runs a scene of `Foreign.java` as a child process, and reads what it reports about records.
 
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
@@ -7,18 +7,18 @@ use std::io::{BufRead, BufReader, Write};
 use std::path::Path;
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 
-/// A record as its writer or another reader tells of it.
+/// A record as its writer or another reader reports it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Told {
-    /// Not of a transaction that was aborted.
-    pub(super) given: bool,
+pub(super) struct WrittenRecord {
+    /// False if the record's transaction was aborted.
+    pub(super) is_committed: bool,
     pub(super) topic: String,
     pub(super) partition: u32,
     pub(super) offset: i64,
     pub(super) record: Record,
 }
 
-/// A scene that is played. It ends by itself, at the latest once its input is closed: also where its test has failed.
+/// A running scene. It ends by itself, at the latest when its input is closed, which also happens if the test fails.
 pub(super) struct Java {
     scene: String,
     child: Child,
@@ -37,56 +37,56 @@ impl Java {
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()
-            .expect("compose/broker runs");
+            .expect("compose/broker starts");
         let lines = BufReader::new(child.stdout.take().expect("piped"));
         Self { scene: scene.join(" "), stdin: child.stdin.take(), child, lines }
     }
 
-    /// What it tells of records until it says this.
-    pub(super) fn until(&mut self, said: &str) -> Vec<Told> {
-        let mut told = Vec::new();
+    /// Returns the records that it reports before it prints `said`.
+    pub(super) fn until(&mut self, said: &str) -> Vec<WrittenRecord> {
+        let mut reported = Vec::new();
         loop {
             let line = self.line();
             match line.strip_prefix("=> ") {
-                Some(now) if now == said => return told,
+                Some(now) if now == said => return reported,
                 Some(_) => {}
-                None => told.push(parse(&line)),
+                None => reported.push(parse(&line)),
             }
         }
     }
 
-    /// Its next line, whatever it is.
+    /// Reads its next line.
     pub(super) fn line(&mut self) -> String {
         let mut line = String::new();
-        let read = self.lines.read_line(&mut line).expect("its output is read");
-        assert!(read > 0, "{} ended early: what it said of it stands above", self.scene);
+        let read = self.lines.read_line(&mut line).expect("its output can be read");
+        assert!(read > 0, "{} ended early, see its output above", self.scene);
         line.truncate(line.trim_end_matches('\n').len());
         line
     }
 
-    /// Gives it a line.
+    /// Writes a line to its input.
     pub(super) fn tell(&mut self, line: &str) {
         let stdin = self.stdin.as_mut().expect("its input is open");
-        writeln!(stdin, "{line}").expect("it reads");
+        writeln!(stdin, "{line}").expect("it reads its input");
     }
 
-    /// Lets a scene that waits go on.
+    /// Continues a scene that waits.
     pub(super) fn resume(&mut self) {
         self.tell("");
     }
 
-    /// Waits for its end.
+    /// Waits until it has ended.
     pub(super) fn end(mut self) {
         drop(self.stdin.take());
-        let ended = self.child.wait().expect("it ends");
+        let ended = self.child.wait().expect("it ends by itself");
         assert!(ended.success(), "{}: {ended}", self.scene);
     }
 }
 
-fn parse(line: &str) -> Told {
+fn parse(line: &str) -> WrittenRecord {
     let mut fields = line.split('\t');
-    let mut next = || fields.next().unwrap_or_else(|| panic!("a line that is cut short: {line}"));
-    let given = match next() {
+    let mut next = || fields.next().unwrap_or_else(|| panic!("an incomplete line: {line}"));
+    let is_committed = match next() {
         "given" => true,
         "aborted" => false,
         other => panic!("{other:?}: {line}"),
@@ -102,7 +102,13 @@ fn parse(line: &str) -> Told {
         .collect();
     let headers: Vec<(&str, Option<&[u8]>)> =
         headers.iter().map(|(name, value)| (name.as_str(), value.as_deref())).collect();
-    Told { given, topic, partition, offset, record: Record::new(key.as_deref(), value.as_deref(), &headers, timestamp) }
+    WrittenRecord {
+        is_committed,
+        topic,
+        partition,
+        offset,
+        record: Record::new(key.as_deref(), value.as_deref(), &headers, timestamp),
+    }
 }
 
 fn bytes(text: &str) -> Option<Vec<u8>> {

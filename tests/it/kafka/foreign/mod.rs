@@ -1,5 +1,5 @@
-//! Records of other programs: whatever a broker holds is given by the log as it was written, byte for byte, and delivered
-//! in order; and what eventd writes is read by others.
+//! Records of other programs. The log returns what a broker holds byte for byte, and dispatch delivers it in order.
+//! Other programs read what eventd has written.
 //!
 //! ```text
 //!  Kafka's own client (foreign/Foreign.java), rskafka ── write ──▶ topic ──▶ Log::fetch, eventd dispatch ──▶ file
@@ -25,26 +25,26 @@ use eventd::kafka::Cluster;
 use eventd::limits::FETCH_BYTES_MAX;
 use eventd::log::{CreateTopic, Engine, FetchError, Log};
 use eventd::net::Settings;
-use java::{Java, Told};
+use java::{Java, WrittenRecord};
 use rskafka::client::ClientBuilder;
 use rskafka::client::partition::{Compression, PartitionClient, UnknownTopicHandling};
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-/// Large enough for everything that a test writes in one partition.
+/// Large enough for everything that a test writes into one partition.
 const PLENTY: usize = 64 << 20;
 
-/// The records that somebody who reads committed ones has to find in a partition, in their order.
-fn given<'a>(told: &'a [Told], topic: &str, partition: u32) -> Vec<&'a Told> {
-    let here = |one: &&Told| one.given && one.topic == topic && one.partition == partition;
-    let mut given: Vec<&Told> = told.iter().filter(here).collect();
-    given.sort_by_key(|told| told.offset);
-    given
+/// The records that a reader of committed records has to find in a partition, in order.
+fn committed_records<'a>(reported: &'a [WrittenRecord], topic: &str, partition: u32) -> Vec<&'a WrittenRecord> {
+    let here = |one: &&WrittenRecord| one.is_committed && one.topic == topic && one.partition == partition;
+    let mut found: Vec<&WrittenRecord> = reported.iter().filter(here).collect();
+    found.sort_by_key(|reported| reported.offset);
+    found
 }
 
-/// Compares what was read with what was written, and shows the first difference.
-fn assert_same(what: &str, found: &[(i64, Record)], written: &[&Told]) {
+/// Compares what was read with what was written, and reports the first difference.
+fn assert_same(what: &str, found: &[(i64, Record)], written: &[&WrittenRecord]) {
     for (place, written) in written.iter().enumerate() {
         match found.get(place) {
             Some((offset, record)) if *offset == written.offset && *record == written.record => {}
@@ -59,17 +59,22 @@ fn assert_same(what: &str, found: &[(i64, Record)], written: &[&Told]) {
 }
 
 /// Reads from each of these offsets to the end.
-async fn assert_read_from(log: &dyn Log, partition: u32, written: &[&Told], starts: impl Iterator<Item = i64>) {
+async fn assert_read_from(
+    log: &dyn Log,
+    partition: u32,
+    written: &[&WrittenRecord],
+    starts: impl Iterator<Item = i64>,
+) {
     for from in starts {
-        let behind = written.partition_point(|told| told.offset < from);
+        let after = written.partition_point(|reported| reported.offset < from);
         let what = format!("{} {partition} from {from} on", log.topic());
-        assert_same(&what, &read_all(log, partition, from).await, &written[behind..]);
+        assert_same(&what, &read_all(log, partition, from).await, &written[after..]);
     }
 }
 
-/// Reads in steps of one record, each by the next of these logs: one gives what it kept of the last answer, another one
-/// has to ask for the whole batch again and leave out what is before.
-async fn assert_tiny_steps(logs: &[Arc<dyn Log>], partition: u32, written: &[&Told]) {
+/// Reads one record at a time, each from the next of these logs. One log answers from its buffer. Another one has to
+/// fetch the whole batch again and leave out the earlier records.
+async fn assert_tiny_steps(logs: &[Arc<dyn Log>], partition: u32, written: &[&WrittenRecord]) {
     let mut at = logs[0].earliest(partition).await.unwrap();
     let (end, mut found) = (logs[0].latest(partition).await.unwrap(), Vec::new());
     for log in logs.iter().cycle() {
@@ -81,11 +86,11 @@ async fn assert_tiny_steps(logs: &[Arc<dyn Log>], partition: u32, written: &[&To
         at = fetched.next;
         found.extend(fetched.events.into_iter().map(|event| (event.offset, event.record)));
     }
-    assert_same("in tiny steps", &found, written);
+    assert_same("in steps of one record", &found, written);
 }
 
-/// Waits until no transaction of the partition is open any more, and tells where it ends. (A producer is told that its
-/// transaction has ended before every marker is written.)
+/// Waits until the partition has no open transaction, and returns its end. (A producer learns that its transaction has
+/// ended before all markers are written.)
 async fn closed_end(log: &dyn Log, cluster: &Cluster, partition: u32) -> i64 {
     let deadline = tokio::time::Instant::now() + PATIENCE;
     loop {
@@ -101,22 +106,22 @@ async fn closed_end(log: &dyn Log, cluster: &Cluster, partition: u32) -> i64 {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_another_client_wrote_is_given_byte_for_byte_and_delivered() {
+async fn records_of_another_client_are_read_byte_for_byte_and_delivered() {
     let topic = unique("oddities");
     let mut java = Java::start(&address(), &["oddities", &topic]);
-    let told = java.until("done");
+    let reported = java.until("done");
     java.end();
     let engine = fixture().await.engine;
     let cluster = Cluster::new(Settings::plain(vec![address()]));
 
     let log = engine.open(&topic, None).await.unwrap();
     for (partition, codec) in ["none", "gzip", "snappy", "lz4", "zstd"].into_iter().enumerate() {
-        let (partition, written) = (partition as u32, given(&told, &topic, partition as u32));
+        let (partition, written) = (partition as u32, committed_records(&reported, &topic, partition as u32));
         let batches = raw::batches(&cluster, &topic, partition, 0).await;
         assert!(batches.iter().all(|batch| batch.codec == codec), "{batches:?}");
         let largest = batches.iter().max_by_key(|batch| batch.bytes).unwrap();
         assert!(largest.bytes > FETCH_BYTES_MAX && largest.records == 24, "{largest:?}");
-        let bytes: usize = written.iter().map(|told| told.record.size_bytes()).sum();
+        let bytes: usize = written.iter().map(|reported| reported.record.size_bytes()).sum();
         println!(
             "# foreign, {codec}: {} records of {bytes} bytes in {} batches, the largest of {} bytes",
             written.len(),
@@ -124,7 +129,7 @@ async fn what_another_client_wrote_is_given_byte_for_byte_and_delivered() {
             largest.bytes
         );
 
-        // Among the odd ones; within, before and behind the large batch.
+        // Offsets among the odd records, and in, before and after the large batch.
         let end = log.latest(partition).await.unwrap();
         assert_eq!(end, written.last().unwrap().offset + 1);
         let starts = (0..26).chain([500]).chain(largest.base - 1..=end);
@@ -135,7 +140,7 @@ async fn what_another_client_wrote_is_given_byte_for_byte_and_delivered() {
     }
 
     let deleted_below = 17;
-    let written = given(&told, &topic, 5);
+    let written = committed_records(&reported, &topic, 5);
     assert_eq!((written.len(), written[0].offset), (13, deleted_below));
     assert_eq!(log.earliest(5).await, Ok(deleted_below));
     assert_read_from(&*log, 5, &written, deleted_below..=30).await;
@@ -145,16 +150,19 @@ async fn what_another_client_wrote_is_given_byte_for_byte_and_delivered() {
     let by_broker = format!("{topic}.append-time");
     let log = engine.open(&by_broker, None).await.unwrap();
     for partition in 0..2 {
-        let written = given(&told, &by_broker, partition);
+        let written = committed_records(&reported, &by_broker, partition);
         let batches = raw::batches(&cluster, &by_broker, partition, 0).await;
         assert!(batches.len() == 3 && batches.iter().all(|batch| batch.of_broker_time), "{batches:?}");
-        assert!(written.iter().all(|told| told.record.timestamp_ms > 1_600_000_000_000), "the broker's own time");
+        assert!(
+            written.iter().all(|reported| reported.record.timestamp_ms > 1_600_000_000_000),
+            "records have the broker's time"
+        );
         assert_read_from(&*log, partition, &written, 0..=20).await;
     }
 
     for topic in [&topic, &by_broker] {
         let dispatch = Dispatch::start(&address(), topic);
-        dispatch.assert_delivered(&told);
+        dispatch.assert_delivered(&reported);
         let log = engine.open(topic, None).await.unwrap();
         for partition in 0..log.partitions().await.unwrap() {
             dispatch.committed(&cluster, partition, log.latest(partition).await.unwrap()).await;
@@ -164,11 +172,11 @@ async fn what_another_client_wrote_is_given_byte_for_byte_and_delivered() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_was_aborted_is_never_given_nor_what_stands_behind_an_open_transaction() {
+async fn aborted_records_and_records_after_an_open_transaction_are_not_read() {
     let (topic, seed) = (unique("transactions"), std::process::id().to_string());
     println!("the seed is {seed}");
     let mut java = Java::start(&address(), &["transactions", &topic, &seed]);
-    let mut told = java.until("ended");
+    let mut reported = java.until("ended");
     let engine = fixture().await.engine;
     let log = engine.open(&topic, None).await.unwrap();
     let cluster = Cluster::new(Settings::plain(vec![address()]));
@@ -176,55 +184,60 @@ async fn what_was_aborted_is_never_given_nor_what_stands_behind_an_open_transact
 
     let mut ends = Vec::new();
     for partition in 0..2 {
-        let written = given(&told, &topic, partition);
+        let written = committed_records(&reported, &topic, partition);
         let end = closed_end(&*log, &cluster, partition).await;
         let batches = raw::batches(&cluster, &topic, partition, 0).await;
-        let aborted = told.iter().filter(|told| !told.given && told.partition == partition).count();
+        let aborted =
+            reported.iter().filter(|reported| !reported.is_committed && reported.partition == partition).count();
         let markers = batches.iter().filter(|batch| batch.control).count();
         let mixed = batches.iter().filter(|batch| batch.transactional && !batch.control).count();
         println!(
-            "# foreign, transactions, partition {partition}: {} records given, {aborted} aborted, {markers} markers, \
+            "# foreign, transactions, partition {partition}: {} records returned, {aborted} aborted, {markers} markers, \
              {mixed} batches of transactions",
             written.len()
         );
-        assert!(written.len() > 50 && aborted > 10 && markers > 10 && mixed > 10, "seed {seed}: too few of one kind");
-        assert!(batches.last().unwrap().control && written.last().unwrap().offset + 2 < end, "no event at the end");
+        assert!(written.len() > 50 && aborted > 10 && markers > 10 && mixed > 10, "seed {seed}: too few of one type");
+        assert!(
+            batches.last().unwrap().control && written.last().unwrap().offset + 2 < end,
+            "the log has to end with a marker"
+        );
         assert_read_from(&*log, partition, &written, 0..=end).await;
         assert_tiny_steps(&[Arc::clone(&log), engine.open(&topic, None).await.unwrap()], partition, &written).await;
         ends.push(end);
     }
-    dispatch.assert_delivered(&told);
+    dispatch.assert_delivered(&reported);
     for (partition, end) in (0..).zip(&ends) {
         dispatch.committed(&cluster, partition, *end).await;
     }
 
     for commits in [true, false] {
         java.resume();
-        let behind = java.until("open");
-        assert!(behind.len() == 4 && behind.iter().all(|told| told.given), "{behind:?}");
+        let after = java.until("open");
+        assert!(after.len() == 4 && after.iter().all(|reported| reported.is_committed), "{after:?}");
         for (partition, open) in (0..).zip(ends.clone()) {
-            // Behind it stand records that are committed, but nobody can tell yet whether the open ones are before them.
-            assert_eq!(log.latest(partition).await, Ok(open), "it ends where the open transaction begins");
-            for from in [open, open + 2, given(&behind, &topic, partition)[0].offset] {
+            // There are committed records after it. But a reader cannot know yet whether the open transactions come
+            // before them.
+            assert_eq!(log.latest(partition).await, Ok(open), "the log ends at the start of the open transaction");
+            for from in [open, open + 2, committed_records(&after, &topic, partition)[0].offset] {
                 let fetched = log.fetch(partition, from, PLENTY, Duration::from_millis(100)).await.unwrap();
                 assert_eq!((fetched.events.len(), fetched.next, fetched.latest), (0, from, open));
             }
             dispatch.committed(&cluster, partition, open).await;
         }
-        dispatch.assert_delivered(&told);
+        dispatch.assert_delivered(&reported);
 
         java.resume();
         let closed = java.until("closed");
-        assert!(closed.len() == 4 && closed.iter().all(|told| told.given == commits), "{closed:?}");
-        told.extend(behind);
-        told.extend(closed);
+        assert!(closed.len() == 4 && closed.iter().all(|reported| reported.is_committed == commits), "{closed:?}");
+        reported.extend(after);
+        reported.extend(closed);
         for partition in 0..2 {
             let end = closed_end(&*log, &cluster, partition).await;
             let before = std::mem::replace(&mut ends[partition as usize], end);
-            assert_read_from(&*log, partition, &given(&told, &topic, partition), before..=end).await;
+            assert_read_from(&*log, partition, &committed_records(&reported, &topic, partition), before..=end).await;
             dispatch.committed(&cluster, partition, end).await;
         }
-        dispatch.assert_delivered(&told);
+        dispatch.assert_delivered(&reported);
     }
     java.resume();
     java.end();
@@ -236,7 +249,7 @@ async fn rskafka(address: &str, topic: &str, partition: i32) -> PartitionClient 
     client.partition_client(topic, partition, UnknownTopicHandling::Error).await.unwrap()
 }
 
-/// The same record for rskafka.
+/// Converts a record for rskafka.
 fn theirs(record: &Record) -> rskafka::record::Record {
     rskafka::record::Record {
         key: record.key().map(<[u8]>::to_vec),
@@ -246,7 +259,7 @@ fn theirs(record: &Record) -> rskafka::record::Record {
     }
 }
 
-/// Records with what rskafka can say.
+/// Records that rskafka can represent.
 fn ordinary_records() -> Vec<Record> {
     let every_byte: Vec<u8> = (0..=255).cycle().take(3_000).collect();
     let one = |n: usize| {
@@ -259,7 +272,7 @@ fn ordinary_records() -> Vec<Record> {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn rskafka_and_eventd_read_what_the_other_one_wrote() {
+async fn rskafka_and_eventd_read_each_others_records() {
     let (engine, topic) = (fixture().await.engine, unique("rskafka"));
     let log = engine.open(&topic, Some(CreateTopic { partitions: 1, retention: None })).await.unwrap();
     let (client, records) = (rskafka(&address(), &topic, 0).await, ordinary_records());
@@ -274,7 +287,7 @@ async fn rskafka_and_eventd_read_what_the_other_one_wrote() {
     let (mut found, mut at) = (Vec::new(), first);
     while at < first + records.len() as i64 {
         let (fetched, _) = client.fetch_records(at, 1..1 << 20, 5_000).await.unwrap();
-        assert!(!fetched.is_empty(), "nothing at {at}");
+        assert!(!fetched.is_empty(), "no records at {at}");
         at = fetched.last().unwrap().offset + 1;
         found.extend(fetched.into_iter().map(|one| (one.offset, one.record)));
     }
@@ -282,7 +295,7 @@ async fn rskafka_and_eventd_read_what_the_other_one_wrote() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn another_client_reads_what_eventd_wrote_and_finds_a_user_where_eventd_does() {
+async fn another_client_reads_eventds_records_and_agrees_on_each_users_partition() {
     let (engine, topic) = (fixture().await.engine, unique("written"));
     let log = engine.open(&topic, Some(CreateTopic { partitions: 3, retention: None })).await.unwrap();
     let headers: [(&str, Option<&[u8]>); 4] =
@@ -328,8 +341,8 @@ async fn another_client_reads_what_eventd_wrote_and_finds_a_user_where_eventd_do
     for ((_, user, payload, id, content_type, kind), result) in events.iter().zip(answer["results"].as_array().unwrap())
     {
         let (partition, offset) = (result["partition"].as_u64().unwrap() as u32, result["offset"].as_i64().unwrap());
-        let place = |told: &&Told| (told.partition, told.offset) == (partition, offset);
-        let found = read.iter().find(place).unwrap_or_else(|| panic!("{result} is not in {read:?}"));
+        let place = |reported: &&WrittenRecord| (reported.partition, reported.offset) == (partition, offset);
+        let found = read.iter().find(place).unwrap_or_else(|| panic!("{result} is missing in {read:?}"));
         let mut headers = vec![("eventd-id", Some(id.as_bytes())), ("content-type", Some(content_type.as_bytes()))];
         headers.extend(kind.map(|kind| ("eventd-type", Some(kind.as_bytes()))));
         let time = found.record.timestamp_ms;
@@ -337,7 +350,7 @@ async fn another_client_reads_what_eventd_wrote_and_finds_a_user_where_eventd_do
         written.push((partition, offset, Record::new(Some(user.as_bytes()), Some(payload.as_bytes()), &headers, time)));
     }
     let mut found: Vec<(u32, i64, Record)> =
-        read.into_iter().map(|told| (told.partition, told.offset, told.record)).collect();
+        read.into_iter().map(|reported| (reported.partition, reported.offset, reported.record)).collect();
     found.sort_by_key(|(partition, offset, _)| (*partition, *offset));
     written.sort_by_key(|(partition, offset, _)| (*partition, *offset));
     assert_eq!(found, written);
@@ -359,7 +372,7 @@ fn now_ms() -> i64 {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_millis() as i64
 }
 
-/// Up to 40 bytes, and a number of partitions.
+/// A key of up to 40 bytes, and a number of partitions.
 fn random_key(n: u64) -> (u32, Vec<u8>) {
     let length = mix(n) % 41;
     (1 + (mix(!n) % 1_000) as u32, (0..length).map(|place| mix(n << 8 | place) as u8).collect())
@@ -371,25 +384,30 @@ mod faults {
     use eventd::log::kafka::Kafka;
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-    async fn what_compaction_has_left_is_read_and_delivered() {
-        // A broker of its own: the shared one looks for what to compact every 15 s.
+    async fn a_compacted_topic_is_read_and_delivered() {
+        // The shared broker looks for work for compaction only every 15 s.
         let broker = Broker::start("compacted", &["--set", "log.cleaner.backoff.ms=50"]);
         let (address, topic) = (broker.addresses(), unique("compacted"));
         let mut java = Java::start(address, &["compacted", &topic]);
-        let told = java.until("done");
+        let reported = java.until("done");
         java.end();
         let settings = Settings::plain(vec![address.to_owned()]);
         let (engine, cluster) = (Kafka::connect(settings.clone()).await.unwrap(), Cluster::new(settings));
         let log = engine.open(&topic, None).await.unwrap();
         let end = closed_end(&*log, &cluster, 0).await;
 
-        // The last batch is in a segment that is never compacted; before it the last record of each key stays.
-        let all = given(&told, &topic, 0);
+        // The last batch is in a segment that is never compacted. Before it, only the last record of each key is left.
+        let all = committed_records(&reported, &topic, 0);
         let last_batch = all[all.len() - 20].offset;
-        let last: HashMap<Option<&[u8]>, i64> =
-            all.iter().filter(|told| told.offset < last_batch).map(|told| (told.record.key(), told.offset)).collect();
-        let stays = |told: &Told| told.offset >= last_batch || last[&told.record.key()] == told.offset;
-        let left: Vec<Told> = all.iter().filter(|told| stays(told)).map(|told| (*told).clone()).collect();
+        let last: HashMap<Option<&[u8]>, i64> = all
+            .iter()
+            .filter(|reported| reported.offset < last_batch)
+            .map(|reported| (reported.record.key(), reported.offset))
+            .collect();
+        let stays =
+            |reported: &WrittenRecord| reported.offset >= last_batch || last[&reported.record.key()] == reported.offset;
+        let left: Vec<WrittenRecord> =
+            all.iter().filter(|reported| stays(reported)).map(|reported| (*reported).clone()).collect();
         let deadline = tokio::time::Instant::now() + PATIENCE;
         loop {
             let batches = raw::batches(&cluster, &topic, 0, 0).await;
@@ -408,7 +426,7 @@ mod faults {
             assert!(tokio::time::Instant::now() < deadline, "{records} records, not {}: {batches:?}", left.len());
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
-        let written = given(&left, &topic, 0);
+        let written = committed_records(&left, &topic, 0);
         assert_read_from(&*log, 0, &written, 0..=end).await;
         assert_tiny_steps(&[Arc::clone(&log), engine.open(&topic, None).await.unwrap()], 0, &written).await;
         let dispatch = Dispatch::start(address, &topic);

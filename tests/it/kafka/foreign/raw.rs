@@ -1,4 +1,4 @@
-//! What a broker holds, looked at without eventd's log and groups: so that a test knows that it met what it is about.
+//! Reads what a broker holds without eventd's log and groups, so that a test knows that its case has occurred.
 
 use eventd::kafka::{Cluster, Who, topic_name};
 use eventd::limits::BROKER_CALL_MAX;
@@ -11,7 +11,7 @@ use tokio::time::Instant;
 const HEADER_BYTES: usize = 61;
 const CODECS: [&str; 5] = ["none", "gzip", "snappy", "lz4", "zstd"];
 
-/// A batch of records, as its header tells.
+/// A batch of records, according to its header.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Batch {
     pub(super) base: i64,
@@ -21,11 +21,11 @@ pub(super) struct Batch {
     pub(super) of_broker_time: bool,
     pub(super) transactional: bool,
     pub(super) control: bool,
-    /// Those that compaction has left.
+    /// The number of records that compaction has left.
     pub(super) records: i32,
 }
 
-/// Every batch of a partition, from this offset to its end; also those of open transactions.
+/// Every batch of a partition from this offset to its end, including those of open transactions.
 pub(super) async fn batches(cluster: &Cluster, topic: &str, partition: u32, from: i64) -> Vec<Batch> {
     let (mut batches, mut at) = (Vec::new(), from);
     loop {
@@ -43,13 +43,13 @@ pub(super) async fn batches(cluster: &Cluster, topic: &str, partition: u32, from
         let stretch = data.records.unwrap_or_default();
         let mut rest: &[u8] = &stretch;
         let before = batches.len();
-        while let Some((batch, behind)) = first_of(rest) {
+        while let Some((batch, after)) = first_of(rest) {
             at = batch.last + 1;
             batches.push(batch);
-            rest = behind;
+            rest = after;
         }
         if batches.len() == before {
-            assert_eq!(at, data.high_watermark, "{topic} {partition}: nothing more is given");
+            assert_eq!(at, data.high_watermark, "{topic} {partition}: the broker returns nothing more");
             return batches;
         }
     }
@@ -59,8 +59,8 @@ fn first_of(stretch: &[u8]) -> Option<(Batch, &[u8])> {
     let i64_at = |at: usize| Some(i64::from_be_bytes(*stretch.get(at..)?.first_chunk()?));
     let i32_at = |at: usize| Some(i32::from_be_bytes(*stretch.get(at..)?.first_chunk()?));
     let bytes = usize::try_from(i32_at(8)?).ok()? + 12;
-    let behind = stretch.get(bytes..)?;
-    assert!(bytes >= HEADER_BYTES && stretch[16] == 2, "no batch of format 2");
+    let after = stretch.get(bytes..)?;
+    assert!(bytes >= HEADER_BYTES && stretch[16] == 2, "not a batch of format 2");
     let attributes = stretch[22];
     let batch = Batch {
         base: i64_at(0)?,
@@ -72,10 +72,10 @@ fn first_of(stretch: &[u8]) -> Option<(Batch, &[u8])> {
         control: attributes & 32 != 0,
         records: i32_at(57)?,
     };
-    Some((batch, behind))
+    Some((batch, after))
 }
 
-/// What a group has committed, as Kafka's own tools see it. -1: nothing.
+/// What a group has committed, as Kafka's own tools see it, or -1.
 pub(super) async fn committed(cluster: &Cluster, group: &str, topic: &str, partition: u32) -> i64 {
     let asked =
         OffsetFetchRequestTopic::default().with_name(topic_name(topic)).with_partition_indexes(vec![partition as i32]);

@@ -1,5 +1,5 @@
-//! A full quota (EDQUOT), for the files of one database: a library that a test builds and has loaded before libc. It is
-//! not a module of the tests; `sqlite/quota.rs` builds and uses it.
+//! Simulates a full quota (EDQUOT) for the files of one database. A test builds this library and preloads it before
+//! libc. It is not a module of the tests; `sqlite/quota/mod.rs` builds and uses it.
 
 use std::ffi::{c_int, c_long, c_void};
 
@@ -15,7 +15,7 @@ const WRITE: (c_long, c_long) = (1, 18);
 #[cfg(target_arch = "aarch64")]
 const WRITE: (c_long, c_long) = (64, 68);
 
-/// Whether the quota is used up, and the file counts for it.
+/// Whether the quota is used up and this file counts towards it.
 fn is_over(fd: c_int) -> bool {
     let (Some(marker), Ok(counts)) =
         (std::env::var_os("EVENTD_TEST_QUOTA_IS_FULL"), std::env::var("EVENTD_TEST_QUOTA_COUNTS"))

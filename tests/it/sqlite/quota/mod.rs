@@ -1,4 +1,4 @@
-//! A full quota, which SQLite tells as an I/O error: to eventd it is a full disk like any other.
+//! A full quota. SQLite reports it as an I/O error, but eventd treats it like any full disk.
 
 use super::processes::{events_in, post};
 use crate::support::client::Client;
@@ -8,7 +8,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-/// Builds the library that makes writes fail. Quotas themselves need a file system and rights that a test does not have.
+/// Builds the library that makes writes fail. A real quota needs a file system and permissions that a test does not
+/// have.
 fn library(folder: &Path) -> PathBuf {
     let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/it/sqlite/quota/library.rs");
     let library = folder.join("libquota.so");
@@ -22,7 +23,8 @@ fn library(folder: &Path) -> PathBuf {
     library
 }
 
-/// Has the quota used up, once the marker is there, for files whose path holds this.
+/// Preloads the library. Once the returned marker file exists, the quota is used up for files whose path contains
+/// `counts`.
 fn under_quota(command: &mut Command, other: &Path, counts: &str) -> PathBuf {
     let full = other.join("full");
     command.env("LD_PRELOAD", library(other));
@@ -31,7 +33,7 @@ fn under_quota(command: &mut Command, other: &Path, counts: &str) -> PathBuf {
 }
 
 #[test]
-fn a_full_quota_refuses_events_and_goes_on_by_itself_once_there_is_room() {
+fn a_full_quota_refuses_events_and_recovers_by_itself() {
     let (folder, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let mut ingest = command(folder.path(), &["ingest", "--url", "sqlite:eventd.db", "--listen", "127.0.0.1:0"]);
     let full = under_quota(&mut ingest, other.path(), "eventd.db");
@@ -52,12 +54,12 @@ fn a_full_quota_refuses_events_and_goes_on_by_itself_once_there_is_room() {
     let ending = program.stop();
     assert_eq!(ending.code(), 0, "{}", ending.said);
     let left: Vec<_> = fs::read_dir(folder.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
-    assert_eq!(left, ["eventd.db"], "no probe is left behind");
+    assert_eq!(left, ["eventd.db"], "no probe file is left");
     assert_eq!(events_in(&folder.path().join("eventd.db")), 11);
 }
 
 #[test]
-fn a_lock_whose_text_finds_no_room_still_counts() {
+fn a_lock_file_without_room_for_its_text_still_locks() {
     let (folder, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let dispatch = ["dispatch", "--url", "sqlite:eventd.db", "--dest", "out"];
     let mut first = command(folder.path(), &dispatch);
