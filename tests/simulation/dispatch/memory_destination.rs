@@ -1,7 +1,7 @@
-//! A destination in memory that does whatever a destination may do: answers late or never, asks for patience, refuses,
-//! takes an event and loses its answer, fails one user for ever, is slow for another, or is out for everybody.
+//! A destination in memory that does everything that a destination may do: it answers late or never, answers "busy",
+//! refuses, accepts an event and loses the answer, always fails for one user, is slow for another, or is in an outage.
 
-use crate::dispatch::oracle::{Handed, User};
+use crate::dispatch::oracle::{DeliveredRun, User};
 use crate::dispatch::random::Random;
 use crate::dispatch::world::{Call, Handle};
 use eventd::BoxFuture;
@@ -12,19 +12,19 @@ use eventd::limits::ATTEMPT_ABANDON_AFTER;
 use std::time::Duration;
 use tokio::time::Instant;
 
-/// How the whole destination is out.
+/// How the whole destination fails in an outage.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Outage {
     Unreachable,
-    /// Answers 500 to everybody.
+    /// Answers every request with 500.
     Fails,
-    /// Answers 422 to everybody.
+    /// Answers every request with 422.
     Refuses,
-    /// Takes connections and never answers.
+    /// Accepts connections and never answers.
     Hangs,
 }
 
-/// What the destination does to attempts that begin now. Chances in percent.
+/// What the destination does with attempts that begin now. Chances are in percent.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Behaviour {
     pub(crate) outage: Option<Outage>,
@@ -33,27 +33,27 @@ pub(crate) struct Behaviour {
     pub(crate) refuses: u64,
     pub(crate) unreachable: u64,
     pub(crate) hangs: u64,
-    /// Takes the event, and the answer is lost.
+    /// Accepts the event, but the answer is lost.
     pub(crate) loses_answer: u64,
     pub(crate) latency_ms_max: u64,
     pub(crate) failing_user: Option<User>,
     pub(crate) refused_user: Option<User>,
-    /// Are asked for patience, each time.
+    /// Always get the answer "busy".
     pub(crate) busy_users: Vec<User>,
     pub(crate) slow_user: Option<(User, Duration)>,
 }
 
-/// What becomes of one attempt.
+/// What happens to one attempt.
 #[derive(Debug, Clone, Copy)]
 enum Fate {
     Delivered,
     Failed(Verdict),
-    /// Never answers, not at the deadline either.
+    /// Never answers, not even at the deadline.
     Hangs,
 }
 
 impl Behaviour {
-    /// The same without anything random: what is left is what lasts.
+    /// Removes everything random. Only what lasts is left.
     pub(crate) fn calm(&mut self) {
         *self = Self {
             latency_ms_max: self.latency_ms_max.min(20),
@@ -96,7 +96,7 @@ impl Behaviour {
 
     fn latency(&self, event: &Event, random: &mut Random) -> Duration {
         match &self.slow_user {
-            // An outage is quick to say so, unless it hangs.
+            // In an outage the destination answers quickly, unless it hangs.
             _ if self.outage.is_some() => random.millis(0, 50),
             Some((user, time)) if user.as_deref() == event.record.key() => *time,
             _ => random.millis(0, self.latency_ms_max),
@@ -104,7 +104,7 @@ impl Behaviour {
     }
 }
 
-/// The fate that was chosen for one single call.
+/// The fate for a single chosen call.
 fn chosen(way: u32) -> Fate {
     let patience = Some(Duration::from_millis(700));
     [
@@ -117,7 +117,7 @@ fn chosen(way: u32) -> Fate {
     ][way as usize]
 }
 
-/// The destination, as one life of dispatch sees it.
+/// The destination as one life of dispatch sees it.
 #[derive(Debug)]
 pub(crate) struct MemoryDestination {
     pub(crate) handle: Handle,
@@ -125,7 +125,7 @@ pub(crate) struct MemoryDestination {
     pub(crate) attempt_timeout: Duration,
 }
 
-/// An attempt that has not answered. Where its caller drops it, nobody saw what became of it.
+/// An attempt without an answer so far. If its caller drops it, the caller never learns what happened.
 struct InFlight<'a> {
     destination: &'a MemoryDestination,
     id: Option<u64>,
@@ -136,7 +136,7 @@ impl Drop for InFlight<'_> {
         if let Some(id) = self.id {
             let Handle { world, life } = &self.destination.handle;
             let now = world.now();
-            let is_cut = self.destination.behind_fence(now).is_some();
+            let is_cut = self.destination.after_lease(now).is_some();
             self.destination.judge_end(id, now);
             let mut state = world.lock();
             state.note(now, *life, format_args!("drops attempt {id}"));
@@ -148,22 +148,22 @@ impl Drop for InFlight<'_> {
 }
 
 impl MemoryDestination {
-    /// How long ago the next owner was let in. `None`: it was not.
-    fn behind_fence(&self, now: Duration) -> Option<Duration> {
+    /// How long ago the lease ended. `None` if it has not.
+    fn after_lease(&self, now: Duration) -> Option<Duration> {
         let lease = self.handle.world.lock().members.lease_deadline(self.handle.life)?;
         now.checked_sub(self.handle.world.moment(lease))
     }
 
-    /// The process is at work, and waits for an attempt longer than it may.
+    /// Checks that a running process does not wait for an attempt longer than its lease allows.
     fn judge_end(&self, id: u64, now: Duration) {
         let Handle { world, life } = &self.handle;
-        if !world.is_dying(*life) && self.behind_fence(now).is_some_and(|since| !since.is_zero()) {
+        if !world.is_dying(*life) && self.after_lease(now).is_some_and(|since| !since.is_zero()) {
             world.lock().oracle.fail(format!("life {life} waits for attempt {id} beyond its lease"));
         }
     }
 
-    /// What each run comes to, how long the hand-over takes, and whether it answers at all.
-    fn fates(&self, runs: &[Handed], way: Option<u32>) -> (Vec<Report>, Duration, bool) {
+    /// The report of each run, how long the delivery batch takes, and whether it is answered at all.
+    fn fates(&self, runs: &[DeliveredRun], way: Option<u32>) -> (Vec<Report>, Duration, bool) {
         let mut guard = self.handle.world.lock();
         let state = &mut *guard;
         let (behaviour, random) = (&state.behaviour, &mut state.random);
@@ -204,22 +204,22 @@ impl Destination for MemoryDestination {
         Box::pin(async move {
             let (handle, world) = (&self.handle, &self.handle.world);
             let way = handle.begin(Call::Deliver).await;
-            let runs: Vec<Handed> = delivery_batch
+            let runs: Vec<DeliveredRun> = delivery_batch
                 .runs
                 .iter()
-                .map(|run| Handed {
+                .map(|run| DeliveredRun {
                     events: delivery_batch.events_of(run).to_vec(),
                     attempt: run.attempt,
                     gap: run.gap,
                 })
                 .collect();
             let (now, deadline) = (world.now(), world.moment(delivery_batch.deadline.at));
-            let is_behind_fence = self.behind_fence(now).is_some();
+            let is_behind_fence = self.after_lease(now).is_some();
             let id = {
                 let mut guard = world.lock();
                 let state = &mut *guard;
                 if is_behind_fence {
-                    state.oracle.fail(format!("life {} begins an attempt behind its lease", handle.life));
+                    state.oracle.fail(format!("life {} begins an attempt after the end of its lease", handle.life));
                 }
                 let until = now + self.attempt_timeout + ATTEMPT_ABANDON_AFTER;
                 let partition = delivery_batch.partition;

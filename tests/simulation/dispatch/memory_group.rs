@@ -1,6 +1,6 @@
-//! A group in memory, held to the contract of `eventd::group`: partitions move in order (`Revoked`, `released`, `Assigned`)
-//! or are lost with a session, commits are fenced by the ownership that they were sent under and may fail in every
-//! way, and the lease of a session is never later than the next owner's beginning.
+//! A group in memory that keeps the contract of `eventd::group`. Partitions move in order (`Revoked`, `released`,
+//! `Assigned`) or are lost with a session. Commits are fenced by the ownership under which they were sent, and may fail
+//! in every way. The lease of a session ends before the next owner starts.
 
 use crate::dispatch::oracle::Life;
 use crate::dispatch::world::{Call, Handle, State as WorldState, World, WriteFault};
@@ -18,18 +18,18 @@ pub(crate) const NAME: &str = "file-1";
 #[derive(Debug, Default)]
 struct Partition {
     owner: Option<Life>,
-    /// Grows with every owner: what a commit is fenced by.
+    /// Grows with every owner. It fences commits of earlier ones.
     epoch: u64,
-    /// Who should own it.
+    /// The life that should own it.
     wanted: Option<Life>,
-    taken: bool,
+    revoked: bool,
     committed: Option<PartitionState>,
     requested: Option<OffsetReset>,
-    /// A commit that was sent later is never stored earlier: they go over one connection.
+    /// Commits share one connection, so a commit that was sent later is never stored earlier.
     stored_until: Duration,
     commits_sent: u64,
     last_stored: u64,
-    /// A commit of this owner failed since it was told to hand over, or the life to stop.
+    /// Whether a commit of this owner failed since the partition was revoked or the life was told to stop.
     commit_failed: bool,
 }
 
@@ -37,12 +37,12 @@ struct Partition {
 struct Member {
     changes: VecDeque<(Change, Instant)>,
     session: Option<Duration>,
-    /// When the session ends, where the member cannot reach the group any more.
+    /// The end of the session if the member cannot reach the group any more.
     cut_off: Option<Instant>,
     stopping: bool,
 }
 
-/// All members of the group, and what is stored.
+/// All members of the group, and the stored commits.
 #[derive(Debug)]
 pub(crate) struct Members {
     partitions: Vec<Partition>,
@@ -54,59 +54,59 @@ impl Members {
         Self { partitions: (0..partitions).map(|_| Partition::default()).collect(), members: BTreeMap::new() }
     }
 
-    /// A process joins. With a session its attempts are fenced.
+    /// A process joins. With a session, its attempts are bounded by a lease.
     pub(crate) fn join(&mut self, life: Life, session: Option<Duration>) {
         self.members.insert(life, Member { session, ..Member::default() });
     }
 
-    /// Its session ends, or it left: what it owned is free. It is told so after `told_after`.
+    /// The session ended, or the member left: its partitions are free. The member learns it after `told_after`.
     pub(crate) fn lose(&mut self, life: Life, told_after: Duration) {
         let at = Instant::now() + told_after;
         let Some(member) = self.members.get_mut(&life) else { return };
         for (part, number) in self.partitions.iter_mut().zip(0u32..) {
             if part.owner == Some(life) {
-                (part.owner, part.taken) = (None, false);
+                (part.owner, part.revoked) = (None, false);
                 member.changes.push_back((Change::Lost(number), at));
             }
         }
     }
 
-    /// A process is gone.
+    /// A process has ended.
     pub(crate) fn forget(&mut self, life: Life) {
         self.lose(life, Duration::ZERO);
         self.members.remove(&life);
     }
 
-    /// From now on no heartbeat gets through. Answers with the end of the session.
+    /// No heartbeat arrives from now on. Returns the end of the session.
     pub(crate) fn cut_off(&mut self, life: Life) -> Option<Instant> {
         let member = self.members.get_mut(&life)?;
         member.cut_off = Some(Instant::now() + member.session?);
         member.cut_off
     }
 
-    /// Heartbeats get through again.
+    /// Heartbeats arrive again.
     pub(crate) fn reconnect(&mut self, life: Life) {
         if let Some(member) = self.members.get_mut(&life) {
             member.cut_off = None;
         }
     }
 
-    /// From now on it matters whether commits fail: the life hands over everything.
+    /// The life drains. From now on it matters whether its commits fail.
     pub(crate) fn stopping(&mut self, life: Life) {
         if let Some(member) = self.members.get_mut(&life) {
             member.stopping = true;
         }
-        for part in self.partitions.iter_mut().filter(|part| part.owner == Some(life) && !part.taken) {
+        for part in self.partitions.iter_mut().filter(|part| part.owner == Some(life) && !part.revoked) {
             part.commit_failed = false;
         }
     }
 
-    /// Another position is asked for. `false`: it is already.
-    pub(crate) fn ask(&mut self, partition: u32, wanted: OffsetReset) -> bool {
+    /// Stores a requested offset reset. Returns false if it was already applied.
+    pub(crate) fn request_reset(&mut self, partition: u32, wanted: OffsetReset) -> bool {
         self.partitions[partition as usize].requested.replace(wanted) != Some(wanted)
     }
 
-    /// Applies it where nobody owns the partition: the answer is the state then.
+    /// Applies a reset if the partition has no owner. Returns the resulting state.
     pub(crate) fn apply(&mut self, partition: u32, wanted: OffsetReset) -> Option<PartitionState> {
         let part = &mut self.partitions[partition as usize];
         let is_empty = part.owner.is_none();
@@ -115,12 +115,12 @@ impl Members {
         Some(state.clone())
     }
 
-    /// What is stored of each partition.
+    /// What is stored for each partition.
     pub(crate) fn committed(&self) -> Vec<Option<PartitionState>> {
         self.partitions.iter().map(|part| part.committed.clone()).collect()
     }
 
-    /// The last move of each partition that was asked for.
+    /// The last requested reset of each partition.
     pub(crate) fn requested(&self) -> Vec<Option<OffsetReset>> {
         self.partitions.iter().map(|part| part.requested).collect()
     }
@@ -129,7 +129,7 @@ impl Members {
         self.members.is_empty()
     }
 
-    /// Until when this life may begin something; `None`: it is no member, or has no session.
+    /// The end of this life's lease. `None` if it is not a member or has no session.
     pub(crate) fn lease_deadline(&self, life: Life) -> Option<Instant> {
         let member = self.members.get(&life)?;
         Some(member.cut_off.unwrap_or(Instant::now() + member.session?))
@@ -139,28 +139,29 @@ impl Members {
         self.partitions[partition as usize].committed.is_some()
     }
 
-    pub(crate) fn want(&mut self, partition: u32, life: Option<Life>) {
+    pub(crate) fn set_owner(&mut self, partition: u32, life: Option<Life>) {
         self.partitions[partition as usize].wanted = life;
     }
 
-    /// Whether every partition is owned by who should own it.
+    /// Whether every partition is owned by the life that should own it.
     pub(crate) fn is_balanced(&self) -> bool {
         self.partitions.iter().all(|part| part.owner.is_some() && part.owner == part.wanted)
     }
 
-    /// Takes from those who should not own, and gives what is free. Answers how many were taken.
+    /// Revokes partitions from lives that should not own them, and assigns the free ones. Returns the number of revoked
+    /// partitions.
     pub(crate) fn balance(&mut self) -> u64 {
         let now = Instant::now();
-        let mut taken = 0;
+        let mut revoked = 0;
         for (part, number) in self.partitions.iter_mut().zip(0u32..) {
             match (part.owner, part.wanted) {
                 (Some(owner), wanted) if wanted != Some(owner) => {
                     if let Some(member) = self.members.get_mut(&owner)
-                        && !std::mem::replace(&mut part.taken, true)
+                        && !std::mem::replace(&mut part.revoked, true)
                     {
                         part.commit_failed = false;
                         member.changes.push_back((Change::Revoked(number), now));
-                        taken += 1;
+                        revoked += 1;
                     }
                 }
                 (None, Some(wanted)) => {
@@ -168,23 +169,23 @@ impl Members {
                     if let Some(member) = member.filter(|member| member.cut_off.is_none() && !member.stopping) {
                         part.owner = Some(wanted);
                         part.epoch += 1;
-                        (part.taken, part.commit_failed) = (false, false);
+                        (part.revoked, part.commit_failed) = (false, false);
                         member.changes.push_back((Change::Assigned(number), now));
                     }
                 }
                 _ => {}
             }
         }
-        taken
+        revoked
     }
 }
 
-/// The group, as one life of dispatch sees it.
+/// The group as one life of dispatch sees it.
 #[derive(Debug)]
 pub(crate) struct MemoryGroup(pub(crate) Handle);
 
-/// A commit on its way: where its caller drops it, it is stored all the same or not, as was drawn before.
-struct OnItsWay<'a> {
+/// A commit in flight. If its caller drops it, it may be stored all the same; this was decided before.
+struct PendingWrite<'a> {
     handle: &'a Handle,
     partition: u32,
     epoch: u64,
@@ -192,13 +193,13 @@ struct OnItsWay<'a> {
     state: Option<PartitionState>,
 }
 
-impl Drop for OnItsWay<'_> {
+impl Drop for PendingWrite<'_> {
     fn drop(&mut self) {
         if let Some(state) = self.state.take() {
             let now = self.handle.world.now();
             let mut world = self.handle.world.lock();
             if self.number > world.members.partitions[self.partition as usize].last_stored {
-                // Refused or stored: nobody waits for the answer.
+                // Refused or stored: the caller no longer waits for the answer.
                 let _nobody_waits =
                     store(&mut world, self.handle.life, self.partition, self.epoch, self.number, state, now);
             }
@@ -206,7 +207,7 @@ impl Drop for OnItsWay<'_> {
     }
 }
 
-/// Without the number of a move, which is made of the real time.
+/// Leaves out the number of the reset, which depends on the real time.
 fn shown(state: &PartitionState) -> String {
     let PartitionState { watermark, settled, moved } = state;
     format!("{watermark} {settled:?}{}", if moved.is_some() { " moved" } else { "" })
@@ -251,7 +252,7 @@ impl Group for MemoryGroup {
                 state.members.forget(*life);
                 state.oracle.lost_all(*life, now);
                 world.happened.notify_one();
-                return Err(Failure::refused("fenced", "the group does not know this member any more"));
+                return Err(Failure::refused("fenced", "the group no longer has this member"));
             }
             loop {
                 let moved = world.members_changed.notified();
@@ -268,9 +269,9 @@ impl Group for MemoryGroup {
                         }
                         state.note(now, *life, format_args!("{change:?}"));
                         match change {
-                            Change::Assigned(partition) => state.oracle.given(*life, partition),
+                            Change::Assigned(partition) => state.oracle.assigned(*life, partition),
                             Change::Lost(partition) => state.oracle.lost(*life, partition, now),
-                            Change::Revoked(partition) => state.oracle.taken(*life, partition, now),
+                            Change::Revoked(partition) => state.oracle.revoked(*life, partition, now),
                         }
                         return Ok(change);
                     }
@@ -291,7 +292,7 @@ impl Group for MemoryGroup {
             let part = &mut state.members.partitions[partition as usize];
             if part.owner == Some(*life) {
                 state.oracle.released(*life, partition, !part.commit_failed);
-                (part.owner, part.taken) = (None, false);
+                (part.owner, part.revoked) = (None, false);
                 state.members.balance();
             }
             drop(guard);
@@ -330,7 +331,7 @@ impl Group for MemoryGroup {
                 part.stored_until = part.stored_until.max(now + before);
                 let before = part.stored_until - now;
                 part.commits_sent += 1;
-                let on_its_way = OnItsWay {
+                let on_its_way = PendingWrite {
                     handle: &self.0,
                     partition,
                     epoch: part.epoch,
@@ -343,7 +344,9 @@ impl Group for MemoryGroup {
             on_its_way.state = None;
             let (epoch, number) = (on_its_way.epoch, on_its_way.number);
             match fault {
-                Some(WriteFault::Refused) => Err(Failure::refused("group-unavailable", "the group takes nothing now")),
+                Some(WriteFault::Refused) => {
+                    Err(Failure::refused("group-unavailable", "the group accepts no commits now"))
+                }
                 Some(WriteFault::UnknownLost | WriteFault::UnknownLate) => {
                     Err(Failure::unknown("time-out", "no answer from the group"))
                 }
@@ -376,7 +379,7 @@ impl Group for MemoryGroup {
         self.0.world.lock().members.lease_deadline(self.0.life)
     }
 
-    /// The driver takes the partitions of a process that it stops.
+    /// The driver revokes the partitions of a process that it stops.
     fn drain(&self) {}
 
     fn leave(&self) -> BoxFuture<'_, ()> {
@@ -394,10 +397,10 @@ impl Group for MemoryGroup {
 }
 
 impl World {
-    /// Takes and gives what the wanted owners say. Answers how many handovers began.
+    /// Revokes and assigns partitions as wanted. Returns the number of revocations.
     pub(crate) fn balance(&self) -> u64 {
-        let taken = self.lock().members.balance();
+        let revoked = self.lock().members.balance();
         self.members_changed.notify_waiters();
-        taken
+        revoked
     }
 }

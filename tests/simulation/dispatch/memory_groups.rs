@@ -1,5 +1,5 @@
-//! Groups by their names, as a replay works with them: the destination's own, asked and moved from outside, and those
-//! that one process holds alone (a replay's progress, the marks of its dead letters).
+//! Groups by name, as a replay uses them: the destination's own group, whose position is read and reset from outside,
+//! and groups that one process holds alone (a replay's progress, the marks of its dead letters).
 
 use crate::dispatch::memory_group::NAME;
 use crate::dispatch::oracle::{Life, Rules, claims};
@@ -13,14 +13,14 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex};
 use tokio::time::Instant;
 
-/// The group that says which dead letters were redriven.
+/// The group that records which dead letters were redriven.
 pub(crate) const REDRIVEN: &str = "file-1.dead";
-/// What the name of a replay's own group begins with; its id follows.
+/// The prefix of the name of a replay's own group. The id of the replay follows.
 const REPLAY: &str = "file-1.replay.";
 
 /// The groups that one process holds alone.
 #[derive(Debug, Default)]
-pub(crate) struct Alone {
+pub(crate) struct ExclusiveGroups {
     groups: BTreeMap<String, Held>,
 }
 
@@ -30,15 +30,15 @@ struct Held {
     committed: BTreeMap<u32, PartitionState>,
 }
 
-impl Alone {
-    /// What is stored of each partition.
+impl ExclusiveGroups {
+    /// What is stored for each partition.
     pub(crate) fn committed(&self, name: &str) -> Vec<Option<PartitionState>> {
         let Some(held) = self.groups.get(name) else { return Vec::new() };
         let partitions = held.committed.keys().last().map_or(0, |last| last + 1);
         (0..partitions).map(|partition| held.committed.get(&partition).cloned()).collect()
     }
 
-    /// A process is gone.
+    /// A process has ended.
     pub(crate) fn forget(&mut self, life: Life) {
         for held in self.groups.values_mut().filter(|held| held.holder == Some(life)) {
             held.holder = None;
@@ -50,7 +50,7 @@ impl Alone {
     }
 }
 
-/// All groups, as one life of a replay sees them.
+/// All groups as one life of a replay sees them.
 #[derive(Debug)]
 pub(crate) struct MemoryGroups {
     pub(crate) handle: Handle,
@@ -62,7 +62,7 @@ fn unavailable() -> JoinError {
 }
 
 impl MemoryGroups {
-    /// One write, which fails in one of the ways of writes.
+    /// Makes one write, which may fail in one of the ways of writes.
     async fn write<T>(&self, call: Call, effect: impl FnOnce(&mut WorldState) -> T) -> Result<T, JoinError> {
         let (handle, world) = (&self.handle, &self.handle.world);
         let way = handle.begin(call).await;
@@ -115,7 +115,7 @@ impl Groups for MemoryGroups {
         _name: &'a str,
         _log: &'a Arc<dyn Log>,
     ) -> BoxFuture<'a, Result<PastCommits, JoinError>> {
-        unreachable!("a replay is given the name of its destination")
+        unreachable!("a replay knows the name of its destination")
     }
 
     fn join<'a>(
@@ -165,8 +165,8 @@ impl Groups for MemoryGroups {
     ) -> BoxFuture<'a, Result<(), JoinError>> {
         Box::pin(self.write(Call::Request, move |state| {
             for (partition, wanted) in moves {
-                if state.members.ask(*partition, *wanted) {
-                    state.oracle.asked(*partition, *wanted);
+                if state.members.request_reset(*partition, *wanted) {
+                    state.oracle.reset_requested(*partition, *wanted);
                 }
             }
         }))
@@ -219,7 +219,7 @@ impl Groups for MemoryGroups {
     }
 }
 
-/// A group of which this life holds everything.
+/// A group of which this life holds every partition.
 #[derive(Debug)]
 struct HeldGroup {
     handle: Handle,
@@ -238,7 +238,7 @@ impl HeldGroup {
         }
     }
 
-    /// Stores a commit, where this life holds the group still.
+    /// Stores a commit if this life still holds the group.
     fn store(&self, partition: u32, commit: &PartitionState) -> Result<(), Failure> {
         let (life, now) = (self.handle.life, self.handle.world.now());
         let mut guard = self.handle.world.lock();
@@ -250,12 +250,13 @@ impl HeldGroup {
             let before = state.groups.committed(REDRIVEN).get(partition as usize).cloned().flatten();
             let is_new =
                 |offset: &i64| claims(commit, *offset) && !before.as_ref().is_some_and(|old| claims(old, *offset));
-            let marked: Vec<i64> = state.topics.letters(partition).map(|(offset, _)| offset).filter(is_new).collect();
+            let marked: Vec<i64> =
+                state.topics.dead_letters(partition).map(|(offset, _)| offset).filter(is_new).collect();
             let wrong = marked.into_iter().find(|offset| !state.replays.has_redriven(partition, *offset));
             if let Some(offset) = wrong {
                 state
                     .oracle
-                    .fail(format!("life {life} marks the letter {offset} of {partition}, which was not redriven"));
+                    .fail(format!("life {life} marks the dead letter {offset} of {partition}, which was not redriven"));
             }
         } else if let Some(oracle) = state.replays.oracle_of(life) {
             oracle.committed(Some(life), partition, commit, now);
@@ -287,9 +288,9 @@ impl Group for HeldGroup {
                 if let Some(oracle) = world.lock().oracle_of(*life) {
                     oracle.lost_all(*life, now);
                 }
-                return Err(Failure::refused("fenced", "the group does not know this member any more"));
+                return Err(Failure::refused("fenced", "the group no longer has this member"));
             }
-            let next = self.changes.lock().expect("nobody panics while it holds the changes").pop_front();
+            let next = self.changes.lock().expect("no thread panics while it holds the changes").pop_front();
             match next {
                 Some(change) => Ok(change),
                 None => std::future::pending().await,
@@ -338,7 +339,7 @@ impl Group for HeldGroup {
                         oracle.commit_tried(*life, partition, now);
                     }
                 }
-                let what = if self.name == REDRIVEN { "marks letters" } else { "commits its progress" };
+                let what = if self.name == REDRIVEN { "marks dead letters" } else { "commits its progress" };
                 let PartitionState { watermark, settled, .. } = &commit;
                 state.note(now, *life, format_args!("{what} in {partition}: {watermark} {settled:?}"));
                 let percent = state.rates.commit_fails;
@@ -346,7 +347,9 @@ impl Group for HeldGroup {
             };
             self.handle.sleep(before).await;
             match fault {
-                Some(WriteFault::Refused) => Err(Failure::refused("group-unavailable", "the group takes nothing now")),
+                Some(WriteFault::Refused) => {
+                    Err(Failure::refused("group-unavailable", "the group accepts no commits now"))
+                }
                 Some(WriteFault::UnknownLost | WriteFault::UnknownLate) => {
                     Err(Failure::unknown("time-out", "no answer from the group"))
                 }

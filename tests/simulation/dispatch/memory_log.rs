@@ -1,6 +1,6 @@
-//! An engine and its topics in memory, held to the contract of `eventd::log`, with faults: appends that are refused or
-//! whose outcome is unknown (stored, not stored, stored later), fetches that are not available, offsets without a
-//! record, topics that cannot be made for a while.
+//! An engine and its topics in memory that keep the contract of `eventd::log`, with faults: appends that are refused or
+//! have an unknown outcome (stored, not stored, stored later), fetches that fail, offsets without a record, and topics
+//! that cannot be created for a while.
 
 use crate::dispatch::oracle::Oracle;
 use crate::dispatch::world::{Call, Handle, State, World, WriteFault};
@@ -15,8 +15,8 @@ use tokio::time::Instant;
 
 /// The topic that is delivered.
 pub(crate) const TOPIC: &str = "user-events";
-/// Its dead letters, and the records of its replays.
-pub(crate) const LETTERS: &str = "user-events.file-1.dead";
+/// The topics of its dead letters and of the audit records of its replays.
+pub(crate) const DEAD_LETTERS: &str = "user-events.file-1.dead";
 const AUDIT: &str = "user-events.audit";
 
 #[derive(Debug, Default)]
@@ -30,11 +30,11 @@ struct Partition {
 #[derive(Debug)]
 pub(crate) struct Topics {
     topics: BTreeMap<String, Vec<Partition>>,
-    /// Of a hundred appends, how many are followed by offsets without a record.
+    /// The percentage of appends that are followed by offsets without a record.
     gaps: u64,
     /// The most records in one answer to a fetch.
     fetch_events_max: usize,
-    /// Partitions and offsets of events that cannot be read.
+    /// The partitions and offsets of events that cannot be read.
     damaged: BTreeSet<(u32, i64)>,
 }
 
@@ -50,7 +50,7 @@ impl Topics {
         self.topics.entry(topic.to_owned()).or_insert_with(made);
     }
 
-    /// The event at this offset cannot be read from now on, whether it is there yet or not.
+    /// Makes the event at this offset unreadable, even if it is appended later.
     pub(crate) fn damage(&mut self, partition: u32, offset: i64) {
         self.damaged.insert((partition, offset.max(0)));
     }
@@ -67,14 +67,14 @@ impl Topics {
         self.topics[TOPIC][partition as usize].latest
     }
 
-    /// How many partitions it has; 0: it is not there.
+    /// The number of partitions of a topic, or 0 if it does not exist.
     pub(crate) fn partitions(&self, topic: &str) -> usize {
         self.topics.get(topic).map_or(0, Vec::len)
     }
 
     /// The dead letters of one partition.
-    pub(crate) fn letters(&self, partition: u32) -> impl Iterator<Item = (i64, &Record)> {
-        let part = self.topics.get(LETTERS).and_then(|parts| parts.get(partition as usize));
+    pub(crate) fn dead_letters(&self, partition: u32) -> impl Iterator<Item = (i64, &Record)> {
+        let part = self.topics.get(DEAD_LETTERS).and_then(|parts| parts.get(partition as usize));
         part.into_iter().flat_map(|part| &part.events).map(|(offset, record)| (*offset, record))
     }
 
@@ -89,7 +89,7 @@ impl Topics {
 }
 
 impl World {
-    /// Stores records at once, and tells the oracle what that means.
+    /// Stores records at once, and tells the oracle.
     pub(crate) fn append(&self, topic: &str, partition: u32, records: &[Record]) -> i64 {
         let now = self.now();
         let mut guard = self.lock();
@@ -104,7 +104,7 @@ impl World {
             } else if topic == AUDIT {
                 state.replays.audited(record);
             } else {
-                let replayed = state.replays.oracle_of_letter(record);
+                let replayed = state.replays.oracle_of_dead_letter(record);
                 replayed.unwrap_or(&mut state.oracle).dead_letter_stored(partition, record, now);
             }
             part.latest += 1;
@@ -118,7 +118,7 @@ impl World {
         first
     }
 
-    /// Retention removes everything below an offset.
+    /// Removes everything below an offset, as retention does.
     pub(crate) fn trim(&self, partition: u32, earliest: i64) {
         let now = self.now();
         let mut state = self.lock();
@@ -131,7 +131,7 @@ impl World {
     }
 }
 
-/// Makes topics for one life of dispatch.
+/// The engine as one life of dispatch sees it.
 #[derive(Debug)]
 pub(crate) struct MemoryEngine(pub(crate) Handle);
 
@@ -166,7 +166,7 @@ impl Engine for MemoryEngine {
     }
 }
 
-/// One topic, as one life of dispatch sees it.
+/// One topic as one life of dispatch sees it.
 #[derive(Debug)]
 pub(crate) struct MemoryLog {
     pub(crate) handle: Handle,
@@ -183,15 +183,15 @@ impl MemoryLog {
         found.ok_or_else(|| Failure::refused("no-such-partition", "there is no such partition"))
     }
 
-    /// Who judges how this topic is fetched, where it is the one that is delivered.
+    /// The oracle that judges how this topic is fetched. `None` if this is not the delivered topic.
     fn watcher<'s>(&self, state: &'s mut State) -> Option<&'s mut Oracle> {
         let life = self.handle.life;
         let oracle = state.oracle_of(life)?;
-        let delivered = if oracle.is_of_letters() { LETTERS } else { TOPIC };
+        let delivered = if oracle.is_of_dead_letters() { DEAD_LETTERS } else { TOPIC };
         (self.topic == delivered).then_some(oracle)
     }
 
-    /// What is there now; `None` while there is nothing at or past `from`.
+    /// What a fetch returns now. `None` if there is no record at or after `from` yet.
     fn look(&self, partition: u32, from: i64, max_bytes: usize) -> Option<Result<Fetched, FetchError>> {
         let state = self.handle.world.lock();
         let Some(part) = state.topics.partition(&self.topic, partition) else {
@@ -221,15 +221,15 @@ impl MemoryLog {
     }
 }
 
-/// An append on its way: where its caller drops it, it is stored all the same or not, as was drawn before.
-struct OnItsWay<'a> {
+/// An append in flight. If its caller drops it, it may be stored all the same; this was decided before.
+struct PendingWrite<'a> {
     log: &'a MemoryLog,
     partition: u32,
     records: Vec<Record>,
     stored_if_dropped: bool,
 }
 
-impl Drop for OnItsWay<'_> {
+impl Drop for PendingWrite<'_> {
     fn drop(&mut self) {
         if self.stored_if_dropped {
             self.log.handle.world.append(&self.log.topic, self.partition, &self.records);
@@ -253,7 +253,7 @@ impl Log for MemoryLog {
             let now = world.now();
             let (before, after, fault, stored_if_dropped) = {
                 let mut state = world.lock();
-                for record in records.iter().filter(|_| self.topic == LETTERS) {
+                for record in records.iter().filter(|_| self.topic == DEAD_LETTERS) {
                     if let Some(oracle) = state.oracle_of(handle.life) {
                         oracle.gives_up(handle.life, partition, record);
                     }
@@ -267,13 +267,13 @@ impl Log for MemoryLog {
             if records.is_empty() {
                 return Err(Failure::refused("no-records", "nothing to append"));
             }
-            let mut on_its_way = OnItsWay { log: self, partition, records, stored_if_dropped };
+            let mut on_its_way = PendingWrite { log: self, partition, records, stored_if_dropped };
             handle.sleep(before).await;
             on_its_way.stored_if_dropped = false;
             let records = std::mem::take(&mut on_its_way.records);
             let offset = match fault {
                 Some(WriteFault::Refused) => {
-                    return Err(Failure::refused("log-unavailable", "the log takes nothing now"));
+                    return Err(Failure::refused("log-unavailable", "the log accepts no records now"));
                 }
                 Some(WriteFault::UnknownLost) => None,
                 Some(WriteFault::UnknownLate) => {
@@ -294,7 +294,7 @@ impl Log for MemoryLog {
                     handle.end().await;
                     let now = world.now();
                     let mut state = world.lock();
-                    if self.topic == LETTERS
+                    if self.topic == DEAD_LETTERS
                         && let Some(oracle) = state.oracle_of(handle.life)
                     {
                         for record in &records {

@@ -1,31 +1,30 @@
-//! The simulation: the real `dispatch::run` over an in-memory log, group and destination, in time that stands still
-//! while there is anything to do, with seeded faults and crashes. An oracle that shares no code with what it judges
-//! holds it to the promises of the design.
+//! Runs the real `dispatch::run` with an in-memory log, group and destination in simulated time, with seeded faults and
+//! crashes. An oracle that shares no code with dispatch checks the promises of the design.
 //!
 //! ```text
-//!  seed ─▶ scenario ─▶ driver ─ starts, crashes, stops, moves ─▶ dispatch::run ⇄ world (log, group, destination)
+//!  seed ─▶ scenario ─▶ driver ─ starts, crashes, stops, resets ─▶ dispatch::run ⇄ world (log, group, destination)
 //!                                                                                  └─▶ oracle ─▶ violation, or none
 //! ```
 //!
 //! `EVENTD_SIM_FIRST` and `EVENTD_SIM_SEEDS` choose the seeds; a failing one is printed with the command that replays
 //! it exactly.
 
-mod drive;
-mod judgement;
-mod judges;
+mod driver;
+mod log_lines;
 mod memory_destination;
 mod memory_group;
 mod memory_groups;
 mod memory_log;
 mod oracle;
+mod oracle_tests;
+mod outage_rules;
 mod outages;
 mod random;
 mod replays;
 mod scenario;
-mod telling;
 mod world;
 
-use self::drive::{Outcome, simulate};
+use self::driver::{Outcome, simulate};
 use self::scenario::{Scenario, fixed, fixed_with_replays};
 use self::world::{CALLS, Call, Role, Single};
 
@@ -44,7 +43,7 @@ fn number(name: &str, otherwise: u64) -> u64 {
     }
 }
 
-fn story(outcome: &Outcome) -> String {
+fn end_of_trace(outcome: &Outcome) -> String {
     let from = outcome.trace.len().saturating_sub(TRACE_LINES);
     format!("{}\n{}", outcome.trace[from..].join("\n"), outcome.violation.as_deref().unwrap_or("no violation"))
 }
@@ -62,7 +61,7 @@ fn thousands_of_seeds() {
                         let scenario = Scenario::new(seed);
                         let mut outcome = simulate(&scenario);
                         if outcome.violation.is_some() {
-                            eprintln!("{}", story(&outcome));
+                            eprintln!("{}", end_of_trace(&outcome));
                             eprintln!("{:?} {:?}", scenario.config, scenario.limits);
                             panic!(
                                 "replay: EVENTD_SIM_FIRST={seed} EVENTD_SIM_SEEDS=1 cargo test --test simulation \
@@ -93,20 +92,20 @@ fn thousands_of_seeds() {
         ("moves", sum(|o| o.moves)),
         ("sessions lost", sum(|o| o.sessions_lost)),
         ("outages", sum(|o| o.outages)),
-        ("positions asked for", sum(|o| o.repositions)),
-        ("positions moved by owners", sum(|o| o.counts.moved)),
+        ("requested resets", sum(|o| o.repositions)),
+        ("resets applied by owners", sum(|o| o.counts.moved)),
         ("damaged for a while", sum(|o| o.damages)),
-        ("evident to a process", sum(|o| o.counts.outages_evident)),
+        ("outages evident to a process", sum(|o| o.counts.outages_evident)),
         ("replays", sum(|o| o.replayed)),
         ("resumed", sum(|o| o.resumes)),
         ("refused", sum(|o| o.refused)),
-        ("delivered by them", sum(|o| o.redelivered)),
-        ("given up by them", sum(|o| o.letters_again)),
+        ("events delivered by replays", sum(|o| o.redelivered)),
+        ("events given up by replays", sum(|o| o.dead_letters_again)),
     ];
     println!("# simulation: {seeds} seeds in {:?}: {counted:?}", began.elapsed());
     if seeds >= 100 {
         for (name, count) in counted {
-            assert!(count > seeds / 20, "a run with {count} {name} in {seeds} seeds proves nothing of them");
+            assert!(count > seeds / 20, "a run with {count} {name} in {seeds} seeds proves nothing about them");
         }
     }
 }
@@ -122,19 +121,20 @@ fn the_same_seed_gives_the_same_trace() {
     }
 }
 
-/// Most catastrophic failures come from a mishandled, harmless-looking error: so each call fails once, in every way.
-fn every_call_fails_once(scenario: &Scenario, role: Role, made: &[Call]) {
+/// Most catastrophic failures come from a harmless-looking error that is handled wrongly. So each call fails once, in
+/// every way.
+fn assert_no_single_failure_breaks_a_promise(scenario: &Scenario, role: Role, made: &[Call]) {
     let whole = simulate(scenario);
-    assert_eq!(whole.violation, None, "with nothing failing: {}", story(&whole));
+    assert_eq!(whole.violation, None, "with nothing failing: {}", end_of_trace(&whole));
     let mut runs = 0;
     let calls: Vec<(Call, u64)> = made.iter().map(|call| (*call, whole.calls[role as usize][*call as usize])).collect();
     for (call, calls) in &calls {
         let call = *call;
-        assert!(*calls > 0, "{call:?} is never called: its failure shows nothing");
+        assert!(*calls > 0, "{call:?} is never called, so its failure shows nothing");
         for (index, way) in (0..*calls).flat_map(|index| (0..call.ways()).map(move |way| (index, way))) {
             let single = Single { role, call, index, way };
             let outcome = simulate(&Scenario { single: Some(single), ..scenario.clone() });
-            assert!(outcome.violation.is_none(), "{single:?}: {}", story(&outcome));
+            assert!(outcome.violation.is_none(), "{single:?}: {}", end_of_trace(&outcome));
             runs += 1;
         }
     }
@@ -142,31 +142,31 @@ fn every_call_fails_once(scenario: &Scenario, role: Role, made: &[Call]) {
 }
 
 #[test]
-fn every_single_call_fails_once() {
+fn every_single_call_of_dispatch_fails_once() {
     use Call::{Append, Changed, Commit, Committed, Deliver, Earliest, Fetch, Open, Partitions, Requested};
     let made = [Open, Append, Fetch, Partitions, Earliest, Changed, Committed, Commit, Requested, Deliver];
-    every_call_fails_once(&fixed(), Role::Dispatch, &made);
+    assert_no_single_failure_breaks_a_promise(&fixed(), Role::Dispatch, &made);
 }
 
 #[test]
 fn every_single_call_of_a_replay_fails_once() {
-    // A replay has no position that anybody moves.
+    // A replay has no position that could be reset.
     let made: Vec<Call> = CALLS.into_iter().filter(|call| *call != Call::Requested).collect();
-    every_call_fails_once(&fixed_with_replays(), Role::Replay, &made);
+    assert_no_single_failure_breaks_a_promise(&fixed_with_replays(), Role::Replay, &made);
 }
 
-/// The one call that a start at the beginning never makes.
+/// A start at the earliest event never makes this call.
 #[test]
-fn the_question_where_the_log_ends_fails_once() {
+fn reading_the_latest_offset_fails_once() {
     let mut scenario = fixed();
     scenario.config.start = eventd::dispatch::Start::Latest;
     for index in 0..u64::from(scenario.partitions) {
         scenario.single = Some(Single { role: Role::Dispatch, call: Call::Latest, index, way: 0 });
         let outcome = simulate(&scenario);
-        assert!(outcome.violation.is_none(), "{}", story(&outcome));
+        assert!(outcome.violation.is_none(), "{}", end_of_trace(&outcome));
         assert!(
             outcome.calls[Role::Dispatch as usize][Call::Latest as usize] > index,
-            "the call that was to fail was never made"
+            "the call that should fail was never made"
         );
     }
 }

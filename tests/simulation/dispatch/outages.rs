@@ -1,16 +1,16 @@
-//! Outages that last long, with a backoff of minutes.
+//! Long outages, with a backoff of minutes.
 
-use crate::dispatch::drive::simulate;
+use crate::dispatch::driver::simulate;
+use crate::dispatch::end_of_trace;
+use crate::dispatch::log_lines::calm;
 use crate::dispatch::memory_destination::Outage;
 use crate::dispatch::scenario::{Action, Scenario};
-use crate::dispatch::story;
-use crate::dispatch::telling::calm;
 use eventd::core::backoff::Backoff;
 use std::time::Duration;
 
-/// Ten users have one event each when the destination goes out, and one more user comes when these back off for
+/// Ten users have one event each when the destination fails. Another user sends its first event while they back off for
 /// minutes.
-fn newcomer_in_a_long_outage(outages: &[(u64, Outage)]) -> Scenario {
+fn new_user_in_a_long_outage(outages: &[(u64, Outage)]) -> Scenario {
     let mut scenario = calm();
     scenario.config.backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(300), false).unwrap();
     scenario.users = (0..11).map(|n| Some(format!("user-{n}").into_bytes())).collect();
@@ -30,8 +30,8 @@ fn newcomer_in_a_long_outage(outages: &[(u64, Outage)]) -> Scenario {
 #[test]
 fn nothing_is_given_up_while_the_other_users_of_an_outage_back_off_for_minutes() {
     for outages in [vec![(0, Outage::Fails)], vec![(0, Outage::Unreachable), (1_190, Outage::Fails)]] {
-        let outcome = simulate(&newcomer_in_a_long_outage(&outages));
-        assert_eq!(outcome.violation, None, "{}", story(&outcome));
-        assert_eq!(outcome.counts.dead_letters, 0, "{outages:?}: {}", story(&outcome));
+        let outcome = simulate(&new_user_in_a_long_outage(&outages));
+        assert_eq!(outcome.violation, None, "{}", end_of_trace(&outcome));
+        assert_eq!(outcome.counts.dead_letters, 0, "{outages:?}: {}", end_of_trace(&outcome));
     }
 }

@@ -1,9 +1,9 @@
-//! A seed becomes a configuration, users, their load, and a plan of troubles.
+//! Turns a seed into a configuration, users, their load, and a plan of faults.
 
 use crate::dispatch::memory_destination::{Behaviour, Outage};
 use crate::dispatch::oracle::{Rules, User};
 use crate::dispatch::random::Random;
-use crate::dispatch::replays::Asked;
+use crate::dispatch::replays::RequestedReplay;
 use crate::dispatch::world::{Rates, Single};
 use eventd::core::backoff::Backoff;
 use eventd::core::token_bucket::Rate;
@@ -15,50 +15,50 @@ use eventd::replay::rewind::Reposition;
 use eventd::replay::select::Selection;
 use std::time::Duration;
 
-/// What the driver does at a moment of virtual time.
+/// What the driver does at one moment of simulated time.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Action {
-    /// Appends events of one user, in one append.
+    /// Appends events of one user with one append.
     Append {
         user: usize,
         many: u64,
         bytes: usize,
     },
-    /// A process dies at once.
+    /// Kills a process at once.
     Crash {
         slot: usize,
     },
-    /// A process dies after so many steps, at whatever await that is.
+    /// Kills a process after so many steps, at any await.
     CrashWithin {
         slot: usize,
         steps: u64,
     },
-    /// A process is told to stop, and is started again later.
+    /// Tells a process to stop, and starts it again later.
     Stop {
         slot: usize,
     },
-    /// A partition is to be owned by the process in this slot.
-    OffsetReset {
+    /// Assigns a partition to the process in this slot.
+    MovePartition {
         partition: u32,
         slot: usize,
     },
-    /// A process cannot reach the group any more, until its session is over.
+    /// Cuts a process off from the group until its session ends.
     CutOff {
         slot: usize,
     },
-    /// Begins, or ends, a time in which every attempt fails.
+    /// Begins or ends a phase in which every attempt fails.
     Outage(Option<Outage>),
-    /// An operator asks for another position, so many percent of the way through what a partition holds.
+    /// An operator requests an offset reset to this percentage of what a partition holds.
     Reposition {
         partition: u32,
         percent: i64,
         ahead: bool,
     },
-    /// An operator asks for the scenario's replay of this number; or once more, while it is at work.
+    /// An operator starts the scenario's replay of this number, or starts it again while it runs.
     Replay {
         number: usize,
     },
-    /// It dies after so many steps, at whatever await that is.
+    /// Kills the replay after so many steps, at any await.
     CrashReplayWithin {
         number: usize,
         steps: u64,
@@ -66,34 +66,34 @@ pub(crate) enum Action {
     StopReplay {
         number: usize,
     },
-    /// Retention removes this share, in percent, of what a partition holds.
+    /// Retention removes this percentage of what a partition holds.
     Trim {
         partition: u32,
         percent: i64,
     },
-    /// The record cannot be read until the trouble is over: so many offsets from the end of the log, which it may not
-    /// have reached yet.
+    /// Makes a record unreadable until the faults end. It is so many offsets from the end of the log, and may not exist
+    /// yet.
     Damage {
         partition: u32,
         from_end: i64,
     },
 }
 
-/// What an operator asks a replay for.
+/// What an operator requests from a replay.
 #[derive(Debug, Clone)]
 pub(crate) struct Request {
-    pub(crate) asked: Asked,
+    pub(crate) request: RequestedReplay,
     pub(crate) rate: Option<Rate>,
     pub(crate) stop_after_failures: u64,
 }
 
-/// One simulation, told completely.
+/// Everything that defines one simulation.
 #[derive(Debug, Clone)]
 pub(crate) struct Scenario {
     pub(crate) seed: u64,
     pub(crate) partitions: u32,
     pub(crate) users: Vec<User>,
-    /// Processes at a time.
+    /// The number of processes that run at a time.
     pub(crate) slots: usize,
     pub(crate) session: Option<Duration>,
     pub(crate) config: Config,
@@ -104,15 +104,15 @@ pub(crate) struct Scenario {
     pub(crate) fetch_events_max: usize,
     pub(crate) plan: Vec<(Duration, Action)>,
     pub(crate) replays: Vec<Request>,
-    /// How far the clocks of those who accept events are from each other; 0: all times are in order.
+    /// How far the clocks that stamp events are apart, or 0 if all times are in order.
     pub(crate) clocks_apart_ms: i64,
-    /// Users without trouble wait no longer than this for each event, if it is said.
+    /// The longest that a user without failures may wait for an event, if it is limited.
     pub(crate) others_wait_max: Option<Duration>,
     pub(crate) single: Option<Single>,
 }
 
 impl Scenario {
-    /// Of ten seeds one shows isolation, four an outage, and all others everything else at once.
+    /// Of ten seeds, one tests isolation, four test outages, and all others mix everything else.
     pub(crate) fn new(seed: u64) -> Self {
         let mut random = Random::new(seed);
         let mut scenario = match seed % 10 {
@@ -147,7 +147,7 @@ impl Scenario {
     }
 }
 
-/// One small scenario with everything in it that dispatch calls, and nothing that fails by chance.
+/// One small scenario that makes every call of dispatch, without random faults.
 pub(crate) fn fixed() -> Scenario {
     let mut random = Random::new(0);
     let mut scenario = isolation(0, &mut random);
@@ -163,25 +163,26 @@ pub(crate) fn fixed() -> Scenario {
     scenario.plan = (0..12)
         .map(|n| (Duration::from_millis(n * 150), Action::Append { user: (n % 6) as usize, many: 2, bytes: 40 }))
         .collect();
-    scenario.plan.push((Duration::from_millis(700), Action::OffsetReset { partition: 0, slot: 1 }));
+    scenario.plan.push((Duration::from_millis(700), Action::MovePartition { partition: 0, slot: 1 }));
     scenario.plan.push((Duration::from_millis(1_200), Action::Stop { slot: 1 }));
     scenario.plan.push((Duration::from_millis(1_500), Action::Reposition { partition: 1, percent: 50, ahead: false }));
     scenario.plan.sort_by_key(|(at, _)| *at);
     scenario
 }
 
-/// The same with a replay of everything, of the dead letters, and a rewind by command, one after the other.
+/// Like [`fixed`], with a replay of everything, one of the dead letters, and a rewind, one after the other.
 pub(crate) fn fixed_with_replays() -> Scenario {
     let mut scenario = fixed();
     scenario.plan.retain(|(_, action)| !matches!(action, Action::Reposition { .. }));
-    let deliver = |dead| Asked::Deliver {
+    let deliver = |dead| RequestedReplay::Deliver {
         range: Range::default(),
         selection: Selection { dead, ..Selection::default() },
         limit: None,
     };
-    let asked = [deliver(false), deliver(true), Asked::OffsetReset(Reposition::Rewind(Position::Offset(3)))];
-    for (asked, number) in asked.into_iter().zip(0u32..) {
-        scenario.replays.push(Request { asked, rate: None, stop_after_failures: 0 });
+    let request =
+        [deliver(false), deliver(true), RequestedReplay::OffsetReset(Reposition::Rewind(Position::Offset(3)))];
+    for (request, number) in request.into_iter().zip(0u32..) {
+        scenario.replays.push(Request { request, rate: None, stop_after_failures: 0 });
         let at = Duration::from_secs(20) * (number + 1);
         scenario.plan.push((at, Action::Replay { number: number as usize }));
     }
@@ -232,7 +233,7 @@ fn limits(random: &mut Random) -> BatchLimits {
     }
 }
 
-/// Events in bursts, some users far busier than others.
+/// Events in bursts. Some users are far busier than others.
 fn load(users: usize, events: u64, until: Duration, random: &mut Random) -> Vec<(Duration, Action)> {
     let (mut plan, mut left) = (Vec::new(), events);
     while left > 0 {
@@ -264,7 +265,7 @@ fn troubled(seed: u64, random: &mut Random, users_min: u64) -> Scenario {
     add(random, 3, &|random| Action::CrashWithin { slot: someone(random), steps: random.between(1, 150) });
     add(random, 2, &|random| Action::Stop { slot: someone(random) });
     if slots == 2 {
-        add(random, 5, &|random| Action::OffsetReset {
+        add(random, 5, &|random| Action::MovePartition {
             partition: random.below(u64::from(partitions)) as u32,
             slot: someone(random),
         });
@@ -330,7 +331,8 @@ fn troubled(seed: u64, random: &mut Random, users_min: u64) -> Scenario {
     }
 }
 
-/// Adds records that cannot be read. Commits do not fail then: what a partition has done before it stopped is committed.
+/// Adds records that cannot be read. In these scenarios commits do not fail, so what a partition has done before it
+/// stopped is committed.
 fn damage(scenario: &mut Scenario, random: &mut Random) {
     (scenario.rates.commit_fails, scenario.rates.slow) = (0, 0);
     for _ in 0..random.between(1, 3) {
@@ -341,8 +343,7 @@ fn damage(scenario: &mut Scenario, random: &mut Random) {
     scenario.plan.sort_by_key(|(at, _)| *at);
 }
 
-/// Adds one or two times in which the destination is out for everybody, while many users wait. Some turn from one kind
-/// to another.
+/// Adds one or two outages for every user while many users wait. Some change from one kind to another.
 fn outages(scenario: &mut Scenario, random: &mut Random) {
     scenario.config.window_events = scenario.config.window_events.max(100);
     scenario.config.window_bytes = 64 << 20;
@@ -355,7 +356,7 @@ fn outages(scenario: &mut Scenario, random: &mut Random) {
             scenario.plan.push((later, Action::Append { user, many: random.between(1, 2), bytes: 30 }));
         }
         at += random.millis(1_000, 20_000);
-        // It can be reached again, and answers, and still delivers nothing.
+        // The destination can be reached again and answers, but still delivers nothing.
         if outage == Outage::Unreachable && random.chance(50) {
             let turned = random.pick(&[Outage::Fails, Outage::Refuses]);
             scenario.plan.push((at, Action::Outage(Some(turned))));
@@ -367,7 +368,7 @@ fn outages(scenario: &mut Scenario, random: &mut Random) {
     scenario.plan.sort_by_key(|(at, _)| *at);
 }
 
-/// Nothing fails but one user: it alone may wait.
+/// Only one user fails, and only that user may wait.
 fn isolation(seed: u64, random: &mut Random) -> Scenario {
     let mut scenario = troubled(seed, random, 8);
     let behaviour = Behaviour { latency_ms_max: 20, ..Behaviour::default() };
@@ -391,24 +392,24 @@ fn isolation(seed: u64, random: &mut Random) -> Scenario {
     scenario
 }
 
-/// Adds one or two replays, each of which may crash, be stopped, and be asked for once more while it is at work.
+/// Adds one or two replays. Each may crash, be stopped, and be started again while it runs.
 fn replays(scenario: &mut Scenario, random: &mut Random) {
     let until = scenario.plan.last().map_or(Duration::from_secs(5), |(at, _)| *at) + Duration::from_secs(10);
     let is_moved = scenario.plan.iter().any(|(_, action)| matches!(action, Action::Reposition { .. }));
     let (mut moves_left, mut first) = (u32::from(!is_moved), None);
     for number in 0..random.between(1, 2) as usize {
-        let asked = match random.below(10) {
+        let request = match random.below(10) {
             0 | 1 if moves_left > 0 => {
                 moves_left -= 1;
                 let place = place(scenario, random);
-                Asked::OffsetReset(if random.chance(50) {
+                RequestedReplay::OffsetReset(if random.chance(50) {
                     Reposition::Rewind(place)
                 } else {
                     Reposition::FastForward(place)
                 })
             }
             n => {
-                let same_letters = scenario.replays.first().is_some_and(|request| request.asked.is_of_letters());
+                let same_letters = scenario.replays.first().is_some_and(|request| request.request.is_of_dead_letters());
                 let dead = n > if same_letters { 2 } else { 5 };
                 let ends = |random: &mut Random| (!dead && random.chance(50)).then(|| place(scenario, random));
                 let (from, until) = (ends(random), ends(random));
@@ -417,16 +418,16 @@ fn replays(scenario: &mut Scenario, random: &mut Random) {
                     _ => [].into(),
                 };
                 let selection = Selection { dead, users, again: random.chance(20), ..Selection::default() };
-                // What retention removes between plan and delivery is counted by a limit.
+                // Events that retention removes between plan and delivery still count towards a limit.
                 let may_be_limited = !dead && scenario.config.on_gap == OnGap::Stop;
                 let limit = (may_be_limited && random.chance(20)).then(|| random.between(1, 30));
-                Asked::Deliver { range: Range { from, until }, selection, limit }
+                RequestedReplay::Deliver { range: Range { from, until }, selection, limit }
             }
         };
         let rate = random.chance(30).then(|| random.pick(&["5/s", "50/s", "600/m"]).parse().expect("a rate"));
         let stop_after_failures = if random.chance(30) { random.between(1, 10) } else { 0 };
-        scenario.replays.push(Request { asked, rate, stop_after_failures });
-        // Two that find the same letters, and what an impatient operator meets at the very end.
+        scenario.replays.push(Request { request, rate, stop_after_failures });
+        // Two replays that find the same dead letters, and a command that is repeated at the very end.
         let begins = match first {
             Some(first) if random.chance(40) => first + random.millis(0, 100),
             _ => random.millis(500, until.as_millis() as u64),
@@ -450,7 +451,7 @@ fn replays(scenario: &mut Scenario, random: &mut Random) {
     scenario.plan.sort_by_key(|(at, _)| *at);
 }
 
-/// One end of a range: an offset, one in some partitions, or a time.
+/// One end of a range: an offset, an offset in some partitions, or a time.
 fn place(scenario: &Scenario, random: &mut Random) -> Position {
     match random.below(3) {
         0 => Position::Offset(random.between(0, 40) as i64),

@@ -1,13 +1,13 @@
-//! The world around dispatch and replay: who lives, which call fails, and where a process dies.
+//! The world around dispatch and replay: which processes live, which call fails, and where a process dies.
 //!
-//! Every call that they make comes through a [`Handle`], which belongs to one *life* of one process. A call may be
-//! chosen to fail, and any point before or after its effect may be chosen for a crash: from then on no call of that life
-//! returns or has an effect, until the driver has dropped it. So a crash falls at exactly one await, and what was in
-//! flight may or may not have been done, as the seed says.
+//! Every call that a process makes goes through a [`Handle`], which belongs to one *life* of the process. A call may be
+//! chosen to fail, and any point before or after its effect may be chosen for a crash. From then on no call of that
+//! life returns or has an effect, until the driver has dropped it. So a crash happens at exactly one await. What was in
+//! flight may or may not be done, as the seed decides.
 
 use crate::dispatch::memory_destination::Behaviour;
 use crate::dispatch::memory_group::Members;
-use crate::dispatch::memory_groups::Alone;
+use crate::dispatch::memory_groups::ExclusiveGroups;
 use crate::dispatch::memory_log::Topics;
 use crate::dispatch::oracle::{Life, Oracle};
 use crate::dispatch::random::Random;
@@ -18,20 +18,20 @@ use std::time::Duration;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
-/// Calls at one instant of virtual time: more of them are a loop that waits for nothing.
+/// The most calls at one instant of simulated time. More of them mean a busy loop.
 const CALLS_AT_ONCE_MAX: u64 = 20_000;
 
-/// The second way in which a call that only reads fails, where it has one: it is never answered.
+/// The second way in which a read-only call fails, if it has one: it is never answered.
 const NEVER: u32 = 1;
 
-/// What a process is.
+/// The kind of a process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Role {
     Dispatch,
     Replay,
 }
 
-/// What dispatch calls, and below what a replay alone does.
+/// The calls of dispatch, followed by those that only a replay makes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) enum Call {
     Open,
@@ -45,11 +45,11 @@ pub(crate) enum Call {
     Commit,
     Requested,
     Deliver,
-    /// What a group has committed, asked from outside.
+    /// Reads a group's commits from outside.
     Known,
     Join,
     Forget,
-    /// For moves of a group's position, and which ones stand.
+    /// Requests offset resets, and reads the requested ones.
     Request,
     Standing,
     Apply,
@@ -77,11 +77,11 @@ pub(crate) const CALLS: [Call; 18] = [
     Call::OpenDestination,
 ];
 
-/// How many calls of each kind there were.
+/// The number of calls of each kind.
 pub(crate) type Calls = [u64; CALLS.len()];
 
 impl Call {
-    /// In how many ways this call can fail.
+    /// The number of ways in which this call can fail.
     pub(crate) fn ways(self) -> u32 {
         match self {
             Self::Append | Self::Commit | Self::Request | Self::Apply => 3,
@@ -92,7 +92,7 @@ impl Call {
     }
 }
 
-/// One call, the `index`th of its kind and of such processes, that fails in one way.
+/// One call, the `index`-th of its kind by such processes, that fails in one way.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Single {
     pub(crate) role: Role,
@@ -107,7 +107,7 @@ pub(crate) enum WriteFault {
     Refused,
     UnknownStored,
     UnknownLost,
-    /// Stored only a while after "unknown" was answered.
+    /// Stored some time after the caller got "unknown".
     UnknownLate,
 }
 
@@ -119,16 +119,16 @@ pub(crate) struct Rates {
     pub(crate) reads_fail: u64,
     pub(crate) slow: u64,
     pub(crate) slow_ms_max: u64,
-    /// Of a thousand waits for a change, how many end the membership.
+    /// How many of a thousand waits for a change end the membership.
     pub(crate) membership_ends_permille: u64,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Health {
     Running,
-    /// It crashed at an await; the driver has not dropped it yet.
+    /// It crashed at an await, but the driver has not dropped it yet.
     Dying,
-    /// It was dropped, or ended: nothing of it may be heard again.
+    /// It ended or was dropped, so it must not make calls any more.
     Gone,
 }
 
@@ -136,7 +136,7 @@ enum Health {
 struct LifeState {
     role: Role,
     health: Health,
-    /// Points at which it may still pass before it crashes.
+    /// The number of points that it may still pass before it crashes.
     steps_left: Option<u64>,
     membership_ended: bool,
 }
@@ -144,16 +144,16 @@ struct LifeState {
 #[derive(Debug)]
 pub(crate) struct State {
     pub(crate) random: Random,
-    /// Of what dispatch does.
+    /// The oracle of dispatch.
     pub(crate) oracle: Oracle,
     pub(crate) replays: Replays,
     pub(crate) topics: Topics,
     pub(crate) members: Members,
-    pub(crate) groups: Alone,
+    pub(crate) groups: ExclusiveGroups,
     pub(crate) behaviour: Behaviour,
     pub(crate) rates: Rates,
     pub(crate) single: Option<Single>,
-    /// By role.
+    /// The calls of each role.
     pub(crate) calls: [Calls; 2],
     pub(crate) trace: Vec<String>,
     lives: Vec<LifeState>,
@@ -161,13 +161,13 @@ pub(crate) struct State {
     calls_at_once: u64,
 }
 
-/// Shared by everything in one simulation.
+/// Everything that one simulation shares.
 pub(crate) struct World {
     state: Mutex<State>,
     start: Instant,
     pub(crate) log_grew: Notify,
     pub(crate) members_changed: Notify,
-    /// Something for the driver: a crash, an end, a violation.
+    /// Notified if there is something for the driver: a crash, an end, a violation.
     pub(crate) happened: Notify,
 }
 
@@ -192,7 +192,7 @@ impl World {
             replays: Replays::default(),
             topics,
             members,
-            groups: Alone::default(),
+            groups: ExclusiveGroups::default(),
             behaviour,
             rates,
             single: None,
@@ -212,7 +212,7 @@ impl World {
     }
 
     pub(crate) fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().expect("no check panics while it holds the world")
+        self.state.lock().expect("no check panics while it holds the lock")
     }
 
     pub(crate) fn now(&self) -> Duration {
@@ -223,7 +223,7 @@ impl World {
         at.saturating_duration_since(self.start)
     }
 
-    /// A process begins.
+    /// A process starts.
     pub(crate) fn begin_life(self: &Arc<Self>, role: Role) -> Handle {
         let mut state = self.lock();
         let life = state.lives.len() as Life;
@@ -232,7 +232,7 @@ impl World {
         Handle { world: self.clone(), life }
     }
 
-    /// It will crash after so many steps.
+    /// Makes the life crash after so many steps.
     pub(crate) fn crash_within(&self, life: Life, steps: u64) {
         self.lock().lives[life as usize].steps_left = Some(steps.max(1));
     }
@@ -242,8 +242,8 @@ impl World {
         self.happened.notify_one();
     }
 
-    /// Nobody crashes any more.
-    pub(crate) fn spare_everybody(&self) {
+    /// From now on no process crashes.
+    pub(crate) fn stop_crashes(&self) {
         for life in &mut self.lock().lives {
             life.steps_left = None;
         }
@@ -253,8 +253,8 @@ impl World {
         self.lock().lives[life as usize].health == Health::Dying
     }
 
-    /// From now on nothing of this life may be heard.
-    pub(crate) fn bury(&self, life: Life) {
+    /// From now on this life must not make calls.
+    pub(crate) fn remove_life(&self, life: Life) {
         self.lock().lives[life as usize].health = Health::Gone;
     }
 
@@ -268,12 +268,12 @@ impl State {
         self.lives[life as usize].role == Role::Replay
     }
 
-    /// Who judges what this life does; `None`: a replay that does not deliver as yet.
+    /// The oracle for what this life does. `None` for a replay that does not deliver yet.
     pub(crate) fn oracle_of(&mut self, life: Life) -> Option<&mut Oracle> {
         if self.is_replay(life) { self.replays.oracle_of(life) } else { Some(&mut self.oracle) }
     }
 
-    /// The first promise that was broken, by anybody.
+    /// The first broken promise of any process.
     pub(crate) fn violation(&self) -> Option<&str> {
         self.oracle.violation().or_else(|| self.replays.violation())
     }
@@ -282,7 +282,7 @@ impl State {
         self.trace.push(format!("{:>10.3} life {life}: {what}", now.as_secs_f64()));
     }
 
-    /// How a write fails this time; `way` is the one that was chosen for this call, if it was.
+    /// How a write fails this time. `way` is the way chosen for this call, if any.
     pub(crate) fn write_fault(&mut self, way: Option<u32>, percent: u64, may_be_late: bool) -> Option<WriteFault> {
         use WriteFault::{Refused, UnknownLate, UnknownLost, UnknownStored};
         match way {
@@ -297,7 +297,7 @@ impl State {
         way.is_some() || self.random.chance(self.rates.reads_fail)
     }
 
-    /// How long a call takes: nothing at all, mostly, so that orders change among what is ready at once.
+    /// How long a call takes. It is mostly nothing, so that the order changes among tasks that are ready at once.
     pub(crate) fn delay(&mut self) -> Duration {
         if self.random.chance(self.rates.slow) {
             self.random.millis(0, self.rates.slow_ms_max)
@@ -321,7 +321,7 @@ pub(crate) struct Handle {
 }
 
 impl Handle {
-    /// A call begins. Answers in which way it was chosen to fail. Never returns where the life ends here.
+    /// A call begins. Returns the way in which it was chosen to fail. Never returns if the life ends here.
     pub(crate) async fn begin(&self, call: Call) -> Option<u32> {
         self.step(Some(call)).await;
         let mut state = self.world.lock();
@@ -333,7 +333,7 @@ impl Handle {
         state.single.filter(chosen).map(|single| single.way)
     }
 
-    /// A call that only reads begins, and takes its time. `false`: it fails.
+    /// A read-only call begins, and takes its time. Returns false if it fails.
     pub(crate) async fn is_answered(&self, call: Call) -> bool {
         let way = self.begin(call).await;
         if way == Some(NEVER) {
@@ -347,12 +347,12 @@ impl Handle {
         !fails
     }
 
-    /// The call's effect is done and its answer is on the way.
+    /// The call has taken effect, and its answer is on the way.
     pub(crate) async fn end(&self) {
         self.step(None).await;
     }
 
-    /// Sleeps; what comes after it never happens where the life ended meanwhile.
+    /// Sleeps. Never returns if the life ends meanwhile.
     pub(crate) async fn sleep(&self, time: Duration) {
         if !time.is_zero() {
             tokio::time::sleep(time).await;
@@ -382,13 +382,15 @@ impl Handle {
             }
         }
         if life.health == Health::Gone {
-            state.oracle.fail(format!("life {} goes on after its end: {call:?}", self.life));
+            state.oracle.fail(format!("life {} makes calls after its end: {call:?}", self.life));
         }
         if call.is_some() {
             state.calls_at_once = if state.at == now { state.calls_at_once + 1 } else { 0 };
             state.at = now;
             if state.calls_at_once > CALLS_AT_ONCE_MAX {
-                state.oracle.fail(format!("life {} spins: {call:?} again and again at one instant", self.life));
+                state
+                    .oracle
+                    .fail(format!("life {} is in a busy loop: {call:?} again and again at one instant", self.life));
             }
         }
         let is_broken = state.violation().is_some();

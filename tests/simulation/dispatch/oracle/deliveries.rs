@@ -1,5 +1,5 @@
-//! The oracle's view of attempts and dead letters: order, one at a time, nothing twice without need, nothing given up
-//! without cause.
+//! The oracle's rules for attempts and dead letters: order, one attempt per user at a time, no needless repetition, and
+//! no event given up without cause.
 
 use super::{Attempt, Life, Oracle, Ownership, claims};
 use eventd::core::event::{Event, Record};
@@ -8,19 +8,19 @@ use std::time::Duration;
 
 /// A run as the destination got it.
 #[derive(Debug, Clone)]
-pub(crate) struct Handed {
+pub(crate) struct DeliveredRun {
     pub(crate) events: Vec<Event>,
     pub(crate) attempt: u32,
     pub(crate) gap: bool,
 }
 
 impl Oracle {
-    /// An attempt begins, and is waited for until `until`. Answers with its number.
+    /// An attempt begins. Dispatch waits for it until `until`. Returns its number.
     pub(crate) fn started(
         &mut self,
         life: Life,
         partition: u32,
-        runs: &[Handed],
+        runs: &[DeliveredRun],
         until: Duration,
         now: Duration,
     ) -> u64 {
@@ -28,7 +28,7 @@ impl Oracle {
         self.next_attempt += 1;
         self.counts.attempts += 1;
         let wrong = self
-            .wrong_hand_over(life, partition, runs, now)
+            .wrong_batch(life, partition, runs, now)
             .or_else(|| runs.iter().find_map(|run| self.wrong_run(life, partition, run, now)));
         if let Some(wrong) = wrong {
             self.fail(format!("attempt {id} of life {life} in partition {partition}: {wrong}"));
@@ -51,14 +51,14 @@ impl Oracle {
         id
     }
 
-    fn wrong_hand_over(&self, life: Life, partition: u32, runs: &[Handed], now: Duration) -> Option<String> {
+    fn wrong_batch(&self, life: Life, partition: u32, runs: &[DeliveredRun], now: Duration) -> Option<String> {
         let limits = self.rules.limits;
         let Some(owned) = self.owned.get(&(life, partition)) else {
             return Some("the partition is not owned".into());
         };
         let in_flight = self.attempts.values().filter(|attempt| attempt.life == life).count();
         if owned.released || owned.lost.is_some_and(|lost| lost < now) {
-            Some("the partition was let go or lost".into())
+            Some("the partition was released or lost".into())
         } else if self.partitions[partition as usize].committed.is_none() {
             Some("nothing was ever committed, so a restart would take the group for a new one".into())
         } else if in_flight >= self.rules.concurrency {
@@ -70,7 +70,7 @@ impl Oracle {
         }
     }
 
-    fn wrong_run(&self, life: Life, partition: u32, run: &Handed, now: Duration) -> Option<String> {
+    fn wrong_run(&self, life: Life, partition: u32, run: &DeliveredRun, now: Duration) -> Option<String> {
         let part = &self.partitions[partition as usize];
         let owned = &self.owned[&(life, partition)];
         let limits = self.rules.limits;
@@ -88,7 +88,7 @@ impl Oracle {
             return Some(format!("{} is tried while {other:?} is in flight for its user", first.offset));
         }
         if owned.last_started.get(&user).is_some_and(|last| first.offset < *last) {
-            return Some(format!("{} steps back behind {}", first.offset, owned.last_started[&user]));
+            return Some(format!("{} steps back before {}", first.offset, owned.last_started[&user]));
         }
         let mut before: Option<usize> = None;
         for event in &run.events {
@@ -98,12 +98,12 @@ impl Oracle {
                 return Some(format!("{o} is not what was appended: {:?}", event.record));
             }
             if owned.done.contains_key(&o) {
-                return Some(format!("{o} is tried again though this owner knows it settled"));
+                return Some(format!("{o} is tried again, although this owner knows it settled"));
             }
             if owned.began_with.as_ref().is_some_and(|state| claims(state, o)) {
-                return Some(format!("{o} is tried again though the commit holds it as settled"));
+                return Some(format!("{o} is tried again, although the commit holds it as settled"));
             }
-            // Those of this run count as settled once they are: `reported` looks again.
+            // Earlier events of this run count as settled here. `reported` checks them again.
             let settled = part.users[&entry.user].1;
             let expected = before.map_or(settled, |index| index + 1);
             if entry.user != user || entry.index > expected.max(settled) || before.is_some_and(|b| entry.index <= b) {
@@ -115,13 +115,13 @@ impl Oracle {
         self.wrong_count(owned, part.users[&user].0.as_slice(), partition, run, now)
     }
 
-    /// The number of the attempt, the mark of a gap, and the time that the destination asked for.
+    /// Checks the number of the attempt, the gap mark, and the time that the destination asked for.
     fn wrong_count(
         &self,
         owned: &Ownership,
         offsets: &[i64],
         partition: u32,
-        run: &Handed,
+        run: &DeliveredRun,
         now: Duration,
     ) -> Option<String> {
         let part = &self.partitions[partition as usize];
@@ -133,7 +133,7 @@ impl Oracle {
         }
         if owned.not_before.get(&head).is_some_and(|at| now < *at) {
             return Some(format!(
-                "{head} is tried at {now:?}, the destination asked for {:?}",
+                "{head} is tried at {now:?}, the destination resets for {:?}",
                 owned.not_before[&head]
             ));
         }
@@ -141,26 +141,26 @@ impl Oracle {
             return Some(format!("{head} is tried while its dead letter is written"));
         }
         if owned.refused_for_good.contains(&head) {
-            return Some(format!("{head} is tried again though it was refused while others were served"));
+            return Some(format!("{head} is tried again, although it was refused while others were served"));
         }
         let before = &offsets[..part.entries[&head].index];
-        // What retention took is passed over without a word.
+        // Events that retention removed are skipped silently.
         let previous = before.iter().rev().copied().find(|o| {
             let entry = &part.entries[o];
             entry.dead || entry.delivered || !entry.trimmed
         });
         let gap = previous.is_some_and(|offset| part.entries[&offset].dead);
         if run.gap && !gap {
-            return Some(format!("{head} is marked as behind a gap, {previous:?} was not given up"));
+            return Some(format!("{head} is marked as after a gap, but {previous:?} was not given up"));
         }
         let known = previous.is_some_and(|offset| owned.gave_up.contains(&offset) && owned.done.contains_key(&offset));
         if known && !run.gap && failures.is_none() {
-            return Some(format!("{head} is not marked as behind a gap, {previous:?} was given up"));
+            return Some(format!("{head} is not marked as after a gap, but {previous:?} was given up"));
         }
         None
     }
 
-    /// The destination answered: one report a run, in their order.
+    /// The destination answered with one report for each run, in order.
     pub(crate) fn reported(&mut self, id: u64, reports: &[Report], now: Duration) {
         let attempt = self.attempts.remove(&id).expect("an attempt is answered once");
         let (life, partition) = (attempt.life, attempt.partition);
@@ -199,8 +199,9 @@ impl Oracle {
         }
     }
 
-    /// The attempt was dropped before it answered. When it was waited for long enough that is a time-out, which counts
-    /// as a failure; before, the owner ended, was cut off at its lease or lost the partition, and nobody saw a verdict.
+    /// The attempt was dropped before it was answered. If dispatch had waited long enough, this is a time-out, which
+    /// counts as a failure. Otherwise the owner ended, was cut off at its lease or lost the partition, and there is no
+    /// verdict.
     pub(crate) fn dropped(&mut self, id: u64, is_cut_off: bool, now: Duration) {
         let attempt = self.attempts.remove(&id).expect("an attempt ends once");
         self.refusals.doubt(attempt.life);
@@ -220,18 +221,18 @@ impl Oracle {
         let evident =
             self.health.saw(attempt.life, attempt.partition, &user, Some(verdict), (attempt.began, attempt.phase), now);
         self.counts.outages_evident += u64::from(evident);
-        let story = self.health.story(attempt.life, attempt.phase);
-        let told = story.is_some_and(|story| self.health.was_evident(attempt.life, story, now));
+        let window = self.health.window(attempt.life, attempt.phase);
+        let evident = window.is_some_and(|window| self.health.was_evident(attempt.life, window, now));
         let retry_after_max = self.rules.retry_after_max;
         if let Some(owned) = self.ownership_of(attempt) {
-            owned.failures.entry(offset).or_default().add(verdict, story, told);
+            owned.failures.entry(offset).or_default().add(verdict, window, evident);
             if let Verdict::Busy { after: Some(after) } | Verdict::Retry { after: Some(after) } = verdict {
                 owned.not_before.insert(offset, now + after.min(retry_after_max));
             }
         }
     }
 
-    /// The ownership under which it began, if it still stands.
+    /// The ownership under which the attempt began, if it still exists.
     fn ownership_of(&mut self, attempt: &Attempt) -> Option<&mut Ownership> {
         let owned = self.owned.get_mut(&(attempt.life, attempt.partition));
         owned.filter(|owned| owned.number == attempt.ownership)
@@ -241,9 +242,7 @@ impl Oracle {
         self.attempts.iter().find(|(_, attempt)| which(attempt)).map(|(id, _)| *id)
     }
 
-    // -- dead letters
-
-    /// A dead letter is about to be appended: is it a true one, and was there cause?
+    /// A dead letter is about to be appended. Checks that its content is right and that there was cause.
     pub(crate) fn gives_up(&mut self, life: Life, partition: u32, record: &Record) {
         if let Err(wrong) = self.judge_dead_letter(life, partition, record) {
             self.fail(format!("life {life} writes a dead letter to partition {partition}: {wrong}"));
@@ -277,7 +276,7 @@ impl Oracle {
             return Ok(());
         }
         let text = |name| record.header_text(name).ok_or(format!("no header {name}"));
-        let tries: u32 = text("eventd-attempts")?.parse().map_err(|_| "eventd-attempts is no number".to_owned())?;
+        let tries: u32 = text("eventd-attempts")?.parse().map_err(|_| "eventd-attempts is not a number".to_owned())?;
         for name in ["eventd-answer", "eventd-first-attempt", "eventd-last-attempt", "eventd-time", "eventd-topic"] {
             text(name)?;
         }
@@ -291,7 +290,7 @@ impl Oracle {
         }
     }
 
-    /// A dead letter is stored: its event is settled.
+    /// A dead letter is stored, so its event is settled.
     pub(crate) fn dead_letter_stored(&mut self, partition: u32, record: &Record, now: Duration) {
         let Some(offset) = source(record).ok().and_then(|(_, offset)| self.given_up_at(partition, offset)) else {
             return;
@@ -310,7 +309,7 @@ impl Oracle {
         self.settle(partition, offset, now);
     }
 
-    /// The owner was told that the dead letter is stored.
+    /// The owner learned that the dead letter is stored.
     pub(crate) fn dead_letter_acknowledged(&mut self, life: Life, partition: u32, record: &Record, now: Duration) {
         let Ok((_, offset)) = source(record) else { return };
         let offset = self.place(life, partition, offset, &[]);
@@ -318,8 +317,6 @@ impl Oracle {
             owned.done.insert(offset, now);
         }
     }
-
-    // -- outages, and the end
 
     pub(crate) fn phase_begins(&mut self) {
         self.health.phase_begins();
@@ -329,32 +326,32 @@ impl Oracle {
         self.health.phase_ends();
     }
 
-    /// The first event that is not settled, or that no stored state says to be; and which of the two.
+    /// The first event that is not settled or not committed, with the reason.
     pub(crate) fn unfinished(&self) -> Option<(u32, i64, &'static str)> {
         self.partitions.iter().zip(0u32..).find_map(|(part, partition)| {
             if let Some(wanted) =
-                part.asked.last().filter(|wanted| part.committed.as_ref().is_some_and(|s| s.awaits(wanted)))
+                part.resets.last().filter(|wanted| part.committed.as_ref().is_some_and(|s| s.awaits(wanted)))
             {
-                return Some((partition, wanted.offset(), "where the position was to move"));
+                return Some((partition, wanted.offset(), "not reset as requested"));
             }
             let claimed = |offset: i64| part.committed.as_ref().is_some_and(|state| claims(state, offset));
             part.entries.iter().find_map(|(offset, entry)| match entry.settled {
                 None => Some((partition, *offset, "not settled")),
-                // What retention took while it backed off is passed over at the next start.
+                // An event that retention removed during its backoff is skipped at the next start.
                 Some(_) if !entry.trimmed && !claimed(*offset) => Some((partition, *offset, "not committed")),
                 Some(_) => None,
             })
         })
     }
 
-    /// After a stop in order with nothing left to do.
+    /// Checks that nothing is left after a stop with a drain at the end.
     pub(crate) fn finished(&mut self) {
         if let Some((partition, offset, wrong)) = self.unfinished() {
-            self.fail(format!("event {offset} of partition {partition} is {wrong}, at the very end"));
+            self.fail(format!("event {offset} of partition {partition} is {wrong}, at the end"));
         }
     }
 
-    /// The longest time between append and settlement among the users that `which` takes.
+    /// The longest time from append to settlement for the users that `which` selects.
     pub(crate) fn longest_wait(&self, which: impl Fn(&[u8]) -> bool) -> Duration {
         let entries = self.partitions.iter().flat_map(|part| part.entries.values());
         let waits = entries
@@ -364,7 +361,7 @@ impl Oracle {
     }
 }
 
-/// Where the event of a dead letter stands: `eventd-source`, `partition:offset`.
+/// The place of a dead letter's event, from its header `eventd-source` (`partition:offset`).
 pub(super) fn source(record: &Record) -> Result<(u32, i64), String> {
     let text = record.header_text("eventd-source").ok_or("no header eventd-source")?;
     let parsed = text.split_once(':').and_then(|(p, o)| Some((p.parse().ok()?, o.parse().ok()?)));

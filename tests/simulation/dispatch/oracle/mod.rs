@@ -1,35 +1,35 @@
-//! What must hold, whatever happens: the promises, told apart from the code under test and by other means.
+//! Checks the promises, independently of the code under test.
 //!
 //! The oracle is told everything that passes between dispatch and the world (log, group, destination), at the moment
-//! when it takes effect. It knows no lanes and no clock of its own; it keeps the whole truth and compares.
+//! when it takes effect. It has no lanes and no clock. It knows everything that happened, and compares.
 //!
 //! ```text
 //!   log ── appended, fetched ─▶ ┌────────┐ ◀─ started, acknowledged, reported ── destination
-//!   dead topic ── given up ───▶ │ oracle │ ◀─ given, taken, lost, released, committed ── group
+//!   dead topic ── given up ───▶ │ oracle │ ◀─ assigned, revoked, lost, released, committed ── group
 //!                               └────────┘ ──▶ the first violation, in words
 //! ```
 //!
-//! *Settled* is meant strictly: the destination answered "delivered" to whoever asked, or the dead letter is stored.
-//! What a destination took without that its answer arrived is not settled: nobody may count on it.
+//! *Settled* is strict: an owner got the answer "delivered", or the dead letter is stored. If the destination accepted
+//! an event but the answer was lost, the event is not settled, and dispatch must not count on it.
 
 mod deliveries;
 mod refusals;
 mod replayed;
 
-pub(crate) use deliveries::Handed;
+pub(crate) use deliveries::DeliveredRun;
 
-use crate::dispatch::judgement::{Failures, Health, Phase};
+use crate::dispatch::outage_rules::{Failures, Health, Phase};
 use eventd::core::event::{Event, Record};
 use eventd::core::progress::{OffsetReset, PartitionState, ResetTarget};
 use eventd::destination::BatchLimits;
 use refusals::Refusals;
-use replayed::Guise;
+use replayed::ReplayView;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::time::Duration;
 
-/// One life of one dispatch process, from its start to its end or crash.
+/// One life of a process, from its start to its end or crash.
 pub(crate) type Life = u32;
-/// A user, or everything without a key (one lane a partition).
+/// A user, or all events without a key, which share one lane for each partition.
 pub(crate) type User = Option<Vec<u8>>;
 
 /// What the configuration promises, in numbers.
@@ -42,7 +42,7 @@ pub(crate) struct Rules {
     pub(crate) limits: BatchLimits,
     pub(crate) retry_after_max: Duration,
     pub(crate) drain: Duration,
-    /// A destination without a commit begins at the end of the log.
+    /// Whether a destination without a commit starts at the end of the log.
     pub(crate) start_latest: bool,
 }
 
@@ -50,14 +50,14 @@ pub(crate) struct Rules {
 struct Entry {
     record: Record,
     user: User,
-    /// Which event of its user in this partition it is.
+    /// The index of this event among its user's events in this partition.
     index: usize,
     appended: Duration,
     settled: Option<Duration>,
     dead: bool,
     delivered: bool,
     trimmed: bool,
-    /// The position was moved back over it. A dead letter from before, that comes late, settles nothing now.
+    /// Whether a rewind covers it. A late dead letter from before then settles nothing.
     again: bool,
 }
 
@@ -65,35 +65,35 @@ struct Entry {
 struct Partition {
     entries: BTreeMap<i64, Entry>,
     latest: i64,
-    /// Offsets of each user, in order, and how many of the first of them are settled.
+    /// The offsets of each user in order, and how many of the first ones are settled.
     users: HashMap<User, (Vec<i64>, usize)>,
     committed: Option<PartitionState>,
-    /// The positions that were asked for, the last of which has to come. An owner may have read an earlier one just
+    /// The requested offset resets. The last one must be applied, but an owner may have read an earlier one just
     /// before.
-    asked: Vec<OffsetReset>,
+    resets: Vec<OffsetReset>,
 }
 
 /// One ownership of one partition by one life.
 #[derive(Debug, Default)]
 struct Ownership {
-    /// Tells this ownership from an earlier one of the same life.
+    /// Distinguishes this ownership from an earlier one of the same life.
     number: u64,
     began_with: Option<PartitionState>,
     released: bool,
-    /// It was released before its owner was told to stop: what is left undone there is no part of the stop.
-    handed_over_before_the_stop: bool,
+    /// Whether it was released before its owner was told to stop. Then its open work is not part of the stop.
+    released_before_the_stop: bool,
     lost: Option<Duration>,
-    /// The last offset of which an attempt was started, by user.
+    /// For each user, the last offset for which an attempt was started.
     last_started: HashMap<User, i64>,
     /// Offsets whose delivery was reported, or whose dead letter was acknowledged, to this owner.
     done: HashMap<i64, Duration>,
-    /// When its owner was first told to hand over: by the group, or by a stop. `--drain` counts from then.
-    taken: Option<Duration>,
+    /// When its owner was first told to drain, by the group or by a stop. `--drain` counts from then.
+    revoked_at: Option<Duration>,
     failures: HashMap<i64, Failures>,
-    /// No attempt of this offset before this time: the destination asked for patience.
+    /// No attempt at this offset may begin before this time, because the destination answered "busy" or `Retry-After`.
     not_before: HashMap<i64, Duration>,
     gave_up: HashSet<i64>,
-    /// Refused while others were plainly served: to be given up, and not tried again.
+    /// Refused while others were plainly served. These must be given up without another try.
     refused_for_good: HashSet<i64>,
     fetched: BTreeMap<i64, usize>,
 }
@@ -106,12 +106,12 @@ struct Attempt {
     began: Duration,
     /// The phase of an outage in which it began.
     phase: Option<Phase>,
-    /// Until when dispatch waits for its answer.
+    /// How long dispatch waits for its answer.
     until: Duration,
     runs: Vec<Vec<i64>>,
 }
 
-/// How much really happened: a run in which nothing did proves nothing.
+/// Counts what happened, because a run in which little happened proves little.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Counts {
     pub(crate) events: u64,
@@ -136,8 +136,8 @@ pub(crate) struct Oracle {
     ownerships: u64,
     health: Health,
     refusals: Refusals,
-    /// Of a replay: how its events look.
-    guise: Option<Guise>,
+    /// For a replay, how its events look.
+    replay_view: Option<ReplayView>,
     pub(crate) counts: Counts,
     violation: Option<String>,
 }
@@ -153,27 +153,25 @@ impl Oracle {
             ownerships: 0,
             health: Health::default(),
             refusals: Refusals::default(),
-            guise: None,
+            replay_view: None,
             counts: Counts::default(),
             violation: None,
         }
     }
 
-    /// The first promise that was broken.
+    /// The first broken promise.
     pub(crate) fn violation(&self) -> Option<&str> {
         self.violation.as_deref()
     }
 
-    /// Only the first counts: what follows it may be its consequence.
+    /// Records a violation. Later ones may be consequences of the first, so only that one counts.
     pub(crate) fn fail(&mut self, what: impl Into<String>) {
         self.violation.get_or_insert_with(|| what.into());
     }
 
-    // -- the log
-
     pub(crate) fn appended(&mut self, partition: u32, offset: i64, record: &Record, now: Duration) {
         let part = &mut self.partitions[partition as usize];
-        assert!(offset >= part.latest, "the world itself is wrong: offsets grow");
+        assert!(offset >= part.latest, "the in-memory log is wrong: offsets must grow");
         let user: User = record.key().map(<[u8]>::to_vec);
         let (offsets, _) = part.users.entry(user.clone()).or_default();
         let index = offsets.len();
@@ -197,13 +195,13 @@ impl Oracle {
         self.counts.events += 1;
     }
 
-    /// Offsets up to this one were used up, without a record.
+    /// Offsets below `latest` were used, some without a record.
     pub(crate) fn passed(&mut self, partition: u32, latest: i64) {
         let part = &mut self.partitions[partition as usize];
         part.latest = part.latest.max(latest);
     }
 
-    /// Retention took everything below, and the destination is configured to skip what it took.
+    /// Retention removed everything below, and the destination is configured to skip it.
     pub(crate) fn trimmed(&mut self, partition: u32, earliest: i64, now: Duration) {
         let offsets: Vec<i64> =
             self.partitions[partition as usize].entries.range(..earliest).map(|(o, _)| *o).collect();
@@ -213,7 +211,7 @@ impl Oracle {
         }
     }
 
-    /// A fetch begins: everything below `from` that this owner fetched and that is not settled is in its memory.
+    /// A fetch begins. Every event below `from` that this owner has fetched and not settled is in its memory.
     pub(crate) fn fetch(&mut self, life: Life, partition: u32, from: i64, max_bytes: usize) {
         let part = &self.partitions[partition as usize];
         let Some(owned) = self.owned.get_mut(&(life, partition)) else {
@@ -261,20 +259,19 @@ impl Oracle {
         }
     }
 
-    // -- the group
-
-    pub(crate) fn given(&mut self, life: Life, partition: u32) {
+    pub(crate) fn assigned(&mut self, life: Life, partition: u32) {
         self.ownerships += 1;
         self.owned.insert((life, partition), Ownership { number: self.ownerships, ..Ownership::default() });
     }
 
-    /// What the group answered to the owner that asked where to begin.
+    /// What the group answered when the owner asked for its start.
     pub(crate) fn began_with(&mut self, life: Life, partition: u32, state: Option<PartitionState>) {
         if let Some(owned) = self.owned.get_mut(&(life, partition)) {
-            // One that was stopped begins again.
-            let Ownership { number, handed_over_before_the_stop, lost, taken, .. } = *owned;
+            // A stopped partition starts again under the same ownership.
+            let Ownership { number, released_before_the_stop, lost, revoked_at, .. } = *owned;
             let began_with = state;
-            *owned = Ownership { number, began_with, handed_over_before_the_stop, lost, taken, ..Ownership::default() };
+            *owned =
+                Ownership { number, began_with, released_before_the_stop, lost, revoked_at, ..Ownership::default() };
         }
     }
 
@@ -284,36 +281,36 @@ impl Oracle {
         }
     }
 
-    /// The owner was told to hand over.
-    pub(crate) fn taken(&mut self, life: Life, partition: u32, now: Duration) {
+    /// The owner was told to drain.
+    pub(crate) fn revoked(&mut self, life: Life, partition: u32, now: Duration) {
         if let Some(owned) = self.owned.get_mut(&(life, partition)) {
-            owned.taken.get_or_insert(now);
+            owned.revoked_at.get_or_insert(now);
         }
     }
 
-    /// The membership ended: nothing is owned any more.
+    /// The membership ended, so the life owns nothing any more.
     pub(crate) fn lost_all(&mut self, life: Life, now: Duration) {
         for ((_, _), owned) in self.owned.iter_mut().filter(|((of, _), _)| *of == life) {
             owned.lost.get_or_insert(now);
         }
     }
 
-    /// The owner let go in order. `commit_must_hold`: no commit was made to fail meanwhile, so that everything that
-    /// was reported to it is stored.
+    /// The owner released the partition in order. `commit_must_hold` says that no commit was made to fail since then,
+    /// so everything that was reported to the owner must be committed.
     pub(crate) fn released(&mut self, life: Life, partition: u32, commit_must_hold: bool) {
         if let Some(id) = self.in_flight(|a| a.life == life && a.partition == partition) {
             self.fail(format!("life {life} released partition {partition} with attempt {id} in flight"));
         }
         let Some(owned) = self.owned.get_mut(&(life, partition)) else { return };
         owned.released = true;
-        // What is reported after `--drain` is over comes too late: the next owner delivers it again.
-        let until = owned.taken.map(|at| at + self.rules.drain);
+        // A report after the end of `--drain` comes too late: the next owner delivers that event again.
+        let until = owned.revoked_at.map(|at| at + self.rules.drain);
         if commit_must_hold {
-            self.done_is_committed(life, partition, "a handover", until);
+            self.done_is_committed(life, partition, "a release", until);
         }
     }
 
-    /// Everything that was reported to this owner as done, before `until`, is in the stored state.
+    /// Checks that the stored state has everything that was reported as done to this owner before `until`.
     fn done_is_committed(&mut self, life: Life, partition: u32, after: &str, until: Option<Duration>) {
         let Some(owned) = self.owned.get(&(life, partition)) else { return };
         let committed = self.partitions[partition as usize].committed.as_ref();
@@ -324,7 +321,7 @@ impl Oracle {
         }
     }
 
-    /// Before a commit is judged by the group: a partition that was let go is not committed any more.
+    /// Called before the group judges a commit: a released partition must not be committed.
     pub(crate) fn commit_tried(&mut self, life: Life, partition: u32, now: Duration) {
         match self.owned.get(&(life, partition)) {
             None => self.fail(format!("life {life} commits partition {partition}, which it never owned")),
@@ -338,13 +335,13 @@ impl Oracle {
         }
     }
 
-    /// An operator asks for another position.
-    pub(crate) fn asked(&mut self, partition: u32, wanted: OffsetReset) {
-        self.partitions[partition as usize].asked.push(wanted);
+    /// An operator requests an offset reset.
+    pub(crate) fn reset_requested(&mut self, partition: u32, wanted: OffsetReset) {
+        self.partitions[partition as usize].resets.push(wanted);
     }
 
-    /// A commit is stored, by a life or by an operator: it never claims what is not settled, and takes back what was
-    /// claimed only where a move that was asked for says so, once.
+    /// A commit is stored, by a life or for an operator. It must not claim unsettled events. It may only take back a
+    /// claim if a requested reset says so, and only once.
     pub(crate) fn committed(&mut self, by: Option<Life>, partition: u32, state: &PartitionState, now: Duration) {
         self.counts.commits += 1;
         self.counts.with_settled_map += u64::from(!state.settled.is_empty());
@@ -384,7 +381,8 @@ impl Oracle {
         }
     }
 
-    /// The first commit behind a move: what it took back is to be delivered again, by an owner that begins anew.
+    /// The first commit after a reset. The events that it takes back must be delivered again, by an owner that starts
+    /// anew.
     fn moved(
         &mut self,
         by: Option<Life>,
@@ -397,9 +395,9 @@ impl Oracle {
         }
         let part = &mut self.partitions[partition as usize];
         let before = part.committed.as_ref().and_then(|state| state.moved);
-        let mut asked = part.asked.iter().copied();
-        let wanted = asked.find(|wanted| state.moved == Some(wanted.id) && before < state.moved);
-        let wanted = wanted.ok_or_else(|| format!("the position moves, and {:?} was asked for", part.asked.last()))?;
+        let mut resets = part.resets.iter().copied();
+        let wanted = resets.find(|wanted| state.moved == Some(wanted.id) && before < state.moved);
+        let wanted = wanted.ok_or_else(|| format!("the position moves, but {:?} was requested", part.resets.last()))?;
         match wanted.to {
             ResetTarget::Back(to) => {
                 for (_, entry) in part.entries.range_mut(to..).filter(|(_, entry)| !entry.trimmed) {
@@ -409,7 +407,7 @@ impl Oracle {
                     let known = |offset: &&i64| part.entries[offset].settled.is_some();
                     *settled = offsets.iter().take_while(known).count();
                 }
-                // What an earlier owner handed over is taken back too.
+                // Deliveries of earlier owners are taken back too.
                 for (_, owned) in self.owned.iter_mut().filter(|((_, of), _)| *of == partition) {
                     owned.done.retain(|offset, _| *offset < to);
                 }
@@ -424,8 +422,8 @@ impl Oracle {
         if let Some(owned) = by.and_then(|life| self.owned.get_mut(&(life, partition))) {
             self.counts.moved += 1;
             self.ownerships += 1;
-            let (lost, taken, began_with) = (owned.lost, owned.taken, Some(state.clone()));
-            *owned = Ownership { number: self.ownerships, began_with, lost, taken, ..Ownership::default() };
+            let (lost, revoked_at, began_with) = (owned.lost, owned.revoked_at, Some(state.clone()));
+            *owned = Ownership { number: self.ownerships, began_with, lost, revoked_at, ..Ownership::default() };
         }
         Ok(wanted.to)
     }
@@ -433,21 +431,21 @@ impl Oracle {
     /// A life is told to stop.
     pub(crate) fn told_to_stop(&mut self, life: Life, now: Duration) {
         for (_, owned) in self.owned.iter_mut().filter(|((of, _), _)| *of == life) {
-            owned.handed_over_before_the_stop = owned.released;
-            owned.taken.get_or_insert(now);
+            owned.released_before_the_stop = owned.released;
+            owned.revoked_at.get_or_insert(now);
         }
     }
 
-    /// A life ended: in order (then everything is committed), or not.
+    /// A life ended. If it drained, everything must be committed.
     pub(crate) fn ended(&mut self, life: Life, drained: bool) {
         if let Some(id) = self.in_flight(|attempt| attempt.life == life) {
-            self.fail(format!("attempt {id} goes on after life {life} ended"));
+            self.fail(format!("attempt {id} continues after life {life} ended"));
         }
         let partitions: Vec<u32> = self.owned.keys().filter(|(l, _)| *l == life).map(|(_, p)| *p).collect();
         for partition in partitions {
             let owned = &self.owned[&(life, partition)];
-            if drained && owned.lost.is_none() && !owned.handed_over_before_the_stop {
-                let until = owned.taken.map(|at| at + self.rules.drain);
+            if drained && owned.lost.is_none() && !owned.released_before_the_stop {
+                let until = owned.revoked_at.map(|at| at + self.rules.drain);
                 self.done_is_committed(life, partition, "a drained stop", until);
             }
             self.owned.remove(&(life, partition));

@@ -1,37 +1,37 @@
-//! When a refused event has to be given up at once: while the destination plainly serves others.
+//! The rule for refused events: while the destination plainly serves others, a refused event must be given up at once.
 //!
-//! The oracle judges only what nobody can doubt: a life of dispatch in which a single user failed, and that user only by
-//! refusals. An event of that user that was refused, and again after an attempt of another user that was begun later
-//! than the first of these attempts was delivered, must not be tried once more.
+//! The oracle only judges cases without doubt: a life of dispatch in which a single user failed, and only by refusals.
+//! Assume that an event of that user was refused twice, and that in between an attempt of another user was delivered
+//! which began after the first refusal's attempt. Then the event must not be tried again.
 
 use super::{Life, User};
 use eventd::core::verdict::Verdict;
 use std::collections::HashMap;
 use std::time::Duration;
 
-/// A user of a partition.
-type Who = (u32, User);
+/// A partition and a user.
+type PartitionUser = (u32, User);
 
 /// What each life saw.
 #[derive(Debug, Default)]
 pub(super) struct Refusals {
-    /// The only user that failed, by refusals only. `None`: others failed too, or otherwise.
-    only: HashMap<Life, Option<Who>>,
-    /// The latest-begun attempt of each user that was delivered, and when.
-    delivered: HashMap<Life, HashMap<Who, (u64, Duration)>>,
-    /// The first attempt in which each event of that user was refused, under each ownership.
+    /// The only user that failed, and only by refusals. `None` if others failed too, or in another way.
+    only: HashMap<Life, Option<PartitionUser>>,
+    /// For each user, the delivered attempt that began last, and when it ended.
+    delivered: HashMap<Life, HashMap<PartitionUser, (u64, Duration)>>,
+    /// For each ownership, the first attempt in which each event of that user was refused.
     first: HashMap<(u64, i64), u64>,
 }
 
 impl Refusals {
-    pub(super) fn delivered(&mut self, life: Life, who: Who, attempt: u64, now: Duration) {
-        let latest = self.delivered.entry(life).or_default().entry(who).or_insert((attempt, now));
+    pub(super) fn delivered(&mut self, life: Life, user: PartitionUser, attempt: u64, now: Duration) {
+        let latest = self.delivered.entry(life).or_default().entry(user).or_insert((attempt, now));
         if attempt > latest.0 {
             *latest = (attempt, now);
         }
     }
 
-    /// Nobody knows what dispatch takes this for.
+    /// From now on it is not certain what dispatch takes a refusal for.
     pub(super) fn doubt(&mut self, life: Life) {
         self.only.insert(life, None);
     }
@@ -40,19 +40,19 @@ impl Refusals {
     pub(super) fn failed(
         &mut self,
         life: Life,
-        who: &Who,
+        user: &PartitionUser,
         (ownership, offset, attempt): (u64, i64, u64),
         verdict: Verdict,
         now: Duration,
     ) -> bool {
-        let only = self.only.entry(life).or_insert_with(|| Some(who.clone()));
-        if verdict != Verdict::Refused || only.as_ref() != Some(who) {
+        let only = self.only.entry(life).or_insert_with(|| Some(user.clone()));
+        if verdict != Verdict::Refused || only.as_ref() != Some(user) {
             *only = None;
             return false;
         }
         let first = *self.first.entry((ownership, offset)).or_insert(attempt);
-        let others = self.delivered.get(&life).into_iter().flatten().filter(|(other, _)| *other != who);
-        // What ends at one moment is seen in any order.
+        let others = self.delivered.get(&life).into_iter().flatten().filter(|(other, _)| *other != user);
+        // Events at the same moment may be seen in any order.
         first != attempt && others.into_iter().any(|(_, (begun, at))| *begun > first && *at < now)
     }
 }

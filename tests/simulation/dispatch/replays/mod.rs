@@ -1,5 +1,4 @@
-//! What is known of the replays in one simulation: what each was asked for, what it was told, and from these what it has
-//! to deliver.
+//! The replays of one simulation: the request of each, what it has read, and from these what it has to deliver.
 //!
 //! ```text
 //!  asked for ┐
@@ -10,7 +9,7 @@
 
 mod expected;
 
-use crate::dispatch::memory_log::{LETTERS, TOPIC};
+use crate::dispatch::memory_log::{DEAD_LETTERS, TOPIC};
 use crate::dispatch::oracle::{Life, Oracle, Rules, claims};
 use crate::dispatch::world::State as WorldState;
 use eventd::core::event::Record;
@@ -23,29 +22,29 @@ use expected::expected;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-/// What an operator asks for.
+/// What an operator requests.
 #[derive(Debug, Clone)]
-pub(crate) enum Asked {
+pub(crate) enum RequestedReplay {
     Deliver { range: Range, selection: Selection, limit: Option<u64> },
     OffsetReset(Reposition),
 }
 
-impl Asked {
-    pub(crate) fn is_of_letters(&self) -> bool {
+impl RequestedReplay {
+    pub(crate) fn is_of_dead_letters(&self) -> bool {
         matches!(self, Self::Deliver { selection, .. } if selection.dead)
     }
 }
 
-/// What one process of a replay was asked for and has been told.
+/// The request of one replay process, and what it has read so far.
 #[derive(Debug)]
 struct Run {
-    asked: usize,
-    /// With `--resume`: the id that was given.
+    request: usize,
+    /// With `--resume`, the id on the command line.
     resumes: Option<String>,
-    /// Of the replay that it delivers.
+    /// The id of the replay that it delivers.
     id: Option<String>,
     known: Vec<Option<PartitionState>>,
-    /// Where each partition of its source was said to end.
+    /// Where each partition of its source ended when it asked.
     ends: BTreeMap<(String, u32), i64>,
 }
 
@@ -53,7 +52,7 @@ struct Run {
 #[derive(Debug)]
 struct Replay {
     id: String,
-    asked: usize,
+    request: usize,
     oracle: Oracle,
     is_started: bool,
     is_finished: bool,
@@ -61,20 +60,20 @@ struct Replay {
 
 #[derive(Debug, Default)]
 pub(crate) struct Replays {
-    asked: Vec<Asked>,
+    requests: Vec<RequestedReplay>,
     runs: BTreeMap<Life, Run>,
-    /// In the order in which they began: their ids are made of the real time.
+    /// The replays in the order in which they began. Their ids depend on the real time.
     replays: Vec<Replay>,
 }
 
 impl Replays {
-    pub(crate) fn ask(&mut self, asked: Vec<Asked>) {
-        self.asked = asked;
+    pub(crate) fn set_requests(&mut self, requests: Vec<RequestedReplay>) {
+        self.requests = requests;
     }
 
-    /// A process begins with the request of this number.
-    pub(crate) fn begins(&mut self, life: Life, asked: usize, resumes: Option<String>) {
-        self.runs.insert(life, Run { asked, resumes, id: None, known: Vec::new(), ends: BTreeMap::new() });
+    /// A process starts with the request of this number.
+    pub(crate) fn begins(&mut self, life: Life, request: usize, resumes: Option<String>) {
+        self.runs.insert(life, Run { request, resumes, id: None, known: Vec::new(), ends: BTreeMap::new() });
     }
 
     pub(crate) fn saw_end(&mut self, life: Life, topic: &str, partition: u32, latest: i64) {
@@ -89,10 +88,11 @@ impl Replays {
         }
     }
 
-    /// Whether a partition was asked for by its number from where it holds nothing: that is a mistake.
-    fn names_what_is_not_there(&self, life: Life) -> bool {
+    /// Whether the request names a partition that holds no events there, which is an error.
+    fn names_missing_offsets(&self, life: Life) -> bool {
         let run = &self.runs[&life];
-        let Asked::Deliver { range: Range { from: Some(Position::Offsets(from)), .. }, .. } = &self.asked[run.asked]
+        let RequestedReplay::Deliver { range: Range { from: Some(Position::Offsets(from)), .. }, .. } =
+            &self.requests[run.request]
         else {
             return false;
         };
@@ -100,15 +100,15 @@ impl Replays {
         from.iter().any(|(partition, from)| *from >= end(*partition))
     }
 
-    /// The replay of this request that is written down, and whether that it is finished is too.
-    pub(crate) fn written(&self, asked: usize) -> Option<(&str, bool)> {
-        let written = || self.replays.iter().filter(|replay| replay.asked == asked && replay.is_started);
-        // A record that was stored late may tell of one that was given up for another.
+    /// The recorded replay of this request, and whether it is recorded as finished.
+    pub(crate) fn written(&self, request: usize) -> Option<(&str, bool)> {
+        let written = || self.replays.iter().filter(|replay| replay.request == request && replay.is_started);
+        // A record that was stored late may belong to an attempt that another one has replaced.
         let replay = written().find(|replay| replay.is_finished).or_else(|| written().next_back())?;
         Some((&replay.id, replay.is_finished))
     }
 
-    /// Whether it has committed anything of a replay.
+    /// Whether this life has committed anything for a replay.
     pub(crate) fn has_begun(&self, life: Life) -> bool {
         self.runs.get(&life).is_some_and(|run| run.id.is_some())
     }
@@ -118,8 +118,8 @@ impl Replays {
         self.replays.iter_mut().find(|replay| replay.id == *id).map(|replay| &mut replay.oracle)
     }
 
-    /// Who judges a dead letter that a replay wrote.
-    pub(crate) fn oracle_of_letter(&mut self, letter: &Record) -> Option<&mut Oracle> {
+    /// The oracle for a dead letter that a replay wrote.
+    pub(crate) fn oracle_of_dead_letter(&mut self, letter: &Record) -> Option<&mut Oracle> {
         let id = letter.header_text("eventd-replay")?;
         self.replays.iter_mut().find(|replay| replay.id == id).map(|replay| &mut replay.oracle)
     }
@@ -132,31 +132,31 @@ impl Replays {
         self.replays.iter().find_map(|replay| replay.oracle.violation())
     }
 
-    /// What the first of those that are written down has left to do.
+    /// What the first unfinished recorded replay has left to do.
     pub(crate) fn unfinished(&self) -> Option<(u32, i64, &'static str)> {
         let at_work = self.replays.iter().filter(|replay| replay.is_started && !replay.is_finished);
         at_work.map(|replay| &replay.oracle).find_map(Oracle::unfinished)
     }
 
     pub(crate) fn trimmed(&mut self, partition: u32, earliest: i64, now: Duration) {
-        for oracle in self.oracles().filter(|oracle| !oracle.is_of_letters()) {
-            // Who is behind goes on from there, which may be past the end of the replay.
+        for oracle in self.oracles().filter(|oracle| !oracle.is_of_dead_letters()) {
+            // A replay that is behind continues from there, which may be after its end.
             oracle.passed(partition, earliest);
             oracle.trimmed(partition, earliest, now);
         }
     }
 
-    /// Whether some replay has redriven this letter.
+    /// Whether a replay has redriven this dead letter.
     pub(crate) fn has_redriven(&self, partition: u32, letter: i64) -> bool {
         let oracles = self.replays.iter().map(|replay| &replay.oracle);
-        oracles.filter(|oracle| oracle.is_of_letters()).any(|oracle| oracle.has_settled(partition, letter))
+        oracles.filter(|oracle| oracle.is_of_dead_letters()).any(|oracle| oracle.has_settled(partition, letter))
     }
 
-    /// An attempt begins: what delivers something is written down.
+    /// An attempt begins. A replay that delivers must be recorded before.
     pub(crate) fn attempts(&mut self, life: Life) {
         let Some(id) = self.runs.get(&life).and_then(|run| run.id.clone()) else { return };
         for replay in self.replays.iter_mut().filter(|replay| replay.id == id && !replay.is_started) {
-            replay.oracle.fail(format!("life {life} delivers a replay that no audit record tells of"));
+            replay.oracle.fail(format!("life {life} delivers a replay without an audit record"));
         }
     }
 
@@ -179,43 +179,45 @@ impl Replays {
 }
 
 impl WorldState {
-    /// What a replay with the request of this life has to deliver, by partition, as far as it was told.
+    /// For each partition, what a replay with this life's request has to deliver, based on what the life has read.
     pub(crate) fn expected(&self, life: Life) -> Vec<BTreeMap<i64, Record>> {
         let run = &self.replays.runs[&life];
-        let Asked::Deliver { range, selection, limit } = &self.replays.asked[run.asked] else { return Vec::new() };
+        let RequestedReplay::Deliver { range, selection, limit } = &self.replays.requests[run.request] else {
+            return Vec::new();
+        };
         let redriven = self.groups.committed(crate::dispatch::memory_groups::REDRIVEN);
         expected(self, range, selection, *limit, &run.known, &run.ends, &redriven)
     }
 
-    /// Whether a person asked for what cannot be: the rest of what is finished, or a range with nothing in it.
+    /// Whether the request itself is an error: resuming a finished replay, or a range without events.
     pub(crate) fn may_be_refused(&self, life: Life) -> bool {
         match &self.replays.runs[&life].resumes {
             Some(id) => self.replays.replays.iter().any(|replay| replay.id == *id && replay.is_finished),
             None => {
                 let is_empty = self.expected(life).iter().all(BTreeMap::is_empty);
-                is_empty || self.replays.names_what_is_not_there(life)
+                is_empty || self.replays.names_missing_offsets(life)
             }
         }
     }
 
-    /// A life has its replay's place, and commits for the first time, or once more.
+    /// A life knows its replay's start, and commits for the first time or again.
     pub(crate) fn replay_begins(&mut self, life: Life, id: &str, rules: &Rules, now: Duration) {
         let is_new = !self.replays.replays.iter().any(|replay| replay.id == id);
         let run = &self.replays.runs[&life];
         if run.id.is_some() {
             return;
         }
-        let Asked::Deliver { selection, .. } = &self.replays.asked[run.asked] else { return };
-        let (asked, dead, again) = (run.asked, selection.dead, selection.again);
+        let RequestedReplay::Deliver { selection, .. } = &self.replays.requests[run.request] else { return };
+        let (request, dead, again) = (run.request, selection.dead, selection.again);
         if is_new {
-            let taken = self.expected(life);
+            let expected = self.expected(life);
             let latest = |partition: u32| match dead {
-                true => self.replays.runs[&life].ends.get(&(LETTERS.to_owned(), partition)).copied().unwrap_or(0),
+                true => self.replays.runs[&life].ends.get(&(DEAD_LETTERS.to_owned(), partition)).copied().unwrap_or(0),
                 false => self.topics.latest(partition),
             };
-            let ends: Vec<i64> = (0..taken.len() as u32).map(latest).collect();
-            let oracle = Oracle::of_replay(rules.clone(), id, dead, &taken, &ends, &self.oracle, now);
-            let replay = Replay { id: id.to_owned(), asked, oracle, is_started: false, is_finished: false };
+            let ends: Vec<i64> = (0..expected.len() as u32).map(latest).collect();
+            let oracle = Oracle::of_replay(rules.clone(), id, dead, &expected, &ends, &self.oracle, now);
+            let replay = Replay { id: id.to_owned(), request, oracle, is_started: false, is_finished: false };
             self.replays.replays.push(replay);
         }
         if let Some(run) = self.replays.runs.get_mut(&life) {
@@ -225,7 +227,7 @@ impl WorldState {
         let partitions = self.topics.partitions(TOPIC) as u32;
         let Some(oracle) = self.replays.oracle_of(life) else { return };
         for partition in 0..partitions {
-            oracle.given(life, partition);
+            oracle.assigned(life, partition);
             if dead
                 && !again
                 && let Some(Some(state)) = redriven.get(partition as usize)

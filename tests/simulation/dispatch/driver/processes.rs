@@ -1,4 +1,4 @@
-//! Starts, stops, crashes and buries the processes, and says who should own what.
+//! Starts, stops and crashes processes, and assigns partitions to them.
 
 use super::{Driver, Running, STOP_GRACE, Step};
 use crate::dispatch::memory_destination::MemoryDestination;
@@ -45,7 +45,7 @@ impl Driver<'_> {
         self.assign();
     }
 
-    /// Says who should own each partition: the assigned process, or the other one where that cannot.
+    /// Assigns each partition to the planned process, or to the other one if that one cannot own it.
     pub(super) fn assign(&mut self) {
         let able = |slot: usize| {
             let running = self.slots[slot].as_ref();
@@ -55,15 +55,15 @@ impl Driver<'_> {
         for (slot, partition) in self.assigned.iter().zip(0u32..) {
             let wanted = able(*slot).or_else(|| (0..self.slots.len()).find_map(able));
             if wanted.is_some() {
-                state.members.want(partition, wanted);
+                state.members.set_owner(partition, wanted);
             }
         }
         drop(state);
         self.outcome.moves += self.world.balance();
     }
 
-    /// Buries those that crashed or ended.
-    pub(super) async fn look_after(&mut self) {
+    /// Handles the processes that crashed or ended.
+    pub(super) async fn collect_ended(&mut self) {
         for slot in 0..self.slots.len() {
             let Some(running) = &self.slots[slot] else { continue };
             if self.world.is_dying(running.life) {
@@ -72,7 +72,7 @@ impl Driver<'_> {
                 self.ended(slot).await;
             }
         }
-        self.look_after_replays().await;
+        self.collect_ended_replays().await;
         self.assign();
     }
 
@@ -86,9 +86,9 @@ impl Driver<'_> {
         {
             self.world.lock().oracle.fail(format!("life {life} panicked: {error}"));
         }
-        // What the process had spawned is dropped in the turns of the runtime that follow.
+        // The runtime drops the process's tasks in its next turns.
         tokio::time::sleep(Duration::from_millis(1)).await;
-        self.world.bury(life);
+        self.world.remove_life(life);
         let now = self.world.now();
         let mut state = self.world.lock();
         state.note(now, life, format_args!("is gone"));
@@ -103,24 +103,24 @@ impl Driver<'_> {
 
     pub(super) async fn ended(&mut self, slot: usize) {
         let Some(running) = self.slots[slot].take() else { return };
-        let (life, told) = (running.life, running.stop.is_none());
+        let (life, was_told_to_stop) = (running.life, running.stop.is_none());
         let result = running.task.await;
         tokio::time::sleep(Duration::from_millis(1)).await;
-        self.world.bury(life);
+        self.world.remove_life(life);
         let ended_by_group = self.world.membership_ended(life);
         let now = self.world.now();
         let mut state = self.world.lock();
         let shown = result.as_ref().map(|ended| ended.as_ref().map_err(|error| format!("{error:#}")));
         state.note(now, life, format_args!("ended: {shown:?}"));
         let drained = match result {
-            Ok(Ok(ended)) if told => ended == Ended::Drained,
+            Ok(Ok(ended)) if was_told_to_stop => ended == Ended::Drained,
             Ok(Ok(ended)) => {
-                state.oracle.fail(format!("life {life} ended with {ended:?} and was not told to stop"));
+                state.oracle.fail(format!("life {life} ended with {ended:?}, but was not was_told_to_stop to stop"));
                 false
             }
             Ok(Err(_)) if ended_by_group => false,
             // A partition was stopped when the process was told to end.
-            Ok(Err(_)) if told && state.topics.is_damaged() => false,
+            Ok(Err(_)) if was_told_to_stop && state.topics.is_damaged() => false,
             Ok(Err(error)) => {
                 state.oracle.fail(format!("life {life} failed: {error:#}"));
                 false
@@ -131,8 +131,8 @@ impl Driver<'_> {
             }
         };
         state.oracle.ended(life, drained);
-        if self.calm && told && !drained && !ended_by_group {
-            state.oracle.fail(format!("life {life} left work, with nothing in its way"));
+        if self.calm && was_told_to_stop && !drained && !ended_by_group {
+            state.oracle.fail(format!("life {life} left work, although nothing kept it from finishing"));
         }
         state.members.forget(life);
         drop(state);
@@ -148,10 +148,10 @@ impl Driver<'_> {
         let mut state = self.world.lock();
         state.members.stopping(life);
         state.oracle.told_to_stop(life, now);
-        state.note(now, life, format_args!("is told to stop"));
+        state.note(now, life, format_args!("is was_told_to_stop to stop"));
         drop(state);
         if stop.send(()).is_err() {
-            // It ended by itself at this very moment: `look_after` sees to it.
+            // The process ended by itself at this moment, and `collect_ended` handles it.
             return;
         }
         self.outcome.stops += 1;

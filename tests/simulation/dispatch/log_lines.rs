@@ -1,10 +1,9 @@
-//! What a destination says of itself in the log, told by stories that last minutes: in time that stands still while
-//! there is anything to do.
+//! What the log says about a destination, in scenarios that last minutes of simulated time.
 
-use crate::dispatch::drive::{Outcome, simulate};
+use crate::dispatch::driver::{Outcome, simulate};
+use crate::dispatch::end_of_trace;
 use crate::dispatch::memory_destination::{Behaviour, Outage};
 use crate::dispatch::scenario::{Action, Scenario, fixed};
-use crate::dispatch::story;
 use std::io::{self, Write};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -23,7 +22,7 @@ impl Write for Lines {
     }
 }
 
-/// One process, one partition, six users, and no trouble but what a story adds.
+/// One process, one partition, six users, and only the faults that a test adds.
 pub(crate) fn calm() -> Scenario {
     let mut scenario = fixed();
     (scenario.slots, scenario.partitions, scenario.session) = (1, 1, None);
@@ -33,21 +32,21 @@ pub(crate) fn calm() -> Scenario {
     scenario
 }
 
-/// Every second one event, of these users in turn.
+/// One event every second, from these users in turn.
 fn traffic(scenario: &mut Scenario, seconds: u64, users: std::ops::Range<usize>) {
     let event = |second| Action::Append { user: users.start + second as usize % users.len(), many: 1, bytes: 10 };
     scenario.plan.extend((0..seconds).map(|second| (Duration::from_secs(second), event(second))));
     scenario.plan.sort_by_key(|(at, _)| *at);
 }
 
-/// Plays a scenario and gives back the log lines.
-fn told(scenario: &Scenario) -> (Vec<String>, Outcome) {
+/// Runs a scenario and returns its log lines.
+fn lines_of(scenario: &Scenario) -> (Vec<String>, Outcome) {
     let lines = Lines::default();
     let writer = lines.clone();
     let subscriber =
         tracing_subscriber::fmt().without_time().with_ansi(false).with_writer(move || writer.clone()).finish();
     let outcome = tracing::subscriber::with_default(subscriber, || simulate(scenario));
-    assert_eq!(outcome.violation, None, "{}", story(&outcome));
+    assert_eq!(outcome.violation, None, "{}", end_of_trace(&outcome));
     let text = String::from_utf8(lines.0.lock().unwrap().clone()).unwrap();
     (text.lines().map(str::to_owned).collect(), outcome)
 }
@@ -56,60 +55,63 @@ fn with<'a>(lines: &'a [String], what: &str) -> Vec<&'a String> {
     lines.iter().filter(|line| line.contains(what)).collect()
 }
 
-/// The number in a field of a line.
+/// The number in a field of a log line.
 fn number(line: &str, field: &str) -> f64 {
     let text = line.split(&format!(" {field}=")).nth(1).unwrap_or_else(|| panic!("no {field} in {line}"));
     text.split(' ').next().unwrap().parse().unwrap()
 }
 
 #[test]
-fn an_outage_is_said_when_it_begins_each_minute_and_after_the_next_delivery() {
+fn an_outage_is_logged_at_its_start_each_minute_and_at_its_end() {
     let mut scenario = calm();
     traffic(&mut scenario, 320, 0..6);
     for (second, outage) in [(10, Some(Outage::Unreachable)), (160, Some(Outage::Fails)), (290, None)] {
         scenario.plan.push((Duration::from_secs(second), Action::Outage(outage)));
     }
     scenario.plan.sort_by_key(|(at, _)| *at);
-    let (lines, outcome) = told(&scenario);
-    let said: Vec<&String> = with(&lines, "the destination ");
-    let began = said[0];
+    let (lines, outcome) = lines_of(&scenario);
+    let lines_about_it: Vec<&String> = with(&lines, "the destination ");
+    let began = lines_about_it[0];
     assert!(began.contains("WARN") && began.contains("cannot be reached; its events wait"), "{began}");
-    let (last, reminders) = said[1..].split_last().unwrap();
-    assert!((4..=5).contains(&reminders.len()), "one a minute: {said:#?}");
+    let (last, reminders) = lines_about_it[1..].split_last().unwrap();
+    assert!((4..=5).contains(&reminders.len()), "one line a minute: {lines_about_it:#?}");
     for (reminder, minute) in reminders.iter().zip(1..) {
-        assert!(reminder.contains("the destination still") && reminder.contains("WARN"), "{said:#?}");
-        assert!((number(reminder, "out_s") - f64::from(minute) * 60.0).abs() <= 10.0, "{said:#?}");
-        assert!(number(reminder, "users") >= 1.0 && number(reminder, "lag") >= 10.0, "{said:#?}");
+        assert!(reminder.contains("the destination still") && reminder.contains("WARN"), "{lines_about_it:#?}");
+        assert!((number(reminder, "out_s") - f64::from(minute) * 60.0).abs() <= 10.0, "{lines_about_it:#?}");
+        assert!(number(reminder, "users") >= 1.0 && number(reminder, "lag") >= 10.0, "{lines_about_it:#?}");
     }
-    assert!(reminders[0].contains("cannot be reached"), "{said:#?}");
-    assert!(reminders[reminders.len() - 1].contains("fails for every user; its events wait"), "{said:#?}");
-    assert!(reminders[reminders.len() - 1].contains("503 try later"), "the cause is what it says now: {said:#?}");
-    assert!(last.contains("INFO") && last.contains("takes events again"), "{said:#?}");
-    assert!(number(last, "out_s") >= 279.0, "the answers of 500 are the same outage: {last}");
+    assert!(reminders[0].contains("cannot be reached"), "{lines_about_it:#?}");
+    assert!(reminders[reminders.len() - 1].contains("fails for every user; its events wait"), "{lines_about_it:#?}");
+    assert!(
+        reminders[reminders.len() - 1].contains("503 try later"),
+        "the cause is the latest answer: {lines_about_it:#?}"
+    );
+    assert!(last.contains("INFO") && last.contains("takes events again"), "{lines_about_it:#?}");
+    assert!(number(last, "out_s") >= 279.0, "the answers of 500 belong to the same outage: {last}");
     assert!(with(&lines, "Snapshot").is_empty(), "{lines:#?}");
     assert_eq!(outcome.counts.dead_letters, 0, "an outage is not the event's fault");
 }
 
 #[test]
-fn a_user_that_never_stops_being_asked_for_patience_has_a_line_a_minute() {
+fn a_user_that_always_gets_busy_has_one_log_line_a_minute() {
     let mut scenario = calm();
     scenario.behaviour.busy_users = vec![scenario.users[0].clone()];
     traffic(&mut scenario, 150, 1..6);
     scenario.plan.insert(0, (Duration::ZERO, Action::Append { user: 0, many: 2, bytes: 10 }));
-    let (lines, _) = told(&scenario);
+    let (lines, _) = lines_of(&scenario);
     let stuck = with(&lines, "a user is stuck");
-    assert_eq!(stuck.len(), 2, "at one minute and at two: {stuck:#?}");
+    assert_eq!(stuck.len(), 2, "one line after one minute and one after two: {stuck:#?}");
     for (line, minute) in stuck.iter().zip([60.0, 120.0]) {
         assert!(line.contains("user=\"user-0\"") && line.contains(" id="), "{line}");
         assert!(line.contains("503 try later"), "{line}");
         assert!(number(line, "attempts") > 10.0 && number(line, "tries") == 0.0, "{line}");
         assert!((number(line, "failing_s") - minute).abs() < 5.0, "{line}");
     }
-    assert!(with(&lines, "the destination ").is_empty(), "that is no outage: {lines:#?}");
+    assert!(with(&lines, "the destination ").is_empty(), "this is not an outage: {lines:#?}");
 }
 
 #[test]
-fn users_that_are_asked_for_patience_have_their_lines_if_nobody_is_served_too() {
+fn users_that_get_busy_are_logged_even_if_no_user_is_served() {
     for users in [1, 4] {
         let mut scenario = calm();
         scenario.behaviour.busy_users = scenario.users[..users].to_vec();
@@ -117,10 +119,10 @@ fn users_that_are_asked_for_patience_have_their_lines_if_nobody_is_served_too() 
             let event = |user| (Duration::from_secs(second), Action::Append { user, many: 1, bytes: 10 });
             scenario.plan.extend((0..users).map(event));
         }
-        let (lines, _) = told(&scenario);
+        let (lines, _) = lines_of(&scenario);
         let stuck = with(&lines, "a user is stuck: its next event keeps failing");
         assert!(with(&lines, "while other users are served").is_empty(), "{lines:#?}");
-        assert_eq!(stuck.len(), users * 2, "at one minute and at two: {lines:#?}");
+        assert_eq!(stuck.len(), users * 2, "one line after one minute and one after two: {lines:#?}");
         for line in stuck {
             assert!(line.contains("503 try later") && number(line, "tries") == 0.0, "{line}");
             assert!((number(line, "failing_s") % 60.0) < 5.0, "{line}");
@@ -129,7 +131,7 @@ fn users_that_are_asked_for_patience_have_their_lines_if_nobody_is_served_too() 
 }
 
 #[test]
-fn events_that_are_given_up_are_named_and_what_is_too_many_for_the_log_is_counted() {
+fn given_up_events_are_logged_by_name_and_beyond_a_limit_counted() {
     let mut scenario = calm();
     scenario.config.attempts = 1;
     scenario.behaviour.failing_user = Some(scenario.users[0].clone());
@@ -138,30 +140,31 @@ fn events_that_are_given_up_are_named_and_what_is_too_many_for_the_log_is_counte
         scenario.plan.push((Duration::from_secs(second), Action::Append { user: 0, many: 8, bytes: 10 }));
     }
     scenario.plan.sort_by_key(|(at, _)| *at);
-    let (lines, outcome) = told(&scenario);
+    let (lines, outcome) = lines_of(&scenario);
     let named = with(&lines, "gave up an event");
     assert!(named.iter().all(|line| line.contains("user=\"user-0\"") && line.contains(" id=")), "{named:#?}");
     assert_eq!(named.len(), 10, "{named:#?}");
     let counted = with(&lines, "gave up more events");
-    assert_eq!(counted.len(), 1, "told once, though no other line comes: {lines:#?}");
+    assert_eq!(counted.len(), 1, "logged once, although no other line follows: {lines:#?}");
     assert_eq!(number(counted[0], "suppressed") as u64 + 10, outcome.counts.dead_letters);
 }
 
 #[test]
-fn a_partition_whose_offset_is_reset_before_it_could_read_again_does_not_stay_stopped() {
+fn a_stopped_partition_continues_after_a_reset_of_its_offset() {
     let mut reset_in_time = 0;
     for seed in 0..40 {
         let mut scenario = calm();
         scenario.seed = seed;
         scenario.rates.reads_fail = 50;
-        // It stops within some seconds, begins again a minute later, and needs as long to read anything then.
+        // The partition stops within some seconds, starts again a minute later, and then needs as long again to read
+        // anything.
         scenario.plan.push((Duration::ZERO, Action::Damage { partition: 0, from_end: 2 }));
         traffic(&mut scenario, 150, 0..6);
         let at = Duration::from_millis(61_000 + seed * 250);
         scenario.plan.push((at, Action::Reposition { partition: 0, percent: 100, ahead: true }));
         scenario.plan.sort_by_key(|(at, _)| *at);
         // A process with a stopped partition ends with an error, which is a violation once everything can be read.
-        let (lines, _) = told(&scenario);
+        let (lines, _) = lines_of(&scenario);
         let place = |what: &str| lines.iter().position(|line| line.contains(what));
         let (moved, continues) = (place("the position was moved"), place("this partition is not stopped any more"));
         reset_in_time += u64::from(moved.is_some() && moved < continues);

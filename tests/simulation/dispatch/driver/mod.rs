@@ -1,5 +1,5 @@
-//! Runs one scenario: starts, crashes, stops and moves processes as planned, then lets the trouble end and holds
-//! dispatch to its promises.
+//! Runs one scenario: starts, crashes, stops and reassigns processes as planned. Then it ends all faults and checks
+//! that everything is settled.
 
 mod processes;
 mod replaying;
@@ -20,19 +20,19 @@ use std::time::Duration;
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
-/// How long a stop may take beyond `--drain`: the last commit, and slow answers.
+/// How long a stop may take beyond `--drain`, for the last commit and slow answers.
 const STOP_GRACE: Duration = Duration::from_secs(40);
 
-/// In this time after the trouble everything is settled, however much is left.
+/// After the faults have ended, everything must be settled within this time, however much is left.
 const CALM_MAX: Duration = Duration::from_secs(3_600);
 
-/// A partition that could not be read continues within this time.
+/// A partition that could not be read must continue within this time.
 const STOPPED_MAX: Duration = Duration::from_secs(90);
 
-/// How often somebody without any trouble sends something, after the trouble.
+/// After the faults, how often a user without failures sends an event.
 const FRESH_EVERY: Duration = Duration::from_secs(20);
 
-/// What one simulation came to.
+/// The result of one simulation.
 #[derive(Debug, Clone)]
 pub(crate) struct Outcome {
     pub(crate) counts: Counts,
@@ -42,33 +42,33 @@ pub(crate) struct Outcome {
     pub(crate) sessions_lost: u64,
     pub(crate) outages: u64,
     pub(crate) repositions: u64,
-    /// Events that could not be read for a while.
+    /// The number of times that events could not be read for a while.
     pub(crate) damages: u64,
-    /// Replays that came to their end, were resumed, were refused.
+    /// The number of replays that finished, were resumed, and were refused.
     pub(crate) replayed: u64,
     pub(crate) resumes: u64,
     pub(crate) refused: u64,
-    /// Of replays: what was delivered, and kept as a dead letter again.
+    /// The number of events that replays delivered, and that they stored as dead letters again.
     pub(crate) redelivered: u64,
-    pub(crate) letters_again: u64,
-    /// By role.
+    pub(crate) dead_letters_again: u64,
+    /// The calls of each role.
     pub(crate) calls: [Calls; 2],
     pub(crate) trace: Vec<String>,
     pub(crate) violation: Option<String>,
 }
 
-/// Runs a scenario in a runtime of its own, whose time stands still while anything is left to do.
+/// Runs a scenario in a runtime of its own. Simulated time only advances when no task can run.
 pub(crate) fn simulate(scenario: &Scenario) -> Outcome {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build();
     runtime.expect("a runtime without I/O").block_on(async {
-        // The runtime reads the real clock once more while it is built. Time begins with its first tick, so that a slow
-        // machine rounds no timer otherwise than a fast one.
+        // The runtime reads the real clock once while it is built. Simulated time starts with the first tick, so that
+        // timers are rounded alike on slow and fast machines.
         tokio::time::sleep(Duration::from_millis(1)).await;
         Driver::new(scenario).drive().await
     })
 }
 
-/// What the driver has to do beside the scenario's plan.
+/// What the driver has to do in addition to the scenario's plan.
 #[derive(Debug, Clone, Copy)]
 enum Step {
     Planned(Action),
@@ -78,7 +78,7 @@ enum Step {
     Replay {
         number: usize,
     },
-    /// The group notices that a process is gone.
+    /// The group notices that a process has died.
     Forget {
         life: Life,
     },
@@ -103,19 +103,20 @@ struct Running {
 struct Driver<'a> {
     scenario: &'a Scenario,
     world: Arc<World>,
-    /// The driver's own choices: the world's must not depend on how often the driver looks.
+    /// The source of the driver's own choices. The world has another one, so that its choices do not depend on how
+    /// often the driver runs.
     random: Random,
     slots: Vec<Option<Running>>,
-    /// By the number of the scenario's request.
+    /// The replays, by the number of the scenario's request.
     replaying: Vec<Replaying>,
-    /// Which slot should own each partition.
+    /// For each partition, the slot that should own it.
     assigned: Vec<usize>,
     queue: BTreeMap<(Duration, u64), Step>,
     queued: u64,
     appended: u64,
-    /// The trouble is over.
+    /// Whether the faults have ended.
     calm: bool,
-    /// Nothing is started any more.
+    /// Whether no process is started any more.
     closing: bool,
     outcome: Outcome,
 }
@@ -133,7 +134,7 @@ impl<'a> Driver<'a> {
         {
             let mut state = world.lock();
             state.single = scenario.single;
-            state.replays.ask(scenario.replays.iter().map(|request| request.asked.clone()).collect());
+            state.replays.set_requests(scenario.replays.iter().map(|request| request.request.clone()).collect());
         }
         Self {
             world,
@@ -160,7 +161,7 @@ impl<'a> Driver<'a> {
                 resumes: 0,
                 refused: 0,
                 redelivered: 0,
-                letters_again: 0,
+                dead_letters_again: 0,
                 calls: [[0; CALLS.len()]; 2],
                 trace: Vec::new(),
                 violation: None,
@@ -193,7 +194,7 @@ impl<'a> Driver<'a> {
         self.outcome.violation = state.violation().map(str::to_owned);
         for counts in state.replays.oracles().map(|oracle| oracle.counts) {
             self.outcome.redelivered += counts.delivered;
-            self.outcome.letters_again += counts.dead_letters;
+            self.outcome.dead_letters_again += counts.dead_letters;
         }
         drop(state);
         self.outcome
@@ -221,7 +222,7 @@ impl<'a> Driver<'a> {
         }
     }
 
-    /// Looks after the processes until `at`, then does what is due.
+    /// Handles ended processes until `at`, and then does what is due.
     async fn turn(&mut self, at: Duration) {
         let wait = at.saturating_sub(self.world.now());
         let world = Arc::clone(&self.world);
@@ -230,7 +231,7 @@ impl<'a> Driver<'a> {
             () = world.happened.notified() => {}
             () = tokio::time::sleep(wait) => {}
         }
-        self.look_after().await;
+        self.collect_ended().await;
         while let Some(entry) = self.queue.first_entry()
             && entry.key().0 <= self.world.now()
         {
@@ -264,7 +265,7 @@ impl<'a> Driver<'a> {
             }
             Step::MustHaveEnded { life } => {
                 if self.slots.iter().flatten().any(|running| running.life == life) || self.is_replaying(life) {
-                    self.world.lock().oracle.fail(format!("life {life} was told to stop long ago and goes on"));
+                    self.world.lock().oracle.fail(format!("life {life} was told to stop long ago and still runs"));
                 }
             }
         }
@@ -280,7 +281,7 @@ impl<'a> Driver<'a> {
                 }
             }
             Action::Stop { slot } => self.stop(slot),
-            Action::OffsetReset { partition, slot } => {
+            Action::MovePartition { partition, slot } => {
                 self.assigned[partition as usize] = slot;
                 self.assign();
             }
@@ -317,7 +318,7 @@ impl<'a> Driver<'a> {
                 let mut state = self.world.lock();
                 let offset = state.topics.latest(partition) + from_end;
                 state.topics.damage(partition, offset);
-                state.note(now, Life::MAX, format_args!("{partition}:{offset} cannot be read any more"));
+                state.note(now, Life::MAX, format_args!("{partition}:{offset} is unreadable from now on"));
                 self.outcome.damages += 1;
             }
             Action::Trim { partition, percent } => {
@@ -331,7 +332,7 @@ impl<'a> Driver<'a> {
         let now = self.world.now();
         let mut guard = self.world.lock();
         let state = &mut *guard;
-        // Nobody moves what was never delivered.
+        // An operator does not reset a position before anything was delivered.
         if !state.members.has_committed(partition) {
             return;
         }
@@ -340,9 +341,9 @@ impl<'a> Driver<'a> {
         let to = earliest + (latest - earliest) * percent / 100;
         let to = if ahead { ResetTarget::Ahead(to) } else { ResetTarget::Back(to) };
         let wanted = OffsetReset { id: self.outcome.repositions, to };
-        state.oracle.asked(partition, wanted);
+        state.oracle.reset_requested(partition, wanted);
         state.note(now, Life::MAX, format_args!("asks for {wanted:?} in {partition}"));
-        state.members.ask(partition, wanted);
+        state.members.request_reset(partition, wanted);
         if let Some(moved) = state.members.apply(partition, wanted) {
             state.oracle.committed(None, partition, &moved, now);
         }
@@ -360,7 +361,7 @@ impl<'a> Driver<'a> {
                 value.resize(value.len() + bytes, b'.');
                 let headers = [(ID, Some(id.as_bytes())), (CONTENT_TYPE, Some(&b"text/plain"[..])), ("x-null", None)];
                 let value = (!self.appended.is_multiple_of(17)).then_some(value);
-                // Some clocks are ahead, some behind.
+                // Some clocks are ahead, and some are late.
                 let apart_ms = [0, 0, 1, 0, -1, 0, 0][(self.appended % 7) as usize] * self.scenario.clocks_apart_ms;
                 let headers = &headers[..(self.appended % 4) as usize];
                 Record::new(key.as_deref(), value.as_deref(), headers, (now_ms + apart_ms).max(0))
@@ -369,7 +370,7 @@ impl<'a> Driver<'a> {
         self.world.append(TOPIC, partition, &records);
     }
 
-    /// One event of a new user in each partition.
+    /// Appends one event of a new user in each partition.
     fn append_fresh(&mut self) {
         for partition in 0..self.scenario.partitions {
             let user = format!("fresh-{}", self.world.now().as_secs());
@@ -378,12 +379,10 @@ impl<'a> Driver<'a> {
         }
     }
 
-    // -- the end
-
-    /// No more trouble: everything has to be settled within a time that the configuration bounds.
+    /// Ends all faults. Everything must be settled within a time that the configuration bounds.
     async fn settle_everything(&mut self) {
         self.calm = true;
-        self.world.spare_everybody();
+        self.world.stop_crashes();
         {
             let mut state = self.world.lock();
             state.rates = crate::dispatch::world::Rates::default();
@@ -397,18 +396,18 @@ impl<'a> Driver<'a> {
         let config = &self.scenario.config;
         let try_max = config.attempt_timeout + Duration::from_secs(12);
         let limit = self.world.now() + (try_max * (self.appended as u32 + 10) * (config.attempts + 1)).min(CALM_MAX);
-        // What is delivered again takes its time again.
+        // Each redelivery gets time of its own.
         let limit = limit + CALM_MAX * (self.outcome.repositions as u32 + self.scenario.replays.len() as u32);
-        // A partition that is stopped tries again once a minute.
+        // A stopped partition tries again once a minute.
         let all_continue_at = if self.outcome.damages > 0 { self.world.now() + STOPPED_MAX } else { Duration::ZERO };
         let mut fresh_at = Duration::ZERO;
         while self.world.lock().oracle.unfinished().is_some()
-            || !self.everybody_is_back()
+            || !self.all_processes_are_back()
             || !self.is_replayed()
             || self.world.now() < all_continue_at
         {
             if self.world.now() >= fresh_at {
-                // Where nobody else is about, nobody can tell whether an outage is over.
+                // A life can only notice the end of an outage if other users send events.
                 fresh_at = self.world.now() + FRESH_EVERY;
                 self.append_fresh();
             }
@@ -420,7 +419,7 @@ impl<'a> Driver<'a> {
             if self.world.now() > limit {
                 let mut state = self.world.lock();
                 let waiting = (state.oracle.unfinished(), state.replays.unfinished());
-                return state.oracle.fail(format!("still {waiting:?} at {limit:?}, long after the trouble"));
+                return state.oracle.fail(format!("still {waiting:?} at {limit:?}, long after the faults"));
             }
         }
         let special = self.scenario.users[0].clone();
@@ -428,15 +427,15 @@ impl<'a> Driver<'a> {
             let mut state = self.world.lock();
             let waited = state.oracle.longest_wait(|user| Some(user) != special.as_deref());
             if waited > max {
-                state.oracle.fail(format!("somebody waited {waited:?} though only {special:?} is in trouble"));
+                state.oracle.fail(format!("a user waited {waited:?}, although only {special:?} fails"));
             }
         }
     }
 
-    /// Every process runs, can reach the group, and owns what it should.
-    fn everybody_is_back(&self) -> bool {
-        let there = |slot: &Option<Running>| slot.as_ref().is_some_and(|running| !running.cut_off);
-        self.slots.iter().all(there) && self.world.lock().members.is_balanced()
+    /// Whether every process runs, reaches the group, and owns its partitions.
+    fn all_processes_are_back(&self) -> bool {
+        let records_left = |slot: &Option<Running>| slot.as_ref().is_some_and(|running| !running.cut_off);
+        self.slots.iter().all(records_left) && self.world.lock().members.is_balanced()
     }
 
     async fn stop_in_order(&mut self) {

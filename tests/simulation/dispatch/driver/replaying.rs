@@ -1,5 +1,5 @@
-//! Starts, stops, crashes and buries the processes of replays. One that does not come to its end is started again: with
-//! `--resume` where an audit record tells of it, else as if for the first time.
+//! Starts, stops and crashes the processes of replays. A replay that does not finish is started again: with `--resume`
+//! if an audit record names it, otherwise as a new one.
 
 use super::{Driver, Running, STOP_GRACE, Step};
 use crate::dispatch::memory_destination::MemoryDestination;
@@ -7,7 +7,7 @@ use crate::dispatch::memory_group::NAME;
 use crate::dispatch::memory_groups::MemoryGroups;
 use crate::dispatch::memory_log::{MemoryEngine, MemoryLog, TOPIC};
 use crate::dispatch::oracle::Life;
-use crate::dispatch::replays::Asked;
+use crate::dispatch::replays::RequestedReplay;
 use crate::dispatch::world::{Call, Handle, Role};
 use eventd::BoxFuture;
 use eventd::core::outcome::Ended;
@@ -21,20 +21,20 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::oneshot;
 
-/// So often one request may fail after the trouble.
+/// How often one request may fail after the faults have ended.
 const TRIES_IN_CALM_MAX: u32 = 20;
 
-/// One request, and who is at work on it.
+/// One request and the processes that work on it.
 #[derive(Default)]
 pub(super) struct Replaying {
-    /// Two at once, where an operator is impatient.
+    /// There are two if an operator repeats the command too early.
     running: Vec<Running>,
     asked_for: bool,
     is_done: bool,
     tries_in_calm: u32,
 }
 
-/// Opens the destination of the world.
+/// Opens the world's destination.
 #[derive(Debug)]
 struct MemoryOpener {
     handle: Handle,
@@ -52,7 +52,7 @@ impl DestinationOpener for MemoryOpener {
     }
 }
 
-/// Nobody reads what a replay says here.
+/// Discards the output of a replay.
 #[derive(Debug)]
 struct Unread;
 
@@ -71,7 +71,7 @@ impl Streams for Unread {
 }
 
 impl Driver<'_> {
-    /// An operator asks for it, or asks once more while it is at work.
+    /// An operator runs the command, or repeats it while it still runs.
     pub(super) fn replay(&mut self, number: usize) {
         let replaying = &mut self.replaying[number];
         let is_again = std::mem::replace(&mut replaying.asked_for, true);
@@ -97,15 +97,15 @@ impl Driver<'_> {
             written
         };
         self.outcome.resumes += u64::from(rest.is_some());
-        let what = match (rest, &request.asked) {
+        let what = match (rest, &request.request) {
             (Some(id), _) => ReplayRequest::Resume { id },
-            (None, Asked::Deliver { range, selection, limit }) => ReplayRequest::New {
+            (None, RequestedReplay::Deliver { range, selection, limit }) => ReplayRequest::New {
                 range: range.clone(),
                 selection: selection.clone(),
                 limit: *limit,
                 every_user: true,
             },
-            (None, Asked::OffsetReset(way)) => ReplayRequest::Reposition(way.clone()),
+            (None, RequestedReplay::OffsetReset(way)) => ReplayRequest::Reposition(way.clone()),
         };
         let config = Config {
             what,
@@ -152,18 +152,18 @@ impl Driver<'_> {
     }
 
     pub(super) fn stop_replay(&mut self, number: usize) {
-        let mut told = Vec::new();
+        let mut stopped = Vec::new();
         for running in &mut self.replaying[number].running {
             if let Some(stop) = running.stop.take()
                 && stop.send(()).is_ok()
             {
-                told.push(running.life);
+                stopped.push(running.life);
             }
         }
-        for life in told {
+        for life in stopped {
             let now = self.world.now();
             let mut state = self.world.lock();
-            state.note(now, life, format_args!("is told to stop"));
+            state.note(now, life, format_args!("is stopped to stop"));
             if let Some(oracle) = state.oracle_of(life) {
                 oracle.told_to_stop(life, now);
             }
@@ -172,19 +172,19 @@ impl Driver<'_> {
         }
     }
 
-    /// Whether this replay is at work still.
+    /// Whether a process still works on this replay.
     pub(super) fn is_replaying(&self, life: Life) -> bool {
         self.replaying.iter().flat_map(|replaying| &replaying.running).any(|running| running.life == life)
     }
 
-    /// Everything that was asked for is done.
+    /// Whether all requests are done.
     pub(super) fn is_replayed(&self) -> bool {
         let is_over = |replaying: &Replaying| !replaying.asked_for || replaying.is_done && replaying.running.is_empty();
         self.replaying.iter().all(is_over)
     }
 
-    /// Buries those that crashed or ended.
-    pub(super) async fn look_after_replays(&mut self) {
+    /// Handles the replays that crashed or ended.
+    pub(super) async fn collect_ended_replays(&mut self) {
         for number in 0..self.replaying.len() {
             let world = Arc::clone(&self.world);
             let is_over = |running: &Running| world.is_dying(running.life) || running.task.is_finished();
@@ -195,7 +195,7 @@ impl Driver<'_> {
         }
     }
 
-    /// Ends them all, whatever they do.
+    /// Aborts all replays.
     pub(super) async fn abort_replays(&mut self) {
         for number in 0..self.replaying.len() {
             while let Some(running) = self.replaying[number].running.pop() {
@@ -212,9 +212,9 @@ impl Driver<'_> {
             running.task.abort();
         }
         let result = running.task.await;
-        // What the process had spawned is dropped in the turns of the runtime that follow.
+        // The runtime drops the process's tasks in its next turns.
         tokio::time::sleep(Duration::from_millis(1)).await;
-        self.world.bury(life);
+        self.world.remove_life(life);
         let now = self.world.now();
         let mut guard = self.world.lock();
         let state = &mut *guard;
@@ -227,34 +227,34 @@ impl Driver<'_> {
         state.groups.forget(life);
         let is_written = state.replays.written(number).is_some();
         let is_finished = state.replays.written(number).is_some_and(|(_, is_finished)| is_finished);
-        let moves = matches!(self.scenario.replays[number].asked, Asked::OffsetReset(_));
+        let moves = matches!(self.scenario.replays[number].request, RequestedReplay::OffsetReset(_));
         let mut is_done = is_finished;
         match result {
             Err(error) if error.is_panic() => state.oracle.fail(format!("life {life} panicked: {error}")),
-            // What it had asked for stands or not: an operator gives the command again.
+            // Its reset request may or may not be stored, so the operator repeats the command.
             Err(_) => self.outcome.crashes += u64::from(!self.calm),
             Ok(Ok(Ended::Drained)) if moves => is_done = true,
-            // Two who ask at once may both ask for a new one.
+            // Two processes that plan at the same time may both start a new replay.
             Ok(Ok(Ended::Drained)) if !state.replays.has_begun(life) => {
                 is_done = !is_written;
                 let left = state.expected(life);
-                if left.iter().any(|taken| !taken.is_empty()) {
-                    state.oracle.fail(format!("life {life} finds nothing to replay, and there is {left:?}"));
+                if left.iter().any(|expected| !expected.is_empty()) {
+                    state.oracle.fail(format!("life {life} finds nothing to replay, although {left:?} is left"));
                 }
             }
             Ok(Ok(Ended::Drained)) if !is_finished => {
-                state.oracle.fail(format!("life {life} says that all is done, and no audit record does"));
+                state.oracle.fail(format!("life {life} reports that all is done, but no audit record says so"));
             }
             Ok(Ok(Ended::Drained | Ended::WorkLeft)) => {}
             Ok(Err(error)) if error.is::<ReplayRefused>() => {
                 is_done |= !is_written;
                 self.outcome.refused += 1;
                 if !state.may_be_refused(life) {
-                    state.oracle.fail(format!("life {life} is refused, and there is work: {error:#}"));
+                    state.oracle.fail(format!("life {life} is refused, although records_left is work: {error:#}"));
                 }
             }
             Ok(Err(error)) => {
-                // Another one of the same letters is at work as long as it takes.
+                // Another replay of the same dead letters may run for any time.
                 let is_held = matches!(error.downcast_ref(), Some(JoinError::Held { .. }));
                 self.replaying[number].tries_in_calm += u32::from(self.calm && !is_held);
                 if self.replaying[number].tries_in_calm > TRIES_IN_CALM_MAX {
