@@ -1,41 +1,50 @@
-//! What is known of a write that did not succeed. There are three outcomes everywhere: *ok* (`Ok(T)`), *refused*
-//! (surely not stored) and *unknown* (a time-out, a broken connection: it may be stored). Code that treats unknown as
-//! refused is a defect.
-
-use std::fmt;
+//! The outcome of a write. There are three everywhere: *ok* (`Ok(T)`), *refused* (certainly not stored), and *unknown*
+//! (after a time-out or a broken connection: it may be stored). Code that treats unknown as refused is a defect.
 
 /// How a part of the process ended after it was told to stop.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Ended {
-    /// Everything that was under way ended: requests are answered, and deliveries are committed.
+    /// All work was finished: every request is answered, and every delivery is committed.
     Drained,
-    /// `--drain` or a second signal cut something off. Deliveries are made again; a client without an answer must retry.
+    /// `--drain` or a second signal ended some work early. Unfinished deliveries will be made again. A client that got no
+    /// answer must send its request again.
     WorkLeft,
 }
 
 impl Ended {
-    /// How two parts of one process ended together.
+    /// Combines the ends of two parts of one process.
     pub fn and(self, other: Self) -> Self {
         if self == Self::Drained { other } else { self }
     }
 }
 
-/// Whether a write that failed may have been stored all the same.
+/// Whether a failed write may have been stored nevertheless.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Certainty {
-    /// Surely not stored: it may be sent again without a duplicate.
+    /// It is certainly not stored, so sending it again makes no duplicate.
     Refused,
-    /// It may be stored, now or later.
+    /// It may be stored, or may still become stored.
     Unknown,
 }
 
-/// A write that is not known to have succeeded: of a log, of a group, of a dead letter.
-#[derive(Debug, Clone, PartialEq, Eq)]
+impl Certainty {
+    /// What the text of a failure adds for people.
+    fn hint(self) -> &'static str {
+        match self {
+            Self::Refused => "",
+            Self::Unknown => "; it may be stored nevertheless",
+        }
+    }
+}
+
+/// A write to a log or a group that is not known to have succeeded.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{detail} ({code}{})", certainty.hint())]
 pub struct Failure {
     pub certainty: Certainty,
     /// A stable word for programs, in kebab-case: `log-full`, `log-busy`, `event-too-large`, ….
     pub code: &'static str,
-    /// For people: what happened and what to do next, a lower-case fragment.
+    /// Text for people: a lower-case fragment that says what happened and what to do.
     pub detail: String,
 }
 
@@ -48,14 +57,3 @@ impl Failure {
         Self { certainty: Certainty::Unknown, code, detail: detail.into() }
     }
 }
-
-impl fmt::Display for Failure {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.certainty {
-            Certainty::Refused => write!(f, "{} ({})", self.detail, self.code),
-            Certainty::Unknown => write!(f, "{} ({}; it may be stored all the same)", self.detail, self.code),
-        }
-    }
-}
-
-impl std::error::Error for Failure {}

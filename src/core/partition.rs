@@ -1,16 +1,16 @@
-//! Which partition a user's events go to. Changing any of this breaks the order of every topic that exists: the golden
-//! vectors below are part of the promise.
+//! Chooses the partition of a user's events. Any change here would break the order of events in existing topics. So the
+//! golden vectors in the tests are part of the promise of order.
 
 use std::fmt;
 use std::str::FromStr;
 
-/// How a user is hashed. Every producer of one topic has to agree.
+/// The hash function for users. All producers of a topic must use the same one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Partitioner {
-    /// `(murmur2(user) & 0x7fffffff) % partitions`, as Kafka's Java client and most others do.
+    /// `(murmur2(user) & 0x7fffffff) % partitions`, as in Kafka's Java client and most others.
     #[default]
     Murmur2,
-    /// FNV-1a with 32 bits, `|as i32| % partitions`, as the hash balancer of kafka-go and Sarama's hash partitioner do.
+    /// `|fnv1a_32(user) as i32| % partitions`, as in kafka-go's hash balancer and Sarama's hash partitioner.
     Fnv1a,
 }
 
@@ -34,7 +34,7 @@ impl FromStr for Partitioner {
         match text {
             "murmur2" => Ok(Self::Murmur2),
             "fnv1a" => Ok(Self::Fnv1a),
-            _ => Err(format!("no partitioner {text:?}: murmur2 or fnv1a")),
+            _ => Err(format!("unknown partitioner {text:?}: use murmur2 or fnv1a")),
         }
     }
 }
@@ -54,7 +54,7 @@ fn murmur2(data: &[u8]) -> u32 {
     const M: u32 = 0x5bd1_e995;
     const R: u32 = 24;
     let (words, tail) = data.as_chunks::<4>();
-    // Kafka hashes a Java array, whose length is an i32; the wrap is the algorithm's own.
+    // Kafka hashes a Java array, whose length has 32 bits, so a longer length wraps.
     let mut h = SEED ^ data.len() as u32;
     for word in words {
         let mut k = u32::from_le_bytes(*word).wrapping_mul(M);
@@ -80,7 +80,7 @@ fn fnv1a(data: &[u8]) -> u32 {
 mod tests {
     use super::*;
 
-    /// From Kafka's own test, `UtilsTest.testMurmur2` (clients/src/test/java/org/apache/kafka/common/utils).
+    /// The vectors come from Kafka's test `UtilsTest.testMurmur2` (clients/src/test/java/org/apache/kafka/common/utils).
     #[test]
     fn murmur2_agrees_with_kafkas_golden_vectors() {
         for (text, hash) in [
@@ -95,7 +95,7 @@ mod tests {
         assert_eq!(murmur2(b"abc") as i32, 479470107);
     }
 
-    /// From the reference vectors of the hash's authors (Landon Curt Noll's test suite).
+    /// The vectors come from the test suite of the hash's authors (Landon Curt Noll).
     #[test]
     fn fnv1a_agrees_with_its_reference_vectors() {
         for (text, hash) in [("", 0x811c_9dc5), ("a", 0xe40c_292c), ("foobar", 0xbf9c_f968)] {
@@ -104,9 +104,9 @@ mod tests {
     }
 
     #[test]
-    fn users_have_the_partitions_that_other_clients_give_them() {
+    fn users_get_the_partitions_that_other_clients_give_them() {
         let of = |user: &str| Partitioner::Murmur2.partition(user.as_bytes(), 3);
-        // (hash & 0x7fffffff) % 3 of the hashes above, and of three users of README's example.
+        // The expected values are (hash & 0x7fffffff) % 3 with the hashes above. The users are those of README's example.
         assert_eq!((of("foobar"), of("abc")), ((-790332482i32 as u32 & 0x7fff_ffff) % 3, 479470107 % 3));
         assert_eq!([of("user-1"), of("user-2"), of("user-4")], [2, 2, 1]);
         for user in 0..1000 {

@@ -1,5 +1,6 @@
-//! How far a destination got in one partition: the *watermark*, below which everything is settled, and the *settled
-//! map* above it. One commit stores both, so that a restart redelivers only what was really in flight.
+//! The progress of a destination in one partition: the *watermark*, below which every event is settled, and the *settled
+//! map*, which lists the settled offsets above it. One commit stores both, so that a restart delivers again only what was
+//! really in flight.
 //!
 //! ```text
 //!   offsets    0 ……………… 41 │ 42  43  44  45  46  47  48 …
@@ -7,7 +8,8 @@
 //!                       watermark = 42                        · unsettled, or not yet read
 //! ```
 //!
-//! The map costs one entry a hole, so it is bounded by the events in the window, not by the distance that they span.
+//! The map has one entry for each hole, so its size depends on the number of events in the window and not on the distance
+//! between their offsets.
 
 use super::varint;
 use base64::Engine as _;
@@ -15,30 +17,33 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use std::collections::BTreeMap;
 use std::ops::Range;
 
-/// The first character of an encoded map: alone, or behind the id of the last move. Another one is of a newer eventd, and
-/// refused.
+/// The first character of an encoded settled map. A newer eventd may write others, which this one refuses.
 const FORMAT: char = '1';
-const FORMAT_MOVED: char = '2';
+/// The first character of an encoded settled map that begins with the id of the last offset reset.
+const FORMAT_WITH_RESET: char = '2';
 
-/// What a commit stores, of one moment.
+/// The progress at one moment, as a commit stores it.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct PartitionState {
-    /// Everything below it is settled.
+    /// Every offset below it is settled.
     pub watermark: i64,
-    /// What is settled above it: in order, not touching each other, none empty, all past the watermark.
+    /// The settled ranges above the watermark: in ascending order, never empty, never adjacent to each other or the
+    /// watermark.
     pub settled: Vec<Range<i64>>,
-    /// The id of the last [`OffsetReset`] that is in it: so each is applied once, whoever dies.
+    /// The id of the last [`OffsetReset`] that was applied. It is committed with the progress, so that each reset is applied
+    /// once even if its owner crashes.
     pub moved: Option<u64>,
 }
 
 impl PartitionState {
-    /// Nothing settled from this offset on.
+    /// Every offset below `watermark` is settled, and none from there on.
     pub fn at(watermark: i64) -> Self {
         Self { watermark, settled: Vec::new(), moved: None }
     }
 
-    /// What a redelivery of `range` begins with that has to leave out whatever is not settled here: there, those count
-    /// as settled, and what is settled here does not.
+    /// The initial state for delivering `range` again: its complement, so that only offsets settled here are delivered.
+    ///
+    /// In the result, an offset of `range` is settled if it is not settled here, and the other way round.
     pub fn inverted(&self, range: Range<i64>) -> Self {
         let mut progress = Progress::new(&Self::at(range.start));
         let mut at = self.watermark.max(range.start);
@@ -50,7 +55,7 @@ impl PartitionState {
         progress.state()
     }
 
-    /// The part of it in `range`, as the state of something that begins there.
+    /// The part of the progress in `range`, as a state that starts at the beginning of `range`.
     pub fn within(&self, range: Range<i64>) -> Self {
         let mut progress = Progress::new(&Self::at(range.start));
         progress.settle(range.start..self.watermark.min(range.end));
@@ -60,7 +65,7 @@ impl PartitionState {
         progress.state()
     }
 
-    /// Everything that is settled in either of them.
+    /// An offset is settled in the result if it is settled in `self` or in `other`.
     pub fn and(&self, other: &Self) -> Self {
         let mut progress = Progress::new(self);
         progress.settle(self.watermark..other.watermark);
@@ -70,7 +75,7 @@ impl PartitionState {
         progress.state()
     }
 
-    /// The same with nothing settled from this offset on; what was not settled below it still is not.
+    /// A copy in which no offset from `to` on is settled. Offsets below `to` do not change.
     pub fn rewound(&self, to: i64) -> Self {
         let mut progress = Progress::new(&Self::at(self.watermark.min(to)));
         for settled in &self.settled {
@@ -79,34 +84,36 @@ impl PartitionState {
         progress.state()
     }
 
-    /// The same with everything settled below this offset.
+    /// A copy in which every offset below `to` is settled. Offsets from `to` on do not change.
     pub fn settled_below(&self, to: i64) -> Self {
         let mut progress = Progress::new(self);
         progress.settle(self.watermark..to);
         progress.state()
     }
 
-    /// Whether this move is still to be applied to it. Ids grow, so an older one that comes back is none.
-    pub fn awaits(&self, wanted: &OffsetReset) -> bool {
-        self.moved.is_none_or(|moved| moved < wanted.id)
+    /// Whether this reset has not been applied yet. Ids increase, so an older reset that is read again does not count.
+    pub fn awaits(&self, reset: &OffsetReset) -> bool {
+        self.moved.is_none_or(|moved| moved < reset.id)
     }
 
-    /// The same after the move.
-    pub fn after(&self, wanted: &OffsetReset) -> Self {
-        let moved = match wanted.to {
+    /// A copy to which the reset has been applied.
+    pub fn after(&self, reset: &OffsetReset) -> Self {
+        let moved = match reset.to {
             ResetTarget::Back(to) => self.rewound(to),
             ResetTarget::Ahead(to) => self.settled_below(to),
         };
-        Self { moved: Some(wanted.id), ..moved }
+        Self { moved: Some(reset.id), ..moved }
     }
 
-    /// The end of what is settled: the watermark, where the map is empty.
+    /// The end of the last settled range, or the watermark if there is none.
     pub fn settled_end(&self) -> i64 {
         self.settled.last().map_or(self.watermark, |range| range.end)
     }
 
-    /// The settled map as plain ASCII: a format digit, then the id of the last move if there was one, then for each range
-    /// the distance from what came before and the length, as varints in base64url. The watermark is stored beside it.
+    /// The settled map and the last reset as ASCII text. The watermark is stored separately.
+    ///
+    /// The text is a format digit and base64url of varints: the id of the last reset, if there was one, then for each range
+    /// its distance from the end of the previous range and its length.
     pub fn encode_settled(&self) -> String {
         let mut bytes = Vec::with_capacity(self.settled.len() * 3);
         if let Some(id) = self.moved {
@@ -118,22 +125,26 @@ impl PartitionState {
             varint::put((range.end - range.start) as u64, &mut bytes);
             at = range.end;
         }
-        let mut text = String::from(if self.moved.is_some() { FORMAT_MOVED } else { FORMAT });
+        let mut text = String::from(if self.moved.is_some() { FORMAT_WITH_RESET } else { FORMAT });
         URL_SAFE_NO_PAD.encode_string(bytes, &mut text);
         text
     }
 
-    /// The state of a watermark and the map that [`PartitionState::encode_settled`] made with it; else says what is wrong.
+    /// Decodes the text that [`PartitionState::encode_settled`] returned for a state with this watermark.
+    ///
+    /// # Errors
+    /// Says what is wrong with the text.
     pub fn decode(watermark: i64, settled: &str) -> Result<Self, String> {
-        let encoded = settled.strip_prefix([FORMAT, FORMAT_MOVED]).ok_or_else(|| {
-            format!("progress in a format that this eventd does not know: {:?}", settled.chars().next())
+        let encoded = settled.strip_prefix([FORMAT, FORMAT_WITH_RESET]).ok_or_else(|| {
+            format!("the stored progress has a format that this eventd does not know ({:?}): it was written by a newer version", settled.chars().next())
         })?;
-        let was_moved = settled.starts_with(FORMAT_MOVED);
-        let bytes =
-            URL_SAFE_NO_PAD.decode(encoded).map_err(|error| format!("progress that is not base64url: {error}"))?;
+        let has_reset = settled.starts_with(FORMAT_WITH_RESET);
+        let bytes = URL_SAFE_NO_PAD
+            .decode(encoded)
+            .map_err(|error| format!("the stored progress is not base64url: {error}"))?;
         let (mut rest, mut at, mut settled) = (bytes.as_slice(), watermark, Vec::new());
-        let moved = match was_moved {
-            true => Some(varint::take(&mut rest).ok_or("progress whose move has no id")?),
+        let moved = match has_reset {
+            true => Some(varint::take(&mut rest).ok_or("the stored progress has no id of its offset reset")?),
             false => None,
         };
         while !rest.is_empty() {
@@ -142,7 +153,7 @@ impl PartitionState {
                 let start = at.checked_add(gap)?;
                 Some(start..start.checked_add(len)?)
             });
-            let range = range.ok_or("progress whose settled map is cut short or out of range")?;
+            let range = range.ok_or("the settled map of the stored progress ends early or is out of range")?;
             at = range.end;
             settled.push(range);
         }
@@ -150,48 +161,57 @@ impl PartitionState {
     }
 }
 
-/// A wish to move a destination's position in one partition.
+/// A request to change the position of a destination in one partition.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct OffsetReset {
-    /// Higher than that of every move before it.
+    /// Higher than the id of every earlier reset.
     pub id: u64,
     pub to: ResetTarget,
 }
 
-/// Which way a position moves, and where to.
+/// The direction of a reset, and its offset.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ResetTarget {
-    /// Nothing is settled from this offset on.
+    /// Rewinds: no offset from this one on is settled.
     Back(i64),
-    /// Everything is settled below this offset.
+    /// Fast-forwards: every offset below this one is settled.
     Ahead(i64),
 }
 
 impl OffsetReset {
-    /// The offset, which is stored beside the text of [`OffsetReset::encode`].
+    /// The offset. It is stored separately from the text of [`OffsetReset::encode`].
     pub fn offset(&self) -> i64 {
         match self.to {
             ResetTarget::Back(to) | ResetTarget::Ahead(to) => to,
         }
     }
 
-    /// The way and the id, as plain ASCII.
+    /// The direction and the id as ASCII text.
     pub fn encode(&self) -> String {
-        let way = match self.to {
+        let direction = match self.to {
             ResetTarget::Back(_) => BACK,
             ResetTarget::Ahead(_) => AHEAD,
         };
-        format!("{way}{:x}", self.id)
+        format!("{direction}{:x}", self.id)
     }
 
-    /// The move of an offset and the text that [`OffsetReset::encode`] made with it; else says what is wrong.
+    /// Decodes the text that [`OffsetReset::encode`] returned for a reset to this offset.
+    ///
+    /// # Errors
+    /// Says what is wrong with the text.
     pub fn decode(offset: i64, text: &str) -> Result<Self, String> {
         let to = match text.chars().next() {
             Some(BACK) => ResetTarget::Back(offset),
             Some(AHEAD) => ResetTarget::Ahead(offset),
-            way => return Err(format!("a move of a kind that this eventd does not know: {way:?}")),
+            direction => {
+                return Err(format!(
+                    "the offset reset has a direction that this eventd does not know ({direction:?}): it was written by a newer \
+                     version"
+                ));
+            }
         };
-        let id = u64::from_str_radix(&text[1..], 16).map_err(|error| format!("a move without an id: {error}"))?;
+        let id = u64::from_str_radix(&text[1..], 16)
+            .map_err(|error| format!("the offset reset has no valid id: {error}"))?;
         Ok(Self { id, to })
     }
 }
@@ -199,11 +219,12 @@ impl OffsetReset {
 const BACK: char = 'r';
 const AHEAD: char = 'f';
 
-/// The progress of an owner: built from a [`PartitionState`], told what was passed and settled, and asked for the next one.
+/// The progress that the owner of a partition keeps. It starts from a committed [`PartitionState`], is told which offsets
+/// are settled, and returns the next state to commit.
 #[derive(Debug, Clone)]
 pub struct Progress {
     watermark: i64,
-    /// start → end; not touching, all past the watermark.
+    /// The start of each settled range, with its end. Ranges are never adjacent to each other or the watermark.
     settled: BTreeMap<i64, i64>,
     moved: Option<u64>,
 }
@@ -225,7 +246,7 @@ impl Progress {
         offset < self.watermark || self.settled.range(..=offset).next_back().is_some_and(|(_, end)| offset < *end)
     }
 
-    /// Settles these offsets: events that were delivered or given up, or offsets that hold no event.
+    /// Settles these offsets: events that were delivered or given up, and offsets without an event.
     pub fn settle(&mut self, offsets: Range<i64>) {
         let (mut start, mut end) = (offsets.start.max(self.watermark), offsets.end);
         if start >= end {
@@ -248,7 +269,7 @@ impl Progress {
         }
     }
 
-    /// What a commit stores now.
+    /// The state to commit now.
     pub fn state(&self) -> PartitionState {
         let settled = self.settled.iter().map(|(start, end)| *start..*end).collect();
         PartitionState { watermark: self.watermark, settled, moved: self.moved }
@@ -287,7 +308,7 @@ mod tests {
         }
 
         #[test]
-        fn a_state_is_inverted_cut_rewound_and_moved_ahead_as_a_plain_set_would_be(
+        fn operations_on_a_state_agree_with_operations_on_a_plain_set(
             settles in proptest::collection::vec((0i64..80, 1i64..6), 0..30),
             start in 0i64..60,
             len in 0i64..40,
@@ -319,7 +340,7 @@ mod tests {
         }
 
         #[test]
-        fn a_move_comes_back_and_is_applied_once(
+        fn an_offset_reset_survives_encoding_and_is_applied_once(
             id in 1u64.., offset in 0i64..100, ahead in any::<bool>(), watermark in 0i64..100,
         ) {
             let wanted = OffsetReset { id, to: if ahead { ResetTarget::Ahead(offset) } else { ResetTarget::Back(offset) } };
@@ -334,14 +355,14 @@ mod tests {
         }
 
         #[test]
-        fn what_is_no_move_is_an_error_and_never_a_panic(text in ".{0,20}", offset in any::<i64>()) {
+        fn decoding_an_invalid_offset_reset_is_an_error_and_never_a_panic(text in ".{0,20}", offset in any::<i64>()) {
             if let Ok(wanted) = OffsetReset::decode(offset, &text) {
                 prop_assert_eq!(wanted.offset(), offset);
             }
         }
 
         #[test]
-        fn what_is_no_progress_is_an_error_and_never_a_panic(text in "[0-9A-Za-z_=-]{0,40}", watermark in any::<i64>()) {
+        fn decoding_invalid_progress_is_an_error_and_never_a_panic(text in "[0-9A-Za-z_=-]{0,40}", watermark in any::<i64>()) {
             if let Ok(state) = PartitionState::decode(watermark, &text) {
                 prop_assert_eq!(PartitionState::decode(watermark, &state.encode_settled()), Ok(state));
             }
@@ -349,7 +370,7 @@ mod tests {
     }
 
     #[test]
-    fn a_newer_format_is_refused_by_name() {
+    fn a_newer_format_is_refused_and_named_in_the_error() {
         let error = PartitionState::decode(0, "9AAAA").unwrap_err();
         assert!(error.contains("does not know") && error.contains('9'), "{error}");
     }

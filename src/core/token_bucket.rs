@@ -1,18 +1,18 @@
-//! How many events may go out now, at a rate that somebody set: a bucket that fills with time and may be overdrawn.
+//! A token bucket: limits how many events are sent at a configured rate.
 //!
-//! What is spent is told after the fact, and partitions ask at the same time: together they may take more than was
-//! there. The bucket is in debt then, and nobody is let through until that is paid. So the rate over any longer time is
-//! exact, whoever asks, and how often.
+//! Partitions ask at the same time how many events they may send, and report afterwards how many they sent. Together they
+//! may send more than the bucket had. Its balance is then negative, and no partition may send until the debt is paid. So
+//! the rate over a longer time is exact, however many partitions ask, and however often.
 
 use super::Moment;
 use std::fmt;
 use std::str::FromStr;
 use std::time::Duration;
 
-/// What the bucket holds at most, in seconds of the rate: a pause of the destination is not made good for by a flood.
+/// The capacity of the bucket, in seconds of the rate. It is small, so that no flood of events follows a pause.
 const BURST_SECS: f64 = 0.25;
 
-/// Events in a time: `500/s`, `30/m`, `100/h`.
+/// A number of events per second, minute or hour: `500/s`, `30/m`, `100/h`.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Rate {
     per_sec: f64,
@@ -23,7 +23,7 @@ impl Rate {
         self.per_sec
     }
 
-    /// How long so many events take.
+    /// How long this number of events takes.
     pub fn time_of(self, events: u64) -> Duration {
         Duration::try_from_secs_f64(events as f64 / self.per_sec).unwrap_or(Duration::MAX)
     }
@@ -38,12 +38,16 @@ impl FromStr for Rate {
             "s" => 1.0,
             "m" => 60.0,
             "h" => 3600.0,
-            _ => return Err("a rate is events in a time: 500/s, 30/m, 100/h".into()),
+            _ => {
+                return Err("a rate is a number of events per second, minute or hour: write 500/s, 30/m or 100/h".into());
+            }
         };
         match events.trim().parse::<u32>() {
-            Ok(0) => Err("must be above zero".into()),
+            Ok(0) => Err("a rate must be above zero: write 500/s, 30/m or 100/h".into()),
             Ok(events) => Ok(Self { per_sec: f64::from(events) / secs }),
-            Err(error) => Err(format!("{error}: write 500/s, 30/m, 100/h")),
+            Err(error) => {
+                Err(format!("{:?} is not a number of events ({error}): write 500/s, 30/m or 100/h", events.trim()))
+            }
         }
     }
 }
@@ -59,23 +63,26 @@ impl fmt::Display for Rate {
     }
 }
 
-/// The bucket of one rate.
+/// A bucket that fills at a rate.
 #[derive(Debug, Clone)]
 pub struct TokenBucket {
     rate: Rate,
-    /// Events that may go out; below zero: went out too early.
+    /// Events that may be sent now. If it is negative, this many events were sent too early.
     balance: f64,
-    /// The moment of the balance.
+    /// The time of the balance.
     at: Moment,
 }
 
 impl TokenBucket {
-    /// Begins with one event.
+    /// A bucket that allows one event at once.
     pub fn new(rate: Rate, now: Moment) -> Self {
         Self { rate, balance: 1.0, at: now }
     }
 
-    /// How many events may go out now, at least one; `Err`: none before that moment.
+    /// The number of events that may be sent now; at least one.
+    ///
+    /// # Errors
+    /// No event may be sent before the returned time.
     pub fn allowance(&mut self, now: Moment) -> Result<usize, Moment> {
         let passed = now.saturating_sub(self.at).as_secs_f64();
         self.at = self.at.max(now);
@@ -84,12 +91,12 @@ impl TokenBucket {
         if self.balance >= 1.0 {
             return Ok(self.balance as usize);
         }
-        // A microsecond more: rounding must not have the caller ask again just before the moment.
+        // A microsecond is added. Without it, rounding could make the caller ask again just before an event is allowed.
         let wait = (1.0 - self.balance) / self.rate.per_sec + 1e-6;
         Err(now.saturating_add(Duration::try_from_secs_f64(wait).unwrap_or(Duration::MAX)))
     }
 
-    /// So many went out.
+    /// Reports that this many events were sent.
     pub fn spend(&mut self, events: usize) {
         self.balance -= events as f64;
     }
@@ -105,7 +112,7 @@ mod tests {
     }
 
     #[test]
-    fn a_rate_is_read_and_shown() {
+    fn a_rate_is_parsed_and_shown() {
         for text in ["500/s", "1/s", "30/m", "100/h", "7/m"] {
             assert_eq!(rate(text).to_string(), text);
         }
@@ -118,20 +125,20 @@ mod tests {
 
     proptest! {
         #[test]
-        fn over_any_stretch_without_a_pause_the_rate_is_kept(
+        fn the_rate_is_kept_over_any_time_without_a_pause(
             per_sec in 1u32..200_000,
-            // How late each asker comes after the moment that it was told, and whether another one asked with it.
-            askers in proptest::collection::vec((0u64..20, any::<bool>()), 50..400),
+            // How late each request comes, and whether another partition asks at the same time.
+            requests in proptest::collection::vec((0u64..20, any::<bool>()), 50..400),
         ) {
             let per_sec_f = f64::from(per_sec);
-            let mut pace = TokenBucket::new(rate(&format!("{per_sec}/s")), Moment::ZERO);
+            let mut bucket = TokenBucket::new(rate(&format!("{per_sec}/s")), Moment::ZERO);
             let (mut now, mut sent, mut most) = (Moment::ZERO, 0, 0);
-            for (late_ms, two) in askers {
-                match pace.allowance(now) {
+            for (late_ms, two_ask) in requests {
+                match bucket.allowance(now) {
                     Ok(may) => {
-                        let took = may * if two { 2 } else { 1 };
+                        let took = may * if two_ask { 2 } else { 1 };
                         (sent, most) = (sent + took, most.max(took));
-                        pace.spend(took);
+                        bucket.spend(took);
                     }
                     Err(until) => {
                         prop_assert!(until > now);
@@ -141,15 +148,15 @@ mod tests {
                 let due = per_sec_f * now.as_secs_f64() + 1.0;
                 prop_assert!(sent as f64 <= due + most as f64, "{} of {} at {:?}", sent, due, now);
             }
-            // Nobody came later than the bucket holds, so nothing was lost either.
+            // No request came so late that the bucket was full, so the rate is reached, too.
             let due = per_sec_f * now.as_secs_f64();
             prop_assert!(sent as f64 >= due - per_sec_f * 0.02 - 2.0 - most as f64, "{} of {} at {:?}", sent, due, now);
         }
 
         #[test]
-        fn after_a_pause_there_is_no_flood(per_sec in 1u32..100_000, pause_secs in 1u64..1_000_000) {
-            let mut pace = TokenBucket::new(rate(&format!("{per_sec}/s")), Moment::ZERO);
-            let may = pace.allowance(Duration::from_secs(pause_secs)).unwrap();
+        fn a_pause_is_not_followed_by_a_flood(per_sec in 1u32..100_000, pause_secs in 1u64..1_000_000) {
+            let mut bucket = TokenBucket::new(rate(&format!("{per_sec}/s")), Moment::ZERO);
+            let may = bucket.allowance(Duration::from_secs(pause_secs)).unwrap();
             prop_assert!(may as f64 <= (f64::from(per_sec) * BURST_SECS).max(1.0));
         }
     }

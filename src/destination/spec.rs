@@ -160,7 +160,7 @@ impl fmt::Debug for HttpTarget {
 /// one can be typed with `./`.
 fn split_name(text: &str) -> (Option<&str>, &str) {
     match text.split_once('=') {
-        Some((name, rest)) if !name.is_empty() && name.chars().all(names::may_hold) => (Some(name), rest),
+        Some((name, rest)) if !name.is_empty() && name.chars().all(names::may_contain) => (Some(name), rest),
         _ => (None, text),
     }
 }
@@ -297,7 +297,7 @@ fn derive_name(target: &Target, as_typed: &str, checked: &str) -> String {
         // The scheme is always left out.
         Target::Http(http) => (host_and_path(http, as_typed), false),
     };
-    let replaced: String = kept.chars().map(|c| if names::may_hold(c) { c } else { '-' }).collect();
+    let replaced: String = kept.chars().map(|c| if names::may_contain(c) { c } else { '-' }).collect();
     if whole && replaced == kept && replaced.len() <= NAME_CHARS_MAX {
         return replaced;
     }
@@ -323,7 +323,7 @@ fn public_part(as_typed: &str) -> String {
 }
 
 fn check_name(name: &str) -> Result<(), String> {
-    if name.is_empty() || !name.chars().all(names::may_hold) {
+    if name.is_empty() || !name.chars().all(names::may_contain) {
         return Err("may hold only letters, digits, '.', '_' and '-', and not be empty".into());
     }
     if !has_letter_or_digit(name) {

@@ -189,7 +189,7 @@ impl Notices {
                     Some(OpenCause::Unreachable) => {
                         "the destination cannot be reached; its events wait, and none is given up"
                     }
-                    Some(OpenCause::NobodyDelivered) => {
+                    Some(OpenCause::NoUserDelivered) => {
                         "the destination fails for every user; its events wait, and none is given up"
                     }
                     Some(OpenCause::Undecided) => "the destination answers again, and has not delivered anything yet",
@@ -202,7 +202,7 @@ impl Notices {
                 let out_s = out.as_secs();
                 let what = match *open {
                     Some(OpenCause::Unreachable) => "the destination still cannot be reached; its events wait",
-                    Some(OpenCause::NobodyDelivered) => "the destination still fails for every user; its events wait",
+                    Some(OpenCause::NoUserDelivered) => "the destination still fails for every user; its events wait",
                     Some(OpenCause::Undecided) => "the destination answers, and still has not delivered anything",
                     None => "the destination still delivers nothing; fewer than 5 users fail, so their tries count",
                 };

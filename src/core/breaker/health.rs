@@ -1,106 +1,108 @@
-//! How the destination treats the users that are trusted: the last verdict of each of the last ones.
+//! The health of the destination, judged by the last verdict of each of the last trusted users.
 
 use super::user_trust::UserTrust;
 use crate::core::Moment;
 use std::time::Duration;
 
-/// Of how many users the last verdict is looked at.
-const USERS: usize = 20;
-/// How old it may be.
-const MEMORY: Duration = Duration::from_secs(60);
-/// With fewer users nobody can tell a bad destination from bad events; and as many in a row without a delivery are an
-/// outage.
-pub(super) const USERS_TO_TELL: usize = 5;
+/// The number of users whose last verdict is remembered.
+const REMEMBERED_USERS_MAX: usize = 20;
+/// A verdict that is older does not count.
+const VERDICT_AGE_MAX: Duration = Duration::from_secs(60);
+/// With fewer users it cannot be decided whether the destination or the events are bad. As many in a row without a
+/// delivery are an outage.
+pub(super) const DECIDING_USERS_MIN: usize = 5;
 
-/// What is known of a destination that is attempted.
+/// What is known about a destination from the attempts of trusted users.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Health {
-    /// Fewer than 5 trusted users in the last minute.
+    /// Fewer than 5 trusted users had a verdict in the last minute.
     Unknown,
     /// At least half of the trusted users were delivered.
     Good,
-    /// Less than half were delivered.
+    /// Less than half of the trusted users were delivered.
     Bad,
-    /// None of the last 5 was delivered.
+    /// None of the last 5 trusted users was delivered.
     Dead,
 }
 
-/// The last users with a verdict that was given while they were trusted, the latest last.
+/// The last verdict of each of the last users, from the oldest to the latest.
 #[derive(Debug, Default)]
 pub(super) struct RecentVerdicts {
-    entries: Vec<LastVerdict>,
+    verdicts: Vec<LastVerdict>,
 }
 
 #[derive(Debug)]
 struct LastVerdict {
     user: u64,
     at: Moment,
-    /// Since which attempt the user fails; `None`: it was delivered.
+    /// The attempt since which the user fails. `None` means that the user was delivered.
     failing_since: Option<u64>,
 }
 
 impl RecentVerdicts {
+    /// Of a batch of deliveries, this many are worth noting. More would only replace each other.
+    pub(super) const BATCH_MAX: usize = REMEMBERED_USERS_MAX;
+
     pub(super) fn clear(&mut self) {
-        self.entries.clear();
+        self.verdicts.clear();
     }
 
     pub(super) fn delivered(&mut self, user: u64, now: Moment) {
         self.put(LastVerdict { user, at: now, failing_since: None });
     }
 
-    /// The user failed, and does so since the attempt `since`.
+    /// Notes that the user failed. Its failures began with the attempt `since`.
     pub(super) fn failed(&mut self, user: u64, since: u64, now: Moment, trust: &UserTrust) {
         if !trust.is_suspect_since(user, since) {
             self.put(LastVerdict { user, at: now, failing_since: Some(since) });
-        } else if let Some(entry) = self.entries.iter_mut().find(|entry| entry.user == user) {
-            // Its word counts no more. It keeps its place: suspects that fail again and again push nobody out.
-            entry.failing_since = Some(since);
+        } else if let Some(verdict) = self.verdicts.iter_mut().find(|verdict| verdict.user == user) {
+            // The verdict of a suspect does not count. Its place stays the same, because suspects that fail again and
+            // again must not push out the verdicts of trusted users.
+            verdict.failing_since = Some(since);
         }
     }
 
-    fn put(&mut self, entry: LastVerdict) {
-        if let Some(last) = self.entries.last_mut()
-            && last.user == entry.user
+    fn put(&mut self, verdict: LastVerdict) {
+        if let Some(latest) = self.verdicts.last_mut()
+            && latest.user == verdict.user
         {
-            *last = entry;
+            *latest = verdict;
             return;
         }
-        if let Some(place) = self.entries.iter().position(|old| old.user == entry.user) {
-            self.entries.remove(place);
-        } else if self.entries.len() == USERS {
-            self.entries.remove(0);
+        if let Some(place) = self.verdicts.iter().position(|old| old.user == verdict.user) {
+            self.verdicts.remove(place);
+        } else if self.verdicts.len() == REMEMBERED_USERS_MAX {
+            self.verdicts.remove(0);
         }
-        self.entries.push(entry);
+        self.verdicts.push(verdict);
     }
 
     pub(super) fn health(&self, now: Moment, trust: &UserTrust) -> Health {
-        let (mut users, mut delivered, mut served) = (0, 0, false);
-        for entry in self.entries.iter().rev() {
-            let suspect = entry.failing_since.is_some_and(|since| trust.is_suspect_since(entry.user, since));
-            if suspect || now.saturating_sub(entry.at) >= MEMORY {
+        let (mut users, mut delivered, mut one_of_the_last_delivered) = (0, 0, false);
+        for verdict in self.verdicts.iter().rev() {
+            let is_suspect = verdict.failing_since.is_some_and(|since| trust.is_suspect_since(verdict.user, since));
+            if is_suspect || now.saturating_sub(verdict.at) >= VERDICT_AGE_MAX {
                 continue;
             }
             users += 1;
-            if entry.failing_since.is_none() {
+            if verdict.failing_since.is_none() {
                 delivered += 1;
-                served |= users <= USERS_TO_TELL;
+                one_of_the_last_delivered |= users <= DECIDING_USERS_MIN;
             }
         }
         match users {
-            0..USERS_TO_TELL => Health::Unknown,
-            _ if !served => Health::Dead,
+            0..DECIDING_USERS_MIN => Health::Unknown,
+            _ if !one_of_the_last_delivered => Health::Dead,
             _ if delivered * 2 < users => Health::Bad,
             _ => Health::Good,
         }
     }
 
-    /// Trusted users whose last word is a failure, however old it is.
-    pub(super) fn users_failing(&self, trust: &UserTrust) -> usize {
-        let failing =
-            |entry: &&LastVerdict| entry.failing_since.is_some_and(|since| !trust.is_suspect_since(entry.user, since));
-        self.entries.iter().filter(failing).count()
+    /// Trusted users whose last verdict is a failure, however old it is.
+    pub(super) fn failing_users(&self, trust: &UserTrust) -> usize {
+        let is_failing = |verdict: &&LastVerdict| {
+            verdict.failing_since.is_some_and(|since| !trust.is_suspect_since(verdict.user, since))
+        };
+        self.verdicts.iter().filter(is_failing).count()
     }
-
-    /// How many users of a batch of deliveries are worth noting: more would only push each other out.
-    pub(super) const NOTED_MAX: usize = USERS;
 }

@@ -1,67 +1,78 @@
-//! Is it the event, or the destination? One [`Breaker`] a destination and process, told of every attempt.
+//! The circuit breaker: decides whether a failure is the event's fault or the destination's. Each process has one
+//! [`Breaker`] for each destination, and reports every attempt to it.
 //!
 //! ```text
-//!             Unreachable, or none of the last 5 trusted users delivered
-//!   ┌────────┐ ───────────────────────────────────────────────────────▶ ┌──────┐  probe due  ┌──────────┐
-//!   │ closed │                                                          │ open │ ──────────▶ │ half-open│
-//!   └────────┘ ◀─────────────────────────────────────────────────────── └──────┘ ◀────────── └──────────┘
-//!    all flows     a delivery, of a probe or still in flight; or fewer     nothing   it failed   one probe
-//!                  than 5 users are left to try: nobody can tell
+//!              Unreachable, or none of the last 5 trusted users was delivered
+//!   ┌────────┐ ─────────────────────────────────────────────────────▶ ┌──────┐  a probe is due   ┌───────────┐
+//!   │ closed │                                                        │ open │ ────────────────▶ │ half-open │
+//!   └────────┘ ◀───────────────────────────────────────────────────── └──────┘ ◀──────────────── └───────────┘
+//!    all attempts   a delivery (by a probe or an attempt that was      no attempts  the probe      one probe
+//!                   still in flight), or too few users to decide                    failed
 //! ```
 //!
-//! # What each verdict says
+//! # What each verdict means
 //!
-//! | verdict       | a try of the event         | of the destination's health                    |
-//! |---------------|----------------------------|------------------------------------------------|
-//! | `Retry`       | unless bad or open         | not delivered                                  |
-//! | `Refused`     | unless bad or open         | not delivered (an expired token refuses all)   |
-//! | `Busy`        | never                      | not delivered (it may ask everybody to wait)   |
-//! | `Unreachable` | never                      | opens at once, whoever the user                |
-//! | `Drilled`     | always                     | nothing                                        |
+//! | verdict       | counts as a try of the event       | health of the destination                              |
+//! |---------------|------------------------------------|--------------------------------------------------------|
+//! | `Retry`       | unless health is bad or it is open | not delivered                                          |
+//! | `Refused`     | unless health is bad or it is open | not delivered (an expired token refuses every event)   |
+//! | `Busy`        | never                              | not delivered (it may ask every user to wait)          |
+//! | `Unreachable` | never                              | opens the breaker at once, whatever the user           |
+//! | `Drilled`     | always                             | says nothing                                           |
 //!
-//! # Who is believed
+//! # Which users are trusted
 //!
-//! A user is *suspect* from the moment when it failed and an attempt of another user that was begun later was
-//! delivered, until it is delivered itself. Health is made of the others alone, so any number of users whose every
-//! event is poison closes a destination to nobody. A probe's delivery that ends an outage is no proof against those who
-//! failed in it: they get one more chance, else one lucky delivery in an outage would leave nobody to believe. The
-//! second such delivery is proof, else poisoned users could open the breaker again and again. Where fewer than 5
-//! trusted users are at work nobody can tell, and answers are the event's own.
+//! A user becomes *suspect* when it has failed and an attempt of another user, begun later, was delivered. It stays
+//! suspect until it is delivered itself. Only trusted users, that is, users who are not suspect, count for health. So
+//! users whose events always fail cannot open the breaker for everybody else, however many they are.
+//!
+//! The delivery of a probe that ends an outage is an exception: it does not make the users suspect that failed during the
+//! outage. Without this, one lucky delivery in an outage would leave no trusted users. Those users get one more chance:
+//! the next delivery does make them suspect. Without that, users whose events always fail could open the breaker again and
+//! again.
+//!
+//! With fewer than 5 trusted users at work, failures could be the destination's or the events'. Then each failure counts
+//! as the event's own.
 //!
 //! # How an outage ends
 //!
-//! A delivery closes the breaker. An answer that is not a delivery only ends "unreachable": from then on the breaker is
-//! open for what the answers say.
+//! A delivery closes the breaker. If an unreachable destination answers a probe without delivering it, the destination is
+//! reachable again, but the breaker stays open until the answers show more:
 //!
 //! ```text
-//!   Unreachable ── a probe is answered ──▶ Undecided ── 5 trusted users failed ──▶ NobodyDelivered
+//!   Unreachable ── a probe is answered ──▶ Undecided ── 5 trusted users failed ──▶ NoUserDelivered
 //!        ▲                                  │     │                                       │
 //!        └────── Unreachable again ─────────┘     └── fewer than 5 are left to try ──┬────┘
 //!                                                                                  closed
 //! ```
 //!
-//! Five trusted users that fail decide it. Fewer than 5 cannot: a destination that is down looks like a few bad events.
-//! So the owners of the partitions tell an open breaker how many trusted users have [unsettled
-//! events](Breaker::users_wait), also those whose next attempt is not due for minutes. If there are at least 5, the
-//! breaker waits for them, and no answer counts as a try.
+//! Five trusted users that fail show that the destination is down. Fewer than 5 cannot show it, because a few bad events
+//! look the same. So the owners of the partitions report to an open breaker how many trusted users have
+//! [unsettled events](Breaker::users_wait). Users whose next attempt is minutes away are included. If there are at least
+//! 5, the breaker waits for their attempts, and no answer counts as a try.
 //!
-//! If there are fewer than 5, answers of an undecided destination count as tries, and a later decision takes those tries
-//! back. The breaker closes if, in addition, the next probe would go to a user that was probed in this round already (or
-//! to a suspect), and fewer than 5 trusted users were tried in this round and in the last minute. So no event is tried
-//! for ever because no other user has traffic, and a single user with a poison event does not stay in an outage for ever.
+//! If there are fewer than 5, answers of an undecided destination count as tries. A later decision takes them back. The
+//! breaker closes once all of these are true:
 //!
-//! What was found out before an outage is not held against the destination after it: health begins anew. A breaker that
-//! closed because nobody can tell has not recovered: [`BreakerSnapshot::out_since`] ends with a delivery only.
+//! - The next probe would go to a suspect, or to a user that was already probed in this round.
+//! - Fewer than 5 trusted users were probed in this round.
+//! - Fewer than 5 trusted users have an answer from the last minute.
+//!
+//! So an event whose user is alone does not stay in an outage for ever, and is not tried for ever.
+//!
+//! What was learned before an outage does not count after it: health starts from nothing. A breaker that closed because
+//! there were too few users to decide has not recovered: [`BreakerSnapshot::out_since`] ends only with a delivery.
 //!
 //! # Taking tries back
 //!
-//! When health turns bad or the breaker opens, the tries that were counted since the last delivery in better health
-//! were the destination's fault. Each try carries the [good mark](Breaker::health_epoch) of its time; that mark becomes
-//! void, and who holds tries under a [void](Breaker::is_void) mark drops them when it looks next. Only the current
-//! mark ever becomes void: of an event's tries, those under older marks are final.
+//! When health becomes bad or the breaker opens, the tries counted since the last delivery in better health were the
+//! destination's fault. For this, each try carries the [health epoch](Breaker::health_epoch) in which it was counted. The
+//! breaker declares the current epoch [void](Breaker::is_void) and starts a new one. An owner of tries drops those of a
+//! void epoch when it next looks at them. Earlier epochs never become void, so their tries are final.
 
+mod epochs;
 mod health;
-mod outage;
+mod open_breaker;
 mod user_trust;
 
 #[cfg(test)]
@@ -73,188 +84,203 @@ pub use health::Health;
 
 use super::Moment;
 use super::verdict::Verdict;
-use health::{RecentVerdicts, USERS_TO_TELL};
-use outage::OpenBreaker;
-use std::collections::VecDeque;
+use epochs::TryEpochs;
+use health::{DECIDING_USERS_MIN, RecentVerdicts};
+use open_breaker::OpenBreaker;
 use std::time::Duration;
 use user_trust::UserTrust;
 
-/// Void epochs that are remembered. If there are more, the tries of the oldest epoch stay counted.
-const VOID_EPOCHS_MAX: usize = 1024;
+/// How long after its first `Refused` an event is given up if no other user's delivery shows that the destination works.
+const REFUSAL_FINAL_AFTER: Duration = Duration::from_secs(10);
 
-/// How long after its first `Refused` an event is refused for good where no other user tells.
-const REFUSED_ACTS_AFTER: Duration = Duration::from_secs(10);
-
-/// An attempt that was begun. Each ends in [`Breaker::delivered`], [`Breaker::failed`] or [`Breaker::abandoned`]; one
-/// that delivered a part of its run in the first, then the second.
+/// An attempt that was begun.
+///
+/// Each ends in exactly one call of [`Breaker::delivered`], [`Breaker::failed`] or [`Breaker::abandoned`]. If only the
+/// first events of its run were delivered, `delivered` is called first, then `failed`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Attempt {
-    /// Grows with every attempt begun; the first is 1.
+    /// The number of the attempt, from 1 on, in the order in which attempts begin.
     pub seq: u64,
     /// The caller's stable hash of topic, partition and key.
     pub user: u64,
-    /// The one attempt that an open breaker let through.
+    /// Whether this is the one attempt that an open breaker allowed.
     pub probe: bool,
 }
 
-/// Whether attempts may be begun.
+/// Whether attempts may begin.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Gate {
-    /// Every attempt may.
+    /// Every attempt may begin.
     Closed,
-    /// One may, as a probe, now.
+    /// One attempt may begin now, as a probe.
     HalfOpen,
-    /// None may. `until`: when a probe is due; `None`: one is under way, and its end tells.
+    /// No attempt may begin. `until` is when a probe is due. `None` means that a probe is in flight.
     Open { until: Option<Moment> },
 }
 
-/// What a failure means for its event.
+/// Whether a failed attempt counts as a try of its event.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct TryJudgement {
-    /// It is a try of the event.
     pub counts: bool,
-    /// What that try is tagged with; see [`Breaker::is_void`].
+    /// The epoch that the try belongs to if it counts; see [`Breaker::is_void`].
     pub health_epoch: u64,
 }
 
-/// The first refusal of an event that has been refused ever since.
+/// The first refusal of an event that has been refused by every attempt since.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Refusal {
     /// The attempt that was refused.
     pub attempt: Attempt,
     /// When it was refused.
     pub at: Moment,
-    /// The good mark of that time. If the mark turns void, the refusal was the destination's fault.
+    /// The epoch of that time. If it becomes void, the refusal was the destination's fault.
     pub health_epoch: u64,
 }
 
 /// Why the breaker is open.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum OpenCause {
-    /// An attempt never got there.
+    /// An attempt did not reach the destination.
     Unreachable,
-    /// The destination was unreachable and answers again. Nothing was delivered yet, and fewer than 5 trusted users were
-    /// answered: it is not known yet whether the events or the destination are bad.
+    /// The destination was unreachable and answers again, but nothing was delivered yet, and fewer than 5 trusted users
+    /// were answered. So it is not known yet whether the events or the destination are at fault.
     Undecided,
     /// None of the last 5 trusted users was delivered.
-    NobodyDelivered,
+    NoUserDelivered,
 }
 
-/// The breaker at one moment, for log lines and status.
+/// The state of the breaker at one moment, for log lines and status.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct BreakerSnapshot {
-    /// Since when it is closed, or not closed.
+    /// When the breaker last changed between closed and open.
     pub since: Moment,
-    /// Why it is not closed. `None`: it is closed.
+    /// Why it is open. `None` means that it is closed.
     pub open: Option<OpenCause>,
-    /// When the first attempt failed of an outage in which nothing has been delivered yet. It outlasts a breaker that
-    /// closed because nobody can tell. `None`: there is no outage.
+    /// When the first attempt of the outage failed, if there is an outage without a delivery yet. It stays set when the
+    /// breaker closes because there are too few users to decide. `None` means that there is no outage.
     pub out_since: Option<Moment>,
-    /// Whether a probe is under way.
+    /// Whether a probe is in flight.
     pub probing: bool,
-    /// The health of a closed breaker; when open, what it was before.
+    /// The health of the destination. While the breaker is open, it is what was known when the breaker opened.
     pub health: Health,
 }
 
-/// Decides whether a destination takes events now: one for each destination and process.
+/// Decides whether a destination takes events now. There is one for each destination and process.
 #[derive(Debug, Default)]
 pub struct Breaker {
+    /// The number of the attempt that was begun last.
     attempts: u64,
     state: BreakerState,
-    since: Moment,
-    /// The first failure since anything was delivered.
-    failing_since: Option<Moment>,
-    /// The breaker has opened since anything was delivered.
-    is_out: bool,
+    since_delivery: SinceDelivery,
     trust: UserTrust,
     recent: RecentVerdicts,
-    /// Health was bad at the last verdict.
-    bad: bool,
-    /// When health was last found bad, or the breaker open.
+    /// When health was last found bad, or the breaker last opened or closed.
     unwell_at: Option<Moment>,
-    health_epoch: u64,
-    /// A try was counted under the current mark.
-    good_mark_used: bool,
-    /// In growing order.
-    void_marks: VecDeque<u64>,
+    epochs: TryEpochs,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 enum BreakerState {
+    Closed {
+        since: Moment,
+        /// Whether health was bad after the last verdict. Tries do not count then.
+        is_health_bad: bool,
+    },
+    Open {
+        since: Moment,
+        open: OpenBreaker,
+    },
+}
+
+impl Default for BreakerState {
+    fn default() -> Self {
+        Self::Closed { since: Moment::ZERO, is_health_bad: false }
+    }
+}
+
+/// What has happened since the last delivery.
+#[derive(Debug, Default, Clone, Copy)]
+enum SinceDelivery {
     #[default]
-    Closed,
-    Open(OpenBreaker),
+    NothingFailed,
+    /// Attempts have failed, the first one at this time, but the breaker stayed closed.
+    Failing { since: Moment },
+    /// The breaker has opened. The first attempt failed at this time.
+    Outage { since: Moment },
 }
 
 impl Breaker {
-    /// Closed, and nothing known.
+    /// A closed breaker that knows nothing of the destination.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Whether attempts may be begun now.
+    /// Whether attempts may begin now.
     pub fn gate(&self, now: Moment) -> Gate {
         match &self.state {
-            BreakerState::Closed => Gate::Closed,
-            BreakerState::Open(outage) => match outage.probe_due_at() {
+            BreakerState::Closed { .. } => Gate::Closed,
+            BreakerState::Open { open, .. } => match open.probe_due_at() {
                 Some(at) if now >= at => Gate::HalfOpen,
                 until => Gate::Open { until },
             },
         }
     }
 
-    /// Begins an attempt of this user: as the probe if one is due. The caller has asked [`Breaker::gate`]; an attempt
-    /// that slips through an open breaker is judged like one that was in flight when it opened. A probe that is due
-    /// closes the breaker instead if nobody can tell.
+    /// Begins an attempt of this user. If a probe is due, the attempt becomes the probe. If a probe is due but there are
+    /// too few users to decide, the breaker closes instead.
+    ///
+    /// The caller has asked [`Breaker::gate`] before. If the attempt begins although the breaker is open, it is judged
+    /// like one that was in flight when the breaker opened.
     pub fn begin(&mut self, user: u64, now: Moment) -> Attempt {
         self.attempts += 1;
         let seq = self.attempts;
         let is_suspect = self.trust.is_suspect(user);
-        if self.nobody_can_tell(user, is_suspect, now) {
+        if self.has_too_few_users(user, is_suspect, now) {
             self.close(now);
         }
         let probe = self.gate(now) == Gate::HalfOpen;
-        if probe && let BreakerState::Open(outage) = &mut self.state {
-            outage.begin_probe(seq, user, is_suspect);
+        if probe && let BreakerState::Open { open, .. } = &mut self.state {
+            open.begin_probe(seq, user, is_suspect);
         }
         Attempt { seq, user, probe }
     }
 
-    /// The attempt was delivered, or some first events of its run were.
+    /// Reports that the attempt was delivered, or that the first events of its run were.
     pub fn delivered(&mut self, attempt: &Attempt, now: Moment) {
         self.delivered_many(std::slice::from_ref(attempt), now);
     }
 
-    /// The same for attempts of different users that ended together, at less cost.
+    /// Like [`Breaker::delivered`], for attempts of different users that ended together. It costs less than single calls.
     pub fn delivered_many(&mut self, attempts: &[Attempt], now: Moment) {
         if attempts.is_empty() {
             return;
         }
-        if let BreakerState::Open(outage) = &self.state
-            && let Some(probe) = attempts.iter().find(|attempt| outage.is_probe(attempt.seq))
+        if let BreakerState::Open { open, .. } = &self.state
+            && let Some(probe) = attempts.iter().find(|attempt| open.is_probe(attempt.seq))
         {
             self.trust.pardon(probe.seq);
         }
         self.close(now);
-        (self.failing_since, self.is_out) = (None, false);
+        self.since_delivery = SinceDelivery::NothingFailed;
         for attempt in attempts {
             self.trust.delivered(attempt.user, attempt.seq);
         }
-        for attempt in &attempts[attempts.len().saturating_sub(RecentVerdicts::NOTED_MAX)..] {
+        for attempt in &attempts[attempts.len().saturating_sub(RecentVerdicts::BATCH_MAX)..] {
             self.recent.delivered(attempt.user, now);
         }
-        if self.bad || self.good_mark_used || self.trust.anybody_fails() {
-            self.look_at_health(now);
-            if !self.bad {
-                self.next_good_mark();
+        // If nothing has failed lately, health cannot change. This keeps deliveries cheap on a healthy destination.
+        if self.is_health_bad() || self.epochs.has_tries() || self.trust.has_failing_users() {
+            self.update_health(now);
+            if !self.is_health_bad() {
+                self.epochs.begin_next();
             }
         }
     }
 
-    /// The attempt did not deliver all of its run: the verdict on the first event that was not delivered.
+    /// Reports that the attempt did not deliver all of its run. The verdict is that of the first event that failed.
     pub fn failed(&mut self, attempt: &Attempt, verdict: Verdict, now: Moment) -> TryJudgement {
-        if verdict != Verdict::Drilled {
-            self.failing_since.get_or_insert(now);
+        if verdict != Verdict::Drilled && matches!(self.since_delivery, SinceDelivery::NothingFailed) {
+            self.since_delivery = SinceDelivery::Failing { since: now };
         }
         match verdict {
             Verdict::Drilled => self.abandoned(attempt),
@@ -267,202 +293,204 @@ impl Breaker {
         let counts = match verdict {
             Verdict::Drilled => true,
             Verdict::Retry { .. } | Verdict::Refused => match &self.state {
-                BreakerState::Closed => !self.bad,
-                BreakerState::Open(outage) => outage.cause == OpenCause::Undecided && outage.waiting() < USERS_TO_TELL,
+                BreakerState::Closed { is_health_bad, .. } => !is_health_bad,
+                BreakerState::Open { open, .. } => {
+                    open.cause == OpenCause::Undecided && open.waiting_users() < DECIDING_USERS_MIN
+                }
             },
             Verdict::Busy { .. } | Verdict::Unreachable => false,
         };
-        self.good_mark_used |= counts;
-        TryJudgement { counts, health_epoch: self.health_epoch }
+        if counts {
+            self.epochs.count_try();
+        }
+        TryJudgement { counts, health_epoch: self.epochs.current() }
     }
 
-    /// The attempt was dropped without an answer (a handover, a defect): it says nothing, and if it was the probe,
-    /// another one may be.
+    /// Reports that the attempt ended without an answer, for example because the partition was revoked. This says nothing
+    /// about the destination. If the attempt was the probe, another probe may begin.
     pub fn abandoned(&mut self, attempt: &Attempt) {
-        if let BreakerState::Open(outage) = &mut self.state
-            && outage.is_probe(attempt.seq)
+        if let BreakerState::Open { open, .. } = &mut self.state
+            && open.is_probe(attempt.seq)
         {
-            outage.probe_abandoned();
+            open.probe_abandoned();
         }
     }
 
-    /// These users have unsettled events in this partition, also those whose next attempt is not due. The owner of the
-    /// partition repeats it while the breaker is open; a closed breaker does not need it. Looks at no more users once
-    /// enough of them are trusted.
+    /// Reports the users of this partition that have unsettled events, including users whose next attempt is not due yet.
+    ///
+    /// The owner of the partition repeats this while the breaker is open. A closed breaker ignores it. It stops reading
+    /// `users` once enough of them are trusted.
     pub fn users_wait(&mut self, partition: u32, users: impl IntoIterator<Item = u64>) {
-        if let BreakerState::Open(outage) = &mut self.state {
+        if let BreakerState::Open { open, .. } = &mut self.state {
             let trusted = users.into_iter().filter(|user| !self.trust.is_suspect(*user));
-            outage.wait_in(partition, trusted.take(USERS_TO_TELL).count());
+            open.set_waiting_users(partition, trusted.take(DECIDING_USERS_MIN).count());
         }
     }
 
-    /// The owner of this partition is gone: its users are not tried here any more.
+    /// Reports that this process no longer owns the partition, so its users are no longer tried here.
     pub fn released(&mut self, partition: u32) {
-        if let BreakerState::Open(outage) = &mut self.state {
-            outage.released(partition);
+        if let BreakerState::Open { open, .. } = &mut self.state {
+            open.released(partition);
         }
     }
 
-    /// Whether this user's failures are believed to be its own.
+    /// Whether this user's failures count as its own and not as the destination's.
     pub fn is_suspect(&self, user: u64) -> bool {
         self.trust.is_suspect(user)
     }
 
-    /// Whether this user should be probed before others: trusted ones that were not yet, then suspect ones, then all
-    /// over again.
+    /// Whether this user should be probed before others. First come trusted users that were not probed in this round, then
+    /// suspects that were not. After that a new round begins.
     pub fn prefers_as_probe(&self, user: u64) -> bool {
         match &self.state {
-            BreakerState::Closed => !self.is_suspect(user),
-            BreakerState::Open(outage) => outage.prefers(user, self.is_suspect(user)),
+            BreakerState::Closed { .. } => !self.is_suspect(user),
+            BreakerState::Open { open, .. } => open.prefers(user, self.is_suspect(user)),
         }
     }
 
-    /// From when on anybody may be the probe that is due, preferred or not. `None`: no probe is due.
+    /// When any user may become the probe that is due, whether preferred or not. `None` means that no probe is due.
     pub fn any_user_probes_at(&self) -> Option<Moment> {
         match &self.state {
-            BreakerState::Open(outage) => outage.any_user_probes_at(),
-            BreakerState::Closed => None,
+            BreakerState::Open { open, .. } => open.any_user_probes_at(),
+            BreakerState::Closed { .. } => None,
         }
     }
 
-    /// Whether the breaker has opened since anything was delivered: [`BreakerSnapshot::out_since`] says since when.
+    /// Whether the breaker has opened since the last delivery. [`BreakerSnapshot::out_since`] says when that began.
     pub fn is_out(&self) -> bool {
-        self.is_out
+        matches!(self.since_delivery, SinceDelivery::Outage { .. })
     }
 
-    /// What a try that is counted now is tagged with.
+    /// The current epoch, to which a try that counts now belongs.
     pub fn health_epoch(&self) -> u64 {
-        self.health_epoch
+        self.epochs.current()
     }
 
-    /// Whether the tries under this mark are taken back.
-    pub fn is_void(&self, mark: u64) -> bool {
-        self.void_marks.binary_search(&mark).is_ok()
+    /// Whether the tries of this epoch were taken back, because they were the destination's fault.
+    pub fn is_void(&self, health_epoch: u64) -> bool {
+        self.epochs.is_void(health_epoch)
     }
 
-    /// Whether an event that has been refused since this refusal is to be given up now: an attempt of another user that
-    /// was begun later was delivered, or 10 s passed. The answer is "no" while the breaker is open or health is bad, and
-    /// the 10 s begin anew after such a time.
+    /// Whether to give up an event that every attempt has refused since `first`.
+    ///
+    /// True if an attempt of another user, begun later, was delivered, or if 10 s have passed. Always false while the
+    /// breaker is open or health is bad; after that, the 10 s start again.
     pub fn refusal_is_final(&self, first: &Refusal, now: Moment) -> bool {
-        if !self.believes_answers(now) {
+        if !self.answers_are_the_events_own(now) {
             return false;
         }
         let from = self.unwell_at.map_or(first.at, |at| at.max(first.at));
         self.trust.latest_of_others(first.attempt.user) > first.attempt.seq
-            || now >= from.saturating_add(REFUSED_ACTS_AFTER)
+            || now >= from.saturating_add(REFUSAL_FINAL_AFTER)
     }
 
-    /// What there is to tell a person.
+    /// The current state, for people.
     pub fn snapshot(&self, now: Moment) -> BreakerSnapshot {
-        let (open, probing) = match &self.state {
-            BreakerState::Closed => (None, false),
-            BreakerState::Open(outage) => (Some(outage.cause), outage.probe_due_at().is_none()),
+        let (since, open, probing) = match &self.state {
+            BreakerState::Closed { since, .. } => (*since, None, false),
+            BreakerState::Open { since, open } => (*since, Some(open.cause), open.probe_due_at().is_none()),
         };
-        let out_since = self.failing_since.filter(|_| self.is_out);
-        BreakerSnapshot { since: self.since, open, out_since, probing, health: self.recent.health(now, &self.trust) }
+        let out_since = match self.since_delivery {
+            SinceDelivery::Outage { since } => Some(since),
+            SinceDelivery::NothingFailed | SinceDelivery::Failing { .. } => None,
+        };
+        BreakerSnapshot { since, open, out_since, probing, health: self.recent.health(now, &self.trust) }
     }
 
-    fn believes_answers(&self, now: Moment) -> bool {
-        matches!(self.state, BreakerState::Closed)
+    fn is_health_bad(&self) -> bool {
+        matches!(self.state, BreakerState::Closed { is_health_bad: true, .. })
+    }
+
+    fn answers_are_the_events_own(&self, now: Moment) -> bool {
+        matches!(self.state, BreakerState::Closed { .. })
             && matches!(self.recent.health(now, &self.trust), Health::Unknown | Health::Good)
     }
 
-    /// Whether the probe that is due finds too few users for anybody to tell: see the module.
-    fn nobody_can_tell(&self, user: u64, is_suspect: bool, now: Moment) -> bool {
-        let BreakerState::Open(outage) = &self.state else { return false };
-        outage.cause != OpenCause::Unreachable
+    /// Whether the users that are left to probe are too few to decide between the events and the destination. The module's
+    /// documentation lists the conditions.
+    fn has_too_few_users(&self, user: u64, is_suspect: bool, now: Moment) -> bool {
+        let BreakerState::Open { open, .. } = &self.state else { return false };
+        open.cause != OpenCause::Unreachable
             && self.gate(now) == Gate::HalfOpen
-            && outage.waiting() < USERS_TO_TELL
-            && outage.has_no_other_left(user, is_suspect)
-            && outage.trusted_probed() < USERS_TO_TELL
+            && open.waiting_users() < DECIDING_USERS_MIN
+            && open.round_has_no_trusted_user_left(user, is_suspect)
+            && open.trusted_users_probed() < DECIDING_USERS_MIN
             && self.recent.health(now, &self.trust) == Health::Unknown
     }
 
-    /// The destination answered, and did not deliver.
+    /// The destination answered, but did not deliver.
     fn answered(&mut self, attempt: &Attempt, now: Moment) {
         let failing_since = self.trust.failed(attempt.user, attempt.seq);
-        if let BreakerState::Open(outage) = &mut self.state {
-            let is_probe = outage.is_probe(attempt.seq);
-            if outage.cause == OpenCause::Unreachable && is_probe {
-                outage.is_answered(attempt.user, self.trust.is_suspect(attempt.user));
+        if let BreakerState::Open { open, .. } = &mut self.state {
+            let is_probe = open.is_probe(attempt.seq);
+            if open.cause == OpenCause::Unreachable && is_probe {
+                open.is_answered(attempt.user, self.trust.is_suspect(attempt.user));
+                // Verdicts from before the outage must not decide what the answers after it mean.
                 self.recent.clear();
             }
-            // An answer to what was sent before the outage proves nothing.
-            if is_probe || outage.cause == OpenCause::Undecided {
+            // An answer to a request that was sent before the outage does not show how the destination is now.
+            if is_probe || open.cause == OpenCause::Undecided {
                 self.recent.failed(attempt.user, failing_since, now, &self.trust);
             }
-            if outage.cause == OpenCause::Undecided && self.recent.users_failing(&self.trust) >= USERS_TO_TELL {
-                self.open(OpenCause::NobodyDelivered, now);
+            if open.cause == OpenCause::Undecided && self.recent.failing_users(&self.trust) >= DECIDING_USERS_MIN {
+                self.open(OpenCause::NoUserDelivered, now);
             }
             self.probe_failed(attempt, now);
             return;
         }
         self.recent.failed(attempt.user, failing_since, now, &self.trust);
-        self.look_at_health(now);
+        self.update_health(now);
     }
 
-    fn look_at_health(&mut self, now: Moment) {
-        let was_bad = self.bad;
-        match self.recent.health(now, &self.trust) {
-            Health::Unknown | Health::Good => self.bad = false,
-            Health::Bad => self.bad = true,
-            Health::Dead => return self.open(OpenCause::NobodyDelivered, now),
-        }
-        if self.bad {
-            self.unwell_at = Some(now);
-            if !was_bad {
-                self.take_tries_back();
+    /// Judges the health of a closed breaker after a verdict. It may open the breaker.
+    fn update_health(&mut self, now: Moment) {
+        let health = self.recent.health(now, &self.trust);
+        let BreakerState::Closed { is_health_bad, .. } = &mut self.state else { return };
+        let was_bad = std::mem::replace(is_health_bad, health == Health::Bad);
+        match health {
+            Health::Unknown | Health::Good => {}
+            Health::Bad => {
+                self.unwell_at = Some(now);
+                if !was_bad {
+                    self.epochs.take_tries_back();
+                }
             }
+            Health::Dead => self.open(OpenCause::NoUserDelivered, now),
         }
     }
 
-    /// Opens a closed breaker, and decides what was undecided. An outage that is decided stays what it is.
+    /// Opens a closed breaker, or sets the cause of an undecided outage. A decided outage keeps its cause.
     fn open(&mut self, cause: OpenCause, now: Moment) {
         match &mut self.state {
-            BreakerState::Closed => {
-                self.state = BreakerState::Open(OpenBreaker::new(cause, now));
-                self.since = now;
+            BreakerState::Closed { .. } => {
+                self.state = BreakerState::Open { since: now, open: OpenBreaker::new(cause, now) };
             }
-            BreakerState::Open(outage) if outage.cause == OpenCause::Undecided => outage.cause = cause,
-            BreakerState::Open(_) => return,
+            BreakerState::Open { open, .. } if open.cause == OpenCause::Undecided => open.cause = cause,
+            BreakerState::Open { .. } => return,
         }
-        self.take_tries_back();
-        (self.unwell_at, self.is_out) = (Some(now), true);
+        self.epochs.take_tries_back();
+        self.unwell_at = Some(now);
+        let since = match self.since_delivery {
+            SinceDelivery::NothingFailed => now,
+            SinceDelivery::Failing { since } | SinceDelivery::Outage { since } => since,
+        };
+        self.since_delivery = SinceDelivery::Outage { since };
     }
 
     fn close(&mut self, now: Moment) {
-        if matches!(self.state, BreakerState::Closed) {
+        if matches!(self.state, BreakerState::Closed { .. }) {
             return;
         }
-        self.state = BreakerState::Closed;
+        self.state = BreakerState::Closed { since: now, is_health_bad: false };
         self.recent.clear();
-        self.bad = false;
-        (self.since, self.unwell_at) = (now, Some(now));
+        self.unwell_at = Some(now);
     }
 
     fn probe_failed(&mut self, attempt: &Attempt, now: Moment) {
-        if let BreakerState::Open(outage) = &mut self.state
-            && outage.is_probe(attempt.seq)
+        if let BreakerState::Open { open, .. } = &mut self.state
+            && open.is_probe(attempt.seq)
         {
-            outage.probe_failed(now);
-        }
-    }
-
-    fn take_tries_back(&mut self) {
-        if !self.good_mark_used {
-            return;
-        }
-        if self.void_marks.len() == VOID_EPOCHS_MAX {
-            self.void_marks.pop_front();
-        }
-        self.void_marks.push_back(self.health_epoch);
-        self.next_good_mark();
-    }
-
-    /// A mark under which no try was counted is as good as a new one.
-    fn next_good_mark(&mut self) {
-        if std::mem::take(&mut self.good_mark_used) {
-            self.health_epoch += 1;
+            open.probe_failed(now);
         }
     }
 }

@@ -1,4 +1,5 @@
-//! The breaker against a model that keeps the whole history and answers every question by reading all of it.
+//! Compares the breaker with a simple model. The model keeps the whole history, and reads all of it to answer a question.
+//! It is too slow for production, but each of its rules is easy to check.
 
 use super::*;
 use proptest::prelude::*;
@@ -12,32 +13,33 @@ enum HistoryEntry {
         seq: u64,
         at: Moment,
     },
-    /// `believed`: it is about health, since the breaker was closed, or this was its probe, or it was undecided.
+    /// The destination answered without delivering. `counts_for_health`: the breaker was closed or undecided, or this was
+    /// its probe.
     Answered {
         user: u64,
         seq: u64,
         at: Moment,
-        believed: bool,
+        counts_for_health: bool,
     },
     ProbeDelivered {
         seq: u64,
     },
-    /// An attempt that never got there.
+    /// An attempt did not reach the destination.
     Unreachable {
         at: Moment,
     },
     Opened,
-    /// Health begins anew: the breaker closed, or an unreachable destination answered.
-    Anew,
-    /// A try was counted.
+    /// Earlier verdicts are forgotten: the breaker closed, or an unreachable destination answered.
+    HealthReset,
+    /// A failure counted as a try.
     Try {
-        mark: u64,
+        epoch: u64,
     },
-    /// A delivery in health that is not bad.
-    Better,
-    /// Health turned bad, or the breaker opened.
-    Worse,
-    /// Health is bad, or the breaker opens or closes.
+    /// A delivery while health is not bad. It makes earlier tries final.
+    TriesFinal,
+    /// Health turned bad, or the breaker opened. Tries that are not final are taken back.
+    TriesTakenBack,
+    /// Health is bad, or the breaker opened or closed.
     Unwell {
         at: Moment,
     },
@@ -46,27 +48,27 @@ enum HistoryEntry {
 #[derive(Debug, Default)]
 struct Model {
     history: Vec<HistoryEntry>,
-    bad: bool,
+    is_health_bad: bool,
     outage: Option<ModelOutage>,
 }
 
 #[derive(Debug)]
 struct ModelOutage {
     cause: OpenCause,
-    /// Of the probe under way.
+    /// The number of the probe in flight.
     probe: Option<u64>,
-    due: Moment,
-    /// How often the time to the next probe was doubled.
+    probe_due: Moment,
+    /// How often the delay of the next probe was doubled.
     doublings: u32,
-    /// Who was probed in this round, and whether it was trusted.
+    /// The users probed in this round, and whether each was trusted.
     round: Vec<(u64, bool)>,
-    /// Trusted users with unsettled events, as was told last.
-    waiting: usize,
+    /// The last reported number of trusted users with unsettled events.
+    waiting_users: usize,
 }
 
 impl Model {
-    /// Whether another user's attempt begun after `since` was delivered, in this much of the history.
-    fn others_later(history: &[HistoryEntry], of: u64, since: u64) -> bool {
+    /// Whether an attempt of another user that began after `since` was delivered, in this part of the history.
+    fn others_delivered_later(history: &[HistoryEntry], of: u64, since: u64) -> bool {
         history
             .iter()
             .any(|entry| matches!(entry, HistoryEntry::Delivered { user, seq, .. } if *user != of && *seq > since))
@@ -81,25 +83,26 @@ impl Model {
                     (since, pardoned) = (Some(seq), false)
                 }
                 (HistoryEntry::ProbeDelivered { seq }, Some(first))
-                    if !pardoned && !Self::others_later(&self.history[..index], of, first) =>
+                    if !pardoned && !Self::others_delivered_later(&self.history[..index], of, first) =>
                 {
                     (since, pardoned) = (Some(seq), true);
                 }
                 _ => {}
             }
         }
-        since.is_some_and(|since| Self::others_later(&self.history, of, since))
+        since.is_some_and(|since| Self::others_delivered_later(&self.history, of, since))
     }
 
-    /// What health is made of: users in the order of their last word while trusted, when, and whether it was a delivery.
-    fn words(&self) -> Vec<(u64, Moment, bool)> {
+    /// The verdicts that health is made of: the last 20 users in the order of their last verdict while trusted, its time,
+    /// and whether it was a delivery.
+    fn verdicts(&self) -> Vec<(u64, Moment, bool)> {
         let mut places: Vec<(u64, Moment)> = Vec::new();
         let mut last: std::collections::HashMap<u64, bool> = Default::default();
-        let begin = self.history.iter().rposition(|entry| matches!(entry, HistoryEntry::Anew)).unwrap_or(0);
+        let begin = self.history.iter().rposition(|entry| matches!(entry, HistoryEntry::HealthReset)).unwrap_or(0);
         for (index, entry) in self.history.iter().enumerate().skip(begin) {
             let (user, at, delivered) = match *entry {
                 HistoryEntry::Delivered { user, at, .. } => (user, at, true),
-                HistoryEntry::Answered { user, at, believed: true, .. } => (user, at, false),
+                HistoryEntry::Answered { user, at, counts_for_health: true, .. } => (user, at, false),
                 _ => continue,
             };
             let then = Self { history: self.history[..=index].to_vec(), ..Self::default() };
@@ -117,67 +120,73 @@ impl Model {
     }
 
     fn health(&self, now: Moment) -> Health {
-        let words: Vec<bool> = self
-            .words()
+        let verdicts: Vec<bool> = self
+            .verdicts()
             .into_iter()
             .filter(|(_, at, _)| now - *at < Duration::from_secs(60))
             .map(|(_, _, delivered)| delivered)
             .collect();
-        let delivered = words.iter().filter(|delivered| **delivered).count();
-        if words.len() < 5 {
+        let delivered = verdicts.iter().filter(|delivered| **delivered).count();
+        if verdicts.len() < 5 {
             Health::Unknown
-        } else if words[words.len() - 5..] == [false; 5] {
+        } else if verdicts[verdicts.len() - 5..] == [false; 5] {
             Health::Dead
-        } else if delivered * 2 < words.len() {
+        } else if delivered * 2 < verdicts.len() {
             Health::Bad
         } else {
             Health::Good
         }
     }
 
-    fn look(&mut self, now: Moment) {
+    fn update_health(&mut self, now: Moment) {
         match self.health(now) {
-            Health::Dead => self.open(OpenCause::NobodyDelivered, now),
+            Health::Dead => self.open(OpenCause::NoUserDelivered, now),
             Health::Bad => {
-                if !std::mem::replace(&mut self.bad, true) {
-                    self.history.push(HistoryEntry::Worse);
+                if !std::mem::replace(&mut self.is_health_bad, true) {
+                    self.history.push(HistoryEntry::TriesTakenBack);
                 }
                 self.history.push(HistoryEntry::Unwell { at: now });
             }
-            _ => self.bad = false,
+            _ => self.is_health_bad = false,
         }
     }
 
     fn open(&mut self, cause: OpenCause, now: Moment) {
         match &mut self.outage {
             None => {
-                let due = now + Duration::from_millis(100);
-                self.outage =
-                    Some(ModelOutage { cause, probe: None, due, doublings: 0, round: Vec::new(), waiting: 0 });
+                let probe_due = now + Duration::from_millis(100);
+                self.outage = Some(ModelOutage {
+                    cause,
+                    probe: None,
+                    probe_due,
+                    doublings: 0,
+                    round: Vec::new(),
+                    waiting_users: 0,
+                });
             }
             Some(outage) if outage.cause == OpenCause::Undecided => outage.cause = cause,
             Some(_) => return,
         }
-        self.history.extend([HistoryEntry::Opened, HistoryEntry::Worse, HistoryEntry::Unwell { at: now }]);
+        self.history.extend([HistoryEntry::Opened, HistoryEntry::TriesTakenBack, HistoryEntry::Unwell { at: now }]);
     }
 
-    /// Whether this is a probe.
+    /// Returns whether the attempt is a probe.
     fn begin(&mut self, attempt: &Attempt, now: Moment) -> bool {
         if self.gate(now) != Gate::HalfOpen {
             return false;
         }
         let (trusted, health) = (!self.is_suspect(attempt.user), self.health(now));
         let Some(outage) = &mut self.outage else { return false };
-        let had_its_turn = outage.round.iter().any(|(user, _)| *user == attempt.user);
-        let is_undecidable = outage.round.iter().filter(|(_, trusted)| *trusted).count() < 5
-            && (had_its_turn || !trusted)
-            && outage.waiting < 5
+        let was_probed = outage.round.iter().any(|(user, _)| *user == attempt.user);
+        let has_too_few_users = outage.round.iter().filter(|(_, trusted)| *trusted).count() < 5
+            && (was_probed || !trusted)
+            && outage.waiting_users < 5
             && health == Health::Unknown;
-        if outage.cause != OpenCause::Unreachable && is_undecidable {
+        if outage.cause != OpenCause::Unreachable && has_too_few_users {
             self.close(now);
             return false;
         }
-        if had_its_turn {
+        if was_probed {
             outage.round.clear();
         }
         outage.round.push((attempt.user, trusted));
@@ -185,7 +194,7 @@ impl Model {
         true
     }
 
-    /// The first failure of an outage in which nothing was delivered.
+    /// The time of the first failure of an outage without a delivery.
     fn out_since(&self) -> Option<Moment> {
         let delivered = self.history.iter().rposition(|entry| matches!(entry, HistoryEntry::Delivered { .. }));
         let since = &self.history[delivered.unwrap_or(0)..];
@@ -199,8 +208,8 @@ impl Model {
 
     fn close(&mut self, now: Moment) {
         if self.outage.take().is_some() {
-            self.history.extend([HistoryEntry::Anew, HistoryEntry::Unwell { at: now }]);
-            self.bad = false;
+            self.history.extend([HistoryEntry::HealthReset, HistoryEntry::Unwell { at: now }]);
+            self.is_health_bad = false;
         }
     }
 
@@ -210,13 +219,13 @@ impl Model {
         }
         self.close(now);
         self.history.push(HistoryEntry::Delivered { user: attempt.user, seq: attempt.seq, at: now });
-        self.look(now);
-        if !self.bad {
-            self.history.push(HistoryEntry::Better);
+        self.update_health(now);
+        if !self.is_health_bad {
+            self.history.push(HistoryEntry::TriesFinal);
         }
     }
 
-    /// Whether it is a try.
+    /// Returns whether the failure is a try.
     fn failed(&mut self, attempt: &Attempt, verdict: Verdict, now: Moment) -> bool {
         let probe = self.outage.as_ref().is_some_and(|outage| outage.probe == Some(attempt.seq));
         if verdict == Verdict::Drilled {
@@ -232,19 +241,19 @@ impl Model {
             let answered = probe && self.outage.as_ref().is_some_and(|outage| outage.cause == OpenCause::Unreachable);
             if answered && let Some(outage) = &mut self.outage {
                 outage.cause = OpenCause::Undecided;
-                self.history.push(HistoryEntry::Anew);
+                self.history.push(HistoryEntry::HealthReset);
             }
             let (user, seq) = (attempt.user, attempt.seq);
-            let believed = self.outage.is_none() || probe || is_undecided(self);
-            self.history.push(HistoryEntry::Answered { user, seq, at: now, believed });
+            let counts_for_health = self.outage.is_none() || probe || is_undecided(self);
+            self.history.push(HistoryEntry::Answered { user, seq, at: now, counts_for_health });
             let trusted = !self.is_suspect(user);
             match &mut self.outage {
-                None => self.look(now),
+                None => self.update_health(now),
                 Some(outage) if answered => outage.round = vec![(user, trusted)],
                 Some(_) => {}
             }
-            if is_undecided(self) && self.words().len() >= 5 {
-                self.open(OpenCause::NobodyDelivered, now);
+            if is_undecided(self) && self.verdicts().len() >= 5 {
+                self.open(OpenCause::NoUserDelivered, now);
             }
             if let Some(outage) = &mut self.outage
                 && probe
@@ -258,11 +267,11 @@ impl Model {
             if verdict == Verdict::Unreachable {
                 (outage.doublings, outage.probe) = (outage.doublings + 1, None);
             }
-            outage.due = now + Duration::from_millis((100 << outage.doublings.min(10)).min(5000));
+            outage.probe_due = now + Duration::from_millis((100 << outage.doublings.min(10)).min(5000));
         }
         let counts_now = match &self.outage {
-            None => !self.bad,
-            Some(outage) => outage.cause == OpenCause::Undecided && outage.waiting < 5,
+            None => !self.is_health_bad,
+            Some(outage) => outage.cause == OpenCause::Undecided && outage.waiting_users < 5,
         };
         counts_now && matches!(verdict, Verdict::Retry { .. } | Verdict::Refused)
     }
@@ -271,7 +280,7 @@ impl Model {
         if let Some(outage) = &mut self.outage
             && outage.probe == Some(attempt.seq)
         {
-            (outage.probe, outage.due) = (None, Duration::ZERO);
+            (outage.probe, outage.probe_due) = (None, Duration::ZERO);
         }
     }
 
@@ -279,8 +288,8 @@ impl Model {
         match &self.outage {
             None => Gate::Closed,
             Some(outage) if outage.probe.is_some() => Gate::Open { until: None },
-            Some(outage) if now >= outage.due => Gate::HalfOpen,
-            Some(outage) => Gate::Open { until: Some(outage.due) },
+            Some(outage) if now >= outage.probe_due => Gate::HalfOpen,
+            Some(outage) => Gate::Open { until: Some(outage.probe_due) },
         }
     }
 
@@ -292,18 +301,19 @@ impl Model {
         let from = unwell.chain([first.at]).max().unwrap();
         self.outage.is_none()
             && matches!(self.health(now), Health::Unknown | Health::Good)
-            && (Self::others_later(&self.history, first.attempt.user, first.attempt.seq)
+            && (Self::others_delivered_later(&self.history, first.attempt.user, first.attempt.seq)
                 || now - from >= Duration::from_secs(10))
     }
 
-    /// Every counted try: its mark, and whether it was taken back.
+    /// Every counted try: its epoch, and whether it was taken back.
     fn tries(&self) -> Vec<(u64, bool)> {
-        let fate = |rest: &[HistoryEntry]| {
-            let first = rest.iter().find(|entry| matches!(entry, HistoryEntry::Better | HistoryEntry::Worse));
-            matches!(first, Some(HistoryEntry::Worse))
+        let is_taken_back = |rest: &[HistoryEntry]| {
+            let first =
+                rest.iter().find(|entry| matches!(entry, HistoryEntry::TriesFinal | HistoryEntry::TriesTakenBack));
+            matches!(first, Some(HistoryEntry::TriesTakenBack))
         };
         let tries = self.history.iter().enumerate().filter_map(|(index, entry)| match entry {
-            HistoryEntry::Try { mark } => Some((*mark, fate(&self.history[index..]))),
+            HistoryEntry::Try { epoch } => Some((*epoch, is_taken_back(&self.history[index..]))),
             _ => None,
         });
         tries.collect()
@@ -313,12 +323,12 @@ impl Model {
 #[derive(Debug, Clone)]
 enum BreakerStep {
     Begin(u64),
-    /// Which of the attempts in flight, from the oldest on.
+    /// The position of an attempt among those in flight, from the oldest on.
     Deliver(usize),
-    /// Whether a part of the run was delivered before.
+    /// Position, verdict, and whether the first events of the run were delivered.
     Fail(usize, Verdict, bool),
     Abandon(usize),
-    /// The first users, as many as this, have unsettled events.
+    /// This many users, from user 0 on, have unsettled events.
     UsersWait(u64),
     Wait(u64),
 }
@@ -331,7 +341,7 @@ fn steps() -> impl Strategy<Value = Vec<BreakerStep>> {
         1 => Just(Verdict::Unreachable),
         1 => Just(Verdict::Drilled),
     ];
-    // How good the destination is differs from run to run, so that long good, bad and dead times all come about.
+    // Each case has its own ratio of deliveries to failures, so that long times of good, bad and dead health all occur.
     (1u32..20, 1u32..20, 1u64..=USERS).prop_flat_map(move |(deliver, fail, users)| {
         let step = prop_oneof![
             20 => (0..users).prop_map(BreakerStep::Begin),
@@ -374,7 +384,7 @@ proptest! {
                     prop_assert_eq!(judgement.counts, model.failed(&attempt, verdict, now));
                     if judgement.counts {
                         prop_assert_eq!(judgement.health_epoch, breaker.health_epoch());
-                        model.history.push(HistoryEntry::Try { mark: judgement.health_epoch });
+                        model.history.push(HistoryEntry::Try { epoch: judgement.health_epoch });
                     }
                     if verdict == Verdict::Refused {
                         refused.push(Refusal { attempt, at: now, health_epoch: judgement.health_epoch });
@@ -388,7 +398,7 @@ proptest! {
                     breaker.users_wait(0, 0..users);
                     let trusted = (0..users).filter(|user| !model.is_suspect(*user)).count();
                     if let Some(outage) = &mut model.outage {
-                        outage.waiting = trusted;
+                        outage.waiting_users = trusted;
                     }
                 }
                 BreakerStep::Wait(ms) => now += Duration::from_millis(ms),
@@ -407,8 +417,8 @@ proptest! {
                 prop_assert_eq!(breaker.refusal_is_final(first, now), model.refusal_is_final(first, now));
             }
         }
-        for (mark, void) in model.tries() {
-            prop_assert_eq!(breaker.is_void(mark), void, "mark {}", mark);
+        for (epoch, is_void) in model.tries() {
+            prop_assert_eq!(breaker.is_void(epoch), is_void, "epoch {}", epoch);
         }
     }
 }

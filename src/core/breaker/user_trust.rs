@@ -1,22 +1,24 @@
-//! Whose failures say something of the destination, and whose only of themselves.
+//! Which users are suspect: their failures say something about their own events and nothing about the destination.
 
 use crate::limits::FAILING_USERS_MAX;
 use std::collections::{BTreeSet, HashMap};
 
-/// Who failed, and which attempts were delivered last: enough to say of every user whether it is *suspect*, that is,
-/// whether it failed while an attempt of another user that was begun later was delivered.
+/// The users that fail, and the attempts that were delivered last.
+///
+/// This is enough to decide for every user whether it is *suspect*: whether it failed, and an attempt of another user
+/// that was begun later was delivered.
 #[derive(Debug, Default)]
 pub(super) struct UserTrust {
-    /// Users that failed and were not delivered since → the first attempt that failed; for a pardoned user, the one
-    /// that ended the outage.
+    /// Each user that has failed and was not delivered since, with the first attempt that failed. After
+    /// [`pardon`](Self::pardon) it is the attempt that ended the outage.
     failing: HashMap<u64, u64>,
-    /// The same as (attempt, user): who is forgotten first.
+    /// The entries of `failing` as (attempt, user), so that the oldest one can be forgotten at the limit.
     by_attempt: BTreeSet<(u64, u64)>,
-    /// The two latest-begun delivered attempts of distinct users: for any user, one of them is of another.
+    /// The two delivered attempts of different users that were begun last. For any user, one of them is of another user.
     latest: [DeliveredAttempt; 2],
 }
 
-/// A delivered attempt. Attempts are counted from 1, so that 0 is none.
+/// A delivered attempt. Attempts are numbered from 1, so that 0 means none.
 #[derive(Debug, Default, Clone, Copy)]
 struct DeliveredAttempt {
     user: u64,
@@ -24,11 +26,11 @@ struct DeliveredAttempt {
 }
 
 impl UserTrust {
-    pub(super) fn anybody_fails(&self) -> bool {
+    pub(super) fn has_failing_users(&self) -> bool {
         !self.failing.is_empty()
     }
 
-    /// The latest-begun delivered attempt of a user that is not this one; 0 if there is none.
+    /// The delivered attempt of any other user that was begun last; 0 if there is none.
     pub(super) fn latest_of_others(&self, user: u64) -> u64 {
         if self.latest[0].user == user { self.latest[1].seq } else { self.latest[0].seq }
     }
@@ -37,7 +39,7 @@ impl UserTrust {
         self.failing.get(&user).is_some_and(|since| self.is_suspect_since(user, *since))
     }
 
-    /// Whether failing since this attempt makes the user suspect. Once true, it stays so.
+    /// Whether a user that fails since this attempt is suspect. Once true, this stays true.
     pub(super) fn is_suspect_since(&self, user: u64, since: u64) -> bool {
         self.latest_of_others(user) > since
     }
@@ -56,7 +58,7 @@ impl UserTrust {
         }
     }
 
-    /// Notes the failure and answers with the attempt since which the user fails.
+    /// Notes the failure. Returns the attempt since which the user fails.
     pub(super) fn failed(&mut self, user: u64, seq: u64) -> u64 {
         if let Some(since) = self.failing.get(&user) {
             return *since;
@@ -71,10 +73,13 @@ impl UserTrust {
         seq
     }
 
-    /// An outage is about to end with the delivery of the probe `seq`: those who fail and are not suspect are given one
-    /// more chance, since that delivery alone proves nothing against them. It is one chance: they fail since that
-    /// attempt now, and the next delivery makes them suspect. Costs as much as they are: who failed before the latest
-    /// delivery is suspect, but for the user of that one.
+    /// Gives every failing user that is not suspect one more chance, before the delivery of the probe `seq` ends an outage.
+    ///
+    /// That delivery alone shows nothing about these users, because they failed during the outage. So their failures now
+    /// begin with the probe. The next delivery makes them suspect, which is why they get only one chance.
+    ///
+    /// The cost depends on the number of these users only. Every user that failed before the latest delivery is suspect
+    /// already, except for the user of that delivery itself.
     pub(super) fn pardon(&mut self, seq: u64) {
         let [latest, second] = self.latest;
         let own = self.failing.get(&latest.user).filter(|since| (second.seq..=latest.seq).contains(*since));
@@ -101,7 +106,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_users_that_failed_first_are_forgotten_at_the_limit() {
+    fn at_the_limit_the_user_that_failed_first_is_forgotten_and_trusted_again() {
         let mut trust = UserTrust::default();
         let users = FAILING_USERS_MAX as u64 + 10;
         for user in 0..users {
