@@ -32,19 +32,19 @@ pub struct PartitionState {
     pub settled: Vec<Range<i64>>,
     /// The id of the last [`OffsetReset`] that was applied. It is committed with the progress, so that each reset is applied
     /// once even if its owner crashes.
-    pub moved: Option<u64>,
+    pub last_reset: Option<u64>,
 }
 
 impl PartitionState {
     /// Every offset below `watermark` is settled, and none from there on.
     pub fn at(watermark: i64) -> Self {
-        Self { watermark, settled: Vec::new(), moved: None }
+        Self { watermark, settled: Vec::new(), last_reset: None }
     }
 
     /// The initial state for delivering `range` again: its complement, so that only offsets settled here are delivered.
     ///
     /// In the result, an offset of `range` is settled if it is not settled here, and the other way round.
-    pub fn inverted(&self, range: Range<i64>) -> Self {
+    pub fn complement_in(&self, range: Range<i64>) -> Self {
         let mut progress = Progress::new(&Self::at(range.start));
         let mut at = self.watermark.max(range.start);
         for settled in &self.settled {
@@ -66,7 +66,7 @@ impl PartitionState {
     }
 
     /// An offset is settled in the result if it is settled in `self` or in `other`.
-    pub fn and(&self, other: &Self) -> Self {
+    pub fn union(&self, other: &Self) -> Self {
         let mut progress = Progress::new(self);
         progress.settle(self.watermark..other.watermark);
         for settled in &other.settled {
@@ -92,17 +92,17 @@ impl PartitionState {
     }
 
     /// Whether this reset has not been applied yet. Ids increase, so an older reset that is read again does not count.
-    pub fn awaits(&self, reset: &OffsetReset) -> bool {
-        self.moved.is_none_or(|moved| moved < reset.id)
+    pub fn lacks(&self, reset: &OffsetReset) -> bool {
+        self.last_reset.is_none_or(|last_reset| last_reset < reset.id)
     }
 
     /// A copy to which the reset has been applied.
-    pub fn after(&self, reset: &OffsetReset) -> Self {
-        let moved = match reset.to {
+    pub fn with_reset(&self, reset: &OffsetReset) -> Self {
+        let changed = match reset.to {
             ResetTarget::Back(to) => self.rewound(to),
             ResetTarget::Ahead(to) => self.settled_below(to),
         };
-        Self { moved: Some(reset.id), ..moved }
+        Self { last_reset: Some(reset.id), ..changed }
     }
 
     /// The end of the last settled range, or the watermark if there is none.
@@ -116,7 +116,7 @@ impl PartitionState {
     /// its distance from the end of the previous range and its length.
     pub fn encode_settled(&self) -> String {
         let mut bytes = Vec::with_capacity(self.settled.len() * 3);
-        if let Some(id) = self.moved {
+        if let Some(id) = self.last_reset {
             varint::put(id, &mut bytes);
         }
         let mut at = self.watermark;
@@ -125,7 +125,7 @@ impl PartitionState {
             varint::put((range.end - range.start) as u64, &mut bytes);
             at = range.end;
         }
-        let mut text = String::from(if self.moved.is_some() { FORMAT_WITH_RESET } else { FORMAT });
+        let mut text = String::from(if self.last_reset.is_some() { FORMAT_WITH_RESET } else { FORMAT });
         URL_SAFE_NO_PAD.encode_string(bytes, &mut text);
         text
     }
@@ -143,7 +143,7 @@ impl PartitionState {
             .decode(encoded)
             .map_err(|error| format!("the stored progress is not base64url: {error}"))?;
         let (mut rest, mut at, mut settled) = (bytes.as_slice(), watermark, Vec::new());
-        let moved = match has_reset {
+        let last_reset = match has_reset {
             true => Some(varint::take(&mut rest).ok_or("the stored progress has no id of its offset reset")?),
             false => None,
         };
@@ -157,7 +157,7 @@ impl PartitionState {
             at = range.end;
             settled.push(range);
         }
-        Ok(Self { watermark, settled, moved })
+        Ok(Self { watermark, settled, last_reset })
     }
 }
 
@@ -226,12 +226,12 @@ pub struct Progress {
     watermark: i64,
     /// The start of each settled range, with its end. Ranges are never adjacent to each other or the watermark.
     settled: BTreeMap<i64, i64>,
-    moved: Option<u64>,
+    last_reset: Option<u64>,
 }
 
 impl Progress {
     pub fn new(state: &PartitionState) -> Self {
-        let mut progress = Self { watermark: state.watermark, settled: BTreeMap::new(), moved: state.moved };
+        let mut progress = Self { watermark: state.watermark, settled: BTreeMap::new(), last_reset: state.last_reset };
         for range in &state.settled {
             progress.settle(range.clone());
         }
@@ -272,7 +272,7 @@ impl Progress {
     /// The state to commit now.
     pub fn state(&self) -> PartitionState {
         let settled = self.settled.iter().map(|(start, end)| *start..*end).collect();
-        PartitionState { watermark: self.watermark, settled, moved: self.moved }
+        PartitionState { watermark: self.watermark, settled, last_reset: self.last_reset }
     }
 }
 
@@ -287,9 +287,9 @@ mod tests {
         fn the_watermark_is_the_first_unsettled_offset_of_a_plain_set(
             start in 0i64..20,
             settles in proptest::collection::vec((0i64..80, 1i64..6), 0..80),
-            moved in any::<Option<u64>>(),
+            last_reset in any::<Option<u64>>(),
         ) {
-            let mut progress = Progress::new(&PartitionState { moved, ..PartitionState::at(start) });
+            let mut progress = Progress::new(&PartitionState { last_reset, ..PartitionState::at(start) });
             let mut model: BTreeSet<i64> = (0..start).collect();
             for (from, len) in settles {
                 progress.settle(from..from + len);
@@ -318,15 +318,15 @@ mod tests {
                 settled.settle(from..from + len);
             }
             let state = settled.state();
-            let (inverted, within) = (Progress::new(&state.inverted(start..start + len)), state.within(start..start + len));
+            let (inverted, within) = (Progress::new(&state.complement_in(start..start + len)), state.within(start..start + len));
             let within = Progress::new(&within);
             for offset in start..start + len {
                 prop_assert_eq!(inverted.is_settled(offset), !settled.is_settled(offset), "inverted, {}", offset);
                 prop_assert_eq!(within.is_settled(offset), settled.is_settled(offset), "within, {}", offset);
             }
-            prop_assert_eq!(PartitionState::at(start).and(&state), state.and(&PartitionState::at(start)));
+            prop_assert_eq!(PartitionState::at(start).union(&state), state.union(&PartitionState::at(start)));
             let (rewound, ahead) = (Progress::new(&state.rewound(start)), Progress::new(&state.settled_below(start)));
-            let both = Progress::new(&state.and(&PartitionState::at(start)));
+            let both = Progress::new(&state.union(&PartitionState::at(start)));
             for offset in 0..100 {
                 prop_assert_eq!(both.is_settled(offset), ahead.is_settled(offset), "both, {}", offset);
                 let was = settled.is_settled(offset);
@@ -346,11 +346,11 @@ mod tests {
             let wanted = OffsetReset { id, to: if ahead { ResetTarget::Ahead(offset) } else { ResetTarget::Back(offset) } };
             prop_assert_eq!(OffsetReset::decode(wanted.offset(), &wanted.encode()), Ok(wanted));
             let state = PartitionState::at(watermark);
-            prop_assert!(state.awaits(&wanted));
-            let after = state.after(&wanted);
+            prop_assert!(state.lacks(&wanted));
+            let after = state.with_reset(&wanted);
             prop_assert_eq!(after.watermark, if ahead { watermark.max(offset) } else { watermark.min(offset) });
             let older = OffsetReset { id: id - 1, ..wanted };
-            prop_assert!(!after.awaits(&wanted) && !after.awaits(&older));
+            prop_assert!(!after.lacks(&wanted) && !after.lacks(&older));
             prop_assert_eq!(Progress::new(&after).state(), after);
         }
 

@@ -39,7 +39,9 @@ impl FromStr for Rate {
             "m" => 60.0,
             "h" => 3600.0,
             _ => {
-                return Err("a rate is a number of events per second, minute or hour: write 500/s, 30/m or 100/h".into());
+                return Err(
+                    "a rate is a number of events per second, minute or hour: write 500/s, 30/m or 100/h".into()
+                );
             }
         };
         match events.trim().parse::<u32>() {

@@ -206,7 +206,7 @@ async fn asked(shared: &Shared, partition: u32, applied: &mut Option<u64>) {
         let found = requested(&**group, partition, limits::MOVES_LOOK_MAX).await.ok().flatten();
         if let Some(wanted) = found.filter(|wanted| *applied != Some(wanted.id)) {
             match timeout(limits::MOVES_LOOK_MAX, group.committed(partition)).await {
-                Ok(Ok(Some(state))) if state.awaits(&wanted) => return,
+                Ok(Ok(Some(state))) if state.lacks(&wanted) => return,
                 Ok(Ok(_)) => *applied = Some(wanted.id),
                 Ok(Err(_)) | Err(_) => {}
             }

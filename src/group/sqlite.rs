@@ -199,9 +199,9 @@ pub async fn apply_unowned(
     };
     for (partition, wanted) in moves {
         if let Some(state) = group.committed(*partition).await.map_err(JoinError::Unavailable)?
-            && state.awaits(wanted)
+            && state.lacks(wanted)
         {
-            group.commit(*partition, state.after(wanted)).await.map_err(JoinError::Unavailable)?;
+            group.commit(*partition, state.with_reset(wanted)).await.map_err(JoinError::Unavailable)?;
         }
     }
     group.leave().await;

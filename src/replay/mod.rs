@@ -293,7 +293,7 @@ async fn execute(
             for PartitionPlan { stretch: OffsetRange { partition, from, until, .. }, state } in &mut legs {
                 // Another replay may have sent some of them since the plan was made, or since this one stopped.
                 if let Some(redriven) = redriven.get(partition).filter(|_| !selection.again) {
-                    *state = state.and(&redriven.within(*from..*until));
+                    *state = state.union(&redriven.within(*from..*until));
                 }
             }
             Some(Arc::new(marks))
@@ -311,7 +311,7 @@ async fn execute(
                 forget(context, &id, &source).await;
                 return Err(ReplayRefused::usage(format!("replay {id} has finished meanwhile: --list shows how")));
             };
-            *state = state.and(&committed);
+            *state = state.union(&committed);
         }
         commit(&*group, *partition, state).await?;
     }

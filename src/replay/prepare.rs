@@ -51,7 +51,7 @@ pub(super) async fn plan_new(
             (true, None) => PartitionState::at(stretch.from),
             (true, Some(redriven)) => redriven.within(all),
             // Events: those that are settled, which is none where there is no commit.
-            (false, _) => of(&known).unwrap_or_else(|| PartitionState::at(stretch.from)).inverted(all),
+            (false, _) => of(&known).unwrap_or_else(|| PartitionState::at(stretch.from)).complement_in(all),
         };
         PartitionPlan { stretch, state }
     };

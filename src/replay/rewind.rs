@@ -102,7 +102,7 @@ pub(super) async fn apply(
 fn new_number(states: &[Option<PartitionState>], standing: &[Option<OffsetReset>]) -> u64 {
     let now = u64::try_from(now_ms()).unwrap_or_default() << RANDOM_BITS;
     let random = Uuid::now_v7().as_u128() as u64 & ((1 << RANDOM_BITS) - 1);
-    let applied = states.iter().flatten().filter_map(|state| state.moved);
+    let applied = states.iter().flatten().filter_map(|state| state.last_reset);
     let highest = applied.chain(standing.iter().flatten().map(|wanted| wanted.id)).max();
     (now | random).max(highest.map_or(0, |highest| highest.saturating_add(1)))
 }
@@ -122,7 +122,7 @@ async fn applied(context: &ReplayContext, config: &Config, moves: &BTreeMap<u32,
         let states = patiently(|| context.groups.committed(name, &context.log)).await?;
         let mut waiting = Vec::new();
         for (partition, wanted) in moves {
-            let moved = states.get(*partition as usize).and_then(Option::as_ref).and_then(|state| state.moved);
+            let moved = states.get(*partition as usize).and_then(Option::as_ref).and_then(|state| state.last_reset);
             if moved != Some(wanted.id) {
                 let stands = standing.get(*partition as usize).copied().flatten();
                 ensure!(
@@ -229,7 +229,7 @@ pub(super) async fn plan(context: &ReplayContext, wanted: &Reposition) -> anyhow
         let Some(state) = known.get(stretch.partition as usize).cloned().flatten() else { continue };
         let OffsetRange { from, until, .. } = stretch;
         let state = match wanted {
-            Reposition::Rewind(_) => state.inverted(from..until),
+            Reposition::Rewind(_) => state.complement_in(from..until),
             Reposition::FastForward(_) => state.within(from..until),
         };
         legs.push(PartitionPlan { stretch, state });

@@ -528,7 +528,7 @@ mod tests {
             [("away", 40, vec![50..60, 90..120]), ("gone\u{1b}[2J", 100, Vec::new()), ("unread", 0, Vec::new())]
         {
             house.join(name);
-            let map = PartitionState { watermark, settled, moved: None }.encode_settled();
+            let map = PartitionState { watermark, settled, last_reset: None }.encode_settled();
             let map = if name == "unread" { "damaged".into() } else { map };
             house.commit(name, watermark, &map, BEGAN_MS - ms(8 * DAY));
         }

@@ -31,7 +31,7 @@ impl Worker {
     pub(super) fn looked(&mut self, found: Result<Option<OffsetReset>, Failure>) {
         self.look_at = Some(self.shared.now() + limits::MOVES_LOOK_INTERVAL);
         match found {
-            Ok(found) => self.wanted = found.filter(|wanted| self.committed.awaits(wanted)),
+            Ok(found) => self.wanted = found.filter(|wanted| self.committed.lacks(wanted)),
             Err(failure) => {
                 if let Some(suppressed) = self.log_limiter.allows("look") {
                     let partition = self.partition;
@@ -56,7 +56,7 @@ impl Worker {
         // What did not end is delivered again, or left out: its answer must not come between.
         self.outside.shutdown().await;
         (self.hand_overs, self.letters_writing, self.committing) = (0, 0, false);
-        let state = self.progress.state().after(wanted);
+        let state = self.progress.state().with_reset(wanted);
         self.progress = Progress::new(&state);
         tokio::select! {
             biased;

@@ -270,7 +270,7 @@ impl Commits {
                 );
                 // It is newer than what was asked for before it: else the owner would have seen to that.
                 let moved = self.moves.latest(partition, self.opened_with).await?.map(|wanted| wanted.id);
-                return Ok(Some(PartitionState { moved, ..PartitionState::at(*offset) }));
+                return Ok(Some(PartitionState { last_reset: moved, ..PartitionState::at(*offset) }));
             }
             Ok(Metadata::Map { topic_id, state }) => (topic_id, Ok(Some(state))),
             Ok(Metadata::NotBegun { topic_id }) => (topic_id, Ok(None)),

@@ -49,7 +49,7 @@ impl Metadata {
     pub(super) fn of_map(topic_id: Uuid, state: &PartitionState) -> String {
         // The map's own format digit is told by the first character here.
         let map = state.encode_settled();
-        let format = if state.moved.is_some() { INLINE_MOVED } else { INLINE };
+        let format = if state.last_reset.is_some() { INLINE_MOVED } else { INLINE };
         format!("{format}{}{}", URL_SAFE_NO_PAD.encode(topic_id), &map[1..])
     }
 
@@ -121,7 +121,7 @@ mod tests {
                 state.settled.push(at + gap..at + gap + len);
                 at += gap + len;
             }
-            state.moved = moved;
+            state.last_reset = moved;
             let topic_id = Uuid::from_u128(id);
             let map = Metadata::of_map(topic_id, &state);
             prop_assert!(map.is_ascii());

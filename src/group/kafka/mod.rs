@@ -201,8 +201,8 @@ pub async fn apply_unowned(
     let states = commits.all().await.map_err(JoinError::Unavailable)?;
     for (state, partition) in states.into_iter().zip(0u32..) {
         let wanted = moves.get(&partition);
-        let Some((state, wanted)) = state.zip(wanted).filter(|(state, wanted)| state.awaits(wanted)) else { continue };
-        match commits.store(By::Nobody, partition, state.after(wanted)).await {
+        let Some((state, wanted)) = state.zip(wanted).filter(|(state, wanted)| state.lacks(wanted)) else { continue };
+        match commits.store(By::Nobody, partition, state.with_reset(wanted)).await {
             Ok(()) => {}
             Err(failure) if failure.code == HAS_MEMBERS => return Ok(false),
             Err(failure) => return Err(JoinError::Unavailable(failure)),

@@ -19,7 +19,7 @@ async fn own(group: &dyn Group, partitions: usize) {
 
 /// A state with this watermark and these settled ranges `(start, end)` above it.
 fn state(watermark: i64, settled: &[(i64, i64)]) -> PartitionState {
-    PartitionState { watermark, settled: settled.iter().map(|(start, end)| *start..*end).collect(), moved: None }
+    PartitionState { watermark, settled: settled.iter().map(|(start, end)| *start..*end).collect(), last_reset: None }
 }
 
 pub(crate) async fn a_member_alone_is_given_every_partition_once(fixture: &dyn Fixture) {
@@ -120,7 +120,7 @@ pub(crate) async fn what_is_asked_for_is_told_to_the_owner_and_applied_where_the
         assert_eq!(group.requested_reset(0).await, Ok(None), "the request is for the other partition");
     }
     assert_eq!(group.committed(1).await, Ok(Some(stored.clone())), "only the owner applies it");
-    let moved = stored.after(&back(8, 2));
+    let moved = stored.with_reset(&back(8, 2));
     group.commit(1, moved.clone()).await.unwrap();
     group.leave().await;
     drop(group);
@@ -131,7 +131,7 @@ pub(crate) async fn what_is_asked_for_is_told_to_the_owner_and_applied_where_the
     own(&*group, 2).await;
     assert_eq!(
         group.committed(1).await,
-        Ok(Some(moved.after(&back(9, 1)))),
+        Ok(Some(moved.with_reset(&back(9, 1)))),
         "a reset that is already done changes nothing"
     );
     group.leave().await;

@@ -110,8 +110,8 @@ impl Members {
     pub(crate) fn apply(&mut self, partition: u32, wanted: OffsetReset) -> Option<PartitionState> {
         let part = &mut self.partitions[partition as usize];
         let is_empty = part.owner.is_none();
-        let state = part.committed.as_mut().filter(|state| is_empty && state.awaits(&wanted))?;
-        *state = state.after(&wanted);
+        let state = part.committed.as_mut().filter(|state| is_empty && state.lacks(&wanted))?;
+        *state = state.with_reset(&wanted);
         Some(state.clone())
     }
 
@@ -209,8 +209,8 @@ impl Drop for PendingWrite<'_> {
 
 /// Leaves out the number of the reset, which depends on the real time.
 fn shown(state: &PartitionState) -> String {
-    let PartitionState { watermark, settled, moved } = state;
-    format!("{watermark} {settled:?}{}", if moved.is_some() { " moved" } else { "" })
+    let PartitionState { watermark, settled, last_reset } = state;
+    format!("{watermark} {settled:?}{}", if last_reset.is_some() { " moved" } else { "" })
 }
 
 fn store(

@@ -330,7 +330,7 @@ impl Oracle {
     pub(crate) fn unfinished(&self) -> Option<(u32, i64, &'static str)> {
         self.partitions.iter().zip(0u32..).find_map(|(part, partition)| {
             if let Some(wanted) =
-                part.resets.last().filter(|wanted| part.committed.as_ref().is_some_and(|s| s.awaits(wanted)))
+                part.resets.last().filter(|wanted| part.committed.as_ref().is_some_and(|s| s.lacks(wanted)))
             {
                 return Some((partition, wanted.offset(), "not reset as requested"));
             }

@@ -354,7 +354,7 @@ impl Oracle {
         }
         let before = self.partitions[partition as usize].committed.clone();
         let mut keeps_below = i64::MAX;
-        if state.moved != before.as_ref().and_then(|state| state.moved) {
+        if state.last_reset != before.as_ref().and_then(|state| state.last_reset) {
             match self.moved(by, partition, state, now) {
                 Ok(ResetTarget::Back(to)) => keeps_below = to,
                 Ok(ResetTarget::Ahead(_)) => {}
@@ -394,9 +394,9 @@ impl Oracle {
             return Err(format!("the position moves with attempt {id} in flight"));
         }
         let part = &mut self.partitions[partition as usize];
-        let before = part.committed.as_ref().and_then(|state| state.moved);
+        let before = part.committed.as_ref().and_then(|state| state.last_reset);
         let mut resets = part.resets.iter().copied();
-        let wanted = resets.find(|wanted| state.moved == Some(wanted.id) && before < state.moved);
+        let wanted = resets.find(|wanted| state.last_reset == Some(wanted.id) && before < state.last_reset);
         let wanted = wanted.ok_or_else(|| format!("the position moves, but {:?} was requested", part.resets.last()))?;
         match wanted.to {
             ResetTarget::Back(to) => {

@@ -128,7 +128,7 @@ fn a_correct_case_is_accepted() {
     case.oracle.committed(
         Some(LIFE),
         0,
-        &PartitionState { watermark: 0, settled: std::iter::once(1..2).collect(), moved: None },
+        &PartitionState { watermark: 0, settled: std::iter::once(1..2).collect(), last_reset: None },
         seconds(0),
     );
     case.attempt(0, 2, RETRY, 2);
@@ -198,7 +198,7 @@ fn a_commit_that_claims_too_much_or_takes_back_is_reported() {
     case.oracle.committed(
         Some(LIFE),
         0,
-        &PartitionState { watermark: 1, settled: std::iter::once(2..9).collect(), moved: None },
+        &PartitionState { watermark: 1, settled: std::iter::once(2..9).collect(), last_reset: None },
         seconds(0),
     );
     case.is_reported("past the end");
@@ -213,7 +213,12 @@ fn a_commit_that_claims_too_much_or_takes_back_is_reported() {
 fn a_reset_that_is_not_requested_or_done_twice_or_during_an_attempt_is_reported() {
     let back = |id, to| OffsetReset { id, to: ResetTarget::Back(to) };
     let moved = |case: &mut Case, id, to| {
-        case.oracle.committed(Some(LIFE), 0, &PartitionState { moved: Some(id), ..PartitionState::at(to) }, seconds(3));
+        case.oracle.committed(
+            Some(LIFE),
+            0,
+            &PartitionState { last_reset: Some(id), ..PartitionState::at(to) },
+            seconds(3),
+        );
     };
     let delivered = || {
         let mut case = Case::of(&["a", "a"]);
