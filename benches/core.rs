@@ -1,5 +1,5 @@
-//! Micro-benchmarks of `core`: what an event costs there, and that the number of users does not matter to it. Medians of
-//! a few rounds, in nanoseconds an event: `cargo bench --bench core`.
+//! Micro-benchmarks of `core`: what an event costs there, and that this does not depend on the number of users. Prints
+//! medians of a few rounds, in nanoseconds per event: `cargo bench --bench core`.
 
 use eventd::core::event::{Event, Record};
 use eventd::core::lanes::Lanes;
@@ -10,7 +10,7 @@ use std::time::Instant;
 
 const ROUNDS: usize = 7;
 
-/// Events of a round: as many as the window holds by default.
+/// Events in a round. The default window holds as many.
 const EVENTS: u32 = 100_000;
 
 fn main() {
@@ -19,13 +19,13 @@ fn main() {
     let many = row("lanes: the same; a user an event", || lanes(EVENTS, 1));
     row("lanes: one user, runs of 1,000", || lanes(1, 1_000));
     row("progress: settled in order", || progress(|n| n));
-    // 7,919 is prime, so every offset comes once.
+    // 7,919 is prime, so every offset occurs once.
     row("progress: settled far out of order", || progress(|n| n * 7_919 % i64::from(EVENTS)));
     row("window: add and remove", window);
     println!("\na user an event against 1,000 users: {:.2} times", many / thousand);
 }
 
-/// Prints the median of a few rounds and gives it, in nanoseconds an event.
+/// Prints the median of a few rounds and returns it, in nanoseconds per event.
 fn row(name: &str, mut round: impl FnMut() -> f64) -> f64 {
     let mut rounds: Vec<f64> = (0..ROUNDS).map(|_| round()).collect();
     rounds.sort_unstable_by(f64::total_cmp);

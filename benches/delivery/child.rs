@@ -1,5 +1,5 @@
-//! Child processes: `eventd` itself, and this program again in one of its [`roles`](crate::roles). What they used is
-//! read from `/proc`; only our own children are ever stopped, and none outlives its handle.
+//! Child processes: `eventd` itself, and this program again in one of its [`roles`](crate::roles). Their resource use
+//! is read from `/proc`. Only children of this process are ever stopped, and none outlives its handle.
 
 use crate::roles::now_ns;
 use anyhow::{Context as _, bail, ensure};
@@ -10,13 +10,13 @@ use std::process::{Child as Process, ChildStdin, ChildStdout, Command, Stdio};
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
-/// How long a child may take to end after SIGTERM. `--drain` is 30 s by default; nothing is in flight when we ask.
+/// How long a child may take to end after SIGTERM. `--drain` is 30 s by default, but nothing is in flight at that time.
 const END_WITHIN: Duration = Duration::from_secs(40);
 
-/// `USER_HZ`: what `/proc/<pid>/stat` counts in, on every Linux that Rust runs on.
+/// `USER_HZ`, the unit of `/proc/<pid>/stat` on every Linux that Rust supports.
 const TICKS_A_SECOND: f64 = 100.0;
 
-/// Lines of a child that wait to be read; then the child waits.
+/// How many lines of a child may wait to be read. Beyond that the child waits.
 const LINES_WAITING_MAX: usize = 16;
 
 /// A running child process.
@@ -29,15 +29,15 @@ pub(crate) struct Child {
 /// A line that a child wrote.
 #[derive(Debug)]
 pub(crate) struct Line {
-    /// When it came, in nanoseconds since the Unix epoch.
+    /// When it arrived, in nanoseconds since the Unix epoch.
     pub(crate) came_ns: u64,
     pub(crate) text: String,
 }
 
-/// What a process used until now.
+/// What a process has used so far.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Usage {
-    /// User and system time, all threads, ended ones too.
+    /// User and system time of all threads, including ended ones.
     pub(crate) cpu_s: f64,
     /// The most memory that was resident at once (`VmHWM`).
     pub(crate) peak_mb: f64,
@@ -46,18 +46,18 @@ pub(crate) struct Usage {
 }
 
 impl Child {
-    /// Starts `eventd` with these arguments; what it logs goes to the file `log`.
+    /// Starts `eventd` with these arguments. Its log goes to the file `log`.
     pub(crate) fn eventd(arguments: &[&str], log: &Path) -> anyhow::Result<Self> {
         let log = appended(log)?;
         Self::start(arguments, log.try_clone()?.into(), log)
     }
 
-    /// The same with the lines of its standard output, each as it comes, with the time when it came.
+    /// Like [`eventd`](Self::eventd), and returns the lines of its standard output as they arrive, with their times.
     pub(crate) fn talking(arguments: &[&str], log: &Path) -> anyhow::Result<(Self, mpsc::Receiver<Line>)> {
         let mut child = Self::start(arguments, Stdio::piped(), appended(log)?)?;
         let lines = BufReader::new(child.process.stdout.take().context("a child's standard output")?).lines();
         let (tell, told) = mpsc::sync_channel(LINES_WAITING_MAX);
-        // Ends with the child, whose end of the pipe is closed then.
+        // The thread ends with the child, which closes its end of the pipe.
         std::thread::spawn(move || {
             for text in lines.map_while(Result::ok) {
                 let Ok(()) = tell.send(Line { came_ns: now_ns(), text }) else { return };
@@ -73,12 +73,12 @@ impl Child {
         Ok(Self { name: format!("eventd {}", arguments.join(" ")), process })
     }
 
-    /// The process's use of processor and memory.
+    /// The processor time and memory that the process has used.
     pub(crate) fn usage(&self) -> anyhow::Result<Usage> {
         usage(self.process.id())
     }
 
-    /// Fails when the process has ended though nobody asked it to.
+    /// Fails if the process has ended without being told to.
     pub(crate) fn assert_running(&mut self) -> anyhow::Result<()> {
         match self.process.try_wait()? {
             None => Ok(()),
@@ -86,14 +86,14 @@ impl Child {
         }
     }
 
-    /// SIGTERM, and waits for exit code 0.
+    /// Sends SIGTERM, and waits for exit code 0.
     pub(crate) fn terminate(self) -> anyhow::Result<()> {
         let told = Command::new("kill").args(["-TERM", &self.process.id().to_string()]).status().context("run kill")?;
         ensure!(told.success(), "kill -TERM of {} failed: {told}", self.name);
         self.end()
     }
 
-    /// Waits for exit code 0, to which it comes without being told.
+    /// Waits until the process ends by itself with exit code 0.
     pub(crate) fn end(mut self) -> anyhow::Result<()> {
         let deadline = Instant::now() + END_WITHIN;
         loop {
@@ -113,14 +113,14 @@ fn appended(path: &Path) -> anyhow::Result<File> {
 
 impl Drop for Child {
     fn drop(&mut self) {
-        // Both fail when it ended already, which is what is wanted.
+        // Both calls fail if the child has already ended.
         let _ = self.process.kill();
         let _ = self.process.wait();
     }
 }
 
-/// This program again, as a server or client beside `eventd`. It is asked by lines and answers each with one; it ends
-/// when its standard input does, so it never outlives us.
+/// This program in another role, as a server or client next to `eventd`. It answers each line with one line. It ends
+/// with its standard input, so it never outlives this process.
 #[derive(Debug)]
 pub(crate) struct Helper {
     child: Child,
@@ -129,7 +129,7 @@ pub(crate) struct Helper {
 }
 
 impl Helper {
-    /// Starts the role and gives its first line.
+    /// Starts the role and returns its first line.
     pub(crate) fn start(role: &[&str]) -> anyhow::Result<(Self, String)> {
         let mut process = Command::new(std::env::current_exe()?)
             .arg("--role")
@@ -145,7 +145,7 @@ impl Helper {
         Ok((helper, first))
     }
 
-    /// Asks one question and waits for its line.
+    /// Sends one line and waits for the answer.
     pub(crate) fn ask(&mut self, question: &str) -> anyhow::Result<String> {
         writeln!(self.questions, "{question}")?;
         self.questions.flush()?;
@@ -164,14 +164,14 @@ impl Helper {
     }
 }
 
-/// The use of this process itself: the limits that are measured through the library run in it.
+/// The resource use of this process. Limits that are measured through the library run in it.
 pub(crate) fn own_usage() -> anyhow::Result<Usage> {
     usage(std::process::id())
 }
 
 fn usage(pid: u32) -> anyhow::Result<Usage> {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"))?;
-    // The command's name stands in parentheses and may hold blanks; utime and stime are the 12th and 13th behind it.
+    // The name of the command is in parentheses and may contain blanks. After it, utime and stime are fields 12 and 13.
     let fields: Vec<&str> =
         stat.rsplit_once(')').context("the form of /proc/<pid>/stat")?.1.split_whitespace().collect();
     let ticks = |index: usize| -> anyhow::Result<f64> {

@@ -1,5 +1,5 @@
-//! The load: a client that costs as little as one can, so that the server is what is measured. It speaks just enough
-//! HTTP/1.1 to send prepared requests on a connection that stays open, and reads every answer whole.
+//! A load client that costs as little as possible, so that the server is what is measured. It knows just enough
+//! HTTP/1.1 to send prepared requests over one open connection and to read each answer completely.
 
 use anyhow::{Context as _, ensure};
 use std::net::SocketAddr;
@@ -7,10 +7,10 @@ use std::time::{Duration, Instant};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
-/// Bytes of an answer, head and body: 100 results are below 10 KiB.
+/// The most bytes of an answer with its head. 100 results are below 10 KiB.
 const ANSWER_BYTES_MAX: usize = 256 * 1024;
 
-/// A request as it goes over the wire.
+/// A complete request with its head.
 pub(crate) fn request(path: &str, body: &[u8]) -> Vec<u8> {
     let mut request = format!(
         "POST {path} HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n",
@@ -21,14 +21,14 @@ pub(crate) fn request(path: &str, body: &[u8]) -> Vec<u8> {
     request
 }
 
-/// One connection, one request at a time.
+/// One connection with one request at a time.
 #[derive(Debug)]
 pub(crate) struct Connection {
     stream: TcpStream,
     buffer: Vec<u8>,
 }
 
-/// What was answered.
+/// An HTTP answer.
 #[derive(Debug)]
 pub(crate) struct Answer<'a> {
     pub(crate) status: u16,
@@ -36,14 +36,14 @@ pub(crate) struct Answer<'a> {
 }
 
 impl Connection {
-    /// Connects, and keeps trying for as long as the server may need to start.
+    /// Connects, and retries for as long as the server may need to start.
     pub(crate) async fn open(address: SocketAddr, within: Duration) -> anyhow::Result<Self> {
         let deadline = Instant::now() + within;
         let stream = loop {
             match TcpStream::connect(address).await {
                 Ok(stream) => break stream,
                 Err(error) if Instant::now() > deadline => {
-                    return Err(error).with_context(|| format!("nobody listens on {address} after {within:?}"));
+                    return Err(error).with_context(|| format!("{address} refuses connections after {within:?}"));
                 }
                 Err(_) => tokio::time::sleep(Duration::from_millis(5)).await,
             }
@@ -66,12 +66,12 @@ impl Connection {
                 break (status, body, body + length);
             }
         };
-        ensure!(self.buffer.len() == end, "{} bytes behind the answer", self.buffer.len() - end);
+        ensure!(self.buffer.len() == end, "{} bytes after the answer", self.buffer.len() - end);
         Ok(Answer { status, body: &self.buffer[body..end] })
     }
 }
 
-/// Status, where the body begins, and its length, once the head is complete.
+/// The status, the start of the body, and its length. `None` until the head is complete.
 fn head(bytes: &[u8]) -> anyhow::Result<Option<(u16, usize, usize)>> {
     let Some(end) = bytes.windows(4).position(|window| window == b"\r\n\r\n") else { return Ok(None) };
     let text = std::str::from_utf8(&bytes[..end]).context("the head of an answer")?;

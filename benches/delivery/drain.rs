@@ -1,6 +1,6 @@
-//! How fast `eventd dispatch` delivers what is in the log already. The time goes from the start of the process to the
-//! last event: its arrival at the http sink, the last growth of the file, or, to null, the commit that says that
-//! everything is settled (there committed every 20 ms instead of 200, so that the wait for it does not count).
+//! How fast `eventd dispatch` delivers what is already in the log. The time runs from the start of the process to the
+//! last event. That is its arrival at the HTTP sink, the last growth of the file, or for `null` the commit that settles
+//! everything. `null` commits every 20 ms instead of 200, so that waiting for the commit does not count.
 
 use crate::child::{Child, Helper};
 use crate::report::Measured;
@@ -14,19 +14,19 @@ use std::io::Read as _;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-/// How often it is looked whether a drain is done, where the looks say when that was. Each costs a `stat` or a small
-/// read of the log, or a request to a broker.
+/// How often the benchmark checks whether a drain is done, if the check itself gives the time. Each check costs a
+/// `stat`, a small read of the log, or a request to a broker.
 const LOOK_EVERY: Duration = Duration::from_millis(5);
 
-/// The same where the sink knows when: a broker's answers would take time from it.
+/// How often it checks if the sink measures the time. More checks would take time from the broker.
 const LOOK_BESIDE_SINK_EVERY: Duration = Duration::from_millis(100);
 
-/// Where events go.
+/// Where events are delivered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum To {
     Null,
     File,
-    /// A sink that waits so many milliseconds before it answers.
+    /// A sink that waits so many milliseconds before each answer.
     Http {
         latency_ms: u32,
     },
@@ -48,13 +48,13 @@ pub(crate) struct Drain {
     pub(crate) users: Users,
     pub(crate) to: To,
     pub(crate) events: u64,
-    /// `--concurrency`, where it is not the default.
+    /// `--concurrency`, if it is not the default.
     pub(crate) concurrency: Option<usize>,
 }
 
 impl Drain {
-    /// How many requests the bare client keeps in flight to be comparable: as many as eventd can, and one user's events
-    /// go one by one.
+    /// How many requests the bare client keeps in flight to be comparable with eventd, which sends one user's events
+    /// one by one.
     pub(crate) fn client_concurrency(&self) -> usize {
         const DEFAULT: usize = 256;
         if self.users == Users::One { 1 } else { self.concurrency.unwrap_or(DEFAULT) }
@@ -98,7 +98,7 @@ pub(crate) fn round(run: &Run, store: &mut dyn Store, drain: Drain) -> anyhow::R
         if grew {
             (length, grew_ns) = (now, now_ns());
         }
-        // While a file grows, something is unsettled: nobody need be asked.
+        // While the file grows, something is unsettled, so there is no need to check the commits.
         let done = if grew { 0 } else { settled()? };
         if done >= drain.events {
             break now_ns();
@@ -148,7 +148,7 @@ pub(crate) fn measured(events: u64, elapsed_ns: u64, cpu_s: f64, peak_mb: f64) -
     }
 }
 
-/// The lines of a file.
+/// The number of lines of a file.
 pub(crate) fn lines(path: &Path) -> anyhow::Result<u64> {
     let (mut file, mut chunk, mut lines) = (std::fs::File::open(path)?, vec![0; 1024 * 1024], 0);
     loop {

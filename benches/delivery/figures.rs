@@ -1,8 +1,8 @@
-//! The figures to reach, an engine and a case, and how a table says whether they were.
+//! The figures that each case should reach on each engine, and how the table shows whether they were reached.
 
 use crate::report::{Measured, thousands};
 
-/// Figures that a case should reach.
+/// The figures that a case should reach.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Reach {
     events_s_min: Option<f64>,
@@ -16,7 +16,7 @@ pub(crate) struct Reach {
 }
 
 impl Reach {
-    /// What is to be reached on this engine.
+    /// The figures for this case on this engine.
     pub(crate) fn of(engine: &str, case: &str) -> Self {
         match (engine, case) {
             (_, "idle") => Self { core_share_max: Some(0.01), memory_mb_max: Some(30.0), ..Self::default() },
@@ -68,7 +68,7 @@ impl Reach {
         Self { events_s_min: Some(events_s), ..Self::default() }
     }
 
-    /// The figures in words, and the verdict: each that was missed is named.
+    /// The figures in words and the verdict, which names each figure that was missed.
     pub(crate) fn cell(&self, measured: &Measured) -> String {
         let mut parts = Vec::new();
         let mut figure = |text: String, reached: Option<bool>| {

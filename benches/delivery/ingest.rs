@@ -1,4 +1,4 @@
-//! How much `eventd ingest` takes in: 1, 10 and 100 events a request, on connections that stay open.
+//! How many events `eventd ingest` accepts, with 1, 10 and 100 events in a request, over open connections.
 
 use crate::child::{Child, Helper};
 use crate::client::{Connection, request};
@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::task::JoinSet;
 
-/// Users of the events that are sent.
+/// The number of users of the events.
 const USERS: usize = 1_000;
 
 /// One kind of load.
@@ -23,7 +23,7 @@ pub(crate) struct Load {
     pub(crate) connections: usize,
 }
 
-/// One round against `eventd ingest`, and one against the bare server right behind it.
+/// The results of one round: `eventd ingest`, and the bare server right after it.
 pub(crate) struct Round {
     pub(crate) eventd: Measured,
     pub(crate) bare_server: Measured,
@@ -46,7 +46,7 @@ pub(crate) fn round(run: &Run, store: &mut dyn Store, load: Load) -> anyhow::Res
     Ok(Round { eventd, bare_server })
 }
 
-/// The requests that are sent over and over: together they hold an event of each user, in no user's order twice.
+/// The requests that are sent again and again. Together they have one event of each user.
 fn requests(events_a_request: usize) -> Arc<Vec<Vec<u8>>> {
     let payload = users::payload();
     let users: Vec<usize> = (0..USERS).collect();
@@ -62,7 +62,7 @@ fn requests(events_a_request: usize) -> Arc<Vec<Vec<u8>>> {
     Arc::new(bodies.collect())
 }
 
-/// Loads a server: first to warm up, then for the time that counts. `results`: how many results an answer holds.
+/// Loads a server, first to warm up and then for the measured time. `results` is the number of results in an answer.
 fn drive(
     run: &Run,
     load: Load,
@@ -71,7 +71,7 @@ fn drive(
     results: usize,
     usage: impl Fn() -> anyhow::Result<crate::child::Usage>,
 ) -> anyhow::Result<Measured> {
-    // One thread: the load needs less than a core, and leaves the other one alone.
+    // One thread is enough: the load needs less than a core, and the server can use the other one.
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
         let mut connections = Vec::new();
@@ -98,7 +98,7 @@ fn drive(
     })
 }
 
-/// Sends requests on every connection for this long, and gives the latency of each in microseconds.
+/// Sends requests on every connection for this long. Returns the latency of each in microseconds.
 async fn send(
     connections: Vec<Connection>,
     requests: &Arc<Vec<Vec<u8>>>,
@@ -110,7 +110,7 @@ async fn send(
         let requests = Arc::clone(requests);
         tasks.spawn(async move {
             let mut latencies_us = Vec::new();
-            // Each connection begins at another user, so that none sends what another one does at that time.
+            // Each connection begins at another user, so that no two send the same request at the same time.
             let mut next = index * requests.len() / count;
             while Instant::now() < until {
                 let sent = Instant::now();
@@ -118,7 +118,7 @@ async fn send(
                 latencies_us.push(u32::try_from(sent.elapsed().as_micros()).unwrap_or(u32::MAX));
                 let body = || String::from_utf8_lossy(answer.body);
                 ensure!(answer.status == 200, "answered {}: {}", answer.status, body());
-                // One object around them all, and one for each result.
+                // The answer has one object around all results, and one for each result.
                 let objects = answer.body.iter().filter(|byte| **byte == b'{').count();
                 ensure!(results == 0 || objects == results + 1, "not {results} results: {}", body());
                 next += 1;

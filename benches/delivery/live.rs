@@ -1,5 +1,5 @@
-//! `eventd up` with ingest and delivery in one process: what it costs when nothing happens, and how long an event takes
-//! from its request to its arrival at the destination.
+//! `eventd up` with ingest and delivery in one process: what it costs when idle, and how long an event takes from its
+//! request to its arrival at the destination.
 
 use crate::child::{Child, Helper};
 use crate::client::{Connection, request};
@@ -14,28 +14,28 @@ use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 use tokio::task::JoinSet;
 
-/// Connections that share the steady load.
+/// The number of connections that share the steady load.
 const CONNECTIONS: u32 = 16;
 
-/// Events a second of the steady load, one a request.
+/// Events per second of the steady load, one in each request.
 const EVENTS_A_SECOND: u32 = 2_000;
 
-/// What a replay beside it sends at most, in events a second: as many as come in.
+/// The rate limit of a replay that runs at the same time, in events per second. It equals the rate of new events.
 const REPLAYED_A_SECOND: u32 = EVENTS_A_SECOND;
 
-/// For how long a replay beside it has events at that rate, more than the load lasts.
+/// How much longer than the load the replay has events at that rate.
 const REPLAY_LONGER: Duration = Duration::from_secs(5);
 
 /// How long the last events may take to arrive.
 const ARRIVE_WITHIN: Duration = Duration::from_secs(10);
 
-/// One round of no traffic at all.
+/// Measures one round without traffic.
 pub(crate) fn idle(run: &Run, store: &mut dyn Store) -> anyhow::Result<Measured> {
     let (place, address) = (store.empty()?, free_address()?);
     let mut child = up(run, &place, address, "null:")?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     drop(runtime.block_on(Connection::open(address, START_WITHIN))?);
-    // What starting costs is not what idling costs.
+    // The cost of the start does not count as idle.
     std::thread::sleep(Duration::from_secs(1));
     let (before, started) = (child.usage()?, Instant::now());
     std::thread::sleep(run.idle_for);
@@ -51,14 +51,15 @@ pub(crate) fn idle(run: &Run, store: &mut dyn Store) -> anyhow::Result<Measured>
     })
 }
 
-/// One round of a steady load: each payload holds the time when its request was sent, and the sink looks at its clock.
+/// Measures one round of a steady load. Each payload has the time when its request was sent, and the sink compares it
+/// with its clock.
 pub(crate) fn latency(run: &Run, store: &mut dyn Store) -> anyhow::Result<Measured> {
     let place = store.empty()?;
     let (mut sink, sink_address) = Helper::start(&["server", "0"])?;
     steady(run, &place, &mut sink, &format!("http://{sink_address}/hook"))
 }
 
-/// The same beside a replay, which sends to the same sink what the destination had before the load.
+/// Like [`latency`], during a replay that sends to the same sink what the destination had before the load.
 pub(crate) fn latency_beside_replay(run: &Run, store: &mut dyn Store) -> anyhow::Result<Measured> {
     let place = store.empty()?;
     let events = u64::from(REPLAYED_A_SECOND) * (run.load_for + REPLAY_LONGER).as_secs();
@@ -74,7 +75,7 @@ pub(crate) fn latency_beside_replay(run: &Run, store: &mut dyn Store) -> anyhow:
         std::thread::sleep(Duration::from_millis(10));
     }
     let measured = steady(run, &place, &mut sink, &dest)?;
-    // Killed where it stands: what is left of it is nobody's concern.
+    // The replay is killed, because the rest of it does not matter.
     replay.assert_running()?;
     Ok(measured)
 }
@@ -145,6 +146,6 @@ fn up(run: &Run, place: &Place, address: SocketAddr, dest: &str) -> anyhow::Resu
 fn stamped(connection: u32, number: u32) -> Vec<u8> {
     let (user, rest) = (number % 64 * CONNECTIONS + connection, &users::payload()[STAMP_DIGITS..]);
     let stamp = format!("{:0width$}", now_ns(), width = STAMP_DIGITS);
-    // Something that is no digit behind the stamp is not needed: its width is fixed.
+    // The stamp has a fixed width, so it needs no separator.
     request("/events", format!(r#"{{"UserID":"user-{user}","Payload":"{stamp}{rest}"}}"#).as_bytes())
 }

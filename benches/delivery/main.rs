@@ -1,12 +1,13 @@
-//! The end-to-end benchmark: `eventd` as real processes, loaded and drained over loopback, beside the limits of the same
-//! run. `make bench`, or with options:
+//! The end-to-end benchmark. It loads and drains `eventd` as real processes over loopback, next to the limits of the
+//! same run. Start it with `make bench`, or with options:
 //!
 //! ```text
 //! cargo bench --bench delivery -- [--quick] [--engine sqlite|kafka]… [--only PATTERN]…
 //! ```
 //!
-//! `--only` takes the cases whose name contains the pattern; `--quick` shows in a minute whether everything works; both
-//! engines are measured where none is named. The table goes to standard output in markdown, what happens meanwhile to standard error.
+//! `--only` selects the cases whose name contains the pattern. `--quick` shows in a minute whether everything works.
+//! Without `--engine`, both engines are measured. The table goes to standard output in Markdown, and progress goes to
+//! standard error.
 //!
 //! ```text
 //!   this process                         children
@@ -61,7 +62,7 @@ fn main() -> anyhow::Result<ExitCode> {
                 Some(engine @ ("sqlite" | "kafka")) => engines.push(engine),
                 _ => bail!("--engine is sqlite or kafka"),
             },
-            // Cargo says so to every benchmark.
+            // Cargo passes this flag to every benchmark.
             "--bench" => {}
             other => bail!("unknown option {other:?}: --quick, --engine sqlite|kafka or --only PATTERN"),
         }
@@ -88,7 +89,7 @@ fn main() -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// A run under way.
+/// A benchmark run.
 struct Bench {
     run: Run,
     only: Vec<String>,
@@ -97,7 +98,7 @@ struct Bench {
 }
 
 impl Bench {
-    /// Every case.
+    /// Measures every case.
     fn measure(&mut self, store: &mut dyn Store) {
         let engine = store.name();
         let events = self.run.drain_events;
@@ -138,7 +139,7 @@ impl Bench {
         });
     }
 
-    /// Our own fetch, where the limit is another one's.
+    /// Measures our own fetch, if the limit was measured with another client.
     fn log_fetch(&mut self, store: &mut dyn Store, events: u64) {
         let limit = self.table.measured(store.name(), "limit/fetch");
         let mut rounds = Vec::new();
@@ -157,7 +158,7 @@ impl Bench {
     fn ingest(&mut self, store: &mut dyn Store, load: Load) {
         let (size, engine) = (load.events_a_request, store.name());
         let (name, bare) = (format!("ingest/{size}"), format!("limit/server-{size}"));
-        // One by one, HTTP is the limit; in large requests, the log is.
+        // For single events HTTP is the limit. For large requests it is the log.
         let (append, limit) = match self.table.measured(engine, "limit/append") {
             Some(append) if size == 100 => (Some(append), "limit/append"),
             _ => (None, bare.as_str()),
@@ -176,7 +177,7 @@ impl Bench {
 
     fn drain(&mut self, store: &mut dyn Store, users: Users, to: To) {
         let (engine, run) = (store.name(), &self.run);
-        // Where one user's events wait for each other, fewer of them tell as much: these drains are bounded in time.
+        // If the events of one user wait for each other, fewer events are enough. These drains are bounded in time.
         let (events, concurrency) = match (to, users) {
             (To::Null | To::File, _) => (run.drain_events, None),
             (To::Http { latency_ms: 0 }, ZIPF) => (run.drain_events, Some(16)),
@@ -191,11 +192,11 @@ impl Bench {
         let bare = format!("limit/client-{to}-{}", drain.client_concurrency());
         let limit = match to {
             To::Null | To::File => "limit/fetch",
-            // Here the hottest user's events, one behind the other, are the limit, and no client is.
+            // Here the limit is the hottest user, whose events go one by one. No client can be faster.
             To::Http { latency_ms } if latency_ms > 0 && users == ZIPF => "",
             To::Http { .. } => bare.as_str(),
         };
-        // Of two cases with the same limit, the first one measures it.
+        // If two cases have the same limit, the first one measures it.
         let known = self.table.measured(engine, &bare);
         let mut clients = Vec::new();
         self.case(store, &name, limit, |run, store| {
@@ -217,8 +218,8 @@ impl Bench {
         }
     }
 
-    /// Several processes of one destination, which only a broker's group has: each round with three right behind one
-    /// with one.
+    /// Measures several processes of one destination, which only a broker's group allows. In each round, three
+    /// processes run right after one.
     fn members(&mut self, store: &mut dyn Store) {
         let engine = store.name();
         if engine != "kafka" {
@@ -236,7 +237,7 @@ impl Bench {
         }
     }
 
-    /// Each round beside a drain of its own, one right behind the other.
+    /// Measures a replay. In each round a drain of its own runs right after it.
     fn replay(&mut self, store: &mut dyn Store, to: To) {
         let drain = Drain { users: K_USERS, to, events: self.run.drain_events, concurrency: None };
         self.case(store, &format!("replay/{to}"), &format!("drain/{to}/{K_USERS}"), |run, store| {
@@ -246,7 +247,7 @@ impl Bench {
         });
     }
 
-    /// Whether an event costs more where many users are known.
+    /// Compares the cost of an event with many users to that with few.
     fn million_against_thousand(&mut self, engine: &'static str) {
         let cost = |users| self.table.measured(engine, &format!("drain/null/{users}"))?.cpu_us_an_event();
         if let (Some(thousand), Some(million)) = (cost(K_USERS), cost(M_USERS)) {
@@ -255,19 +256,19 @@ impl Bench {
         }
     }
 
-    /// Whether `--only` takes this case.
+    /// Whether `--only` selects this case.
     fn chosen(&self, name: &str) -> bool {
         self.only.is_empty() || self.only.iter().any(|pattern| name.contains(pattern.as_str()))
     }
 
-    /// Whether a limit is needed: it was chosen itself, or cases of these kinds were.
+    /// Whether a limit is needed, because it or a case of these kinds was selected.
     fn needs(&self, limit: &str, kinds: &[&str]) -> bool {
         let of_kind =
             |pattern: &String| kinds.iter().any(|kind| pattern.contains(kind) || kind.contains(pattern.as_str()));
         self.chosen(limit) || self.only.iter().any(of_kind)
     }
 
-    /// Runs a case if it was chosen.
+    /// Runs a case if it was selected.
     fn case(
         &mut self,
         store: &mut dyn Store,
@@ -280,7 +281,7 @@ impl Bench {
         }
     }
 
-    /// Runs a case: its rounds, their median, and a row.
+    /// Runs the rounds of a case, and adds a row with their median.
     fn rounds(
         &mut self,
         store: &mut dyn Store,
@@ -318,7 +319,7 @@ fn quotient(value: Option<f64>, of: Option<f64>) -> Option<f64> {
     Some(value? / of?)
 }
 
-/// Where and with what this was measured.
+/// The machine, the compiler and the command of this run.
 fn header(arguments: &[String], load: &str) -> String {
     let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
     let cpu = read("/proc/cpuinfo");

@@ -1,6 +1,6 @@
-//! How fast several `eventd dispatch` of one destination deliver together, where the destination's latency is the limit
-//! and not the cores. Counting begins once every member says that it has its share of the partitions, and a moment of
-//! deliveries later; it ends while there is still work. So neither joining nor the last events count.
+//! How fast several `eventd dispatch` of one destination deliver together, if the destination's latency is the limit
+//! and not the processor. Counting starts a moment after every member has its share of the partitions. It ends while
+//! there is still work. So neither joining nor the last events count.
 
 use crate::child::{Child, Helper};
 use crate::drain::measured;
@@ -13,10 +13,10 @@ use anyhow::{Context as _, ensure};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-/// A multiple of the members, so that each has as many as the others.
+/// A multiple of the number of members, so that all have the same share.
 const PARTITIONS: u32 = 12;
 
-/// So many that hardly an event waits for another one of its user.
+/// With so many users, an event hardly ever waits for another event of its user.
 const USERS: Users = Users::Uniform(100_000);
 
 /// `--concurrency` of each member.
@@ -25,10 +25,10 @@ const CONCURRENCY: &str = "64";
 /// How long the destination takes for each event.
 const LATENCY_MS: &str = "10";
 
-/// How long the members may take to agree: the first one to come has all partitions, and gives them away.
+/// How long the members may take to share the partitions. The first member has all of them and releases some.
 const SHARED_WITHIN: Duration = Duration::from_secs(30);
 
-/// One round with so many members.
+/// Measures one round with this number of members.
 pub(crate) fn round(run: &Run, store: &mut dyn Store, members: u32) -> anyhow::Result<Measured> {
     let place = store.loaded(Content { users: USERS, events: run.drain_events, partitions: PARTITIONS })?;
     let (mut sink, address) = Helper::start(&["server", LATENCY_MS])?;
@@ -42,7 +42,7 @@ pub(crate) fn round(run: &Run, store: &mut dyn Store, members: u32) -> anyhow::R
     }
     let deadline = Instant::now() + SHARED_WITHIN;
     while !are_shared(&mut running)? {
-        ensure!(Instant::now() < deadline, "{members} members do not agree within {SHARED_WITHIN:?}");
+        ensure!(Instant::now() < deadline, "{members} members do not share the partitions within {SHARED_WITHIN:?}");
         std::thread::sleep(Duration::from_millis(20));
     }
     std::thread::sleep(run.warm_up);
@@ -50,7 +50,7 @@ pub(crate) fn round(run: &Run, store: &mut dyn Store, members: u32) -> anyhow::R
     let before = look(&mut sink, &running)?;
     std::thread::sleep(run.load_for);
     let after = look(&mut sink, &running)?;
-    ensure!(are_shared(&mut running)?, "the partitions moved while it was counted");
+    ensure!(are_shared(&mut running)?, "partitions moved while deliveries were counted");
     ensure!(after.requests < run.drain_events, "all {} events were delivered before the end", after.requests);
     for (member, _) in running {
         member.terminate()?;
@@ -59,7 +59,7 @@ pub(crate) fn round(run: &Run, store: &mut dyn Store, members: u32) -> anyhow::R
     Ok(measured(events, elapsed_ns, after.cpu_s - before.cpu_s, after.peak_mb))
 }
 
-/// Whether every member said last that it has its share, and nothing to give away.
+/// Whether every member's latest line says that it has its share and is not revoking any partition.
 fn are_shared(members: &mut [(Child, PathBuf)]) -> anyhow::Result<bool> {
     let share = format!(" owned={} leaving=0", PARTITIONS as usize / members.len());
     for (member, log) in members {
@@ -71,18 +71,18 @@ fn are_shared(members: &mut [(Child, PathBuf)]) -> anyhow::Result<bool> {
     Ok(true)
 }
 
-/// What the process logged when it was last assigned partitions.
+/// The process's latest log line about assigned partitions.
 fn last_assigned(log: &Path) -> anyhow::Result<Option<String>> {
     let text = std::fs::read_to_string(log).with_context(|| format!("read {log:?}"))?;
     Ok(text.lines().rfind(|line| line.contains("partitions assigned")).map(str::to_owned))
 }
 
-/// What all of them did until a moment.
+/// What all members have done up to one moment.
 struct Looked {
     at_ns: u64,
     requests: u64,
     cpu_s: f64,
-    /// Of the largest one.
+    /// The peak memory of the largest member.
     peak_mb: f64,
 }
 

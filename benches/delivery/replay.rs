@@ -1,14 +1,14 @@
-//! How fast `eventd replay` delivers again what a destination had, and how well it keeps to a rate. The log is loaded and
-//! everything in it committed for the destination, as if it had been delivered.
+//! How fast `eventd replay` delivers again what a destination had, and how well it keeps to a rate. The log is loaded,
+//! and everything in it is committed for the destination, as if it had been delivered.
 //!
 //! ```text
 //!  start ── reads the log, counts ──▶ plan ── joins its group, writes its record, delivers, commits ──▶ summary
 //!           the case of the plan      └────────── the time of a redelivery ──────────────────────────┘
 //! ```
 //!
-//! To null the summary is the end, and to a file its last growth. (What dispatch is measured by includes the start of
-//! the process instead, and neither record nor summary: on Kafka, where the record's topic is made, some 50 ms that weigh
-//! in a quick run.)
+//! With `null`, the time ends with the summary, and with a file at its last growth. (The time of dispatch includes the
+//! start of its process instead, but neither an audit record nor a summary. On Kafka, creating the topic of the record
+//! takes some 50 ms, which matters in a quick run.)
 
 use crate::child::{Child, Helper, Line, Usage};
 use crate::drain::{Drain, To, lines, measured};
@@ -21,18 +21,18 @@ use anyhow::{Context as _, bail, ensure};
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant, UNIX_EPOCH};
 
-/// How often it is looked what a replay used, which ends by itself: the last look counts.
+/// How often the resource use of a replay is read. A replay ends by itself, so the last reading counts.
 const LOOK_EVERY: Duration = Duration::from_millis(5);
 
 const USERS: Users = Users::Uniform(1_000);
 
-/// One round of delivering everything again.
+/// Measures one round of delivering everything again.
 pub(crate) fn round(run: &Run, store: &mut dyn Store, drain: Drain) -> anyhow::Result<Measured> {
     let place = settled(store, drain.users, drain.events)?;
     let folder = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR"))?;
     let file = folder.path().join("delivered.jsonl");
     let (dest, more): (_, &[&str]) = match drain.to {
-        // As the drain has it.
+        // With the commit interval of the drain.
         To::Null => ("null:".to_owned(), &["--execute", "--commit-interval", "20ms"]),
         _ => (format!("file:{}", file.display()), &["--execute"]),
     };
@@ -54,7 +54,8 @@ pub(crate) fn round(run: &Run, store: &mut dyn Store, drain: Drain) -> anyhow::R
     Ok(measured(drain.events, ended_ns - plan.came_ns, usage.cpu_s, usage.peak_mb))
 }
 
-/// One round of a plan: the whole log is read and counted, and nothing delivered. The time is that of the process.
+/// Measures one round of a plan, which reads and counts the whole log and delivers nothing. The time is that of the
+/// process.
 pub(crate) fn plan(run: &Run, store: &mut dyn Store) -> anyhow::Result<Measured> {
     let place = settled(store, USERS, run.counted_events)?;
     let started_ns = now_ns();
@@ -65,7 +66,7 @@ pub(crate) fn plan(run: &Run, store: &mut dyn Store) -> anyhow::Result<Measured>
     Ok(measured(run.counted_events, plan.came_ns - started_ns, usage.cpu_s, usage.peak_mb))
 }
 
-/// One round at a rate, by the sink's clock: from the first to the last arrival.
+/// Measures one round at a rate, from the first to the last arrival according to the sink's clock.
 pub(crate) fn at_rate(run: &Run, store: &mut dyn Store, a_second: u32) -> anyhow::Result<Measured> {
     let events = u64::from(a_second) * run.load_for.as_secs();
     let place = settled(store, USERS, events)?;
@@ -77,13 +78,13 @@ pub(crate) fn at_rate(run: &Run, store: &mut dyn Store, a_second: u32) -> anyhow
     let usage = replay.end()?;
     let seen: Seen = sink.ask("stats")?.parse()?;
     ensure!(seen.requests == events, "{} requests for {events} events: {}", seen.requests, summary.text);
-    // What lies between two arrivals is one less than they are.
+    // There is one interval less than there are arrivals.
     let measured = measured(events - 1, seen.last_ns - seen.first_ns, usage.cpu_s, usage.peak_mb);
     let ratio = measured.events_s.map(|events_s| events_s / f64::from(a_second));
     Ok(Measured { ratio, ..measured })
 }
 
-/// A replay at a rate that somebody else measures something beside.
+/// Starts a replay at a rate, during which something else is measured.
 pub(crate) fn rated(run: &Run, place: &Place, dest: &str, a_second: u32) -> anyhow::Result<Child> {
     let rate = format!("{a_second}/s");
     Ok(Replay::start(run, place, dest, &["--execute", "--rate", &rate])?.child)
@@ -126,15 +127,15 @@ impl Replay {
         }
     }
 
-    /// Waits for its end, and gives what it used.
+    /// Waits for its end, and returns what it used.
     fn end(mut self) -> anyhow::Result<Usage> {
         self.look();
         self.child.end()?;
-        ensure!(self.usage.peak_mb > 0.0, "a replay ended before anybody looked");
+        ensure!(self.usage.peak_mb > 0.0, "a replay ended before its memory was read");
         Ok(self.usage)
     }
 
-    /// One that has ended has no memory any more; what it used before counts.
+    /// A process that has ended has no memory any more, so the last reading before counts.
     fn look(&mut self) {
         if let Ok(usage) = self.child.usage() {
             self.usage = usage;

@@ -1,16 +1,16 @@
-//! What was measured, and the table: one group of columns an engine, one row a case.
+//! The measured values, and the table with one group of columns for each engine and one row for each case.
 
 use crate::figures::Reach;
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
-/// The value at this share of sorted numbers; 0 of none.
+/// The value at this share of sorted numbers, or 0 if there are none.
 pub(crate) fn percentile(sorted: &[u32], share: f64) -> u32 {
     let index = (sorted.len() as f64 * share) as usize;
     sorted.get(index.min(sorted.len().saturating_sub(1))).copied().unwrap_or(0)
 }
 
-/// What one round of a case gave. `None`: the case has no such number.
+/// What one round of a case measured. `None` if the case has no such number.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Measured {
     pub(crate) events: Option<f64>,
@@ -18,11 +18,11 @@ pub(crate) struct Measured {
     pub(crate) p50_ms: Option<f64>,
     pub(crate) p99_ms: Option<f64>,
     pub(crate) cpu_s: Option<f64>,
-    /// The most memory at once; of `idle`, what is resident at the end.
+    /// The most memory at once. For `idle`, the memory that is resident at the end.
     pub(crate) memory_mb: Option<f64>,
-    /// Share of a core over the time that was measured.
+    /// The used share of one core over the measured time.
     pub(crate) core_share: Option<f64>,
-    /// Against the limit of the same run.
+    /// The ratio to the limit of the same run.
     pub(crate) ratio: Option<f64>,
 }
 
@@ -46,18 +46,18 @@ impl Measured {
         }
     }
 
-    /// Processor time an event.
+    /// The processor time of one event.
     pub(crate) fn cpu_us_an_event(&self) -> Option<f64> {
         Some(self.cpu_s? * 1e6 / self.events?)
     }
 }
 
-/// One case: its name, what its ratio is held against, and what each engine gave.
+/// One case: its name, the limit of its ratio, and what each engine gave.
 #[derive(Debug)]
 struct Row {
     case: String,
     limit: String,
-    /// By the engine's name. `Err`: why there is no figure.
+    /// By the engine's name. `Err` says why there is no figure.
     measured: BTreeMap<&'static str, Result<Measured, String>>,
 }
 
@@ -69,7 +69,7 @@ pub(crate) struct Table {
 }
 
 impl Table {
-    /// Adds what one engine gave for one case, in the order in which cases first come.
+    /// Adds what one engine gave for one case. Cases keep the order in which they were first added.
     pub(crate) fn add(&mut self, engine: &'static str, case: &str, limit: &str, measured: Result<Measured, String>) {
         if !self.engines.contains(&engine) {
             self.engines.push(engine);
@@ -82,13 +82,13 @@ impl Table {
         self.rows[index].measured.insert(engine, measured);
     }
 
-    /// What an engine gave for a case, if it gave something.
+    /// What an engine gave for a case, if it has a figure.
     pub(crate) fn measured(&self, engine: &str, case: &str) -> Option<Measured> {
         let row = self.rows.iter().find(|row| row.case == case)?;
         row.measured.get(engine)?.as_ref().ok().copied()
     }
 
-    /// The table in markdown.
+    /// The table in Markdown.
     pub(crate) fn markdown(&self) -> String {
         let (mut head, mut rule) = (String::from("| case |"), String::from("|---|"));
         for engine in &self.engines {
@@ -140,7 +140,7 @@ fn cells(measured: &Measured, reach: &Reach) -> String {
     columns.iter().fold(String::new(), |text, column| text + " " + column + " |")
 }
 
-/// 1234567.8 as `1,234,568`.
+/// Formats 1234567.8 as `1,234,568`.
 pub(crate) fn thousands(value: f64) -> String {
     let digits = format!("{value:.0}");
     let mut text = String::new();

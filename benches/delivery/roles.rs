@@ -1,9 +1,10 @@
-//! What runs beside `eventd` in a process of its own, so that its processor time is not counted with anybody else's:
+//! Helper processes next to `eventd`. They are processes of their own, so that their processor time is counted apart:
 //!
-//! - `server LATENCY_MS`: a bare hyper server that reads each body and answers. It is the limit that ingest is held
-//!   against, and the http destination's sink. Asked `stats`, it answers [`Seen`].
-//! - `client ADDRESS COUNT CONCURRENCY`: a bare hyper client that posts the payload, the limit of the http destination.
-//! - `broker`: no part of what is measured by itself, see `store/broker.rs`.
+//! - `server LATENCY_MS`: a bare hyper server that reads each body and answers. It is the limit of ingest, and the sink
+//! of the HTTP destination. It answers `stats` with [`Seen`].
+//! - `client ADDRESS COUNT CONCURRENCY`: a bare hyper client that posts the payload. It is the limit of the HTTP
+//! destination.
+//! - `broker`: keeps a broker running and is not measured, see `store/broker.rs`.
 
 use crate::report::percentile;
 use crate::{store, users};
@@ -24,19 +25,20 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use tokio::net::{TcpListener, TcpStream};
 
-/// Digits at the head of a payload that say when it was sent, in nanoseconds since the Unix epoch.
+/// The digits at the start of a payload that say when it was sent, in nanoseconds since the Unix epoch.
 pub(crate) const STAMP_DIGITS: usize = 20;
 
-/// What a server saw until now.
+/// What a server has seen so far.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(crate) struct Seen {
     pub(crate) requests: u64,
-    /// When the first and the last one came, in nanoseconds since the Unix epoch: the clock that all processes share.
+    /// When the first and the last request arrived, in nanoseconds since the Unix epoch. All processes share this
+    /// clock.
     pub(crate) first_ns: u64,
     pub(crate) last_ns: u64,
-    /// Those whose payload has a stamp.
+    /// The number of payloads with a stamp.
     pub(crate) stamped: u64,
-    /// From the stamp in a payload to its arrival; 0 where payloads have none.
+    /// The time from the stamp in a payload to its arrival, or 0 if payloads have no stamp.
     pub(crate) latency_p50_us: u64,
     pub(crate) latency_p99_us: u64,
 }
@@ -60,15 +62,15 @@ impl FromStr for Seen {
     }
 }
 
-/// Now, in nanoseconds since the Unix epoch.
+/// The time now, in nanoseconds since the Unix epoch.
 pub(crate) fn now_ns() -> u64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     u64::try_from(since.as_nanos()).unwrap_or(u64::MAX)
 }
 
-/// Plays the role that the arguments name until standard input ends.
+/// Runs the role that the arguments name until standard input ends.
 pub(crate) fn run(arguments: &[String]) -> anyhow::Result<()> {
-    // As eventd has it: as many workers as cores.
+    // eventd has as many workers as cores too.
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
     match arguments[..] {
@@ -81,18 +83,18 @@ pub(crate) fn run(arguments: &[String]) -> anyhow::Result<()> {
             for question in std::io::stdin().lock().lines() {
                 match question?.as_str() {
                     "stats" => println!("{}", counts.seen()),
-                    other => bail!("a question that is none: {other:?}"),
+                    other => bail!("unknown question: {other:?}"),
                 }
             }
         }
         ["client", address, count, concurrency] => {
             runtime.block_on(post(address, count.parse()?, concurrency.parse()?))?;
             println!("{}", now_ns());
-            // Stays until it is told to end, so that what it used can be read.
+            // The process stays until it is told to end, so that its resource use can be read.
             std::io::stdin().lock().lines().count();
         }
         ["broker"] => store::keep_broker()?,
-        _ => bail!("no such role: {arguments:?}"),
+        _ => bail!("unknown role: {arguments:?}"),
     }
     Ok(())
 }
@@ -100,7 +102,7 @@ pub(crate) fn run(arguments: &[String]) -> anyhow::Result<()> {
 #[derive(Debug, Default)]
 struct Counts {
     requests: AtomicU64,
-    /// 0: none came yet.
+    /// When the first request arrived, or 0 if there was none.
     first_ns: AtomicU64,
     last_ns: AtomicU64,
     latencies_us: Mutex<Vec<u32>>,
@@ -128,7 +130,7 @@ impl Counts {
             self.latencies_us.lock().unwrap_or_else(PoisonError::into_inner).push(us);
         }
         if self.first_ns.load(Ordering::Relaxed) == 0 {
-            // Fails where another one was first.
+            // Fails if another request was first.
             let _ = self.first_ns.compare_exchange(0, now, Ordering::SeqCst, Ordering::SeqCst);
         }
         self.last_ns.fetch_max(now, Ordering::SeqCst);
@@ -165,13 +167,13 @@ async fn connection(stream: TcpStream, latency: Duration, counts: Arc<Counts>) {
     });
     let served = match stream.set_nodelay(true) {
         Ok(()) => {
-            // Without a timer: no header time-out either. This is what a server costs at least.
+            // Without a timer there is no header time-out either. This is the least that a server costs.
             let server = hyper::server::conn::http1::Builder::new();
             server.serve_connection(TokioIo::new(stream), service).await.map_err(|error| error.to_string())
         }
         Err(error) => Err(error.to_string()),
     };
-    // A client that is stopped cuts its connections: nothing to report.
+    // A stopped client closes its connections, which is not an error.
     drop(served);
 }
 

@@ -1,4 +1,4 @@
-//! What a run is allowed to take, and where it keeps its files.
+//! The size of a run, its time limits, and where it keeps its files.
 
 use std::net::{SocketAddr, TcpListener};
 use std::path::PathBuf;
@@ -7,31 +7,31 @@ use std::time::Duration;
 /// How long a server may need until it listens.
 pub(crate) const START_WITHIN: Duration = Duration::from_secs(10);
 
-/// The size of a run: every time and count of it is bounded here.
+/// The size of a run. It bounds every time and every count.
 #[derive(Debug, Clone)]
 pub(crate) struct Run {
-    /// Rounds of each case; the median counts.
+    /// The number of rounds of each case. Their median counts.
     pub(crate) rounds: usize,
-    /// Load before the measured time.
+    /// How long the load runs before the measured time.
     pub(crate) warm_up: Duration,
     /// The measured time of a load.
     pub(crate) load_for: Duration,
-    /// Events that a drain delivers.
+    /// The number of events that a drain delivers.
     pub(crate) drain_events: u64,
-    /// Events of drains where one user's events, one behind the other, set the pace.
+    /// The number of events in drains whose speed is limited by one user's events, which go one by one.
     pub(crate) paced_events: u64,
-    /// Events of a log that a replay only counts.
+    /// The number of events in a log that a replay only counts.
     pub(crate) counted_events: u64,
     /// A drain that takes longer has failed.
     pub(crate) drain_within: Duration,
     /// How long an idle process is watched.
     pub(crate) idle_for: Duration,
-    /// Where the children's log lines go.
+    /// The file for the children's logs.
     pub(crate) log: PathBuf,
 }
 
 impl Run {
-    /// The run whose figures count, and a short one that shows whether everything works.
+    /// The run whose figures count, or a short one that shows whether everything works.
     pub(crate) fn new(quick: bool, log: PathBuf) -> Self {
         let seconds = Duration::from_secs_f64;
         if quick {
@@ -62,8 +62,7 @@ impl Run {
     }
 }
 
-/// An address of this machine where nobody listens. Another program could take it before our child does; the child
-/// says so then.
+/// An unused address of this machine. If another program takes it before the child does, the child reports an error.
 pub(crate) fn free_address() -> anyhow::Result<SocketAddr> {
     Ok(TcpListener::bind(("127.0.0.1", 0))?.local_addr()?)
 }

@@ -1,18 +1,18 @@
-//! Who the events are of: the same events in every run, drawn by a small generator with a fixed seed.
+//! The users of the events. A small generator with a fixed seed draws the same events in every run.
 
 use std::fmt;
 
-/// Bytes of every payload.
+/// The size of every payload.
 pub(crate) const PAYLOAD_BYTES: usize = 200;
 
 /// How the users of events are chosen.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Users {
-    /// Uniformly among so many.
+    /// Uniformly among so many users.
     Uniform(u32),
-    /// Among so many, the k-th with a weight of 1/k.
+    /// Among so many users, the k-th with a weight of 1/k.
     Zipf(u32),
-    /// All of one user.
+    /// All events are of one user.
     One,
 }
 
@@ -29,7 +29,7 @@ impl fmt::Display for Users {
 }
 
 impl Users {
-    /// Draws a user's number for each event, for ever.
+    /// Draws a user's number for each event, without end.
     pub(crate) fn draw(self) -> impl Iterator<Item = u32> {
         let mut random = SplitMix(0x5eed);
         let mut sums = Vec::new();
@@ -58,12 +58,12 @@ pub(crate) fn id(user: u32) -> String {
     format!("user-{user}")
 }
 
-/// What every event carries: text that needs no escaping, so that its size is the same in JSON.
+/// The payload of every event. The text needs no escaping, so it has the same size in JSON.
 pub(crate) fn payload() -> String {
     "0123456789abcdefghij".repeat(PAYLOAD_BYTES / 20)
 }
 
-/// Sebastiano Vigna's splitmix64: good enough to draw users, and the same on every machine.
+/// Sebastiano Vigna's splitmix64. It is good enough to draw users, and the same on every machine.
 #[derive(Debug)]
 struct SplitMix(u64);
 
@@ -76,7 +76,7 @@ impl SplitMix {
         z ^ (z >> 31)
     }
 
-    /// In [0, 1).
+    /// A number in [0, 1).
     fn unit(&mut self) -> f64 {
         (self.next() >> 11) as f64 / (1u64 << 53) as f64
     }

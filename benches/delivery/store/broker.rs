@@ -1,5 +1,5 @@
-//! A Kafka of the benchmark's own: `compose/broker`, in a folder of its own, kept by a process that ends it when its
-//! standard input ends. So the broker is gone however this program ends, and its folder with it.
+//! A Kafka broker for the benchmark, started by `compose/broker` in a folder of its own. A keeper process stops it when
+//! its own standard input ends. So the broker and its folder are gone however this program ends.
 //!
 //! ```text
 //!   this process ── standard input ──▶ this program as `broker` ── compose/broker start, stop ──▶ the broker
@@ -13,20 +13,20 @@ use std::process::{Child, ChildStdin, Command, Stdio};
 
 const SCRIPT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/compose/broker");
 
-/// The script's own flags are for a quick start: they keep the hot paths from being compiled well. The collector is the
-/// script's, which fits few cores.
+/// The script's own flags make the start fast but keep the hot paths from being compiled well. The garbage collector is
+/// the script's, which suits few cores.
 const JVM_FLAGS: &str = "-XX:+UseSerialGC";
 
-/// Topics that were deleted leave the disk at once, and not a minute later beside the next case.
+/// Deleted topics leave the disk at once. By default this would happen a minute later, during another case.
 const SETTINGS: &str = "log.segment.delete.delay.ms=1000";
 
-/// A running broker, ended with this.
+/// A running broker, which ends with this value.
 #[derive(Debug)]
 pub(super) struct Broker {
-    /// Where clients find it.
+    /// The address for clients.
     pub(super) address: String,
     keeper: Child,
-    /// `None` once the keeper was told to end.
+    /// The keeper's standard input. `None` once it was told to end.
     until: Option<ChildStdin>,
 }
 
@@ -36,7 +36,7 @@ impl Broker {
             .args(["--role", "broker"])
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
-            // A terminal's interrupt is for this process: its end is what the keeper acts on.
+            // An interrupt of the terminal must only reach this process. The keeper acts when this process ends.
             .process_group(0)
             .spawn()
             .context("start this program again")?;
@@ -58,7 +58,7 @@ impl Drop for Broker {
     }
 }
 
-/// The role `broker`: starts one, prints its address, and ends it when standard input ends.
+/// The role `broker`: starts a broker, prints its address, and stops it when standard input ends.
 pub(crate) fn keep() -> anyhow::Result<()> {
     let folder = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR"))?;
     let address = script(&["start", "--port", "0", "--no-topic", "--set", SETTINGS], folder.path())?;
@@ -67,7 +67,7 @@ pub(crate) fn keep() -> anyhow::Result<()> {
     script(&["stop", "--now", "--delete"], folder.path()).map(drop)
 }
 
-/// Runs the script for the broker in this folder, and gives what it printed.
+/// Runs the script for the broker in this folder, and returns its output.
 fn script(arguments: &[&str], folder: &Path) -> anyhow::Result<String> {
     let mut script = Command::new(SCRIPT);
     script.args(arguments).arg("--dir").arg(folder).env("KAFKA_JVM_PERFORMANCE_OPTS", JVM_FLAGS);

@@ -1,5 +1,5 @@
-//! Apache Kafka: one broker for the whole run, a topic a kind of events, and for each case that reads one a group of its
-//! own.
+//! Apache Kafka: one broker for the whole run, one topic for each kind of events, and a group of its own for each case
+//! that reads.
 
 use super::broker::Broker;
 use super::{Content, PARTITIONS, Place, Settled, Store, append, commit_all, count, fetch_all, groups, open, timed};
@@ -18,13 +18,13 @@ use std::sync::Arc;
 use tokio::runtime::Runtime;
 use tokio::task::JoinSet;
 
-/// Records in one append of preloading: what a busy ingest groups.
+/// Records in one append of loading. A busy ingest groups as many.
 const LOADED_RECORDS: usize = 500;
 
-/// Records in one append of the limit: the batch for which the raw idempotent append was first measured.
+/// Records in one append of the limit. The raw idempotent append was first measured with this batch.
 const APPEND_RECORDS: usize = 100;
 
-/// How often everything is written and read before anything is measured: the broker's hot paths are compiled by then.
+/// How often everything is written and read before measuring, so that the broker's hot paths are compiled.
 const WARM_UPS: usize = 3;
 const WARM_UP_EVENTS: u64 = 200_000;
 
@@ -34,9 +34,9 @@ const DELETE_WITHIN_MS: i32 = 10_000;
 #[derive(Debug)]
 pub(crate) struct Kafka {
     loaded: Vec<(Content, String)>,
-    /// The topic of the case before, which is deleted when the next one needs its own.
+    /// The topic of the previous case. It is deleted when the next case needs a topic of its own.
     emptied: Option<String>,
-    /// Topics and groups until now: each has a name of its own.
+    /// The number of topics and groups so far, for their names.
     names: usize,
     broker: Broker,
 }
@@ -53,7 +53,7 @@ impl Kafka {
                 for partition in 0..PARTITIONS {
                     fetch_all(&*log, partition).await?;
                 }
-                // The first commit of a cluster makes the topic of all commits.
+                // The first commit of a cluster creates the topic of all commits.
                 let group = hold(&kafka.cluster().await?, "warm-up", &log, JoinOptions::new("")).await?;
                 group.commit(0, eventd::core::progress::PartitionState::at(1)).await?;
                 group.leave().await;
@@ -85,7 +85,7 @@ impl Kafka {
         Ok(ClientBuilder::new(vec![self.broker.address.clone()]).build().await?)
     }
 
-    /// Makes a topic with these events.
+    /// Creates a topic with these events.
     fn topic(&mut self, content: Content) -> anyhow::Result<String> {
         let topic = self.name();
         self.append(&topic, content)?;
@@ -98,7 +98,7 @@ impl Kafka {
         })
     }
 
-    /// The topic with these events; made when it is first asked for.
+    /// The topic with these events. It is created when it is first needed.
     fn template(&mut self, content: Content) -> anyhow::Result<String> {
         if let Some((_, topic)) = self.loaded.iter().find(|(loaded, _)| *loaded == content) {
             return Ok(topic.clone());
@@ -166,7 +166,8 @@ impl Store for Kafka {
         timed(events, async { append(&self.log(&place.topic, PARTITIONS).await?, groups).await })
     }
 
-    /// `rskafka`, which was made to be fast: a client a partition, all of them beside each other, as dispatch reads.
+    /// Uses `rskafka`, which was made to be fast, with one client for each partition, all at the same time, as dispatch
+    /// reads.
     fn raw_fetch(&mut self, events: u64) -> anyhow::Result<Measured> {
         let topic = self.template(Content::of(Users::Uniform(1_000), events))?;
         timed(events, async {
@@ -194,7 +195,7 @@ impl Store for Kafka {
     }
 }
 
-/// Waits for the readers, and makes sure that together they have read as many events.
+/// Waits for the readers, and checks that together they have read this many events.
 async fn all_of(mut readers: JoinSet<anyhow::Result<u64>>, events: u64) -> anyhow::Result<()> {
     let mut fetched = 0;
     while let Some(ended) = readers.join_next().await {
@@ -204,7 +205,7 @@ async fn all_of(mut readers: JoinSet<anyhow::Result<u64>>, events: u64) -> anyho
     Ok(())
 }
 
-/// Reads a partition to its end, and gives how many events there were.
+/// Reads a partition to its end, and returns the number of events.
 async fn rskafka_fetch_all(client: &Client, topic: &str, partition: u32) -> anyhow::Result<u64> {
     let client = client.partition_client(topic, i32::try_from(partition)?, UnknownTopicHandling::Retry).await?;
     let (mut at, mut events) = (0, 0);

@@ -1,5 +1,5 @@
-//! What the benchmark needs of an engine of the log, and what it does with each through the library: loading, and the
-//! limits. An engine joins as a [`Store`], and the table gets its columns.
+//! What the benchmark needs from an engine of the log, and what it does with each through the library: loading, and the
+//! limits. An engine joins as a [`Store`] and gets columns in the table.
 
 mod broker;
 mod kafka;
@@ -24,10 +24,10 @@ pub(crate) use broker::keep as keep_broker;
 pub(crate) use kafka::Kafka;
 pub(crate) use sqlite::Sqlite;
 
-/// Partitions of a topic, as the flag has them by default.
+/// The default number of partitions of a topic.
 const PARTITIONS: u32 = 3;
 
-/// The events of a log, and how they are spread.
+/// The events of a log, and how they are distributed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Content {
     pub(crate) users: Users,
@@ -36,26 +36,26 @@ pub(crate) struct Content {
 }
 
 impl Content {
-    /// In as many partitions as a topic has by default.
+    /// These events in the default number of partitions.
     pub(crate) fn of(users: Users, events: u64) -> Self {
         Self { users, events, partitions: PARTITIONS }
     }
 }
 
-/// Where a case finds its events, or puts them.
+/// Where a case reads its events, or appends them.
 #[derive(Debug)]
 pub(crate) struct Place {
-    /// What `--url` is told.
+    /// The value of `--url`.
     pub(crate) url: String,
-    /// What `--topic` is told.
+    /// The value of `--topic`.
     pub(crate) topic: String,
-    /// The name of a destination that has settled nothing there.
+    /// The name of a destination that has settled nothing in it.
     pub(crate) destination: String,
-    /// Gone with the place, where it has files of its own.
+    /// Deleted with the place, if it has files of its own.
     folder: Option<TempDir>,
 }
 
-/// Gives how many events a destination has settled. It is asked again and again while the destination works.
+/// Returns how many events a destination has settled. It is called again and again while the destination works.
 pub(crate) type Settled = Box<dyn FnMut() -> anyhow::Result<u64>>;
 
 /// An engine of the log, as the benchmark uses it.
@@ -66,33 +66,33 @@ pub(crate) trait Store {
     /// A log without events.
     fn empty(&mut self) -> anyhow::Result<Place>;
 
-    /// A log with these events, of which the place's destination has read none. Nothing is to be appended to it: others
-    /// may be given the same one.
+    /// A log with these events, of which the place's destination has read none. It must not be appended to, because
+    /// several cases may share it.
     fn loaded(&mut self, content: Content) -> anyhow::Result<Place>;
 
-    /// Appends these events to a log that was empty.
+    /// Appends these events to an empty log.
     fn load(&self, place: &Place, content: Content) -> anyhow::Result<()>;
 
-    /// Commits everything that is in the log, as if the place's destination had it.
+    /// Commits everything that is in the log, as if the place's destination had settled it.
     fn settle(&self, place: &Place) -> anyhow::Result<()>;
 
-    /// Watches what the place's destination settles. Of all events it says so only once that is committed; before, it
-    /// may tell of fewer than there are.
+    /// Watches what the place's destination settles. It reports all events only when they are committed. Before that,
+    /// it may report too few.
     fn settled(&self, place: &Place) -> anyhow::Result<Settled>;
 
-    /// How fast the engine alone takes events in: groups of a busy ingest, an appender a partition.
+    /// How fast the engine alone accepts events, in groups of a busy ingest with one appender for each partition.
     fn raw_append(&mut self, events: u64) -> anyhow::Result<Measured>;
 
-    /// How fast the engine alone gives events out.
+    /// How fast the engine alone returns events.
     fn raw_fetch(&mut self, events: u64) -> anyhow::Result<Measured>;
 
-    /// The same through eventd's own log, where that is not the engine alone.
+    /// How fast eventd's own log returns events, if that is not the engine alone.
     fn log_fetch(&mut self, _events: u64) -> Option<anyhow::Result<Measured>> {
         None
     }
 }
 
-/// Events as ingest would append them, in groups of a partition.
+/// Events as ingest would append them, in groups for one partition.
 fn groups(content: Content, group_records: usize) -> Vec<(u32, Vec<Record>)> {
     let (mut full, mut open) = (Vec::new(), vec![Vec::new(); content.partitions as usize]);
     for (partition, record) in records(content) {
@@ -106,7 +106,7 @@ fn groups(content: Content, group_records: usize) -> Vec<(u32, Vec<Record>)> {
     full
 }
 
-/// Appends them: each partition's groups one behind the other, the partitions beside each other.
+/// Appends the groups: in order within a partition, and all partitions at the same time.
 async fn append(log: &Arc<dyn Log>, groups: Vec<(u32, Vec<Record>)>) -> anyhow::Result<()> {
     let mut by_partition = vec![Vec::new(); log.partitions().await? as usize];
     for (partition, group) in groups {
@@ -128,7 +128,7 @@ async fn append(log: &Arc<dyn Log>, groups: Vec<(u32, Vec<Record>)>) -> anyhow::
     Ok(())
 }
 
-/// The records of events as ingest would make them, each with its partition.
+/// The records that ingest would make of the events, each with its partition.
 fn records(Content { users, events, partitions }: Content) -> impl Iterator<Item = (u32, Record)> {
     let payload = users::payload();
     let now_ms = SystemTime::now().duration_since(UNIX_EPOCH).map(|since| since.as_millis()).unwrap_or_default();
@@ -151,19 +151,19 @@ async fn commit_all(log: &dyn Log, group: &dyn Group) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Opens the topic; one that is missing is made with so many partitions.
+/// Opens the topic, and creates it with so many partitions if it is missing.
 async fn open(engine: &dyn Engine, topic: &str, partitions: u32) -> anyhow::Result<Arc<dyn Log>> {
     let create = CreateTopic { partitions, retention: None };
     engine.open(topic, Some(create)).await.context("open the topic")
 }
 
-/// The events that are settled. Offsets begin at 0 and have no gaps here, so they count events.
+/// The number of settled events. Offsets begin at 0 and have no gaps here, so they count events.
 fn count(state: &PartitionState) -> anyhow::Result<u64> {
     let above: i64 = state.settled.iter().map(|range| range.end - range.start).sum();
     Ok(u64::try_from(state.watermark + above)?)
 }
 
-/// Reads a partition to its end, and gives how many events there were.
+/// Reads a partition to its end, and returns the number of events.
 async fn fetch_all(log: &dyn Log, partition: u32) -> anyhow::Result<u64> {
     let (mut from, mut events) = (0, 0);
     loop {
@@ -176,7 +176,7 @@ async fn fetch_all(log: &dyn Log, partition: u32) -> anyhow::Result<u64> {
     }
 }
 
-/// Runs the work and measures it with what this process used.
+/// Runs the work and measures its time and what this process used.
 fn timed(events: u64, work: impl Future<Output = anyhow::Result<()>>) -> anyhow::Result<Measured> {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     let (before, started) = (own_usage()?, Instant::now());

@@ -1,4 +1,4 @@
-//! The embedded log: a database file a case. One that was loaded is copied for each case that reads it.
+//! The embedded log, with one database file for each case. A case that reads gets a copy of a loaded database.
 
 use super::{Content, PARTITIONS, Place, Settled, Store, append, commit_all, count, fetch_all, groups, open, timed};
 use crate::report::Measured;
@@ -12,10 +12,10 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tempfile::TempDir;
 
-/// As the flags have it by default.
+/// The default of the flag `--topic`.
 const TOPIC: &str = "user-events";
 
-/// Records in one append, of preloading and of the limit that is measured: what a busy ingest groups.
+/// Records in one append, for loading and for the limit. A busy ingest groups as many.
 const APPEND_RECORDS: usize = 500;
 
 /// The embedded engine.
@@ -29,7 +29,7 @@ impl Sqlite {
         Self { loaded: Vec::new() }
     }
 
-    /// The folder with a log of these events; made when it is first asked for.
+    /// The folder with a log of these events. It is created when it is first needed.
     fn template(&mut self, content: Content) -> anyhow::Result<&Path> {
         let index = match self.loaded.iter().position(|(loaded, _)| *loaded == content) {
             Some(index) => index,
@@ -59,7 +59,7 @@ impl Store for Sqlite {
             let entry = entry?;
             let copy = folder.path().join(entry.file_name());
             std::fs::copy(entry.path(), &copy)?;
-            // Written back before the case begins: or its own syncs would wait for ours.
+            // Written back before the case begins, because the case's own syncs would have to wait for it.
             std::fs::File::open(&copy)?.sync_all()?;
         }
         place(folder)
@@ -116,7 +116,7 @@ impl Store for Sqlite {
 
 const DATABASE: &str = "x.db";
 
-/// How long closing a database may take: what its write-ahead log holds is copied.
+/// How long closing a database may take, which includes copying its write-ahead log.
 const CLOSED_WITHIN: Duration = Duration::from_secs(10);
 
 impl Place {
@@ -125,7 +125,7 @@ impl Place {
     }
 }
 
-/// Appends these events to the database in the folder, which is made where it is missing.
+/// Appends these events to the database in the folder, which is created if it is missing.
 fn load(folder: &Path, content: Content) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     runtime.block_on(async {
@@ -148,7 +148,7 @@ fn place(folder: TempDir) -> anyhow::Result<Place> {
     })
 }
 
-/// Waits until the engine that was dropped has closed its files: the last one takes the write-ahead log with it.
+/// Waits until the dropped engine has closed its files. The last connection removes the write-ahead log.
 fn closed(folder: &Path) -> anyhow::Result<()> {
     let (wal, deadline) = (folder.join(format!("{DATABASE}-wal")), Instant::now() + CLOSED_WITHIN);
     while wal.exists() {

@@ -1,11 +1,11 @@
-// What other programs write and read with Kafka's own client. A scene writes a topic, or reads one, and says on standard
-// output what the brokers acknowledged or gave, a line a record, so that a test knows what eventd has to find:
+// Writes and reads a topic with Kafka's own client, as other programs do. A scene prints one line for each record that the
+// brokers acknowledged or returned, so that a test knows what eventd has to find:
 //
 //   compose/broker java Foreign.java BROKERS SCENE TOPIC
 //
-// A line is "aborted" or "given" (to whoever reads committed records), topic, partition, offset, timestamp, key, value and
-// headers, with tabs between them; bytes are base64, null is -. A line "=> …" says how far the scene is. A scene that has
-// to wait for the test waits for a line of input, and ends where there is none.
+// A line has the fields "aborted" or "committed", topic, partition, offset, timestamp, key, value and headers, separated
+// by tabs. Bytes are in base64, and null is -. A line "=> …" reports the progress of the scene. A scene that has to wait
+// for the test waits for a line of input, and ends if its input has ended.
 
 import java.io.BufferedOutputStream;
 import java.io.BufferedReader;
@@ -45,7 +45,7 @@ public class Foreign {
     static final PrintStream OUT = new PrintStream(new BufferedOutputStream(new FileOutputStream(FileDescriptor.out)));
     static final BufferedReader IN = new BufferedReader(new InputStreamReader(System.in));
     static final long NOW = System.currentTimeMillis();
-    // No test waits longer; a JVM whose test is gone ends all the same.
+    // No test waits longer. This also ends a JVM whose test has ended.
     static final Duration PATIENCE = Duration.ofSeconds(60);
 
     static String brokers;
@@ -108,25 +108,25 @@ public class Foreign {
         }
     }
 
-    /** A producer, and what it has sent and not told of. */
+    /** A producer, and the records that it has sent but not reported yet. */
     static class Writer implements AutoCloseable {
         record Sent(ProducerRecord<byte[], byte[]> record, Future<RecordMetadata> metadata) {}
 
         final KafkaProducer<byte[], byte[]> producer;
         final String topic;
         final List<Sent> sent = new ArrayList<>();
-        // What an open transaction wrote, in flushed batches: told of when it ends.
+        // Records of an open transaction in flushed batches. They are reported when it ends.
         int open = 0;
 
         Writer(String topic, Map<String, Object> settings) {
             Map<String, Object> all = new HashMap<>(Map.of(
                     "bootstrap.servers", brokers,
                     "acks", "all",
-                    // A batch is what stands between two flushes.
+                    // A flush ends a batch.
                     "linger.ms", 60_000, "delivery.timeout.ms", 90_000,
                     "batch.size", 8 << 20, "max.request.size", 8 << 20, "buffer.memory", 64 << 20,
                     "max.block.ms", PATIENCE.toMillis(),
-                    // A transaction that begins while the last one's markers are written is tried again.
+                    // A transaction that begins while the markers of the previous one are written is retried.
                     "retry.backoff.ms", 5));
             all.putAll(settings);
             producer = new KafkaProducer<>(all, new ByteArraySerializer(), new ByteArraySerializer());
@@ -139,7 +139,7 @@ public class Foreign {
         }
 
         void end(boolean commits) throws Exception {
-            // What was never sent would be dropped, and no test of what is aborted.
+            // An abort drops records that were never sent, and then nothing would be aborted in the log.
             producer.flush();
             if (commits) {
                 producer.commitTransaction();
@@ -147,10 +147,10 @@ public class Foreign {
                 producer.abortTransaction();
             }
             open = 0;
-            told(commits ? "given" : "aborted");
+            report(commits ? "committed" : "aborted");
         }
 
-        void told(String kind) throws Exception {
+        void report(String kind) throws Exception {
             producer.flush();
             for (Sent one : sent) {
                 RecordMetadata at = one.metadata.get();
@@ -167,7 +167,7 @@ public class Foreign {
         }
     }
 
-    /** Every codec in a partition of its own, batches of odd records and large ones; the time of the broker; holes. */
+    /** One partition for each codec, with batches of odd and of large records, with broker timestamps, and with holes. */
     static void oddities() throws Exception {
         List<String> codecs = List.of("none", "gzip", "snappy", "lz4", "zstd");
         Map<String, String> settings = Map.of("retention.ms", "-1", "max.message.bytes", String.valueOf(8 << 20));
@@ -175,12 +175,12 @@ public class Foreign {
         for (int partition = 0; partition < codecs.size(); partition++) {
             try (Writer writer = new Writer(topic, Map.of("compression.type", codecs.get(partition)))) {
                 oddRecords(writer, partition);
-                writer.told("given");
+                writer.report("committed");
                 largeBatch(writer, partition);
-                writer.told("given");
-                // One alone, behind what is large.
+                writer.report("committed");
+                // A single record after the large batch.
                 writer.send(partition, NOW, text("user-1"), text("last"));
-                writer.told("given");
+                writer.report("committed");
             }
         }
         say("a partition a codec: " + String.join(" ", codecs));
@@ -194,11 +194,11 @@ public class Foreign {
                 }
                 writer.producer.flush();
             }
-            // The first of the records that are left stands within a batch.
+            // The first remaining record is in the middle of a batch.
             TopicPartition partition = new TopicPartition(topic, deletedFrom);
             admin.deleteRecords(Map.of(partition, RecordsToDelete.beforeOffset(17))).all().get();
             writer.sent.subList(0, 17).clear();
-            writer.told("given");
+            writer.report("committed");
         }
 
         String ofBroker = topic + ".append-time";
@@ -210,7 +210,7 @@ public class Foreign {
                     writer.send(partition, 1_000 + i, text("user-" + i % 3), text("at " + i));
                     if (i % 7 == 6) writer.producer.flush();
                 }
-                writer.told("given");
+                writer.report("committed");
             }
         }
     }
@@ -230,7 +230,7 @@ public class Foreign {
         to.send(partition, NOW, user, every);
         to.send(partition, NOW, every, every);
         to.send(partition, NOW, user, text("{\"json\": [1, 2.50, \"\\u0000\"]}\r\n"));
-        // Not in the order of their times.
+        // These are not in the order of their times.
         to.send(partition, NOW - 86_400_000, user, text("of yesterday"));
         to.send(partition, 0, user, text("of long ago"));
         to.send(partition, NOW, user, text("of now"));
@@ -262,7 +262,7 @@ public class Foreign {
         }
     }
 
-    /** A batch that holds more than one fetch asks for: half of it the same again and again, half of it noise. */
+    /** A batch that is larger than one fetch. One half repeats the same bytes, and the other half is noise. */
     static void largeBatch(Writer to, int partition) {
         Random random = new Random(partition);
         for (int i = 0; i < 24; i++) {
@@ -279,7 +279,7 @@ public class Foreign {
         return new RecordHeader(name, value);
     }
 
-    /** Producers with and without transactions take turns as the seed says; then one transaction is left open. */
+    /** Producers with and without transactions take turns in an order from the seed. Then one transaction stays open. */
     static void transactions(long seed) throws Exception {
         int partitions = 2;
         Random random = new Random(seed);
@@ -299,7 +299,7 @@ public class Foreign {
             int turn = random.nextInt(writers.size() + 1);
             if (turn == writers.size()) {
                 plain.send(partition, NOW + n, user, value.apply(n));
-                plain.told("given");
+                plain.report("committed");
                 continue;
             }
             Writer writer = writers.get(turn);
@@ -311,7 +311,7 @@ public class Foreign {
         for (Writer writer : writers) {
             if (writer.open > 0) writer.end(random.nextBoolean());
         }
-        // The last offsets hold nothing but what was aborted, and the markers that say so.
+        // The last offsets only have aborted records and their markers.
         Writer last = writers.get(0);
         for (int partition = 0; partition < partitions; partition++) {
             if (last.open++ == 0) last.producer.beginTransaction();
@@ -323,20 +323,20 @@ public class Foreign {
 
         for (boolean commits : new boolean[] {true, false}) {
             Writer open = writers.get(1);
-            Writer behind = writers.get(2);
+            Writer later = writers.get(2);
             open.producer.beginTransaction();
             for (int partition = 0; partition < partitions; partition++) {
                 open.send(partition, NOW, text("user-1"), text("open"));
                 open.send(partition, NOW, text("user-2"), text("open"));
             }
             open.producer.flush();
-            behind.producer.beginTransaction();
+            later.producer.beginTransaction();
             for (int partition = 0; partition < partitions; partition++) {
-                plain.send(partition, NOW, text("user-1"), text("behind what is open"));
-                behind.send(partition, NOW, text("user-2"), text("committed behind what is open"));
+                plain.send(partition, NOW, text("user-1"), text("after an open transaction"));
+                later.send(partition, NOW, text("user-2"), text("committed after an open transaction"));
             }
-            plain.told("given");
-            behind.end(true);
+            plain.report("committed");
+            later.end(true);
             say("open");
             if (IN.readLine() == null) return;
             open.end(commits);
@@ -347,7 +347,7 @@ public class Foreign {
         plain.close();
     }
 
-    /** The same few users in each of ten batches, and transactions that are aborted between them. */
+    /** Ten batches with the same few users, and aborted transactions between them. */
     static void compacted() throws Exception {
         makeTopic(topic, 1, Map.of("cleanup.policy", "compact", "min.cleanable.dirty.ratio", "0.001",
                 "segment.ms", "1", "delete.retention.ms", "0"));
@@ -355,14 +355,14 @@ public class Foreign {
                 Writer aborting = new Writer(topic, Map.of("transactional.id", topic))) {
             aborting.producer.initTransactions();
             for (int round = 0; round < 10; round++) {
-                // Each batch begins a segment; what is in the last one is not compacted.
+                // Each batch begins a segment. The last segment is not compacted.
                 long time = NOW + round * 60_000L;
                 for (int i = 0; i < 20; i++) {
-                    // Each round has its own users too, whose records stay between those that go.
+                    // Each round also has users of its own, whose records survive compaction.
                     byte[] user = text(i % 7 == 3 ? "once-" + round + "-" + i : "user-" + i);
                     writer.send(0, time, user, text(round + "." + i));
                 }
-                writer.told("given");
+                writer.report("committed");
                 if (round % 3 == 1) {
                     aborting.producer.beginTransaction();
                     aborting.send(0, time, text("user-" + round), text("aborted"));
@@ -374,7 +374,7 @@ public class Foreign {
 
     // --- Reading -----------------------------------------------------------------------------------------------------
 
-    /** Tells what the topic holds; then each line of input is a number of partitions and a key, and gets its partition. */
+    /** Prints the records of the topic. Then it answers each line of input, a number of partitions and a key, with a partition. */
     static void reader() throws IOException {
         Map<String, Object> settings = Map.of("bootstrap.servers", brokers, "isolation.level", "read_committed");
         try (KafkaConsumer<byte[], byte[]> consumer =
@@ -387,7 +387,7 @@ public class Foreign {
             long deadline = System.nanoTime() + PATIENCE.toNanos();
             while (all.stream().anyMatch(one -> consumer.position(one) < ends.get(one))) {
                 if (System.nanoTime() > deadline) throw new IOException("not read to the end " + ends);
-                consumer.poll(Duration.ofSeconds(1)).forEach(record -> line("given", record));
+                consumer.poll(Duration.ofSeconds(1)).forEach(record -> line("committed", record));
             }
         }
         say("read");

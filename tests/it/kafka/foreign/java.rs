@@ -87,7 +87,7 @@ fn parse(line: &str) -> WrittenRecord {
     let mut fields = line.split('\t');
     let mut next = || fields.next().unwrap_or_else(|| panic!("an incomplete line: {line}"));
     let is_committed = match next() {
-        "given" => true,
+        "committed" => true,
         "aborted" => false,
         other => panic!("{other:?}: {line}"),
     };
