@@ -7,6 +7,8 @@ mod destination;
 mod ingest;
 mod kafka;
 mod layering;
+#[path = "../support/memory_partition.rs"]
+mod memory_partition;
 mod replay;
 mod sqlite;
 mod support;

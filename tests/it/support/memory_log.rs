@@ -5,8 +5,9 @@
 //! ```
 
 use super::wait::soon;
+use crate::memory_partition::MemoryPartition;
 use eventd::BoxFuture;
-use eventd::core::event::{Event, Record};
+use eventd::core::event::Record;
 use eventd::core::outcome::{Certainty, Failure};
 use eventd::log::{FetchError, Fetched, Log};
 use std::collections::VecDeque;
@@ -26,14 +27,14 @@ pub(crate) struct MemoryLog {
 
 #[derive(Debug)]
 struct State {
-    partitions: Vec<Vec<Record>>,
+    partitions: Vec<MemoryPartition>,
     /// The outcomes of the next appends to a partition. `None` means success.
     plan: VecDeque<(u32, Option<Failure>)>,
 }
 
 impl MemoryLog {
     pub(crate) fn new(partitions: usize) -> Arc<Self> {
-        let state = State { partitions: vec![Vec::new(); partitions], plan: VecDeque::new() };
+        let state = State { partitions: vec![MemoryPartition::default(); partitions], plan: VecDeque::new() };
         Arc::new(Self {
             state: Mutex::new(state),
             frozen: watch::Sender::new(false),
@@ -62,7 +63,7 @@ impl MemoryLog {
     }
 
     pub(crate) fn add_partition(&self) {
-        self.state.lock().unwrap().partitions.push(Vec::new());
+        self.state.lock().unwrap().partitions.push(MemoryPartition::default());
     }
 
     pub(crate) async fn until_begun(&self, appends: usize) {
@@ -82,7 +83,7 @@ impl MemoryLog {
 
     /// The records of one partition, in order.
     pub(crate) fn records(&self, partition: u32) -> Vec<Record> {
-        self.state.lock().unwrap().partitions[partition as usize].clone()
+        self.state.lock().unwrap().partitions[partition as usize].records.values().cloned().collect()
     }
 
     /// The values of one partition, as text, in order.
@@ -93,27 +94,11 @@ impl MemoryLog {
 
     /// The number of records in all partitions.
     pub(crate) fn len(&self) -> usize {
-        self.state.lock().unwrap().partitions.iter().map(Vec::len).sum()
+        self.state.lock().unwrap().partitions.iter().map(|partition| partition.records.len()).sum()
     }
 
     fn read(&self, partition: u32, from: i64, max_bytes: usize) -> Result<Fetched, FetchError> {
-        let state = self.state.lock().unwrap();
-        let records = &state.partitions[partition as usize];
-        let latest = records.len() as i64;
-        let Some(rest) = usize::try_from(from).ok().and_then(|from| records.get(from..)) else {
-            return Err(FetchError::OutOfRange { from, earliest: 0, latest });
-        };
-        let mut bytes = 0;
-        let events: Vec<Event> = rest
-            .iter()
-            .zip(from..)
-            .take_while(|(record, offset)| {
-                bytes += record.size_bytes();
-                *offset == from || bytes <= max_bytes
-            })
-            .map(|(record, offset)| Event { offset, record: record.clone() })
-            .collect();
-        Ok(Fetched { next: from + events.len() as i64, events, latest })
+        self.state.lock().unwrap().partitions[partition as usize].fetch(from, max_bytes, usize::MAX, |_| false)
     }
 }
 
@@ -138,9 +123,8 @@ impl Log for MemoryLog {
             if let Some(failure) = failure.clone().filter(|failure| failure.certainty == Certainty::Refused) {
                 return Err(failure);
             }
-            let place = &mut state.partitions[partition as usize];
-            let (first, count) = (place.len() as i64, records.len());
-            place.extend(records);
+            let count = records.len();
+            let first = state.partitions[partition as usize].append(records);
             drop(state);
             self.stored.send_modify(|stored| *stored += count);
             failure.map_or(Ok(first), Err)
@@ -173,9 +157,6 @@ impl Log for MemoryLog {
     }
 
     fn offset_at(&self, partition: u32, timestamp_ms: i64) -> BoxFuture<'_, Result<Option<i64>, Failure>> {
-        Box::pin(async move {
-            let found = self.records(partition).iter().position(|record| record.timestamp_ms >= timestamp_ms);
-            Ok(found.map(|at| at as i64))
-        })
+        Box::pin(async move { Ok(self.state.lock().unwrap().partitions[partition as usize].offset_at(timestamp_ms)) })
     }
 }

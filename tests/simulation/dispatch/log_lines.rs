@@ -1,7 +1,7 @@
 //! What the log says about a destination, in scenarios that last minutes of simulated time.
 
 use crate::dispatch::driver::{Outcome, simulate};
-use crate::dispatch::end_of_trace;
+use crate::dispatch::end_of;
 use crate::dispatch::memory_destination::{Behaviour, Outage};
 use crate::dispatch::scenario::{Action, Scenario, fixed};
 use std::io::{self, Write};
@@ -46,7 +46,7 @@ fn lines_of(scenario: &Scenario) -> (Vec<String>, Outcome) {
     let subscriber =
         tracing_subscriber::fmt().without_time().with_ansi(false).with_writer(move || writer.clone()).finish();
     let outcome = tracing::subscriber::with_default(subscriber, || simulate(scenario));
-    assert_eq!(outcome.violation, None, "{}", end_of_trace(&outcome));
+    assert_eq!(outcome.violation, None, "{}", end_of(&outcome));
     let text = String::from_utf8(lines.0.lock().unwrap().clone()).unwrap();
     (text.lines().map(str::to_owned).collect(), outcome)
 }

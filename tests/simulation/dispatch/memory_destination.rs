@@ -2,8 +2,8 @@
 //! refuses, accepts an event and loses the answer, always fails for one user, is slow for another, or is in an outage.
 
 use crate::dispatch::oracle::{DeliveredRun, User};
-use crate::dispatch::random::Random;
 use crate::dispatch::world::{Call, Handle};
+use crate::harness::Random;
 use eventd::BoxFuture;
 use eventd::core::event::Event;
 use eventd::core::verdict::{Failed, Report, Verdict};

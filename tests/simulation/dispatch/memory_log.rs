@@ -4,8 +4,9 @@
 
 use crate::dispatch::oracle::Oracle;
 use crate::dispatch::world::{Call, Handle, State, World, WriteFault};
+use crate::memory_partition::MemoryPartition;
 use eventd::BoxFuture;
-use eventd::core::event::{Event, Record};
+use eventd::core::event::Record;
 use eventd::core::outcome::Failure;
 use eventd::log::{CreateTopic, Engine, FetchError, Fetched, Log, OpenError};
 use std::collections::{BTreeMap, BTreeSet};
@@ -19,17 +20,10 @@ pub(crate) const TOPIC: &str = "user-events";
 pub(crate) const DEAD_LETTERS: &str = "user-events.file-1.dead";
 const AUDIT: &str = "user-events.audit";
 
-#[derive(Debug, Default)]
-struct Partition {
-    events: BTreeMap<i64, Record>,
-    earliest: i64,
-    latest: i64,
-}
-
 /// All topics of the engine.
 #[derive(Debug)]
 pub(crate) struct Topics {
-    topics: BTreeMap<String, Vec<Partition>>,
+    topics: BTreeMap<String, Vec<MemoryPartition>>,
     /// The percentage of appends that are followed by offsets without a record.
     gaps: u64,
     /// The most records in one answer to a fetch.
@@ -46,7 +40,7 @@ impl Topics {
     }
 
     pub(crate) fn make(&mut self, topic: &str, partitions: u32) {
-        let made = || (0..partitions).map(|_| Partition::default()).collect();
+        let made = || (0..partitions).map(|_| MemoryPartition::default()).collect();
         self.topics.entry(topic.to_owned()).or_insert_with(made);
     }
 
@@ -75,7 +69,7 @@ impl Topics {
     /// The dead letters of one partition.
     pub(crate) fn dead_letters(&self, partition: u32) -> impl Iterator<Item = (i64, &Record)> {
         let part = self.topics.get(DEAD_LETTERS).and_then(|parts| parts.get(partition as usize));
-        part.into_iter().flat_map(|part| &part.events).map(|(offset, record)| (*offset, record))
+        part.into_iter().flat_map(|part| &part.records).map(|(offset, record)| (*offset, record))
     }
 
     pub(crate) fn ends(&self, partition: u32) -> (i64, i64) {
@@ -83,7 +77,7 @@ impl Topics {
         (part.earliest, part.latest)
     }
 
-    fn partition(&self, topic: &str, partition: u32) -> Option<&Partition> {
+    fn partition(&self, topic: &str, partition: u32) -> Option<&MemoryPartition> {
         self.topics.get(topic)?.get(partition as usize)
     }
 }
@@ -96,18 +90,16 @@ impl World {
         let state = &mut *guard;
         let gap = if state.random.chance(state.topics.gaps) { state.random.between(1, 3) as i64 } else { 0 };
         let part = &mut state.topics.topics.get_mut(topic).expect("the topic is open")[partition as usize];
-        let first = part.latest;
-        for record in records {
-            part.events.insert(part.latest, record.clone());
+        let first = part.append(records.iter().cloned());
+        for (offset, record) in (first..).zip(records) {
             if topic == TOPIC {
-                state.oracle.appended(partition, part.latest, record, now);
+                state.oracle.appended(partition, offset, record, now);
             } else if topic == AUDIT {
                 state.replays.audited(record);
             } else {
                 let replayed = state.replays.oracle_of_dead_letter(record);
                 replayed.unwrap_or(&mut state.oracle).dead_letter_stored(partition, record, now);
             }
-            part.latest += 1;
         }
         part.latest += gap;
         if topic == TOPIC {
@@ -125,7 +117,7 @@ impl World {
         let part = &mut state.topics.topics.get_mut(TOPIC).expect("the topic is there")[partition as usize];
         let earliest = earliest.clamp(part.earliest, part.latest);
         part.earliest = earliest;
-        part.events = part.events.split_off(&earliest);
+        part.records = part.records.split_off(&earliest);
         state.oracle.trimmed(partition, earliest, now);
         state.replays.trimmed(partition, earliest, now);
     }
@@ -174,7 +166,7 @@ pub(crate) struct MemoryLog {
 }
 
 impl MemoryLog {
-    async fn read<T>(&self, call: Call, answer: impl Fn(&[Partition]) -> Option<T>) -> Result<T, Failure> {
+    async fn read<T>(&self, call: Call, answer: impl Fn(&[MemoryPartition]) -> Option<T>) -> Result<T, Failure> {
         if !self.handle.is_answered(call).await {
             return Err(Failure::refused("log-unavailable", "no answer from the log"));
         }
@@ -197,27 +189,11 @@ impl MemoryLog {
         let Some(part) = state.topics.partition(&self.topic, partition) else {
             return Some(Err(FetchError::Unavailable("there is no such partition".into())));
         };
-        let (earliest, latest) = (part.earliest, part.latest);
-        if from < earliest || from > latest {
-            return Some(Err(FetchError::OutOfRange { from, earliest, latest }));
-        }
-        if from == latest {
+        if from == part.latest {
             return None;
         }
-        let (mut events, mut bytes) = (Vec::new(), 0);
-        for (offset, record) in part.events.range(from..) {
-            if self.topic == TOPIC && state.topics.damaged.contains(&(partition, *offset)) {
-                let damage = FetchError::Corrupt { offset: *offset, detail: "it was damaged".into() };
-                let before = Fetched { events, next: *offset, latest };
-                return Some(if *offset == from { Err(damage) } else { Ok(before) });
-            }
-            bytes += record.size_bytes();
-            if !events.is_empty() && (bytes > max_bytes || events.len() >= state.topics.fetch_events_max) {
-                return Some(Ok(Fetched { events, next: *offset, latest }));
-            }
-            events.push(Event { offset: *offset, record: record.clone() });
-        }
-        Some(Ok(Fetched { events, next: latest, latest }))
+        let is_damaged = |offset| self.topic == TOPIC && state.topics.damaged.contains(&(partition, offset));
+        Some(part.fetch(from, max_bytes, state.topics.fetch_events_max, is_damaged))
     }
 }
 
@@ -366,9 +342,6 @@ impl Log for MemoryLog {
     }
 
     fn offset_at(&self, partition: u32, timestamp_ms: i64) -> BoxFuture<'_, Result<Option<i64>, Failure>> {
-        Box::pin(self.read(Call::Latest, move |parts| {
-            let events = &parts.get(partition as usize)?.events;
-            Some(events.iter().find(|(_, record)| record.timestamp_ms >= timestamp_ms).map(|(offset, _)| *offset))
-        }))
+        Box::pin(self.read(Call::Latest, move |parts| Some(parts.get(partition as usize)?.offset_at(timestamp_ms))))
     }
 }

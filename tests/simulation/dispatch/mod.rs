@@ -6,8 +6,8 @@
 //!                                                                                  └─▶ oracle ─▶ violation, or none
 //! ```
 //!
-//! `EVENTD_SIM_FIRST` and `EVENTD_SIM_SEEDS` choose the seeds; a failing one is printed with the command that replays
-//! it exactly.
+//! `EVENTD_SIM_FIRST` and `EVENTD_SIM_SEEDS` choose the seeds. A failing seed is printed with the command that replays it
+//! exactly.
 
 mod driver;
 mod log_lines;
@@ -19,7 +19,6 @@ mod oracle;
 mod oracle_tests;
 mod outage_rules;
 mod outages;
-mod random;
 mod replays;
 mod scenario;
 mod world;
@@ -27,105 +26,70 @@ mod world;
 use self::driver::{Outcome, simulate};
 use self::scenario::{Scenario, fixed, fixed_with_replays};
 use self::world::{CALLS, Call, Role, Single};
+use crate::harness::{Seeds, assert_repeatable, end_of_trace};
 
 /// Seeds of a plain run.
 const SEEDS: u64 = 2_000;
-const THREADS: u64 = 2;
 /// Seeds that are run twice.
 const SEEDS_RUN_TWICE: u64 = 300;
-/// Lines of a failing seed's trace that are printed.
-const TRACE_LINES: usize = 80;
 
-fn number(name: &str, otherwise: u64) -> u64 {
-    match std::env::var(name) {
-        Ok(text) => text.parse().unwrap_or_else(|_| panic!("{name}={text} is no number")),
-        Err(_) => otherwise,
-    }
-}
-
-fn end_of_trace(outcome: &Outcome) -> String {
-    let from = outcome.trace.len().saturating_sub(TRACE_LINES);
-    format!("{}\n{}", outcome.trace[from..].join("\n"), outcome.violation.as_deref().unwrap_or("no violation"))
+/// What a failing scenario is reported with.
+fn end_of(outcome: &Outcome) -> String {
+    end_of_trace(&outcome.trace, outcome.violation.as_deref())
 }
 
 #[test]
 fn thousands_of_seeds() {
-    let (first, seeds) = (number("EVENTD_SIM_FIRST", 0), number("EVENTD_SIM_SEEDS", SEEDS));
-    let began = std::time::Instant::now();
-    let totals = std::thread::scope(|scope| {
-        let threads: Vec<_> = (0..THREADS)
-            .map(|thread| {
-                scope.spawn(move || {
-                    let mut outcomes = Vec::new();
-                    for seed in (first..first + seeds).filter(|seed| seed % THREADS == thread) {
-                        let scenario = Scenario::new(seed);
-                        let mut outcome = simulate(&scenario);
-                        if outcome.violation.is_some() {
-                            eprintln!("{}", end_of_trace(&outcome));
-                            eprintln!("{:?} {:?}", scenario.config, scenario.limits);
-                            panic!(
-                                "replay: EVENTD_SIM_FIRST={seed} EVENTD_SIM_SEEDS=1 cargo test --test simulation \
-                                 thousands_of_seeds"
-                            );
-                        }
-                        outcome.trace.clear();
-                        outcomes.push(outcome);
-                    }
-                    outcomes
-                })
-            })
-            .collect();
-        let joined = threads.into_iter().map(|thread| thread.join());
-        joined.collect::<Result<Vec<_>, _>>().unwrap_or_else(|panic| std::panic::resume_unwind(panic)).concat()
-    });
-    let sum = |of: fn(&Outcome) -> u64| totals.iter().map(of).sum::<u64>();
-    let counted: [(&str, u64); 21] = [
-        ("events", sum(|o| o.counts.events)),
-        ("attempts", sum(|o| o.counts.attempts)),
-        ("failed", sum(|o| o.counts.failed)),
-        ("redeliveries", sum(|o| o.counts.redelivered)),
-        ("dead letters", sum(|o| o.counts.dead_letters)),
-        ("commits", sum(|o| o.counts.commits)),
-        ("with a settled map", sum(|o| o.counts.with_settled_map)),
-        ("crashes", sum(|o| o.crashes)),
-        ("stops", sum(|o| o.stops)),
-        ("moves", sum(|o| o.moves)),
-        ("sessions lost", sum(|o| o.sessions_lost)),
-        ("outages", sum(|o| o.outages)),
-        ("requested resets", sum(|o| o.repositions)),
-        ("resets applied by owners", sum(|o| o.counts.moved)),
-        ("damaged for a while", sum(|o| o.damages)),
-        ("outages evident to a process", sum(|o| o.counts.outages_evident)),
-        ("replays", sum(|o| o.replayed)),
-        ("resumed", sum(|o| o.resumes)),
-        ("refused", sum(|o| o.refused)),
-        ("events delivered by replays", sum(|o| o.redelivered)),
-        ("events given up by replays", sum(|o| o.dead_letters_again)),
-    ];
-    println!("# simulation: {seeds} seeds in {:?}: {counted:?}", began.elapsed());
-    if seeds >= 100 {
-        for (name, count) in counted {
-            assert!(count > seeds / 20, "a run with {count} {name} in {seeds} seeds proves nothing about them");
+    let run = Seeds::from_environment(SEEDS).run("--test simulation dispatch::", |seed| {
+        let scenario = Scenario::new(seed);
+        let mut outcome = simulate(&scenario);
+        if outcome.violation.is_some() {
+            return Err(format!("{}\n{:?} {:?}", end_of(&outcome), scenario.config, scenario.limits));
         }
-    }
+        outcome.trace.clear();
+        Ok(outcome)
+    });
+    run.report(
+        "simulation",
+        &[
+            ("events", run.sum(|o| o.counts.events)),
+            ("attempts", run.sum(|o| o.counts.attempts)),
+            ("failed", run.sum(|o| o.counts.failed)),
+            ("redeliveries", run.sum(|o| o.counts.redelivered)),
+            ("dead letters", run.sum(|o| o.counts.dead_letters)),
+            ("commits", run.sum(|o| o.counts.commits)),
+            ("with a settled map", run.sum(|o| o.counts.with_settled_map)),
+            ("crashes", run.sum(|o| o.crashes)),
+            ("stops", run.sum(|o| o.stops)),
+            ("partitions moved", run.sum(|o| o.moves)),
+            ("sessions lost", run.sum(|o| o.sessions_lost)),
+            ("outages", run.sum(|o| o.outages)),
+            ("requested resets", run.sum(|o| o.repositions)),
+            ("resets applied by owners", run.sum(|o| o.counts.moved)),
+            ("damaged for a while", run.sum(|o| o.damages)),
+            ("outages evident to a process", run.sum(|o| o.counts.outages_evident)),
+            ("replays", run.sum(|o| o.replayed)),
+            ("resumed", run.sum(|o| o.resumes)),
+            ("refused", run.sum(|o| o.refused)),
+            ("events delivered by replays", run.sum(|o| o.redelivered)),
+            ("events given up by replays", run.sum(|o| o.dead_letters_again)),
+        ],
+    );
 }
 
 #[test]
 fn the_same_seed_gives_the_same_trace() {
-    for seed in 0..SEEDS_RUN_TWICE {
-        let scenario = Scenario::new(seed);
-        let (one, two) = (simulate(&scenario), simulate(&scenario));
-        let differs = one.trace.iter().zip(&two.trace).position(|(one, two)| one != two);
-        assert_eq!(differs.map(|at| (&one.trace[at], &two.trace[at])), None, "seed {seed}");
-        assert_eq!((one.trace.len(), one.counts), (two.trace.len(), two.counts), "seed {seed}");
-    }
+    assert_repeatable(SEEDS_RUN_TWICE, |seed| {
+        let outcome = simulate(&Scenario::new(seed));
+        (outcome.trace, outcome.counts)
+    });
 }
 
 /// Most catastrophic failures come from a harmless-looking error that is handled wrongly. So each call fails once, in
 /// every way.
 fn assert_no_single_failure_breaks_a_promise(scenario: &Scenario, role: Role, made: &[Call]) {
     let whole = simulate(scenario);
-    assert_eq!(whole.violation, None, "with nothing failing: {}", end_of_trace(&whole));
+    assert_eq!(whole.violation, None, "with nothing failing: {}", end_of(&whole));
     let mut runs = 0;
     let calls: Vec<(Call, u64)> = made.iter().map(|call| (*call, whole.calls[role as usize][*call as usize])).collect();
     for (call, calls) in &calls {
@@ -134,7 +98,7 @@ fn assert_no_single_failure_breaks_a_promise(scenario: &Scenario, role: Role, ma
         for (index, way) in (0..*calls).flat_map(|index| (0..call.ways()).map(move |way| (index, way))) {
             let single = Single { role, call, index, way };
             let outcome = simulate(&Scenario { single: Some(single), ..scenario.clone() });
-            assert!(outcome.violation.is_none(), "{single:?}: {}", end_of_trace(&outcome));
+            assert!(outcome.violation.is_none(), "{single:?}: {}", end_of(&outcome));
             runs += 1;
         }
     }
@@ -163,7 +127,7 @@ fn reading_the_latest_offset_fails_once() {
     for index in 0..u64::from(scenario.partitions) {
         scenario.single = Some(Single { role: Role::Dispatch, call: Call::Latest, index, way: 0 });
         let outcome = simulate(&scenario);
-        assert!(outcome.violation.is_none(), "{}", end_of_trace(&outcome));
+        assert!(outcome.violation.is_none(), "{}", end_of(&outcome));
         assert!(
             outcome.calls[Role::Dispatch as usize][Call::Latest as usize] > index,
             "the call that should fail was never made"

@@ -1,7 +1,7 @@
 //! Long outages, with a backoff of minutes.
 
 use crate::dispatch::driver::simulate;
-use crate::dispatch::end_of_trace;
+use crate::dispatch::end_of;
 use crate::dispatch::log_lines::calm;
 use crate::dispatch::memory_destination::Outage;
 use crate::dispatch::scenario::{Action, Scenario};
@@ -31,7 +31,7 @@ fn new_user_in_a_long_outage(outages: &[(u64, Outage)]) -> Scenario {
 fn nothing_is_given_up_while_the_other_users_of_an_outage_back_off_for_minutes() {
     for outages in [vec![(0, Outage::Fails)], vec![(0, Outage::Unreachable), (1_190, Outage::Fails)]] {
         let outcome = simulate(&new_user_in_a_long_outage(&outages));
-        assert_eq!(outcome.violation, None, "{}", end_of_trace(&outcome));
-        assert_eq!(outcome.counts.dead_letters, 0, "{outages:?}: {}", end_of_trace(&outcome));
+        assert_eq!(outcome.violation, None, "{}", end_of(&outcome));
+        assert_eq!(outcome.counts.dead_letters, 0, "{outages:?}: {}", end_of(&outcome));
     }
 }

@@ -2,9 +2,9 @@
 
 use crate::dispatch::memory_destination::{Behaviour, Outage};
 use crate::dispatch::oracle::{Rules, User};
-use crate::dispatch::random::Random;
 use crate::dispatch::replays::RequestedReplay;
 use crate::dispatch::world::{Rates, Single};
+use crate::harness::Random;
 use eventd::core::backoff::Backoff;
 use eventd::core::token_bucket::Rate;
 use eventd::destination::BatchLimits;

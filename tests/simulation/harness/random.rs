@@ -1,4 +1,4 @@
-//! Random numbers that a seed repeats exactly, on every machine (SplitMix64).
+//! Random numbers that a seed repeats exactly on every machine (SplitMix64).
 
 use std::time::Duration;
 
@@ -20,16 +20,17 @@ impl Random {
         z ^ (z >> 31)
     }
 
-    /// Below `n`, which is above zero.
+    /// A number below `n`, which must not be 0.
     pub(crate) fn below(&mut self, n: u64) -> u64 {
         self.next() % n
     }
 
-    /// From `low` to `high`, both possible.
+    /// A number from `low` to `high`, both included.
     pub(crate) fn between(&mut self, low: u64, high: u64) -> u64 {
         low + self.below(high - low + 1)
     }
 
+    /// True in this percentage of calls.
     pub(crate) fn chance(&mut self, percent: u64) -> bool {
         self.below(100) < percent
     }
