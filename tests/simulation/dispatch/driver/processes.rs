@@ -115,7 +115,7 @@ impl Driver<'_> {
         let drained = match result {
             Ok(Ok(ended)) if was_told_to_stop => ended == Ended::Drained,
             Ok(Ok(ended)) => {
-                state.oracle.fail(format!("life {life} ended with {ended:?}, but was not was_told_to_stop to stop"));
+                state.oracle.fail(format!("life {life} ended with {ended:?}, but was not told to stop"));
                 false
             }
             Ok(Err(_)) if ended_by_group => false,
@@ -148,7 +148,7 @@ impl Driver<'_> {
         let mut state = self.world.lock();
         state.members.stopping(life);
         state.oracle.told_to_stop(life, now);
-        state.note(now, life, format_args!("is was_told_to_stop to stop"));
+        state.note(now, life, format_args!("is told to stop"));
         drop(state);
         if stop.send(()).is_err() {
             // The process ended by itself at this moment, and `collect_ended` handles it.

@@ -93,7 +93,7 @@ impl Driver<'_> {
             let written = state.replays.written(number).map(|(id, _)| id.to_owned());
             state.replays.begins(life, number, written.clone());
             let now = self.world.now();
-            state.note(now, life, format_args!("replays request {number}, resumed: {}", written.is_some()));
+            state.note(now, life, format_args!("runs replay {number}, resumed: {}", written.is_some()));
             written
         };
         self.outcome.resumes += u64::from(rest.is_some());
@@ -163,7 +163,7 @@ impl Driver<'_> {
         for life in stopped {
             let now = self.world.now();
             let mut state = self.world.lock();
-            state.note(now, life, format_args!("is stopped to stop"));
+            state.note(now, life, format_args!("is told to stop"));
             if let Some(oracle) = state.oracle_of(life) {
                 oracle.told_to_stop(life, now);
             }
@@ -250,7 +250,7 @@ impl Driver<'_> {
                 is_done |= !is_written;
                 self.outcome.refused += 1;
                 if !state.may_be_refused(life) {
-                    state.oracle.fail(format!("life {life} is refused, although records_left is work: {error:#}"));
+                    state.oracle.fail(format!("life {life} is refused, although there is work: {error:#}"));
                 }
             }
             Ok(Err(error)) => {

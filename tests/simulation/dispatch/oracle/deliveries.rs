@@ -133,7 +133,7 @@ impl Oracle {
         }
         if owned.not_before.get(&head).is_some_and(|at| now < *at) {
             return Some(format!(
-                "{head} is tried at {now:?}, the destination resets for {:?}",
+                "{head} is tried at {now:?}, the destination asked for {:?}",
                 owned.not_before[&head]
             ));
         }

@@ -98,7 +98,7 @@ fn dead_letters_of_one_event_are_distinguished() {
     let made = |record: &Record| sent(&record.with_header("eventd-id", b"user-events-0-7"));
     case.delivers(7, made(&one(1)));
     assert_eq!((case.oracle.violation(), case.oracle.has_settled(0, 0)), (None, true));
-    assert!(!case.oracle.has_settled(0, 4), "the second dead dead_letter is not settled");
+    assert!(!case.oracle.has_settled(0, 4), "the second dead letter is not settled");
     case.delivers(7, made(&one(1)));
     case.is_reported("4 is not what was appended");
 }
