@@ -1,15 +1,15 @@
 #!/usr/bin/env bash
-# Runs every test of every test binary, each in a process of its own, and says which ten took longest.
+# Runs every test of every test binary in a process of its own, and prints the ten slowest.
 #
-# libtest on stable Rust measures no single test. A process each gives the times, keeps a test that aborts from taking
-# others with it, and shows that no test leans on another. Lines of a test's output that begin with "# " are what it
-# counted, and are printed at the end. The whole output of a test is kept in target/tests/.
+# libtest on stable Rust does not measure single tests. With one process for each test there are times, a test that aborts
+# does not end others, and no test can depend on another. Output lines of a test that begin with "# " are its counts, and
+# are printed at the end. The complete output of each test is in target/tests/.
 #
-# A real Kafka starts while cargo builds; tests find it at EVENTD_TEST_KAFKA. Where that is set already, the broker that
-# it names is used instead. Tests that kill or pause brokers start their own, in a folder under EVENTD_TEST_BROKERS, and
-# stand in a module `faults`: they run after the others, one at a time. No broker outlives the run.
+# A real Kafka starts while cargo builds. Tests find it at EVENTD_TEST_KAFKA. If that is set already, the tests use that
+# broker instead. Tests that kill or pause brokers start their own in a folder under EVENTD_TEST_BROKERS. They are in
+# modules named `faults`, and run one at a time after the others. No broker outlives the run.
 #
-# run.sh PATTERN runs only the tests whose names match it, as grep -E has it.
+# run.sh PATTERN only runs the tests whose names match the pattern of grep -E.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -20,7 +20,7 @@ target=$(realpath -m "${CARGO_TARGET_DIR:-target}")
 out="$target/tests"
 export EVENTD_TEST_BROKERS="$target/tests-brokers"
 
-# stop_brokers FLAGS…: all of them; those of tests that were killed too.
+# stop_brokers FLAGS…: stops all brokers, including those of tests that were killed.
 stop_brokers() {
     local folder
     for folder in "$EVENTD_TEST_BROKERS"/*/; do
@@ -28,7 +28,7 @@ stop_brokers() {
     done
 }
 
-# in_front COMMAND…: in a process group of its own, so that a signal ends all of it at once, and not after it is done.
+# in_front COMMAND…: runs it in a process group of its own, so that a signal ends all of it at once.
 group=
 in_front() {
     set -m
@@ -47,26 +47,26 @@ leave() {
     trap '' INT TERM HUP
     [ -z "$group" ] || kill -TERM -- "-$group" 2>/dev/null || true
     [ -z "$starting" ] || { kill "$starting" && wait "$starting"; } 2>/dev/null || true
-    # After a failure what the brokers logged is worth a look.
+    # After a failure, the brokers' logs may explain it.
     if [ $failed = 0 ]; then stop_brokers --delete; else stop_brokers; fi
 }
 trap leave EXIT
 trap 'exit 130' INT
 trap 'exit 143' TERM HUP
 
-# What a run that was killed has left.
+# Remove what a killed run has left.
 stop_brokers --delete
 rm -rf "$out" "$EVENTD_TEST_BROKERS"
 mkdir -p "$out"
 
 if [ -z "${EVENTD_TEST_KAFKA:-}" ]; then
-    # Retention would remove the records of tests that have times of their own, at a moment that nobody knows.
+    # Some tests write records with old times. Retention would remove them at an unknown moment.
     compose/broker start --port 0 --no-topic --set log.retention.ms=-1 --dir "$EVENTD_TEST_BROKERS/shared" \
         >"$out/kafka" 2>"$out/kafka.log" &
     starting=$!
 fi
 
-# Built first, so that a compiler's error is seen as cargo prints it.
+# Build first, so that errors of the compiler appear as cargo prints them.
 in_front cargo test --no-run
 cargo test --no-run 2>&1 | sed -n 's/^ *Executable .*(\(.*\))$/\1/p' >"$out/binaries"
 test -s "$out/binaries"
@@ -79,7 +79,7 @@ if [ -n "$starting" ]; then
     wait "$starting" || {
         starting=
         cat "$out/kafka.log"
-        echo "no Kafka to test against: see above"
+        echo "no Kafka to test against: it did not start, see above"
         exit 1
     }
     starting=
@@ -92,9 +92,9 @@ one() {
     local binary=$1 test=$2 begun=$EPOCHREALTIME file
     file="$3/$(basename "$binary" | sed 's/-[0-9a-f]*$//')::$test.log"
     local result=ok
-    # Cargo would set the variable: some crates read it while tests run.
+    # Some crates read this variable while tests run. Cargo would set it.
     CARGO_MANIFEST_DIR=$PWD "$binary" --exact "$test" --nocapture >"$file" 2>&1 || result=FAILED
-    # Nothing is skipped: a test that did not run has failed, unless it is one that others run as their child.
+    # No test is skipped: a test that did not run has failed, unless another test runs it as its child.
     if grep -q "^test $test \.\.\. ignored, run by " "$file"; then
         result=child
     elif ! grep -q '^test result: ok. 1 passed' "$file"; then
@@ -105,7 +105,7 @@ one() {
 }
 export -f one
 
-# all PROCESSES: runs the tests that it reads.
+# all PROCESSES: runs the tests that it reads from standard input.
 all() {
     xargs -r -P "$1" -L 1 bash -c 'one "$1" "$2" "$0"' "$out" | tee -a "$out/results"
 }
@@ -126,7 +126,7 @@ stop_brokers
 [ -n "$only" ] || in_front cargo test --doc --quiet || failed=1
 
 echo
-echo "what the tests counted:"
+echo "counts of the tests:"
 grep -h '^# ' "$out"/*.log | sort -u || true
 echo
 echo "the ten slowest, in ms:"

@@ -1,8 +1,12 @@
 #!/usr/bin/env bash
-# Shows that the simulations find what they are for: applies each patch of this folder, one planted bug each, to a copy
-# of the tree under target/planted, runs the seeds until one fails, and says how many that took. Fails where a bug gets
-# by. The patches of membership/ are for the simulation of a group's members, which is part of the library's tests.
-# With names of patches, only these are run.
+# Shows that the simulations find bugs. Each patch of this folder plants one bug. The script applies it to a copy of the
+# tree under target/planted, runs seeds until one fails, and prints how many that took. It fails if a bug is not found.
+#
+# The patches here are bugs of the protocol, and of the code around the pure core. For bugs in a single function of
+# src/core/ use `make mutants`: its changes are made on demand, so no patch has to follow lines that move.
+#
+# The patches in membership/ are for the simulation of group members, which is one of the library's tests. With names of
+# patches as arguments, only these are run.
 set -euo pipefail
 cd "$(dirname "$0")/../../.."
 
@@ -19,12 +23,12 @@ for patch in "$@"; do
         *) simulation=(--test simulation thousands_of_seeds) ;;
     esac
     git ls-files -z -- Cargo.toml Cargo.lock src tests benches | xargs -0 tar -cf - | tar -xf - -C "$tree"
-    # Without a repository of its own the patch would be held against ours.
+    # `patch` and not `git apply`, which would use the repository around the copy.
     (cd "$tree" && patch --quiet -p1) <"$patch"
     log="target/planted/$(basename "$patch" .patch).log"
     CARGO_TARGET_DIR=target/planted/build EVENTD_SIM_SEEDS="$seeds" \
         cargo test --manifest-path "$tree/Cargo.toml" "${simulation[@]}" >"$log" 2>&1 || true
-    # Two threads, each of which ends at its first failing seed.
+    # There are two threads, and each ends at its first failing seed.
     first=$(sed -n 's/.*replay: EVENTD_SIM_FIRST=\([0-9]*\) .*/\1/p' "$log" | sort -n | head -n 1)
     if [ -n "$first" ]; then
         echo "$(basename "$patch" .patch): caught by seed $first, the $((first + 1)). of them"
