@@ -26,7 +26,7 @@ const LOOK_BESIDE_SINK_EVERY: Duration = Duration::from_millis(100);
 pub(crate) enum To {
     Null,
     File,
-    /// A sink that waits so many milliseconds before each answer.
+    /// A sink that waits this many milliseconds before each answer.
     Http {
         latency_ms: u32,
     },

@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 /// A multiple of the number of members, so that all have the same share.
 const PARTITIONS: u32 = 12;
 
-/// With so many users, an event hardly ever waits for another event of its user.
+/// With this many users an event hardly ever waits for another event of its user.
 const USERS: Users = Users::Uniform(100_000);
 
 /// `--concurrency` of each member.

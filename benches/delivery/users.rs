@@ -8,9 +8,9 @@ pub(crate) const PAYLOAD_BYTES: usize = 200;
 /// How the users of events are chosen.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Users {
-    /// Uniformly among so many users.
+    /// Uniformly among this many users.
     Uniform(u32),
-    /// Among so many users, the k-th with a weight of 1/k.
+    /// Among this many users, the k-th with a weight of 1/k.
     Zipf(u32),
     /// All events are of one user.
     One,

@@ -151,7 +151,7 @@ async fn commit_all(log: &dyn Log, group: &dyn Group) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Opens the topic, and creates it with so many partitions if it is missing.
+/// Opens the topic, and creates it with this many partitions if it is missing.
 async fn open(engine: &dyn Engine, topic: &str, partitions: u32) -> anyhow::Result<Arc<dyn Log>> {
     let create = CreateTopic { partitions, retention: None };
     engine.open(topic, Some(create)).await.context("open the topic")

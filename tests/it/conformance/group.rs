@@ -9,7 +9,7 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 use tokio::time::{Instant, sleep, timeout};
 
-/// Waits until the member was assigned so many partitions. Only the owner of a partition may commit.
+/// Waits until the member was assigned this many partitions. Only the owner of a partition may commit.
 async fn own(group: &dyn Group, partitions: usize) {
     for _ in 0..partitions {
         let change = timeout(PATIENCE, group.changed()).await.expect("every partition is assigned").unwrap();

@@ -34,7 +34,7 @@ pub(crate) fn event(offset: i64, user: &str, payload: &[u8]) -> Event {
     Event { offset, record: Record::new(Some(user.as_bytes()), Some(payload), headers, 1_767_323_045_678) }
 }
 
-/// One run for each of `runs`, of so many events, at the offsets from `first` on.
+/// One run for each of `runs`, of this many events, at the offsets from `first` on.
 pub(crate) fn delivery_batch(partition: u32, first: i64, runs: &[usize], time: Duration) -> DeliveryBatch {
     let mut events = Vec::new();
     let mut ranges = Vec::new();

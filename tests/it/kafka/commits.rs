@@ -98,7 +98,7 @@ impl Place {
         failed(dispatch.stop())
     }
 
-    /// Waits until so many more lines were delivered, and returns those after the first `before`.
+    /// Waits until this many more lines were delivered, and returns those after the first `before`.
     fn delivered(&self, before: usize, more: usize, by: &Program) -> Vec<Line> {
         eventually(|| {
             let mut lines = delivered::lines(&self.folder.path().join("file-1"));

@@ -10,7 +10,7 @@ use crate::support::wait::eventually;
 use eventd::core::partition::Partitioner;
 use std::collections::BTreeSet;
 
-/// For each user whose events are refused, so many users are accepted. With fewer, the failures would look like an
+/// For each user whose events are refused, this many users are accepted. With fewer, the failures would look like an
 /// outage.
 const GOOD_USERS: u32 = 4;
 

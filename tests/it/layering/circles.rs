@@ -33,7 +33,7 @@ fn circles(files: &[(String, Source)]) -> Vec<String> {
         let module = module_of(file);
         for named in source.paths.iter().filter_map(|path| absolute(&module, path)) {
             let shared = module.iter().zip(&named).take_while(|(own, other)| own == other).count();
-            // Both have to go on below the folder that they share, or one of them is the folder itself.
+            // If one path ends at the shared folder, it is the folder itself and not a neighbour.
             if let (Some(own), Some(_)) = (module.get(shared), named.get(shared))
                 && modules.contains(&named[..=shared])
             {

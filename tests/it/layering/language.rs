@@ -1,5 +1,5 @@
-//! Plain English: some forms that once made this code hard to read are refused in code, tests and documents. Most of
-//! STYLE is for a reader to judge; these few forms a program can find.
+//! Plain English: some forms that made this code hard to read are refused in code, tests and documents. Only a reader can
+//! judge a text, but a program can find these forms.
 
 use super::source::{Source, Token, Tokens};
 use super::tree;
@@ -88,7 +88,7 @@ fn dumps(tokens: &Tokens) -> Vec<usize> {
             match &tokens[inside].1 {
                 Token::Mark('(') => depth += 1,
                 Token::Mark(')') => depth -= 1,
-                // A `?` behind a value hands an error up; one before a value dumps it.
+                // A `?` after a value returns an error; one before a value dumps it.
                 Token::Mark('?') if matches!(tokens[inside - 1].1, Token::Mark('=' | ',' | '(')) => {
                     found.push(tokens[inside].0);
                 }

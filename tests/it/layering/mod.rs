@@ -1,4 +1,5 @@
-//! Arrows never turn back: which module may name which other, and which crate, read from the source itself.
+//! The layering: which module may name which others and which crates. The test reads the source itself. Arrows between
+//! modules never turn back.
 
 mod circles;
 mod language;
@@ -9,22 +10,21 @@ use source::{Path, Source};
 use std::fs;
 use std::path::Path as File;
 
-/// What everything that makes up a mode may name.
+/// What each part of a running command may name.
 const PARTS: &[&str] = &["core", "net", "sqlite", "kafka", "log", "group", "destination"];
 
-/// A replay is a dispatch over a part of the log, that shows a person what it does.
+/// A replay is a dispatch of a part of the log that shows an operator what it does.
 const REPLAYING: &[&str] = &["core", "net", "sqlite", "kafka", "log", "group", "destination", "dispatch", "stderr"];
 
 /// What puts the parts together, and knows what each of them holds.
 const MODES: &[&str] =
     &["core", "net", "log", "group", "destination", "ingest", "dispatch", "replay", "config", "signals", "stderr"];
 
-/// What everybody may name. (Of these the core names `limits` alone: see `NOT_IN_CORE`.)
+/// What every module may name. (Among these, `core` may only name `limits`, see [`NOT_IN_CORE`].)
 const FREE: &[&str] = &["limits", "BoxFuture", "clock", "log_limiter", "small_file", "vital", "descriptors"];
 
-/// Each module and what else of eventd it may name. `crate::BoxFuture` and the small things of `FREE` are free for
-/// all; `lib.rs`
-/// and `main.rs` name what they like. A module that is not here has to be given its place.
+/// Each module, and which other modules of eventd it may name. All may name the small modules of `FREE`. `lib.rs` and
+/// `main.rs` may name everything. A new module must be added here.
 const ARROWS: &[(&str, &[&str])] = &[
     ("limits", &[]),
     ("clock", &[]),
@@ -52,7 +52,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("up", &["core", "net", "log", "group", "destination", "ingest", "dispatch", "config", "signals", "modes"]),
 ];
 
-/// Paths that only some files may name, by the beginning of their names.
+/// Paths that only some files may name. The files are given by the beginnings of their names.
 const CONFINED: &[(&[&str], &[&str])] = &[
     (&["rusqlite"], &["src/sqlite/"]),
     (&["kafka_protocol"], &["src/kafka/", "src/log/kafka/", "src/group/kafka"]),
@@ -68,15 +68,15 @@ const CONFINED: &[(&[&str], &[&str])] = &[
     (&["tokio", "task", "JoinSet"], SPAWNING),
     (&["tokio", "task", "LocalSet"], SPAWNING),
     (&["tokio", "runtime"], SPAWNING),
-    // The others' time is tokio's, which the simulation holds still; they never stop a thread of the runtime.
+    // All others use tokio's time, which the simulation controls. They must not block a thread of the runtime.
     (&["std", "time", "Instant"], &["src/sqlite/"]),
     (&["std", "thread", "sleep"], &["src/sqlite/"]),
-    // A thread that panics and that nobody joins has to be told of.
+    // If a thread that is never joined panics, this has to be logged.
     (&["std", "thread", "spawn"], THREADS),
     (&["std", "thread", "Builder"], THREADS),
 ];
 
-/// `small_file` waits for its thread, and `stderr` catches what its own panics with.
+/// `small_file` joins its thread, and `stderr` catches the panics of its own.
 const THREADS: &[&str] = &["src/vital.rs", "src/stderr.rs", "src/small_file.rs"];
 
 const HTTP: &[&str] = &["src/ingest/", "src/ops/", "src/destination/http/"];
@@ -97,10 +97,10 @@ const SPAWNING: &[&str] = &[
     "src/destination/http/pool.rs",
 ];
 
-/// The crates that the core may name: pure ones.
+/// The crates that `core` may name. They are pure.
 const CORE_CRATES: &[&str] = &["base64", "hashbrown"];
 
-/// What of `std` the core may not name: clocks, and everything outside the process.
+/// The parts of `std` that `core` may not name: clocks, and everything outside the process.
 const NOT_IN_CORE: &[&[&str]] = &[
     &["std", "time", "Instant"],
     &["std", "time", "SystemTime"],
@@ -115,7 +115,7 @@ const NOT_IN_CORE: &[&[&str]] = &[
     &["std", "sync", "mpsc"],
 ];
 
-/// What breaks a rule in this file, a line each.
+/// The violations in this file, one line each.
 fn violations(file: &str, source: &Source, crates: &[String]) -> Vec<String> {
     let module = module_of(file);
     let arrows = ARROWS.iter().find(|(name, _)| *name == module[0]).map(|(_, arrows)| *arrows);
@@ -148,7 +148,7 @@ fn module_of(file: &str) -> Vec<String> {
     path.split('/').map(str::to_owned).collect()
 }
 
-/// Which module of eventd the path names: its first, as seen from the root.
+/// The top-level module of eventd that the path names.
 fn module_named<'a>(module: &'a [String], path: &'a Path) -> Option<&'a str> {
     let words: Vec<&str> = path.words.iter().map(String::as_str).collect();
     match words[..] {
@@ -156,7 +156,7 @@ fn module_named<'a>(module: &'a [String], path: &'a Path) -> Option<&'a str> {
         ["super", ..] => {
             let supers = words.iter().take_while(|word| **word == "super").count();
             let rest = words[supers..].first().copied();
-            // A module within a file goes up less far: then it is the file's own.
+            // A module within the file has one more level, so its `super` is the file's own module.
             module
                 .len()
                 .checked_sub(supers)
@@ -166,13 +166,13 @@ fn module_named<'a>(module: &'a [String], path: &'a Path) -> Option<&'a str> {
     }
 }
 
-/// Whether the path is this one, goes on from it, or is a glob that holds it.
+/// Whether the path begins with `prefix`, or is a glob that includes it.
 fn covers(prefix: &[&str], path: &Path) -> bool {
     let same = prefix.iter().zip(&path.words).take_while(|(wanted, word)| wanted == word).count();
     same == prefix.len() || (path.words.get(same).is_some_and(|word| word == "*") && same > 0)
 }
 
-/// The names of the crates that eventd is built from, as code writes them.
+/// The names of the crates that eventd depends on, as code writes them.
 fn crates() -> Vec<String> {
     let manifest = fs::read_to_string(File::new(env!("CARGO_MANIFEST_DIR")).join("Cargo.toml")).unwrap();
     let section = manifest.lines().skip_while(|line| *line != "[dependencies]").skip(1);
@@ -180,7 +180,7 @@ fn crates() -> Vec<String> {
     names.filter(|(name, _)| !name.starts_with('#')).map(|(name, _)| name.trim().replace('-', "_")).collect()
 }
 
-/// Every file below `folder` and what it names, but for those that are compiled for tests only.
+/// Every file below `folder` with what it names, except files that are only compiled for tests.
 fn tree(folder: &str) -> Vec<(String, Source)> {
     let root = File::new(env!("CARGO_MANIFEST_DIR"));
     let (mut found, mut folders, mut tests) = (Vec::new(), vec![root.join(folder)], Vec::new());
@@ -192,8 +192,8 @@ fn tree(folder: &str) -> Vec<(String, Source)> {
             } else if path.extension().is_some_and(|extension| extension == "rs") {
                 let file = path.strip_prefix(root).unwrap().to_str().unwrap().to_owned();
                 let source = Source::read(&fs::read_to_string(&path).unwrap());
-                // A module's file stands beside `mod.rs`, or in the folder named like the file that declares it;
-                // one with a `#[path]` beside that file.
+                // A module's file is next to `mod.rs`, or in the folder with the name of the declaring file.
+                // With a `#[path]` it is relative to that file.
                 let (own, beside) = (file.trim_end_matches(".rs"), path.parent().unwrap().strip_prefix(root).unwrap());
                 for module in &source.test_modules {
                     tests.push(format!("{own}/{module}.rs"));
@@ -203,14 +203,14 @@ fn tree(folder: &str) -> Vec<(String, Source)> {
             }
         }
     }
-    // What such a module declares in files of its own is below its folder.
+    // The modules that such a module declares are in its folder.
     let for_tests = |file: &str| tests.iter().any(|test| file == test || file.starts_with(&folder_of(test)));
     found.retain(|(file, _)| !for_tests(file));
     found.sort_by(|a, b| a.0.cmp(&b.0));
     found
 }
 
-/// The files that `src/a/b.rs` or `src/a/b/mod.rs` declares are in `src/a/b/`; the second form of the first is `src/a/b/mod.rs`.
+/// The folder with the modules that a file declares: `src/a/b/` for `src/a/b.rs`.
 fn folder_of(file: &str) -> String {
     format!("{}/", file.trim_end_matches(".rs"))
 }
@@ -224,7 +224,7 @@ fn arrows_never_turn_back() {
 }
 
 #[test]
-fn a_planted_arrow_is_found() {
+fn a_planted_violation_is_found() {
     let crates = crates();
     for (file, text, word) in [
         ("src/core/lanes.rs", "use crate::log::Log;", "core may not name log"),
@@ -266,7 +266,7 @@ fn a_planted_arrow_is_found() {
 }
 
 #[test]
-fn what_is_no_arrow_is_left_alone() {
+fn other_code_is_not_reported() {
     let crates = crates();
     for (file, text) in [
         ("src/core/lanes.rs", "//! Not like [`crate::log`].\n/* use /* tokio */ ::x; crate::log::Log */"),

@@ -1,21 +1,21 @@
-//! Reads Rust source as far as layering needs it: which paths its code names. Comments, strings and test code are left
-//! out, imports are followed: `use tokio::{task as t}; t::spawn(…)` names `tokio::task::spawn`.
+//! Reads Rust source as far as the layering tests need it: which paths its code names. It leaves out comments, strings and
+//! test code, and follows imports: `use tokio::{task as t}; t::spawn(…)` names `tokio::task::spawn`.
 //!
-//! It is a reader of words, not a compiler: what a macro makes up is not seen.
+//! It only splits the text into tokens and does not expand macros, so it misses paths that a macro creates.
 
 use std::collections::HashMap;
 
-/// What one file names.
+/// The paths and tokens of one file.
 #[derive(Debug)]
 pub(super) struct Source {
     pub(super) paths: Vec<Path>,
     /// Its words, marks and strings in order, without comments and code for tests.
     pub(super) tokens: Tokens,
-    /// Modules in files of their own that are compiled for tests only: the name, or the file of a `#[path]`.
+    /// Modules in files of their own that are only compiled for tests: the name, or the path of a `#[path]`.
     pub(super) test_modules: Vec<String>,
 }
 
-/// A path as it is after imports were followed, and the line where it stands.
+/// A path after imports were followed, with its line.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Path {
     pub(super) line: usize,
@@ -63,7 +63,7 @@ fn tokens(text: &str) -> Tokens {
                 at = end_of_string(&chars, at);
                 Some(Token::Text(chars[begin + 1..at - 1].iter().collect()))
             }
-            // A character, or a lifetime's mark.
+            // A character literal, or the mark of a lifetime.
             '\'' => {
                 at += match (peek(at + 1), peek(at + 2)) {
                     ('\\', _) => 3 + chars[at + 3..].iter().position(|c| *c == '\'').map_or(0, |more| more + 1),
@@ -124,7 +124,7 @@ fn end_of_string(chars: &[char], mut at: usize) -> usize {
     at + 1
 }
 
-/// Where a raw string ends whose `#…#"` begins here.
+/// The end of a raw string whose `#…#"` begins here.
 fn raw_string(chars: &[char], at: usize) -> Option<usize> {
     let hashes = chars[at..].iter().take_while(|c| **c == '#').count();
     let begin = at + hashes + 1;
@@ -137,11 +137,11 @@ fn raw_string(chars: &[char], at: usize) -> Option<usize> {
     Some(len.map_or(chars.len(), |len| begin + len + end.len()))
 }
 
-/// Leaves out items under `#[cfg(test)]`, and names those that are modules in files of their own.
+/// Removes items with `#[cfg(test)]`, and returns which of them are modules in files of their own.
 fn without_test_code(tokens: Tokens) -> (Tokens, Vec<String>) {
     let (mut kept, mut modules, mut at) = (Vec::new(), Vec::new(), 0);
     while at < tokens.len() {
-        let Some((attribute, behind)) = attribute(&tokens, at) else {
+        let Some((attribute, after)) = attribute(&tokens, at) else {
             kept.push(tokens[at].clone());
             at += 1;
             continue;
@@ -149,17 +149,17 @@ fn without_test_code(tokens: Tokens) -> (Tokens, Vec<String>) {
         let says = |word: &str| attribute.iter().any(|(_, token)| *token == Token::Word(word.into()));
         if !(says("cfg") && says("test")) || says("not") {
             kept.extend_from_slice(attribute);
-            at = behind;
+            at = after;
             continue;
         }
-        let end = end_of_item(&tokens, behind);
-        modules.extend(module_in_a_file(&tokens[behind..end]));
+        let end = end_of_item(&tokens, after);
+        modules.extend(module_in_a_file(&tokens[after..end]));
         at = end;
     }
     (kept, modules)
 }
 
-/// The attribute that begins here, and where it ends.
+/// The attribute that begins here, and its end.
 fn attribute(tokens: &Tokens, at: usize) -> Option<(&[(usize, Token)], usize)> {
     let marks = |at: usize, mark: char| tokens.get(at).is_some_and(|(_, token)| *token == Token::Mark(mark));
     if !(marks(at, '#') && marks(at + 1, '[')) {
@@ -176,8 +176,8 @@ fn attribute(tokens: &Tokens, at: usize) -> Option<(&[(usize, Token)], usize)> {
 }
 
 fn end_of_item(tokens: &Tokens, mut at: usize) -> usize {
-    while let Some((_, behind)) = attribute(tokens, at) {
-        at = behind;
+    while let Some((_, after)) = attribute(tokens, at) {
+        at = after;
     }
     const ITEMS: [&str; 13] = [
         "pub",
@@ -194,7 +194,7 @@ fn end_of_item(tokens: &Tokens, mut at: usize) -> usize {
         "async",
         "macro_rules",
     ];
-    // A field, a variant, an argument ends at its comma; an item may hold commas.
+    // A field, variant or argument ends at its comma. An item may contain commas.
     let is_item = matches!(tokens.get(at), Some((_, Token::Word(word))) if ITEMS.contains(&word.as_str()));
     let mut depth = 0;
     while at < tokens.len() {
@@ -230,7 +230,7 @@ fn paths(tokens: &Tokens) -> Vec<Path> {
     let mut loose = Vec::new();
     while at < tokens.len() {
         match &tokens[at] {
-            // Not the `use<…>` of a type.
+            // The `use<…>` of a type is not an import.
             (_, Token::Word(word)) if word == "use" && !matches!(tokens.get(at + 1), Some((_, Token::Mark('<')))) => {
                 let (line, begin) = (tokens[at].0, at + 1);
                 at = (begin..tokens.len()).find(|at| tokens[*at].1 == Token::Mark(';')).unwrap_or(tokens.len());
@@ -256,7 +256,7 @@ fn paths(tokens: &Tokens) -> Vec<Path> {
         }
         at += 1;
     }
-    // Imports may stand below what uses them.
+    // An import may come after its use.
     for mut path in loose {
         if let Some(import) = imports.get(&path.words[0]).filter(|import| import[0] != path.words[0]) {
             path.words.splice(..1, import.iter().cloned());
@@ -268,7 +268,7 @@ fn paths(tokens: &Tokens) -> Vec<Path> {
     named
 }
 
-/// The tree of a `use`: every path in it, and the name that it goes by.
+/// The tree of a `use`: every path in it with the name that it gets.
 struct Tree<'a> {
     tokens: &'a [(usize, Token)],
     at: usize,
@@ -287,14 +287,14 @@ impl Tree<'_> {
                     self.at += 1;
                     return;
                 }
-                // `{self, …}` is what stands above it.
+                // In `{self, …}`, `self` is the path before the braces.
                 Token::Word(word) if word == "self" && !words.is_empty() => {}
                 Token::Word(word) => words.push(word.clone()),
                 Token::Mark('*') => words.push("*".into()),
                 Token::Mark('{') => {
                     while self.tokens.get(self.at).is_some_and(|(_, token)| *token != Token::Mark('}')) {
                         self.read(&words);
-                        // Past what ended it: the comma, unless it is the brace.
+                        // Skip the comma that ended the path, but not the closing brace.
                         if self.tokens.get(self.at).is_some_and(|(_, token)| *token != Token::Mark('}')) {
                             self.at += 1;
                         }

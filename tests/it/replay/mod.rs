@@ -38,7 +38,7 @@ struct Delivered {
 const USERS: u64 = 12;
 
 impl Delivered {
-    /// Creates the embedded log with so many events of twelve users in turn, all delivered and committed.
+    /// Creates the embedded log with this many events of twelve users in turn, all delivered and committed.
     fn new(events: u64) -> Self {
         let mut delivered = Self::empty(&["--url", "sqlite:log.db"]);
         let up = delivered.up();

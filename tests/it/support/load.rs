@@ -108,7 +108,7 @@ impl Load {
         self.shared.refusals.load(Ordering::Relaxed)
     }
 
-    /// Waits until every client got so many more answers with 200, and returns how long that took.
+    /// Waits until every client got this many more answers with 200, and returns how long that took.
     pub(crate) fn wait_for_more(&self, requests: u64) -> Duration {
         let taken = || -> Vec<u64> { self.shared.taken.iter().map(|taken| taken.load(Ordering::Relaxed)).collect() };
         let (before, began) = (taken(), Instant::now());
@@ -123,7 +123,7 @@ impl Load {
         })
     }
 
-    /// Waits for so many more answers with 503.
+    /// Waits for this many more answers with 503.
     pub(crate) fn wait_for_refusals(&self, more: u64) {
         let before = self.refusals();
         eventually(|| match self.refusals() - before {

@@ -84,7 +84,7 @@ impl Receiver {
         *self.shared.refused.lock().unwrap()
     }
 
-    /// Waits until so many requests were accepted since the last [`take`](Self::take).
+    /// Waits until this many requests were accepted since the last [`take`](Self::take).
     pub(crate) fn wait_for(&self, count: usize) {
         eventually(|| match self.count() {
             taken if taken >= count => Ok(()),

@@ -28,7 +28,7 @@ pub(crate) enum Action {
     Crash {
         slot: usize,
     },
-    /// Kills a process after so many steps, at any await.
+    /// Kills a process after this many steps, at any await.
     CrashWithin {
         slot: usize,
         steps: u64,
@@ -58,7 +58,7 @@ pub(crate) enum Action {
     Replay {
         number: usize,
     },
-    /// Kills the replay after so many steps, at any await.
+    /// Kills the replay after this many steps, at any await.
     CrashReplayWithin {
         number: usize,
         steps: u64,
@@ -71,7 +71,7 @@ pub(crate) enum Action {
         partition: u32,
         percent: i64,
     },
-    /// Makes a record unreadable until the faults end. It is so many offsets from the end of the log, and may not exist
+    /// Makes a record unreadable until the faults end. It is this many offsets from the end of the log, and may not exist
     /// yet.
     Damage {
         partition: u32,
@@ -112,7 +112,7 @@ pub(crate) struct Scenario {
 }
 
 impl Scenario {
-    /// Of ten seeds, one tests isolation, four test outages, and all others mix everything else.
+    /// Among ten seeds, one tests isolation, four test outages, and all others mix everything else.
     pub(crate) fn new(seed: u64) -> Self {
         let mut random = Random::new(seed);
         let mut scenario = match seed % 10 {

@@ -232,7 +232,7 @@ impl World {
         Handle { world: self.clone(), life }
     }
 
-    /// Makes the life crash after so many steps.
+    /// Makes the life crash after this many steps.
     pub(crate) fn crash_within(&self, life: Life, steps: u64) {
         self.lock().lives[life as usize].steps_left = Some(steps.max(1));
     }

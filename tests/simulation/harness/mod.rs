@@ -19,7 +19,7 @@ const THREADS: u64 = 2;
 /// How many lines of a failing seed's trace are printed.
 const TRACE_LINES: usize = 100;
 
-/// In a run of so many seeds, everything that is counted has to occur often enough.
+/// In a run of this many seeds, everything that is counted has to occur often enough.
 const SEEDS_COUNTED_MIN: u64 = 100;
 
 /// The seeds of one run.
@@ -30,7 +30,7 @@ pub(crate) struct Seeds {
 }
 
 impl Seeds {
-    /// `EVENTD_SIM_FIRST` and `EVENTD_SIM_SEEDS`, or so many seeds from 0.
+    /// `EVENTD_SIM_FIRST` and `EVENTD_SIM_SEEDS`, or this many seeds from 0.
     pub(crate) fn from_environment(count: u64) -> Self {
         let number = |name: &str, default: u64| match std::env::var(name) {
             Ok(text) => text.parse().unwrap_or_else(|_| panic!("{name}={text} is not a number")),

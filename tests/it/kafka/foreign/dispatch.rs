@@ -65,7 +65,7 @@ impl Dispatch {
         Self { program, folder, topic: topic.to_owned(), group }
     }
 
-    /// Waits until the file has so many lines.
+    /// Waits until the file has this many lines.
     fn delivered(&self, count: usize) -> Vec<Line> {
         eventually(|| match lines(&self.folder.path().join("file-1")) {
             lines if lines.len() >= count => Ok(lines),

@@ -140,7 +140,7 @@ impl Replays {
 
     pub(crate) fn trimmed(&mut self, partition: u32, earliest: i64, now: Duration) {
         for oracle in self.oracles().filter(|oracle| !oracle.is_of_dead_letters()) {
-            // A replay that is behind continues from there, which may be after its end.
+            // a late replay continues from there, which may be after its end.
             oracle.passed(partition, earliest);
             oracle.trimmed(partition, earliest, now);
         }
