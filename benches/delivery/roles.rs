@@ -1,9 +1,9 @@
 //! Helper processes next to `eventd`. They are processes of their own, so that their processor time is counted apart:
 //!
 //! - `server LATENCY_MS`: a bare hyper server that reads each body and answers. It is the limit of ingest, and the sink
-//! of the HTTP destination. It answers `stats` with [`Seen`].
+//!   of the HTTP destination. It answers `stats` with [`Seen`].
 //! - `client ADDRESS COUNT CONCURRENCY`: a bare hyper client that posts the payload. It is the limit of the HTTP
-//! destination.
+//!   destination.
 //! - `broker`: keeps a broker running and is not measured, see `store/broker.rs`.
 
 use crate::report::percentile;
