@@ -7,13 +7,20 @@ use crate::support::program::{Program, command};
 use crate::support::receiver::Receiver;
 use crate::support::wait::eventually;
 use std::io::{BufRead, BufReader, Read, Write};
-use std::net::TcpListener;
+use std::net::{SocketAddr, TcpListener};
 use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
-fn up(folder: &Path, destination: &str) -> Program {
-    Program::start(folder, &["up", "--url", "sqlite:log.db", "--listen", "127.0.0.1:0", "--dest", destination])
+/// Starts `up` on the embedded log in this folder, with one destination and more flags.
+fn up(folder: &Path, destination: &str, more: &[&str]) -> Program {
+    let flags = ["up", "--url", "sqlite:log.db", "--listen", "127.0.0.1:0", "--dest", destination];
+    Program::start(folder, &[&flags[..], more].concat())
+}
+
+/// An address that refuses connections until a test listens on it.
+fn refusing_address() -> SocketAddr {
+    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
 }
 
 /// Posts one event for each of these users.
@@ -92,7 +99,7 @@ fn answer(status: &str, body: &str) -> Vec<u8> {
 fn an_event_that_is_refused_among_healthy_traffic_is_given_up_after_its_second_refusal() {
     let (folder, receiver) = (tempfile::tempdir().unwrap(), Receiver::start());
     receiver.answers(|hook| if hook.user() == "refused" { 422 } else { 200 });
-    let up = up(folder.path(), &format!("hook={}", receiver.url));
+    let up = up(folder.path(), &format!("hook={}", receiver.url), &[]);
     post(&up, &["refused".to_owned()]);
     eventually(|| (receiver.refused() > 0).then_some(()).ok_or_else(|| "nothing was refused".to_owned()));
     // From here on, other users' events are delivered. Each is delivered before the next one is sent.
@@ -111,11 +118,8 @@ fn an_event_that_is_refused_among_healthy_traffic_is_given_up_after_its_second_r
 
 #[test]
 fn answers_of_500_after_refused_connections_continue_the_same_outage() {
-    let folder = tempfile::tempdir().unwrap();
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let address = listener.local_addr().unwrap();
-    drop(listener);
-    let up = up(folder.path(), &format!("hook=http://{address}/t0ken?key=s3cret"));
+    let (folder, address) = (tempfile::tempdir().unwrap(), refusing_address());
+    let up = up(folder.path(), &format!("hook=http://{address}/t0ken?key=s3cret"), &[]);
     post(&up, &users(0..30));
     let line = up.wait_for(&["cannot be reached; its events wait", "WARN"]);
     assert!(line.contains(&format!("address=\"{address}\"")), "{line}");
@@ -137,24 +141,8 @@ fn answers_of_500_after_refused_connections_continue_the_same_outage() {
 
 #[test]
 fn a_single_user_does_not_wait_for_an_outage_that_no_other_user_confirms() {
-    let folder = tempfile::tempdir().unwrap();
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let address = listener.local_addr().unwrap();
-    drop(listener);
-    let up = Program::start(
-        folder.path(),
-        &[
-            "up",
-            "--url",
-            "sqlite:log.db",
-            "--listen",
-            "127.0.0.1:0",
-            "--attempts",
-            "3",
-            "--dest",
-            &format!("hook=http://{address}/"),
-        ],
-    );
+    let (folder, address) = (tempfile::tempdir().unwrap(), refusing_address());
+    let up = up(folder.path(), &format!("hook=http://{address}/"), &["--attempts", "3"]);
     post(&up, &users(0..1));
     up.wait_for(&["cannot be reached; its events wait"]);
     let _scripted = Scripted::start(TcpListener::bind(address).unwrap(), &answer("500 Internal Server Error", "no"));
@@ -169,20 +157,7 @@ fn the_log_shows_an_answer_escaped_and_at_most_200_bytes_of_it() {
     let body = format!("bell \u{7} clear \u{1b}[2J {}THE END", "echo of a payload ".repeat(100));
     let scripted =
         Scripted::start(TcpListener::bind("127.0.0.1:0").unwrap(), &answer("422 Unprocessable Entity", &body));
-    let up = Program::start(
-        folder.path(),
-        &[
-            "up",
-            "--url",
-            "sqlite:log.db",
-            "--listen",
-            "127.0.0.1:0",
-            "--attempts",
-            "1",
-            "--dest",
-            &format!("hook=http://{}/", scripted.address),
-        ],
-    );
+    let up = up(folder.path(), &format!("hook=http://{}/", scripted.address), &["--attempts", "1"]);
     post(&up, &["evil \u{9b}2J \u{202e}user".to_owned()]);
     let line = up.wait_for(&["gave up an event", "422 Unprocessable Entity: bell"]);
     assert!(!line.chars().any(|character| character.is_control() || character == '\u{202e}'), "{line:?}");

@@ -207,6 +207,30 @@ impl Drop for PendingWrite<'_> {
     }
 }
 
+/// Ends a write to a group: stores it unless it is lost, and answers as its fault says.
+pub(super) async fn finish_write<T>(
+    handle: &Handle,
+    fault: Option<WriteFault>,
+    after: Duration,
+    store: impl FnOnce() -> Result<T, Failure>,
+) -> Result<T, Failure> {
+    let unknown = || Failure::unknown("time-out", "no answer from the group");
+    match fault {
+        Some(WriteFault::Refused) => Err(Failure::refused("group-unavailable", "the group accepts no commits now")),
+        Some(WriteFault::UnknownLost | WriteFault::UnknownLate) => Err(unknown()),
+        Some(WriteFault::UnknownStored) => {
+            store()?;
+            Err(unknown())
+        }
+        None => {
+            let stored = store()?;
+            handle.sleep(after).await;
+            handle.end().await;
+            Ok(stored)
+        }
+    }
+}
+
 /// Leaves out the number of the reset, which depends on the real time.
 fn shown(state: &PartitionState) -> String {
     let PartitionState { watermark, settled, last_reset } = state;
@@ -343,24 +367,10 @@ impl Group for MemoryGroup {
             self.0.sleep(before).await;
             on_its_way.state = None;
             let (epoch, number) = (on_its_way.epoch, on_its_way.number);
-            match fault {
-                Some(WriteFault::Refused) => {
-                    Err(Failure::refused("group-unavailable", "the group accepts no commits now"))
-                }
-                Some(WriteFault::UnknownLost | WriteFault::UnknownLate) => {
-                    Err(Failure::unknown("time-out", "no answer from the group"))
-                }
-                Some(WriteFault::UnknownStored) => {
-                    store(&mut world.lock(), *life, partition, epoch, number, state, world.now())?;
-                    Err(Failure::unknown("time-out", "no answer from the group"))
-                }
-                None => {
-                    store(&mut world.lock(), *life, partition, epoch, number, state, world.now())?;
-                    self.0.sleep(after).await;
-                    self.0.end().await;
-                    Ok(())
-                }
-            }
+            finish_write(&self.0, fault, after, || {
+                store(&mut world.lock(), *life, partition, epoch, number, state, world.now())
+            })
+            .await
         })
     }
 

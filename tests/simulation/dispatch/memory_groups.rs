@@ -1,9 +1,9 @@
 //! Groups by name, as a replay uses them: the destination's own group, whose position is read and reset from outside,
 //! and groups that one process holds alone (a replay's progress, the marks of its dead letters).
 
-use crate::dispatch::memory_group::NAME;
+use crate::dispatch::memory_group::{NAME, finish_write};
 use crate::dispatch::oracle::{Life, Rules, claims};
-use crate::dispatch::world::{Call, Handle, State as WorldState, WriteFault};
+use crate::dispatch::world::{Call, Handle, State as WorldState};
 use eventd::BoxFuture;
 use eventd::core::outcome::Failure;
 use eventd::core::progress::{OffsetReset, PartitionState};
@@ -72,21 +72,8 @@ impl MemoryGroups {
             (state.delay(), state.delay(), state.write_fault(way, percent, false))
         };
         handle.sleep(before).await;
-        let unknown = || JoinError::Unavailable(Failure::unknown("time-out", "no answer from the group"));
-        match fault {
-            Some(WriteFault::Refused) => Err(unavailable()),
-            Some(WriteFault::UnknownLost | WriteFault::UnknownLate) => Err(unknown()),
-            Some(WriteFault::UnknownStored) => {
-                effect(&mut world.lock());
-                Err(unknown())
-            }
-            None => {
-                let done = effect(&mut world.lock());
-                handle.sleep(after).await;
-                handle.end().await;
-                Ok(done)
-            }
-        }
+        let written = finish_write(handle, fault, after, || Ok(effect(&mut world.lock())));
+        written.await.map_err(JoinError::Unavailable)
     }
 }
 
@@ -346,24 +333,7 @@ impl Group for HeldGroup {
                 (state.delay(), state.delay(), state.write_fault(way, percent, false))
             };
             self.handle.sleep(before).await;
-            match fault {
-                Some(WriteFault::Refused) => {
-                    Err(Failure::refused("group-unavailable", "the group accepts no commits now"))
-                }
-                Some(WriteFault::UnknownLost | WriteFault::UnknownLate) => {
-                    Err(Failure::unknown("time-out", "no answer from the group"))
-                }
-                Some(WriteFault::UnknownStored) => {
-                    self.store(partition, &commit)?;
-                    Err(Failure::unknown("time-out", "no answer from the group"))
-                }
-                None => {
-                    self.store(partition, &commit)?;
-                    self.handle.sleep(after).await;
-                    self.handle.end().await;
-                    Ok(())
-                }
-            }
+            finish_write(&self.handle, fault, after, || self.store(partition, &commit)).await
         })
     }
 

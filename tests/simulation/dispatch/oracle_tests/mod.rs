@@ -28,6 +28,20 @@ fn record(user: &str) -> Record {
     Record::new(Some(user.as_bytes()), Some(b"payload"), &[], 7)
 }
 
+/// Small bounds, so that a case reaches them.
+fn rules(limits: BatchLimits, start_latest: bool) -> Rules {
+    Rules {
+        attempts: 2,
+        window_events: 4,
+        window_bytes: 10_000,
+        concurrency: 8,
+        limits,
+        retry_after_max: seconds(5),
+        drain: seconds(5),
+        start_latest,
+    }
+}
+
 /// A case with one partition, built step by step.
 struct Case {
     oracle: Oracle,
@@ -37,17 +51,7 @@ struct Case {
 impl Case {
     /// A case with events of these users at the offsets 0, 1, …, and one owner that has started.
     fn of(users: &[&'static str]) -> Self {
-        let limits = BatchLimits { runs_max: 3, run_events_max: 3, run_bytes_max: 1_000 };
-        let rules = Rules {
-            attempts: 2,
-            window_events: 4,
-            window_bytes: 10_000,
-            concurrency: 8,
-            limits,
-            retry_after_max: seconds(5),
-            drain: seconds(5),
-            start_latest: false,
-        };
+        let rules = rules(BatchLimits { runs_max: 3, run_events_max: 3, run_bytes_max: 1_000 }, false);
         let mut case = Self { oracle: Oracle::new(rules, 1), users: users.to_vec() };
         for (user, offset) in users.iter().zip(0..) {
             case.oracle.appended(0, offset, &record(user), seconds(0));

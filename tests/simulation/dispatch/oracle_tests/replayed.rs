@@ -1,7 +1,7 @@
 //! Tests of the oracle of a replay.
 
-use super::{LIFE, dead_letter, record, seconds};
-use crate::dispatch::oracle::{DeliveredRun, Oracle, Rules};
+use super::{LIFE, dead_letter, record, rules, seconds};
+use crate::dispatch::oracle::{DeliveredRun, Oracle};
 use eventd::core::event::{Event, Record};
 use eventd::core::progress::PartitionState;
 use eventd::core::verdict::{Failed, Report, Verdict};
@@ -19,17 +19,7 @@ struct Case {
 impl Case {
     /// A replay that takes these records and has started.
     fn of(events: &[(i64, Record)], dead: bool) -> Self {
-        let limits = BatchLimits { runs_max: 1, run_events_max: 1, run_bytes_max: 1_000 };
-        let rules = Rules {
-            attempts: 2,
-            window_events: 4,
-            window_bytes: 10_000,
-            concurrency: 8,
-            limits,
-            retry_after_max: seconds(5),
-            drain: seconds(5),
-            start_latest: true,
-        };
+        let rules = rules(BatchLimits { runs_max: 1, run_events_max: 1, run_bytes_max: 1_000 }, true);
         let events: BTreeMap<i64, Record> = events.iter().cloned().collect();
         let (id, live) = (std::str::from_utf8(ID).unwrap(), Oracle::new(rules.clone(), 1));
         let all = std::slice::from_ref(&events);
