@@ -19,6 +19,7 @@
 
 mod joining;
 #[cfg(test)]
+#[path = "../../../../tests/simulation/membership/mod.rs"]
 mod simulation;
 
 use self::joining::Broken;

@@ -15,15 +15,16 @@
 
 mod coordinator;
 mod driver;
+#[path = "../harness/mod.rs"]
+mod harness;
 mod network;
 mod oracle;
 mod process;
-mod random;
 
 use coordinator::Group;
 use driver::{Outcome, simulate};
+use harness::{Random, Seeds, assert_repeatable, end_of_trace};
 use oracle::{Life, Oracle};
-use random::Random;
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard};
 use tokio::sync::Notify;
@@ -33,11 +34,8 @@ const GROUP: &str = "simulated";
 
 /// Seeds of a plain run.
 const SEEDS: u64 = 2_000;
-const THREADS: u64 = 2;
 /// Seeds that are run twice.
 const SEEDS_RUN_TWICE: u64 = 100;
-/// Lines of a failing seed's trace that are printed.
-const TRACE_LINES: usize = 120;
 
 /// What is outside of every process.
 #[derive(Debug)]
@@ -135,79 +133,49 @@ impl State {
     }
 }
 
-fn number(name: &str, otherwise: u64) -> u64 {
-    std::env::var(name).map_or(otherwise, |text| text.parse().unwrap_or_else(|_| panic!("{name}={text} is no number")))
-}
-
-/// Runs a failing seed again, for its story.
-fn story(seed: u64) -> String {
-    let outcome = simulate(seed, true);
-    let from = outcome.trace.len().saturating_sub(TRACE_LINES);
-    format!("{}\n{}", outcome.trace[from..].join("\n"), outcome.violation.unwrap_or_else(|| "no violation".into()))
-}
-
 #[test]
 fn thousands_of_seeds() {
-    let (first, seeds) = (number("EVENTD_SIM_FIRST", 0), number("EVENTD_SIM_SEEDS", SEEDS));
-    let began = std::time::Instant::now();
-    let run = |thread: u64| {
-        let mut outcomes = Vec::new();
-        for seed in (first..first + seeds).filter(|seed| seed % THREADS == thread) {
-            let outcome = simulate(seed, false);
-            assert!(
-                outcome.violation.is_none(),
-                "{}\nreplay: EVENTD_SIM_FIRST={seed} EVENTD_SIM_SEEDS=1 cargo test --lib \
-                 group::kafka::membership::simulation::thousands_of_seeds",
-                story(seed)
-            );
-            outcomes.push(outcome);
+    let run = Seeds::from_environment(SEEDS).run("--lib group::kafka::membership::simulation::", |seed| {
+        let outcome = simulate(seed, false);
+        match outcome.violation {
+            None => Ok(outcome),
+            // A trace takes time, so only a failing seed is run again with one.
+            Some(_) => {
+                let traced = simulate(seed, true);
+                Err(end_of_trace(&traced.trace, traced.violation.as_deref()))
+            }
         }
-        outcomes
-    };
-    let totals = std::thread::scope(|scope| {
-        let threads: Vec<_> = (0..THREADS).map(|thread| scope.spawn(move || run(thread))).collect();
-        let joined = threads.into_iter().map(|thread| thread.join());
-        joined.collect::<Result<Vec<_>, _>>().unwrap_or_else(|panic| std::panic::resume_unwind(panic)).concat()
     });
-    let sum = |of: fn(&Outcome) -> u64| totals.iter().map(of).sum::<u64>();
-    let counted: [(&str, u64); 22] = [
-        ("generations", sum(|o| o.generations)),
-        ("partitions given", sum(|o| o.counts.given)),
-        ("handed over", sum(|o| o.counts.handovers)),
-        ("handed over by members that drain", sum(|o| o.counts.drained)),
-        ("lost", sum(|o| o.counts.lost)),
-        ("commits", sum(|o| o.counts.commits)),
-        ("commits refused", sum(|o| o.counts.commits_refused)),
-        ("sessions expired", sum(|o| o.expired)),
-        ("too late for a rebalance", sum(|o| o.too_late)),
-        ("static members replaced", sum(|o| o.replaced)),
-        ("assignments inherited", sum(|o| o.inherited)),
-        ("starts", sum(|o| o.done.starts)),
-        ("stops", sum(|o| o.done.stops)),
-        ("kept memberships", sum(|o| o.done.kept)),
-        ("drains", sum(|o| o.done.drains)),
-        ("kills", sum(|o| o.done.kills)),
-        ("kills within a handover", sum(|o| o.done.kills_in_handover)),
-        ("freezes", sum(|o| o.done.freezes)),
-        ("cut off or slow", sum(|o| o.done.troubles)),
-        ("moves of the coordinator", sum(|o| o.done.moves)),
-        ("topics grown", sum(|o| o.done.grown)),
-        ("changes without trouble", sum(|o| o.done.planned)),
-    ];
-    println!("# members: {seeds} seeds in {:?}: {counted:?}", began.elapsed());
-    if seeds >= 100 {
-        for (name, count) in counted {
-            assert!(count > seeds / 20, "a run with {count} {name} in {seeds} seeds proves nothing of them");
-        }
-    }
+    run.report(
+        "members",
+        &[
+            ("generations", run.sum(|o| o.generations)),
+            ("partitions given", run.sum(|o| o.counts.given)),
+            ("handed over", run.sum(|o| o.counts.handovers)),
+            ("handed over by members that drain", run.sum(|o| o.counts.drained)),
+            ("lost", run.sum(|o| o.counts.lost)),
+            ("commits", run.sum(|o| o.counts.commits)),
+            ("commits refused", run.sum(|o| o.counts.commits_refused)),
+            ("sessions expired", run.sum(|o| o.expired)),
+            ("too late for a rebalance", run.sum(|o| o.too_late)),
+            ("static members replaced", run.sum(|o| o.replaced)),
+            ("assignments inherited", run.sum(|o| o.inherited)),
+            ("starts", run.sum(|o| o.done.starts)),
+            ("stops", run.sum(|o| o.done.stops)),
+            ("kept memberships", run.sum(|o| o.done.kept)),
+            ("drains", run.sum(|o| o.done.drains)),
+            ("kills", run.sum(|o| o.done.kills)),
+            ("kills within a handover", run.sum(|o| o.done.kills_in_handover)),
+            ("freezes", run.sum(|o| o.done.freezes)),
+            ("cut off or slow", run.sum(|o| o.done.troubles)),
+            ("moves of the coordinator", run.sum(|o| o.done.moves)),
+            ("topics grown", run.sum(|o| o.done.grown)),
+            ("changes without trouble", run.sum(|o| o.done.planned)),
+        ],
+    );
 }
 
 #[test]
 fn the_same_seed_gives_the_same_trace() {
-    for seed in 0..SEEDS_RUN_TWICE {
-        let (one, two) = (simulate(seed, true), simulate(seed, true));
-        let differs = one.trace.iter().zip(&two.trace).position(|(one, two)| one != two);
-        assert_eq!(differs.map(|at| (&one.trace[at], &two.trace[at])), None, "seed {seed}");
-        assert_eq!(one.trace.len(), two.trace.len(), "seed {seed}");
-    }
+    assert_repeatable(SEEDS_RUN_TWICE, |seed| (simulate(seed, true).trace, ()));
 }

@@ -3,10 +3,10 @@
 mod calm;
 
 use super::coordinator::Group;
+use super::harness::Random;
 use super::network::{Kind, Trouble, Way};
 use super::oracle::{Counts, Life, Oracle};
 use super::process::{Process, Setup};
-use super::random::Random;
 use super::{State, World};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;

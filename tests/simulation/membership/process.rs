@@ -1,9 +1,9 @@
 //! A process: a real membership, and a model of the dispatch that uses it. It can be killed, and be stopped while time
 //! goes on.
 
+use super::harness::Random;
 use super::network::Link;
 use super::oracle::Life;
-use super::random::Random;
 use super::{GROUP, World};
 use crate::group::Change;
 use crate::group::kafka::clocks::Clocks;
