@@ -1,16 +1,17 @@
-//! The simulation of members: real memberships, each with a model of dispatch as its user, over a model of Kafka's
-//! coordinator, in time that stands still while there is anything to do, with seeded trouble.
+//! The simulation of group members. Real memberships, each used by a model of dispatch, talk to a model of Kafka's
+//! coordinator in simulated time, with seeded faults.
 //!
 //! ```text
-//!  seed ─▶ driver ── starts, stops, kills, freezes ──▶ processes: Membership ⇄ model of dispatch ──┐ given, taken, lost
+//!  seed ─▶ driver ── starts, stops, kills, freezes ──▶ processes: Membership ⇄ model of dispatch ──┐ assigned,
+//! revoked, lost
 //!            │                                             │ join, sync, heartbeat, commit          ▼
 //!            └── cut off, slow, moved, grown ──────▶ network ──▶ model of the coordinator ─────▶ oracle
 //! ```
 //!
-//! Some seeds have no trouble: then a change of members may stop no partition that stays, and nothing is ever lost; and
-//! if one partition of a member that drains hangs, the others do not wait for it.
+//! Some seeds have no faults. In these, a change of members must not interrupt a partition that keeps its owner, and no
+//! partition is ever lost. If one partition of a draining member hangs, the others must not wait for it.
 //!
-//! `EVENTD_SIM_FIRST` and `EVENTD_SIM_SEEDS` choose the seeds; a failing one is printed with the command that replays
+//! `EVENTD_SIM_FIRST` and `EVENTD_SIM_SEEDS` choose the seeds. A failing seed is printed with the command that replays
 //! it exactly.
 
 mod coordinator;
@@ -37,11 +38,11 @@ const SEEDS: u64 = 2_000;
 /// Seeds that are run twice.
 const SEEDS_RUN_TWICE: u64 = 100;
 
-/// What is outside of every process.
+/// Everything outside the processes.
 #[derive(Debug)]
 struct World {
     state: Mutex<State>,
-    /// The coordinator has something to do.
+    /// Notified if the coordinator has something to do.
     happened: Notify,
 }
 
@@ -51,9 +52,9 @@ struct State {
     group: Group,
     partitions: u32,
     random: Random,
-    /// Of a hundred messages, how many are lost.
+    /// The percentage of messages that are lost.
     loss: u64,
-    /// Until then nobody is the coordinator; it has forgotten what it did not store, if it is another one after that.
+    /// Until this time there is no coordinator. If another broker takes over, it has forgotten what was not stored.
     moves_until: Option<Instant>,
     fails_over: bool,
     oracle: Oracle,
@@ -65,7 +66,7 @@ impl World {
         self.state.lock().unwrap()
     }
 
-    /// The coordinator's own time.
+    /// Runs the coordinator's timers.
     async fn coordinate(self: Arc<Self>) {
         loop {
             let next = {
@@ -76,14 +77,14 @@ impl World {
                     moved => {
                         if moved.is_some() && std::mem::take(&mut state.fails_over) {
                             state.group.fail_over(now);
-                            state.note("the coordinator is another one");
+                            state.note("another broker is the coordinator");
                         }
                         state.moves_until = None;
                         let before = (state.group.phase, state.group.generation);
                         state.group.tick(now);
                         let after = (state.group.phase, state.group.generation);
                         if before != after {
-                            state.note(format_args!("the coordinator, by its clock: {after:?}"));
+                            state.note(format_args!("the coordinator's timer: {after:?}"));
                         }
                         state.group.next_moment()
                     }
@@ -107,19 +108,19 @@ impl State {
         }
     }
 
-    fn given(&mut self, life: Life, partition: u32) {
-        self.oracle.given(life, partition, Instant::now());
-        self.note(format_args!("{partition} is given to {life}"));
+    fn assigned(&mut self, life: Life, partition: u32) {
+        self.oracle.assigned(life, partition, Instant::now());
+        self.note(format_args!("{partition} is assigned to {life}"));
     }
 
-    fn taken(&mut self, life: Life, partition: u32) {
-        self.oracle.taken(life, partition);
-        self.note(format_args!("{partition} is taken from {life}"));
+    fn revoked(&mut self, life: Life, partition: u32) {
+        self.oracle.revoked(life, partition);
+        self.note(format_args!("{partition} is revoked from {life}"));
     }
 
     fn released(&mut self, life: Life, partition: u32) {
         self.oracle.released(life, partition);
-        self.note(format_args!("{partition} is let go by {life}"));
+        self.note(format_args!("{partition} is released by {life}"));
     }
 
     fn lost(&mut self, life: Life, partition: u32) {
@@ -139,7 +140,7 @@ fn thousands_of_seeds() {
         let outcome = simulate(seed, false);
         match outcome.violation {
             None => Ok(outcome),
-            // A trace takes time, so only a failing seed is run again with one.
+            // Recording a trace takes time, so only a failing seed is run again with one.
             Some(_) => {
                 let traced = simulate(seed, true);
                 Err(end_of_trace(&traced.trace, traced.violation.as_deref()))
@@ -150,9 +151,9 @@ fn thousands_of_seeds() {
         "members",
         &[
             ("generations", run.sum(|o| o.generations)),
-            ("partitions given", run.sum(|o| o.counts.given)),
-            ("handed over", run.sum(|o| o.counts.handovers)),
-            ("handed over by members that drain", run.sum(|o| o.counts.drained)),
+            ("partitions assigned", run.sum(|o| o.counts.assigned)),
+            ("released", run.sum(|o| o.counts.releases)),
+            ("released by draining members", run.sum(|o| o.counts.drained)),
             ("lost", run.sum(|o| o.counts.lost)),
             ("commits", run.sum(|o| o.counts.commits)),
             ("commits refused", run.sum(|o| o.counts.commits_refused)),
@@ -165,12 +166,12 @@ fn thousands_of_seeds() {
             ("kept memberships", run.sum(|o| o.done.kept)),
             ("drains", run.sum(|o| o.done.drains)),
             ("kills", run.sum(|o| o.done.kills)),
-            ("kills within a handover", run.sum(|o| o.done.kills_in_handover)),
+            ("kills during a release", run.sum(|o| o.done.kills_in_release)),
             ("freezes", run.sum(|o| o.done.freezes)),
-            ("cut off or slow", run.sum(|o| o.done.troubles)),
+            ("cut off or slow", run.sum(|o| o.done.faults)),
             ("moves of the coordinator", run.sum(|o| o.done.moves)),
             ("topics grown", run.sum(|o| o.done.grown)),
-            ("changes without trouble", run.sum(|o| o.done.planned)),
+            ("changes without faults", run.sum(|o| o.done.planned)),
         ],
     );
 }

@@ -1,4 +1,5 @@
-//! Between members and the coordinator: a request arrives late or never, and so does its answer; the coordinator moves.
+//! The network between members and the coordinator. Requests and answers arrive late or never, and the coordinator
+//! moves.
 
 use super::oracle::Life;
 use super::{State, World};
@@ -15,51 +16,51 @@ use std::time::Duration;
 use tokio::sync::oneshot::{self, Sender};
 use tokio::time::{Instant, sleep, timeout_at};
 
-/// How long what a killed process has sent may still arrive.
+/// How long requests of a killed process may still arrive.
 const IN_FLIGHT_MAX: Duration = Duration::from_millis(50);
 
-/// Which requests some trouble is about.
+/// The requests that a fault affects.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Kind {
+pub(super) enum RequestKind {
     /// JoinGroup and SyncGroup.
     Joins,
     Heartbeats,
     Others,
 }
 
-/// What goes wrong between one process and the coordinator.
+/// A network fault between one process and the coordinator.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Trouble {
+pub(super) struct NetworkFault {
     pub(super) until: Instant,
-    /// `None`: all of them.
-    pub(super) kind: Option<Kind>,
-    pub(super) requests: Way,
-    pub(super) answers: Way,
+    /// The affected requests, or `None` for all.
+    pub(super) kind: Option<RequestKind>,
+    pub(super) requests: Direction,
+    pub(super) answers: Direction,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Way {
+pub(super) enum Direction {
     Well,
     Slow,
     Lost,
 }
 
-/// One process's way to the coordinator.
+/// The connection of one process to the coordinator.
 #[derive(Debug)]
 pub(super) struct Link {
     world: Arc<World>,
     life: Life,
-    troubles: Mutex<Vec<Trouble>>,
+    faults: Mutex<Vec<NetworkFault>>,
     gone: Mutex<Option<Instant>>,
 }
 
 impl Link {
     pub(super) fn new(world: &Arc<World>, life: Life) -> Self {
-        Self { world: Arc::clone(world), life, troubles: Mutex::default(), gone: Mutex::default() }
+        Self { world: Arc::clone(world), life, faults: Mutex::default(), gone: Mutex::default() }
     }
 
-    pub(super) fn troubles(&self) -> MutexGuard<'_, Vec<Trouble>> {
-        self.troubles.lock().unwrap()
+    pub(super) fn faults(&self) -> MutexGuard<'_, Vec<NetworkFault>> {
+        self.faults.lock().unwrap()
     }
 
     /// The process was killed.
@@ -67,36 +68,36 @@ impl Link {
         *self.gone.lock().unwrap() = Some(Instant::now());
     }
 
-    fn trouble_of(&self, kind: Kind) -> Option<Trouble> {
-        let about = |trouble: &Trouble| trouble.kind.is_none_or(|troubled| troubled == kind);
-        self.troubles().iter().filter(|trouble| trouble.until > Instant::now()).copied().find(about)
+    fn fault_of(&self, kind: RequestKind) -> Option<NetworkFault> {
+        let about = |fault: &NetworkFault| fault.kind.is_none_or(|troubled| troubled == kind);
+        self.faults().iter().filter(|fault| fault.until > Instant::now()).copied().find(about)
     }
 
-    /// How long this way takes; `None`: it is lost.
-    fn takes(&self, way: Way) -> Option<Duration> {
+    /// How long the message takes, or `None` if it is lost.
+    fn takes(&self, direction: Direction) -> Option<Duration> {
         let mut state = self.world.lock();
         let lost = state.loss;
-        match way {
-            Way::Lost => None,
+        match direction {
+            Direction::Lost => None,
             _ if state.random.chance(lost) => None,
-            Way::Slow => Some(state.random.millis(1, 2_000)),
-            Way::Well => Some(state.random.millis(1, 12)),
+            Direction::Slow => Some(state.random.millis(1, 2_000)),
+            Direction::Well => Some(state.random.millis(1, 12)),
         }
     }
 
     fn carry<T: Send + 'static>(
         self: Arc<Self>,
-        kind: Kind,
+        kind: RequestKind,
         deadline: Instant,
         elsewhere: fn(ResponseError) -> T,
         deliver: impl FnOnce(&mut State, Sender<T>, Instant) + Send + 'static,
     ) -> Answer<'static, T> {
         let (answer, answered) = oneshot::channel();
-        // What was sent arrives, whoever waits for the answer.
+        // A sent request arrives even if no task waits for the answer.
         tokio::spawn(async move {
             let mut answer = answer;
             match self.travel(kind, elsewhere, deliver).await {
-                Some(Ok(given)) => drop(answer.send(given)),
+                Some(Ok(assigned)) => drop(answer.send(assigned)),
                 // The connection is closed.
                 Some(Err(())) => {}
                 None => answer.closed().await,
@@ -111,14 +112,14 @@ impl Link {
         })
     }
 
-    /// There and back; `None`: lost on the way.
+    /// Sends a request and returns the answer. `None` if either is lost.
     async fn travel<T>(
         &self,
-        kind: Kind,
+        kind: RequestKind,
         elsewhere: fn(ResponseError) -> T,
         deliver: impl FnOnce(&mut State, Sender<T>, Instant),
     ) -> Option<Result<T, ()>> {
-        let there = self.takes(self.trouble_of(kind).map_or(Way::Well, |trouble| trouble.requests))?;
+        let there = self.takes(self.fault_of(kind).map_or(Direction::Well, |fault| fault.requests))?;
         sleep(there).await;
         let now = Instant::now();
         if self.gone.lock().unwrap().is_some_and(|gone| gone + IN_FLIGHT_MAX <= now) {
@@ -135,11 +136,11 @@ impl Link {
         }
         self.world.happened.notify_one();
         let answered = answered.await.map_err(drop);
-        sleep(self.takes(self.trouble_of(kind).map_or(Way::Well, |trouble| trouble.answers))?).await;
+        sleep(self.takes(self.fault_of(kind).map_or(Direction::Well, |fault| fault.answers))?).await;
         Some(answered)
     }
 
-    /// Sends a commit, of which the oracle is told if it is taken.
+    /// Sends a commit. If the coordinator accepts it, the oracle is told.
     pub(super) fn commit(self: &Arc<Self>, identity: Identity, partition: u32) {
         let (link, life) = (Arc::clone(self), self.life);
         tokio::spawn(async move {
@@ -151,8 +152,8 @@ impl Link {
                 }
                 _ = answer.send(());
             };
-            // The next commit is made whatever became of this one.
-            link.travel(Kind::Others, |_| (), deliver).await
+            // The next commit does not depend on the result of this one.
+            link.travel(RequestKind::Others, |_| (), deliver).await
         });
     }
 }
@@ -161,13 +162,13 @@ impl Coordinator for Arc<Link> {
     fn join_group(&self, request: JoinGroupRequest, deadline: Instant) -> Answer<'_, JoinGroupResponse> {
         let elsewhere = |error: ResponseError| JoinGroupResponse::default().with_error_code(error.code());
         let deliver = move |state: &mut State, answer, now| state.group.join(&request, answer, now);
-        Arc::clone(self).carry(Kind::Joins, deadline, elsewhere, deliver)
+        Arc::clone(self).carry(RequestKind::Joins, deadline, elsewhere, deliver)
     }
 
     fn sync_group(&self, request: SyncGroupRequest, deadline: Instant) -> Answer<'_, SyncGroupResponse> {
         let elsewhere = |error: ResponseError| SyncGroupResponse::default().with_error_code(error.code());
         let deliver = move |state: &mut State, answer, now| state.group.sync(&request, answer, now);
-        Arc::clone(self).carry(Kind::Joins, deadline, elsewhere, deliver)
+        Arc::clone(self).carry(RequestKind::Joins, deadline, elsewhere, deliver)
     }
 
     fn heartbeat(&self, request: HeartbeatRequest, deadline: Instant) -> Answer<'_, HeartbeatResponse> {
@@ -181,25 +182,25 @@ impl Coordinator for Arc<Link> {
             );
             drop(answer.send(heard.map_or_else(elsewhere, |()| HeartbeatResponse::default())));
         };
-        Arc::clone(self).carry(Kind::Heartbeats, deadline, elsewhere, deliver)
+        Arc::clone(self).carry(RequestKind::Heartbeats, deadline, elsewhere, deliver)
     }
 
     fn leave_group(&self, request: LeaveGroupRequest, deadline: Instant) -> Answer<'_, LeaveGroupResponse> {
         let elsewhere = |error: ResponseError| LeaveGroupResponse::default().with_error_code(error.code());
         let deliver = move |state: &mut State, answer: Sender<LeaveGroupResponse>, now| {
             let member = &request.members[0];
-            // Whoever leaves goes, whatever the answer is.
+            // A member that leaves is gone whatever the answer is.
             _ = state.group.leave(&member.member_id, member.group_instance_id.as_deref(), now);
             drop(answer.send(LeaveGroupResponse::default()));
         };
-        Arc::clone(self).carry(Kind::Others, deadline, elsewhere, deliver)
+        Arc::clone(self).carry(RequestKind::Others, deadline, elsewhere, deliver)
     }
 
     fn partitions<'a>(&'a self, _: &'a str, deadline: Instant) -> Answer<'a, Option<u32>> {
         Box::pin(async move {
-            let way = self.trouble_of(Kind::Others).map_or(Way::Well, |trouble| trouble.answers);
+            let direction = self.fault_of(RequestKind::Others).map_or(Direction::Well, |fault| fault.answers);
             let answer = async {
-                match self.takes(way) {
+                match self.takes(direction) {
                     Some(time) => sleep(time).await,
                     None => std::future::pending().await,
                 }

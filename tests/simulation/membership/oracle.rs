@@ -1,39 +1,40 @@
-//! Holds members to what groups promise, by what their users were told and by what the coordinator took; nothing of
-//! what it judges decides here but the lease, whose meaning is the promise itself.
+//! Checks the promises of groups, based on what the members' users were told and what the coordinator accepted. It only
+//! takes the lease from the code under test, because the lease itself is the promise.
 
 use crate::group::kafka::membership::Membership;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use tokio::time::Instant;
 
-/// One process's life; a restart is another one.
+/// One life of a process. A restart is another life.
 pub(super) type Life = u64;
 
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Counts {
-    pub(super) given: u64,
-    /// Taken, and let go.
-    pub(super) handovers: u64,
-    /// Those of them by members that drain.
+    pub(super) assigned: u64,
+    /// Partitions that were revoked and released.
+    pub(super) releases: u64,
+    /// Those that draining members released.
     pub(super) drained: u64,
     pub(super) lost: u64,
     pub(super) commits: u64,
     pub(super) commits_refused: u64,
-    /// Memberships that ended with an error.
+    /// The number of memberships that ended with an error.
     pub(super) ended: u64,
 }
 
 #[derive(Debug, Default)]
 pub(super) struct Oracle {
     members: BTreeMap<Life, Arc<Membership>>,
-    /// Who may be at work on each partition, so far as its user knows; more than one only where all but one are fenced.
+    /// The lives that may work on each partition, as far as their users know. There is more than one only if all but
+    /// one are past their lease.
     holders: BTreeMap<u32, BTreeSet<Life>>,
-    times_given: BTreeMap<(Life, u32), u64>,
-    /// Who was told to drain.
+    times_assigned: BTreeMap<(Life, u32), u64>,
+    /// The lives that were told to drain.
     draining: BTreeSet<Life>,
-    /// Partitions that were taken or lost since the last [`mark`](Self::mark).
+    /// Partitions that were revoked or lost since the last [`mark`](Self::mark).
     interrupted: BTreeSet<u32>,
-    /// Nothing that happens now may cost anybody a partition.
+    /// Whether no member may lose a partition now, because there are no faults.
     pub(super) nothing_is_lost: bool,
     pub(super) ended: Vec<(Life, String)>,
     pub(super) counts: Counts,
@@ -53,7 +54,7 @@ impl Oracle {
         self.members.insert(life, Arc::clone(member));
     }
 
-    /// The process is no more, or has stopped all that it did.
+    /// The process has ended, or has stopped all its work.
     pub(super) fn gone(&mut self, life: Life) {
         self.members.remove(&life);
         self.holders.values_mut().for_each(|holders| _ = holders.remove(&life));
@@ -63,30 +64,30 @@ impl Oracle {
         self.holders.get(&partition).is_some_and(|holders| holders.contains(&life))
     }
 
-    pub(super) fn given(&mut self, life: Life, partition: u32, now: Instant) {
+    pub(super) fn assigned(&mut self, life: Life, partition: u32, now: Instant) {
         if !self.members.contains_key(&life) {
             return;
         }
-        self.counts.given += 1;
-        *self.times_given.entry((life, partition)).or_default() += 1;
+        self.counts.assigned += 1;
+        *self.times_assigned.entry((life, partition)).or_default() += 1;
         if !self.holders.entry(partition).or_default().insert(life) {
-            self.fail(format!("{partition} is given to {life}, which has it"));
+            self.fail(format!("{partition} is assigned to {life}, which already owns it"));
         }
         if self.draining.contains(&life) {
-            self.fail(format!("{partition} is given to {life}, which drains"));
+            self.fail(format!("{partition} is assigned to {life}, which drains"));
         }
         self.check(now);
     }
 
-    pub(super) fn times_given(&self, life: Life, partition: u32) -> u64 {
-        self.times_given.get(&(life, partition)).copied().unwrap_or_default()
+    pub(super) fn times_assigned(&self, life: Life, partition: u32) -> u64 {
+        self.times_assigned.get(&(life, partition)).copied().unwrap_or_default()
     }
 
     pub(super) fn is_alive(&self, life: Life) -> bool {
         self.members.contains_key(&life)
     }
 
-    /// It stops. Answers with the first partition that it has.
+    /// The life drains. Returns the first partition that it owns.
     pub(super) fn drains(&mut self, life: Life) -> Option<u32> {
         self.draining.insert(life);
         (self.holders.iter()).find(|(_, holders)| holders.contains(&life)).map(|(partition, _)| *partition)
@@ -96,15 +97,15 @@ impl Oracle {
         self.holders.values().any(|holders| holders.contains(&life))
     }
 
-    pub(super) fn taken(&mut self, life: Life, partition: u32) {
+    pub(super) fn revoked(&mut self, life: Life, partition: u32) {
         self.interrupted.insert(partition);
         if !self.holds(life, partition) {
-            self.fail(format!("{partition} is taken from {life}, which does not have it"));
+            self.fail(format!("{partition} is revoked from {life}, which does not own it"));
         }
     }
 
     pub(super) fn released(&mut self, life: Life, partition: u32) {
-        self.counts.handovers += 1;
+        self.counts.releases += 1;
         self.counts.drained += u64::from(self.draining.contains(&life));
         self.holders.entry(partition).or_default().remove(&life);
     }
@@ -114,7 +115,7 @@ impl Oracle {
         self.interrupted.insert(partition);
         self.holders.entry(partition).or_default().remove(&life);
         if self.nothing_is_lost {
-            self.fail(format!("{life} loses {partition}, though nobody had any trouble"));
+            self.fail(format!("{life} loses {partition}, although there were no faults"));
         }
     }
 
@@ -123,7 +124,7 @@ impl Oracle {
         self.ended.push((life, why));
     }
 
-    /// At no moment may two be at work on one partition.
+    /// No two lives may work on one partition at any time.
     pub(super) fn check(&mut self, now: Instant) {
         let mut wrong = None;
         for (partition, holders) in &self.holders {
@@ -137,19 +138,19 @@ impl Oracle {
         wrong.into_iter().for_each(|wrong| self.fail(wrong));
     }
 
-    /// The member says that it may commit.
+    /// The membership says that it may commit.
     pub(super) fn may_commit(&mut self, life: Life, partition: u32) {
         if !self.holds(life, partition) {
-            self.fail(format!("{life} may commit {partition}, which it does not have"));
+            self.fail(format!("{life} may commit {partition}, which it does not own"));
         }
     }
 
-    /// The coordinator took a commit.
+    /// The coordinator accepted a commit.
     pub(super) fn committed(&mut self, life: Life, partition: u32, now: Instant) {
         self.counts.commits += 1;
         let others = self.holders.get(&partition).into_iter().flatten().filter(|other| **other != life);
         if let Some(other) = others.copied().find(|other| self.members[other].lease_deadline() > now) {
-            self.fail(format!("a commit of {partition} by {life} is taken while {other} has it"));
+            self.fail(format!("a commit of {partition} by {life} is accepted while {other} owns it"));
         }
     }
 
@@ -157,13 +158,14 @@ impl Oracle {
         self.counts.commits_refused += 1;
     }
 
-    /// Who owns what, if each of these partitions has one owner, before its lease, which does not drain, and shares
-    /// differ by one at most.
+    /// The owner of each partition, if every partition has exactly one within its lease that does not drain, and shares
+    /// differ by at most one.
     pub(super) fn balanced(&self, partitions: u32, now: Instant) -> Option<Vec<Life>> {
         self.balanced_but(None, partitions, now)
     }
 
-    /// Like [`balanced`](Self::balanced), with one partition that may be anyone's, and goes to whoever has fewest later.
+    /// Like [`balanced`](Self::balanced), but one partition may have any owner. It later goes to the member with the
+    /// fewest.
     pub(super) fn balanced_but(&self, hanging: Option<u32>, partitions: u32, now: Instant) -> Option<Vec<Life>> {
         let stay = self.members.keys().filter(|life| !self.draining.contains(life));
         let mut shares: BTreeMap<Life, u32> = stay.map(|life| (*life, 0)).collect();
@@ -189,7 +191,7 @@ impl Oracle {
         self.interrupted.contains(&partition)
     }
 
-    /// For the story of a failure.
+    /// The state as text for the report of a failure.
     pub(super) fn shown(&self) -> String {
         format!("{:?}", self.holders)
     }

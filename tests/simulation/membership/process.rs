@@ -1,5 +1,5 @@
-//! A process: a real membership, and a model of the dispatch that uses it. It can be killed, and be stopped while time
-//! goes on.
+//! A process: a real membership, and a model of the dispatch that uses it. It can be killed, and it can be frozen while
+//! time passes.
 
 use super::harness::Random;
 use super::network::Link;
@@ -16,7 +16,7 @@ use std::time::Duration;
 use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::{Instant, sleep, sleep_until};
 
-/// Tasks that are not polled while the process is stopped.
+/// The tasks of a process, which are not polled while it is frozen.
 #[derive(Debug, Default)]
 pub(super) struct Frozen(Mutex<(bool, Vec<Waker>)>);
 
@@ -60,7 +60,7 @@ impl<F: Future> Future for Freezable<F> {
 pub(super) struct Setup {
     pub(super) session: Duration,
     pub(super) instance: Option<String>,
-    /// How long letting go of a partition takes at most.
+    /// The longest time that releasing a partition takes.
     pub(super) release_max: Duration,
     pub(super) seed: u64,
 }
@@ -75,7 +75,7 @@ pub(super) struct Process {
     tasks: Vec<AbortHandle>,
     /// The partition whose release hangs, and until when.
     hangs: Arc<Mutex<Option<(u32, Instant)>>>,
-    /// Ends once the process has drained and left.
+    /// The task that ends when the process has drained and left.
     drains: Option<AbortHandle>,
 }
 
@@ -131,14 +131,14 @@ impl Process {
         self.tasks.push(tokio::spawn(task).abort_handle());
     }
 
-    /// SIGKILL.
+    /// Kills the process, as SIGKILL does.
     pub(super) fn kill(self) {
         self.link.is_gone();
         self.tasks.iter().for_each(AbortHandle::abort);
         self.world.lock().oracle.gone(self.life);
     }
 
-    /// SIGTERM: lets what it does end, and leaves.
+    /// Stops the process, as SIGTERM does: it finishes its work and leaves.
     pub(super) fn stop(&mut self, takes: Duration, tell: bool) {
         let (world, member, life) = (Arc::clone(&self.world), Arc::clone(&self.member), self.life);
         let others = self.tasks.clone();
@@ -151,8 +151,8 @@ impl Process {
         });
     }
 
-    /// SIGTERM, in full: lets go of each partition as soon as that has drained, and leaves with the last one. The
-    /// partition that is the answer, if it has any, hangs for so long.
+    /// Stops the process with a drain, as SIGTERM does. Each partition is released when it has drained, and the process
+    /// leaves after the last one. The release of the returned partition, if any, hangs for this long.
     pub(super) fn drain(&mut self, hang: Duration) -> Option<u32> {
         let (world, member, life) = (Arc::clone(&self.world), Arc::clone(&self.member), self.life);
         let hangs = world.lock().oracle.drains(life);
@@ -172,16 +172,16 @@ impl Process {
         hangs
     }
 
-    /// It was told to drain, and has.
+    /// Whether the process was told to drain and has drained.
     pub(super) fn has_drained(&self) -> bool {
         self.drains.as_ref().is_some_and(AbortHandle::is_finished)
     }
 }
 
-/// How often a process that drains looks whether it has.
+/// How often a draining process checks whether it has drained.
 const DRAIN_LOOK_INTERVAL: Duration = Duration::from_millis(10);
 
-/// Takes what it is given, lets go of what is taken after a while, and commits what it may.
+/// A model of dispatch: accepts assigned partitions, releases revoked ones after a while, and commits what it may.
 struct Dispatch {
     world: Arc<World>,
     life: Life,
@@ -210,9 +210,9 @@ impl Dispatch {
             };
             let life = self.life;
             match change {
-                Ok(Change::Assigned(partition)) => self.world.lock().given(life, partition),
+                Ok(Change::Assigned(partition)) => self.world.lock().assigned(life, partition),
                 Ok(Change::Revoked(partition)) => {
-                    self.world.lock().taken(life, partition);
+                    self.world.lock().revoked(life, partition);
                     let takes = self.random.millis(0, self.release_max.as_millis() as u64);
                     let hangs = self.hangs.lock().unwrap().filter(|(hanging, _)| *hanging == partition);
                     let takes = hangs.map_or(takes, |(_, until)| takes.max(until - Instant::now()));
@@ -225,7 +225,7 @@ impl Dispatch {
         }
     }
 
-    /// Looks at every partition; sends the commits of some.
+    /// Checks every partition, and sends commits for some.
     fn commit(&mut self) {
         let partitions = self.world.lock().partitions;
         for partition in 0..partitions {
@@ -239,12 +239,12 @@ impl Dispatch {
 }
 
 async fn release(world: Arc<World>, life: Life, member: Arc<Membership>, partition: u32, takes: Duration) {
-    let given = world.lock().oracle.times_given(life, partition);
+    let assigned = world.lock().oracle.times_assigned(life, partition);
     sleep(takes).await;
     {
         let mut state = world.lock();
-        // It may have been lost meanwhile, and even be given anew.
-        if !state.oracle.holds(life, partition) || state.oracle.times_given(life, partition) != given {
+        // It may have been lost meanwhile, and even assigned again.
+        if !state.oracle.holds(life, partition) || state.oracle.times_assigned(life, partition) != assigned {
             return;
         }
         state.released(life, partition);

@@ -1,15 +1,15 @@
-//! A model of Kafka's group coordinator, after `GroupMetadataManager` and `ClassicGroup` of Kafka 4: one group, whose
-//! clients speak JoinGroup 5 to 8.
+//! A model of Kafka's group coordinator, after `GroupMetadataManager` and `ClassicGroup` of Kafka 4. It has one group,
+//! whose clients speak JoinGroup 5 to 8.
 //!
 //! ```text
-//!   Empty ──▶ Preparing ── all have joined, or the time is over ──▶ Completing ── the leader syncs ──▶ Stable
+//!   Empty ──▶ Preparing ── all have joined, or the time is up ──▶ Completing ── the leader syncs ──▶ Stable
 //!                ▲                                                      │                                │
-//!                └─────────── somebody joins anew, leaves, or is silent for its session ─────────────────┘
+//!                └────── a member joins, leaves, or sends nothing for its session ────────────────────┘
 //! ```
 //!
-//! Who waits for a JoinGroup or SyncGroup is not expired meanwhile. Only a heartbeat, a commit and the end of a join or
-//! of a rebalance begin the session anew; an answer in Stable does not. Static members stay when the time of a rebalance
-//! is over, with what they last said.
+//! A member that waits for a JoinGroup or SyncGroup answer does not expire meanwhile. The session starts again with a
+//! heartbeat, a commit, and the end of a join or of a rebalance, but not with an answer in Stable. Static members stay
+//! in the group when the time of a rebalance is up, with their last subscription.
 
 mod requests;
 
@@ -46,7 +46,7 @@ struct Member {
     kept: Kept,
     joining: Option<Sender<JoinGroupResponse>>,
     syncing: Option<Sender<SyncGroupResponse>>,
-    /// `None`: nothing is expected of it.
+    /// The end of the session. `None` while no request is expected of the member.
     expires: Option<Instant>,
     is_new: bool,
 }
@@ -58,20 +58,20 @@ pub(super) struct Group {
     was_empty: bool,
     leader: Option<String>,
     members: BTreeMap<String, Member>,
-    /// Were told their ids, and have yet to join under them.
+    /// Ids that were assigned to members which have not joined with them yet.
     pending: BTreeMap<String, Instant>,
     pending_sync: BTreeSet<String>,
     join_ends: Option<Instant>,
     sync_ends: Option<Instant>,
     stored: (i32, Option<String>, BTreeMap<String, Kept>),
-    /// How long a group that was empty waits for more.
+    /// How long an empty group waits for more members.
     pub(super) first_delay: Duration,
     ids: u64,
     pub(super) expired: u64,
     pub(super) replaced: u64,
-    /// Static members that got their last assignment back without a rebalance.
+    /// The number of static members that got their last assignment back without a rebalance.
     pub(super) inherited: u64,
-    /// Members that did not join within the time of a rebalance, though they were alive.
+    /// The number of members that were alive but did not join within the time of a rebalance.
     pub(super) too_late: u64,
 }
 
@@ -101,20 +101,18 @@ impl Group {
         self.members.len() + self.pending.len()
     }
 
-    /// Ids in an order that says nothing of their age, as the broker's are.
+    /// Creates ids in an order that is independent of their age, as the broker does.
     fn new_id(&mut self) -> String {
         self.ids += 1;
         format!("{:016x}", crate::core::random::mix(self.ids))
     }
-
-    // -- time
 
     pub(super) fn next_moment(&self) -> Option<Instant> {
         let expiries = self.members.values().filter_map(|member| member.expires);
         expiries.chain(self.pending.values().copied()).chain(self.join_ends).chain(self.sync_ends).min()
     }
 
-    /// Does what is due. True to Kafka, one thing after another: each may call off the next.
+    /// Does what is due, one step after the other, as Kafka does. Each step may cancel the next.
     pub(super) fn tick(&mut self, now: Instant) {
         while self.next_moment().is_some_and(|moment| moment <= now) {
             if self.join_ends.is_some_and(|at| at <= now) {
@@ -172,7 +170,7 @@ impl Group {
         }
     }
 
-    /// The coordinator is another broker now: it knows what was stored, and everybody's session begins.
+    /// Another broker is the coordinator now. It knows what was stored, and every session starts again.
     pub(super) fn fail_over(&mut self, now: Instant) {
         let (generation, leader, kept) = self.stored.clone();
         self.phase = if kept.is_empty() { Phase::Empty } else { Phase::Stable };
@@ -191,8 +189,6 @@ impl Group {
         let kept = self.members.iter().map(|(id, member)| (id.clone(), member.kept.clone())).collect();
         self.stored = (self.generation, self.leader.clone(), kept);
     }
-
-    // -- rebalances
 
     fn rebalance_timeout(&self) -> Duration {
         self.members.values().map(|member| member.kept.rebalance).max().unwrap_or_default()
@@ -265,7 +261,7 @@ impl Group {
         for id in self.members.keys().cloned().collect::<Vec<_>>() {
             self.answer_join(&id, |group| group.joined(&id, group.leader.clone()));
             self.alive(&id, now);
-            self.members.get_mut(&id).expect("it is a member").is_new = false;
+            self.members.get_mut(&id).expect("the id belongs to a member").is_new = false;
             self.pending_sync.insert(id);
         }
         self.sync_ends = Some(now + self.rebalance_timeout());
@@ -273,7 +269,7 @@ impl Group {
 
     fn answer_join(&mut self, id: &str, answer: impl FnOnce(&Self) -> JoinGroupResponse) {
         if let Some(sender) = self.members.get_mut(id).and_then(|member| member.joining.take()) {
-            // Whoever asked may be gone.
+            // The member that asked may have ended.
             drop(sender.send(answer(self)));
         }
     }

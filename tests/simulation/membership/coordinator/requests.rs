@@ -1,4 +1,4 @@
-//! What the coordinator does about each request.
+//! What the coordinator does for each request.
 
 use super::{Group, Kept, Member, Phase, refused_join};
 use bytes::Bytes;
@@ -10,7 +10,7 @@ use std::time::Duration;
 use tokio::sync::oneshot::Sender;
 use tokio::time::Instant;
 
-/// How long a new member may wait for its first join, whatever its session.
+/// How long a new member may wait in its first join, whatever its session time-out is.
 const NEW_MEMBER_JOIN_MAX: Duration = Duration::from_secs(300);
 
 fn millis(time: i32) -> Duration {
@@ -61,7 +61,7 @@ impl Group {
         self.rebalance_or_complete(now);
     }
 
-    /// A process that started again, or another one, under an instance id that is known.
+    /// A process has joined with a known instance id. It is the same process after a restart, or another one.
     fn replace(&mut self, older: &str, id: String, kept: Kept, answer: Sender<JoinGroupResponse>, now: Instant) {
         self.replaced += 1;
         self.answer_join(older, |_| refused_join(older, FencedInstanceId));
@@ -73,7 +73,7 @@ impl Group {
         let expires = Some(now + kept.session);
         let kept = Kept { assignment, ..kept };
         self.members.insert(id.clone(), Member { kept, joining: Some(answer), syncing: None, expires, is_new: false });
-        // The answer names the leader as it was: before version 9 a leader that started again is not told that it leads.
+        // The answer names the earlier leader. Before version 9, a restarted leader is not told that it leads.
         let leader = self.leader.clone();
         if leader.as_deref() == Some(older) {
             self.leader = Some(id.clone());
@@ -98,7 +98,7 @@ impl Group {
             Phase::Stable if same && !leads => return drop(answer.send(self.joined(id, self.leader.clone()))),
             _ => {}
         }
-        let member = self.members.get_mut(id).expect("it was looked up");
+        let member = self.members.get_mut(id).expect("the member was looked up");
         let assignment = std::mem::take(&mut member.kept.assignment);
         (member.kept, member.joining) = (Kept { assignment, ..kept }, Some(answer));
         self.rebalance_or_complete(now);
@@ -138,7 +138,7 @@ impl Group {
             (Ok(()), Phase::Preparing) => drop(answer.send(refused(RebalanceInProgress))),
             (Ok(()), Phase::Completing) => {
                 self.pending_sync.remove(&id);
-                self.members.get_mut(&id).expect("it is valid").syncing = Some(answer);
+                self.members.get_mut(&id).expect("the member was validated").syncing = Some(answer);
                 if self.leader.as_deref() == Some(&id) {
                     self.assigned(request, now);
                 }

@@ -1,4 +1,4 @@
-//! Where nobody has any trouble, and afterwards: everything has its owner, and nothing moves without a reason.
+//! The checks of a time without faults: every partition has its owner, and none moves without a reason.
 
 use super::{Driver, LOOK_INTERVAL};
 use crate::group::kafka::membership::simulation::coordinator::Phase;
@@ -7,20 +7,20 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 use tokio::time::Instant;
 
-/// In this time after the trouble everything has its owner, and nothing moves any more.
+/// After the faults have ended, every partition must have its owner within this time, and none may move any more.
 const CALM_MAX: Duration = Duration::from_secs(120);
-/// How long it takes at most, beyond the draining, until what a member has let go is somebody else's.
-const HANDOVERS_MAX: Duration = Duration::from_secs(10);
+/// After a member has drained, how long it may take until another member owns its partitions.
+const REASSIGNED_MAX: Duration = Duration::from_secs(10);
 /// How long nothing may move before that counts.
 const STILL: Duration = Duration::from_secs(8);
 
 impl Driver {
-    /// Waits until each partition has its owner and nothing moves; gives who owns what, by slot.
+    /// Waits until each partition has its owner and nothing moves. Returns the slot that owns each partition.
     pub(super) async fn settles(&mut self, when: &str) -> Vec<usize> {
         let limit = Instant::now() + CALM_MAX;
         let mut still: Option<(Instant, (i32, Vec<Life>))> = None;
         loop {
-            self.passes(LOOK_INTERVAL).await;
+            self.pass(LOOK_INTERVAL).await;
             if self.broken() {
                 return Vec::new();
             }
@@ -48,7 +48,7 @@ impl Driver {
                     let (shown, members) = (state.oracle.shown(), state.group.members());
                     let (phase, generation) = (state.group.phase, state.group.generation);
                     state.oracle.fail(format!(
-                        "{when}, {CALM_MAX:?} after the trouble, {expected} members are not settled: {shown}; the \
+                        "{when}, {CALM_MAX:?} after the fault, {expected} members are not settled: {shown}; the \
                          coordinator has {members} members, {phase:?} of generation {generation}"
                     ));
                     return Vec::new();
@@ -58,7 +58,7 @@ impl Driver {
         }
     }
 
-    pub(super) async fn changes_without_trouble(&mut self) {
+    pub(super) async fn changes_without_faults(&mut self) {
         self.world.lock().oracle.nothing_is_lost = true;
         self.start(0);
         let mut before = self.settles("after the first start").await;
@@ -71,7 +71,7 @@ impl Driver {
                 5 if others_are_up && self.is_up(slot) => self.drains(slot).await,
                 4 => {
                     is_one = false;
-                    self.one_change_upon_another(slot).await;
+                    self.second_change_before_the_first_is_done(slot).await;
                 }
                 0 => self.grow(),
                 _ if !self.is_up(slot) => self.start(slot),
@@ -91,7 +91,7 @@ impl Driver {
             }
             for (partition, (owner, earlier)) in (0..).zip(after.iter().zip(&before)) {
                 if is_one && owner == earlier && state.oracle.was_interrupted(partition) {
-                    state.oracle.fail(format!("{partition} was stopped, though it stays in slot {owner}"));
+                    state.oracle.fail(format!("{partition} was interrupted, although it stays in slot {owner}"));
                 }
             }
             drop(state);
@@ -102,12 +102,12 @@ impl Driver {
         }
     }
 
-    /// What has drained is at work elsewhere while one partition of the same member still hangs.
+    /// Partitions that have drained must get another owner while one partition of the same member still hangs.
     async fn drains(&mut self, slot: usize) {
-        let Some(hanging) = self.drain(slot, self.release_max + HANDOVERS_MAX * 2) else { return };
-        let limit = Instant::now() + self.release_max + HANDOVERS_MAX;
+        let Some(hanging) = self.drain(slot, self.release_max + REASSIGNED_MAX * 2) else { return };
+        let limit = Instant::now() + self.release_max + REASSIGNED_MAX;
         loop {
-            self.passes(LOOK_INTERVAL).await;
+            self.pass(LOOK_INTERVAL).await;
             let now = Instant::now();
             let mut state = self.world.lock();
             let is_done = state.oracle.balanced_but(Some(hanging), state.partitions, now).is_some();
@@ -116,7 +116,7 @@ impl Driver {
             }
             if now > limit {
                 let shown = state.oracle.shown();
-                state.oracle.fail(format!("what has drained waits for {hanging}, which hangs: {shown}"));
+                state.oracle.fail(format!("drained partitions wait for {hanging}, which hangs: {shown}"));
                 return;
             }
         }
@@ -124,12 +124,12 @@ impl Driver {
 
     async fn leaves(&mut self, slot: usize) {
         self.stop(slot, true);
-        self.passes(Duration::from_secs(1)).await;
+        self.pass(Duration::from_secs(1)).await;
         self.slots[slot].process = None;
     }
 
-    /// What was asked for by the first may be asked for no more by the next.
-    async fn one_change_upon_another(&mut self, slot: usize) {
+    /// Starts a second change before the first is done. What the first revoked may stay after the second.
+    async fn second_change_before_the_first_is_done(&mut self, slot: usize) {
         let slots = self.slots.len();
         for slot in [slot, (slot + 1) % slots, slot] {
             let others_are_up = (0..slots).any(|other| other != slot && self.is_up(other));
@@ -139,7 +139,7 @@ impl Driver {
                 false => self.start(slot),
             }
             let wait = self.random.millis(0, 1_500);
-            self.passes(wait).await;
+            self.pass(wait).await;
         }
     }
 }

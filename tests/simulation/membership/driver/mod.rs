@@ -1,10 +1,10 @@
-//! Runs one seed: starts, stops, kills and freezes processes, troubles the network, then lets the trouble end.
+//! Runs one seed: starts, stops, kills and freezes processes, makes network faults, and then ends all faults.
 
 mod calm;
 
 use super::coordinator::Group;
 use super::harness::Random;
-use super::network::{Kind, Trouble, Way};
+use super::network::{Direction, NetworkFault, RequestKind};
 use super::oracle::{Counts, Life, Oracle};
 use super::process::{Process, Setup};
 use super::{State, World};
@@ -16,7 +16,7 @@ use tokio::time::{Instant, sleep};
 const LOOK_INTERVAL: Duration = Duration::from_millis(50);
 const PARTITIONS_MAX: u32 = 12;
 
-/// What one simulation came to.
+/// The result of one simulation.
 #[derive(Debug, Clone)]
 pub(super) struct Outcome {
     pub(super) counts: Counts,
@@ -30,7 +30,7 @@ pub(super) struct Outcome {
     pub(super) violation: Option<String>,
 }
 
-/// What the driver did.
+/// How often the driver did each thing.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Done {
     pub(super) starts: u64,
@@ -38,29 +38,29 @@ pub(super) struct Done {
     pub(super) kept: u64,
     pub(super) drains: u64,
     pub(super) kills: u64,
-    pub(super) kills_in_handover: u64,
+    pub(super) kills_in_release: u64,
     pub(super) freezes: u64,
-    pub(super) troubles: u64,
+    pub(super) faults: u64,
     pub(super) moves: u64,
     pub(super) grown: u64,
     pub(super) planned: u64,
 }
 
-/// Runs a seed in a runtime of its own, whose time stands still while anything is left to do.
+/// Runs a seed in a runtime of its own. Simulated time only advances when no task can run.
 pub(super) fn simulate(seed: u64, traced: bool) -> Outcome {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build();
     runtime.expect("a runtime without I/O").block_on(async {
-        // The runtime reads the real clock once more while it is built: time begins with its first tick.
+        // The runtime reads the real clock once while it is built. Simulated time starts with the first tick.
         sleep(Duration::from_millis(1)).await;
         Driver::new(seed, traced).drive(seed).await
     })
 }
 
-/// A place where a process runs, again and again.
+/// A place where one process after another runs.
 struct Slot {
     instance: Option<String>,
     process: Option<Process>,
-    /// To be started then.
+    /// When the next process starts.
     start_at: Option<Instant>,
     thaw_at: Option<Instant>,
 }
@@ -105,9 +105,9 @@ impl Driver {
     async fn drive(mut self, seed: u64) -> Outcome {
         tokio::spawn(Arc::clone(&self.world).coordinate());
         if seed.is_multiple_of(4) {
-            self.changes_without_trouble().await;
+            self.changes_without_faults().await;
         } else {
-            self.trouble().await;
+            self.fault().await;
             self.calm();
         }
         self.settles("at the end").await;
@@ -130,22 +130,23 @@ impl Driver {
     }
 
     /// Lets time pass, and does what is due.
-    async fn passes(&mut self, time: Duration) {
+    async fn pass(&mut self, time: Duration) {
         let until = Instant::now() + time;
         while Instant::now() < until && !self.broken() {
             sleep(LOOK_INTERVAL.min(until - Instant::now())).await;
             let now = Instant::now();
-            self.look_after(now);
+            self.collect_ended(now);
             self.world.lock().oracle.check(now);
         }
     }
 
-    fn look_after(&mut self, now: Instant) {
+    fn collect_ended(&mut self, now: Instant) {
         let ended = std::mem::take(&mut self.world.lock().oracle.ended);
         for (life, why) in ended {
             let has_it = |slot: &&mut Slot| slot.process.as_ref().is_some_and(|process| process.life == life);
             let Some(slot) = self.slots.iter_mut().find(has_it) else { continue };
-            // A coordinator that moved may take a process for an older one of its name, which ends it: it is restarted.
+            // After a failover, the coordinator may take a process for an older one with its instance id, which ends
+            // it. It is started again.
             if slot.instance.is_none() || !why.contains("--instance-id") {
                 self.world.lock().oracle.fail(format!("{life} ended: {why}"));
             }
@@ -174,8 +175,6 @@ impl Driver {
     fn is_up(&self, slot: usize) -> bool {
         self.slots[slot].process.as_ref().is_some_and(|process| self.world.lock().oracle.is_alive(process.life))
     }
-
-    // -- what happens to processes
 
     fn start(&mut self, slot: usize) {
         self.slots[slot].process.take().into_iter().for_each(Process::kill);
@@ -206,12 +205,12 @@ impl Driver {
         }
     }
 
-    /// Gives the partition that hangs for so long.
+    /// Returns the partition whose release hangs for this long.
     fn drain(&mut self, slot: usize, hang: Duration) -> Option<u32> {
         let process = self.slots[slot].process.as_mut()?;
         self.done.drains += 1;
         let (life, hanging) = (process.life, process.drain(hang));
-        self.note(format_args!("{life} is told to drain, and {hanging:?} hangs for {hang:?}"));
+        self.note(format_args!("{life} is told to drain, while {hanging:?} hangs for {hang:?}"));
         hanging
     }
 
@@ -230,9 +229,7 @@ impl Driver {
         self.done.grown += 1;
     }
 
-    // -- trouble
-
-    async fn trouble(&mut self) {
+    async fn fault(&mut self) {
         self.world.lock().loss = self.random.pick(&[0, 0, 1, 4]);
         for slot in 0..self.slots.len() {
             if self.random.chance(80) {
@@ -242,15 +239,15 @@ impl Driver {
         for _ in 0..self.random.between(4, 14) {
             let pause = self.random.pick(&[100, 700, 3_000]);
             let pause = self.random.millis(10, pause);
-            self.passes(pause).await;
+            self.pass(pause).await;
             if self.broken() {
                 return;
             }
-            self.happens().await;
+            self.make_change().await;
         }
     }
 
-    async fn happens(&mut self) {
+    async fn make_change(&mut self) {
         let slot = self.random.below(self.slots.len() as u64) as usize;
         let up = self.is_up(slot);
         match self.random.below(100) {
@@ -274,15 +271,15 @@ impl Driver {
                 self.freeze(slot, time);
             }
             45..62 if up => {
-                // A rebalance makes the most of it.
+                // A fault does the most harm during a rebalance.
                 if self.random.chance(50) {
-                    self.comes_or_leaves((slot + 1) % self.slots.len());
+                    self.start_or_stop((slot + 1) % self.slots.len());
                     let wait = self.random.millis(0, 500);
-                    self.passes(wait).await;
+                    self.pass(wait).await;
                 }
                 self.cut_off(slot);
             }
-            62..70 if up => self.hears_late_and_freezes(slot).await,
+            62..70 if up => self.answer_late_and_freeze(slot).await,
             70..80 => {
                 let mut state = self.world.lock();
                 let time = self.random.millis(50, self.session.as_millis() as u64 * 3 / 2);
@@ -294,7 +291,7 @@ impl Driver {
                 self.world.happened.notify_one();
             }
             80..85 => self.grow(),
-            85..100 => self.kill_in_handover(slot).await,
+            85..100 => self.kill_in_release(slot).await,
             _ => {}
         }
     }
@@ -308,44 +305,49 @@ impl Driver {
         }
     }
 
-    /// What it is told comes late, and then it is stopped for longer than its session.
-    async fn hears_late_and_freezes(&mut self, slot: usize) {
+    /// Answers reach the process late, and then it is frozen for longer than its session.
+    async fn answer_late_and_freeze(&mut self, slot: usize) {
         if let Some(process) = &self.slots[slot].process {
             let until = Instant::now() + self.session * 2;
-            let (requests, answers) = (Way::Well, Way::Slow);
-            process.link.troubles().push(Trouble { until, kind: None, requests, answers });
-            self.done.troubles += 1;
+            let (requests, answers) = (Direction::Well, Direction::Slow);
+            process.link.faults().push(NetworkFault { until, kind: None, requests, answers });
+            self.done.faults += 1;
             self.note(format_args!("{} is answered late for {:?}", process.life, self.session * 2));
         }
         let wait = self.random.millis(100, self.session.as_millis() as u64);
-        self.passes(wait).await;
+        self.pass(wait).await;
         self.freeze(slot, self.session * 2);
-        self.passes(self.session * 3 / 2).await;
+        self.pass(self.session * 3 / 2).await;
     }
 
     fn cut_off(&mut self, slot: usize) {
         let long = self.session.as_millis() as u64 * 3;
-        let (bad, good) = (self.random.pick(&[Way::Lost, Way::Lost, Way::Slow]), Way::Well);
+        let (bad, good) = (self.random.pick(&[Direction::Lost, Direction::Lost, Direction::Slow]), Direction::Well);
         let ways = self.random.pick(&[(bad, good), (good, bad), (bad, bad)]);
-        let kind = self.random.pick(&[None, Some(Kind::Joins), Some(Kind::Joins), Some(Kind::Heartbeats)]);
-        let mut troubles = vec![(kind, ways)];
-        // Each kind has a connection of its own.
+        let kind = self.random.pick(&[
+            None,
+            Some(RequestKind::Joins),
+            Some(RequestKind::Joins),
+            Some(RequestKind::Heartbeats),
+        ]);
+        let mut faults = vec![(kind, ways)];
+        // Each kind of request has a connection of its own.
         if self.random.chance(30) {
-            let lost = (Way::Lost, good);
-            troubles = vec![(Some(Kind::Joins), (good, Way::Slow))];
-            troubles.extend([Kind::Heartbeats, Kind::Others].map(|kind| (Some(kind), lost)));
+            let lost = (Direction::Lost, good);
+            faults = vec![(Some(RequestKind::Joins), (good, Direction::Slow))];
+            faults.extend([RequestKind::Heartbeats, RequestKind::Others].map(|kind| (Some(kind), lost)));
         }
-        self.done.troubles += 1;
-        for (kind, (requests, answers)) in troubles {
+        self.done.faults += 1;
+        for (kind, (requests, answers)) in faults {
             let time = self.random.millis(50, long);
             let Some(process) = &self.slots[slot].process else { return };
-            let trouble = Trouble { until: Instant::now() + time, kind, requests, answers };
-            process.link.troubles().push(trouble);
+            let fault = NetworkFault { until: Instant::now() + time, kind, requests, answers };
+            process.link.faults().push(fault);
             self.note(format_args!("{}: {:?} for {time:?}", process.life, (kind, requests, answers)));
         }
     }
 
-    fn comes_or_leaves(&mut self, slot: usize) {
+    fn start_or_stop(&mut self, slot: usize) {
         if self.is_up(slot) && self.random.chance(30) {
             let hang = self.random.millis(0, self.session.as_millis() as u64 * 2);
             self.drain(slot, hang);
@@ -358,21 +360,22 @@ impl Driver {
         }
     }
 
-    /// Somebody joins or leaves, and one that has to let go because of it is killed meanwhile, and soon back.
-    async fn kill_in_handover(&mut self, slot: usize) {
-        self.comes_or_leaves((slot + 1) % self.slots.len());
+    /// A member joins or leaves. A member that has to release a partition because of it is killed meanwhile, and soon
+    /// starts again.
+    async fn kill_in_release(&mut self, slot: usize) {
+        self.start_or_stop((slot + 1) % self.slots.len());
         let wait = self.random.millis(0, 1_000);
-        self.passes(wait).await;
+        self.pass(wait).await;
         if self.is_up(slot) {
-            self.done.kills_in_handover += 1;
+            self.done.kills_in_release += 1;
             self.kill(slot);
             self.restarts_after(slot, Duration::from_millis(100), self.session / 2);
         }
     }
 
-    /// No more trouble: everybody is there, and reaches the coordinator.
+    /// Ends all faults. Every process runs and reaches the coordinator.
     fn calm(&mut self) {
-        self.note("no more trouble");
+        self.note("no more faults");
         {
             let mut state = self.world.lock();
             state.loss = 0;
@@ -385,7 +388,7 @@ impl Driver {
             let one = &mut self.slots[slot];
             one.thaw_at = one.thaw_at.map(|_| now);
             if let Some(process) = &one.process {
-                process.link.troubles().clear();
+                process.link.faults().clear();
             }
             if !up && one.start_at.is_none() {
                 one.start_at = Some(now);
