@@ -3,8 +3,7 @@
 //!
 //! ```text
 //!  seed ─▶ driver ── starts, stops, kills, freezes ──▶ processes: Membership ⇄ model of dispatch ──┐ assigned,
-//! revoked, lost
-//!            │                                             │ join, sync, heartbeat, commit          ▼
+//!            │                                             │ join, sync, heartbeat, commit          ▼ revoked, lost
 //!            └── cut off, slow, moved, grown ──────▶ network ──▶ model of the coordinator ─────▶ oracle
 //! ```
 //!

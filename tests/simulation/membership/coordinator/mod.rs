@@ -4,7 +4,7 @@
 //! ```text
 //!   Empty ──▶ Preparing ── all have joined, or the time is up ──▶ Completing ── the leader syncs ──▶ Stable
 //!                ▲                                                      │                                │
-//!                └────── a member joins, leaves, or sends nothing for its session ────────────────────┘
+//!                └──── a member joins, leaves, or sends nothing for its session ┴────────────────────────────────┘
 //! ```
 //!
 //! A member that waits for a JoinGroup or SyncGroup answer does not expire meanwhile. The session starts again with a

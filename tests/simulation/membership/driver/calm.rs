@@ -11,7 +11,7 @@ use tokio::time::Instant;
 const CALM_MAX: Duration = Duration::from_secs(120);
 /// After a member has drained, how long it may take until another member owns its partitions.
 const REASSIGNED_MAX: Duration = Duration::from_secs(10);
-/// How long nothing may move before that counts.
+/// The group counts as settled if nothing has moved for this long.
 const STILL: Duration = Duration::from_secs(8);
 
 impl Driver {
