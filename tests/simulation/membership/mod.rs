@@ -22,7 +22,7 @@ mod oracle;
 mod process;
 
 use coordinator::Group;
-use driver::{Outcome, simulate};
+use driver::simulate;
 use harness::{Random, Seeds, assert_repeatable, end_of_trace};
 use oracle::{Life, Oracle};
 use std::fmt;
