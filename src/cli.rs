@@ -11,7 +11,7 @@ use crate::core::partition::Partitioner;
 use crate::core::token_bucket::Rate;
 use crate::dispatch::{OnGap, Start};
 use crate::limits;
-use crate::net::Mechanism;
+use crate::net::SaslMechanism;
 use crate::replay::position::Position;
 use bytesize::ByteSize;
 use clap::builder::{BoolishValueParser, Resettable};
@@ -357,7 +357,7 @@ pub struct Kafka {
 
     /// How to log in: plain, scram-sha-256 or scram-sha-512
     #[arg(long, value_name = "NAME", env = "EVENTD_SASL_MECHANISM", requires = "sasl_username", value_parser = mechanism)]
-    pub sasl_mechanism: Option<Mechanism>,
+    pub sasl_mechanism: Option<SaslMechanism>,
 
     /// The user to log in as
     #[arg(long, value_name = "NAME", env = "EVENTD_SASL_USERNAME", requires = "sasl_mechanism")]
@@ -680,11 +680,11 @@ fn replay_id(text: &str) -> Result<String, String> {
     }
 }
 
-fn mechanism(text: &str) -> Result<Mechanism, String> {
+fn mechanism(text: &str) -> Result<SaslMechanism, String> {
     match text.to_ascii_lowercase().as_str() {
-        "plain" => Ok(Mechanism::Plain),
-        "scram-sha-256" => Ok(Mechanism::ScramSha256),
-        "scram-sha-512" => Ok(Mechanism::ScramSha512),
+        "plain" => Ok(SaslMechanism::Plain),
+        "scram-sha-256" => Ok(SaslMechanism::ScramSha256),
+        "scram-sha-512" => Ok(SaslMechanism::ScramSha512),
         _ => Err("plain, scram-sha-256 or scram-sha-512".into()),
     }
 }

@@ -127,7 +127,7 @@ impl FromStr for LogFormat {
 #[derive(Debug, Clone)]
 pub enum Store {
     Sqlite { path: PathBuf, settings: log::sqlite::Settings },
-    Kafka(net::Settings),
+    Kafka(net::BrokerSettings),
 }
 
 /// What every mode opens first.
@@ -389,10 +389,10 @@ fn log(flags: &cli::Shared, url: &Engine, max_db_bytes: Option<u64>) -> anyhow::
     Ok(Log { store, topic: flags.topic.clone(), create, partitions_asked: flags.partitions })
 }
 
-fn brokers_of(brokers: &[String], flags: &cli::Kafka) -> anyhow::Result<net::Settings> {
+fn brokers_of(brokers: &[String], flags: &cli::Kafka) -> anyhow::Result<net::BrokerSettings> {
     let identity = flags.tls_cert_file.clone().zip(flags.tls_key_file.clone());
-    let tls = net::Tls { ca_file: flags.tls_ca_file.clone(), identity };
-    let tls = match flags.tls || tls != net::Tls::default() {
+    let tls = net::TlsFiles { ca_file: flags.tls_ca_file.clone(), identity };
+    let tls = match flags.tls || tls != net::TlsFiles::default() {
         true => Some(Arc::new(tls.config().map_err(anyhow::Error::msg).context("--tls")?)),
         false => None,
     };
@@ -403,7 +403,7 @@ fn brokers_of(brokers: &[String], flags: &cli::Kafka) -> anyhow::Result<net::Set
         }
         _ => None,
     };
-    Ok(net::Settings { brokers: brokers.to_vec(), tls, sasl })
+    Ok(net::BrokerSettings { brokers: brokers.to_vec(), tls, sasl })
 }
 
 fn sasl_password(file: Option<&Path>) -> anyhow::Result<String> {

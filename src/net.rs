@@ -2,7 +2,7 @@
 //! connection of a mode to its brokers, and the one place where TLS is configured.
 //!
 //! ```text
-//!  host:port ── look-up, TCP with TCP_NODELAY ──▶ TLS, if asked for ──▶ Stream
+//!  host:port ── look-up, TCP with TCP_NODELAY ──▶ TLS, if asked for ──▶ BrokerStream
 //! ```
 
 use crate::small_file::{self, CERTIFICATE_FILE_BYTES_MAX};
@@ -19,14 +19,14 @@ use tokio_rustls::TlsConnector;
 
 /// How the brokers of a log are reached.
 #[derive(Debug, Clone)]
-pub struct Settings {
+pub struct BrokerSettings {
     /// `host:port`, at least one: where the first connection goes. The cluster names the others.
     pub brokers: Vec<String>,
     pub tls: Option<Arc<ClientConfig>>,
     pub sasl: Option<Sasl>,
 }
 
-impl Settings {
+impl BrokerSettings {
     /// Plain connections, nobody's name.
     pub fn plain(brokers: Vec<String>) -> Self {
         Self { brokers, tls: None, sasl: None }
@@ -36,7 +36,7 @@ impl Settings {
 /// How a client tells who it is. The mechanisms that need no third party.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Sasl {
-    pub mechanism: Mechanism,
+    pub mechanism: SaslMechanism,
     pub username: String,
     pub password: String,
 }
@@ -50,13 +50,13 @@ impl fmt::Debug for Sasl {
 
 /// A SASL mechanism.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Mechanism {
+pub enum SaslMechanism {
     Plain,
     ScramSha256,
     ScramSha512,
 }
 
-impl Mechanism {
+impl SaslMechanism {
     /// Its registered name.
     pub fn as_str(self) -> &'static str {
         match self {
@@ -69,14 +69,14 @@ impl Mechanism {
 
 /// Whom TLS trusts, and who we say we are.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Tls {
+pub struct TlsFiles {
     /// PEM certificates of the authorities that are trusted; `None`: the system's.
     pub ca_file: Option<PathBuf>,
     /// PEM certificate chain and private key, for a server that wants to know its clients.
     pub identity: Option<(PathBuf, PathBuf)>,
 }
 
-impl Tls {
+impl TlsFiles {
     /// The configuration, with the one provider of this build.
     ///
     /// # Errors
@@ -132,9 +132,9 @@ fn read_roots(path: &Path) -> Result<RootCertStore, String> {
 }
 
 /// A connection, whatever it is made of.
-pub(crate) trait Stream: AsyncRead + AsyncWrite + Unpin + Send + Sync {}
+pub(crate) trait BrokerStream: AsyncRead + AsyncWrite + Unpin + Send + Sync {}
 
-impl<T: AsyncRead + AsyncWrite + Unpin + Send + Sync> Stream for T {}
+impl<T: AsyncRead + AsyncWrite + Unpin + Send + Sync> BrokerStream for T {}
 
 /// Why there is no connection.
 #[derive(Debug)]
@@ -146,7 +146,10 @@ pub(crate) enum ConnectError {
 }
 
 /// Connects to `host:port`, each address that it resolves to in turn. The caller bounds the time.
-pub(crate) async fn connect(address: &str, tls: Option<&Arc<ClientConfig>>) -> Result<Box<dyn Stream>, ConnectError> {
+pub(crate) async fn connect(
+    address: &str,
+    tls: Option<&Arc<ClientConfig>>,
+) -> Result<Box<dyn BrokerStream>, ConnectError> {
     let unavailable = |error: io::Error| ConnectError::Unavailable(error.to_string());
     let stream = TcpStream::connect(address).await.map_err(unavailable)?;
     // A small frame behind a large one would wait for the other side's delayed acknowledgement: 44 ms on loopback.

@@ -179,7 +179,7 @@ impl Supervisor {
             match self.delivery_once().await {
                 Ok(ended) if *self.drain.borrow() => return Ok(ended),
                 // One that delivered and failed; one that never began has left nothing undone.
-                Err(Failed { error, began: true }) if *self.drain.borrow() || dispatch::is_remade(&error) => {
+                Err(Failed { error, began: true }) if *self.drain.borrow() || dispatch::is_recreated(&error) => {
                     return Err(error.context(format!("destination {:?}", self.delivery.spec.name)));
                 }
                 Ok(_) => self.tell("not running: it ended without being told to".into()),

@@ -345,7 +345,9 @@ pub async fn ensure_own(log: &dyn Log, topic: &str, destination: &str) -> Result
             Ok(fetched) => fetched.events.into_iter().next(),
             // Trimmed meanwhile, or damaged: neither says whose it is.
             Err(FetchError::OutOfRange { .. } | FetchError::Corrupt { .. }) => None,
-            Err(error @ (FetchError::Unavailable(_) | FetchError::Remade { .. })) => return Err(unavailable(&error)),
+            Err(error @ (FetchError::Unavailable(_) | FetchError::TopicRecreated { .. })) => {
+                return Err(unavailable(&error));
+            }
         };
         if let Some(letter) = first {
             let whose = |name| letter.record.header_text(name).unwrap_or("?").to_owned();

@@ -17,7 +17,7 @@ mod stopped;
 mod tally;
 mod worker;
 
-pub(crate) use self::stopped::is_remade;
+pub(crate) use self::stopped::is_recreated;
 pub use self::tally::Tally;
 
 use self::shared::Shared;

@@ -112,7 +112,7 @@ pub(super) async fn own(
                 }
             },
         };
-        if shared.config.when_stopped == WhenStopped::End || is_remade(&error) || *stop.borrow() {
+        if shared.config.when_stopped == WhenStopped::End || is_recreated(&error) || *stop.borrow() {
             return Err(error);
         }
         let why = format!("{error:#}");
@@ -145,8 +145,8 @@ pub(super) async fn own(
 }
 
 /// Whether delivery ended because the topic was deleted and made again: only if the log is opened again, it can continue.
-pub(crate) fn is_remade(error: &anyhow::Error) -> bool {
-    error.downcast_ref::<Unreadable>().is_some_and(|unreadable| unreadable.is_remade)
+pub(crate) fn is_recreated(error: &anyhow::Error) -> bool {
+    error.downcast_ref::<Unreadable>().is_some_and(|unreadable| unreadable.is_recreated)
 }
 
 /// One life of a worker. Once it has read the log, the partition is not stopped any more: it begins with what could not

@@ -31,7 +31,7 @@ const CRC_END: usize = 21;
 
 /// An idempotent producer's account of one partition: by it a broker knows a batch that it has already.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Producer {
+pub struct ProducerState {
     pub id: i64,
     pub epoch: i16,
     /// Of the batch's first record.
@@ -39,7 +39,7 @@ pub struct Producer {
 }
 
 /// The batch of these records, in their order.
-pub fn encode<'a>(records: impl Iterator<Item = &'a Record> + Clone, producer: Producer) -> Bytes {
+pub fn encode<'a>(records: impl Iterator<Item = &'a Record> + Clone, producer: ProducerState) -> Bytes {
     let times = records.clone().map(|record| record.timestamp_ms);
     let (base_time, max_time) = (times.clone().next().unwrap_or(0), times.max().unwrap_or(0));
     let size: usize = records.clone().map(|record| record.size_bytes() + RECORD_FRAMING_BYTES_MAX).sum();
@@ -94,7 +94,7 @@ fn length_bytes(part: Option<&[u8]>) -> usize {
 
 /// What a fetched stretch holds.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Walked {
+pub struct DecodedRecords {
     /// From the offset that was asked for on, in order.
     pub events: Vec<Event>,
     /// Behind the last batch that was read whole.
@@ -103,7 +103,7 @@ pub struct Walked {
 
 /// A batch that cannot be read, by anybody.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Damaged {
+pub struct DamagedBatch {
     /// The batch's last offset, as far as it can be told.
     pub last: i64,
     pub detail: String,
@@ -111,21 +111,21 @@ pub struct Damaged {
 
 /// A transaction that was aborted: its producer, and the offset at which it began.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Aborted {
+pub struct AbortedTransaction {
     pub producer_id: i64,
     pub first_offset: i64,
 }
 
 /// Reads the batches of a stretch from the offset `from` on. Damage behind something good is left for the next time.
-pub fn walk(stretch: &Bytes, from: i64, aborted: &[Aborted]) -> Result<Walked, Damaged> {
-    let mut aborting: Vec<Aborted> = aborted.to_vec();
+pub fn walk(stretch: &Bytes, from: i64, aborted: &[AbortedTransaction]) -> Result<DecodedRecords, DamagedBatch> {
+    let mut aborting: Vec<AbortedTransaction> = aborted.to_vec();
     aborting.sort_by_key(|transaction| transaction.first_offset);
     let mut aborting = aborting.into_iter().peekable();
     // Producers whose transaction is known to have been aborted, up to its marker.
     let mut open = BTreeSet::new();
-    let mut walked = Walked { events: Vec::new(), next: from };
+    let mut walked = DecodedRecords { events: Vec::new(), next: from };
     let mut rest: &[u8] = stretch;
-    while let Some(batch) = Batch::first_of(&mut rest) {
+    while let Some(batch) = RecordBatch::first_of(&mut rest) {
         let result = batch.and_then(|batch| {
             if batch.last < from {
                 return Ok(batch.last);
@@ -144,7 +144,9 @@ pub fn walk(stretch: &Bytes, from: i64, aborted: &[Aborted]) -> Result<Walked, D
         });
         match result {
             Ok(last) => walked.next = walked.next.max(last + 1),
-            Err(damaged) if walked.next == from => return Err(Damaged { last: damaged.last.max(from), ..damaged }),
+            Err(damaged) if walked.next == from => {
+                return Err(DamagedBatch { last: damaged.last.max(from), ..damaged });
+            }
             // What it gave before it was found to be damaged is not given; the next fetch begins with it.
             Err(_) => {
                 walked.events.retain(|event| event.offset < walked.next);
@@ -156,7 +158,7 @@ pub fn walk(stretch: &Bytes, from: i64, aborted: &[Aborted]) -> Result<Walked, D
 }
 
 /// One batch of a stretch, its crc checked.
-struct Batch<'a> {
+struct RecordBatch<'a> {
     base: i64,
     last: i64,
     attributes: i16,
@@ -167,16 +169,16 @@ struct Batch<'a> {
     records: &'a [u8],
 }
 
-impl<'a> Batch<'a> {
+impl<'a> RecordBatch<'a> {
     /// Takes the first batch off the stretch. `None`: what is left is the beginning of one, or nothing.
-    fn first_of(rest: &mut &'a [u8]) -> Option<Result<Self, Damaged>> {
+    fn first_of(rest: &mut &'a [u8]) -> Option<Result<Self, DamagedBatch>> {
         let base = i64::from_be_bytes(*rest.first_chunk::<8>()?);
         let length = i32::from_be_bytes(*rest.get(8..)?.first_chunk::<4>()?);
         let magic = *rest.get(16)?;
         let end = usize::try_from(length).ok()?.checked_add(LENGTH_END)?;
         let (batch, behind) = rest.split_at_checked(end)?;
         *rest = behind;
-        let damaged = |last, detail: String| Some(Err(Damaged { last, detail }));
+        let damaged = |last, detail: String| Some(Err(DamagedBatch { last, detail }));
         if magic != MAGIC {
             return damaged(
                 base,
@@ -205,13 +207,13 @@ impl<'a> Batch<'a> {
         }))
     }
 
-    fn damaged(&self, detail: impl Into<String>) -> Damaged {
+    fn damaged(&self, detail: impl Into<String>) -> DamagedBatch {
         let detail = detail.into();
-        Damaged { last: self.last, detail: format!("its batch, {} to {}: {detail}", self.base, self.last) }
+        DamagedBatch { last: self.last, detail: format!("its batch, {} to {}: {detail}", self.base, self.last) }
     }
 
     /// Whether this control batch ends an aborted transaction. (Its key: a version, then 0 for abort and 1 for commit.)
-    fn is_abort_marker(&self) -> Result<bool, Damaged> {
+    fn is_abort_marker(&self) -> Result<bool, DamagedBatch> {
         let mut rest = self.records;
         let record = varint::take_bytes(&mut rest).flatten();
         let key = record.and_then(|mut record| {
@@ -227,7 +229,7 @@ impl<'a> Batch<'a> {
         }
     }
 
-    fn read(&self, from: i64, events: &mut Vec<Event>) -> Result<(), Damaged> {
+    fn read(&self, from: i64, events: &mut Vec<Event>) -> Result<(), DamagedBatch> {
         let codec = (self.attributes & COMPRESSION) as u8;
         let decompressed;
         let mut rest = match codec {
@@ -269,7 +271,7 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    const NOBODY: Producer = Producer { id: -1, epoch: -1, sequence: -1 };
+    const NOBODY: ProducerState = ProducerState { id: -1, epoch: -1, sequence: -1 };
 
     fn record(text: &str, time: i64) -> Record {
         Record::new(Some(text.as_bytes()), Some(text.as_bytes()), &[("name", Some(b"value")), ("none", None)], time)
@@ -297,7 +299,7 @@ mod tests {
         with_attributes(&at(offset, &encode([&control].into_iter(), NOBODY)), CONTROL | TRANSACTIONAL, producer_id)
     }
 
-    fn offsets(walked: &Walked) -> Vec<i64> {
+    fn offsets(walked: &DecodedRecords) -> Vec<i64> {
         walked.events.iter().map(|event| event.offset).collect()
     }
 
@@ -316,7 +318,7 @@ mod tests {
                 let headers: Vec<(&str, Option<&[u8]>)> = headers.iter().map(|(name, value)| (name.as_str(), value.as_deref())).collect();
                 Record::new(key.as_deref(), value.as_deref(), &headers, *time)
             }).collect();
-            let batch = encode(records.iter(), Producer { id: 7, epoch: 1, sequence: 5 });
+            let batch = encode(records.iter(), ProducerState { id: 7, epoch: 1, sequence: 5 });
             let framing = records.len() * RECORD_FRAMING_BYTES_MAX + HEADER_BYTES;
             prop_assert!(batch.len() <= records.iter().map(Record::size_bytes).sum::<usize>() + framing);
             let walked = walk(&at(base, &batch).into(), base, &[]).unwrap();
@@ -374,7 +376,7 @@ mod tests {
             marker(8, true, 1),
         ]
         .concat();
-        let aborted = [Aborted { producer_id: 1, first_offset: 0 }];
+        let aborted = [AbortedTransaction { producer_id: 1, first_offset: 0 }];
         let walked = walk(&stretch.clone().into(), 0, &aborted).unwrap();
         assert_eq!((offsets(&walked), walked.next), (vec![1, 2, 5, 6], 9));
         let later = walk(&stretch.into(), 3, &aborted).unwrap();

@@ -7,11 +7,12 @@
 use super::connection::{Connection, Error};
 use super::requests::Request;
 use super::topology::{
-    KnownTopic, Leader, Led, Partition, Said, Topic, Turns, elected, is_another_topic, is_believed, last_resort,
+    BrokerOrder, CachedTopic, Leader, PartitionEpoch, PartitionMetadata, TopicAnswer, TopicMetadata, elected,
+    is_another_topic, is_believed, last_resort,
 };
 use super::{describe, refusal};
 use crate::limits::{BROKER_ANSWER_MAX, BROKER_CONNECTIONS_IDLE_MAX, CONNECTION_IDLE_MAX, METADATA_INTERVAL_MIN};
-use crate::net::Settings;
+use crate::net::BrokerSettings;
 use kafka_protocol::ResponseError;
 use kafka_protocol::messages::metadata_request::MetadataRequestTopic;
 use kafka_protocol::messages::{ApiKey, FindCoordinatorRequest, MetadataRequest, MetadataResponse, TopicName};
@@ -34,7 +35,7 @@ const CONFIRM_ALL_WAIT_MAX: Duration = Duration::from_millis(1500);
 
 /// Whom a request is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Who<'a> {
+pub enum Recipient<'a> {
     /// Whichever broker answers.
     Any,
     Node(i32),
@@ -47,8 +48,8 @@ pub enum Who<'a> {
 /// A cluster of Kafka brokers.
 #[derive(Debug)]
 pub struct Cluster {
-    settings: Settings,
-    seen: Mutex<Seen>,
+    settings: BrokerSettings,
+    seen: Mutex<ClusterCache>,
     /// One look at a time: those that wait for it use what it found.
     looking: tokio::sync::Mutex<()>,
     /// Told when something else is known of a topic.
@@ -56,31 +57,31 @@ pub struct Cluster {
 }
 
 #[derive(Debug, Default)]
-struct Seen {
+struct ClusterCache {
     /// Addresses, by node id.
     brokers: HashMap<i32, String>,
     controller: Option<i32>,
-    topics: HashMap<String, KnownTopic>,
-    coordinators: HashMap<String, SeenCoordinator>,
+    topics: HashMap<String, CachedTopic>,
+    coordinators: HashMap<String, CachedCoordinator>,
     idle: HashMap<String, Vec<(Connection, Instant)>>,
-    turns: Turns,
+    turns: BrokerOrder,
 }
 
 #[derive(Debug, Clone, Copy)]
-struct SeenCoordinator {
+struct CachedCoordinator {
     node: i32,
     /// When a broker was last asked whether it is still the one.
     confirmed: Instant,
 }
 
 /// The brokers that are asked one after the other, until one tells what is looked for.
-struct Round {
+struct Candidates {
     addresses: std::vec::IntoIter<String>,
     /// Why the brokers so far were of no help.
     failure: Error,
 }
 
-impl Round {
+impl Candidates {
     fn fails(&mut self, error: Error) {
         // An error that a person has to mend is kept: a later broker's error may pass by itself.
         if !matches!(self.failure, Error::Configuration(_)) {
@@ -90,7 +91,7 @@ impl Round {
 }
 
 impl Cluster {
-    pub fn new(settings: Settings) -> Self {
+    pub fn new(settings: BrokerSettings) -> Self {
         Self {
             settings,
             seen: Mutex::default(),
@@ -111,13 +112,18 @@ impl Cluster {
 
     /// Asks, and waits for the answer until the deadline. A broker that may be any one has as long as a healthy one
     /// needs; then the next one is asked.
-    pub async fn call<R: Request>(&self, who: Who<'_>, request: &R, deadline: Instant) -> Result<R::Response, Error> {
+    pub async fn call<R: Request>(
+        &self,
+        who: Recipient<'_>,
+        request: &R,
+        deadline: Instant,
+    ) -> Result<R::Response, Error> {
         let controller = self.seen().controller;
         let node = match (who, controller) {
-            (Who::Node(node), _) | (Who::Controller, Some(node)) => node,
-            (Who::Coordinator(group), _) => self.coordinator(group, deadline).await?,
+            (Recipient::Node(node), _) | (Recipient::Controller, Some(node)) => node,
+            (Recipient::Coordinator(group), _) => self.coordinator(group, deadline).await?,
             // A broker of a cluster that hides its controller passes on what is for it.
-            (Who::Any, _) | (Who::Controller, None) => return self.call_any(request, deadline).await,
+            (Recipient::Any, _) | (Recipient::Controller, None) => return self.call_any(request, deadline).await,
         };
         let address = self.seen().brokers.get(&node).cloned();
         let answer = match address {
@@ -125,8 +131,8 @@ impl Cluster {
             None => Err(Error::NotSent(format!("broker {node} is not known any more"))),
         };
         match who {
-            Who::Coordinator(group) if answer.is_err() => self.forget_coordinator(group),
-            Who::Controller if answer.is_err() => self.seen().controller = None,
+            Recipient::Coordinator(group) if answer.is_err() => self.forget_coordinator(group),
+            Recipient::Controller if answer.is_err() => self.seen().controller = None,
             _ => {}
         }
         answer
@@ -139,14 +145,19 @@ impl Cluster {
     }
 
     /// Every broker once, beginning with the one whose turn it is.
-    fn round(&self) -> Round {
+    fn round(&self) -> Candidates {
         let seen = self.seen();
         let addresses = seen.turns.order(seen.brokers.values(), &self.settings.brokers, Instant::now());
-        Round { addresses: addresses.into_iter(), failure: Error::NotSent("no broker is known".into()) }
+        Candidates { addresses: addresses.into_iter(), failure: Error::NotSent("no broker is known".into()) }
     }
 
     /// The answer of the next broker that gives one before the deadline.
-    async fn ask_next<R: Request>(&self, round: &mut Round, request: &R, deadline: Instant) -> Option<R::Response> {
+    async fn ask_next<R: Request>(
+        &self,
+        round: &mut Candidates,
+        request: &R,
+        deadline: Instant,
+    ) -> Option<R::Response> {
         while Instant::now() < deadline {
             let address = round.addresses.next()?;
             self.seen().turns.took(&address);
@@ -215,7 +226,7 @@ impl Cluster {
 
     /// The topic as the brokers see it now; `None`: it is missing. Nothing is created by asking. One broker is asked, and
     /// more only if its answer contradicts what is known, or if nothing is known yet.
-    pub async fn topic(&self, name: &str, deadline: Instant) -> Result<Option<Arc<Topic>>, Error> {
+    pub async fn topic(&self, name: &str, deadline: Instant) -> Result<Option<Arc<TopicMetadata>>, Error> {
         let asked = MetadataRequestTopic::default().with_name(Some(topic_name(name)));
         let request = MetadataRequest::default().with_topics(Some(vec![asked])).with_allow_auto_topic_creation(false);
         if let Some(known) = self.seen().topics.get_mut(name) {
@@ -255,10 +266,10 @@ impl Cluster {
     async fn second_opinion(
         &self,
         name: &str,
-        topic: Arc<Topic>,
+        topic: Arc<TopicMetadata>,
         request: &MetadataRequest,
         deadline: Instant,
-    ) -> Arc<Topic> {
+    ) -> Arc<TopicMetadata> {
         let mut round = self.round();
         if round.addresses.len() < 2 {
             return topic;
@@ -266,15 +277,15 @@ impl Cluster {
         let deadline = deadline.min(Instant::now() + CONFIRM_WAIT_MAX);
         let answer = self.ask_next(&mut round, request, deadline).await;
         match answer.and_then(|answer| read(name, &answer).ok()) {
-            Some(Said::Is(other)) if !is_another_topic(topic.id, other.id) => {
-                self.take_in(&mut self.seen(), name, Said::Is(other)).unwrap_or(topic)
+            Some(TopicAnswer::Exists(other)) if !is_another_topic(topic.id, other.id) => {
+                self.take_in(&mut self.seen(), name, TopicAnswer::Exists(other)).unwrap_or(topic)
             }
             _ => topic,
         }
     }
 
     /// Keeps what is believed of a topic, and gives what is known of it then.
-    fn take_in(&self, seen: &mut Seen, name: &str, believed: Said) -> Option<Arc<Topic>> {
+    fn take_in(&self, seen: &mut ClusterCache, name: &str, believed: TopicAnswer) -> Option<Arc<TopicMetadata>> {
         let before = seen.topics.get(name).map(|known| Arc::clone(&known.topic));
         let after = seen.take_in(name, believed);
         if before != after {
@@ -284,36 +295,48 @@ impl Cluster {
     }
 
     /// The topic from memory. It is looked up only if it is not known at all.
-    pub async fn known_topic(&self, name: &str, deadline: Instant) -> Result<Arc<Topic>, Error> {
+    pub async fn cached_topic(&self, name: &str, deadline: Instant) -> Result<Arc<TopicMetadata>, Error> {
         let known = self.known(name, deadline, |known| Some(Arc::clone(&known.topic))).await?;
         known.ok_or_else(|| Error::NotSent(format!("topic {name:?} is not there")))
     }
 
     /// The topic from memory. It is looked up if it is not known to have this partition, which may have been added.
-    pub async fn known_topic_with(&self, name: &str, partition: u32, deadline: Instant) -> Result<Arc<Topic>, Error> {
-        let has_it = |known: &KnownTopic| known.topic.partitions.len() > partition as usize;
+    pub async fn cached_topic_with(
+        &self,
+        name: &str,
+        partition: u32,
+        deadline: Instant,
+    ) -> Result<Arc<TopicMetadata>, Error> {
+        let has_it = |known: &CachedTopic| known.topic.partitions.len() > partition as usize;
         let known = self.known(name, deadline, |known| has_it(known).then(|| Arc::clone(&known.topic))).await?;
         match known {
             Some(topic) => Ok(topic),
-            None => self.known_topic(name, deadline).await,
+            None => self.cached_topic(name, deadline).await,
         }
     }
 
     /// The leader of a partition, and its topic. It is looked up if it is not known or doubted; what is known of the other
     /// partitions is used meanwhile.
-    pub async fn leader(&self, name: &str, partition: u32, deadline: Instant) -> Result<(Leader, Arc<Topic>), Error> {
-        let find = |known: &KnownTopic| Some((known.leader(partition)?, Arc::clone(&known.topic)));
+    pub async fn leader(
+        &self,
+        name: &str,
+        partition: u32,
+        deadline: Instant,
+    ) -> Result<(Leader, Arc<TopicMetadata>), Error> {
+        let find = |known: &CachedTopic| Some((known.leader(partition)?, Arc::clone(&known.topic)));
         if let Some(found) = self.known(name, deadline, find).await? {
             return Ok(found);
         }
-        let topic = self.known_topic(name, deadline).await?;
+        let topic = self.cached_topic(name, deadline).await?;
         Err(Error::NotSent(match topic.partitions.get(partition as usize) {
             None => {
                 let count = topic.partitions.len();
                 format!("topic {name:?} has {count} partitions, and no partition {partition}")
             }
-            Some(Partition { leader: None, .. }) => format!("partition {partition} of {name:?} has no leader now"),
-            Some(Partition { leader: Some(node), .. }) => {
+            Some(PartitionMetadata { leader: None, .. }) => {
+                format!("partition {partition} of {name:?} has no leader now")
+            }
+            Some(PartitionMetadata { leader: Some(node), .. }) => {
                 format!(
                     "broker {node} does not lead partition {partition} of {name:?} any more, and no broker names another"
                 )
@@ -322,7 +345,7 @@ impl Cluster {
     }
 
     /// The leader of a partition, if it is known and not doubted.
-    pub fn known_leader(&self, name: &str, partition: u32) -> Option<Leader> {
+    pub fn cached_leader(&self, name: &str, partition: u32) -> Option<Leader> {
         self.seen().topics.get(name)?.leader(partition)
     }
 
@@ -332,23 +355,25 @@ impl Cluster {
         &self,
         name: &str,
         node: i32,
-        led: &[Led],
+        led: &[PartitionEpoch],
         request: &R,
         deadline: Instant,
     ) -> Result<R::Response, Error> {
         let mut changed = self.changed.subscribe();
         let replaced = async {
-            let newer = |led: &Led| self.known_leader(name, led.partition).is_some_and(|known| known.epoch > led.epoch);
+            let newer = |led: &PartitionEpoch| {
+                self.cached_leader(name, led.partition).is_some_and(|known| known.epoch > led.epoch)
+            };
             // It lives as long as the cluster, of which we are a part.
             while !led.iter().any(newer) && changed.changed().await.is_ok() {}
         };
         let answer = tokio::select! {
             biased;
-            answer = self.call(Who::Node(node), request, deadline) => answer,
+            answer = self.call(Recipient::Node(node), request, deadline) => answer,
             () = replaced => Err(Error::NoAnswer(format!("broker {node} was replaced as a leader of {name:?}"))),
         };
         if answer.is_err() {
-            for Led { partition, epoch } in led {
+            for PartitionEpoch { partition, epoch } in led {
                 self.doubt(name, *partition, Leader { node, epoch: *epoch });
             }
         }
@@ -383,7 +408,7 @@ impl Cluster {
         &self,
         name: &str,
         deadline: Instant,
-        find: impl Fn(&KnownTopic) -> Option<T>,
+        find: impl Fn(&CachedTopic) -> Option<T>,
     ) -> Result<Option<T>, Error> {
         let find = || self.seen().topics.get(name).and_then(&find);
         if let Some(found) = find() {
@@ -505,12 +530,12 @@ impl Cluster {
     }
 
     /// Nothing is left half done where a lock's holder panicked: plain maps.
-    fn seen(&self) -> MutexGuard<'_, Seen> {
+    fn seen(&self) -> MutexGuard<'_, ClusterCache> {
         self.seen.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Seen {
+impl ClusterCache {
     fn learn(&mut self, answer: &MetadataResponse, given: &[String]) {
         if answer.brokers.is_empty() {
             return;
@@ -527,17 +552,17 @@ impl Seen {
     }
 
     /// Keeps what is believed of a topic, and gives what is known of it then.
-    fn take_in(&mut self, name: &str, believed: Said) -> Option<Arc<Topic>> {
+    fn take_in(&mut self, name: &str, believed: TopicAnswer) -> Option<Arc<TopicMetadata>> {
         match believed {
-            Said::Missing => {
+            TopicAnswer::Missing => {
                 self.topics.remove(name);
                 None
             }
-            Said::Is(topic) => {
+            TopicAnswer::Exists(topic) => {
                 let now = Instant::now();
                 match self.topics.get_mut(name) {
                     Some(known) => known.learn(topic, now),
-                    None => _ = self.topics.insert(name.to_owned(), KnownTopic::new(topic, now)),
+                    None => _ = self.topics.insert(name.to_owned(), CachedTopic::new(topic, now)),
                 }
                 self.topics.get(name).map(|known| Arc::clone(&known.topic))
             }
@@ -546,7 +571,7 @@ impl Seen {
 
     fn coordinates(&mut self, group: &str, node: i32, address: String) {
         self.brokers.insert(node, address);
-        self.coordinators.insert(group.to_owned(), SeenCoordinator { node, confirmed: Instant::now() });
+        self.coordinators.insert(group.to_owned(), CachedCoordinator { node, confirmed: Instant::now() });
     }
 
     /// What this broker says may be old: the others are asked before it.
@@ -571,11 +596,11 @@ pub fn topic_name(name: &str) -> TopicName {
 }
 
 /// What a broker tells of the topic that it was asked about. An error that may pass is [`Error::NotSent`].
-fn read(name: &str, answer: &MetadataResponse) -> Result<Said, Error> {
-    let Some(topic) = answer.topics.first() else { return Ok(Said::Missing) };
+fn read(name: &str, answer: &MetadataResponse) -> Result<TopicAnswer, Error> {
+    let Some(topic) = answer.topics.first() else { return Ok(TopicAnswer::Missing) };
     match refusal(topic.error_code) {
-        None | Some(ResponseError::LeaderNotAvailable) => Ok(Said::Is(read_topic(topic))),
-        Some(ResponseError::UnknownTopicOrPartition) => Ok(Said::Missing),
+        None | Some(ResponseError::LeaderNotAvailable) => Ok(TopicAnswer::Exists(read_topic(topic))),
+        Some(ResponseError::UnknownTopicOrPartition) => Ok(TopicAnswer::Missing),
         Some(error) if error.is_retriable() => Err(Error::NotSent(format!("topic {name:?}: {}", describe(error)))),
         Some(error @ ResponseError::TopicAuthorizationFailed) => {
             Err(Error::NotAllowed(format!("topic {name:?}: {}", describe(error))))
@@ -584,18 +609,18 @@ fn read(name: &str, answer: &MetadataResponse) -> Result<Said, Error> {
     }
 }
 
-fn read_topic(topic: &kafka_protocol::messages::metadata_response::MetadataResponseTopic) -> Topic {
+fn read_topic(topic: &kafka_protocol::messages::metadata_response::MetadataResponseTopic) -> TopicMetadata {
     let count = topic.partitions.iter().map(|partition| partition.partition_index + 1).max().unwrap_or(0);
-    let mut partitions = vec![Partition::UNKNOWN; usize::try_from(count).unwrap_or(0)];
+    let mut partitions = vec![PartitionMetadata::UNKNOWN; usize::try_from(count).unwrap_or(0)];
     for partition in &topic.partitions {
         let leader = (partition.leader_id.0 >= 0).then_some(partition.leader_id.0);
         if let Some(place) = usize::try_from(partition.partition_index).ok().and_then(|index| partitions.get_mut(index))
         {
             let (leader_epoch, replicas) = (partition.leader_epoch, partition.replica_nodes.len());
-            *place = Partition { leader, leader_epoch, replicas };
+            *place = PartitionMetadata { leader, leader_epoch, replicas };
         }
     }
-    Topic { id: topic.topic_id, partitions }
+    TopicMetadata { id: topic.topic_id, partitions }
 }
 
 #[cfg(test)]
@@ -611,7 +636,7 @@ mod tests {
             hanging.push(TcpListener::bind("127.0.0.1:0").await.unwrap());
         }
         let addresses: Vec<String> = hanging.iter().map(|broker| broker.local_addr().unwrap().to_string()).collect();
-        let cluster = Cluster::new(Settings::plain(addresses.clone()));
+        let cluster = Cluster::new(BrokerSettings::plain(addresses.clone()));
         cluster.seen().brokers = (0..).zip(addresses.clone()).collect();
         let silent = || {
             let (seen, now) = (cluster.seen(), Instant::now());

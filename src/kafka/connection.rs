@@ -4,7 +4,7 @@ use super::requests::Request;
 use super::{describe, refusal};
 use crate::core::text::shown;
 use crate::limits::{BROKER_ANSWER_MAX, BROKER_CONNECT_MAX, FRAME_BYTES_MAX};
-use crate::net::{self, ConnectError, Sasl, Settings, Stream};
+use crate::net::{self, BrokerSettings, BrokerStream, ConnectError, Sasl};
 use bytes::{BufMut, Bytes, BytesMut};
 use kafka_protocol::messages::{
     ApiVersionsRequest, RequestHeader, ResponseHeader, SaslAuthenticateRequest, SaslHandshakeRequest,
@@ -48,7 +48,7 @@ impl std::error::Error for Error {}
 
 /// A connection that has told its versions and knows who we are.
 pub(super) struct Connection {
-    stream: Box<dyn Stream>,
+    stream: Box<dyn BrokerStream>,
     address: String,
     correlation_id: i32,
     /// By api key.
@@ -63,7 +63,7 @@ impl fmt::Debug for Connection {
 
 impl Connection {
     /// Connects to `host:port`, until the deadline or for as long as a broker that is there needs.
-    pub(super) async fn open(settings: &Settings, address: &str, deadline: Instant) -> Result<Self, Error> {
+    pub(super) async fn open(settings: &BrokerSettings, address: &str, deadline: Instant) -> Result<Self, Error> {
         let connect_by = deadline.min(Instant::now() + BROKER_CONNECT_MAX);
         let stream = match timeout_at(connect_by, net::connect(address, settings.tls.as_ref())).await {
             Ok(Ok(stream)) => stream,
@@ -85,7 +85,7 @@ impl Connection {
         }
     }
 
-    async fn greet(&mut self, settings: &Settings, deadline: Instant) -> Result<(), Error> {
+    async fn greet(&mut self, settings: &BrokerSettings, deadline: Instant) -> Result<(), Error> {
         self.versions.insert(ApiVersionsRequest::KEY as i16, ApiVersionsRequest::VERSIONS);
         let (version, frame) = self.frame(&ApiVersionsRequest::default())?;
         let answer = timeout_at(deadline, self.exchange(&frame)).await;
@@ -227,7 +227,7 @@ fn foreign_tongue(bytes: [u8; 4]) -> String {
 }
 
 /// Why a greeting has no answer, where it can be told.
-fn no_broker(address: &str, error: &io::Error, settings: &Settings) -> Option<Error> {
+fn no_broker(address: &str, error: &io::Error, settings: &BrokerSettings) -> Option<Error> {
     use io::ErrorKind as Kind;
     let nameless = settings.tls.as_ref().is_some_and(|tls| !tls.client_auth_cert_resolver.has_certs());
     match error.kind() {

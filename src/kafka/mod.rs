@@ -26,10 +26,10 @@ mod connection;
 mod requests;
 mod topology;
 
-pub use cluster::{Cluster, Who, topic_name};
+pub use cluster::{Cluster, Recipient, topic_name};
 pub use connection::Error;
 pub use requests::Request;
-pub use topology::{Leader, Led, Partition, Topic, is_another_topic};
+pub use topology::{Leader, PartitionEpoch, PartitionMetadata, TopicMetadata, is_another_topic};
 
 use kafka_protocol::ResponseError;
 

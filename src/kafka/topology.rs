@@ -25,16 +25,16 @@ const NO_EPOCH: i32 = -1;
 
 /// A topic, as far as it is known.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Topic {
+pub struct TopicMetadata {
     /// A topic that is deleted and created again has another id. It is nil if no broker has told one yet: brokers older
     /// than 2.8 have none.
     pub id: Uuid,
     /// By partition number.
-    pub partitions: Vec<Partition>,
+    pub partitions: Vec<PartitionMetadata>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Partition {
+pub struct PartitionMetadata {
     /// `None`: the partition has no leader now.
     pub leader: Option<i32>,
     /// Each election of a leader has a higher one. -1: the broker tells none.
@@ -42,7 +42,7 @@ pub struct Partition {
     pub replicas: usize,
 }
 
-impl Partition {
+impl PartitionMetadata {
     /// A partition of which no broker has told anything yet.
     pub(super) const UNKNOWN: Self = Self { leader: None, leader_epoch: NO_EPOCH, replicas: 0 };
 }
@@ -57,7 +57,7 @@ pub struct Leader {
 
 /// A partition, and the leader epoch under which a request about it goes to its leader.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Led {
+pub struct PartitionEpoch {
     pub partition: u32,
     pub epoch: i32,
 }
@@ -69,8 +69,8 @@ pub fn is_another_topic(one: Uuid, other: Uuid) -> bool {
 
 /// A topic with the doubts about its leaders.
 #[derive(Debug)]
-pub(super) struct KnownTopic {
-    pub(super) topic: Arc<Topic>,
+pub(super) struct CachedTopic {
+    pub(super) topic: Arc<TopicMetadata>,
     /// Partitions whose leader failed since it was last told.
     doubted: BTreeSet<u32>,
     /// When a broker was last asked about the topic.
@@ -79,14 +79,14 @@ pub(super) struct KnownTopic {
     pub(super) told: Instant,
 }
 
-impl KnownTopic {
-    pub(super) fn new(topic: Topic, now: Instant) -> Self {
+impl CachedTopic {
+    pub(super) fn new(topic: TopicMetadata, now: Instant) -> Self {
         Self { topic: Arc::new(topic), doubted: BTreeSet::new(), asked: now, told: now }
     }
 
     /// Takes in what one more broker says. Of the same topic, a partition keeps the leader with the newest epoch, and no
     /// partition is ever removed.
-    pub(super) fn learn(&mut self, said: Topic, now: Instant) {
+    pub(super) fn learn(&mut self, said: TopicMetadata, now: Instant) {
         self.told = now;
         // Without ids a topic that was created again cannot be told apart, and its epochs begin anew.
         if is_another_topic(self.topic.id, said.id) || (self.topic.id.is_nil() && said.id.is_nil()) {
@@ -96,7 +96,7 @@ impl KnownTopic {
         let mut topic = (*self.topic).clone();
         topic.id = if said.id.is_nil() { topic.id } else { said.id };
         if topic.partitions.len() < said.partitions.len() {
-            topic.partitions.resize(said.partitions.len(), Partition::UNKNOWN);
+            topic.partitions.resize(said.partitions.len(), PartitionMetadata::UNKNOWN);
         }
         for ((known, said), number) in topic.partitions.iter_mut().zip(said.partitions).zip(0..) {
             if said.leader_epoch == NO_EPOCH || said.leader_epoch >= known.leader_epoch {
@@ -126,28 +126,29 @@ impl KnownTopic {
 
 /// What one broker says of a topic.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Said {
+pub(super) enum TopicAnswer {
     Missing,
-    Is(Topic),
+    Exists(TopicMetadata),
 }
 
 /// Whether the last answer of a round is believed. If not, another broker is asked.
-pub(super) fn is_believed(known: Option<&Topic>, said: &[Said]) -> bool {
+pub(super) fn is_believed(known: Option<&TopicMetadata>, said: &[TopicAnswer]) -> bool {
     let Some((last, earlier)) = said.split_last() else { return false };
     match last {
-        Said::Missing => earlier.contains(&Said::Missing),
-        Said::Is(topic) => {
-            let agrees = |other: &Topic| !is_another_topic(topic.id, other.id);
-            let told_before = |earlier: &Said| matches!(earlier, Said::Is(earlier) if agrees(earlier));
+        TopicAnswer::Missing => earlier.contains(&TopicAnswer::Missing),
+        TopicAnswer::Exists(topic) => {
+            let agrees = |other: &TopicMetadata| !is_another_topic(topic.id, other.id);
+            let told_before =
+                |earlier: &TopicAnswer| matches!(earlier, TopicAnswer::Exists(earlier) if agrees(earlier));
             known.is_none_or(agrees) || earlier.iter().any(told_before)
         }
     }
 }
 
 /// The answer that counts where the brokers that answered do not agree: a topic that one of them has is there.
-pub(super) fn last_resort(said: Vec<Said>) -> Option<Said> {
+pub(super) fn last_resort(said: Vec<TopicAnswer>) -> Option<TopicAnswer> {
     let mut said = said;
-    let there = said.iter().rposition(|said| matches!(said, Said::Is(_)));
+    let there = said.iter().rposition(|said| matches!(said, TopicAnswer::Exists(_)));
     there.map(|place| said.swap_remove(place)).or_else(|| said.pop())
 }
 
@@ -161,7 +162,7 @@ pub(super) fn elected(known: i32, named: &[i32]) -> i32 {
 
 /// Which broker is asked next what every broker can tell.
 #[derive(Debug, Default)]
-pub(super) struct Turns {
+pub(super) struct BrokerOrder {
     /// By address, the number of the broker's last turn.
     turns: HashMap<String, u64>,
     last_turn: u64,
@@ -169,7 +170,7 @@ pub(super) struct Turns {
     silent: HashMap<String, Instant>,
 }
 
-impl Turns {
+impl BrokerOrder {
     /// The addresses in the order in which they are asked, each once: first the brokers of the cluster, and then the
     /// addresses that the user gave, which may be other names of the same brokers. Those that gave no answer come last.
     pub(super) fn order<'a>(
@@ -220,12 +221,12 @@ mod tests {
 
     const BROKERS: usize = 3;
 
-    fn led(leader: i32, leader_epoch: i32) -> Partition {
-        Partition { leader: Some(leader), leader_epoch, replicas: 3 }
+    fn led(leader: i32, leader_epoch: i32) -> PartitionMetadata {
+        PartitionMetadata { leader: Some(leader), leader_epoch, replicas: 3 }
     }
 
-    fn topic(id: u128, partitions: &[Partition]) -> Topic {
-        Topic { id: Uuid::from_u128(id), partitions: partitions.to_vec() }
+    fn topic(id: u128, partitions: &[PartitionMetadata]) -> TopicMetadata {
+        TopicMetadata { id: Uuid::from_u128(id), partitions: partitions.to_vec() }
     }
 
     fn address(broker: usize) -> String {
@@ -263,10 +264,10 @@ mod tests {
             let mut now = Instant::now();
             let (mut newest, mut cut_off) = (led(0, 0), None);
             let mut heard = [newest; BROKERS];
-            let mut known = KnownTopic::new(topic(1, &[newest]), now);
-            let mut turns = Turns::default();
+            let mut known = CachedTopic::new(topic(1, &[newest]), now);
+            let mut turns = BrokerOrder::default();
             let addresses: Vec<String> = (0..BROKERS).map(address).collect();
-            let ask = |known: &mut KnownTopic, turns: &mut Turns, heard: &[Partition; BROKERS], now| {
+            let ask = |known: &mut CachedTopic, turns: &mut BrokerOrder, heard: &[PartitionMetadata; BROKERS], now| {
                 let teller = turns.order(addresses.iter(), &[], now).remove(0);
                 turns.took(&teller);
                 let broker = addresses.iter().position(|address| *address == teller).unwrap();
@@ -309,8 +310,8 @@ mod tests {
         fn every_broker_is_asked_in_its_turn_and_a_silent_one_last(silent in 0..BROKERS, calls in 0..10_usize) {
             let now = Instant::now();
             let addresses: Vec<String> = (0..BROKERS).map(address).collect();
-            let mut turns = Turns::default();
-            let next = |turns: &mut Turns, now| {
+            let mut turns = BrokerOrder::default();
+            let next = |turns: &mut BrokerOrder, now| {
                 let teller = turns.order(addresses.iter(), &[], now).remove(0);
                 turns.took(&teller);
                 teller
@@ -333,7 +334,7 @@ mod tests {
     #[test]
     fn a_doubt_is_about_one_partition_and_one_leader() {
         let now = Instant::now();
-        let mut known = KnownTopic::new(topic(1, &[led(1, 5), led(1, 3)]), now);
+        let mut known = CachedTopic::new(topic(1, &[led(1, 5), led(1, 3)]), now);
         let failed = known.leader(0).unwrap();
         known.doubt(0, failed);
         assert_eq!((known.leader(0), known.leader(1)), (None, Some(Leader { node: 1, epoch: 3 })));
@@ -352,7 +353,7 @@ mod tests {
     #[test]
     fn a_broker_that_is_behind_takes_no_partition_away_and_no_id() {
         let now = Instant::now();
-        let mut known = KnownTopic::new(topic(0, &[led(1, 5)]), now);
+        let mut known = CachedTopic::new(topic(0, &[led(1, 5)]), now);
         known.learn(topic(7, &[led(1, 5), led(2, 0)]), now);
         for (id, partitions) in [(7, &[led(1, 4)][..]), (0, &[led(1, 5)])] {
             known.learn(topic(id, partitions), now);
@@ -366,16 +367,25 @@ mod tests {
     fn a_topic_is_missing_or_another_one_only_if_a_second_broker_says_so() {
         let (one, other) = (topic(1, &[led(1, 5)]), topic(2, &[led(1, 0)]));
         let nameless = topic(0, &[led(1, 6)]);
-        let believed = |known: Option<&Topic>, said: &[Said]| is_believed(known, said);
-        assert!(!believed(Some(&one), &[Said::Missing]) && !believed(None, &[Said::Missing]));
-        assert!(believed(Some(&one), &[Said::Missing, Said::Missing]));
-        assert!(believed(None, &[Said::Missing, Said::Is(one.clone())]), "it was created a moment ago");
-        assert!(!believed(Some(&one), &[Said::Is(other.clone())]));
-        assert!(believed(Some(&one), &[Said::Is(other.clone()), Said::Is(one.clone())]));
-        assert!(believed(Some(&one), &[Said::Is(other.clone()), Said::Missing, Said::Is(other.clone())]));
-        assert!(believed(Some(&one), &[Said::Is(nameless)]), "a broker without ids");
-        assert_eq!(last_resort(vec![Said::Is(other.clone()), Said::Missing]), Some(Said::Is(other)));
-        assert_eq!(last_resort(vec![Said::Missing]), Some(Said::Missing));
+        let believed = |known: Option<&TopicMetadata>, said: &[TopicAnswer]| is_believed(known, said);
+        assert!(!believed(Some(&one), &[TopicAnswer::Missing]) && !believed(None, &[TopicAnswer::Missing]));
+        assert!(believed(Some(&one), &[TopicAnswer::Missing, TopicAnswer::Missing]));
+        assert!(
+            believed(None, &[TopicAnswer::Missing, TopicAnswer::Exists(one.clone())]),
+            "it was created a moment ago"
+        );
+        assert!(!believed(Some(&one), &[TopicAnswer::Exists(other.clone())]));
+        assert!(believed(Some(&one), &[TopicAnswer::Exists(other.clone()), TopicAnswer::Exists(one.clone())]));
+        assert!(believed(
+            Some(&one),
+            &[TopicAnswer::Exists(other.clone()), TopicAnswer::Missing, TopicAnswer::Exists(other.clone())]
+        ));
+        assert!(believed(Some(&one), &[TopicAnswer::Exists(nameless)]), "a broker without ids");
+        assert_eq!(
+            last_resort(vec![TopicAnswer::Exists(other.clone()), TopicAnswer::Missing]),
+            Some(TopicAnswer::Exists(other))
+        );
+        assert_eq!(last_resort(vec![TopicAnswer::Missing]), Some(TopicAnswer::Missing));
         assert_eq!(last_resort(Vec::new()), None);
     }
 
@@ -391,7 +401,7 @@ mod tests {
     #[test]
     fn addresses_that_were_given_are_asked_until_the_brokers_are_known_and_if_none_of_them_answers() {
         let now = Instant::now();
-        let mut turns = Turns::default();
+        let mut turns = BrokerOrder::default();
         let given = [address(0), "alias:9092".to_owned()];
         assert_eq!(turns.order([].iter(), &given, now), given);
         let known = [address(0), address(1)];

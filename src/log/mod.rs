@@ -142,7 +142,7 @@ pub enum FetchError {
     /// The record at this offset is not what was stored. Those before it were given by earlier fetches.
     Corrupt { offset: i64, detail: String },
     /// The topic was deleted and made again under its name: what is at these offsets now is something else.
-    Remade { topic: String },
+    TopicRecreated { topic: String },
     /// It may work later: try again.
     Unavailable(String),
 }
@@ -154,7 +154,7 @@ impl fmt::Display for FetchError {
                 write!(f, "offset {from} is outside the log, which holds {earliest} to {latest}")
             }
             Self::Corrupt { offset, detail } => write!(f, "the record at offset {offset} is damaged: {detail}"),
-            Self::Remade { topic } => write!(f, "topic {topic:?} was deleted and made again"),
+            Self::TopicRecreated { topic } => write!(f, "topic {topic:?} was deleted and made again"),
             Self::Unavailable(detail) => f.write_str(detail),
         }
     }

@@ -21,7 +21,7 @@ const OWN: &[&str] = &[
     "eventd::ingest::appender",
     "eventd::ingest::server",
     "eventd::kafka::cluster",
-    "eventd::log::kafka::append",
+    "eventd::log::kafka::producer",
     "eventd::log::kafka::topics",
     "eventd::modes",
     "eventd::modes::first_start",

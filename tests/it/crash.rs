@@ -165,7 +165,7 @@ impl Place {
 }
 
 async fn kafka_at(address: &str) -> Arc<Kafka> {
-    Kafka::connect(net::Settings::plain(vec![address.to_owned()])).await.unwrap()
+    Kafka::connect(net::BrokerSettings::plain(vec![address.to_owned()])).await.unwrap()
 }
 
 fn kill_up(place: &Place) {

@@ -11,7 +11,7 @@ use eventd::group::kafka::{committed, hold};
 use eventd::limits::FETCH_BYTES_MAX;
 use eventd::log::Log;
 use eventd::log::kafka::Kafka as Cluster;
-use eventd::net::Settings;
+use eventd::net::BrokerSettings;
 use rskafka::client::partition::UnknownTopicHandling;
 use rskafka::client::{Client, ClientBuilder};
 use std::sync::Arc;
@@ -74,7 +74,7 @@ impl Kafka {
     }
 
     async fn cluster(&self) -> anyhow::Result<Arc<Cluster>> {
-        Ok(Cluster::connect(Settings::plain(vec![self.broker.address.clone()])).await?)
+        Ok(Cluster::connect(BrokerSettings::plain(vec![self.broker.address.clone()])).await?)
     }
 
     async fn log(&self, topic: &str, partitions: u32) -> anyhow::Result<Arc<dyn Log>> {

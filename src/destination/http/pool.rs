@@ -53,7 +53,7 @@ impl ConnectionPool {
     pub(super) fn new(uri: &Uri, settings: &DestinationSettings) -> Result<Self, ConfigurationError> {
         let is_https = uri.scheme_str() == Some("https");
         let tls = match is_https {
-            true => net::Tls { ca_file: settings.ca_file.clone(), identity: None }.config(),
+            true => net::TlsFiles { ca_file: settings.ca_file.clone(), identity: None }.config(),
             false => net::no_tls(),
         };
         let connector =

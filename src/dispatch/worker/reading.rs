@@ -15,7 +15,7 @@ use std::sync::Arc;
 pub(in crate::dispatch) struct Unreadable {
     why: String,
     /// The topic is another one now. Only who opens it again can read that.
-    pub(in crate::dispatch) is_remade: bool,
+    pub(in crate::dispatch) is_recreated: bool,
 }
 
 impl fmt::Display for Unreadable {
@@ -96,7 +96,7 @@ impl Worker {
                 return Ok(());
             }
             // Nothing can be skipped: what stands at any offset is another topic's.
-            FetchError::Remade { .. } => self.position,
+            FetchError::TopicRecreated { .. } => self.position,
             FetchError::OutOfRange { from, earliest, .. } if from < earliest => *earliest,
             FetchError::OutOfRange { from, .. } => *from,
             FetchError::Corrupt { offset, .. } => *offset + 1,
@@ -104,7 +104,7 @@ impl Worker {
         if skip_to == self.position || self.shared.config.on_gap == OnGap::Stop {
             let partition = self.partition;
             let what_to_do = match &error {
-                FetchError::Remade { .. } => {
+                FetchError::TopicRecreated { .. } => {
                     "--start earliest or --start latest says where to begin in the new one".to_owned()
                 }
                 _ if skip_to == self.position => {
@@ -117,8 +117,8 @@ impl Worker {
                 ),
             };
             let why = format!("{error}; {what_to_do}");
-            let is_remade = matches!(error, FetchError::Remade { .. });
-            self.unreadable = Some(Unreadable { why, is_remade }.into());
+            let is_recreated = matches!(error, FetchError::TopicRecreated { .. });
+            self.unreadable = Some(Unreadable { why, is_recreated }.into());
             return Ok(());
         }
         tracing::error!(

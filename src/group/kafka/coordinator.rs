@@ -1,7 +1,7 @@
 //! What a membership asks of the cluster: a seam, so that it can be held against a model of Kafka's coordinator.
 
 use crate::BoxFuture;
-use crate::kafka::{Cluster, Error, Request, Who};
+use crate::kafka::{Cluster, Error, Recipient, Request};
 use kafka_protocol::messages::{
     GroupId, HeartbeatRequest, HeartbeatResponse, JoinGroupRequest, JoinGroupResponse, LeaveGroupRequest,
     LeaveGroupResponse, SyncGroupRequest, SyncGroupResponse,
@@ -65,5 +65,5 @@ fn ask<R: Request + Send + 'static>(
     group: fn(&R) -> &GroupId,
     deadline: Instant,
 ) -> Answer<'_, R::Response> {
-    Box::pin(async move { cluster.call(Who::Coordinator(group(&request)), &request, deadline).await })
+    Box::pin(async move { cluster.call(Recipient::Coordinator(group(&request)), &request, deadline).await })
 }

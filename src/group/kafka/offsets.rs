@@ -3,7 +3,7 @@
 use super::membership::Identity;
 use super::{NOT_ALLOWED, unavailable};
 use crate::core::outcome::Failure;
-use crate::kafka::{Cluster, Request, Who, describe, refusal, topic_name};
+use crate::kafka::{Cluster, Recipient, Request, describe, refusal, topic_name};
 use crate::limits::{BROKER_CALL_MAX, METADATA_INTERVAL_MIN};
 use kafka_protocol::ResponseError;
 use kafka_protocol::messages::offset_commit_request::{OffsetCommitRequestPartition, OffsetCommitRequestTopic};
@@ -79,7 +79,7 @@ impl Offsets {
         let deadline = Instant::now() + BROKER_CALL_MAX;
         loop {
             let answer =
-                self.cluster.call(Who::Coordinator(&self.group), request, deadline).await.map_err(unavailable)?;
+                self.cluster.call(Recipient::Coordinator(&self.group), request, deadline).await.map_err(unavailable)?;
             let moved = matches!(
                 code(&answer).and_then(refusal),
                 Some(

@@ -12,8 +12,8 @@
 use super::{KafkaLog, failure};
 use crate::core::event::Event;
 use crate::core::outcome::Failure;
-use crate::kafka::batch::{self, Aborted};
-use crate::kafka::{self, Cluster, Leader, Led, describe, is_another_topic, refusal, topic_name};
+use crate::kafka::batch::{self, AbortedTransaction};
+use crate::kafka::{self, Cluster, Leader, PartitionEpoch, describe, is_another_topic, refusal, topic_name};
 use crate::limits::{BROKER_CALL_MAX, BROKER_FETCH_GRACE, FRAME_BYTES_MAX, LEFTOVER_BYTES_MAX, LEFTOVERS_MAX};
 use crate::log::{FetchError, Fetched};
 use kafka_protocol::ResponseError;
@@ -48,14 +48,14 @@ const LEFTOVER_AGE_MAX: Duration = Duration::from_secs(60);
 /// often one a partition, keeps a share of the bytes: so no reader has to fetch a batch again for every few of its events
 /// because of what the others keep.
 #[derive(Debug, Default)]
-pub(super) struct Leftovers {
+pub(super) struct FetchBuffer {
     /// Those that were kept longest come first.
-    kept: Mutex<VecDeque<Leftover>>,
+    kept: Mutex<VecDeque<BufferedFetch>>,
     throttled_until: Mutex<Option<Instant>>,
 }
 
 #[derive(Debug)]
-struct Leftover {
+struct BufferedFetch {
     partition: u32,
     /// The offset that the fetch has to ask for.
     from: i64,
@@ -65,7 +65,7 @@ struct Leftover {
     kept_at: Instant,
 }
 
-impl Leftover {
+impl BufferedFetch {
     fn new(partition: u32, from: i64, fetched: Fetched) -> Self {
         let bytes = fetched.events.iter().map(|event| event.record.window_bytes()).sum();
         Self { partition, from, fetched, bytes, kept_at: Instant::now() }
@@ -84,7 +84,7 @@ impl Leftover {
     }
 }
 
-impl Leftovers {
+impl FetchBuffer {
     fn take(&self, partition: u32, from: i64) -> Option<Fetched> {
         let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
         let place = kept.iter().position(|leftover| leftover.partition == partition && leftover.from == from)?;
@@ -105,7 +105,7 @@ impl Leftovers {
         let rest = Fetched { events: fetched.events.split_off(fit), ..fetched };
         // Up to the next event there is none: what is between belongs to what is given.
         fetched.next = rest.events.first().map_or(fetched.next, |event| event.offset);
-        let rest = Leftover::new(partition, fetched.next, rest);
+        let rest = BufferedFetch::new(partition, fetched.next, rest);
         let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
         kept.retain(|leftover| leftover.kept_at.elapsed() < LEFTOVER_AGE_MAX);
         if kept.len() >= LEFTOVERS_MAX {
@@ -179,7 +179,7 @@ impl KafkaLog {
             .with_max_bytes((FRAME_BYTES_MAX / 2) as i32)
             .with_isolation_level(READ_COMMITTED)
             .with_topics(vec![FetchTopic::default().with_topic(topic_name(&self.name)).with_partitions(vec![asked])]);
-        let led = [Led { partition, epoch: leader.epoch }];
+        let led = [PartitionEpoch { partition, epoch: leader.epoch }];
         let answer = self.cluster.call_leader(&self.name, leader.node, &led, &request, deadline).await;
         let answer = answer.map_err(unavailable)?;
         let throttle = Duration::from_millis(answer.throttle_time_ms.unsigned_abs().into()).min(BROKER_CALL_MAX);
@@ -233,11 +233,14 @@ impl KafkaLog {
         if stretch.is_empty() {
             return Ok(Fetched { events: Vec::new(), next: from, latest });
         }
-        let aborted: Vec<Aborted> = data
+        let aborted: Vec<AbortedTransaction> = data
             .aborted_transactions
             .unwrap_or_default()
             .iter()
-            .map(|aborted| Aborted { producer_id: aborted.producer_id.0, first_offset: aborted.first_offset })
+            .map(|aborted| AbortedTransaction {
+                producer_id: aborted.producer_id.0,
+                first_offset: aborted.first_offset,
+            })
             .collect();
         match batch::walk(&stretch, from, &aborted) {
             Ok(walked) if walked.next == from => {
@@ -253,7 +256,7 @@ impl KafkaLog {
         let found = self.cluster.leader(&self.name, partition, deadline).await;
         let (leader, topic) = found.map_err(|error| FetchError::Unavailable(error.to_string()))?;
         if !topic.id.is_nil() && is_another_topic(*self.id.get_or_init(|| topic.id), topic.id) {
-            return Err(FetchError::Remade { topic: self.name.clone() });
+            return Err(FetchError::TopicRecreated { topic: self.name.clone() });
         }
         Ok(leader)
     }
@@ -281,7 +284,7 @@ impl KafkaLog {
 
     async fn offset_once(&self, partition: u32, timestamp: i64, deadline: Instant) -> Result<Option<i64>, Failure> {
         let (leader, _) = self.cluster.leader(&self.name, partition, deadline).await.map_err(failure)?;
-        let led = [Led { partition, epoch: leader.epoch }];
+        let led = [PartitionEpoch { partition, epoch: leader.epoch }];
         let request = list_offsets(&self.name, &led, timestamp);
         let answer = self.cluster.call_leader(&self.name, leader.node, &led, &request, deadline).await;
         let found = answer.map_err(failure)?;
@@ -301,11 +304,11 @@ impl KafkaLog {
 /// The first offset of every partition, as far as their leaders tell it by then: asked one after the other, once each.
 pub(super) async fn earliest(cluster: &Cluster, name: &str, deadline: Instant) -> HashMap<u32, i64> {
     let mut found = HashMap::new();
-    let Ok(topic) = cluster.known_topic(name, deadline).await else { return found };
-    let mut led_by: BTreeMap<i32, Vec<Led>> = BTreeMap::new();
+    let Ok(topic) = cluster.cached_topic(name, deadline).await else { return found };
+    let mut led_by: BTreeMap<i32, Vec<PartitionEpoch>> = BTreeMap::new();
     for partition in 0..topic.partitions.len() as u32 {
-        if let Some(leader) = cluster.known_leader(name, partition) {
-            led_by.entry(leader.node).or_default().push(Led { partition, epoch: leader.epoch });
+        if let Some(leader) = cluster.cached_leader(name, partition) {
+            led_by.entry(leader.node).or_default().push(PartitionEpoch { partition, epoch: leader.epoch });
         }
     }
     for (node, led) in led_by {
@@ -318,8 +321,8 @@ pub(super) async fn earliest(cluster: &Cluster, name: &str, deadline: Instant) -
 }
 
 /// Asks for offsets of partitions, each with the leader epoch that is known of it.
-fn list_offsets(name: &str, led: &[Led], timestamp: i64) -> ListOffsetsRequest {
-    let asked = |Led { partition, epoch }: &Led| {
+fn list_offsets(name: &str, led: &[PartitionEpoch], timestamp: i64) -> ListOffsetsRequest {
+    let asked = |PartitionEpoch { partition, epoch }: &PartitionEpoch| {
         ListOffsetsPartition::default()
             .with_partition_index(*partition as i32)
             .with_current_leader_epoch(*epoch)
@@ -343,7 +346,7 @@ mod tests {
 
     #[test]
     fn what_does_not_fit_is_given_by_the_next_fetches_without_asking_again() {
-        let leftovers = Leftovers::default();
+        let leftovers = FetchBuffer::default();
         // Offsets 3 and 4 hold no event, nor does 9.
         let events = [1, 2, 5, 6, 8].map(|offset| event(offset, 100)).to_vec();
         let fetched = Fetched { events, next: 10, latest: 20 };
@@ -357,13 +360,13 @@ mod tests {
         assert!(leftovers.kept.lock().unwrap().is_empty());
     }
 
-    fn kept_bytes(leftovers: &Leftovers) -> usize {
+    fn kept_bytes(leftovers: &FetchBuffer) -> usize {
         leftovers.kept.lock().unwrap().iter().map(|leftover| leftover.bytes).sum()
     }
 
     #[test]
     fn what_one_reader_keeps_has_a_bound() {
-        let leftovers = Leftovers::default();
+        let leftovers = FetchBuffer::default();
         let size = LEFTOVER_BYTES_MAX / 4 - 1024;
         let events = (0..7).map(|offset| event(offset, size)).collect();
         leftovers.split(0, Fetched { events, next: 7, latest: 7 }, size);
@@ -374,7 +377,7 @@ mod tests {
 
     #[test]
     fn readers_of_many_partitions_keep_a_share_each() {
-        let leftovers = Leftovers::default();
+        let leftovers = FetchBuffer::default();
         let (readers, size) = (100, 10 * 1024);
         // A batch of 900 KiB each, of which the window has room for one event.
         let fetched = || Fetched { events: (0..90).map(|offset| event(offset, size)).collect(), next: 90, latest: 90 };

@@ -20,12 +20,12 @@
 //! said only where no sending of it ended without an answer; after one that did, only success ends the doubt. The batch
 //! behind one that was given up in doubt begins a new producer epoch, which shuts the old one's late arrival out.
 
-mod append;
 mod fetch;
+mod producer;
 mod topics;
 
-use self::append::Appender;
-use self::fetch::Leftovers;
+use self::fetch::FetchBuffer;
+use self::producer::Producer;
 use super::{AppendLimits, CreateTopic, Engine, FetchError, Fetched, Log, OpenError, check_topic};
 use crate::BoxFuture;
 use crate::core::event::Record;
@@ -57,7 +57,7 @@ pub fn memory_bytes_max(readers: usize) -> usize {
 pub struct Kafka {
     cluster: Arc<Cluster>,
     /// Topics that were opened: side topics take after theirs.
-    opened: Mutex<Vec<topics::Opened>>,
+    opened: Mutex<Vec<topics::OpenedTopic>>,
     /// Why nothing can be appended to a topic any more.
     lost: Lost,
 }
@@ -67,7 +67,7 @@ impl Kafka {
     ///
     /// # Errors
     /// Within 10 s: no broker, or none that lets us in.
-    pub async fn connect(settings: net::Settings) -> Result<Arc<Self>, OpenError> {
+    pub async fn connect(settings: net::BrokerSettings) -> Result<Arc<Self>, OpenError> {
         let cluster = Arc::new(Cluster::new(settings));
         let found = topics::is_there(&cluster, Instant::now() + BROKER_START_MAX).await;
         found.map_err(|error| match error {
@@ -114,7 +114,7 @@ impl Kafka {
             batch_bytes_max: Arc::new(AtomicUsize::new(room_in(opened.max_message_bytes).min(APPEND_BYTES_MAX))),
             appender: OnceLock::new(),
             lost: self.lost.clone(),
-            leftovers: Leftovers::default(),
+            leftovers: FetchBuffer::default(),
         };
         let mut all = self.opened.lock().unwrap_or_else(PoisonError::into_inner);
         // A topic may be opened again and again, as long as it lacks partitions.
@@ -157,9 +157,9 @@ struct KafkaLog {
     /// Bytes that several records may have together: less once a broker refused so many.
     batch_bytes_max: Arc<AtomicUsize>,
     /// Started by the first append.
-    appender: OnceLock<Appender>,
+    appender: OnceLock<Producer>,
     lost: Lost,
-    leftovers: Leftovers,
+    leftovers: FetchBuffer,
 }
 
 impl KafkaLog {
@@ -183,7 +183,7 @@ impl KafkaLog {
             }
         }
         let deadline = Instant::now() + BROKER_CALL_MAX;
-        let count = match self.cluster.known_topic_with(&self.name, partition, deadline).await {
+        let count = match self.cluster.cached_topic_with(&self.name, partition, deadline).await {
             Ok(topic) => topic.partitions.len(),
             // The appender asks again, and says what is wrong in the end.
             Err(_) => usize::MAX,
@@ -194,7 +194,7 @@ impl KafkaLog {
         }
         let appender = self.appender.get_or_init(|| {
             let batch_bytes_max = Arc::clone(&self.batch_bytes_max);
-            Appender::start(Arc::clone(&self.cluster), self.name.clone(), batch_bytes_max, self.lost.clone())
+            Producer::start(Arc::clone(&self.cluster), self.name.clone(), batch_bytes_max, self.lost.clone())
         });
         appender.append(partition, records).await
     }

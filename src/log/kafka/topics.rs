@@ -1,7 +1,7 @@
 //! Topics: whether one is there, what it takes, and how one is made. A topic is only ever made because somebody asked
 //! for it: looking for one that is not there makes none, on a broker that would either.
 
-use crate::kafka::{self, Cluster, Topic, Who, describe, refusal, topic_name};
+use crate::kafka::{self, Cluster, Recipient, TopicMetadata, describe, refusal, topic_name};
 use crate::limits::{BROKER_CALL_MAX, BROKER_SETTINGS_POLL, LETTER_BYTES_MAX};
 use crate::log::{CreateTopic, OpenError};
 use kafka_protocol::ResponseError;
@@ -33,7 +33,7 @@ const UNCLEAN_KEY: &str = "unclean.leader.election.enable";
 
 /// A topic that was opened.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Opened {
+pub(super) struct OpenedTopic {
     pub(super) name: String,
     pub(super) id: Uuid,
     pub(super) replicas: usize,
@@ -41,8 +41,8 @@ pub(super) struct Opened {
 }
 
 /// The opened topic that this one stands beside: `orders.crm.dead` beside `orders`.
-pub(super) fn beside(opened: &[Opened], name: &str) -> Option<Opened> {
-    let is_beside = |opened: &&Opened| name.strip_prefix(&opened.name).is_some_and(|rest| rest.starts_with('.'));
+pub(super) fn beside(opened: &[OpenedTopic], name: &str) -> Option<OpenedTopic> {
+    let is_beside = |opened: &&OpenedTopic| name.strip_prefix(&opened.name).is_some_and(|rest| rest.starts_with('.'));
     opened.iter().filter(is_beside).max_by_key(|opened| opened.name.len()).cloned()
 }
 
@@ -50,7 +50,7 @@ pub(super) fn beside(opened: &[Opened], name: &str) -> Option<Opened> {
 pub(super) async fn is_there(cluster: &Cluster, deadline: Instant) -> Result<(), kafka::Error> {
     // No topics, and not all of them.
     let request = MetadataRequest::default().with_topics(Some(Vec::new())).with_allow_auto_topic_creation(false);
-    cluster.call(Who::Any, &request, deadline).await.map(drop)
+    cluster.call(Recipient::Any, &request, deadline).await.map(drop)
 }
 
 /// Opens the topic. If `create` says how, it is created if it is missing, and a side topic that has fewer partitions is
@@ -59,9 +59,9 @@ pub(super) async fn open(
     cluster: &Cluster,
     name: &str,
     create: Option<CreateTopic>,
-    beside: Option<Opened>,
+    beside: Option<OpenedTopic>,
     deadline: Instant,
-) -> Result<Opened, OpenError> {
+) -> Result<OpenedTopic, OpenError> {
     let mut found = look(cluster, name, deadline).await?;
     if found.is_none()
         && let Some(create) = create
@@ -90,7 +90,7 @@ pub(super) async fn open(
         warn(name, replicas, &settings);
     }
     let max_message_bytes = settings.get(MAX_MESSAGE_BYTES_KEY).and_then(|value| value.parse().ok());
-    Ok(Opened {
+    Ok(OpenedTopic {
         name: name.to_owned(),
         id: topic.id,
         replicas,
@@ -99,7 +99,7 @@ pub(super) async fn open(
 }
 
 /// Asks again while brokers say that it may work later.
-async fn look(cluster: &Cluster, name: &str, deadline: Instant) -> Result<Option<Arc<Topic>>, OpenError> {
+async fn look(cluster: &Cluster, name: &str, deadline: Instant) -> Result<Option<Arc<TopicMetadata>>, OpenError> {
     loop {
         match cluster.topic(name, deadline).await {
             Ok(found) => return Ok(found),
@@ -120,10 +120,10 @@ async fn wait_for(
     name: &str,
     partitions: usize,
     deadline: Instant,
-) -> Result<Arc<Topic>, OpenError> {
+) -> Result<Arc<TopicMetadata>, OpenError> {
     loop {
         let found = look(cluster, name, deadline).await?;
-        let is_led = |topic: &Topic| topic.partitions.iter().all(|partition| partition.leader.is_some());
+        let is_led = |topic: &TopicMetadata| topic.partitions.iter().all(|partition| partition.leader.is_some());
         match found {
             Some(topic) if is_led(&topic) && topic.partitions.len() >= partitions => return Ok(topic),
             _ if Instant::now() >= deadline => {
@@ -138,7 +138,7 @@ async fn make(
     cluster: &Cluster,
     name: &str,
     create: CreateTopic,
-    beside: Option<&Opened>,
+    beside: Option<&OpenedTopic>,
     deadline: Instant,
 ) -> Result<(), OpenError> {
     let mut configs = Vec::new();
@@ -170,7 +170,7 @@ async fn make(
         .with_topics(vec![topic])
         .with_timeout_ms(i32::try_from(BROKER_CALL_MAX.as_millis()).unwrap_or(i32::MAX));
     let unavailable = |why: String| OpenError::Unavailable(format!("topic {name:?} cannot be made now: {why}"));
-    let answer = match cluster.call(Who::Controller, &request, deadline).await {
+    let answer = match cluster.call(Recipient::Controller, &request, deadline).await {
         Ok(answer) => answer,
         Err(kafka::Error::Configuration(detail)) => return Err(OpenError::Configuration(detail)),
         Err(error) => return Err(unavailable(error.to_string())),
@@ -200,7 +200,7 @@ async fn grow(cluster: &Cluster, name: &str, partitions: u32, deadline: Instant)
     let request = CreatePartitionsRequest::default()
         .with_topics(vec![asked])
         .with_timeout_ms(i32::try_from(BROKER_CALL_MAX.as_millis()).unwrap_or(i32::MAX));
-    let answer = cluster.call(Who::Controller, &request, deadline).await.map_err(|error| error.to_string())?;
+    let answer = cluster.call(Recipient::Controller, &request, deadline).await.map_err(|error| error.to_string())?;
     let result = answer.results.first().ok_or("no answer about it")?;
     match refusal(result.error_code) {
         None => {
@@ -224,7 +224,7 @@ pub(super) async fn trim(cluster: &Cluster, name: &str, partition: u32, below: i
     let request = DeleteRecordsRequest::default()
         .with_topics(vec![DeleteRecordsTopic::default().with_name(topic_name(name)).with_partitions(vec![asked])])
         .with_timeout_ms(i32::try_from(BROKER_CALL_MAX.as_millis()).unwrap_or(i32::MAX));
-    let answer = cluster.call(Who::Node(leader.node), &request, deadline).await;
+    let answer = cluster.call(Recipient::Node(leader.node), &request, deadline).await;
     if answer.is_err() {
         cluster.doubt(name, partition, leader);
     }
@@ -245,7 +245,7 @@ pub(super) async fn delete(cluster: &Cluster, name: &str) -> Result<(), kafka::E
     let request = DeleteTopicsRequest::default()
         .with_topic_names(vec![topic_name(name)])
         .with_timeout_ms(i32::try_from(BROKER_CALL_MAX.as_millis()).unwrap_or(i32::MAX));
-    let answer = cluster.call(Who::Controller, &request, deadline).await?;
+    let answer = cluster.call(Recipient::Controller, &request, deadline).await?;
     match answer.responses.first().and_then(|result| refusal(result.error_code)) {
         None | Some(ResponseError::UnknownTopicOrPartition) => Ok(()),
         Some(error) => Err(kafka::Error::NotSent(describe(error))),
@@ -267,7 +267,7 @@ async fn settings(cluster: &Cluster, name: &str, deadline: Instant) -> HashMap<S
         tracing::warn!(topic = name, "its settings cannot be seen, those of a default broker are assumed: {why}");
         HashMap::new()
     };
-    let answer = match cluster.call(Who::Any, &request, deadline).await {
+    let answer = match cluster.call(Recipient::Any, &request, deadline).await {
         Ok(answer) => answer,
         Err(error) => return unseen(error.to_string()),
     };

@@ -9,7 +9,7 @@ use crate::support::program::{Program, command, run};
 use crate::support::wait::eventually;
 use eventd::log::Engine;
 use eventd::log::kafka::Kafka;
-use eventd::net::Settings;
+use eventd::net::BrokerSettings;
 use std::collections::{BTreeMap, HashSet};
 use std::net::TcpListener;
 use std::path::Path;
@@ -498,7 +498,7 @@ async fn a_topic_of_kafka_is_made_only_where_that_is_asked_for_and_as_it_is_aske
     post(&up, README_EVENTS);
     assert_eq!(payloads(&delivered(folder.path(), "file-1", 5)), of_readme());
     assert_eq!(up.stop().code(), 0);
-    let engine = Kafka::connect(Settings::plain(vec![address.clone()])).await.unwrap();
+    let engine = Kafka::connect(BrokerSettings::plain(vec![address.clone()])).await.unwrap();
     assert_eq!(engine.open(&topic, None).await.unwrap().partitions().await, Ok(2));
 
     for more in [&["--partitions", "3"][..], &["--partitions", "3", "--create-topic"]] {

@@ -10,7 +10,7 @@ use crate::support::receiver::{Receiver, bodies};
 use eventd::destination::spec::Spec;
 use eventd::log::kafka::Kafka;
 use eventd::log::{CreateTopic, Engine};
-use eventd::net::Settings;
+use eventd::net::BrokerSettings;
 use std::path::Path;
 
 const SECRET: &str = "hunter2";
@@ -116,7 +116,7 @@ async fn an_earlier_name_whose_commits_expired_is_kept_and_requires_start() {
     let earlier = Spec::parse(&url).unwrap().earlier_name.unwrap();
     deliver(folder.path(), &log, &[&format!("{earlier}={url}")], &["delivering", &earlier], Some(("a", &receiver)));
     // This is what remains of a destination that has given up an event.
-    let brokers = Kafka::connect(Settings::plain(vec![address.clone()])).await.unwrap();
+    let brokers = Kafka::connect(BrokerSettings::plain(vec![address.clone()])).await.unwrap();
     let create = CreateTopic { partitions: 1, retention: None };
     brokers.open(&format!("{topic}.{earlier}.dead"), Some(create)).await.unwrap();
     tool("kafka-consumer-groups", &address, &["--delete", "--group", &earlier]);

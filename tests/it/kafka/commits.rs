@@ -14,7 +14,7 @@ use eventd::group::kafka::{committed, hold};
 use eventd::group::{Group, JoinError, JoinOptions};
 use eventd::kafka::Cluster;
 use eventd::log::{CreateTopic, Engine, Log};
-use eventd::net::Settings;
+use eventd::net::BrokerSettings;
 use std::io::Write;
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -76,7 +76,7 @@ impl Place {
     /// Deletes the topic, and waits until the broker has no topic of this name.
     pub(super) async fn delete(&self) {
         tool("kafka-topics", &address(), &["--delete", "--topic", &self.topic]);
-        let cluster = Cluster::new(Settings::plain(vec![address()]));
+        let cluster = Cluster::new(BrokerSettings::plain(vec![address()]));
         while cluster.topic(&self.topic, Instant::now() + PATIENCE).await.unwrap().is_some() {
             tokio::task::yield_now().await;
         }

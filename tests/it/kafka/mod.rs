@@ -20,7 +20,7 @@ use eventd::group::kafka::{apply_unowned, join, request};
 use eventd::group::{Group, JoinOptions};
 use eventd::log::kafka::Kafka;
 use eventd::log::{Engine, Log};
-use eventd::net::Settings;
+use eventd::net::BrokerSettings;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -37,7 +37,7 @@ pub(crate) fn address() -> String {
 }
 
 async fn fixture() -> Shared {
-    let settings = Settings::plain(vec![address()]);
+    let settings = BrokerSettings::plain(vec![address()]);
     Shared { engine: Kafka::connect(settings).await.expect("the broker answers") }
 }
 

@@ -9,7 +9,7 @@ use eventd::group::{Change, Group, JoinOptions};
 use eventd::kafka::Cluster;
 use eventd::log::kafka::Kafka;
 use eventd::log::{CreateTopic, Engine, Log};
-use eventd::net::Settings;
+use eventd::net::BrokerSettings;
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;
@@ -90,8 +90,8 @@ impl Replaced {
         Self { port, replaced }
     }
 
-    fn settings(&self) -> Settings {
-        Settings::plain(vec![format!("localhost:{}", self.port)])
+    fn settings(&self) -> BrokerSettings {
+        BrokerSettings::plain(vec![format!("localhost:{}", self.port)])
     }
 
     fn is_replaced(&self) {

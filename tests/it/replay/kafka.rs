@@ -6,7 +6,7 @@ use crate::kafka::address;
 use crate::support::wait::eventually;
 use eventd::log::kafka::Kafka;
 use eventd::log::{Engine, OpenError};
-use eventd::net::Settings;
+use eventd::net::BrokerSettings;
 
 fn delivered(events: u64) -> (Delivered, Program) {
     let (address, topic) = (address(), unique("replayed"));
@@ -140,7 +140,7 @@ fn the_side_topic_of_a_replays_progress_is_deleted_with_it() {
     assert!(ending.said.contains(&made), "{made:?} is not in {}", ending.said);
     let runtime = tokio::runtime::Runtime::new().unwrap();
     let gone = runtime.block_on(async {
-        let engine = Kafka::connect(Settings::plain(vec![address])).await.unwrap();
+        let engine = Kafka::connect(BrokerSettings::plain(vec![address])).await.unwrap();
         engine.open(&own, None).await.unwrap_err()
     });
     assert_eq!(gone, OpenError::Missing { topic: own });

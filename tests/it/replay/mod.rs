@@ -18,7 +18,7 @@ use crate::support::receiver::{Hook, Receiver, bodies};
 use eventd::log::Engine;
 use eventd::log::kafka::Kafka;
 use eventd::log::sqlite::Sqlite;
-use eventd::net::Settings;
+use eventd::net::BrokerSettings;
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -65,7 +65,7 @@ impl Delivered {
                 let settings = eventd::log::sqlite::Settings { create: true, ..Default::default() };
                 Sqlite::open(self.folder().join(file), settings).await.unwrap()
             }
-            None => Kafka::connect(Settings::plain(vec![self.url[1].clone()])).await.unwrap(),
+            None => Kafka::connect(BrokerSettings::plain(vec![self.url[1].clone()])).await.unwrap(),
         }
     }
 

@@ -7,7 +7,7 @@ use crate::support::block_on;
 use crate::support::broker::Broker;
 use crate::support::torture_times;
 use crate::support::wait::eventually;
-use eventd::kafka::{Cluster, Partition, Who, topic_name};
+use eventd::kafka::{Cluster, PartitionMetadata, Recipient, topic_name};
 use kafka_protocol::messages::MetadataRequest;
 use kafka_protocol::messages::metadata_request::MetadataRequestTopic;
 use std::time::Duration;
@@ -44,7 +44,7 @@ fn a_broker_that_is_cut_off_stops_neither_ingest_nor_delivery() {
         assert!(led_by(&broker, cut, &scene.topic).contains(&Some(cut)), "node {cut} must not know the new leaders");
         let cluster = Cluster::new(settings(address_of(&broker, cut)));
         let found = block_on(cluster.topic(&scene.topic, Instant::now() + TOLD_WITHIN)).unwrap().unwrap();
-        let is_new = |partition: &Partition| partition.leader.is_some_and(|node| node != cut);
+        let is_new = |partition: &PartitionMetadata| partition.leader.is_some_and(|node| node != cut);
         assert!(found.partitions.iter().all(is_new), "a new client that only knows node {cut}: {found:?}");
 
         scene.load.wait_for_more(REQUESTS);
@@ -84,7 +84,7 @@ fn led_by(broker: &Broker, node: i32, topic: &str) -> Vec<Option<i32>> {
     let cluster = Cluster::new(settings(address_of(broker, node)));
     let asked = MetadataRequestTopic::default().with_name(Some(topic_name(topic)));
     let request = MetadataRequest::default().with_topics(Some(vec![asked])).with_allow_auto_topic_creation(false);
-    let answer = block_on(cluster.call(Who::Any, &request, Instant::now() + TOLD_WITHIN)).unwrap();
+    let answer = block_on(cluster.call(Recipient::Any, &request, Instant::now() + TOLD_WITHIN)).unwrap();
     let partitions = answer.topics.iter().flat_map(|topic| &topic.partitions);
     partitions.map(|partition| Some(partition.leader_id.0).filter(|node| *node >= 0)).collect()
 }

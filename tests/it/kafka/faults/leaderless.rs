@@ -43,7 +43,7 @@ fn a_partition_without_a_leader_causes_no_look_ups_for_other_partitions() {
                 let found = cluster.leader(TOPIC, LEADERLESS, Instant::now() + RECOVERS_WITHIN).await;
                 let why = found.expect_err("the partition has no leader").to_string();
                 assert!(why.contains("has no leader now"), "{why}");
-                let known = OTHERS.map(|partition| cluster.known_leader(TOPIC, partition).is_some());
+                let known = OTHERS.map(|partition| cluster.cached_leader(TOPIC, partition).is_some());
                 assert_eq!(known, [true, true], "the leaders of {OTHERS:?} are known without a look-up");
             }
         };

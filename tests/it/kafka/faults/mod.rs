@@ -22,10 +22,10 @@ use crate::support::load::{Answered, Load, Told};
 use crate::support::program::{self, Program};
 use crate::support::torture_times;
 use crate::support::wait::eventually;
-use eventd::kafka::{Cluster, Who, topic_name};
+use eventd::kafka::{Cluster, Recipient, topic_name};
 use eventd::log::kafka::Kafka;
 use eventd::log::{Engine, Log};
-use eventd::net::Settings;
+use eventd::net::BrokerSettings;
 use kafka_protocol::messages::MetadataRequest;
 use kafka_protocol::messages::metadata_request::MetadataRequestTopic;
 use std::collections::{HashMap, HashSet};
@@ -142,8 +142,8 @@ struct Judged {
     refused: u64,
 }
 
-fn settings(addresses: &str) -> Settings {
-    Settings::plain(addresses.split(',').map(str::to_owned).collect())
+fn settings(addresses: &str) -> BrokerSettings {
+    BrokerSettings::plain(addresses.split(',').map(str::to_owned).collect())
 }
 
 async fn open(addresses: &str) -> Arc<dyn Log> {
@@ -303,7 +303,7 @@ fn is_there(broker: &Broker, topic: &str, make: bool) -> bool {
     let asked = MetadataRequestTopic::default().with_name(Some(topic_name(topic)));
     let request = MetadataRequest::default().with_topics(Some(vec![asked])).with_allow_auto_topic_creation(make);
     let cluster = Cluster::new(settings(broker.addresses()));
-    let answer = block_on(cluster.call(Who::Any, &request, Instant::now() + RECOVERS_WITHIN)).unwrap();
+    let answer = block_on(cluster.call(Recipient::Any, &request, Instant::now() + RECOVERS_WITHIN)).unwrap();
     answer.topics.first().is_some_and(|topic| topic.error_code == 0)
 }
 

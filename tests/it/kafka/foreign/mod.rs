@@ -24,7 +24,7 @@ use eventd::core::random::mix;
 use eventd::kafka::Cluster;
 use eventd::limits::FETCH_BYTES_MAX;
 use eventd::log::{CreateTopic, Engine, FetchError, Log};
-use eventd::net::Settings;
+use eventd::net::BrokerSettings;
 use java::{Java, WrittenRecord};
 use rskafka::client::ClientBuilder;
 use rskafka::client::partition::{Compression, PartitionClient, UnknownTopicHandling};
@@ -112,7 +112,7 @@ async fn records_of_another_client_are_read_byte_for_byte_and_delivered() {
     let reported = java.until("done");
     java.end();
     let engine = fixture().await.engine;
-    let cluster = Cluster::new(Settings::plain(vec![address()]));
+    let cluster = Cluster::new(BrokerSettings::plain(vec![address()]));
 
     let log = engine.open(&topic, None).await.unwrap();
     for (partition, codec) in ["none", "gzip", "snappy", "lz4", "zstd"].into_iter().enumerate() {
@@ -179,7 +179,7 @@ async fn aborted_records_and_records_after_an_open_transaction_are_not_read() {
     let mut reported = java.until("ended");
     let engine = fixture().await.engine;
     let log = engine.open(&topic, None).await.unwrap();
-    let cluster = Cluster::new(Settings::plain(vec![address()]));
+    let cluster = Cluster::new(BrokerSettings::plain(vec![address()]));
     let dispatch = Dispatch::start(&address(), &topic);
 
     let mut ends = Vec::new();
@@ -391,7 +391,7 @@ mod faults {
         let mut java = Java::start(address, &["compacted", &topic]);
         let reported = java.until("done");
         java.end();
-        let settings = Settings::plain(vec![address.to_owned()]);
+        let settings = BrokerSettings::plain(vec![address.to_owned()]);
         let (engine, cluster) = (Kafka::connect(settings.clone()).await.unwrap(), Cluster::new(settings));
         let log = engine.open(&topic, None).await.unwrap();
         let end = closed_end(&*log, &cluster, 0).await;

@@ -1,6 +1,6 @@
 //! Reads what a broker holds without eventd's log and groups, so that a test knows that its case has occurred.
 
-use eventd::kafka::{Cluster, Who, topic_name};
+use eventd::kafka::{Cluster, Recipient, topic_name};
 use eventd::limits::BROKER_CALL_MAX;
 use kafka_protocol::messages::fetch_request::{FetchPartition, FetchTopic};
 use kafka_protocol::messages::offset_fetch_request::OffsetFetchRequestTopic;
@@ -37,7 +37,7 @@ pub(super) async fn batches(cluster: &Cluster, topic: &str, partition: u32, from
         let request =
             FetchRequest::default().with_replica_id(BrokerId(-1)).with_max_bytes(16 << 20).with_topics(vec![topics]);
         let (leader, _) = cluster.leader(topic, partition, deadline).await.unwrap();
-        let answer = cluster.call(Who::Node(leader.node), &request, deadline).await.unwrap();
+        let answer = cluster.call(Recipient::Node(leader.node), &request, deadline).await.unwrap();
         let data = answer.responses.into_iter().flat_map(|topic| topic.partitions).next().unwrap();
         assert_eq!(data.error_code, 0, "{topic} {partition} at {at}");
         let stretch = data.records.unwrap_or_default();
@@ -82,7 +82,7 @@ pub(super) async fn committed(cluster: &Cluster, group: &str, topic: &str, parti
     let request = OffsetFetchRequest::default()
         .with_group_id(GroupId(StrBytes::from_string(group.to_owned())))
         .with_topics(Some(vec![asked]));
-    let answer = cluster.call(Who::Coordinator(group), &request, Instant::now() + BROKER_CALL_MAX).await.unwrap();
+    let answer = cluster.call(Recipient::Coordinator(group), &request, Instant::now() + BROKER_CALL_MAX).await.unwrap();
     assert_eq!(answer.error_code, 0, "{group}");
     answer.topics[0].partitions[0].committed_offset
 }

@@ -3,7 +3,7 @@
 
 use crate::core::event::Record;
 use crate::core::outcome::Failure;
-use crate::kafka::batch::{self, Producer};
+use crate::kafka::batch::{self, ProducerState};
 use crate::kafka::{describe, refusal};
 use crate::limits::{APPEND_MAX, RESEND_BACKOFF, RESEND_BACKOFF_MAX};
 use bytes::Bytes;
@@ -12,29 +12,29 @@ use std::collections::VecDeque;
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
 use tokio::time::Instant;
 
-pub(super) type Answer = Result<i64, Failure>;
+pub(super) type AppendResult = Result<i64, Failure>;
 
 /// An append that waits for its answer.
 #[derive(Debug)]
-pub(super) struct Waiting {
+pub(super) struct PendingAppend {
     pub(super) partition: u32,
     pub(super) records: Vec<Record>,
     /// What they cost in a batch.
     pub(super) bytes: usize,
     pub(super) deadline: Instant,
-    pub(super) reply: oneshot::Sender<Answer>,
+    pub(super) reply: oneshot::Sender<AppendResult>,
     /// Its share of the queue's bytes, given back with the answer.
     pub(super) room: OwnedSemaphorePermit,
 }
 
 /// What is appended to one partition.
 #[derive(Debug, Default)]
-pub(super) struct Lane {
-    pub(super) queue: VecDeque<Waiting>,
+pub(super) struct PartitionQueue {
+    pub(super) queue: VecDeque<PendingAppend>,
     pub(super) queued_bytes: usize,
-    pub(super) sending: Option<Batch>,
+    pub(super) sending: Option<InFlightBatch>,
     /// The account under which the next batch goes; `None`: none yet, or its epochs are used up.
-    pub(super) producer: Option<Producer>,
+    pub(super) producer: Option<ProducerState>,
     /// A request with the batch is under way.
     pub(super) called: bool,
     pub(super) failures: u32,
@@ -44,11 +44,11 @@ pub(super) struct Lane {
 
 /// Records that are sent together until something is known of them.
 #[derive(Debug)]
-pub(super) struct Batch {
+pub(super) struct InFlightBatch {
     pub(super) bytes: Bytes,
     pub(super) records: i32,
     /// Who waits for it, and where in the batch their records begin.
-    pub(super) callers: Vec<(i64, Waiting)>,
+    pub(super) callers: Vec<(i64, PendingAppend)>,
     pub(super) deadline: Instant,
     /// A sending of it got no answer: it may be stored.
     pub(super) in_doubt: bool,
@@ -57,7 +57,7 @@ pub(super) struct Batch {
 
 /// What a broker's answer says of a batch.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Outcome {
+pub(super) enum BatchOutcome {
     Stored {
         base: i64,
     },
@@ -82,41 +82,41 @@ pub(super) enum Outcome {
     },
 }
 
-impl Outcome {
+impl BatchOutcome {
     pub(super) fn again(in_doubt: bool, look_up: bool, why: String) -> Self {
         Self::Again { in_doubt, look_up, why }
     }
 }
 
-pub(super) fn judge(code: i16, base: i64) -> Outcome {
+pub(super) fn judge(code: i16, base: i64) -> BatchOutcome {
     use ResponseError as E;
-    let Some(error) = refusal(code) else { return Outcome::Stored { base } };
+    let Some(error) = refusal(code) else { return BatchOutcome::Stored { base } };
     let why = describe(error);
     match error {
-        // Said before anything is stored.
-        E::CorruptMessage | E::ThrottlingQuotaExceeded => Outcome::again(false, false, why),
+        // TopicAnswer before anything is stored.
+        E::CorruptMessage | E::ThrottlingQuotaExceeded => BatchOutcome::again(false, false, why),
         // A leader that is cut off from its replicas says no more than this: the others may have another leader by now.
-        E::NotEnoughReplicas => Outcome::again(false, true, why),
+        E::NotEnoughReplicas => BatchOutcome::again(false, true, why),
         // Stored by the leader, and perhaps by others: a new leader may have it or not.
-        E::RequestTimedOut | E::NotEnoughReplicasAfterAppend => Outcome::again(true, true, why),
+        E::RequestTimedOut | E::NotEnoughReplicasAfterAppend => BatchOutcome::again(true, true, why),
         E::OutOfOrderSequenceNumber
         | E::DuplicateSequenceNumber
         | E::InvalidProducerEpoch
         | E::ProducerFenced
         | E::UnknownProducerId
-        | E::InvalidProducerIdMapping => Outcome::Lost { why },
-        E::MessageTooLarge | E::RecordListTooLarge => Outcome::TooLarge { why },
+        | E::InvalidProducerIdMapping => BatchOutcome::Lost { why },
+        E::MessageTooLarge | E::RecordListTooLarge => BatchOutcome::TooLarge { why },
         // A leader that is replaced while it waits for the others says no more than that it leads no longer; and what a
         // broker calls unknown may have happened at any time.
-        E::UnknownServerError | E::Unknown(_) => Outcome::again(true, true, why),
-        error if error.is_retriable() => Outcome::again(true, true, why),
-        _ => Outcome::Refused { code: "log-refused", why },
+        E::UnknownServerError | E::Unknown(_) => BatchOutcome::again(true, true, why),
+        error if error.is_retriable() => BatchOutcome::again(true, true, why),
+        _ => BatchOutcome::Refused { code: "log-refused", why },
     }
 }
 
-impl Lane {
+impl PartitionQueue {
     /// What waits, as far as it fits one batch; at least the first.
-    pub(super) fn next_batch(&mut self, producer: Producer, bytes_max: usize, now: Instant) -> Batch {
+    pub(super) fn next_batch(&mut self, producer: ProducerState, bytes_max: usize, now: Instant) -> InFlightBatch {
         let (mut callers, mut records, mut bytes) = (Vec::new(), 0i64, 0);
         while let Some(waiting) = self.queue.front() {
             if !callers.is_empty() && bytes + waiting.bytes > bytes_max {
@@ -136,14 +136,21 @@ impl Lane {
         // One that waited for a broker to come back has a moment for its answer all the same.
         let deadline = callers.iter().map(|(_, waiting)| waiting.deadline).min().unwrap_or(now);
         let deadline = deadline.max(now + RESEND_BACKOFF_MAX);
-        Batch { bytes: encoded, records: records as i32, callers, deadline, in_doubt: false, last_error: String::new() }
+        InFlightBatch {
+            bytes: encoded,
+            records: records as i32,
+            callers,
+            deadline,
+            in_doubt: false,
+            last_error: String::new(),
+        }
     }
 
-    /// Takes in what a broker said of the batch under way. Whether the lane's epochs are used up: see [`Lane::renew`].
-    pub(super) fn apply(&mut self, outcome: Outcome, now: Instant) -> bool {
+    /// Takes in what a broker said of the batch under way. Whether the lane's epochs are used up: see [`PartitionQueue::renew`].
+    pub(super) fn apply(&mut self, outcome: BatchOutcome, now: Instant) -> bool {
         let Some(batch) = &mut self.sending else { return false };
         match outcome {
-            Outcome::Stored { base } => {
+            BatchOutcome::Stored { base } => {
                 (self.failures, self.ready_at) = (0, None);
                 if let Some(producer) = &mut self.producer {
                     producer.sequence = next_sequence(producer.sequence, batch.records);
@@ -151,7 +158,7 @@ impl Lane {
                 self.answer(|first| Ok(base + first));
                 false
             }
-            Outcome::Again { in_doubt, why, .. } => {
+            BatchOutcome::Again { in_doubt, why, .. } => {
                 batch.in_doubt |= in_doubt;
                 batch.last_error = why;
                 let delay = RESEND_BACKOFF.saturating_mul(1 << self.failures.min(10)).min(RESEND_BACKOFF_MAX);
@@ -159,19 +166,19 @@ impl Lane {
                 self.ready_at = Some(now + delay);
                 false
             }
-            Outcome::Lost { why } => {
+            BatchOutcome::Lost { why } => {
                 self.answer(|_| Err(Failure::unknown("log-unavailable", &*why)));
                 self.renew()
             }
             // Several records are none of them too large by themselves, as far as anybody knows.
-            Outcome::TooLarge { why } if batch.records > 1 => {
+            BatchOutcome::TooLarge { why } if batch.records > 1 => {
                 let why = format!("the topic takes less together than it did, try again: {why}");
                 self.refused("append-too-large", &why)
             }
-            Outcome::TooLarge { why } => {
+            BatchOutcome::TooLarge { why } => {
                 self.refused("event-too-large", &format!("the topic takes no event of this size: {why}"))
             }
-            Outcome::Refused { code, why } => self.refused(code, &why),
+            BatchOutcome::Refused { code, why } => self.refused(code, &why),
         }
     }
 
@@ -195,7 +202,7 @@ impl Lane {
         self.renew()
     }
 
-    fn answer(&mut self, with: impl Fn(i64) -> Answer) {
+    fn answer(&mut self, with: impl Fn(i64) -> AppendResult) {
         for (first, waiting) in self.sending.take().into_iter().flat_map(|batch| batch.callers) {
             waiting.answer(with(first));
         }
@@ -207,15 +214,15 @@ impl Lane {
     fn renew(&mut self) -> bool {
         self.producer = self.producer.and_then(|producer| {
             let epoch = producer.epoch.checked_add(1)?;
-            Some(Producer { epoch, sequence: 0, ..producer })
+            Some(ProducerState { epoch, sequence: 0, ..producer })
         });
         self.producer.is_none()
     }
 }
 
-impl Waiting {
+impl PendingAppend {
     /// Nobody may wait any more: a request was dropped.
-    pub(super) fn answer(self, answer: Answer) {
+    pub(super) fn answer(self, answer: AppendResult) {
         let _ = self.reply.send(answer);
         drop(self.room);
     }
@@ -238,8 +245,8 @@ mod tests {
     use std::sync::Arc;
     use tokio::sync::Semaphore;
 
-    fn lane(records: &[usize]) -> (Lane, Vec<oneshot::Receiver<Answer>>) {
-        let (mut lane, mut answers) = (Lane::default(), Vec::new());
+    fn lane(records: &[usize]) -> (PartitionQueue, Vec<oneshot::Receiver<AppendResult>>) {
+        let (mut lane, mut answers) = (PartitionQueue::default(), Vec::new());
         let room = Arc::new(Semaphore::new(1_000));
         for count in records {
             let (reply, answer) = oneshot::channel();
@@ -248,16 +255,16 @@ mod tests {
             let room = Arc::clone(&room).try_acquire_owned().unwrap();
             let deadline = Instant::now() + APPEND_MAX;
             lane.queued_bytes += bytes;
-            lane.queue.push_back(Waiting { partition: 0, records, bytes, deadline, reply, room });
+            lane.queue.push_back(PendingAppend { partition: 0, records, bytes, deadline, reply, room });
             answers.push(answer);
         }
-        let producer = Producer { id: 7, epoch: 0, sequence: 0 };
+        let producer = ProducerState { id: 7, epoch: 0, sequence: 0 };
         lane.producer = Some(producer);
         lane.sending = Some(lane.next_batch(producer, APPEND_BYTES_MAX, Instant::now()));
         (lane, answers)
     }
 
-    fn certainty(answer: &mut oneshot::Receiver<Answer>) -> Certainty {
+    fn certainty(answer: &mut oneshot::Receiver<AppendResult>) -> Certainty {
         answer.try_recv().unwrap().unwrap_err().certainty
     }
 
@@ -267,7 +274,7 @@ mod tests {
         assert!(!lane.apply(judge(0, 100), Instant::now()));
         let offsets: Vec<i64> = answers.iter_mut().map(|answer| answer.try_recv().unwrap().unwrap()).collect();
         assert_eq!(offsets, [100, 101, 104]);
-        assert_eq!(lane.producer, Some(Producer { id: 7, epoch: 0, sequence: 6 }));
+        assert_eq!(lane.producer, Some(ProducerState { id: 7, epoch: 0, sequence: 6 }));
     }
 
     #[tokio::test]
@@ -288,13 +295,13 @@ mod tests {
                 lane.apply(judge(*code, -1), Instant::now());
             }
             assert_eq!(certainty(&mut answers[0]), expected, "{codes:?}");
-            assert_eq!(lane.producer, Some(Producer { id: 7, epoch, sequence: 0 }), "{codes:?}");
+            assert_eq!(lane.producer, Some(ProducerState { id: 7, epoch, sequence: 0 }), "{codes:?}");
         }
     }
 
     #[tokio::test]
     async fn a_batch_that_is_given_up_is_unknown_only_after_a_sending_without_an_answer() {
-        let lost = |in_doubt| Outcome::again(in_doubt, true, "broke off".into());
+        let lost = |in_doubt| BatchOutcome::again(in_doubt, true, "broke off".into());
         for (in_doubt, expected) in [(false, Refused), (true, Unknown)] {
             let (mut lane, mut answers) = lane(&[1]);
             lane.apply(lost(in_doubt), Instant::now());
@@ -318,7 +325,7 @@ mod tests {
     #[tokio::test]
     async fn an_account_whose_epochs_are_used_up_asks_for_another_id() {
         let (mut lane, _answers) = lane(&[1]);
-        lane.producer = Some(Producer { id: 7, epoch: i16::MAX, sequence: 3 });
+        lane.producer = Some(ProducerState { id: 7, epoch: i16::MAX, sequence: 3 });
         assert!(lane.apply(judge(45, -1), Instant::now()));
         assert_eq!(lane.producer, None);
     }

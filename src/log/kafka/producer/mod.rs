@@ -14,13 +14,13 @@
 //! doubt begins a new epoch of that partition, with which the broker shuts out whatever of the old one is still on its
 //! way; nothing is sent any more whose caller was answered.
 
-mod lane;
+mod partition_queue;
 
-use self::lane::{Answer, Lane, Outcome, Waiting, judge};
+use self::partition_queue::{AppendResult, BatchOutcome, PartitionQueue, PendingAppend, judge};
 use crate::core::event::Record;
 use crate::core::outcome::Failure;
-use crate::kafka::batch::Producer;
-use crate::kafka::{self, Cluster, Leader, Led, Who, describe, refusal, topic_name};
+use crate::kafka::batch::ProducerState;
+use crate::kafka::{self, Cluster, Leader, PartitionEpoch, Recipient, describe, refusal, topic_name};
 use crate::limits::{
     APPEND_MAX, BROKER_CALL_MAX, PRODUCE_CALL_MAX, PRODUCE_REQUEST_BYTES_MAX, RECORD_FRAMING_BYTES_MAX,
     WRITE_BATCH_ENTRIES_MAX, WRITE_OVERHEAD_BYTES, WRITE_QUEUE_BYTES_MAX, WRITE_QUEUE_ENTRIES_MAX,
@@ -42,23 +42,23 @@ const PREPARE_INTERVAL: Duration = Duration::from_millis(100);
 
 /// The way to a topic's appender. Dropped, it stops at once; what is under way is then unknown.
 #[derive(Debug)]
-pub(super) struct Appender {
-    inbox: mpsc::Sender<Waiting>,
+pub(super) struct Producer {
+    inbox: mpsc::Sender<PendingAppend>,
     room: Arc<Semaphore>,
     task: AbortHandle,
 }
 
-impl Drop for Appender {
+impl Drop for Producer {
     fn drop(&mut self) {
         self.task.abort();
     }
 }
 
-impl Appender {
+impl Producer {
     /// Starts the task. If it ends by a defect, `lost` says so: nothing is appended to the topic any more.
     pub(super) fn start(cluster: Arc<Cluster>, topic: String, batch_bytes_max: Arc<AtomicUsize>, lost: Lost) -> Self {
         let (inbox, messages) = mpsc::channel(WRITE_QUEUE_ENTRIES_MAX);
-        let driver = Driver {
+        let driver = ProducerTask {
             cluster,
             topic,
             batch_bytes_max,
@@ -83,14 +83,14 @@ impl Appender {
         Self { inbox, room: Arc::new(Semaphore::new(WRITE_QUEUE_BYTES_MAX)), task }
     }
 
-    pub(super) async fn append(&self, partition: u32, records: Vec<Record>) -> Answer {
+    pub(super) async fn append(&self, partition: u32, records: Vec<Record>) -> AppendResult {
         let deadline = Instant::now() + APPEND_MAX;
         let bytes: usize = records.iter().map(|record| record.size_bytes() + RECORD_FRAMING_BYTES_MAX).sum();
         let held = (bytes + WRITE_OVERHEAD_BYTES).min(WRITE_QUEUE_BYTES_MAX) as u32;
         let (reply, answer) = oneshot::channel();
         let enter = async {
             let room = Arc::clone(&self.room).acquire_many_owned(held).await.ok()?;
-            self.inbox.send(Waiting { partition, records, bytes, deadline, reply, room }).await.ok()
+            self.inbox.send(PendingAppend { partition, records, bytes, deadline, reply, room }).await.ok()
         };
         match timeout_at(deadline, enter).await {
             Ok(Some(())) => {}
@@ -105,14 +105,14 @@ impl Appender {
 }
 
 /// What ran outside and came back.
-enum Called {
+enum FinishedCall {
     /// A broker's answer about one batch of each of these partitions.
-    Produced { node: i32, partitions: Vec<Led>, answer: Result<ProduceResponse, kafka::Error> },
+    Produced { node: i32, partitions: Vec<PartitionEpoch>, answer: Result<ProduceResponse, kafka::Error> },
     /// A producer id if there was none, and the leader of a partition that had none.
     Prepared { producer_id: Result<Option<i64>, kafka::Error>, leader: Result<(), kafka::Error> },
 }
 
-struct Driver {
+struct ProducerTask {
     cluster: Arc<Cluster>,
     topic: String,
     /// Bytes of a batch of several records. A topic may be told to take less while we run, and not everybody may read
@@ -121,10 +121,10 @@ struct Driver {
     /// For lanes that begin; those that have an account keep it.
     producer_id: Option<i64>,
     /// By partition.
-    lanes: Vec<Lane>,
+    lanes: Vec<PartitionQueue>,
     /// The lane that is looked at first: where all do not fit one request, it is another one each time.
     turn: usize,
-    calls: JoinSet<Called>,
+    calls: JoinSet<FinishedCall>,
     /// Brokers with a request under way (`None`), or that asked for a pause.
     paused: HashMap<i32, Option<Instant>>,
     /// Leaders, or a producer id, are being asked for.
@@ -135,9 +135,9 @@ struct Driver {
     log_limiter: LogLimiter,
 }
 
-impl Driver {
+impl ProducerTask {
     /// Appends until the last sender is dropped. An error is a defect.
-    async fn run(mut self, mut inbox: mpsc::Receiver<Waiting>) -> Result<(), String> {
+    async fn run(mut self, mut inbox: mpsc::Receiver<PendingAppend>) -> Result<(), String> {
         loop {
             let now = Instant::now();
             self.give_up_what_is_late(now);
@@ -163,12 +163,12 @@ impl Driver {
         }
     }
 
-    fn enqueue(&mut self, waiting: Waiting) {
+    fn enqueue(&mut self, waiting: PendingAppend) {
         #[cfg(test)]
         assert!(waiting.partition != tests::PANICS, "on purpose");
         let place = waiting.partition as usize;
         if self.lanes.len() <= place {
-            self.lanes.resize_with(place + 1, Lane::default);
+            self.lanes.resize_with(place + 1, PartitionQueue::default);
         }
         let lane = &mut self.lanes[place];
         lane.queued_bytes += waiting.bytes;
@@ -210,7 +210,7 @@ impl Driver {
     /// Sends what can be sent: one request to each broker that has none under way.
     fn send(&mut self, now: Instant) {
         self.paused.retain(|_, until| until.is_none_or(|until| until > now));
-        let mut requests: BTreeMap<i32, (usize, Vec<Led>)> = BTreeMap::new();
+        let mut requests: BTreeMap<i32, (usize, Vec<PartitionEpoch>)> = BTreeMap::new();
         let mut unprepared = None;
         let count = self.lanes.len();
         let mut left_out = None;
@@ -222,9 +222,9 @@ impl Driver {
                 continue;
             }
             if lane.producer.is_none() {
-                lane.producer = self.producer_id.map(|id| Producer { id, epoch: 0, sequence: 0 });
+                lane.producer = self.producer_id.map(|id| ProducerState { id, epoch: 0, sequence: 0 });
             }
-            let leader = self.cluster.known_leader(&self.topic, partition);
+            let leader = self.cluster.cached_leader(&self.topic, partition);
             let (Some(leader), Some(producer)) = (leader, lane.producer) else {
                 unprepared.get_or_insert(partition);
                 continue;
@@ -242,7 +242,7 @@ impl Driver {
                 lane.sending = Some(lane.next_batch(producer, batch_bytes_max, now));
             }
             *bytes += size;
-            partitions.push(Led { partition, epoch: leader.epoch });
+            partitions.push(PartitionEpoch { partition, epoch: leader.epoch });
         }
         self.turn = left_out.unwrap_or(self.turn);
         for (node, (_, partitions)) in requests {
@@ -256,9 +256,9 @@ impl Driver {
         }
     }
 
-    fn produce(&mut self, node: i32, partitions: Vec<Led>, now: Instant) {
+    fn produce(&mut self, node: i32, partitions: Vec<PartitionEpoch>, now: Instant) {
         let mut data = Vec::with_capacity(partitions.len());
-        for Led { partition, .. } in &partitions {
+        for PartitionEpoch { partition, .. } in &partitions {
             if let Some(lane) = self.lanes.get_mut(*partition as usize)
                 && let Some(batch) = &lane.sending
             {
@@ -279,7 +279,7 @@ impl Driver {
         self.paused.insert(node, None);
         self.calls.spawn(async move {
             let answer = cluster.call_leader(&topic, node, &partitions, &request, now + PRODUCE_CALL_MAX).await;
-            Called::Produced { node, partitions, answer }
+            FinishedCall::Produced { node, partitions, answer }
         });
     }
 
@@ -292,13 +292,13 @@ impl Driver {
             let deadline = now + BROKER_CALL_MAX;
             let producer_id = if needs_id { new_producer_id(&cluster, deadline).await.map(Some) } else { Ok(None) };
             let leader = cluster.leader(&topic, partition, deadline).await.map(drop);
-            Called::Prepared { producer_id, leader }
+            FinishedCall::Prepared { producer_id, leader }
         });
     }
 
-    fn called(&mut self, called: Called, now: Instant) {
+    fn called(&mut self, called: FinishedCall, now: Instant) {
         match called {
-            Called::Prepared { producer_id, leader } => {
+            FinishedCall::Prepared { producer_id, leader } => {
                 self.preparing = false;
                 self.prepare_at = now + PREPARE_INTERVAL;
                 if let Ok(Some(id)) = producer_id {
@@ -314,7 +314,7 @@ impl Driver {
                     }
                 }
             }
-            Called::Produced { node, partitions, answer } => {
+            FinishedCall::Produced { node, partitions, answer } => {
                 let throttle = answer.as_ref().map_or(0, |answer| answer.throttle_time_ms);
                 let pause = Duration::from_millis(throttle.unsigned_abs().into()).min(APPEND_MAX);
                 match pause.is_zero() {
@@ -326,7 +326,13 @@ impl Driver {
         }
     }
 
-    fn produced(&mut self, node: i32, partitions: &[Led], answer: Result<ProduceResponse, kafka::Error>, now: Instant) {
+    fn produced(
+        &mut self,
+        node: i32,
+        partitions: &[PartitionEpoch],
+        answer: Result<ProduceResponse, kafka::Error>,
+        now: Instant,
+    ) {
         let results: HashMap<i32, (i16, i64)> = match &answer {
             Ok(answer) => {
                 let results = answer.responses.iter().flat_map(|topic| &topic.partition_responses);
@@ -334,23 +340,25 @@ impl Driver {
             }
             Err(_) => HashMap::new(),
         };
-        for Led { partition, epoch } in partitions {
+        for PartitionEpoch { partition, epoch } in partitions {
             let Some(lane) = self.lanes.get_mut(*partition as usize) else { continue };
             lane.called = false;
             let outcome = match (&answer, results.get(&(*partition as i32))) {
                 (Ok(_), Some((code, base))) => judge(*code, *base),
-                (Ok(_), None) => Outcome::again(true, true, "an answer without this partition".into()),
-                (Err(error), _) => Outcome::again(matches!(error, kafka::Error::NoAnswer(_)), true, error.to_string()),
+                (Ok(_), None) => BatchOutcome::again(true, true, "an answer without this partition".into()),
+                (Err(error), _) => {
+                    BatchOutcome::again(matches!(error, kafka::Error::NoAnswer(_)), true, error.to_string())
+                }
             };
-            if let Outcome::Again { look_up: true, .. } = &outcome {
+            if let BatchOutcome::Again { look_up: true, .. } = &outcome {
                 self.cluster.doubt(&self.topic, *partition, Leader { node, epoch: *epoch });
             }
-            if let Outcome::Again { why, .. } | Outcome::Lost { why } = &outcome
+            if let BatchOutcome::Again { why, .. } | BatchOutcome::Lost { why } = &outcome
                 && let Some(suppressed) = self.log_limiter.allows("append")
             {
                 tracing::warn!(topic = %self.topic, partition, suppressed, "an append failed: {why}");
             }
-            if let (Outcome::TooLarge { .. }, Some(batch)) = (&outcome, &lane.sending)
+            if let (BatchOutcome::TooLarge { .. }, Some(batch)) = (&outcome, &lane.sending)
                 && batch.records > 1
             {
                 let (topic, refused_bytes) = (&self.topic, batch.bytes.len());
@@ -370,7 +378,7 @@ async fn new_producer_id(cluster: &Cluster, deadline: Instant) -> Result<i64, ka
         .with_transaction_timeout_ms(i32::MAX)
         .with_producer_id((-1).into())
         .with_producer_epoch(-1);
-    let answer = cluster.call(Who::Any, &request, deadline).await?;
+    let answer = cluster.call(Recipient::Any, &request, deadline).await?;
     match refusal(answer.error_code) {
         None => Ok(answer.producer_id.0),
         // A broker that has just started says so of its coordinator: asked again.
@@ -382,7 +390,7 @@ async fn new_producer_id(cluster: &Cluster, deadline: Instant) -> Result<i64, ka
 mod tests {
     use super::*;
     use crate::core::outcome::Certainty;
-    use crate::net::Settings;
+    use crate::net::BrokerSettings;
 
     /// An append to this partition makes the task panic.
     pub(super) const PANICS: u32 = u32::MAX;
@@ -390,8 +398,8 @@ mod tests {
     #[tokio::test]
     async fn an_appender_that_panics_is_lost_and_does_not_only_refuse_for_ever() {
         let (losing, lost) = tokio::sync::watch::channel(None);
-        let cluster = Arc::new(Cluster::new(Settings::plain(vec!["127.0.0.1:1".into()])));
-        let appender = Appender::start(cluster, "t".into(), Arc::new(AtomicUsize::new(1_000)), losing);
+        let cluster = Arc::new(Cluster::new(BrokerSettings::plain(vec!["127.0.0.1:1".into()])));
+        let appender = Producer::start(cluster, "t".into(), Arc::new(AtomicUsize::new(1_000)), losing);
         let record = Record::new(Some(b"user"), Some(b"1"), &[], 0);
         let failure = appender.append(PANICS, vec![record]).await.unwrap_err();
         assert_eq!(failure.certainty, Certainty::Unknown, "its batch may have been under way");
