@@ -301,54 +301,14 @@ pub const LETTER_LIFE_ANSWER_CHARS_MAX: usize = 200;
 /// how large it may be. Anything beyond is no broker speaking.
 pub const FRAME_BYTES_MAX: usize = 128 * 1024 * 1024;
 
-/// Bytes of one batch of records of another producer, decompressed: a small batch may hold a very large one.
-pub const BATCH_BYTES_MAX: usize = 256 * 1024 * 1024;
-
-/// How long a connection to a broker may take. One that is there answers within milliseconds; the next one is asked.
-pub const BROKER_CONNECT_MAX: Duration = Duration::from_secs(3);
-
 /// How long a broker may take to answer where another one may be asked, and for what it answers from memory.
 pub const BROKER_ANSWER_MAX: Duration = Duration::from_secs(5);
-
-/// Connections to one broker that are kept while nobody uses them: a fetch of each partition, and some for the rest.
-pub const BROKER_CONNECTIONS_IDLE_MAX: usize = 64;
 
 /// How often a topic's leaders are looked up at most: while a partition has none, everybody asks.
 pub const METADATA_INTERVAL_MIN: Duration = Duration::from_millis(100);
 
-/// How long a start waits for a broker before it says that there is none.
-pub const BROKER_START_MAX: Duration = Duration::from_secs(10);
-
 /// How long a request to a broker may take that is repeated by its caller where it failed.
 pub const BROKER_CALL_MAX: Duration = Duration::from_secs(10);
-
-/// How much longer than it was asked to wait a broker may take to answer a fetch.
-pub const BROKER_FETCH_GRACE: Duration = Duration::from_secs(5);
-
-/// Bytes of a topic's events that were fetched, did not fit into what was asked for, and are kept for the next fetch. All
-/// partitions that are read share them: room for a whole batch of 16 of them, and for a part of it of more.
-pub const LEFTOVER_BYTES_MAX: usize = 16 * 1024 * 1024;
-
-/// How many stretches of these are kept.
-pub const LEFTOVERS_MAX: usize = 1_024;
-
-/// How often a start looks again for a topic that was just made, or that a broker cannot tell of yet.
-pub const BROKER_SETTINGS_POLL: Duration = Duration::from_millis(50);
-
-/// How long an append to a broker is tried before its caller is answered: a leader that dies is replaced after about
-/// 9 s. It is refused, or unknown where a sending of it got no answer.
-pub const APPEND_MAX: Duration = Duration::from_secs(12);
-
-/// How long one sending of it waits for an answer: a broker answers within this, or it is asked anew over another
-/// connection.
-pub const PRODUCE_CALL_MAX: Duration = Duration::from_secs(5);
-
-/// Bytes of one request with batches for several partitions, unless its first batch alone is larger.
-pub const PRODUCE_REQUEST_BYTES_MAX: usize = 8 * 1024 * 1024;
-
-/// The wait before an append is sent again, doubling to the longest one.
-pub const RESEND_BACKOFF: Duration = Duration::from_millis(20);
-pub const RESEND_BACKOFF_MAX: Duration = Duration::from_secs(1);
 
 /// Characters of a commit's metadata: what a broker takes by default (`offset.metadata.max.bytes`). Progress that needs
 /// more goes into a topic of its own.

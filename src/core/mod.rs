@@ -10,6 +10,7 @@
 //!  backoff    when to try again                 progress   watermark and settled map: what a commit stores
 //!  breaker    is it the event, or the destination?       random     numbers from what the caller gives
 //!  token_bucket  how many events may go out now, at a configured rate
+//!  names, side_topics    which names are valid, and how side topics and groups are named
 //!  text       text of others, as it may be shown
 //! ```
 
@@ -22,6 +23,7 @@ pub mod outcome;
 pub mod partition;
 pub mod progress;
 pub mod random;
+pub mod side_topics;
 pub mod text;
 pub mod token_bucket;
 pub mod varint;

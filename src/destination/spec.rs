@@ -13,6 +13,7 @@
 
 use super::ConfigurationError;
 use crate::core::names;
+use crate::core::side_topics::{DESTINATION_SUFFIXES, REPLAY_INFIX};
 use http::Uri;
 use percent_encoding::{AsciiSet, CONTROLS, utf8_percent_encode};
 use std::fmt;
@@ -22,10 +23,6 @@ use std::path::PathBuf;
 /// characters.
 const NAME_CHARS_MAX: usize = 100;
 
-/// Endings of names that side topics and groups of another destination have.
-const RESERVED_ENDINGS: [&str; 3] = [".dead", ".rewind", ".state"];
-/// A replay's group is `NAME.replay.ID`.
-const RESERVED_INFIX: &str = ".replay.";
 /// Names of targets that are not files; a file that is called so gets its digits.
 const STDOUT_NAME: &str = "stdout";
 const NULL_NAME: &str = "null";
@@ -332,11 +329,11 @@ fn check_name(name: &str) -> Result<(), String> {
     if name.len() > NAME_CHARS_MAX {
         return Err(format!("has {} characters; at most {NAME_CHARS_MAX} are possible", name.len()));
     }
-    if let Some(ending) = RESERVED_ENDINGS.iter().find(|ending| name.ends_with(**ending)) {
+    if let Some(ending) = DESTINATION_SUFFIXES.iter().find(|ending| name.ends_with(**ending)) {
         return Err(format!("ends with {ending:?}, which eventd keeps for itself: name it with NAME=DEST"));
     }
-    if name.contains(RESERVED_INFIX) {
-        return Err(format!("holds {RESERVED_INFIX:?}, which eventd keeps for replays: name it with NAME=DEST"));
+    if name.contains(REPLAY_INFIX) {
+        return Err(format!("holds {REPLAY_INFIX:?}, which eventd keeps for replays: name it with NAME=DEST"));
     }
     Ok(())
 }

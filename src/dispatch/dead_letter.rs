@@ -15,6 +15,7 @@ use crate::core::Moment;
 use crate::core::event::{Event, REPLAY, Record, encode_headers};
 use crate::core::lanes::FailureHistory;
 use crate::core::outcome::Failure;
+use crate::core::side_topics::dead_letter_topic;
 use crate::limits;
 use crate::log::{AppendLimits, Engine, Fetched};
 use crate::log::{CreateTopic, FetchError, Log, OpenError};
@@ -305,7 +306,7 @@ impl Log for Letters {
 /// Opens the topic, made where it is missing, and makes sure that what it holds is this destination's: `orders` with
 /// `eu.crm` and `orders.eu` with `crm` have the same name.
 async fn open(parts: &Parts, config: &Config) -> Result<Arc<dyn Log>, OpenError> {
-    let topic = topic_of(parts.log.topic(), parts.group.name());
+    let topic = dead_letter_topic(parts.log.topic(), parts.group.name());
     let unavailable = |error: &dyn std::fmt::Display| OpenError::Unavailable(error.to_string());
     let partitions = parts.log.partitions().await.map_err(|error| unavailable(&error))?;
     if topic.len() > limits::TOPIC_CHARS_MAX {

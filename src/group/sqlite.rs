@@ -8,12 +8,13 @@
 //! it would let two processes hold two files of one name. The epoch is a second line: if the lock file is deleted by
 //! hand and another process joins, the first one's commits are refused.
 
-use super::{Change, Group, Groups, Holder, JoinError, JoinOptions, PastCommits, WhenHeld, moves_of};
+use super::{Change, Group, Groups, Holder, JoinError, JoinOptions, PastCommits, WhenHeld};
 use crate::BoxFuture;
 use crate::clock::now_ms;
 use crate::core::names;
 use crate::core::outcome::Failure;
 use crate::core::progress::{OffsetReset, PartitionState};
+use crate::core::side_topics::rewind_group;
 use crate::limits::{GROUP_NAME_CHARS_MAX, LOCK_TEXT_BYTES_MAX, STANDBY_INTERVAL};
 use crate::log::Log;
 use crate::log::sqlite::Sqlite;
@@ -168,7 +169,7 @@ pub async fn request(
 ) -> Result<(), JoinError> {
     let database = engine.database();
     let topic = find(database, topic).await?.id;
-    let write = Write::Request { group: moves_of(name), topic, moves: moves.clone() };
+    let write = Write::Request { group: rewind_group(name), topic, moves: moves.clone() };
     database.write(write, 0).await.map(drop).map_err(JoinError::Unavailable)
 }
 
@@ -179,7 +180,7 @@ async fn requested(engine: &Sqlite, name: &str, topic: &str) -> Result<Vec<Optio
     let topic = find(database, topic).await?;
     let mut moves = Vec::new();
     for partition in 0..topic.partitions {
-        moves.push(database.requested(&moves_of(name), topic.id, partition).await.map_err(failed)?);
+        moves.push(database.requested(&rewind_group(name), topic.id, partition).await.map_err(failed)?);
     }
     Ok(moves)
 }
@@ -354,7 +355,7 @@ impl Group for SqliteGroup {
 
     fn requested_reset(&self, partition: u32) -> BoxFuture<'_, Result<Option<OffsetReset>, Failure>> {
         Box::pin(async move {
-            let (name, topic) = (moves_of(&self.name), self.topic);
+            let (name, topic) = (rewind_group(&self.name), self.topic);
             self.database.requested(&name, topic, partition).await.map_err(unavailable)
         })
     }

@@ -1,13 +1,13 @@
-//! What other producers compress: each codec by a decoder in Rust, and none beyond its bound.
+//! Decompresses the batches of other producers. Every decoder is written in Rust, and its output has a bound.
 
 use std::io::{self, Read};
 
-/// The blocks of Kafka's snappy are framed as the Java library xerial does it: magic, two versions, then each block
-/// behind its length.
+/// Kafka's Java client frames snappy blocks in the format of the library xerial: this magic, two version numbers, and
+/// then each block after its length.
 const XERIAL_MAGIC: &[u8] = b"\x82SNAPPY\0";
 const XERIAL_HEADER_BYTES: usize = 16;
 
-/// Decompresses the records of a batch by the codec of its attributes (1 to 4), to at most `bytes_max`.
+/// Decompresses the records of a batch, at most `bytes_max` bytes. `codec` is the number in the batch's attributes, 1 to 4.
 pub(super) fn decompress(codec: u8, data: &[u8], bytes_max: usize) -> Result<Vec<u8>, String> {
     let failed = |name: &str, error: io::Error| format!("its {name} cannot be decompressed: {error}");
     match codec {
@@ -19,13 +19,13 @@ pub(super) fn decompress(codec: u8, data: &[u8], bytes_max: usize) -> Result<Vec
             let decoder = decoder.map_err(|error| failed("zstd", io::Error::other(error.to_string())))?;
             read(decoder, bytes_max).map_err(|error| failed("zstd", error))
         }
-        _ => Err(format!("it is compressed by a codec that nobody knows: {codec}")),
+        _ => Err(format!("it is compressed with codec {codec}, which eventd does not know")),
     }
 }
 
 fn read(from: impl Read, bytes_max: usize) -> io::Result<Vec<u8>> {
     let mut out = Vec::new();
-    // One byte more tells what is too large from what just fits.
+    // Reading one byte more than allowed shows whether the data is too large or just fits.
     from.take(bytes_max as u64 + 1).read_to_end(&mut out)?;
     if out.len() > bytes_max { Err(too_large(bytes_max)) } else { Ok(out) }
 }
@@ -40,15 +40,15 @@ fn snappy(data: &[u8], bytes_max: usize) -> io::Result<Vec<u8>> {
         snappy_block(data, &mut out, bytes_max)?;
         return Ok(out);
     }
-    let cut = || io::Error::from(io::ErrorKind::UnexpectedEof);
-    let mut rest = data.get(XERIAL_HEADER_BYTES..).ok_or_else(cut)?;
-    while let Some((len, behind)) = rest.split_first_chunk::<4>() {
+    let truncated = || io::Error::from(io::ErrorKind::UnexpectedEof);
+    let mut rest = data.get(XERIAL_HEADER_BYTES..).ok_or_else(truncated)?;
+    while let Some((len, after)) = rest.split_first_chunk::<4>() {
         let len = u32::from_be_bytes(*len) as usize;
-        let (block, behind) = behind.split_at_checked(len).ok_or_else(cut)?;
+        let (block, after) = after.split_at_checked(len).ok_or_else(truncated)?;
         snappy_block(block, &mut out, bytes_max)?;
-        rest = behind;
+        rest = after;
     }
-    if rest.is_empty() { Ok(out) } else { Err(cut()) }
+    if rest.is_empty() { Ok(out) } else { Err(truncated()) }
 }
 
 fn snappy_block(block: &[u8], out: &mut Vec<u8>, bytes_max: usize) -> io::Result<()> {
@@ -94,7 +94,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_compressed_comes_back_and_not_beyond_the_bound() {
+    fn decompression_restores_the_data_and_stops_at_the_bound() {
         let data: Vec<u8> = (0..10_000u32).flat_map(|n| (n / 7).to_le_bytes()).collect();
         for (codec, compressed) in [(1, gzip(&data)), (2, xerial(&data)), (3, lz4(&data)), (4, zstd(&data))] {
             assert_eq!(decompress(codec, &compressed, data.len()).as_ref(), Ok(&data), "codec {codec}");
@@ -108,7 +108,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn what_is_no_compressed_data_is_an_error_and_never_a_panic(
+        fn invalid_data_is_an_error_and_never_a_panic(
             codec in 0u8..8, junk in proptest::collection::vec(any::<u8>(), 0..200), cut in 0usize..60,
         ) {
             let _ = decompress(codec, &junk, 10_000);

@@ -1,10 +1,10 @@
-//! One connection to one broker: frames, correlation, versions, and who we are.
+//! One connection to one broker: frames, correlation ids, versions of the protocol, and SASL.
 
 use super::requests::Request;
-use super::{describe, refusal};
+use super::{describe, response_error};
 use crate::core::text::shown;
-use crate::limits::{BROKER_ANSWER_MAX, BROKER_CONNECT_MAX, FRAME_BYTES_MAX};
-use crate::net::{self, BrokerSettings, BrokerStream, ConnectError, Sasl};
+use crate::limits::{BROKER_ANSWER_MAX, FRAME_BYTES_MAX};
+use crate::net::{self, BrokerSettings, BrokerStream, CLIENT_ID, ConnectError, Sasl};
 use bytes::{BufMut, Bytes, BytesMut};
 use kafka_protocol::messages::{
     ApiVersionsRequest, RequestHeader, ResponseHeader, SaslAuthenticateRequest, SaslHandshakeRequest,
@@ -14,44 +14,39 @@ use rsasl::prelude::{Mechname, SASLClient, SASLConfig};
 use std::collections::HashMap;
 use std::fmt;
 use std::io::{self, Cursor};
+use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::error::Elapsed;
 use tokio::time::{Instant, timeout_at};
 
-/// How eventd names itself in a broker's log and quotas.
-const CLIENT_ID: &str = "eventd";
+/// How long connecting to a broker may take. A healthy broker accepts within milliseconds. After this time the next
+/// broker is asked.
+const BROKER_CONNECT_MAX: Duration = Duration::from_secs(3);
 
 /// Why a call has no answer.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Error {
-    /// The request never left: it had no effect.
+    /// The request was never sent, so it had no effect.
+    #[error("{0}")]
     NotSent(String),
-    /// It was sent, perhaps in part: whether it had an effect is unknown.
+    /// The request was sent, at least in part. Whether it had an effect is unknown.
+    #[error("{0}")]
     NoAnswer(String),
-    /// Somebody has to change something: a password, a version, an address that is no broker's.
+    /// An operator has to change something first: a password, the broker's version, or an address that does not belong
+    /// to a broker.
+    #[error("{0}")]
     Configuration(String),
-    /// The brokers let us in, and refuse us this topic or this group.
+    /// The brokers accept the login, but do not allow eventd to use this topic or group.
+    #[error("{0}")]
     NotAllowed(String),
 }
 
-impl fmt::Display for Error {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::NotSent(detail) | Self::NoAnswer(detail) | Self::Configuration(detail) | Self::NotAllowed(detail) => {
-                f.write_str(detail)
-            }
-        }
-    }
-}
-
-impl std::error::Error for Error {}
-
-/// A connection that has told its versions and knows who we are.
+/// A connection whose broker has reported its versions and has accepted the login.
 pub(super) struct Connection {
     stream: Box<dyn BrokerStream>,
     address: String,
     correlation_id: i32,
-    /// By api key.
+    /// The broker's range of versions for each kind of request, by API key.
     versions: HashMap<i16, VersionRange>,
 }
 
@@ -62,7 +57,7 @@ impl fmt::Debug for Connection {
 }
 
 impl Connection {
-    /// Connects to `host:port`, until the deadline or for as long as a broker that is there needs.
+    /// Connects to `host:port` and logs in, until the deadline, and at most for as long as a healthy broker needs.
     pub(super) async fn open(settings: &BrokerSettings, address: &str, deadline: Instant) -> Result<Self, Error> {
         let connect_by = deadline.min(Instant::now() + BROKER_CONNECT_MAX);
         let stream = match timeout_at(connect_by, net::connect(address, settings.tls.as_ref())).await {
@@ -73,31 +68,32 @@ impl Connection {
             Ok(Err(ConnectError::Configuration(why))) => {
                 return Err(Error::Configuration(format!("cannot connect to {address}: {why}")));
             }
-            Err(_) => return Err(Error::NotSent(format!("cannot connect to {address}: no answer in time"))),
+            Err(_) => return Err(Error::NotSent(format!("cannot connect to {address}: no answer within 3s"))),
         };
         let mut connection = Self { stream, address: address.to_owned(), correlation_id: 0, versions: HashMap::new() };
-        let greet_by = deadline.min(Instant::now() + BROKER_ANSWER_MAX);
-        match connection.greet(settings, greet_by).await {
+        let handshake_by = deadline.min(Instant::now() + BROKER_ANSWER_MAX);
+        match connection.handshake(settings, handshake_by).await {
             Ok(()) => Ok(connection),
-            // What was lost is the greeting, and not the caller's request.
+            // The handshake got no answer. The caller's own request was not sent yet.
             Err(Error::NoAnswer(detail)) => Err(Error::NotSent(detail)),
             Err(error) => Err(error),
         }
     }
 
-    async fn greet(&mut self, settings: &BrokerSettings, deadline: Instant) -> Result<(), Error> {
+    /// Asks for the broker's versions and logs in.
+    async fn handshake(&mut self, settings: &BrokerSettings, deadline: Instant) -> Result<(), Error> {
         self.versions.insert(ApiVersionsRequest::KEY as i16, ApiVersionsRequest::VERSIONS);
         let (version, frame) = self.frame(&ApiVersionsRequest::default())?;
         let answer = timeout_at(deadline, self.exchange(&frame)).await;
         if let Ok(Err(error)) = &answer
-            && let Some(error) = no_broker(&self.address, error, settings)
+            && let Some(error) = handshake_failure(&self.address, error, settings)
         {
             return Err(error);
         }
         let answer = self.answer::<ApiVersionsRequest>(answer, version)?;
-        if let Some(error) = refusal(answer.error_code) {
+        if let Some(error) = response_error(answer.error_code) {
             return Err(Error::Configuration(format!(
-                "{} does not tell its versions: {}",
+                "{} does not report its versions: {}",
                 self.address,
                 describe(error)
             )));
@@ -113,16 +109,16 @@ impl Connection {
 
     async fn authenticate(&mut self, sasl: &Sasl, deadline: Instant) -> Result<(), Error> {
         let mechanism = sasl.mechanism.as_str();
-        let (address, name) = (self.address.clone(), &sasl.username);
+        let (address, username) = (self.address.clone(), &sasl.username);
         let refused = |why: String| {
-            Error::Configuration(format!("{address} does not let {name:?} in by SASL {mechanism}: {why}"))
+            Error::Configuration(format!("{address} rejects the login of {username:?} with SASL {mechanism}: {why}"))
         };
         let request = SaslHandshakeRequest::default().with_mechanism(StrBytes::from_static_str(mechanism));
         let answer = self.call(&request, deadline).await?;
-        if let Some(error) = refusal(answer.error_code) {
+        if let Some(error) = response_error(answer.error_code) {
             let offered: Vec<&str> = answer.mechanisms.iter().map(StrBytes::as_str).collect();
             let change = match offered.as_slice() {
-                [] => "this port asks nobody who they are, leave --sasl-mechanism out".into(),
+                [] => "this port has no login, leave --sasl-mechanism out".into(),
                 offered => format!("--sasl-mechanism may be one of {}", offered.join(", ")),
             };
             return Err(refused(format!("{}: {change}", describe(error))));
@@ -138,9 +134,9 @@ impl Connection {
             if state.has_sent_message() {
                 let request = SaslAuthenticateRequest::default().with_auth_bytes(to_send.into_inner().into());
                 let answer = self.call(&request, deadline).await?;
-                if let Some(error) = refusal(answer.error_code) {
-                    let said = answer.error_message.map(|text| format!(": {text}")).unwrap_or_default();
-                    return Err(refused(format!("{}{said}", describe(error))));
+                if let Some(error) = response_error(answer.error_code) {
+                    let message = answer.error_message.map(|text| format!(": {text}")).unwrap_or_default();
+                    return Err(refused(format!("{}{message}", describe(error))));
                 }
                 received = Some(answer.auth_bytes);
             }
@@ -150,15 +146,15 @@ impl Connection {
         }
     }
 
-    /// Sends the request and waits for its answer. After an error, or where the future was dropped, the connection is
-    /// good for nothing any more.
+    /// Sends the request and waits for its answer. After an error, or if the future is dropped, the connection must not
+    /// be used again: an answer may still arrive, and would be taken for that of a later request.
     pub(super) async fn call<R: Request>(&mut self, request: &R, deadline: Instant) -> Result<R::Response, Error> {
         let (version, frame) = self.frame(request)?;
         let answer = timeout_at(deadline, self.exchange(&frame)).await;
         self.answer::<R>(answer, version)
     }
 
-    /// The next request, and its version.
+    /// Encodes the next request. Returns its version and its frame.
     fn frame<R: Request>(&mut self, request: &R) -> Result<(i16, BytesMut), Error> {
         let version = self.version_of::<R>()?;
         self.correlation_id = self.correlation_id.wrapping_add(1);
@@ -175,24 +171,26 @@ impl Connection {
         match answer {
             Ok(Ok(answer)) => decode::<R>(answer, version, self.correlation_id)
                 .map_err(|why| Error::NoAnswer(format!("{} answers {:?} with {why}", self.address, R::KEY))),
-            Ok(Err(error)) => Err(Error::NoAnswer(format!("{} broke off in {:?}: {error}", self.address, R::KEY))),
+            Ok(Err(error)) => {
+                Err(Error::NoAnswer(format!("{} closed the connection during {:?}: {error}", self.address, R::KEY)))
+            }
             Err(_) => Err(Error::NoAnswer(format!("{} did not answer {:?} in time", self.address, R::KEY))),
         }
     }
 
-    /// The highest version that both sides know.
+    /// The highest version of the request that the broker and eventd both support.
     fn version_of<R: Request>(&self) -> Result<i16, Error> {
-        let theirs = self.versions.get(&(R::KEY as i16)).copied().unwrap_or(VersionRange { min: 0, max: -1 });
-        let both = theirs.intersect(&R::VERSIONS);
-        if both.is_empty() {
+        let supported = self.versions.get(&(R::KEY as i16)).copied().unwrap_or(VersionRange { min: 0, max: -1 });
+        let common = supported.intersect(&R::VERSIONS);
+        if common.is_empty() {
             return Err(Error::Configuration(format!(
-                "{} speaks {:?} in versions {theirs}, eventd in {}: Kafka 2.8 or later is needed",
+                "{} supports {:?} in versions {supported}, eventd in {}: use Kafka 2.8 or later",
                 self.address,
                 R::KEY,
                 R::VERSIONS
             )));
         }
-        Ok(both.max)
+        Ok(common.max)
     }
 
     async fn exchange(&mut self, frame: &[u8]) -> io::Result<Bytes> {
@@ -200,7 +198,7 @@ impl Connection {
         self.stream.flush().await?;
         let size = self.stream.read_i32().await?;
         let Some(size) = usize::try_from(size).ok().filter(|size| *size <= FRAME_BYTES_MAX) else {
-            return Err(io::Error::new(io::ErrorKind::InvalidData, foreign_tongue(size.to_be_bytes())));
+            return Err(io::Error::new(io::ErrorKind::InvalidData, not_kafka(size.to_be_bytes())));
         };
         let mut answer = BytesMut::with_capacity(size);
         let mut rest = (&mut self.stream).take(size as u64);
@@ -213,10 +211,10 @@ impl Connection {
     }
 }
 
-/// What speaks there, by the first bytes of its answer, which are no frame's length.
-fn foreign_tongue(bytes: [u8; 4]) -> String {
+/// Says what kind of server answered, from the first bytes of its answer. They are not the length of a Kafka frame.
+fn not_kafka(bytes: [u8; 4]) -> String {
     match bytes {
-        // A handshake's record, or an alert's, and the version.
+        // A TLS record: a handshake (0x16) or an alert (0x15), and the major version.
         [0x15 | 0x16, 3, ..] => "this port speaks TLS: add --tls".into(),
         _ if &bytes == b"HTTP" => "an HTTP server answers: --url names the port of a Kafka broker".into(),
         _ => {
@@ -226,18 +224,21 @@ fn foreign_tongue(bytes: [u8; 4]) -> String {
     }
 }
 
-/// Why a greeting has no answer, where it can be told.
-fn no_broker(address: &str, error: &io::Error, settings: &BrokerSettings) -> Option<Error> {
+/// The likely cause if the first request of a connection got no answer. `None`: unknown.
+fn handshake_failure(address: &str, error: &io::Error, settings: &BrokerSettings) -> Option<Error> {
     use io::ErrorKind as Kind;
-    let nameless = settings.tls.as_ref().is_some_and(|tls| !tls.client_auth_cert_resolver.has_certs());
+    let has_no_certificate = settings.tls.as_ref().is_some_and(|tls| !tls.client_auth_cert_resolver.has_certs());
     match error.kind() {
         Kind::InvalidData => {
             let why = net::tls_fault(error).unwrap_or_else(|| error.to_string());
             Some(Error::Configuration(format!("{address}: {why}")))
         }
-        // What it has against us may be lost on the way, where it does not wait until we have heard it.
-        Kind::UnexpectedEof | Kind::ConnectionReset | Kind::BrokenPipe if nameless => {
-            Some(Error::NotSent(format!("{address} broke off: {error}: does it ask who we are (--tls-cert-file)?")))
+        // With TLS 1.3 a server rejects a missing client certificate only after the handshake, and may close the
+        // connection before its alert has reached us.
+        Kind::UnexpectedEof | Kind::ConnectionReset | Kind::BrokenPipe if has_no_certificate => {
+            Some(Error::NotSent(format!(
+                "{address} closed the connection: {error}: does it require a client certificate (--tls-cert-file)?"
+            )))
         }
         _ => None,
     }
@@ -259,7 +260,7 @@ fn encode<R: Request>(request: &R, version: i16, correlation_id: i32) -> anyhow:
 }
 
 fn decode<R: Request>(mut answer: Bytes, version: i16, correlation_id: i32) -> Result<R::Response, String> {
-    let unreadable = |error: anyhow::Error| format!("what cannot be read: {error:#}");
+    let unreadable = |error: anyhow::Error| format!("an unreadable message: {error:#}");
     let header_version = <R::Response as HeaderVersion>::header_version(version);
     let header = ResponseHeader::decode(&mut answer, header_version).map_err(unreadable)?;
     if header.correlation_id != correlation_id {

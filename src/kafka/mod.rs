@@ -1,31 +1,35 @@
-//! A thin connection to Apache Kafka: what the log and the groups need of its protocol, and no more. The messages are
-//! those of the `kafka-protocol` crate; frames, versions, deadlines, and who is asked, are here.
+//! A thin connection to Apache Kafka with what the log and the groups need of its protocol. The messages are those of
+//! the `kafka-protocol` crate. This module adds frames, versions, deadlines, and the choice of the broker.
 //!
 //! ```text
-//!  Cluster ── which broker leads, coordinates, or is there at all
-//!     │ call(who, request, deadline)
+//!  Cluster: which broker leads the partition, coordinates the group, or is reachable at all?
+//!     │ call(recipient, request, deadline)
 //!     ▼
-//!  idle connections of that broker ── else a new one: TCP, TLS, ApiVersions, SASL
+//!  an idle connection to that broker, or a new one: TCP, TLS, ApiVersions, SASL
 //!     │ one request at a time
 //!     ▼
-//!  answer: the connection is kept      an error, a deadline, a dropped future: it is closed
+//!  answer: the connection is kept      error, deadline or dropped future: the connection is closed
 //! ```
 //!
-//! No request shares a connection with another one that is under way: a fetch that waits for records delays nobody, and
-//! a future may be dropped at any time. There are as many connections as there are calls at the same time.
+//! A connection carries one request at a time. So a fetch that waits for records delays no other request, and any future
+//! may be dropped at any time. There are as many connections as there are concurrent calls.
 //!
-//! What any broker can tell is asked of each broker in turn. The newest leader epoch wins, and requests to a leader carry
-//! it: a broker that is cut off from its peers, and does not know that it was replaced, is left behind (`topology.rs`).
+//! Some questions can be answered by every broker, for example who leads a partition. They go to the brokers in turn,
+//! and the answer with the newest leader epoch wins. Requests to a leader carry its epoch. So a broker that is cut off
+//! from the other brokers, and does not know that it was replaced, is noticed and avoided (`topology.rs`).
 //!
-//! [`batch`] is the record batch, as it is appended and fetched.
+//! [`batch`] encodes and decodes record batches. [`Admin`] makes the administrative calls, through the crate `rskafka`.
 
+mod admin;
 pub mod batch;
+mod broker_order;
 mod cluster;
 mod compression;
 mod connection;
 mod requests;
 mod topology;
 
+pub(crate) use admin::{Admin, AdminError};
 pub use cluster::{Cluster, Recipient, topic_name};
 pub use connection::Error;
 pub use requests::Request;
@@ -33,12 +37,12 @@ pub use topology::{Leader, PartitionEpoch, PartitionMetadata, TopicMetadata, is_
 
 use kafka_protocol::ResponseError;
 
-/// What a broker's code says; `None` is success.
-pub fn refusal(code: i16) -> Option<ResponseError> {
+/// The error that a broker's code means. `None`: success.
+pub fn response_error(code: i16) -> Option<ResponseError> {
     ResponseError::try_from_code(code)
 }
 
-/// A code for people: its name and its number, as Kafka's documentation lists them.
+/// An error's name and number, as Kafka's documentation lists them: `NotLeaderOrFollower (6)`.
 pub fn describe(error: ResponseError) -> String {
     format!("{error:?} ({})", error.code())
 }

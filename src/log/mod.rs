@@ -1,4 +1,4 @@
-//! The durable log: what every engine promises. [`sqlite`] is the embedded one, [`kafka`] a cluster of brokers.
+//! The durable log: the contract of every engine. [`sqlite`] is the embedded log, [`kafka`] a cluster of brokers.
 //!
 //! ```text
 //!  ingest ── append(partition, records) ──▶ ┌─────────────────────────┐
@@ -8,22 +8,23 @@
 //!
 //! # Order
 //!
-//! The records of one append are stored together, in their order, at consecutive offsets of one partition: all of
-//! them or none. An append that was *started* after another one of the same partition was *answered* has the higher
-//! offsets. Appends that are under way at the same time are stored in any order among themselves.
+//! The records of one append are stored together, in their order, at consecutive offsets of one partition: all of them
+//! or none. If an append starts after another append to the same partition was answered, its offsets are higher.
+//! Concurrent appends are stored in any order among themselves.
 //!
-//! # Durability, and what is unknown after an error
+//! # Durability, and what an error means
 //!
-//! `Ok` means fsynced (embedded) or acknowledged by all in-sync replicas (Kafka). [`Certainty::Refused`] means surely
-//! not stored, now and later. [`Certainty::Unknown`] means that it may be stored, or become so.
+//! `Ok` means fsynced (embedded log) or acknowledged by all in-sync replicas (Kafka). [`Certainty::Refused`] means that the
+//! records are not stored and never will be. [`Certainty::Unknown`] means that they may be stored, now or later.
 //!
 //! [`Certainty::Refused`]: crate::core::outcome::Certainty::Refused
 //! [`Certainty::Unknown`]: crate::core::outcome::Certainty::Unknown
 //!
 //! # Fetching
 //!
-//! A fetch sees every record that was acknowledged before it began, never one that is not durable, and never a record
-//! whose bytes changed (that is [`FetchError::Corrupt`]). Offsets may have gaps: `Fetched::next` tells where to go on.
+//! A fetch sees every record that was acknowledged before the fetch began. It never sees a record that is not durable,
+//! and never a record whose bytes have changed (that is [`FetchError::Corrupt`]). Offsets may have gaps: `Fetched::next`
+//! says where the next fetch starts.
 
 pub mod kafka;
 pub mod sqlite;
@@ -42,20 +43,21 @@ pub trait Log: Send + Sync + fmt::Debug {
     /// The topic's name.
     fn topic(&self) -> &str;
 
-    /// What one append may hold.
+    /// How many bytes one append may have.
     fn append_limits(&self) -> AppendLimits {
         AppendLimits::default()
     }
 
-    /// How many partitions the topic has now. It may grow, never shrink.
+    /// How many partitions the topic has now. The number may grow and never shrinks.
     fn partitions(&self) -> BoxFuture<'_, Result<u32, Failure>>;
 
-    /// Appends the records to one partition and answers with the offset of the first, once they are durable.
-    /// As many as [`Log::append_limits`] says, at least one. Dropping the future leaves the outcome unknown.
+    /// Appends the records to one partition, and returns the offset of the first record when all are durable. There
+    /// must be at least one record, and no more than [`Log::append_limits`] allows. If the future is dropped, the
+    /// outcome is unknown.
     fn append(&self, partition: u32, records: Vec<Record>) -> BoxFuture<'_, Result<i64, Failure>>;
 
-    /// Reads from the offset `from` on, at most `max_bytes` (at least one record, whatever its size), and waits up to
-    /// `wait` while there is none. `from` may be any offset from the earliest to the latest; the latest waits.
+    /// Reads events from the offset `from` on: at most `max_bytes`, but at least one event, whatever its size. If there
+    /// is none, it waits up to `wait`. `from` may be any offset from the earliest to the latest.
     fn fetch(
         &self,
         partition: u32,
@@ -64,41 +66,42 @@ pub trait Log: Send + Sync + fmt::Debug {
         wait: Duration,
     ) -> BoxFuture<'_, Result<Fetched, FetchError>>;
 
-    /// The lowest offset that can be fetched; the latest where there is nothing.
+    /// The lowest offset that can be fetched. If the partition is empty, the latest offset.
     fn earliest(&self, partition: u32) -> BoxFuture<'_, Result<i64, Failure>>;
 
     /// The offset that the next record will get.
     fn latest(&self, partition: u32) -> BoxFuture<'_, Result<i64, Failure>>;
 
-    /// The lowest offset of a record with this timestamp (milliseconds since the Unix epoch) or a later one.
+    /// The lowest offset of a record with this timestamp (milliseconds since the Unix epoch) or a later one. `None`: all
+    /// records are older.
     fn offset_at(&self, partition: u32, timestamp_ms: i64) -> BoxFuture<'_, Result<Option<i64>, Failure>>;
 }
 
-/// Where topics are.
+/// Where topics are stored.
 pub trait Engine: Send + Sync + fmt::Debug {
-    /// Opens a topic. With `create`, makes it where it is missing; "already exists" is success, with any number of
-    /// partitions.
+    /// Opens a topic. If `create` is given, a missing topic is created. An existing topic is opened as it is, with any
+    /// number of partitions.
     fn open<'a>(
         &'a self,
         topic: &'a str,
         create: Option<CreateTopic>,
     ) -> BoxFuture<'a, Result<Arc<dyn Log>, OpenError>>;
 
-    /// Waits until the engine can be trusted no more (an I/O error on commit), and says why. The process then stops
-    /// with exit code 1.
+    /// Waits until the engine cannot be trusted any more (for example after an I/O error on commit), and returns the
+    /// reason. The process then ends with exit code 1.
     fn lost(&self) -> BoxFuture<'_, String>;
 
-    /// Ends what is under way and closes the log at the end of a command. A database is whole in its one file
-    /// afterwards, if no other process has it open. Later calls are refused.
+    /// Closes the log at the end of a command, after what is in progress has ended. A database then consists of its one
+    /// file, if no other process has it open. Later calls are refused.
     fn close(&self) -> BoxFuture<'_, ()>;
 }
 
-/// What one append may hold: a topic may take less than eventd would give it.
+/// How many bytes one append may have. A topic may take less than eventd would send.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct AppendLimits {
-    /// Bytes of several records together, by [`AppendLimits::cost_bytes`].
+    /// Bytes of several records together, counted by [`AppendLimits::cost_bytes`].
     pub batch_bytes_max: usize,
-    /// Bytes of a record that goes alone.
+    /// Bytes of a single record.
     pub record_bytes_max: usize,
 }
 
@@ -109,86 +112,67 @@ impl Default for AppendLimits {
 }
 
 impl AppendLimits {
-    /// What a record counts among several: its bytes, and what stands around it.
+    /// How many bytes a record takes in an append: its own bytes and its framing.
     pub fn cost_bytes(&self, record: &Record) -> usize {
         record.size_bytes() + RECORD_FRAMING_BYTES_MAX
     }
 }
 
-/// How a topic is made where it is missing.
+/// How a missing topic is created.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct CreateTopic {
     pub partitions: u32,
-    /// How long records are kept. `None`: for ever, or until they are trimmed.
+    /// How long records are kept. `None`: the engine's default; a side topic keeps them until they are trimmed.
     pub retention: Option<Duration>,
 }
 
 /// What a fetch found.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Fetched {
-    /// In the order of their offsets, all at or past `from`.
+    /// In the order of their offsets, all at or after `from`.
     pub events: Vec<Event>,
-    /// Where the next fetch begins: behind the last event, and behind offsets that hold none.
+    /// Where the next fetch starts: after the last event, and after offsets that have no event.
     pub next: i64,
-    /// The latest offset when this was read.
+    /// The latest offset at the time of this fetch.
     pub latest: i64,
 }
 
-/// Why a fetch gave nothing. Every one can be told to a person and acted upon.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// Why a fetch returned nothing.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum FetchError {
-    /// The position is not in the log (any more).
+    /// The log does not have this offset: it was removed, or was never written.
+    #[error("offset {from} is outside the log, which holds {earliest} to {latest}")]
     OutOfRange { from: i64, earliest: i64, latest: i64 },
-    /// The record at this offset is not what was stored. Those before it were given by earlier fetches.
+    /// The record at this offset differs from what was stored. Earlier fetches have returned the records before it.
+    #[error("the record at offset {offset} is damaged: {detail}")]
     Corrupt { offset: i64, detail: String },
-    /// The topic was deleted and made again under its name: what is at these offsets now is something else.
+    /// The topic was deleted and created again under its name. These offsets now belong to other records.
+    #[error("topic {topic:?} was deleted and made again")]
     TopicRecreated { topic: String },
-    /// It may work later: try again.
+    /// A temporary error: a later fetch may succeed.
+    #[error("{0}")]
     Unavailable(String),
 }
-
-impl fmt::Display for FetchError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::OutOfRange { from, earliest, latest } => {
-                write!(f, "offset {from} is outside the log, which holds {earliest} to {latest}")
-            }
-            Self::Corrupt { offset, detail } => write!(f, "the record at offset {offset} is damaged: {detail}"),
-            Self::TopicRecreated { topic } => write!(f, "topic {topic:?} was deleted and made again"),
-            Self::Unavailable(detail) => f.write_str(detail),
-        }
-    }
-}
-
-impl std::error::Error for FetchError {}
 
 /// Why a topic could not be opened.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum OpenError {
-    /// It is not there, and was not to be made.
+    /// The topic does not exist, and the caller did not ask to create it.
+    #[error("topic {topic:?} does not exist")]
     Missing { topic: String },
-    /// Somebody has to change something: a name that is no topic's, a right that is missing, a newer format.
+    /// An operator has to change something first: an invalid topic name, a missing right, a file of a newer format.
+    #[error("{0}")]
     Configuration(String),
-    /// It may work later.
+    /// A temporary error: opening may succeed later.
+    #[error("{0}")]
     Unavailable(String),
 }
 
-impl fmt::Display for OpenError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Missing { topic } => write!(f, "there is no topic {topic:?}"),
-            Self::Configuration(detail) | Self::Unavailable(detail) => f.write_str(detail),
-        }
-    }
-}
-
-impl std::error::Error for OpenError {}
-
-/// Kafka's rule, for every engine, so that a topic can move there.
+/// Checks the name by Kafka's rule, for every engine, so that a topic can be moved to Kafka.
 fn check_topic(name: &str) -> Result<(), OpenError> {
     if !names::is_valid(name, TOPIC_CHARS_MAX) {
         return Err(OpenError::Configuration(format!(
-            "{name:?} is no name of a topic: up to {TOPIC_CHARS_MAX} letters, digits, `.`, `_` and `-` make one"
+            "{name:?} is not a valid topic name: use 1 to {TOPIC_CHARS_MAX} letters, digits, `.`, `_` and `-`"
         )));
     }
     Ok(())

@@ -8,17 +8,14 @@ use super::{CreateTopic, Engine, FetchError, Fetched, Log, OpenError, check_topi
 use crate::BoxFuture;
 use crate::core::event::Record;
 use crate::core::outcome::Failure;
+use crate::core::side_topics;
 use crate::limits::{APPEND_BYTES_MAX, RECORD_BYTES_MAX};
 use crate::sqlite::{self, Database, ReadError, TopicKind, TopicRow, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-/// The ending of topics with dead letters.
-const DEAD: &str = ".dead";
-
 /// The endings of topics that still find room when `--max-db-bytes` is reached: what helps events to be settled.
-const SIDE: [&str; 3] = [DEAD, ".state", ".audit"];
 
 /// Bytes that a process holds at most for an embedded log.
 pub const MEMORY_BYTES_MAX: usize = sqlite::MEMORY_BYTES_MAX;
@@ -75,7 +72,7 @@ impl Sqlite {
 
     /// What `--retention` and `--dead-retention` say of a topic.
     fn retention_of(&self, topic: &str) -> Option<Duration> {
-        if topic.ends_with(DEAD) {
+        if topic.ends_with(side_topics::DEAD) {
             self.settings.dead_retention
         } else if is_side(topic) {
             None
@@ -229,5 +226,5 @@ fn message(error: ReadError) -> String {
 }
 
 fn is_side(topic: &str) -> bool {
-    SIDE.iter().any(|ending| topic.ends_with(ending))
+    side_topics::TOPIC_SUFFIXES.iter().any(|ending| topic.ends_with(ending))
 }

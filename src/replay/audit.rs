@@ -6,6 +6,7 @@ use super::plan::{DeliveryCounts, Plan};
 use super::select::Selection;
 use crate::clock::now_ms;
 use crate::core::event::Record;
+use crate::core::side_topics::audit_topic;
 use crate::dispatch::dead_letter::{DESTINATION, TOPIC};
 use crate::limits;
 use crate::log::{CreateTopic, Engine, FetchError, Log, OpenError};
@@ -116,13 +117,13 @@ impl AuditLog {
         // What was done is known for as long as the log is there.
         let create = CreateTopic { partitions, retention: None };
         let topic = log.topic().to_owned();
-        let log = engine.open(&topic_of(&topic), Some(create)).await.context("the topic of audit records")?;
+        let log = engine.open(&audit_topic(&topic), Some(create)).await.context("the topic of audit records")?;
         Ok(Self { log, topic, by: Operator::this_process() })
     }
 
     /// The same for one who only reads. `None`: nobody has replayed anything yet.
     pub async fn open_existing(engine: &dyn Engine, topic: &str) -> anyhow::Result<Option<Self>> {
-        match engine.open(&topic_of(topic), None).await {
+        match engine.open(&audit_topic(topic), None).await {
             Ok(log) => Ok(Some(Self { log, topic: topic.to_owned(), by: Operator::this_process() })),
             Err(OpenError::Missing { .. }) => Ok(None),
             Err(error) => Err(error.into()),
@@ -199,10 +200,6 @@ impl AuditLog {
             other => bail!("{:?} holds records of {other:?}, and not of {:?} alone", self.log.topic(), self.topic),
         }
     }
-}
-
-fn topic_of(topic: &str) -> String {
-    format!("{topic}.audit")
 }
 
 fn fold(histories: &mut BTreeMap<String, ReplayHistory>, entry: AuditRecord) {

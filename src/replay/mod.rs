@@ -62,6 +62,7 @@ use crate::BoxFuture;
 use crate::clock::now_ms;
 use crate::core::outcome::Ended;
 use crate::core::progress::PartitionState;
+use crate::core::side_topics::{dead_letter_group, replay_group};
 use crate::core::token_bucket::Rate;
 use crate::destination::spec::Spec;
 use crate::destination::{self, Destination};
@@ -260,14 +261,6 @@ async fn missing_signature(context: &ReplayContext, config: &Config) -> anyhow::
     }))
 }
 
-fn replay_group(destination: &str, id: &str) -> String {
-    format!("{destination}.replay.{id}")
-}
-
-fn dead_group(destination: &str) -> String {
-    format!("{destination}.dead")
-}
-
 /// Sorts by time, and no two are the same.
 fn new_id() -> String {
     let now = jiff::Timestamp::from_millisecond(now_ms()).unwrap_or_default();
@@ -358,7 +351,7 @@ async fn join_dead(
     source: &Arc<dyn Log>,
     digest: &str,
 ) -> anyhow::Result<(RedriveMarker, BTreeMap<u32, PartitionState>)> {
-    let group = context.groups.join_alone(&dead_group(&context.spec.name), source, digest).await?;
+    let group = context.groups.join_alone(&dead_letter_group(&context.spec.name), source, digest).await?;
     let mut redriven = BTreeMap::new();
     for partition in 0..source.partitions().await? {
         let state = match group.committed(partition).await? {

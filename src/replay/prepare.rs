@@ -5,9 +5,10 @@ use super::plan::{self, NotFound, PartitionPlan, Plan};
 use super::position::show_ms;
 use super::range::{self, OffsetRange, Range, UntilTime};
 use super::select::Selection;
-use super::{PreparedReplay, ReplayContext, ReplayRefused, dead_group, replay_group};
+use super::{PreparedReplay, ReplayContext, ReplayRefused};
 use crate::clock::now_ms;
 use crate::core::progress::PartitionState;
+use crate::core::side_topics::{dead_letter_group, dead_letter_topic, replay_group};
 use crate::dispatch::{OnGap, dead_letter};
 use crate::log::{Log, OpenError};
 use anyhow::{Context, ensure};
@@ -40,7 +41,7 @@ pub(super) async fn plan_new(
     let stretches = stretches(&*source, range, now_ms, UntilTime::Scan).await?;
     let selection = Selection { times: range.times(now_ms), ..selection.clone() };
     let redriven = match selection.dead && !selection.again {
-        true => context.groups.committed(&dead_group(name), &source).await?,
+        true => context.groups.committed(&dead_letter_group(name), &source).await?,
         false => Vec::new(),
     };
     let leg = |stretch: OffsetRange| {
@@ -149,7 +150,7 @@ async fn source(context: &ReplayContext, dead: bool) -> anyhow::Result<Arc<dyn L
     if !dead {
         return Ok(Arc::clone(&context.log));
     }
-    let topic = dead_letter::topic_of(context.log.topic(), &context.spec.name);
+    let topic = dead_letter_topic(context.log.topic(), &context.spec.name);
     match context.engine.open(&topic, None).await {
         Ok(log) => {
             dead_letter::ensure_own(&*log, context.log.topic(), &context.spec.name).await?;

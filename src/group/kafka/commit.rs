@@ -9,6 +9,7 @@ use super::state::StateTopic;
 use super::{NOT_ALLOWED, unavailable};
 use crate::core::outcome::Failure;
 use crate::core::progress::PartitionState;
+use crate::core::side_topics::dead_letter_topic;
 use crate::group::JoinError;
 use crate::kafka::{self, Cluster, describe, is_another_topic};
 use crate::limits::{
@@ -323,7 +324,7 @@ impl Commits {
     /// Whether the destination was at work before: it left dead letters, or a large state.
     async fn has_side_topic(&self) -> Result<bool, Failure> {
         let deadline = Instant::now() + BROKER_CALL_MAX;
-        for topic in [self.state.name(), format!("{}.{}.dead", self.log.topic(), self.group())] {
+        for topic in [self.state.name(), dead_letter_topic(self.log.topic(), self.group())] {
             if self.cluster.topic(&topic, deadline).await.map_err(unavailable)?.is_some() {
                 return Ok(true);
             }

@@ -36,6 +36,7 @@ use super::{Change, Group, Groups, JoinError, JoinOptions, PastCommits};
 use crate::BoxFuture;
 use crate::core::outcome::Failure;
 use crate::core::progress::{OffsetReset, PartitionState};
+use crate::core::side_topics::state_topic;
 use crate::kafka::{self, Cluster};
 use crate::limits::HOLD_GRACE;
 use crate::log::Log;
@@ -214,7 +215,7 @@ pub async fn apply_unowned(
 /// Removes the progress that a group of this topic, which nobody joins any more, has in a topic of its own. Brokers
 /// forget its commits by themselves.
 async fn forget(engine: &Kafka, name: &str, topic: &str) -> Result<(), Failure> {
-    engine.delete(&state::name_of(topic, name)).await
+    engine.delete(&state_topic(topic, name)).await
 }
 
 #[derive(Debug)]

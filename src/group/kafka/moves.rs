@@ -6,7 +6,7 @@ use super::metadata::{self, topic_id_of};
 use super::offsets::{Offset, Offsets};
 use crate::core::outcome::Failure;
 use crate::core::progress::OffsetReset;
-use crate::group::moves_of;
+use crate::core::side_topics::rewind_group;
 use crate::kafka::{Cluster, describe, is_another_topic};
 use crate::limits::MOVES_LOOK_INTERVAL;
 use crate::log_limiter::LogLimiter;
@@ -28,7 +28,7 @@ pub(super) struct Moves {
 impl Moves {
     pub(super) fn new(cluster: &Arc<Cluster>, group: &str, topic: &str, topic_id: Uuid) -> Self {
         Self {
-            offsets: Offsets::new(cluster, &moves_of(group), topic),
+            offsets: Offsets::new(cluster, &rewind_group(group), topic),
             topic_id,
             seen: Mutex::default(),
             log_limiter: LogLimiter::default(),

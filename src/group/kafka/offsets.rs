@@ -3,7 +3,7 @@
 use super::membership::Identity;
 use super::{NOT_ALLOWED, unavailable};
 use crate::core::outcome::Failure;
-use crate::kafka::{Cluster, Recipient, Request, describe, refusal, topic_name};
+use crate::kafka::{Cluster, Recipient, Request, describe, response_error, topic_name};
 use crate::limits::{BROKER_CALL_MAX, METADATA_INTERVAL_MIN};
 use kafka_protocol::ResponseError;
 use kafka_protocol::messages::offset_commit_request::{OffsetCommitRequestPartition, OffsetCommitRequestTopic};
@@ -67,7 +67,7 @@ impl Offsets {
         if codes(&answer).count() != asked {
             return Err(Failure::unknown("group-unavailable", "a commit without an answer"));
         }
-        Ok(codes(&answer).find_map(refusal).map_or(Ok(()), Err))
+        Ok(codes(&answer).find_map(response_error).map_or(Ok(()), Err))
     }
 
     /// Asks the coordinator, and while another one takes over asks again.
@@ -81,7 +81,7 @@ impl Offsets {
             let answer =
                 self.cluster.call(Recipient::Coordinator(&self.group), request, deadline).await.map_err(unavailable)?;
             let moved = matches!(
-                code(&answer).and_then(refusal),
+                code(&answer).and_then(response_error),
                 Some(
                     ResponseError::NotCoordinator
                         | ResponseError::CoordinatorNotAvailable
@@ -111,7 +111,7 @@ impl Offsets {
             codes.find(|code| *code != 0)
         };
         let answer = self.ask(&request, code).await?;
-        if let Some(error) = code(&answer).and_then(refusal) {
+        if let Some(error) = code(&answer).and_then(response_error) {
             let detail = format!("group {:?} does not tell its commits: {}", self.group, describe(error));
             let is_allowed = error != ResponseError::GroupAuthorizationFailed;
             return Err(Failure::refused(if is_allowed { "group-unavailable" } else { NOT_ALLOWED }, detail));

@@ -7,6 +7,7 @@ use crate::clock::now_ms;
 use crate::core::event::{Event, Record};
 use crate::core::outcome::Failure;
 use crate::core::progress::PartitionState;
+use crate::core::side_topics::state_topic;
 use crate::limits::{FETCH_BYTES_MAX, STATE_PART_BYTES_MAX};
 use crate::log::kafka::Kafka;
 use crate::log::{CreateTopic, Engine, FetchError, Log, OpenError};
@@ -35,17 +36,13 @@ pub(super) struct StateTopic {
 /// How often a topic that lacks partitions is tried to be grown: the commits that need it come each second.
 const GROW_INTERVAL: Duration = Duration::from_secs(10);
 
-pub(super) fn name_of(topic: &str, group: &str) -> String {
-    format!("{topic}.{group}.state")
-}
-
 impl StateTopic {
     pub(super) fn new(engine: Arc<Kafka>, topic: &str, group: &str) -> Self {
         Self { engine, topic: topic.into(), group: group.into(), log: OnceCell::new(), grown_at: Mutex::default() }
     }
 
     pub(super) fn name(&self) -> String {
-        name_of(&self.topic, &self.group)
+        state_topic(&self.topic, &self.group)
     }
 
     /// Stores the map, and tells where. The topic is made with so many partitions where it is missing.

@@ -474,7 +474,7 @@ fn a_broker_is_found_by_each_way_to_write_its_address() {
         refused(
             folder.path(),
             &["dispatch", "--url", &url, "--dest", "null:", "--topic", &topic],
-            &["there is no topic", &topic, "--create-topic"],
+            &["does not exist", &topic, "--create-topic"],
         );
     }
 }
@@ -490,8 +490,8 @@ async fn a_topic_of_kafka_is_made_only_where_that_is_asked_for_and_as_it_is_aske
     let start = |mode: &[&str], more: &[&str]| Program::start(folder.path(), &[mode, &log, more].concat());
     let (ingest, dispatch) = (&["ingest", "--listen", "127.0.0.1:0"], &["dispatch", "--dest", "null:"]);
 
-    refused(ingest, &[], &["there is no topic", &topic, "--create-topic"]);
-    refused(dispatch, &["--partitions", "2"], &["there is no topic", &topic, "--create-topic"]);
+    refused(ingest, &[], &["does not exist", &topic, "--create-topic"]);
+    refused(dispatch, &["--partitions", "2"], &["does not exist", &topic, "--create-topic"]);
     let asked = ["--create-topic", "--partitions", "2", "--retention", "90m"];
     let up = start(&["up", "--listen", "127.0.0.1:0", "--dest", "file-1"], &asked);
     up.wait_for(&["retention.ms", "longer than 1h 30m"]);

@@ -8,6 +8,7 @@ use eventd::core::backoff::Backoff;
 use eventd::core::event::{Record, encode_headers};
 use eventd::core::outcome::Ended;
 use eventd::core::outcome::Failure;
+use eventd::core::side_topics::dead_letter_topic;
 use eventd::core::verdict::{Failed, Report, Verdict};
 use eventd::destination::{BatchLimits, DeliveryBatch, Destination};
 use eventd::dispatch::{self, Config, OnGap, Parts, Start, Tally, WhenStopped, dead_letter};
@@ -115,7 +116,7 @@ async fn a_dead_letter_of_a_dead_letter_has_the_identity_of_its_own_source() {
     let running = tokio::spawn(dispatch::run(parts, config(1), async {
         stopped.await.expect("the test tells dispatch to stop");
     }));
-    let dead = dead_letter::topic_of("events", "hook");
+    let dead = dead_letter_topic("events", "hook");
     let settled = async {
         while group.committed(0).await.unwrap().is_none_or(|state| state.watermark < 1) {
             tokio::time::sleep(Duration::from_millis(5)).await;

@@ -6,7 +6,7 @@ use crate::group::kafka::leader;
 use crate::group::kafka::lease::Lease;
 use crate::group::kafka::member::Told;
 use crate::group::kafka::subscription::{Assignment, Subscription};
-use crate::kafka::{self, describe, refusal};
+use crate::kafka::{self, describe, response_error};
 use crate::limits::{BROKER_CALL_MAX, REBALANCE_MAX, REJOIN_BACKOFF};
 use kafka_protocol::ResponseError;
 use kafka_protocol::messages::join_group_request::JoinGroupRequestProtocol;
@@ -52,7 +52,7 @@ impl Shared {
             .with_assignments(assignments);
         let sent = (self.clock)();
         let answer = self.coordinator.sync_group(request, Instant::now() + REBALANCE_MAX).await.map_err(again)?;
-        if let Some(error) = refusal(answer.error_code) {
+        if let Some(error) = response_error(answer.error_code) {
             return Err(self.broken(error));
         }
         let assignment = Assignment::decode(&self.settings.topic, answer.assignment)
@@ -109,7 +109,7 @@ impl Shared {
         let deadline = Instant::now() + self.settings.session_timeout + REBALANCE_MAX;
         let sent = (self.clock)();
         let answer = self.coordinator.join_group(request, deadline).await.map_err(again)?;
-        match refusal(answer.error_code) {
+        match response_error(answer.error_code) {
             None => {}
             // The first answer to a new member is its id.
             Some(ResponseError::MemberIdRequired) => {

@@ -29,7 +29,7 @@ use super::member::{Heard, Member, News, Released, Told};
 use crate::BoxFuture;
 use crate::core::outcome::Failure;
 use crate::group::Change;
-use crate::kafka::{describe, refusal};
+use crate::kafka::{describe, response_error};
 use crate::limits::{
     BROKER_CALL_MAX, HEARTBEAT_INTERVAL_MAX, PARTITION_COUNT_CHECK_INTERVAL, REJOIN_BACKOFF, REJOIN_BACKOFF_MAX,
 };
@@ -415,7 +415,7 @@ impl Shared {
             .with_group_instance_id(self.instance_id());
         let (sent, deadline) = ((self.clock)(), Instant::now() + patience);
         let Ok(answer) = self.coordinator.heartbeat(request, deadline).await else { return false };
-        let heard = self.member().heard(&who, sent, refusal(answer.error_code));
+        let heard = self.member().heard(&who, sent, response_error(answer.error_code));
         match heard {
             Heard::Nothing => {}
             Heard::Attention => self.attention.notify_one(),

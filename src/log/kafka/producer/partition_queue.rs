@@ -1,217 +1,223 @@
-//! What is appended to one partition, and what is known of the batch that is under way: pure, told of answers and of the
-//! time.
+//! The appends to one partition: those that wait, and the one batch that is sent. Pure: answers and the time are
+//! arguments.
+//!
+//! # Sequence numbers and epochs
+//!
+//! A broker remembers, for each producer id and partition, the epoch and the next sequence number that it expects.
+//! Three rules keep every record stored at most once:
+//!
+//! 1. A batch keeps its sequence number for all of its sendings. If the broker has the batch already, it answers with
+//!    the offset of the first sending and stores nothing.
+//! 2. The sequence number moves forward only when a batch is acknowledged: by the number of its records.
+//! 3. After a batch that was *not* acknowledged, the queue starts a new epoch at sequence number 0. The first batch of
+//!    the new epoch makes the broker reject everything of the old epoch that is still on its way. Without this, two
+//!    different batches could carry the same sequence number, and the broker would drop the second one as a repeat.
+//!
+//! For example: batch A (epoch 0, sequence 0, 3 records) gets no answer within [`APPEND_MAX`]. Its callers are told
+//! *unknown*. Batch B then goes out with epoch 1 and sequence 0. If a late copy of A arrives after B, the broker rejects
+//! it, so A can no longer be stored after B.
 
+use super::outcome::BatchOutcome;
 use crate::core::event::Record;
 use crate::core::outcome::Failure;
 use crate::kafka::batch::{self, ProducerState};
-use crate::kafka::{describe, refusal};
-use crate::limits::{APPEND_MAX, RESEND_BACKOFF, RESEND_BACKOFF_MAX};
 use bytes::Bytes;
-use kafka_protocol::ResponseError;
 use std::collections::VecDeque;
+use std::time::Duration;
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
 use tokio::time::Instant;
 
+/// How long an append is tried before its caller is answered. A leader that dies is replaced after about 9 s. Then the
+/// append is refused, or unknown if one of its sendings got no answer.
+pub(super) const APPEND_MAX: Duration = Duration::from_secs(12);
+
+/// The wait before a batch is sent again. It doubles with each failure in a row, up to [`RESEND_BACKOFF_MAX`].
+const RESEND_BACKOFF: Duration = Duration::from_millis(20);
+const RESEND_BACKOFF_MAX: Duration = Duration::from_secs(1);
+
+/// The offset of an append's first record, or why there is none.
 pub(super) type AppendResult = Result<i64, Failure>;
 
-/// An append that waits for its answer.
+/// One append whose caller waits for the answer.
 #[derive(Debug)]
 pub(super) struct PendingAppend {
     pub(super) partition: u32,
     pub(super) records: Vec<Record>,
-    /// What they cost in a batch.
+    /// What the records cost in a batch, framing included.
     pub(super) bytes: usize,
     pub(super) deadline: Instant,
     pub(super) reply: oneshot::Sender<AppendResult>,
-    /// Its share of the queue's bytes, given back with the answer.
-    pub(super) room: OwnedSemaphorePermit,
+    /// The append's share of the producer's memory. It is returned with the answer.
+    pub(super) permit: OwnedSemaphorePermit,
 }
 
-/// What is appended to one partition.
+impl PendingAppend {
+    /// Answers the caller. A caller that has stopped waiting (its request was dropped) is ignored.
+    pub(super) fn answer(self, result: AppendResult) {
+        let _ = self.reply.send(result);
+        drop(self.permit);
+    }
+}
+
+/// Everything that is appended to one partition.
 #[derive(Debug, Default)]
 pub(super) struct PartitionQueue {
-    pub(super) queue: VecDeque<PendingAppend>,
-    pub(super) queued_bytes: usize,
-    pub(super) sending: Option<InFlightBatch>,
-    /// The account under which the next batch goes; `None`: none yet, or its epochs are used up.
+    pub(super) waiting: VecDeque<PendingAppend>,
+    pub(super) waiting_bytes: usize,
+    /// The batch that is sent until its outcome is known. One at a time, so batches cannot overtake each other.
+    pub(super) in_flight: Option<InFlightBatch>,
+    /// Producer id, epoch and sequence number of the next batch. `None`: the queue has no producer id yet, or has used
+    /// up the epochs of its id.
     pub(super) producer: Option<ProducerState>,
-    /// A request with the batch is under way.
-    pub(super) called: bool,
-    pub(super) failures: u32,
-    /// Nothing is sent before.
-    pub(super) ready_at: Option<Instant>,
+    /// A request that contains the batch is on its way.
+    pub(super) request_in_flight: bool,
+    /// Failures in a row, for the backoff.
+    failures: u32,
+    /// The queue sends nothing before this time (backoff).
+    pub(super) retry_at: Option<Instant>,
 }
 
-/// Records that are sent together until something is known of them.
+/// Records that are sent together, again and again, until their outcome is known.
 #[derive(Debug)]
 pub(super) struct InFlightBatch {
+    /// The encoded batch. Every sending uses the same bytes, and so the same sequence number.
     pub(super) bytes: Bytes,
-    pub(super) records: i32,
-    /// Who waits for it, and where in the batch their records begin.
-    pub(super) callers: Vec<(i64, PendingAppend)>,
+    pub(super) record_count: i32,
+    /// The appends in the batch, each with the place of its first record.
+    callers: Vec<(i64, PendingAppend)>,
     pub(super) deadline: Instant,
-    /// A sending of it got no answer: it may be stored.
-    pub(super) in_doubt: bool,
-    pub(super) last_error: String,
-}
-
-/// What a broker's answer says of a batch.
-#[derive(Debug, PartialEq, Eq)]
-pub(super) enum BatchOutcome {
-    Stored {
-        base: i64,
-    },
-    /// Send the same bytes again.
-    Again {
-        in_doubt: bool,
-        look_up: bool,
-        why: String,
-    },
-    /// The broker's account of this producer is not ours: whether the batch is stored is unknown.
-    Lost {
-        why: String,
-    },
-    /// More than the topic takes a batch.
-    TooLarge {
-        why: String,
-    },
-    /// It will never be taken.
-    Refused {
-        code: &'static str,
-        why: String,
-    },
-}
-
-impl BatchOutcome {
-    pub(super) fn again(in_doubt: bool, look_up: bool, why: String) -> Self {
-        Self::Again { in_doubt, look_up, why }
-    }
-}
-
-pub(super) fn judge(code: i16, base: i64) -> BatchOutcome {
-    use ResponseError as E;
-    let Some(error) = refusal(code) else { return BatchOutcome::Stored { base } };
-    let why = describe(error);
-    match error {
-        // TopicAnswer before anything is stored.
-        E::CorruptMessage | E::ThrottlingQuotaExceeded => BatchOutcome::again(false, false, why),
-        // A leader that is cut off from its replicas says no more than this: the others may have another leader by now.
-        E::NotEnoughReplicas => BatchOutcome::again(false, true, why),
-        // Stored by the leader, and perhaps by others: a new leader may have it or not.
-        E::RequestTimedOut | E::NotEnoughReplicasAfterAppend => BatchOutcome::again(true, true, why),
-        E::OutOfOrderSequenceNumber
-        | E::DuplicateSequenceNumber
-        | E::InvalidProducerEpoch
-        | E::ProducerFenced
-        | E::UnknownProducerId
-        | E::InvalidProducerIdMapping => BatchOutcome::Lost { why },
-        E::MessageTooLarge | E::RecordListTooLarge => BatchOutcome::TooLarge { why },
-        // A leader that is replaced while it waits for the others says no more than that it leads no longer; and what a
-        // broker calls unknown may have happened at any time.
-        E::UnknownServerError | E::Unknown(_) => BatchOutcome::again(true, true, why),
-        error if error.is_retriable() => BatchOutcome::again(true, true, why),
-        _ => BatchOutcome::Refused { code: "log-refused", why },
-    }
+    /// One of its sendings ended without a clear answer. From then on only a later success resolves it: no later
+    /// refusal can prove that the earlier sending stored nothing.
+    may_be_stored: bool,
+    last_error: String,
 }
 
 impl PartitionQueue {
-    /// What waits, as far as it fits one batch; at least the first.
-    pub(super) fn next_batch(&mut self, producer: ProducerState, bytes_max: usize, now: Instant) -> InFlightBatch {
-        let (mut callers, mut records, mut bytes) = (Vec::new(), 0i64, 0);
-        while let Some(waiting) = self.queue.front() {
-            if !callers.is_empty() && bytes + waiting.bytes > bytes_max {
+    pub(super) fn push(&mut self, append: PendingAppend) {
+        self.waiting_bytes += append.bytes;
+        self.waiting.push_back(append);
+    }
+
+    /// Moves waiting appends into a batch: as many as fit into `bytes_max`, and at least one.
+    pub(super) fn start_batch(&mut self, producer: ProducerState, bytes_max: usize, now: Instant) {
+        let (mut callers, mut record_count, mut bytes) = (Vec::new(), 0i64, 0);
+        while let Some(next) = self.waiting.front() {
+            if !callers.is_empty() && bytes + next.bytes > bytes_max {
                 break;
             }
-            let Some(waiting) = self.queue.pop_front() else { break };
-            bytes += waiting.bytes;
-            let first = records;
-            records += waiting.records.len() as i64;
-            callers.push((first, waiting));
+            let Some(append) = self.waiting.pop_front() else { break };
+            bytes += append.bytes;
+            let first = record_count;
+            record_count += append.records.len() as i64;
+            callers.push((first, append));
         }
-        self.queued_bytes -= bytes;
-        let encoded = batch::encode(callers.iter().flat_map(|(_, waiting)| &waiting.records), producer);
-        for (_, waiting) in &mut callers {
-            waiting.records = Vec::new();
+        self.waiting_bytes -= bytes;
+        let encoded = batch::encode(callers.iter().flat_map(|(_, append)| &append.records), producer);
+        // The encoded bytes replace the records: both together would hold the memory twice.
+        for (_, append) in &mut callers {
+            append.records = Vec::new();
         }
-        // One that waited for a broker to come back has a moment for its answer all the same.
-        let deadline = callers.iter().map(|(_, waiting)| waiting.deadline).min().unwrap_or(now);
-        let deadline = deadline.max(now + RESEND_BACKOFF_MAX);
-        InFlightBatch {
+        // An append may have waited nearly as long as it may for a leader. Its batch still gets a moment for an answer.
+        let deadline = callers.iter().map(|(_, append)| append.deadline).min().unwrap_or(now);
+        self.in_flight = Some(InFlightBatch {
             bytes: encoded,
-            records: records as i32,
+            record_count: record_count as i32,
             callers,
-            deadline,
-            in_doubt: false,
+            deadline: deadline.max(now + RESEND_BACKOFF_MAX),
+            may_be_stored: false,
             last_error: String::new(),
-        }
+        });
     }
 
-    /// Takes in what a broker said of the batch under way. Whether the lane's epochs are used up: see [`PartitionQueue::renew`].
+    /// Applies a broker's answer about the batch in flight. Returns true if the queue has used up the epochs of its
+    /// producer id and needs a new id.
+    #[must_use]
     pub(super) fn apply(&mut self, outcome: BatchOutcome, now: Instant) -> bool {
-        let Some(batch) = &mut self.sending else { return false };
+        let Some(batch) = &mut self.in_flight else { return false };
         match outcome {
-            BatchOutcome::Stored { base } => {
-                (self.failures, self.ready_at) = (0, None);
+            BatchOutcome::Stored { base_offset } => {
+                (self.failures, self.retry_at) = (0, None);
                 if let Some(producer) = &mut self.producer {
-                    producer.sequence = next_sequence(producer.sequence, batch.records);
+                    producer.sequence = next_sequence(producer.sequence, batch.record_count);
                 }
-                self.answer(|first| Ok(base + first));
+                self.answer_callers(|first| Ok(base_offset + first));
                 false
             }
-            BatchOutcome::Again { in_doubt, why, .. } => {
-                batch.in_doubt |= in_doubt;
-                batch.last_error = why;
+            BatchOutcome::Retry { may_be_stored, reason, .. } => {
+                batch.may_be_stored |= may_be_stored;
+                batch.last_error = reason;
                 let delay = RESEND_BACKOFF.saturating_mul(1 << self.failures.min(10)).min(RESEND_BACKOFF_MAX);
                 self.failures = self.failures.saturating_add(1);
-                self.ready_at = Some(now + delay);
+                self.retry_at = Some(now + delay);
                 false
             }
-            BatchOutcome::Lost { why } => {
-                self.answer(|_| Err(Failure::unknown("log-unavailable", &*why)));
-                self.renew()
+            BatchOutcome::OutOfSequence { reason } => {
+                self.answer_callers(|_| Err(Failure::unknown("log-unavailable", &*reason)));
+                self.start_next_epoch()
             }
-            // Several records are none of them too large by themselves, as far as anybody knows.
-            BatchOutcome::TooLarge { why } if batch.records > 1 => {
-                let why = format!("the topic takes less together than it did, try again: {why}");
-                self.refused("append-too-large", &why)
+            // No single record is known to be too large: a smaller batch may work.
+            BatchOutcome::TooLarge { reason } if batch.record_count > 1 => {
+                let detail = format!("the topic's max.message.bytes was lowered, try again: {reason}");
+                self.fail("append-too-large", &detail)
             }
-            BatchOutcome::TooLarge { why } => {
-                self.refused("event-too-large", &format!("the topic takes no event of this size: {why}"))
+            BatchOutcome::TooLarge { reason } => {
+                self.fail("event-too-large", &format!("the event is larger than the topic takes: {reason}"))
             }
-            BatchOutcome::Refused { code, why } => self.refused(code, &why),
+            BatchOutcome::Refused { code, reason } => self.fail(code, &reason),
         }
     }
 
-    fn refused(&mut self, code: &'static str, why: &str) -> bool {
-        let in_doubt = self.sending.as_ref().is_some_and(|batch| batch.in_doubt);
-        self.answer(|_| Err(failure(in_doubt, code, why)));
-        self.renew()
-    }
-
-    /// Answers the batch under way with what is known of it; nobody waits for the answer to a request that may hold it.
-    /// Whether the lane's epochs are used up.
-    pub(super) fn give_up(&mut self) -> bool {
-        let Some(batch) = &self.sending else { return false };
-        let in_doubt = batch.in_doubt || self.called;
-        let why = match batch.last_error.as_str() {
+    /// Answers the callers of a batch that reached its deadline with what is known of it. Returns true if the queue
+    /// needs a new producer id, like [`PartitionQueue::apply`].
+    #[must_use]
+    pub(super) fn expire_batch(&mut self) -> bool {
+        let Some(batch) = &mut self.in_flight else { return false };
+        // The answer to a request that is still on its way will be ignored, so it may store the batch unnoticed.
+        batch.may_be_stored |= self.request_in_flight;
+        let reason = match batch.last_error.as_str() {
             "" => "no answer yet",
-            why => why,
+            reason => reason,
         };
-        let why = format!("not acknowledged within {APPEND_MAX:?}: {why}");
-        self.answer(|_| Err(failure(in_doubt, "log-unavailable", &why)));
-        self.renew()
+        let detail = format!("not acknowledged within {APPEND_MAX:?}: {reason}");
+        self.fail("log-unavailable", &detail)
     }
 
-    fn answer(&mut self, with: impl Fn(i64) -> AppendResult) {
-        for (first, waiting) in self.sending.take().into_iter().flat_map(|batch| batch.callers) {
-            waiting.answer(with(first));
+    /// Removes the appends that waited until their deadline without being sent. They are certainly not stored.
+    pub(super) fn take_expired(&mut self, now: Instant) -> Vec<PendingAppend> {
+        let mut expired = Vec::new();
+        while self.waiting.front().is_some_and(|append| append.deadline <= now)
+            && let Some(append) = self.waiting.pop_front()
+        {
+            self.waiting_bytes -= append.bytes;
+            expired.push(append);
+        }
+        expired
+    }
+
+    /// When the queue has to be looked at again even if no answer arrives.
+    pub(super) fn next_wakeup(&self, now: Instant) -> Option<Instant> {
+        let batch = self.in_flight.as_ref().map(|batch| batch.deadline);
+        let waiting = self.waiting.front().map(|append| append.deadline);
+        [batch, waiting, self.retry_at.filter(|at| *at > now)].into_iter().flatten().min()
+    }
+
+    fn fail(&mut self, code: &'static str, detail: &str) -> bool {
+        let may_be_stored = self.in_flight.as_ref().is_some_and(|batch| batch.may_be_stored);
+        self.answer_callers(|_| {
+            Err(if may_be_stored { Failure::unknown(code, detail) } else { Failure::refused(code, detail) })
+        });
+        self.start_next_epoch()
+    }
+
+    fn answer_callers(&mut self, result: impl Fn(i64) -> AppendResult) {
+        for (first, append) in self.in_flight.take().into_iter().flat_map(|batch| batch.callers) {
+            append.answer(result(first));
         }
     }
 
-    /// A new epoch behind every batch that was not acknowledged: whatever of the old one is still on its way is shut out
-    /// by the first batch of this one, and no sequence number ever stands for two batches. `true`: there
-    /// is none left, and the next account needs another id.
-    fn renew(&mut self) -> bool {
+    /// Moves to the next epoch, at sequence number 0: rule 3 of the module's document. Returns true if the producer id
+    /// has no epoch left (they are 16 bits), so that the queue needs a new id.
+    fn start_next_epoch(&mut self) -> bool {
         self.producer = self.producer.and_then(|producer| {
             let epoch = producer.epoch.checked_add(1)?;
             Some(ProducerState { epoch, sequence: 0, ..producer })
@@ -220,21 +226,9 @@ impl PartitionQueue {
     }
 }
 
-impl PendingAppend {
-    /// Nobody may wait any more: a request was dropped.
-    pub(super) fn answer(self, answer: AppendResult) {
-        let _ = self.reply.send(answer);
-        drop(self.room);
-    }
-}
-
-fn failure(in_doubt: bool, code: &'static str, why: &str) -> Failure {
-    if in_doubt { Failure::unknown(code, why) } else { Failure::refused(code, why) }
-}
-
-/// Sequence numbers go around within an `i32`, as Kafka's own producer counts them.
-fn next_sequence(sequence: i32, records: i32) -> i32 {
-    ((i64::from(sequence) + i64::from(records)) % (i64::from(i32::MAX) + 1)) as i32
+/// Sequence numbers wrap around from `i32::MAX` to 0, as in Kafka's own producer.
+fn next_sequence(sequence: i32, record_count: i32) -> i32 {
+    ((i64::from(sequence) + i64::from(record_count)) % (i64::from(i32::MAX) + 1)) as i32
 }
 
 #[cfg(test)]
@@ -245,23 +239,29 @@ mod tests {
     use std::sync::Arc;
     use tokio::sync::Semaphore;
 
-    fn lane(records: &[usize]) -> (PartitionQueue, Vec<oneshot::Receiver<AppendResult>>) {
-        let (mut lane, mut answers) = (PartitionQueue::default(), Vec::new());
-        let room = Arc::new(Semaphore::new(1_000));
-        for count in records {
+    type Answers = Vec<oneshot::Receiver<AppendResult>>;
+
+    /// A queue with one batch in flight, which consists of appends of this many records each.
+    fn queue_with_batch(record_counts: &[usize]) -> (PartitionQueue, Answers) {
+        let (mut queue, mut answers) = (PartitionQueue::default(), Vec::new());
+        let permits = Arc::new(Semaphore::new(1_000));
+        for count in record_counts {
             let (reply, answer) = oneshot::channel();
             let records = vec![Record::new(Some(b"user"), Some(b"payload"), &[], 0); *count];
             let bytes = records.iter().map(|record| record.size_bytes() + RECORD_FRAMING_BYTES_MAX).sum();
-            let room = Arc::clone(&room).try_acquire_owned().unwrap();
+            let permit = Arc::clone(&permits).try_acquire_owned().unwrap();
             let deadline = Instant::now() + APPEND_MAX;
-            lane.queued_bytes += bytes;
-            lane.queue.push_back(PendingAppend { partition: 0, records, bytes, deadline, reply, room });
+            queue.push(PendingAppend { partition: 0, records, bytes, deadline, reply, permit });
             answers.push(answer);
         }
         let producer = ProducerState { id: 7, epoch: 0, sequence: 0 };
-        lane.producer = Some(producer);
-        lane.sending = Some(lane.next_batch(producer, APPEND_BYTES_MAX, Instant::now()));
-        (lane, answers)
+        queue.producer = Some(producer);
+        queue.start_batch(producer, APPEND_BYTES_MAX, Instant::now());
+        (queue, answers)
+    }
+
+    fn apply_code(queue: &mut PartitionQueue, code: i16, base_offset: i64) -> bool {
+        queue.apply(BatchOutcome::from_code(code, base_offset), Instant::now())
     }
 
     fn certainty(answer: &mut oneshot::Receiver<AppendResult>) -> Certainty {
@@ -270,19 +270,19 @@ mod tests {
 
     #[tokio::test]
     async fn every_caller_of_a_batch_gets_its_own_offset() {
-        let (mut lane, mut answers) = lane(&[1, 3, 2]);
-        assert!(!lane.apply(judge(0, 100), Instant::now()));
+        let (mut queue, mut answers) = queue_with_batch(&[1, 3, 2]);
+        assert!(!apply_code(&mut queue, 0, 100));
         let offsets: Vec<i64> = answers.iter_mut().map(|answer| answer.try_recv().unwrap().unwrap()).collect();
         assert_eq!(offsets, [100, 101, 104]);
-        assert_eq!(lane.producer, Some(ProducerState { id: 7, epoch: 0, sequence: 6 }));
+        assert_eq!(queue.producer, Some(ProducerState { id: 7, epoch: 0, sequence: 6 }));
     }
 
     #[tokio::test]
-    async fn a_batch_in_doubt_is_never_said_to_be_refused() {
-        // 19: too few replicas; 7: some have it; 10: too large; 29: not allowed.
+    async fn a_batch_that_may_be_stored_is_never_reported_as_refused() {
+        // 6: not the leader; 7: request timed out; 10: message too large; 19: not enough replicas; 20: not enough
+        // replicas after append; 29: not authorized; 45: out of order sequence number; 47: invalid producer epoch.
         for (codes, expected, epoch) in [
             (&[19, 10][..], Refused, 1),
-            // A leader that has it, and one that does not yet know whether it has enough replicas.
             (&[6, 19, 10], Unknown, 1),
             (&[-1, 10], Unknown, 1),
             (&[7, 10], Unknown, 1),
@@ -290,48 +290,48 @@ mod tests {
             (&[45], Unknown, 1),
             (&[7, 47], Unknown, 1),
         ] {
-            let (mut lane, mut answers) = lane(&[1]);
+            let (mut queue, mut answers) = queue_with_batch(&[1]);
             for code in codes {
-                lane.apply(judge(*code, -1), Instant::now());
+                assert!(!apply_code(&mut queue, *code, -1));
             }
             assert_eq!(certainty(&mut answers[0]), expected, "{codes:?}");
-            assert_eq!(lane.producer, Some(ProducerState { id: 7, epoch, sequence: 0 }), "{codes:?}");
+            assert_eq!(queue.producer, Some(ProducerState { id: 7, epoch, sequence: 0 }), "{codes:?}");
         }
     }
 
     #[tokio::test]
-    async fn a_batch_that_is_given_up_is_unknown_only_after_a_sending_without_an_answer() {
-        let lost = |in_doubt| BatchOutcome::again(in_doubt, true, "broke off".into());
-        for (in_doubt, expected) in [(false, Refused), (true, Unknown)] {
-            let (mut lane, mut answers) = lane(&[1]);
-            lane.apply(lost(in_doubt), Instant::now());
-            lane.apply(lost(false), Instant::now());
-            assert!(!lane.give_up());
+    async fn an_expired_batch_is_unknown_only_if_a_sending_got_no_answer() {
+        let retry = |may_be_stored| BatchOutcome::retry(may_be_stored, true, "connection closed".into());
+        for (may_be_stored, expected) in [(false, Refused), (true, Unknown)] {
+            let (mut queue, mut answers) = queue_with_batch(&[1]);
+            assert!(!queue.apply(retry(may_be_stored), Instant::now()));
+            assert!(!queue.apply(retry(false), Instant::now()));
+            assert!(!queue.expire_batch());
             assert_eq!(certainty(&mut answers[0]), expected);
-            assert_eq!(lane.producer.unwrap().epoch, 1, "no sequence number stands for two batches");
+            assert_eq!(queue.producer.unwrap().epoch, 1, "no two batches share a sequence number");
         }
     }
 
     #[tokio::test]
-    async fn one_record_that_is_too_large_stays_so_and_several_are_worth_another_try() {
-        for (records, code) in [(1, "event-too-large"), (3, "append-too-large")] {
-            let (mut lane, mut answers) = lane(&[records]);
-            lane.apply(judge(10, -1), Instant::now());
+    async fn one_record_that_is_too_large_stays_too_large_and_several_may_be_tried_again() {
+        for (record_count, code) in [(1, "event-too-large"), (3, "append-too-large")] {
+            let (mut queue, mut answers) = queue_with_batch(&[record_count]);
+            assert!(!apply_code(&mut queue, 10, -1));
             let failure = answers[0].try_recv().unwrap().unwrap_err();
             assert_eq!((failure.certainty, failure.code), (Refused, code));
         }
     }
 
     #[tokio::test]
-    async fn an_account_whose_epochs_are_used_up_asks_for_another_id() {
-        let (mut lane, _answers) = lane(&[1]);
-        lane.producer = Some(ProducerState { id: 7, epoch: i16::MAX, sequence: 3 });
-        assert!(lane.apply(judge(45, -1), Instant::now()));
-        assert_eq!(lane.producer, None);
+    async fn a_queue_that_has_used_up_its_epochs_asks_for_a_new_producer_id() {
+        let (mut queue, _answers) = queue_with_batch(&[1]);
+        queue.producer = Some(ProducerState { id: 7, epoch: i16::MAX, sequence: 3 });
+        assert!(apply_code(&mut queue, 45, -1));
+        assert_eq!(queue.producer, None);
     }
 
     #[test]
-    fn sequence_numbers_go_around() {
+    fn sequence_numbers_wrap_around() {
         assert_eq!(next_sequence(0, 5), 5);
         assert_eq!(next_sequence(i32::MAX - 1, 1), i32::MAX);
         assert_eq!(next_sequence(i32::MAX, 1), 0);

@@ -1,0 +1,94 @@
+//! The names of side topics and of the groups that eventd uses besides a destination's own. This is the only place that
+//! knows their suffixes.
+//!
+//! ```text
+//!  orders                    the main topic
+//!  orders.crm.dead           dead letters of the destination `crm`
+//!  orders.crm.state          large progress of the destination `crm` (only on Kafka)
+//!  orders.audit              what replays did, and which destinations sign their requests
+//!
+//!  crm                       the group of the destination `crm`
+//!  crm.rewind                its offset resets
+//!  crm.dead                  its redrive of dead letters
+//!  crm.replay.ID             one replay
+//! ```
+
+/// The suffix of topics with dead letters, and of the groups that redrive them.
+pub const DEAD: &str = ".dead";
+
+/// The suffix of topics with progress that is too large for a commit.
+pub const STATE: &str = ".state";
+
+/// The suffix of topics with audit records.
+pub const AUDIT: &str = ".audit";
+
+/// The suffix of groups with requested offset resets.
+pub const REWIND: &str = ".rewind";
+
+/// Between the destination's name and the id in the name of a replay's group.
+pub const REPLAY_INFIX: &str = ".replay.";
+
+/// The suffixes of side topics. A main topic with such a name could be taken for the side topic of another one.
+pub const TOPIC_SUFFIXES: [&str; 3] = [DEAD, STATE, AUDIT];
+
+/// The suffixes that a destination's name must not have: its group or its side topics could be those of another one.
+pub const DESTINATION_SUFFIXES: [&str; 3] = [DEAD, REWIND, STATE];
+
+/// The topic with the dead letters of a destination.
+pub fn dead_letter_topic(topic: &str, destination: &str) -> String {
+    format!("{topic}.{destination}{DEAD}")
+}
+
+/// The topic with the progress of a group that is too large for a commit.
+pub fn state_topic(topic: &str, group: &str) -> String {
+    format!("{topic}.{group}{STATE}")
+}
+
+/// The topic with the audit records of all destinations.
+pub fn audit_topic(topic: &str) -> String {
+    format!("{topic}{AUDIT}")
+}
+
+/// The group with the requested offset resets of a destination.
+pub fn rewind_group(destination: &str) -> String {
+    format!("{destination}{REWIND}")
+}
+
+/// The group that redrives the dead letters of a destination.
+pub fn dead_letter_group(destination: &str) -> String {
+    format!("{destination}{DEAD}")
+}
+
+/// The group with the progress of one replay.
+pub fn replay_group(destination: &str, id: &str) -> String {
+    format!("{destination}{REPLAY_INFIX}{id}")
+}
+
+/// Refuses the name of a side topic as the name of a main topic.
+///
+/// # Errors
+/// Names the suffix and says what to do.
+pub fn check_main_topic(name: &str) -> Result<(), String> {
+    match TOPIC_SUFFIXES.iter().find(|suffix| name.ends_with(**suffix)) {
+        Some(suffix) => {
+            Err(format!("topic names that end with {suffix:?} are reserved for eventd's side topics: use another name"))
+        }
+        None => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_main_topic_must_not_have_the_name_of_a_side_topic() {
+        for name in [dead_letter_topic("orders", "crm"), state_topic("orders", "crm"), audit_topic("orders")] {
+            let error = check_main_topic(&name).unwrap_err();
+            assert!(error.contains("reserved"), "{name}: {error}");
+        }
+        for name in ["orders", "dead", "orders.dead-letters", "state.orders", "audit"] {
+            assert_eq!(check_main_topic(name), Ok(()), "{name}");
+        }
+    }
+}

@@ -1,0 +1,197 @@
+//! The administrative calls, made through the crate `rskafka`: creating a topic that needs no settings, deleting a topic,
+//! and deleting the records below an offset.
+//!
+//! ```text
+//!  call ─▶ client: shared by calls at the same time, or else new (same addresses, TLS and SASL as everything else)
+//!           │ every call has a deadline of ours; rskafka itself would repeat it for ever
+//!           ▼
+//!  ok │ refused: a broker said no │ unknown: no clear answer in time, so the call may have had its effect
+//! ```
+//!
+//! The client is dropped when the last call that uses it ends, and after every failure. So eventd keeps no connection for
+//! calls that it makes once a minute or less, and a topic of 1,000 partitions costs no connection of its own.
+
+use crate::limits::BROKER_CALL_MAX;
+use crate::net::BrokerSettings;
+use rskafka::client::Client;
+use rskafka::client::error::{Error as ClientError, ProtocolError};
+use rskafka::client::partition::UnknownTopicHandling;
+use std::future::Future;
+use std::sync::{Arc, Weak};
+use tokio::sync::Mutex;
+use tokio::time::{Instant, timeout_at};
+
+/// The cluster's default replication, in a request that creates a topic.
+const DEFAULT_REPLICATION: i16 = -1;
+
+/// Why an administrative call did not succeed.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum AdminError {
+    /// No request was sent: no broker could be reached, or none accepts the login.
+    #[error("{0}")]
+    NotSent(String),
+    /// A broker answered that it does not do this. The call had no effect.
+    #[error("{code:?}{message}")]
+    Refused {
+        code: ProtocolError,
+        message: String,
+        /// The same call may succeed later.
+        is_temporary: bool,
+    },
+    /// There was no clear answer in time: the call may have had its effect, or may still have it.
+    #[error("{0}")]
+    Unknown(String),
+}
+
+impl AdminError {
+    fn is(&self, expected: ProtocolError) -> bool {
+        matches!(self, Self::Refused { code, .. } if *code == expected)
+    }
+}
+
+/// Makes administrative calls. A client is created when the first call needs one.
+#[derive(Debug)]
+pub(crate) struct Admin {
+    settings: BrokerSettings,
+    /// The client of the calls that are being made. Only they keep it alive.
+    client: Mutex<Weak<Client>>,
+}
+
+impl Admin {
+    pub(crate) fn new(settings: BrokerSettings) -> Self {
+        Self { settings, client: Mutex::default() }
+    }
+
+    /// Creates a topic with the cluster's default settings. Returns false if the topic exists already.
+    pub(crate) async fn create_topic(&self, name: &str, partitions: u32) -> Result<bool, AdminError> {
+        let count = i32::try_from(partitions).unwrap_or(i32::MAX);
+        let create = |client: Arc<Client>| async move {
+            client.controller_client()?.create_topic(name, count, DEFAULT_REPLICATION, call_timeout_ms()).await
+        };
+        match self.call(create).await {
+            Ok(()) => Ok(true),
+            Err(error) if error.is(ProtocolError::TopicAlreadyExists) => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Deletes a topic. A topic that does not exist is a success.
+    pub(crate) async fn delete_topic(&self, name: &str) -> Result<(), AdminError> {
+        let delete = |client: Arc<Client>| async move {
+            client.controller_client()?.delete_topic(name, call_timeout_ms()).await
+        };
+        match self.call(delete).await {
+            Err(error) if error.is(ProtocolError::UnknownTopicOrPartition) => Ok(()),
+            result => result,
+        }
+    }
+
+    /// Deletes the records of one partition below this offset.
+    pub(crate) async fn delete_records(&self, topic: &str, partition: u32, below: i64) -> Result<(), AdminError> {
+        let number = i32::try_from(partition).unwrap_or(i32::MAX);
+        self.call(|client| async move {
+            // `Error` and not `Retry`: a topic that was deleted does not come back.
+            let partition = client.partition_client(topic, number, UnknownTopicHandling::Error).await?;
+            partition.delete_records(below, call_timeout_ms()).await
+        })
+        .await
+    }
+
+    /// Makes one call within [`BROKER_CALL_MAX`].
+    async fn call<T, F>(&self, call: impl FnOnce(Arc<Client>) -> F) -> Result<T, AdminError>
+    where
+        F: Future<Output = Result<T, ClientError>>,
+    {
+        let deadline = Instant::now() + BROKER_CALL_MAX;
+        let client = match timeout_at(deadline, self.client()).await {
+            Ok(Ok(client)) => client,
+            Ok(Err(error)) => return Err(AdminError::NotSent(format!("no broker answers: {error}"))),
+            Err(_) => return Err(AdminError::NotSent(format!("no broker answers within {BROKER_CALL_MAX:?}"))),
+        };
+        let result = timeout_at(deadline, call(Arc::clone(&client))).await;
+        if let Ok(Ok(value)) = result {
+            return Ok(value);
+        }
+        self.forget(&client).await;
+        Err(match result {
+            Ok(Err(error)) => classify(error),
+            _ => AdminError::Unknown(format!("no answer within {BROKER_CALL_MAX:?}")),
+        })
+    }
+
+    /// The client of other calls, or else a new one.
+    async fn client(&self) -> Result<Arc<Client>, ClientError> {
+        let mut shared = self.client.lock().await;
+        if let Some(client) = shared.upgrade() {
+            return Ok(client);
+        }
+        let client = Arc::new(self.settings.rskafka_client().build().await?);
+        *shared = Arc::downgrade(&client);
+        Ok(client)
+    }
+
+    /// The next call gets a new client: what this one knows about the brokers may be the reason of the failure.
+    async fn forget(&self, failed: &Arc<Client>) {
+        let mut shared = self.client.lock().await;
+        if shared.as_ptr() == Arc::as_ptr(failed) {
+            *shared = Weak::new();
+        }
+    }
+}
+
+/// Only a broker's own answer proves that a call had no effect. `rskafka` repeats a call whose connection broke, so any
+/// other error may hide a request that a broker has carried out.
+fn classify(error: ClientError) -> AdminError {
+    match error {
+        ClientError::ServerError {
+            protocol_error: ProtocolError::RequestTimedOut | ProtocolError::UnknownServerError,
+            ..
+        } => AdminError::Unknown(error.to_string()),
+        ClientError::ServerError { protocol_error: code, error_message, .. } => {
+            let message = error_message.map(|text| format!(": {text}")).unwrap_or_default();
+            AdminError::Refused { code, message, is_temporary: is_temporary(code) }
+        }
+        error => AdminError::Unknown(error.to_string()),
+    }
+}
+
+/// The codes after which the same call may succeed. (`rskafka` does not say which of Kafka's codes are retriable.)
+fn is_temporary(code: ProtocolError) -> bool {
+    matches!(
+        code,
+        ProtocolError::BrokerNotAvailable
+            | ProtocolError::LeaderNotAvailable
+            | ProtocolError::NetworkException
+            | ProtocolError::NotController
+            | ProtocolError::NotLeaderOrFollower
+            | ProtocolError::ReplicaNotAvailable
+            | ProtocolError::ThrottlingQuotaExceeded
+    )
+}
+
+fn call_timeout_ms() -> i32 {
+    i32::try_from(BROKER_CALL_MAX.as_millis()).unwrap_or(i32::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::net::TcpListener;
+
+    /// Tests run on paused time: the deadline passes as soon as nothing else can happen.
+    #[tokio::test(start_paused = true)]
+    async fn a_call_ends_at_its_deadline_if_no_broker_answers() {
+        // It accepts connections and never answers.
+        let hanging = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let admin = Admin::new(BrokerSettings::plain(vec![hanging.local_addr().unwrap().to_string()]));
+        let error = admin.delete_topic("topic").await.unwrap_err();
+        assert!(matches!(error, AdminError::NotSent(_)), "{error:?}");
+    }
+
+    #[test]
+    fn only_an_answer_of_a_broker_is_a_refusal() {
+        let unknown = classify(ClientError::InvalidResponse("no topic in it".into()));
+        assert!(matches!(unknown, AdminError::Unknown(_)), "{unknown:?}");
+        assert!(matches!(classify(ClientError::Timeout), AdminError::Unknown(_)));
+    }
+}
