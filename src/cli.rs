@@ -8,6 +8,7 @@
 use crate::config::LogFormat;
 use crate::core::names;
 use crate::core::partition::Partitioner;
+use crate::core::side_topics::check_main_topic;
 use crate::core::token_bucket::Rate;
 use crate::dispatch::{OnGap, Start};
 use crate::limits;
@@ -615,7 +616,7 @@ fn partitions(text: &str) -> Result<u32, String> {
 
 fn topic(text: &str) -> Result<String, String> {
     match names::is_valid(text, limits::TOPIC_CHARS_MAX) {
-        true => Ok(text.into()),
+        true => check_main_topic(text).map(|()| text.into()),
         false => Err(format!("a topic is 1 to {} of A-Z a-z 0-9 . _ -", limits::TOPIC_CHARS_MAX)),
     }
 }

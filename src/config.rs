@@ -3,6 +3,7 @@
 
 use crate::cli;
 use crate::core::backoff::Backoff;
+use crate::core::side_topics;
 use crate::destination::spec::{Spec, Target};
 use crate::destination::{self, FaultDrill, webhook};
 use crate::group::{JoinOptions, WhenHeld};
@@ -43,9 +44,6 @@ const NAMED_FILE_BYTES_MAX: usize = 2 * limits::REPLAY_NAMED_BYTES_MAX;
 
 /// Connections of clients, if `--max-connections` is not given.
 const MAX_CONNECTIONS: usize = 10_000;
-
-/// The longest of what a side topic's name has behind the destination's.
-const LONGEST_SUFFIX: &str = ".state";
 
 /// Which log, and where, as `--url` says it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -561,7 +559,7 @@ fn specs(typed: &[String], name: Option<&str>, topic: &str) -> anyhow::Result<Ve
     }
     let (mut names, mut files) = (HashSet::new(), HashSet::new());
     for spec in &specs {
-        let side_topic_chars = topic.len() + 1 + spec.name.len() + LONGEST_SUFFIX.len();
+        let side_topic_chars = topic.len() + 1 + spec.name.len() + side_topics::TOPIC_SUFFIX_CHARS_MAX;
         ensure!(
             side_topic_chars <= limits::TOPIC_CHARS_MAX,
             "--topic and the name {:?} are too long together: the topic of its dead letters would have {side_topic_chars} \

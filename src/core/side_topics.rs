@@ -31,6 +31,9 @@ pub const REPLAY_INFIX: &str = ".replay.";
 /// The suffixes of side topics. A main topic with such a name could be taken for the side topic of another one.
 pub const TOPIC_SUFFIXES: [&str; 3] = [DEAD, STATE, AUDIT];
 
+/// Characters of the longest suffix of a destination's side topics.
+pub const TOPIC_SUFFIX_CHARS_MAX: usize = STATE.len();
+
 /// The suffixes that a destination's name must not have: its group or its side topics could be those of another one.
 pub const DESTINATION_SUFFIXES: [&str; 3] = [DEAD, REWIND, STATE];
 

@@ -20,6 +20,8 @@ use std::future::Future;
 use std::sync::{Arc, Weak};
 use tokio::sync::Mutex;
 use tokio::time::{Instant, timeout_at};
+use tracing::instrument::WithSubscriber as _;
+use tracing::subscriber::NoSubscriber;
 
 /// The cluster's default replication, in a request that creates a topic.
 const DEFAULT_REPLICATION: i16 = -1;
@@ -86,11 +88,16 @@ impl Admin {
         }
     }
 
-    /// Deletes the records of one partition below this offset.
+    /// Deletes the records of one partition below this offset. A topic that does not exist is a success.
     pub(crate) async fn delete_records(&self, topic: &str, partition: u32, below: i64) -> Result<(), AdminError> {
         let number = i32::try_from(partition).unwrap_or(i32::MAX);
         self.call(|client| async move {
-            // `Error` and not `Retry`: a topic that was deleted does not come back.
+            // `rskafka` lets the broker create a topic that it asks about (`auto.create.topics.enable`). So it is asked
+            // only about a topic that the list of all topics has: that question creates none.
+            if !client.list_topics().await?.iter().any(|listed| listed.name == topic) {
+                return Ok(());
+            }
+            // `Error` and not `Retry`: a topic that was deleted meanwhile does not come back.
             let partition = client.partition_client(topic, number, UnknownTopicHandling::Error).await?;
             partition.delete_records(below, call_timeout_ms()).await
         })
@@ -103,12 +110,16 @@ impl Admin {
         F: Future<Output = Result<T, ClientError>>,
     {
         let deadline = Instant::now() + BROKER_CALL_MAX;
-        let client = match timeout_at(deadline, self.client()).await {
+        // `rskafka` logs every connection at level info, and answers that are expected here at level error. What matters
+        // is in the result.
+        let client = self.client().with_subscriber(NoSubscriber::default());
+        let client = match timeout_at(deadline, client).await {
             Ok(Ok(client)) => client,
             Ok(Err(error)) => return Err(AdminError::NotSent(format!("no broker answers: {error}"))),
             Err(_) => return Err(AdminError::NotSent(format!("no broker answers within {BROKER_CALL_MAX:?}"))),
         };
-        let result = timeout_at(deadline, call(Arc::clone(&client))).await;
+        let call = call(Arc::clone(&client)).with_subscriber(NoSubscriber::default());
+        let result = timeout_at(deadline, call).await;
         if let Ok(Ok(value)) = result {
             return Ok(value);
         }

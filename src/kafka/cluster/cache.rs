@@ -24,7 +24,7 @@ pub(super) struct ClusterCache {
     pub(super) topics: HashMap<String, CachedTopic>,
     /// By group.
     pub(super) coordinators: HashMap<String, CachedCoordinator>,
-    pub(super) idle: IdleConnections,
+    pub(super) idle: IdleBrokerConnections,
     pub(super) order: BrokerOrder,
 }
 
@@ -86,9 +86,9 @@ impl ClusterCache {
 
 /// Connections that carry no request at the moment, by address.
 #[derive(Debug, Default)]
-pub(super) struct IdleConnections(HashMap<String, Vec<(Connection, Instant)>>);
+pub(super) struct IdleBrokerConnections(HashMap<String, Vec<(Connection, Instant)>>);
 
-impl IdleConnections {
+impl IdleBrokerConnections {
     /// Takes the connection that was used last. Connections that were idle for too long are closed: the broker or a
     /// middle box may have closed them on its side.
     pub(super) fn take(&mut self, address: &str) -> Option<Connection> {

@@ -82,7 +82,7 @@ const THREADS: &[&str] = &["src/vital.rs", "src/stderr.rs", "src/small_file.rs"]
 const HTTP: &[&str] = &["src/ingest/", "src/ops/", "src/destination/http/"];
 
 /// Modes spawn tasks, since they alone know when to end them. (The one task of `signals` lives as long as the process,
-/// the appender of a Kafka topic as long as its log, a membership as long as its group, and the pool of an http destination
+/// the producer of a Kafka topic as long as its log, a membership as long as its group, and the pool of an http destination
 /// as long as that.)
 const SPAWNING: &[&str] = &[
     "src/ingest/",
@@ -92,7 +92,7 @@ const SPAWNING: &[&str] = &[
     "src/up.rs",
     "src/signals.rs",
     "src/main.rs",
-    "src/log/kafka/append/mod.rs",
+    "src/log/kafka/producer/task.rs",
     "src/group/kafka/membership/mod.rs",
     "src/destination/http/pool.rs",
 ];
