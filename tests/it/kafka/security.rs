@@ -187,7 +187,13 @@ mod faults {
             refused(address, &login, Some(WRONG_PASSWORD), 2, &says);
         }
         let stranger = ["--sasl-mechanism", "scram-sha-256", "--sasl-username", "nobody"];
-        refused(address, &stranger, Some(PASSWORD), 2, &["rejects the login of \"nobody\"", "SaslAuthenticationFailed"]);
+        refused(
+            address,
+            &stranger,
+            Some(PASSWORD),
+            2,
+            &["rejects the login of \"nobody\"", "SaslAuthenticationFailed"],
+        );
         refused(address, &[], None, 1, &["--sasl-mechanism"]);
     }
 
