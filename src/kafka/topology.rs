@@ -301,7 +301,8 @@ mod tests {
         let missing = TopicAnswer::Missing;
         let exists = |topic: &TopicMetadata| TopicAnswer::Exists(topic.clone());
         let accepts = |known: Option<&TopicMetadata>, answers: &[TopicAnswer]| is_accepted(known, answers);
-        assert!(!accepts(Some(&one), &[missing.clone()]) && !accepts(None, &[missing.clone()]));
+        let once = std::slice::from_ref(&missing);
+        assert!(!accepts(Some(&one), once) && !accepts(None, once));
         assert!(accepts(Some(&one), &[missing.clone(), missing.clone()]));
         assert!(accepts(None, &[missing.clone(), exists(&one)]), "it was created a moment ago");
         assert!(!accepts(Some(&one), &[exists(&other)]));

@@ -15,8 +15,6 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-/// The endings of topics that still find room when `--max-db-bytes` is reached: what helps events to be settled.
-
 /// Bytes that a process holds at most for an embedded log.
 pub const MEMORY_BYTES_MAX: usize = sqlite::MEMORY_BYTES_MAX;
 
@@ -225,6 +223,8 @@ fn message(error: ReadError) -> String {
     }
 }
 
+/// Whether the topic is a side topic. Side topics still find room when `--max-db-bytes` is reached: with them, events get
+/// settled and space becomes free.
 fn is_side(topic: &str) -> bool {
     side_topics::TOPIC_SUFFIXES.iter().any(|ending| topic.ends_with(ending))
 }
