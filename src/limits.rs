@@ -276,9 +276,6 @@ pub const CONNECTION_IDLE_MAX: Duration = Duration::from_secs(30);
 /// Partitions of a topic that eventd makes: each costs every destination a task, a position and a commit.
 pub const PARTITIONS_MAX: u32 = 1_000;
 
-/// Connections that the kernel holds for us until they are accepted: a burst of clients that connect at once.
-pub const LISTEN_BACKLOG: u32 = 4_096;
-
 /// How long an end waits for threads that cannot be interrupted, a hanging look-up of a name above all.
 pub const RUNTIME_SHUTDOWN_MAX: Duration = Duration::from_millis(500);
 

@@ -16,6 +16,7 @@ mod body;
 mod connections;
 mod framing;
 mod host;
+pub(crate) mod listen;
 mod pace;
 mod parse;
 mod pending;

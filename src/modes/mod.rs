@@ -16,6 +16,7 @@ use crate::dispatch::{self, Parts};
 use crate::group::kafka::KafkaGroups;
 use crate::group::sqlite::SqliteGroups;
 use crate::group::{Groups, JoinError, WhenHeld};
+use crate::ingest::listen;
 use crate::log::kafka::Kafka;
 use crate::log::sqlite::Sqlite;
 use crate::log::{Engine, Log, OpenError};
@@ -24,10 +25,8 @@ use crate::replay;
 use crate::signals::Signals;
 use crate::{ingest, limits};
 use anyhow::{Context, anyhow, ensure};
-use std::collections::BTreeSet;
-use std::net::SocketAddr;
 use std::sync::Arc;
-use tokio::net::{TcpListener, TcpSocket};
+use tokio::net::TcpListener;
 
 /// Somebody has to change a flag or a file: the exit code is 2, and trying again does not help.
 #[derive(Debug)]
@@ -158,12 +157,12 @@ pub(crate) async fn start(
     endpoint: &mut config::Endpoint,
     deliveries: &mut [Delivery],
 ) -> anyhow::Result<(Vec<TcpListener>, OpenLog)> {
-    let listeners = listen(&endpoint.listen).await?;
+    let listeners = listen::bind(&endpoint.listen).await?;
     let opened = open(config, Access::Write).await?;
     let partitions = opened.log.partitions().await?;
     divide_descriptors(Some(endpoint), config, deliveries, partitions)?;
     memory::announce(config, partitions, Some(endpoint), deliveries);
-    announce(&endpoint.listen, &listeners)?;
+    listen::announce(&endpoint.listen, &listeners)?;
     Ok((listeners, opened))
 }
 
@@ -283,61 +282,6 @@ async fn open(config: &config::Log, access: Access) -> anyhow::Result<OpenLog> {
         );
     }
     Ok(OpenLog { engine, groups, log })
-}
-
-/// Listens on every address that `host:port` resolves to.
-async fn listen(address: &str) -> anyhow::Result<Vec<TcpListener>> {
-    let resolved = tokio::net::lookup_host(address).await.with_context(|| format!("--listen {address}"))?;
-    let mut listeners = Vec::new();
-    let mut missing = None;
-    for address in resolved.collect::<BTreeSet<_>>() {
-        match listen_on(address) {
-            Ok(listener) => listeners.push(listener),
-            // `localhost` is ::1 too on machines that have no IPv6.
-            Err(error) if error.kind() == std::io::ErrorKind::AddrNotAvailable || is_family_missing(&error) => {
-                missing = Some((address, error));
-            }
-            Err(error) => return Err(error).with_context(|| format!("cannot listen on {address} (--listen)")),
-        }
-    }
-    match missing {
-        Some((address, error)) if listeners.is_empty() => {
-            Err(error).with_context(|| format!("cannot listen on {address} (--listen)"))
-        }
-        _ => {
-            ensure!(!listeners.is_empty(), "--listen {address}: the name has no address");
-            Ok(listeners)
-        }
-    }
-}
-
-fn listen_on(address: SocketAddr) -> std::io::Result<TcpListener> {
-    let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
-    // Else a restart has to wait for the connections of the process before it.
-    socket.set_reuseaddr(true)?;
-    socket.bind(address)?;
-    socket.listen(limits::LISTEN_BACKLOG)
-}
-
-/// EAFNOSUPPORT, for which std has no kind.
-fn is_family_missing(error: &std::io::Error) -> bool {
-    error.raw_os_error() == Some(97)
-}
-
-/// Says where events are taken, with a line to paste.
-fn announce(asked: &str, listeners: &[TcpListener]) -> anyhow::Result<()> {
-    let mut port = 0;
-    for listener in listeners {
-        let address = listener.local_addr()?;
-        port = address.port();
-        tracing::info!(%address, "listening");
-    }
-    let host = asked.rsplit_once(':').map_or(asked, |(host, _)| host);
-    tracing::info!(
-        "try it: curl {host}:{port}/events -H 'Content-Type: application/json' \
-         --data-raw '[{{\"UserID\": \"user-1\",\"Payload\": \"event-1-payload\"}}]'"
-    );
-    Ok(())
 }
 
 /// Takes the destination's place, as soon as the log allows it; with `standby`, as soon as nobody else holds it.
