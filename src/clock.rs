@@ -1,4 +1,4 @@
-//! The wall clock, as records and commits are stamped with it.
+//! The wall clock. Records and commits have its time.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 

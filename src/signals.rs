@@ -1,25 +1,31 @@
-//! What the outside tells a process: stop (SIGTERM, SIGINT), stop at once (the second of them), reopen (SIGHUP).
+//! Signals of the operating system: stop (SIGTERM, SIGINT), stop at once (the second of these), reopen files (SIGHUP).
 
 use std::io;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
 
-/// SIGXFSZ, for which tokio has no name: a write would make a file larger than the process may (`ulimit -f`).
+/// SIGXFSZ, for which tokio has no name. The system sends it if a write exceeds the limit of a file's size (`ulimit -f`).
 const FILE_TOO_LARGE: i32 = 25;
 
-/// How far the process was told to stop, and how often to reopen. Cheap to clone; every clone sees everything.
+/// The signals that the process got. Cheap to clone; every clone sees all signals.
 #[derive(Debug, Clone)]
 pub struct Signals {
+    /// How many signals to stop came.
     stops: watch::Receiver<u32>,
+    /// How many signals to reopen files came.
     hang_ups: watch::Receiver<u32>,
 }
 
 impl Signals {
-    /// Takes the process's signals over. Has to be called inside a runtime.
+    /// Installs handlers for the signals of this process. Has to be called inside a runtime.
+    ///
+    /// # Errors
+    /// The system refuses a handler.
     pub fn of_process() -> io::Result<Self> {
         let (terminate, interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
         let hang_up = signal(SignalKind::hangup())?;
-        // A handler stays once it is there. The signal then ends nothing: the write fails, as on a full disk.
+        // The handler stays after the drop. With a handler, SIGXFSZ does not end the process: the write fails instead, as
+        // on a full disk, and is handled like that.
         drop(signal(SignalKind::from_raw(FILE_TOO_LARGE))?);
         let (stop, stops) = watch::channel(0);
         let (reopen, hang_ups) = watch::channel(0);
@@ -27,17 +33,17 @@ impl Signals {
         Ok(Self { stops, hang_ups })
     }
 
-    /// Ready once the process was told to stop: accept nothing new, end what is under way.
+    /// Waits for the first signal to stop: accept no new work, and finish work in progress.
     pub async fn stop(&self) {
         self.stopped(1).await;
     }
 
-    /// Ready once it was told to stop for the second time: drop everything.
+    /// Waits for the second signal to stop: drop all work.
     pub async fn stop_at_once(&self) {
         self.stopped(2).await;
     }
 
-    /// Ready if signals cannot be heard any more, since the task that forwards them panicked.
+    /// Waits until signals can no longer be received, because the task that forwards them panicked.
     pub async fn lost(&self) {
         let mut stops = self.stops.clone();
         while stops.changed().await.is_ok() {}
@@ -46,12 +52,12 @@ impl Signals {
     async fn stopped(&self, times: u32) {
         let mut stops = self.stops.clone();
         if stops.wait_for(|stops| *stops >= times).await.is_err() {
-            // The end of the process is on its way: `main` waits for `lost`.
+            // The task that forwards signals panicked. `main` waits for `lost`, and ends the process.
             std::future::pending().await
         }
     }
 
-    /// Follows the requests to reopen that come from now on.
+    /// The requests to reopen files that come from now on.
     pub fn reopens(&self) -> Reopens {
         let mut hang_ups = self.hang_ups.clone();
         hang_ups.mark_unchanged();
@@ -59,12 +65,12 @@ impl Signals {
     }
 }
 
-/// Requests to reopen files: what a rotation of logs sends.
+/// Requests to reopen files. A program that rotates files sends one after it has renamed a file.
 #[derive(Debug)]
 pub struct Reopens(watch::Receiver<u32>);
 
 impl Reopens {
-    /// Waits for the next one; several at once are one.
+    /// Waits for the next request. Several requests that came meanwhile count as one.
     pub async fn next(&mut self) {
         if self.0.changed().await.is_err() {
             std::future::pending().await
@@ -91,8 +97,8 @@ async fn forward(
         }
         stop.send_modify(|stops| *stops += 1);
         match *stop.borrow() {
-            1 => tracing::info!("stopping: waiting for what is under way; a second signal stops at once"),
-            _ => tracing::warn!("stopping at once"),
+            1 => tracing::info!("stopping: waiting for work in progress; a second signal stops at once"),
+            _ => tracing::warn!("stopping at once: work in progress is dropped"),
         }
     }
 }
@@ -102,7 +108,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn the_second_stop_is_told_apart_from_the_first() {
+    async fn only_the_second_signal_stops_at_once() {
         let (stop, stops) = watch::channel(0);
         let (_reopen, hang_ups) = watch::channel(0);
         let signals = Signals { stops, hang_ups };

@@ -1,14 +1,15 @@
-//! Standard error. Everything that eventd writes there goes through one queue and one thread.
+//! Standard error. Everything that eventd writes there goes through one queue and one thread, so that a slow or broken
+//! reader never stops the process.
 //!
 //! ```text
 //!  log lines, a panic's message, a replay's progress ──▶ queue ──▶ one thread ──▶ standard error
-//!                                                   full: lost      cannot be written: lost
+//!                                                   full: lost      write fails: lost
 //! ```
 //!
-//! So a line never costs more than itself. If its reader has gone, its disk is full or its terminal is closed, the line
-//! is lost, and the thread that wrote it continues. If the reader is alive but does not read, the thread waits, the queue takes
-//! what comes meanwhile, and then lines are lost. Lost lines are counted, and one line tells their number as soon as a
-//! line can be written again. The order of lines is kept.
+//! If the reader has ended, the disk is full or the terminal is closed, a write fails and its line is lost. If the reader
+//! is alive but does not read, the thread waits. Meanwhile lines stay in the queue, and when the queue is full, later lines
+//! are lost. Lost lines are counted. As soon as a line can be written again, one line tells how many were lost. Lines are
+//! written in the order in which they came.
 
 use std::cell::RefCell;
 use std::collections::VecDeque;
@@ -19,34 +20,35 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
-/// Bytes of lines that wait for the thread: some tens of thousands of lines, so that only a reader that has stopped
-/// reading loses any.
+/// Bytes of lines that wait for the thread. Some tens of thousands of lines fit in, so that lines are only lost if the
+/// reader has stopped reading.
 pub const QUEUE_BYTES_MAX: usize = 4 * 1024 * 1024;
 
-/// What a waiting line costs beyond its bytes.
+/// Memory of a waiting line in addition to its bytes.
 const LINE_OVERHEAD_BYTES: usize = 32;
 
 /// How long the end of the process waits for lines that are not written yet.
 pub const FLUSH_MAX: Duration = Duration::from_secs(1);
 
-/// How often the number of lost lines is tried to be told while there is nothing else to write.
-const TELL_INTERVAL: Duration = Duration::from_secs(1);
+/// How often the thread tries to report lost lines while there are no other lines to write.
+const REPORT_INTERVAL: Duration = Duration::from_secs(1);
 
-/// How long the thread waits when a non-blocking standard error takes nothing.
+/// How long the thread waits before it tries again, if standard error is non-blocking and full.
 const FULL_INTERVAL: Duration = Duration::from_millis(10);
 
-/// The queue of the process.
+/// The queue of the process. It is set by [`start`].
 static PROCESS: OnceLock<Arc<Queue>> = OnceLock::new();
 
 thread_local! {
-    /// `Some` on the writing thread only: the lines that it logs itself.
+    /// The lines that the writing thread logs itself. It must not put them into the queue that it empties. `None` on all
+    /// other threads.
     static OWN_LINES: RefCell<Option<Vec<u8>>> = const { RefCell::new(None) };
 }
 
-/// Starts the thread. From then on [`write()`] does not block. Once a process.
+/// Starts the thread. Afterwards [`write()`] does not block. Call this once in a process.
 ///
 /// # Errors
-/// There is no thread or no file descriptor left.
+/// The system refuses a thread or a file descriptor, or the thread was started before.
 pub fn start() -> io::Result<()> {
     // A descriptor of its own: a write that blocks must not hold the lock of `std::io::stderr`.
     let sink = File::from(io::stderr().as_fd().try_clone_to_owned()?);
@@ -56,7 +58,7 @@ pub fn start() -> io::Result<()> {
     PROCESS.set(queue).map_err(|_| io::Error::other("standard error is in use already"))
 }
 
-/// Writes one or more whole lines, or loses them.
+/// Writes one or more whole lines. If that is not possible, they are lost.
 pub fn write(text: &[u8]) {
     let is_own = OWN_LINES.with_borrow_mut(|own| own.as_mut().map(|own| own.extend_from_slice(text)).is_some());
     if is_own {
@@ -64,19 +66,20 @@ pub fn write(text: &[u8]) {
     }
     match PROCESS.get() {
         Some(queue) => queue.push(text),
-        // Not started, as in a test or before the command line was read. A line that cannot be written is lost here too.
+        // The thread was not started: this is a test, or the command line was not read yet. An error is ignored, because
+        // there is no other place to report it.
         None => io::stderr().write_all(text).unwrap_or_default(),
     }
 }
 
-/// Waits until everything that was written so far has reached standard error or is lost, at most for this long.
-pub fn flush(at_most: Duration) {
+/// Waits until all lines so far have been written or lost, but not longer than `wait_max`.
+pub fn flush(wait_max: Duration) {
     if let Some(queue) = PROCESS.get() {
-        queue.flush(at_most);
+        queue.flush(wait_max);
     }
 }
 
-/// Standard error as [`io::Write`], for log lines: every write is a whole line, and none fails.
+/// Standard error as [`io::Write`], for log lines. Each write has to be one or more whole lines, and no write fails.
 #[derive(Debug, Clone, Copy)]
 pub struct Lines;
 
@@ -91,33 +94,34 @@ impl Write for Lines {
     }
 }
 
-/// What the thread finds in the queue.
+/// An entry of the queue.
 enum Entry {
     Line(Vec<u8>),
-    /// The number of lines that did not fit into the queue here.
+    /// At this place in the order, this many lines did not fit into the queue.
     Lost(u64),
 }
 
 #[derive(Default)]
 struct Queue {
-    state: Mutex<State>,
-    /// Something came.
-    came: Condvar,
-    /// Everything was written or lost.
-    done: Condvar,
+    state: Mutex<QueueState>,
+    /// Notified when an entry was added.
+    added: Condvar,
+    /// Notified when all entries were written or lost.
+    drained: Condvar,
 }
 
 #[derive(Default)]
-struct State {
+struct QueueState {
     waiting: VecDeque<Entry>,
+    /// Bytes of all waiting lines, with their overhead.
     bytes: usize,
-    /// The thread is writing what it took.
+    /// Whether the thread is writing an entry that it took out of the queue.
     is_writing: bool,
 }
 
 impl Queue {
-    /// Nothing that holds the lock can leave the state half changed.
-    fn lock(&self) -> MutexGuard<'_, State> {
+    /// A poisoned lock is used all the same, because no code that holds it can panic between two changes.
+    fn lock(&self) -> MutexGuard<'_, QueueState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -133,29 +137,29 @@ impl Queue {
             state.waiting.push_back(Entry::Lost(1));
         }
         drop(state);
-        self.came.notify_one();
+        self.added.notify_one();
     }
 
-    fn flush(&self, at_most: Duration) {
+    fn flush(&self, wait_max: Duration) {
         let state = self.lock();
-        let busy = |state: &mut State| state.is_writing || !state.waiting.is_empty();
-        drop(self.done.wait_timeout_while(state, at_most, busy));
+        let is_busy = |state: &mut QueueState| state.is_writing || !state.waiting.is_empty();
+        drop(self.drained.wait_timeout_while(state, wait_max, is_busy));
     }
 
-    /// Writes what comes, for as long as the process lives.
+    /// Writes the entries of the queue until the process ends.
     fn serve(&self, sink: impl Write) {
         OWN_LINES.set(Some(Vec::new()));
-        let mut writer = Writer { sink, is_torn: false, lost: 0 };
+        let mut writer = LineWriter { sink, is_torn: false, lost: 0 };
         loop {
             let entry = self.next(writer.lost > 0);
-            // A defect here costs a line, as any other trouble does.
+            // A panic loses this line, but not the thread: later lines are still written.
             if catch_unwind(AssertUnwindSafe(|| writer.take(entry))).is_err() {
                 writer.lost += 1;
             }
         }
     }
 
-    /// The next entry. `None`: none came for a while, although there are lost lines to be told.
+    /// Waits for the next entry. `None`: none came within [`REPORT_INTERVAL`], and there are lost lines to report.
     fn next(&self, has_lost: bool) -> Option<Entry> {
         let mut state = self.lock();
         state.is_writing = false;
@@ -167,12 +171,12 @@ impl Queue {
                 state.is_writing = true;
                 return Some(entry);
             }
-            self.done.notify_all();
+            self.drained.notify_all();
             if !has_lost {
-                state = self.came.wait(state).unwrap_or_else(PoisonError::into_inner);
+                state = self.added.wait(state).unwrap_or_else(PoisonError::into_inner);
                 continue;
             }
-            let waited = self.came.wait_timeout(state, TELL_INTERVAL).unwrap_or_else(PoisonError::into_inner);
+            let waited = self.added.wait_timeout(state, REPORT_INTERVAL).unwrap_or_else(PoisonError::into_inner);
             state = waited.0;
             if waited.1.timed_out() && state.waiting.is_empty() {
                 return None;
@@ -181,38 +185,38 @@ impl Queue {
     }
 }
 
-/// The thread's side.
-struct Writer<S> {
+/// Writes entries to standard error and counts the lines that are lost.
+struct LineWriter<S> {
     sink: S,
-    /// The last write failed within a line.
+    /// Whether the last write failed in the middle of a line.
     is_torn: bool,
-    /// Lines that were lost and not told of.
+    /// Lines that were lost and are not reported yet.
     lost: u64,
 }
 
-impl<S: Write> Writer<S> {
+impl<S: Write> LineWriter<S> {
     fn take(&mut self, entry: Option<Entry>) {
         match entry {
             Some(Entry::Lost(lines)) => self.lost += lines,
             Some(Entry::Line(line)) => {
-                self.tell();
-                // While the number of lost lines cannot be written, no line is written: the number comes before later lines.
+                self.report_lost();
+                // While the report cannot be written, no other line is: the report has to come before later lines.
                 if self.lost > 0 || self.write(&line).is_err() {
                     self.lost += 1;
                 }
             }
-            None => self.tell(),
+            None => self.report_lost(),
         }
     }
 
-    /// Tells how many lines were lost, if any were and it is possible again.
-    fn tell(&mut self) {
+    /// Reports how many lines were lost, if there are any and standard error can be written to again.
+    fn report_lost(&mut self) {
         if self.lost == 0 {
             return;
         }
         tracing::warn!(lines = self.lost, "log lines were lost: standard error could not be written to");
-        let told = OWN_LINES.with_borrow_mut(|own| own.as_mut().map(std::mem::take)).unwrap_or_default();
-        if self.write(&told).is_ok() {
+        let report = OWN_LINES.with_borrow_mut(|own| own.as_mut().map(std::mem::take)).unwrap_or_default();
+        if self.write(&report).is_ok() {
             self.lost = 0;
         }
     }
@@ -235,7 +239,7 @@ impl<S: Write> Writer<S> {
                     continue;
                 }
                 Err(error) if error.kind() == ErrorKind::Interrupted => continue,
-                // Somebody else made it non-blocking. Its reader is slow, and only this thread waits for it.
+                // Another process made standard error non-blocking, and its reader is slow. Only this thread waits.
                 Err(error) if error.kind() == ErrorKind::WouldBlock => {
                     std::thread::park_timeout(FULL_INTERVAL);
                     continue;
@@ -253,7 +257,7 @@ impl<S: Write> Writer<S> {
 mod tests {
     use super::*;
 
-    /// Takes as many bytes as it has room for, then fails.
+    /// Accepts as many bytes as it has room for, then fails.
     #[derive(Default)]
     struct Sink {
         written: Vec<u8>,
@@ -278,23 +282,23 @@ mod tests {
     }
 
     #[test]
-    fn a_line_that_cannot_be_written_is_counted_and_a_torn_one_is_ended() {
-        let mut writer = Writer { sink: Sink { room: 7, ..Sink::default() }, is_torn: false, lost: 0 };
+    fn a_line_that_cannot_be_written_is_counted_and_a_torn_one_gets_its_line_break() {
+        let mut writer = LineWriter { sink: Sink { room: 7, ..Sink::default() }, is_torn: false, lost: 0 };
         writer.take(line("one"));
         writer.take(line("cut off"));
-        assert_eq!((writer.lost, writer.is_torn), (1, true), "four bytes for it, then three");
+        assert_eq!((writer.lost, writer.is_torn), (1, true), "the second line was cut after three of its bytes");
         writer.take(Some(Entry::Lost(3)));
         writer.take(line("lost"));
         assert_eq!(writer.lost, 5);
         writer.sink.room = usize::MAX;
         writer.take(None);
-        assert_eq!(writer.lost, 0, "told");
+        assert_eq!(writer.lost, 0, "the lost lines were reported");
         writer.take(line("two"));
         assert_eq!(String::from_utf8(writer.sink.written).unwrap(), "one\ncut\ntwo\n");
     }
 
     #[test]
-    fn a_full_queue_loses_what_comes_and_says_where() {
+    fn a_full_queue_loses_later_lines_and_counts_them_at_their_place() {
         let queue = Queue::default();
         let long = vec![b'x'; QUEUE_BYTES_MAX / 2];
         for line in [&long[..], b"short\n", &long, b"short too\n", &long, &long] {

@@ -1,31 +1,31 @@
-//! Threads and tasks that are not joined by anyone, and that the process cannot do without.
+//! Guards for threads and tasks that the process needs but that no other code joins.
 //!
 //! ```text
-//!  the work panics ──▶ Vital is dropped while unwinding ──▶ `lost` says which work it was ──▶ the process ends
-//!                                                      └──▶ or a function tells those that wait for the work
+//!  the work panics ──▶ Vital is dropped while unwinding ──▶ the loss is reported ──▶ the process ends
+//!                                                      └──▶ or a function informs the code that waits
 //! ```
 //!
-//! Without this a panic would end the work alone, and everybody who waits for it would wait for ever.
+//! Without a guard, a panic would end only the thread or task, and code that waits for its results would wait for ever.
 
 use anyhow::Context as _;
 use std::io;
 use std::sync::Mutex;
 use tokio::sync::watch;
 
-/// Why something cannot be used any more. `None` as long as it can.
+/// Reports why something can no longer be used. The value is `None` as long as it can be used.
 pub(crate) type Lost = watch::Sender<Option<String>>;
 
-/// Held by the work for as long as it lasts. If the work panics, it calls a function.
+/// A value that the work holds until it ends. If the work panics, the guard calls a function.
 pub(crate) struct Vital(Box<dyn FnMut() + Send>);
 
 impl Vital {
-    /// If the work panics, `lost` says so. `work` is the subject of "… panicked".
+    /// A guard that reports a panic of the work to `lost`. The message is "`work` panicked".
     pub(crate) fn new(work: impl Into<String>, lost: Lost) -> Self {
         let work = work.into();
         Self::calling(move || lose(&lost, format!("{work} panicked")))
     }
 
-    /// If the work panics, `tell` is called.
+    /// A guard that calls `tell` if the work panics.
     pub(crate) fn calling(tell: impl FnMut() + Send + 'static) -> Self {
         Self(Box::new(tell))
     }
@@ -39,7 +39,7 @@ impl Drop for Vital {
     }
 }
 
-/// Says why it is lost, unless that was said before: the first reason is the one that counts.
+/// Reports the reason of a loss. If a reason was reported before, this one is ignored: it is only a consequence.
 pub(crate) fn lose(lost: &Lost, why: String) {
     lost.send_if_modified(|lost| {
         let is_first = lost.is_none();
@@ -50,7 +50,7 @@ pub(crate) fn lose(lost: &Lost, why: String) {
     });
 }
 
-/// Waits until it is lost, and says why. It waits for ever if whatever could be lost ended in order.
+/// Waits for a loss and returns its reason. Waits for ever if the work ended without a loss.
 pub(crate) async fn lost(mut lost: watch::Receiver<Option<String>>) -> String {
     let why = lost.wait_for(Option::is_some).await.ok().and_then(|why| why.clone());
     match why {
@@ -59,10 +59,10 @@ pub(crate) async fn lost(mut lost: watch::Receiver<Option<String>>) -> String {
     }
 }
 
-/// Starts a thread. If `work` panics, `lost` says so.
+/// Starts a thread. A panic of `work` is reported to `lost`.
 ///
 /// # Errors
-/// The system has no thread left, by its own limit or that of a control group (`pids.max`).
+/// The system refuses a thread, because of the limit of the user (`ulimit -u`) or of a control group (`pids.max`).
 pub(crate) fn thread(name: &'static str, lost: Lost, work: impl FnOnce() + Send + 'static) -> io::Result<()> {
     let started = std::thread::Builder::new().name(name.into()).spawn(move || {
         let _vital = Vital::new(format!("the thread {name}"), lost);
@@ -74,22 +74,22 @@ pub(crate) fn thread(name: &'static str, lost: Lost, work: impl FnOnce() + Send 
     }
 }
 
-/// Looks whether this many threads can be started, by starting them all and letting them end. The runtime panics or
-/// waits for ever if it gets none.
+/// Checks that this many threads can be started, by starting and ending them. Without this check, the runtime panics or
+/// waits for ever if the system refuses it a thread.
 ///
 /// # Errors
-/// The system gives fewer, by its own limit or that of a user or a control group.
+/// The system allows fewer threads, because of the limit of the user (`ulimit -u`) or of a control group (`pids.max`).
 pub fn check_threads(threads: usize) -> anyhow::Result<()> {
     let gate = Mutex::new(());
     std::thread::scope(|scope| {
-        // Opens when this function has seen enough: until then all of them exist at the same time.
+        // The threads wait for this lock, so that all of them exist at the same time. It is released at the end.
         let _closed = gate.lock();
         for started in 0..threads {
             let wait = || drop(gate.lock());
             std::thread::Builder::new().name("check".into()).spawn_scoped(scope, wait).with_context(|| {
                 format!(
-                    "cannot start thread {} of the {threads} that are needed: raise the limit of the user (ulimit -u) \
-                     or of the control group (pids.max)",
+                    "cannot start thread {} of {threads} that eventd needs: raise the limit of the user (ulimit -u) or \
+                     of the control group (pids.max)",
                     started + 1
                 )
             })?;
@@ -103,7 +103,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn a_thread_that_panics_says_so_and_the_first_reason_counts() {
+    async fn the_panic_of_a_thread_is_reported_and_the_first_reason_stays() {
         let (sender, receiver) = watch::channel(None);
         thread("first", sender.clone(), || panic!("on purpose")).unwrap();
         assert_eq!(lost(receiver.clone()).await, "the thread first panicked");
@@ -113,14 +113,14 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn work_that_ends_in_order_loses_nothing() {
+    async fn work_that_ends_normally_reports_no_loss() {
         let (sender, mut receiver) = watch::channel(None);
         thread("short", sender, || {}).unwrap();
-        assert!(receiver.changed().await.is_err(), "its sender is gone, and nothing was said");
+        assert!(receiver.changed().await.is_err(), "the sender was dropped without a report");
     }
 
     #[tokio::test]
-    async fn a_task_that_panics_says_so_and_one_that_is_aborted_does_not() {
+    async fn the_panic_of_a_task_is_reported_but_its_abortion_is_not() {
         let (sender, receiver) = watch::channel(None);
         let vital = Vital::new("the task", sender.clone());
         let aborted = tokio::spawn(async move {

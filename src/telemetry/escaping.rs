@@ -1,6 +1,9 @@
-//! Log lines without anything that a terminal acts on, whatever text of others they repeat: see
-//! [`core::text`](crate::core::text). It is done while a line is formatted: behind that, the colours of the text format
-//! could not be told from what a producer sent.
+//! Escapes control characters in log lines. A log line may repeat text from outside, such as a user id or the answer of a
+//! destination, and such text must not be able to control the terminal of the person who reads it.
+//! [`core::text`](crate::core::text) has the rules.
+//!
+//! Values are escaped while a line is formatted. After that, the colour codes of the text format could no longer be told
+//! apart from control characters that a client sent.
 
 use crate::core::text::{escaped, escaped_json};
 use std::fmt;
@@ -11,7 +14,7 @@ use tracing_subscriber::fmt::format::{Writer, debug_fn};
 use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields};
 use tracing_subscriber::registry::LookupSpan;
 
-/// Formats message and fields of the text format like `tracing-subscriber` does, with each value escaped.
+/// Formats the message and the fields of a text line like `tracing-subscriber` does, but escapes each value.
 pub(super) fn fields() -> impl for<'w> FormatFields<'w> + Send + Sync + 'static {
     debug_fn(field).delimited(" ")
 }
@@ -22,13 +25,13 @@ fn field(writer: &mut Writer<'_>, field: &Field, value: &dyn fmt::Debug) -> fmt:
     let name = field.name().trim_start_matches("r#");
     match name {
         "message" => writer.write_str(&value),
-        // Names in italics, as everybody knows them.
+        // Names in italics, as `tracing-subscriber` writes them.
         _ if writer.has_ansi_escapes() => write!(writer, "\x1b[3m{name}\x1b[0m\x1b[2m=\x1b[0m{value}"),
         _ => write!(writer, "{name}={value}"),
     }
 }
 
-/// A format of JSON lines, with the characters escaped that JSON allows raw.
+/// Wraps the format of JSON lines and escapes control characters that JSON allows in strings.
 pub(super) struct Json<F>(pub(super) F);
 
 impl<S, N, F> FormatEvent<S, N> for Json<F>
@@ -72,7 +75,7 @@ mod tests {
 
     const EVIL: &str = "a\u{1b}[2J\u{7}\nERROR forged\r\u{9b}2J\u{202e}\u{2028}\u{7f}\u{200b}";
 
-    fn log_in_every_way() {
+    fn log_a_line_with_every_kind_of_field() {
         let error = anyhow::anyhow!("{EVIL}").context("cannot deliver");
         tracing::warn!(user = EVIL, id = %EVIL, answer = ?EVIL, error = &*error as &dyn std::error::Error, "given up: {EVIL}");
     }
@@ -83,13 +86,16 @@ mod tests {
     }
 
     #[test]
-    fn a_text_line_repeats_nothing_that_a_terminal_acts_on() {
+    fn a_text_line_contains_no_control_characters_from_outside() {
         for ansi in [false, true] {
             let lines = Lines::default();
             let writer = lines.clone();
             let builder = tracing_subscriber::fmt().fmt_fields(fields()).with_ansi(ansi);
-            tracing::subscriber::with_default(builder.with_writer(move || writer.clone()).finish(), log_in_every_way);
-            // Ours are the colours alone: what is between them is as harmless.
+            tracing::subscriber::with_default(
+                builder.with_writer(move || writer.clone()).finish(),
+                log_a_line_with_every_kind_of_field,
+            );
+            // The line's own colour codes are removed. The rest must not contain control characters.
             let mut text = lines.text();
             for colour in ["\x1b[0m", "\x1b[2m", "\x1b[3m", "\x1b[33m"] {
                 text = text.replace(colour, "");
@@ -101,11 +107,14 @@ mod tests {
     }
 
     #[test]
-    fn a_json_line_holds_the_text_and_nothing_that_a_terminal_acts_on() {
+    fn a_json_line_contains_the_text_but_no_raw_control_characters() {
         let lines = Lines::default();
         let writer = lines.clone();
         let builder = tracing_subscriber::fmt().json().flatten_event(true).map_event_format(Json);
-        tracing::subscriber::with_default(builder.with_writer(move || writer.clone()).finish(), log_in_every_way);
+        tracing::subscriber::with_default(
+            builder.with_writer(move || writer.clone()).finish(),
+            log_a_line_with_every_kind_of_field,
+        );
         let text = lines.text();
         assert_one_harmless_line(&text);
         let line: serde_json::Value = serde_json::from_str(&text).unwrap();
