@@ -45,14 +45,14 @@ pub mod dispatch;
 
 pub mod replay;
 
+pub mod environment;
 pub mod signals;
 pub mod telemetry;
 
 pub mod cli;
 pub mod config;
 
-pub mod modes;
-pub mod up;
+pub mod commands;
 
 /// A future behind an object-safe trait: one a batch or an attempt, never one an event.
 pub type BoxFuture<'a, T> = std::pin::Pin<Box<dyn Future<Output = T> + Send + 'a>>;

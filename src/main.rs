@@ -1,153 +1,143 @@
-//! Parse, telemetry, runtime, the mode, the exit code.
+//! The program: reads the command line, starts telemetry and the runtime, runs the command, and returns the exit code.
 
 #![cfg_attr(not(test), deny(clippy::print_stdout, clippy::print_stderr))]
 
 use anyhow::{Context, anyhow};
 use eventd::cli::{Cli, Command, without_secrets};
-use eventd::config::{self, LogFormat};
+use eventd::config::{DispatchConfig, IngestConfig, ReplayConfig, UpConfig};
 use eventd::core::outcome::Ended;
 use eventd::core::text::escaped;
-use eventd::modes;
 use eventd::signals::Signals;
-use eventd::{descriptors, limits, stderr, telemetry, up, vital};
+use eventd::telemetry::LogFormat;
+use eventd::{commands, descriptors, environment, limits, stderr, telemetry, vital};
 use std::num::NonZero;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::ExitCode;
 use std::time::Duration;
 
-/// Usage or configuration: what clap itself ends with.
-const EXIT_USAGE: u8 = 2;
+const EXIT_DONE: u8 = 0;
 const EXIT_FAILED: u8 = 1;
+/// A wrong command line or configuration. This is the code that clap uses, too.
+const EXIT_USAGE: u8 = 2;
 const EXIT_WORK_LEFT: u8 = 3;
 
-/// Threads that a start needs besides the runtime's workers, with some to spare: the one that writes log lines, those of
-/// the embedded log (a writer, checkpoints, a watcher, four readers), and for what blocks (opening files, looking up
-/// names).
-const OWN_THREADS: usize = 16;
+/// Threads that a start needs in addition to the runtime's workers: the writer of log lines, those of the embedded log (a
+/// writer, checkpoints, a watcher, four readers), and some for blocking work such as opening files and resolving names.
+const OTHER_THREADS: usize = 16;
 
-/// How long a thread for what blocks is kept although it has nothing to do: for ever. The runtime panics if it has none
-/// and the system gives it none, so the one that the start needed has to stay. There are few, since what blocks is
-/// bounded.
+/// How long the runtime keeps an idle thread for blocking work: for ever. The runtime panics if it has no such thread and
+/// the system refuses a new one, so the threads that the start got must not go away. They are few, because blocking work
+/// is bounded.
 const BLOCKING_THREADS_KEPT: Duration = Duration::from_secs(u32::MAX as u64);
 
-/// A mode with its checked configuration.
-enum Mode {
-    Up(config::Up),
-    Ingest(config::Ingest),
-    Dispatch(Box<config::Dispatch>),
-    Replay(config::Replay),
+/// A command with its checked configuration.
+enum Task {
+    Up(UpConfig),
+    Ingest(IngestConfig),
+    Dispatch(Box<DispatchConfig>),
+    Replay(ReplayConfig),
 }
 
 fn main() -> ExitCode {
     let code = catch_unwind(eventd).unwrap_or(EXIT_FAILED);
-    // What was said last is what somebody will look for.
+    // The last lines say why the process ended, so they must not be lost in the queue.
     stderr::flush(stderr::FLUSH_MAX);
     ExitCode::from(code)
 }
 
-/// The exit code.
+/// Runs the program and returns the exit code.
 fn eventd() -> u8 {
     let cli = match Cli::read(std::env::args_os()) {
         Ok(cli) => cli,
-        Err(error) => return by_clap(&error),
+        Err(error) => return print_for_clap(&error),
     };
-    let (mode, format) = match configured(&cli) {
+    let (task, format) = match configure(&cli.command) {
         Ok(configured) => configured,
-        Err(error) => return usage(&error),
+        Err(error) => return print_usage_error(&error),
     };
     if let Err(error) = telemetry::start(format) {
-        return usage(&error);
+        return print_usage_error(&error);
     }
     descriptors::raise();
-    // A replay says itself how it ended. What is left of it, nobody begins by itself: it says how.
-    let goes_on = !matches!(mode, Mode::Replay(_));
-    match run(mode) {
+    // A replay prints a summary of its own, which also says how to continue it.
+    let is_replay = matches!(task, Task::Replay(_));
+    match run(task) {
         Ok(Ended::Drained) => {
-            if goes_on {
-                tracing::info!("stopped: everything that was under way has ended");
+            if !is_replay {
+                tracing::info!("stopped: all work in progress is finished");
             }
-            0
+            EXIT_DONE
         }
         Ok(Ended::WorkLeft) => {
-            if goes_on {
-                tracing::warn!("stopped with work left: events that are in the log are delivered after the next start");
+            if !is_replay {
+                tracing::warn!("stopped with work left: undelivered events are delivered after the next start");
             }
             EXIT_WORK_LEFT
         }
         Err(error) => {
             tracing::error!("{error:#}");
-            if modes::is_configuration(&error) { EXIT_USAGE } else { EXIT_FAILED }
+            if commands::is_configuration(&error) { EXIT_USAGE } else { EXIT_FAILED }
         }
     }
 }
 
-fn configured(cli: &Cli) -> anyhow::Result<(Mode, LogFormat)> {
-    Ok(match &cli.command {
-        Command::Up(flags) => (Mode::Up(config::Up::new(flags)?), flags.shared.log_format),
-        Command::Ingest(flags) => (Mode::Ingest(config::Ingest::new(flags)?), flags.shared.log_format),
-        Command::Dispatch(flags) => (Mode::Dispatch(Box::new(config::Dispatch::new(flags)?)), flags.shared.log_format),
-        Command::Replay(flags) => (Mode::Replay(config::Replay::new(flags)?), flags.shared.log_format),
+fn configure(command: &Command) -> anyhow::Result<(Task, LogFormat)> {
+    Ok(match command {
+        Command::Up(flags) => (Task::Up(UpConfig::new(flags)?), flags.process.log_format),
+        Command::Ingest(flags) => (Task::Ingest(IngestConfig::new(flags)?), flags.process.log_format),
+        Command::Dispatch(flags) => (Task::Dispatch(Box::new(DispatchConfig::new(flags)?)), flags.process.log_format),
+        Command::Replay(flags) => (Task::Replay(ReplayConfig::new(flags)?), flags.process.log_format),
     })
 }
 
-/// Prints what clap has to say: help, the version, or an error, which may repeat a secret that was typed.
-fn by_clap(error: &clap::Error) -> u8 {
+/// Prints clap's text: the help, the version, or an error. An error may repeat a secret that was typed, so it is redacted.
+fn print_for_clap(error: &clap::Error) -> u8 {
     let text = error.to_string();
-    let shown = without_secrets(&text);
-    if shown != text {
-        stderr::write(shown.as_bytes());
+    let redacted = without_secrets(&text);
+    if redacted != text {
+        stderr::write(redacted.as_bytes());
         return EXIT_USAGE;
     }
     let printed = error.print();
     match u8::try_from(error.exit_code()).unwrap_or(EXIT_USAGE) {
-        // Help that nobody could read.
-        0 if printed.is_err() => EXIT_FAILED,
+        // The help could not be written.
+        EXIT_DONE if printed.is_err() => EXIT_FAILED,
         code => code,
     }
 }
 
-/// Written as clap writes its own: a person typed it.
-fn usage(error: &anyhow::Error) -> u8 {
+/// Prints an error of the configuration in clap's format and not as a log line, because a person at a terminal reads it.
+fn print_usage_error(error: &anyhow::Error) -> u8 {
     let error = format!("{error:#}");
     stderr::write(format!("error: {}\n\nFor more information, try '--help'.\n", escaped(&error)).as_bytes());
     EXIT_USAGE
 }
 
-fn run(mode: Mode) -> anyhow::Result<Ended> {
+fn run(task: Task) -> anyhow::Result<Ended> {
     let workers = std::thread::available_parallelism().map_or(1, NonZero::get);
-    vital::check_threads(workers + OWN_THREADS)?;
+    vital::check_threads(workers + OTHER_THREADS)?;
     stderr::start().context("cannot write log lines")?;
+    environment::warn_about_unknown(Cli::variables());
     let mut builder = tokio::runtime::Builder::new_multi_thread();
     let runtime = builder.worker_threads(workers).thread_keep_alive(BLOCKING_THREADS_KEPT).enable_all().build()?;
     let process = async {
         let signals = Signals::of_process()?;
-        let mode = async {
-            match mode {
-                Mode::Up(config) => up::up(config, &signals).await,
-                Mode::Ingest(config) => modes::ingest(config, &signals).await,
-                Mode::Dispatch(config) => modes::dispatch(*config, &signals).await,
-                Mode::Replay(config) => modes::replay(config, &signals).await,
+        let command = async {
+            match task {
+                Task::Up(config) => commands::up(config, &signals).await,
+                Task::Ingest(config) => commands::ingest(config, &signals).await,
+                Task::Dispatch(config) => commands::dispatch(*config, &signals).await,
+                Task::Replay(config) => commands::replay(config, &signals).await,
             }
         };
         tokio::select! {
-            ended = mode => ended,
+            ended = command => ended,
             () = signals.stop_at_once() => Ok(Ended::WorkLeft),
             () = signals.lost() => Err(anyhow!("the task that listens for signals panicked")),
         }
     };
     let ended = catch_unwind(AssertUnwindSafe(|| runtime.block_on(process)));
-    // A look-up of a name cannot be interrupted, and nothing of what is left has to be waited for.
+    // Resolving a name cannot be interrupted, and nothing that is still running has to be finished.
     runtime.shutdown_timeout(limits::RUNTIME_SHUTDOWN_MAX);
-    ended.unwrap_or_else(|_| Err(anyhow!("ended by a panic: its message is above")))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use clap::CommandFactory;
-
-    #[test]
-    fn verify_cli() {
-        Cli::command().debug_assert();
-    }
+    ended.unwrap_or_else(|_| Err(anyhow!("the process ended because of a panic: its message is above")))
 }

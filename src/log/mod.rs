@@ -28,6 +28,7 @@
 
 pub mod kafka;
 pub mod sqlite;
+pub mod url;
 
 use crate::BoxFuture;
 use crate::core::event::{Event, Record};

@@ -1,22 +1,40 @@
-//! Log lines on standard error: text for people, JSON for machines. `EVENTD_LOG` says which ones.
+//! Log lines on standard error: text for people, JSON for programs. `EVENTD_LOG` selects lines.
 //!
-//! One event is one line: what a terminal acts on in the text of others is escaped (`escaping`).
+//! Each event is one line. Text from outside, such as a user id, may contain line breaks and control characters;
+//! `escaping` makes them harmless.
 
 mod escaping;
 mod targets;
 
-use crate::config::{LogFormat, variable};
+use crate::environment::{self, LOG};
 use crate::stderr;
 use anyhow::{Context, anyhow, bail, ensure};
 use std::backtrace::{Backtrace, BacktraceStatus};
 use std::io::IsTerminal;
 use std::panic::PanicHookInfo;
+use std::str::FromStr;
 use tracing_subscriber::EnvFilter;
 
-/// The environment variable that filters log lines, in the syntax of `tracing`: `info`, `eventd::dispatch=debug`.
-const FILTER: &str = "EVENTD_LOG";
+/// The format of log lines, as `--log-format` takes it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LogFormat {
+    Text,
+    Json,
+}
 
-/// The levels, and what each is called elsewhere.
+impl FromStr for LogFormat {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "text" => Ok(Self::Text),
+            "json" => Ok(Self::Json),
+            _ => Err("write text or json".into()),
+        }
+    }
+}
+
+/// The levels, each with the names that it has in other programs. The latter are suggested in errors.
 const LEVELS: [(&str, &[&str]); 6] = [
     ("off", &["none", "quiet", "silent"]),
     ("error", &["err", "errors", "fatal", "critical", "crit"]),
@@ -26,15 +44,15 @@ const LEVELS: [(&str, &[&str]); 6] = [
     ("trace", &["tracing", "all"]),
 ];
 
-/// Sends the process's log lines to standard error, and the message of a panic too. Once a process.
+/// Starts to write log lines, and the messages of panics, to standard error. Call this once in a process.
 ///
 /// # Errors
-/// `EVENTD_LOG` cannot be read.
+/// The value of `EVENTD_LOG` is wrong.
 pub fn start(format: LogFormat) -> anyhow::Result<()> {
-    let directives = variable(FILTER)?.unwrap_or_else(|| "info".to_owned());
-    let filter = filter(&directives).with_context(|| format!("{FILTER}={directives}"))?;
+    let directives = environment::text(LOG)?.unwrap_or_else(|| "info".to_owned());
+    let filter = filter(&directives).with_context(|| format!("{LOG}={directives}"))?;
     let lines = tracing_subscriber::fmt().with_env_filter(filter).with_writer(|| stderr::Lines);
-    // Else `tracing` says on standard error itself what it could not format, and panics if that cannot be written.
+    // With this on, `tracing` writes its own errors directly to standard error, and panics if that fails.
     let lines = lines.log_internal_errors(false);
     match format {
         LogFormat::Text => {
@@ -42,13 +60,13 @@ pub fn start(format: LogFormat) -> anyhow::Result<()> {
         }
         LogFormat::Json => lines.json().flatten_event(true).map_event_format(escaping::Json).init(),
     }
-    // The hook of the standard library writes to standard error itself: it would wait for a reader that does not read.
+    // The hook of the standard library writes directly to standard error, and would wait for a reader that does not read.
     std::panic::set_hook(Box::new(panicked));
     Ok(())
 }
 
-/// The filter that these directives mean. What none of them is about is told from `error` on: a process must not end
-/// without a word because only one module's lines were asked for.
+/// The filter for the directives of `EVENTD_LOG`. Modules that no directive names log at `error`: if only the lines of one
+/// module were selected, the reason for which the process ends still has to be written.
 fn filter(directives: &str) -> anyhow::Result<EnvFilter> {
     let mut all = vec!["error"];
     for directive in directives.split(',').map(str::trim).filter(|directive| !directive.is_empty()) {
@@ -56,29 +74,29 @@ fn filter(directives: &str) -> anyhow::Result<EnvFilter> {
         all.push(directive);
     }
     ensure!(all.len() > 1, "it is empty: {}", possible());
-    // The last one for a target counts.
+    // If several directives are for the same module, the last one counts.
     EnvFilter::builder().parse(all.join(",")).with_context(possible)
 }
 
-/// Refuses what `tracing` would silently take for the name of a module that nothing is logged from. (Filters by span are
-/// refused too: there are no spans.)
+/// Refuses a directive that selects nothing. `tracing` accepts any word as the name of a module, so a spelling mistake
+/// would silently hide log lines. Filters by span are refused too, because eventd has no spans.
 fn check(directive: &str) -> anyhow::Result<()> {
     let (target, level) = match directive.split_once('=') {
         Some((target, level)) => (Some(target.trim()), Some(level.trim())),
         None if directive.contains("::") || (targets::is_known(directive) && !is_level(directive)) => {
             (Some(directive), None)
         }
-        // One word: it was meant as a level.
+        // A single word is meant as a level.
         None => (None, Some(directive)),
     };
     if let Some(level) = level.filter(|level| !is_level(level)) {
-        let known_as = |(_, others): &&(&str, &[&str])| others.contains(&level.to_ascii_lowercase().as_str());
-        let meant = LEVELS.iter().find(known_as).map(|(level, _)| format!(" (did you mean {level:?}?)"));
+        let has_name = |(_, names): &&(&str, &[&str])| names.contains(&level.to_ascii_lowercase().as_str());
+        let meant = LEVELS.iter().find(has_name).map(|(level, _)| format!(" (did you mean {level:?}?)"));
         bail!("{level:?} is not a level{}: {}", meant.unwrap_or_default(), possible());
     }
     match target {
         Some(target) if !targets::is_known(target) => Err(anyhow!(
-            "no log line comes from a module {target:?}: {}. Modules that log: {}",
+            "the module {target:?} does not exist or never logs: {}. Modules that log: {}",
             possible(),
             targets::top_level()
         )),
@@ -88,7 +106,7 @@ fn check(directive: &str) -> anyhow::Result<()> {
 
 fn possible() -> String {
     let levels = LEVELS.map(|(level, _)| level).join(", ");
-    format!("write a level ({levels}), or levels of modules, as eventd::dispatch=debug,info")
+    format!("write a level ({levels}), or levels of modules, for example eventd::dispatch=debug,info")
 }
 
 fn is_level(word: &str) -> bool {
@@ -102,8 +120,8 @@ fn panicked(panic: &PanicHookInfo<'_>) {
     let place = panic.location().map(ToString::to_string).unwrap_or_default();
     let thread = std::thread::current();
     let thread = thread.name().unwrap_or("unnamed");
-    tracing::error!(thread, place, "panicked, which is a defect of eventd: {message}");
-    // Captured if RUST_BACKTRACE asks for it.
+    tracing::error!(thread, place, "panic, which is a defect of eventd: {message}");
+    // The backtrace is only captured if RUST_BACKTRACE is set.
     let backtrace = Backtrace::capture();
     if backtrace.status() == BacktraceStatus::Captured {
         backtrace.to_string().lines().for_each(|line| tracing::error!(thread, "{line}"));
@@ -115,7 +133,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_neither_a_level_nor_a_module_is_refused_in_words() {
+    fn a_value_that_is_neither_a_level_nor_a_module_is_refused_with_advice() {
         for (directives, says) in [
             ("inof", "\"inof\" is not a level: write a level (off, error, warn, info, debug, trace)"),
             ("warning", "\"warning\" is not a level (did you mean \"warn\"?)"),
@@ -125,22 +143,22 @@ mod tests {
             ("eventd=inof", "\"inof\" is not a level"),
             ("eventd=", "\"\" is not a level"),
             ("eventd::dispatch=high,info", "\"high\" is not a level"),
-            ("=debug", "no log line comes from a module \"\": write a level"),
+            ("=debug", "the module \"\" does not exist or never logs: write a level"),
             ("a=b=c", "\"b=c\" is not a level"),
-            ("eventd::=debug", "a module \"eventd::\""),
-            ("eventd:dispatch=debug", "a module \"eventd:dispatch\""),
-            ("evntd=debug", "a module \"evntd\""),
-            ("eventd::dispach=debug", "Modules that log: eventd, eventd::descriptors, eventd::dispatch, "),
-            ("info,eventd::dispach", "a module \"eventd::dispach\""),
-            ("eventd::dispatch::wroker=debug,info", "a module \"eventd::dispatch::wroker\""),
-            ("eventd::core=debug", "a module \"eventd::core\""),
-            ("rustls=debug", "a module \"rustls\""),
-            ("hyper::client=debug", "a module \"hyper::client\""),
+            ("eventd::=debug", "the module \"eventd::\""),
+            ("eventd:dispatch=debug", "the module \"eventd:dispatch\""),
+            ("evntd=debug", "the module \"evntd\""),
+            ("eventd::dispach=debug", "Modules that log: eventd, eventd::commands, eventd::descriptors, "),
+            ("info,eventd::dispach", "the module \"eventd::dispach\""),
+            ("eventd::dispatch::wroker=debug,info", "the module \"eventd::dispatch::wroker\""),
+            ("eventd::core=debug", "the module \"eventd::core\""),
+            ("rustls=debug", "the module \"rustls\""),
+            ("hyper::client=debug", "the module \"hyper::client\""),
             ("eventd:dispatch", "\"eventd:dispatch\" is not a level"),
             ("event", "\"event\" is not a level"),
             ("5x", "\"5x\" is not a level"),
             ("inof[span]", "\"inof[span]\" is not a level"),
-            ("eventd[span]=debug", "a module \"eventd[span]\""),
+            ("eventd[span]=debug", "the module \"eventd[span]\""),
             ("info;debug", "is not a level"),
             ("", "it is empty"),
             (" , ", "it is empty"),
@@ -151,16 +169,16 @@ mod tests {
     }
 
     #[test]
-    fn levels_and_modules_are_taken_and_errors_of_the_others_are_told_all_the_same() {
-        let shown = |directives: &str| filter(directives).expect(directives).to_string();
+    fn levels_and_modules_are_accepted_and_errors_of_other_modules_are_always_written() {
+        let parsed = |directives: &str| filter(directives).expect(directives).to_string();
         for directives in ["info", "INFO", "off", "eventd", "eventd::dispatch=debug,info", "hyper=debug", " warn , "] {
-            shown(directives);
+            parsed(directives);
         }
         for directives in ["eventd::group::kafka=trace", "hyper_util", "hyper_util::client=debug"] {
-            shown(directives);
+            parsed(directives);
         }
-        assert_eq!(shown("eventd::dispatch=debug"), "eventd::dispatch=debug,error");
-        assert_eq!(shown("eventd::dispatch=debug,info"), "eventd::dispatch=debug,info");
-        assert_eq!(shown("off"), "off", "as it was asked for");
+        assert_eq!(parsed("eventd::dispatch=debug"), "eventd::dispatch=debug,error");
+        assert_eq!(parsed("eventd::dispatch=debug,info"), "eventd::dispatch=debug,info");
+        assert_eq!(parsed("off"), "off", "off turns errors off, too");
     }
 }

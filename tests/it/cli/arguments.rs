@@ -151,7 +151,7 @@ fn a_stopped_partition_stays_owned_and_continues_after_a_fast_forward_of_what_ca
     let ending = up.stop();
     assert_eq!((ending.code(), again), (0, 1), "{stopped}: {}", ending.said);
     let last = ending.said.lines().last().unwrap_or_default();
-    assert!(last.contains("stopped: everything that was under way has ended"), "{last}");
+    assert!(last.contains("stopped: all work in progress is finished"), "{last}");
 }
 
 #[test]
@@ -264,7 +264,7 @@ fn every_flag_is_an_environment_variable_too_and_log_lines_may_be_json() {
     let folder = tempfile::tempdir().unwrap();
     let mut command = command(folder.path(), &["up"]);
     command.env("EVENTD_LISTEN", "127.0.0.1:0").env("EVENTD_LOG_FORMAT", "json").env("EVENTD_URL", "sqlite:other.db");
-    command.env("EVENTD_DEST", "file-1\ntwo=file-2").env("EVENTD_LOG", "info,eventd::up=debug");
+    command.env("EVENTD_DEST", "file-1\ntwo=file-2").env("EVENTD_LOG", "info,eventd::commands::up=debug");
     let up = Program::spawn(command, "up, by its environment");
     let line: serde_json::Value = serde_json::from_str(&up.wait_for(&["listening"])).unwrap();
     let mut client = Client::connect(line["address"].as_str().unwrap()).unwrap();
@@ -273,6 +273,21 @@ fn every_flag_is_an_environment_variable_too_and_log_lines_may_be_json() {
     delivered(folder.path(), "file-2", 5);
     assert!(folder.path().join("other.db").exists());
     assert_eq!(up.stop().code(), 0);
+}
+
+#[test]
+fn an_unknown_environment_variable_gets_a_warning_with_the_nearest_known_name() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut command = command(folder.path(), &["up", "--listen", "127.0.0.1:0"]);
+    command
+        .env("EVENTD_DESTT", "file-1")
+        .env("EVENTD_PORT_8090_TCP", "tcp://10.0.0.1:8090")
+        .env("EVENTD_TOPIC", "events");
+    let up = Program::spawn(command, "up, with an unknown variable");
+    up.wait_for(&["WARN", "no effect", "EVENTD_DESTT (did you mean EVENTD_DEST?)"]);
+    up.address();
+    let ending = up.stop();
+    assert!(!ending.said.contains("EVENTD_PORT") && !ending.said.contains("EVENTD_TOPIC"), "{}", ending.said);
 }
 
 #[test]
@@ -433,7 +448,7 @@ fn what_is_for_one_kind_of_log_is_refused_with_the_other() {
     refused(&["ingest", "--retention", "1h"], &["--retention", "--create-topic", "retention.ms"]);
     let login = ["--sasl-mechanism", "plain", "--sasl-username", "app"];
     for kafkas in [&["--tls"][..], &["--tls-ca-file", "ca.pem"], &login] {
-        refused(&[&["up"], kafkas].concat(), &["--tls… and --sasl…", "Kafka", "sqlite:"]);
+        refused(&[&["up"], kafkas].concat(), &[kafkas[0], "Kafka", "sqlite:"]);
     }
     let on_kafka = |flags: &[&str], says: &[&str]| refused(&[&["ingest"], flags].concat(), says);
     on_kafka(&login, &["--sasl-password-file", "EVENTD_SASL_PASSWORD"]);

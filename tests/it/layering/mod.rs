@@ -16,8 +16,8 @@ const PARTS: &[&str] = &["core", "net", "sqlite", "kafka", "log", "group", "dest
 /// A replay is a dispatch of a part of the log that shows an operator what it does.
 const REPLAYING: &[&str] = &["core", "net", "sqlite", "kafka", "log", "group", "destination", "dispatch", "stderr"];
 
-/// What puts the parts together, and knows what each of them holds.
-const MODES: &[&str] =
+/// The commands join all parts, and know the bounds of each.
+const COMMANDS: &[&str] =
     &["core", "net", "log", "group", "destination", "ingest", "dispatch", "replay", "config", "signals", "stderr"];
 
 /// What every module may name. (Among these, `core` may only name `limits`, see [`NOT_IN_CORE`].)
@@ -43,20 +43,20 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("ingest", PARTS),
     ("dispatch", PARTS),
     ("replay", REPLAYING),
-    // Flags as typed and the configuration checked from them know each other's types, and those of what they set up.
-    ("cli", &["config", "core", "net", "log", "destination", "ingest", "dispatch", "replay"]),
-    ("config", &["cli", "core", "net", "log", "group", "destination", "ingest", "dispatch", "replay"]),
+    ("environment", &[]),
+    ("telemetry", &["core", "environment", "stderr"]),
+    // Flags as typed know the types of single values, and nothing of the configuration that is checked from them.
+    ("cli", &["core", "net", "dispatch", "replay", "telemetry"]),
+    ("config", &["cli", "core", "environment", "net", "log", "group", "destination", "ingest", "dispatch", "replay"]),
     ("signals", &[]),
-    ("telemetry", &["config", "core", "stderr"]),
-    ("modes", MODES),
-    ("up", &["core", "net", "log", "group", "destination", "ingest", "dispatch", "config", "signals", "modes"]),
+    ("commands", COMMANDS),
 ];
 
 /// Paths that only some files may name. The files are given by the beginnings of their names.
 const CONFINED: &[(&[&str], &[&str])] = &[
     (&["rusqlite"], &["src/sqlite/"]),
     (&["kafka_protocol"], &["src/kafka/", "src/log/kafka/", "src/group/kafka"]),
-    (&["clap"], &["src/cli.rs", "src/main.rs"]),
+    (&["clap"], &["src/cli/", "src/main.rs"]),
     (&["hyper"], HTTP),
     (&["hyper_util"], HTTP),
     (&["hyper_rustls"], HTTP),
@@ -88,8 +88,7 @@ const SPAWNING: &[&str] = &[
     "src/ingest/",
     "src/dispatch/",
     "src/replay/",
-    "src/modes/mod.rs",
-    "src/up.rs",
+    "src/commands/",
     "src/signals.rs",
     "src/main.rs",
     "src/log/kafka/producer/task.rs",
@@ -246,8 +245,8 @@ fn a_planted_violation_is_found() {
         ("src/sqlite/mod.rs", "use crate::log::Log;", "sqlite may not name log"),
         ("src/destination/mod.rs", "use crate::dispatch::Config;", "destination may not name dispatch"),
         ("src/ingest/mod.rs", "use crate::dispatch;", "ingest may not name dispatch"),
-        ("src/dispatch/mod.rs", "use crate::up;", "dispatch may not name up"),
-        ("src/config.rs", "use clap::Parser;", "belongs in src/cli.rs"),
+        ("src/dispatch/mod.rs", "use crate::commands;", "dispatch may not name commands"),
+        ("src/config/mod.rs", "use clap::Parser;", "belongs in src/cli/"),
         ("src/dispatch/mod.rs", "use hyper::Request;", "belongs in src/ingest/"),
         ("src/destination/mod.rs", "type A = http_body_util::Full<u8>;", "belongs in src/ingest/"),
         ("src/destination/http.rs", "fn f() { tokio::spawn(async {}); }", "tokio::spawn belongs in"),
@@ -270,7 +269,7 @@ fn other_code_is_not_reported() {
     let crates = crates();
     for (file, text) in [
         ("src/core/lanes.rs", "//! Not like [`crate::log`].\n/* use /* tokio */ ::x; crate::log::Log */"),
-        ("src/core/lanes.rs", r##"const A: &str = "use crate::log;"; const B: &str = r#"" crate::up::x "#;"##),
+        ("src/core/lanes.rs", r##"const A: &str = "use crate::log;"; const B: &str = r#"" crate::commands::x "#;"##),
         ("src/core/lanes.rs", "use std::time::Duration; use crate::core::Moment; use crate::limits::A; use super::x;"),
         ("src/core/lanes.rs", "fn f<'a>(a: &'a str) -> char { '\\'' }"),
         ("src/core/lanes.rs", "#[cfg(test)]\nmod tests { use std::thread; fn f() -> [u8; 2] { crate::log::x() } }"),

@@ -10,7 +10,7 @@ fn a_replay_that_is_not_possible_is_refused_and_leaves_no_trace() {
     for (code, arguments, says) in [
         (2, &["--dest", "null:", "--from", "0"][..], "was ever delivered under the name \"null\""),
         (2, &["--from", "0"], "--dest"),
-        (2, &elsewhere, "say what to replay"),
+        (2, &elsewhere, "nothing says what to replay"),
         (2, &["--dest", "hook=null:", "--from", "yesterday"], "not understood"),
         (2, &["--dest", "hook=null:", "--from", "p1:0,p1:5"], "named twice"),
         (2, &["--dest", "hook=null:", "--from", "2999-01-01"], "in the future"),

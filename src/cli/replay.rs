@@ -1,0 +1,118 @@
+//! Flags of `eventd replay`. The command line alone says what to replay, so these flags have no environment variables:
+//! a variable that was left behind must not start or change a replay.
+
+use super::delivery::DELIVERY;
+use super::{DeliveryFlags, LogFlags, ProcessFlags, defaults, values};
+use crate::core::token_bucket::Rate;
+use crate::replay::position::Position;
+use clap::Args;
+
+const SELECTION: &str = "What to replay";
+const EXECUTION: &str = "How to replay";
+const REPOSITION: &str = "Move the position instead";
+
+/// Flags of `eventd replay`.
+#[derive(Debug, Args)]
+#[command(group(clap::ArgGroup::new("selection").multiple(true)))]
+pub struct ReplayFlags {
+    /// Destination to deliver to, written as for dispatch
+    ///
+    /// The events are those that dispatch delivered, or tried to deliver, under this name. NAME=DEST delivers the events of
+    /// NAME to somewhere else.
+    #[arg(long = "dest", value_name = "[NAME=]DEST", env = "EVENTD_DEST", hide_env_values = true, help_heading = DELIVERY, required_unless_present = "list")]
+    pub destination: Option<String>,
+
+    /// Start of the range: an offset, a time or an age
+    ///
+    /// An offset is 480 (for every partition) or p0:480,p2:17 (for each partition). A time is 2026-01-02T10:30:00Z, or
+    /// local: 2026-01-02 10:30, or 10:30 for today, or @1767350000 for seconds since 1970. An age is 2h.
+    ///
+    /// A range by time contains every event that was accepted in it, even if the log does not store events in the order of
+    /// time.
+    #[arg(long, value_name = "POSITION", value_parser = values::position, group = "selection", help_heading = SELECTION)]
+    pub from: Option<Position>,
+
+    /// End of the range, written like --from; it is not part of the range [default: the end of the log]
+    #[arg(long, value_name = "POSITION", value_parser = values::position, group = "selection", help_heading = SELECTION)]
+    pub until: Option<Position>,
+
+    /// Replay the destination's dead letters that were not replayed yet, and not the topic
+    #[arg(long, conflicts_with_all = ["from", "until"], group = "selection", help_heading = SELECTION)]
+    pub dead: bool,
+
+    /// With --dead, only dead letters with this reason: exhausted or refused
+    #[arg(long = "reason", value_name = "REASON", value_parser = ["exhausted", "refused"], requires = "dead", conflicts_with_all = ["from", "until"], group = "selection", help_heading = SELECTION)]
+    pub reasons: Vec<String>,
+
+    /// With --dead, only dead letters written since this time or age
+    #[arg(long, value_name = "POSITION", value_parser = values::moment, requires = "dead", conflicts_with_all = ["from", "until"], group = "selection", help_heading = SELECTION)]
+    pub since: Option<Position>,
+
+    /// Only events of this user. Can be repeated; @FILE names a file with one user on each line
+    #[arg(long = "user", value_name = "USER|@FILE", group = "selection", help_heading = SELECTION)]
+    pub users: Vec<String>,
+
+    /// Only the event with this id. Can be repeated; @FILE names a file with one id on each line
+    #[arg(long = "id", value_name = "ID|@FILE", group = "selection", help_heading = SELECTION)]
+    pub ids: Vec<String>,
+
+    /// At most this many events
+    ///
+    /// The first events of the lowest partition come first, then those of the next partition.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..), group = "selection", help_heading = SELECTION)]
+    pub limit: Option<u64>,
+
+    /// Include what was replayed before: events that came from a replay, or dead letters that were replayed
+    #[arg(long, group = "selection", help_heading = SELECTION)]
+    pub again: bool,
+
+    /// Continue the replay with this ID where it stopped; --list shows the IDs
+    #[arg(long, value_name = "ID", value_parser = values::replay_id, conflicts_with = "selection", help_heading = SELECTION)]
+    pub resume: Option<String>,
+
+    /// Show past replays
+    #[arg(long, conflicts_with_all = ["selection", "resume", "execute"], help_heading = SELECTION)]
+    pub list: bool,
+
+    /// Execute the plan. Without this flag, the plan is only shown
+    #[arg(long, help_heading = EXECUTION)]
+    pub execute: bool,
+
+    /// Most attempts in a time, for example 500/s or 30/m [default: as many as the destination accepts]
+    #[arg(long, value_name = "RATE", env = "EVENTD_RATE", value_parser = values::rate, help_heading = EXECUTION)]
+    pub rate: Option<Rate>,
+
+    /// Stop after this many failed attempts in a row; 0 is never
+    #[arg(long, value_name = "N", env = "EVENTD_STOP_AFTER_FAILURES", default_value = defaults::STOP_AFTER_FAILURES, help_heading = EXECUTION)]
+    pub stop_after_failures: u64,
+
+    /// Send requests without a signature
+    ///
+    /// Without this flag, a replay that has no --webhook-secret-file is refused if dispatch signs the destination's
+    /// requests.
+    #[arg(long, help_heading = EXECUTION)]
+    pub unsigned: bool,
+
+    /// Print plan, summary and list as JSON, one object on each line
+    #[arg(long, help_heading = EXECUTION)]
+    pub json: bool,
+
+    /// Move the destination's position back to --from, so that dispatch delivers everything from there again
+    ///
+    /// The replay itself delivers nothing. dispatch may be running or stopped.
+    #[arg(long, requires = "from", conflicts_with_all = ["until", "users", "ids", "limit", "again", "dead", "resume", "list", "rate"], help_heading = REPOSITION)]
+    pub rewind: bool,
+
+    /// Move the destination's position forward to POSITION, so that dispatch never delivers what is before it
+    ///
+    /// The replay itself delivers nothing. dispatch may be running or stopped. 0s skips everything up to now.
+    #[arg(long, value_name = "POSITION", value_parser = values::position, conflicts_with_all = ["selection", "resume", "list", "rate", "rewind"], help_heading = REPOSITION)]
+    pub fast_forward: Option<Position>,
+
+    #[command(flatten)]
+    pub delivery: DeliveryFlags,
+    #[command(flatten)]
+    pub log: LogFlags,
+    #[command(flatten)]
+    pub process: ProcessFlags,
+}

@@ -1,0 +1,187 @@
+//! Checks of single values. Each error says what is wrong and what to write; clap adds the flag and the value.
+
+use crate::core::names;
+use crate::core::side_topics::check_main_topic;
+use crate::core::token_bucket::Rate;
+use crate::dispatch::{OnGap, Start};
+use crate::limits;
+use crate::net::SaslMechanism;
+use crate::replay::position::Position;
+use bytesize::ByteSize;
+use std::time::Duration;
+
+/// The longest duration, in years. A duration is added to a clock, which must not overflow.
+const YEARS_MAX: u64 = 100;
+
+/// Permissions that the owner of a file needs. Without them a file could be created but never opened again.
+const OWNER_READS_AND_WRITES: u32 = 0o600;
+
+/// All permissions to read and to write. Nothing that eventd writes is executable.
+const EVERYONE_READS_AND_WRITES: u32 = 0o666;
+
+/// A duration with its unit: `100ms`, `2s`, `1h 30m`.
+pub(super) fn duration(text: &str) -> Result<Duration, String> {
+    if !text.is_empty() && text.chars().all(|c| c.is_ascii_digit()) {
+        return Err("a duration needs a unit: write for example 100ms, 2s, 5m or 1h".into());
+    }
+    let duration =
+        humantime::parse_duration(text).map_err(|error| format!("{error}: write for example 100ms, 2s, 5m or 1h"))?;
+    match duration > Duration::from_secs(YEARS_MAX * 365 * 86_400) {
+        true => Err(format!("the largest possible value is {YEARS_MAX} years")),
+        false => Ok(duration),
+    }
+}
+
+pub(super) fn above_zero(text: &str) -> Result<Duration, String> {
+    match duration(text)? {
+        Duration::ZERO => Err("the value must be above zero: write for example 100ms, 2s, 5m or 1h".into()),
+        duration => Ok(duration),
+    }
+}
+
+/// The range is that of a Kafka broker. Below a second, heartbeats could not keep the session alive.
+pub(super) fn session_timeout(text: &str) -> Result<Duration, String> {
+    match duration(text)? {
+        timeout if timeout < Duration::from_secs(1) => {
+            Err("the smallest possible value is 1s, because several heartbeats have to fit in".into())
+        }
+        timeout if timeout > Duration::from_secs(1800) => {
+            Err("the largest possible value is 30m, the limit of Kafka brokers".into())
+        }
+        timeout => Ok(timeout),
+    }
+}
+
+/// Bytes, with or without a unit: `900KiB`, `64MiB`, `1000`.
+pub(super) fn bytes(text: &str) -> Result<u64, String> {
+    match text.parse::<ByteSize>() {
+        Ok(ByteSize(0)) => Err("the value must be above zero: write for example 900KiB, 64MiB or 1GiB".into()),
+        Ok(size) => Ok(size.as_u64()),
+        Err(error) => Err(format!("{error}: write for example 900KiB, 64MiB or 1GiB")),
+    }
+}
+
+/// Like [`bytes`], for what is held in memory.
+pub(super) fn size(text: &str) -> Result<usize, String> {
+    usize::try_from(bytes(text)?).map_err(|_| "the value is larger than this machine's memory can be".into())
+}
+
+pub(super) fn count(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(0) => Err("the value must be above zero".into()),
+        Ok(count) => Ok(count),
+        Err(error) => Err(format!("{error}: write a whole number, for example 1000")),
+    }
+}
+
+pub(super) fn partitions(text: &str) -> Result<u32, String> {
+    match text.parse() {
+        Ok(n @ 1..=limits::PARTITIONS_MAX) => Ok(n),
+        _ => Err(format!("write a whole number from 1 to {}", limits::PARTITIONS_MAX)),
+    }
+}
+
+pub(super) fn one_in(text: &str) -> Result<u32, String> {
+    match text.parse() {
+        Ok(1) => Err("with 1 every attempt would fail for ever: 0 is off, 2 or more is a drill".into()),
+        Ok(n) => Ok(n),
+        Err(error) => Err(format!("{error}: write 0 to turn the drill off, or a whole number from 2")),
+    }
+}
+
+/// Permissions in octal: `0640`.
+pub(super) fn file_mode(text: &str) -> Result<u32, String> {
+    let mode = u32::from_str_radix(text, 8).map_err(|_| "write permissions in octal, for example 0640")?;
+    if mode & OWNER_READS_AND_WRITES != OWNER_READS_AND_WRITES {
+        return Err("the owner has to be able to read and write the file: write for example 0600 or 0640".into());
+    }
+    if mode & !EVERYONE_READS_AND_WRITES != 0 {
+        return Err("only permissions to read and write are possible: write for example 0600 or 0640".into());
+    }
+    Ok(mode)
+}
+
+pub(super) fn topic(text: &str) -> Result<String, String> {
+    match names::is_valid(text, limits::TOPIC_CHARS_MAX) {
+        true => check_main_topic(text).map(|()| text.into()),
+        false => Err(format!("a topic has 1 to {} characters of A-Z a-z 0-9 . _ -", limits::TOPIC_CHARS_MAX)),
+    }
+}
+
+/// Kafka allows the same characters in the id of a static member as in a topic.
+pub(super) fn instance_id(text: &str) -> Result<String, String> {
+    match names::is_valid(text, limits::TOPIC_CHARS_MAX) {
+        true => Ok(text.into()),
+        false => Err(format!("an instance id has 1 to {} characters of A-Z a-z 0-9 . _ -", limits::TOPIC_CHARS_MAX)),
+    }
+}
+
+pub(super) fn host_and_port(text: &str) -> Result<String, String> {
+    match text.rsplit_once(':') {
+        Some((host, port))
+            if !host.is_empty() && !host.contains(['/', '@', '?', '#', ' ']) && port.parse::<u16>().is_ok() =>
+        {
+            Ok(text.into())
+        }
+        _ => Err("write HOST:PORT, without a scheme or user, for example localhost:8090 or [::1]:8090".into()),
+    }
+}
+
+/// A host without a port. An empty text is accepted here and ignored later: it is an empty line of the variable.
+pub(super) fn host_name(text: &str) -> Result<String, String> {
+    match text.contains([':', '/', '@', ' ']) && !(text.starts_with('[') && text.ends_with(']')) {
+        true => Err("write a host without scheme and port, for example events.example.com".into()),
+        false => Ok(text.into()),
+    }
+}
+
+pub(super) fn mechanism(text: &str) -> Result<SaslMechanism, String> {
+    match text.to_ascii_lowercase().as_str() {
+        "plain" => Ok(SaslMechanism::Plain),
+        "scram-sha-256" => Ok(SaslMechanism::ScramSha256),
+        "scram-sha-512" => Ok(SaslMechanism::ScramSha512),
+        _ => Err("write plain, scram-sha-256 or scram-sha-512".into()),
+    }
+}
+
+pub(super) fn start(text: &str) -> Result<Start, String> {
+    match text {
+        "earliest" => Ok(Start::Earliest),
+        "latest" => Ok(Start::Latest),
+        _ => Err("write earliest or latest".into()),
+    }
+}
+
+pub(super) fn on_gap(text: &str) -> Result<OnGap, String> {
+    match text {
+        "stop" => Ok(OnGap::Stop),
+        "skip" => Ok(OnGap::Skip),
+        _ => Err("write stop or skip".into()),
+    }
+}
+
+pub(super) fn position(text: &str) -> Result<Position, String> {
+    text.parse()
+}
+
+/// A time or an age, but not an offset.
+pub(super) fn moment(text: &str) -> Result<Position, String> {
+    match text.parse()? {
+        moment @ (Position::Time(_) | Position::Ago(_)) => Ok(moment),
+        _ => {
+            Err("write a time (2026-01-02T10:30:00Z, 2026-01-02 10:30, 10:30 for today, @1767350000) or an age (2h)"
+                .into())
+        }
+    }
+}
+
+pub(super) fn rate(text: &str) -> Result<Rate, String> {
+    text.parse()
+}
+
+pub(super) fn replay_id(text: &str) -> Result<String, String> {
+    match names::is_valid(text, limits::REPLAY_ID_CHARS_MAX) {
+        true => Ok(text.into()),
+        false => Err("this is not the id of a replay: `eventd replay --list` shows the ids".into()),
+    }
+}

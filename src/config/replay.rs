@@ -1,0 +1,136 @@
+//! What a replay delivers again, and how.
+
+use super::log::{self, HasIngest, LogConfig};
+use super::secrets::is_http;
+use super::{DeliveryConfig, delivery};
+use crate::cli::ReplayFlags;
+use crate::destination::spec::Spec;
+use crate::replay::range::Range;
+use crate::replay::rewind::Reposition;
+use crate::replay::select::Selection;
+use crate::replay::signing::Signature;
+use crate::{clock, limits, replay, small_file};
+use anyhow::{Context, ensure};
+use std::collections::BTreeSet;
+use std::path::Path;
+
+/// The largest file of users or ids, in bytes: as many names as one replay accepts, with blanks and line breaks.
+const NAMES_FILE_BYTES_MAX: usize = 2 * limits::REPLAY_NAMED_BYTES_MAX;
+
+/// The configuration of `eventd replay`.
+#[derive(Debug, Clone)]
+pub struct ReplayConfig {
+    /// Neither the database nor the topic is created.
+    pub log: LogConfig,
+    pub action: ReplayAction,
+}
+
+#[derive(Debug, Clone)]
+pub enum ReplayAction {
+    /// Show the past replays of one destination, or of all.
+    List { destination: Option<Box<Spec>>, json: bool },
+    /// Show a plan, and execute it if that was asked for.
+    Run { delivery: Box<DeliveryConfig>, replay: Box<replay::Config> },
+}
+
+impl ReplayConfig {
+    /// Checks the flags and fills in the defaults.
+    ///
+    /// # Errors
+    /// A flag has a wrong value, or two flags contradict each other.
+    pub fn new(flags: &ReplayFlags) -> anyhow::Result<Self> {
+        let url = log::url(&flags.log, log::local_broker)?;
+        let log = LogConfig::new(&flags.log, &url, HasIngest::No)?.without_creation();
+        let typed: Vec<String> = flags.destination.iter().cloned().collect();
+        let deliveries = delivery::deliveries(&typed, &flags.delivery, &flags.log, &url, flags.process.drain)?;
+        let delivery = deliveries.into_iter().next();
+        if flags.list {
+            let destination = delivery.map(|delivery| Box::new(delivery.spec));
+            return Ok(Self { log, action: ReplayAction::List { destination, json: flags.json } });
+        }
+        let mut delivery = Box::new(delivery.context("--dest is missing")?);
+        if flags.unsigned {
+            delivery.settings.secret = None;
+        }
+        let signature = match delivery.settings.secret {
+            _ if !is_http(&delivery.spec) => Signature::Present,
+            _ if flags.unsigned => Signature::Waived,
+            Some(_) => Signature::Present,
+            None => Signature::Missing,
+        };
+        let replay = Box::new(replay_config(flags, signature)?);
+        Ok(Self { log, action: ReplayAction::Run { delivery, replay } })
+    }
+}
+
+fn replay_config(flags: &ReplayFlags, signature: Signature) -> anyhow::Result<replay::Config> {
+    let config = |what| replay::Config {
+        what,
+        execute: flags.execute,
+        json: flags.json,
+        rate: flags.rate,
+        stop_after_failures: flags.stop_after_failures,
+        signature,
+    };
+    let what = match (&flags.resume, &flags.fast_forward) {
+        (Some(id), _) => replay::ReplayRequest::Resume { id: id.clone() },
+        (None, Some(to)) => {
+            let range = Range { from: None, until: Some(to.clone()) };
+            range.check(clock::now_ms()).map_err(anyhow::Error::msg).context("--fast-forward")?;
+            replay::ReplayRequest::Reposition(Reposition::FastForward(to.clone()))
+        }
+        (None, None) => {
+            let range = Range { from: flags.from.clone(), until: flags.until.clone() };
+            let range = if flags.dead { Range { from: flags.since.clone(), until: None } } else { range };
+            range.check(clock::now_ms()).map_err(anyhow::Error::msg)?;
+            if let Some(to) = flags.from.clone().filter(|_| flags.rewind) {
+                return Ok(config(replay::ReplayRequest::Reposition(Reposition::Rewind(to))));
+            }
+            let (users, from_file) = names("--user", &flags.users)?;
+            let (ids, _) = names("--id", &flags.ids)?;
+            ensure!(
+                flags.dead || range.from.is_some() || !users.is_empty() || !ids.is_empty(),
+                "nothing says what to replay. Write --from 0 for all events of the log, --dead for the dead letters, \
+                 --user or --id for some events, --resume for a replay that stopped, or --list to see past replays"
+            );
+            let reasons = flags.reasons.iter().cloned().collect();
+            let again = flags.again;
+            let selection = Selection { dead: flags.dead, users, ids, reasons, again, ..Selection::default() };
+            replay::ReplayRequest::New { range, selection, limit: flags.limit, every_user: !from_file }
+        }
+    };
+    Ok(config(what))
+}
+
+/// The users or ids of a flag, each typed or in a file (`@FILE`); and whether there was a file.
+fn names(flag: &str, typed: &[String]) -> anyhow::Result<(BTreeSet<String>, bool)> {
+    let (mut names, mut from_file) = (BTreeSet::new(), false);
+    for text in typed {
+        match text.strip_prefix('@') {
+            Some(path) => {
+                let lines = small_file::read_text(Path::new(path), NAMES_FILE_BYTES_MAX)
+                    .with_context(|| format!("{flag} @{path}"))?;
+                // Some editors begin a file with a byte order mark.
+                let lines = lines.strip_prefix('\u{feff}').unwrap_or(&lines);
+                names.extend(lines.lines().map(str::trim).filter(|line| !line.is_empty()).map(str::to_owned));
+                from_file = true;
+            }
+            None => _ = names.insert(text.clone()),
+        }
+    }
+    ensure!(
+        typed.is_empty() || !names.is_empty(),
+        "{flag} {}: the file is empty. Write one user or id on each line",
+        typed.join(" ")
+    );
+    let bytes: usize = names.iter().map(String::len).sum();
+    ensure!(
+        names.len() <= limits::REPLAY_NAMED_MAX && bytes <= limits::REPLAY_NAMED_BYTES_MAX,
+        "{flag}: the list has {} entries with {bytes} bytes, but one replay accepts at most {} entries with {} bytes. Split \
+         the list, and run one replay for each part",
+        names.len(),
+        limits::REPLAY_NAMED_MAX,
+        limits::REPLAY_NAMED_BYTES_MAX
+    );
+    Ok((names, from_file))
+}
