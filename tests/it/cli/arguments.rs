@@ -1,4 +1,4 @@
-//! The program as it is typed: commands, exit codes, signals, and what a bad command line gets.
+//! The program as a person uses it: commands, exit codes, signals, and the errors of a wrong command line.
 
 use crate::conformance::unique;
 use crate::kafka;
@@ -25,7 +25,7 @@ const README_EVENTS: &str = r#"[
 
 const ANY_PORT: [&str; 2] = ["--listen", "127.0.0.1:0"];
 
-/// The log that `up` has where nothing else is said, for the others.
+/// The default log of `up`, for the other commands.
 const SQLITE: [&str; 2] = ["--url", "sqlite:eventd.db"];
 
 fn up(folder: &Path, more: &[&str]) -> Program {
@@ -45,7 +45,7 @@ fn post(program: &Program, body: &str) {
     assert_eq!(answer.status, 200, "{}", answer.body);
 }
 
-/// Waits until the file holds so many lines.
+/// Waits until the file has at least `count` lines.
 fn delivered(folder: &Path, file: &str, count: usize) -> Vec<Line> {
     eventually(|| match lines(&folder.join(file)) {
         lines if lines.len() >= count => Ok(lines),
@@ -61,7 +61,7 @@ fn payloads(lines: &[Line]) -> BTreeMap<&str, Vec<&str>> {
     payloads
 }
 
-fn of_readme() -> BTreeMap<&'static str, Vec<&'static str>> {
+fn readme_payloads() -> BTreeMap<&'static str, Vec<&'static str>> {
     BTreeMap::from([
         ("user-1", vec!["event-1-payload", "event-2-payload"]),
         ("user-2", vec!["event-1-payload", "event-2-payload"]),
@@ -75,8 +75,8 @@ fn up_delivers_the_example_of_the_readme_in_order() {
     let up = up(folder.path(), &["--dest", "file-1"]);
     up.wait_for(&["try it: curl 127.0.0.1:", "/events -H 'Content-Type: application/json' --data-raw '[{\"UserID\""]);
     post(&up, README_EVENTS);
-    assert_eq!(payloads(&delivered(folder.path(), "file-1", 5)), of_readme());
-    assert!(folder.path().join("eventd.db").exists(), "the log that README.md names");
+    assert_eq!(payloads(&delivered(folder.path(), "file-1", 5)), readme_payloads());
+    assert!(folder.path().join("eventd.db").exists(), "README.md names this database");
     assert_eq!(up.stop().code(), 0);
 }
 
@@ -90,8 +90,8 @@ fn separate_processes_share_one_log() {
         Program::start(folder.path(), &[&["dispatch", "--dest", "file-1", "--reliability", "5"], &url[..]].concat());
     let second = Program::start(folder.path(), &[&["dispatch", "--dest", "again=file-2"], &url[..]].concat());
     post(&ingest, README_EVENTS);
-    assert_eq!(payloads(&delivered(folder.path(), "file-1", 5)), of_readme());
-    assert_eq!(payloads(&delivered(folder.path(), "file-2", 5)), of_readme());
+    assert_eq!(payloads(&delivered(folder.path(), "file-1", 5)), readme_payloads());
+    assert_eq!(payloads(&delivered(folder.path(), "file-2", 5)), readme_payloads());
     first.wait_for(&["drill", "one_in=5", "seed="]);
     for program in [ingest, first, second] {
         assert_eq!(program.stop().code(), 0);
@@ -99,28 +99,28 @@ fn separate_processes_share_one_log() {
 }
 
 #[test]
-fn a_partition_that_stopped_is_in_the_exit_code_of_up_as_in_that_of_dispatch() {
+fn up_and_dispatch_end_with_an_error_if_a_partition_is_stopped() {
     let folder = tempfile::tempdir().unwrap();
     let healthy = up(folder.path(), &["--dest", "file-1"]);
     post(&healthy, README_EVENTS);
     delivered(folder.path(), "file-1", 5);
     assert_eq!(healthy.stop().code(), 0);
     let plain = rusqlite::Connection::open(folder.path().join("eventd.db")).unwrap();
-    // All three users are in partition 2; the two others go on.
+    // All three users are in partition 2. The two other partitions continue.
     assert_eq!(plain.execute("UPDATE records SET crc32c = crc32c + 1 WHERE offset = 4", []), Ok(1));
     drop(plain);
     let up = up(folder.path(), &["--dest", "file-2"]);
     up.wait_for(&["partition=2", "this partition is stopped, the others continue", "offset 4"]);
-    assert_eq!(delivered(folder.path(), "file-2", 4).len(), 4, "what stands before the damage");
+    assert_eq!(delivered(folder.path(), "file-2", 4).len(), 4, "the events before the damage are delivered");
     assert_eq!(up.stop().code(), 1);
     let dispatch = dispatch(folder.path(), &["--dest", "file-2"]);
     dispatch.wait_for(&["this partition is stopped, the others continue"]);
     assert_eq!(dispatch.stop().code(), 1);
-    assert_eq!(lines(&folder.path().join("file-2")).len(), 4, "and nothing again");
+    assert_eq!(lines(&folder.path().join("file-2")).len(), 4, "no event is delivered again");
 }
 
 #[test]
-fn a_stopped_partition_stays_owned_and_continues_after_a_fast_forward_of_what_cannot_be_read() {
+fn a_stopped_partition_stays_owned_and_continues_after_a_fast_forward() {
     let folder = tempfile::tempdir().unwrap();
     let healthy = up(folder.path(), &["--dest", "file-1"]);
     post(&healthy, README_EVENTS);
@@ -135,9 +135,9 @@ fn a_stopped_partition_stays_owned_and_continues_after_a_fast_forward_of_what_ca
         "offset 4",
         "eventd replay --dest file-2 --fast-forward p2:5 --execute",
     ]);
-    assert_eq!(delivered(folder.path(), "file-2", 4).len(), 4, "what stands before the damage");
+    assert_eq!(delivered(folder.path(), "file-2", 4).len(), 4, "the events before the damage are delivered");
     let second = dispatch(folder.path(), &["--dest", "file-2"]).end();
-    assert!(second.said.contains(&format!("pid {}", up.id())), "it is still owned: {}", second.said);
+    assert!(second.said.contains(&format!("pid {}", up.id())), "the partition is still owned: {}", second.said);
 
     let replay = ["replay", "--url", "sqlite:eventd.db", "--dest", "file-2", "--fast-forward", "p2:5"];
     let plan = run(folder.path(), &replay);
@@ -146,7 +146,7 @@ fn a_stopped_partition_stays_owned_and_continues_after_a_fast_forward_of_what_ca
     assert_eq!(ending.code(), 0, "{}", ending.said);
     assert!(ending.said.contains("1 offsets that cannot be read"), "{}", ending.said);
     post(&up, README_EVENTS);
-    assert_eq!(delivered(folder.path(), "file-2", 9).len(), 9, "it continues after what cannot be read");
+    assert_eq!(delivered(folder.path(), "file-2", 9).len(), 9, "delivery continues after the damage");
     let again = up.lines().matches("this partition is stopped").count();
     let ending = up.stop();
     assert_eq!((ending.code(), again), (0, 1), "{stopped}: {}", ending.said);
@@ -155,7 +155,7 @@ fn a_stopped_partition_stays_owned_and_continues_after_a_fast_forward_of_what_ca
 }
 
 #[test]
-fn a_second_process_of_a_destination_is_refused_and_told_who_holds_it() {
+fn a_second_process_of_a_destination_is_refused_with_the_id_of_the_first() {
     let folder = tempfile::tempdir().unwrap();
     let first = dispatch(folder.path(), &["--dest", "file-1"]);
     first.wait_for(&["delivering", "file-1"]);
@@ -166,14 +166,14 @@ fn a_second_process_of_a_destination_is_refused_and_told_who_holds_it() {
     waiting.wait_for(&["standing by", &format!("held_by={}", first.id())]);
     let impatient = dispatch(folder.path(), &["--dest", "file-1", "--standby"]);
     impatient.wait_for(&["standing by"]);
-    assert_eq!(impatient.stop().code(), 0, "a standby ends while it waits");
+    assert_eq!(impatient.stop().code(), 0, "a standby can be stopped while it waits");
     assert_eq!(first.stop().code(), 0);
     waiting.wait_for(&["delivering", "file-1"]);
     assert_eq!(waiting.stop().code(), 0);
 }
 
 #[test]
-fn a_destination_that_cannot_start_takes_neither_ingest_nor_the_others_with_it() {
+fn a_destination_that_cannot_start_affects_neither_ingest_nor_other_destinations() {
     let folder = tempfile::tempdir().unwrap();
     let holder = dispatch(folder.path(), &["--dest", "held"]);
     holder.wait_for(&["delivering", "held"]);
@@ -181,18 +181,18 @@ fn a_destination_that_cannot_start_takes_neither_ingest_nor_the_others_with_it()
     up.wait_for(&["destination=held", "not started", &format!("pid {}", holder.id())]);
     up.wait_for(&["destination=missing", "nowhere"]);
     post(&up, README_EVENTS);
-    assert_eq!(payloads(&delivered(folder.path(), "file-1", 5)), of_readme());
-    assert_eq!(payloads(&delivered(folder.path(), "held", 5)), of_readme());
-    // What was missing comes: it starts without anybody's help.
+    assert_eq!(payloads(&delivered(folder.path(), "file-1", 5)), readme_payloads());
+    assert_eq!(payloads(&delivered(folder.path(), "held", 5)), readme_payloads());
+    // When the missing folder exists, the destination starts by itself.
     std::fs::create_dir(folder.path().join("nowhere")).unwrap();
-    assert_eq!(payloads(&delivered(folder.path(), "nowhere/file-2", 5)), of_readme());
+    assert_eq!(payloads(&delivered(folder.path(), "nowhere/file-2", 5)), readme_payloads());
     assert_eq!(holder.stop().code(), 0);
     up.wait_for(&["delivering", "destination=held"]);
     assert_eq!(up.stop().code(), 0);
 }
 
 #[test]
-fn sigterm_drains_and_nothing_is_delivered_twice() {
+fn a_stop_by_a_signal_drains_and_no_event_is_delivered_twice() {
     let folder = tempfile::tempdir().unwrap();
     let flags = ["--dest", "file-1", "--commit-interval", "1h"];
     let mut program = up(folder.path(), &flags);
@@ -211,13 +211,13 @@ fn sigterm_drains_and_nothing_is_delivered_twice() {
     let lines = delivered(folder.path(), "file-1", sent);
     assert_eq!(program.stop().code(), 0);
     let records: HashSet<(u32, i64)> = lines.iter().map(|line| (line.partition, line.offset)).collect();
-    assert_eq!(records.len(), lines.len(), "no record of the log is delivered twice");
+    assert_eq!(records.len(), lines.len(), "no event is delivered twice");
 }
 
 #[test]
 fn a_second_signal_stops_at_once() {
     let folder = tempfile::tempdir().unwrap();
-    // A receiver that accepts and never answers: the attempt would last for ten minutes.
+    // The receiver accepts the connection but never answers, so the attempt would take ten minutes.
     let receiver = TcpListener::bind("127.0.0.1:0").unwrap();
     let hook = format!("http://{}/hook", receiver.local_addr().unwrap());
     let up = up(folder.path(), &["--dest", &hook, "--attempt-timeout", "10m", "--drain", "10m"]);
@@ -232,7 +232,7 @@ fn a_second_signal_stops_at_once() {
 }
 
 #[test]
-fn a_drain_that_runs_out_leaves_work_and_says_so() {
+fn a_drain_that_takes_too_long_leaves_work_and_has_its_own_exit_code() {
     let folder = tempfile::tempdir().unwrap();
     let receiver = TcpListener::bind("127.0.0.1:0").unwrap();
     let hook = format!("http://{}/hook", receiver.local_addr().unwrap());
@@ -244,7 +244,7 @@ fn a_drain_that_runs_out_leaves_work_and_says_so() {
 }
 
 #[test]
-fn sighup_opens_a_rotated_file_again() {
+fn sighup_opens_the_file_again_after_a_rotation() {
     let folder = tempfile::tempdir().unwrap();
     let up = up(folder.path(), &["--dest", "file-1"]);
     post(&up, README_EVENTS);
@@ -254,18 +254,18 @@ fn sighup_opens_a_rotated_file_again() {
     eventually(|| {
         post(&up, r#"{"UserID":"user-1","Payload":"event-3-payload"}"#);
         let new = lines(&folder.path().join("file-1"));
-        if new.is_empty() { Err("nothing in the new file".into()) } else { Ok(()) }
+        if new.is_empty() { Err("the new file is empty".into()) } else { Ok(()) }
     });
     assert_eq!(up.stop().code(), 0);
 }
 
 #[test]
-fn every_flag_is_an_environment_variable_too_and_log_lines_may_be_json() {
+fn flags_can_be_set_by_variables_and_log_lines_can_be_json() {
     let folder = tempfile::tempdir().unwrap();
     let mut command = command(folder.path(), &["up"]);
     command.env("EVENTD_LISTEN", "127.0.0.1:0").env("EVENTD_LOG_FORMAT", "json").env("EVENTD_URL", "sqlite:other.db");
     command.env("EVENTD_DEST", "file-1\ntwo=file-2").env("EVENTD_LOG", "info,eventd::commands::up=debug");
-    let up = Program::spawn(command, "up, by its environment");
+    let up = Program::spawn(command, "up, configured by variables");
     let line: serde_json::Value = serde_json::from_str(&up.wait_for(&["listening"])).unwrap();
     let mut client = Client::connect(line["address"].as_str().unwrap()).unwrap();
     assert_eq!(client.post(README_EVENTS).unwrap().status, 200);
@@ -291,7 +291,7 @@ fn an_unknown_environment_variable_gets_a_warning_with_the_nearest_known_name() 
 }
 
 #[test]
-fn a_bad_environment_variable_is_refused_as_its_flag_is() {
+fn a_wrong_value_of_a_variable_is_refused_like_that_of_its_flag() {
     let folder = tempfile::tempdir().unwrap();
     let bad = [
         ("EVENTD_ATTEMPTS", "0"),
@@ -317,7 +317,7 @@ fn a_bad_environment_variable_is_refused_as_its_flag_is() {
 }
 
 #[test]
-fn an_empty_variable_is_refused_by_its_name_and_that_of_its_flag() {
+fn an_empty_variable_is_refused_with_its_name_and_its_flag() {
     let folder = tempfile::tempdir().unwrap();
     let with = |arguments: &[&str], variable: &str, value: &str| {
         let mut command = command(folder.path(), arguments);
@@ -344,8 +344,8 @@ fn an_empty_variable_is_refused_by_its_name_and_that_of_its_flag() {
         let says = [variable, flag, "is empty"];
         assert!(says.iter().all(|what| ending.said.contains(what)), "{variable} {arguments:?}: {}", ending.said);
     }
-    assert!(!folder.path().join("eventd.db").exists(), "none of these has made anything");
-    // A flag wins over its variable, and a variable that the mode does not have means nothing to it.
+    assert!(!folder.path().join("eventd.db").exists(), "none of these creates a database");
+    // A flag wins over its variable, and a command ignores variables of other commands.
     let up = with(&["up", "--listen", "127.0.0.1:0"], "EVENTD_LISTEN", "");
     up.address();
     let dispatch = with(&["dispatch", "--url", "sqlite:eventd.db", "--dest", "null:"], "EVENTD_LISTEN", "");
@@ -355,7 +355,7 @@ fn an_empty_variable_is_refused_by_its_name_and_that_of_its_flag() {
 }
 
 #[test]
-fn line_breaks_at_the_end_of_a_variable_and_empty_lines_do_not_count() {
+fn line_breaks_at_the_end_of_a_variable_and_its_empty_lines_are_ignored() {
     let folder = tempfile::tempdir().unwrap();
     let mut several = command(folder.path(), &["up", "--listen", "127.0.0.1:0"]);
     several.env("EVENTD_DEST", "file-1\r\n\r\ntwo=file-2\r\n");
@@ -369,12 +369,12 @@ fn line_breaks_at_the_end_of_a_variable_and_empty_lines_do_not_count() {
         delivered(folder.path(), file, 5);
     }
     assert_eq!((dispatch.stop().code(), up.stop().code()), (0, 0));
-    // On the command line nothing is left out: a variable of the shell that is missing is an error.
+    // On the command line nothing is ignored: an empty value there is probably a shell variable that is not set.
     refused(folder.path(), &["up", "--dest", "file-1", "--dest", ""], &["--dest", "missing"]);
 }
 
 #[test]
-fn a_port_in_use_is_named() {
+fn a_port_in_use_is_reported_with_its_address() {
     let folder = tempfile::tempdir().unwrap();
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = taken.local_addr().unwrap().to_string();
@@ -385,7 +385,7 @@ fn a_port_in_use_is_named() {
     }
 }
 
-/// Ends with exit code 2, and says all of this.
+/// Checks that the command ends with exit code 2, and that its error contains all of `says`.
 fn refused(folder: &Path, arguments: &[&str], says: &[&str]) {
     let ending = run(folder, arguments);
     assert_eq!(ending.code(), 2, "{arguments:?}: {}", ending.said);
@@ -396,7 +396,7 @@ fn refused(folder: &Path, arguments: &[&str], says: &[&str]) {
 }
 
 #[test]
-fn a_bad_command_line_is_refused_by_the_name_of_the_flag() {
+fn a_wrong_command_line_is_refused_with_the_name_of_the_flag() {
     let folder = tempfile::tempdir().unwrap();
     let refused = |arguments: &[&str], says: &[&str]| refused(folder.path(), arguments, says);
     refused(&["dispatch", "--dest", "ftp://host/file"], &["--dest", "unknown scheme", "ftp", "https://"]);
@@ -436,11 +436,11 @@ fn a_bad_command_line_is_refused_by_the_name_of_the_flag() {
     refused(&["up", "--dest", "http://h/", "--webhook-secret-file", "secret"], &["--webhook-secret-file", "secret"]);
     let topic = "t".repeat(240);
     refused(&["up", "--dest", "file-1", "--topic", &topic], &["--topic", "too long"]);
-    assert!(!folder.path().join("eventd.db").exists(), "none of these has made anything");
+    assert!(!folder.path().join("eventd.db").exists(), "none of these creates a database");
 }
 
 #[test]
-fn what_is_for_one_kind_of_log_is_refused_with_the_other() {
+fn a_flag_for_one_kind_of_log_is_refused_with_the_other_kind() {
     let folder = tempfile::tempdir().unwrap();
     let refused = |arguments: &[&str], says: &[&str]| refused(folder.path(), arguments, says);
     refused(&["dispatch", "--dest", "null:", "--standby"], &["--standby", "sqlite:"]);
@@ -459,14 +459,14 @@ fn what_is_for_one_kind_of_log_is_refused_with_the_other() {
     on_kafka(&["--tls-cert-file", "cert.pem"], &["--tls-key-file"]);
     on_kafka(&["--tls-key-file", "key.pem"], &["--tls-cert-file"]);
     on_kafka(&["--tls-ca-file", "nowhere.pem"], &["--tls", "nowhere.pem"]);
-    assert!(!folder.path().join("eventd.db").exists(), "none of these has made anything");
+    assert!(!folder.path().join("eventd.db").exists(), "none of these creates a database");
 }
 
 #[test]
-fn ingest_and_dispatch_look_for_a_broker_where_kafkas_own_tools_do() {
+fn ingest_and_dispatch_connect_to_a_local_broker_by_default() {
     let folder = tempfile::tempdir().unwrap();
-    // Nobody has such a topic: whoever runs a broker here keeps it as it is.
-    let topic = unique("nobody-made-this");
+    // A topic that no cluster has, in case a broker runs at this address.
+    let topic = unique("not-created");
     for mode in [&["ingest", "--listen", "127.0.0.1:0"][..], &["dispatch", "--dest", "null:"]] {
         let ending = run(folder.path(), &[mode, &["--topic", &topic]].concat());
         let (no_broker, no_topic) = (["localhost:9092", "--url", "eventd up"], [topic.as_str(), "--create-topic"]);
@@ -480,12 +480,12 @@ fn ingest_and_dispatch_look_for_a_broker_where_kafkas_own_tools_do() {
 }
 
 #[test]
-fn a_broker_is_found_by_each_way_to_write_its_address() {
+fn an_address_of_a_broker_can_be_written_in_several_ways() {
     let folder = tempfile::tempdir().unwrap();
-    let (address, topic) = (kafka::address(), unique("nobody-made-this"));
-    let nobody = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-    for url in [address.clone(), format!("kafka://{address}"), format!("kafka://{nobody}, {address}")] {
-        // A broker has answered, if it can say what it has not.
+    let (address, topic) = (kafka::address(), unique("not-created"));
+    let unused = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    for url in [address.clone(), format!("kafka://{address}"), format!("kafka://{unused}, {address}")] {
+        // The error about the topic shows that a broker answered.
         refused(
             folder.path(),
             &["dispatch", "--url", &url, "--dest", "null:", "--topic", &topic],
@@ -495,7 +495,7 @@ fn a_broker_is_found_by_each_way_to_write_its_address() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_topic_of_kafka_is_made_only_where_that_is_asked_for_and_as_it_is_asked_for() {
+async fn a_topic_on_kafka_is_created_only_on_request_and_with_the_given_settings() {
     let folder = tempfile::tempdir().unwrap();
     let (address, topic) = (kafka::address(), unique("made"));
     let log = ["--url", &address, "--topic", &topic];
@@ -511,7 +511,7 @@ async fn a_topic_of_kafka_is_made_only_where_that_is_asked_for_and_as_it_is_aske
     let up = start(&["up", "--listen", "127.0.0.1:0", "--dest", "file-1"], &asked);
     up.wait_for(&["retention.ms", "longer than 1h 30m"]);
     post(&up, README_EVENTS);
-    assert_eq!(payloads(&delivered(folder.path(), "file-1", 5)), of_readme());
+    assert_eq!(payloads(&delivered(folder.path(), "file-1", 5)), readme_payloads());
     assert_eq!(up.stop().code(), 0);
     let engine = Kafka::connect(BrokerSettings::plain(vec![address.clone()])).await.unwrap();
     assert_eq!(engine.open(&topic, None).await.unwrap().partitions().await, Ok(2));
@@ -527,7 +527,7 @@ async fn a_topic_of_kafka_is_made_only_where_that_is_asked_for_and_as_it_is_aske
 }
 
 #[test]
-fn the_compose_file_is_sound() {
+fn the_compose_file_is_valid() {
     let check = Path::new(env!("CARGO_MANIFEST_DIR")).join("compose/check");
     let ended = std::process::Command::new(check).arg(env!("CARGO_BIN_EXE_eventd")).output().unwrap();
     let (out, err) = (String::from_utf8_lossy(&ended.stdout), String::from_utf8_lossy(&ended.stderr));
@@ -535,7 +535,7 @@ fn the_compose_file_is_sound() {
 }
 
 #[test]
-fn a_duration_without_a_unit_and_a_zero_without_sense_are_refused() {
+fn a_duration_without_a_unit_and_a_senseless_zero_are_refused() {
     let folder = tempfile::tempdir().unwrap();
     let durations = ["attempt-timeout", "retry-after-max", "commit-interval", "backoff", "backoff-max", "retention"];
     let more = ["dead-retention", "header-timeout", "body-timeout"];
@@ -556,7 +556,7 @@ fn a_duration_without_a_unit_and_a_zero_without_sense_are_refused() {
 }
 
 #[test]
-fn a_retention_that_one_process_was_told_outlives_the_default_of_another() {
+fn the_default_retention_of_one_process_does_not_replace_the_flag_of_another() {
     let folder = tempfile::tempdir().unwrap();
     let told = ingest(folder.path(), &["--retention", "30d"]);
     told.address();
@@ -571,7 +571,7 @@ fn a_retention_that_one_process_was_told_outlives_the_default_of_another() {
 }
 
 #[test]
-fn dispatch_waits_for_a_log_that_cannot_be_written_to_now() {
+fn dispatch_waits_while_the_log_cannot_be_written_to() {
     let folder = tempfile::tempdir().unwrap();
     let ingest = ingest(folder.path(), &[]);
     ingest.address();
@@ -585,7 +585,7 @@ fn dispatch_waits_for_a_log_that_cannot_be_written_to_now() {
 }
 
 #[test]
-fn a_database_that_is_not_ours_is_refused_and_left_as_it_is() {
+fn a_foreign_database_is_refused_and_not_changed() {
     let folder = tempfile::tempdir().unwrap();
     std::fs::write(folder.path().join("text"), "this is no database, and longer than one page's header\n".repeat(20))
         .unwrap();
@@ -602,7 +602,7 @@ fn a_database_that_is_not_ours_is_refused_and_left_as_it_is() {
 }
 
 #[test]
-fn a_path_that_cannot_be_written_ends_dispatch_as_a_fault_of_configuration() {
+fn a_path_that_cannot_be_written_is_a_configuration_error_of_dispatch() {
     let folder = tempfile::tempdir().unwrap();
     std::fs::create_dir(folder.path().join("directory")).unwrap();
     for (destination, says) in [("nowhere/file-1", "nowhere"), ("file:directory", "directory")] {
@@ -611,7 +611,7 @@ fn a_path_that_cannot_be_written_ends_dispatch_as_a_fault_of_configuration() {
 }
 
 #[test]
-fn another_count_of_partitions_is_an_error_only_where_it_was_asked_for() {
+fn another_number_of_partitions_is_an_error_only_with_the_flag() {
     let folder = tempfile::tempdir().unwrap();
     let first = ingest(folder.path(), &["--partitions", "2"]);
     first.address();
@@ -624,7 +624,7 @@ fn another_count_of_partitions_is_an_error_only_where_it_was_asked_for() {
 }
 
 #[test]
-fn no_secret_is_shown() {
+fn log_lines_and_help_show_no_secret() {
     let folder = tempfile::tempdir().unwrap();
     let mut with_secrets = command(folder.path(), &["up", "--listen", "127.0.0.1:0", "--drain", "1s"]);
     with_secrets.env("EVENTD_DEST", "http://user:hunter2@127.0.0.1:9/hook").env("EVENTD_LOG", "trace");

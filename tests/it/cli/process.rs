@@ -1,5 +1,5 @@
-//! The process as a whole: what becomes of it if standard error cannot be written to, if it gets no thread, and how
-//! much memory it holds.
+//! The process as a whole: it continues if standard error cannot be written to, it reports a limit of threads, and it keeps
+//! to its bound of memory.
 
 use crate::support::client::Client;
 use crate::support::delivered::lines;
@@ -17,38 +17,38 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-/// A port that nobody has now. With a broken standard error no line tells which one was taken.
+/// The address of a free port. With a broken standard error, no log line says which port the program chose.
 fn free_address() -> String {
     TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string()
 }
 
-/// Ways in which standard error fails, or stands still.
+/// A way in which standard error fails or blocks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Broken {
+enum BrokenStderr {
     ReaderGone,
     DiskFull,
     TerminalClosed,
     NotRead,
-    /// As `NotRead`, and a write is an error instead of a wait.
+    /// Like `NotRead`, but a write fails instead of waiting.
     NotReadNonBlocking,
-    /// `ulimit -f`: a write is an error, and a signal too.
+    /// The file has reached `ulimit -f`: a write fails, and the system sends a signal.
     FileTooLarge,
 }
 
-const EVERY_WAY: [Broken; 6] = [
-    Broken::ReaderGone,
-    Broken::DiskFull,
-    Broken::TerminalClosed,
-    Broken::NotRead,
-    Broken::NotReadNonBlocking,
-    Broken::FileTooLarge,
+const ALL_BROKEN: [BrokenStderr; 6] = [
+    BrokenStderr::ReaderGone,
+    BrokenStderr::DiskFull,
+    BrokenStderr::TerminalClosed,
+    BrokenStderr::NotRead,
+    BrokenStderr::NotReadNonBlocking,
+    BrokenStderr::FileTooLarge,
 ];
 
-/// Bytes of the largest file: enough for a small database.
+/// Limit of the size of a file, in bytes. A small database fits in.
 const FILE_BYTES_MAX: usize = 4 * 1024 * 1024;
 
-impl Broken {
-    /// The program with such a standard error, and what has to live as long as it.
+impl BrokenStderr {
+    /// A command with such a standard error, and the other end of it, which has to stay open until the program ends.
     fn command(self, folder: &Path, arguments: &[&str]) -> (Command, Option<OwnedFd>) {
         let mut command = command(folder, arguments);
         if self == Self::FileTooLarge {
@@ -72,7 +72,7 @@ impl Broken {
             }
             Self::NotRead => {
                 let (reader, mut writer) = std::io::pipe().unwrap();
-                // As much as a pipe holds: the next byte waits for a reader.
+                // This fills the pipe, so that the next byte waits for a reader.
                 writer.write_all(&[b'x'; 64 * 1024]).unwrap();
                 (writer.into(), Some(reader.into()))
             }
@@ -91,7 +91,7 @@ impl Broken {
     }
 }
 
-/// The program under a limit of `prlimit`.
+/// The command with a limit that `prlimit` sets.
 fn limited(program: &Command, limit: &str) -> Command {
     let mut limited = Command::new("prlimit");
     limited.arg(limit).arg(program.get_program()).args(program.get_args());
@@ -103,7 +103,7 @@ fn limited(program: &Command, limit: &str) -> Command {
     limited
 }
 
-/// Takes everything but what `bad` sends.
+/// A receiver that refuses events of the user `bad` and accepts all others.
 fn receiver() -> Receiver {
     let receiver = Receiver::start();
     receiver.answers(|hook| if hook.user() == "bad" { 400 } else { 200 });
@@ -121,7 +121,7 @@ fn post(address: &str, body: &str) -> u16 {
     })
 }
 
-/// Posts an event that is refused for ever, and then others, which all have to be delivered.
+/// Posts events that the receiver always refuses, and others, which have to be delivered.
 fn deliver_some(address: &str, receiver: &Receiver) {
     for good in ["one", "two", "three"] {
         let count = receiver.count();
@@ -130,21 +130,21 @@ fn deliver_some(address: &str, receiver: &Receiver) {
         }
         eventually(|| match receiver.count() - count {
             2 => Ok(()),
-            other => Err(format!("{other} of 2 were delivered after {good}")),
+            other => Err(format!("{other} of 2 events were delivered after {good}")),
         });
     }
 }
 
 #[test]
-fn up_delivers_on_and_drains_if_standard_error_cannot_be_written_to() {
+fn up_continues_to_deliver_and_drains_if_standard_error_cannot_be_written_to() {
     std::thread::scope(|scope| {
-        for broken in EVERY_WAY {
-            scope.spawn(move || up_with(broken));
+        for broken in ALL_BROKEN {
+            scope.spawn(move || check_up_with(broken));
         }
     });
 }
 
-fn up_with(broken: Broken) {
+fn check_up_with(broken: BrokenStderr) {
     let (folder, receiver, address) = (tempfile::tempdir().unwrap(), receiver(), free_address());
     let hook = format!("hook={}", receiver.url);
     let dead = format!("dead=http://{}/hook", free_address());
@@ -153,7 +153,7 @@ fn up_with(broken: Broken) {
     let (command, _lives) = broken.command(folder.path(), &arguments);
     let up = Program::spawn(command, &format!("up, {broken:?}"));
     deliver_some(&address, &receiver);
-    // Ingest's first refusal is a log line too, and has to be an answer.
+    // The first refusal of ingest writes a log line, too, and must still be answered.
     let holding = rusqlite::Connection::open(folder.path().join("eventd.db")).unwrap();
     holding.execute_batch("BEGIN IMMEDIATE").unwrap();
     assert_eq!(post(&address, &event("good")), 503, "{broken:?}");
@@ -161,47 +161,47 @@ fn up_with(broken: Broken) {
     deliver_some(&address, &receiver);
     eventually(|| match lines(&folder.path().join("file-1")).len() {
         18 => Ok(()),
-        other => Err(format!("{other} of 18 lines, {broken:?}")),
+        other => Err(format!("{other} of 18 lines were written, {broken:?}")),
     });
     assert_eq!(up.stop().code(), 0, "{broken:?}");
 }
 
 #[test]
-fn dispatch_delivers_on_and_drains_if_standard_error_cannot_be_written_to() {
+fn dispatch_continues_to_deliver_and_drains_if_standard_error_cannot_be_written_to() {
     let (folder, receiver) = (tempfile::tempdir().unwrap(), receiver());
     let url = ["--url", "sqlite:eventd.db"];
     let ingest = Program::start(folder.path(), &[&["ingest", "--listen", "127.0.0.1:0"], &url[..]].concat());
     let address = ingest.address();
-    for broken in EVERY_WAY {
+    for broken in ALL_BROKEN {
         let hook = format!("{broken:?}={}", receiver.url);
         let arguments = [&["dispatch", "--dest", &hook, "--attempts", "2", "--start", "latest"], &url[..]].concat();
         let (command, _lives) = broken.command(folder.path(), &arguments);
         let dispatch = Program::spawn(command, &format!("dispatch, {broken:?}"));
-        // It begins at the end of the log, wherever that is when it is there.
+        // Dispatch starts at the end of the log, so events are posted until one of them is delivered.
         eventually(|| {
             let count = receiver.count();
             post(&address, &event("first"));
             if receiver.count() > count { Ok(()) } else { Err(format!("not delivering yet, {broken:?}")) }
         });
-        settled(&receiver);
+        wait_until_quiet(&receiver);
         deliver_some(&address, &receiver);
         assert_eq!(dispatch.stop().code(), 0, "{broken:?}");
     }
     assert_eq!(ingest.stop().code(), 0);
 }
 
-/// Waits until nothing has come for a while.
-fn settled(receiver: &Receiver) {
+/// Waits until no request has come for a while.
+fn wait_until_quiet(receiver: &Receiver) {
     let mut seen = (receiver.count(), 0);
     eventually(|| {
         let count = receiver.count();
         seen = if count == seen.0 { (count, seen.1 + 1) } else { (count, 0) };
-        if seen.1 < 100 { Err("more is coming".into()) } else { Ok(()) }
+        if seen.1 < 100 { Err("requests are still coming".into()) } else { Ok(()) }
     });
 }
 
 #[test]
-fn the_number_of_lost_lines_is_told_when_there_is_a_reader_again() {
+fn the_number_of_lost_lines_is_logged_when_there_is_a_reader_again() {
     let (folder, receiver, address) = (tempfile::tempdir().unwrap(), receiver(), free_address());
     let fifo = folder.path().join("fifo");
     assert!(Command::new("mkfifo").arg(&fifo).status().unwrap().success());
@@ -213,33 +213,34 @@ fn the_number_of_lost_lines_is_told_when_there_is_a_reader_again() {
     let up = Program::spawn(command, "up, with a fifo");
     let first = BufReader::new(both).lines().map(Result::unwrap).find(|line| line.contains("delivering"));
     assert!(first.is_some());
-    // The only reader is gone. (It was closed with the iterator.)
+    // The only reader was closed with the iterator.
     deliver_some(&address, &receiver);
-    let mut told = BufReader::new(File::open(&fifo).unwrap()).lines().map(Result::unwrap);
-    let line = told.next().unwrap();
+    let mut later = BufReader::new(File::open(&fifo).unwrap()).lines().map(Result::unwrap);
+    let line = later.next().unwrap();
     assert!(line.contains("WARN") && line.contains("log lines were lost"), "{line}");
     let lost: u64 = line.rsplit_once("lines=").unwrap().1.parse().unwrap();
     assert!(lost > 0, "{line}");
     up.signal("TERM");
-    let after: Vec<String> = told.collect();
+    let after: Vec<String> = later.collect();
     assert!(after.iter().any(|line| line.contains("stopping")), "{after:?}");
-    assert!(!after.iter().any(|line| line.contains("lost")), "told once: {after:?}");
+    assert!(!after.iter().any(|line| line.contains("lost")), "the number is logged once: {after:?}");
     assert_eq!(up.end().code(), 0);
 }
 
 #[test]
-fn a_fatal_error_and_a_usage_error_end_with_their_exit_code_although_they_cannot_be_told() {
+fn a_fatal_error_and_a_usage_error_have_their_exit_code_even_if_they_cannot_be_written() {
     let folder = tempfile::tempdir().unwrap();
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = taken.local_addr().unwrap().to_string();
-    for broken in EVERY_WAY {
+    for broken in ALL_BROKEN {
         let ends = |arguments: &[&str], code: i32| {
             let (command, _lives) = broken.command(folder.path(), arguments);
             assert_eq!(Program::spawn(command, &format!("{arguments:?}")).end().code(), code, "{broken:?}");
         };
         ends(&["up", "--listen", &address], 1);
-        // A person who types a wrong flag reads what is said about it; and signals are heard a little later.
-        if ![Broken::NotRead, Broken::FileTooLarge].contains(&broken) {
+        // A usage error is written before the queue of log lines and the signal handlers exist, so it may block or be
+        // killed here. A person at a terminal reads it.
+        if ![BrokenStderr::NotRead, BrokenStderr::FileTooLarge].contains(&broken) {
             ends(&["up", "--window", "0"], 2);
             ends(&["up", "--backoff", "3s", "--backoff-max", "1s"], 2);
         }
@@ -247,7 +248,7 @@ fn a_fatal_error_and_a_usage_error_end_with_their_exit_code_although_they_cannot
 }
 
 #[test]
-fn a_standard_output_that_nobody_reads_is_a_destination_that_fails_and_no_more() {
+fn a_standard_output_without_a_reader_only_fails_its_destination() {
     let (folder, receiver) = (tempfile::tempdir().unwrap(), receiver());
     let hook = format!("hook={}", receiver.url);
     let mut command = command(folder.path(), &["up", "--listen", "127.0.0.1:0", "--dest", "-", "--dest", &hook]);
@@ -259,11 +260,11 @@ fn a_standard_output_that_nobody_reads_is_a_destination_that_fails_and_no_more()
     assert!(!ending.said.contains("panicked"), "{}", ending.said);
 }
 
-/// Whoever may start as many processes as they like, this one may not. (Limits do not hold for root.)
+/// A user for whom the limit of threads counts. It does not count for root.
 const LIMITED_USER: u32 = 54_321;
 
 #[test]
-fn a_limit_of_threads_ends_the_start_in_words_or_is_high_enough() {
+fn a_limit_of_threads_is_either_high_enough_or_reported_at_start() {
     let is_root = std::fs::metadata("/proc/self").unwrap().uid() == 0;
     let mut refused = 0;
     for limit in [1, 2, 3, 4, 5, 6, 8, 11, 14, 18, 200] {
@@ -275,28 +276,28 @@ fn a_limit_of_threads_ends_the_start_in_words_or_is_high_enough() {
             limited.uid(LIMITED_USER).gid(LIMITED_USER);
         }
         let up = Program::spawn(limited, &format!("up, with {limit} threads"));
-        let began = eventually(|| {
+        let has_started = eventually(|| {
             let said = up.lines();
             let ended = said.contains("pids.max").then_some(false);
             ended.or(said.contains("to=file-1").then_some(true)).ok_or(said)
         });
-        let ending = if began { up.stop() } else { up.end() };
-        assert_eq!(ending.code(), if began { 0 } else { 1 }, "{limit} threads: {}", ending.said);
-        refused += usize::from(!began);
+        let ending = if has_started { up.stop() } else { up.end() };
+        assert_eq!(ending.code(), if has_started { 0 } else { 1 }, "{limit} threads: {}", ending.said);
+        refused += usize::from(!has_started);
     }
     println!("# threads: {refused} of 11 limits were too low");
-    assert!(refused > 0, "no limit held, so nothing was tested");
+    assert!(refused > 0, "no limit was too low, so this tested nothing");
 }
 
-/// A control group with a limit of memory, for one process. It is removed with this value.
+/// A control group with a limit of memory, for one process. Dropping the value removes the group.
 struct MemoryGroup(PathBuf);
 
 impl MemoryGroup {
-    /// `None`: whoever runs the tests may not make one here.
+    /// `None`: the user who runs the tests may not create a group.
     fn new(bytes_max: usize) -> Option<Self> {
         let root = Path::new("/sys/fs/cgroup");
         let name = format!("eventd-test-{}", std::process::id());
-        // The second version of control groups, and the first.
+        // Version 2 of control groups, and version 1.
         let versions = [(root.join(&name), "memory.max"), (root.join("memory").join(&name), "memory.limit_in_bytes")];
         versions.into_iter().find_map(|(folder, limit)| {
             std::fs::create_dir(&folder).ok()?;
@@ -305,19 +306,19 @@ impl MemoryGroup {
         })
     }
 
-    fn take(&self, process: u32) {
+    fn add(&self, process: u32) {
         std::fs::write(self.0.join("cgroup.procs"), process.to_string()).unwrap();
     }
 }
 
 impl Drop for MemoryGroup {
     fn drop(&mut self) {
-        // A group that still holds a process that is just ending stays; it limits nobody.
+        // If the process is still ending, the group cannot be removed. It does no harm.
         std::fs::remove_dir(&self.0).unwrap_or_default();
     }
 }
 
-/// The most memory that the process has held, in bytes.
+/// The largest amount of memory that the process has used so far, in bytes.
 fn peak_bytes(process: u32) -> usize {
     let status = std::fs::read_to_string(format!("/proc/{process}/status")).unwrap();
     let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
@@ -325,14 +326,14 @@ fn peak_bytes(process: u32) -> usize {
 }
 
 #[test]
-fn the_memory_of_several_dead_destinations_is_one_window_and_stays_below_what_is_told() {
+fn several_dead_destinations_share_one_window_and_keep_to_the_logged_memory_bound() {
     const MIB: usize = 1024 * 1024;
     let folder = tempfile::tempdir().unwrap();
     let few = ["--max-connections", "50", "--max-pending", "8MiB", "--listen", "127.0.0.1:0"];
     let filling = Program::start(folder.path(), &[&["up"], &few[..]].concat());
     let address = filling.address();
     let mut client = Client::connect(&address).unwrap();
-    // 96 MiB of events of 8 KiB, for 100 users.
+    // Events of 8 KiB for 100 users, 96 MiB in all.
     let payload = "x".repeat(8 * 1024);
     for request in 0..40 {
         let event = |at: usize| format!(r#"{{"UserID":"user-{}","Payload":"{payload}"}}"#, (request * 300 + at) % 100);
@@ -348,16 +349,16 @@ fn the_memory_of_several_dead_destinations_is_one_window_and_stays_below_what_is
     assert_eq!(idle.stop().code(), 0);
     let dead: Vec<String> = (0..3).map(|number| format!("dead-{number}=http://{}/hook", free_address())).collect();
     let dead: Vec<&str> = dead.iter().flat_map(|dead| ["--dest", dead]).collect();
-    // Three windows would be killed in it.
+    // A process with three windows would be killed in this group.
     let group = MemoryGroup::new(program + 2 * 48 * MIB);
     let up = Program::start(folder.path(), &[&["up"], &few[..], &window, &dead].concat());
     if let Some(group) = &group {
-        group.take(up.id());
+        group.add(up.id());
     }
-    let told = up.wait_for(&["memory_bound="]);
-    let (_, told) = told.split_once("memory_bound=").unwrap();
-    let told = told.split(' ').next().unwrap().parse::<usize>().unwrap() * MIB;
-    // Nothing is delivered, so a window that is full stays full: then the peak stands still.
+    let logged = up.wait_for(&["memory_bound="]);
+    let (_, bound) = logged.split_once("memory_bound=").unwrap();
+    let bound = bound.split(' ').next().unwrap().parse::<usize>().unwrap() * MIB;
+    // No event is delivered, so a full window stays full. Then the peak no longer changes.
     let mut seen = (0, 0);
     let peak = eventually(|| {
         let peak = peak_bytes(up.id());
@@ -366,9 +367,9 @@ fn the_memory_of_several_dead_destinations_is_one_window_and_stays_below_what_is
     });
     let mib = |bytes: usize| bytes / MIB;
     let limited = if group.is_some() { "in a control group" } else { "without a control group" };
-    let (idle, dead, told_mib) = (mib(program), mib(peak), mib(told));
-    println!("# memory, {limited}: {idle} MiB idle, {dead} MiB with three dead, {told_mib} MiB told");
-    assert!(peak < program + told, "{} MiB held, {} MiB told", mib(peak), mib(told));
-    assert!(peak < program + 2 * 48 * MIB, "{} MiB held, with one window of 48 MiB", mib(peak));
+    let (idle, dead, bound_mib) = (mib(program), mib(peak), mib(bound));
+    println!("# memory, {limited}: {idle} MiB idle, {dead} MiB with three dead, {bound_mib} MiB logged");
+    assert!(peak < program + bound, "{} MiB used, {} MiB logged", mib(peak), mib(bound));
+    assert!(peak < program + 2 * 48 * MIB, "{} MiB used, with one window of 48 MiB", mib(peak));
     assert_eq!(up.stop().code(), 0);
 }
