@@ -37,7 +37,7 @@ const REPORT_INTERVAL: Duration = Duration::from_secs(1);
 const FULL_INTERVAL: Duration = Duration::from_millis(10);
 
 /// The queue of the process. It is set by [`start`].
-static PROCESS: OnceLock<Arc<Queue>> = OnceLock::new();
+static PROCESS: OnceLock<Arc<LineQueue>> = OnceLock::new();
 
 thread_local! {
     /// The lines that the writing thread logs itself. It must not put them into the queue that it empties. `None` on all
@@ -52,7 +52,7 @@ thread_local! {
 pub fn start() -> io::Result<()> {
     // A descriptor of its own: a write that blocks must not hold the lock of `std::io::stderr`.
     let sink = File::from(io::stderr().as_fd().try_clone_to_owned()?);
-    let queue = Arc::new(Queue::default());
+    let queue = Arc::new(LineQueue::default());
     let lines = Arc::clone(&queue);
     std::thread::Builder::new().name("stderr".into()).spawn(move || lines.serve(sink))?;
     PROCESS.set(queue).map_err(|_| io::Error::other("standard error is in use already"))
@@ -95,14 +95,14 @@ impl Write for Lines {
 }
 
 /// An entry of the queue.
-enum Entry {
+enum QueueEntry {
     Line(Vec<u8>),
     /// At this place in the order, this many lines did not fit into the queue.
     Lost(u64),
 }
 
 #[derive(Default)]
-struct Queue {
+struct LineQueue {
     state: Mutex<QueueState>,
     /// Notified when an entry was added.
     added: Condvar,
@@ -112,14 +112,14 @@ struct Queue {
 
 #[derive(Default)]
 struct QueueState {
-    waiting: VecDeque<Entry>,
+    waiting: VecDeque<QueueEntry>,
     /// Bytes of all waiting lines, with their overhead.
     bytes: usize,
     /// Whether the thread is writing an entry that it took out of the queue.
     is_writing: bool,
 }
 
-impl Queue {
+impl LineQueue {
     /// A poisoned lock is used all the same, because no code that holds it can panic between two changes.
     fn lock(&self) -> MutexGuard<'_, QueueState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
@@ -130,11 +130,11 @@ impl Queue {
         let bytes = line.len() + LINE_OVERHEAD_BYTES;
         if state.bytes + bytes <= QUEUE_BYTES_MAX {
             state.bytes += bytes;
-            state.waiting.push_back(Entry::Line(line.to_vec()));
-        } else if let Some(Entry::Lost(lines)) = state.waiting.back_mut() {
+            state.waiting.push_back(QueueEntry::Line(line.to_vec()));
+        } else if let Some(QueueEntry::Lost(lines)) = state.waiting.back_mut() {
             *lines += 1;
         } else {
-            state.waiting.push_back(Entry::Lost(1));
+            state.waiting.push_back(QueueEntry::Lost(1));
         }
         drop(state);
         self.added.notify_one();
@@ -160,12 +160,12 @@ impl Queue {
     }
 
     /// Waits for the next entry. `None`: none came within [`REPORT_INTERVAL`], and there are lost lines to report.
-    fn next(&self, has_lost: bool) -> Option<Entry> {
+    fn next(&self, has_lost: bool) -> Option<QueueEntry> {
         let mut state = self.lock();
         state.is_writing = false;
         loop {
             if let Some(entry) = state.waiting.pop_front() {
-                if let Entry::Line(line) = &entry {
+                if let QueueEntry::Line(line) = &entry {
                     state.bytes -= line.len() + LINE_OVERHEAD_BYTES;
                 }
                 state.is_writing = true;
@@ -195,10 +195,10 @@ struct LineWriter<S> {
 }
 
 impl<S: Write> LineWriter<S> {
-    fn take(&mut self, entry: Option<Entry>) {
+    fn take(&mut self, entry: Option<QueueEntry>) {
         match entry {
-            Some(Entry::Lost(lines)) => self.lost += lines,
-            Some(Entry::Line(line)) => {
+            Some(QueueEntry::Lost(lines)) => self.lost += lines,
+            Some(QueueEntry::Line(line)) => {
                 self.report_lost();
                 // While the report cannot be written, no other line is: the report has to come before later lines.
                 if self.lost > 0 || self.write(&line).is_err() {
@@ -277,8 +277,8 @@ mod tests {
         }
     }
 
-    fn line(text: &str) -> Option<Entry> {
-        Some(Entry::Line(format!("{text}\n").into_bytes()))
+    fn line(text: &str) -> Option<QueueEntry> {
+        Some(QueueEntry::Line(format!("{text}\n").into_bytes()))
     }
 
     #[test]
@@ -287,7 +287,7 @@ mod tests {
         writer.take(line("one"));
         writer.take(line("cut off"));
         assert_eq!((writer.lost, writer.is_torn), (1, true), "the second line was cut after three of its bytes");
-        writer.take(Some(Entry::Lost(3)));
+        writer.take(Some(QueueEntry::Lost(3)));
         writer.take(line("lost"));
         assert_eq!(writer.lost, 5);
         writer.sink.room = usize::MAX;
@@ -299,7 +299,7 @@ mod tests {
 
     #[test]
     fn a_full_queue_loses_later_lines_and_counts_them_at_their_place() {
-        let queue = Queue::default();
+        let queue = LineQueue::default();
         let long = vec![b'x'; QUEUE_BYTES_MAX / 2];
         for line in [&long[..], b"short\n", &long, b"short too\n", &long, &long] {
             queue.push(line);
@@ -307,8 +307,8 @@ mod tests {
         let mut found = Vec::new();
         while queue.lock().bytes > 0 || !queue.lock().waiting.is_empty() {
             found.push(match queue.next(false).unwrap() {
-                Entry::Line(line) => line.len() as i64,
-                Entry::Lost(lines) => -(lines as i64),
+                QueueEntry::Line(line) => line.len() as i64,
+                QueueEntry::Lost(lines) => -(lines as i64),
             });
         }
         assert_eq!(found, [long.len() as i64, 6, -1, 10, -2]);

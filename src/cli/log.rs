@@ -12,8 +12,7 @@ use std::time::Duration;
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Log")]
 pub struct LogFlags {
-    /// The log: sqlite:PATH, or brokers of a Kafka cluster as HOST:PORT[,HOST:PORT…] [default: localhost:9092; in `up`,
-    /// sqlite:eventd.db]
+    /// Log: sqlite:PATH, or Kafka brokers HOST:PORT[,HOST:PORT…] [default: localhost:9092; in `up`, sqlite:eventd.db]
     ///
     /// sqlite:eventd.db is the embedded log, a database file. The commands up, ingest and dispatch create the file if it
     /// does not exist; its directory has to exist.
