@@ -266,7 +266,12 @@ mod tests {
         for command in Cli::command().get_subcommands() {
             for flag in command.get_arguments() {
                 let help = flag.get_help().map(ToString::to_string).unwrap_or_default();
-                assert!(!help.is_empty() && help.chars().count() <= 130, "{} {}: {help:?}", command.get_name(), flag.get_id());
+                assert!(
+                    !help.is_empty() && help.chars().count() <= 130,
+                    "{} {}: {help:?}",
+                    command.get_name(),
+                    flag.get_id()
+                );
             }
         }
     }
