@@ -112,7 +112,9 @@ impl Supervisor {
         loop {
             match self.run_once().await {
                 Ok(ended) if *self.drain.borrow() => return Ok(ended),
-                Err(RunFailure { error, had_started: true }) if *self.drain.borrow() || dispatch::is_recreated(&error) => {
+                Err(RunFailure { error, had_started: true })
+                    if *self.drain.borrow() || dispatch::is_recreated(&error) =>
+                {
                     return Err(error.context(format!("destination {:?}", self.delivery.spec.name)));
                 }
                 Ok(_) => self.log_failure("not running: it ended without a request to stop".into()),
