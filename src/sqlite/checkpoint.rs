@@ -10,7 +10,6 @@
 //! written meanwhile is never copied in time. So the writer ends it now and then, when little is left to copy.
 
 use super::file::{is_full, wait_while_busy, wait_while_busy_at_most};
-use super::files;
 use crate::core::outcome::Failure;
 use crate::limits::{
     LAST_CHECKPOINT_WAIT_MAX, WAL_BYTES_MAX, WAL_CHECKPOINT_BYTES, WAL_RESTART_BYTES, WAL_RESTART_WAIT_MAX,
@@ -76,9 +75,13 @@ impl Checkpointer {
         })
     }
 
-    /// Looks at the WAL after a commit. An error is the database's.
-    pub(super) fn after_commit(&mut self, writer: &mut Connection) -> rusqlite::Result<()> {
-        self.measure(writer)?;
+    /// Asks for a checkpoint if the WAL has grown enough. `frames` is what it held after the commit. An error is the
+    /// database's.
+    pub(super) fn after_commit(&mut self, writer: &mut Connection, frames: u64) -> rusqlite::Result<()> {
+        self.wal_bytes = frames * self.page_bytes;
+        if self.wal_bytes < self.asked_at_bytes {
+            self.asked_at_bytes = 0;
+        }
         if self.wal_bytes >= self.asked_at_bytes + WAL_CHECKPOINT_BYTES {
             self.asked_at_bytes = self.wal_bytes;
             // Full: it was asked already. FileDamage: it has said why the log is lost.
@@ -157,14 +160,6 @@ impl Checkpointer {
         if let Err((_, error)) = writer.close() {
             tracing::warn!(%error, "the database cannot be closed");
         }
-    }
-
-    fn measure(&mut self, writer: &Connection) -> rusqlite::Result<()> {
-        self.wal_bytes = files::frames(writer)? * self.page_bytes;
-        if self.wal_bytes < self.asked_at_bytes {
-            self.asked_at_bytes = 0;
-        }
-        Ok(())
     }
 }
 

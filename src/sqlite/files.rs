@@ -8,7 +8,8 @@
 //!
 //! SQLite keeps its files open and never looks at their names again. If somebody removes or truncates one, SQLite goes
 //! on in a file that no later process finds. So the writer looks before a group of writes, and refuses the group if a
-//! file is gone; and it looks again before it acknowledges the group.
+//! file is gone; and it looks again before it acknowledges the group. If the next group waits already, the second look
+//! is the first one of that group too. A look costs five system calls, so it must not happen once an event.
 //!
 //! What other processes do by right must not look like damage:
 //!
@@ -121,6 +122,11 @@ impl DatabaseFiles {
         Ok(Self { identity, wal, page_bytes, database_bytes, frames: 0 })
     }
 
+    /// How many frames the WAL held at the last look.
+    pub(super) fn frames(&self) -> u64 {
+        self.frames
+    }
+
     /// Looks at all files. `Some`: nothing that is written from now on would be found again.
     pub(super) fn look(&mut self, connection: &Connection) -> rusqlite::Result<Option<FileDamage>> {
         let mut tries = 0;
@@ -152,18 +158,23 @@ impl DatabaseFiles {
         if let Err(why) = look(&self.identity.shm) {
             return Ok(Some(FileDamage::new(why)));
         }
-        if let Some(gone) = self.damage_of_wal(frames) {
+        let named = look(&self.identity.wal);
+        // If the name still leads to the open file, its length is known without another system call.
+        let len = match &named {
+            Ok(Some(metadata)) => Some(metadata.len()),
+            Ok(None) | Err(_) => self.wal.metadata().ok().map(|metadata| metadata.len()),
+        };
+        if let Some(gone) = len.and_then(|len| self.damage_of_wal(frames, len)) {
             return Ok(Some(gone));
         }
-        Ok(look(&self.identity.wal).err().map(|why| FileDamage { why, wal_is_whole: true }))
+        Ok(named.err().map(|why| FileDamage { why, wal_is_whole: true }))
     }
 
-    /// What is wrong with the open WAL, which holds so many frames.
-    fn damage_of_wal(&self, frames: u64) -> Option<FileDamage> {
-        // Restarted or truncated: the next frame is written together with a new header.
+    /// Says what is wrong with the open WAL, which should hold this many frames and has this many bytes.
+    fn damage_of_wal(&self, frames: u64, len: u64) -> Option<FileDamage> {
+        // If the WAL was restarted or truncated, the next frame is written together with a new header.
         let known = self.frames.min(frames).max(1);
         let path = &self.identity.wal.0;
-        let len = self.wal.metadata().ok()?.len();
         if frames == 0 {
             return None;
         }

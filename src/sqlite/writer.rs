@@ -21,7 +21,7 @@
 
 use super::checkpoint::Checkpointer;
 use super::file::is_full;
-use super::files::DatabaseFiles;
+use super::files::{self, DatabaseFiles};
 use super::hub::Hub;
 use super::operations::{NextOffsets, Transaction, Write};
 use super::trim::{ClockReading, Trimmer};
@@ -132,7 +132,8 @@ pub(super) fn start(parts: WriterParts) -> std::io::Result<WriteQueue> {
     let (messages, inbox) = mpsc::channel(WRITE_QUEUE_ENTRIES_MAX);
     let bytes = Arc::new(Semaphore::new(WRITE_QUEUE_BYTES_MAX));
     let lost = parts.lost.clone();
-    let mut writer = Writer { parts, inbox, waiting: VecDeque::new(), housekeeping: false, closing: None };
+    let mut writer =
+        Writer { parts, inbox, waiting: VecDeque::new(), housekeeping: false, files_are_checked: false, closing: None };
     // A defect that panics must not look like a writer that is merely slow.
     vital::thread("log-writer", lost, move || {
         writer.serve();
@@ -147,6 +148,8 @@ struct Writer {
     waiting: VecDeque<QueuedWrite>,
     /// There may be something to trim.
     housekeeping: bool,
+    /// The files were looked at after the last commit, and the writer has done nothing else since.
+    files_are_checked: bool,
     /// Set once the database is being closed: told when the thread is done.
     closing: Option<oneshot::Sender<()>>,
 }
@@ -224,6 +227,7 @@ impl Writer {
                 self.mind_the_wal();
             }
             if self.housekeeping {
+                self.files_are_checked = false;
                 self.housekeeping = self.parts.lost.borrow().is_none() && self.trim();
             }
         }
@@ -233,6 +237,9 @@ impl Writer {
     /// Takes in what waits, at least one message unless there is something else to do. `false`: nobody is left.
     fn gather(&mut self) -> bool {
         if self.waiting.is_empty() && !self.housekeeping && self.closing.is_none() {
+            if self.inbox.is_empty() {
+                self.files_are_checked = false;
+            }
             match self.inbox.blocking_recv() {
                 Some(message) => self.take(message),
                 None => return false,
@@ -298,8 +305,14 @@ impl Writer {
     }
 
     /// Writes the group between two looks at the files: it is not acknowledged if it went into files that are gone.
+    ///
+    /// If this group waited already when the group before it was committed, the look after that commit counts as the
+    /// first one. A file that goes in between is then found by the second look, and the group is unknown instead of
+    /// refused.
     fn commit(&mut self, group: &[QueuedWrite]) -> Result<Done, TransactionError> {
-        self.look(false)?;
+        if !std::mem::take(&mut self.files_are_checked) {
+            self.look(false)?;
+        }
         let max_bytes = self.parts.max_bytes;
         let done = in_transaction(&self.parts.connection, |connection| {
             let mut transaction = Transaction::new(connection, max_bytes)?;
@@ -308,6 +321,7 @@ impl Writer {
             Ok((answers, transaction.finish()?))
         })?;
         self.look(true)?;
+        self.files_are_checked = true;
         Ok(done)
     }
 
@@ -374,8 +388,10 @@ impl Writer {
         if self.parts.lost.borrow().is_some() {
             return;
         }
-        let WriterParts { connection, checkpoints, .. } = &mut self.parts;
-        if let Err(error) = checkpoints.after_commit(connection) {
+        let WriterParts { connection, checkpoints, files, .. } = &mut self.parts;
+        // The look after the commit has counted the frames.
+        let frames = if self.files_are_checked { Ok(files.frames()) } else { files::frames(connection) };
+        if let Err(error) = frames.and_then(|frames| checkpoints.after_commit(connection, frames)) {
             let failed = TransactionError::before(connection, error);
             self.note(&failed);
         }
