@@ -28,6 +28,8 @@ use std::fs::{File, Metadata};
 use std::io::{self, ErrorKind};
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 /// How often a look that found something is repeated, and how long it waits: another process that restarts or truncates
@@ -110,16 +112,28 @@ pub(super) struct DatabaseFiles {
     database_bytes: u64,
     /// Frames in the WAL at the last look.
     frames: u64,
+    /// Frames in the WAL after the last commit of this connection, or `NONE` once they were read.
+    frames_committed: Arc<AtomicU64>,
 }
 
+const NONE: u64 = u64::MAX;
+
 impl DatabaseFiles {
-    /// The files of a database that was just opened and read from.
-    pub(super) fn of(canonical: &Path, connection: &Connection) -> io::Result<Self> {
+    /// The files of a database that was just opened and read from. `connection` is the one that writes; it reports the
+    /// frames of each commit from now on.
+    pub(super) fn of(canonical: &Path, connection: &mut Connection) -> io::Result<Self> {
         let identity = FileIdentity::of(canonical)?;
         let wal = File::open(&identity.wal.0)?;
         let database_bytes = std::fs::metadata(canonical)?.len();
         let page_bytes = number(connection, "PRAGMA page_size").map_err(io::Error::other)?;
-        Ok(Self { identity, wal, page_bytes, database_bytes, frames: 0 })
+        let frames_committed = Arc::new(AtomicU64::new(NONE));
+        let committed = Arc::clone(&frames_committed);
+        let report = move |_: &mut rusqlite::hooks::Wal, frames: std::ffi::c_int| {
+            committed.store(u64::try_from(frames).unwrap_or(NONE), Ordering::Relaxed);
+            Ok(())
+        };
+        connection.wal_hook(Some(report)).map_err(io::Error::other)?;
+        Ok(Self { identity, wal, page_bytes, database_bytes, frames: 0, frames_committed })
     }
 
     /// How many frames the WAL held at the last look.
@@ -127,11 +141,21 @@ impl DatabaseFiles {
         self.frames
     }
 
+    /// How many frames the WAL holds. After a commit of this connection that is known already: SQLite compiles a
+    /// `PRAGMA` anew each time, which takes as long as storing an event.
+    pub(super) fn count_frames(&self, connection: &Connection) -> rusqlite::Result<u64> {
+        match self.frames_committed.swap(NONE, Ordering::Relaxed) {
+            NONE => frames(connection),
+            frames => Ok(frames),
+        }
+    }
+
     /// Looks at all files. `Some`: nothing that is written from now on would be found again.
     pub(super) fn look(&mut self, connection: &Connection) -> rusqlite::Result<Option<FileDamage>> {
         let mut tries = 0;
         loop {
-            let frames = frames(connection)?;
+            // From the second try on, SQLite is asked: another process may have restarted the WAL since our commit.
+            let frames = self.count_frames(connection)?;
             let found = self.look_once(connection, frames)?;
             tries += 1;
             if found.is_none() || tries == LOOK_AGAIN_MAX {
@@ -240,7 +264,7 @@ fn is_header(header: &[u8; WAL_HEADER_BYTES as usize]) -> bool {
 }
 
 /// How many frames the WAL holds, whoever wrote them. `NOOP` copies nothing.
-pub(super) fn frames(connection: &Connection) -> rusqlite::Result<u64> {
+fn frames(connection: &Connection) -> rusqlite::Result<u64> {
     let frames: i64 = connection.prepare_cached("PRAGMA wal_checkpoint(NOOP)")?.query_row([], |row| row.get(1))?;
     // -1: there is no WAL yet.
     Ok(u64::try_from(frames).unwrap_or(0))

@@ -76,7 +76,7 @@ impl Database {
     /// Opens the database, makes it with `create` where it is missing, and starts its threads. Blocks.
     /// A process that may create also keeps house. `max_bytes` bounds the file.
     pub(crate) fn open(path: &Path, create: bool, max_bytes: Option<u64>) -> Result<Self, DatabaseError> {
-        let (path, connection) = file::open(path, create)?;
+        let (path, mut connection) = file::open(path, create)?;
         let unavailable = |error: &dyn fmt::Display| {
             DatabaseError::Unavailable(format!("{} cannot be opened: {error}", path.display()))
         };
@@ -92,7 +92,7 @@ impl Database {
         let hub = Arc::new(hub::Hub::default());
         let checkpoints = checkpoint::Checkpointer::start(&connection, connect(ConnectionRole::Reader)?, lost.clone())
             .map_err(|error| unavailable(&error))?;
-        let files = files::DatabaseFiles::of(&path, &connection).map_err(|error| unavailable(&error))?;
+        let files = files::DatabaseFiles::of(&path, &mut connection).map_err(|error| unavailable(&error))?;
         let queue = writer::start(writer::WriterParts {
             connection,
             files,

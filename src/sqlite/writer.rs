@@ -21,7 +21,7 @@
 
 use super::checkpoint::Checkpointer;
 use super::file::is_full;
-use super::files::{self, DatabaseFiles};
+use super::files::DatabaseFiles;
 use super::hub::Hub;
 use super::operations::{NextOffsets, Transaction, Write};
 use super::trim::{ClockReading, Trimmer};
@@ -390,7 +390,7 @@ impl Writer {
         }
         let WriterParts { connection, checkpoints, files, .. } = &mut self.parts;
         // The look after the commit has counted the frames.
-        let frames = if self.files_are_checked { Ok(files.frames()) } else { files::frames(connection) };
+        let frames = if self.files_are_checked { Ok(files.frames()) } else { files.count_frames(connection) };
         if let Err(error) = frames.and_then(|frames| checkpoints.after_commit(connection, frames)) {
             let failed = TransactionError::before(connection, error);
             self.note(&failed);
