@@ -220,25 +220,8 @@ pub const GROUP_NAME_CHARS_MAX: usize = 200;
 /// this bounds what half-sent requests can hold.
 pub const HTTP_BUFFER_BYTES_MAX: usize = 32 * 1024;
 
-/// A header time-out beyond this is cut to it: it is added to a clock, which must not overflow.
-pub const HEADER_TIMEOUT_MAX: Duration = Duration::from_secs(3600);
-
-/// How long writing an answer may take from the first time the client's side is full until all of it is written: an
-/// answer is small beside what the kernel buffers, so a client that has not read by then has stopped reading, and would
-/// hold one of `--max-connections` for ever.
-pub const ANSWER_WRITE_MAX: Duration = Duration::from_secs(30);
-
-/// How long accepting waits after the system had no descriptor or memory for a connection: it would fail again at once.
-pub const ACCEPT_RETRY_DELAY: Duration = Duration::from_millis(100);
-
 /// How often ingest looks whether the topic's partition count changed.
 pub const PARTITION_COUNT_CHECK_INTERVAL: Duration = Duration::from_secs(1);
-
-/// What `Retry-After` says where a request was not taken for want of room, or by the log, in whole seconds.
-pub const RETRY_AFTER_SECS: u32 = 1;
-
-/// Bytes of a `traceparent` that is passed on: version 00 has 55, and later ones may be longer.
-pub const TRACEPARENT_BYTES_MAX: usize = 128;
 
 /// Users that the plan of a replay tells apart: 16 MB. Beyond it the plan says "more than".
 pub const REPLAY_USERS_COUNTED_MAX: usize = 1_000_000;
@@ -262,9 +245,6 @@ pub const SIGNING_NOTED_WITHIN: Duration = Duration::from_secs(5);
 
 /// Characters of a replay's id, also of another eventd's that replays into our ingest.
 pub const REPLAY_ID_CHARS_MAX: usize = 64;
-
-/// Characters of a client's own text (a field's name, a content type) that an error repeats.
-pub const ECHO_CHARS_MAX: usize = 64;
 
 /// Bytes of lines in one write of a file: large enough that the sync disappears in it, small enough to be kept twice.
 pub const WRITE_BYTES_MAX: usize = 4 * 1024 * 1024;

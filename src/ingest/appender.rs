@@ -1,12 +1,13 @@
-//! Appends the events of a request, partition by partition, and says what became of each.
+//! Appends the events of a request, partition by partition, and reports the outcome of each event.
 //!
 //! ```text
-//!  events  a0 b0 a1 c0 b1 …        partition a: [a0 a1 …] ── chunk ── chunk ──▶ log    one after the other
-//!          in the request's order  partition b: [b0 b1 …] ── chunk ──────────▶ log    beside each other
+//!  events  a0 b0 a1 c0 b1 …        partition a: [a0 a1 …] ── chunk ── chunk ──▶ log    one chunk after the other
+//!          in the request's order  partition b: [b0 b1 …] ── chunk ──────────▶ log    at the same time as a
 //! ```
 //!
-//! A chunk of a partition is appended once the one before it was. When one is not stored, or not surely, those behind
-//! it are refused without being tried: a later event never overtakes an earlier one of the same user.
+//! A partition's next chunk is appended only after the one before it is stored. If a chunk is refused or its outcome is
+//! unknown, the later chunks are refused without being tried. Otherwise a later event could overtake an earlier event
+//! of its user.
 
 use crate::core::event::Record;
 use crate::core::outcome::Failure;
@@ -14,74 +15,78 @@ use crate::log::{AppendLimits, Log};
 use std::sync::Arc;
 use tokio::task::JoinSet;
 
-/// What became of one event: the offset where it is stored, or why it is not (or not surely) stored.
-pub(super) type Outcome = Result<i64, Arc<Failure>>;
+/// The outcome of one event: the offset at which it is stored, or the failure of its append.
+pub(super) type AppendOutcome = Result<i64, Arc<Failure>>;
 
-/// The code of an event that was not tried, since an earlier one of its partition in the same request is not stored.
+/// The code of an event that was not tried because an earlier event of its partition was not stored.
 const EARLIER_FAILED: &str = "earlier-event-not-stored";
 
-/// The events of one partition: where each stands in the request, and its record.
-type Share = (u32, Vec<(usize, Record)>);
+/// The events of one partition: the index of each in the request, and its record.
+type PartitionRecords = (u32, Vec<(usize, Record)>);
 
-/// Appends each record to its partition and answers with one outcome for each, in the same order.
-pub(super) async fn append(log: Arc<dyn Log>, records: Vec<Record>, partitions: &[u32]) -> Vec<Outcome> {
+/// Appends each record to its partition. Returns one outcome for each record, in the same order.
+pub(super) async fn append(log: Arc<dyn Log>, records: Vec<Record>, partitions: &[u32]) -> Vec<AppendOutcome> {
     debug_assert_eq!(records.len(), partitions.len());
     let Some(first) = partitions.first() else { return Vec::new() };
+    // Most requests have one event, or the events of one user. They need no task and no sorting.
     if partitions.iter().all(|partition| partition == first) {
-        return append_share(&*log, *first, records).await;
+        return append_to_partition(&*log, *first, records).await;
     }
-    let mut outcomes: Vec<Outcome> = Vec::new();
-    // Where an append does not come back (it panicked), nobody knows what became of its events.
-    let lost = Arc::new(Failure::unknown("append-broken", "the append broke off: see the log of eventd"));
-    outcomes.resize_with(records.len(), || Err(lost.clone()));
+    let mut outcomes: Vec<AppendOutcome> = Vec::new();
+    // If an append panics, its events keep this outcome: they may or may not be stored.
+    let broken = Arc::new(Failure::unknown("append-broken", "the append broke off: see the log of eventd"));
+    outcomes.resize_with(records.len(), || Err(broken.clone()));
     let mut appends = JoinSet::new();
-    for (partition, share) in shares(records, partitions) {
+    for (partition, indexed) in by_partition(records, partitions) {
         let log = log.clone();
         appends.spawn(async move {
-            let (places, records): (Vec<usize>, Vec<Record>) = share.into_iter().unzip();
-            let ended = append_share(&*log, partition, records).await;
-            places.into_iter().zip(ended).collect::<Vec<_>>()
+            let (indexes, records): (Vec<usize>, Vec<Record>) = indexed.into_iter().unzip();
+            let ended = append_to_partition(&*log, partition, records).await;
+            indexes.into_iter().zip(ended).collect::<Vec<_>>()
         });
     }
     while let Some(joined) = appends.join_next().await {
         match joined {
-            Ok(ended) => ended.into_iter().for_each(|(place, outcome)| outcomes[place] = outcome),
-            Err(error) => tracing::error!(%error, "an append broke off"),
+            Ok(ended) => ended.into_iter().for_each(|(index, outcome)| outcomes[index] = outcome),
+            Err(error) => tracing::error!(%error, "an append broke off: its events may or may not be stored"),
         }
     }
     outcomes
 }
 
-/// Groups the records by partition. The sort is stable: within a partition they keep their order.
-fn shares(records: Vec<Record>, partitions: &[u32]) -> Vec<Share> {
-    let mut places: Vec<(u32, usize, Record)> =
-        records.into_iter().enumerate().map(|(place, record)| (partitions[place], place, record)).collect();
-    places.sort_by_key(|(partition, _, _)| *partition);
-    let mut shares: Vec<Share> = Vec::new();
-    for (partition, place, record) in places {
-        match shares.last_mut() {
-            Some((last, share)) if *last == partition => share.push((place, record)),
-            _ => shares.push((partition, vec![(place, record)])),
+/// Groups the records by partition. The sort is stable, so each partition keeps the order of the request.
+fn by_partition(records: Vec<Record>, partitions: &[u32]) -> Vec<PartitionRecords> {
+    let mut indexed: Vec<(u32, usize, Record)> =
+        records.into_iter().enumerate().map(|(index, record)| (partitions[index], index, record)).collect();
+    indexed.sort_by_key(|(partition, _, _)| *partition);
+    let mut grouped: Vec<PartitionRecords> = Vec::new();
+    for (partition, index, record) in indexed {
+        match grouped.last_mut() {
+            Some((last, records)) if *last == partition => records.push((index, record)),
+            _ => grouped.push((partition, vec![(index, record)])),
         }
     }
-    shares
+    grouped
 }
 
-/// Appends the records of one partition, chunk after chunk, up to the first that is not surely stored.
-async fn append_share(log: &dyn Log, partition: u32, records: Vec<Record>) -> Vec<Outcome> {
+/// Appends the records of one partition, chunk after chunk, and stops at the first chunk that is not stored.
+async fn append_to_partition(log: &dyn Log, partition: u32, records: Vec<Record>) -> Vec<AppendOutcome> {
     let count = records.len();
     let mut outcomes = Vec::with_capacity(count);
     let mut rest = records;
     while !rest.is_empty() {
-        let behind = rest.split_off(chunk_len(&rest, log.append_limits()));
-        let chunk = std::mem::replace(&mut rest, behind);
+        let later = rest.split_off(chunk_len(&rest, log.append_limits()));
+        let chunk = std::mem::replace(&mut rest, later);
         let len = chunk.len();
         match log.append(partition, chunk).await {
             Ok(first) => outcomes.extend((first..).take(len).map(Ok)),
             Err(failure) => {
-                let detail = format!("an earlier event of this request in partition {partition} is not stored");
                 let failure = Arc::new(failure);
                 outcomes.resize_with(outcomes.len() + len, || Err(failure.clone()));
+                let detail = format!(
+                    "an earlier event of this request in partition {partition} was not stored, so this event was not \
+                     tried: send both again in this order"
+                );
                 let untried = Arc::new(Failure::refused(EARLIER_FAILED, detail));
                 outcomes.resize_with(count, || Err(untried.clone()));
                 break;
@@ -91,7 +96,8 @@ async fn append_share(log: &dyn Log, partition: u32, records: Vec<Record>) -> Ve
     outcomes
 }
 
-/// How many records fit one append; at least one.
+/// How many records fit into one append. This is at least 1, because a record that is larger than a batch is appended
+/// alone.
 fn chunk_len(records: &[Record], limits: AppendLimits) -> usize {
     let mut bytes = 0;
     let fit = records.iter().take_while(|record| {
@@ -106,21 +112,21 @@ mod tests {
     use super::*;
 
     #[test]
-    fn chunks_keep_to_the_bound_and_a_large_record_is_one_of_its_own() {
-        let of = |bytes: usize| Record::from_parts(None, Some(&vec![b'x'; bytes]), &[], 0);
+    fn chunks_keep_to_the_limit_and_a_large_record_is_a_chunk_of_its_own() {
+        let record = |bytes: usize| Record::from_parts(None, Some(&vec![b'x'; bytes]), &[], 0);
         let limits = AppendLimits::default();
-        let half = limits.batch_bytes_max / 2 - limits.cost_bytes(&of(0));
-        assert_eq!(chunk_len(&[of(half), of(half), of(1)], limits), 2);
-        assert_eq!(chunk_len(&[of(half), of(half + 1)], limits), 1);
-        assert_eq!(chunk_len(&[of(2 * limits.batch_bytes_max), of(1)], limits), 1);
+        let half = limits.batch_bytes_max / 2 - limits.cost_bytes(&record(0));
+        assert_eq!(chunk_len(&[record(half), record(half), record(1)], limits), 2);
+        assert_eq!(chunk_len(&[record(half), record(half + 1)], limits), 1);
+        assert_eq!(chunk_len(&[record(2 * limits.batch_bytes_max), record(1)], limits), 1);
     }
 
     #[test]
-    fn shares_keep_the_order_of_the_request() {
+    fn each_partition_keeps_the_order_of_the_request() {
         let records: Vec<Record> = (0..6u8).map(|n| Record::from_parts(None, Some(&[n]), &[], 0)).collect();
-        let shares = shares(records, &[2, 0, 2, 1, 0, 2]);
-        let places: Vec<(u32, Vec<usize>)> =
-            shares.iter().map(|(p, share)| (*p, share.iter().map(|(place, _)| *place).collect())).collect();
-        assert_eq!(places, [(0, vec![1, 4]), (1, vec![3]), (2, vec![0, 2, 5])]);
+        let grouped = by_partition(records, &[2, 0, 2, 1, 0, 2]);
+        let indexes: Vec<(u32, Vec<usize>)> =
+            grouped.iter().map(|(p, records)| (*p, records.iter().map(|(index, _)| *index).collect())).collect();
+        assert_eq!(indexes, [(0, vec![1, 4]), (1, vec![3]), (2, vec![0, 2, 5])]);
     }
 }

@@ -1,10 +1,17 @@
-//! Reads a request's body: within its limit, within its time, at a pace, and within the memory that bodies may use.
+//! Reads a request's body within four bounds: its size, its time, its rate, and the memory that bodies may use.
+//!
+//! ```text
+//!  first piece ── whole body? ── yes ──────────────────────────────▶ PendingBytes ─▶ parse
+//!                     └── no ─▶ BodyReader::collect, holds an Upload ──────▲
+//!                                 │ each piece: in time? fast enough? within --max-body?
+//!                                 └── room taken for another upload ─▶ 408
+//! ```
 
 use super::connections::Activity;
-use super::pace::{BODY_PACE_MIN, Schedule};
-use super::pending::Reservation;
+use super::min_rate::{BODY_MIN_RATE, RateDeadline};
+use super::pending::PendingBytes;
 use super::problem::{BODY_INCOMPLETE, BODY_TIMEOUT, BODY_TOO_LARGE, BODY_TOO_SLOW, OVERLOADED, Problem};
-use super::uploads::{NoRoom, UPLOAD_KEEPS_ROOM, Upload, Uploads};
+use super::uploads::{BudgetExhausted, UPLOAD_MIN_RATE, Upload, UploadBudget};
 use bytes::Bytes;
 use http_body_util::BodyExt;
 use hyper::body::{Body, Incoming};
@@ -12,87 +19,89 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::{Instant, sleep_until, timeout};
 
-/// Bytes of a refused request's body that are read and thrown away, so that a client that first sends everything reads
-/// the answer and not a broken pipe. A longer body costs the connection.
+/// Bytes of a refused request's body that are read and thrown away. A client that sends everything before it reads then
+/// finds the answer instead of a broken pipe. If the body is longer, the connection is closed.
 const REFUSED_BODY_BYTES_MAX: u64 = 16 * 1024 * 1024;
 
-/// How long they are read for. The answer is sent before, so this only bounds how long a client holds the connection.
+/// How long the body of a refused request is read. The answer was sent before, so this only bounds how long a client
+/// can hold the connection.
 const REFUSED_BODY_WAIT_MAX: Duration = Duration::from_secs(2);
 
-/// How much of a body is taken, and for how long it is waited for.
+/// The largest body that is accepted, and how long ingest waits for its last byte.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Bounds {
+pub(super) struct BodyLimits {
     pub(super) max_bytes: usize,
     pub(super) timeout: Duration,
 }
 
-/// Reads the body to its end. Its bytes are held by `uploads` while it arrives and by `reservation` once it is complete.
-/// They count as they come, not as they are announced: a client that announces much and sends nothing takes no room from
-/// others.
+/// Reads the body to its end. While the body arrives, its buffer counts in `uploads`; afterwards it counts in
+/// `pending`.
+///
+/// Bytes count when they arrive, not when they are announced. So a client that announces a large body and sends nothing
+/// takes no room from other clients.
 pub(super) async fn read(
     body: &mut Incoming,
-    bounds: Bounds,
-    uploads: &Arc<Uploads>,
-    reservation: &mut Reservation,
+    limits: BodyLimits,
+    uploads: &Arc<UploadBudget>,
+    pending: &mut PendingBytes,
     activity: &Activity,
 ) -> Result<Bytes, Box<Problem>> {
-    // What is announced is a bound too: the buffer never grows beyond it.
-    let announced = body.size_hint().upper().and_then(|bytes| usize::try_from(bytes).ok());
-    if body.size_hint().lower() > bounds.max_bytes as u64 {
-        return Err(too_large(bounds));
+    let size = body.size_hint();
+    if size.lower() > limits.max_bytes as u64 {
+        return Err(too_large(limits));
     }
-    let most = announced.map_or(bounds.max_bytes, |announced| announced.min(bounds.max_bytes));
     let begun = Instant::now();
-    let schedule = BODY_PACE_MIN.begin(begun);
-    let mut arriving = Arriving { body, bounds, end: begun + bounds.timeout, schedule, activity };
-    // Nearly every body comes in one piece, which is used as it is.
-    let Some(first) = arriving.piece(None).await? else { return Ok(Bytes::new()) };
-    within(first.len(), bounds)?;
-    let whole = match arriving.body.is_end_stream() {
-        true => first,
-        false => {
-            let mut upload = uploads.begin();
-            let whole = arriving.collect(first, most, &mut upload).await?;
-            // Given back only now, so that its bytes never count nowhere.
-            return if reservation.replace(whole.capacity()) { Ok(whole.into()) } else { Err(overloaded()) };
-        }
-    };
-    if reservation.replace(whole.len()) { Ok(whole) } else { Err(overloaded()) }
+    let deadline = BODY_MIN_RATE.deadline(begun);
+    let mut reader = BodyReader { body, limits, end: begun + limits.timeout, deadline, activity };
+    let Some(first) = reader.next(None).await? else { return Ok(Bytes::new()) };
+    check_len(first.len(), limits)?;
+    // Nearly every body arrives in one piece, which needs no buffer.
+    if reader.body.is_end_stream() {
+        return if pending.resize(first.len()) { Ok(first) } else { Err(overloaded()) };
+    }
+    // A client that announces a length gets a buffer of no more than that.
+    let announced = size.upper().and_then(|bytes| usize::try_from(bytes).ok());
+    let len_max = announced.map_or(limits.max_bytes, |announced| announced.min(limits.max_bytes));
+    let mut upload = uploads.begin();
+    let whole = reader.collect(first, len_max, &mut upload).await?;
+    // The upload is dropped after this, so that the bytes count in one of the two budgets at every moment.
+    if pending.resize(whole.capacity()) { Ok(whole.into()) } else { Err(overloaded()) }
 }
 
-/// A body that is being read.
-struct Arriving<'b> {
+/// One body that is being read.
+struct BodyReader<'b> {
     body: &'b mut Incoming,
-    bounds: Bounds,
-    /// When the time for all of it is over.
+    limits: BodyLimits,
+    /// When the time for the whole body is over.
     end: Instant,
-    schedule: Schedule,
+    deadline: RateDeadline,
     activity: &'b Activity,
 }
 
-impl Arriving<'_> {
-    /// The whole body, of which `first` has come and which has `most` bytes at most.
-    async fn collect(&mut self, first: Bytes, most: usize, upload: &mut Upload) -> Result<Vec<u8>, Box<Problem>> {
+impl BodyReader<'_> {
+    /// Reads the rest of a body that began with `first` and has at most `len_max` bytes.
+    async fn collect(&mut self, first: Bytes, len_max: usize, upload: &mut Upload) -> Result<Vec<u8>, Box<Problem>> {
         let mut whole = Vec::new();
         let mut next = Some(first);
         while let Some(piece) = next {
             let needed = whole.len() + piece.len();
-            within(needed, self.bounds)?;
+            check_len(needed, self.limits)?;
             if needed > whole.capacity() {
-                let room = (2 * whole.capacity()).min(most).max(needed);
-                upload.hold(room).await.map_err(|NoRoom| no_room())?;
-                // Nothing was read while there was no room, which is not the client's fault.
-                self.schedule = BODY_PACE_MIN.begin(Instant::now());
-                whole.reserve_exact(room - whole.len());
+                // Doubling copies each byte about once, and `len_max` saves the room that no byte will fill.
+                let capacity = (2 * whole.capacity()).min(len_max).max(needed);
+                upload.hold(capacity).await.map_err(|BudgetExhausted| no_room_for_upload())?;
+                // Nothing was read while there was no room, and that was not the client's fault.
+                self.deadline = BODY_MIN_RATE.deadline(Instant::now());
+                whole.reserve_exact(capacity - whole.len());
             }
             whole.extend_from_slice(&piece);
-            next = self.piece(Some(upload)).await?;
+            next = self.next(Some(upload)).await?;
         }
         Ok(whole)
     }
 
-    /// The next piece; `None` at the end of the body.
-    async fn piece(&mut self, upload: Option<&Upload>) -> Result<Option<Bytes>, Box<Problem>> {
+    /// Waits for the next piece. Returns `None` at the end of the body.
+    async fn next(&mut self, upload: Option<&Upload>) -> Result<Option<Bytes>, Box<Problem>> {
         self.activity.receiving();
         let cut = async {
             match upload {
@@ -101,45 +110,51 @@ impl Arriving<'_> {
             }
         };
         let piece = tokio::select! {
-            // What has come is taken first: a client is not slow because eventd is.
+            // Data that has arrived is taken before the clock is read: a client is not slow because eventd is busy.
             biased;
-            piece = data(self.body) => piece?,
-            () = cut => return Err(lost_room()),
-            () = sleep_until(self.end.min(self.schedule.due())) => return Err(self.late()),
+            piece = next_data(self.body) => piece?,
+            () = cut => return Err(lost_its_room()),
+            () = sleep_until(self.end.min(self.deadline.due())) => return Err(self.late()),
         };
         self.activity.busy();
+        // At the end of the body the clock does not matter any more.
+        let Some(piece) = piece else { return Ok(None) };
         let now = Instant::now();
-        if now >= self.end && piece.is_some() {
+        if now >= self.end {
             return Err(self.late());
         }
-        if let Some(piece) = &piece {
-            self.schedule.came(piece.len(), now);
-            if let Some(upload) = upload {
-                upload.came(piece.len(), now);
-            }
+        self.deadline.arrived(piece.len(), now);
+        if let Some(upload) = upload {
+            upload.arrived(piece.len(), now);
         }
-        Ok(piece)
+        Ok(Some(piece))
     }
 
     fn late(&self) -> Box<Problem> {
         if Instant::now() >= self.end {
-            let waited = humantime::format_duration(self.bounds.timeout);
-            return Problem::new(BODY_TIMEOUT, format!("the body did not end within {waited} (--body-timeout)"))
-                .close();
+            let limit = humantime::format_duration(self.limits.timeout);
+            let detail = format!(
+                "the body did not end within {limit} (--body-timeout) and nothing was stored: send fewer events in one \
+                 request"
+            );
+            return Problem::new(BODY_TIMEOUT, detail).close();
         }
-        let (rate, slack) = (BODY_PACE_MIN.bytes_per_second, humantime::format_duration(BODY_PACE_MIN.slack));
-        let detail = format!("the body came more slowly than {rate} bytes a second for {slack}; nothing was stored");
+        let (rate, slack) = (BODY_MIN_RATE.bytes_per_second, humantime::format_duration(BODY_MIN_RATE.slack));
+        let detail = format!(
+            "the body came more slowly than {rate} bytes per second for {slack} and nothing was stored: send the whole \
+             body without pauses"
+        );
         Problem::new(BODY_TOO_SLOW, detail).close()
     }
 }
 
-/// The next data of the body; `None` at its end.
-async fn data(body: &mut Incoming) -> Result<Option<Bytes>, Box<Problem>> {
+/// The next data of the body, or `None` at its end. Trailers have no meaning here and are skipped.
+async fn next_data(body: &mut Incoming) -> Result<Option<Bytes>, Box<Problem>> {
     while let Some(frame) = body.frame().await {
         let frame = frame.map_err(|error| {
-            Problem::new(BODY_INCOMPLETE, format!("the body broke off: {error}; nothing was stored")).close()
+            let detail = format!("the body broke off ({error}) and nothing was stored: send the whole request again");
+            Problem::new(BODY_INCOMPLETE, detail).close()
         })?;
-        // What is no data is trailers, which mean nothing here.
         if let Ok(data) = frame.into_data()
             && !data.is_empty()
         {
@@ -149,39 +164,42 @@ async fn data(body: &mut Incoming) -> Result<Option<Bytes>, Box<Problem>> {
     Ok(None)
 }
 
-fn within(bytes: usize, bounds: Bounds) -> Result<(), Box<Problem>> {
-    if bytes > bounds.max_bytes { Err(too_large(bounds)) } else { Ok(()) }
+fn check_len(bytes: usize, limits: BodyLimits) -> Result<(), Box<Problem>> {
+    if bytes > limits.max_bytes { Err(too_large(limits)) } else { Ok(()) }
 }
 
-/// `--max-pending` is reached.
+/// The answer if `--max-pending` bytes are accepted and not yet appended.
 pub(super) fn overloaded() -> Box<Problem> {
-    Problem::new(OVERLOADED, "as much as --max-pending allows waits for the log already; nothing of this was stored")
-}
-
-/// Bodies that are still arriving use as much as `--max-pending` allows, and all of them arrive fast enough.
-fn no_room() -> Box<Problem> {
-    let detail = "bodies that are still arriving use as much as --max-pending allows; nothing of this was stored";
+    let detail = "as many bytes as --max-pending allows already wait for the log, and nothing of this request was \
+                  stored: send it again later";
     Problem::new(OVERLOADED, detail)
 }
 
-/// This body was too slow to keep its room.
-fn lost_room() -> Box<Problem> {
-    let rate = UPLOAD_KEEPS_ROOM.bytes_per_second;
+/// The answer if arriving bodies use up their budget and each of them is fast enough.
+fn no_room_for_upload() -> Box<Problem> {
+    let detail = "bodies that are still arriving use as many bytes as --max-pending allows, and nothing of this \
+                  request was stored: send it again later";
+    Problem::new(OVERLOADED, detail)
+}
+
+/// The answer to an upload that was too slow to keep its room.
+fn lost_its_room() -> Box<Problem> {
+    let rate = UPLOAD_MIN_RATE.bytes_per_second;
     let detail = format!(
-        "bodies that are still arriving use as much as --max-pending allows, and this one came more slowly than {rate} \
-         bytes a second; nothing was stored"
+        "bodies that are still arriving use as many bytes as --max-pending allows, and this one came more slowly than \
+         {rate} bytes per second; nothing of it was stored: send it again without pauses"
     );
     Problem::new(BODY_TOO_SLOW, detail).close()
 }
 
-fn too_large(bounds: Bounds) -> Box<Problem> {
-    let max = bounds.max_bytes;
+fn too_large(limits: BodyLimits) -> Box<Problem> {
+    let max = limits.max_bytes;
     Problem::new(BODY_TOO_LARGE, format!("the body has more than {max} bytes (--max-body): send it in parts"))
 }
 
-/// Reads the rest of a refused body in the background and throws it away. The answer does not wait for it: a client that
-/// reads while it sends can stop early, and one that first sends everything finds the answer behind it. If the rest is
-/// too long or too slow, the connection is closed.
+/// Reads the rest of a refused request's body in the background and throws it away. The answer does not wait for it, so
+/// a client that reads while it sends can stop early. If the rest is too long or takes too long, hyper closes the
+/// connection.
 pub(super) fn discard(mut body: Incoming) {
     if body.is_end_stream() {
         return;
@@ -196,6 +214,6 @@ pub(super) fn discard(mut body: Incoming) {
             }
         }
     };
-    // It ends with the connection too, and nobody needs to know how.
+    // The task also ends with the connection. Its result does not matter: the answer is sent already.
     tokio::spawn(async { timeout(REFUSED_BODY_WAIT_MAX, rest).await });
 }

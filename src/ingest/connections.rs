@@ -1,13 +1,15 @@
-//! Who gives way when all connections are taken.
+//! Chooses the connection that is closed for a new client when `--max-connections` are open.
 //!
 //! ```text
 //!  accepted ─▶ Idle ── head read ──▶ Receiving ── body read ──▶ Busy ── answer written ──▶ Idle …
-//!               │                       │
-//!               └── gives way first     └── gives way if nobody is idle       a busy one never does
+//!               │                       │                        │
+//!               └── evicted first       └── evicted if no        └── never evicted
+//!                                           connection is idle
 //! ```
 //!
-//! Each connection notes what it waits for. Only when a new client finds no room are all of them looked through for the
-//! one that has waited for its client for longest: a request costs a few stores, whatever the number of connections.
+//! Each connection records in an atomic number what it waits for and since when. A request therefore costs a few
+//! stores, however many connections there are. Only if a new client finds no room are all connections searched for the
+//! one that has waited for its client for the longest time.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -16,15 +18,14 @@ use std::time::Duration;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
-/// How long a connection has to have waited for its client before it gives way. It is long enough that clients that use
-/// their connections all the time do not close each other's, and short enough that a new client is served within a
-/// second.
-pub(super) const GIVES_WAY_AFTER: Duration = Duration::from_millis(250);
+/// How long a connection must have waited for its client before it can be evicted. Clients that use their connections
+/// all the time do not evict each other, and a new client is still served within a second.
+const EVICTABLE_AFTER: Duration = Duration::from_millis(250);
 
-/// The open connections.
+/// All open connections of one ingest.
 #[derive(Debug)]
-pub(super) struct Connections {
-    /// What times are counted from.
+pub(super) struct ConnectionTable {
+    /// The zero point of the times in [`Activity`].
     epoch: Instant,
     open: Mutex<Open>,
 }
@@ -35,18 +36,18 @@ struct Open {
     activities: HashMap<u64, Arc<Activity>>,
 }
 
-impl Connections {
+impl ConnectionTable {
     pub(super) fn new() -> Arc<Self> {
         Arc::new(Self { epoch: Instant::now(), open: Mutex::default() })
     }
 
-    /// A new connection, which is idle.
-    pub(super) fn open(self: &Arc<Self>) -> Connection {
+    /// Adds a new connection, which is idle.
+    pub(super) fn open(self: &Arc<Self>) -> OpenConnection {
         let activity = Arc::new(Activity {
             epoch: self.epoch,
             waiting: AtomicU64::new(BUSY),
             is_answering: AtomicBool::new(false),
-            give_way: Notify::new(),
+            eviction: Notify::new(),
         });
         activity.idle();
         let mut open = self.lock();
@@ -54,20 +55,20 @@ impl Connections {
         open.next_id += 1;
         open.activities.insert(id, activity.clone());
         drop(open);
-        Connection { connections: self.clone(), id, activity }
+        OpenConnection { table: self.clone(), id, activity }
     }
 
-    /// Asks the connection that has waited for its client for longest to give way. `false`: none has waited for long
-    /// enough.
-    pub(super) fn make_room(&self) -> bool {
+    /// Evicts the connection that has waited for its client for the longest time. Returns `false` if no connection has
+    /// waited for long enough.
+    pub(super) fn evict_one(&self) -> bool {
         let (open, now) = (self.lock(), Instant::now());
-        let waiting = open.activities.values().filter_map(|activity| {
-            let (since, waits_for) = activity.waiting()?;
-            (now.saturating_duration_since(since) >= GIVES_WAY_AFTER).then_some((waits_for, since, activity))
+        let candidates = open.activities.values().filter_map(|activity| {
+            let (since, awaiting) = activity.waiting()?;
+            (now.saturating_duration_since(since) >= EVICTABLE_AFTER).then_some((awaiting, since, activity))
         });
-        let first = waiting.min_by_key(|(waits_for, since, _)| (*waits_for, *since));
+        let first = candidates.min_by_key(|(awaiting, since, _)| (*awaiting, *since));
         if let Some((_, _, activity)) = first {
-            activity.give_way.notify_one();
+            activity.eviction.notify_one();
         }
         first.is_some()
     }
@@ -77,105 +78,106 @@ impl Connections {
     }
 }
 
-/// One connection; it is forgotten when it is dropped.
+/// One connection of the table. Dropping it removes the connection.
 #[derive(Debug)]
-pub(super) struct Connection {
-    connections: Arc<Connections>,
+pub(super) struct OpenConnection {
+    table: Arc<ConnectionTable>,
     id: u64,
     activity: Arc<Activity>,
 }
 
-impl Connection {
+impl OpenConnection {
     pub(super) fn activity(&self) -> &Arc<Activity> {
         &self.activity
     }
 }
 
-impl Drop for Connection {
+impl Drop for OpenConnection {
     fn drop(&mut self) {
-        self.connections.lock().activities.remove(&self.id);
+        self.table.lock().activities.remove(&self.id);
     }
 }
 
-/// What a connection waits for its client to send, in the order in which connections give way.
+/// What a connection waits for its client to send, in the order of eviction.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-enum WaitsFor {
+enum Awaiting {
     /// The next request, or the rest of its head.
     Head,
     /// The rest of a request's body.
     Body,
 }
 
-/// What one connection is doing.
+/// What one connection is doing. The connection's task writes it, and [`ConnectionTable::evict_one`] reads it.
 #[derive(Debug)]
 pub(super) struct Activity {
     epoch: Instant,
-    /// `BUSY`, or twice the milliseconds from `epoch` to when the wait began, plus 2, and plus 1 if it waits for a body.
+    /// Either `BUSY`, or when the wait began and what for: `2 * (milliseconds since epoch) + 2`, plus 1 for a body.
     waiting: AtomicU64,
-    /// From a request's head until its answer is handed to hyper.
+    /// Whether a request's head was read and its answer is not yet with hyper.
     is_answering: AtomicBool,
-    give_way: Notify,
+    eviction: Notify,
 }
 
 const BUSY: u64 = 0;
 
 impl Activity {
-    /// Waits for a request, from now on.
-    pub(super) fn idle(&self) {
-        self.wait_for(WaitsFor::Head);
+    /// Records that the connection waits for a request from now on.
+    fn idle(&self) {
+        self.wait_for(Awaiting::Head);
     }
 
-    /// A request's head was read.
+    /// Records that a request's head was read.
     pub(super) fn begin_answer(&self) {
         self.is_answering.store(true, Ordering::Relaxed);
         self.busy();
     }
 
-    /// Its answer is handed to hyper. The connection is idle once all of it is written.
+    /// Records that hyper has the answer. The connection becomes idle when all of it is written.
     pub(super) fn end_answer(&self) {
         self.is_answering.store(false, Ordering::Relaxed);
         self.busy();
     }
 
-    /// All that hyper had to write is written: an answer, or the 100 that asks for a body.
+    /// Records that hyper has written everything that it holds: an answer, or the status 100 that asks for a body.
     pub(super) fn written(&self) {
         if !self.is_answering.load(Ordering::Relaxed) {
             self.idle();
         }
     }
 
-    /// Waits for the rest of a body, from now on.
+    /// Records that the connection waits for the rest of a body from now on.
     pub(super) fn receiving(&self) {
-        self.wait_for(WaitsFor::Body);
+        self.wait_for(Awaiting::Body);
     }
 
-    /// Does not wait for the client.
+    /// Records that the connection does not wait for its client.
     pub(super) fn busy(&self) {
         self.waiting.store(BUSY, Ordering::Relaxed);
     }
 
-    /// Ready once this connection has to give way to another one.
-    pub(super) async fn gives_way(&self) {
+    /// Returns when the connection is evicted and must close.
+    pub(super) async fn evicted(&self) {
         loop {
-            self.give_way.notified().await;
-            // It may have become busy since it was chosen.
-            if self.waiting().is_some_and(|(since, _)| since.elapsed() >= GIVES_WAY_AFTER) {
+            self.eviction.notified().await;
+            // A request may have begun since the connection was chosen. Such a connection is not closed.
+            if self.waiting().is_some_and(|(since, _)| since.elapsed() >= EVICTABLE_AFTER) {
                 return;
             }
         }
     }
 
-    fn wait_for(&self, what: WaitsFor) {
+    fn wait_for(&self, awaiting: Awaiting) {
         let now_ms = u64::try_from(self.epoch.elapsed().as_millis()).unwrap_or(u64::MAX >> 2);
-        self.waiting.store(now_ms * 2 + 2 + u64::from(what == WaitsFor::Body), Ordering::Relaxed);
+        self.waiting.store(now_ms * 2 + 2 + u64::from(awaiting == Awaiting::Body), Ordering::Relaxed);
     }
 
-    fn waiting(&self) -> Option<(Instant, WaitsFor)> {
+    /// What the connection waits for and since when, or `None` if it is busy.
+    fn waiting(&self) -> Option<(Instant, Awaiting)> {
         match self.waiting.load(Ordering::Relaxed) {
             BUSY => None,
             waiting => {
                 let since = self.epoch + Duration::from_millis((waiting - 2) / 2);
-                Some((since, if waiting % 2 == 0 { WaitsFor::Head } else { WaitsFor::Body }))
+                Some((since, if waiting % 2 == 0 { Awaiting::Head } else { Awaiting::Body }))
             }
         }
     }
@@ -186,47 +188,47 @@ mod tests {
     use super::*;
     use tokio::time::{advance, timeout};
 
-    async fn gives_way(connection: &Connection) -> bool {
-        timeout(Duration::ZERO, connection.activity().gives_way()).await.is_ok()
+    async fn is_evicted(connection: &OpenConnection) -> bool {
+        timeout(Duration::ZERO, connection.activity().evicted()).await.is_ok()
     }
 
     #[tokio::test(start_paused = true)]
-    async fn the_connection_that_was_idle_for_longest_gives_way_and_a_busy_one_never_does() {
-        let connections = Connections::new();
-        let all = [connections.open(), connections.open(), connections.open(), connections.open()];
+    async fn the_longest_idle_connection_is_evicted_first_and_a_busy_one_never() {
+        let table = ConnectionTable::new();
+        let all = [table.open(), table.open(), table.open(), table.open()];
         all[0].activity().begin_answer();
         all[1].activity().begin_answer();
         all[1].activity().receiving();
         advance(Duration::from_millis(10)).await;
         all[2].activity().idle();
-        assert!(!connections.make_room(), "nobody has waited for long");
-        advance(GIVES_WAY_AFTER).await;
+        assert!(!table.evict_one(), "no connection has waited for long enough");
+        advance(EVICTABLE_AFTER).await;
         for expected in [3, 2, 1] {
-            assert!(connections.make_room());
+            assert!(table.evict_one());
             for (index, connection) in all.iter().enumerate() {
-                assert_eq!(gives_way(connection).await, index == expected, "{index}, and {expected} was expected");
+                assert_eq!(is_evicted(connection).await, index == expected, "{index}, and {expected} was expected");
             }
             all[expected].activity().busy();
         }
-        assert!(!connections.make_room());
+        assert!(!table.evict_one());
     }
 
     #[tokio::test(start_paused = true)]
-    async fn one_that_was_chosen_and_got_a_request_meanwhile_stays() {
-        let connections = Connections::new();
-        let chosen = connections.open();
-        advance(GIVES_WAY_AFTER).await;
-        assert!(connections.make_room());
+    async fn a_chosen_connection_that_got_a_request_in_the_meantime_stays_open() {
+        let table = ConnectionTable::new();
+        let chosen = table.open();
+        advance(EVICTABLE_AFTER).await;
+        assert!(table.evict_one());
         chosen.activity().begin_answer();
-        assert!(!gives_way(&chosen).await);
+        assert!(!is_evicted(&chosen).await);
         chosen.activity().written();
-        advance(GIVES_WAY_AFTER).await;
-        assert!(!connections.make_room(), "what is written within a request is not its answer");
+        advance(EVICTABLE_AFTER).await;
+        assert!(!table.evict_one(), "what is written within a request is not its answer");
         chosen.activity().end_answer();
         chosen.activity().written();
-        advance(GIVES_WAY_AFTER).await;
-        assert!(connections.make_room() && gives_way(&chosen).await);
+        advance(EVICTABLE_AFTER).await;
+        assert!(table.evict_one() && is_evicted(&chosen).await);
         drop(chosen);
-        assert!(connections.lock().activities.is_empty());
+        assert!(table.lock().activities.is_empty());
     }
 }

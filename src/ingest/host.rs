@@ -1,7 +1,7 @@
-//! Which host a request is addressed to.
+//! Checks which host a request is addressed to.
 //!
-//! RFC 9112 (section 3.2) asks for exactly one valid `Host` in HTTP/1.1. A listener on a loopback address also refuses
-//! the name of any other machine. Otherwise a web page could point its own name at 127.0.0.1 and have a visitor's
+//! RFC 9112 (section 3.2) requires exactly one valid `Host` in HTTP/1.1. A listener on a loopback address also refuses
+//! requests for any other machine. Otherwise a web page could point its own name at 127.0.0.1 and let a visitor's
 //! browser post events (DNS rebinding): the browser then sends that name as `Host`.
 
 use super::problem::{FOREIGN_HOST, INVALID_HOST, Problem, echo};
@@ -10,19 +10,19 @@ use http::request::Parts;
 use http::{HeaderValue, Version};
 use std::net::{Ipv4Addr, Ipv6Addr};
 
-/// Checks the host of a request. `allowed` are the names that a loopback listener takes in addition to its own; `None`
-/// means a listener that takes every host.
+/// Checks the host of a request. `allowed` holds the names that a loopback listener accepts in addition to those of
+/// this machine; a listener with `None` accepts every host.
 pub(super) fn check(head: &Parts, allowed: Option<&[String]>) -> Result<(), Box<Problem>> {
-    let mut given = head.headers.get_all(HOST).iter();
-    let host = match (given.next(), given.next()) {
+    let mut headers = head.headers.get_all(HOST).iter();
+    let host = match (headers.next(), headers.next()) {
         (Some(_), Some(_)) => return Err(invalid("the request has more than one Host header: send one")),
         (Some(value), None) => Some(host_in(value)?),
         (None, _) if head.version >= Version::HTTP_11 => {
-            return Err(invalid("the request has no Host header, which HTTP/1.1 requires"));
+            return Err(invalid("the request has no Host header, which HTTP/1.1 requires: send one"));
         }
         (None, _) => None,
     };
-    // RFC 9112, section 3.2.2: the host of an absolute-form target counts, and not the header.
+    // RFC 9112, section 3.2.2: if the request target is a whole URL, its host counts instead of the header.
     let host = match head.uri.authority() {
         Some(authority) => Some(host_of(authority.as_str()).ok_or_else(|| not_a_host(authority.as_str()))?),
         None => host,
@@ -33,7 +33,7 @@ pub(super) fn check(head: &Parts, allowed: Option<&[String]>) -> Result<(), Box<
         {
             let host = echo(host);
             let detail = format!(
-                "eventd listens on a loopback address and does not take requests for the host {host:?}: send them to \
+                "eventd listens on a loopback address and does not accept requests for the host {host:?}: send them to \
                  localhost, or allow the host with --allow-host"
             );
             Err(Problem::new(FOREIGN_HOST, detail))
@@ -47,15 +47,18 @@ fn host_in(value: &HeaderValue) -> Result<&str, Box<Problem>> {
     host.ok_or_else(|| not_a_host(&String::from_utf8_lossy(value.as_bytes())))
 }
 
-fn not_a_host(given: &str) -> Box<Problem> {
-    invalid(format!("{:?} is not a host: a name or an address is expected, with a port if wanted", echo(given)))
+fn not_a_host(text: &str) -> Box<Problem> {
+    invalid(format!("{:?} is not a valid host: send a name or an address, with a port if needed", echo(text)))
 }
 
 fn invalid(detail: impl Into<std::borrow::Cow<'static, str>>) -> Box<Problem> {
     Problem::new(INVALID_HOST, detail).close()
 }
 
-/// The host in `host[:port]` (RFC 3986, section 3.2), an IPv6 address with its brackets. `None` if it is not valid.
+/// The host in `host[:port]` (RFC 3986, section 3.2), or `None` if that is not valid. An IPv6 address keeps its
+/// brackets.
+///
+/// This and the functions that it calls work on bytes, because they run for every request.
 fn host_of(text: &str) -> Option<&str> {
     let host_end = match text.strip_prefix('[') {
         Some(rest) => {
@@ -63,30 +66,41 @@ fn host_of(text: &str) -> Option<&str> {
             address.parse::<Ipv6Addr>().ok()?;
             address.len() + 2
         }
-        None => text.find(':').unwrap_or(text.len()),
+        None => text.bytes().position(|byte| byte == b':').unwrap_or(text.len()),
     };
     let (host, port) = text.split_at(host_end);
-    let port_valid = match port.strip_prefix(':') {
-        Some(digits) => {
-            digits.bytes().all(|byte| byte.is_ascii_digit()) && (digits.is_empty() || digits.parse::<u16>().is_ok())
-        }
-        None => port.is_empty(),
+    let is_port_valid = match port.as_bytes() {
+        [] | [b':'] => true,
+        [b':', digits @ ..] => digits.iter().all(u8::is_ascii_digit) && port[1..].parse::<u16>().is_ok(),
+        _ => false,
     };
-    (port_valid && (host.starts_with('[') || is_name(host))).then_some(host)
+    (is_port_valid && (host.starts_with('[') || is_name(host))).then_some(host)
 }
 
-/// A `reg-name` of at least one character; IPv4 addresses are such names too.
+/// Whether the text is a `reg-name` of at least one character. IPv4 addresses are such names too.
 fn is_name(text: &str) -> bool {
-    let bytes = text.as_bytes();
-    let valid = |(at, byte): (usize, &u8)| match byte {
-        b'%' => bytes.get(at + 1..at + 3).is_some_and(|digits| digits.iter().all(u8::is_ascii_hexdigit)),
-        byte => byte.is_ascii_alphanumeric() || b"-._~!$&'()*+,;=".contains(byte),
-    };
-    !bytes.is_empty() && bytes.iter().enumerate().all(valid)
+    let mut bytes = text.bytes();
+    while let Some(byte) = bytes.next() {
+        let is_valid = match byte {
+            b'%' => [bytes.next(), bytes.next()].iter().all(|digit| digit.is_some_and(|it| it.is_ascii_hexdigit())),
+            b'-' | b'.' | b'_' | b'~' | b'!' | b'$' | b'&' | b'\'' | b'(' | b')' | b'*' | b'+' | b',' | b';' | b'=' => {
+                true
+            }
+            byte => byte.is_ascii_alphanumeric(),
+        };
+        if !is_valid {
+            return false;
+        }
+    }
+    !text.is_empty()
 }
 
 /// Whether the host can only mean this machine.
 fn is_local(host: &str) -> bool {
+    // This is what most clients send.
+    if host.eq_ignore_ascii_case("localhost") {
+        return true;
+    }
     if let Some(address) = host.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')) {
         return address.parse::<Ipv6Addr>().is_ok_and(|address| address.to_canonical().is_loopback());
     }
@@ -94,7 +108,7 @@ fn is_local(host: &str) -> bool {
     if let Ok(address) = name.parse::<Ipv4Addr>() {
         return address.is_loopback();
     }
-    // RFC 6761, section 6.3: these names are always the machine itself.
+    // RFC 6761, section 6.3: names under `localhost` always mean the machine itself.
     let last_label = name.rsplit('.').next().unwrap_or_default();
     last_label.eq_ignore_ascii_case("localhost") && !name.starts_with('.')
 }
@@ -104,7 +118,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn hosts_are_read_without_their_port() {
+    fn a_host_is_read_without_its_port_and_an_invalid_one_is_refused() {
         for (text, host) in [
             ("localhost", "localhost"),
             ("localhost:8090", "localhost"),

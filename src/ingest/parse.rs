@@ -1,13 +1,15 @@
-//! Makes records of a body: JSON (an event or an array of them) or NDJSON (an event a line).
+//! Makes records of a body: JSON (an event or an array of events) or NDJSON (one event a line).
 //!
 //! ```text
-//!  body ── UTF-8? ── serde_json ── object by object: which field is it, and where do its raw bytes stand?
-//!                                   └── Builder::event: checks the four fields, makes the record
+//!  body ── UTF-8? ── serde_json ── for each object: DocumentVisitor ─▶ EventVisitor ─▶ FieldNameVisitor
+//!                                                                         │ four raw values that borrow the body
+//!                                                                         ▼
+//!                                                     BatchBuilder::add: checks the fields, makes the record
 //! ```
 //!
-//! Fields are read as raw values that borrow the body, so a payload that is no string is stored byte by byte as it was
-//! sent, and nothing is parsed recursively, however deep it is nested. All of a body is looked at before anything of it
-//! is stored.
+//! serde_json only finds where each value begins and ends. A payload that is not a string is therefore stored byte by
+//! byte as it was sent. Nothing is parsed recursively either, so nesting needs no limit of its own. The whole body is
+//! parsed before anything of it is stored.
 
 use super::problem::{
     BATCH_TOO_LARGE, EVENT_TOO_LARGE, INVALID_FIELD, INVALID_UTF8, MALFORMED_JSON, MISSING_FIELD, NOT_AN_EVENT,
@@ -23,18 +25,27 @@ use std::borrow::Cow;
 use std::fmt;
 use uuid::Uuid;
 
-/// What every event of a request shares.
+/// Some programs write this before UTF-8. RFC 8259 (section 8.1) lets a reader ignore it.
+const BYTE_ORDER_MARK: char = '\u{feff}';
+
+/// What was expected at the beginning of a JSON body.
+const EVENT_OR_EVENTS: &str = "an event (an object) or an array of events";
+
+/// What was expected in an array, or at the beginning of a line.
+const EVENT: &str = "an event (an object)";
+
+/// What all events of one request share.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Context<'c> {
-    pub(super) rules: Rules,
+pub(super) struct RequestContext<'c> {
+    pub(super) rules: EventRules,
     pub(super) traceparent: Option<&'c str>,
-    /// The replay that sends the request, if one does.
-    pub(super) replay: Option<&'c str>,
+    /// The id of the replay, if another eventd sends the request during one.
+    pub(super) replay_id: Option<&'c str>,
 }
 
-/// What is the same whatever the request says.
+/// The rules that do not depend on what the request says.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Rules {
+pub(super) struct EventRules {
     pub(super) partitioner: Partitioner,
     /// At least 1.
     pub(super) partitions: u32,
@@ -46,8 +57,8 @@ pub(super) struct Rules {
 
 /// How the events of a body are written.
 #[derive(Debug, Clone, Copy)]
-pub(super) enum Format {
-    /// One event or an array of them.
+pub(super) enum BodyFormat {
+    /// One event, or an array of events.
     Json,
     /// One event a line.
     Ndjson,
@@ -55,29 +66,29 @@ pub(super) enum Format {
 
 /// The events of a request, in its order.
 #[derive(Debug, Default)]
-pub(super) struct Batch {
+pub(super) struct EventBatch {
     pub(super) records: Vec<Record>,
-    /// The partition of each.
+    /// The partition of each record.
     pub(super) partitions: Vec<u32>,
-    pub(super) ids: Ids,
+    pub(super) ids: EventIds,
 }
 
-/// The ids of a request's events, in one piece of memory.
-#[derive(Debug, Default)]
-pub(super) struct Ids {
-    text: String,
-    ends: Vec<usize>,
-}
-
-impl Batch {
-    /// What the records hold of `--max-pending`.
+impl EventBatch {
+    /// How many bytes of `--max-pending` the records use.
     pub(super) fn pending_bytes(&self) -> usize {
         self.records.iter().map(|record| record.size_bytes() + OVERHEAD_BYTES).sum()
     }
 }
 
-impl Ids {
-    fn push(&mut self, id: &str) {
+/// The ids of a request's events. They share one string, so that a batch does not allocate once for each event.
+#[derive(Debug, Default)]
+pub(super) struct EventIds {
+    text: String,
+    ends: Vec<usize>,
+}
+
+impl EventIds {
+    pub(super) fn push(&mut self, id: &str) {
         self.text.push_str(id);
         self.ends.push(self.text.len());
     }
@@ -88,44 +99,42 @@ impl Ids {
     }
 }
 
-/// The events of a body.
-pub(super) fn batch(body: &[u8], format: Format, context: Context<'_>) -> Result<Batch, Box<Problem>> {
+/// Makes records of all events of a body.
+pub(super) fn batch(body: &[u8], format: BodyFormat, context: RequestContext<'_>) -> Result<EventBatch, Box<Problem>> {
     match format {
-        Format::Json => json(body, context),
-        Format::Ndjson => ndjson(body, context),
+        BodyFormat::Json => json(body, context),
+        BodyFormat::Ndjson => ndjson(body, context),
     }
 }
 
-fn json(body: &[u8], context: Context<'_>) -> Result<Batch, Box<Problem>> {
+fn json(body: &[u8], context: RequestContext<'_>) -> Result<EventBatch, Box<Problem>> {
     let (text, begin) = text_of(body)?;
-    let mut builder = Builder::new(context, EVENT_OR_EVENTS);
+    let mut builder = BatchBuilder::new(context, EVENT_OR_EVENTS);
     let mut json = serde_json::Deserializer::from_str(text);
-    let read = Document(&mut builder).deserialize(&mut json).and_then(|()| json.end());
-    builder.end(read, text, begin)?;
+    let read = DocumentVisitor(&mut builder).deserialize(&mut json).and_then(|()| json.end());
+    builder.check(read, text, begin)?;
     Ok(builder.batch)
 }
 
-/// Empty lines are passed over.
-fn ndjson(body: &[u8], context: Context<'_>) -> Result<Batch, Box<Problem>> {
+fn ndjson(body: &[u8], context: RequestContext<'_>) -> Result<EventBatch, Box<Problem>> {
     let (text, mut begin) = text_of(body)?;
-    let mut builder = Builder::new(context, EVENT);
+    let mut builder = BatchBuilder::new(context, EVENT);
     for line in text.split_inclusive('\n') {
         if !line.trim_ascii().is_empty() {
             let mut json = serde_json::Deserializer::from_str(line);
-            let read = Object(&mut builder).deserialize(&mut json).and_then(|()| json.end());
-            builder.end(read, line, begin)?;
+            let read = EventVisitor(&mut builder).deserialize(&mut json).and_then(|()| json.end());
+            builder.check(read, line, begin)?;
         }
         begin += line.len();
     }
     Ok(builder.batch)
 }
 
-/// The body as text, and the byte where it begins: behind a byte order mark, which some programs write before UTF-8 and
-/// which RFC 8259 (section 8.1) lets a reader ignore.
+/// The body as text without a byte order mark, and the number of the body's bytes before that text.
 fn text_of(body: &[u8]) -> Result<(&str, usize), Box<Problem>> {
     let text = std::str::from_utf8(body).map_err(|error| {
         let position = error.valid_up_to();
-        let detail = format!("byte {position} begins no UTF-8 character: JSON is sent as UTF-8");
+        let detail = format!("byte {position} does not begin a UTF-8 character: send JSON in UTF-8");
         Problem::new(INVALID_UTF8, detail).position(position)
     })?;
     Ok(match text.strip_prefix(BYTE_ORDER_MARK) {
@@ -134,47 +143,43 @@ fn text_of(body: &[u8]) -> Result<(&str, usize), Box<Problem>> {
     })
 }
 
-const BYTE_ORDER_MARK: char = '\u{feff}';
-
-const EVENT_OR_EVENTS: &str = "an event (an object) or an array of events";
-const EVENT: &str = "an event (an object)";
-
-struct Builder<'c> {
-    context: Context<'c>,
-    batch: Batch,
-    /// The headers of the event at hand.
+/// Collects the events of one request.
+struct BatchBuilder<'c> {
+    context: RequestContext<'c>,
+    batch: EventBatch,
+    /// The encoded headers of the current event. The buffer is used again for each event.
     headers: Vec<u8>,
-    /// What has to stand where reading is.
+    /// What may come at the place that is being read.
     expected: &'static str,
-    /// Why reading was broken off, where it is not the JSON's fault.
+    /// Why reading stopped, if the reason is not the JSON itself.
     problem: Option<Box<Problem>>,
 }
 
-/// The four fields, and how each may be written.
+/// The four fields of an event.
 #[derive(Clone, Copy)]
-enum Field {
+enum EventField {
     User,
     Payload,
     Id,
     Type,
 }
 
-/// A field as the client wrote it: the name that it chose, and the raw bytes of the value.
-type Given<'de> = Option<(&'static str, &'de RawValue)>;
+/// A field as the client wrote it: the spelling of its name, and the raw bytes of the value.
+type RawField<'de> = Option<(&'static str, &'de RawValue)>;
 
-impl<'c> Builder<'c> {
-    fn new(context: Context<'c>, expected: &'static str) -> Self {
-        Self { context, batch: Batch::default(), headers: Vec::new(), expected, problem: None }
+impl<'c> BatchBuilder<'c> {
+    fn new(context: RequestContext<'c>, expected: &'static str) -> Self {
+        Self { context, batch: EventBatch::default(), headers: Vec::new(), expected, problem: None }
     }
 
-    /// Keeps the problem and makes the error that breaks reading off.
-    fn fail<E: serde::de::Error>(&mut self, problem: Box<Problem>) -> E {
+    /// Keeps the problem, and makes the error that stops serde. A serde error can only carry a string.
+    fn stop<E: serde::de::Error>(&mut self, problem: Box<Problem>) -> E {
         self.problem = Some(problem.index(self.batch.records.len()));
-        E::custom("broken off")
+        E::custom("stopped")
     }
 
-    /// Turns what serde_json says of `text`, which begins at byte `begin` of the body, into a problem.
-    fn end(&mut self, read: serde_json::Result<()>, text: &str, begin: usize) -> Result<(), Box<Problem>> {
+    /// Turns an error of serde into a problem. `text` is what was read, and begins at byte `begin` of the body.
+    fn check(&mut self, read: serde_json::Result<()>, text: &str, begin: usize) -> Result<(), Box<Problem>> {
         let Err(error) = read else { return Ok(()) };
         if let Some(problem) = self.problem.take() {
             return Err(problem);
@@ -185,18 +190,19 @@ impl<'c> Builder<'c> {
             Category::Syntax | Category::Io => (MALFORMED_JSON, begin + position(text, &error)),
         };
         let detail = if kind == NOT_AN_EVENT {
-            // serde_json would repeat what stands there, which may be the whole body.
+            // The message of serde_json would repeat the value that it found, which may be the whole body.
             format!("{} was expected, at byte {position}", self.expected)
         } else {
-            let said = error.to_string();
-            let said = said.rsplit_once(" at line ").map_or(said.as_str(), |(said, _)| said);
-            format!("{said}, at byte {position}")
+            // serde_json says line and column at the end of its message; the byte of the body says more.
+            let message = error.to_string();
+            let message = message.rsplit_once(" at line ").map_or(message.as_str(), |(message, _)| message);
+            format!("{message}, at byte {position}: send valid JSON")
         };
         Err(Problem::new(kind, detail).index(self.batch.records.len()).position(position))
     }
 
-    fn event(&mut self, fields: [Given<'_>; 4]) -> Result<(), Box<Problem>> {
-        let [user, payload, id, kind] = fields;
+    fn add(&mut self, fields: [RawField<'_>; 4]) -> Result<(), Box<Problem>> {
+        let [user, payload, id, event_type] = fields;
         let (user_field, user) = user.ok_or_else(|| missing("UserID"))?;
         let (payload_field, payload) = payload.ok_or_else(|| missing("Payload"))?;
         let user = text(user_field, user)?;
@@ -205,25 +211,28 @@ impl<'c> Builder<'c> {
             true => ("text/plain; charset=utf-8", text(payload_field, payload)?),
             false => ("application/json", Cow::Borrowed(payload.get())),
         };
-        let kind = match kind {
+        let event_type = match event_type {
             Some((field, raw)) => Some(short_text(field, raw, TYPE_BYTES_MAX)?),
             None => None,
         };
-        let mut made = Uuid::encode_buffer();
-        let given;
+        let mut generated = Uuid::encode_buffer();
+        let sent;
         let id = match id {
             Some((field, raw)) => {
-                given = short_text(field, raw, ID_BYTES_MAX)?;
-                &*given
+                sent = short_text(field, raw, ID_BYTES_MAX)?;
+                &*sent
             }
-            None => Uuid::now_v7().hyphenated().encode_lower(&mut made),
+            None => Uuid::now_v7().hyphenated().encode_lower(&mut generated),
         };
-        self.encode_headers(id, content_type, kind.as_deref());
-        let Rules { partitioner, partitions, max_event_bytes, timestamp_ms, .. } = self.context.rules;
+        self.encode_headers(id, content_type, event_type.as_deref());
+        let EventRules { partitioner, partitions, max_event_bytes, timestamp_ms, .. } = self.context.rules;
         let record = Record::from_parts(Some(user.as_bytes()), Some(value.as_bytes()), &self.headers, timestamp_ms);
         if record.size_bytes() > max_event_bytes {
             let size = record.size_bytes();
-            let detail = format!("user, payload and headers have {size} bytes, over {max_event_bytes} (--max-event)");
+            let detail = format!(
+                "user, payload and headers have {size} bytes, and --max-event allows {max_event_bytes}: send a smaller \
+                 payload, or a reference to it"
+            );
             return Err(Problem::new(EVENT_TOO_LARGE, detail));
         }
         self.batch.ids.push(id);
@@ -232,7 +241,7 @@ impl<'c> Builder<'c> {
         Ok(())
     }
 
-    fn encode_headers(&mut self, id: &str, content_type: &str, kind: Option<&str>) {
+    fn encode_headers(&mut self, id: &str, content_type: &str, event_type: Option<&str>) {
         let mut headers = [
             (ID, Some(id.as_bytes())),
             (CONTENT_TYPE, Some(content_type.as_bytes())),
@@ -241,7 +250,8 @@ impl<'c> Builder<'c> {
             ("", None),
         ];
         let mut count = 2;
-        for (name, value) in [(TYPE, kind), (TRACEPARENT, self.context.traceparent), (REPLAY, self.context.replay)] {
+        let RequestContext { traceparent, replay_id, .. } = self.context;
+        for (name, value) in [(TYPE, event_type), (TRACEPARENT, traceparent), (REPLAY, replay_id)] {
             if let Some(value) = value {
                 headers[count] = (name, Some(value.as_bytes()));
                 count += 1;
@@ -253,60 +263,65 @@ impl<'c> Builder<'c> {
 }
 
 fn missing(field: &'static str) -> Box<Problem> {
-    Problem::new(MISSING_FIELD, format!("{field} is missing")).field(field)
+    Problem::new(MISSING_FIELD, format!("the event has no {field}: send one")).field(field)
 }
 
 fn invalid(field: &str, detail: fmt::Arguments<'_>) -> Box<Problem> {
     Problem::new(INVALID_FIELD, format!("{field} {detail}")).field(field)
 }
 
-/// The text of a JSON string, borrowed where it holds no escapes.
+/// The text of a JSON string. It borrows the body if the string has no escapes.
 fn text<'de>(field: &str, raw: &'de RawValue) -> Result<Cow<'de, str>, Box<Problem>> {
     let raw = raw.get();
     let Some(inner) = raw.strip_prefix('"').and_then(|rest| rest.strip_suffix('"')) else {
-        return Err(invalid(field, format_args!("is no string")));
+        return Err(invalid(field, format_args!("is not a string: send a string")));
     };
     if !inner.contains('\\') {
         return Ok(Cow::Borrowed(inner));
     }
-    // The grammar was checked already: what is left is half of a surrogate pair, which no UTF-8 text can hold.
+    // The syntax was checked before. The only error left is half of a surrogate pair, which UTF-8 cannot represent.
     serde_json::from_str::<String>(raw).map(Cow::Owned).map_err(|_| {
-        invalid(field, format_args!("holds half of a surrogate pair (such as \\ud800), which is no character"))
+        let detail = "has half of a surrogate pair (such as \\ud800), which is not a character: send both halves";
+        invalid(field, format_args!("{detail}"))
     })
 }
 
 fn short_text<'de>(field: &str, raw: &'de RawValue, max_bytes: usize) -> Result<Cow<'de, str>, Box<Problem>> {
     let text = text(field, raw)?;
-    if text.is_empty() || text.len() > max_bytes {
-        return Err(invalid(field, format_args!("has {} bytes, and takes 1 to {max_bytes}", text.len())));
-    }
+    check_bytes(field, &text, max_bytes)?;
     if text.contains(char::is_control) {
-        return Err(invalid(field, format_args!("holds a control character")));
+        return Err(invalid(field, format_args!("has a control character: remove it")));
     }
     Ok(text)
 }
 
 fn check_user(field: &str, user: &str) -> Result<(), Box<Problem>> {
-    if user.is_empty() || user.len() > USER_BYTES_MAX {
-        return Err(invalid(field, format_args!("has {} bytes, and takes 1 to {USER_BYTES_MAX}", user.len())));
-    }
+    check_bytes(field, user, USER_BYTES_MAX)?;
     if user.contains('\0') {
-        return Err(invalid(field, format_args!("holds a NUL character")));
+        return Err(invalid(field, format_args!("has a NUL character: remove it")));
     }
     Ok(())
 }
 
-/// The byte where serde_json stopped: it counts lines from 1, and columns in bytes up to and with the one it looked at.
+fn check_bytes(field: &str, text: &str, max_bytes: usize) -> Result<(), Box<Problem>> {
+    if text.is_empty() || text.len() > max_bytes {
+        return Err(invalid(field, format_args!("has {} bytes: send 1 to {max_bytes}", text.len())));
+    }
+    Ok(())
+}
+
+/// The byte of `text` at which serde_json stopped. Its lines count from 1. Its columns count bytes, and include the
+/// byte that was wrong.
 fn position(text: &str, error: &serde_json::Error) -> usize {
     let lines = text.split_inclusive('\n').take(error.line().saturating_sub(1));
     let begin: usize = lines.map(str::len).sum();
     (begin + error.column().saturating_sub(1)).min(text.len())
 }
 
-/// The whole body: an event or an array of them.
-struct Document<'b, 'c>(&'b mut Builder<'c>);
+/// Reads a whole JSON body: an event, or an array of events.
+struct DocumentVisitor<'b, 'c>(&'b mut BatchBuilder<'c>);
 
-impl<'de> DeserializeSeed<'de> for Document<'_, '_> {
+impl<'de> DeserializeSeed<'de> for DocumentVisitor<'_, '_> {
     type Value = ();
 
     fn deserialize<D: Deserializer<'de>>(self, json: D) -> Result<(), D::Error> {
@@ -314,7 +329,7 @@ impl<'de> DeserializeSeed<'de> for Document<'_, '_> {
     }
 }
 
-impl<'de> Visitor<'de> for Document<'_, '_> {
+impl<'de> Visitor<'de> for DocumentVisitor<'_, '_> {
     type Value = ();
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -323,19 +338,19 @@ impl<'de> Visitor<'de> for Document<'_, '_> {
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut events: A) -> Result<(), A::Error> {
         self.0.expected = EVENT;
-        while events.next_element_seed(Object(self.0))?.is_some() {}
+        while events.next_element_seed(EventVisitor(self.0))?.is_some() {}
         Ok(())
     }
 
     fn visit_map<A: MapAccess<'de>>(self, fields: A) -> Result<(), A::Error> {
-        Object(self.0).visit_map(fields)
+        EventVisitor(self.0).visit_map(fields)
     }
 }
 
-/// One event.
-struct Object<'b, 'c>(&'b mut Builder<'c>);
+/// Reads one event, and adds it to the batch.
+struct EventVisitor<'b, 'c>(&'b mut BatchBuilder<'c>);
 
-impl<'de> DeserializeSeed<'de> for Object<'_, '_> {
+impl<'de> DeserializeSeed<'de> for EventVisitor<'_, '_> {
     type Value = ();
 
     fn deserialize<D: Deserializer<'de>>(self, json: D) -> Result<(), D::Error> {
@@ -343,7 +358,7 @@ impl<'de> DeserializeSeed<'de> for Object<'_, '_> {
     }
 }
 
-impl<'de> Visitor<'de> for Object<'_, '_> {
+impl<'de> Visitor<'de> for EventVisitor<'_, '_> {
     type Value = ();
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -353,38 +368,38 @@ impl<'de> Visitor<'de> for Object<'_, '_> {
     fn visit_map<A: MapAccess<'de>>(self, mut fields: A) -> Result<(), A::Error> {
         let max = self.0.context.rules.max_batch_events;
         if self.0.batch.records.len() == max {
-            let detail = format!("there are more than {max} events (--max-batch): send them in parts");
-            return Err(self.0.fail(Problem::new(BATCH_TOO_LARGE, detail)));
+            let detail = format!("the request has more than {max} events (--max-batch): send them in parts");
+            return Err(self.0.stop(Problem::new(BATCH_TOO_LARGE, detail)));
         }
-        let mut given: [Given<'de>; 4] = [None; 4];
-        while let Some((field, name)) = fields.next_key_seed(Name(self.0))? {
-            let slot = &mut given[field as usize];
+        let mut found: [RawField<'de>; 4] = [None; 4];
+        while let Some((field, name)) = fields.next_key_seed(FieldNameVisitor(self.0))? {
+            let slot = &mut found[field as usize];
             if let Some((before, _)) = slot {
                 let detail = match name == *before {
-                    true => format!("{name} is given twice"),
-                    false => format!("{name} and {before} are the same field: give one of them"),
+                    true => format!("{name} is given twice: send it once"),
+                    false => format!("{before} and {name} are two names of the same field: send one of them"),
                 };
-                return Err(self.0.fail(Problem::new(REPEATED_FIELD, detail).field(name)));
+                return Err(self.0.stop(Problem::new(REPEATED_FIELD, detail).field(name)));
             }
             *slot = Some((name, fields.next_value()?));
         }
-        self.0.event(given).map_err(|problem| self.0.fail(problem))
+        self.0.add(found).map_err(|problem| self.0.stop(problem))
     }
 }
 
-/// The name of a field.
-struct Name<'b, 'c>(&'b mut Builder<'c>);
+/// Reads the name of a field, in any of its spellings.
+struct FieldNameVisitor<'b, 'c>(&'b mut BatchBuilder<'c>);
 
-impl<'de> DeserializeSeed<'de> for Name<'_, '_> {
-    type Value = (Field, &'static str);
+impl<'de> DeserializeSeed<'de> for FieldNameVisitor<'_, '_> {
+    type Value = (EventField, &'static str);
 
     fn deserialize<D: Deserializer<'de>>(self, json: D) -> Result<Self::Value, D::Error> {
         json.deserialize_str(self)
     }
 }
 
-impl Visitor<'_> for Name<'_, '_> {
-    type Value = (Field, &'static str);
+impl Visitor<'_> for FieldNameVisitor<'_, '_> {
+    type Value = (EventField, &'static str);
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("the name of a field")
@@ -392,18 +407,18 @@ impl Visitor<'_> for Name<'_, '_> {
 
     fn visit_str<E: serde::de::Error>(self, name: &str) -> Result<Self::Value, E> {
         Ok(match name {
-            "UserID" => (Field::User, "UserID"),
-            "userId" => (Field::User, "userId"),
-            "user_id" => (Field::User, "user_id"),
-            "Payload" => (Field::Payload, "Payload"),
-            "payload" => (Field::Payload, "payload"),
-            "ID" => (Field::Id, "ID"),
-            "id" => (Field::Id, "id"),
-            "Type" => (Field::Type, "Type"),
-            "type" => (Field::Type, "type"),
+            "UserID" => (EventField::User, "UserID"),
+            "userId" => (EventField::User, "userId"),
+            "user_id" => (EventField::User, "user_id"),
+            "Payload" => (EventField::Payload, "Payload"),
+            "payload" => (EventField::Payload, "payload"),
+            "ID" => (EventField::Id, "ID"),
+            "id" => (EventField::Id, "id"),
+            "Type" => (EventField::Type, "Type"),
+            "type" => (EventField::Type, "type"),
             _ => {
-                let detail = format!("{:?} is no field of an event: UserID, Payload, ID or Type", echo(name));
-                return Err(self.0.fail(Problem::new(UNKNOWN_FIELD, detail).field(name)));
+                let detail = format!("{:?} is not a field of an event: use UserID, Payload, ID or Type", echo(name));
+                return Err(self.0.stop(Problem::new(UNKNOWN_FIELD, detail).field(name)));
             }
         })
     }

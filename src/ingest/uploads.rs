@@ -1,90 +1,95 @@
-//! The memory of bodies that are still arriving: one budget for all connections, as large as `--max-pending`.
+//! The memory of bodies that are still arriving. All connections share one budget, which is as large as
+//! `--max-pending`.
 //!
 //! ```text
-//!  first piece ── is it the whole body? ─▶ --max-pending ─▶ the log        most requests
-//!       └── no ─▶ Upload: holds its buffer here until the last byte, then moves to --max-pending
+//!  first piece ── is it the whole body? ── yes ─▶ PendingBudget ─▶ the log        most requests
+//!                           └── no ─▶ Upload: its buffer counts here until the last byte, then in PendingBudget
 //! ```
 //!
-//! Bodies that are complete never wait for bodies that are not. When the budget is used up, an upload that needs room
-//! takes it from the uploads that have fallen behind [`UPLOAD_KEEPS_ROOM`], the slowest first; these are answered with
-//! 408. If every upload keeps up, the new one waits for room, and after [`UPLOAD_ROOM_WAIT_MAX`] it is refused.
+//! Complete bodies therefore never wait for incomplete ones. If the budget is used up, an upload that needs room takes
+//! it from the uploads that are slower than [`UPLOAD_MIN_RATE`], the slowest first. Those are answered with 408. If
+//! every upload is fast enough, the new one waits for room, and is refused after [`UPLOAD_ROOM_WAIT_MAX`].
 
-use super::pace::{Pace, Schedule};
+use super::min_rate::{MinRate, RateDeadline};
 use std::collections::{BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::sync::Notify;
 use tokio::time::{Instant, sleep_until};
 
-/// An upload that is slower than this may lose its room to another one. The slack lets a client pause; it is shorter
-/// than [`UPLOAD_ROOM_WAIT_MAX`], so that clients that stop sending cannot have others refused.
-pub(super) const UPLOAD_KEEPS_ROOM: Pace = Pace { bytes_per_second: 64 * 1024, slack: Duration::from_millis(500) };
+/// An upload that is slower than this may lose its room to another upload. The slack lets a client pause. It must be
+/// shorter than [`UPLOAD_ROOM_WAIT_MAX`]: otherwise clients that stop sending could have other uploads refused.
+pub(super) const UPLOAD_MIN_RATE: MinRate = MinRate { bytes_per_second: 64 * 1024, slack: Duration::from_millis(500) };
 
-/// How long an upload waits for room.
-pub(super) const UPLOAD_ROOM_WAIT_MAX: Duration = Duration::from_secs(1);
+/// How long an upload waits for room before it is refused.
+const UPLOAD_ROOM_WAIT_MAX: Duration = Duration::from_secs(1);
 
-/// How often it looks, in addition to when it is told that room was given back: one upload is told at a time.
+/// How often a waiting upload asks for room again. Room that is given back wakes only one upload, and uploads become
+/// too slow without an event that would wake anything.
 const UPLOAD_ROOM_POLL: Duration = Duration::from_millis(100);
 
 /// The budget.
 #[derive(Debug)]
-pub(super) struct Uploads {
+pub(super) struct UploadBudget {
     max_bytes: usize,
-    state: Mutex<State>,
+    table: Mutex<UploadTable>,
     given_back: Notify,
 }
 
+/// Every upload that has begun and not ended.
 #[derive(Debug, Default)]
-struct State {
+struct UploadTable {
     used_bytes: usize,
     next_id: u64,
-    open: HashMap<u64, Entry>,
-    /// Uploads that hold room and are being sent, the slowest first: those that wait for room are not slow.
+    open: HashMap<u64, UploadEntry>,
+    /// Uploads that hold room and wait for their clients, ordered by deadline. An upload that waits for room is not
+    /// here, because its client is not the one that is slow.
     by_due: BTreeSet<(Instant, u64)>,
 }
 
 #[derive(Debug)]
-struct Entry {
+struct UploadEntry {
     held_bytes: usize,
-    schedule: Schedule,
-    /// Whether it waits for room, and so not for its client.
-    is_waiting: bool,
-    /// Told once its room was taken.
+    deadline: RateDeadline,
+    /// Whether the upload waits for room, and not for its client.
+    awaits_room: bool,
+    /// Notified when the upload's room was taken.
     cut: Arc<Notify>,
 }
 
-/// The budget is used up, and every upload keeps up.
-#[derive(Debug, PartialEq, Eq)]
-pub(super) struct NoRoom;
+/// The budget is used up, and every upload is fast enough to keep its room.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+#[error("no room for the upload")]
+pub(super) struct BudgetExhausted;
 
-impl Uploads {
+impl UploadBudget {
     pub(super) fn new(max_bytes: usize) -> Arc<Self> {
-        Arc::new(Self { max_bytes, state: Mutex::default(), given_back: Notify::new() })
+        Arc::new(Self { max_bytes, table: Mutex::default(), given_back: Notify::new() })
     }
 
-    /// An upload that holds nothing yet.
+    /// Registers an upload, which holds nothing yet.
     pub(super) fn begin(self: &Arc<Self>) -> Upload {
         let cut = Arc::<Notify>::default();
-        let schedule = UPLOAD_KEEPS_ROOM.begin(Instant::now());
-        let entry = Entry { held_bytes: 0, schedule, is_waiting: false, cut: cut.clone() };
-        let mut state = self.lock();
-        let id = state.next_id;
-        state.next_id += 1;
-        state.open.insert(id, entry);
-        drop(state);
-        Upload { uploads: self.clone(), id, cut }
+        let deadline = UPLOAD_MIN_RATE.deadline(Instant::now());
+        let entry = UploadEntry { held_bytes: 0, deadline, awaits_room: false, cut: cut.clone() };
+        let mut table = self.lock();
+        let id = table.next_id;
+        table.next_id += 1;
+        table.open.insert(id, entry);
+        drop(table);
+        Upload { budget: self.clone(), id, cut }
     }
 
-    fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, UploadTable> {
+        self.table.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl State {
-    /// Gives the upload `held_bytes` instead of what it holds, if there is room or if slower uploads can make room.
-    /// An upload that is alone always gets it, as in [`Pending`](super::pending::Pending).
-    fn hold(&mut self, id: u64, held_bytes: usize, max_bytes: usize, now: Instant) -> Result<(), NoRoom> {
-        let Some(entry) = self.open.get(&id) else { return Err(NoRoom) };
+impl UploadTable {
+    /// Lets the upload hold `held_bytes` in total, if there is room or if slow uploads can make room. An upload that is
+    /// alone always gets what it asks for, as in [`PendingBytes`](super::pending::PendingBytes).
+    fn hold(&mut self, id: u64, held_bytes: usize, max_bytes: usize, now: Instant) -> Result<(), BudgetExhausted> {
+        let Some(entry) = self.open.get(&id) else { return Err(BudgetExhausted) };
         let others_bytes = self.used_bytes - entry.held_bytes;
         let excess_bytes = (others_bytes + held_bytes).saturating_sub(max_bytes);
         if others_bytes > 0 && excess_bytes > 0 {
@@ -94,8 +99,9 @@ impl State {
         Ok(())
     }
 
-    /// Takes the room of the slowest uploads, until `wanted_bytes` are free. If all that are slow hold less, none is cut.
-    fn cut_slow(&mut self, wanting: u64, wanted_bytes: usize, now: Instant) -> Result<(), NoRoom> {
+    /// Takes the room of the slowest uploads until `wanted_bytes` are free. If all slow uploads together hold less than
+    /// that, none of them is cut, because cutting them would not help.
+    fn cut_slow(&mut self, wanting: u64, wanted_bytes: usize, now: Instant) -> Result<(), BudgetExhausted> {
         let (mut victims, mut found_bytes) = (Vec::new(), 0);
         for &(due, id) in &self.by_due {
             if found_bytes >= wanted_bytes || due >= now {
@@ -107,7 +113,7 @@ impl State {
             }
         }
         if found_bytes < wanted_bytes {
-            return Err(NoRoom);
+            return Err(BudgetExhausted);
         }
         for id in victims {
             self.remove(id);
@@ -115,74 +121,73 @@ impl State {
         Ok(())
     }
 
-    /// Changes an upload and its place among the slow ones.
-    fn update(&mut self, id: u64, change: impl FnOnce(&mut Entry)) {
+    /// Changes an upload, and keeps `by_due` and `used_bytes` in step.
+    fn update(&mut self, id: u64, change: impl FnOnce(&mut UploadEntry)) {
         let Some(entry) = self.open.get_mut(&id) else { return };
-        self.by_due.remove(&(entry.schedule.due(), id));
+        self.by_due.remove(&(entry.deadline.due(), id));
         self.used_bytes -= entry.held_bytes;
         change(entry);
         self.used_bytes += entry.held_bytes;
-        if entry.held_bytes > 0 && !entry.is_waiting {
-            self.by_due.insert((entry.schedule.due(), id));
+        if entry.held_bytes > 0 && !entry.awaits_room {
+            self.by_due.insert((entry.deadline.due(), id));
         }
     }
 
-    /// Forgets an upload and tells it; nothing happens if it is gone already.
+    /// Removes an upload and notifies it. Does nothing if the upload was removed before.
     fn remove(&mut self, id: u64) {
         if let Some(entry) = self.open.remove(&id) {
-            self.by_due.remove(&(entry.schedule.due(), id));
+            self.by_due.remove(&(entry.deadline.due(), id));
             self.used_bytes -= entry.held_bytes;
             entry.cut.notify_one();
         }
     }
 }
 
-/// One body that is arriving; gives its room back when it is dropped.
+/// One body that is arriving. Dropping it gives its room back.
 #[derive(Debug)]
 pub(super) struct Upload {
-    uploads: Arc<Uploads>,
+    budget: Arc<UploadBudget>,
     id: u64,
     cut: Arc<Notify>,
 }
 
 impl Upload {
-    /// Holds this much instead of what was held; waits if there is no room.
-    pub(super) async fn hold(&mut self, bytes: usize) -> Result<(), NoRoom> {
+    /// Lets the upload hold `bytes` in total. Waits for up to [`UPLOAD_ROOM_WAIT_MAX`] if there is no room.
+    pub(super) async fn hold(&mut self, bytes: usize) -> Result<(), BudgetExhausted> {
         let begun = Instant::now();
         if self.try_hold(bytes, begun).is_ok() {
             return Ok(());
         }
-        self.uploads.lock().update(self.id, |entry| entry.is_waiting = true);
+        self.budget.lock().update(self.id, |entry| entry.awaits_room = true);
         let end = begun + UPLOAD_ROOM_WAIT_MAX;
         let held = loop {
-            let now = Instant::now();
-            let wake = (now + UPLOAD_ROOM_POLL).min(end);
+            let wake = (Instant::now() + UPLOAD_ROOM_POLL).min(end);
             tokio::select! {
-                () = self.uploads.given_back.notified() => {}
+                () = self.budget.given_back.notified() => {}
                 () = sleep_until(wake) => {}
             }
             match self.try_hold(bytes, Instant::now()) {
-                Err(NoRoom) if Instant::now() < end => {}
+                Err(BudgetExhausted) if Instant::now() < end => {}
                 held => break held,
             }
         };
-        self.uploads.lock().update(self.id, |entry| {
-            entry.is_waiting = false;
-            entry.schedule = UPLOAD_KEEPS_ROOM.begin(Instant::now());
+        self.budget.lock().update(self.id, |entry| {
+            entry.awaits_room = false;
+            entry.deadline = UPLOAD_MIN_RATE.deadline(Instant::now());
         });
         held
     }
 
-    fn try_hold(&self, bytes: usize, now: Instant) -> Result<(), NoRoom> {
-        self.uploads.lock().hold(self.id, bytes, self.uploads.max_bytes, now)
+    fn try_hold(&self, bytes: usize, now: Instant) -> Result<(), BudgetExhausted> {
+        self.budget.lock().hold(self.id, bytes, self.budget.max_bytes, now)
     }
 
-    /// Notes that this many bytes have come.
-    pub(super) fn came(&self, bytes: usize, now: Instant) {
-        self.uploads.lock().update(self.id, |entry| entry.schedule.came(bytes, now));
+    /// Moves the upload's deadline on for `bytes` that have arrived.
+    pub(super) fn arrived(&self, bytes: usize, now: Instant) {
+        self.budget.lock().update(self.id, |entry| entry.deadline.arrived(bytes, now));
     }
 
-    /// Ready once its room was taken for another upload.
+    /// Returns when the upload's room was taken for another upload.
     pub(super) async fn cut(&self) {
         self.cut.notified().await;
     }
@@ -190,8 +195,8 @@ impl Upload {
 
 impl Drop for Upload {
     fn drop(&mut self) {
-        self.uploads.lock().remove(self.id);
-        self.uploads.given_back.notify_one();
+        self.budget.lock().remove(self.id);
+        self.budget.given_back.notify_one();
     }
 }
 
@@ -201,8 +206,8 @@ mod tests {
     use std::pin::pin;
     use tokio::time::{advance, timeout};
 
-    async fn holding(uploads: &Arc<Uploads>, bytes: usize) -> Upload {
-        let mut upload = uploads.begin();
+    async fn upload_of(budget: &Arc<UploadBudget>, bytes: usize) -> Upload {
+        let mut upload = budget.begin();
         upload.hold(bytes).await.unwrap();
         upload
     }
@@ -213,78 +218,79 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn the_budget_is_kept_and_given_back() {
-        let uploads = Uploads::new(100);
-        let (one, mut two) = (holding(&uploads, 60).await, holding(&uploads, 40).await);
-        assert_eq!(two.try_hold(41, Instant::now()), Err(NoRoom));
+    async fn uploads_share_the_budget_and_give_back_what_they_held() {
+        let budget = UploadBudget::new(100);
+        let (one, mut two) = (upload_of(&budget, 60).await, upload_of(&budget, 40).await);
+        assert_eq!(two.try_hold(41, Instant::now()), Err(BudgetExhausted));
         drop(one);
         assert_eq!(two.hold(100).await, Ok(()));
         drop(two);
-        let state = uploads.lock();
-        assert_eq!((state.used_bytes, state.open.len(), state.by_due.len()), (0, 0, 0));
+        let table = budget.lock();
+        assert_eq!((table.used_bytes, table.open.len(), table.by_due.len()), (0, 0, 0));
     }
 
     #[tokio::test(start_paused = true)]
-    async fn an_upload_that_is_alone_gets_what_it_needs() {
-        let uploads = Uploads::new(10);
-        let _one = holding(&uploads, 1_000).await;
-        assert_eq!(uploads.begin().try_hold(1, Instant::now()), Err(NoRoom));
+    async fn an_upload_that_is_alone_gets_more_than_the_whole_budget() {
+        let budget = UploadBudget::new(10);
+        let _one = upload_of(&budget, 1_000).await;
+        assert_eq!(budget.begin().try_hold(1, Instant::now()), Err(BudgetExhausted));
     }
 
     #[tokio::test(start_paused = true)]
-    async fn the_slowest_upload_loses_its_room_and_one_that_keeps_up_does_not() {
-        let uploads = Uploads::new(100);
-        let stalled = holding(&uploads, 40).await;
+    async fn the_slowest_upload_loses_its_room_and_a_fast_one_keeps_it() {
+        let budget = UploadBudget::new(100);
+        let stalled = upload_of(&budget, 40).await;
         advance(Duration::from_millis(400)).await;
-        let fast = holding(&uploads, 40).await;
+        let fast = upload_of(&budget, 40).await;
         advance(Duration::from_millis(400)).await;
-        fast.came(32 * 1024, Instant::now());
-        let mut new = uploads.begin();
+        fast.arrived(32 * 1024, Instant::now());
+        let mut new = budget.begin();
         assert_eq!(new.hold(60).await, Ok(()));
         assert!(is_cut(&stalled).await && !is_cut(&fast).await);
         drop(stalled);
-        assert_eq!(uploads.lock().used_bytes, 100, "what was cut is given back once");
+        assert_eq!(budget.lock().used_bytes, 100, "the room that was taken is given back once");
     }
 
     #[tokio::test(start_paused = true)]
-    async fn nobody_is_cut_if_that_does_not_make_enough_room() {
-        let uploads = Uploads::new(100);
-        let stalled = holding(&uploads, 40).await;
+    async fn no_upload_is_cut_if_that_does_not_make_enough_room() {
+        let budget = UploadBudget::new(100);
+        let stalled = upload_of(&budget, 40).await;
         advance(Duration::from_secs(1)).await;
-        let fast = holding(&uploads, 60).await;
-        assert_eq!(uploads.lock().hold(99, 1, 100, Instant::now()), Err(NoRoom), "one that is gone gets nothing");
-        let new = uploads.begin();
-        assert_eq!(new.try_hold(41, Instant::now()), Err(NoRoom));
+        let fast = upload_of(&budget, 60).await;
+        let unknown = budget.lock().hold(99, 1, 100, Instant::now());
+        assert_eq!(unknown, Err(BudgetExhausted), "an upload that was removed gets no room");
+        let new = budget.begin();
+        assert_eq!(new.try_hold(41, Instant::now()), Err(BudgetExhausted));
         assert!(!is_cut(&stalled).await && !is_cut(&fast).await);
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_new_upload_waits_until_others_have_fallen_behind() {
-        let uploads = Uploads::new(100);
-        let others = [holding(&uploads, 50).await, holding(&uploads, 50).await];
+    async fn a_new_upload_waits_until_other_uploads_are_too_slow() {
+        let budget = UploadBudget::new(100);
+        let others = [upload_of(&budget, 50).await, upload_of(&budget, 50).await];
         let begun = Instant::now();
-        assert_eq!(uploads.begin().hold(30).await, Ok(()));
-        assert!(begun.elapsed() > UPLOAD_KEEPS_ROOM.slack && begun.elapsed() < UPLOAD_ROOM_WAIT_MAX);
+        assert_eq!(budget.begin().hold(30).await, Ok(()));
+        assert!(begun.elapsed() > UPLOAD_MIN_RATE.slack && begun.elapsed() < UPLOAD_ROOM_WAIT_MAX);
         assert!(is_cut(&others[0]).await && !is_cut(&others[1]).await);
     }
 
     #[tokio::test(start_paused = true)]
-    async fn an_upload_that_waits_for_room_is_not_slow() {
-        let uploads = Uploads::new(100);
-        let (mut waiting, sending) = (holding(&uploads, 50).await, holding(&uploads, 50).await);
+    async fn an_upload_that_waits_for_room_does_not_count_as_slow() {
+        let budget = UploadBudget::new(100);
+        let (mut waiting, sending) = (upload_of(&budget, 50).await, upload_of(&budget, 50).await);
         let mut feed = tokio::time::interval(Duration::from_millis(50));
         let held = {
             let mut held = pin!(waiting.hold(60));
             loop {
                 tokio::select! {
                     held = &mut held => break held,
-                    _ = feed.tick() => sending.came(64 * 1024, Instant::now()),
+                    _ = feed.tick() => sending.arrived(64 * 1024, Instant::now()),
                 }
-                // Another one asks meanwhile, and takes nothing from the one that waits.
-                assert_eq!(uploads.begin().try_hold(40, Instant::now()), Err(NoRoom));
+                // A third upload asks in the meantime. It must not take the room of the upload that waits.
+                assert_eq!(budget.begin().try_hold(40, Instant::now()), Err(BudgetExhausted));
             }
         };
-        assert_eq!(held, Err(NoRoom));
+        assert_eq!(held, Err(BudgetExhausted));
         assert!(!is_cut(&waiting).await);
     }
 }

@@ -27,6 +27,7 @@ const OWN: &[&str] = &[
     "eventd::group::sqlite",
     "eventd::ingest",
     "eventd::ingest::appender",
+    "eventd::ingest::listen",
     "eventd::ingest::server",
     "eventd::kafka::cluster::coordinator",
     "eventd::kafka::cluster::topics",

@@ -437,27 +437,6 @@ async fn a_head_that_arrives_too_slowly_is_ended_by_the_time_out() {
 }
 
 #[tokio::test]
-async fn two_content_lengths_are_refused_and_close_the_connection() {
-    let padded = format!("Content-Length:{}37", " ".repeat(200));
-    for (first, second) in [
-        ("Content-Length: 37", "Transfer-Encoding: chunked"),
-        ("transfer-encoding: chunked", "content-length: 37"),
-        (&padded, "Transfer-Encoding: chunked"),
-    ] {
-        let ingesting = Ingesting::start(config()).await;
-        let mut client = ingesting.client().await;
-        assert_eq!(client.post(GOOD).await.status, 200);
-        let head = format!(
-            "POST /events HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n{first}\r\n{second}\r\n\r\n"
-        );
-        client.send(format!("{head}{:x}\r\n{GOOD}\r\n0\r\n\r\n", GOOD.len())).await;
-        assert_says(&client.answer().await.problem(), json!({"status": 400, "code": "ambiguous-length"}));
-        assert_eq!(client.closed().await, b"");
-        assert_eq!(ingesting.log.len(), 1);
-    }
-}
-
-#[tokio::test]
 async fn bytes_that_are_not_http_get_a_400_and_an_endless_head_a_431() {
     let ingesting = Ingesting::start(config()).await;
     let mut client = ingesting.client().await;

@@ -4,4 +4,5 @@ mod accepted;
 mod bad_input;
 mod descriptors;
 mod healthy;
+mod smuggling;
 mod trouble;
