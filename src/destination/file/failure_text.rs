@@ -3,8 +3,8 @@
 use std::io::{self, ErrorKind};
 use std::path::Path;
 
-/// Why a file cannot be used. `what` is the participle of that: "opened", "written".
-pub(super) fn describe(path: &Path, what: &str, error: &io::Error) -> String {
+/// Describes why a file cannot be used. `participle` is "opened" or "written", for example.
+pub(super) fn describe(path: &Path, participle: &str, error: &io::Error) -> String {
     let path = path.display();
     let advice = match error.kind() {
         ErrorKind::StorageFull => "its disk is full: make room",
@@ -15,9 +15,9 @@ pub(super) fn describe(path: &Path, what: &str, error: &io::Error) -> String {
         ErrorKind::PermissionDenied => "this user must not write to it: change its owner or its permissions",
         ErrorKind::ReadOnlyFilesystem => "its file system is read-only: mount it for writing",
         ErrorKind::FileTooLarge => "it has reached the largest size that is allowed: move it away and send SIGHUP",
-        _ => return format!("{path} cannot be {what}: {error}"),
+        _ => return format!("{path} cannot be {participle}: {error}"),
     };
-    format!("{path} cannot be {what}: {advice} ({error})")
+    format!("{path} cannot be {participle}: {advice} ({error})")
 }
 
 #[cfg(test)]
@@ -25,7 +25,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_file_says_why_it_cannot_be_written_and_what_to_do() {
+    fn the_text_says_why_a_file_cannot_be_written_and_what_to_do() {
         for (kind, expected) in [
             (ErrorKind::StorageFull, "its disk is full: make room"),
             (ErrorKind::QuotaExceeded, "the disk quota"),
@@ -37,7 +37,7 @@ mod tests {
             let words = describe(Path::new("/data/out.jsonl"), "written", &kind.into());
             assert!(words.starts_with("/data/out.jsonl cannot be written: ") && words.contains(expected), "{words}");
         }
-        // EDQUOT, as the system says it.
+        // 122 is EDQUOT.
         let quota = describe(Path::new("out"), "written", &io::Error::from_raw_os_error(122));
         assert!(quota.contains("the disk quota"), "{quota}");
     }

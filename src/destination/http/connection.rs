@@ -1,12 +1,12 @@
-//! One connection to the server, for one request after the other.
+//! One connection to the server, which carries one request after another.
 //!
 //! ```text
 //!  send ─▶ hyper (HTTP/1.1) ─▶ ObservedStream ─▶ TLS, TCP
-//!                               └─ ResponseTracker: reads each head along
+//!                               └─ ResponseTracker: sees the same head
 //! ```
 //!
-//! There is no task for a connection: the attempt that uses it moves it. So an attempt that is dropped takes its connection
-//! along, and an unused connection costs nothing but memory.
+//! A connection has no task of its own: the attempt that uses it also polls it. So if an attempt is dropped, its connection
+//! is closed, and an unused connection costs only memory.
 
 use super::RESPONSE_REST_MAX;
 use super::response_tracker::ResponseTracker;
@@ -40,13 +40,14 @@ const BODY_READ_BYTES_MAX: usize = 64 * 1024;
 /// of a thread.
 const CHUNK_BYTES_MIN: usize = 128;
 
-/// Bytes of a head that are read at once. One read is enough for nearly every answer.
+/// Bytes of a head that one read takes. One read is enough for nearly every response.
 const HEAD_READ_BYTES: usize = 4096;
 
-/// After a failed write: reads of what the server had said before, at most. They end at the end of the answer's head.
+/// After a failed write, at most this many reads look for a response that the server had sent before. They stop at the end
+/// of its head.
 const READS_AFTER_FAILED_WRITE_MAX: usize = 16;
 
-/// How hyper reads answers: it accepts what it can, and has bounds for the rest.
+/// How hyper reads responses: it accepts as many deviations from the standard as it can, within limits.
 pub(super) fn protocol() -> http1::Builder {
     let mut builder = http1::Builder::new();
     builder
@@ -61,9 +62,9 @@ pub(super) fn protocol() -> http1::Builder {
 #[derive(Debug)]
 pub(super) struct HttpConnection {
     sender: SendRequest<Full<Bytes>>,
-    /// `None` once the connection has ended.
+    /// `None` after the connection has ended.
     connection: Option<Connection<ObservedStream, Full<Bytes>>>,
-    answer: Arc<Mutex<ResponseTracker>>,
+    tracker: Arc<Mutex<ResponseTracker>>,
     is_reused: bool,
 }
 
@@ -72,42 +73,42 @@ impl HttpConnection {
         stream: MaybeHttpsStream<TokioIo<TcpStream>>,
         protocol: &http1::Builder,
     ) -> hyper::Result<Self> {
-        let answer = Arc::new(Mutex::new(ResponseTracker::new()));
+        let tracker = Arc::new(Mutex::new(ResponseTracker::new()));
         let scratch = vec![0; HEAD_READ_BYTES].into_boxed_slice();
-        let wire = ObservedStream { stream, answer: Arc::clone(&answer), scratch, head_due: None };
+        let wire = ObservedStream { stream, tracker: Arc::clone(&tracker), scratch, head_due: None };
         let (sender, connection) = protocol.handshake(wire).await?;
-        Ok(Self { sender, connection: Some(connection), answer, is_reused: false })
+        Ok(Self { sender, connection: Some(connection), tracker, is_reused: false })
     }
 
-    /// Another request was answered over this connection before.
+    /// Whether an earlier request was answered over this connection.
     pub(super) fn is_reused(&self) -> bool {
         self.is_reused
     }
 
-    /// What came of the answer to the last request.
-    pub(super) fn answer(&self) -> MutexGuard<'_, ResponseTracker> {
-        lock(&self.answer)
+    /// What was received of the response to the last request.
+    pub(super) fn tracker(&self) -> MutexGuard<'_, ResponseTracker> {
+        lock(&self.tracker)
     }
 
-    /// Sends a request and waits for the head of its answer.
+    /// Sends a request and waits for the head of its response.
     pub(super) async fn send(&mut self, request: Request<Full<Bytes>>) -> hyper::Result<Response<Incoming>> {
-        self.answer().begin();
+        self.tracker().begin_request();
         let mut response = pin!(self.sender.send_request(request));
         poll_fn(|context| {
-            // The connection moves first: it writes the request and reads the answer.
-            drive(&mut self.connection, context);
+            // The connection is polled first, because it writes the request and reads the response.
+            poll_connection(&mut self.connection, context);
             response.as_mut().poll(context)
         })
         .await
     }
 
-    /// Reads what is left of an answer. Ready with `true`: it was read to its end. With `false`: it broke off, or is longer than
-    /// is read.
+    /// Reads the rest of a response. Ready with `true` if it was read to its end, and with `false` if it broke off or is too
+    /// long.
     pub(super) fn poll_rest(&mut self, context: &mut Context<'_>, rest: &mut RemainingBody) -> Poll<bool> {
         while !rest.body.is_end_stream() {
-            drive(&mut self.connection, context);
+            poll_connection(&mut self.connection, context);
             match ready!(Pin::new(&mut rest.body).poll_frame(context)) {
-                Some(Ok(frame)) if rest.take(&frame) => {}
+                Some(Ok(frame)) if rest.add(&frame) => {}
                 Some(_) => return Poll::Ready(false),
                 None => break,
             }
@@ -115,31 +116,31 @@ impl HttpConnection {
         Poll::Ready(true)
     }
 
-    /// Whether the connection can take a request now, as far as its server has let us know.
+    /// Whether the connection can take a request now, as far as is known. The server may have closed it a moment ago.
     pub(super) fn is_usable(&mut self, context: &mut Context<'_>) -> bool {
-        drive(&mut self.connection, context);
+        poll_connection(&mut self.connection, context);
         self.connection.is_some() && self.sender.is_ready()
     }
 
-    /// Makes the connection one that waits for its next request. `false`: it cannot take another one.
-    pub(super) fn rest_idle(&mut self) -> bool {
+    /// Prepares the connection for its next request. Returns `false` if it cannot take one.
+    pub(super) fn become_idle(&mut self) -> bool {
         self.is_reused = true;
-        // The waker of the attempt that is over would otherwise be held for as long as the connection waits.
+        // Polling with a no-op waker replaces the waker of the finished attempt. Otherwise the idle connection would keep it.
         self.is_usable(&mut Context::from_waker(Waker::noop()))
     }
 }
 
-/// Moves the connection. At its end it is dropped: only then does hyper tell the request that waits for it.
-fn drive(connection: &mut Option<Connection<ObservedStream, Full<Bytes>>>, context: &mut Context<'_>) {
-    if let Some(moving) = connection
-        && Pin::new(moving).poll(context).is_ready()
+/// Polls the connection. When it has ended, it is dropped, because only then hyper reports the end to the waiting request.
+fn poll_connection(connection: &mut Option<Connection<ObservedStream, Full<Bytes>>>, context: &mut Context<'_>) {
+    if let Some(open) = connection
+        && Pin::new(open).poll(context).is_ready()
     {
-        // An error has been told to the request in flight, or there was none.
+        // hyper reports an error to the request in flight. If there is no request, the error does not matter.
         *connection = None;
     }
 }
 
-/// The part of an answer after its head.
+/// The body of a response, as far as it was not read yet.
 #[derive(Debug)]
 pub(super) struct RemainingBody {
     body: Incoming,
@@ -149,7 +150,7 @@ pub(super) struct RemainingBody {
 }
 
 impl RemainingBody {
-    /// Keeps the first `keep_bytes` of it.
+    /// Keeps the first `keep_bytes` of the body.
     pub(super) fn new(body: Incoming, keep_bytes: usize) -> Self {
         Self { body, read_bytes: 0, kept: Vec::new(), keep_bytes }
     }
@@ -158,8 +159,8 @@ impl RemainingBody {
         &self.kept
     }
 
-    /// `false`: it was too much.
-    fn take(&mut self, frame: &Frame<Bytes>) -> bool {
+    /// Adds a part of the body. Returns `false` if the body is too long.
+    fn add(&mut self, frame: &Frame<Bytes>) -> bool {
         let data: &[u8] = frame.data_ref().map_or(&[], |data| data);
         self.kept.extend_from_slice(&data[..data.len().min(self.keep_bytes - self.kept.len())]);
         self.read_bytes += data.len().max(CHUNK_BYTES_MIN);
@@ -167,62 +168,66 @@ impl RemainingBody {
     }
 }
 
-fn lock(answer: &Mutex<ResponseTracker>) -> MutexGuard<'_, ResponseTracker> {
-    answer.lock().unwrap_or_else(PoisonError::into_inner)
+fn lock(tracker: &Mutex<ResponseTracker>) -> MutexGuard<'_, ResponseTracker> {
+    tracker.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// The stream beneath hyper. It shows each head to [`ResponseTracker`], and ends a connection whose server does not get to the point.
+/// The stream that hyper reads and writes. It shows each head to the [`ResponseTracker`], and ends the connection if the
+/// headers of a response do not end in time.
 #[derive(Debug)]
 struct ObservedStream {
     stream: MaybeHttpsStream<TokioIo<TcpStream>>,
-    answer: Arc<Mutex<ResponseTracker>>,
+    tracker: Arc<Mutex<ResponseTracker>>,
     scratch: Box<[u8]>,
-    /// The final status line came, and its headers have to end by then.
+    /// Set when the final status line was received: its headers must end by then.
     head_due: Option<Pin<Box<Sleep>>>,
 }
 
 impl ObservedStream {
-    /// Reads bytes of a head, at most as many as `len`.
+    /// Reads at most `len` bytes of a head.
     fn poll_head(&mut self, context: &mut Context<'_>, len: usize) -> Poll<io::Result<usize>> {
         let len = len.min(self.scratch.len());
         let mut buffer = ReadBuf::new(&mut self.scratch[..len]);
-        let mut answer = lock(&self.answer);
+        let mut tracker = lock(&self.tracker);
         let read = match Pin::new(&mut self.stream).poll_read(context, buffer.unfilled()) {
             Poll::Ready(read) => {
                 read?;
                 let bytes = buffer.filled();
-                answer.read(bytes).map_err(io::Error::other)?;
+                tracker.read(bytes).map_err(io::Error::other)?;
                 Poll::Ready(Ok(bytes.len()))
             }
             Poll::Pending => Poll::Pending,
         };
-        if !answer.is_in_final_head() {
+        if !tracker.is_in_final_head() {
             self.head_due = None;
             return read;
         }
-        drop(answer);
+        drop(tracker);
         let due = self.head_due.get_or_insert_with(|| Box::pin(sleep(RESPONSE_REST_MAX)));
         if read.is_pending() {
             ready!(due.as_mut().poll(context));
-            return Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, "the headers did not end in time")));
+            return Poll::Ready(Err(io::Error::new(
+                io::ErrorKind::TimedOut,
+                "the headers of the answer did not end in time",
+            )));
         }
         read
     }
 
-    /// A server may answer and close before it has read all of the request. Its answer is worth more than the error of the
-    /// write.
+    /// Looks for a response after a failed write. A server may answer and close before it has read the whole request, and its
+    /// answer says more than the error of the write.
     fn read_after_failed_write(&mut self, context: &mut Context<'_>) {
         for _ in 0..READS_AFTER_FAILED_WRITE_MAX {
-            if !lock(&self.answer).is_in_head() || !matches!(self.poll_head(context, usize::MAX), Poll::Ready(Ok(1..)))
+            if !lock(&self.tracker).is_in_head() || !matches!(self.poll_head(context, usize::MAX), Poll::Ready(Ok(1..)))
             {
                 return;
             }
         }
     }
 
-    fn written(&mut self, context: &mut Context<'_>, written: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
+    fn note_write(&mut self, context: &mut Context<'_>, written: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
         match &written {
-            Poll::Ready(Ok(_)) => lock(&self.answer).asked(),
+            Poll::Ready(Ok(_)) => lock(&self.tracker).request_written(),
             Poll::Ready(Err(_)) => self.read_after_failed_write(context),
             Poll::Pending => {}
         }
@@ -233,7 +238,7 @@ impl ObservedStream {
 impl Read for ObservedStream {
     fn poll_read(self: Pin<&mut Self>, context: &mut Context<'_>, mut into: ReadBufCursor<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
-        if !lock(&this.answer).is_in_head() {
+        if !lock(&this.tracker).is_in_head() {
             return Pin::new(&mut this.stream).poll_read(context, into);
         }
         let len = ready!(this.poll_head(context, into.remaining()))?;
@@ -246,7 +251,7 @@ impl Write for ObservedStream {
     fn poll_write(self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
         let written = Pin::new(&mut this.stream).poll_write(context, bytes);
-        this.written(context, written)
+        this.note_write(context, written)
     }
 
     fn poll_write_vectored(
@@ -256,7 +261,7 @@ impl Write for ObservedStream {
     ) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
         let written = Pin::new(&mut this.stream).poll_write_vectored(context, parts);
-        this.written(context, written)
+        this.note_write(context, written)
     }
 
     fn is_write_vectored(&self) -> bool {

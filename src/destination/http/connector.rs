@@ -1,5 +1,5 @@
-//! Opens connections, and knows how far each one has come: a name that is not found, a port that does not accept and a
-//! server that does not answer the TLS handshake have different causes.
+//! Opens connections, and records how far each one has got. A name that is not found, a port that does not accept and a
+//! server that does not answer the TLS handshake have different causes, so the error names the stage.
 //!
 //! ```text
 //!  connect ─▶ TLS (hyper-rustls) ─▶ TCP (hyper-util) ─▶ look-ups
@@ -26,23 +26,23 @@ use tower_service::Service;
 pub(super) struct Connector {
     resolver: Resolver,
     tls: Arc<ClientConfig>,
-    time: Duration,
+    timeout: Duration,
 }
 
 impl Connector {
-    /// Each connection has this much time, TLS included.
-    pub(super) fn new(tls: ClientConfig, time: Duration) -> Self {
-        Self { resolver: Resolver::new(), tls: Arc::new(tls), time }
+    /// Each connection must be open, including TLS, within `timeout`.
+    pub(super) fn new(tls: ClientConfig, timeout: Duration) -> Self {
+        Self { resolver: Resolver::new(), tls: Arc::new(tls), timeout }
     }
 
-    /// Opens a connection to the host of this URL, by TLS if it is `https`. The error is for people.
+    /// Opens a connection to the host of this URL, with TLS if the scheme is `https`. The error is text for people.
     pub(super) async fn connect(
         &self,
         uri: &Uri,
         deadline: Instant,
     ) -> Result<MaybeHttpsStream<TokioIo<TcpStream>>, String> {
-        let deadline = deadline.min(Instant::now() + self.time);
-        // An address is not looked up.
+        let deadline = deadline.min(Instant::now() + self.timeout);
+        // The first stage is TCP, because a URL with an IP address needs no look-up. A look-up sets its own stage.
         let (stage, reached) = watch::channel(ConnectStage::Tcp);
         let connected = timeout_at(deadline, self.recording(stage).call(uri.clone())).await;
         let (address, stage) = (failure_text::address(uri), *reached.borrow());
@@ -52,7 +52,7 @@ impl Connector {
         }
     }
 
-    /// A connector for one connection, which notes its stages.
+    /// A connector for one connection that records its stages.
     fn recording(
         &self,
         stage: watch::Sender<ConnectStage>,
@@ -63,8 +63,9 @@ impl Connector {
         let mut tcp = HttpConnector::new_with_resolver(resolver);
         tcp.enforce_http(false);
         tcp.set_nodelay(true);
-        // Of several addresses, one that does not answer does not use up the time of the others.
-        tcp.set_connect_timeout(Some(self.time));
+        // hyper divides this time among the addresses of a name, so that one address that does not answer leaves time for the
+        // others.
+        tcp.set_connect_timeout(Some(self.timeout));
         HttpsConnector::from((
             StageRecorder { step: tcp, begins: ConnectStage::Tcp, then: ConnectStage::Tls, stage },
             Arc::clone(&self.tls),
@@ -72,7 +73,7 @@ impl Connector {
     }
 }
 
-/// A step of a connection that notes when it begins, and when the next one does.
+/// Wraps one step of connecting, and records when this step and the next one begin.
 #[derive(Debug, Clone)]
 struct StageRecorder<S> {
     step: S,
@@ -116,10 +117,10 @@ mod tests {
     use crate::net;
 
     #[tokio::test]
-    async fn a_look_up_without_an_answer_is_told_apart_from_a_connection_without_one() {
+    async fn a_look_up_that_times_out_has_another_error_than_a_connection_that_times_out() {
         let connector = Connector::new(net::no_tls().unwrap(), Duration::from_millis(50));
-        // As after look-ups that hang: their threads are waiting for a DNS server.
-        let hanging = connector.resolver.take_all_places().await;
+        // This is the state after several look-ups that hang: no further look-up can begin.
+        let hanging = connector.resolver.take_all_permits().await;
         for scheme in ["http", "https"] {
             let uri = format!("{scheme}://localhost:1/").parse().unwrap();
             let why = connector.connect(&uri, Instant::now() + Duration::from_secs(60)).await.unwrap_err();

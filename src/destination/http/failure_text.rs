@@ -1,55 +1,47 @@
-//! Why an attempt never got there, in words: what happened, and what to do next.
+//! Error text for connections: why an attempt did not reach the destination, and what to do about it.
 //!
-//! The one place where errors of a look-up, a connection, TLS or a file become text. A destination is shown as
-//! `host:port` only: the rest of its URL may hold a password or a token.
+//! Errors of look-ups, connections and TLS become text only here. The text shows a destination as `host:port`, because the
+//! rest of its URL may contain a password or a token.
 
 use http::Uri;
 use rustls::pki_types::UnixTime;
 use rustls::{CertificateError, Error as TlsError};
 use std::error::Error;
-use std::fmt;
 use std::io::{self, ErrorKind};
 
-/// Names of a certificate that are shown.
+/// Names of a certificate that the text shows.
 const NAMES_SHOWN_MAX: usize = 5;
 
-/// How far a connection has come.
+/// The stage that a connection has reached.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum ConnectStage {
-    /// The host is being looked up.
+    /// The address of the host is being looked up.
     LookUp,
-    /// TCP: the peer has not accepted a connection.
+    /// The server has not accepted the TCP connection yet.
     Tcp,
-    /// It has; the TLS handshake is under way.
+    /// The TCP connection is open, and the TLS handshake is not finished.
     Tls,
 }
 
-/// webpki's name for the certificate of an authority that a server shows as its own: what most tools make if they are asked
-/// for a self-signed certificate.
+/// webpki's name for the error that a server presents the certificate of an authority as its own. Most tools create such a
+/// certificate if they are asked for a self-signed one.
 const AUTHORITY_AS_SERVER: &str = "CaUsedAsEndEntity";
 
-/// What to do if an http destination closes a connection without an answer, which many servers that speak TLS do.
+/// Advice if a server closes a connection of an `http://` destination without an answer. Many TLS servers do this.
 pub(super) const PERHAPS_TLS: &str = "If the port speaks https, write https:// in the URL";
 
-/// A look-up of a host that gave no address.
-#[derive(Debug)]
+/// The look-up of a host failed.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
 pub(super) struct ResolveError(pub(super) io::Error);
 
-impl fmt::Display for ResolveError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.fmt(f)
-    }
-}
-
-impl Error for ResolveError {}
-
-/// `host:port` of a URL, with the scheme's port if the URL names none.
+/// `host:port` of a URL. If the URL has no port, it is the default port of the scheme.
 pub(super) fn address(uri: &Uri) -> String {
     let port = uri.port_u16().unwrap_or(if uri.scheme_str() == Some("https") { 443 } else { 80 });
     format!("{}:{port}", uri.host().unwrap_or_default())
 }
 
-/// Why there is no connection to this address, after an error at this stage.
+/// Describes why there is no connection to this address, after an error at this stage.
 pub(super) fn describe(error: &(dyn Error + 'static), stage: ConnectStage, address: &str) -> String {
     if let Some(ResolveError(error)) = find(error) {
         return format!(
@@ -79,7 +71,7 @@ pub(super) fn describe(error: &(dyn Error + 'static), stage: ConnectStage, addre
     }
 }
 
-/// Why there is no connection if the time for it ended at this stage.
+/// Describes why there is no connection, if the time for it ended at this stage.
 pub(super) fn describe_timeout(stage: ConnectStage, address: &str) -> String {
     match stage {
         ConnectStage::LookUp => {
@@ -109,7 +101,7 @@ fn of_tls(error: &TlsError, address: &str) -> String {
         TlsError::PeerIncompatible(_) => format!(
             "{address} speaks no version or cipher of TLS that eventd takes (TLS 1.2 and 1.3): {error}. Update the receiver"
         ),
-        _ => format!("no TLS connection to {address}: {error}"),
+        _ => format!("the TLS connection to {address} failed: {error}"),
     }
 }
 
@@ -139,12 +131,12 @@ fn of_certificate(why: &CertificateError, error: &TlsError, host: &str, address:
              the URL, or add {host} to it",
             names(presented)
         ),
-        // A certificate of the same name, but with another key, has a bad signature.
+        // If an authority has the expected name but another key, rustls reports a bad signature.
         CertificateError::UnknownIssuer | CertificateError::BadSignature => format!(
             "the certificate of {address} is signed by an authority that is not trusted. Add that authority to the \
              certificates of this machine, or name its file in SSL_CERT_FILE"
         ),
-        // rustls wraps what it does not know itself. This one is an error of webpki, which shows it by its name.
+        // rustls wraps errors that it has no variant for. This one comes from webpki, and only its text identifies it.
         CertificateError::Other(other) if other.to_string() == AUTHORITY_AS_SERVER => format!(
             "the certificate that {address} shows as its own is that of an authority (most self-signed certificates are). \
              Give the receiver one that the authority has signed"
@@ -156,8 +148,8 @@ fn of_certificate(why: &CertificateError, error: &TlsError, host: &str, address:
     }
 }
 
-/// The first error of this type among an error and its sources. (The source of an [`io::Error`] is the source of what it
-/// wraps, so what it wraps is looked at too.)
+/// The innermost error of this type among an error and its sources. An [`io::Error`] hides the error that it wraps from
+/// `source()`, so that error is examined too.
 fn find<'e, T: Error + 'static>(error: &'e (dyn Error + 'static)) -> Option<&'e T> {
     let mut innermost = None;
     let mut next = Some(error);
@@ -171,7 +163,7 @@ fn find<'e, T: Error + 'static>(error: &'e (dyn Error + 'static)) -> Option<&'e 
     innermost
 }
 
-/// An error and its sources, each once.
+/// The text of an error and its sources, without repetitions.
 pub(super) fn chain(error: &(dyn Error + 'static)) -> String {
     let mut texts: Vec<String> = Vec::new();
     for error in std::iter::successors(Some(error), |&error| error.source()) {
@@ -185,13 +177,13 @@ pub(super) fn chain(error: &(dyn Error + 'static)) -> String {
 
 fn time(time: UnixTime) -> String {
     let time = i64::try_from(time.as_secs()).ok().and_then(|seconds| jiff::Timestamp::from_second(seconds).ok());
-    time.map_or_else(|| "an unknown day".into(), |time| time.strftime("%Y-%m-%d %H:%M UTC").to_string())
+    time.map_or_else(|| "an unknown date".into(), |time| time.strftime("%Y-%m-%d %H:%M UTC").to_string())
 }
 
-/// Names as rustls gives them: `DnsName("example.org")`.
+/// The names of a certificate. rustls writes each as `DnsName("example.org")`.
 fn names(presented: &[String]) -> String {
     if presented.is_empty() {
-        return "no name at all".into();
+        return "no name".into();
     }
     let plain = |name: &String| name.split('"').nth(1).unwrap_or(name).to_owned();
     let mut shown: Vec<String> = presented.iter().take(NAMES_SHOWN_MAX).map(plain).collect();
@@ -208,7 +200,7 @@ mod tests {
     use std::time::Duration;
 
     fn certificate(why: CertificateError) -> String {
-        // As hyper-rustls wraps it.
+        // hyper-rustls wraps the error in this way.
         let error = io::Error::other(io::Error::new(ErrorKind::InvalidData, TlsError::InvalidCertificate(why)));
         describe(&error, ConnectStage::Tls, "example.org:8443")
     }
@@ -218,7 +210,7 @@ mod tests {
     }
 
     #[test]
-    fn an_address_is_a_host_and_a_port_and_never_a_secret() {
+    fn an_address_is_host_and_port_and_never_shows_a_secret() {
         for (url, expected) in [
             ("https://example.org/hook?token=s3cret", "example.org:443"),
             ("http://example.org/t0ken", "example.org:80"),
@@ -230,7 +222,7 @@ mod tests {
     }
 
     #[test]
-    fn a_certificate_says_what_is_wrong_with_it_and_what_to_do() {
+    fn the_text_says_what_is_wrong_with_a_certificate_and_what_to_do() {
         let at = |seconds| UnixTime::since_unix_epoch(Duration::from_secs(seconds));
         let expired = CertificateError::ExpiredContext { time: at(1_800_000_000), not_after: at(1_700_000_000) };
         assert!(
@@ -250,7 +242,7 @@ mod tests {
     }
 
     #[test]
-    fn a_connection_says_why_there_is_none() {
+    fn the_text_says_why_a_connection_failed() {
         for (kind, expected) in [
             (ErrorKind::ConnectionRefused, "example.org:8443 refused the connection"),
             (ErrorKind::TimedOut, "example.org:8443 did not accept a connection in time"),
@@ -261,8 +253,8 @@ mod tests {
         ] {
             assert!(io(kind).starts_with(expected), "{}", io(kind));
         }
-        let nobody = io::Error::other(ResolveError(io::Error::other("Name or service not known")));
-        let words = describe(&nobody, ConnectStage::LookUp, "nosuch.example:443");
+        let look_up_error = io::Error::other(ResolveError(io::Error::other("Name or service not known")));
+        let words = describe(&look_up_error, ConnectStage::LookUp, "nosuch.example:443");
         assert!(
             words.starts_with("cannot find the address of nosuch.example:443: Name or service not known"),
             "{words}"
@@ -275,7 +267,7 @@ mod tests {
     }
 
     #[test]
-    fn a_time_out_names_what_did_not_answer() {
+    fn the_text_of_a_time_out_names_what_did_not_answer() {
         for (stage, expected) in [
             (ConnectStage::LookUp, "the address of a:1 was not found in time. Check that the DNS servers"),
             (ConnectStage::Tcp, "a:1 did not accept a connection in time. Check that the receiver runs"),
@@ -283,7 +275,7 @@ mod tests {
         ] {
             let words = describe_timeout(stage, "a:1");
             assert!(words.starts_with(expected), "{words}");
-            // As a system says it that gave up by itself.
+            // The operating system may also give up by itself.
             assert_eq!(describe(&io::Error::from(ErrorKind::TimedOut), stage, "a:1"), words);
         }
     }

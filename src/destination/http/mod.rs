@@ -1,22 +1,24 @@
-//! One `POST` an event, by HTTP/1.1, over connections that are kept.
+//! Delivers each event by one HTTP/1.1 `POST`, over connections that are kept open.
+//!
+//! | response                                                                            | verdict       |
+//! |-------------------------------------------------------------------------------------|---------------|
+//! | 2xx                                                                                 | delivered     |
+//! | 400, 413, 415, 422: the receiver will never accept this event                       | `Refused`     |
+//! | 429, and 503 with `Retry-After`: the receiver asks to wait                          | `Busy`        |
+//! | any other status (redirects and 101 too), no response, none in time, or not HTTP    | `Retry`       |
+//! | no connection: name, port, TLS, or not connected in time                            | `Unreachable` |
+//!
+//! One deadline covers a whole attempt. A response counts from its status line on: what follows may be broken or never end.
+//!
+//! A server may close an unused connection at the moment when eventd sends a request over it. So if a reused connection
+//! ends before the first byte of the response, eventd sends the request again at once over a new connection. It also closes
+//! all other unused connections, because they are probably dead too.
 //!
 //! ```text
-//!  answer 2xx                       delivered
-//!  400, 413, 415, 422               Refused: this event will never be taken
-//!  429, and 503 with Retry-After    Busy: the destination asks for patience
-//!  any other (redirects and 101 too), no answer, none in time, or one that is not HTTP    Retry
-//!  no connection: name, port, TLS, or none in time                                        Unreachable
-//! ```
-//!
-//! One deadline covers the whole of an attempt. If a connection that was used before ends without a byte of the answer, the
-//! request is sent again at once over a new connection: most often the server had closed one that it thought unused. Then all
-//! unused connections are closed. An answer counts from its status line on: what follows may be broken, or never end.
-//!
-//! ```text
-//!  attempt ─▶ pool ── link ── answer
-//!              │       └ one connection: hyper, and what it reads
-//!              ├ keeps unused connections, drains answers
-//!              └ connector ── resolver
+//!  HttpDestination ─▶ ConnectionPool ── HttpConnection ── ResponseTracker
+//!                      │                 └ one connection: hyper, and the bytes that hyper reads
+//!                      ├ keeps unused connections, reads the rest of responses
+//!                      └ Connector ── Resolver
 //! ```
 
 mod connection;
@@ -49,8 +51,8 @@ use std::time::{Duration, SystemTime};
 use tokio::time::{Instant, timeout_at};
 use webhook::{Signer, WebhookRequest};
 
-/// Headers of one attempt at most, `host` and `content-length` among them: the map is made once in this size.
-const HEADERS_MAX: usize = 16;
+/// The most headers of one request, including `host` and `content-length`. The header map is allocated once, in this size.
+const REQUEST_HEADERS_MAX: usize = 16;
 
 /// How long the rest of a response may take after its status line: the headers, and the body of an error. The rest of a
 /// success is read for this long too, but no attempt waits for it. A healthy server needs far less.
@@ -60,110 +62,111 @@ const RESPONSE_REST_MAX: Duration = Duration::from_secs(1);
 pub(super) struct HttpDestination {
     pool: ConnectionPool,
     host: HeaderValue,
-    /// Path and query.
-    target: Uri,
+    path_and_query: Uri,
     authorization: Option<HeaderValue>,
     signer: Option<Signer>,
     retry_after_max: Duration,
 }
 
 impl HttpDestination {
-    /// Prepares the requests; connects to nothing yet.
+    /// Prepares the parts that all requests share. It does not connect yet.
     pub(super) fn open(target: &HttpTarget, settings: &DestinationSettings) -> Result<Self, ConfigurationError> {
         let HttpTarget { uri, userinfo } = target;
         Ok(Self {
             pool: ConnectionPool::new(uri, settings)?,
-            host: host(uri)?,
-            target: uri.path_and_query().map_or_else(Uri::default, |path| Uri::from(path.clone())),
-            authorization: userinfo.as_deref().map(basic),
+            host: host_header(uri)?,
+            path_and_query: uri.path_and_query().map_or_else(Uri::default, |path| Uri::from(path.clone())),
+            authorization: userinfo.as_deref().map(basic_authorization),
             signer: settings.secret.as_deref().map(Signer::new),
             retry_after_max: settings.retry_after_max,
         })
     }
 
-    async fn attempt(&self, attempt: WebhookRequest<'_>, deadline: &Deadline) -> Result<(), Failed> {
-        let mut link = match self.pool.take().await {
-            Some(link) => link,
+    async fn attempt(&self, webhook: WebhookRequest<'_>, deadline: &Deadline) -> Result<(), Failed> {
+        let mut connection = match self.pool.take().await {
+            Some(connection) => connection,
             None => {
-                let link = self.pool.connect(deadline.at).await;
-                link.map_err(|why| Failed::new(Verdict::Unreachable, why))?
+                let connected = self.pool.connect(deadline.at).await;
+                connected.map_err(|why| Failed::new(Verdict::Unreachable, why))?
             }
         };
-        // One place that sends and one that reads: an attempt's future then stays small enough for the allocator's fast
-        // way, and there is one an event.
+        // The loop has one place that sends. With two places the future of an attempt would be larger than the allocator
+        // handles quickly, and there is one future for each event.
         let response = loop {
-            let why = match timeout_at(deadline.at, link.send(self.request(&attempt))).await {
+            let error = match timeout_at(deadline.at, connection.send(self.request(&webhook))).await {
                 Ok(Ok(response)) => break response,
                 Ok(Err(error)) => Some(failure_text::chain(&error)),
                 Err(_) => None,
             };
-            let was_stale = link.is_reused() && link.answer().is_untouched();
+            let was_stale = connection.is_reused() && connection.tracker().is_untouched();
             if was_stale {
                 self.pool.clear();
             }
-            if !was_stale || why.is_none() || deadline.is_over() {
-                let answer = link.answer();
-                let why = match why {
-                    Some(why) if self.pool.is_plain() && !link.is_reused() && answer.is_silence() => {
-                        format!("{why}. {}", failure_text::PERHAPS_TLS)
+            if !was_stale || error.is_none() || deadline.is_over() {
+                let tracker = connection.tracker();
+                let why = match error {
+                    Some(error) if self.pool.is_plain() && !connection.is_reused() && tracker.is_silence() => {
+                        format!("{error}. {}", failure_text::PERHAPS_TLS)
                     }
-                    why => why.unwrap_or_else(|| "no answer within the time of the attempt".to_owned()),
+                    error => error.unwrap_or_else(|| "no answer within the time of the attempt".to_owned()),
                 };
-                return self.without_response(&answer, &why);
+                return self.without_response(&tracker, &why);
             }
-            // The request may have arrived the first time, so this is not `Unreachable`. A new connection is not a reused one: the
-            // loop ends.
-            let fresh = self.pool.connect(deadline.at).await;
-            link = fresh.map_err(|why| Failed::new(Verdict::Retry { after: None }, why))?;
+            // The request may have arrived the first time, so a failure from here on is not `Unreachable`. The new
+            // connection is not reused, so the loop ends with it.
+            let connected = self.pool.connect(deadline.at).await;
+            connection = connected.map_err(|why| Failed::new(Verdict::Retry { after: None }, why))?;
         };
         let status = response.status();
         if status.is_success() {
-            self.pool.finish(link, RemainingBody::new(response.into_body(), 0)).await;
+            self.pool.finish(connection, RemainingBody::new(response.into_body(), 0)).await;
             return Ok(());
         }
         let verdict = self.verdict(status, response.headers().get(RETRY_AFTER));
         let mut rest = RemainingBody::new(response.into_body(), ANSWER_BYTES_MAX);
         let due = deadline.at.min(Instant::now() + RESPONSE_REST_MAX);
-        let is_whole = timeout_at(due, poll_fn(|context| link.poll_rest(context, &mut rest))).await == Ok(true);
-        let said = String::from_utf8_lossy(rest.kept());
-        let failed =
-            Failed::new(verdict, if said.is_empty() { status.to_string() } else { format!("{status}: {said}") });
-        if is_whole {
-            self.pool.finish(link, rest).await;
+        let is_complete =
+            timeout_at(due, poll_fn(|context| connection.poll_rest(context, &mut rest))).await == Ok(true);
+        let body = String::from_utf8_lossy(rest.kept());
+        let answer = if body.is_empty() { status.to_string() } else { format!("{status}: {body}") };
+        let failed = Failed::new(verdict, answer);
+        if is_complete {
+            self.pool.finish(connection, rest).await;
         }
         Err(failed)
     }
 
-    /// The verdict if hyper gave no response: a status line that was read is believed, whatever followed it.
-    fn without_response(&self, answer: &ResponseTracker, why: &str) -> Result<(), Failed> {
-        match answer.status() {
+    /// The outcome if hyper returned no response. If the tracker has read a status line, that status decides, because the
+    /// server did process the request.
+    fn without_response(&self, tracker: &ResponseTracker, why: &str) -> Result<(), Failed> {
+        match tracker.status() {
             Some(status) if status.is_success() => Ok(()),
             Some(status) => {
-                let verdict = self.verdict(status, answer.header(&RETRY_AFTER).as_ref());
+                let verdict = self.verdict(status, tracker.header(&RETRY_AFTER).as_ref());
                 Err(Failed::new(verdict, format!("{status} (the rest of the answer could not be read: {why})")))
             }
             None => {
-                let why = answer.instead().map_or_else(|| why.to_owned(), |instead| format!("{instead} ({why})"));
+                let why = tracker.received_instead().map_or_else(|| why.to_owned(), |what| format!("{what} ({why})"));
                 Err(Failed::new(Verdict::Retry { after: None }, why))
             }
         }
     }
 
-    fn request(&self, attempt: &WebhookRequest<'_>) -> Request<Full<Bytes>> {
-        let mut headers = HeaderMap::with_capacity(HEADERS_MAX);
+    fn request(&self, webhook: &WebhookRequest<'_>) -> Request<Full<Bytes>> {
+        let mut headers = HeaderMap::with_capacity(REQUEST_HEADERS_MAX);
         headers.insert(HOST, self.host.clone());
         headers.insert(USER_AGENT, HeaderValue::from_static(concat!("eventd/", env!("CARGO_PKG_VERSION"))));
         if let Some(authorization) = &self.authorization {
             headers.insert(AUTHORIZATION, authorization.clone());
         }
-        if attempt.event.record.value().unwrap_or_default().is_empty() {
-            // hyper leaves it out for a body without bytes, and several servers answer 411 to a POST without a length.
+        if webhook.event.record.value().unwrap_or_default().is_empty() {
+            // hyper sends no length for an empty body, and several servers answer 411 to a POST without a length.
             headers.insert(CONTENT_LENGTH, HeaderValue::from_static("0"));
         }
-        attempt.put_headers(self.signer.as_ref(), &mut headers);
-        let mut request = Request::new(body(attempt.event));
+        webhook.put_headers(self.signer.as_ref(), &mut headers);
+        let mut request = Request::new(payload(webhook.event));
         *request.method_mut() = Method::POST;
-        *request.uri_mut() = self.target.clone();
+        *request.uri_mut() = self.path_and_query.clone();
         *request.headers_mut() = headers;
         request
     }
@@ -171,7 +174,7 @@ impl HttpDestination {
     fn verdict(&self, status: StatusCode, retry_after: Option<&HeaderValue>) -> Verdict {
         let retry_after =
             retry_after.and_then(|value| webhook::retry_after(value, SystemTime::now(), self.retry_after_max));
-        // A pause of zero is ignored: retries without the backoff would be a loop without a pause.
+        // A delay of zero is ignored. It would replace the backoff, and the retries would be a loop without a pause.
         let after = retry_after.filter(|after| !after.is_zero());
         match status {
             StatusCode::BAD_REQUEST
@@ -190,22 +193,22 @@ impl Destination for HttpDestination {
         BatchLimits { runs_max: 1, run_events_max: 1, run_bytes_max: usize::MAX }
     }
 
-    fn deliver(&self, hand_over: DeliveryBatch) -> BoxFuture<'_, Vec<Report>> {
+    fn deliver(&self, batch: DeliveryBatch) -> BoxFuture<'_, Vec<Report>> {
         Box::pin(async move {
-            let mut reports = Vec::with_capacity(hand_over.runs.len());
-            for run in &hand_over.runs {
+            let mut reports = Vec::with_capacity(batch.runs.len());
+            for run in &batch.runs {
                 let mut report = Report { delivered: 0, failed: None };
-                for event in hand_over.events_of(run) {
+                for event in batch.events_of(run) {
                     let is_first = report.delivered == 0;
-                    let attempt = WebhookRequest {
-                        topic: &hand_over.topic,
-                        partition: hand_over.partition,
+                    let webhook = WebhookRequest {
+                        topic: &batch.topic,
+                        partition: batch.partition,
                         event,
                         attempt: if is_first { run.attempt } else { 1 },
                         gap: is_first && run.gap,
                         now: SystemTime::now(),
                     };
-                    match self.attempt(attempt, &hand_over.deadline).await {
+                    match self.attempt(webhook, &batch.deadline).await {
                         Ok(()) => report.delivered += 1,
                         Err(failed) => {
                             report.failed = Some(failed);
@@ -224,8 +227,8 @@ impl Destination for HttpDestination {
     }
 }
 
-/// The payload as it lies in the record: shared, not copied. A tombstone is an empty body.
-fn body(event: &Event) -> Full<Bytes> {
+/// The payload as a body that shares the memory of the record. A tombstone is an empty body.
+fn payload(event: &Event) -> Full<Bytes> {
     struct Payload(Record);
     impl AsRef<[u8]> for Payload {
         fn as_ref(&self) -> &[u8] {
@@ -235,24 +238,25 @@ fn body(event: &Event) -> Full<Bytes> {
     Full::new(Bytes::from_owner(Payload(event.record.clone())))
 }
 
-/// The `host` header: the port only if it is not the scheme's.
-fn host(uri: &Uri) -> Result<HeaderValue, ConfigurationError> {
+/// The `host` header. It has a port only if the port is not the default of the scheme.
+fn host_header(uri: &Uri) -> Result<HeaderValue, ConfigurationError> {
     let host = uri.host().unwrap_or_default();
-    let usual = if uri.scheme_str() == Some("https") { 443 } else { 80 };
-    let text = match uri.port_u16().filter(|port| *port != usual) {
+    let default_port = if uri.scheme_str() == Some("https") { 443 } else { 80 };
+    let text = match uri.port_u16().filter(|port| *port != default_port) {
         Some(port) => format!("{host}:{port}"),
         None => host.to_owned(),
     };
-    HeaderValue::from_str(&text)
-        .map_err(|_| ConfigurationError(format!("the host {host:?} cannot be sent in a header")))
+    HeaderValue::from_str(&text).map_err(|_| {
+        ConfigurationError(format!("the host {host:?} cannot be sent in a header: correct the host in the URL"))
+    })
 }
 
-/// `user:password` of a URL as a header that `Debug` does not show.
-fn basic(userinfo: &str) -> HeaderValue {
+/// The `authorization` header for `user:password` of a URL. `Debug` does not show it.
+fn basic_authorization(userinfo: &str) -> HeaderValue {
     let (user, password) = userinfo.split_once(':').unwrap_or((userinfo, ""));
     let credentials: Vec<u8> = percent_decode_str(user).chain([b':']).chain(percent_decode_str(password)).collect();
     let value = format!("Basic {}", BASE64_STANDARD.encode(credentials));
-    let mut value = HeaderValue::from_str(&value).expect("base64 can stand in a header");
+    let mut value = HeaderValue::from_str(&value).expect("base64 is a valid header value");
     value.set_sensitive(true);
     value
 }

@@ -1,4 +1,5 @@
-//! The connections to one server: opened, kept while unused, and freed of what is left of an answer.
+//! The connections to one server: opens them, keeps unused ones, and reads the rest of responses so that their connections
+//! can be used again.
 
 use super::RESPONSE_REST_MAX;
 use super::connection::{self, HttpConnection, RemainingBody};
@@ -24,35 +25,34 @@ const CONNECT_TIMEOUT_MAX: Duration = Duration::from_secs(5);
 
 /// The limit on background reads as a multiple of `--concurrency`. If file descriptors are few, eventd lowers
 /// `--concurrency`, and this limit with it.
-const DRAINS_FACTOR: usize = 4;
+const BACKGROUND_READS_FACTOR: usize = 4;
 
 pub(super) struct ConnectionPool {
     connector: Connector,
     uri: Uri,
     protocol: http1::Builder,
     idle: Arc<Mutex<IdleConnections>>,
-    /// Closes what was unused for too long. It ends with the pool, as all tasks here.
+    /// The task that closes connections which were unused for too long. Like all tasks here, it ends with the pool.
     sweeper: OnceLock<JoinSet<()>>,
-    drains_max: usize,
-    /// Each reads the rest of one answer.
-    drains: Mutex<JoinSet<()>>,
+    background_reads_max: usize,
+    /// Each task reads the rest of one response.
+    background_reads: Mutex<JoinSet<()>>,
 }
 
-/// How many connections a destination has at most, used and unused.
+/// The maximum number of connections of a destination, used and unused.
 pub(in crate::destination) fn connections_max(concurrency: usize) -> usize {
-    concurrency.saturating_add(drains_max(concurrency))
+    concurrency.saturating_add(background_reads_max(concurrency))
 }
 
-/// How many answers' rests are read at a time.
-fn drains_max(concurrency: usize) -> usize {
-    ANSWER_DRAINS_MAX.min(DRAINS_FACTOR.saturating_mul(concurrency))
+/// The maximum number of responses whose rest is read in the background at the same time.
+fn background_reads_max(concurrency: usize) -> usize {
+    ANSWER_DRAINS_MAX.min(BACKGROUND_READS_FACTOR.saturating_mul(concurrency))
 }
 
 impl ConnectionPool {
-    /// Connects to nothing yet.
+    /// Creates the pool. It does not connect yet.
     pub(super) fn new(uri: &Uri, settings: &DestinationSettings) -> Result<Self, ConfigurationError> {
-        let is_https = uri.scheme_str() == Some("https");
-        let tls = match is_https {
+        let tls = match uri.scheme_str() == Some("https") {
             true => net::TlsFiles { ca_file: settings.ca_file.clone(), identity: None }.config(),
             false => net::no_tls(),
         };
@@ -62,35 +62,36 @@ impl ConnectionPool {
             connector,
             uri: uri.clone(),
             protocol: connection::protocol(),
-            idle: Arc::new(Mutex::new(IdleConnections { links: VecDeque::new(), max: settings.concurrency })),
-            drains_max: drains_max(settings.concurrency),
+            idle: Arc::new(Mutex::new(IdleConnections { connections: VecDeque::new(), max: settings.concurrency })),
             sweeper: OnceLock::new(),
-            drains: Mutex::default(),
+            background_reads_max: background_reads_max(settings.concurrency),
+            background_reads: Mutex::default(),
         })
     }
 
-    /// The connection that was used last, if one is unused and still open.
+    /// Takes the unused connection that was used last, if there is one that is still open.
     pub(super) async fn take(&self) -> Option<Box<HttpConnection>> {
         loop {
-            let mut link = lock(&self.idle).take(Instant::now())?;
-            if poll_fn(|context| Poll::Ready(link.is_usable(context))).await {
-                return Some(link);
+            let mut connection = lock(&self.idle).take(Instant::now())?;
+            if poll_fn(|context| Poll::Ready(connection.is_usable(context))).await {
+                return Some(connection);
             }
         }
     }
 
-    /// Opens a new connection, TLS included. The error is for people.
+    /// Opens a new connection, including TLS. The error is text for people.
     pub(super) async fn connect(&self, deadline: Instant) -> Result<Box<HttpConnection>, String> {
         self.sweeper.get_or_init(|| {
             let mut tasks = JoinSet::new();
-            tasks.spawn(sweep(Arc::clone(&self.idle)));
+            tasks.spawn(close_unused(Arc::clone(&self.idle)));
             tasks
         });
         let stream = self.connector.connect(&self.uri, deadline).await?;
-        HttpConnection::new(stream, &self.protocol).await.map(Box::new).map_err(|error| failure_text::chain(&error))
+        let connection = HttpConnection::new(stream, &self.protocol).await;
+        connection.map(Box::new).map_err(|error| failure_text::chain(&error))
     }
 
-    /// Whether the URL says `http://`.
+    /// Whether the URL begins with `http://`.
     pub(super) fn is_plain(&self) -> bool {
         self.uri.scheme_str() == Some("http")
     }
@@ -100,34 +101,37 @@ impl ConnectionPool {
         failure_text::address(&self.uri)
     }
 
-    /// Closes all unused connections: one of them turned out to be dead, so the others are likely to be.
+    /// Closes all unused connections. One of them was dead, so the others probably are too.
     pub(super) fn clear(&self) {
-        let dead = std::mem::take(&mut lock(&self.idle).links);
-        drop(dead);
+        let closed = std::mem::take(&mut lock(&self.idle).connections);
+        drop(closed);
     }
 
-    /// Keeps the connection once the rest of its answer has been read. Nobody waits for that: what is not there yet is read
-    /// in the background, for a short time and for a few connections at once. Otherwise the connection is closed.
-    pub(super) async fn finish(&self, mut link: Box<HttpConnection>, mut rest: RemainingBody) {
-        match poll_fn(|context| Poll::Ready(link.poll_rest(context, &mut rest))).await {
-            Poll::Ready(true) => keep(&self.idle, link),
+    /// Keeps the connection if the rest of its response can be read.
+    ///
+    /// This does not wait for the server. If bytes are still missing, a background task reads them, for a short time and
+    /// for a limited number of connections at once. Beyond these limits the connection is closed.
+    pub(super) async fn finish(&self, mut connection: Box<HttpConnection>, mut rest: RemainingBody) {
+        match poll_fn(|context| Poll::Ready(connection.poll_rest(context, &mut rest))).await {
+            Poll::Ready(true) => keep(&self.idle, connection),
             Poll::Ready(false) => {}
-            Poll::Pending => self.drain(link, rest),
+            Poll::Pending => self.read_in_background(connection, rest),
         }
     }
 
-    fn drain(&self, mut link: Box<HttpConnection>, mut rest: RemainingBody) {
-        let mut drains = lock(&self.drains);
-        // Those that are over; they have no result. A panic in one was told by the panic hook and cost its connection.
-        while drains.try_join_next().is_some() {}
-        if drains.len() >= self.drains_max {
+    fn read_in_background(&self, mut connection: Box<HttpConnection>, mut rest: RemainingBody) {
+        let mut reads = lock(&self.background_reads);
+        // Ended tasks are removed. They have no result. If one panicked, the panic hook has logged it.
+        while reads.try_join_next().is_some() {}
+        if reads.len() >= self.background_reads_max {
             return;
         }
         let idle = Arc::clone(&self.idle);
-        drains.spawn(async move {
-            let whole = timeout(RESPONSE_REST_MAX, poll_fn(|context| link.poll_rest(context, &mut rest))).await;
-            if whole == Ok(true) {
-                keep(&idle, link);
+        reads.spawn(async move {
+            let complete =
+                timeout(RESPONSE_REST_MAX, poll_fn(|context| connection.poll_rest(context, &mut rest))).await;
+            if complete == Ok(true) {
+                keep(&idle, connection);
             }
         });
     }
@@ -135,40 +139,40 @@ impl ConnectionPool {
 
 impl fmt::Debug for ConnectionPool {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("ConnectionPool").field("idle", &lock(&self.idle).links.len()).finish_non_exhaustive()
+        f.debug_struct("ConnectionPool").field("idle", &lock(&self.idle).connections.len()).finish_non_exhaustive()
     }
 }
 
-/// Connections that wait for a request, the one that was used last at the end.
+/// Connections without a request, each with the time since when. The one that was used last is at the end.
 struct IdleConnections {
-    links: VecDeque<(Instant, Box<HttpConnection>)>,
+    connections: VecDeque<(Instant, Box<HttpConnection>)>,
     max: usize,
 }
 
 impl IdleConnections {
     fn take(&mut self, now: Instant) -> Option<Box<HttpConnection>> {
-        let (since, link) = self.links.pop_back()?;
-        (since + CONNECTION_IDLE_MAX > now).then_some(link)
+        let (since, connection) = self.connections.pop_back()?;
+        (since + CONNECTION_IDLE_MAX > now).then_some(connection)
     }
 }
 
-fn keep(idle: &Mutex<IdleConnections>, mut link: Box<HttpConnection>) {
-    if link.rest_idle() {
+fn keep(idle: &Mutex<IdleConnections>, mut connection: Box<HttpConnection>) {
+    if connection.become_idle() {
         let mut idle = lock(idle);
-        if idle.links.len() < idle.max {
-            idle.links.push_back((Instant::now(), link));
+        if idle.connections.len() < idle.max {
+            idle.connections.push_back((Instant::now(), connection));
         }
     }
 }
 
-/// Closes connections that were unused for too long, also while there is no event to send.
-async fn sweep(idle: Arc<Mutex<IdleConnections>>) {
+/// Closes connections that were unused for too long, even while there are no events to send.
+async fn close_unused(idle: Arc<Mutex<IdleConnections>>) {
     let mut turn = interval(CONNECTION_IDLE_MAX / 2);
     loop {
         let now = turn.tick().await;
         let mut idle = lock(&idle);
-        while idle.links.front().is_some_and(|(since, _)| *since + CONNECTION_IDLE_MAX <= now) {
-            idle.links.pop_front();
+        while idle.connections.front().is_some_and(|(since, _)| *since + CONNECTION_IDLE_MAX <= now) {
+            idle.connections.pop_front();
         }
     }
 }

@@ -1,4 +1,7 @@
-//! Looks names up, on threads that everything blocking shares: a few at a time, even if the attempts that asked gave up.
+//! Looks up the addresses of host names.
+//!
+//! The system's look-up blocks, so it runs on the thread pool for blocking work. Only a few run at the same time, even if
+//! the attempts that asked for them have given up.
 
 use super::failure_text::ResolveError;
 use crate::BoxFuture;
@@ -24,9 +27,9 @@ impl Resolver {
         Self(Arc::new(Semaphore::new(LOOK_UPS_MAX)))
     }
 
-    /// Takes the places of all look-ups, so that a test has none left to begin.
+    /// Takes all permits, so that no look-up can begin.
     #[cfg(test)]
-    pub(super) async fn take_all_places(&self) -> OwnedSemaphorePermit {
+    pub(super) async fn take_all_permits(&self) -> OwnedSemaphorePermit {
         self.0.clone().acquire_many_owned(LOOK_UPS_MAX as u32).await.unwrap()
     }
 }
@@ -41,12 +44,12 @@ impl Service<Name> for Resolver {
     }
 
     fn call(&mut self, name: Name) -> Self::Future {
-        let places = self.0.clone();
+        let permits = self.0.clone();
         Box::pin(async move {
-            let place = places.acquire_owned().await.map_err(|error| ResolveError(io::Error::other(error)))?;
+            let permit = permits.acquire_owned().await.map_err(|error| ResolveError(io::Error::other(error)))?;
             let look_up = move || {
-                // Held by the thread: who asked may be gone before it is done.
-                let _place = place;
+                // The thread holds the permit, because the attempt may have given up before the look-up ends.
+                let _permit = permit;
                 (name.as_str(), 0).to_socket_addrs()
             };
             let found = tokio::task::spawn_blocking(look_up).await.map_err(io::Error::other);
@@ -61,9 +64,9 @@ mod tests {
     use std::str::FromStr;
 
     #[tokio::test]
-    async fn look_ups_beyond_the_limit_wait_for_a_place() {
+    async fn look_ups_beyond_the_limit_wait_for_a_permit() {
         let mut resolver = Resolver::new();
-        let taken = resolver.take_all_places().await;
+        let taken = resolver.take_all_permits().await;
         let mut waiting = resolver.call(Name::from_str("localhost").unwrap());
         assert!(std::future::poll_fn(|context| Poll::Ready(waiting.as_mut().poll(context))).await.is_pending());
         drop(taken);

@@ -1,4 +1,4 @@
-//! What a webhook says besides its body: the headers of Standard Webhooks and ours, and how `Retry-After` is read.
+//! The headers of a webhook: those of Standard Webhooks and those of eventd. Also parses secrets and `Retry-After`.
 
 use crate::core::event::{self, Event};
 use crate::destination::ConfigurationError;
@@ -22,36 +22,36 @@ static GAP: HeaderName = HeaderName::from_static("eventd-gap");
 static REPLAY: HeaderName = HeaderName::from_static(event::REPLAY);
 static TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 
-/// What cannot stand in a header, and `%`, so that decoding gives back every id. Bytes that are no ASCII always are
-/// encoded.
+/// Characters that a header value cannot contain, and `%`, so that decoding returns the original text. Bytes that are not
+/// ASCII are always encoded.
 const IN_A_HEADER: &AsciiSet = &CONTROLS.add(b' ').add(b'%');
-/// The signature joins id, time and body by `.`.
+/// The same characters and `.`, because the signature joins id, time and body with `.`.
 const IN_A_SIGNED_ID: &AsciiSet = &IN_A_HEADER.add(b'.');
 
-/// What Standard Webhooks put in front of a secret in base64.
+/// The prefix of a base64 secret in Standard Webhooks.
 pub(crate) const SECRET_PREFIX: &str = "whsec_";
 const SIGNATURE_BASE64_BYTES: usize = 44;
-/// Room for the values of one attempt with an id and a user of usual length.
+/// Memory for the header values of one request, if id and user have a usual length.
 const VALUES_BYTES: usize = 192;
 
-/// Bytes of a secret at least: below 128 bits it can be guessed. (Standard Webhooks asks its senders for 192 to 512.)
+/// The minimum size of a secret. With fewer than 128 bits it could be guessed. (Standard Webhooks recommends 192 to 512.)
 const SECRET_BYTES_MIN: usize = 16;
 
-/// Decodes a secret as a file or the environment holds it: `whsec_` and base64, or any other line of text, whose bytes
-/// are taken as they are. White space at the ends does not count.
+/// Decodes a secret from a file or an environment variable. It is `whsec_` followed by base64, or any other line of text,
+/// whose bytes are used unchanged. White space at both ends is ignored.
 ///
 /// # Errors
-/// It is empty, shorter than 16 bytes, has more than one line, or is not base64 after `whsec_`. The error never shows
-/// it.
+/// The secret is empty, shorter than 16 bytes, has more than one line, or is not base64 after `whsec_`. The error never
+/// shows the secret.
 pub fn parse_secret(text: &str) -> Result<Vec<u8>, ConfigurationError> {
-    // A byte order mark is no part of a secret: some editors write it.
+    // Some editors write a byte order mark, which is not a part of the secret.
     let text = text.trim_start_matches('\u{feff}').trim();
     let refused = |why: &str| Err(ConfigurationError(format!("the webhook secret {why}")));
     if text.contains(|c: char| c.is_control()) {
-        return refused("has more than one line, or a control character: write one secret into one line");
+        return refused("has more than one line, or a control character: write one secret in one line");
     }
     if text.starts_with(['"', '\'']) {
-        return refused("begins with a quotation mark: write it without");
+        return refused("begins with a quotation mark: write it without quotation marks");
     }
     if !text.starts_with(SECRET_PREFIX) && text.to_ascii_lowercase().starts_with(SECRET_PREFIX) {
         return refused("begins with whsec_ in capital letters: write whsec_");
@@ -59,20 +59,24 @@ pub fn parse_secret(text: &str) -> Result<Vec<u8>, ConfigurationError> {
     let secret = match text.strip_prefix(SECRET_PREFIX) {
         Some(encoded) => match BASE64_STANDARD.decode(encoded) {
             Ok(secret) => secret,
-            Err(_) => return refused("is not base64 after whsec_"),
+            Err(_) => {
+                return refused(
+                    "is not valid base64 after whsec_: copy it again, or create a new one with echo whsec_$(openssl rand -base64 24)",
+                );
+            }
         },
         None => text.as_bytes().to_vec(),
     };
     match secret.len() {
-        0 => refused("is empty"),
+        0 => refused("is empty: create one with echo whsec_$(openssl rand -base64 24)"),
         1..SECRET_BYTES_MIN => {
-            refused("is too short: it needs at least 16 bytes. This makes one: echo whsec_$(openssl rand -base64 24)")
+            refused("is too short: it needs at least 16 bytes. Create one with echo whsec_$(openssl rand -base64 24)")
         }
         _ => Ok(secret),
     }
 }
 
-/// Signs with one secret.
+/// Signs webhooks with one secret.
 pub(super) struct Signer(hmac::Key);
 
 impl Signer {
@@ -99,7 +103,7 @@ impl fmt::Debug for Signer {
     }
 }
 
-/// One try of one event.
+/// One attempt to deliver one event: the source of its headers.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct WebhookRequest<'a> {
     pub(super) topic: &'a str,
@@ -111,8 +115,10 @@ pub(super) struct WebhookRequest<'a> {
 }
 
 impl WebhookRequest<'_> {
-    /// Adds the headers. `content-type`, `traceparent` and `eventd-replay` go out as stored, and are left out where they cannot be
-    /// a header; id, user and type are percent-encoded.
+    /// Adds the headers of the webhook.
+    ///
+    /// Id, user and type are percent-encoded. `content-type`, `traceparent` and `eventd-replay` are sent as stored, or left out
+    /// if they are not valid header values.
     pub(super) fn put_headers(&self, signer: Option<&Signer>, headers: &mut HeaderMap) {
         let record = &self.event.record;
         let (mut id, mut kind, mut content_type, mut traceparent, mut replay) = (None, None, None, None, None);
@@ -125,11 +131,11 @@ impl WebhookRequest<'_> {
                 event::REPLAY => &mut replay,
                 _ => continue,
             };
-            // Of a repeated one the first counts, whatever it holds, as in `Event::id`.
+            // If a header is repeated, the first one counts, even if its value is unusable. `Event::id` has the same rule.
             wanted.get_or_insert(value);
         }
 
-        // All values stand in one block of memory.
+        // All values share one block of memory, so that a request needs one allocation for them.
         let mut values = BytesMut::with_capacity(VALUES_BYTES);
         match id.flatten().filter(|id| std::str::from_utf8(id).is_ok()) {
             Some(id) => encode(id, IN_A_SIGNED_ID, &mut values),
@@ -150,7 +156,7 @@ impl WebhookRequest<'_> {
         }
         number(self.attempt.into(), &mut values);
         put(headers, &ATTEMPT, &mut values);
-        write!(values, "{}:{}", self.partition, self.event.offset).expect("memory is written");
+        write!(values, "{}:{}", self.partition, self.event.offset).expect("writing to memory cannot fail");
         put(headers, &OFFSET, &mut values);
         if let Some(kind) = kind.flatten() {
             encode(kind, IN_A_HEADER, &mut values);
@@ -174,22 +180,23 @@ fn encode(bytes: &[u8], set: &'static AsciiSet, values: &mut BytesMut) {
 }
 
 fn number(number: u64, values: &mut BytesMut) {
-    write!(values, "{number}").expect("memory is written");
+    write!(values, "{number}").expect("writing to memory cannot fail");
 }
 
 fn put(headers: &mut HeaderMap, name: &HeaderName, values: &mut BytesMut) {
     insert(headers, name, HeaderValue::from_maybe_shared(values.split().freeze()));
 }
 
-/// A value that cannot be a header is left out: what is ours was encoded, so it is another producer's.
+/// Inserts a header, or leaves it out if the value is not valid. eventd's own values are encoded and always valid, so this
+/// concerns values that another producer stored.
 fn insert(headers: &mut HeaderMap, name: &HeaderName, value: Result<HeaderValue, impl Sized>) {
     if let Ok(value) = value {
         headers.insert(name.clone(), value);
     }
 }
 
-/// Reads `Retry-After`: seconds, with or without a fraction, or a date, which counts from `now`. At most `max`. A fraction of a
-/// millisecond counts as a whole one. `None`: it is neither, so it says nothing.
+/// Parses `Retry-After`: seconds, with or without a fraction, or a date, from which `now` is subtracted. Returns at most `max`,
+/// rounded up to milliseconds. `None` if the value is neither.
 pub(super) fn retry_after(value: &HeaderValue, now: SystemTime, max: Duration) -> Option<Duration> {
     let text = value.to_str().ok()?.trim();
     if let Some(delay) = seconds(text) {
@@ -199,14 +206,14 @@ pub(super) fn retry_after(value: &HeaderValue, now: SystemTime, max: Duration) -
     Some(at.duration_since(now).unwrap_or_default().min(max))
 }
 
-/// Reads `7`, `2.5`, and also `2.` and `.5`, which some libraries print. Signs, exponents and words are not read.
+/// Parses `7`, `2.5`, and also `2.` and `.5`, which some libraries write. Signs, exponents and words are not accepted.
 fn seconds(text: &str) -> Option<Duration> {
     let (whole, fraction) = text.split_once('.').unwrap_or((text, ""));
     let is_number = |digits: &str| digits.bytes().all(|byte| byte.is_ascii_digit());
     if !is_number(whole) || !is_number(fraction) || (whole.is_empty() && fraction.is_empty()) {
         return None;
     }
-    // So many digits that they are not a number are more than any limit.
+    // If the number does not fit, it is larger than any limit.
     let whole_seconds = if whole.is_empty() { 0 } else { whole.parse().unwrap_or(u64::MAX / 1_000) };
     let digit = |place: usize| fraction.as_bytes().get(place).map_or(0, |byte| u64::from(byte - b'0'));
     let is_beyond = fraction.bytes().skip(3).any(|byte| byte != b'0');
@@ -230,7 +237,7 @@ mod tests {
     }
 
     #[test]
-    fn the_signature_is_that_of_the_specification() {
+    fn the_signature_agrees_with_the_example_of_the_specification() {
         let secret = parse_secret("whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw\n").unwrap();
         let id: &[u8] = b"msg_p5jXN8AQM9LWM0D4loKWxJek";
         let record = Record::new(Some(b"u"), Some(br#"{"test": 2432232314}"#), &[(event::ID, Some(id))], 0);
@@ -243,7 +250,7 @@ mod tests {
     }
 
     #[test]
-    fn ids_users_and_types_are_encoded_and_the_rest_goes_out_as_stored() {
+    fn ids_users_and_types_are_encoded_and_other_headers_are_sent_as_stored() {
         let stored: &[(&str, Option<&[u8]>)] = &[
             (event::ID, Some("a.b%ü".as_bytes())),
             (event::TYPE, Some(b"made now")),
@@ -267,14 +274,14 @@ mod tests {
     }
 
     #[test]
-    fn a_record_of_another_producer_has_an_id_of_its_place_and_no_user() {
+    fn a_record_of_another_producer_gets_an_id_from_its_offset_and_no_user() {
         let headers = headers(Record::new(None, None, &[(event::CONTENT_TYPE, Some(b"a\nb"))], 0), None);
         assert_eq!(headers["webhook-id"], "t-2-17");
         assert!(!headers.contains_key("eventd-user") && !headers.contains_key("content-type"));
     }
 
     #[test]
-    fn of_a_header_that_is_repeated_the_first_counts() {
+    fn the_first_of_repeated_headers_counts() {
         let first: [(Option<&[u8]>, _); 4] =
             [(Some(b"one"), "one"), (Some(b""), ""), (None, "t-2-17"), (Some(b"\xff"), "t-2-17")];
         for (first, expected) in first {
@@ -286,7 +293,7 @@ mod tests {
     }
 
     #[test]
-    fn a_secret_is_base64_after_its_prefix_and_text_without_it() {
+    fn a_secret_is_base64_after_the_prefix_and_plain_text_without_it() {
         assert_eq!(parse_secret("whsec_AP8AAAAAAAAAAAAAAAAAAA==\r\n").unwrap()[..3], [0, 255, 0]);
         assert_eq!(parse_secret("\u{feff}whsec_AP8AAAAAAAAAAAAAAAAAAA==").unwrap()[..2], [0, 255]);
         assert_eq!(parse_secret(" sixteen bytes ok\n").unwrap(), b"sixteen bytes ok");
@@ -310,7 +317,7 @@ mod tests {
     }
 
     #[test]
-    fn a_retry_after_with_a_fraction_counts_in_milliseconds_rounded_up() {
+    fn a_retry_after_with_a_fraction_is_rounded_up_to_milliseconds() {
         let after = |text| {
             let value = HeaderValue::from_static(text);
             retry_after(&value, UNIX_EPOCH, Duration::from_secs(300)).map(|after| after.as_millis())
@@ -338,7 +345,7 @@ mod tests {
     }
 
     #[test]
-    fn retry_after_is_seconds_or_a_date_and_never_more_than_the_limit() {
+    fn retry_after_is_seconds_or_a_date_and_is_cut_to_the_limit() {
         let now = httpdate::parse_http_date("Sun, 06 Nov 1994 08:49:37 GMT").unwrap();
         let after = |text| {
             let value = HeaderValue::from_static(text);
@@ -359,7 +366,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_user_of_any_bytes_can_be_read_back(user in proptest::collection::vec(any::<u8>(), 0..60)) {
+        fn a_receiver_can_decode_a_user_of_any_bytes(user in proptest::collection::vec(any::<u8>(), 0..60)) {
             let headers = headers(Record::new(Some(&user), None, &[(event::ID, Some(&user))], 0), None);
             let decoded = |name: &str| -> Vec<u8> {
                 percent_encoding::percent_decode(headers[name].as_bytes()).collect()
