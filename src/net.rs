@@ -146,7 +146,21 @@ fn client_config() -> Result<rustls::ConfigBuilder<ClientConfig, rustls::WantsVe
         .map_err(|error| format!("TLS cannot be used: {error}"))
 }
 
+/// Logs one line if `SSL_CERT_FILE` names a missing file. Without it the mistake is hard to find: certificates of
+/// `SSL_CERT_DIR` are used alone, and only the servers of the missing authorities fail.
+fn warn_of_missing_certificate_file() {
+    static WARNED: std::sync::Once = std::sync::Once::new();
+    let Some(file) = std::env::var_os("SSL_CERT_FILE").map(PathBuf::from).filter(|file| !file.exists()) else { return };
+    WARNED.call_once(|| {
+        tracing::warn!(
+            file = %file.display(),
+            "SSL_CERT_FILE names a file that does not exist: correct it, or unset it to trust the system's certificates"
+        );
+    });
+}
+
 fn system_roots() -> Result<RootCertStore, String> {
+    warn_of_missing_certificate_file();
     let found = rustls_native_certs::load_native_certs();
     let mut roots = RootCertStore::empty();
     let (usable, _) = roots.add_parsable_certificates(found.certs);

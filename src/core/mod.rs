@@ -1,18 +1,25 @@
-//! What every mode shares and nothing outside can disturb: no async, no I/O, no clock, no randomness of its own.
+//! The pure logic that every command shares: no async, no I/O, no clock, and no randomness of its own.
 //!
-//! Time comes in as a [`Moment`], randomness as a number; what goes out are values. So each of these can be held
-//! against a simple model, and a failure found anywhere can be played again.
+//! Time is passed in as a [`Moment`], randomness as a number, and results are values. So each module can be compared with a
+//! simple model, and a failure that was found once can be replayed exactly.
 //!
-//! ```text
-//!  event      what is stored and delivered      outcome    ok, refused, unknown: what is known of a write
-//!  partition  which partition a user has        verdict    what an attempt says of an event
-//!  lanes      one FIFO a user, who is next      window     how many events and bytes may be unsettled
-//!  backoff    when to try again                 progress   watermark and settled map: what a commit stores
-//!  breaker    is it the event, or the destination?       random     numbers from what the caller gives
-//!  token_bucket  how many events may go out now, at a configured rate
-//!  names, side_topics    which names are valid, and how side topics and groups are named
-//!  text       text of others, as it may be shown
-//! ```
+//! | module         | what it decides or holds                                                   |
+//! |----------------|----------------------------------------------------------------------------|
+//! | `event`        | an event as it is stored and delivered                                     |
+//! | `partition`    | the partition of a user                                                    |
+//! | `names`        | which names topics, groups and destinations may have                       |
+//! | `side_topics`  | how side topics and groups are named                                       |
+//! | `lanes`        | one queue for each user, and which one is next                             |
+//! | `window`       | how many events and bytes may be unsettled                                 |
+//! | `backoff`      | when to try again                                                          |
+//! | `verdict`      | what an attempt says about an event                                        |
+//! | `breaker`      | whether a failure is the event's fault or the destination's                |
+//! | `progress`     | the watermark and the settled map, which a commit stores                   |
+//! | `outcome`      | whether a failed write was refused or is unknown                           |
+//! | `token_bucket` | how many events may be sent now, at a configured rate                      |
+//! | `random`       | numbers that look random and depend only on the input                      |
+//! | `text`         | escaping of text from outside                                              |
+//! | `varint`       | numbers in as few bytes as they need                                       |
 
 pub mod backoff;
 pub mod breaker;
@@ -30,5 +37,6 @@ pub mod varint;
 pub mod verdict;
 pub mod window;
 
-/// A point in time: how long ago the process (or the simulation) began. The shell reads the clock, the core never.
+/// A point in time: the time since the process (or the simulation) began. Only callers read the clock; this module never
+/// does.
 pub type Moment = std::time::Duration;

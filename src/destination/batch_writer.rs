@@ -38,12 +38,12 @@ pub(super) trait LineSink: Send + 'static {
 /// A handle to the writer's thread. The thread ends when the last handle is dropped and the queue is empty.
 #[derive(Debug, Clone)]
 pub(super) struct BatchWriter {
-    queue: mpsc::Sender<WriterMessage>,
+    queue: mpsc::Sender<BatchWriterMessage>,
     /// Not a message, because the queue may be full.
     reopen_requested: Arc<AtomicBool>,
 }
 
-enum WriterMessage {
+enum BatchWriterMessage {
     Write(DeliveryBatch, oneshot::Sender<Vec<Report>>),
     /// Wakes a thread without work, so that it sees `reopen_requested`.
     Wake,
@@ -74,7 +74,7 @@ impl BatchWriter {
         }
         let (answer, reports) = oneshot::channel();
         let written = async {
-            self.queue.send(WriterMessage::Write(batch, answer)).await.ok()?;
+            self.queue.send(BatchWriterMessage::Write(batch, answer)).await.ok()?;
             reports.await.ok()
         };
         match tokio::time::timeout_at(deadline, written).await {
@@ -88,20 +88,20 @@ impl BatchWriter {
     pub(super) fn reopen(&self) {
         self.reopen_requested.store(true, Ordering::Release);
         // This fails only if the queue is full, so the thread is awake, or if the thread is gone, so no file is open.
-        let _woken = self.queue.try_send(WriterMessage::Wake);
+        let _woken = self.queue.try_send(BatchWriterMessage::Wake);
     }
 }
 
-impl std::fmt::Debug for WriterMessage {
+impl std::fmt::Debug for BatchWriterMessage {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("WriterMessage")
+        f.write_str("BatchWriterMessage")
     }
 }
 
 /// The state of the writer's thread.
 struct WriterLoop<S> {
     sink: S,
-    messages: mpsc::Receiver<WriterMessage>,
+    messages: mpsc::Receiver<BatchWriterMessage>,
     reopen_requested: Arc<AtomicBool>,
     /// Batches with lines in this round, and at most one that did not fit into it.
     waiting: VecDeque<QueuedBatch>,
@@ -141,8 +141,8 @@ impl<S: LineSink> WriterLoop<S> {
         }
     }
 
-    fn enqueue(&mut self, message: WriterMessage) {
-        if let WriterMessage::Write(batch, answer) = message {
+    fn enqueue(&mut self, message: BatchWriterMessage) {
+        if let BatchWriterMessage::Write(batch, answer) = message {
             self.waiting.push_back(QueuedBatch { batch, answer, formatted_events: 0, synced_events: 0 });
         }
     }

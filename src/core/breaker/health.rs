@@ -40,7 +40,7 @@ struct LastVerdict {
 }
 
 impl RecentVerdicts {
-    /// Of a batch of deliveries, this many are worth noting. More would only replace each other.
+    /// The number of deliveries of one batch that are worth noting. More would only replace each other.
     pub(super) const BATCH_MAX: usize = REMEMBERED_USERS_MAX;
 
     pub(super) fn clear(&mut self) {

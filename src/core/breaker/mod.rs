@@ -24,7 +24,7 @@
 //!
 //! A user becomes *suspect* when it has failed and an attempt of another user, begun later, was delivered. It stays
 //! suspect until it is delivered itself. Only trusted users, that is, users who are not suspect, count for health. So
-//! users whose events always fail cannot open the breaker for everybody else, however many they are.
+//! users whose events always fail cannot open the breaker for all other users, however many they are.
 //!
 //! The delivery of a probe that ends an outage is an exception: it does not make the users suspect that failed during the
 //! outage. Without this, one lucky delivery in an outage would leave no trusted users. Those users get one more chance:

@@ -25,7 +25,7 @@ static TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 /// Characters that a header value cannot contain, and `%`, so that decoding returns the original text. Bytes that are not
 /// ASCII are always encoded.
 const IN_A_HEADER: &AsciiSet = &CONTROLS.add(b' ').add(b'%');
-/// The same characters and `.`, because the signature joins id, time and body with `.`.
+/// Like [`IN_A_HEADER`], and also `.`, because the signature joins id, time and body with `.`.
 const IN_A_SIGNED_ID: &AsciiSet = &IN_A_HEADER.add(b'.');
 
 /// The prefix of a base64 secret in Standard Webhooks.

@@ -186,3 +186,20 @@ fn the_log_says_which_hosts_certificate_has_expired() {
     }
     assert_eq!(up.stop().code(), 0);
 }
+
+#[test]
+fn a_missing_certificate_file_is_named_in_one_log_line() {
+    let (folder, authority) = (tempfile::tempdir().unwrap(), Authority::new());
+    let certificates = folder.path().join("certificates");
+    std::fs::create_dir(&certificates).unwrap();
+    std::fs::copy(authority.path(), certificates.join("authority.pem")).unwrap();
+    let mut command = command(folder.path(), &["up", "--url", "sqlite:log.db", "--listen", "127.0.0.1:0"]);
+    command.env("EVENTD_DEST", "a=https://localhost:1/\nb=https://localhost:2/");
+    command.env("SSL_CERT_FILE", "/nosuch.pem").env("SSL_CERT_DIR", certificates);
+    let up = Program::spawn(command, "up");
+    let line = up.wait_for(&["SSL_CERT_FILE", "/nosuch.pem"]);
+    assert!(line.contains("WARN"), "{line}");
+    let ending = up.stop();
+    assert_eq!(ending.code(), 0, "{}", ending.said);
+    assert_eq!(ending.said.matches("/nosuch.pem").count(), 1, "{}", ending.said);
+}

@@ -97,7 +97,7 @@ const SPAWNING: &[&str] = &[
 ];
 
 /// The crates that `core` may name. They are pure.
-const CORE_CRATES: &[&str] = &["base64", "hashbrown"];
+const CORE_CRATES: &[&str] = &["base64", "hashbrown", "thiserror"];
 
 /// The parts of `std` that `core` may not name: clocks, and everything outside the process.
 const NOT_IN_CORE: &[&[&str]] = &[
