@@ -14,10 +14,14 @@ use crate::core::event::{self, Event};
 use crate::core::text::escaped_json;
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
+use jiff::Timestamp;
+use jiff::fmt::StdIoWrite;
+use jiff::fmt::temporal::DateTimePrinter;
 use std::borrow::Cow;
 use std::io::Write;
 
-const MS_PER_DAY: i64 = 24 * 60 * 60 * 1000;
+/// The beginning of the year 0, in milliseconds since the Unix epoch.
+const YEAR_ZERO_MS: i64 = -62_167_219_200_000;
 
 /// The possible beginnings of a line. They distinguish an incomplete line of eventd from the text of another program.
 pub(super) const LINE_PREFIXES: [&[u8]; 4] =
@@ -106,29 +110,16 @@ fn put(lines: &mut Vec<u8>, arguments: std::fmt::Arguments<'_>) {
 }
 
 /// Appends the timestamp in RFC 3339 form, in UTC with milliseconds.
-///
-/// The calendar has a period of 400 years (146,097 days). Counting years from 1 March puts the leap day at the end of a
-/// year, so that the month follows from the day by one division. A library call for each event would cost more.
 fn timestamp(timestamp_ms: i64, lines: &mut Vec<u8>) {
-    let (days, ms) = (timestamp_ms.div_euclid(MS_PER_DAY), timestamp_ms.rem_euclid(MS_PER_DAY));
-    // Only the years 0 to 9999 have four digits. In Kafka, a timestamp of -1 means "none".
-    if timestamp_ms == -1 || !(-719_528..=2_932_896).contains(&days) {
+    static PRINTER: DateTimePrinter = DateTimePrinter::new().precision(Some(3));
+    // In Kafka, a timestamp of -1 means "none". Years before 0 would have a sign and six digits.
+    if timestamp_ms == -1 || timestamp_ms < YEAR_ZERO_MS {
         return;
     }
-    let days = days + 719_468;
-    let (era, day) = (days.div_euclid(146_097), days.rem_euclid(146_097));
-    let year = (day - day / 1_460 + day / 36_524 - day / 146_096) / 365;
-    let day = day - (365 * year + year / 4 - year / 100);
-    let shifted_month = (5 * day + 2) / 153;
-    let day = day - (153 * shifted_month + 2) / 5 + 1;
-    let month = if shifted_month < 10 { shifted_month + 3 } else { shifted_month - 9 };
-    let year = era * 400 + year + i64::from(month <= 2);
-    let (seconds, ms) = (ms / 1000, ms % 1000);
-    let (hour, minute, second) = (seconds / 3600, seconds / 60 % 60, seconds % 60);
-    put(
-        lines,
-        format_args!(",\"timestamp\":\"{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}.{ms:03}Z\""),
-    );
+    let Ok(timestamp) = Timestamp::from_millisecond(timestamp_ms) else { return };
+    lines.extend_from_slice(b",\"timestamp\":\"");
+    PRINTER.print_timestamp(&timestamp, StdIoWrite(&mut *lines)).expect("writing to memory cannot fail");
+    lines.push(b'"');
 }
 
 #[cfg(test)]
@@ -213,11 +204,19 @@ mod tests {
         }
 
         #[test]
-        fn timestamps_agree_with_those_of_another_library(timestamp_ms in 0i64..253_402_300_800_000) {
+        fn timestamps_agree_with_those_of_another_library(timestamp_ms in 0..=Timestamp::MAX.as_millisecond()) {
             let mut lines = Vec::new();
             timestamp(timestamp_ms, &mut lines);
             let other = humantime::format_rfc3339_millis(UNIX_EPOCH + Duration::from_millis(timestamp_ms as u64));
             prop_assert_eq!(String::from_utf8(lines).unwrap(), format!(",\"timestamp\":\"{other}\""));
+        }
+
+        #[test]
+        fn timestamps_before_the_unix_epoch_have_a_year_of_four_digits_or_are_left_out(timestamp_ms in prop_oneof![i64::MIN..0, YEAR_ZERO_MS - 1_000..YEAR_ZERO_MS + 1_000, YEAR_ZERO_MS..0]) {
+            let mut lines = Vec::new();
+            timestamp(timestamp_ms, &mut lines);
+            let is_left_out = timestamp_ms == -1 || timestamp_ms < YEAR_ZERO_MS;
+            prop_assert_eq!(lines.len(), if is_left_out { 0 } else { r#","timestamp":"2026-01-02T03:04:05.678Z""#.len() });
         }
 
         #[test]
