@@ -37,7 +37,7 @@ pub(crate) enum AdminError {
     Refused {
         code: ProtocolError,
         message: String,
-        /// The same call may succeed later.
+        /// A later call may succeed.
         is_temporary: bool,
     },
     /// There was no clear answer in time: the call may have had its effect, or may still have it.

@@ -26,8 +26,8 @@ const FETCH_GRACE: Duration = Duration::from_secs(5);
 /// If no broker was asked about the leaders for this long, one more broker is asked before a fetch.
 const METADATA_AGE_MAX: Duration = Duration::from_secs(30);
 
-/// The same age when a fetch found nothing. Perhaps there is nothing new; or the leader is cut off, does not know it, and
-/// the other brokers have elected another one. One request covers all partitions of the topic.
+/// Like [`METADATA_AGE_MAX`], if a fetch found nothing. Perhaps there is nothing new. Or the leader is cut off and does not
+/// know it, and the other brokers have elected another one. One request covers all partitions of the topic.
 const METADATA_IDLE_AGE_MAX: Duration = Duration::from_secs(5);
 
 impl KafkaLog {

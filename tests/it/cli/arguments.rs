@@ -419,6 +419,9 @@ fn a_wrong_command_line_is_refused_with_the_name_of_the_flag() {
     );
     refused(&["up", "--listen", "localhost/hook:1"], &["--listen", "HOST:PORT"]);
     refused(&["ingest", "--topic", "no/topic"], &["--topic"]);
+    for url in ["events.db", "localhost:1"] {
+        refused(&["ingest", "--url", url, "--topic", "orders.crm.dead"], &["--topic", "\".dead\"", "reserved"]);
+    }
     refused(&["ingest", "--partitioner", "crc"], &["--partitioner", "murmur2"]);
     refused(&["ingest", "--max-body", "1MiB", "--max-pending", "1KiB"], &["--max-body", "--max-pending"]);
     refused(&["ingest", "--max-event", "16MiB"], &["--max-event", "dead letter"]);

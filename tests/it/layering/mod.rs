@@ -91,7 +91,7 @@ const SPAWNING: &[&str] = &[
     "src/commands/",
     "src/signals.rs",
     "src/main.rs",
-    "src/log/kafka/producer/task.rs",
+    "src/log/kafka/producer/",
     "src/group/kafka/membership/mod.rs",
     "src/destination/http/pool.rs",
 ];
