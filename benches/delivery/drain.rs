@@ -16,14 +16,14 @@ use std::time::{Duration, Instant};
 
 /// How often the benchmark checks whether a drain is done, if the check itself gives the time. Each check costs a
 /// `stat`, a small read of the log, or a request to a broker.
-const LOOK_EVERY: Duration = Duration::from_millis(5);
+const CHECK_INTERVAL: Duration = Duration::from_millis(5);
 
 /// How often it checks if the sink measures the time. More checks would take time from the broker.
-const LOOK_BESIDE_SINK_EVERY: Duration = Duration::from_millis(100);
+const CHECK_INTERVAL_WITH_SINK: Duration = Duration::from_millis(100);
 
 /// Where events are delivered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum To {
+pub(crate) enum Sink {
     Null,
     File,
     /// A sink that waits this many milliseconds before each answer.
@@ -32,7 +32,7 @@ pub(crate) enum To {
     },
 }
 
-impl fmt::Display for To {
+impl fmt::Display for Sink {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Null => f.write_str("null"),
@@ -46,7 +46,7 @@ impl fmt::Display for To {
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Drain {
     pub(crate) users: Users,
-    pub(crate) to: To,
+    pub(crate) to: Sink,
     pub(crate) events: u64,
     /// `--concurrency`, if it is not the default.
     pub(crate) concurrency: Option<usize>,
@@ -68,9 +68,9 @@ pub(crate) fn round(run: &Run, store: &mut dyn Store, drain: Drain) -> anyhow::R
     let file = folder.path().join("delivered.jsonl");
     let mut sink = None;
     let dest = match drain.to {
-        To::Null => "null:".to_owned(),
-        To::File => format!("file:{}", file.display()),
-        To::Http { latency_ms } => {
+        Sink::Null => "null:".to_owned(),
+        Sink::File => format!("file:{}", file.display()),
+        Sink::Http { latency_ms } => {
             let (helper, address) = Helper::start(&["server", &latency_ms.to_string()])?;
             sink = Some(helper);
             format!("http://{address}/hook")
@@ -82,7 +82,7 @@ pub(crate) fn round(run: &Run, store: &mut dyn Store, drain: Drain) -> anyhow::R
     if let Some(concurrency) = &concurrency {
         arguments.extend(["--concurrency", concurrency]);
     }
-    if drain.to == To::Null {
+    if drain.to == Sink::Null {
         arguments.extend(["--commit-interval", "20ms"]);
     }
     let mut settled = store.settled(&place)?;
@@ -90,10 +90,10 @@ pub(crate) fn round(run: &Run, store: &mut dyn Store, drain: Drain) -> anyhow::R
     let started_ns = now_ns();
     let mut child = Child::eventd(&arguments, &run.log)?;
     let deadline = Instant::now() + run.drain_within;
-    let look_every = if sink.is_some() { LOOK_BESIDE_SINK_EVERY } else { LOOK_EVERY };
+    let look_every = if sink.is_some() { CHECK_INTERVAL_WITH_SINK } else { CHECK_INTERVAL };
     let (mut length, mut grew_ns) = (0, started_ns);
     let settled_ns = loop {
-        let now = if drain.to == To::File { std::fs::metadata(&file).map_or(0, |data| data.len()) } else { 0 };
+        let now = if drain.to == Sink::File { std::fs::metadata(&file).map_or(0, |data| data.len()) } else { 0 };
         let grew = now != length;
         if grew {
             (length, grew_ns) = (now, now_ns());
@@ -111,12 +111,12 @@ pub(crate) fn round(run: &Run, store: &mut dyn Store, drain: Drain) -> anyhow::R
     };
     let usage = child.usage()?;
     let ended_ns = match (drain.to, &mut sink) {
-        (To::Http { .. }, Some(sink)) => {
+        (Sink::Http { .. }, Some(sink)) => {
             let seen: Seen = sink.ask("stats")?.parse()?;
             ensure!(seen.requests == drain.events, "{} requests for {} events", seen.requests, drain.events);
             seen.last_ns
         }
-        (To::File, _) => {
+        (Sink::File, _) => {
             let lines = lines(&file)?;
             ensure!(lines == drain.events, "{lines} lines for {} events", drain.events);
             grew_ns

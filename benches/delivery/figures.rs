@@ -4,7 +4,7 @@ use crate::report::{Measured, thousands};
 
 /// The figures that a case should reach.
 #[derive(Debug, Clone, Copy, Default)]
-pub(crate) struct Reach {
+pub(crate) struct Target {
     events_s_min: Option<f64>,
     ratio_min: Option<f64>,
     ratio_max: Option<f64>,
@@ -15,7 +15,7 @@ pub(crate) struct Reach {
     seconds_max: Option<f64>,
 }
 
-impl Reach {
+impl Target {
     /// The figures for this case on this engine.
     pub(crate) fn of(engine: &str, case: &str) -> Self {
         match (engine, case) {

@@ -31,7 +31,7 @@ mod run;
 mod store;
 mod users;
 
-use crate::drain::{Drain, To};
+use crate::drain::{Drain, Sink};
 use crate::ingest::Load;
 use crate::report::{Measured, Table};
 use crate::run::Run;
@@ -115,7 +115,7 @@ impl Bench {
         self.ingest(store, Load { events_a_request: 100, connections: 8 });
 
         for users in [K_USERS, M_USERS, ZIPF, Users::One] {
-            for to in [To::Null, To::File, To::Http { latency_ms: 0 }, To::Http { latency_ms: 10 }] {
+            for to in [Sink::Null, Sink::File, Sink::Http { latency_ms: 0 }, Sink::Http { latency_ms: 10 }] {
                 self.drain(store, users, to);
             }
         }
@@ -123,8 +123,8 @@ impl Bench {
 
         self.members(store);
 
-        self.replay(store, To::Null);
-        self.replay(store, To::File);
+        self.replay(store, Sink::Null);
+        self.replay(store, Sink::File);
         let plan = format!("replay/plan-{}", self.run.counted_events);
         self.case(store, &plan, "", |run, store| replay::plan(run, store));
         let rated = format!("replay/{REPLAYED_A_SECOND}-a-second");
@@ -175,26 +175,26 @@ impl Bench {
         }
     }
 
-    fn drain(&mut self, store: &mut dyn Store, users: Users, to: To) {
+    fn drain(&mut self, store: &mut dyn Store, users: Users, to: Sink) {
         let (engine, run) = (store.name(), &self.run);
         // If the events of one user wait for each other, fewer events are enough. These drains are bounded in time.
         let (events, concurrency) = match (to, users) {
-            (To::Null | To::File, _) => (run.drain_events, None),
-            (To::Http { latency_ms: 0 }, ZIPF) => (run.drain_events, Some(16)),
-            (To::Http { latency_ms: 0 }, Users::One) => (run.paced_events, None),
-            (To::Http { latency_ms: 0 }, _) => (run.drain_events, None),
-            (To::Http { .. }, ZIPF) => (run.paced_events / 3, Some(1000)),
-            (To::Http { .. }, Users::One) => (run.paced_events / 60, Some(1000)),
-            (To::Http { .. }, _) => (run.drain_events, Some(1000)),
+            (Sink::Null | Sink::File, _) => (run.drain_events, None),
+            (Sink::Http { latency_ms: 0 }, ZIPF) => (run.drain_events, Some(16)),
+            (Sink::Http { latency_ms: 0 }, Users::One) => (run.paced_events, None),
+            (Sink::Http { latency_ms: 0 }, _) => (run.drain_events, None),
+            (Sink::Http { .. }, ZIPF) => (run.paced_events / 3, Some(1000)),
+            (Sink::Http { .. }, Users::One) => (run.paced_events / 60, Some(1000)),
+            (Sink::Http { .. }, _) => (run.drain_events, Some(1000)),
         };
         let (drain, name) = (Drain { users, to, events, concurrency }, format!("drain/{to}/{users}"));
         let fetch = self.table.measured(engine, "limit/fetch");
         let bare = format!("limit/client-{to}-{}", drain.client_concurrency());
         let limit = match to {
-            To::Null | To::File => "limit/fetch",
+            Sink::Null | Sink::File => "limit/fetch",
             // Here the limit is the hottest user, whose events go one by one. No client can be faster.
-            To::Http { latency_ms } if latency_ms > 0 && users == ZIPF => "",
-            To::Http { .. } => bare.as_str(),
+            Sink::Http { latency_ms } if latency_ms > 0 && users == ZIPF => "",
+            Sink::Http { .. } => bare.as_str(),
         };
         // If two cases have the same limit, the first one measures it.
         let known = self.table.measured(engine, &bare);
@@ -202,10 +202,10 @@ impl Bench {
         self.case(store, &name, limit, |run, store| {
             let measured = drain::round(run, store, drain)?;
             let of = match to {
-                To::Null | To::File => fetch,
-                To::Http { .. } if limit.is_empty() => None,
-                To::Http { .. } if known.is_some() => known,
-                To::Http { latency_ms } => {
+                Sink::Null | Sink::File => fetch,
+                Sink::Http { .. } if limit.is_empty() => None,
+                Sink::Http { .. } if known.is_some() => known,
+                Sink::Http { latency_ms } => {
                     let client = drain::bare_client(drain, latency_ms)?;
                     clients.push(client);
                     Some(client)
@@ -238,7 +238,7 @@ impl Bench {
     }
 
     /// Measures a replay. In each round a drain of its own runs right after it.
-    fn replay(&mut self, store: &mut dyn Store, to: To) {
+    fn replay(&mut self, store: &mut dyn Store, to: Sink) {
         let drain = Drain { users: K_USERS, to, events: self.run.drain_events, concurrency: None };
         self.case(store, &format!("replay/{to}"), &format!("drain/{to}/{K_USERS}"), |run, store| {
             let dispatch = drain::round(run, store, drain)?;

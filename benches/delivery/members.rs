@@ -47,9 +47,9 @@ pub(crate) fn round(run: &Run, store: &mut dyn Store, members: u32) -> anyhow::R
     }
     std::thread::sleep(run.warm_up);
 
-    let before = look(&mut sink, &running)?;
+    let before = sample(&mut sink, &running)?;
     std::thread::sleep(run.load_for);
-    let after = look(&mut sink, &running)?;
+    let after = sample(&mut sink, &running)?;
     ensure!(are_shared(&mut running)?, "partitions moved while deliveries were counted");
     ensure!(after.requests < run.drain_events, "all {} events were delivered before the end", after.requests);
     for (member, _) in running {
@@ -78,7 +78,7 @@ fn last_assigned(log: &Path) -> anyhow::Result<Option<String>> {
 }
 
 /// What all members have done up to one moment.
-struct Looked {
+struct Sample {
     at_ns: u64,
     requests: u64,
     cpu_s: f64,
@@ -86,9 +86,9 @@ struct Looked {
     peak_mb: f64,
 }
 
-fn look(sink: &mut Helper, members: &[(Child, PathBuf)]) -> anyhow::Result<Looked> {
+fn sample(sink: &mut Helper, members: &[(Child, PathBuf)]) -> anyhow::Result<Sample> {
     let seen: Seen = sink.ask("stats")?.parse()?;
-    let mut looked = Looked { at_ns: now_ns(), requests: seen.requests, cpu_s: 0.0, peak_mb: 0.0 };
+    let mut looked = Sample { at_ns: now_ns(), requests: seen.requests, cpu_s: 0.0, peak_mb: 0.0 };
     for (member, _) in members {
         let usage = member.usage()?;
         looked.cpu_s += usage.cpu_s;

@@ -11,7 +11,7 @@
 //! takes some 50 ms, which matters in a quick run.)
 
 use crate::child::{Child, Helper, Line, Usage};
-use crate::drain::{Drain, To, lines, measured};
+use crate::drain::{Drain, Sink, lines, measured};
 use crate::report::Measured;
 use crate::roles::{Seen, now_ns};
 use crate::run::Run;
@@ -22,7 +22,7 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant, UNIX_EPOCH};
 
 /// How often the resource use of a replay is read. A replay ends by itself, so the last reading counts.
-const LOOK_EVERY: Duration = Duration::from_millis(5);
+const CHECK_INTERVAL: Duration = Duration::from_millis(5);
 
 const USERS: Users = Users::Uniform(1_000);
 
@@ -33,7 +33,7 @@ pub(crate) fn round(run: &Run, store: &mut dyn Store, drain: Drain) -> anyhow::R
     let file = folder.path().join("delivered.jsonl");
     let (dest, more): (_, &[&str]) = match drain.to {
         // With the commit interval of the drain.
-        To::Null => ("null:".to_owned(), &["--execute", "--commit-interval", "20ms"]),
+        Sink::Null => ("null:".to_owned(), &["--execute", "--commit-interval", "20ms"]),
         _ => (format!("file:{}", file.display()), &["--execute"]),
     };
     let mut replay = Replay::start(run, &place, &dest, more)?;
@@ -43,7 +43,7 @@ pub(crate) fn round(run: &Run, store: &mut dyn Store, drain: Drain) -> anyhow::R
     ensure!(number(&summary, "delivered")? == drain.events, "not everything was delivered: {}", summary.text);
     let usage = replay.end()?;
     let ended_ns = match drain.to {
-        To::Null => summary.came_ns,
+        Sink::Null => summary.came_ns,
         _ => {
             let lines = lines(&file)?;
             ensure!(lines == drain.events, "{lines} lines for {} events", drain.events);
@@ -115,8 +115,8 @@ impl Replay {
     /// The next line of its standard output.
     fn line(&mut self) -> anyhow::Result<Line> {
         loop {
-            self.look();
-            match self.lines.recv_timeout(LOOK_EVERY) {
+            self.read_usage();
+            match self.lines.recv_timeout(CHECK_INTERVAL) {
                 Ok(line) => return Ok(line),
                 Err(RecvTimeoutError::Timeout) => ensure!(Instant::now() < self.deadline, "a replay takes too long"),
                 Err(RecvTimeoutError::Disconnected) => {
@@ -129,14 +129,14 @@ impl Replay {
 
     /// Waits for its end, and returns what it used.
     fn end(mut self) -> anyhow::Result<Usage> {
-        self.look();
+        self.read_usage();
         self.child.end()?;
         ensure!(self.usage.peak_mb > 0.0, "a replay ended before its memory was read");
         Ok(self.usage)
     }
 
     /// A process that has ended has no memory any more, so the last reading before counts.
-    fn look(&mut self) {
+    fn read_usage(&mut self) {
         if let Ok(usage) = self.child.usage() {
             self.usage = usage;
         }

@@ -1,6 +1,6 @@
 //! The measured values, and the table with one group of columns for each engine and one row for each case.
 
-use crate::figures::Reach;
+use crate::figures::Target;
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
@@ -110,7 +110,7 @@ impl Table {
                     Some(Err(why)) => {
                         let _ = write!(text, " | failed: {} | | | | | | | |", why.replace(['|', '\n'], " "));
                     }
-                    Some(Ok(measured)) => text.push_str(&cells(measured, &Reach::of(engine, &row.case))),
+                    Some(Ok(measured)) => text.push_str(&cells(measured, &Target::of(engine, &row.case))),
                 }
             }
             let _ = writeln!(text, " {} |", row.limit);
@@ -119,7 +119,7 @@ impl Table {
     }
 }
 
-fn cells(measured: &Measured, reach: &Reach) -> String {
+fn cells(measured: &Measured, target: &Target) -> String {
     let number = |value: Option<f64>, digits: usize| value.map(|v| format!("{v:.digits$}")).unwrap_or_default();
     let whole = |value: Option<f64>| value.map(thousands).unwrap_or_default();
     let cpu = match measured.core_share {
@@ -135,7 +135,7 @@ fn cells(measured: &Measured, reach: &Reach) -> String {
         number(measured.cpu_us_an_event(), 2),
         number(measured.memory_mb, 0),
         number(measured.ratio, 2),
-        reach.cell(measured),
+        target.cell(measured),
     ];
     columns.iter().fold(String::new(), |text, column| text + " " + column + " |")
 }

@@ -22,7 +22,7 @@ fn state(watermark: i64, settled: &[(i64, i64)]) -> PartitionState {
     PartitionState { watermark, settled: settled.iter().map(|(start, end)| *start..*end).collect(), last_reset: None }
 }
 
-pub(crate) async fn a_member_alone_is_given_every_partition_once(fixture: &dyn Fixture) {
+pub(crate) async fn a_single_member_is_assigned_every_partition_once(fixture: &dyn Fixture) {
     let log = new_topic(fixture, 3).await;
     let group = fixture.join(&unique("group"), log.topic()).await;
     let mut given = BTreeSet::new();
@@ -46,7 +46,7 @@ pub(crate) async fn a_new_group_has_committed_nothing(fixture: &dyn Fixture) {
     group.leave().await;
 }
 
-pub(crate) async fn a_commit_comes_back_with_its_map(fixture: &dyn Fixture) {
+pub(crate) async fn a_commit_is_read_back_with_its_settled_map(fixture: &dyn Fixture) {
     let log = new_topic(fixture, 2).await;
     let first = log.append(1, (0..100).map(|n| record("user", &n.to_string())).collect()).await.unwrap();
     let group = fixture.join(&unique("group"), log.topic()).await;
@@ -64,7 +64,7 @@ pub(crate) async fn a_commit_comes_back_with_its_map(fixture: &dyn Fixture) {
     group.leave().await;
 }
 
-pub(crate) async fn groups_and_topics_are_apart(fixture: &dyn Fixture) {
+pub(crate) async fn groups_and_topics_are_independent(fixture: &dyn Fixture) {
     let (one, two) = (new_topic(fixture, 1).await, new_topic(fixture, 1).await);
     let end = one.append(0, (0..9).map(|n| record("user", &n.to_string())).collect()).await.unwrap() + 9;
     let (name, other) = (unique("group"), unique("group"));
@@ -83,7 +83,7 @@ pub(crate) async fn groups_and_topics_are_apart(fixture: &dyn Fixture) {
     group.leave().await;
 }
 
-pub(crate) async fn a_commit_outlives_its_member(fixture: &dyn Fixture) {
+pub(crate) async fn a_commit_survives_its_member(fixture: &dyn Fixture) {
     let log = new_topic(fixture, 1).await;
     let first = log.append(0, (0..9).map(|n| record("user", &n.to_string())).collect()).await.unwrap();
     let (name, stored) = (unique("group"), state(first + 4, &[(first + 6, first + 8)]));
@@ -99,7 +99,7 @@ pub(crate) async fn a_commit_outlives_its_member(fixture: &dyn Fixture) {
     group.leave().await;
 }
 
-pub(crate) async fn what_is_asked_for_is_told_to_the_owner_and_applied_where_there_is_none(fixture: &dyn Fixture) {
+pub(crate) async fn a_requested_reset_is_applied_by_the_owner_or_at_once_without_one(fixture: &dyn Fixture) {
     let log = new_topic(fixture, 2).await;
     let first = log.append(1, (0..9).map(|n| record("user", &n.to_string())).collect()).await.unwrap();
     let (name, topic) = (unique("group"), log.topic());

@@ -13,7 +13,7 @@ use tokio::time::{Instant, timeout};
 const NOW: Duration = Duration::ZERO;
 const MIB: usize = 1 << 20;
 
-pub(crate) async fn the_records_of_one_append_stand_together_in_their_order(fixture: &dyn Fixture) {
+pub(crate) async fn records_of_one_append_have_consecutive_offsets_in_order(fixture: &dyn Fixture) {
     let log = new_topic(fixture, 1).await;
     let payloads: Vec<String> = (0..50).map(|n| n.to_string()).collect();
     let first = log.append(0, payloads.iter().map(|text| record("user", text)).collect()).await.unwrap();
@@ -22,7 +22,7 @@ pub(crate) async fn the_records_of_one_append_stand_together_in_their_order(fixt
     assert_eq!(found.iter().map(|(_, record)| payload(record)).collect::<Vec<_>>(), payloads);
 }
 
-pub(crate) async fn appends_one_after_the_other_have_growing_offsets(fixture: &dyn Fixture) {
+pub(crate) async fn later_appends_have_higher_offsets(fixture: &dyn Fixture) {
     let log = new_topic(fixture, 1).await;
     let mut before = -1;
     for n in 0..20 {
@@ -35,7 +35,7 @@ pub(crate) async fn appends_one_after_the_other_have_growing_offsets(fixture: &d
     assert_eq!(order, (0..20).collect::<Vec<_>>());
 }
 
-pub(crate) async fn each_of_many_appenders_keeps_its_own_order(fixture: &dyn Fixture) {
+pub(crate) async fn concurrent_appenders_each_keep_their_order(fixture: &dyn Fixture) {
     let log = new_topic(fixture, 2).await;
     let appenders: Vec<_> = (0..16u32)
         .map(|appender| {
@@ -62,7 +62,7 @@ pub(crate) async fn each_of_many_appenders_keeps_its_own_order(fixture: &dyn Fix
     }
 }
 
-pub(crate) async fn partitions_are_apart(fixture: &dyn Fixture) {
+pub(crate) async fn partitions_are_independent(fixture: &dyn Fixture) {
     let log = new_topic(fixture, 3).await;
     assert_eq!(log.partitions().await, Ok(3));
     let (one, two) = (log.append(1, vec![record("a", "one")]), log.append(2, vec![record("b", "two")]));
@@ -72,7 +72,7 @@ pub(crate) async fn partitions_are_apart(fixture: &dyn Fixture) {
     assert_eq!(log.earliest(0).await, log.latest(0).await);
 }
 
-pub(crate) async fn fetching_begins_anywhere(fixture: &dyn Fixture) {
+pub(crate) async fn a_fetch_can_begin_at_any_offset(fixture: &dyn Fixture) {
     let log = new_topic(fixture, 1).await;
     let first = log.append(0, (0..10).map(|n| record("user", &n.to_string())).collect()).await.unwrap();
     for skip in 0..10 {
@@ -83,7 +83,7 @@ pub(crate) async fn fetching_begins_anywhere(fixture: &dyn Fixture) {
     assert_eq!(log.fetch(0, first, MIB, PATIENCE).await.unwrap().latest, first + 10);
 }
 
-pub(crate) async fn a_fetch_keeps_to_its_bytes_and_gives_one_record_at_least(fixture: &dyn Fixture) {
+pub(crate) async fn a_fetch_respects_its_byte_limit_but_returns_at_least_one_record(fixture: &dyn Fixture) {
     let log = new_topic(fixture, 1).await;
     let text = "x".repeat(10_000);
     let first = log.append(0, (0..20).map(|_| record("user", &text)).collect()).await.unwrap();
@@ -108,7 +108,7 @@ pub(crate) async fn a_waiting_fetch_wakes_for_an_append(fixture: &dyn Fixture) {
     assert_eq!(payload(&fetched.events[0].record), "late");
 }
 
-pub(crate) async fn a_fetch_with_nothing_to_give_ends_with_its_wait(fixture: &dyn Fixture) {
+pub(crate) async fn a_fetch_without_records_ends_after_its_wait(fixture: &dyn Fixture) {
     let log = new_topic(fixture, 1).await;
     let end = log.append(0, vec![record("user", "one")]).await.unwrap() + 1;
     let started = Instant::now();
@@ -120,7 +120,7 @@ pub(crate) async fn a_fetch_with_nothing_to_give_ends_with_its_wait(fixture: &dy
     assert!(fetched.events.is_empty());
 }
 
-pub(crate) async fn a_fetch_outside_the_log_says_what_the_log_holds(fixture: &dyn Fixture) {
+pub(crate) async fn a_fetch_outside_the_log_reports_the_range_of_the_log(fixture: &dyn Fixture) {
     let log = new_topic(fixture, 1).await;
     let first = log.append(0, vec![record("user", "one")]).await.unwrap();
     for from in [first + 2, first + 1_000_000, -1] {
@@ -129,7 +129,7 @@ pub(crate) async fn a_fetch_outside_the_log_says_what_the_log_holds(fixture: &dy
     }
 }
 
-pub(crate) async fn a_record_that_is_too_large_is_refused_and_leaves_nothing(fixture: &dyn Fixture) {
+pub(crate) async fn a_record_that_is_too_large_is_refused_and_not_stored(fixture: &dyn Fixture) {
     let log = new_topic(fixture, 1).await;
     let large = Record::new(Some(b"user"), Some(&vec![b'x'; RECORD_BYTES_MAX + 1]), &[], 0);
     let failure = log.append(0, vec![large]).await.unwrap_err();
@@ -138,12 +138,12 @@ pub(crate) async fn a_record_that_is_too_large_is_refused_and_leaves_nothing(fix
     assert_eq!(log.earliest(0).await, Ok(offset));
 }
 
-pub(crate) async fn an_append_of_nothing_is_refused(fixture: &dyn Fixture) {
+pub(crate) async fn an_append_without_records_is_refused(fixture: &dyn Fixture) {
     let log = new_topic(fixture, 1).await;
     assert_eq!(log.append(0, Vec::new()).await.unwrap_err().certainty, Certainty::Refused);
 }
 
-pub(crate) async fn what_is_null_stays_null_and_what_is_empty_stays_empty(fixture: &dyn Fixture) {
+pub(crate) async fn null_and_empty_values_stay_distinct(fixture: &dyn Fixture) {
     let log = new_topic(fixture, 1).await;
     let headers: [(&str, Option<&[u8]>); 3] = [("none", None), ("empty", Some(b"")), ("", Some(b"nameless"))];
     let records = vec![
@@ -188,7 +188,7 @@ pub(crate) async fn an_offset_is_found_by_its_time(fixture: &dyn Fixture) {
     assert_eq!(log.offset_at(0, base + 29_991).await, Ok(None));
 }
 
-pub(crate) async fn a_new_topic_begins_and_ends_at_the_same_offset(fixture: &dyn Fixture) {
+pub(crate) async fn a_new_topic_is_empty(fixture: &dyn Fixture) {
     let log = new_topic(fixture, 2).await;
     let (earliest, latest) = (log.earliest(1).await.unwrap(), log.latest(1).await.unwrap());
     assert_eq!(earliest, latest);
@@ -197,7 +197,7 @@ pub(crate) async fn a_new_topic_begins_and_ends_at_the_same_offset(fixture: &dyn
     assert_eq!(log.offset_at(0, 0).await, Ok(None));
 }
 
-pub(crate) async fn a_topic_that_exists_is_opened_whatever_its_partitions(fixture: &dyn Fixture) {
+pub(crate) async fn an_existing_topic_is_opened_with_any_partition_count(fixture: &dyn Fixture) {
     let (engine, name) = (fixture.engine(), unique("topic"));
     let create = |partitions| Some(CreateTopic { partitions, retention: None });
     let first = engine.open(&name, create(3)).await.unwrap();
@@ -210,7 +210,7 @@ pub(crate) async fn a_topic_that_exists_is_opened_whatever_its_partitions(fixtur
 }
 
 pub(crate) async fn a_missing_topic_is_an_error_that_names_it(fixture: &dyn Fixture) {
-    let name = unique("nobody-made-this");
+    let name = unique("missing");
     let error = fixture.engine().open(&name, None).await.unwrap_err();
     assert_eq!(error, OpenError::Missing { topic: name });
     let create = Some(CreateTopic { partitions: 1, retention: None });
@@ -220,7 +220,7 @@ pub(crate) async fn a_missing_topic_is_an_error_that_names_it(fixture: &dyn Fixt
     }
 }
 
-pub(crate) async fn a_partition_that_is_not_there_is_refused(fixture: &dyn Fixture) {
+pub(crate) async fn a_missing_partition_is_refused(fixture: &dyn Fixture) {
     let log: Arc<dyn Log> = new_topic(fixture, 2).await;
     assert_eq!(log.append(2, vec![record("user", "lost")]).await.unwrap_err().certainty, Certainty::Refused);
     assert!(log.latest(2).await.is_err());

@@ -35,31 +35,31 @@ pub(crate) trait Fixture: Send + Sync {
 macro_rules! suite {
     ($fixture:path) => {
         $crate::conformance::suite!($fixture, log:
-            the_records_of_one_append_stand_together_in_their_order
-            appends_one_after_the_other_have_growing_offsets
-            each_of_many_appenders_keeps_its_own_order
-            partitions_are_apart
-            fetching_begins_anywhere
-            a_fetch_keeps_to_its_bytes_and_gives_one_record_at_least
+            records_of_one_append_have_consecutive_offsets_in_order
+            later_appends_have_higher_offsets
+            concurrent_appenders_each_keep_their_order
+            partitions_are_independent
+            a_fetch_can_begin_at_any_offset
+            a_fetch_respects_its_byte_limit_but_returns_at_least_one_record
             a_waiting_fetch_wakes_for_an_append
-            a_fetch_with_nothing_to_give_ends_with_its_wait
-            a_fetch_outside_the_log_says_what_the_log_holds
-            a_record_that_is_too_large_is_refused_and_leaves_nothing
-            an_append_of_nothing_is_refused
-            what_is_null_stays_null_and_what_is_empty_stays_empty
+            a_fetch_without_records_ends_after_its_wait
+            a_fetch_outside_the_log_reports_the_range_of_the_log
+            a_record_that_is_too_large_is_refused_and_not_stored
+            an_append_without_records_is_refused
+            null_and_empty_values_stay_distinct
             payloads_and_headers_come_back_byte_for_byte
             an_offset_is_found_by_its_time
-            a_new_topic_begins_and_ends_at_the_same_offset
-            a_topic_that_exists_is_opened_whatever_its_partitions
+            a_new_topic_is_empty
+            an_existing_topic_is_opened_with_any_partition_count
             a_missing_topic_is_an_error_that_names_it
-            a_partition_that_is_not_there_is_refused);
+            a_missing_partition_is_refused);
         $crate::conformance::suite!($fixture, group:
-            a_member_alone_is_given_every_partition_once
+            a_single_member_is_assigned_every_partition_once
             a_new_group_has_committed_nothing
-            a_commit_comes_back_with_its_map
-            groups_and_topics_are_apart
-            a_commit_outlives_its_member
-            what_is_asked_for_is_told_to_the_owner_and_applied_where_there_is_none
+            a_commit_is_read_back_with_its_settled_map
+            groups_and_topics_are_independent
+            a_commit_survives_its_member
+            a_requested_reset_is_applied_by_the_owner_or_at_once_without_one
             a_commit_past_the_end_is_refused_and_changes_nothing);
     };
     ($fixture:path, $part:ident: $($name:ident)+) => {

@@ -271,8 +271,8 @@ async fn a_pipe_waits_for_its_reader_and_outlives_it() {
     let path = folder.path().join("pipe");
     assert!(Command::new("mkfifo").arg(&path).status().unwrap().success());
     let destination = file_at(&path);
-    let nobody = attempt(&*destination, event(1, "u", b""), Duration::from_millis(100)).await;
-    assert_eq!(nobody.unwrap_err().verdict, Verdict::Unreachable);
+    let without_reader = attempt(&*destination, event(1, "u", b""), Duration::from_millis(100)).await;
+    assert_eq!(without_reader.unwrap_err().verdict, Verdict::Unreachable);
     for offset in [2, 3] {
         let path = path.clone();
         let reader = tokio::task::spawn_blocking(move || {

@@ -117,13 +117,13 @@ async fn serve(
         };
         match script(number, &request) {
             Reply::Bytes(bytes) => stream.write_all(&bytes).await?,
-            Reply::BytesAfter(everybody, bytes) => {
-                everybody.wait().await;
+            Reply::BytesAfter(barrier, bytes) => {
+                barrier.wait().await;
                 stream.write_all(&bytes).await?;
             }
-            Reply::BytesAndAfter(first, everybody, then) => {
+            Reply::BytesAndAfter(first, barrier, then) => {
                 stream.write_all(&first).await?;
-                everybody.wait().await;
+                barrier.wait().await;
                 stream.write_all(&then).await?;
             }
             Reply::BytesAndHang(bytes) => {
@@ -341,12 +341,12 @@ async fn a_new_connection_that_closes_before_the_answer_is_a_failed_try() {
 async fn stale_connections_in_the_pool_cost_no_try() {
     const USERS: usize = 100;
     for end in [|| Reply::Close, || Reply::Reset] {
-        let everybody = Arc::new(Barrier::new(USERS));
+        let barrier = Arc::new(Barrier::new(USERS));
         // The first request of each connection is answered when all have come. A second request on one of these
         // connections ends it, so every connection in the pool is stale.
         let server = Server::start(move |_, request| match request.connection {
             ..USERS if request.body == b"later" => end(),
-            ..USERS => Reply::BytesAfter(everybody.clone(), OK.to_vec()),
+            ..USERS => Reply::BytesAfter(barrier.clone(), OK.to_vec()),
             _ => Reply::Bytes(OK.to_vec()),
         })
         .await;
@@ -669,7 +669,7 @@ async fn an_unreachable_destination_counts_as_never_sent() {
     let settings = DestinationSettings { ca_file: Some(ca.path().to_owned()), ..DestinationSettings::default() };
     for url in [
         format!("http://{refused}/"),
-        "http://nobody.invalid/".to_owned(),
+        "http://unreachable.invalid/".to_owned(),
         format!("https://{}/", silent.local_addr().unwrap()),
     ] {
         let destination = opened(&url, &settings);

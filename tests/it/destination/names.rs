@@ -291,7 +291,7 @@ fn a_closed_standard_output_is_refused_and_delivers_no_event() {
     };
     let closed = shell("exec \"$1\" dispatch --url sqlite:eventd.db --dest - >&-").end();
     assert!(closed.code() == 2 && closed.said.contains("standard output is closed"), "{}", closed.said);
-    let thrown_away = shell("exec \"$1\" dispatch --url sqlite:eventd.db --dest - >/dev/null");
-    thrown_away.wait_for(&["delivering"]);
-    assert_eq!(thrown_away.stop().code(), 0, "throwing events away was asked for");
+    let discarded = shell("exec \"$1\" dispatch --url sqlite:eventd.db --dest - >/dev/null");
+    discarded.wait_for(&["delivering"]);
+    assert_eq!(discarded.stop().code(), 0, "throwing events away was asked for");
 }

@@ -165,9 +165,9 @@ fn assert_in_order(hooks: &[Hook]) {
         let mut highest = 0;
         for pair in numbers.windows(2) {
             highest = highest.max(pair[0]);
-            let goes_on = pair[1] == pair[0] + USERS;
+            let advances = pair[1] == pair[0] + USERS;
             let steps_back = pair[1] <= highest;
-            assert!(goes_on || steps_back, "{user}: {} behind {}", pair[1], pair[0]);
+            assert!(advances || steps_back, "{user}: {} after {}", pair[1], pair[0]);
         }
     }
 }

@@ -39,7 +39,7 @@ async fn a_missing_directory_is_named_in_the_error() {
 async fn a_file_that_is_not_a_database_is_not_changed() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("notes.txt");
-    let text = "not a database, and nobody's business\n".repeat(50);
+    let text = "not a database, and not to be changed\n".repeat(50);
     std::fs::write(&path, &text).unwrap();
     let detail = refusal(&path, CREATE).await;
     assert!(detail.contains("is not a database"), "{detail}");

@@ -152,7 +152,7 @@ async fn a_database_that_is_removed_or_replaced_is_lost_and_not_written_to() {
         }
         let why = tokio::time::timeout(PATIENCE, embedded.engine.lost()).await.expect("the loss is noticed");
         assert!(why.contains(if replaced { "replaced" } else { "removed" }), "{why}");
-        let failure = log.append(0, vec![record("user", "in vain")]).await.unwrap_err();
+        let failure = log.append(0, vec![record("user", "not stored")]).await.unwrap_err();
         assert_eq!((failure.certainty, failure.code), (Certainty::Refused, "log-lost"));
     }
 }

@@ -21,27 +21,27 @@ pub(crate) struct InLog {
 pub(crate) async fn judge(log: &dyn Log, answered: &Answered) -> InLog {
     let mut found = InLog { places: HashSet::new(), repeats: 0, late: 0 };
     // For each user and event number, all places of that event in the log.
-    let mut standing: BTreeMap<&str, Vec<Vec<(u32, i64)>>> =
+    let mut places_of: BTreeMap<&str, Vec<Vec<(u32, i64)>>> =
         answered.events.keys().map(|user| (user.as_str(), Vec::new())).collect();
     for partition in 0..log.partitions().await.unwrap() {
         for (offset, record) in read_all(log, partition, log.earliest(partition).await.unwrap()).await {
             let user = std::str::from_utf8(record.key().unwrap()).unwrap();
-            let standing =
-                standing.get_mut(user).unwrap_or_else(|| panic!("no client sent events of this user: {user}"));
+            let places_of =
+                places_of.get_mut(user).unwrap_or_else(|| panic!("no client sent events of this user: {user}"));
             let number: usize = payload(&record).parse().unwrap();
-            let next = standing.len();
-            assert!(number <= next, "{user}: {number} at {partition}:{offset} came before {next}");
+            let next = places_of.len();
+            assert!(number <= next, "{user}: {number} at {partition}:{offset} comes before {next}");
             if number == next {
-                standing.push(Vec::new());
+                places_of.push(Vec::new());
             }
-            standing[number].push((partition, offset));
+            places_of[number].push((partition, offset));
             found.places.insert((partition, offset));
         }
     }
     for (user, told) in &answered.events {
-        let standing = &standing[user.as_str()];
-        assert_eq!(standing.len(), told.len(), "{user}: events in the log, and events that were answered");
-        for (number, (told, places)) in told.iter().zip(standing).enumerate() {
+        let places_of = &places_of[user.as_str()];
+        assert_eq!(places_of.len(), told.len(), "{user}: events in the log, and events that were answered");
+        for (number, (told, places)) in told.iter().zip(places_of).enumerate() {
             assert!(
                 places.contains(&(told.partition, told.offset)),
                 "{user}.{number} is lost: it is at {places:?}, and its client was answered {told:?}"

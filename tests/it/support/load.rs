@@ -36,11 +36,11 @@ struct Shared {
 }
 
 /// For each user, what its events with the payloads `0`, `1`, … were answered.
-type Events = BTreeMap<String, Vec<Told>>;
+type Events = BTreeMap<String, Vec<EventOutcome>>;
 
 /// What a client knows about one event.
 #[derive(Debug, Clone, Copy, Default)]
-pub(crate) struct Told {
+pub(crate) struct EventOutcome {
     /// The place of the event, from the answer that reported it as stored.
     pub(crate) partition: u32,
     pub(crate) offset: i64,
@@ -182,20 +182,20 @@ impl Shared {
                 let events = told.get_mut(user).unwrap();
                 let from = events.len() as u64;
                 names.extend((from..from + EVENTS_A_USER).map(|number| (user.clone(), number)));
-                events.resize((from + EVENTS_A_USER) as usize, Told::default());
+                events.resize((from + EVENTS_A_USER) as usize, EventOutcome::default());
             }
-            self.send_until_taken(&mut connection, names, &mut told);
+            self.send_until_accepted(&mut connection, names, &mut told);
             self.taken[client].fetch_add(1, Ordering::Relaxed);
             std::thread::sleep(self.pause);
         }
         told
     }
 
-    fn send_until_taken(&self, connection: &mut Option<Client>, mut names: Vec<Name>, told: &mut Events) {
+    fn send_until_accepted(&self, connection: &mut Option<Client>, mut names: Vec<Name>, told: &mut Events) {
         let deadline = Instant::now() + PATIENCE;
         loop {
             match self.send_once(connection, &names) {
-                Ok(answer) => take_in(&answer, &mut names, told),
+                Ok(answer) => record_answer(&answer, &mut names, told),
                 Err(_) => {
                     *connection = None;
                     for (user, number) in &names {
@@ -237,7 +237,7 @@ impl Shared {
 }
 
 /// Stores what the answer says, and leaves in `names` only what has to be sent again.
-fn take_in(answer: &Answer, names: &mut Vec<Name>, told: &mut Events) {
+fn record_answer(answer: &Answer, names: &mut Vec<Name>, told: &mut Events) {
     #[derive(Deserialize)]
     struct Body {
         results: Option<Vec<Result>>,

@@ -214,11 +214,11 @@ impl Destination for MemoryDestination {
                 })
                 .collect();
             let (now, deadline) = (world.now(), world.moment(delivery_batch.deadline.at));
-            let is_behind_fence = self.after_lease(now).is_some();
+            let is_after_lease = self.after_lease(now).is_some();
             let id = {
                 let mut guard = world.lock();
                 let state = &mut *guard;
-                if is_behind_fence {
+                if is_after_lease {
                     state.oracle.fail(format!("life {} begins an attempt after the end of its lease", handle.life));
                 }
                 let until = now + self.attempt_timeout + ATTEMPT_ABANDON_AFTER;

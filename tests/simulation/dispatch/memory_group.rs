@@ -200,7 +200,7 @@ impl Drop for PendingWrite<'_> {
             let mut world = self.handle.world.lock();
             if self.number > world.members.partitions[self.partition as usize].last_stored {
                 // Refused or stored: the caller no longer waits for the answer.
-                let _nobody_waits =
+                let _not_awaited =
                     store(&mut world, self.handle.life, self.partition, self.epoch, self.number, state, now);
             }
         }

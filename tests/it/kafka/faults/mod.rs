@@ -18,7 +18,7 @@ use crate::support::block_on;
 use crate::support::broker::{Broker, tool};
 use crate::support::delivered;
 use crate::support::in_log;
-use crate::support::load::{Answered, Load, Told};
+use crate::support::load::{Answered, EventOutcome, Load};
 use crate::support::program::{self, Program};
 use crate::support::torture_times;
 use crate::support::wait::eventually;
@@ -109,7 +109,7 @@ impl Scene {
         assert_eq!(delivered, in_log.places, "events that were delivered, and events in the log");
         // A timed-out append is fenced off before the next one is sent, so it cannot be stored later.
         assert_eq!(in_log.late, 0, "events stored after the place that their client was answered");
-        let of_all = |what: fn(&Told) -> u64| answered.events.values().flatten().map(what).sum();
+        let of_all = |what: fn(&EventOutcome) -> u64| answered.events.values().flatten().map(what).sum();
         let judged = Judged { unknown: of_all(|told| told.unknown), refused: of_all(|told| told.refused), answered };
         println!(
             "# {fault}: {} events acknowledged, {} answers 503, sendings of events refused {} and unknown {}, {} events \

@@ -161,7 +161,7 @@ impl Driver {
                 if let Some(process) = &one.process {
                     process.frozen.thaw();
                     let life = process.life;
-                    self.note(format_args!("{life} goes on"));
+                    self.note(format_args!("{life} continues"));
                 }
             }
             let one = &mut self.slots[slot];
