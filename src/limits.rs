@@ -9,15 +9,6 @@ pub const ANSWER_BYTES_MAX: usize = 4096;
 /// a destination has at most `--concurrency` connections, used and unused, and these.
 pub const ANSWER_DRAINS_MAX: usize = 128;
 
-/// Bytes of a user id: the key of every record, a header of every attempt.
-pub const USER_BYTES_MAX: usize = 1024;
-
-/// Bytes of an event's id.
-pub const ID_BYTES_MAX: usize = 255;
-
-/// Bytes of an event's type.
-pub const TYPE_BYTES_MAX: usize = 255;
-
 /// Bytes in one append: what a default Kafka broker takes a batch, with room for its framing.
 pub const APPEND_BYTES_MAX: usize = 900 * 1024;
 

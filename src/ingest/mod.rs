@@ -15,6 +15,7 @@
 mod appender;
 mod body;
 mod connections;
+mod event_batch;
 mod host;
 pub(crate) mod listen;
 mod min_rate;

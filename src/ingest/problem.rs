@@ -212,7 +212,7 @@ pub(super) fn echo(text: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::super::parse::EventIds;
+    use super::super::response::EventIds;
     use super::*;
     use std::sync::Arc;
 

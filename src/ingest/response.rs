@@ -1,7 +1,6 @@
 //! The outcome of every event of a request as JSON: the body of a 200, and the member `results` of a 503 or 413.
 
 use super::appender::AppendOutcome;
-use super::parse::EventIds;
 use crate::core::outcome::{Certainty, Failure};
 use bytes::Bytes;
 use http::header::CONTENT_TYPE;
@@ -12,6 +11,25 @@ use std::sync::Arc;
 
 /// Bytes of one result of the usual size. The buffer of an answer is made so large that it seldom has to grow.
 const RESULT_BYTES_USUAL: usize = 96;
+
+/// The ids of a request's events. They share one string, so that a batch does not allocate once for each event.
+#[derive(Debug, Default)]
+pub(super) struct EventIds {
+    text: String,
+    ends: Vec<usize>,
+}
+
+impl EventIds {
+    pub(super) fn push(&mut self, id: &str) {
+        self.text.push_str(id);
+        self.ends.push(self.text.len());
+    }
+
+    /// The ids in the order of the events.
+    pub(super) fn iter(&self) -> impl Iterator<Item = &str> {
+        self.ends.iter().scan(0, |begin, end| Some(&self.text[std::mem::replace(begin, *end)..*end]))
+    }
+}
 
 /// The outcome of each event of one request, in the order of the request.
 #[derive(Debug)]

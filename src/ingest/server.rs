@@ -14,7 +14,8 @@
 use super::appender;
 use super::body::{self, BodyLimits};
 use super::connections::{Activity, ConnectionTable, OpenConnection};
-use super::parse::{self, BodyFormat, EventBatch, EventRules, RequestContext};
+use super::event_batch::{EventBatch, EventRules, RequestContext};
+use super::parse::{self, BodyFormat};
 use super::pending::PendingBudget;
 use super::problem::{APPEND_BROKEN, PARTITION_COUNT_CHANGED, Problem};
 use super::response::EventResults;
