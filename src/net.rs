@@ -231,7 +231,7 @@ pub(crate) fn tls_fault(error: &io::Error) -> Option<String> {
         }
         rustls::Error::InvalidCertificate(
             CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. },
-        ) => "the address has to contain the name in the certificate",
+        ) => "use an address with the server's name: it has to be reached by the name in its certificate",
         rustls::Error::InvalidCertificate(_) => return Some(fault.to_string()),
         rustls::Error::AlertReceived(_) => {
             "if the server requires a client certificate, set --tls-cert-file and --tls-key-file"
