@@ -51,11 +51,6 @@ pub const EARLIER: &str = "eventd-earlier";
 pub const TOPIC: &str = "eventd-topic";
 pub const DESTINATION: &str = "eventd-destination";
 
-/// The topic of a destination's dead letters.
-pub fn topic_of(topic: &str, destination: &str) -> String {
-    format!("{topic}.{destination}.dead")
-}
-
 /// Why an event was given up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Reason {

@@ -191,11 +191,6 @@ impl fmt::Display for PastCommits {
     }
 }
 
-/// Under which name the moves of a group's position are asked for.
-pub fn moves_of(name: &str) -> String {
-    format!("{name}.rewind")
-}
-
 /// What happened to the ownership of one partition.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Change {
