@@ -214,25 +214,11 @@ pub const HTTP_BUFFER_BYTES_MAX: usize = 32 * 1024;
 /// How often ingest looks whether the topic's partition count changed.
 pub const PARTITION_COUNT_CHECK_INTERVAL: Duration = Duration::from_secs(1);
 
-/// Users that the plan of a replay tells apart: 16 MB. Beyond it the plan says "more than".
-pub const REPLAY_USERS_COUNTED_MAX: usize = 1_000_000;
-
-/// How often the plan of a replay asks again for a stretch of the log that cannot be read, and how long it waits before.
-pub const REPLAY_READ_TRIES_MAX: u32 = 20;
-pub const REPLAY_READ_AGAIN_AFTER: Duration = Duration::from_millis(250);
-
 /// Users, or ids, that a replay may be told one by one: the list is kept with its audit record.
 pub const REPLAY_NAMED_MAX: usize = 10_000;
 
 /// Bytes of these together.
 pub const REPLAY_NAMED_BYTES_MAX: usize = 512 * 1024;
-
-/// How often a replay tells how far it is: on a terminal, and in a log.
-pub const REPLAY_PROGRESS_INTERVAL: Duration = Duration::from_millis(200);
-pub const REPLAY_LOG_INTERVAL: Duration = Duration::from_secs(5);
-
-/// How long a start of dispatch waits to write down that requests are signed; then it delivers all the same.
-pub const SIGNING_NOTED_WITHIN: Duration = Duration::from_secs(5);
 
 /// Characters of a replay's id, also of another eventd's that replays into our ingest.
 pub const REPLAY_ID_CHARS_MAX: usize = 64;

@@ -30,7 +30,7 @@ pub(super) async fn deliver(
     let JoinedDestination { group, first_start } = joined;
     let name = group.name().to_owned();
     if matches!(delivery.spec.target, Target::Http(_)) {
-        replay::signing::note(&*engine, &*log, &name, delivery.settings.secret.is_some()).await;
+        replay::signing::record(&*engine, &*log, &name, delivery.settings.secret.is_some()).await;
     }
     tracing::info!(destination = %name, to = %delivery.spec, "delivering");
     if let Some(drill) = delivery.settings.drill {

@@ -47,7 +47,7 @@ struct Misconfigured(String);
 pub fn is_configuration(error: &anyhow::Error) -> bool {
     error.is::<Misconfigured>()
         || error.is::<ConfigurationError>()
-        || error.downcast_ref().is_some_and(|refused: &ReplayRefused| refused.is_usage)
+        || error.downcast_ref().is_some_and(|refused: &ReplayRefused| refused.is_usage())
         || matches!(error.downcast_ref(), Some(JoinError::Configuration(_)))
         || matches!(error.downcast_ref(), Some(OpenError::Configuration(_) | OpenError::Missing { .. }))
 }

@@ -5,7 +5,7 @@ use super::secrets::is_http;
 use super::{DeliveryConfig, delivery};
 use crate::cli::ReplayFlags;
 use crate::destination::spec::Spec;
-use crate::replay::range::Range;
+use crate::replay::range::{Range, RangeFlags};
 use crate::replay::rewind::Reposition;
 use crate::replay::select::Selection;
 use crate::replay::signing::Signature;
@@ -64,25 +64,26 @@ impl ReplayConfig {
 }
 
 fn replay_config(flags: &ReplayFlags, signature: Signature) -> anyhow::Result<replay::Config> {
-    let config = |what| replay::Config {
-        what,
+    let config = |request| replay::Config {
+        request,
         execute: flags.execute,
         json: flags.json,
         rate: flags.rate,
         stop_after_failures: flags.stop_after_failures,
         signature,
     };
-    let what = match (&flags.resume, &flags.fast_forward) {
+    let request = match (&flags.resume, &flags.fast_forward) {
         (Some(id), _) => replay::ReplayRequest::Resume { id: id.clone() },
         (None, Some(to)) => {
             let range = Range { from: None, until: Some(to.clone()) };
-            range.check(clock::now_ms()).map_err(anyhow::Error::msg).context("--fast-forward")?;
+            range.check(clock::now_ms(), RangeFlags::FastForward).map_err(anyhow::Error::msg)?;
             replay::ReplayRequest::Reposition(Reposition::FastForward(to.clone()))
         }
         (None, None) => {
             let range = Range { from: flags.from.clone(), until: flags.until.clone() };
             let range = if flags.dead { Range { from: flags.since.clone(), until: None } } else { range };
-            range.check(clock::now_ms()).map_err(anyhow::Error::msg)?;
+            let range_flags = if flags.dead { RangeFlags::Since } else { RangeFlags::FromUntil };
+            range.check(clock::now_ms(), range_flags).map_err(anyhow::Error::msg)?;
             if let Some(to) = flags.from.clone().filter(|_| flags.rewind) {
                 return Ok(config(replay::ReplayRequest::Reposition(Reposition::Rewind(to))));
             }
@@ -96,10 +97,10 @@ fn replay_config(flags: &ReplayFlags, signature: Signature) -> anyhow::Result<re
             let reasons = flags.reasons.iter().cloned().collect();
             let again = flags.again;
             let selection = Selection { dead: flags.dead, users, ids, reasons, again, ..Selection::default() };
-            replay::ReplayRequest::New { range, selection, limit: flags.limit, every_user: !from_file }
+            replay::ReplayRequest::New { range, selection, limit: flags.limit, users_must_exist: !from_file }
         }
     };
-    Ok(config(what))
+    Ok(config(request))
 }
 
 /// The users or ids of a flag, each typed or in a file (`@FILE`); and whether there was a file.

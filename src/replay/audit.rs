@@ -1,14 +1,16 @@
-//! Who replayed what, when, and how it ended: records of `<topic>.audit`, kept in the log beside what they are about.
+//! The audit topic `<topic>.audit`: who replayed what, when, and how it ended.
 //!
-//! A replay's first record holds everything that resuming it needs, besides its progress, which is its group's.
+//! The records are in the log itself, so they are as safe as the events. The first record of a replay holds everything
+//! that `--resume` needs except the progress, which is the state of the replay's group.
 
 use super::plan::{DeliveryCounts, Plan};
 use super::select::Selection;
+use super::{RETRIES_MAX, RETRY_DELAY};
 use crate::clock::now_ms;
 use crate::core::event::Record;
 use crate::core::side_topics::audit_topic;
 use crate::dispatch::dead_letter::{DESTINATION, TOPIC};
-use crate::limits;
+use crate::limits::FETCH_BYTES_MAX;
 use crate::log::{CreateTopic, Engine, FetchError, Log, OpenError};
 use anyhow::{Context, anyhow, bail};
 use serde::{Deserialize, Serialize};
@@ -16,22 +18,23 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// Everything of a topic is in this partition: in the order in which it happened.
+/// All records are in one partition, so that they are read in the order in which they were written.
 const PARTITION: u32 = 0;
 
-/// One record.
+/// One record of the audit topic.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AuditRecord {
     pub id: String,
     /// Milliseconds since the Unix epoch.
     pub at_ms: i64,
     pub destination: String,
-    pub by: Operator,
+    #[serde(rename = "by")]
+    pub operator: Operator,
     #[serde(flatten)]
-    pub what: AuditEvent,
+    pub event: AuditEvent,
 }
 
-/// Who did it, as far as the machine knows.
+/// The person and the process that did something, as far as the machine knows.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Operator {
     pub user: String,
@@ -51,181 +54,202 @@ pub enum AuditEvent {
     ReplayEnded {
         outcome: ReplayOutcome,
         counts: DeliveryCounts,
-        /// Why, where it is not finished.
+        /// Why it ended, unless it finished.
         #[serde(default, skip_serializing_if = "String::is_empty")]
         why: String,
     },
-    /// Dispatch signs the destination's requests from now on, or does not any more.
+    /// From now on, dispatch signs the destination's requests, or no longer signs them.
     DestinationSigned {
         signed: bool,
     },
-    /// Of a newer eventd.
+    /// A newer eventd wrote a record that this one does not know.
     #[serde(other)]
     Unknown,
 }
 
-/// What a replay was asked for, and what it found to do.
+/// What a replay was asked for, and the plan that was made.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ReplayStart {
-    /// Where it delivers, without passwords.
+    /// The target of the destination, without passwords.
     pub to: String,
-    /// As it was typed.
-    pub what: String,
+    /// What is replayed, in words for the operator.
+    #[serde(rename = "what")]
+    pub title: String,
     pub selection: Selection,
     pub plan: Plan,
-    /// It moves the destination's own position, and delivers nothing itself.
+    /// A rewind or fast-forward: it moves the destination's position, and delivers nothing itself.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub moves: bool,
 }
 
+/// How a replay ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum ReplayOutcome {
     /// Everything is settled.
     Finished,
-    /// There is work left, and `--resume` does it.
+    /// Events are left, and `--resume` delivers them.
     Stopped,
-    /// The same, and a person has to look first.
+    /// Events are left, and a person has to look at the error before `--resume`.
     Failed,
 }
 
-/// The audit topic of one topic.
+/// The audit topic of one main topic.
 #[derive(Debug)]
 pub struct AuditLog {
     log: Arc<dyn Log>,
     topic: String,
-    by: Operator,
+    operator: Operator,
 }
 
-/// The records of one replay, folded.
+/// Everything that the audit records say about one replay.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ReplayHistory {
     pub destination: String,
-    pub by: Operator,
+    pub operator: Operator,
     pub started_ms: i64,
     pub started: ReplayStart,
-    /// How it last ended, and when; `None`: it is running, or was cut off.
-    pub ended: Option<(i64, ReplayOutcome, String)>,
-    /// What all of its runs together did, those that were cut off left out.
+    /// How it last ended. `None`: it is running, or its process was killed.
+    pub ended: Option<ReplayEnd>,
+    /// The sum of all runs that ended. A run whose process was killed is missing.
     pub counts: DeliveryCounts,
 }
 
+/// The end of a run of a replay.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ReplayEnd {
+    /// Milliseconds since the Unix epoch.
+    pub at_ms: i64,
+    pub outcome: ReplayOutcome,
+    /// Why it ended, unless it finished.
+    pub why: String,
+}
+
 impl AuditLog {
-    /// Opens the topic, and makes it where it is missing.
+    /// Opens the audit topic. Creates it if it does not exist.
     pub async fn open(engine: &dyn Engine, log: &dyn Log) -> anyhow::Result<Self> {
         let partitions = log.partitions().await?;
-        // What was done is known for as long as the log is there.
+        // Audit records are kept for as long as the log exists.
         let create = CreateTopic { partitions, retention: None };
         let topic = log.topic().to_owned();
-        let log = engine.open(&audit_topic(&topic), Some(create)).await.context("the topic of audit records")?;
-        Ok(Self { log, topic, by: Operator::this_process() })
+        let log = engine.open(&audit_topic(&topic), Some(create)).await.context("cannot open the audit topic")?;
+        Ok(Self { log, topic, operator: Operator::of_this_process() })
     }
 
-    /// The same for one who only reads. `None`: nobody has replayed anything yet.
+    /// Opens the audit topic only if it exists. `None`: nothing was replayed yet.
     pub async fn open_existing(engine: &dyn Engine, topic: &str) -> anyhow::Result<Option<Self>> {
         match engine.open(&audit_topic(topic), None).await {
-            Ok(log) => Ok(Some(Self { log, topic: topic.to_owned(), by: Operator::this_process() })),
+            Ok(log) => Ok(Some(Self { log, topic: topic.to_owned(), operator: Operator::of_this_process() })),
             Err(OpenError::Missing { .. }) => Ok(None),
             Err(error) => Err(error.into()),
         }
     }
 
     /// Writes one record, and waits until it is durable.
-    pub async fn write(&self, id: &str, destination: &str, what: AuditEvent) -> anyhow::Result<()> {
-        let (at_ms, by) = (now_ms(), self.by.clone());
-        let entry = AuditRecord { id: id.to_owned(), at_ms, destination: destination.to_owned(), by, what };
+    pub async fn write(&self, id: &str, destination: &str, event: AuditEvent) -> anyhow::Result<()> {
+        let (at_ms, operator) = (now_ms(), self.operator.clone());
+        let record = AuditRecord { id: id.to_owned(), at_ms, destination: destination.to_owned(), operator, event };
         let headers = [(TOPIC, self.topic.as_str()), (DESTINATION, destination)];
         let headers = headers.map(|(name, value)| (name, Some(value.as_bytes())));
-        let record = Record::new(Some(id.as_bytes()), Some(&serde_json::to_vec(&entry)?), &headers, at_ms);
+        let record = Record::new(Some(id.as_bytes()), Some(&serde_json::to_vec(&record)?), &headers, at_ms);
         let mut failures = 0;
         while let Err(failure) = self.log.append(PARTITION, vec![record.clone()]).await {
-            // Two of the same are read as one.
+            // The failed append may have stored the record. Readers treat a repeated record as one.
             failures += 1;
-            if failures > limits::REPLAY_READ_TRIES_MAX {
-                return Err(failure).context("the audit record cannot be written");
+            if failures > RETRIES_MAX {
+                return Err(failure).context("cannot write the audit record");
             }
-            tokio::time::sleep(limits::REPLAY_READ_AGAIN_AFTER).await;
+            tokio::time::sleep(RETRY_DELAY).await;
         }
         Ok(())
     }
 
-    /// Everything that was replayed, by id: the oldest first.
+    /// The history of every replay, by id, the oldest first.
     pub async fn histories(&self) -> anyhow::Result<BTreeMap<String, ReplayHistory>> {
         let mut histories = BTreeMap::new();
-        self.read(|entry| fold(&mut histories, entry)).await?;
+        self.read(|record| add_to_histories(&mut histories, record)).await?;
         Ok(histories)
     }
 
-    /// Whether the destination's requests are signed, as dispatch wrote it down last.
+    /// Whether the destination's requests are signed, according to the last record that dispatch wrote.
     pub async fn is_signed(&self, destination: &str) -> anyhow::Result<bool> {
         let mut is_signed = false;
-        self.read(|entry| match entry.what {
-            AuditEvent::DestinationSigned { signed } if entry.destination == destination => is_signed = signed,
+        self.read(|record| match record.event {
+            AuditEvent::DestinationSigned { signed } if record.destination == destination => is_signed = signed,
             _ => {}
         })
         .await?;
         Ok(is_signed)
     }
 
-    /// Every record, in the order in which they were written.
+    /// Reads every record, in the order in which they were written.
     async fn read(&self, mut each: impl FnMut(AuditRecord) + Send) -> anyhow::Result<()> {
         let end = self.log.latest(PARTITION).await?;
-        let (mut at, mut failures) = (self.log.earliest(PARTITION).await?, 0);
-        while at < end {
-            match self.log.fetch(PARTITION, at, limits::FETCH_BYTES_MAX, Duration::ZERO).await {
-                Ok(fetched) if fetched.next > at => {
+        let (mut next_offset, mut failures) = (self.log.earliest(PARTITION).await?, 0);
+        while next_offset < end {
+            match self.log.fetch(PARTITION, next_offset, FETCH_BYTES_MAX, Duration::ZERO).await {
+                Ok(fetched) if fetched.next > next_offset => {
                     for event in &fetched.events {
-                        self.check_own(&event.record)?;
+                        self.check_topic_of(&event.record)?;
                         let text = event.record.value().unwrap_or_default();
-                        let entry = serde_json::from_slice(text)
-                            .map_err(|error| anyhow!("{:?} at offset {}: {error}", self.log.topic(), event.offset))?;
-                        each(entry);
+                        let record = serde_json::from_slice(text).map_err(|error| {
+                            anyhow!(
+                                "cannot read the audit record at {:?} offset {}: {error}",
+                                self.log.topic(),
+                                event.offset
+                            )
+                        })?;
+                        each(record);
                     }
-                    at = fetched.next;
+                    next_offset = fetched.next;
                 }
-                Ok(_) | Err(FetchError::Unavailable(_)) if failures < limits::REPLAY_READ_TRIES_MAX => {
+                Ok(_) | Err(FetchError::Unavailable(_)) if failures < RETRIES_MAX => {
                     failures += 1;
-                    tokio::time::sleep(limits::REPLAY_READ_AGAIN_AFTER).await;
+                    tokio::time::sleep(RETRY_DELAY).await;
                 }
-                Ok(_) => bail!("{:?} gives nothing at offset {at}", self.log.topic()),
-                Err(error) => return Err(error).context("the audit records cannot be read"),
+                Ok(_) => bail!("{:?} returns no records at offset {next_offset}", self.log.topic()),
+                Err(error) => return Err(error).context("cannot read the audit records"),
             }
         }
         Ok(())
     }
 
-    fn check_own(&self, record: &Record) -> anyhow::Result<()> {
+    /// Another topic may use this name for its events. Refuse to read those.
+    fn check_topic_of(&self, record: &Record) -> anyhow::Result<()> {
         match record.header_text(TOPIC) {
             Some(topic) if topic == self.topic => Ok(()),
-            other => bail!("{:?} holds records of {other:?}, and not of {:?} alone", self.log.topic(), self.topic),
+            Some(other) => {
+                bail!("{:?} holds records of topic {other:?}, not only of {:?}", self.log.topic(), self.topic)
+            }
+            None => bail!("{:?} holds records that are not audit records of {:?}", self.log.topic(), self.topic),
         }
     }
 }
 
-fn fold(histories: &mut BTreeMap<String, ReplayHistory>, entry: AuditRecord) {
-    match entry.what {
+fn add_to_histories(histories: &mut BTreeMap<String, ReplayHistory>, record: AuditRecord) {
+    match record.event {
         AuditEvent::ReplayStarted(started) => {
-            histories.entry(entry.id).or_insert(ReplayHistory {
-                destination: entry.destination,
-                by: entry.by,
-                started_ms: entry.at_ms,
+            histories.entry(record.id).or_insert(ReplayHistory {
+                destination: record.destination,
+                operator: record.operator,
+                started_ms: record.at_ms,
                 started: *started,
                 ended: None,
                 counts: DeliveryCounts::default(),
             });
         }
         AuditEvent::ReplayResumed { .. } => {
-            if let Some(history) = histories.get_mut(&entry.id) {
+            if let Some(history) = histories.get_mut(&record.id) {
                 history.ended = None;
             }
         }
         AuditEvent::ReplayEnded { outcome, counts, why } => {
-            if let Some(history) = histories.get_mut(&entry.id) {
-                // A second one without a start between is the same one, sent again.
+            if let Some(history) = histories.get_mut(&record.id) {
+                // A second end without a start in between is a repeat of the same record.
                 if history.ended.is_none() {
                     history.counts = history.counts.and(counts);
                 }
-                history.ended = Some((entry.at_ms, outcome, why));
+                history.ended = Some(ReplayEnd { at_ms: record.at_ms, outcome, why });
             }
         }
         AuditEvent::DestinationSigned { .. } | AuditEvent::Unknown => {}
@@ -233,9 +257,9 @@ fn fold(histories: &mut BTreeMap<String, ReplayHistory>, entry: AuditRecord) {
 }
 
 impl Operator {
-    fn this_process() -> Self {
-        let named = |name| std::env::var(name).ok().filter(|user: &String| !user.is_empty());
-        let user = named("USER").or_else(|| named("LOGNAME")).unwrap_or_else(|| "unknown".into());
+    fn of_this_process() -> Self {
+        let variable = |name| std::env::var(name).ok().filter(|user: &String| !user.is_empty());
+        let user = variable("USER").or_else(|| variable("LOGNAME")).unwrap_or_else(|| "unknown".into());
         let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
         let host = match host.trim() {
             "" => "unknown".to_owned(),
@@ -249,20 +273,15 @@ impl Operator {
 mod tests {
     use super::*;
 
-    fn entry(id: &str, at_ms: i64, what: AuditEvent) -> AuditRecord {
-        let by = Operator { user: "ada".into(), host: "box".into(), pid: 1 };
-        AuditRecord { id: id.into(), at_ms, destination: "billing".into(), by, what }
+    fn record(id: &str, at_ms: i64, event: AuditEvent) -> AuditRecord {
+        let operator = Operator { user: "ada".into(), host: "box".into(), pid: 1 };
+        AuditRecord { id: id.into(), at_ms, destination: "billing".into(), operator, event }
     }
 
     fn started() -> AuditEvent {
         let (selection, plan) = (Selection::default(), Plan { events: 7, ..Plan::default() });
-        AuditEvent::ReplayStarted(Box::new(ReplayStart {
-            to: "null:".into(),
-            what: "all".into(),
-            selection,
-            plan,
-            moves: false,
-        }))
+        let (to, title) = ("null:".into(), "all".into());
+        AuditEvent::ReplayStarted(Box::new(ReplayStart { to, title, selection, plan, moves: false }))
     }
 
     fn ended(outcome: ReplayOutcome, delivered: u64) -> AuditEvent {
@@ -271,31 +290,39 @@ mod tests {
     }
 
     #[test]
-    fn a_story_is_what_its_records_say_in_their_order() {
+    fn a_history_is_what_its_records_say_in_their_order() {
         let mut histories = BTreeMap::new();
         for one in [
-            entry("a", 1, started()),
-            entry("b", 2, started()),
-            entry("a", 3, ended(ReplayOutcome::Stopped, 4)),
-            entry("a", 3, ended(ReplayOutcome::Stopped, 4)),
-            entry("a", 5, AuditEvent::ReplayResumed { left: 3 }),
-            entry("nobody", 6, ended(ReplayOutcome::Finished, 1)),
-            entry("a", 7, ended(ReplayOutcome::Finished, 3)),
+            record("a", 1, started()),
+            record("b", 2, started()),
+            record("a", 3, ended(ReplayOutcome::Stopped, 4)),
+            record("a", 3, ended(ReplayOutcome::Stopped, 4)),
+            record("a", 5, AuditEvent::ReplayResumed { left: 3 }),
+            record("unknown", 6, ended(ReplayOutcome::Finished, 1)),
+            record("a", 7, ended(ReplayOutcome::Finished, 3)),
         ] {
-            // As they are stored.
-            fold(&mut histories, serde_json::from_slice(&serde_json::to_vec(&one).unwrap()).unwrap());
+            let stored = serde_json::to_vec(&one).unwrap();
+            add_to_histories(&mut histories, serde_json::from_slice(&stored).unwrap());
         }
         assert_eq!(histories.keys().collect::<Vec<_>>(), ["a", "b"]);
-        assert_eq!(histories["a"].ended, Some((7, ReplayOutcome::Finished, String::new())));
+        let finished = ReplayEnd { at_ms: 7, outcome: ReplayOutcome::Finished, why: String::new() };
+        assert_eq!(histories["a"].ended, Some(finished));
         assert_eq!(histories["a"].counts, DeliveryCounts { delivered: 7, given_up: 2, failed: 4 });
         assert_eq!((histories["a"].started_ms, histories["a"].started.plan.events), (1, 7));
-        assert_eq!(histories["b"].ended, None, "running, or cut off");
+        assert_eq!(histories["b"].ended, None, "it is running, or its process was killed");
     }
 
     #[test]
-    fn what_a_newer_eventd_wrote_is_passed_over() {
+    fn a_record_of_a_newer_eventd_is_skipped() {
         let text = r#"{"id":"a","at_ms":1,"destination":"d","by":{"user":"u","host":"h","pid":1},"event":"rewind-moon","x":1}"#;
-        let entry: AuditRecord = serde_json::from_str(text).unwrap();
-        assert_eq!(entry.what, AuditEvent::Unknown);
+        let record: AuditRecord = serde_json::from_str(text).unwrap();
+        assert_eq!(record.event, AuditEvent::Unknown);
+    }
+
+    #[test]
+    fn a_record_keeps_the_field_names_of_earlier_versions() {
+        let stored: serde_json::Value = serde_json::to_value(record("a", 1, started())).unwrap();
+        assert_eq!((&stored["by"]["user"], &stored["what"]), (&"ada".into(), &"all".into()), "{stored}");
+        assert_eq!((&stored["event"], &stored["plan"]["events"]), (&"replay-started".into(), &7.into()), "{stored}");
     }
 }

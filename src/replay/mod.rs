@@ -6,80 +6,97 @@
 //!       <topic>.audit ◀─ started ── progress group D.replay.ID, one state a partition ◀─┘
 //!             ▲                        │
 //!             │ ended                  ▼
-//!             └──────────── dispatch over a view of the log: same lanes, retries, destination ─▶ receiver
+//!             └──────────── dispatch over a filtered log: same lanes, retries, destination ─▶ receiver
 //! ```
 //!
-//! # What is taken
+//! # Which events are delivered
 //!
-//! Only what the destination had settled when the plan was made: the rest is on its way, and dispatch delivers it. That
-//! is written down once, as the first state of the replay's own group, in which everything *not* to be taken counts as
-//! settled. From there on the replay is a dispatch with another name: what its state does not settle is what is left,
-//! whoever dies meanwhile, and `--resume` needs nothing else but the selection, which the audit record holds.
+//! Only events that the destination had settled when the plan was made. Dispatch delivers the others. The choice is
+//! stored once, as the first state of the replay's own group: every event that must *not* be delivered counts as settled
+//! in it. From then on the replay is a dispatch under another name. What its state has not settled is what is left,
+//! whichever process crashes. `--resume` needs only that state and the selection, which the audit record holds.
 //!
 //! # Order
 //!
-//! In order per user, at least once, as dispatch. Beside the live traffic it is a stream of its own: the receiver sees
-//! old events of a user between new ones, and tells them apart by `eventd-replay`, and repeats by `webhook-id`.
+//! Events of one user are delivered in order, at least once, as dispatch does. A replay is a stream of its own in
+//! addition to the live one: the receiver sees old events of a user between new ones. It can tell them apart by the
+//! header `eventd-replay`, and drop repeats by `webhook-id`.
 //!
-//! # What is written, in this order
+//! # Order of writes
 //!
-//! The states of all partitions, then the audit record that names the replay, then events are delivered. Killed before
-//! the record, a replay has delivered nothing and nobody knows of it; killed behind it, it can be resumed.
+//! A replay first writes the states of all partitions, then the audit record that names the replay, and only then
+//! delivers. If it is killed before the audit record, it has delivered nothing and leaves no trace that matters. If it
+//! is killed after the audit record, it can be resumed.
 //!
 //! # Dead letters
 //!
-//! The source is then `<topic>.<dest>.dead`, and what counts as settled at the beginning is what the group `<dest>.dead`
-//! says was redriven before. Letters are marked there as they are settled. One that fails again becomes a letter again,
-//! at the end of the same topic, of the same event, with its history.
+//! With `--dead` the source is `<topic>.<dest>.dead`, and the group `<dest>.dead` says which dead letters were redriven
+//! before. They count as settled in the first state. The replay marks each dead letter there when it is settled. An event
+//! that fails again becomes a new dead letter at the end of the same topic, with its history.
 //!
-//! The rooms: `place` (words), `range` (to offsets and times), `select` (which events), `prepare` and `plan` (find and
-//! count them), `view` (what dispatch sees), `run` (let it run, watch it, stop it), `audit` (who did what), `show` (tell
-//! people), `rewind` (move the destination's own position instead), `signing` (whether a secret is needed).
+//! # Modules
+//!
+//! | module | what it does |
+//! |---|---|
+//! | [`position`], [`range`], [`select`] | what the operator typed, as offsets, times and conditions |
+//! | `prepare`, [`plan`], [`count`] | find the events and count them |
+//! | `execute`, `run` | deliver the plan, watch it, stop it |
+//! | `replay_log`, `replay_group`, `redrive` | show dispatch only the events of the replay |
+//! | [`rewind`] | reset the offsets of the destination instead of delivering |
+//! | [`audit`], [`signing`] | who replayed what, and whether requests must be signed |
+//! | `show`, `streams` | print the plan, the question, the summary and the list |
 
 pub mod audit;
+pub mod count;
+mod execute;
 pub mod plan;
 pub mod position;
 mod prepare;
 pub mod range;
+mod redrive;
+mod replay_group;
+mod replay_log;
 pub mod rewind;
 mod run;
 pub mod select;
 mod show;
 pub mod signing;
-mod view;
+mod streams;
 
-pub use self::show::{StandardStreams, Streams, list};
+pub use self::show::list;
+pub use self::streams::{StandardStreams, Streams};
 
-use self::audit::{AuditEvent, AuditLog, ReplayOutcome, ReplayStart};
 use self::plan::{PartitionPlan, Plan};
-use self::range::{OffsetRange, Range};
-use self::rewind::Reposition;
-use self::run::ReplayRun;
+use self::position::Reposition;
+use self::range::Range;
 use self::select::Selection;
 use self::signing::Signature;
-use self::view::RedriveMarker;
 use crate::BoxFuture;
 use crate::clock::now_ms;
 use crate::core::outcome::Ended;
-use crate::core::progress::PartitionState;
-use crate::core::side_topics::{dead_letter_group, replay_group};
 use crate::core::token_bucket::Rate;
 use crate::destination::spec::Spec;
 use crate::destination::{self, Destination};
-use crate::group::{Group, Groups, is_final};
+use crate::dispatch;
+use crate::group::Groups;
 use crate::log::{Engine, Log};
-use crate::{dispatch, limits};
-use anyhow::Context;
-use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
+use std::time::Duration;
 use uuid::Uuid;
 
-/// What a replay works with.
+/// How often a replay tries again if the log or a group is not available, and how long it waits before each retry.
+const RETRIES_MAX: u32 = 20;
+const RETRY_DELAY: Duration = Duration::from_millis(250);
+
+/// How often a replay logs its progress if there is no terminal.
+const LOG_INTERVAL: Duration = Duration::from_secs(5);
+
+/// The parts of the program that a replay uses.
 #[derive(Debug, Clone)]
 pub struct ReplayContext {
     pub engine: Arc<dyn Engine>,
-    /// The topic.
+    /// The main topic.
     pub log: Arc<dyn Log>,
     pub groups: Arc<dyn Groups>,
     pub spec: Spec,
@@ -88,7 +105,7 @@ pub struct ReplayContext {
     pub streams: Arc<dyn Streams>,
 }
 
-/// Opens the destination, once there is something to deliver.
+/// Opens the destination. A replay does this only if there is something to deliver.
 pub trait DestinationOpener: Send + Sync + fmt::Debug {
     fn open<'a>(&'a self, spec: &'a Spec) -> BoxFuture<'a, anyhow::Result<Arc<dyn Destination>>>;
 }
@@ -96,7 +113,7 @@ pub trait DestinationOpener: Send + Sync + fmt::Debug {
 impl DestinationOpener for destination::DestinationSettings {
     fn open<'a>(&'a self, spec: &'a Spec) -> BoxFuture<'a, anyhow::Result<Arc<dyn Destination>>> {
         let (spec, settings) = (spec.clone(), self.clone());
-        // It looks at files, and blocks for as long as they do.
+        // Opening a file destination reads files, which may block.
         Box::pin(async move { Ok(tokio::task::spawn_blocking(move || destination::open(&spec, &settings)).await??) })
     }
 }
@@ -104,118 +121,124 @@ impl DestinationOpener for destination::DestinationSettings {
 /// The checked configuration of one replay.
 #[derive(Debug, Clone)]
 pub struct Config {
-    pub what: ReplayRequest,
-    /// Deliver. Else the plan is all, unless a person at a terminal says yes.
+    pub request: ReplayRequest,
+    /// Execute the plan without asking. Otherwise only an operator who answers yes at a terminal executes it.
     pub execute: bool,
-    /// Plan and summary as JSON, a line each.
+    /// Print plan and summary as JSON, one line each.
     pub json: bool,
     pub rate: Option<Rate>,
-    /// Failures in a row after which it stops; 0: never.
+    /// Stop after this many failed attempts in a row. 0 is never.
     pub stop_after_failures: u64,
-    /// Whether requests have to be signed, and are.
+    /// Whether this replay signs its requests.
     pub signature: Signature,
 }
 
-/// What is replayed.
+/// What the operator asks for.
 #[derive(Debug, Clone)]
 pub enum ReplayRequest {
+    /// Deliver the selected events of a range.
     New {
         range: Range,
         selection: Selection,
         limit: Option<u64>,
-        /// Users were typed one by one, so each has to be there; those of a file need not.
-        every_user: bool,
+        /// A user without events in the range is an error. Set if the users were typed one by one, and not read from a
+        /// file.
+        users_must_exist: bool,
     },
-    /// What is left of the replay with this id.
+    /// Deliver what is left of the replay with this id.
     Resume { id: String },
-    /// Nothing: dispatch does it, from another position.
+    /// Reset the destination's offsets, and deliver nothing.
     Reposition(Reposition),
 }
 
 impl ReplayRequest {
-    /// What a person is to be told who used a deprecated form.
-    fn deprecations(&self) -> Vec<String> {
+    fn deprecation_warnings(&self) -> Vec<String> {
         match self {
-            Self::New { range, .. } => range.deprecations().collect(),
-            Self::Reposition(Reposition::Rewind(place) | Reposition::FastForward(place)) => {
-                place.deprecation().into_iter().collect()
-            }
+            Self::New { range, .. } => range.deprecation_warnings().collect(),
+            Self::Reposition(reposition) => reposition.position().deprecation_warning().into_iter().collect(),
             Self::Resume { .. } => Vec::new(),
         }
     }
 }
 
-/// A person asked for what cannot be: a name, an id or a place that is not there.
-#[derive(Debug)]
-pub struct ReplayRefused {
-    why: String,
-    /// The flags are at fault, and not what the log holds at the moment.
-    pub is_usage: bool,
+/// The operator asked for something that cannot be done. Holds the message.
+#[derive(Debug, thiserror::Error)]
+pub enum ReplayRefused {
+    /// The flags are wrong, for example an unknown name or id.
+    #[error("{0}")]
+    Usage(String),
+    /// The flags are right, but the log does not hold what they name.
+    #[error("{0}")]
+    NotInLog(String),
 }
 
 impl ReplayRefused {
+    /// Whether the operator has to change the flags.
+    pub fn is_usage(&self) -> bool {
+        matches!(self, Self::Usage(_))
+    }
+
     fn usage(why: impl Into<String>) -> anyhow::Error {
-        Self { why: why.into(), is_usage: true }.into()
+        Self::Usage(why.into()).into()
     }
 
-    fn outside(why: impl Into<String>) -> anyhow::Error {
-        Self { why: why.into(), is_usage: false }.into()
-    }
-}
-
-impl fmt::Display for ReplayRefused {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.why)
+    fn not_in_log(why: impl Into<String>) -> anyhow::Error {
+        Self::NotInLog(why.into()).into()
     }
 }
 
-impl std::error::Error for ReplayRefused {}
-
-/// A plan with everything that executing it needs.
+/// A plan with everything that its execution needs.
 struct PreparedReplay {
-    /// Absent: a new one.
+    /// The replay that is resumed. `None` for a new one.
     id: Option<String>,
-    /// Where the events are.
+    /// The log that holds the events: the main topic, or the one of dead letters.
     source: Arc<dyn Log>,
-    /// As a person reads it.
-    what: String,
+    /// What is replayed, in words for the operator.
+    title: String,
     selection: Selection,
-    legs: Vec<PartitionPlan>,
+    partitions: Vec<PartitionPlan>,
     plan: Plan,
 }
 
-/// Plans, shows the plan, and where that was asked for delivers, until `stop` is ready.
+impl PreparedReplay {
+    /// Whether executing the plan changes nothing.
+    fn is_empty(&self, request: &ReplayRequest) -> bool {
+        // A fast-forward past offsets that cannot be read has no events, but it lets a stopped partition continue.
+        let passes_unreadable =
+            matches!(request, ReplayRequest::Reposition(Reposition::FastForward(_))) && self.plan.unreadable > 0;
+        self.plan.events == 0 && !passes_unreadable && self.id.is_none()
+    }
+}
+
+/// Makes the plan and shows it. Executes it if that was asked for, until `stop` is ready.
 pub async fn run(
     context: ReplayContext,
     config: Config,
     stop: impl Future<Output = ()> + Send,
 ) -> anyhow::Result<Ended> {
     let mut stop = std::pin::pin!(stop);
-    for deprecation in config.what.deprecations() {
-        tracing::warn!("{deprecation}");
+    for warning in config.request.deprecation_warnings() {
+        tracing::warn!("{warning}");
     }
-    let planning = async {
-        match &config.what {
-            ReplayRequest::New { range, selection, limit, every_user } => {
-                prepare::plan_new(&context, range, selection, *limit, *every_user).await
+    let preparing = async {
+        match &config.request {
+            ReplayRequest::New { range, selection, limit, users_must_exist } => {
+                prepare::prepare_new(&context, range, selection, *limit, *users_must_exist).await
             }
-            ReplayRequest::Resume { id } => prepare::plan_resume(&context, id).await,
-            ReplayRequest::Reposition(wanted) => rewind::plan(&context, wanted).await,
+            ReplayRequest::Resume { id } => prepare::prepare_resume(&context, id).await,
+            ReplayRequest::Reposition(reposition) => rewind::prepare(&context, reposition).await,
         }
     };
-    let planned = tokio::select! {
+    let prepared = tokio::select! {
         biased;
-        planned = planning => planned?,
+        prepared = preparing => prepared?,
         () = &mut stop => {
-            show::note(&context, &config, "stopped before the plan was made: nothing was delivered");
+            show::note(&context, &config, "stopped before the plan was complete: nothing was delivered");
             return Ok(Ended::WorkLeft);
         }
     };
-    show::show(&context, &config, &planned)?;
-    // A fast-forward has something to do also where nothing can be read.
-    let passes =
-        matches!(config.what, ReplayRequest::Reposition(Reposition::FastForward(_))) && planned.plan.unreadable > 0;
-    if planned.plan.events == 0 && !passes && planned.id.is_none() {
+    show::show_plan(&context, &config, &prepared)?;
+    if prepared.is_empty(&config.request) {
         show::note(&context, &config, "there is nothing to replay");
         return Ok(Ended::Drained);
     }
@@ -226,151 +249,47 @@ pub async fn run(
         show::note(&context, &config, &format!("nothing was delivered: {why}"));
         return Ok(Ended::Drained);
     }
-    let agreed = tokio::select! {
+    let is_confirmed = tokio::select! {
         biased;
-        agreed = show::agree(&context, &config, &planned) => agreed?,
+        is_confirmed = show::confirm(&context, &config, &prepared) => is_confirmed?,
         () = &mut stop => false,
     };
-    if !agreed {
-        let what = match config.what {
-            ReplayRequest::Reposition(_) => "nothing was moved: --execute moves the position",
-            ReplayRequest::New { .. } | ReplayRequest::Resume { .. } => "nothing was delivered: --execute does it",
+    if !is_confirmed {
+        let what = match config.request {
+            ReplayRequest::Reposition(_) => "the position was not moved: add --execute to move it",
+            ReplayRequest::New { .. } | ReplayRequest::Resume { .. } => {
+                "nothing was delivered: add --execute to deliver these events"
+            }
         };
         show::note(&context, &config, what);
         return Ok(Ended::Drained);
     }
-    match &config.what {
-        ReplayRequest::Reposition(wanted) => rewind::apply(&context, &config, wanted, planned, stop).await,
-        ReplayRequest::New { .. } | ReplayRequest::Resume { .. } => execute(&context, &config, planned, stop).await,
+    match &config.request {
+        ReplayRequest::Reposition(reposition) => rewind::execute(&context, &config, reposition, prepared, stop).await,
+        ReplayRequest::New { .. } | ReplayRequest::Resume { .. } => {
+            execute::execute(&context, &config, prepared, stop).await
+        }
     }
 }
 
-/// Why a replay must not deliver without the secret that dispatch has.
+/// Why this replay must not deliver: dispatch signs its requests, and the replay has no secret.
 async fn missing_signature(context: &ReplayContext, config: &Config) -> anyhow::Result<Option<String>> {
     let name = &context.spec.name;
-    let delivers = matches!(config.what, ReplayRequest::New { .. } | ReplayRequest::Resume { .. });
+    let delivers = matches!(config.request, ReplayRequest::New { .. } | ReplayRequest::Resume { .. });
     if !delivers || config.signature != Signature::Missing {
         return Ok(None);
     }
     let was_signed = signing::was_signed(&*context.engine, context.log.topic(), name).await?;
     Ok(was_signed.then(|| {
         format!(
-            "dispatch signs the requests to {name}, and this replay has no secret: give it --webhook-secret-file, or \
-             --unsigned to send requests without a signature"
+            "dispatch signs the requests to {name}, and this replay has no secret. Add --webhook-secret-file to sign them, \
+             or --unsigned to send them without a signature"
         )
     }))
 }
 
-/// Sorts by time, and no two are the same.
+/// A new id. Ids sort by the time at which they were made, and the random part keeps two of one second apart.
 fn new_id() -> String {
     let now = jiff::Timestamp::from_millisecond(now_ms()).unwrap_or_default();
     format!("{}-{:06x}", now.strftime("%Y%m%d-%H%M%S"), Uuid::now_v7().as_u128() & 0xff_ffff)
-}
-
-async fn execute(
-    context: &ReplayContext,
-    config: &Config,
-    planned: PreparedReplay,
-    stop: impl Future<Output = ()> + Send,
-) -> anyhow::Result<Ended> {
-    let PreparedReplay { id: resumed, source, what, selection, mut legs, plan } = planned;
-    let id = resumed.clone().unwrap_or_else(new_id);
-    let (name, dead) = (&context.spec.name, selection.dead);
-    let digest = context.spec.digest();
-    // Before anything is written: a destination that cannot be opened leaves nothing behind.
-    let destination = run::open_destination(context, dead).await?;
-    let group = context.groups.join_alone(&replay_group(name, &id), &source, &digest).await?;
-    let taken = match dead {
-        true => {
-            let (marks, redriven) = join_dead(context, &source, &digest).await?;
-            for PartitionPlan { stretch: OffsetRange { partition, from, until, .. }, state } in &mut legs {
-                // Another replay may have sent some of them since the plan was made, or since this one stopped.
-                if let Some(redriven) = redriven.get(partition).filter(|_| !selection.again) {
-                    *state = state.union(&redriven.within(*from..*until));
-                }
-            }
-            Some(Arc::new(marks))
-        }
-        false => None,
-    };
-    let audit = AuditLog::open(&*context.engine, &*context.log).await?;
-    let left = plan.events;
-    for PartitionPlan { stretch: OffsetRange { partition, .. }, state } in &mut legs {
-        if resumed.is_some() {
-            // It may have gone on between the plan and the moment when its place was taken. What has finished is forgotten,
-            // and that somebody looked leaves nothing behind.
-            let Some(committed) = group.committed(*partition).await? else {
-                group.leave().await;
-                forget(context, &id, &source).await;
-                return Err(ReplayRefused::usage(format!("replay {id} has finished meanwhile: --list shows how")));
-            };
-            *state = state.union(&committed);
-        }
-        commit(&*group, *partition, state).await?;
-    }
-    let beginning = match resumed {
-        Some(_) => AuditEvent::ReplayResumed { left },
-        None => {
-            let (to, selection) = (context.spec.to_string(), selection.clone());
-            AuditEvent::ReplayStarted(Box::new(ReplayStart { to, what, selection, plan, moves: false }))
-        }
-    };
-    audit.write(&id, name, beginning).await?;
-    tracing::info!(replay = id, destination = %name, events = left, "replaying; --resume {id} goes on where it stops");
-    let ready = ReplayRun {
-        id: id.clone(),
-        source: Arc::clone(&source),
-        selection,
-        legs,
-        group,
-        taken,
-        destination,
-        events: left,
-        rate: config.rate,
-        stop_after_failures: config.stop_after_failures,
-    };
-    let end = run::run(context, ready, stop).await;
-    let ended = AuditEvent::ReplayEnded { outcome: end.outcome, counts: end.counts, why: end.why.clone() };
-    audit.write(&id, name, ended).await?;
-    if end.outcome == ReplayOutcome::Finished {
-        forget(context, &id, &source).await;
-    }
-    show::conclude(context, config, &id, left, end)
-}
-
-/// Lets go of the progress of a replay that has finished.
-async fn forget(context: &ReplayContext, id: &str, source: &Arc<dyn Log>) {
-    if let Err(failure) = context.groups.forget(&replay_group(&context.spec.name, id), source).await {
-        tracing::warn!(replay = id, "its progress is kept though nobody needs it any more: {failure}");
-    }
-}
-
-/// Marks letters as redriven, under a group of its own: two who redrive the same ones at once are one too many.
-async fn join_dead(
-    context: &ReplayContext,
-    source: &Arc<dyn Log>,
-    digest: &str,
-) -> anyhow::Result<(RedriveMarker, BTreeMap<u32, PartitionState>)> {
-    let group = context.groups.join_alone(&dead_letter_group(&context.spec.name), source, digest).await?;
-    let mut redriven = BTreeMap::new();
-    for partition in 0..source.partitions().await? {
-        let state = match group.committed(partition).await? {
-            Some(state) => state,
-            None => PartitionState::at(source.earliest(partition).await?),
-        };
-        redriven.insert(partition, state);
-    }
-    Ok((RedriveMarker::new(group, &redriven), redriven))
-}
-
-async fn commit(group: &dyn Group, partition: u32, state: &PartitionState) -> anyhow::Result<()> {
-    let mut failures = 0;
-    while let Err(failure) = group.commit(partition, state.clone()).await {
-        failures += 1;
-        if is_final(&failure) || failures > limits::REPLAY_READ_TRIES_MAX {
-            return Err(failure).context("the beginning of the replay cannot be written down: nothing was delivered");
-        }
-        tokio::time::sleep(limits::REPLAY_READ_AGAIN_AFTER).await;
-    }
-    Ok(())
 }

@@ -1,83 +1,74 @@
-//! What a replay would do, counted by reading the range once, before anything is delivered.
+//! The plan of a replay: what it would deliver, and how an operator reads that.
 //!
 //! ```text
-//!  stretch of a partition  from ………………………………………… until
-//!  settled there           ✓ ✓ ✓ · ✓ · ✓ ✓ ✗✗✗✗✗✗✗✗     ✓ taken, if the selection says so: these are counted
-//!                                                 · ✗   not settled as yet: on their way, dispatch delivers them
-//!  the replay's own state  watermark, and · ✗ as settled: it begins so, and what it does not settle is what is taken
+//!  range in one partition  from ………………………………………… until
+//!  settled there           ✓ ✓ ✓ · ✓ · ✓ ✓ ✗✗✗✗✗✗✗✗     ✓ settled: counted, if the selection says so
+//!                                                 · ✗   not settled yet: left out, because dispatch delivers them
+//!  initial state           · and ✗ count as settled, ✓ does not: the replay delivers what its own state has not settled
 //! ```
 
 use super::position::show_ms;
 use super::range::OffsetRange;
-use super::select::{self, Selection, SelectionResult};
-use crate::core::event::Event;
-use crate::core::progress::{PartitionState, Progress};
+use crate::core::progress::PartitionState;
 use crate::core::text::escaped;
 use crate::core::token_bucket::Rate;
-use crate::limits;
-use crate::log::{FetchError, Log};
-use anyhow::{Context, bail};
 use serde::{Deserialize, Serialize};
-use std::collections::{BTreeSet, HashSet};
 use std::fmt;
-use std::hash::{BuildHasher, RandomState};
 use std::time::Duration;
-use tokio::time::Instant;
 
-/// Where a replay of one partition begins and ends, and with what.
+/// What a replay does in one partition.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PartitionPlan {
-    pub stretch: OffsetRange,
-    /// What counts as settled at its beginning: everything in the stretch that is not to be taken, whatever the
-    /// selection says.
-    pub state: PartitionState,
+    pub offsets: OffsetRange,
+    /// The first state of the replay's own progress. Every event of the range that must not be delivered counts as
+    /// settled in it. The selection is applied later, event by event.
+    pub initial_state: PartitionState,
 }
 
-/// What was counted.
+/// The events that were counted. The audit record of a replay stores it, and `--json` prints it.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Plan {
     pub partitions: Vec<PlannedPartition>,
-    /// Events that are delivered again.
+    /// Events that are delivered again. For a fast-forward: events that will never be delivered.
     pub events: u64,
     pub users: u64,
-    /// There are more users than were told apart.
+    /// There are more users than the plan can tell apart.
     pub users_at_least: bool,
-    /// In the range, but not settled: dispatch delivers them.
+    /// Events of the range that are not settled yet: dispatch delivers them.
     pub on_their_way: u64,
     /// Dead letters that were redriven before, and are left out.
     #[serde(default)]
     pub redriven: u64,
-    /// They came from a replay themselves, and are left out.
+    /// Events that came from a replay of another eventd, and are left out.
     pub replayed: u64,
-    /// Accepted before or after a range by time, though they are in the log before the last event of the range. They are
-    /// left out.
+    /// Events between those of a range by time that were accepted before or after it, and are left out.
     #[serde(default)]
     pub outside: u64,
-    /// After the new position of a rewind or fast-forward to a time, though they were accepted before that time. Dispatch
-    /// delivers them too.
+    /// Events after the new position of a rewind or fast-forward to a time that were accepted before that time.
+    /// Dispatch delivers them too.
     #[serde(default)]
     pub earlier: u64,
     /// Offsets of the range that retention has removed.
     pub removed: u64,
-    /// Offsets of the range that are not settled and cannot be read: damaged records.
+    /// Offsets of the range that are not settled and cannot be read, because their records are damaged or removed.
     #[serde(default)]
     pub unreadable: u64,
-    /// Those of them that were accepted first and last.
+    /// The event that was accepted first, and the one that was accepted last.
     pub first: Option<EventSummary>,
     pub last: Option<EventSummary>,
 }
 
-/// One partition of it.
+/// The part of a plan that is in one partition.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PlannedPartition {
     pub partition: u32,
     pub from: i64,
-    /// Not part of it.
+    /// The first offset after the range.
     pub until: i64,
     pub events: u64,
 }
 
-/// One event, so that a person recognizes it.
+/// One event, so that an operator recognizes it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct EventSummary {
     pub partition: u32,
@@ -87,314 +78,142 @@ pub struct EventSummary {
     pub timestamp_ms: i64,
 }
 
-/// Reads every leg and counts. A `limit` cuts the legs behind the last event that it allows, in their order.
-///
-/// # Errors
-/// The log cannot be read, or is damaged in the range and `skip_damaged` is not set.
-pub async fn count(
-    log: &dyn Log,
-    topic: &str,
-    legs: &mut [PartitionPlan],
-    selection: &Selection,
-    limit: Option<u64>,
-    skip_damaged: bool,
-) -> anyhow::Result<(Plan, NotFound)> {
-    let mut counting = Counting {
-        topic,
-        selection,
-        left: limit.unwrap_or(u64::MAX),
-        plan: Plan::default(),
-        users: HashSet::new(),
-        hasher: RandomState::new(),
-        unseen: NotFound { users: selection.users.clone(), ids: selection.ids.clone() },
-        first: None,
-        last: None,
-    };
-    for leg in legs {
-        counting.leg(log, leg, skip_damaged).await?;
-    }
-    let (first, last) = [&counting.first, &counting.last].map(|one| one.as_ref().map(|one| counting.place(one))).into();
-    let users = counting.users.len() as u64;
-    Ok((Plan { first, last, users, ..counting.plan }, counting.unseen))
-}
-
-/// What was asked for by name and is not in the range.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct NotFound {
-    pub users: BTreeSet<String>,
-    pub ids: BTreeSet<String>,
-}
-
-struct Counting<'s> {
-    topic: &'s str,
-    selection: &'s Selection,
-    left: u64,
-    plan: Plan,
-    /// Hashes: two users with the same one are counted as one, which happens to nobody.
-    users: HashSet<u64>,
-    hasher: RandomState,
-    unseen: NotFound,
-    /// The earliest and the latest event that is taken, with the time of its acceptance and its partition.
-    first: Option<(i64, u32, Event)>,
-    last: Option<(i64, u32, Event)>,
-}
-
-impl Counting<'_> {
-    async fn leg(&mut self, log: &dyn Log, leg: &mut PartitionPlan, skip_damaged: bool) -> anyhow::Result<()> {
-        let OffsetRange { partition, from, until, removed } = leg.stretch;
-        let settled = Progress::new(&leg.state);
-        let mut part = PlannedPartition { partition, from, until, events: 0 };
-        self.plan.removed += removed.unsigned_abs();
-        let (mut at, mut told_at) = (from, Instant::now());
-        let mut inside = MatchedOffsets::default();
-        while at < until && self.left > 0 {
-            let (events, next) = match read(log, partition, at).await? {
-                ReadResult::Events(events, next) => (events, next),
-                ReadResult::Damaged { offset, why } if skip_damaged => {
-                    tracing::warn!(partition, offset, "left out: {why}");
-                    let unread = (at..=offset).filter(|offset| *offset < until && !settled.is_settled(*offset));
-                    self.plan.unreadable += unread.count() as u64;
-                    (Vec::new(), offset + 1)
-                }
-                ReadResult::Damaged { why, .. } => bail!("partition {partition}: {why}; --on-gap skip leaves it out"),
-            };
-            for event in events.iter().take_while(|event| event.offset < until) {
-                if self.event(partition, event, &settled, &mut part, &mut inside) && self.left == 0 {
-                    part.until = event.offset + 1;
-                    break;
-                }
-            }
-            at = next;
-            if told_at.elapsed() >= limits::REPLAY_LOG_INTERVAL {
-                tracing::info!(partition, offset = at, until, events = self.plan.events + part.events, "planning");
-                told_at = Instant::now();
-            }
-        }
-        if self.left == 0 {
-            part.until = part.until.min(at.max(from));
-        }
-        if !self.selection.times.is_unbounded() {
-            // The log was read to its end, to look for events of the range behind later ones.
-            part.from = inside.from.unwrap_or(from);
-            part.until = part.until.min(inside.until.unwrap_or(from));
-            self.plan.outside += inside.between;
-        }
-        leg.stretch = OffsetRange { from: part.from, until: part.until, ..leg.stretch };
-        leg.state = leg.state.within(part.from..part.until);
-        self.plan.events += part.events;
-        self.plan.partitions.push(part);
-        Ok(())
-    }
-
-    /// Whether it is taken.
-    fn event(
-        &mut self,
-        partition: u32,
-        event: &Event,
-        settled: &Progress,
-        part: &mut PlannedPartition,
-        inside: &mut MatchedOffsets,
-    ) -> bool {
-        let result = self.selection.judge(self.topic, partition, event);
-        if self.selection.times.contains(event.record.timestamp_ms) {
-            inside.meet(event.offset);
-        } else {
-            inside.outside += u64::from(result == SelectionResult::OutsideTimes);
-            return false;
-        }
-        if let Some(user) = select::user_of(event).filter(|_| !self.unseen.users.is_empty()) {
-            self.unseen.users.remove(user);
-        }
-        if !self.unseen.ids.is_empty() {
-            self.unseen.ids.remove(&select::id_of(self.selection.dead, self.topic, partition, event));
-        }
-        if result == SelectionResult::NotSelected {
-            return false;
-        }
-        if settled.is_settled(event.offset) {
-            self.plan.on_their_way += 1;
-            return false;
-        }
-        if result == SelectionResult::FromReplay {
-            self.plan.replayed += 1;
-            return false;
-        }
-        self.left -= 1;
-        part.events += 1;
-        self.meet(event.record.key().unwrap_or_default());
-        let time = select::accepted_ms(self.selection.dead, event);
-        if self.first.as_ref().is_none_or(|(earliest, ..)| time < *earliest) {
-            self.first = Some((time, partition, event.clone()));
-        }
-        if self.last.as_ref().is_none_or(|(latest, ..)| time >= *latest) {
-            self.last = Some((time, partition, event.clone()));
-        }
-        true
-    }
-
-    fn place(&self, (timestamp_ms, partition, event): &(i64, u32, Event)) -> EventSummary {
-        EventSummary {
-            partition: *partition,
-            offset: event.offset,
-            user: event.record.key().map(|key| String::from_utf8_lossy(key).into_owned()),
-            id: select::id_of(self.selection.dead, self.topic, *partition, event),
-            timestamp_ms: *timestamp_ms,
-        }
-    }
-
-    fn meet(&mut self, user: &[u8]) {
-        if self.users.len() < limits::REPLAY_USERS_COUNTED_MAX {
-            self.users.insert(self.hasher.hash_one(user));
-        } else if !self.users.contains(&self.hasher.hash_one(user)) {
-            self.plan.users_at_least = true;
-        }
-    }
-}
-
-/// The offsets of one partition whose events have a time of the range.
-#[derive(Debug, Default)]
-struct MatchedOffsets {
-    from: Option<i64>,
-    /// Not part of it.
-    until: Option<i64>,
-    /// Selected events with another time, before the last one of the range.
-    between: u64,
-    /// All of those so far.
-    outside: u64,
-}
-
-impl MatchedOffsets {
-    fn meet(&mut self, offset: i64) {
-        self.from.get_or_insert(offset);
-        self.until = Some(offset + 1);
-        self.between = self.outside;
-    }
-}
-
-enum ReadResult {
-    Events(Vec<Event>, i64),
-    Damaged { offset: i64, why: FetchError },
-}
-
-/// The next events, asked for again while the log cannot be read.
-async fn read(log: &dyn Log, partition: u32, from: i64) -> anyhow::Result<ReadResult> {
-    let mut failures = 0;
-    loop {
-        match log.fetch(partition, from, limits::FETCH_BYTES_MAX, Duration::ZERO).await {
-            Ok(fetched) if fetched.next > from => return Ok(ReadResult::Events(fetched.events, fetched.next)),
-            // MatchedOffsets the log there is always more: a broker may need a moment to say so.
-            Ok(_) if failures >= limits::REPLAY_READ_TRIES_MAX => {
-                bail!("partition {partition} gives nothing at offset {from}, where the log has not ended")
-            }
-            Err(error @ FetchError::Unavailable(_)) if failures >= limits::REPLAY_READ_TRIES_MAX => {
-                return Err(error).context("the log cannot be read");
-            }
-            Ok(_) | Err(FetchError::Unavailable(_)) => {
-                failures += 1;
-                tokio::time::sleep(limits::REPLAY_READ_AGAIN_AFTER).await;
-            }
-            Err(why @ FetchError::Corrupt { offset, .. }) => return Ok(ReadResult::Damaged { offset, why }),
-            Err(why @ FetchError::OutOfRange { earliest, .. }) if earliest > from => {
-                // Retention went on while we read.
-                return Ok(ReadResult::Damaged { offset: earliest - 1, why });
-            }
-            Err(error) => return Err(error.into()),
-        }
-    }
+/// What a plan is for.
+#[derive(Debug, Clone, Copy)]
+pub enum PlanKind {
+    /// The replay delivers the events itself. Without a rate, as fast as the destination takes them.
+    Deliver { rate: Option<Rate> },
+    /// Dispatch delivers the events, because the destination's position moves back.
+    Rewind,
+    /// No process delivers the events, because the destination's position moves ahead.
+    FastForward,
 }
 
 impl Plan {
-    /// Events and partitions as a person reads them. `what` and `to` say what is replayed where.
-    pub fn text<'p>(&'p self, what: &'p str, to: &'p str, pace: Pace) -> impl fmt::Display + 'p {
-        PlanText { plan: self, what, to, pace }
+    /// The plan as an operator reads it. `title` says what is replayed, `name` is the destination's name and `to` its
+    /// target.
+    pub fn text<'p>(&'p self, title: &'p str, name: &'p str, to: &'p str, kind: PlanKind) -> impl fmt::Display + 'p {
+        PlanText { plan: self, title, name, to, kind }
+    }
+
+    /// The number of events, and of offsets that cannot be read, for example "20 events and 3 offsets that cannot be
+    /// read".
+    pub(super) fn describe_events(&self) -> String {
+        let events = count_of(self.events, "event", "events");
+        match self.unreadable {
+            0 => events,
+            unreadable => {
+                format!("{events} and {} that cannot be read", count_of(unreadable, "offset", "offsets"))
+            }
+        }
     }
 }
 
-/// How fast the events of a plan are delivered.
-#[derive(Debug, Clone, Copy)]
-pub enum Pace {
-    Limited(Rate),
-    /// As fast as the destination takes them.
-    Unlimited,
-    /// Only the position is moved: dispatch delivers the events, or leaves them out.
-    Moved,
+/// A number with its noun, in the singular if it is 1.
+pub(super) fn count_of(number: u64, one: &str, several: &str) -> String {
+    format!("{number} {}", if number == 1 { one } else { several })
 }
 
 struct PlanText<'p> {
     plan: &'p Plan,
-    what: &'p str,
+    title: &'p str,
+    name: &'p str,
     to: &'p str,
-    pace: Pace,
+    kind: PlanKind,
 }
 
 impl fmt::Display for PlanText<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { plan, what, to, pace } = self;
-        match pace {
-            Pace::Limited(_) | Pace::Unlimited => {
-                writeln!(f, "replay of {}\n    to {}\n", escaped(what), escaped(to))?;
-            }
-            Pace::Moved => writeln!(f, "move of the position: {}\n", escaped(what))?,
+        let Self { plan, title, name, to, kind } = self;
+        match kind {
+            PlanKind::Deliver { .. } => writeln!(f, "replay of {}\n    to {}\n", escaped(title), escaped(to))?,
+            PlanKind::Rewind | PlanKind::FastForward => writeln!(f, "{}\n", escaped(title))?,
         }
         writeln!(f, "  {:>9}  {:>12}  {:>12}  {:>12}", "partition", "from", "until", "events")?;
         for part in &plan.partitions {
             writeln!(f, "  {:>9}  {:>12}  {:>12}  {:>12}", part.partition, part.from, part.until, part.events)?;
         }
-        let at_least = if plan.users_at_least { "more than " } else { "" };
-        writeln!(f, "\n  events   {}, of {at_least}{} users", plan.events, plan.users)?;
-        if let (Some(first), Some(last)) = (&plan.first, &plan.last) {
-            let span = Duration::from_millis(last.timestamp_ms.abs_diff(first.timestamp_ms));
-            writeln!(f, "  accepted in {}", humantime::format_duration(whole(span)))?;
-        }
-        for (name, place) in [("first", &plan.first), ("last", &plan.last)] {
-            if let Some(EventSummary { partition, offset, user, id, timestamp_ms }) = place {
-                let (user, id) = (escaped(user.as_deref().unwrap_or("(no user)")), escaped(id));
-                writeln!(f, "  {name:<8} {}  {user}  p{partition}:{offset}  {id}", show_ms(*timestamp_ms))?;
+        let more_than = if plan.users_at_least { "more than " } else { "" };
+        writeln!(f, "\n  events    {} from {more_than}{}", plan.events, count_of(plan.users, "user", "users"))?;
+        self.write_first_and_last(f)?;
+        self.write_left_out(f)?;
+        match kind {
+            PlanKind::Deliver { rate: Some(rate) } => {
+                let time = humantime::format_duration(rounded(rate.time_of(plan.events)));
+                writeln!(f, "  duration  {time} at {rate}")
             }
-        }
-        let left_out = [
-            (plan.on_their_way, "not settled as yet: they are on their way, and left out"),
-            (plan.redriven, "were redriven before, and are left out (--again takes them)"),
-            (plan.replayed, "came from a replay, and are left out (--again takes them)"),
-            (plan.outside, "between them were accepted before or after the range, and are left out"),
-            (plan.earlier, "after the position were accepted before that time: dispatch delivers them too"),
-            (plan.removed, "offsets were removed by retention"),
-            (plan.unreadable, "offsets cannot be read"),
-        ];
-        for (count, what) in left_out.into_iter().filter(|(count, _)| *count > 0) {
-            writeln!(f, "  besides  {count} {what}")?;
-        }
-        match pace {
-            Pace::Limited(rate) => {
-                let time = humantime::format_duration(whole(rate.time_of(plan.events)));
-                writeln!(f, "  takes    {time} at {rate}")
+            PlanKind::Deliver { rate: None } => {
+                writeln!(f, "  duration  as long as the destination needs, because there is no --rate")
             }
-            Pace::Unlimited => writeln!(f, "  takes    as long as the destination does: there is no --rate"),
-            Pace::Moved => writeln!(f, "  takes    a moment, since only the position is moved"),
+            PlanKind::Rewind => writeln!(f, "  duration  a moment: only the position moves, and dispatch delivers"),
+            PlanKind::FastForward => {
+                writeln!(f, "  duration  a moment: only the position moves")?;
+                writeln!(
+                    f,
+                    "\n{} will NEVER be delivered to {}, and they do not become dead letters",
+                    plan.describe_events(),
+                    escaped(name)
+                )
+            }
         }
     }
 }
 
-/// To the second where it is one: nobody plans in milliseconds.
-fn whole(duration: Duration) -> Duration {
+impl PlanText<'_> {
+    fn write_first_and_last(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Plan { first, last, .. } = self.plan;
+        if let (Some(first), Some(last)) = (first, last) {
+            let span = Duration::from_millis(last.timestamp_ms.abs_diff(first.timestamp_ms));
+            writeln!(f, "  accepted  within {}", humantime::format_duration(rounded(span)))?;
+        }
+        for (label, event) in [("first", first), ("last", last)] {
+            if let Some(EventSummary { partition, offset, user, id, timestamp_ms }) = event {
+                let (user, id) = (escaped(user.as_deref().unwrap_or("(no user)")), escaped(id));
+                writeln!(f, "  {label:<8}  {}  {user}  p{partition}:{offset}  {id}", show_ms(*timestamp_ms))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Says what is in the range and not among the events, and why.
+    fn write_left_out(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let plan = self.plan;
+        let lines = [
+            ("left out", plan.on_their_way, "not settled yet: dispatch delivers them"),
+            ("left out", plan.redriven, "redriven before (--again includes them)"),
+            ("left out", plan.replayed, "came from a replay of another eventd (--again includes them)"),
+            ("left out", plan.outside, "in between that were accepted before or after the range"),
+            ("note", plan.earlier, "after the new position were accepted before that time: dispatch delivers them too"),
+            ("note", plan.removed, "offsets of the range were removed by retention"),
+            ("note", plan.unreadable, "offsets of the range cannot be read"),
+        ];
+        for (label, count, what) in lines.into_iter().filter(|(_, count, _)| *count > 0) {
+            writeln!(f, "  {label:<8}  {count} {what}")?;
+        }
+        Ok(())
+    }
+}
+
+/// Rounds down to whole seconds, or to whole milliseconds below one second.
+fn rounded(duration: Duration) -> Duration {
     if duration < Duration::from_secs(1) {
         return Duration::from_millis(duration.as_millis() as u64);
     }
     Duration::from_secs(duration.as_secs())
 }
 
-/// What one run of a replay did.
+/// What the attempts of a replay came to.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DeliveryCounts {
     pub delivered: u64,
-    /// Kept as dead letters.
+    /// Events that were given up and kept as dead letters.
     pub given_up: u64,
     /// Attempts that failed.
     pub failed: u64,
 }
 
 impl DeliveryCounts {
-    /// Of two runs together.
+    /// The sum of two runs.
     pub fn and(self, other: Self) -> Self {
         Self {
             delivered: self.delivered + other.delivered,
@@ -405,5 +224,42 @@ impl DeliveryCounts {
 
     pub fn settled(self) -> u64 {
         self.delivered + self.given_up
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn text(plan: &Plan, kind: PlanKind) -> String {
+        plan.text("events for billing, from 0", "billing", "null:", kind).to_string()
+    }
+
+    #[test]
+    fn a_plan_that_discards_events_says_how_many_will_never_be_delivered() {
+        let plan = |events, unreadable| Plan { events, users: 1, unreadable, ..Plan::default() };
+        for (plan, says) in [
+            (plan(20, 0), "20 events will NEVER be delivered to billing"),
+            (plan(1, 0), "1 event will NEVER be delivered to billing"),
+            (plan(0, 3), "0 events and 3 offsets that cannot be read will NEVER be delivered to billing"),
+        ] {
+            let shown = text(&plan, PlanKind::FastForward);
+            assert!(shown.contains(says), "{shown}");
+            for delivers in [PlanKind::Rewind, PlanKind::Deliver { rate: None }] {
+                assert!(!text(&plan, delivers).contains("NEVER"));
+            }
+        }
+    }
+
+    #[test]
+    fn a_plan_names_only_what_it_leaves_out() {
+        let kind = PlanKind::Deliver { rate: Some("30/s".parse().unwrap()) };
+        let plain = text(&Plan { events: 60, users: 12, ..Plan::default() }, kind);
+        assert!(plain.contains("  events    60 from 12 users\n  duration  2s at 30/s\n"), "{plain}");
+        let plan = Plan { on_their_way: 5, outside: 2, ..Plan::default() };
+        let shown = text(&plan, kind);
+        assert!(shown.contains("  left out  5 not settled yet: dispatch delivers them\n"), "{shown}");
+        assert!(shown.contains("  left out  2 in between that were accepted before or after the range\n"), "{shown}");
+        assert!(!shown.contains("redriven") && !shown.contains("retention"), "{shown}");
     }
 }

@@ -1,40 +1,40 @@
-//! One end of a range, as people write it.
+//! A position in the log, as an operator types it: one end of a range, or the target of a rewind or fast-forward.
 //!
 //! ```text
-//!  480            the offset 480 in every partition        2026-01-02T10:30:00Z   a time, RFC 3339
-//!  p0:480,p2:17   an offset in each of these partitions    2026-01-02 10:30       a time in this machine's time zone
-//!                 (the others have no part in the range)   10:30, 10:30:15        that time today, in the same zone
+//!  480            offset 480 in every partition            2026-01-02T10:30:00Z   a time, RFC 3339
+//!  p0:480,p2:17   one offset for each named partition      2026-01-02 10:30       a time in this machine's time zone
+//!                 (other partitions are left out)          10:30, 10:30:15        that time today, in the same zone
 //!                                                          @1767350000            seconds since the Unix epoch
-//!                                                          2h, 30m, 7d            an age
+//!                                                          2h, 30m, 7d            an age: this long before now
 //! ```
 //!
-//! A number of a partition without its `p` (`0:480,2:17`) is the old form. It is still read, with a warning, if it cannot
-//! be a time of day: `2:50` is ten to three.
+//! The deprecated form leaves out the `p` (`0:480,2:17`). It is still read, with a warning, unless it could be a time of
+//! day: `2:50` always means ten to three.
 
-use jiff::Timestamp;
 use jiff::civil::{DateTime, Time};
 use jiff::tz::TimeZone;
+use jiff::{SignedDuration, Timestamp};
 use std::collections::BTreeMap;
 use std::fmt;
 use std::str::FromStr;
 use std::time::Duration;
 
-/// One end of a range.
+/// A position in the log, as typed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Position {
-    /// An offset in every partition.
+    /// One offset for all partitions.
     Offset(i64),
-    /// An offset in each of these partitions.
+    /// One offset for each of these partitions.
     Offsets(BTreeMap<u32, i64>),
     /// Like `Offsets`, from the deprecated form without `p`.
     DeprecatedOffsets(BTreeMap<u32, i64>),
-    /// Milliseconds since the Unix epoch.
+    /// A time, in milliseconds since the Unix epoch.
     Time(i64),
     /// An age: this long before now.
     Ago(Duration),
 }
 
-/// What can be written, with examples.
+/// Every form that can be written, with examples.
 const FORMS: &str = "an offset (480), offsets of partitions (p0:480,p2:17), a time (2026-01-02T10:30:00Z, 2026-01-02 \
                      10:30, 10:30 for today, @1767350000 for seconds since 1970) or an age (2h)";
 
@@ -42,27 +42,28 @@ impl FromStr for Position {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        Self::parse(text.trim(), Timestamp::now(), zone)
+        Self::parse(text.trim(), Timestamp::now(), machine_time_zone)
     }
 }
 
 impl Position {
-    /// `zone` is asked only for a time without an offset from UTC.
+    /// Parses any of the forms. Calls `zone` only for a time that has no offset from UTC, so that a wrong `TZ` does not
+    /// spoil the forms that do not need it.
     fn parse(text: &str, now: Timestamp, zone: impl FnOnce() -> Result<TimeZone, String>) -> Result<Self, String> {
         if text.is_empty() {
-            return Err(format!("write {FORMS}"));
+            return Err(format!("the position is empty. Write {FORMS}"));
         }
-        if text.bytes().all(|byte| byte.is_ascii_digit()) {
-            return text.parse().map(Self::Offset).map_err(|_| "larger than any offset".into());
+        if is_digits(text) {
+            return text.parse().map(Self::Offset).map_err(|_| "the number is larger than any offset can be".into());
         }
         if let Some(seconds) = text.strip_prefix('@') {
-            return unix_ms(seconds).map(Self::Time);
+            return parse_unix_seconds(seconds).map(Self::Time);
         }
         if let Some(time) = TimeOfDay::parse(text)? {
             return time.today_ms(now, &zone()?).map(Self::Time);
         }
-        if let Some(place) = offsets(text) {
-            return place;
+        if let Some(offsets) = parse_partition_offsets(text) {
+            return offsets;
         }
         if let Ok(time) = text.parse::<Timestamp>() {
             return Ok(Self::Time(time.as_millisecond()));
@@ -74,8 +75,8 @@ impl Position {
         humantime::parse_duration(text).map(Self::Ago).map_err(|_| format!("not understood. Write {FORMS}"))
     }
 
-    /// What it says of the future, if it says anything.
-    pub fn check_not_ahead(&self, now_ms: i64) -> Result<(), String> {
+    /// Refuses a time that has not come yet.
+    pub fn check_not_in_future(&self, now_ms: i64) -> Result<(), String> {
         match self {
             Self::Time(ms) if *ms > now_ms => {
                 Err(format!("{} is in the future: it is {} now", show_ms(*ms), show_ms(now_ms)))
@@ -84,8 +85,8 @@ impl Position {
         }
     }
 
-    /// The time that it means.
-    pub fn moment_ms(&self, now_ms: i64) -> Option<i64> {
+    /// The time that it means, in milliseconds since the Unix epoch. `None` for offsets.
+    pub fn time_ms(&self, now_ms: i64) -> Option<i64> {
         match self {
             Self::Time(ms) => Some(*ms),
             Self::Ago(ago) => Some(now_ms.saturating_sub(i64::try_from(ago.as_millis()).unwrap_or(i64::MAX))),
@@ -93,74 +94,97 @@ impl Position {
         }
     }
 
-    /// The offsets of the partitions that are named one by one.
-    pub fn named(&self) -> Option<&BTreeMap<u32, i64>> {
+    /// The offsets by partition, if the position names its partitions.
+    pub fn partition_offsets(&self) -> Option<&BTreeMap<u32, i64>> {
         match self {
             Self::Offsets(offsets) | Self::DeprecatedOffsets(offsets) => Some(offsets),
             Self::Offset(_) | Self::Time(_) | Self::Ago(_) => None,
         }
     }
 
-    /// What a person is to be told who used the deprecated form.
-    pub fn deprecation(&self) -> Option<String> {
+    /// The warning for an operator who typed the deprecated form.
+    pub fn deprecation_warning(&self) -> Option<String> {
         let Self::DeprecatedOffsets(offsets) = self else { return None };
-        let old: Vec<String> = offsets.iter().map(|(partition, offset)| format!("{partition}:{offset}")).collect();
-        let old = old.join(",");
+        let typed: Vec<String> = offsets.iter().map(|(partition, offset)| format!("{partition}:{offset}")).collect();
+        let typed = typed.join(",");
         Some(format!(
-            "{old} is read as {self}, the offsets of partitions. This form is deprecated, since it looks like a time of day: write {self}"
+            "{typed} is read as {self}, an offset for each partition. This form is deprecated, because it looks like a time \
+             of day: write {self}"
         ))
     }
 }
 
-/// What is written like a time of day, whether it is one or not.
+/// The direction in which the destination's position moves, and the new position.
+#[derive(Debug, Clone)]
+pub enum Reposition {
+    /// Back: dispatch delivers again what comes after the new position.
+    Rewind(Position),
+    /// Ahead: dispatch never delivers what comes before the new position.
+    FastForward(Position),
+}
+
+impl Reposition {
+    pub(super) fn position(&self) -> &Position {
+        match self {
+            Self::Rewind(position) | Self::FastForward(position) => position,
+        }
+    }
+
+    pub(super) fn is_ahead(&self) -> bool {
+        matches!(self, Self::FastForward(_))
+    }
+}
+
+/// Text in the form of a time of day.
 struct TimeOfDay<'t> {
     text: &'t str,
-    hour: i8,
-    minute: i8,
-    second: i8,
+    /// `None` is 24:00, the end of the day.
+    time: Option<Time>,
 }
 
 impl<'t> TimeOfDay<'t> {
-    /// `Ok(None)`: it may be something else.
+    /// Parses `H:MM`, `HH:MM` and both with `:SS`. `Ok(None)`: the text may be something else.
     fn parse(text: &'t str) -> Result<Option<Self>, String> {
         let parts: Vec<&str> = text.split(':').collect();
-        let is_number = |part: &&str, digits: std::ops::RangeInclusive<usize>| {
-            digits.contains(&part.len()) && part.bytes().all(|byte| byte.is_ascii_digit())
-        };
         let has_form = matches!(parts.len(), 2 | 3)
-            && is_number(&parts[0], 1..=2)
-            && parts[1..].iter().all(|part| is_number(part, 2..=2));
+            && matches!(parts[0].len(), 1 | 2)
+            && parts[1..].iter().all(|part| part.len() == 2)
+            && parts.iter().all(|part| is_digits(part));
         if !has_form {
             return Ok(None);
         }
         let number = |at: usize| parts.get(at).map_or(0, |part| part.parse::<i8>().unwrap_or(i8::MAX));
         let (hour, minute, second) = (number(0), number(1), number(2));
-        // The end of the day has two names.
-        let is_time = (hour < 24 && minute < 60 && second < 60) || (hour, minute, second) == (24, 0, 0);
-        match is_time {
-            true => Ok(Some(Self { text, hour, minute, second })),
-            // Nobody writes a partition like this.
-            false if parts.len() == 3 || (parts[0].len() == 2 && parts[0].starts_with('0')) => {
+        let time = match (hour, minute, second) {
+            (24, 0, 0) => Ok(None),
+            _ => Time::new(hour, minute, second, 0).map(Some),
+        };
+        match time {
+            Ok(time) => Ok(Some(Self { text, time })),
+            // Three numbers, or a leading zero, cannot be meant as the offset of a partition.
+            Err(_) if parts.len() == 3 || (parts[0].len() == 2 && parts[0].starts_with('0')) => {
                 Err("not a time of day".into())
             }
-            false => Ok(None),
+            Err(_) => Ok(None),
         }
     }
 
+    /// This time on the day of `at`, in milliseconds since the Unix epoch. A time that is still to come is an error that
+    /// shows how to write the one of the day before.
     fn today_ms(&self, at: Timestamp, zone: &TimeZone) -> Result<i64, String> {
         let now = zone.to_datetime(at);
-        let (day, hour) = match self.hour {
-            24 => (now.date().tomorrow().map_err(|error| error.to_string())?, 0),
-            hour => (now.date(), hour),
+        let day = match self.time {
+            Some(_) => now.date(),
+            None => now.date().tomorrow().map_err(|error| error.to_string())?,
         };
-        let time = Time::new(hour, self.minute, self.second, 0).map_err(|error| error.to_string())?;
-        let time = zone.to_timestamp(day.to_datetime(time)).map_err(|error| error.to_string())?;
+        let local = day.to_datetime(self.time.unwrap_or_default());
+        let time = zone.to_timestamp(local).map_err(|error| error.to_string())?;
         if time <= at {
             return Ok(time.as_millisecond());
         }
-        let date = match self.hour {
-            24 => format!("{} 00:00", now.date()),
-            _ => format!("{} {}", now.date().yesterday().map_err(|error| error.to_string())?, self.text),
+        let date = match self.time {
+            None => format!("{} 00:00", now.date()),
+            Some(_) => format!("{} {}", now.date().yesterday().map_err(|error| error.to_string())?, self.text),
         };
         let (text, now, zone) = (self.text, now.strftime("%H:%M"), zone.iana_name().unwrap_or("local time"));
         Err(format!(
@@ -169,82 +193,89 @@ impl<'t> TimeOfDay<'t> {
     }
 }
 
-/// This machine's time zone: `TZ`, or what `/etc/localtime` says, or UTC if there is neither.
-fn zone() -> Result<TimeZone, String> {
+/// This machine's time zone: `TZ`, otherwise `/etc/localtime`, otherwise UTC.
+fn machine_time_zone() -> Result<TimeZone, String> {
     TimeZone::try_system().or_else(|_| match std::env::var_os("TZ") {
         Some(name) => Err(format!(
-            "this time is one of the machine's time zone, and TZ={:?} is not a time zone that it knows. Correct TZ, or \
-             write the time with its offset from UTC, like 2026-01-02T10:30:00Z",
+            "this time is read in the machine's time zone, but TZ={:?} is not a time zone that the machine knows. Correct \
+             TZ, or write the time with its offset from UTC, like 2026-01-02T10:30:00Z",
             name.to_string_lossy()
         )),
         None => Ok(TimeZone::UTC),
     })
 }
 
-/// `None`: it is not written as offsets of partitions.
-fn offsets(text: &str) -> Option<Result<Position, String>> {
-    let is_part = |byte: u8| byte.is_ascii_digit() || matches!(byte, b':' | b',' | b' ' | b'p');
-    if !text.contains(':') || !text.bytes().all(is_part) {
+fn is_digits(text: &str) -> bool {
+    !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit())
+}
+
+/// Parses offsets of partitions, with or without `p`. `None`: the text does not have this form.
+fn parse_partition_offsets(text: &str) -> Option<Result<Position, String>> {
+    let may_occur = |byte: u8| byte.is_ascii_digit() || matches!(byte, b':' | b',' | b' ' | b'p');
+    if !text.contains(':') || !text.bytes().all(may_occur) {
         return None;
     }
-    let (mut offsets, mut old) = (BTreeMap::new(), 0);
-    let mut count = 0;
-    for one in text.split(',').map(str::trim) {
-        count += 1;
-        let pair = match one.strip_prefix('p') {
-            Some(pair) => pair,
+    let (mut offsets, mut with_p, mut without_p) = (BTreeMap::new(), 0, 0);
+    for item in text.split(',').map(str::trim) {
+        let pair = match item.strip_prefix('p') {
+            Some(pair) => {
+                with_p += 1;
+                pair
+            }
             None => {
-                old += 1;
-                one
+                without_p += 1;
+                item
             }
         };
-        // No sign, which Rust would read.
-        let number = |text: &str| text.bytes().all(|byte| byte.is_ascii_digit()).then(|| text.parse::<i64>().ok())?;
+        // Rust would accept a sign as part of a number, so only digits are parsed.
+        let number = |text: &str| if is_digits(text) { text.parse::<i64>().ok() } else { None };
         let pair = pair.split_once(':');
         let pair = pair.and_then(|(p, offset)| Some((u32::try_from(number(p)?).ok()?, number(offset)?)));
         let Some((partition, offset)) = pair else {
-            return Some(Err(format!("{one:?} is not the offset of a partition: write pPARTITION:OFFSET, like p2:17")));
+            return Some(Err(format!(
+                "{item:?} is not the offset of a partition: write pPARTITION:OFFSET, like p2:17"
+            )));
         };
         if offsets.insert(partition, offset).is_some() {
             return Some(Err(format!("partition {partition} is named twice")));
         }
     }
-    Some(match old {
-        0 => Ok(Position::Offsets(offsets)),
-        _ if old == count => Ok(Position::DeprecatedOffsets(offsets)),
-        _ => Err("some partitions have a p and others have not: write p0:480,p2:17".into()),
+    Some(match (with_p, without_p) {
+        (_, 0) => Ok(Position::Offsets(offsets)),
+        (0, _) => Ok(Position::DeprecatedOffsets(offsets)),
+        _ => Err("some partitions are written with a p and others without: write p0:480,p2:17".into()),
     })
 }
 
-/// Seconds since the Unix epoch with up to nine digits of a fraction, as milliseconds.
-fn unix_ms(text: &str) -> Result<i64, String> {
+/// Parses seconds since the Unix epoch, with up to nine digits of a fraction, into milliseconds.
+fn parse_unix_seconds(text: &str) -> Result<i64, String> {
     let (seconds, fraction) = text.split_once('.').unwrap_or((text, "0"));
-    let is_number = |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
-    if !is_number(seconds) || !is_number(fraction) || fraction.len() > 9 {
+    if !is_digits(seconds) || !is_digits(fraction) || fraction.len() > 9 {
         return Err("write seconds since 1970-01-01T00:00:00Z, like @1767350000 or @1767350000.123".into());
     }
-    let ms = seconds.parse::<i64>().ok().and_then(|seconds| seconds.checked_mul(1_000));
-    let ms = ms.and_then(|ms| ms.checked_add(format!("{fraction:0<3}")[..3].parse().ok()?));
-    let time = ms.and_then(|ms| Timestamp::from_millisecond(ms).ok());
-    time.map(Timestamp::as_millisecond)
-        .ok_or_else(|| "these seconds are later than the year 9999: write milliseconds like @1767350000.123".into())
+    let since_epoch = format!("{seconds}.{fraction}s").parse::<SignedDuration>();
+    since_epoch
+        .and_then(Timestamp::from_duration)
+        .map(Timestamp::as_millisecond)
+        .map_err(|_| "these seconds are later than the year 9999: write milliseconds like @1767350000.123".into())
 }
 
-/// The time that an offset would be if it were seconds (or milli-, micro- or nanoseconds) since the Unix epoch, and that
-/// time as it is to be written. `None`: it is before 2001 or after 2100, so nobody means a time.
-pub(super) fn unix_time_meant(offset: i64) -> Option<(i64, String)> {
+/// Reads an offset as seconds (or milli-, micro- or nanoseconds) since the Unix epoch. Answers with that time in
+/// milliseconds and with the text that means it as a position. `None`: the time would be before 2001 or after 2100, so
+/// no operator can have meant a time.
+pub(super) fn as_unix_time(offset: i64) -> Option<(i64, String)> {
     const YEAR_2001: i64 = 1_000_000_000;
     const YEAR_2100: i64 = 4_102_444_800;
-    let parts_in_a_second = [1, 1_000, 1_000_000, 1_000_000_000];
-    let parts = parts_in_a_second.into_iter().find(|parts| (YEAR_2001..YEAR_2100).contains(&(offset / parts)))?;
-    let (seconds, rest) = (offset / parts, offset % parts);
-    // What is finer than a millisecond is cut off, as everywhere in a range.
-    let ms = if parts == 1 { 0 } else { rest / (parts / 1_000) };
-    let written = if parts == 1 { format!("@{seconds}") } else { format!("@{seconds}.{ms:03}") };
-    Some((seconds * 1_000 + ms, written))
+    let units_per_second = [1, 1_000, 1_000_000, 1_000_000_000];
+    let unit = units_per_second.into_iter().find(|unit| (YEAR_2001..YEAR_2100).contains(&(offset / unit)))?;
+    let (seconds, fraction) = (offset / unit, offset % unit);
+    // Milliseconds are the finest time of a range, so the rest is cut off.
+    let ms = if unit == 1 { 0 } else { fraction / (unit / 1_000) };
+    let text = if unit == 1 { format!("@{seconds}") } else { format!("@{seconds}.{ms:03}") };
+    Some((seconds * 1_000 + ms, text))
 }
 
-/// A moment as it is shown everywhere here: RFC 3339 in UTC, with milliseconds.
+/// A time as all messages of a replay show it: RFC 3339 in UTC, with milliseconds.
 pub fn show_ms(ms: i64) -> String {
     match Timestamp::from_millisecond(ms) {
         Ok(time) => format!("{time:.3}"),
@@ -271,7 +302,7 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    /// Ten to three in the afternoon, in Berlin.
+    /// 14:50 in Berlin.
     const NOW: &str = "2026-01-02T13:50:00Z";
 
     fn in_berlin() -> Result<TimeZone, String> {
@@ -282,7 +313,7 @@ mod tests {
         Position::parse(text, NOW.parse().unwrap(), in_berlin)
     }
 
-    fn place(text: &str) -> Position {
+    fn position(text: &str) -> Position {
         parse(text).unwrap_or_else(|why| panic!("{text}: {why}"))
     }
 
@@ -292,18 +323,22 @@ mod tests {
 
     #[test]
     fn offsets_times_and_ages_are_told_apart() {
-        assert_eq!(place("480"), Position::Offset(480));
-        assert_eq!(place("p0:480, p2:17"), Position::Offsets(BTreeMap::from([(0, 480), (2, 17)])));
-        assert_eq!(place("p2:50"), Position::Offsets(BTreeMap::from([(2, 50)])), "nobody takes it for a time");
-        assert_eq!(place("2h"), Position::Ago(Duration::from_secs(7200)));
-        assert_eq!(place("1h 30m"), Position::Ago(Duration::from_secs(5400)));
-        assert_eq!(place("2026-01-02T03:04:05.678Z"), Position::Time(1_767_323_045_678));
-        assert_eq!(place("2026-01-02T04:04:05+01:00"), Position::Time(1_767_323_045_000));
-        assert_eq!(place("2026-01-02T10:30"), time("2026-01-02T09:30:00Z"));
-        assert_eq!(place("2026-01-02 10:30:00"), place("2026-01-02T10:30"));
-        assert_eq!(place("2026-01-02"), time("2026-01-01T23:00:00Z"));
-        assert_eq!(place("@1767350000"), Position::Time(1_767_350_000_000));
-        assert_eq!(place("@1767350000.1239"), Position::Time(1_767_350_000_123));
+        assert_eq!(position("480"), Position::Offset(480));
+        assert_eq!(position("p0:480, p2:17"), Position::Offsets(BTreeMap::from([(0, 480), (2, 17)])));
+        assert_eq!(
+            position("p2:50"),
+            Position::Offsets(BTreeMap::from([(2, 50)])),
+            "with its p it cannot be a time of day"
+        );
+        assert_eq!(position("2h"), Position::Ago(Duration::from_secs(7200)));
+        assert_eq!(position("1h 30m"), Position::Ago(Duration::from_secs(5400)));
+        assert_eq!(position("2026-01-02T03:04:05.678Z"), Position::Time(1_767_323_045_678));
+        assert_eq!(position("2026-01-02T04:04:05+01:00"), Position::Time(1_767_323_045_000));
+        assert_eq!(position("2026-01-02T10:30"), time("2026-01-02T09:30:00Z"));
+        assert_eq!(position("2026-01-02 10:30:00"), position("2026-01-02T10:30"));
+        assert_eq!(position("2026-01-02"), time("2026-01-01T23:00:00Z"));
+        assert_eq!(position("@1767350000"), Position::Time(1_767_350_000_000));
+        assert_eq!(position("@1767350000.1239"), Position::Time(1_767_350_000_123));
         for wrong in [
             "",
             "yesterday",
@@ -333,7 +368,7 @@ mod tests {
     }
 
     #[test]
-    fn a_time_of_day_is_one_of_today_and_never_a_partition() {
+    fn a_time_of_day_means_today_and_is_never_read_as_a_partition() {
         for (text, utc) in [
             ("02:50", "2026-01-02T01:50:00Z"),
             ("2:50", "2026-01-02T01:50:00Z"),
@@ -341,23 +376,23 @@ mod tests {
             ("14:50", "2026-01-02T13:50:00Z"),
             ("10:30:15", "2026-01-02T09:30:15Z"),
         ] {
-            assert_eq!(place(text), time(utc), "{text}");
+            assert_eq!(position(text), time(utc), "{text}");
         }
-        for (ahead, date) in [
+        for (future, date) in [
             ("14:51", "2026-01-01 14:51"),
             ("23:50", "2026-01-01 23:50"),
             ("14:50:01", "2026-01-01 14:50:01"),
             ("24:00", "2026-01-02 00:00"),
         ] {
-            let why = parse(ahead).unwrap_err();
-            let says = format!("{ahead} today is still to come: it is 14:50 now");
+            let why = parse(future).unwrap_err();
+            let says = format!("{future} today is still to come: it is 14:50 now");
             assert!(why.contains(&says) && why.contains(&format!("\"{date}\"")), "{why}");
-            assert!(parse(date).is_ok(), "what is told can be written");
+            assert!(parse(date).is_ok(), "the form that the message suggests is accepted");
         }
     }
 
     #[test]
-    fn the_old_form_of_offsets_is_read_if_it_cannot_be_a_time_and_is_told() {
+    fn the_deprecated_form_of_offsets_is_read_with_a_warning_if_it_cannot_be_a_time() {
         for (text, offsets) in [
             ("0:480", vec![(0, 480)]),
             ("0:480,2:17", vec![(0, 480), (2, 17)]),
@@ -365,17 +400,21 @@ mod tests {
             ("2:60", vec![(2, 60)]),
             ("30:15", vec![(30, 15)]),
         ] {
-            let read = place(text);
+            let read = position(text);
             assert_eq!(read, Position::DeprecatedOffsets(offsets.into_iter().collect()), "{text}");
-            let told = read.deprecation().unwrap();
-            assert!(told.contains(&format!("{text} is read as p")) && told.contains("write p"), "{told}");
-            assert_eq!(place(&read.to_string()).named(), read.named(), "what is told can be written");
+            let warning = read.deprecation_warning().unwrap();
+            assert!(warning.contains(&format!("{text} is read as p")) && warning.contains("write p"), "{warning}");
+            assert_eq!(
+                position(&read.to_string()).partition_offsets(),
+                read.partition_offsets(),
+                "the form that the message suggests is accepted"
+            );
         }
-        assert_eq!(place("p0:480").deprecation(), None);
+        assert_eq!(position("p0:480").deprecation_warning(), None);
     }
 
     #[test]
-    fn a_time_zone_that_the_machine_does_not_know_is_told_if_it_is_needed() {
+    fn an_unknown_time_zone_is_an_error_only_for_local_times() {
         let unknown = || Err("TZ=\"Europe/Berln\" is not a time zone".to_owned());
         let parse = |text| Position::parse(text, NOW.parse().unwrap(), unknown);
         for local in ["02:50", "2026-01-02 10:30", "2026-01-02"] {
@@ -387,31 +426,31 @@ mod tests {
     }
 
     #[test]
-    fn an_offset_that_looks_like_unix_time_is_known_with_the_time_that_it_would_be() {
-        for (offset, written) in [
+    fn an_offset_that_looks_like_unix_time_is_recognized_with_the_time_that_it_would_be() {
+        for (offset, text) in [
             (1_767_350_000, "@1767350000"),
             (1_767_350_000_123, "@1767350000.123"),
             (1_767_350_000_123_456, "@1767350000.123"),
             (1_767_350_000_123_456_789, "@1767350000.123"),
         ] {
-            let (ms, told) = unix_time_meant(offset).unwrap();
-            assert_eq!((told.as_str(), place(&told)), (written, Position::Time(ms)), "{offset}");
+            let (ms, suggested) = as_unix_time(offset).unwrap();
+            assert_eq!((suggested.as_str(), position(&suggested)), (text, Position::Time(ms)), "{offset}");
         }
         for offset in [0, 480, 999_999_999, 4_102_444_800, i64::MAX] {
-            assert_eq!(unix_time_meant(offset), None, "{offset}");
+            assert_eq!(as_unix_time(offset), None, "{offset}");
         }
     }
 
     proptest! {
         #[test]
-        fn no_text_panics(text in "[-0-9:,hmpsTZ+.@ ]{0,24}") {
-            if let Ok(place) = parse(&text) {
-                prop_assert!(!place.to_string().is_empty());
+        fn parsing_never_panics(text in "[-0-9:,hmpsTZ+.@ ]{0,24}") {
+            if let Ok(position) = parse(&text) {
+                prop_assert!(!position.to_string().is_empty());
             }
         }
 
         #[test]
-        fn offsets_of_partitions_are_read_as_they_are_shown(
+        fn offsets_of_partitions_are_parsed_back_from_what_is_shown(
             offsets in proptest::collection::btree_map(any::<u32>(), 0..i64::MAX, 1..5),
         ) {
             let shown = Position::Offsets(offsets.clone()).to_string();

@@ -1,9 +1,10 @@
-//! From what was asked for to a plan: which offsets, what of them is to be taken, and how many events that is.
+//! Prepares a replay: turns the request into offsets, finds out which events must be left out, and counts the rest.
 
-use super::audit::{AuditLog, ReplayHistory, ReplayOutcome, ReplayStart};
-use super::plan::{self, NotFound, PartitionPlan, Plan};
+use super::audit::{AuditLog, ReplayEnd, ReplayHistory, ReplayOutcome, ReplayStart};
+use super::count::{self, NotFound};
+use super::plan::{PartitionPlan, Plan};
 use super::position::show_ms;
-use super::range::{self, OffsetRange, Range, UntilTime};
+use super::range::{self, OffsetRange, Range, RangeFlags, UntilTime};
 use super::select::Selection;
 use super::{PreparedReplay, ReplayContext, ReplayRefused};
 use crate::clock::now_ms;
@@ -11,110 +12,106 @@ use crate::core::progress::PartitionState;
 use crate::core::side_topics::{dead_letter_group, dead_letter_topic, replay_group};
 use crate::dispatch::{OnGap, dead_letter};
 use crate::log::{Log, OpenError};
-use anyhow::{Context, ensure};
+use anyhow::Context;
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-/// The range in offsets, or what the log holds instead.
-pub(super) async fn stretches(
-    source: &dyn Log,
-    range: &Range,
-    now_ms: i64,
-    time_as_end: UntilTime,
-) -> anyhow::Result<Vec<OffsetRange>> {
-    let found = range::resolve(source, range, now_ms, time_as_end).await?;
-    found.map_err(|outside| ReplayRefused::outside(outside.into_why()))
-}
+/// How many names a message lists before it only counts the rest.
+const NAMES_SHOWN_MAX: usize = 10;
 
-pub(super) async fn plan_new(
+/// Prepares a new replay.
+pub(super) async fn prepare_new(
     context: &ReplayContext,
     range: &Range,
     selection: &Selection,
     limit: Option<u64>,
-    every_user: bool,
+    users_must_exist: bool,
 ) -> anyhow::Result<PreparedReplay> {
     let name = &context.spec.name;
-    let known = context.groups.committed(name, &context.log).await?;
-    ensure_known(context, &known)?;
-    let source = source(context, selection.dead).await?;
+    let committed = context.groups.committed(name, &context.log).await?;
+    ensure_known(context, &committed)?;
+    let source = open_source(context, selection.dead).await?;
     let now_ms = now_ms();
-    let stretches = stretches(&*source, range, now_ms, UntilTime::Scan).await?;
+    let flags = if selection.dead { RangeFlags::Since } else { RangeFlags::FromUntil };
+    let ranges = range::resolve(&*source, range, flags, now_ms, UntilTime::ScanToEnd)
+        .await?
+        .map_err(|error| ReplayRefused::not_in_log(error.to_string()))?;
     let selection = Selection { times: range.times(now_ms), ..selection.clone() };
     let redriven = match selection.dead && !selection.again {
         true => context.groups.committed(&dead_letter_group(name), &source).await?,
         false => Vec::new(),
     };
-    let leg = |stretch: OffsetRange| {
-        let of = |states: &[Option<PartitionState>]| states.get(stretch.partition as usize).cloned().flatten();
-        let all = stretch.from..stretch.until;
-        let state = match (selection.dead, of(&redriven)) {
-            // Letters: all but those that were redriven.
-            (true, None) => PartitionState::at(stretch.from),
+    let partition_plan = |offsets: OffsetRange| {
+        let of = |states: &[Option<PartitionState>]| states.get(offsets.partition as usize).cloned().flatten();
+        let all = offsets.from..offsets.until;
+        let initial_state = match (selection.dead, of(&redriven)) {
+            // Deliver every dead letter that was not redriven.
+            (true, None) => PartitionState::at(offsets.from),
             (true, Some(redriven)) => redriven.within(all),
-            // Events: those that are settled, which is none where there is no commit.
-            (false, _) => of(&known).unwrap_or_else(|| PartitionState::at(stretch.from)).complement_in(all),
+            // Deliver every event that is settled. Without a commit none is.
+            (false, _) => of(&committed).unwrap_or_else(|| PartitionState::at(offsets.from)).complement_in(all),
         };
-        PartitionPlan { stretch, state }
+        PartitionPlan { offsets, initial_state }
     };
-    let mut legs: Vec<PartitionPlan> = stretches.into_iter().map(leg).collect();
-    let (mut plan, unseen) = count(context, &*source, &mut legs, &selection, limit, skips_damaged(context)).await?;
+    let mut partitions: Vec<PartitionPlan> = ranges.into_iter().map(partition_plan).collect();
+    let (mut plan, not_found) =
+        count(context, &*source, &mut partitions, &selection, limit, skips_damaged(context)).await?;
     if selection.dead {
-        // Not on their way: redriven already.
+        // A dead letter that counts as settled was redriven. It is not waiting for dispatch.
         plan.redriven = std::mem::take(&mut plan.on_their_way);
     }
-    check_seen(unseen, every_user, limit.is_some())?;
-    let what = describe(context, range, &selection, limit);
-    Ok(PreparedReplay { id: None, source, what, selection, legs, plan })
+    // A plan that the limit cut short has not looked for the rest.
+    if limit.is_none() {
+        check_found(not_found, users_must_exist)?;
+    }
+    let title = describe(context, range, &selection, limit);
+    Ok(PreparedReplay { id: None, source, title, selection, partitions, plan })
 }
 
-/// What is left of a replay, by its own commits.
-pub(super) async fn plan_resume(context: &ReplayContext, id: &str) -> anyhow::Result<PreparedReplay> {
-    let history = find(context, id).await?;
-    let ReplayStart { selection, plan, what, .. } = history.started;
-    let source = source(context, selection.dead).await?;
+/// Prepares to resume a replay: what is left of it, by its own commits.
+pub(super) async fn prepare_resume(context: &ReplayContext, id: &str) -> anyhow::Result<PreparedReplay> {
+    let history = find_resumable(context, id).await?;
+    let ReplayStart { selection, plan, title, .. } = history.started;
+    let source = open_source(context, selection.dead).await?;
     let group = replay_group(&context.spec.name, id);
     let states = context.groups.committed(&group, &source).await?;
-    let mut legs = Vec::new();
+    let mut partitions = Vec::new();
     for part in &plan.partitions {
-        let stretch = OffsetRange { partition: part.partition, from: part.from, until: part.until, removed: 0 };
         let state = states.get(part.partition as usize).cloned().flatten();
-        let state =
-            state.with_context(|| format!("the progress of {group:?} in partition {} is gone", part.partition))?;
-        // What is settled need not be read again.
-        let from = state.watermark.clamp(stretch.from, stretch.until);
-        legs.push(PartitionPlan { stretch: OffsetRange { from, ..stretch }, state });
+        let initial_state = state.with_context(|| {
+            format!("cannot resume: the progress of {group:?} in partition {} is missing", part.partition)
+        })?;
+        // Everything below the watermark is settled, so it need not be read again.
+        let from = initial_state.watermark.clamp(part.from, part.until);
+        let offsets = OffsetRange { partition: part.partition, from, until: part.until, removed: 0 };
+        partitions.push(PartitionPlan { offsets, initial_state });
     }
-    let (mut plan, _) = count(context, &*source, &mut legs, &selection, None, skips_damaged(context)).await?;
-    // Settled by this replay, or never to be taken.
+    let (mut plan, _) = count(context, &*source, &mut partitions, &selection, None, skips_damaged(context)).await?;
+    // What counts as settled was delivered by this replay, or was never part of it. Dispatch does not deliver it.
     plan.on_their_way = 0;
-    Ok(PreparedReplay {
-        id: Some(id.to_owned()),
-        source,
-        what: format!("{what}, the rest of {id}"),
-        selection,
-        legs,
-        plan,
-    })
+    let title = format!("{title}, the rest of {id}");
+    Ok(PreparedReplay { id: Some(id.to_owned()), source, title, selection, partitions, plan })
 }
 
 pub(super) async fn count(
     context: &ReplayContext,
     source: &dyn Log,
-    legs: &mut [PartitionPlan],
+    partitions: &mut [PartitionPlan],
     selection: &Selection,
     limit: Option<u64>,
     skip_damaged: bool,
 ) -> anyhow::Result<(Plan, NotFound)> {
-    plan::count(source, context.log.topic(), legs, selection, limit, skip_damaged).await
+    count::count(source, context.log.topic(), partitions, selection, limit, skip_damaged).await
 }
 
-/// Whether what cannot be read is left out, instead of an error.
+/// Whether records that cannot be read are left out. Otherwise they are an error.
 pub(super) fn skips_damaged(context: &ReplayContext) -> bool {
     context.dispatch.on_gap == OnGap::Skip
 }
 
-async fn find(context: &ReplayContext, id: &str) -> anyhow::Result<ReplayHistory> {
-    let unknown = || ReplayRefused::usage(format!("there is no replay {id:?}: --list shows those that there are"));
+/// Finds a replay that can be resumed for this destination.
+async fn find_resumable(context: &ReplayContext, id: &str) -> anyhow::Result<ReplayHistory> {
+    let unknown = || ReplayRefused::usage(format!("there is no replay {id:?}. --list shows the ids"));
     let audit = AuditLog::open_existing(&*context.engine, context.log.topic()).await?.ok_or_else(unknown)?;
     let history = audit.histories().await?.remove(id).ok_or_else(unknown)?;
     if history.destination != context.spec.name {
@@ -123,30 +120,31 @@ async fn find(context: &ReplayContext, id: &str) -> anyhow::Result<ReplayHistory
     }
     if history.started.moves {
         return Err(ReplayRefused::usage(format!(
-            "{id} moved the position of {:?}: give that command again",
+            "{id} moved the position of {:?}, so there is nothing to resume. Give that command again",
             history.destination
         )));
     }
-    if let Some((at_ms, ReplayOutcome::Finished, _)) = &history.ended {
+    if let Some(ReplayEnd { at_ms, outcome: ReplayOutcome::Finished, .. }) = &history.ended {
         return Err(ReplayRefused::usage(format!("replay {id} has finished already, at {}", show_ms(*at_ms))));
     }
     Ok(history)
 }
 
-/// A name that nobody ever delivered under is a mistyped one.
-pub(super) fn ensure_known(context: &ReplayContext, states: &[Option<PartitionState>]) -> anyhow::Result<()> {
-    if states.iter().any(Option::is_some) {
+/// Refuses a name that has no commits: it is probably mistyped.
+pub(super) fn ensure_known(context: &ReplayContext, committed: &[Option<PartitionState>]) -> anyhow::Result<()> {
+    if committed.iter().any(Option::is_some) {
         return Ok(());
     }
     Err(ReplayRefused::usage(format!(
-        "nothing of {:?} was ever delivered under the name {:?}: write --dest NAME=DEST with the name that dispatch has",
+        "nothing of topic {:?} was ever delivered under the name {:?}. Write --dest NAME=TARGET with the name that \
+         dispatch uses",
         context.log.topic(),
         context.spec.name
     )))
 }
 
-/// Where the events are.
-async fn source(context: &ReplayContext, dead: bool) -> anyhow::Result<Arc<dyn Log>> {
+/// Opens the log that holds the events.
+async fn open_source(context: &ReplayContext, dead: bool) -> anyhow::Result<Arc<dyn Log>> {
     if !dead {
         return Ok(Arc::clone(&context.log));
     }
@@ -156,33 +154,33 @@ async fn source(context: &ReplayContext, dead: bool) -> anyhow::Result<Arc<dyn L
             dead_letter::ensure_own(&*log, context.log.topic(), &context.spec.name).await?;
             Ok(log)
         }
-        Err(OpenError::Missing { .. }) => Err(ReplayRefused::outside(format!(
-            "{:?} has no dead letters: nothing was ever given up",
+        Err(OpenError::Missing { .. }) => Err(ReplayRefused::not_in_log(format!(
+            "{:?} has no dead letters: it has never given up an event",
             context.spec.name
         ))),
         Err(error) => Err(error.into()),
     }
 }
 
-fn check_seen(unseen: NotFound, every_user: bool, limited: bool) -> anyhow::Result<()> {
-    // A plan that was cut short says nothing of what is behind the cut.
-    if limited {
-        return Ok(());
+/// Refuses ids that are not in the range. Users that are not in the range are an error only if they must exist.
+fn check_found(not_found: NotFound, users_must_exist: bool) -> anyhow::Result<()> {
+    if !not_found.ids.is_empty() {
+        return Err(ReplayRefused::not_in_log(format!("no event in the range has the id {}", list(&not_found.ids))));
     }
-    let first = |names: &BTreeSet<String>| {
-        let shown: Vec<&str> = names.iter().take(10).map(String::as_str).collect();
-        let more = names.len() - shown.len();
-        shown.join(", ") + &if more > 0 { format!(" and {more} more") } else { String::new() }
-    };
-    if !unseen.ids.is_empty() {
-        return Err(ReplayRefused::outside(format!("no event in the range has the id {}", first(&unseen.ids))));
-    }
-    if !unseen.users.is_empty() {
-        let why = format!("the range has no event of the user {}", first(&unseen.users));
-        ensure!(!every_user, ReplayRefused { why, is_usage: false });
+    if !not_found.users.is_empty() {
+        let why = format!("the range has no event of the user {}", list(&not_found.users));
+        if users_must_exist {
+            return Err(ReplayRefused::not_in_log(why));
+        }
         tracing::warn!("{why}");
     }
     Ok(())
+}
+
+fn list(names: &BTreeSet<String>) -> String {
+    let shown: Vec<&str> = names.iter().take(NAMES_SHOWN_MAX).map(String::as_str).collect();
+    let more = names.len() - shown.len();
+    shown.join(", ") + &if more > 0 { format!(" and {more} more") } else { String::new() }
 }
 
 /// What is replayed, in the words of the flags.
@@ -191,18 +189,18 @@ fn describe(context: &ReplayContext, range: &Range, selection: &Selection, limit
         true => format!("the dead letters of {}", context.spec.name),
         false => format!("{} for {}", context.log.topic(), context.spec.name),
     }];
-    let named = |names: &BTreeSet<String>, one: &str| match names.len() {
+    let named = |names: &BTreeSet<String>, noun: &str| match names.len() {
         0 => None,
-        1 => names.first().map(|name| format!("{one} {name}")),
-        n => Some(format!("{n} {one}s")),
+        1 => names.first().map(|name| format!("{noun} {name}")),
+        n => Some(format!("{n} {noun}s")),
     };
     let from = if selection.dead { "since" } else { "from" };
-    words.extend(range.from.as_ref().map(|place| format!("{from} {place}")));
+    words.extend(range.from.as_ref().map(|position| format!("{from} {position}")));
     words.extend(range.until.as_ref().map(|until| format!("until {until}")));
     words.extend(named(&selection.users, "user"));
     words.extend(named(&selection.ids, "id"));
-    words.extend(selection.reasons.iter().cloned());
+    words.extend(selection.reasons.iter().map(|reason| format!("reason {reason}")));
     words.extend(limit.map(|limit| format!("at most {limit}")));
-    words.extend(selection.again.then(|| "also what was replayed before".to_owned()));
+    words.extend(selection.again.then(|| "including what was replayed before".to_owned()));
     words.join(", ")
 }

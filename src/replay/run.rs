@@ -1,22 +1,25 @@
-//! The redelivery itself: dispatch over the replay's view of the log, watched until it is done or has to stop.
+//! Delivers the events of a replay: runs dispatch over the filtered log, and watches it until it is done or must stop.
 //!
 //! ```text
 //!  a signal ────────────────┐
-//!  every leg is done ───────┼──▶ dispatch drains, commits, leaves ──▶ what became of it
+//!  all partitions done ─────┼──▶ dispatch drains, commits and leaves ──▶ RunResult
 //!  --stop-after-failures ───┘
+//!  the destination is lost ─────▶ dispatch is dropped ──▶ RunResult
 //! ```
 
 use super::audit::ReplayOutcome;
 use super::plan::{DeliveryCounts, PartitionPlan};
+use super::redrive::{RedriveDestination, RedriveMarker};
+use super::replay_group::{ReplayGroup, partition_ends};
+use super::replay_log::ReplayLog;
 use super::select::Selection;
-use super::view::{RedriveDestination, RedriveMarker, ReplayGroup, ReplayLog, ends_of};
-use super::{ReplayContext, Streams};
+use super::{LOG_INTERVAL, ReplayContext, Streams};
 use crate::core::token_bucket::Rate;
 use crate::destination::Destination;
 use crate::dispatch::{self, Parts, Tally, WhenStopped};
 use crate::group::Group;
-use crate::limits;
 use crate::log::Log;
+use anyhow::anyhow;
 use std::collections::BTreeSet;
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -24,78 +27,88 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep};
 
-/// One replay, ready to go.
+/// How often the progress line on a terminal is written again.
+const PROGRESS_LINE_INTERVAL: Duration = Duration::from_millis(200);
+
+/// A replay that is ready to deliver.
 pub(super) struct ReplayRun {
     pub(super) id: String,
-    /// Where the events are: the topic, or that of dead letters.
+    /// The log that holds the events: the main topic, or the one of dead letters.
     pub(super) source: Arc<dyn Log>,
     pub(super) selection: Selection,
-    pub(super) legs: Vec<PartitionPlan>,
-    /// Its own, joined, with the legs' states committed.
+    pub(super) partitions: Vec<PartitionPlan>,
+    /// The replay's own group, joined, with the first states committed.
     pub(super) group: Arc<dyn Group>,
-    /// Of dead letters: what marks them.
-    pub(super) taken: Option<Arc<RedriveMarker>>,
+    /// Marks dead letters as redriven. `None` if the source is the main topic.
+    pub(super) marker: Option<Arc<RedriveMarker>>,
     pub(super) destination: Arc<dyn Destination>,
-    /// Events that are left to do.
+    /// Events that are left to deliver.
     pub(super) events: u64,
     pub(super) rate: Option<Rate>,
-    /// 0: never.
+    /// 0 is never.
     pub(super) stop_after_failures: u64,
 }
 
-/// What became of a run.
+/// How a run ended.
 pub(super) struct RunResult {
     pub(super) outcome: ReplayOutcome,
     pub(super) counts: DeliveryCounts,
+    /// Why it ended, unless it finished.
     pub(super) why: String,
-    /// The failure itself, where it is one.
+    /// The error, if the run failed.
     pub(super) error: Option<anyhow::Error>,
 }
 
-/// Delivers until it is done, has to stop, or cannot go on.
-pub(super) async fn run(context: &ReplayContext, ready: ReplayRun, stop: impl Future<Output = ()> + Send) -> RunResult {
-    let journal = Arc::new(ReplayGroup::new(ready.group, &context.spec.name, &ready.legs, ready.taken.clone()));
+/// Delivers until every event is settled, `stop` is ready, or the run fails.
+pub(super) async fn run(
+    context: &ReplayContext,
+    replay: ReplayRun,
+    stop: impl Future<Output = ()> + Send,
+) -> RunResult {
+    let ReplayRun { partitions, group, marker, destination, events, rate, stop_after_failures, .. } = replay;
     let log = Arc::new(ReplayLog {
-        log: ready.source,
+        source: replay.source,
         topic: context.log.topic().to_owned(),
-        id: ready.id,
-        selection: ready.selection,
-        ends: ends_of(&ready.legs),
-        taken: ready.taken.clone(),
+        replay_id: replay.id,
+        selection: replay.selection,
+        ends: partition_ends(&partitions),
+        marker: marker.clone(),
     });
+    let group = Arc::new(ReplayGroup::new(group, &context.spec.name, &partitions, marker.clone()));
     let parts =
-        Parts { engine: Arc::clone(&context.engine), log, group: journal.clone(), destination: ready.destination };
+        Parts { engine: Arc::clone(&context.engine), log, group: group.clone(), destination: Arc::clone(&destination) };
     let tally = Arc::new(Tally::default());
-    let stopping = watch::Sender::new("stopped by a signal".to_owned());
+    let stop_reason = watch::Sender::new("stopped by a signal".to_owned());
     let shutdown = async {
         tokio::select! {
             biased;
-            () = done(journal.open(), tally.stopped_partitions()) => {}
+            () = all_done(group.open_partitions(), tally.stopped_partitions()) => {}
             () = stop => {}
-            failures = too_many(tally.failures_in_a_row(), ready.stop_after_failures) => {
-                stopping.send_replace(format!(
-                    "stopped after {failures} failures in a row (--stop-after-failures): look at the destination first"
+            failures = too_many_failures(tally.failures_in_a_row(), stop_after_failures) => {
+                stop_reason.send_replace(format!(
+                    "stopped after {failures} failures in a row (--stop-after-failures). Check the destination first"
                 ));
             }
         }
     };
     let config = dispatch::Config { when_stopped: WhenStopped::End, ..context.dispatch.clone() };
-    let delivery = dispatch::run_counted(parts, config, ready.rate, Arc::clone(&tally), shutdown);
+    let delivery = dispatch::run_counted(parts, config, rate, Arc::clone(&tally), shutdown);
     let ended = tokio::select! {
         biased;
         ended = delivery => ended,
-        never = tell(&*context.streams, &tally, ready.events) => match never {},
+        why = destination.lost() => Err(anyhow!("the destination cannot be delivered to any more: {why}")),
+        never = report_progress(&*context.streams, &tally, events) => match never {},
     };
-    if let Some(taken) = &ready.taken {
-        taken.leave().await;
+    if let Some(marker) = &marker {
+        marker.leave().await;
     }
     let counts = counts(&tally);
-    let is_done = journal.open().borrow().is_empty();
-    let end = |outcome, why, error| RunResult { outcome, counts, why, error };
+    let is_done = group.open_partitions().borrow().is_empty();
+    let result = |outcome, why, error| RunResult { outcome, counts, why, error };
     match ended {
-        Ok(_) if is_done => end(ReplayOutcome::Finished, String::new(), None),
-        Ok(_) => end(ReplayOutcome::Stopped, stopping.borrow().clone(), None),
-        Err(error) => end(ReplayOutcome::Failed, format!("{error:#}"), Some(error)),
+        Ok(_) if is_done => result(ReplayOutcome::Finished, String::new(), None),
+        Ok(_) => result(ReplayOutcome::Stopped, stop_reason.borrow().clone(), None),
+        Err(error) => result(ReplayOutcome::Failed, format!("{error:#}"), Some(error)),
     }
 }
 
@@ -104,8 +117,8 @@ pub(super) async fn open_destination(context: &ReplayContext, dead: bool) -> any
     Ok(if dead { Arc::new(RedriveDestination(destination)) } else { destination })
 }
 
-/// ReplayRun once nothing is open but in partitions that have stopped.
-async fn done(mut open: watch::Receiver<BTreeSet<u32>>, mut stopped: watch::Receiver<BTreeSet<u32>>) {
+/// Ready once every partition is done or has stopped. A partition that has stopped cannot finish in this run.
+async fn all_done(mut open: watch::Receiver<BTreeSet<u32>>, mut stopped: watch::Receiver<BTreeSet<u32>>) {
     while !open.borrow_and_update().is_subset(&stopped.borrow_and_update()) {
         tokio::select! {
             biased;
@@ -116,8 +129,8 @@ async fn done(mut open: watch::Receiver<BTreeSet<u32>>, mut stopped: watch::Rece
     }
 }
 
-/// ReplayRun with the number of failures, once they are so many.
-async fn too_many(mut failures: watch::Receiver<u64>, max: u64) -> u64 {
+/// Ready with the number of failures in a row, once it reaches `max`. Never ready if `max` is 0.
+async fn too_many_failures(mut failures: watch::Receiver<u64>, max: u64) -> u64 {
     let reached = failures.wait_for(|failures| max > 0 && *failures >= max).await.map(|failures| *failures);
     match reached {
         Ok(failures) => failures,
@@ -129,28 +142,35 @@ fn counts(tally: &Tally) -> DeliveryCounts {
     DeliveryCounts { delivered: tally.delivered(), given_up: tally.given_up(), failed: tally.failed() }
 }
 
-/// Says how far it is: in one line of a terminal that is written over, else as a log line every few seconds.
-async fn tell(streams: &dyn Streams, tally: &Tally, events: u64) -> Infallible {
-    let (began, on_terminal) = (Instant::now(), streams.has_terminal());
+/// Reports the progress: on a terminal in one line that is written again and again, otherwise as a log line every few
+/// seconds.
+async fn report_progress(streams: &dyn Streams, tally: &Tally, events: u64) -> Infallible {
+    let (started, on_terminal) = (Instant::now(), streams.has_terminal());
     let _line = on_terminal.then(|| ProgressLine(streams));
     loop {
-        sleep(if on_terminal { limits::REPLAY_PROGRESS_INTERVAL } else { limits::REPLAY_LOG_INTERVAL }).await;
+        sleep(if on_terminal { PROGRESS_LINE_INTERVAL } else { LOG_INTERVAL }).await;
         let counts = counts(tally);
-        let (settled, secs) = (counts.settled(), began.elapsed().as_secs_f64());
-        let per_sec = settled as f64 / secs;
+        let per_sec = counts.settled() as f64 / started.elapsed().as_secs_f64();
         if on_terminal {
-            let text = bar(counts, events, per_sec);
-            // Nobody may be looking any more, which is no reason to stop.
+            let text = progress_line(counts, events, per_sec);
+            // If the terminal is gone, the replay continues without the line.
             streams.err(&format!("\r\x1b[K{text}")).unwrap_or_default();
         } else {
             let DeliveryCounts { delivered, given_up, failed } = counts;
-            let left = events.saturating_sub(settled);
-            tracing::info!(delivered, left, given_up, failed, per_sec = per_sec.round(), "replaying");
+            let left = events.saturating_sub(counts.settled());
+            tracing::info!(
+                delivered,
+                left,
+                given_up,
+                failed_attempts = failed,
+                per_sec = per_sec.round(),
+                "replay in progress"
+            );
         }
     }
 }
 
-/// The line of a terminal; gone with its value, so that what is written next begins a line.
+/// Clears the progress line when it is dropped, so that the next message starts on an empty line.
 struct ProgressLine<'s>(&'s dyn Streams);
 
 impl Drop for ProgressLine<'_> {
@@ -159,14 +179,14 @@ impl Drop for ProgressLine<'_> {
     }
 }
 
-fn bar(counts: DeliveryCounts, events: u64, per_sec: f64) -> String {
-    const WIDTH: u64 = 24;
+fn progress_line(counts: DeliveryCounts, events: u64, per_sec: f64) -> String {
+    const BAR_CHARS: u64 = 24;
     let settled = counts.settled();
-    // What a crash repeats, and a letter that was written twice, may be more than was planned.
-    let filled = (settled.min(events) * WIDTH).checked_div(events).unwrap_or(WIDTH) as usize;
-    let left = Duration::try_from_secs_f64((events.saturating_sub(settled)) as f64 / per_sec);
-    let left = match left {
-        Ok(left) => humantime::format_duration(Duration::from_secs(left.as_secs())).to_string(),
+    // More may be settled than was planned: a crash repeats events, and a dead letter may have been written twice.
+    let filled = (settled.min(events) * BAR_CHARS).checked_div(events).unwrap_or(BAR_CHARS) as usize;
+    let time_left = Duration::try_from_secs_f64((events.saturating_sub(settled)) as f64 / per_sec);
+    let time_left = match time_left {
+        Ok(time) => humantime::format_duration(Duration::from_secs(time.as_secs())).to_string(),
         Err(_) => "?".into(),
     };
     let failed = match (counts.given_up, counts.failed) {
@@ -174,9 +194,9 @@ fn bar(counts: DeliveryCounts, events: u64, per_sec: f64) -> String {
         (given_up, failed) => format!(", {failed} attempts failed, {given_up} given up"),
     };
     format!(
-        "[{}{}] {settled} of {events}, {per_sec:.0}/s, {left} left{failed}",
+        "[{}{}] {settled} of {events}, {per_sec:.0}/s, {time_left} left{failed}",
         "#".repeat(filled),
-        ".".repeat(WIDTH as usize - filled)
+        ".".repeat(BAR_CHARS as usize - filled)
     )
 }
 
@@ -184,42 +204,41 @@ fn bar(counts: DeliveryCounts, events: u64, per_sec: f64) -> String {
 mod tests {
     use super::*;
 
-    /// Whether it is ready now, however often it is asked.
-    async fn is_ready(done: &mut std::pin::Pin<&mut impl Future<Output = ()>>) -> bool {
-        tokio::time::timeout(Duration::ZERO, done.as_mut()).await.is_ok()
+    /// Whether the future is ready now. It may be polled again later.
+    async fn is_ready(future: &mut std::pin::Pin<&mut impl Future<Output = ()>>) -> bool {
+        tokio::time::timeout(Duration::ZERO, future.as_mut()).await.is_ok()
     }
 
     #[tokio::test]
-    async fn it_is_done_once_every_partition_is_done_or_has_stopped() {
+    async fn a_run_is_done_once_every_partition_is_done_or_has_stopped() {
         let (open, stopped) = (watch::Sender::new(BTreeSet::from([0, 1, 2])), watch::Sender::new(BTreeSet::new()));
-        let mut done = std::pin::pin!(done(open.subscribe(), stopped.subscribe()));
-        assert!(!is_ready(&mut done).await, "nothing is done");
+        let mut done = std::pin::pin!(all_done(open.subscribe(), stopped.subscribe()));
+        assert!(!is_ready(&mut done).await, "three partitions are open");
         open.send_modify(|open| _ = open.remove(&1));
-        assert!(!is_ready(&mut done).await, "two are open");
+        assert!(!is_ready(&mut done).await, "two partitions are open");
         stopped.send_modify(|stopped| _ = stopped.insert(2));
-        assert!(!is_ready(&mut done).await, "one is open");
+        assert!(!is_ready(&mut done).await, "one partition is open and has not stopped");
         open.send_modify(|open| _ = open.remove(&0));
-        assert!(is_ready(&mut done).await, "what is open has stopped");
+        assert!(is_ready(&mut done).await, "the only open partition has stopped");
     }
 
     #[tokio::test]
-    async fn failures_in_a_row_are_too_many_at_the_number_that_was_given_and_never_at_0() {
+    async fn a_run_stops_at_the_given_number_of_failures_in_a_row_and_never_if_it_is_0() {
         for (max, failures, stops) in [(3, 2, false), (3, 3, true), (0, 1_000_000, false)] {
-            let row = watch::Sender::new(failures);
-            let reached = tokio::time::timeout(Duration::ZERO, too_many(row.subscribe(), max)).await.is_ok();
-            assert_eq!(reached, stops, "{failures} of {max}");
+            let in_a_row = watch::Sender::new(failures);
+            let reached = too_many_failures(in_a_row.subscribe(), max);
+            let is_reached = tokio::time::timeout(Duration::ZERO, reached).await.is_ok();
+            assert_eq!(is_reached, stops, "{failures} of {max}");
         }
     }
 
     #[test]
-    fn the_bar_fills_and_says_what_failed() {
+    fn the_progress_line_shows_the_share_and_what_failed() {
         let counts = |delivered, given_up, failed| DeliveryCounts { delivered, given_up, failed };
-        let half = bar(counts(500, 0, 0), 1_000, 100.0);
+        let half = progress_line(counts(500, 0, 0), 1_000, 100.0);
         assert_eq!(half, "[############............] 500 of 1000, 100/s, 5s left");
-        let failing = bar(counts(0, 3, 30), 0, 0.0);
-        assert!(
-            failing.starts_with("[########################] 3 of 0") && failing.ends_with("3 given up"),
-            "{failing}"
-        );
+        let failing = progress_line(counts(0, 3, 30), 0, 0.0);
+        let is_full = failing.starts_with("[########################] 3 of 0");
+        assert!(is_full && failing.ends_with("30 attempts failed, 3 given up"), "{failing}");
     }
 }

@@ -1,8 +1,8 @@
-//! What people and programs are shown: the plan, the question, the summary, the list.
+//! Prints the plan, the question before execution, the summary and the list of replays.
 
-use super::audit::{self, AuditLog, ReplayHistory, ReplayOutcome};
-use super::plan::{DeliveryCounts, Pace, Plan, PlannedPartition};
-use super::position::show_ms;
+use super::audit::{AuditLog, Operator, ReplayEnd, ReplayHistory, ReplayOutcome};
+use super::plan::{DeliveryCounts, Plan, PlanKind, PlannedPartition};
+use super::position::{Reposition, show_ms};
 use super::run::RunResult;
 use super::{Config, PreparedReplay, ReplayContext, ReplayRequest};
 use crate::core::outcome::Ended;
@@ -10,137 +10,100 @@ use crate::core::text::{escaped, escaped_json};
 use crate::core::token_bucket::Rate;
 use crate::destination::spec::{Spec, Target};
 use crate::log::Engine;
-use crate::stderr;
 use anyhow::anyhow;
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::io::{self, IsTerminal, Write};
 
-/// Where a replay tells what it does.
-pub trait Streams: Send + Sync + fmt::Debug {
-    /// For programs, and for people who asked for it: the plan, the summary.
-    fn out(&self, text: &str) -> io::Result<()>;
-
-    /// For people alone.
-    fn err(&self, text: &str) -> io::Result<()>;
-
-    /// Whether a person looks at what goes to `err`.
-    fn has_terminal(&self) -> bool;
-}
-
-/// The streams of the process.
-#[derive(Debug, Clone, Copy)]
-pub struct StandardStreams;
-
-impl Streams for StandardStreams {
-    fn out(&self, text: &str) -> io::Result<()> {
-        // At a terminal, what was written to the other stream before has to appear above it.
-        stderr::flush(stderr::FLUSH_MAX);
-        io::stdout().write_all(text.as_bytes())
-    }
-
-    fn err(&self, text: &str) -> io::Result<()> {
-        stderr::write(text.as_bytes());
-        Ok(())
-    }
-
-    fn has_terminal(&self) -> bool {
-        io::stderr().is_terminal()
-    }
-}
-
-/// What was replayed so far, of every destination or of one, in the order in which it began.
+/// Prints every replay of the topic, or only those of one destination, in the order in which they started.
 pub async fn list(engine: &dyn Engine, topic: &str, destination: Option<&str>, json: bool) -> anyhow::Result<()> {
     let histories = match AuditLog::open_existing(engine, topic).await? {
         Some(audit) => audit.histories().await?,
         None => BTreeMap::new(),
     };
-    let wanted = |history: &ReplayHistory| destination.is_none_or(|name| history.destination == name);
-    let mut listed: Vec<_> = histories.iter().filter(|(_, history)| wanted(history)).collect();
+    let is_wanted = |history: &ReplayHistory| destination.is_none_or(|name| history.destination == name);
+    let mut listed: Vec<_> = histories.iter().filter(|(_, history)| is_wanted(history)).collect();
     listed.sort_by_key(|(_, history)| history.started_ms);
     let mut out = io::stdout().lock();
     for (id, history) in listed {
         if json {
-            out.write_all(json_line(&ListedReplay::of(id, history))?.as_bytes())?;
+            out.write_all(json_line(&ListedReplay::new(id, history))?.as_bytes())?;
         } else {
-            write!(out, "{}", ListedReplay::of(id, history))?;
+            write!(out, "{}", ListedReplay::new(id, history))?;
         }
     }
     if histories.is_empty() && !json {
-        writeln!(out, "nothing of {topic:?} was replayed yet")?;
+        writeln!(out, "nothing of topic {topic:?} was replayed yet")?;
     }
     Ok(())
 }
 
-/// One replay in a list.
+/// One replay in the list.
 #[derive(Debug, Serialize)]
 struct ListedReplay<'s> {
     id: &'s str,
     destination: &'s str,
     started_ms: i64,
-    by: &'s audit::Operator,
+    #[serde(rename = "by")]
+    operator: &'s Operator,
     to: &'s str,
-    what: &'s str,
+    #[serde(rename = "what")]
+    title: &'s str,
     events: u64,
     counts: DeliveryCounts,
     /// `running-or-cut-off`, or how it ended.
     state: &'static str,
     ended_ms: Option<i64>,
     why: &'s str,
-    /// The plan of a rewind or fast-forward, which moves the position. `None`: the replay delivers.
+    /// The plan of a rewind or fast-forward. `None` for a replay that delivers.
     #[serde(skip)]
-    moves: Option<&'s Plan>,
+    moved: Option<&'s Plan>,
 }
 
 impl<'s> ListedReplay<'s> {
-    fn of(id: &'s str, history: &'s ReplayHistory) -> Self {
+    fn new(id: &'s str, history: &'s ReplayHistory) -> Self {
         let (state, ended_ms, why) = match &history.ended {
             None => ("running-or-cut-off", None, ""),
-            Some((at, outcome, why)) => {
+            Some(ReplayEnd { at_ms, outcome, why }) => {
                 let state = match outcome {
                     ReplayOutcome::Finished => "finished",
                     ReplayOutcome::Stopped => "stopped",
                     ReplayOutcome::Failed => "failed",
                 };
-                (state, Some(*at), why.as_str())
+                (state, Some(*at_ms), why.as_str())
             }
         };
         Self {
             id,
             destination: &history.destination,
             started_ms: history.started_ms,
-            by: &history.by,
+            operator: &history.operator,
             to: &history.started.to,
-            what: &history.started.what,
+            title: &history.started.title,
             events: history.started.plan.events,
             counts: history.counts,
             state,
             ended_ms,
             why,
-            moves: history.started.moves.then_some(&history.started.plan),
+            moved: history.started.moves.then_some(&history.started.plan),
         }
     }
 }
 
 impl fmt::Display for ListedReplay<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { id, destination, what, events, counts, state, by, why, .. } = self;
-        let (by_user, by_host, why) = (escaped(&by.user), escaped(&by.host), escaped(why));
+        let Self { id, destination, title, events, counts, state, operator, why, .. } = self;
+        let (user, host, why) = (escaped(&operator.user), escaped(&operator.host), escaped(why));
         writeln!(f, "{}  {}  {state}", escaped(id), escaped(destination))?;
-        writeln!(f, "    {} by {by_user}@{by_host}: {}", show_ms(self.started_ms), escaped(what))?;
-        match self.moves {
+        writeln!(f, "    {} by {user}@{host}: {}", show_ms(self.started_ms), escaped(title))?;
+        match self.moved {
             None => writeln!(f, "    {} of {events} delivered, {} given up", counts.delivered, counts.given_up)?,
-            Some(Plan { partitions, unreadable, .. }) => {
-                let besides = match unreadable {
-                    0 => String::new(),
-                    unreadable => format!(" and {unreadable} offsets that cannot be read"),
-                };
-                let part = |PlannedPartition { partition, from, until, .. }: &PlannedPartition| {
-                    format!("p{partition} from {from} until {until}")
-                };
-                let parts: Vec<String> = partitions.iter().map(part).collect();
-                writeln!(f, "    moves the position over {events} events{besides} ({})", parts.join("; "))?;
+            Some(plan) => {
+                let range =
+                    |part: &PlannedPartition| format!("p{} from {} until {}", part.partition, part.from, part.until);
+                let ranges: Vec<String> = plan.partitions.iter().map(range).collect();
+                writeln!(f, "    moves the position over {} ({})", plan.describe_events(), ranges.join("; "))?;
             }
         }
         if !why.is_empty() {
@@ -156,7 +119,8 @@ struct PlanJson<'p> {
     topic: &'p str,
     destination: &'p str,
     to: String,
-    what: &'p str,
+    #[serde(rename = "what")]
+    title: &'p str,
     resumes: Option<&'p str>,
     rate_per_sec: Option<f64>,
     estimate_secs: Option<f64>,
@@ -164,39 +128,40 @@ struct PlanJson<'p> {
     plan: &'p Plan,
 }
 
-pub(super) fn show(context: &ReplayContext, config: &Config, planned: &PreparedReplay) -> anyhow::Result<()> {
-    let PreparedReplay { id, what, plan, .. } = planned;
+/// Prints the plan.
+pub(super) fn show_plan(context: &ReplayContext, config: &Config, prepared: &PreparedReplay) -> anyhow::Result<()> {
+    let PreparedReplay { id, title, plan, .. } = prepared;
     let (destination, to) = (&context.spec.name, context.spec.to_string());
     let text = if config.json {
-        let shown = PlanJson {
+        let plan = PlanJson {
             topic: context.log.topic(),
             destination,
             to,
-            what,
+            title,
             resumes: id.as_deref(),
             rate_per_sec: config.rate.map(Rate::per_sec),
             estimate_secs: config.rate.map(|rate| rate.time_of(plan.events).as_secs_f64()),
             plan,
         };
-        json_line(&shown)?
+        json_line(&plan)?
     } else {
-        let pace = match (&config.what, config.rate) {
-            (ReplayRequest::Reposition(_), _) => Pace::Moved,
-            (ReplayRequest::New { .. } | ReplayRequest::Resume { .. }, None) => Pace::Unlimited,
-            (ReplayRequest::New { .. } | ReplayRequest::Resume { .. }, Some(rate)) => Pace::Limited(rate),
+        let kind = match &config.request {
+            ReplayRequest::Reposition(Reposition::Rewind(_)) => PlanKind::Rewind,
+            ReplayRequest::Reposition(Reposition::FastForward(_)) => PlanKind::FastForward,
+            ReplayRequest::New { .. } | ReplayRequest::Resume { .. } => PlanKind::Deliver { rate: config.rate },
         };
-        format!("{}\n", plan.text(what, &to, pace))
+        format!("{}\n", plan.text(title, destination, &to, kind))
     };
-    say(context, config.execute, &text)
+    print(context, config.execute, &text)
 }
 
-/// One line of JSON that a terminal may show.
+/// One line of JSON that is safe to show on a terminal.
 fn json_line(value: &impl Serialize) -> anyhow::Result<String> {
     Ok(escaped_json(&serde_json::to_string(value)?).into_owned() + "\n")
 }
 
-/// Where the events go to standard output, everything else goes to the other one.
-fn say(context: &ReplayContext, delivers: bool, text: &str) -> anyhow::Result<()> {
+/// Prints on standard output, unless the events themselves are delivered there.
+fn print(context: &ReplayContext, delivers: bool, text: &str) -> anyhow::Result<()> {
     match delivers && matches!(context.spec.target, Target::Stdout) {
         true => context.streams.err(text)?,
         false => context.streams.out(text)?,
@@ -204,29 +169,35 @@ fn say(context: &ReplayContext, delivers: bool, text: &str) -> anyhow::Result<()
     Ok(())
 }
 
-/// For people; programs read the plan.
+/// Prints a message for the operator. With `--json` it prints nothing: programs read the plan and the summary.
 pub(super) fn note(context: &ReplayContext, config: &Config, text: &str) {
     if !config.json {
-        // Nobody may be looking any more.
+        // If the terminal is gone, the replay continues without the message.
         context.streams.err(&format!("{}\n", escaped(text))).unwrap_or_default();
     }
 }
 
-/// Whether to deliver: by the flag, or by a person who was asked.
-pub(super) async fn agree(context: &ReplayContext, config: &Config, planned: &PreparedReplay) -> anyhow::Result<bool> {
+/// Whether to execute the plan: `--execute` was given, or the operator answers yes.
+pub(super) async fn confirm(
+    context: &ReplayContext,
+    config: &Config,
+    prepared: &PreparedReplay,
+) -> anyhow::Result<bool> {
     if config.execute {
         return Ok(true);
     }
     if config.json || !io::stdin().is_terminal() || !context.streams.has_terminal() {
         return Ok(false);
     }
-    let events = planned.plan.events;
-    let name = &context.spec.name;
-    let question = match config.what {
-        ReplayRequest::Reposition(_) => format!("move the position of {name} over these {events} events?"),
-        ReplayRequest::New { .. } | ReplayRequest::Resume { .. } => {
-            format!("deliver these {events} events to {name} now?")
+    let (name, what) = (&context.spec.name, prepared.plan.describe_events());
+    let question = match config.request {
+        ReplayRequest::Reposition(Reposition::Rewind(_)) => {
+            format!("move the position of {name} back, so that dispatch delivers {what} again?")
         }
+        ReplayRequest::Reposition(Reposition::FastForward(_)) => {
+            format!("move the position of {name} ahead, so that {what} will NEVER be delivered?")
+        }
+        ReplayRequest::New { .. } | ReplayRequest::Resume { .. } => format!("deliver {what} to {name} now?"),
     };
     context.streams.err(&format!("{question} [y/N] "))?;
     let answer = tokio::task::spawn_blocking(|| {
@@ -247,39 +218,45 @@ struct SummaryJson<'s> {
     why: &'s str,
 }
 
+/// Prints the summary, and answers with what the process ends with.
 pub(super) fn conclude(
     context: &ReplayContext,
     config: &Config,
     id: &str,
     events: u64,
-    end: RunResult,
+    result: RunResult,
 ) -> anyhow::Result<Ended> {
-    let RunResult { outcome, counts, why, error } = end;
+    let RunResult { outcome, counts, why, error } = result;
     let left = if outcome == ReplayOutcome::Finished { 0 } else { events.saturating_sub(counts.settled()) };
-    let DeliveryCounts { delivered, given_up, failed } = counts;
     if config.json {
         let summary = SummaryJson { id, outcome, counts, left, why: &why };
-        say(context, true, &json_line(&summary)?)?;
+        print(context, true, &json_line(&summary)?)?;
     } else {
-        let attempts = if failed > 0 { format!("; {failed} attempts failed") } else { String::new() };
-        let kept = if given_up > 0 { format!(", {given_up} given up and kept as dead letters") } else { String::new() };
-        let rest = if left > 0 { format!(", {left} left") } else { String::new() };
-        say(context, true, &format!("replay {id}: {delivered} delivered{kept}{rest}{attempts}\n"))?;
+        print(context, true, &format!("replay {id}: {}\n", summarize(counts, left)))?;
     }
     match (outcome, error) {
         (ReplayOutcome::Finished, _) => Ok(Ended::Drained),
         (ReplayOutcome::Failed, Some(error)) => {
-            Err(error.context(format!("replay {id} failed, --resume {id} goes on")))
+            Err(error.context(format!("replay {id} failed. Continue it with --resume {id}")))
         }
         (ReplayOutcome::Failed, None) => Err(anyhow!("replay {id} failed: {why}")),
         (ReplayOutcome::Stopped, _) => {
             let Spec { name, .. } = &context.spec;
             tracing::warn!(
-                "{why}: eventd replay --dest {name}={} --resume {id} --execute (with the same --url, --topic and secrets) \
-                 delivers what is left",
+                "{why}. To deliver the events that are left, run: eventd replay --dest {name}={} --resume {id} --execute \
+                 (with the same --url, --topic and secrets)",
                 context.spec
             );
             Ok(Ended::WorkLeft)
         }
     }
+}
+
+fn summarize(counts: DeliveryCounts, left: u64) -> String {
+    let DeliveryCounts { delivered, given_up, failed } = counts;
+    let mut parts = vec![format!("{delivered} delivered")];
+    parts.extend((given_up > 0).then(|| format!("{given_up} given up and kept as dead letters")));
+    parts.extend((left > 0).then(|| format!("{left} left")));
+    parts.extend((failed > 0).then(|| format!("{failed} attempts failed")));
+    parts.join(", ")
 }

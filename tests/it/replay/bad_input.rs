@@ -22,7 +22,12 @@ fn a_replay_that_is_not_possible_is_refused_and_leaves_no_trace() {
             &["--dest", "hook=null:", "--from", "0", "--until", "1767350000123"],
             "(2026-01-02T10:33:20.123Z), write @1767350000.123",
         ),
-        (1, &["--dest", "hook=null:", "--fast-forward", "1767350000"], "write @1767350000"),
+        (
+            1,
+            &["--dest", "hook=null:", "--fast-forward", "1767350000"],
+            "--fast-forward 1767350000 is read as an offset",
+        ),
+        (1, &["--dest", "hook=null:", "--fast-forward", "0"], "--fast-forward 0 is outside the log"),
         (2, &["--dest", "hook=null:", "--from", "9", "--until", "3"], "--from 9 is not before --until 3"),
         (2, &["--dest", "hook=null:", "--from", "1h", "--until", "2h"], "not before"),
         (2, &["--dest", "hook=null:", "--from", "0", "--rate", "5"], "500/s"),
@@ -41,7 +46,11 @@ fn a_replay_that_is_not_possible_is_refused_and_leaves_no_trace() {
         (1, &["--dest", "hook=null:", "--dead"], "\"hook\" has no dead letters"),
         (1, &["--dest", "hook=null:", "--from", "60"], "--from 60 is outside the log: the log holds partition 0"),
         (1, &["--dest", "hook=null:", "--from", "p0:1000"], "past the end"),
-        (1, &["--dest", "hook=null:", "--from", "p7:0"], "there is no partition 7: the topic has 3"),
+        (
+            1,
+            &["--dest", "hook=null:", "--from", "p7:0"],
+            "--from p7:0: the topic has no partition 7, its partitions are 0 to 2",
+        ),
         (1, &["--dest", "hook=null:", "--from", "0", "--user", "nobody"], "no event of the user nobody"),
         (1, &["--dest", "hook=null:", "--id", "e1", "--id", "e61"], "no event in the range has the id e61"),
     ] {
@@ -86,7 +95,7 @@ fn users_of_a_file_without_events_in_the_range_are_reported_without_an_error() {
     let ending = delivered.replay(&["--user", "@users"]);
     assert_eq!(ending.code(), 0, "{}", ending.said);
     assert!(ending.said.contains("no event of the user nobody"), "{}", ending.said);
-    assert!(ending.said.contains("5, of 1 users"), "{}", ending.said);
+    assert!(ending.said.contains("events    5 from 1 user\n"), "{}", ending.said);
 }
 
 #[test]

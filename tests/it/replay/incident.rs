@@ -103,7 +103,7 @@ fn a_bad_deploy_of_the_receiver() {
 
     let Some(Shown::Command(command)) = page.next() else { panic!("the page must show the replay next") };
     let replay = incident.start(&command, "");
-    let line = replay.wait_for(&["replaying; --resume "]);
+    let line = replay.wait_for(&["replaying; if it stops, continue with --resume "]);
     let id = line.split("--resume ").nth(1).unwrap().split(' ').next().unwrap().to_owned();
     incident.receiver.wait_for(100);
     let ending = replay.stop();

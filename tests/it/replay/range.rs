@@ -20,7 +20,7 @@ fn a_plan_counts_what_would_be_delivered_and_delivers_nothing() {
 
     let for_people = delivered.replay(&["--from", "0"]);
     assert_eq!(for_people.code(), 0, "{}", for_people.said);
-    for word in ["600, of 12 users", "nothing was delivered: --execute does it", &delivered.receiver.url] {
+    for word in ["600 from 12 users", "nothing was delivered: add --execute", &delivered.receiver.url] {
         assert!(for_people.said.contains(word), "{word}: {}", for_people.said);
     }
     assert_eq!(delivered.receiver.count(), 0);

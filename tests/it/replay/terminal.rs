@@ -50,7 +50,7 @@ fn a_replay_at_a_terminal_asks_and_only_a_yes_delivers() {
     for no in ["n\n", "\n", "yesterday\n", "\u{4}"] {
         let (ending, shown) = Terminal::replaying(&delivered, &["--from", "0"]).types(no);
         assert_eq!(ending.code(), 0, "{no:?}: {shown}");
-        assert!(shown.contains("deliver these 60 events to hook now? [y/N]"), "{no:?}: {shown}");
+        assert!(shown.contains("deliver 60 events to hook now? [y/N]"), "{no:?}: {shown}");
         assert!(shown.contains("nothing was delivered"), "{no:?}: {shown}");
     }
     assert_eq!((delivered.receiver.count(), delivered.listed()), (0, Vec::new()));
@@ -59,7 +59,10 @@ fn a_replay_at_a_terminal_asks_and_only_a_yes_delivers() {
     assert_eq!(bodies(&delivered.receiver.take()), delivered.sent);
     let (ending, shown) = Terminal::replaying(&delivered, &["--rewind", "--from", "0"]).types("n\n");
     assert_eq!(ending.code(), 0, "{shown}");
-    assert!(shown.contains("move the position of hook over these 60 events? [y/N]"), "{shown}");
+    assert!(
+        shown.contains("move the position of hook back, so that dispatch delivers 60 events again? [y/N]"),
+        "{shown}"
+    );
 }
 
 #[test]

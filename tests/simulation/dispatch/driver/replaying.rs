@@ -103,12 +103,12 @@ impl Driver<'_> {
                 range: range.clone(),
                 selection: selection.clone(),
                 limit: *limit,
-                every_user: true,
+                users_must_exist: true,
             },
             (None, RequestedReplay::OffsetReset(way)) => ReplayRequest::Reposition(way.clone()),
         };
         let config = Config {
-            what,
+            request: what,
             execute: true,
             json: false,
             rate: request.rate,
