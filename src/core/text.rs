@@ -32,7 +32,8 @@ pub fn is_escaped(character: char) -> bool {
         )
 }
 
-/// Whether the text can be shown unchanged. It is fast for ASCII, because it examines every line of every event.
+/// Whether the text can be shown unchanged. It must be fast for ASCII, because every line of every
+/// event passes it.
 fn is_plain(text: &str) -> bool {
     // Without a branch for each byte, the compiler can examine many bytes at once.
     let suspicious = text.bytes().fold(false, |any, byte| any | !(0x20..0x7f).contains(&byte));

@@ -29,7 +29,8 @@ pub fn put_signed(value: i64, out: &mut Vec<u8>) {
     put(((value << 1) ^ (value >> 63)) as u64, out);
 }
 
-/// Removes a signed number in zigzag encoding from the front. `None` as in [`take`].
+/// Removes a signed number in zigzag encoding from the front. `None` if the bytes end too early or do not
+/// encode a number.
 pub fn take_signed(rest: &mut &[u8]) -> Option<i64> {
     let zigzag = take(rest)?;
     Some((zigzag >> 1) as i64 ^ -((zigzag & 1) as i64))

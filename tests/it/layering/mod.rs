@@ -141,7 +141,7 @@ fn violations(file: &str, source: &Source, crates: &[String]) -> Vec<String> {
     source.paths.iter().filter_map(|path| broken(path).map(|why| tell(path, why))).collect()
 }
 
-/// `src/core/breaker/trust.rs` is `["core", "breaker", "trust"]`.
+/// `src/core/breaker/user_trust.rs` is `["core", "breaker", "user_trust"]`.
 fn module_of(file: &str) -> Vec<String> {
     let path = file.trim_start_matches("src/").trim_end_matches(".rs").trim_end_matches("/mod");
     path.split('/').map(str::to_owned).collect()
@@ -229,7 +229,7 @@ fn a_planted_violation_is_found() {
         ("src/core/lanes.rs", "use crate::log::Log;", "core may not name log"),
         ("src/core/lanes.rs", "fn f() { crate::dispatch::run() }", "core may not name dispatch"),
         ("src/core/lanes.rs", "use crate::{core::Moment, limits, group};", "core may not name group"),
-        ("src/core/breaker/trust.rs", "use super::super::super::log::Log;", "core may not name log"),
+        ("src/core/breaker/user_trust.rs", "use super::super::super::log::Log;", "core may not name log"),
         ("src/core/lanes.rs", "use tokio::sync::mpsc;", "core is pure"),
         ("src/core/lanes.rs", "use std::{fmt, time::{Duration, SystemTime}};", "core is pure"),
         ("src/core/lanes.rs", "fn f() { let a = 'x'; std::time::SystemTime::now(); }", "core is pure"),

@@ -29,16 +29,19 @@ fn attempts_in_flight_are_judged_by_the_state_of_the_breaker_at_their_end() {
 fn if_five_users_fail_after_an_unreachable_destination_answers_the_same_outage_continues() {
     let mut test = TestBreaker::unreachable();
     let out_since = test.breaker.snapshot(test.now).out_since;
-    let mut marks = Vec::new();
+    let mut epochs = Vec::new();
     for user in 1..=5 {
         assert_ne!(test.open(), Some(OpenCause::NoUserDelivered));
         let probe = test.probe(user);
         let judgement = test.end(&probe, RETRY);
         assert_eq!(judgement.counts, user < 5);
-        marks.push(judgement.health_epoch);
+        epochs.push(judgement.health_epoch);
     }
     assert_eq!(test.open(), Some(OpenCause::NoUserDelivered));
-    assert!(marks[..4].iter().all(|mark| test.breaker.is_void(*mark)), "the tries of the outage were not taken back");
+    assert!(
+        epochs[..4].iter().all(|epoch| test.breaker.is_void(*epoch)),
+        "the tries of the outage were not taken back"
+    );
     assert_eq!(test.breaker.snapshot(test.now).out_since, out_since);
 }
 
