@@ -10,9 +10,9 @@
 //!                                                   topic user-events.<dest>.dead
 //! ```
 //!
-//! The modules stand in the order in which data flows; arrows never turn back (a test holds this).
+//! The modules are listed in the order in which data flows. A module only names modules before it, which a test checks.
 
-// `println!` and `eprintln!` panic if nobody reads any more: `stderr` is the way.
+// `println!` and `eprintln!` panic if their reader has ended. The module `stderr` does not.
 #![cfg_attr(not(test), deny(clippy::print_stdout, clippy::print_stderr))]
 
 pub mod limits;
@@ -54,5 +54,6 @@ pub mod config;
 
 pub mod commands;
 
-/// A future behind an object-safe trait: one a batch or an attempt, never one an event.
+/// The future that a method of an object-safe trait returns. There is one for each batch or attempt, and not for each event,
+/// so its allocation does not matter.
 pub type BoxFuture<'a, T> = std::pin::Pin<Box<dyn Future<Output = T> + Send + 'a>>;

@@ -1,5 +1,5 @@
 //! Flags of `eventd replay`. The command line alone says what to replay, so these flags have no environment variables:
-//! a variable that was left behind must not start or change a replay.
+//! a variable that was forgotten in the environment must not start or change a replay.
 
 use super::delivery::DELIVERY;
 use super::{DeliveryFlags, LogFlags, ProcessFlags, defaults, values};

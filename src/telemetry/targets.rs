@@ -33,6 +33,7 @@ const OWN: &[&str] = &[
     "eventd::kafka::cluster::topics",
     "eventd::log::kafka::producer::task",
     "eventd::log::kafka::topics",
+    "eventd::net",
     "eventd::replay",
     "eventd::replay::count",
     "eventd::replay::execute",
