@@ -91,10 +91,11 @@ fn configure(command: &Command) -> anyhow::Result<(Task, LogFormat)> {
 }
 
 /// Prints clap's text: the help, the version, or an error. An error may repeat a secret that was typed, so it is redacted.
+/// The help only has our own text, and some of it looks like a secret (`@FILE`).
 fn print_for_clap(error: &clap::Error) -> u8 {
     let text = error.to_string();
     let redacted = without_secrets(&text);
-    if redacted != text {
+    if error.use_stderr() && redacted != text {
         stderr::write(redacted.as_bytes());
         return EXIT_USAGE;
     }

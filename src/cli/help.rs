@@ -38,7 +38,7 @@ ends!(
       Take events in on localhost:8090, keep them in eventd.db, append them to the file file-1
   eventd up --dest billing=https://billing.example.com/hook --dest audit=file:out/audit.jsonl
       Deliver to two destinations; each continues by itself if the other one is down
-  curl localhost:8090/events -H 'Content-Type: application/json' --data-raw '{\"UserID\":\"u1\",\"Payload\":1}'
+  curl localhost:8090/events --json '{\"UserID\": \"user-1\", \"Payload\": 1}'
       Send an event",
     "\
 Exit codes:

@@ -48,8 +48,8 @@ async fn join_when_possible(
         match join_or_stand_by(opened, delivery, standby).await {
             Err(JoinError::Unavailable(failure)) if failure.code != "log-lost" => {
                 if let Some(suppressed) = log_limiter.allows("not started") {
-                    let (destination, every) = (&delivery.spec.name, RESTART_AFTER);
-                    tracing::warn!(%destination, suppressed, "not started: {failure}; trying again every {every:?}");
+                    let (destination, every) = (&delivery.spec.name, humantime::format_duration(RESTART_AFTER));
+                    tracing::warn!(%destination, suppressed, "not started: {failure}; trying again every {every}");
                 }
                 tokio::time::sleep(RESTART_AFTER).await;
             }

@@ -51,7 +51,7 @@ impl FirstStart {
         let Some(has_commit) = &self.has_commit else {
             tracing::debug!(
                 destination = %name,
-                "does not report what the destination starts with: its commits were not read within {READ_COMMITS_MAX:?}"
+                "does not report what the destination starts with: its commits were not read in time"
             );
             return std::future::pending().await;
         };

@@ -147,7 +147,7 @@ impl Supervisor {
         let is_repeated = |(logged, at): &(String, Instant)| *logged == reason && at.elapsed() < LOG_REPEAT_INTERVAL;
         if !self.last_logged.as_ref().is_some_and(is_repeated) {
             let destination = &self.delivery.spec.name;
-            tracing::error!(%destination, "{reason}; trying again every {RESTART_AFTER:?}");
+            tracing::error!(%destination, "{reason}; trying again every {}", humantime::format_duration(RESTART_AFTER));
             self.last_logged = Some((reason, Instant::now()));
         }
     }

@@ -627,6 +627,17 @@ fn another_number_of_partitions_is_an_error_only_with_the_flag() {
 }
 
 #[test]
+fn the_help_of_a_command_is_printed_as_it_is_written() {
+    let folder = tempfile::tempdir().unwrap();
+    for (mode, says) in [("up", "Exit codes:"), ("dispatch", "--standby"), ("replay", "@FILE names a file")] {
+        let mut help = command(folder.path(), &[mode, "--help"]);
+        let ended = help.output().unwrap();
+        assert!(ended.status.success() && ended.stderr.is_empty(), "{mode}: {}", ended.status);
+        assert!(String::from_utf8_lossy(&ended.stdout).contains(says), "{mode} --help does not say {says:?}");
+    }
+}
+
+#[test]
 fn log_lines_and_help_show_no_secret() {
     let folder = tempfile::tempdir().unwrap();
     let mut with_secrets = command(folder.path(), &["up", "--listen", "127.0.0.1:0", "--drain", "1s"]);
