@@ -21,14 +21,8 @@ pub const RUN_BYTES_MAX: usize = 1024 * 1024;
 /// Events of one destination that are handed out and not yet answered, in one process.
 pub const IN_FLIGHT_EVENTS_MAX: usize = 10_000;
 
-/// Happenings of one kind that a partition's owner handles before the others get a turn.
-pub const HAPPENINGS_IN_A_ROW_MAX: usize = 256;
-
 /// Bytes that one fetch asks for at most.
 pub const FETCH_BYTES_MAX: usize = 1024 * 1024;
-
-/// How long a fetch waits for a record before it answers with none.
-pub const FETCH_WAIT_MAX: Duration = Duration::from_secs(5);
 
 /// How long after its deadline an attempt that has not answered is dropped. A destination answers by its deadline;
 /// this is for one that does not.
@@ -40,9 +34,9 @@ pub const TOPIC_CHARS_MAX: usize = 249;
 /// How often a commit is written though nothing changed: brokers forget groups that do not.
 pub const COMMIT_UNCHANGED_INTERVAL: Duration = Duration::from_secs(3600);
 
-/// Users of which "one of their events was given up" is remembered for the header `eventd-gap`, a destination and
-/// process. The record of a gap is the dead letter; this is a hint.
-pub const GAPS_REMEMBERED_MAX: usize = 100_000;
+/// Users that are remembered as "after a dead letter" for the header `eventd-gap`, in one destination and process. The
+/// header is a hint: the record of what is missing is the dead letter.
+pub const USERS_AFTER_DEAD_LETTER_MAX: usize = 100_000;
 
 /// Log lines about the same thing: at most one in this time.
 pub const LOG_REPEAT_INTERVAL: Duration = Duration::from_secs(10);
@@ -51,44 +45,16 @@ pub const LOG_REPEAT_INTERVAL: Duration = Duration::from_secs(10);
 /// beyond is counted.
 pub const LOG_LINES_A_MINUTE_MAX: u32 = 10;
 
-/// Bytes of a destination's answer in a log line: it may echo a payload.
-pub const LOG_ANSWER_BYTES_MAX: usize = 200;
-
-/// Bytes of the reason in a log line why a destination cannot be reached: whole sentences, with a host or a path in them.
-pub const LOG_UNREACHABLE_BYTES_MAX: usize = 1_000;
-
 /// Bytes of a user or an id in a log line: producers choose them.
 pub const LOG_USER_BYTES_MAX: usize = 100;
-
-/// Bytes of the last answer that are kept of an event that failed, for the line about a stuck user.
-pub const STUCK_ANSWER_BYTES_MAX: usize = 64;
 
 /// How often a log line says that a destination is still out, and that a user is still stuck. A user is stuck once its
 /// next event has failed for as long.
 pub const LOG_REMINDER_INTERVAL: Duration = Duration::from_secs(60);
 
-/// Stuck users that are looked at in one tick.
-pub const STUCK_USERS_LOOK_MAX: usize = 1_000;
-
-/// Hand-overs in flight of a partition to a destination that takes many lanes at once: while one is written, the next
-/// one fills.
-pub const HAND_OVERS_OF_MANY_MAX: usize = 2;
-
-/// Ready lanes that are looked at for a probe of a user who was not probed yet.
-pub const PROBE_LOOK_MAX: usize = 64;
-
-/// How often the fence of a group is looked at while it lets nothing start.
-pub const FENCE_LOOK_INTERVAL: Duration = Duration::from_millis(100);
-
-/// How long the last commit of a stop may take, also where `--drain` is over.
-pub const LAST_COMMIT_WAIT: Duration = Duration::from_secs(2);
-
 /// How often an owner looks whether a move of its position was asked for, and how long it waits for that at its start:
 /// delivery does not depend on the answer.
 pub const MOVES_LOOK_INTERVAL: Duration = Duration::from_secs(1);
-
-/// How long any other of these looks may take, which nobody waits for: longer than a slow broker.
-pub const MOVES_LOOK_MAX: Duration = Duration::from_secs(30);
 
 /// Users whose last attempt failed, remembered by a destination's breaker. Beyond it the one that failed first is
 /// trusted again: about 6 MB where every one is taken.
@@ -245,11 +211,6 @@ pub const LOCK_TEXT_BYTES_MAX: u64 = 4096;
 
 /// Bytes that a dead letter may have beyond its event: the answer, and the headers that tell its story.
 pub const LETTER_BYTES_MAX: usize = 64 * 1024;
-
-/// Earlier lives of a letter that it tells of, the latest ones, and characters of the answer that each had: far below
-/// what a letter may have beyond its event.
-pub const LETTER_LIVES_MAX: usize = 10;
-pub const LETTER_LIFE_ANSWER_CHARS_MAX: usize = 200;
 
 /// Bytes of one answer of a broker: a fetch asks for far less, but one batch is always given whole, and its topic says
 /// how large it may be. Anything beyond is no broker speaking.

@@ -1,8 +1,8 @@
-//! When to try again: doubling from a first delay up to a longest one, with jitter where it is wanted.
+//! When to try again: the delay doubles from a first one up to a maximum, with jitter if that is wanted.
 
 use std::time::Duration;
 
-/// The schedule of retries. Construction checks the bounds.
+/// The delays between retries.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Backoff {
     first: Duration,
@@ -11,7 +11,7 @@ pub struct Backoff {
 }
 
 impl Backoff {
-    /// `first` is above zero and at most `max`; else an error that names the flags.
+    /// A schedule from `first` to `max`. The error names the flags if `first` is zero or above `max`.
     pub fn new(first: Duration, max: Duration, jitter: bool) -> Result<Self, String> {
         if first.is_zero() {
             return Err("--backoff must be above zero".into());
@@ -22,8 +22,9 @@ impl Backoff {
         Ok(Self { first, max, jitter })
     }
 
-    /// The delay after this many failures (1: after the first one). With jitter, between half of the delay and all of
-    /// it, where `random` (any number, new for each call) says.
+    /// The delay after this many failures (1: after the first one). With jitter it is between half of the delay and all
+    /// of it, so that lanes that failed together do not all come back at the same moment. `random` is any number, a new
+    /// one for each call.
     pub fn delay(&self, failures: u32, random: u64) -> Duration {
         let doublings = failures.saturating_sub(1).min(31);
         let delay = self.first.saturating_mul(1 << doublings).min(self.max);
@@ -37,14 +38,14 @@ mod tests {
     use proptest::prelude::*;
 
     #[test]
-    fn the_delay_doubles_up_to_the_longest() {
+    fn the_delay_doubles_up_to_the_maximum() {
         let backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(2), false).unwrap();
         let delays: Vec<u128> = (1..8).map(|failures| backoff.delay(failures, 0).as_millis()).collect();
         assert_eq!(delays, [100, 200, 400, 800, 1600, 2000, 2000]);
     }
 
     #[test]
-    fn a_schedule_without_sense_is_refused_by_its_flags() {
+    fn a_delay_of_zero_or_above_the_maximum_is_refused_with_the_name_of_the_flag() {
         let refused =
             |first, max| Backoff::new(Duration::from_millis(first), Duration::from_millis(max), false).unwrap_err();
         assert!(refused(0, 10).contains("--backoff"));

@@ -13,6 +13,7 @@
 //! | `window`       | how many events and bytes may be unsettled                                 |
 //! | `backoff`      | when to try again                                                          |
 //! | `verdict`      | what an attempt says about an event                                        |
+//! | `tries`        | which attempts count as tries of an event, and what comes next              |
 //! | `breaker`      | whether a failure is the event's fault or the destination's                |
 //! | `progress`     | the watermark and the settled map, which a commit stores                   |
 //! | `outcome`      | whether a failed write was refused or is unknown                           |
@@ -33,6 +34,7 @@ pub mod random;
 pub mod side_topics;
 pub mod text;
 pub mod token_bucket;
+pub mod tries;
 pub mod varint;
 pub mod verdict;
 pub mod window;

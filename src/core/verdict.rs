@@ -1,34 +1,36 @@
-//! What an attempt says of the first event that it did not deliver.
+//! How an attempt ended: the report of a run, and the verdict on the first event that it did not deliver.
 
 use std::time::Duration;
 
-/// The attempt's word on one event. What it leads to (another try, a dead letter, an open breaker) is decided by
-/// [`breaker`](super::breaker) and [`lanes`](super::lanes), not by the destination.
+/// How the destination failed to take one event. What follows (another try, a dead letter, an open breaker) is decided by
+/// [`breaker`](super::breaker) and [`tries`](super::tries), not by the destination.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Verdict {
-    /// It failed and may succeed later: an answer 5xx, a time-out after sending. Counts as a try.
-    /// `after`: the answer's `Retry-After`, which wins over the backoff, capped by `--retry-after-max`.
+    /// It failed and may succeed later: an answer 5xx, or a time-out after sending. Counts as a try.
+    /// `after` is the answer's `Retry-After`. It replaces the backoff, up to `--retry-after-max`.
     Retry { after: Option<Duration> },
-    /// The destination asks for patience (429, or 503 with `Retry-After`): never counts as a try.
-    /// `after` wins over the backoff, capped by `--retry-after-max`.
+    /// The destination asks to wait (429, or 503 with `Retry-After`). Never counts as a try.
+    /// `after` replaces the backoff, up to `--retry-after-max`.
     Busy { after: Option<Duration> },
-    /// This event will never be taken (400, 413, 415, 422).
+    /// The destination says that it will never take this event (400, 413, 415, 422).
     Refused,
-    /// It never got there: name, connection, TLS, a file that cannot be opened, a full disk. Never counts as a try.
+    /// The event did not reach the destination: a name cannot be resolved, a connection or TLS fails, a file cannot be
+    /// opened, a disk is full. Never counts as a try.
     Unreachable,
-    /// A drill of `--reliability`: counts as a try, and says nothing of the destination's health.
+    /// A fault drill (`--reliability`) failed it. Counts as a try, and says nothing about the destination's health.
     Drilled,
 }
 
-/// A verdict, and what the destination said, kept for the dead letter.
+/// A verdict with the destination's answer, which the dead letter shows.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Failed {
     pub verdict: Verdict,
-    /// Status and the beginning of the answer, or the error; at most `limits::ANSWER_BYTES_MAX` bytes.
+    /// The status and the beginning of the body, or the error: at most `limits::ANSWER_BYTES_MAX` bytes.
     pub answer: String,
 }
 
 impl Failed {
+    /// A failure with this answer, which is cut to `limits::ANSWER_BYTES_MAX` bytes.
     pub fn new(verdict: Verdict, answer: impl Into<String>) -> Self {
         let mut answer = answer.into();
         if answer.len() > crate::limits::ANSWER_BYTES_MAX {
@@ -42,12 +44,12 @@ impl Failed {
     }
 }
 
-/// What became of one run: its first `delivered` events were delivered; of the next one `failed` tells, unless all
-/// were delivered. Those behind it were not attempted.
+/// How one run ended. Its first `delivered` events were delivered. If that is not the whole run, the next event failed
+/// as `failed` says, and the events after that one were not attempted.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Report {
-    /// Events of the run that were delivered, from its first on.
+    /// The number of delivered events, counted from the first of the run.
     pub delivered: usize,
-    /// `None` exactly when the whole run was delivered.
+    /// `None` if, and only if, the whole run was delivered.
     pub failed: Option<Failed>,
 }

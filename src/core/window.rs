@@ -1,6 +1,7 @@
-//! How much may be unsettled at once: events and bytes, of one partition's share of `--window` and `--window-bytes`.
+//! How many events, and how many bytes, may be in memory and unsettled: one partition's share of `--window` and
+//! `--window-bytes`.
 
-/// Counts what was admitted and not yet settled against two limits.
+/// Counts the admitted events that are not settled yet, and compares them with two limits.
 #[derive(Debug, Clone)]
 pub struct Window {
     events_max: usize,
@@ -10,21 +11,23 @@ pub struct Window {
 }
 
 impl Window {
+    /// An empty window with these limits.
     pub fn new(events_max: usize, bytes_max: usize) -> Self {
         Self { events_max, bytes_max, events: 0, bytes: 0 }
     }
 
-    /// Changes the limits; what is in the window stays, and nothing is admitted until it fits again.
+    /// Changes the limits. Events in the window stay, and no event is admitted until the window is below the limits again.
     pub fn resize(&mut self, events_max: usize, bytes_max: usize) {
         (self.events_max, self.bytes_max) = (events_max, bytes_max);
     }
 
-    /// Whether a record of this many bytes may be admitted. An empty window admits one, whatever its size.
+    /// Whether an event of this many bytes may be admitted. An empty window admits any event: one that is larger than the
+    /// window has to be delivered too.
     pub fn admits(&self, bytes: usize) -> bool {
         self.events == 0 || (self.events < self.events_max && self.bytes.saturating_add(bytes) <= self.bytes_max)
     }
 
-    /// Bytes that may still come; 0 where no event may. Never 0 in an empty window.
+    /// The bytes that may still be admitted. 0: the window is full. An empty window is never full.
     pub fn room_bytes(&self) -> usize {
         if self.events == 0 {
             self.bytes_max.max(1)
@@ -41,18 +44,21 @@ impl Window {
         self.bytes += bytes;
     }
 
-    /// Counts a settled event of this many bytes, as they were added.
+    /// Counts an event as settled. `bytes` is the number with which it was added.
+    ///
+    /// # Panics
+    /// If the event was never added.
     pub fn remove(&mut self, bytes: usize) {
         self.events = self.events.checked_sub(1).expect("a settled event was admitted");
         self.bytes = self.bytes.checked_sub(bytes).expect("a settled event's bytes were admitted");
     }
 
-    /// Events in the window.
+    /// The number of events in the window.
     pub fn events(&self) -> usize {
         self.events
     }
 
-    /// Bytes in the window.
+    /// The bytes of the events in the window.
     pub fn bytes(&self) -> usize {
         self.bytes
     }

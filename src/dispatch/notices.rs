@@ -1,61 +1,72 @@
-//! What a destination says of itself in the log: an outage from its first failure to the next delivery, events that were
-//! given up, and users that are stuck while there is no outage.
+//! The log lines of one destination: outages from the first failure to the next delivery, events that were given up, and
+//! users that are stuck while there is no outage.
 //!
 //! ```text
-//!  a worker's reports and ticks ──▶ look ──▶ one line when it goes out ── each minute ──▶ one at the next delivery
-//!                                     └────▶ the number of lines that were suppressed, a minute later at most
+//!  reports and ticks of the workers ──▶ write_due_lines ──┬─▶ an outage: at its beginning, each minute, at its end
+//!                                                         └─▶ the number of suppressed lines, a minute later at most
 //! ```
 //!
-//! One [`Notices`] a destination and process, shared by the owners of its partitions. Lines are written while no lock is
-//! held: standard error may be slow. Every answer of a destination is
-//! escaped and cut before it is shown: it may echo a payload.
+//! All workers of a destination share one [`Notices`]. Lines are written while no lock is held, because standard error
+//! may be slow. An answer of a destination is escaped and cut before it is shown, because it may echo a payload.
 
+use super::outage_lines::{OutageLine, OutageLines};
 use crate::core::Moment;
 use crate::core::breaker::{BreakerSnapshot, OpenCause};
 use crate::core::event::Event;
-use crate::core::lanes::FailureHistory;
 use crate::core::text;
+use crate::core::tries::FailureHistory;
 use crate::core::verdict::Verdict;
-use crate::limits::{
-    LOG_ANSWER_BYTES_MAX, LOG_REMINDER_INTERVAL, LOG_REPEAT_INTERVAL, LOG_UNREACHABLE_BYTES_MAX, LOG_USER_BYTES_MAX,
-};
+use crate::limits::LOG_USER_BYTES_MAX;
 use crate::log_limiter::Budget;
 use std::collections::BTreeMap;
 use std::num::NonZero;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+/// Bytes of a destination's answer in a log line.
+const ANSWER_BYTES_MAX: usize = 200;
+
+/// Bytes of the reason in a log line why a destination cannot be reached: whole sentences, with a host or a path in them.
+const UNREACHABLE_BYTES_MAX: usize = 1_000;
+
 /// What waits in one partition.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Backlog {
-    /// Users with events in memory that are not settled.
+    /// Users with unsettled events in memory.
     pub(super) users: usize,
-    /// Events of the log that are not settled, as far as the end of the log is known.
+    /// Unsettled events of the log, as far as the end of the log is known.
     pub(super) lag: u64,
 }
 
-/// The log lines of one destination, with their limits.
+/// Writes the log lines of one destination within their limits.
 #[derive(Debug)]
 pub(super) struct Notices {
     destination: String,
     /// `host:port` of the destination, or its file.
     address: Option<String>,
-    inner: Mutex<Inner>,
+    state: Mutex<NoticesState>,
 }
 
 #[derive(Debug, Default)]
-struct Inner {
-    outage: OutageLines,
-    /// Why the last attempt failed that failed in an outage.
+struct NoticesState {
+    outage_lines: OutageLines,
+    /// Why the last attempt of an outage failed.
     cause: String,
-    gave_up: Budget,
-    stuck: Budget,
+    given_up: Budget,
+    stuck_users: Budget,
     backlogs: BTreeMap<u32, Backlog>,
 }
 
-/// An event that was given up, for its line.
+/// Lines that were suppressed and are due to be counted in a line.
+#[derive(Debug, Default)]
+struct SuppressedLines {
+    given_up: Option<u64>,
+    stuck_users: Option<u64>,
+}
+
+/// An event that was given up.
 #[derive(Debug)]
-pub(super) struct GaveUp<'a> {
+pub(super) struct GivenUpEvent<'a> {
     pub(super) partition: u32,
     pub(super) offset: i64,
     pub(super) user: Option<&'a [u8]>,
@@ -65,30 +76,28 @@ pub(super) struct GaveUp<'a> {
     pub(super) answer: &'a str,
 }
 
-/// A user whose next event fails again and again while the breaker is closed, for its line.
+/// A user whose next event fails again and again while the breaker is closed.
 #[derive(Debug)]
-pub(super) struct Stuck {
+pub(super) struct StuckUser {
     offset: i64,
     user: String,
     id: String,
     attempts: u32,
     tries: u32,
-    /// How long ago its first attempt failed.
-    failing: Duration,
+    failing_for: Duration,
     answer: String,
-    /// Other users were served meanwhile.
     others_are_served: bool,
 }
 
-impl Stuck {
+impl StuckUser {
     pub(super) fn new(event: &Event, id: &str, history: &FailureHistory, others_are_served: bool, now: Moment) -> Self {
         Self {
             offset: event.offset,
             user: shown_user(event.record.key()),
-            id: text::shown(id.as_bytes(), LOG_USER_BYTES_MAX),
+            id: shown_id(id),
             attempts: history.failures,
-            tries: history.tries.saturating_add(history.tries_since_mark),
-            failing: now.saturating_sub(history.first_failure),
+            tries: history.tries(),
+            failing_for: now.saturating_sub(history.first_failure),
             answer: history.answer.to_string(),
             others_are_served,
         }
@@ -96,7 +105,7 @@ impl Stuck {
 }
 
 /// What a line about an outage shows.
-struct State {
+struct OutageDetails {
     open: Option<OpenCause>,
     cause: String,
     users: usize,
@@ -105,52 +114,53 @@ struct State {
 
 impl Notices {
     pub(super) fn new(destination: &str, address: Option<String>) -> Self {
-        Self { destination: destination.to_owned(), address, inner: Mutex::default() }
+        Self { destination: destination.to_owned(), address, state: Mutex::default() }
     }
 
     /// An attempt failed while the breaker was open, or opened it.
     pub(super) fn failed_in_outage(&self, verdict: Verdict, answer: &str) {
-        self.inner().cause = cause(verdict, answer);
+        self.state().cause = shown_cause(verdict, answer);
     }
 
-    /// What waits in a partition now. `None`: it is not owned any more.
-    pub(super) fn waits(&self, partition: u32, backlog: Option<Backlog>) {
-        let mut inner = self.inner();
-        match backlog {
-            Some(backlog) => _ = inner.backlogs.insert(partition, backlog),
-            None => _ = inner.backlogs.remove(&partition),
-        }
+    /// What waits in an owned partition now.
+    pub(super) fn set_backlog(&self, partition: u32, backlog: Backlog) {
+        self.state().backlogs.insert(partition, backlog);
     }
 
-    /// Says what has to be said now. Asked whenever an outage begins or ends, and with every tick.
-    pub(super) fn look(&self, breaker: &BreakerSnapshot, now: Moment) {
-        let (line, state, suppressed) = {
-            let mut inner = self.inner();
-            let users = inner.backlogs.values().map(|backlog| backlog.users).sum();
-            let lag = inner.backlogs.values().map(|backlog| backlog.lag).sum();
-            let line = inner.outage.look(breaker.out_since, users > 0, now);
-            let state = line.map(|_| State { open: breaker.open, cause: inner.cause.clone(), users, lag });
-            (line, state, (inner.gave_up.take_overdue(now), inner.stuck.take_overdue(now)))
+    /// The partition is not owned any more.
+    pub(super) fn remove_backlog(&self, partition: u32) {
+        self.state().backlogs.remove(&partition);
+    }
+
+    /// Writes the lines that are due. Called when an outage begins or ends, and with every tick.
+    pub(super) fn write_due_lines(&self, breaker: &BreakerSnapshot, now: Moment) {
+        let (outage, suppressed) = {
+            let mut state = self.state();
+            let users = state.backlogs.values().map(|backlog| backlog.users).sum();
+            let lag = state.backlogs.values().map(|backlog| backlog.lag).sum();
+            let line = state.outage_lines.due(breaker.out_since, users > 0, now);
+            let details = |cause: &str| OutageDetails { open: breaker.open, cause: cause.to_owned(), users, lag };
+            (line.map(|line| (line, details(&state.cause))), state.take_overdue(now))
         };
-        if let (Some(line), Some(state)) = (line, state) {
-            self.say(line, &state);
+        if let Some((line, details)) = outage {
+            self.write_outage_line(line, &details);
         }
-        self.say_suppressed(suppressed);
+        self.write_suppressed(&suppressed);
     }
 
     /// The dead letter of this event is stored.
-    pub(super) fn gave_up(&self, event: &GaveUp<'_>, now: Moment) {
-        let (suppressed, allowed) = {
-            let mut inner = self.inner();
-            (inner.gave_up.take_overdue(now), inner.gave_up.allows(now))
+    pub(super) fn gave_up(&self, event: &GivenUpEvent<'_>, now: Moment) {
+        let (given_up, allowed) = {
+            let mut state = self.state();
+            (state.given_up.take_overdue(now), state.given_up.allows(now))
         };
-        self.say_suppressed((suppressed, None));
+        self.write_suppressed(&SuppressedLines { given_up, stuck_users: None });
         if !allowed {
             return;
         }
-        let GaveUp { partition, offset, user, id, reason, attempts, answer } = *event;
-        let (destination, user, answer) = (self.destination.as_str(), shown_user(user), shown(answer));
-        let id = text::shown(id.as_bytes(), LOG_USER_BYTES_MAX);
+        let GivenUpEvent { partition, offset, user, id, reason, attempts, answer } = *event;
+        let (destination, user, id) = (self.destination.as_str(), shown_user(user), shown_id(id));
+        let answer = shown_answer(answer);
         tracing::warn!(
             destination,
             partition,
@@ -164,28 +174,28 @@ impl Notices {
         );
     }
 
-    /// Whether a line about a stuck user may be written now. One that may not is counted.
-    pub(super) fn allows_stuck(&self, now: Moment) -> bool {
-        self.inner().stuck.allows(now)
+    /// Whether a line about a stuck user may be written now. Otherwise it is counted.
+    pub(super) fn allows_stuck_user(&self, now: Moment) -> bool {
+        self.state().stuck_users.allows(now)
     }
 
-    /// A user is stuck. The line is allowed.
-    pub(super) fn stuck(&self, partition: u32, stuck: &Stuck) {
-        let Stuck { offset, user, id, attempts, tries, failing, answer, others_are_served } = stuck;
-        let what = match others_are_served {
+    /// Writes the line about a stuck user, which [`allows_stuck_user`](Self::allows_stuck_user) has allowed.
+    pub(super) fn stuck_user(&self, partition: u32, stuck: &StuckUser) {
+        let StuckUser { offset, user, id, attempts, tries, failing_for, answer, others_are_served } = stuck;
+        let message = match others_are_served {
             true => "a user is stuck: its next event keeps failing while other users are served",
             false => "a user is stuck: its next event keeps failing",
         };
-        let (destination, failing_s) = (self.destination.as_str(), failing.as_secs());
-        tracing::warn!(destination, partition, offset, user, id, attempts, tries, failing_s, answer, "{what}");
+        let (destination, failing_s) = (self.destination.as_str(), failing_for.as_secs());
+        tracing::warn!(destination, partition, offset, user, id, attempts, tries, failing_s, answer, "{message}");
     }
 
-    fn say(&self, line: OutageLine, state: &State) {
+    fn write_outage_line(&self, line: OutageLine, details: &OutageDetails) {
         let (destination, address) = (self.destination.as_str(), self.address.as_deref());
-        let State { open, cause, users, lag } = state;
+        let OutageDetails { open, cause, users, lag } = details;
         match line {
-            OutageLine::Began { out, suppressed } => {
-                let what = match *open {
+            OutageLine::Began { lasted, suppressed } => {
+                let message = match *open {
                     Some(OpenCause::Unreachable) => {
                         "the destination cannot be reached; its events wait, and none is given up"
                     }
@@ -195,21 +205,21 @@ impl Notices {
                     Some(OpenCause::Undecided) => "the destination answers again, and has not delivered anything yet",
                     None => "the destination delivers nothing; fewer than 5 users fail, so their tries count",
                 };
-                let (out_s, suppressed) = (out.as_secs(), NonZero::new(suppressed));
-                tracing::warn!(destination, address, cause, users, lag, out_s, suppressed, "{what}");
+                let (out_s, suppressed) = (lasted.as_secs(), NonZero::new(suppressed));
+                tracing::warn!(destination, address, cause, users, lag, out_s, suppressed, "{message}");
             }
-            OutageLine::Lasts { out } => {
-                let out_s = out.as_secs();
-                let what = match *open {
+            OutageLine::Lasts { lasted } => {
+                let out_s = lasted.as_secs();
+                let message = match *open {
                     Some(OpenCause::Unreachable) => "the destination still cannot be reached; its events wait",
                     Some(OpenCause::NoUserDelivered) => "the destination still fails for every user; its events wait",
                     Some(OpenCause::Undecided) => "the destination answers, and still has not delivered anything",
                     None => "the destination still delivers nothing; fewer than 5 users fail, so their tries count",
                 };
-                tracing::warn!(destination, address, cause, users, lag, out_s, "{what}");
+                tracing::warn!(destination, address, cause, users, lag, out_s, "{message}");
             }
-            OutageLine::Ended { out } => {
-                let out_s = (out.as_secs_f64() * 1_000.0).round() / 1_000.0;
+            OutageLine::Ended { lasted } => {
+                let out_s = (lasted.as_secs_f64() * 1_000.0).round() / 1_000.0;
                 tracing::info!(destination, address, users, lag, out_s, "the destination takes events again");
             }
             OutageLine::Suppressed { suppressed } => {
@@ -224,186 +234,79 @@ impl Notices {
         }
     }
 
-    /// How many lines were suppressed: about events that were given up, and about stuck users.
-    fn say_suppressed(&self, (gave_up, stuck): (Option<u64>, Option<u64>)) {
+    fn write_suppressed(&self, lines: &SuppressedLines) {
         let destination = self.destination.as_str();
-        if let Some(suppressed) = gave_up {
+        if let Some(suppressed) = lines.given_up {
             tracing::warn!(
                 destination,
                 suppressed,
                 "gave up more events in the last minute: they are kept as dead letters"
             );
         }
-        if let Some(suppressed) = stuck {
+        if let Some(suppressed) = lines.stuck_users {
             tracing::warn!(destination, suppressed, "more users were stuck in the last minute");
         }
     }
 
-    fn inner(&self) -> MutexGuard<'_, Inner> {
-        // Counters and texts only: a panic elsewhere leaves nothing half done in it.
-        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    fn state(&self) -> MutexGuard<'_, NoticesState> {
+        // It holds counters and texts only, so a panic elsewhere leaves nothing half done in it.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl NoticesState {
+    fn take_overdue(&mut self, now: Moment) -> SuppressedLines {
+        SuppressedLines { given_up: self.given_up.take_overdue(now), stuck_users: self.stuck_users.take_overdue(now) }
     }
 }
 
 impl Drop for Notices {
-    /// The last counts are told at the end, not lost with it.
+    /// Writes the last counts, which would be lost otherwise.
     fn drop(&mut self) {
-        let inner = self.inner.get_mut().unwrap_or_else(PoisonError::into_inner);
-        let (gave_up, stuck) = (inner.gave_up.take_suppressed(), inner.stuck.take_suppressed());
-        self.say_suppressed(((gave_up > 0).then_some(gave_up), (stuck > 0).then_some(stuck)));
+        let state = self.state.get_mut().unwrap_or_else(PoisonError::into_inner);
+        let count = |suppressed: u64| (suppressed > 0).then_some(suppressed);
+        let given_up = count(state.given_up.take_suppressed());
+        let stuck_users = count(state.stuck_users.take_suppressed());
+        self.write_suppressed(&SuppressedLines { given_up, stuck_users });
     }
 }
 
-/// Why an attempt failed. The sentence why a destination cannot be reached ends with what to do about it: it is not cut.
-fn cause(verdict: Verdict, answer: &str) -> String {
+/// Why an attempt failed. The reason why a destination cannot be reached ends with what to do about it, so more of it is
+/// shown than of an answer.
+fn shown_cause(verdict: Verdict, answer: &str) -> String {
     match verdict {
-        Verdict::Unreachable => text::shown(answer.as_bytes(), LOG_UNREACHABLE_BYTES_MAX),
-        Verdict::Retry { .. } | Verdict::Busy { .. } | Verdict::Refused | Verdict::Drilled => shown(answer),
+        Verdict::Unreachable => text::shown(answer.as_bytes(), UNREACHABLE_BYTES_MAX),
+        Verdict::Retry { .. } | Verdict::Busy { .. } | Verdict::Refused | Verdict::Drilled => shown_answer(answer),
     }
 }
 
-fn shown(answer: &str) -> String {
-    text::shown(answer.as_bytes(), LOG_ANSWER_BYTES_MAX)
+fn shown_answer(answer: &str) -> String {
+    text::shown(answer.as_bytes(), ANSWER_BYTES_MAX)
 }
 
-/// A user as a log line shows it. Events without a key share one lane a partition.
+/// A user as a log line shows it. Events without a key share one lane, whose user is shown as empty.
 pub(super) fn shown_user(user: Option<&[u8]>) -> String {
     user.map_or_else(String::new, |user| text::shown(user, LOG_USER_BYTES_MAX))
 }
 
-/// What is said of an outage, and when. Pure: it is told the time, and answers with the line that is due.
-#[derive(Debug, Default)]
-struct OutageLines {
-    outage: Option<Outage>,
-    /// When the beginning of an outage was said last.
-    began_said_at: Option<Moment>,
-    /// Outages that ended before their beginning was said.
-    suppressed: u64,
-}
-
-#[derive(Debug, Clone, Copy)]
-struct Outage {
-    /// Its first failure.
-    since: Moment,
-    /// When it was last said. `None`: not yet, since another one was said just before.
-    said_at: Option<Moment>,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum OutageLine {
-    Began {
-        out: Moment,
-        /// Outages before it that were not said.
-        suppressed: u64,
-    },
-    Lasts {
-        out: Moment,
-    },
-    Ended {
-        out: Moment,
-    },
-    Suppressed {
-        suppressed: u64,
-    },
-}
-
-impl OutageLines {
-    /// If connections to some of a receiver's machines work and others do not, outages begin and end with every answer:
-    /// at most one is said in [`LOG_REPEAT_INTERVAL`], and the others are counted.
-    fn look(&mut self, out_since: Option<Moment>, anybody_waits: bool, now: Moment) -> Option<OutageLine> {
-        let may_begin = self.began_said_at.is_none_or(|at| now >= at.saturating_add(LOG_REPEAT_INTERVAL));
-        match (&mut self.outage, out_since) {
-            (None, None) => {
-                let is_overdue = self.began_said_at.is_none_or(|at| now >= at.saturating_add(LOG_REMINDER_INTERVAL));
-                let suppressed = if is_overdue { std::mem::take(&mut self.suppressed) } else { 0 };
-                (suppressed > 0).then_some(OutageLine::Suppressed { suppressed })
-            }
-            (Some(outage), None) => {
-                let Outage { since, said_at } = *outage;
-                self.outage = None;
-                self.suppressed += u64::from(said_at.is_none());
-                said_at.map(|_| OutageLine::Ended { out: now.saturating_sub(since) })
-            }
-            (Some(Outage { since, said_at: Some(said_at) }), Some(out_since)) => {
-                // Something was delivered meanwhile, and it failed again at once: the same outage to a reader.
-                *since = (*since).min(out_since);
-                // If every event was given up and no other has come, an outage is nobody's trouble.
-                if !anybody_waits || now < said_at.saturating_add(LOG_REMINDER_INTERVAL) {
-                    return None;
-                }
-                *said_at = now;
-                Some(OutageLine::Lasts { out: now.saturating_sub(*since) })
-            }
-            (unsaid, Some(since)) => {
-                let said_at = may_begin.then_some(now);
-                *unsaid = Some(Outage { since, said_at });
-                if !may_begin {
-                    return None;
-                }
-                self.began_said_at = Some(now);
-                let suppressed = std::mem::take(&mut self.suppressed);
-                Some(OutageLine::Began { out: now.saturating_sub(since), suppressed })
-            }
-        }
-    }
+/// An event's id as a log line shows it.
+pub(super) fn shown_id(id: &str) -> String {
+    text::shown(id.as_bytes(), LOG_USER_BYTES_MAX)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn at(seconds: u64) -> Moment {
-        Duration::from_secs(seconds)
-    }
-
-    #[test]
-    fn an_outage_is_said_once_each_minute_and_at_its_end() {
-        let mut lines = OutageLines::default();
-        let out = |seconds| Some(at(seconds));
-        assert_eq!(lines.look(None, true, at(1)), None);
-        assert_eq!(lines.look(out(9), true, at(10)), Some(OutageLine::Began { out: at(1), suppressed: 0 }));
-        assert_eq!(lines.look(out(9), true, at(69)), None);
-        assert_eq!(lines.look(out(9), true, at(70)), Some(OutageLine::Lasts { out: at(61) }));
-        assert_eq!(lines.look(out(9), true, at(71)), None);
-        assert_eq!(lines.look(out(9), false, at(131)), None, "nobody waits");
-        assert_eq!(lines.look(out(9), true, at(132)), Some(OutageLine::Lasts { out: at(123) }));
-        assert_eq!(lines.look(None, true, at(135)), Some(OutageLine::Ended { out: at(126) }));
-        assert_eq!(lines.look(None, true, at(500)), None);
-    }
-
-    #[test]
-    fn outages_that_come_and_go_with_every_answer_are_counted_and_the_count_is_told() {
-        let mut lines = OutageLines::default();
-        assert!(matches!(lines.look(Some(at(1)), true, at(1)), Some(OutageLine::Began { .. })));
-        assert!(matches!(lines.look(None, true, at(2)), Some(OutageLine::Ended { .. })));
-        for second in [3, 5, 7] {
-            assert_eq!(lines.look(Some(at(second)), true, at(second)), None);
-            assert_eq!(lines.look(None, true, at(second + 1)), None);
-        }
-        assert_eq!(lines.look(None, true, at(60)), None);
-        assert_eq!(lines.look(None, true, at(61)), Some(OutageLine::Suppressed { suppressed: 3 }));
-        assert_eq!(lines.look(None, true, at(62)), None);
-    }
-
     #[test]
     fn a_user_and_an_answer_are_shown_escaped_and_bounded() {
         let long = "x".repeat(10_000);
-        assert!(shown(&long).len() < LOG_ANSWER_BYTES_MAX + 10 && shown(&long).ends_with('…'));
+        assert!(shown_answer(&long).len() < ANSWER_BYTES_MAX + 10 && shown_answer(&long).ends_with('…'));
         assert!(shown_user(Some(long.as_bytes())).len() < LOG_USER_BYTES_MAX + 10);
         assert_eq!(shown_user(Some(b"a\x1b[2J\xff")), "a\\u{1b}[2J\u{fffd}");
         assert_eq!(shown_user(None), "");
         let sentence = format!("the certificate of {}.example:443 has expired. Renew it", "x".repeat(250));
-        assert_eq!(cause(Verdict::Unreachable, &sentence), sentence, "what to do is at its end");
-        assert_eq!(cause(Verdict::Refused, &sentence), shown(&sentence));
-    }
-
-    #[test]
-    fn an_outage_that_lasts_is_said_although_another_one_was_just_before() {
-        let mut lines = OutageLines::default();
-        lines.look(Some(at(1)), true, at(1));
-        lines.look(None, true, at(2));
-        assert_eq!(lines.look(Some(at(3)), true, at(3)), None);
-        assert_eq!(lines.look(Some(at(3)), true, at(11)), Some(OutageLine::Began { out: at(8), suppressed: 0 }));
-        assert_eq!(lines.look(None, true, at(12)), Some(OutageLine::Ended { out: at(9) }));
+        assert_eq!(shown_cause(Verdict::Unreachable, &sentence), sentence, "what to do is at its end");
+        assert_eq!(shown_cause(Verdict::Refused, &sentence), shown_answer(&sentence));
     }
 }

@@ -1,124 +1,135 @@
-//! A partition that stopped though nobody told it to: it stays owned and says why, until it can continue.
+//! One partition: runs its worker, and if the worker ends with an error, keeps the partition until it can continue.
 //!
 //! ```text
-//!  worker ── an error ──▶ stopped ── after a minute, if the error may pass ──▶ begins again, from the last commit
-//!                            ├────── an offset reset is asked for ───────────▶ begins again, from the new offset
-//!                            └────── revoked, or the process stops ──────────▶ released at once
+//!  worker ── an error ──▶ stopped ─┬─ after a minute, if the error may pass ──▶ begins again, from the last commit
+//!                                  ├─ an offset reset is asked for ───────────▶ begins again, from the new offset
+//!                                  └─ revoked, or the process stops ──────────▶ released at once
 //! ```
 //!
-//! An error may pass if it comes back before anything is delivered again: everything before a record that cannot be read
-//! was delivered and committed, and a commit that is refused is asked for before the first attempt. (A topic that was
-//! deleted and made again does not come back: that ends the partition, and with the last one the process, since a start
-//! opens the new topic.) A broken invariant
-//! (a panic, for example) may come in the middle of anything. Beginning again would repeat each minute what was delivered
-//! since the last commit, so it waits for a person: a restart, or an offset reset.
+//! An error may pass if it comes back before anything is delivered twice. Before a record that cannot be read, every
+//! event was delivered and committed. And if a commit is refused, so is the commit before the first attempt.
+//!
+//! A broken invariant (a panic, for example) can happen in the middle of anything. To begin again would deliver each
+//! minute what was delivered since the last commit. So the partition waits for a person: for a restart, or an offset
+//! reset.
+//!
+//! A topic that was deleted and created again does not come back. That error ends the partition, and with the last one
+//! the process, because a start opens the new topic.
 
-use super::shared::Shared;
-use super::worker::{Unreadable, Worker, requested};
-use super::{Ended, WhenStopped};
-use crate::core::outcome::Failure;
+use super::WhenStopped;
+use super::context::DispatchContext;
+use super::reader::UnreadableLog;
+use super::repositioner::{RESET_LOOK_MAX, requested};
+use super::worker::Worker;
+use crate::core::outcome::{Ended, Failure};
 use crate::destination::spec::flag_of;
-use crate::limits;
+use crate::limits::MOVES_LOOK_INTERVAL;
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
-/// How often a partition that stopped tries again, and how often those that are stopped are told of, in one line.
+/// How often a stopped partition tries again, and how often one log line names all partitions that are stopped.
 pub(super) const STOPPED_INTERVAL: Duration = Duration::from_secs(60);
 
-/// Partitions that one line tells of; the others are counted.
-const REASONS_TOLD_MAX: usize = 5;
+/// Partitions that one line names. The others are counted.
+const REASONS_SHOWN_MAX: usize = 5;
 
 /// The partitions that are stopped now, and why.
 #[derive(Debug, Default)]
-pub(super) struct Stopped(Mutex<BTreeMap<u32, String>>);
+pub(super) struct StoppedPartitions(Mutex<BTreeMap<u32, String>>);
 
-impl Stopped {
-    /// Plain strings: a panic elsewhere leaves nothing half done in them.
+impl StoppedPartitions {
     fn reasons(&self) -> MutexGuard<'_, BTreeMap<u32, String>> {
+        // It holds plain strings, so a panic elsewhere leaves nothing half done in it.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn add(self: &Arc<Self>, partition: u32, why: String) -> Entry {
+    fn add(self: &Arc<Self>, partition: u32, why: String) -> StoppedEntry {
         self.reasons().insert(partition, why);
-        Entry { list: Arc::clone(self), partition }
+        StoppedEntry { list: Arc::clone(self), partition }
     }
 
-    /// The first of them, with its reason.
+    /// The first partition in the list, with its reason.
     pub(super) fn first(&self) -> Option<(u32, String)> {
         self.reasons().first_key_value().map(|(partition, why)| (*partition, why.clone()))
     }
 
-    /// All of them in one sentence; `None`: there are none.
-    pub(super) fn told(&self) -> Option<String> {
+    /// All of them in one sentence. `None`: the list is empty.
+    pub(super) fn summary(&self) -> Option<String> {
         let reasons = self.reasons();
-        let told: Vec<String> = reasons
+        let shown: Vec<String> = reasons
             .iter()
-            .take(REASONS_TOLD_MAX)
+            .take(REASONS_SHOWN_MAX)
             .map(|(partition, why)| format!("partition {partition}: {why}"))
             .collect();
-        let more = reasons.len().saturating_sub(told.len());
-        let more = if more > 0 { format!("; and {more} more partitions") } else { String::new() };
-        (!told.is_empty()).then(|| told.join("; ") + &more)
+        let others = reasons.len().saturating_sub(shown.len());
+        let others = if others > 0 { format!("; and {others} more partitions") } else { String::new() };
+        (!shown.is_empty()).then(|| shown.join("; ") + &others)
     }
 }
 
-/// A partition in the list, for as long as the value lives: also where its task is aborted.
-struct Entry {
-    list: Arc<Stopped>,
+/// A partition in the list. It leaves the list when this is dropped, also if its task is aborted.
+struct StoppedEntry {
+    list: Arc<StoppedPartitions>,
     partition: u32,
 }
 
-impl Drop for Entry {
+impl Drop for StoppedEntry {
     fn drop(&mut self) {
         self.list.reasons().remove(&self.partition);
     }
 }
 
-/// What ends the wait of a partition that is stopped.
-enum Next {
+/// Why a stopped partition does not wait any longer.
+enum WaitEnd {
     /// It was revoked, or the process stops.
-    End,
-    /// Perhaps the error has passed.
-    Again,
-    /// Its offset is to be another one.
-    Reset,
+    Released,
+    /// A minute has passed, and with it perhaps the error.
+    TryAgain,
+    /// An offset reset was asked for.
+    OffsetReset,
 }
 
-/// Delivers a partition until `stop` says true. If it stops for another reason, it waits until it can continue, or ends
-/// with the error: as [`Config::when_stopped`](super::Config::when_stopped) says. `broken`: it begins as stopped, by
-/// this error.
-pub(super) async fn own(
-    shared: Arc<Shared>,
-    list: Arc<Stopped>,
+/// What a log line has said about the partition, so that the same reason is not written each minute.
+#[derive(Default)]
+struct StoppedState {
+    entry: Option<StoppedEntry>,
+    logged_reason: String,
+    /// The last offset reset that was found to be applied already.
+    applied_reset: Option<u64>,
+}
+
+/// Delivers a partition until `stop` is true. If its worker ends with an error, the partition waits until it can continue,
+/// or ends with that error: [`Config::when_stopped`](super::Config::when_stopped) decides. `panic`: the last worker of
+/// the partition has panicked, so it begins as stopped.
+pub(super) async fn run_partition(
+    context: Arc<DispatchContext>,
+    list: Arc<StoppedPartitions>,
     partition: u32,
     mut stop: watch::Receiver<bool>,
-    mut broken: Option<anyhow::Error>,
+    mut panic: Option<anyhow::Error>,
 ) -> anyhow::Result<Ended> {
-    let mut entry: Option<Entry> = None;
-    let mut told = String::new();
-    // The last offset reset that was found to be applied already.
-    let mut applied: Option<u64> = None;
+    let mut state = StoppedState::default();
     loop {
-        let (error, may_pass) = match broken.take() {
-            Some(error) => (error, false),
-            None => match deliver(&shared, partition, &mut stop, &mut entry, &mut told).await {
+        let (error, may_pass) = match panic.take() {
+            Some(panic) => (panic, false),
+            None => match run_worker(&context, partition, &mut stop, &mut state).await {
                 Ok(ended) => return Ok(ended),
                 Err(error) => {
-                    let may_pass = error.is::<Unreadable>() || error.is::<Failure>();
+                    let may_pass = error.is::<UnreadableLog>() || error.is::<Failure>();
                     (error, may_pass)
                 }
             },
         };
-        if shared.config.when_stopped == WhenStopped::End || is_recreated(&error) || *stop.borrow() {
+        if context.config.when_stopped == WhenStopped::End || is_recreated(&error) || *stop.borrow() {
             return Err(error);
         }
         let why = format!("{error:#}");
-        if why != told {
-            let (destination, topic) = (shared.parts.group.name(), &shared.topic);
-            let then = match may_pass {
+        if why != state.logged_reason {
+            let (destination, topic) = (context.destination(), &context.topic);
+            let next = match may_pass {
                 true => "it tries again every minute".to_owned(),
                 false => format!(
                     "it waits for a restart of the process, or for an offset reset: eventd replay --dest {} --rewind \
@@ -126,92 +137,93 @@ pub(super) async fn own(
                     flag_of(destination)
                 ),
             };
-            tracing::error!(destination, %topic, partition, "this partition is stopped, the others continue: {why}; {then}");
+            tracing::error!(destination, %topic, partition, "this partition is stopped, the others continue: {why}; {next}");
         }
-        // Its end takes the partition off the list: before it is put there again.
-        drop(entry.take());
-        entry = Some(list.add(partition, why.clone()));
-        shared.tally.stopped(partition);
-        told = why;
-        match wait(&shared, partition, may_pass, &mut applied, &mut stop).await {
-            Next::End => return Ok(Ended::Drained),
-            Next::Again => {}
-            Next::Reset => {
-                entry = None;
-                told.clear();
+        // Dropping an older entry removes the partition from the list, so it must happen before the new one is added.
+        drop(state.entry.take());
+        state.entry = Some(list.add(partition, why.clone()));
+        state.logged_reason = why;
+        context.tally.stopped(partition);
+        match wait(&context, partition, may_pass, &mut state.applied_reset, &mut stop).await {
+            WaitEnd::Released => return Ok(Ended::Drained),
+            WaitEnd::TryAgain => {}
+            WaitEnd::OffsetReset => {
+                state.entry = None;
+                state.logged_reason.clear();
             }
         }
     }
 }
 
-/// Whether delivery ended because the topic was deleted and made again: only if the log is opened again, it can continue.
+/// Whether delivery ended because the topic was deleted and created again. It can continue only after a new start has
+/// opened the new topic.
 pub(crate) fn is_recreated(error: &anyhow::Error) -> bool {
-    error.downcast_ref::<Unreadable>().is_some_and(|unreadable| unreadable.is_recreated)
+    error.downcast_ref::<UnreadableLog>().is_some_and(|unreadable| unreadable.is_recreated)
 }
 
-/// One life of a worker. Once it has read the log, the partition is not stopped any more: it begins with what could not
-/// be read.
-async fn deliver(
-    shared: &Arc<Shared>,
+/// Runs one worker until it ends. If the partition was stopped, it is not stopped any more once the worker has read the
+/// log.
+async fn run_worker(
+    context: &Arc<DispatchContext>,
     partition: u32,
     stop: &mut watch::Receiver<bool>,
-    entry: &mut Option<Entry>,
-    told: &mut String,
+    state: &mut StoppedState,
 ) -> anyhow::Result<Ended> {
-    // `begin` may wait for the group as long as it takes; a stop does not wait for it.
+    // `begin` waits for the group however long that takes. A stop must not wait for it.
     let worker = tokio::select! {
         biased;
         _ = stop.wait_for(|stop| *stop) => return Ok(Ended::Drained),
-        begun = Worker::begin(Arc::clone(shared), partition) => begun?,
+        worker = Worker::begin(Arc::clone(context), partition) => worker?,
     };
     let has_read = worker.has_read();
-    let mut life = std::pin::pin!(worker.run(stop.clone()));
-    if entry.is_some() {
+    let mut run = std::pin::pin!(worker.run(stop.clone()));
+    if state.entry.is_some() {
         tokio::select! {
             biased;
-            ended = &mut life => return ended,
+            ended = &mut run => return ended,
             () = has_read.notified() => {
-                let (destination, topic) = (shared.parts.group.name(), &shared.topic);
+                let (destination, topic) = (context.destination(), &context.topic);
                 tracing::info!(destination, %topic, partition, "this partition is not stopped any more");
-                *entry = None;
-                told.clear();
+                state.entry = None;
+                state.logged_reason.clear();
             }
         }
     }
-    life.await
+    run.await
 }
 
 async fn wait(
-    shared: &Shared,
+    context: &DispatchContext,
     partition: u32,
     may_pass: bool,
-    applied: &mut Option<u64>,
+    applied_reset: &mut Option<u64>,
     stop: &mut watch::Receiver<bool>,
-) -> Next {
+) -> WaitEnd {
     let again_at = Instant::now() + STOPPED_INTERVAL;
     tokio::select! {
         biased;
-        // An error: nobody is there any more who could tell.
-        _ = stop.wait_for(|stop| *stop) => Next::End,
-        () = sleep_until(again_at), if may_pass => Next::Again,
-        () = asked(shared, partition, applied) => Next::Reset,
+        // An error means that the owner is gone, which ends the partition too.
+        _ = stop.wait_for(|stop| *stop) => WaitEnd::Released,
+        () = sleep_until(again_at), if may_pass => WaitEnd::TryAgain,
+        () = offset_reset_wanted(context, partition, applied_reset) => WaitEnd::OffsetReset,
     }
 }
 
-/// Ready once an offset reset is asked for that the last commit does not hold. Beginning again applies it.
-async fn asked(shared: &Shared, partition: u32, applied: &mut Option<u64>) {
-    let group = &shared.parts.group;
+/// Ready when an offset reset is asked for that the last commit does not have. The next worker applies it.
+async fn offset_reset_wanted(context: &DispatchContext, partition: u32, applied_reset: &mut Option<u64>) {
+    let group = &context.parts.group;
     loop {
-        // What cannot be seen now is looked for again: the reminder tells why the partition is stopped.
-        let found = requested(&**group, partition, limits::MOVES_LOOK_MAX).await.ok().flatten();
-        if let Some(wanted) = found.filter(|wanted| *applied != Some(wanted.id)) {
-            match timeout(limits::MOVES_LOOK_MAX, group.committed(partition)).await {
-                Ok(Ok(Some(state))) if state.lacks(&wanted) => return,
-                Ok(Ok(_)) => *applied = Some(wanted.id),
+        // If the group does not answer, the next look finds the reset. The reminder in the log says why the partition is
+        // stopped, so this writes no line of its own.
+        let found = requested(&**group, partition, RESET_LOOK_MAX).await.ok().flatten();
+        if let Some(reset) = found.filter(|reset| *applied_reset != Some(reset.id)) {
+            match timeout(RESET_LOOK_MAX, group.committed(partition)).await {
+                Ok(Ok(Some(state))) if state.lacks(&reset) => return,
+                Ok(Ok(_)) => *applied_reset = Some(reset.id),
                 Ok(Err(_)) | Err(_) => {}
             }
         }
-        sleep(limits::MOVES_LOOK_INTERVAL).await;
+        sleep(MOVES_LOOK_INTERVAL).await;
     }
 }
 
@@ -220,17 +232,18 @@ mod tests {
     use super::*;
 
     #[test]
-    fn one_line_tells_of_all_that_are_stopped_as_long_as_they_are() {
-        let list = Arc::new(Stopped::default());
-        assert_eq!((list.told(), list.first()), (None, None));
-        let mut entries: Vec<Entry> = (0..7).map(|partition| list.add(partition, format!("why {partition}"))).collect();
-        let told = list.told().unwrap();
-        assert!(told.starts_with("partition 0: why 0; partition 1: why 1; "), "{told}");
-        assert!(told.ends_with("partition 4: why 4; and 2 more partitions"), "{told}");
+    fn one_line_names_the_partitions_as_long_as_they_are_stopped() {
+        let list = Arc::new(StoppedPartitions::default());
+        assert_eq!((list.summary(), list.first()), (None, None));
+        let mut entries: Vec<StoppedEntry> =
+            (0..7).map(|partition| list.add(partition, format!("why {partition}"))).collect();
+        let summary = list.summary().unwrap();
+        assert!(summary.starts_with("partition 0: why 0; partition 1: why 1; "), "{summary}");
+        assert!(summary.ends_with("partition 4: why 4; and 2 more partitions"), "{summary}");
         drop(entries.drain(1..));
-        assert_eq!(list.told().as_deref(), Some("partition 0: why 0"));
+        assert_eq!(list.summary().as_deref(), Some("partition 0: why 0"));
         assert_eq!(list.first(), Some((0, "why 0".into())));
         drop(entries);
-        assert_eq!(list.told(), None);
+        assert_eq!(list.summary(), None);
     }
 }

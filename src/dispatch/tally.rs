@@ -1,11 +1,11 @@
-//! What a destination's owners did, counted for whoever watches them.
+//! Counters of one run of dispatch, for its caller: deliveries, failures, events given up, stopped partitions.
 
 use crate::core::verdict::{Report, Verdict};
 use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicU64, Ordering};
 use tokio::sync::watch;
 
-/// Counts of one run of dispatch, from its beginning.
+/// Counts since the start of one run of dispatch, over all partitions.
 #[derive(Debug, Default)]
 pub struct Tally {
     delivered: AtomicU64,
@@ -16,31 +16,32 @@ pub struct Tally {
 }
 
 impl Tally {
-    /// Events that were delivered.
+    /// The number of delivered events.
     pub fn delivered(&self) -> u64 {
         self.delivered.load(Ordering::Relaxed)
     }
 
-    /// Events whose dead letter is written.
+    /// The number of events whose dead letter is stored.
     pub fn given_up(&self) -> u64 {
         self.given_up.load(Ordering::Relaxed)
     }
 
-    /// Attempts that failed, drills left out.
+    /// The number of failed attempts, without fault drills.
     pub fn failed(&self) -> u64 {
         self.failed.load(Ordering::Relaxed)
     }
 
-    /// Attempts that failed since the last event that was delivered, drills left out.
+    /// The number of failed attempts since the last delivered event, without fault drills.
     pub fn failures_in_a_row(&self) -> watch::Receiver<u64> {
         self.failures_in_a_row.subscribe()
     }
 
-    /// Partitions that stopped though nobody told them to.
+    /// Partitions that stopped with an error.
     pub fn stopped_partitions(&self) -> watch::Receiver<BTreeSet<u32>> {
         self.stopped.subscribe()
     }
 
+    /// Counts a run and the attempt of its first event that was not delivered.
     pub(super) fn attempted(&self, report: &Report) {
         self.delivered.fetch_add(report.delivered as u64, Ordering::Relaxed);
         let failed = report.failed.as_ref().is_some_and(|failed| failed.verdict != Verdict::Drilled);
@@ -52,10 +53,12 @@ impl Tally {
         });
     }
 
+    /// Counts an event that was given up.
     pub(super) fn gave_up(&self) {
         self.given_up.fetch_add(1, Ordering::Relaxed);
     }
 
+    /// Adds a partition that stopped with an error.
     pub(super) fn stopped(&self, partition: u32) {
         self.stopped.send_modify(|stopped| _ = stopped.insert(partition));
     }

@@ -26,6 +26,7 @@
 //! and never a record whose bytes have changed (that is [`FetchError::Corrupt`]). Offsets may have gaps: `Fetched::next`
 //! says where the next fetch starts.
 
+pub(crate) mod grow_limiter;
 pub mod kafka;
 pub mod sqlite;
 pub mod url;

@@ -10,7 +10,7 @@ use super::{PreparedReplay, ReplayContext, ReplayRefused};
 use crate::clock::now_ms;
 use crate::core::progress::PartitionState;
 use crate::core::side_topics::{dead_letter_group, dead_letter_topic, replay_group};
-use crate::dispatch::{OnGap, dead_letter};
+use crate::dispatch::{OnGap, dead_letter_topic as dead_letters};
 use crate::log::{Log, OpenError};
 use anyhow::Context;
 use std::collections::BTreeSet;
@@ -151,7 +151,7 @@ async fn open_source(context: &ReplayContext, dead: bool) -> anyhow::Result<Arc<
     let topic = dead_letter_topic(context.log.topic(), &context.spec.name);
     match context.engine.open(&topic, None).await {
         Ok(log) => {
-            dead_letter::ensure_own(&*log, context.log.topic(), &context.spec.name).await?;
+            dead_letters::ensure_own(&*log, context.log.topic(), &context.spec.name).await?;
             Ok(log)
         }
         Err(OpenError::Missing { .. }) => Err(ReplayRefused::not_in_log(format!(

@@ -1,10 +1,13 @@
-//! Lanes against a model that keeps one plain list a user.
+//! Compares lanes with a model that keeps one plain list for each user.
 
 use super::*;
 use crate::core::event::Record;
+use crate::core::tries::GiveUpReason;
 use proptest::prelude::*;
 use std::collections::BTreeMap;
 use std::time::Duration;
+
+const GIVE_UP: Decision = Decision::GiveUp(GiveUpReason::Exhausted);
 
 fn event(offset: i64, user: &str) -> Event {
     Event { offset, record: Record::new(Some(user.as_bytes()), Some(b"payload"), &[], 0) }
@@ -30,9 +33,9 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
     proptest::collection::vec(step, 0..250)
 }
 
-/// What a user has in flight, in the model.
+/// A run of one user that is in flight, in the model.
 #[derive(Debug)]
-struct Run {
+struct ModelRun {
     token: Token,
     user: u8,
     offsets: Vec<i64>,
@@ -44,7 +47,7 @@ proptest! {
     fn a_users_attempts_are_in_order_and_one_at_a_time_and_nothing_is_lost(steps in steps()) {
         let mut lanes = Lanes::new(3);
         let mut unsettled: BTreeMap<u8, Vec<i64>> = BTreeMap::new();
-        let (mut flying, mut settling): (Vec<Run>, Vec<Run>) = (Vec::new(), Vec::new());
+        let (mut in_flight, mut giving_up): (Vec<ModelRun>, Vec<ModelRun>) = (Vec::new(), Vec::new());
         let (mut now, mut offset, mut tries) = (Duration::ZERO, 0i64, BTreeMap::<i64, u32>::new());
         for step in steps {
             match step {
@@ -56,43 +59,43 @@ proptest! {
                 Step::Start { run, probe } => {
                     let mut out = Vec::new();
                     let started = if probe {
-                        lanes.next_preferred(4, |_| false, true, &mut out)
+                        lanes.next_probe(4, |_| false, true, &mut out)
                     } else {
                         lanes.next(run, usize::MAX, &mut out)
                     };
                     let Some(started) = started else { prop_assert!(!lanes.has_ready()); continue };
                     let user: u8 = std::str::from_utf8(out[0].record.key().unwrap()).unwrap().parse().unwrap();
-                    let busy = flying.iter().chain(&settling).any(|run| run.user == user);
+                    let busy = in_flight.iter().chain(&giving_up).any(|run| run.user == user);
                     prop_assert!(!busy, "two attempts of user {} at once", user);
                     let offsets: Vec<i64> = out.iter().map(|event| event.offset).collect();
                     prop_assert_eq!(&offsets[..], &unsettled[&user][..offsets.len()], "not the oldest of the user");
                     prop_assert!(offsets.len() <= run.max(1) || probe);
                     prop_assert_eq!(started.attempt, tries.get(&offsets[0]).copied().unwrap_or(0) + 1);
-                    flying.push(Run { token: started.token, user, offsets });
+                    in_flight.push(ModelRun { token: started.token, user, offsets });
                 }
                 Step::Report { which, delivered, next } => {
-                    if flying.is_empty() { continue }
-                    let mut run = flying.remove(which % flying.len());
+                    if in_flight.is_empty() { continue }
+                    let mut run = in_flight.remove(which % in_flight.len());
                     let delivered = delivered.min(run.offsets.len());
                     let mut seen = Vec::new();
                     let give_up = next == 0;
                     lanes.settle(run.token, delivered, |event| seen.push(event.offset), |head, history| {
-                        history.failures += 1;
+                        history.add_failure(now);
                         assert_eq!(head.offset, run.offsets[delivered]);
                         *tries.entry(head.offset).or_default() += 1;
-                        if give_up { Next::GiveUp } else { Next::Retry { at: now + Duration::from_millis(u64::from(next) * 7) } }
+                        if give_up { GIVE_UP } else { Decision::Retry { at: now + Duration::from_millis(u64::from(next) * 7) } }
                     });
                     prop_assert_eq!(&seen[..], &run.offsets[..delivered]);
                     unsettled.get_mut(&run.user).unwrap().drain(..delivered);
                     if delivered < run.offsets.len() && give_up {
                         run.offsets.drain(..delivered);
-                        settling.push(run);
+                        giving_up.push(run);
                     }
                 }
                 Step::GivenUp { which } => {
-                    if settling.is_empty() { continue }
-                    let run = settling.remove(which % settling.len());
-                    prop_assert_eq!(lanes.settling(run.token).0.offset, run.offsets[0]);
+                    if giving_up.is_empty() { continue }
+                    let run = giving_up.remove(which % giving_up.len());
+                    prop_assert_eq!(lanes.giving_up(run.token).0.offset, run.offsets[0]);
                     lanes.given_up(run.token, |event| assert_eq!(event.offset, run.offsets[0]));
                     prop_assert_eq!(unsettled.get_mut(&run.user).unwrap().remove(0), run.offsets[0]);
                 }
@@ -105,15 +108,15 @@ proptest! {
             prop_assert_eq!(lanes.events(), unsettled.values().map(Vec::len).sum::<usize>());
             prop_assert_eq!(lanes.users(), unsettled.values().filter(|events| !events.is_empty()).count());
             let failing = unsettled.values().filter_map(|events| events.first()).filter(|head| tries.contains_key(head));
-            prop_assert_eq!(lanes.stuck.len(), failing.count(), "every lane whose head failed is watched, once");
-            prop_assert_eq!(lanes.in_flight_events(), flying.iter().map(|run| run.offsets.len()).sum::<usize>());
+            prop_assert_eq!(lanes.stuck.len(), failing.count(), "every lane whose head has failed is in `stuck` once");
+            prop_assert_eq!(lanes.in_flight_events(), in_flight.iter().map(|run| run.offsets.len()).sum::<usize>());
         }
-        // Nothing is lost: when everything that stands is let go, all comes out, in order.
-        for run in flying {
+        // Nothing is lost: when every attempt ends and every timer runs out, all remaining events come out in order.
+        for run in in_flight {
             lanes.settle(run.token, run.offsets.len(), |_| (), |_, _| unreachable!());
             unsettled.get_mut(&run.user).unwrap().drain(..run.offsets.len());
         }
-        for run in settling {
+        for run in giving_up {
             lanes.given_up(run.token, |_| ());
             unsettled.get_mut(&run.user).unwrap().remove(0);
         }
@@ -126,12 +129,12 @@ proptest! {
             }, |_, _| unreachable!());
         }
         prop_assert!(unsettled.values().all(Vec::is_empty), "lost: {:?}", unsettled);
-        prop_assert_eq!((lanes.events(), lanes.places.len(), lanes.stuck.len()), (0, 0, 0), "an idle lane costs nothing");
+        prop_assert_eq!((lanes.events(), lanes.by_user.len(), lanes.stuck.len()), (0, 0, 0), "an idle user costs nothing");
     }
 }
 
 #[test]
-fn the_memory_of_idle_lanes_is_used_again_however_many_users_there_were() {
+fn the_memory_of_ended_lanes_is_used_again_however_many_users_there_were() {
     let mut lanes = Lanes::new(10);
     let mut out = Vec::new();
     for offset in 0..100_000 {
@@ -144,25 +147,25 @@ fn the_memory_of_idle_lanes_is_used_again_however_many_users_there_were() {
 }
 
 #[test]
-fn the_next_event_after_one_that_was_given_up_says_so_until_it_is_settled() {
+fn an_event_after_a_dead_letter_says_so_until_one_is_delivered() {
     let mut lanes = Lanes::new(10);
     let mut out = Vec::new();
     for offset in 0..3 {
         lanes.admit(event(offset, "user-1"));
     }
     let first = lanes.next(1, usize::MAX, &mut out).unwrap();
-    assert!(!first.gap);
-    lanes.settle(first.token, 0, |_| (), |_, _| Next::GiveUp);
+    assert!(!first.after_dead_letter);
+    lanes.settle(first.token, 0, |_| (), |_, _| GIVE_UP);
     assert_eq!(lanes.next(1, usize::MAX, &mut out), None, "nothing starts while the dead letter is written");
     lanes.given_up(first.token, |_| ());
     let second = lanes.next(1, usize::MAX, &mut out).unwrap();
-    assert!(second.gap);
-    lanes.settle(second.token, 0, |_| (), |_, _| Next::Retry { at: Duration::ZERO });
+    assert!(second.after_dead_letter);
+    lanes.settle(second.token, 0, |_| (), |_, _| Decision::Retry { at: Duration::ZERO });
     lanes.wake(Duration::ZERO);
     let again = lanes.next(1, usize::MAX, &mut out).unwrap();
-    assert!(again.gap && again.attempt == 1, "{again:?}");
+    assert!(again.after_dead_letter && again.attempt == 1, "{again:?}");
     lanes.settle(again.token, 1, |_| (), |_, _| unreachable!());
-    assert!(!lanes.next(1, usize::MAX, &mut out).unwrap().gap);
+    assert!(!lanes.next(1, usize::MAX, &mut out).unwrap().after_dead_letter);
 }
 
 #[test]
@@ -185,11 +188,8 @@ fn a_lane_whose_head_keeps_failing_is_shown_once_a_minute_until_it_is_settled() 
             0,
             |_| (),
             |_, history| {
-                if history.failures == 0 {
-                    history.first_failure = at(now);
-                }
-                history.failures += 1;
-                Next::Retry { at: at(now + 5) }
+                history.add_failure(at(now));
+                Decision::Retry { at: at(now + 5) }
             },
         );
     };
@@ -209,7 +209,7 @@ fn a_lane_whose_head_keeps_failing_is_shown_once_a_minute_until_it_is_settled() 
 
 #[test]
 #[should_panic(expected = "order of a lane")]
-fn an_event_that_is_older_than_its_lane_stops_everything() {
+fn an_event_with_a_lower_offset_than_its_lane_is_a_panic() {
     let mut lanes = Lanes::new(10);
     lanes.admit(event(5, "user-1"));
     lanes.admit(event(4, "user-1"));
@@ -217,7 +217,7 @@ fn an_event_that_is_older_than_its_lane_stops_everything() {
 
 #[test]
 #[should_panic(expected = "reported once")]
-fn a_run_that_is_reported_twice_stops_everything() {
+fn a_run_that_is_reported_twice_is_a_panic() {
     let mut lanes = Lanes::new(10);
     let mut out = Vec::new();
     lanes.admit(event(1, "user-1"));
@@ -226,55 +226,4 @@ fn a_run_that_is_reported_twice_stops_everything() {
     lanes.settle(first.token, 1, |_| (), |_, _| unreachable!());
     lanes.next(1, usize::MAX, &mut out).unwrap();
     lanes.settle(first.token, 1, |_| (), |_, _| unreachable!());
-}
-
-proptest! {
-    #[test]
-    fn gaps_are_bounded_and_never_hold_who_was_forgotten(
-        max in 1usize..4,
-        steps in proptest::collection::vec((any::<bool>(), 0u8..6), 0..80),
-    ) {
-        let mut gaps = Gaps::new(max);
-        let mut model = BTreeSet::new();
-        for (remember, user) in steps {
-            if remember {
-                model.insert(user);
-                gaps.remember(Some(&[user]));
-                prop_assert!(gaps.holds(Some(&[user])), "the newest is remembered");
-            } else {
-                model.remove(&user);
-                gaps.forget(Some(&[user]));
-            }
-            prop_assert!(gaps.order.len() <= 2 * max && gaps.users.len() <= max);
-            let held = (0..6).filter(|user| gaps.holds(Some(&[*user]))).count();
-            prop_assert!((0..6).all(|user| !gaps.holds(Some(&[user])) || model.contains(&user)));
-            prop_assert!(held == gaps.users.len(), "every one is found");
-        }
-    }
-}
-
-#[test]
-fn the_gap_that_is_oldest_is_forgotten_first() {
-    let mut gaps = Gaps::new(2);
-    for user in [b"a", b"b", b"c"] {
-        gaps.remember(Some(user));
-    }
-    assert_eq!([b"a", b"b", b"c"].map(|user| gaps.holds(Some(user))), [false, true, true]);
-}
-
-#[test]
-fn gaps_of_users_with_long_ids_are_bounded_in_bytes() {
-    let mut gaps = Gaps::new(100);
-    for number in 0..1_000 {
-        let user = format!("{number:01024}");
-        gaps.remember(Some(user.as_bytes()));
-        assert!(gaps.holds(Some(user.as_bytes())), "the newest is remembered");
-        assert!(gaps.bytes <= 2 * 100 * GAP_BYTES_MAX, "{} bytes", gaps.bytes);
-        assert_eq!(gaps.bytes, gaps.order.len() * (1024 + GAP_OVERHEAD_BYTES));
-    }
-    assert_eq!(gaps.users.len(), 23);
-    gaps.remember(None);
-    let users: Vec<_> = gaps.users.keys().cloned().collect();
-    users.iter().for_each(|user| gaps.forget(user.as_deref()));
-    assert_eq!((gaps.bytes, gaps.order.len()), (0, 0));
 }

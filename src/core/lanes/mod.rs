@@ -1,0 +1,392 @@
+//! One FIFO a user: which user may be attempted next, and never two attempts of one user at once.
+//!
+//! ```text
+//!             admit            next                    settle: all delivered, more events wait
+//!  (no lane) ────────▶ Ready ─────────▶ InFlight ─────────────────────────▶ Ready …, or no lane: it was the last event
+//!                       ▲                 │ settle: the first event that was not delivered is judged
+//!                       │                 ├── Retry{at} ──▶ BackingOff ── wake(now) ──▶ Ready
+//!                       └── given_up ── GivingUp ◀── GiveUp (the dead letter of the head is being written)
+//! ```
+//!
+//! A lane exists only while its user has unsettled events, so idle users cost nothing. Everything takes constant time
+//! for each event, whatever the number of users, and timers take O(log n). The user of a lane is read from its head
+//! event, so no copy of it is kept.
+//!
+//! A call that would break the order of a lane panics, in release builds too. The owner of the partition then stops with
+//! that message, which is better than delivering out of order.
+
+mod after_dead_letter;
+
+use self::after_dead_letter::UsersAfterDeadLetter;
+use super::Moment;
+use super::event::Event;
+use super::tries::{Decision, FailureHistory};
+use crate::limits::LOG_REMINDER_INTERVAL;
+use hashbrown::HashTable;
+use std::collections::{BTreeSet, VecDeque};
+use std::hash::{BuildHasher, RandomState};
+use std::ops::Range;
+
+/// A lane whose queue has room for more events than this gives most of that memory back when it has drained. Below it
+/// the memory is not worth another allocation.
+const QUEUE_CAPACITY_KEPT: usize = 64;
+
+/// All lanes of one partition.
+#[derive(Debug)]
+pub struct Lanes {
+    /// Finds the index of a lane by its user.
+    by_user: HashTable<u32>,
+    hasher: RandomState,
+    /// The lanes, and holes where lanes have ended.
+    lanes: Vec<Option<Lane>>,
+    /// The holes in `lanes`, to be used again.
+    free: Vec<u32>,
+    /// Every lane in the state Ready, once. A lane that has more events after a run goes to the end, so users take turns.
+    ready: VecDeque<u32>,
+    /// Every lane in the state BackingOff, once, by the end of its backoff.
+    timers: BTreeSet<(Moment, u32)>,
+    /// Every lane whose head has failed, once, by the time when it is shown as stuck next.
+    stuck: BTreeSet<(Moment, u32)>,
+    events: usize,
+    in_flight_events: usize,
+    last_generation: u64,
+    after_dead_letter: UsersAfterDeadLetter,
+}
+
+/// Names one run that was handed out. To use it twice, or after the lane has moved on, is a panic.
+///
+/// The index of a lane is used again by another user's lane when the first has ended. The generation tells them apart:
+/// without it a late report would settle events of another user.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Token {
+    index: u32,
+    generation: u64,
+}
+
+/// A run that [`Lanes::next`] handed out.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Started {
+    pub token: Token,
+    /// The place of its events in the list that they were appended to.
+    pub events: Range<usize>,
+    /// The number of attempts of the first event, this one included: 1 at first.
+    pub attempt: u32,
+    /// An earlier event of this user was given up, and none was delivered since.
+    pub after_dead_letter: bool,
+    /// A hash of the user: equal for equal users while these lanes exist.
+    pub user: u64,
+}
+
+#[derive(Debug)]
+struct Lane {
+    state: LaneState,
+    /// The oldest unsettled event of the user. It is apart from the others, so that a lane with one event needs no queue.
+    head: Event,
+    rest: VecDeque<Event>,
+    /// What the head went through, if it has failed.
+    history: Option<Box<FailureHistory>>,
+    /// The moment under which the lane is in `stuck`.
+    stuck_at: Option<Moment>,
+    generation: u64,
+    user: u64,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum LaneState {
+    Ready,
+    InFlight { run: u32 },
+    BackingOff { until: Moment },
+    GivingUp,
+}
+
+impl Lanes {
+    /// Lanes that remember for `after_dead_letter_max` users that an event of theirs was given up.
+    pub fn new(after_dead_letter_max: usize) -> Self {
+        Self {
+            by_user: HashTable::new(),
+            hasher: RandomState::new(),
+            lanes: Vec::new(),
+            free: Vec::new(),
+            ready: VecDeque::new(),
+            timers: BTreeSet::new(),
+            stuck: BTreeSet::new(),
+            events: 0,
+            in_flight_events: 0,
+            last_generation: 0,
+            after_dead_letter: UsersAfterDeadLetter::new(after_dead_letter_max),
+        }
+    }
+
+    /// Adds an event to the end of its user's lane.
+    ///
+    /// # Panics
+    /// If the lane has an event with the same or a higher offset.
+    pub fn admit(&mut self, event: Event) {
+        let user = self.hasher.hash_one(event.record.key());
+        let Self { by_user, lanes, .. } = self;
+        self.events += 1;
+        let found = by_user.find(user, |index| lane_at(lanes, *index).head.record.key() == event.record.key());
+        if let Some(&index) = found {
+            let lane = lane_at_mut(lanes, index);
+            let last = lane.rest.back().map_or(lane.head.offset, |last| last.offset);
+            assert!(event.offset > last, "order of a lane: offset {} admitted after {last}", event.offset);
+            lane.rest.push_back(event);
+            return;
+        }
+        self.last_generation += 1;
+        let lane = Lane {
+            state: LaneState::Ready,
+            head: event,
+            rest: VecDeque::new(),
+            history: None,
+            stuck_at: None,
+            generation: self.last_generation,
+            user,
+        };
+        let index = match self.free.pop() {
+            Some(index) => {
+                lanes[index as usize] = Some(lane);
+                index
+            }
+            None => {
+                lanes.push(Some(lane));
+                u32::try_from(lanes.len() - 1).expect("fewer than 4 billion lanes: the window is far smaller")
+            }
+        };
+        by_user.insert_unique(user, index, |index| lane_at(lanes, *index).user);
+        self.ready.push_back(index);
+    }
+
+    /// Hands out a run of the lane that has been ready longest, and appends its events to `out`. A run has at most
+    /// `events_max` events and `bytes_max` bytes, unless its first event alone is larger. `None`: no lane is ready.
+    pub fn next(&mut self, events_max: usize, bytes_max: usize, out: &mut Vec<Event>) -> Option<Started> {
+        let index = self.ready.pop_front()?;
+        Some(self.start(index, events_max, bytes_max, out))
+    }
+
+    /// Hands out a single event as the probe of an open breaker: of the first lane among the next `look_max` ready ones
+    /// whose user is `preferred`. If there is none and `or_any`, of the first ready lane. The other lanes keep their
+    /// order and stay ready.
+    pub fn next_probe(
+        &mut self,
+        look_max: usize,
+        preferred: impl Fn(u64) -> bool,
+        or_any: bool,
+        out: &mut Vec<Event>,
+    ) -> Option<Started> {
+        let mut looked = self.ready.iter().take(look_max);
+        let place = looked.position(|index| preferred(lane_at(&self.lanes, *index).user)).or(or_any.then_some(0))?;
+        let index = self.ready.remove(place)?;
+        // One event: if the destination is still out, no more than one event goes through a failed attempt.
+        Some(self.start(index, 1, 0, out))
+    }
+
+    fn start(&mut self, index: u32, events_max: usize, bytes_max: usize, out: &mut Vec<Event>) -> Started {
+        let lane = lane_at_mut(&mut self.lanes, index);
+        assert_eq!(lane.state, LaneState::Ready, "order of a lane: one attempt at a time");
+        let first = out.len();
+        let mut bytes = lane.head.record.size_bytes();
+        out.push(lane.head.clone());
+        // An event that has failed goes alone. Its verdict is then about this event only, and if it fails again, no later
+        // event was sent with it in vain.
+        if lane.history.is_none() {
+            for event in lane.rest.iter().take(events_max.saturating_sub(1)) {
+                bytes += event.record.size_bytes();
+                if bytes > bytes_max {
+                    break;
+                }
+                out.push(event.clone());
+            }
+        }
+        let run = out.len() - first;
+        self.last_generation += 1;
+        lane.generation = self.last_generation;
+        lane.state = LaneState::InFlight { run: u32::try_from(run).expect("a run is short") };
+        self.in_flight_events += run;
+        Started {
+            token: Token { index, generation: lane.generation },
+            events: first..out.len(),
+            attempt: lane.history.as_ref().map_or(1, |history| history.failures.saturating_add(1)),
+            after_dead_letter: self.after_dead_letter.contains(lane.head.record.key()),
+            user: lane.user,
+        }
+    }
+
+    /// Settles the first `delivered` events of a run, and shows each of them to `settled`. If that is not the whole run,
+    /// `judge` decides about the next event, and the decision is returned. The events after it are not touched: they
+    /// were not attempted.
+    ///
+    /// # Panics
+    /// If the run is not in flight, or is shorter than `delivered`.
+    pub fn settle(
+        &mut self,
+        token: Token,
+        delivered: usize,
+        mut settled: impl FnMut(&Event),
+        judge: impl FnOnce(&Event, &mut FailureHistory) -> Decision,
+    ) -> Option<Decision> {
+        let index = token.index;
+        let lane = lane_of(&mut self.lanes, token);
+        let LaneState::InFlight { run } = lane.state else { panic!("order of a lane: settled while {:?}", lane.state) };
+        let run = run as usize;
+        assert!(delivered <= run, "a run of {run} events reported {delivered} delivered");
+        self.in_flight_events -= run;
+        if delivered > 0 {
+            self.after_dead_letter.remove(lane.head.record.key());
+        }
+        for _ in 0..delivered {
+            settled(&lane_at(&self.lanes, index).head);
+            if !self.pop(index) {
+                return None;
+            }
+        }
+        let lane = lane_at_mut(&mut self.lanes, index);
+        if delivered == run {
+            lane.state = LaneState::Ready;
+            self.ready.push_back(index);
+            return None;
+        }
+        let history = lane.history.get_or_insert_default();
+        let decision = judge(&lane.head, history);
+        if lane.stuck_at.is_none() {
+            let at = history.first_failure.saturating_add(LOG_REMINDER_INTERVAL);
+            lane.stuck_at = Some(at);
+            self.stuck.insert((at, index));
+        }
+        match decision {
+            Decision::Retry { at } => {
+                lane.state = LaneState::BackingOff { until: at };
+                self.timers.insert((at, index));
+            }
+            Decision::GiveUp(_) => lane.state = LaneState::GivingUp,
+        }
+        Some(decision)
+    }
+
+    /// The event whose dead letter is to be written, and what it went through.
+    ///
+    /// # Panics
+    /// If the head of this lane is not being given up.
+    pub fn giving_up(&self, token: Token) -> (&Event, &FailureHistory) {
+        let lane = lane_at(&self.lanes, token.index);
+        let is_giving_up = lane.generation == token.generation && lane.state == LaneState::GivingUp;
+        assert!(is_giving_up, "this lane is not giving up an event");
+        (&lane.head, lane.history.as_ref().expect("an event is given up after a failure"))
+    }
+
+    /// The dead letter is stored: settles the head of the lane, which is shown to `settled`. The next event of the user
+    /// may be attempted.
+    ///
+    /// # Panics
+    /// If the head of this lane is not being given up.
+    pub fn given_up(&mut self, token: Token, mut settled: impl FnMut(&Event)) {
+        let lane = lane_of(&mut self.lanes, token);
+        assert_eq!(lane.state, LaneState::GivingUp, "this lane is not giving up an event");
+        self.after_dead_letter.insert(lane.head.record.key());
+        settled(&lane.head);
+        if self.pop(token.index) {
+            lane_at_mut(&mut self.lanes, token.index).state = LaneState::Ready;
+            self.ready.push_back(token.index);
+        }
+    }
+
+    /// Makes every lane ready whose backoff has ended.
+    pub fn wake(&mut self, now: Moment) {
+        while let Some(&(until, index)) = self.timers.first()
+            && until <= now
+        {
+            self.timers.pop_first();
+            let lane = lane_at_mut(&mut self.lanes, index);
+            assert_eq!(lane.state, LaneState::BackingOff { until }, "a timer belongs to a lane that backs off");
+            lane.state = LaneState::Ready;
+            self.ready.push_back(index);
+        }
+    }
+
+    /// The moment at which [`Lanes::wake`] makes the next lane ready.
+    pub fn next_wakeup(&self) -> Option<Moment> {
+        self.timers.first().map(|(until, _)| *until)
+    }
+
+    /// Shows the heads that have failed for [`LOG_REMINDER_INTERVAL`], with their history and their user, and shows each
+    /// again after as long. Looks at no more than `look_max` lanes, so that one call takes bounded time.
+    pub fn look_at_stuck(&mut self, look_max: usize, now: Moment, mut show: impl FnMut(&Event, &FailureHistory, u64)) {
+        for _ in 0..look_max {
+            let Some(&(at, index)) = self.stuck.first().filter(|(at, _)| *at <= now) else { return };
+            self.stuck.remove(&(at, index));
+            let again_at = now.saturating_add(LOG_REMINDER_INTERVAL);
+            self.stuck.insert((again_at, index));
+            let lane = lane_at_mut(&mut self.lanes, index);
+            lane.stuck_at = Some(again_at);
+            show(&lane.head, lane.history.as_ref().expect("a lane that is stuck has failed"), lane.user);
+        }
+    }
+
+    /// Whether a lane is ready.
+    pub fn has_ready(&self) -> bool {
+        !self.ready.is_empty()
+    }
+
+    /// The number of unsettled events in all lanes.
+    pub fn events(&self) -> usize {
+        self.events
+    }
+
+    /// The number of users with unsettled events.
+    pub fn users(&self) -> usize {
+        self.by_user.len()
+    }
+
+    /// The users with unsettled events as [`Started::user`] names them, in any order.
+    pub fn each_user(&self) -> impl Iterator<Item = u64> {
+        self.lanes.iter().flatten().map(|lane| lane.user)
+    }
+
+    /// The number of events that are handed out and not reported.
+    pub fn in_flight_events(&self) -> usize {
+        self.in_flight_events
+    }
+
+    /// Removes the head of a lane. `false`: it was the last event, and the lane has ended.
+    fn pop(&mut self, index: u32) -> bool {
+        self.events -= 1;
+        let lane = lane_at_mut(&mut self.lanes, index);
+        lane.history = None;
+        if let Some(at) = lane.stuck_at.take() {
+            self.stuck.remove(&(at, index));
+        }
+        if let Some(next) = lane.rest.pop_front() {
+            assert!(next.offset > lane.head.offset, "order of a lane: {} after {}", next.offset, lane.head.offset);
+            lane.head = next;
+            // A user that once had a long backlog must not keep its memory as long as it has events. Shrinking at a
+            // quarter to the half keeps the cost of each event constant: at least as many events pass as are moved.
+            if lane.rest.capacity() > QUEUE_CAPACITY_KEPT && lane.rest.len() * 4 < lane.rest.capacity() {
+                lane.rest.shrink_to(lane.rest.len() * 2);
+            }
+            return true;
+        }
+        let user = lane.user;
+        let found = self.by_user.find_entry(user, |at| *at == index);
+        found.expect("every lane is found by its user").remove();
+        self.lanes[index as usize] = None;
+        self.free.push(index);
+        false
+    }
+}
+
+fn lane_at(lanes: &[Option<Lane>], index: u32) -> &Lane {
+    lanes[index as usize].as_ref().expect("an index in use leads to a lane")
+}
+
+fn lane_at_mut(lanes: &mut [Option<Lane>], index: u32) -> &mut Lane {
+    lanes[index as usize].as_mut().expect("an index in use leads to a lane")
+}
+
+fn lane_of(lanes: &mut [Option<Lane>], token: Token) -> &mut Lane {
+    let lane = lane_at_mut(lanes, token.index);
+    assert_eq!(lane.generation, token.generation, "a run is reported once");
+    lane
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,228 @@
+//! The progress of one partition, and how much of it is stored in the group.
+//!
+//! ```text
+//!  settled offsets ──▶ Progress ── each tick, if something changed ──▶ group.commit ──▶ stored
+//!                                                                           └─ failed: the next commit includes it
+//! ```
+//!
+//! Every commit stores the whole state of one moment: the watermark and the settled map. One commit runs at a time.
+
+use super::Start;
+use super::context::DispatchContext;
+use super::partition_log::PartitionLog;
+use crate::core::Moment;
+use crate::core::outcome::Failure;
+use crate::core::progress::{OffsetReset, PartitionState, Progress};
+use crate::group::is_final;
+use crate::limits::COMMIT_UNCHANGED_INTERVAL;
+use std::ops::Range;
+use std::time::Duration;
+
+/// What is settled in one partition, and what of it is stored.
+pub(super) struct Committer {
+    progress: Progress,
+    /// The last state that is known to be stored.
+    stored: PartitionState,
+    stored_at: Moment,
+    is_committing: bool,
+    /// Something was settled since the last commit began, or that commit failed.
+    has_changes: bool,
+    interval: Duration,
+    next_tick_at: Moment,
+}
+
+impl Committer {
+    /// Continues from a state that is stored.
+    pub(super) fn new(stored: PartitionState, interval: Duration, now: Moment) -> Self {
+        Self {
+            progress: Progress::new(&stored),
+            stored,
+            stored_at: now,
+            is_committing: false,
+            has_changes: false,
+            interval,
+            next_tick_at: now + interval,
+        }
+    }
+
+    /// Settles these offsets: events that were delivered or given up, or offsets without an event.
+    pub(super) fn settle(&mut self, offsets: Range<i64>) {
+        self.has_changes |= !offsets.is_empty();
+        self.progress.settle(offsets);
+    }
+
+    pub(super) fn is_settled(&self, offset: i64) -> bool {
+        self.progress.is_settled(offset)
+    }
+
+    /// The state that a commit would store now.
+    pub(super) fn state(&self) -> PartitionState {
+        self.progress.state()
+    }
+
+    /// The last state that is known to be stored.
+    pub(super) fn stored(&self) -> &PartitionState {
+        &self.stored
+    }
+
+    pub(super) fn is_committing(&self) -> bool {
+        self.is_committing
+    }
+
+    pub(super) fn next_tick_at(&self) -> Moment {
+        self.next_tick_at
+    }
+
+    /// Whether a tick is due. The next one is due an interval later.
+    pub(super) fn tick(&mut self, now: Moment) -> bool {
+        let is_due = now >= self.next_tick_at;
+        if is_due {
+            self.next_tick_at = now + self.interval;
+        }
+        is_due
+    }
+
+    /// The state to commit now, if a commit is needed and none is running. An unchanged state is stored again once an
+    /// hour, because brokers forget groups that do not commit.
+    pub(super) fn start_commit(&mut self, now: Moment) -> Option<PartitionState> {
+        let is_old = now.saturating_sub(self.stored_at) >= COMMIT_UNCHANGED_INTERVAL;
+        if self.is_committing || !(self.has_changes || is_old) {
+            return None;
+        }
+        (self.has_changes, self.is_committing) = (false, true);
+        Some(self.state())
+    }
+
+    /// Takes the result of the commit that [`start_commit`](Self::start_commit) began.
+    ///
+    /// # Errors
+    /// No later commit can succeed.
+    pub(super) fn commit_ended(
+        &mut self,
+        state: PartitionState,
+        result: Result<(), Failure>,
+        log: &PartitionLog,
+        now: Moment,
+    ) -> Result<(), Failure> {
+        self.is_committing = false;
+        match result {
+            Ok(()) => {
+                self.set_stored(state);
+                self.stored_at = now;
+            }
+            Err(failure) if is_final(&failure) => return Err(failure),
+            Err(failure) => {
+                self.has_changes = true;
+                if let Some(suppressed) = log.allows("commit") {
+                    tracing::warn!(
+                        destination = log.destination,
+                        partition = log.partition,
+                        suppressed,
+                        "a commit failed; the next commit includes this progress: {failure}"
+                    );
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// This state is stored.
+    pub(super) fn set_stored(&mut self, state: PartitionState) {
+        self.stored = state;
+    }
+
+    /// The commit in flight was cut off. It may be stored or not.
+    pub(super) fn commit_aborted(&mut self) {
+        self.is_committing = false;
+    }
+
+    /// Applies an offset reset to the progress. It is not stored yet.
+    pub(super) fn apply(&mut self, reset: &OffsetReset) -> PartitionState {
+        let state = self.progress.state().with_reset(reset);
+        self.progress = Progress::new(&state);
+        state
+    }
+}
+
+/// The state at which the partition begins: what was committed, or what `--start` says. Either is stored before the first
+/// attempt, so from then on "no commit" means "new group".
+pub(super) async fn initial_state(context: &DispatchContext, partition: u32) -> Result<PartitionState, Failure> {
+    let group = &context.parts.group;
+    if let Some(state) = group.committed(partition).await? {
+        // Storing it again shows that this process may commit before it delivers anything.
+        group.commit(partition, state.clone()).await?;
+        return Ok(state);
+    }
+    let log = &context.parts.log;
+    let mut first = match context.config.start {
+        Start::Earliest => log.earliest(partition).await?,
+        Start::Latest => log.latest(partition).await?,
+    };
+    loop {
+        group.commit(partition, PartitionState::at(first)).await?;
+        // A group holds back retention only from its first commit. Retention may have passed this offset just before it.
+        let earliest = log.earliest(partition).await?;
+        if earliest <= first {
+            return Ok(PartitionState::at(first));
+        }
+        first = earliest;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const INTERVAL: Duration = Duration::from_millis(200);
+
+    fn committer() -> Committer {
+        Committer::new(PartitionState::at(10), INTERVAL, Moment::ZERO)
+    }
+
+    fn log() -> PartitionLog {
+        PartitionLog::new("dest", "events".into(), 0)
+    }
+
+    #[test]
+    fn nothing_is_committed_while_nothing_changes_until_an_hour_has_passed() {
+        let mut committer = committer();
+        committer.settle(12..12);
+        assert_eq!(committer.start_commit(INTERVAL), None);
+        let an_hour = COMMIT_UNCHANGED_INTERVAL;
+        assert_eq!(committer.start_commit(an_hour), Some(PartitionState::at(10)));
+        committer.commit_ended(PartitionState::at(10), Ok(()), &log(), an_hour).unwrap();
+        assert_eq!(committer.start_commit(an_hour + INTERVAL), None);
+    }
+
+    #[test]
+    fn one_commit_runs_at_a_time_and_the_next_one_includes_what_was_settled_meanwhile() {
+        let mut committer = committer();
+        committer.settle(10..11);
+        let state = committer.start_commit(INTERVAL).unwrap();
+        assert_eq!(state, PartitionState::at(11));
+        committer.settle(11..12);
+        assert_eq!(committer.start_commit(INTERVAL), None, "one commit runs");
+        committer.commit_ended(state, Ok(()), &log(), INTERVAL).unwrap();
+        assert_eq!(committer.stored(), &PartitionState::at(11));
+        assert_eq!(committer.start_commit(INTERVAL), Some(PartitionState::at(12)));
+    }
+
+    #[test]
+    fn progress_of_a_failed_commit_is_in_the_next_one() {
+        let mut committer = committer();
+        committer.settle(10..11);
+        let state = committer.start_commit(INTERVAL).unwrap();
+        let failure = Failure::unknown("group-unavailable", "no answer");
+        committer.commit_ended(state, Err(failure), &log(), INTERVAL).unwrap();
+        assert_eq!(committer.stored(), &PartitionState::at(10));
+        assert_eq!(committer.start_commit(INTERVAL), Some(PartitionState::at(11)));
+    }
+
+    #[test]
+    fn a_tick_is_due_once_an_interval() {
+        let mut committer = committer();
+        assert!(!committer.tick(INTERVAL / 2));
+        assert!(committer.tick(INTERVAL) && !committer.tick(INTERVAL));
+        assert_eq!(committer.next_tick_at(), 2 * INTERVAL);
+    }
+}

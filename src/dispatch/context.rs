@@ -1,0 +1,154 @@
+//! What the workers of one destination share in this process: the breaker, the limits on what is in flight, the clock,
+//! and the topic of dead letters.
+
+use super::dead_letter_topic::DeadLetterTopicOpener;
+use super::notices::Notices;
+use super::{Config, Parts, Tally};
+use crate::core::Moment;
+use crate::core::breaker::Breaker;
+use crate::core::random;
+use crate::core::token_bucket::{Rate, TokenBucket};
+use crate::core::tries::TryPolicy;
+use crate::destination::LeaseDeadline;
+use crate::limits::COMMIT_UNCHANGED_INTERVAL;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use tokio::sync::{Notify, Semaphore};
+use tokio::time::Instant;
+
+/// Everything that does not belong to one partition.
+pub(super) struct DispatchContext {
+    pub(super) parts: Parts,
+    pub(super) config: Config,
+    pub(super) topic: Arc<str>,
+    /// Until when the group lets this process start attempts.
+    pub(super) lease: Arc<LeaseDeadline>,
+    pub(super) try_policy: TryPolicy,
+    pub(super) throttle: Throttle,
+    pub(super) breaker: SharedBreaker,
+    pub(super) tally: Arc<Tally>,
+    pub(super) notices: Notices,
+    pub(super) dead_letter_topic: DeadLetterTopicOpener,
+    clock: Clock,
+    random: AtomicU64,
+}
+
+impl DispatchContext {
+    pub(super) fn new(parts: Parts, config: Config, rate: Option<Rate>, tally: Arc<Tally>) -> Self {
+        let group = Arc::clone(&parts.group);
+        Self {
+            lease: Arc::new(move || group.lease_deadline()),
+            topic: parts.log.topic().into(),
+            try_policy: TryPolicy {
+                attempts_max: config.attempts,
+                backoff: config.backoff,
+                retry_after_max: config.retry_after_max,
+            },
+            throttle: Throttle::new(config.concurrency, rate),
+            breaker: SharedBreaker::default(),
+            tally,
+            notices: Notices::new(parts.group.name(), parts.destination.address()),
+            dead_letter_topic: DeadLetterTopicOpener::default(),
+            clock: Clock { started: Instant::now() },
+            random: AtomicU64::new(config.seed),
+            parts,
+            config,
+        }
+    }
+
+    /// The destination's name, for log lines.
+    pub(super) fn destination(&self) -> &str {
+        self.parts.group.name()
+    }
+
+    /// The time since this dispatch started.
+    pub(super) fn now(&self) -> Moment {
+        self.clock.started.elapsed()
+    }
+
+    /// The instant of a moment.
+    pub(super) fn instant(&self, moment: Moment) -> Instant {
+        // Adding to an `Instant` panics if a `Retry-After` is absurdly long. Waking up early does no harm.
+        self.clock.started.checked_add(moment).unwrap_or_else(|| self.clock.started + COMMIT_UNCHANGED_INTERVAL)
+    }
+
+    /// Any number, another one for each call: the jitter of a backoff.
+    pub(super) fn random(&self) -> u64 {
+        random::mix(self.random.fetch_add(random::STEP, Ordering::Relaxed))
+    }
+}
+
+struct Clock {
+    started: Instant,
+}
+
+/// The destination's breaker. Workers wait for a change of it.
+#[derive(Default)]
+pub(super) struct SharedBreaker {
+    breaker: Mutex<Breaker>,
+    /// Notified when the breaker opens, closes, or may send a probe again.
+    changed: Notify,
+}
+
+impl SharedBreaker {
+    pub(super) fn lock(&self) -> MutexGuard<'_, Breaker> {
+        // The breaker holds plain numbers, so a panic elsewhere leaves nothing half done in it.
+        self.breaker.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Ready when another worker calls [`notify_changed`](Self::notify_changed). A change after this call is not missed,
+    /// even if the future is polled later.
+    ///
+    /// (A `watch` channel would do too, but it wakes its receivers in random order, which a simulation cannot repeat.)
+    pub(super) fn changed(&self) -> impl Future<Output = ()> {
+        self.changed.notified()
+    }
+
+    pub(super) fn notify_changed(&self) {
+        self.changed.notify_waiters();
+    }
+}
+
+/// How much this process may have in flight at the destination, and each partition's share of it.
+pub(super) struct Throttle {
+    /// One permit for each delivery batch in flight (`--concurrency`): first come, first served.
+    pub(super) slots: Arc<Semaphore>,
+    /// `None`: events are sent as fast as the destination takes them.
+    rate: Option<Mutex<TokenBucket>>,
+    /// The number of partitions that are owned now.
+    owned_partitions: AtomicUsize,
+}
+
+impl Throttle {
+    fn new(concurrency: usize, rate: Option<Rate>) -> Self {
+        Self {
+            slots: Arc::new(Semaphore::new(concurrency.min(Semaphore::MAX_PERMITS))),
+            rate: rate.map(|rate| Mutex::new(TokenBucket::new(rate, Moment::ZERO))),
+            owned_partitions: AtomicUsize::new(0),
+        }
+    }
+
+    /// The number of events that the rate allows now. `Err`: none before this moment.
+    pub(super) fn allowance(&self, now: Moment) -> Result<usize, Moment> {
+        match &self.rate {
+            None => Ok(usize::MAX),
+            Some(rate) => rate.lock().unwrap_or_else(PoisonError::into_inner).allowance(now),
+        }
+    }
+
+    /// Counts this many events against the rate.
+    pub(super) fn spend(&self, events: usize) {
+        if let Some(rate) = &self.rate {
+            rate.lock().unwrap_or_else(PoisonError::into_inner).spend(events);
+        }
+    }
+
+    pub(super) fn set_owned_partitions(&self, partitions: usize) {
+        self.owned_partitions.store(partitions, Ordering::Relaxed);
+    }
+
+    /// One partition's share of `whole`: all owned partitions have the same, and each at least 1.
+    pub(super) fn share(&self, whole: usize) -> usize {
+        (whole / self.owned_partitions.load(Ordering::Relaxed).max(1)).max(1)
+    }
+}

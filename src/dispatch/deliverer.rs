@@ -1,0 +1,465 @@
+//! From the lanes to the destination, as far as the breaker, the slots and the rate allow it, and back with the reports.
+//!
+//! ```text
+//!            next_batch                                         ended
+//!  lanes ────────────────▶ delivery batch ──▶ destination ──▶ reports ──▶ delivered: settled
+//!    ▲   lease? rate? slot?                                           ├──▶ failed: try policy ──▶ retry at a moment
+//!    │   breaker?                                                     └──▶ given up ──▶ dead letter writer
+//!    └───────────────────────────── more events of these users ◀──────────────┘
+//! ```
+//!
+//! A batch has one run (for HTTP: one event) or many runs of different lanes (for files). It takes one slot of
+//! `--concurrency` either way.
+
+use super::context::DispatchContext;
+use crate::core::Moment;
+use crate::core::breaker::{Attempt, Breaker, Gate};
+use crate::core::event::Event;
+use crate::core::lanes::{Lanes, Started, Token};
+use crate::core::tries::{Decision, GiveUpReason, TryPolicy};
+use crate::core::verdict::{Failed, Report, Verdict};
+use crate::destination::{BatchLimits, Deadline, DeliveryBatch, Destination, LeaseDeadline, Run};
+use crate::limits::{ATTEMPT_ABANDON_AFTER, IN_FLIGHT_EVENTS_MAX, USERS_AFTER_DEAD_LETTER_MAX};
+use anyhow::ensure;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::OwnedSemaphorePermit;
+use tokio::time::{Instant, sleep_until};
+
+/// Delivery batches in flight of one partition, to a destination that takes many lanes at once. While the destination
+/// writes one batch, the next one fills. More batches would only be smaller.
+const MULTI_LANE_BATCHES_MAX: usize = 2;
+
+/// Ready lanes that are looked at for a probe of a user that was not probed yet.
+const PROBE_LOOK_MAX: usize = 64;
+
+/// How often the lease of the group is looked at while it lets nothing start, and while an attempt is in flight.
+const LEASE_LOOK_INTERVAL: Duration = Duration::from_millis(100);
+
+/// The attempts of one partition.
+pub(super) struct Deliverer {
+    partition: u32,
+    limits: BatchLimits,
+    pub(super) lanes: Lanes,
+    batches_in_flight: usize,
+    /// The attempt that probes an open breaker, if it is one of this partition.
+    probe: Option<Attempt>,
+    slot: Slot,
+}
+
+/// A slot of `--concurrency`.
+enum Slot {
+    None,
+    /// A task waits for a slot. Only one does, however many lanes are ready.
+    Wanted,
+    /// The task got one, for the next batch.
+    Held(OwnedSemaphorePermit),
+}
+
+/// What to do next.
+pub(super) enum NextBatch {
+    /// Send this batch, then ask again.
+    Send(StartedBatch),
+    /// All slots are taken: wait for one.
+    AcquireSlot,
+    /// Nothing may start before this moment. `None`: another completion or a change of the breaker has to come first.
+    Wait { until: Option<Moment> },
+}
+
+/// A batch that was taken from the lanes.
+pub(super) struct StartedBatch {
+    batch: DeliveryBatch,
+    runs: Vec<RunInFlight>,
+    slot: OwnedSemaphorePermit,
+    abandon_at: Instant,
+}
+
+/// A run that was taken from a lane, with its attempt at the breaker.
+pub(super) struct RunInFlight {
+    started: Started,
+    attempt: Attempt,
+}
+
+/// Runs that the breaker lets start now.
+#[derive(Default)]
+struct PickedRuns {
+    runs: Vec<RunInFlight>,
+    events: Vec<Event>,
+    /// The breaker found that it cannot be judged by so few users, and closed.
+    closed_breaker: bool,
+}
+
+/// What decides about the events that a batch did not deliver.
+pub(super) struct Judge<'a> {
+    pub(super) breaker: &'a mut Breaker,
+    pub(super) policy: &'a TryPolicy,
+    /// Any number, another one for each call.
+    pub(super) random: &'a dyn Fn() -> u64,
+    pub(super) now: Moment,
+}
+
+/// What the reports of a batch led to.
+#[derive(Default)]
+pub(super) struct BatchEnd {
+    /// Events to be given up. Their lanes wait for that.
+    pub(super) given_up: Vec<(Token, GiveUpReason, String)>,
+    /// The last failure while the breaker was open, or that opened it.
+    pub(super) failed_in_outage: Option<(Verdict, String)>,
+}
+
+impl Deliverer {
+    pub(super) fn new(context: &DispatchContext, partition: u32) -> Self {
+        let limits = context.parts.destination.limits();
+        Self::with_limits(partition, limits, context.throttle.share(USERS_AFTER_DEAD_LETTER_MAX))
+    }
+
+    fn with_limits(partition: u32, limits: BatchLimits, after_dead_letter_max: usize) -> Self {
+        let lanes = Lanes::new(after_dead_letter_max);
+        Self { partition, limits, lanes, batches_in_flight: 0, probe: None, slot: Slot::None }
+    }
+
+    /// Whether a batch is in flight.
+    pub(super) fn has_batches_in_flight(&self) -> bool {
+        self.batches_in_flight > 0
+    }
+
+    /// The batches in flight were cut off. Their events are delivered again.
+    pub(super) fn batches_aborted(&mut self) {
+        self.batches_in_flight = 0;
+    }
+
+    /// The slot that was waited for is free.
+    pub(super) fn slot_acquired(&mut self, permit: OwnedSemaphorePermit) {
+        self.slot = Slot::Held(permit);
+    }
+
+    /// Gives back a slot that is not used, so that other partitions can have it.
+    pub(super) fn release_slot(&mut self) {
+        if matches!(self.slot, Slot::Held(_)) {
+            self.slot = Slot::None;
+        }
+    }
+
+    /// The probe in flight, taken away because its answer will not be waited for.
+    pub(super) fn take_probe(&mut self) -> Option<Attempt> {
+        self.probe.take()
+    }
+
+    /// Takes the next batch from the lanes, if one may start now.
+    pub(super) fn next_batch(&mut self, context: &DispatchContext, now: Moment) -> NextBatch {
+        let next = self.try_next_batch(context, now);
+        // A slot that was waited for and cannot be used now is for another partition.
+        self.release_slot();
+        next
+    }
+
+    fn try_next_batch(&mut self, context: &DispatchContext, now: Moment) -> NextBatch {
+        let events_max = context.throttle.share(IN_FLIGHT_EVENTS_MAX);
+        let takes_many_lanes = self.limits.runs_max > 1;
+        if !self.lanes.has_ready()
+            || self.lanes.in_flight_events() >= events_max
+            || (takes_many_lanes && self.batches_in_flight >= MULTI_LANE_BATCHES_MAX)
+        {
+            return NextBatch::Wait { until: None };
+        }
+        if (context.lease)().is_some_and(|lease| lease <= Instant::now()) {
+            return NextBatch::Wait { until: Some(now + LEASE_LOOK_INTERVAL) };
+        }
+        let allowance = match context.throttle.allowance(now) {
+            Ok(allowance) => allowance,
+            Err(until) => return NextBatch::Wait { until: Some(until) },
+        };
+        let Some(slot) = self.take_slot(context) else {
+            // The task that waits for a slot is started once.
+            return match std::mem::replace(&mut self.slot, Slot::Wanted) {
+                Slot::Wanted => NextBatch::Wait { until: None },
+                Slot::None | Slot::Held(_) => NextBatch::AcquireSlot,
+            };
+        };
+        // Half of the events for each of two batches, which take turns: while one is written, the other one fills.
+        let picked = self.pick(&mut context.breaker.lock(), (events_max / 2).clamp(1, allowance), now);
+        match picked {
+            Ok(picked) => NextBatch::Send(self.start(picked, slot, context)),
+            Err(until) => NextBatch::Wait { until },
+        }
+    }
+
+    fn take_slot(&mut self, context: &DispatchContext) -> Option<OwnedSemaphorePermit> {
+        match std::mem::replace(&mut self.slot, Slot::None) {
+            Slot::Held(permit) => Some(permit),
+            slot => {
+                self.slot = slot;
+                Arc::clone(&context.throttle.slots).try_acquire_owned().ok()
+            }
+        }
+    }
+
+    /// Takes runs from the lanes if the breaker lets them start. The gate is asked and the attempts are begun under one
+    /// lock of the breaker, so that two workers never both begin its one probe.
+    ///
+    /// `Err`: nothing may start before this moment, or before the breaker changes.
+    fn pick(&mut self, breaker: &mut Breaker, events_max: usize, now: Moment) -> Result<PickedRuns, Option<Moment>> {
+        match breaker.gate(now) {
+            Gate::Open { until } => return Err(until),
+            Gate::HalfOpen => return self.pick_probe(breaker, now),
+            Gate::Closed => {}
+        }
+        let mut picked = PickedRuns::default();
+        while picked.runs.len() < self.limits.runs_max && picked.events.len() < events_max {
+            let run_events_max = self.limits.run_events_max.min(events_max - picked.events.len());
+            let Some(started) = self.lanes.next(run_events_max, self.limits.run_bytes_max, &mut picked.events) else {
+                break;
+            };
+            let attempt = breaker.begin(started.user, now);
+            picked.runs.push(RunInFlight { started, attempt });
+        }
+        if picked.runs.is_empty() { Err(None) } else { Ok(picked) }
+    }
+
+    /// Takes one event as the probe. The other ready lanes stay ready: they wait for the answer to it.
+    fn pick_probe(&mut self, breaker: &mut Breaker, now: Moment) -> Result<PickedRuns, Option<Moment>> {
+        // The breaker decides by the number of users that wait, so it must know them before it begins the probe.
+        breaker.users_wait(self.partition, self.lanes.each_user());
+        // For a short time only a preferred user may be the probe, so that another partition that has one can send it.
+        let any_user_at = breaker.any_user_probes_at().filter(|at| *at > now);
+        let mut picked = PickedRuns::default();
+        let preferred = |user| breaker.prefers_as_probe(user);
+        let started = self.lanes.next_probe(PROBE_LOOK_MAX, preferred, any_user_at.is_none(), &mut picked.events);
+        let Some(started) = started else { return Err(any_user_at) };
+        let attempt = breaker.begin(started.user, now);
+        if attempt.probe {
+            self.probe = Some(attempt);
+        } else {
+            picked.closed_breaker = true;
+        }
+        picked.runs.push(RunInFlight { started, attempt });
+        Ok(picked)
+    }
+
+    fn start(&mut self, picked: PickedRuns, slot: OwnedSemaphorePermit, context: &DispatchContext) -> StartedBatch {
+        let PickedRuns { runs, events, closed_breaker } = picked;
+        if closed_breaker {
+            context.breaker.notify_changed();
+        }
+        self.batches_in_flight += 1;
+        context.throttle.spend(events.len());
+        let deadline = Instant::now() + context.config.attempt_timeout;
+        let batch = DeliveryBatch {
+            topic: Arc::clone(&context.topic),
+            partition: self.partition,
+            runs: runs.iter().map(RunInFlight::run).collect(),
+            events,
+            deadline: Deadline::within_lease(deadline, Arc::clone(&context.lease)),
+        };
+        StartedBatch { batch, runs, slot, abandon_at: deadline + ATTEMPT_ABANDON_AFTER }
+    }
+
+    /// Takes the reports of a batch: settles what was delivered (each event is shown to `settled`), and lets the policy
+    /// decide about each event that failed.
+    ///
+    /// # Errors
+    /// The destination broke its contract: the reports do not fit the runs.
+    pub(super) fn batch_ended(
+        &mut self,
+        runs: Vec<RunInFlight>,
+        reports: Vec<Report>,
+        judge: Judge<'_>,
+        mut settled: impl FnMut(&Event),
+    ) -> anyhow::Result<BatchEnd> {
+        let Judge { breaker, policy, random, now } = judge;
+        self.batches_in_flight -= 1;
+        ensure!(runs.len() == reports.len(), "{} runs got {} reports", runs.len(), reports.len());
+        // Deliveries are told to the breaker first. Otherwise a run that failed in the same batch could open it, although
+        // the destination is well.
+        let delivered = runs.iter().zip(&reports).filter(|(_, report)| report.delivered > 0);
+        let delivered: Vec<Attempt> = delivered.map(|(run, _)| run.attempt).collect();
+        breaker.delivered_many(&delivered, now);
+        let mut end = BatchEnd::default();
+        for (RunInFlight { started, attempt }, report) in runs.into_iter().zip(reports) {
+            let (delivered, events) = (report.delivered, started.events.len());
+            ensure!(
+                report.failed.is_some() == (delivered < events),
+                "a run of {events} events reported {delivered} delivered, and {} failure",
+                if report.failed.is_some() { "a" } else { "no" }
+            );
+            let decision = self.lanes.settle(started.token, delivered, &mut settled, |_, history| {
+                let failed = report.failed.as_ref().expect("a run that was not delivered has failed");
+                let decision = policy.judge(breaker, &attempt, failed, history, now, random());
+                if breaker.is_out() && failed.verdict != Verdict::Drilled {
+                    end.failed_in_outage = Some((failed.verdict, failed.answer.clone()));
+                }
+                decision
+            });
+            if self.probe.is_some_and(|probe| probe == attempt) {
+                self.probe = None;
+            }
+            if let (Some(Decision::GiveUp(reason)), Some(failed)) = (decision, report.failed) {
+                end.given_up.push((started.token, reason, failed.answer));
+            }
+        }
+        Ok(end)
+    }
+}
+
+impl RunInFlight {
+    fn run(&self) -> Run {
+        let Started { events, attempt, after_dead_letter, .. } = &self.started;
+        Run { events: events.clone(), attempt: *attempt, gap: *after_dead_letter }
+    }
+}
+
+impl StartedBatch {
+    /// Delivers the batch, and answers for it if the destination does not: one report for each run.
+    pub(super) async fn deliver(
+        self,
+        destination: Arc<dyn Destination>,
+        lease: Arc<LeaseDeadline>,
+    ) -> (Vec<RunInFlight>, Vec<Report>) {
+        let Self { batch, runs, slot, abandon_at } = self;
+        let reports = tokio::select! {
+            biased;
+            reports = destination.deliver(batch) => reports,
+            failed = abandoned(&*lease, abandon_at) => {
+                vec![Report { delivered: 0, failed: Some(failed) }; runs.len()]
+            }
+        };
+        drop(slot);
+        (runs, reports)
+    }
+}
+
+/// Ready when the answer to an attempt must not be waited for any longer: at `at`, or at the end of the lease. The lease
+/// is looked at again and again, because heartbeats extend it, and it ends early if the machine was suspended.
+async fn abandoned(lease: &LeaseDeadline, at: Instant) -> Failed {
+    loop {
+        let (now, lease) = (Instant::now(), lease());
+        if lease.is_some_and(|lease| lease <= now) {
+            // The next owner may start now. The destination did not fail, so this must not count as a try.
+            return Failed::new(Verdict::Busy { after: None }, "cut off at the end of the owner's session");
+        }
+        if at <= now {
+            return Failed::new(Verdict::Retry { after: None }, "no answer within --attempt-timeout");
+        }
+        sleep_until(lease.map_or(at, |lease| at.min(lease).min(now + LEASE_LOOK_INTERVAL))).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::core::backoff::Backoff;
+    use crate::core::event::Record;
+
+    const ONE_EVENT: BatchLimits = BatchLimits { runs_max: 1, run_events_max: 1, run_bytes_max: usize::MAX };
+    const MANY: BatchLimits = BatchLimits { runs_max: 10, run_events_max: 10, run_bytes_max: usize::MAX };
+    const RETRY: Verdict = Verdict::Retry { after: None };
+
+    /// A deliverer with these users, one event for each.
+    fn deliverer(limits: BatchLimits, users: &[&str]) -> Deliverer {
+        let mut deliverer = Deliverer::with_limits(0, limits, 10);
+        for (offset, user) in (0..).zip(users) {
+            let record = Record::new(Some(user.as_bytes()), Some(b"payload"), &[], 0);
+            deliverer.lanes.admit(Event { offset, record });
+        }
+        deliverer
+    }
+
+    fn report(verdict: Option<Verdict>) -> Report {
+        let failed = verdict.map(|verdict| Failed::new(verdict, "the answer"));
+        Report { delivered: failed.is_none().into(), failed }
+    }
+
+    /// Ends a batch of one event a run, and returns what it led to and the offsets that were settled.
+    fn end(
+        deliverer: &mut Deliverer,
+        breaker: &mut Breaker,
+        picked: PickedRuns,
+        reports: Vec<Report>,
+    ) -> anyhow::Result<(BatchEnd, Vec<i64>)> {
+        let backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(2), false).unwrap();
+        let policy = &TryPolicy { attempts_max: 1, backoff, retry_after_max: Duration::from_secs(300) };
+        let mut settled = Vec::new();
+        deliverer.batches_in_flight += 1;
+        let judge = Judge { breaker, policy, random: &|| 0, now: Moment::ZERO };
+        let end = deliverer.batch_ended(picked.runs, reports, judge, |event| settled.push(event.offset))?;
+        Ok((end, settled))
+    }
+
+    fn offsets(picked: &PickedRuns) -> Vec<i64> {
+        picked.events.iter().map(|event| event.offset).collect()
+    }
+
+    #[test]
+    fn a_batch_has_as_many_lanes_as_the_destination_takes() {
+        let mut breaker = Breaker::new();
+        let mut one = deliverer(ONE_EVENT, &["a", "b", "c"]);
+        assert_eq!(offsets(&one.pick(&mut breaker, 10, Moment::ZERO).unwrap()), [0]);
+        let mut many = deliverer(MANY, &["a", "b", "a", "c"]);
+        let picked = many.pick(&mut breaker, 3, Moment::ZERO).unwrap();
+        assert_eq!((offsets(&picked), picked.runs.len()), (vec![0, 2, 1], 2), "no more than three events");
+    }
+
+    #[test]
+    fn an_open_breaker_lets_one_probe_through_and_the_other_lanes_stay_ready() {
+        let (mut breaker, now) = (Breaker::new(), Duration::from_secs(10));
+        let mut deliverer = deliverer(MANY, &["a", "b", "c"]);
+        let unreachable = breaker.begin(99, Moment::ZERO);
+        breaker.failed(&unreachable, Verdict::Unreachable, Moment::ZERO);
+        assert!(deliverer.pick(&mut breaker, 10, Moment::ZERO).is_err(), "no probe is due yet");
+        let probe = deliverer.pick(&mut breaker, 10, now).unwrap();
+        assert_eq!(probe.events.len(), 1);
+        assert!(deliverer.lanes.has_ready());
+        assert_eq!(deliverer.pick(&mut breaker, 10, now).err(), Some(None), "the end of the probe tells");
+        let (_, settled) = end(&mut deliverer, &mut breaker, probe, vec![report(None)]).unwrap();
+        assert_eq!((settled.len(), deliverer.take_probe()), (1, None));
+        assert_eq!(deliverer.pick(&mut breaker, 10, now).unwrap().events.len(), 2, "the breaker is closed again");
+    }
+
+    #[test]
+    fn delivered_events_are_settled_and_failed_ones_are_given_up_as_the_policy_says() {
+        let mut breaker = Breaker::new();
+        let mut deliverer = deliverer(MANY, &["a", "b", "c"]);
+        let picked = deliverer.pick(&mut breaker, 10, Moment::ZERO).unwrap();
+        let reports = vec![report(None), report(Some(RETRY)), report(Some(Verdict::Busy { after: None }))];
+        let (end, settled) = end(&mut deliverer, &mut breaker, picked, reports).unwrap();
+        assert_eq!(settled, [0]);
+        let [(token, reason, answer)] = &end.given_up[..] else { panic!("{} are given up", end.given_up.len()) };
+        assert_eq!((*reason, answer.as_str()), (GiveUpReason::Exhausted, "the answer"));
+        assert_eq!(deliverer.lanes.giving_up(*token).0.offset, 1);
+        assert_eq!(end.failed_in_outage, None);
+        assert!(!deliverer.has_batches_in_flight());
+    }
+
+    #[test]
+    fn a_failure_that_opens_the_breaker_is_the_cause_of_the_outage() {
+        let mut breaker = Breaker::new();
+        let mut deliverer = deliverer(MANY, &["a"]);
+        let picked = deliverer.pick(&mut breaker, 10, Moment::ZERO).unwrap();
+        let (end, settled) =
+            end(&mut deliverer, &mut breaker, picked, vec![report(Some(Verdict::Unreachable))]).unwrap();
+        assert_eq!(end.failed_in_outage, Some((Verdict::Unreachable, "the answer".into())));
+        assert!(settled.is_empty() && end.given_up.is_empty());
+    }
+
+    #[test]
+    fn reports_that_do_not_fit_the_runs_are_an_error() {
+        let mut breaker = Breaker::new();
+        for reports in [vec![], vec![Report { delivered: 0, failed: None }]] {
+            let mut deliverer = deliverer(ONE_EVENT, &["a"]);
+            let picked = deliverer.pick(&mut breaker, 10, Moment::ZERO).unwrap();
+            assert!(end(&mut deliverer, &mut breaker, picked, reports).is_err());
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_attempt_without_an_answer_ends_at_its_deadline_or_with_the_lease() {
+        let start = Instant::now();
+        let seconds = Duration::from_secs;
+        let no_lease: &LeaseDeadline = &|| None;
+        assert_eq!(abandoned(no_lease, start + seconds(5)).await.verdict, RETRY);
+        assert_eq!(start.elapsed(), seconds(5));
+        let lease: &LeaseDeadline = &move || Some(start + seconds(7));
+        assert_eq!(abandoned(lease, start + seconds(100)).await.verdict, Verdict::Busy { after: None });
+        assert_eq!(start.elapsed(), seconds(7));
+    }
+}

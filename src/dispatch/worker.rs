@@ -1,0 +1,550 @@
+//! The owner of one partition. Its loop handles one completion at a time, so no state of the partition needs a lock:
+//! fetches, attempts, commits and dead letters run as tasks outside and report back as a [`Completion`].
+//!
+//! ```text
+//!            ┌────────────────────────── loop ───────────────────────────┐
+//!  stop ────▶│ wake lanes ▶ tick ▶ look for a reset ▶ read ▶ start batches│──▶ tasks: fetch, deliver, commit, …
+//!            │        ▲                                                  │        │
+//!            │        └───────────────── handle ◀────────────────────────│◀── completions
+//!            └───────────────────────────────────────────────────────────┘
+//! ```
+//!
+//! The state is in the parts ([`PartitionReader`], [`Deliverer`], [`DeadLetterWriter`], [`Committer`], [`Repositioner`]), which do
+//! not know each other. This file only joins them.
+//!
+//! Nothing is attempted before the first commit is stored. A commit stores what this worker knows to be settled at that
+//! moment. If a task or the lanes panic, the partition stops with the message of the panic.
+
+use super::committer::{Committer, initial_state};
+use super::context::DispatchContext;
+use super::dead_letters::DeadLetterWriter;
+use super::deliverer::{BatchEnd, Deliverer, Judge, NextBatch, RunInFlight};
+use super::notices::{Backlog, StuckUser};
+use super::partition_log::PartitionLog;
+use super::reader::PartitionReader;
+use super::repositioner::{RESET_LOOK_MAX, Repositioner, requested};
+use crate::core::Moment;
+use crate::core::event::Event;
+use crate::core::lanes::Token;
+use crate::core::outcome::{Ended, Failure};
+use crate::core::progress::{OffsetReset, PartitionState, ResetTarget};
+use crate::core::verdict::Report;
+use crate::core::window::Window;
+use crate::group::is_final;
+use crate::limits::{LOG_REMINDER_INTERVAL, MOVES_LOOK_INTERVAL};
+use crate::log::{FetchError, Fetched};
+use anyhow::Context as _;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::{Notify, OwnedSemaphorePermit, watch};
+use tokio::task::{JoinError, JoinSet};
+use tokio::time::{Instant, sleep, sleep_until, timeout_at};
+
+/// Completions that are handled in a row before anything is started again.
+const COMPLETIONS_IN_A_ROW_MAX: usize = 256;
+
+/// How long a fetch waits for a record before it returns without one.
+const FETCH_WAIT_MAX: Duration = Duration::from_secs(5);
+
+/// How long the last commit of a stop may take, even if `--drain` is over.
+const LAST_COMMIT_WAIT: Duration = Duration::from_secs(2);
+
+/// How often the last commit of a stop is tried at most.
+const LAST_COMMIT_TRIES_MAX: u32 = 11;
+
+/// Stuck users that are looked at in one tick.
+const STUCK_USERS_LOOK_MAX: usize = 1_000;
+
+/// A task that ended, with its result.
+enum Completion {
+    BatchEnded {
+        runs: Vec<RunInFlight>,
+        reports: Vec<Report>,
+    },
+    SlotAcquired(OwnedSemaphorePermit),
+    Fetched(Result<Fetched, FetchError>),
+    /// The end of the log was looked at.
+    LogEndSeen(Result<i64, Failure>),
+    Committed {
+        state: PartitionState,
+        result: Result<(), Failure>,
+    },
+    DeadLetterWritten {
+        token: Token,
+        result: Result<(), String>,
+    },
+    /// The group was asked for an offset reset.
+    ResetLooked(Result<Option<OffsetReset>, Failure>),
+}
+
+/// Why a worker's loop ended.
+enum LoopEnd {
+    /// It was told to stop, or has nothing more to do.
+    Stopped(Ended),
+    /// An offset reset was applied. The worker begins again from this state.
+    Reset(PartitionState),
+}
+
+/// One partition, with everything that happens in it.
+pub(super) struct Worker {
+    context: Arc<DispatchContext>,
+    partition: u32,
+    reader: PartitionReader,
+    deliverer: Deliverer,
+    dead_letters: DeadLetterWriter,
+    committer: Committer,
+    repositioner: Repositioner,
+    tasks: JoinSet<Completion>,
+    log: PartitionLog,
+}
+
+impl Worker {
+    /// Begins at the committed state, or where `--start` says. Waits as long as the group or the log does not answer.
+    pub(super) async fn begin(context: Arc<DispatchContext>, partition: u32) -> anyhow::Result<Self> {
+        let log = PartitionLog::new(context.destination(), Arc::clone(&context.topic), partition);
+        let mut failures = 0;
+        let state = loop {
+            match initial_state(&context, partition).await {
+                Ok(state) => break state,
+                Err(failure) if is_final(&failure) => return Err(failure.into()),
+                Err(failure) => {
+                    failures += 1;
+                    if let Some(suppressed) = log.allows("begin") {
+                        let destination = context.destination();
+                        tracing::warn!(
+                            destination,
+                            partition,
+                            suppressed,
+                            "cannot begin the partition, trying again: {failure}"
+                        );
+                    }
+                    sleep(context.config.backoff.delay(failures, context.random())).await;
+                }
+            }
+        };
+        // A reset that was asked for while no process owned the partition is applied before anything is attempted. If the
+        // group does not answer soon, delivery begins without it: the next look finds it.
+        let found = requested(&*context.parts.group, partition, MOVES_LOOK_INTERVAL).await;
+        let mut worker = Self::from_state(context, partition, state, Arc::default());
+        worker.reset_looked(found);
+        Ok(worker)
+    }
+
+    /// Begins from a state that is stored.
+    fn from_state(context: Arc<DispatchContext>, partition: u32, state: PartitionState, has_read: Arc<Notify>) -> Self {
+        let now = context.now();
+        Self {
+            reader: PartitionReader::new(state.watermark, state.settled_end(), has_read, now),
+            deliverer: Deliverer::new(&context, partition),
+            dead_letters: DeadLetterWriter::default(),
+            committer: Committer::new(state, context.config.commit_interval, now),
+            repositioner: Repositioner::new(now),
+            tasks: JoinSet::new(),
+            log: PartitionLog::new(context.destination(), Arc::clone(&context.topic), partition),
+            partition,
+            context,
+        }
+    }
+
+    /// Notified when the log could be read.
+    pub(super) fn has_read(&self) -> Arc<Notify> {
+        self.reader.has_read()
+    }
+
+    /// Delivers until `stop` is true. Then waits up to `--drain` for attempts in flight, and commits.
+    pub(super) async fn run(mut self, mut stop: watch::Receiver<bool>) -> anyhow::Result<Ended> {
+        loop {
+            let end = self.run_loop(&mut stop).await;
+            // Tasks that were cut off must really be gone before the partition is released: its next owner starts at once.
+            self.tasks.shutdown().await;
+            match end? {
+                LoopEnd::Stopped(ended) => return Ok(ended),
+                LoopEnd::Reset(state) => {
+                    self = Self::from_state(Arc::clone(&self.context), self.partition, state, self.has_read());
+                }
+            }
+        }
+    }
+
+    async fn run_loop(&mut self, stop: &mut watch::Receiver<bool>) -> anyhow::Result<LoopEnd> {
+        let context = Arc::clone(&self.context);
+        while !*stop.borrow_and_update() {
+            if let Some(reset) = self.repositioner.take_wanted() {
+                return self.apply_reset(&reset, stop).await;
+            }
+            // Created before the gate of the breaker is asked, so that no change in between is missed.
+            let breaker_changed = context.breaker.changed();
+            let now = context.now();
+            self.deliverer.lanes.wake(now);
+            self.tick(now);
+            self.look_for_reset(now);
+            self.retry_dead_letters(now)?;
+            self.read(now);
+            let start_at = self.start_batches(now);
+            if self.reader.has_ended() && self.deliverer.lanes.events() == 0 {
+                break;
+            }
+            let wake_at = self.next_wake_at(start_at);
+            tokio::select! {
+                biased;
+                changed = stop.changed() => if changed.is_err() { break },
+                Some(completion) = self.tasks.join_next() => {
+                    self.handle(completion)?;
+                    // Other completions that are ready too, in their order, before anything is started again.
+                    for _ in 1..COMPLETIONS_IN_A_ROW_MAX {
+                        let Some(completion) = self.tasks.try_join_next() else { break };
+                        self.handle(completion)?;
+                    }
+                }
+                () = breaker_changed => {
+                    context.breaker.lock().users_wait(self.partition, self.deliverer.lanes.each_user());
+                }
+                () = sleep_until(context.instant(wake_at)) => {}
+            }
+        }
+        let ended = self.drain_and_commit().await?;
+        self.reader.take_error().map_or(Ok(LoopEnd::Stopped(ended)), |error| Err(error.into()))
+    }
+
+    /// When something is due although no task ends before.
+    fn next_wake_at(&self, start_at: Option<Moment>) -> Moment {
+        [
+            start_at,
+            self.deliverer.lanes.next_wakeup(),
+            self.reader.next_fetch_at(),
+            self.dead_letters.next_retry_at(),
+            self.repositioner.next_look_at(),
+        ]
+        .into_iter()
+        .flatten()
+        .fold(self.committer.next_tick_at(), Moment::min)
+    }
+
+    fn handle(&mut self, completion: Result<Completion, JoinError>) -> anyhow::Result<()> {
+        let now = self.context.now();
+        match completion.context("a task of this partition panicked")? {
+            Completion::BatchEnded { runs, reports } => self.batch_ended(runs, reports)?,
+            Completion::SlotAcquired(permit) => self.deliverer.slot_acquired(permit),
+            Completion::Fetched(result) => self.fetched(result)?,
+            Completion::LogEndSeen(result) => self.reader.log_end_seen(result.ok(), now),
+            Completion::Committed { state, result } => self.committer.commit_ended(state, result, &self.log, now)?,
+            Completion::DeadLetterWritten { token, result } => self.dead_letter_written(token, result)?,
+            Completion::ResetLooked(found) => self.reset_looked(found),
+        }
+        Ok(())
+    }
+
+    /// Fills the lanes, and fetches more if the window has room.
+    fn read(&mut self, now: Moment) {
+        let (config, throttle) = (&self.context.config, &self.context.throttle);
+        self.reader.window.resize(throttle.share(config.window_events), throttle.share(config.window_bytes));
+        self.reader.admit(&mut self.deliverer.lanes);
+        if let Some(fetch) = self.reader.start_fetch(now) {
+            let (log, partition) = (Arc::clone(&self.context.parts.log), self.partition);
+            self.tasks.spawn(async move {
+                Completion::Fetched(log.fetch(partition, fetch.from, fetch.max_bytes, FETCH_WAIT_MAX).await)
+            });
+        }
+    }
+
+    fn fetched(&mut self, result: Result<Fetched, FetchError>) -> anyhow::Result<()> {
+        let (context, log, now) = (&self.context, &self.log, self.context.now());
+        match result {
+            Ok(fetched) => return self.reader.fetched(fetched, &mut self.committer, now),
+            Err(FetchError::Unavailable(detail)) => {
+                let backoff = |failures| context.config.backoff.delay(failures, context.random());
+                self.reader.fetch_unavailable(&detail, backoff, log, now);
+            }
+            Err(error) => self.reader.fetch_failed(&error, context.config.on_gap, &mut self.committer, log, now),
+        }
+        Ok(())
+    }
+
+    /// Starts every batch that may start. Returns the moment at which another one may.
+    fn start_batches(&mut self, now: Moment) -> Option<Moment> {
+        loop {
+            match self.deliverer.next_batch(&self.context, now) {
+                NextBatch::Send(batch) => {
+                    let destination = Arc::clone(&self.context.parts.destination);
+                    let delivery = batch.deliver(destination, Arc::clone(&self.context.lease));
+                    self.tasks.spawn(async move {
+                        let (runs, reports) = delivery.await;
+                        Completion::BatchEnded { runs, reports }
+                    });
+                }
+                NextBatch::AcquireSlot => {
+                    let slots = Arc::clone(&self.context.throttle.slots);
+                    self.tasks.spawn(async move {
+                        let permit = slots.acquire_owned().await.expect("the slots of a destination are never closed");
+                        Completion::SlotAcquired(permit)
+                    });
+                    return None;
+                }
+                NextBatch::Wait { until } => return until,
+            }
+        }
+    }
+
+    fn batch_ended(&mut self, runs: Vec<RunInFlight>, reports: Vec<Report>) -> anyhow::Result<()> {
+        let (context, now) = (Arc::clone(&self.context), self.context.now());
+        reports.iter().for_each(|report| context.tally.attempted(report));
+        let (BatchEnd { given_up, failed_in_outage }, snapshot) = {
+            let mut breaker = context.breaker.lock();
+            let (gate, was_out) = (breaker.gate(now), breaker.is_out());
+            let random = || context.random();
+            let judge = Judge { breaker: &mut breaker, policy: &context.try_policy, random: &random, now };
+            let (window, committer) = (&mut self.reader.window, &mut self.committer);
+            let end = self.deliverer.batch_ended(runs, reports, judge, |event| settle(event, window, committer))?;
+            if gate != breaker.gate(now) {
+                context.breaker.notify_changed();
+            }
+            (end, (was_out != breaker.is_out()).then(|| breaker.snapshot(now)))
+        };
+        if let Some((verdict, answer)) = failed_in_outage {
+            context.notices.failed_in_outage(verdict, &answer);
+        }
+        if let Some(snapshot) = snapshot {
+            context.notices.set_backlog(self.partition, self.backlog());
+            context.notices.write_due_lines(&snapshot, now);
+        }
+        for (token, reason, answer) in given_up {
+            self.dead_letters.add(token, reason, answer);
+            self.write_dead_letter(token)?;
+        }
+        Ok(())
+    }
+
+    fn write_dead_letter(&mut self, token: Token) -> anyhow::Result<()> {
+        let (context, partition) = (Arc::clone(&self.context), self.partition);
+        let record = self.dead_letters.start_write(token, &self.deliverer.lanes, &self.log, context.now())?;
+        self.tasks.spawn(async move {
+            let result = match context.dead_letter_topic.get(&context.parts, &context.config).await {
+                Ok(topic) => topic.append(partition, record).await.map_err(|failure| failure.to_string()),
+                Err(error) => Err(error.to_string()),
+            };
+            Completion::DeadLetterWritten { token, result }
+        });
+        Ok(())
+    }
+
+    fn dead_letter_written(&mut self, token: Token, result: Result<(), String>) -> anyhow::Result<()> {
+        let (context, lanes, now) = (&self.context, &mut self.deliverer.lanes, self.context.now());
+        if let Err(detail) = result {
+            let backoff = |failures| context.config.backoff.delay(failures, context.random());
+            return self.dead_letters.write_failed(token, &detail, lanes, backoff, &self.log, now);
+        }
+        self.dead_letters.stored(token, lanes, &self.log, |event| context.notices.gave_up(event, now))?;
+        lanes.given_up(token, |event| settle(event, &mut self.reader.window, &mut self.committer));
+        context.tally.gave_up();
+        Ok(())
+    }
+
+    fn retry_dead_letters(&mut self, now: Moment) -> anyhow::Result<()> {
+        while let Some(token) = self.dead_letters.take_due_retry(now) {
+            self.write_dead_letter(token)?;
+        }
+        Ok(())
+    }
+
+    /// Once each `--commit-interval`: writes log lines that are due, and commits if something changed.
+    fn tick(&mut self, now: Moment) {
+        if !self.committer.tick(now) {
+            return;
+        }
+        self.report_health(now);
+        if let Some(state) = self.committer.start_commit(now) {
+            let commit = self.commit(state.clone());
+            self.tasks.spawn(async move { Completion::Committed { result: commit.await, state } });
+        }
+    }
+
+    fn commit(&self, state: PartitionState) -> impl Future<Output = Result<(), Failure>> + Send + use<> {
+        let (group, partition) = (Arc::clone(&self.context.parts.group), self.partition);
+        async move { group.commit(partition, state).await }
+    }
+
+    /// Tells the breaker and the notices what waits in this partition, and writes the lines that are due.
+    fn report_health(&mut self, now: Moment) {
+        let context = Arc::clone(&self.context);
+        context.notices.set_backlog(self.partition, self.backlog());
+        let snapshot = {
+            let mut breaker = context.breaker.lock();
+            breaker.users_wait(self.partition, self.deliverer.lanes.each_user());
+            breaker.snapshot(now)
+        };
+        context.notices.write_due_lines(&snapshot, now);
+        if snapshot.out_since.is_some() && self.reader.start_log_end_look(now) {
+            let (log, partition) = (Arc::clone(&context.parts.log), self.partition);
+            self.tasks.spawn(async move { Completion::LogEndSeen(log.latest(partition).await) });
+        }
+        if snapshot.open.is_none() {
+            self.report_stuck_users(snapshot.since, now);
+        }
+    }
+
+    /// Writes a line for users whose next event keeps failing while the breaker is closed, which it has been since
+    /// `closed_since`.
+    fn report_stuck_users(&mut self, closed_since: Moment, now: Moment) {
+        let context = &*self.context;
+        let mut stuck_users = Vec::new();
+        {
+            let breaker = context.breaker.lock();
+            self.deliverer.lanes.look_at_stuck(STUCK_USERS_LOOK_MAX, now, |event, history, user| {
+                // After an outage every user that waited gets an attempt first. If no other user is served, nothing shows
+                // that the failures are the user's own, so there is a minute for that attempt.
+                let others_are_served = breaker.is_suspect(user);
+                let had_its_chance = others_are_served || now >= closed_since.saturating_add(LOG_REMINDER_INTERVAL);
+                let is_stuck = history.last_failure >= closed_since && had_its_chance;
+                if is_stuck && context.notices.allows_stuck_user(now) {
+                    let id = event.id(&context.topic, self.partition);
+                    stuck_users.push(StuckUser::new(event, &id, history, others_are_served, now));
+                }
+            });
+        }
+        // The lines are written while no lock is held: standard error may be slow.
+        for user in &stuck_users {
+            context.notices.stuck_user(self.partition, user);
+        }
+    }
+
+    fn backlog(&self) -> Backlog {
+        let lanes = &self.deliverer.lanes;
+        Backlog { users: lanes.users(), lag: self.reader.unread_events() + lanes.events() as u64 }
+    }
+
+    fn look_for_reset(&mut self, now: Moment) {
+        if self.repositioner.start_look(now) {
+            let (group, partition) = (Arc::clone(&self.context.parts.group), self.partition);
+            self.tasks
+                .spawn(async move { Completion::ResetLooked(requested(&*group, partition, RESET_LOOK_MAX).await) });
+        }
+    }
+
+    fn reset_looked(&mut self, found: Result<Option<OffsetReset>, Failure>) {
+        self.repositioner.looked(found, self.committer.stored(), &self.log, self.context.now());
+    }
+
+    /// Applies an offset reset and stores that. If the worker is told to stop meanwhile, the next owner does the rest.
+    async fn apply_reset(&mut self, reset: &OffsetReset, stop: &mut watch::Receiver<bool>) -> anyhow::Result<LoopEnd> {
+        let deadline = Instant::now() + self.context.config.drain;
+        tokio::select! {
+            biased;
+            () = stopped(stop) => return self.drain_and_commit().await.map(LoopEnd::Stopped),
+            ended = self.drain(deadline) => { ended?; }
+        }
+        // Attempts that have not ended are delivered again or left out by the reset. A late answer must not settle them.
+        self.tasks.shutdown().await;
+        self.deliverer.batches_aborted();
+        self.dead_letters.writes_aborted();
+        self.committer.commit_aborted();
+        let state = self.committer.apply(reset);
+        tokio::select! {
+            biased;
+            // It is unknown whether the state was stored. So what is committed at the stop is the state after the reset.
+            () = stopped(stop) => return self.drain_and_commit().await.map(LoopEnd::Stopped),
+            stored = self.store_reset(&state) => stored?,
+        }
+        let (direction, to) = match reset.to {
+            ResetTarget::Back(to) => ("back", to),
+            ResetTarget::Ahead(to) => ("ahead", to),
+        };
+        let (destination, partition) = (self.context.destination(), self.partition);
+        tracing::info!(destination, partition, to, "the position was moved {direction}, as was asked for");
+        Ok(LoopEnd::Reset(state))
+    }
+
+    /// Commits until the state is stored, because nothing may be attempted before.
+    async fn store_reset(&self, state: &PartitionState) -> Result<(), Failure> {
+        let mut failures = 0;
+        loop {
+            match self.commit(state.clone()).await {
+                Err(failure) if !is_final(&failure) => {
+                    failures += 1;
+                    if let Some(suppressed) = self.log.allows("offset reset") {
+                        tracing::warn!(
+                            destination = self.log.destination,
+                            partition = self.partition,
+                            suppressed,
+                            "cannot store the new position yet, trying again: {failure}"
+                        );
+                    }
+                    sleep(self.context.config.backoff.delay(failures, self.context.random())).await;
+                }
+                result => return result,
+            }
+        }
+    }
+
+    /// Starts nothing more, and waits until the deadline for what is in flight.
+    async fn drain(&mut self, deadline: Instant) -> anyhow::Result<Ended> {
+        self.deliverer.release_slot();
+        while self.has_work_in_flight() || self.committer.is_committing() {
+            match timeout_at(deadline, self.tasks.join_next()).await {
+                Ok(Some(completion)) => self.handle(completion)?,
+                Ok(None) | Err(_) => break,
+            }
+            // A slot that is acquired now is for the partitions that are not draining.
+            self.deliverer.release_slot();
+        }
+        Ok(if self.has_work_in_flight() { Ended::WorkLeft } else { Ended::Drained })
+    }
+
+    fn has_work_in_flight(&self) -> bool {
+        self.deliverer.has_batches_in_flight() || self.dead_letters.has_writes_in_flight()
+    }
+
+    /// Drains, then stores the last progress.
+    async fn drain_and_commit(&mut self) -> anyhow::Result<Ended> {
+        let deadline = Instant::now() + self.context.config.drain;
+        let ended = self.drain(deadline).await?;
+        let (destination, partition) = (self.context.parts.group.name().to_owned(), self.partition);
+        let state = self.committer.state();
+        let mut failures = 0;
+        while state != *self.committer.stored() {
+            let commit_deadline = deadline.max(Instant::now() + LAST_COMMIT_WAIT);
+            match timeout_at(commit_deadline, self.commit(state.clone())).await {
+                Ok(Ok(())) => self.committer.set_stored(state.clone()),
+                Ok(Err(failure))
+                    if !is_final(&failure) && Instant::now() < deadline && failures + 1 < LAST_COMMIT_TRIES_MAX =>
+                {
+                    failures += 1;
+                    tracing::warn!(destination, partition, "the last commit failed, trying again: {failure}");
+                    sleep(self.context.config.backoff.delay(failures, self.context.random())).await;
+                }
+                Ok(Err(failure)) => {
+                    tracing::error!(destination, partition, "stopped without the last commit: {failure}");
+                    return Ok(Ended::WorkLeft);
+                }
+                Err(_) => return Ok(Ended::WorkLeft),
+            }
+        }
+        Ok(ended)
+    }
+}
+
+/// An event was delivered or given up: gives its room in the window back and counts it as progress.
+fn settle(event: &Event, window: &mut Window, committer: &mut Committer) {
+    window.remove(event.record.window_bytes());
+    committer.settle(event.offset..event.offset + 1);
+}
+
+/// Ready when the worker is told to stop, or when the owner that could tell it is gone.
+async fn stopped(stop: &mut watch::Receiver<bool>) {
+    let _gone = stop.wait_for(|stop| *stop).await;
+}
+
+impl Drop for Worker {
+    /// Gives back what others wait for: a probe whose answer is not waited for any more, and what the destination holds
+    /// for this partition.
+    fn drop(&mut self) {
+        self.context.parts.destination.released(self.partition);
+        self.context.notices.remove_backlog(self.partition);
+        let mut breaker = self.context.breaker.lock();
+        breaker.released(self.partition);
+        if let Some(probe) = self.deliverer.take_probe() {
+            breaker.abandoned(&probe);
+            drop(breaker);
+            self.context.breaker.notify_changed();
+        }
+    }
+}
