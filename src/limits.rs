@@ -167,12 +167,6 @@ pub const DATABASE_MODE: u32 = 0o600;
 /// what SQLite writes at once.
 pub const ROOM_PROBE_BYTES: usize = 64 * 1024;
 
-/// How often a standby looks whether its destination's lock is free.
-pub const STANDBY_INTERVAL: Duration = Duration::from_millis(200);
-
-/// A group's name: a destination's with what a replay adds. With the database's name it is a file's, of at most 255.
-pub const GROUP_NAME_CHARS_MAX: usize = 200;
-
 /// Bytes that one connection's reads and writes are buffered in, and so of one request's head: with `--max-connections`
 /// this bounds what half-sent requests can hold.
 pub const HTTP_BUFFER_BYTES_MAX: usize = 32 * 1024;
@@ -205,10 +199,6 @@ pub const RUNTIME_SHUTDOWN_MAX: Duration = Duration::from_millis(500);
 /// How long after a destination's failure `up` starts it again, and `dispatch` asks for its place again.
 pub const RESTART_AFTER: Duration = Duration::from_secs(1);
 
-/// Bytes of a lock file that are read to name its holder: far more than eventd writes there, and nobody else's file can
-/// fill the memory.
-pub const LOCK_TEXT_BYTES_MAX: u64 = 4096;
-
 /// Bytes that a dead letter may have beyond its event: the answer, and the headers that tell its story.
 pub const LETTER_BYTES_MAX: usize = 64 * 1024;
 
@@ -225,41 +215,5 @@ pub const METADATA_INTERVAL_MIN: Duration = Duration::from_millis(100);
 /// How long a request to a broker may take that is repeated by its caller where it failed.
 pub const BROKER_CALL_MAX: Duration = Duration::from_secs(10);
 
-/// Characters of a commit's metadata: what a broker takes by default (`offset.metadata.max.bytes`). Progress that needs
-/// more goes into a topic of its own.
-pub const COMMIT_METADATA_CHARS_MAX: usize = 4_096;
-
-/// Bytes of one record of such a topic.
-pub const STATE_PART_BYTES_MAX: usize = 512 * 1024;
-
-/// How often progress goes there at most: it is written whole each time.
-pub const STATE_COMMIT_INTERVAL: Duration = Duration::from_secs(1);
-
-/// How often what no commit points at any more is removed there.
-pub const STATE_TRIM_INTERVAL: Duration = Duration::from_secs(60);
-
-/// How often a member of a group tells the broker that it is there, at most: so soon it learns that others come or go.
-pub const HEARTBEAT_INTERVAL_MAX: Duration = Duration::from_millis(300);
-
-/// How long a broker may take, beyond the session's time-out, until everybody has joined and the leader has assigned.
-pub const REBALANCE_MAX: Duration = Duration::from_secs(10);
-
-/// The wait before a group is joined again where that failed, doubling to the longest one.
-pub const REJOIN_BACKOFF: Duration = Duration::from_millis(50);
-pub const REJOIN_BACKOFF_MAX: Duration = Duration::from_secs(1);
-
-/// How long a commit waits for a rebalance to end before it is refused.
-pub const COMMIT_REBALANCING_MAX: Duration = Duration::from_secs(5);
-
-/// How long the owners of a new group's other partitions wait for that of partition 0 to begin it, before they say so
-/// and ask again: the session of one that died there.
-pub const GROUP_BEGIN_MAX: Duration = Duration::from_secs(10);
-
-/// How often they look: it is a matter of milliseconds, and one worker of a process looks.
-pub const GROUP_BEGIN_POLL: Duration = Duration::from_millis(10);
-
 /// How long after its last heartbeat a member counts as gone, where nobody says.
 pub const SESSION_TIMEOUT: Duration = Duration::from_secs(10);
-
-/// How long, beyond the session of one that died, a replay waits to have a group for itself.
-pub const HOLD_GRACE: Duration = Duration::from_secs(5);

@@ -1,20 +1,22 @@
-//! Who owns which partition, and how far it got: what every kind of consumer group promises.
+//! Consumer groups: which process delivers which partition to a destination, and how far it got. Each engine implements
+//! this contract.
 //!
 //! ```text
-//!             changed()                                commit(partition, state)
-//!  group ── Assigned(P) ──▶ owner: committed(P) → deliver ───────────────▶ group
-//!        ── Revoked(P) ──▶ stop starting, let end, commit, released(P)
-//!        ── Lost(P)  ──▶ stop at once, commit nothing
-//!  drain() ──▶ Revoked(P) for every partition, and none is Assigned any more ──▶ … ──▶ leave()
+//!             changed()                                            commit(partition, state)
+//!  group ── Assigned(P) ──▶ owner: committed(P), deliver ────────────────────────────▶ group
+//!        ── Revoked(P)  ──▶ owner: start no more attempts, let those in flight end, commit, released(P)
+//!        ── Lost(P)     ──▶ owner: stop at once, commit nothing
 //!
-//!  an operator ── request ──▶ <group>.rewind ── requested(P) ──▶ owner: applies it, once ── commit ──▶ group
+//!  drain() ──▶ Revoked(P) for every partition, and no further Assigned ──▶ … ──▶ leave()
+//!
+//!  operator ── request_resets ──▶ group <name>.rewind ── requested_reset(P) ──▶ owner: applies it, commits
 //! ```
 //!
-//! A partition has one owner at a time. What is stored under the group is a whole
-//! [`PartitionState`]: never a part of it, and of one moment.
+//! A partition has one owner at a time. What a commit stores is a whole [`PartitionState`] of one moment, never a part.
 //!
-//! An [`OffsetReset`] of the position is asked for from outside, whoever owns the partition and whether anybody does. The state
-//! that a commit stores holds the id of the last one that is in it, and ids grow: so it is applied once, whoever dies.
+//! An [`OffsetReset`] is requested from outside, whichever process owns the partition and also if no process does. Each
+//! has an id, and ids grow. A commit stores the id of the last reset that the state includes, so every reset is applied
+//! once, whichever process dies in between.
 
 mod earlier_name;
 pub mod kafka;
@@ -36,35 +38,37 @@ use tokio::time::Instant;
 
 /// One destination's membership in its group, for one topic.
 pub trait Group: Send + Sync + fmt::Debug {
-    /// The group's name: the destination's.
+    /// The group's name, which is the destination's.
     fn name(&self) -> &str;
 
-    /// Waits for the next change of what this member owns. An error ends the membership: every partition is lost.
-    /// Dropping the future loses no change.
+    /// Waits for the next change of what this member owns. Dropping the future loses no change. An error ends the
+    /// membership: every partition is lost.
     fn changed(&self) -> BoxFuture<'_, Result<Change, Failure>>;
 
-    /// Tells that a partition that was [`Change::Revoked`] is let go: nothing of it is started or committed any more.
+    /// Reports that this member has stopped working on a partition that was [`Change::Revoked`]. It starts no attempts and
+    /// commits nothing there from now on.
     fn released(&self, partition: u32) -> BoxFuture<'_, ()>;
 
-    /// What was last committed for the partition. `None`: nothing ever, it has not begun.
+    /// What was last committed for the partition. `None` if nothing ever was: the partition has not been started.
     fn committed(&self, partition: u32) -> BoxFuture<'_, Result<Option<PartitionState>, Failure>>;
 
-    /// Stores the state. A watermark past the end of the log is refused. Unknown: the next commit tells. An error that
-    /// [`is_final`] says comes back for ever.
+    /// Stores the state. A state that settles events past the end of the log is refused. If the outcome is unknown, the
+    /// next commit includes this progress. If [`is_final`] is true of an error, every later commit fails in the same way.
     fn commit(&self, partition: u32, state: PartitionState) -> BoxFuture<'_, Result<(), Failure>>;
 
     /// The last offset reset that was requested for the partition, applied or not. `None`: none was ever requested.
     fn requested_reset(&self, partition: u32) -> BoxFuture<'_, Result<Option<OffsetReset>, Failure>>;
 
-    /// Until when attempts may be started and may last. `None`: no limit (a lock that dies with the process).
+    /// The moment before which every attempt has to end. `None`: there is no limit, because a lock that ends with the
+    /// process protects the partitions.
     fn lease_deadline(&self) -> Option<Instant>;
 
     /// Announces that this member stops. It is assigned nothing from now on, and every partition that it owns is
-    /// [`Change::Revoked`], so that each can go to another member as soon as it is released. If no other member may have
-    /// them before [`leave`](Self::leave), nothing happens.
+    /// [`Change::Revoked`], so each can go to another member as soon as it is released. If no other member may have
+    /// the partitions before [`leave`](Self::leave), this does nothing.
     fn drain(&self);
 
-    /// Leaves the group, so that others need not wait. Every partition was released before.
+    /// Leaves the group, so that other members need not wait for the session time-out. Every partition was released before.
     fn leave(&self) -> BoxFuture<'_, ()>;
 }
 
@@ -84,7 +88,7 @@ pub trait Groups: Send + Sync + fmt::Debug {
         &'a self,
         name: &'a str,
         log: &'a Arc<dyn Log>,
-        digest: &'a str,
+        options: &'a JoinOptions,
     ) -> BoxFuture<'a, Result<Arc<dyn Group>, JoinError>>;
 
     /// Whether a destination has ever committed under this name.
@@ -194,61 +198,49 @@ impl fmt::Display for PastCommits {
 /// What happened to the ownership of one partition.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Change {
-    /// This member owns it from now on.
+    /// This member owns the partition from now on.
     Assigned(u32),
-    /// Hand it over: stop starting attempts, let those in flight end, commit, then [`Group::released`].
+    /// This member has to release the partition: start no more attempts, let those in flight end, commit, then call
+    /// [`Group::released`].
     Revoked(u32),
-    /// It belongs to somebody else already: stop at once and commit nothing.
+    /// Another member may already own the partition: stop at once and commit nothing.
     Lost(u32),
 }
 
-/// Who holds a destination; the lock file's content, as JSON.
+/// Which process holds a destination. This is the content of the lock file, as JSON.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Holder {
     pub pid: u32,
-    /// When it joined: milliseconds since the Unix epoch.
+    /// When the process joined, in milliseconds since the Unix epoch.
     pub started_ms: i64,
     /// The digest of its destination.
     pub destination: String,
 }
 
-/// Why a group could not be joined.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// Why a group could not be joined, or looked at.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum JoinError {
-    /// By another process, or another member in this one. `holder` is absent where it has only just taken the lock.
+    /// Another process holds the destination, or another member in this process does. `holder` is absent if that process
+    /// has taken the lock but not written into it yet.
+    #[error("destination {name:?} is held by {}", match holder {
+        Some(holder) => format!("pid {}: stop that process, or use --standby", holder.pid),
+        None => "another process, which has just started".to_owned(),
+    })]
     Held { name: String, holder: Option<Holder> },
-    /// By other members of the group, where it is wanted as a whole.
+    /// The group has other members, but one member needs all of it.
+    #[error("the group {name:?} has other members: first stop every dispatch and replay of this destination")]
     Shared { name: String },
-    /// The topic is not there.
+    #[error("topic {topic:?} does not exist")]
     MissingTopic { topic: String },
-    /// Somebody has to change something: the name, a right.
+    /// A person has to change something: a name, a right, a file.
+    #[error("{0}")]
     Configuration(String),
-    /// It may work later.
+    /// A later attempt may succeed.
+    #[error("{0}")]
     Unavailable(Failure),
 }
 
-impl fmt::Display for JoinError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Held { name, holder: Some(holder) } => {
-                write!(f, "destination {name:?} is held by pid {}: stop that one, or use --standby", holder.pid)
-            }
-            Self::Held { name, holder: None } => {
-                write!(f, "destination {name:?} is held by another process, which has just started")
-            }
-            Self::Shared { name } => {
-                write!(f, "others are at work in the group {name:?}: stop every dispatch, or replay, of it first")
-            }
-            Self::MissingTopic { topic } => write!(f, "there is no topic {topic:?}"),
-            Self::Configuration(detail) => f.write_str(detail),
-            Self::Unavailable(failure) => failure.fmt(f),
-        }
-    }
-}
-
-impl std::error::Error for JoinError {}
-
-/// Whether a commit, or reading one, can never succeed until somebody changes something.
+/// Whether every later commit, or read of one, fails in the same way until a person changes something.
 pub fn is_final(failure: &Failure) -> bool {
     matches!(
         failure.code,

@@ -9,7 +9,7 @@ use super::{new_id, show};
 use crate::core::outcome::Ended;
 use crate::core::progress::PartitionState;
 use crate::core::side_topics::{dead_letter_group, replay_group};
-use crate::group::{Group, is_final};
+use crate::group::{Group, JoinOptions, is_final};
 use crate::log::Log;
 use anyhow::Context;
 use std::collections::BTreeMap;
@@ -28,7 +28,7 @@ pub(super) async fn execute(
     let digest = context.spec.digest();
     // First, so that a destination that cannot be opened leaves nothing behind.
     let destination = run::open_destination(context, selection.dead).await?;
-    let group = context.groups.join_alone(&replay_group(name, &id), &source, &digest).await?;
+    let group = context.groups.join_alone(&replay_group(name, &id), &source, &JoinOptions::new(&digest)).await?;
     let marker = match selection.dead {
         true => {
             let (marker, redriven) = join_dead_group(context, &source, &digest).await?;
@@ -109,7 +109,8 @@ async fn join_dead_group(
     source: &Arc<dyn Log>,
     digest: &str,
 ) -> anyhow::Result<(RedriveMarker, BTreeMap<u32, PartitionState>)> {
-    let group = context.groups.join_alone(&dead_letter_group(&context.spec.name), source, digest).await?;
+    let group =
+        context.groups.join_alone(&dead_letter_group(&context.spec.name), source, &JoinOptions::new(digest)).await?;
     let mut redriven = BTreeMap::new();
     for partition in 0..source.partitions().await? {
         let state = match group.committed(partition).await? {

@@ -6,8 +6,8 @@ use super::{Content, PARTITIONS, Place, Settled, Store, append, commit_all, coun
 use crate::report::Measured;
 use crate::users::Users;
 use anyhow::{Context as _, ensure};
-use eventd::group::JoinOptions;
-use eventd::group::kafka::{committed, hold};
+use eventd::group::kafka::KafkaGroups;
+use eventd::group::{Groups, JoinOptions};
 use eventd::limits::FETCH_BYTES_MAX;
 use eventd::log::Log;
 use eventd::log::kafka::Kafka as Cluster;
@@ -54,7 +54,8 @@ impl Kafka {
                     fetch_all(&*log, partition).await?;
                 }
                 // The first commit of a cluster creates the topic of all commits.
-                let group = hold(&kafka.cluster().await?, "warm-up", &log, JoinOptions::new("")).await?;
+                let groups = KafkaGroups::new(kafka.cluster().await?);
+                let group = groups.join_alone("warm-up", &log, &JoinOptions::new("")).await?;
                 group.commit(0, eventd::core::progress::PartitionState::at(1)).await?;
                 group.leave().await;
                 anyhow::Ok(())
@@ -144,7 +145,8 @@ impl Store for Kafka {
     fn settle(&self, place: &Place) -> anyhow::Result<()> {
         runtime()?.block_on(async {
             let (cluster, log) = (self.cluster().await?, self.log(&place.topic, PARTITIONS).await?);
-            let group = hold(&cluster, &place.destination, &log, JoinOptions::new("")).await?;
+            let groups = KafkaGroups::new(cluster);
+            let group = groups.join_alone(&place.destination, &log, &JoinOptions::new("")).await?;
             commit_all(&*log, &*group).await
         })
     }
@@ -153,9 +155,9 @@ impl Store for Kafka {
         let runtime = runtime()?;
         let (cluster, log) = runtime
             .block_on(async { anyhow::Ok((self.cluster().await?, self.log(&place.topic, PARTITIONS).await?)) })?;
-        let destination = place.destination.clone();
+        let (groups, destination) = (KafkaGroups::new(cluster), place.destination.clone());
         Ok(Box::new(move || {
-            let states = runtime.block_on(committed(&cluster, &destination, &log))?;
+            let states = runtime.block_on(groups.committed(&destination, &log))?;
             states.iter().flatten().map(count).sum()
         }))
     }

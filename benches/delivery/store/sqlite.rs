@@ -4,8 +4,8 @@ use super::{Content, PARTITIONS, Place, Settled, Store, append, commit_all, coun
 use crate::report::Measured;
 use crate::users::Users;
 use anyhow::{Context as _, ensure};
-use eventd::group::WhenHeld;
-use eventd::group::sqlite::{committed, join};
+use eventd::group::sqlite::{SqliteGroups, join};
+use eventd::group::{Groups, WhenHeld};
 use eventd::log::sqlite::{Settings, Sqlite as Embedded};
 use std::path::Path;
 use std::sync::Arc;
@@ -84,8 +84,10 @@ impl Store for Sqlite {
     fn settled(&self, place: &Place) -> anyhow::Result<Settled> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let (engine, destination) = (runtime.block_on(engine(place.database_folder()?))?, place.destination.clone());
+        let log = runtime.block_on(open(&*engine, TOPIC, PARTITIONS))?;
+        let groups = SqliteGroups::new(engine);
         Ok(Box::new(move || {
-            let states = runtime.block_on(committed(&engine, &destination, TOPIC))?;
+            let states = runtime.block_on(groups.committed(&destination, &log))?;
             states.iter().flatten().map(count).sum()
         }))
     }

@@ -124,7 +124,7 @@ async fn an_earlier_name_whose_commits_expired_is_kept_and_requires_start() {
     let dispatch =
         |flags: &[&str]| Program::start(folder.path(), &[&["dispatch", "--dest", &url][..], &log[..4], flags].concat());
     let stopped = dispatch(&[]);
-    stopped.wait_for(&["this partition is stopped", "no commit any more", &earlier, "--start"]);
+    stopped.wait_for(&["this partition is stopped", "has expired", &earlier, "--start"]);
     stopped.stop();
     let dispatch = dispatch(&["--start", "earliest"]);
     receiver.wait_for(2);

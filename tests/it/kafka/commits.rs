@@ -10,8 +10,8 @@ use crate::support::program::{Ending, Program};
 use crate::support::wait::{PATIENCE, eventually};
 use eventd::core::event::Record;
 use eventd::core::progress::PartitionState;
-use eventd::group::kafka::{committed, hold};
-use eventd::group::{Group, JoinError, JoinOptions};
+use eventd::group::kafka::KafkaGroups;
+use eventd::group::{Group, Groups, JoinError, JoinOptions};
 use eventd::kafka::Cluster;
 use eventd::log::{CreateTopic, Engine, Log};
 use eventd::net::BrokerSettings;
@@ -49,9 +49,13 @@ impl Place {
         self.broker.engine.open(topic, create).await.unwrap()
     }
 
+    pub(super) fn groups(&self) -> KafkaGroups {
+        KafkaGroups::new(Arc::clone(&self.broker.engine))
+    }
+
     /// Joins as the group's only member.
     pub(super) async fn group(&self, log: &Arc<dyn Log>) -> Arc<dyn Group> {
-        hold(&self.broker.engine, &self.name, log, JoinOptions::new("digest")).await.unwrap()
+        self.groups().join_alone(&self.name, log, &JoinOptions::new("digest")).await.unwrap()
     }
 
     /// Commits as a member, which then leaves.
@@ -63,7 +67,7 @@ impl Place {
 
     /// The committed state of the first partition, as another process reads it.
     async fn committed(&self, log: &Arc<dyn Log>) -> Result<Option<PartitionState>, JoinError> {
-        let mut states = committed(&self.broker.engine, &self.name, log).await?;
+        let mut states = self.groups().committed(&self.name, log).await?;
         Ok(states.remove(0))
     }
 
@@ -191,10 +195,10 @@ async fn a_commit_of_an_earlier_topic_of_this_name_stops_dispatch_until_start_is
     group.leave().await;
 
     let said = place.dispatch_stops(&[]);
-    assert!(said.contains("was deleted and made again since") && said.contains("--start"), "{said}");
+    assert!(said.contains("was deleted and created again since") && said.contains("--start"), "{said}");
     let dispatch = place.dispatch(&["--start", "earliest"]);
     assert_eq!(payloads(&place.delivered(0, 3, &dispatch)), numbers(10..13));
-    dispatch.wait_for(&["beginning anew"]);
+    dispatch.wait_for(&["starting anew at --start"]);
     assert_eq!(dispatch.stop().code(), 0);
     assert_eq!(place.committed(&log).await, Ok(Some(PartitionState::at(3))));
 }
@@ -211,9 +215,9 @@ async fn an_expired_commit_stops_a_destination_that_has_delivered_before() {
     tool("kafka-consumer-groups", &address(), &["--delete", "--group", &place.name]);
 
     let said = place.dispatch_stops(&[]);
-    assert!(said.contains("no commit any more") && said.contains("--start"), "{said}");
+    assert!(said.contains("has expired") && said.contains("--start"), "{said}");
     let dispatch = place.dispatch(&["--start", "latest"]);
-    dispatch.wait_for(&["beginning anew"]);
+    dispatch.wait_for(&["starting anew at --start"]);
     // The start is committed before anything is delivered.
     place.until_committed(&log).await;
     log.append(0, records(5..7)).await.unwrap();
@@ -269,7 +273,7 @@ async fn a_reset_by_kafkas_own_tool_is_followed_and_logged() {
     let reset = tool("kafka-consumer-groups", &address(), &to_four);
 
     let dispatch = place.dispatch(&[]);
-    let logged = dispatch.wait_for(&["the group was reset by another tool"]);
+    let logged = dispatch.wait_for(&["another tool has reset the group"]);
     assert!(logged.contains("offset=4"), "{logged}\nafter\n{reset}");
     assert_eq!(payloads(&place.delivered(10, 6, &dispatch)), numbers(4..10));
     assert_eq!(dispatch.stop().code(), 0);
@@ -369,8 +373,8 @@ async fn a_settled_map_that_is_too_large_for_a_commit_is_stored_in_a_side_topic(
     delete_records(side.topic(), 0..1, end);
     let failure = place.committed(&log).await.unwrap_err().to_string();
     assert!(failure.contains("commit-unreadable") && failure.contains("--start"), "{failure}");
-    let joining = JoinOptions { start_given: true, ..JoinOptions::new("digest") };
-    let group = hold(&place.broker.engine, &place.name, &log, joining).await.unwrap();
+    let options = JoinOptions { start_given: true, ..JoinOptions::new("digest") };
+    let group = place.groups().join_alone(&place.name, &log, &options).await.unwrap();
     assert_eq!(group.committed(0).await, Ok(None), "--start discards the commit");
     group.leave().await;
 }

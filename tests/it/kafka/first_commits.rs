@@ -8,8 +8,7 @@ use crate::support::delivered::{self, Line};
 use crate::support::program::{Program, run};
 use crate::support::wait::{PATIENCE, eventually};
 use eventd::core::progress::PartitionState;
-use eventd::group::kafka::{committed, hold, join};
-use eventd::group::{Change, Group, JoinOptions};
+use eventd::group::{Change, Group, Groups, JoinOptions};
 use eventd::log::Log;
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -106,7 +105,7 @@ async fn until_initialized(place: &Place, log: &Arc<dyn Log>) {
 
 /// What is committed, as another process reads it.
 async fn states(place: &Place, log: &Arc<dyn Log>) -> Vec<Option<PartitionState>> {
-    committed(&place.broker.engine, &place.name, log).await.unwrap()
+    place.groups().committed(&place.name, log).await.unwrap()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -141,7 +140,7 @@ async fn the_owner_of_partition_0_initializes_a_group_and_the_others_wait() {
 }
 
 async fn member(place: &Place, log: &Arc<dyn Log>) -> Arc<dyn Group> {
-    join(&place.broker.engine, &place.name, log, JoinOptions::new("digest")).await.unwrap()
+    place.groups().join(&place.name, log, &JoinOptions::new("digest")).await.unwrap()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -237,8 +236,8 @@ async fn initialization_for_an_earlier_topic_of_this_name_requires_start() {
         assert_eq!(group.committed(partition).await.unwrap_err().code, "topic-remade");
     }
     group.leave().await;
-    let joining = JoinOptions { start_given: true, ..JoinOptions::new("digest") };
-    let group = hold(&place.broker.engine, &place.name, &log, joining).await.unwrap();
+    let options = JoinOptions { start_given: true, ..JoinOptions::new("digest") };
+    let group = place.groups().join_alone(&place.name, &log, &options).await.unwrap();
     for partition in 0..2 {
         assert_eq!(group.committed(partition).await, Ok(None));
     }

@@ -91,7 +91,7 @@ impl Scene {
 }
 
 pub(super) fn owns(member: &Program, partitions: usize) {
-    member.wait_for(&["partitions assigned", &format!("owned={partitions} "), "leaving=0"]);
+    member.wait_for(&["partitions assigned", &format!("owned={partitions} "), "revoking=0"]);
 }
 
 #[test]
@@ -177,7 +177,7 @@ fn members_that_are_killed_or_paused_lose_nothing_and_keep_every_users_order() {
     owns(&c, 6);
     scene.wait_for_progress("while one is paused for longer than its session");
     b.signal("CONT");
-    b.wait_for(&["every partition is given up"]);
+    b.wait_for(&["lost all partitions"]);
     owns(&b, 3);
     scene.wait_for_progress("after it has come back");
     let sink = scene.end(vec![b, c]);
@@ -407,7 +407,7 @@ fn a_restart_with_the_same_instance_id_moves_no_partition() {
     let a = scene.member(&keep("a"));
     owns(&a, 3);
     scene.wait_for_progress("after the restart");
-    let disturbed = |line: &String| !(line.contains("owned=3 ") && line.contains("leaving=0"));
+    let disturbed = |line: &String| !(line.contains("owned=3 ") && line.contains("revoking=0"));
     let since = assigned(&b).split_off(before);
     assert!(!since.iter().any(disturbed), "the other member was disturbed:\n{}", b.lines());
     let twin = scene.member(&keep("a"));

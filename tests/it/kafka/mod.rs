@@ -16,8 +16,8 @@ use crate::conformance::Fixture;
 use crate::support::broker::fail_without_kafka;
 use eventd::BoxFuture;
 use eventd::core::progress::OffsetReset;
-use eventd::group::kafka::{apply_unowned, join, request};
-use eventd::group::{Group, JoinOptions};
+use eventd::group::kafka::KafkaGroups;
+use eventd::group::{Group, Groups, JoinOptions};
 use eventd::log::kafka::Kafka;
 use eventd::log::{Engine, Log};
 use eventd::net::BrokerSettings;
@@ -49,16 +49,19 @@ impl Fixture for Shared {
     fn join<'a>(&'a self, name: &'a str, topic: &'a str) -> BoxFuture<'a, Arc<dyn Group>> {
         Box::pin(async move {
             let log: Arc<dyn Log> = self.engine.open(topic, None).await.expect("the topic is there");
-            join(&self.engine, name, &log, JoinOptions::new("digest")).await.expect("the group is free")
+            KafkaGroups::new(self.engine.clone())
+                .join(name, &log, &JoinOptions::new("digest"))
+                .await
+                .expect("the group is free")
         })
     }
 
     fn moves<'a>(&'a self, name: &'a str, topic: &'a str, partition: u32, wanted: OffsetReset) -> BoxFuture<'a, bool> {
         Box::pin(async move {
             let log = self.engine.open(topic, None).await.expect("the topic is there");
-            let moves = BTreeMap::from([(partition, wanted)]);
-            request(&self.engine, name, &log, &moves).await.expect("it can be asked for");
-            apply_unowned(&self.engine, name, &log, &moves).await.expect("the broker answers")
+            let (groups, resets) = (KafkaGroups::new(self.engine.clone()), BTreeMap::from([(partition, wanted)]));
+            groups.request_resets(name, &log, &resets).await.expect("the reset is requested");
+            groups.apply_resets_if_unowned(name, &log, "digest", &resets).await.expect("the broker answers")
         })
     }
 }

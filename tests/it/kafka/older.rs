@@ -4,8 +4,8 @@ use super::address;
 use crate::conformance::{record, unique};
 use crate::support::wait::soon;
 use eventd::core::progress::PartitionState;
-use eventd::group::kafka::join;
-use eventd::group::{Change, Group, JoinOptions};
+use eventd::group::kafka::KafkaGroups;
+use eventd::group::{Change, Group, Groups, JoinOptions};
 use eventd::kafka::Cluster;
 use eventd::log::kafka::Kafka;
 use eventd::log::{CreateTopic, Engine, Log};
@@ -58,7 +58,7 @@ async fn a_topic_that_gets_an_id_later_was_not_created_again() {
 
 /// Joins a member and waits until it is assigned the topic's only partition.
 async fn owner(engine: &Arc<Kafka>, name: &str, log: &Arc<dyn Log>) -> Arc<dyn Group> {
-    let group = join(engine, name, log, JoinOptions::new("digest")).await.unwrap();
+    let group = KafkaGroups::new(engine.clone()).join(name, log, &JoinOptions::new("digest")).await.unwrap();
     assert_eq!(soon("the partition is given", group.changed()).await, Ok(Change::Assigned(0)));
     group
 }

@@ -231,9 +231,13 @@ mod faults {
         };
         broker.kill(1);
         broker.start_again_with(&["--set", &users(WRONG_PASSWORD)]);
-        dispatch.wait_for(&["cannot join, trying again", "rejects the login of \"app\"", "SaslAuthenticationFailed"]);
+        dispatch.wait_for(&[
+            "cannot join the group, trying again",
+            "rejects the login of \"app\"",
+            "SaslAuthenticationFailed",
+        ]);
         // Its session expires, and it loses its partitions.
-        dispatch.wait_for(&["every partition is given up"]);
+        dispatch.wait_for(&["lost all partitions"]);
         broker.kill(1);
         broker.start_again_with(&["--set", &users(PASSWORD)]);
         post("after");

@@ -275,7 +275,7 @@ fn other_code_is_not_reported() {
         ("src/core/lanes.rs", "#[cfg(test)]\nmod tests { use std::thread; fn f() -> [u8; 2] { crate::log::x() } }"),
         ("src/core/lanes.rs", "#[cfg(test)] #[path = \"lanes_tests.rs\"] mod tests;"),
         ("src/destination/file.rs", "fn f() { tokio::task::spawn_blocking(g); std::thread::current(); }"),
-        ("src/group/sqlite.rs", "use crate::log::sqlite::Sqlite; use crate::BoxFuture;"),
+        ("src/group/sqlite/mod.rs", "use crate::log::sqlite::Sqlite; use crate::BoxFuture;"),
         ("src/dispatch/worker.rs", "fn f() -> impl Future + use<'a> { tokio::spawn(g()) } fn h() { crate::log::x() }"),
     ] {
         let found = violations(file, &Source::read(text), &crates);

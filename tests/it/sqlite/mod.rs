@@ -15,8 +15,8 @@ mod whole;
 use crate::conformance::Fixture;
 use eventd::BoxFuture;
 use eventd::core::progress::OffsetReset;
-use eventd::group::sqlite::{apply_unowned, join, request};
-use eventd::group::{Group, WhenHeld};
+use eventd::group::sqlite::{SqliteGroups, join};
+use eventd::group::{Group, Groups, WhenHeld};
 use eventd::log::sqlite::{Settings, Sqlite};
 use eventd::log::{CreateTopic, Engine, Log};
 use std::collections::BTreeMap;
@@ -83,9 +83,10 @@ impl Fixture for Embedded {
 
     fn moves<'a>(&'a self, name: &'a str, topic: &'a str, partition: u32, wanted: OffsetReset) -> BoxFuture<'a, bool> {
         Box::pin(async move {
-            let moves = BTreeMap::from([(partition, wanted)]);
-            request(&self.engine, name, topic, &moves).await.expect("it can be asked for");
-            apply_unowned(&self.engine, name, topic, "digest", &moves).await.expect("the database answers")
+            let log = self.engine.open(topic, None).await.expect("the topic exists");
+            let (groups, resets) = (SqliteGroups::new(self.engine.clone()), BTreeMap::from([(partition, wanted)]));
+            groups.request_resets(name, &log, &resets).await.expect("the reset is requested");
+            groups.apply_resets_if_unowned(name, &log, "digest", &resets).await.expect("the database answers")
         })
     }
 }

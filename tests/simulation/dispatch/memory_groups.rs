@@ -118,7 +118,7 @@ impl Groups for MemoryGroups {
         &'a self,
         name: &'a str,
         log: &'a Arc<dyn Log>,
-        _digest: &'a str,
+        _options: &'a JoinOptions,
     ) -> BoxFuture<'a, Result<Arc<dyn Group>, JoinError>> {
         Box::pin(async move {
             if !self.handle.is_answered(Call::Join).await {

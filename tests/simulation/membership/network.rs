@@ -3,8 +3,8 @@
 
 use super::oracle::Life;
 use super::{State, World};
-use crate::group::kafka::coordinator::{Answer, Coordinator};
-use crate::group::kafka::membership::Identity;
+use crate::group::kafka::coordinator::{Coordinator, CoordinatorFuture};
+use crate::group::kafka::member::CommitIdentity;
 use crate::kafka::Error;
 use kafka_protocol::ResponseError::{self, NotCoordinator};
 use kafka_protocol::messages::{
@@ -91,7 +91,7 @@ impl Link {
         deadline: Instant,
         elsewhere: fn(ResponseError) -> T,
         deliver: impl FnOnce(&mut State, Sender<T>, Instant) + Send + 'static,
-    ) -> Answer<'static, T> {
+    ) -> CoordinatorFuture<'static, T> {
         let (answer, answered) = oneshot::channel();
         // A sent request arrives even if no task waits for the answer.
         tokio::spawn(async move {
@@ -141,11 +141,11 @@ impl Link {
     }
 
     /// Sends a commit. If the coordinator accepts it, the oracle is told.
-    pub(super) fn commit(self: &Arc<Self>, identity: Identity, partition: u32) {
+    pub(super) fn commit(self: &Arc<Self>, identity: CommitIdentity, partition: u32) {
         let (link, life) = (Arc::clone(self), self.life);
         tokio::spawn(async move {
             let deliver = move |state: &mut State, answer: Sender<()>, now| {
-                let Identity { member_id, generation, instance_id } = identity;
+                let CommitIdentity { member_id, generation, instance_id } = identity;
                 match state.group.commit(&member_id, instance_id.as_deref(), generation, now) {
                     Ok(()) => state.oracle.committed(life, partition, now),
                     Err(_) => state.oracle.refused(),
@@ -159,19 +159,19 @@ impl Link {
 }
 
 impl Coordinator for Arc<Link> {
-    fn join_group(&self, request: JoinGroupRequest, deadline: Instant) -> Answer<'_, JoinGroupResponse> {
+    fn join_group(&self, request: JoinGroupRequest, deadline: Instant) -> CoordinatorFuture<'_, JoinGroupResponse> {
         let elsewhere = |error: ResponseError| JoinGroupResponse::default().with_error_code(error.code());
         let deliver = move |state: &mut State, answer, now| state.group.join(&request, answer, now);
         Arc::clone(self).carry(RequestKind::Joins, deadline, elsewhere, deliver)
     }
 
-    fn sync_group(&self, request: SyncGroupRequest, deadline: Instant) -> Answer<'_, SyncGroupResponse> {
+    fn sync_group(&self, request: SyncGroupRequest, deadline: Instant) -> CoordinatorFuture<'_, SyncGroupResponse> {
         let elsewhere = |error: ResponseError| SyncGroupResponse::default().with_error_code(error.code());
         let deliver = move |state: &mut State, answer, now| state.group.sync(&request, answer, now);
         Arc::clone(self).carry(RequestKind::Joins, deadline, elsewhere, deliver)
     }
 
-    fn heartbeat(&self, request: HeartbeatRequest, deadline: Instant) -> Answer<'_, HeartbeatResponse> {
+    fn heartbeat(&self, request: HeartbeatRequest, deadline: Instant) -> CoordinatorFuture<'_, HeartbeatResponse> {
         let elsewhere = |error: ResponseError| HeartbeatResponse::default().with_error_code(error.code());
         let deliver = move |state: &mut State, answer: Sender<HeartbeatResponse>, now| {
             let heard = state.group.heartbeat(
@@ -185,7 +185,7 @@ impl Coordinator for Arc<Link> {
         Arc::clone(self).carry(RequestKind::Heartbeats, deadline, elsewhere, deliver)
     }
 
-    fn leave_group(&self, request: LeaveGroupRequest, deadline: Instant) -> Answer<'_, LeaveGroupResponse> {
+    fn leave_group(&self, request: LeaveGroupRequest, deadline: Instant) -> CoordinatorFuture<'_, LeaveGroupResponse> {
         let elsewhere = |error: ResponseError| LeaveGroupResponse::default().with_error_code(error.code());
         let deliver = move |state: &mut State, answer: Sender<LeaveGroupResponse>, now| {
             let member = &request.members[0];
@@ -196,7 +196,7 @@ impl Coordinator for Arc<Link> {
         Arc::clone(self).carry(RequestKind::Others, deadline, elsewhere, deliver)
     }
 
-    fn partitions<'a>(&'a self, _: &'a str, deadline: Instant) -> Answer<'a, Option<u32>> {
+    fn partition_count<'a>(&'a self, _: &'a str, deadline: Instant) -> CoordinatorFuture<'a, Option<u32>> {
         Box::pin(async move {
             let direction = self.fault_of(RequestKind::Others).map_or(Direction::Well, |fault| fault.answers);
             let answer = async {

@@ -7,7 +7,7 @@ use super::oracle::Life;
 use super::{GROUP, World};
 use crate::group::Change;
 use crate::group::kafka::clocks::Clocks;
-use crate::group::kafka::membership::{Membership, Settings};
+use crate::group::kafka::membership::{Membership, MembershipConfig};
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex};
@@ -83,7 +83,7 @@ impl Process {
     pub(super) fn start(world: &Arc<World>, life: Life, setup: Setup) -> Self {
         let link = Arc::new(Link::new(world, life));
         let frozen = Arc::new(Frozen::default());
-        let settings = Settings {
+        let settings = MembershipConfig {
             group: GROUP.into(),
             topic: GROUP.into(),
             digest: "same".into(),
@@ -98,7 +98,7 @@ impl Process {
             task
         };
         let coordinator = Arc::new(Arc::clone(&link));
-        let member = Arc::new(Membership::start_by(coordinator, settings, partitions, Clocks::of_timers, spawn));
+        let member = Arc::new(Membership::start_with(coordinator, settings, partitions, Clocks::of_timers, spawn));
         world.lock().oracle.born(life, &member);
         let mut process = Self {
             life,
@@ -229,7 +229,7 @@ impl Dispatch {
     fn commit(&mut self) {
         let partitions = self.world.lock().partitions;
         for partition in 0..partitions {
-            let Some(identity) = self.member.identity_for(partition) else { continue };
+            let Some(identity) = self.member.commit_identity(partition) else { continue };
             self.world.lock().oracle.may_commit(self.life, partition);
             if self.random.chance(30) {
                 self.link.commit(identity, partition);

@@ -1,43 +1,71 @@
-//! One member of a group, by the classic protocol: who it is, what it has, and until when it may act upon that.
+//! One process's membership in a consumer group: it joins, takes over assignments, sends heartbeats and joins again.
 //!
 //! ```text
-//!        ┌──────────── rejoin, with the claims ─────────────┐
-//!        ▼                                                  │ somebody joins or leaves; what was taken is let go
-//!   JoinGroup ─▶ (the leader assigns) ─▶ SyncGroup ─▶ adopt ─▶ member ── Assigned, Revoked ──▶ dispatch
-//!        ▲                                                  │
-//!        └── drop everything, claim nothing ◀── Lost ───────┘ unknown, of an old generation, or silent for too long
+//!             ┌────────── join again, and announce what is owned ───────────────┐
+//!             ▼                                                                 │ a member joined or left, or
+//!   JoinGroup ──▶ (the leader assigns) ──▶ SyncGroup ──▶ first heartbeat ──▶ adopt: Assigned, Revoked ──▶ dispatch
+//!             ▲                                                                 │ dispatch released a partition
+//!             │                                                                 ▼
+//!             └── join again, and announce nothing ◀── lose all: Lost ◀── unknown to the coordinator, or
+//!                                                                         the lease has ended
 //!
-//!   heartbeats, beside all of it: each that is acknowledged moves the lease to its sending + the session's time-out
+//!   in parallel: heartbeats. Each acknowledged one moves the lease to its sending + the session time-out
 //! ```
 //!
-//! A JoinGroup waits at the broker for everybody, so heartbeats and commits go over other connections meanwhile, and the
-//! partitions that stay are delivered on. The lease is read on a clock that goes on while the machine sleeps.
+//! How a partition moves from member A to member B (cooperative-sticky):
 //!
-//! Under an instance id (static membership) a broker gives a new process the assignment of the one before it, without a
-//! rebalance. What that one had yet to let go would be nobody's from then on; and a leader that comes back so is not told
-//! that it leads, before JoinGroup 9. So such a process adopts what it got, and joins once more with that as its claims.
+//! 1. B joins. The coordinator answers A's next heartbeat with "rebalance in progress", and A joins again. A says which
+//!    partitions it owns, and keeps delivering all of them.
+//! 2. The leader assigns some of A's partitions to no member yet, because A still owns them. Both members sync. A learns
+//!    that they are revoked: dispatch starts no more attempts, lets those in flight end, commits, and releases them.
+//! 3. A joins again without them. Now the leader assigns them to B, which reads A's commits and continues.
+//!
+//! Partitions drain at different speeds, so steps 2 and 3 may happen several times. Delivery of the partitions that stay
+//! with A is never interrupted. If A dies, its session ends, and the leader treats its partitions as unowned.
+//!
+//! # Two members never work on one partition at the same time
+//!
+//! The coordinator removes a member that it has not heard from, and cannot tell it so. So each member gives up
+//! its partitions by itself, before the coordinator can have removed it. That moment is the lease (`member::lease`).
+//! Dispatch starts no attempt that could last beyond it, and nothing is committed after it. The lease is read on a clock
+//! that continues while the machine sleeps.
+//!
+//! A JoinGroup waits at the broker until all members have joined. So heartbeats and commits use other connections, and
+//! delivery of the partitions that stay is not interrupted by a rebalance.
+//!
+//! # Static membership
+//!
+//! If a process comes with an instance id that the coordinator knows, it gets the assignment of the process before it,
+//! without a rebalance. Whatever that process was about to release would then belong to no member for ever. Also, before
+//! JoinGroup version 9, a leader that comes back in this way is not told that it leads. So such a process adopts what it
+//! got, and joins once more to announce it.
+//!
+//! # Why the classic protocol
+//!
+//! Kafka 4's own group protocol (KIP-848) needs Kafka 4, and eventd supports brokers from version 2.8 on. It also moves
+//! the assignment into the broker. Here the leader assigns by rules of ours: a draining member gets nothing, and another
+//! destination under the same name is refused. The classic protocol lets each member bring such rules along.
 
-mod joining;
+mod heartbeat;
+mod join;
 #[cfg(test)]
 #[path = "../../../../tests/simulation/membership/mod.rs"]
 mod simulation;
 
-use self::joining::Broken;
+use self::join::JoinFailure;
 use super::clocks::Clocks;
 use super::coordinator::Coordinator;
-use super::member::{Heard, Member, News, Released, Told};
+use super::member::{CommitIdentity, MemberState, RejoinReason, RejoinUrgency, ReleaseOutcome};
 use crate::BoxFuture;
 use crate::core::outcome::Failure;
 use crate::group::Change;
-use crate::kafka::{describe, response_error};
-use crate::limits::{
-    BROKER_CALL_MAX, HEARTBEAT_INTERVAL_MAX, PARTITION_COUNT_CHECK_INTERVAL, REJOIN_BACKOFF, REJOIN_BACKOFF_MAX,
-};
+use crate::kafka::describe;
+use crate::limits::PARTITION_COUNT_CHECK_INTERVAL;
 use crate::log_limiter::LogLimiter;
 use crate::vital::Vital;
 use kafka_protocol::ResponseError;
 use kafka_protocol::messages::leave_group_request::MemberIdentity;
-use kafka_protocol::messages::{GroupId, HeartbeatRequest, LeaveGroupRequest};
+use kafka_protocol::messages::{GroupId, LeaveGroupRequest};
 use kafka_protocol::protocol::StrBytes;
 use std::collections::BTreeSet;
 use std::pin::pin;
@@ -48,41 +76,39 @@ use tokio::sync::Notify;
 use tokio::task::AbortHandle;
 use tokio::time::{Instant, sleep, sleep_until};
 
-/// How long a member that has let go of some partitions, and not yet of all that it was asked for, waits before it tells
-/// the others. Each telling is a rebalance of the whole group, and most partitions drain within milliseconds.
-const PARTIAL_NEWS_AFTER: Duration = Duration::from_millis(300);
+/// How long a member waits for further releases before it announces those that it has. Each announcement is a rebalance
+/// of the whole group, and most partitions drain within milliseconds.
+const RELEASE_ANNOUNCE_DELAY: Duration = Duration::from_millis(300);
 
-/// What a member is told.
+/// How often a member sends a heartbeat at least. It learns about a rebalance as soon as that.
+const HEARTBEAT_INTERVAL_MAX: Duration = Duration::from_millis(300);
+
+/// How long a failed join waits before the next one. The delay doubles from the first value to the second.
+const REJOIN_BACKOFF: Duration = Duration::from_millis(50);
+const REJOIN_BACKOFF_MAX: Duration = Duration::from_secs(1);
+
+/// How long a request that nothing depends on may take: a LeaveGroup, or a look at the number of partitions.
+const MINOR_REQUEST_MAX: Duration = Duration::from_secs(3);
+
+const SESSION_EXPIRED: &str = "no heartbeat was acknowledged within the session time-out";
+
+/// Which group a member joins, and as whom.
 #[derive(Debug, Clone)]
-pub(super) struct Settings {
+pub(super) struct MembershipConfig {
     pub(super) group: String,
     pub(super) topic: String,
-    /// Tells one destination under a name from another.
+    /// Tells the destination from another destination under the same name.
     pub(super) digest: String,
     pub(super) session_timeout: Duration,
-    /// Static membership: a restarted process takes its own partitions back at once.
+    /// Static membership: a process that restarts under this id gets its partitions back without a rebalance.
     pub(super) instance_id: Option<String>,
 }
 
-/// Under what a commit is made.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Identity {
-    pub(super) member_id: String,
-    pub(super) generation: i32,
-    pub(super) instance_id: Option<String>,
-}
-
-impl Identity {
-    /// As the protocol has it for somebody who is no member.
-    pub(super) fn nobody() -> Self {
-        Self { member_id: String::new(), generation: -1, instance_id: None }
-    }
-}
-
-/// A membership. Dropped, its task ends; the broker notices after the session's time-out.
+/// A handle to a membership. When it is dropped, its task ends. The coordinator then removes the member after the session
+/// time-out.
 #[derive(Debug)]
 pub(super) struct Membership {
-    shared: Arc<Shared>,
+    shared: Arc<SharedMembership>,
     task: AbortHandle,
 }
 
@@ -92,369 +118,351 @@ impl Drop for Membership {
     }
 }
 
+/// What the handle and the task of a membership share.
 #[derive(Debug)]
-struct Shared {
+struct SharedMembership {
     coordinator: Arc<dyn Coordinator>,
-    /// What time it is.
+    /// Reads the current time.
     clock: fn() -> Clocks,
-    settings: Settings,
-    /// Partitions of the topic, as last seen.
-    partitions: AtomicU32,
-    member: Mutex<Member>,
-    /// Told of every change, for who waits in [`Membership::changed`].
-    changed: Notify,
-    /// Told of what a heartbeat found, and of what was let go.
-    attention: Notify,
+    config: MembershipConfig,
+    /// The number of partitions of the topic, when it was last looked up.
+    partition_count: AtomicU32,
+    member: Mutex<MemberState>,
+    /// Wakes [`Membership::changed`].
+    has_change: Notify,
+    /// Wakes the task: a heartbeat or a release may require a join.
+    check_rejoin: Notify,
     log_limiter: LogLimiter,
 }
 
 impl Membership {
-    pub(super) fn start(coordinator: Arc<dyn Coordinator>, settings: Settings, partitions: u32) -> Self {
-        Self::start_by(coordinator, settings, partitions, Clocks::now, |stays| tokio::spawn(stays).abort_handle())
+    pub(super) fn start(coordinator: Arc<dyn Coordinator>, config: MembershipConfig, partition_count: u32) -> Self {
+        Self::start_with(coordinator, config, partition_count, Clocks::now, |task| tokio::spawn(task).abort_handle())
     }
 
-    /// Starts it on a clock, and as a task, of the caller's.
-    fn start_by(
+    /// Starts a membership that reads the time from `clock`, in a task that `spawn` starts.
+    fn start_with(
         coordinator: Arc<dyn Coordinator>,
-        settings: Settings,
-        partitions: u32,
+        config: MembershipConfig,
+        partition_count: u32,
         clock: fn() -> Clocks,
         spawn: impl FnOnce(BoxFuture<'static, ()>) -> AbortHandle,
     ) -> Self {
-        let member = Member::new(settings.session_timeout, settings.instance_id.clone());
-        let shared = Arc::new(Shared {
+        let member = MemberState::new(config.session_timeout, config.instance_id.clone());
+        let shared = Arc::new(SharedMembership {
             coordinator,
             clock,
-            settings,
-            partitions: AtomicU32::new(partitions),
+            config,
+            partition_count: AtomicU32::new(partition_count),
             member: Mutex::new(member),
-            changed: Notify::new(),
-            attention: Notify::new(),
+            has_change: Notify::new(),
+            check_rejoin: Notify::new(),
             log_limiter: LogLimiter::default(),
         });
-        let member = Arc::clone(&shared);
+        let running = Arc::clone(&shared);
         let task = spawn(Box::pin(async move {
-            let panicking = Arc::clone(&member);
-            // Else a caller of `changed` would wait for ever.
+            let panicking = Arc::clone(&running);
+            // Without this, a caller of `changed` would wait for ever after a panic of this task.
             let _vital = Vital::calling(move || {
                 let why = "the membership panicked, which is a defect of eventd";
                 panicking.end(Failure::refused("group-unavailable", why));
             });
             let failure = tokio::select! {
                 biased;
-                failure = member.stay() => failure,
-                never = member.heartbeats() => match never {},
+                failure = running.run() => failure,
+                never = running.send_heartbeats() => match never {},
             };
-            member.end(failure);
+            running.end(failure);
         }));
         Self { shared, task }
     }
 
-    /// The next change. Dropping the future loses none.
+    /// Waits for the next change of what this member owns. Dropping the future loses no change.
     pub(super) async fn changed(&self) -> Result<Change, Failure> {
         loop {
-            let changed = self.shared.changed.notified();
+            let has_change = self.shared.has_change.notified();
             let next = self.shared.member().next_change();
             match next {
                 Some(change) => return change,
-                None => changed.await,
+                None => has_change.await,
             }
         }
     }
 
-    /// Waits until every partition was given, and tells of each of them again.
+    /// Waits until this member owns every partition. [`changed`](Self::changed) then reports each of them again.
     pub(super) async fn own_all(&self) -> Result<(), Failure> {
-        let mut given = BTreeSet::new();
-        while given.len() < self.partitions() as usize {
+        let mut assigned = BTreeSet::new();
+        while assigned.len() < self.partition_count() as usize {
             match self.changed().await? {
-                Change::Assigned(partition) => given.insert(partition),
+                Change::Assigned(partition) => assigned.insert(partition),
                 Change::Revoked(partition) => {
                     self.released(partition);
-                    given.remove(&partition)
+                    assigned.remove(&partition)
                 }
-                Change::Lost(partition) => given.remove(&partition),
+                Change::Lost(partition) => assigned.remove(&partition),
             };
         }
-        self.shared.member().tell_again(given.into_iter().map(Change::Assigned));
+        self.shared.member().push_changes(assigned.into_iter().map(Change::Assigned));
         Ok(())
     }
 
-    pub(super) fn partitions(&self) -> u32 {
-        self.shared.partitions.load(Ordering::Relaxed)
+    pub(super) fn partition_count(&self) -> u32 {
+        self.shared.partition_count.load(Ordering::Relaxed)
     }
 
+    /// Dispatch has released a revoked partition.
     pub(super) fn released(&self, partition: u32) {
-        let released = self.shared.member().released(partition);
-        match released {
-            Released::GivenBack => {
-                self.shared.changed.notify_one();
-                // It may have been the last one that something else, which was let go, had to wait for.
-                self.shared.attention.notify_one();
+        let outcome = self.shared.member().released(partition);
+        match outcome {
+            ReleaseOutcome::Reassigned => {
+                self.shared.has_change.notify_one();
+                // This may have been the last release that the announcement of an earlier one had to wait for.
+                self.shared.check_rejoin.notify_one();
             }
-            Released::LetGo => self.shared.attention.notify_one(),
-            Released::Lost => {}
+            ReleaseOutcome::Free => self.shared.check_rejoin.notify_one(),
+            ReleaseOutcome::NotOwned => {}
         }
     }
 
-    /// Takes every partition from dispatch, and nothing any more from the group.
+    /// Has dispatch release every partition, and adopts none from now on.
     pub(super) fn drain(&self) {
         self.shared.member().drain();
-        self.shared.changed.notify_one();
-        self.shared.attention.notify_one();
+        self.shared.has_change.notify_one();
+        self.shared.check_rejoin.notify_one();
     }
 
-    /// Under what a commit of this partition is made now; `None`: it is not ours.
-    pub(super) fn identity_for(&self, partition: u32) -> Option<Identity> {
-        self.shared.member().identity_for(partition, (self.shared.clock)())
+    /// The identity of a commit of this partition. `None` if this member does not own the partition now.
+    pub(super) fn commit_identity(&self, partition: u32) -> Option<CommitIdentity> {
+        self.shared.member().commit_identity(partition, (self.shared.clock)())
     }
 
-    /// Becomes a member of a later generation: what was sent as this one, and comes late, is refused.
-    pub(super) fn join_again(&self) {
-        self.shared.member().join_again();
-        self.shared.attention.notify_one();
+    /// Joins again, which starts a new generation. A request of the old generation that arrives late is then refused.
+    pub(super) fn request_rejoin(&self) {
+        self.shared.member().request_rejoin();
+        self.shared.check_rejoin.notify_one();
     }
 
     pub(super) fn lease_deadline(&self) -> Instant {
         self.shared.member().lease_deadline((self.shared.clock)())
     }
 
-    /// Ends the membership; tells the broker, unless a restart is to find its partitions where they were.
-    pub(super) async fn leave(&self, tell: bool) {
+    /// Ends the membership. With `tell_broker`, the coordinator removes the member at once. Without it, a process that
+    /// restarts under the same instance id finds its partitions unchanged.
+    pub(super) async fn leave(&self, tell_broker: bool) {
         self.task.abort();
         let member_id = {
             let mut member = self.shared.member();
             member.leave();
-            member.id().to_owned()
+            member.member_id().to_owned()
         };
-        if member_id.is_empty() || !tell {
+        if member_id.is_empty() || !tell_broker {
             return;
         }
         let member = MemberIdentity::default()
             .with_member_id(StrBytes::from_string(member_id))
             .with_group_instance_id(self.shared.instance_id());
         let request = LeaveGroupRequest::default().with_group_id(self.shared.group_id()).with_members(vec![member]);
-        let deadline = Instant::now() + HEARTBEAT_INTERVAL_MAX * 10;
-        // Untold, the broker notices after the session's time-out.
+        let deadline = Instant::now() + MINOR_REQUEST_MAX;
+        // If the request fails, the coordinator removes the member after the session time-out.
         if let Err(error) = self.shared.coordinator.leave_group(request, deadline).await {
-            tracing::debug!(group = self.shared.settings.group, "left without telling: {error}");
+            tracing::debug!(group = self.shared.config.group, "left the group without telling the broker: {error}");
         }
     }
 }
 
-impl Shared {
-    /// Plain sets: nothing is half done in them where a holder panicked.
+impl SharedMembership {
     fn end(&self, failure: Failure) {
         self.member().end(failure);
-        self.changed.notify_one();
+        self.has_change.notify_one();
     }
 
-    fn member(&self) -> MutexGuard<'_, Member> {
+    fn member(&self) -> MutexGuard<'_, MemberState> {
+        // A holder that panicked leaves no half-made change: every method of the state ends in a valid one.
         self.member.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn group_id(&self) -> GroupId {
-        GroupId(StrBytes::from_string(self.settings.group.clone()))
+        GroupId(StrBytes::from_string(self.config.group.clone()))
     }
 
     fn instance_id(&self) -> Option<StrBytes> {
-        self.settings.instance_id.clone().map(StrBytes::from_string)
+        self.config.instance_id.clone().map(StrBytes::from_string)
     }
 
-    /// Joins again and again; gives the failure that ends it.
-    async fn stay(&self) -> Failure {
+    /// Joins, and joins again whenever there is a reason. Returns the failure that ends the membership.
+    async fn run(&self) -> Failure {
         let mut failures = 0;
         loop {
-            let round = tokio::select! {
+            let joined = tokio::select! {
                 biased;
-                // What we had may be somebody else's from now on, whatever the broker is waiting for.
-                () = self.expired() => {
-                    self.lost("no heartbeat was acknowledged within the session's time-out");
+                // A JoinGroup may wait for other members for longer than the lease.
+                () = self.lease_ended() => {
+                    self.lose_all(SESSION_EXPIRED);
                     continue;
                 }
-                round = self.join() => round,
+                joined = self.join() => joined,
             };
-            match round {
+            match joined {
                 Ok(assignment) => {
                     failures = 0;
                     self.adopt(&assignment);
-                    self.be_a_member().await;
+                    self.wait_for_rejoin().await;
                 }
-                Err(Broken::NotLetIn(why)) if !self.member().has_worked() => {
+                Err(JoinFailure::NotAllowed(why)) if !self.member().was_ever_assigned() => {
                     return Failure::refused("group-refused", why);
                 }
-                Err(Broken::Again(why) | Broken::NotLetIn(why)) => {
+                Err(JoinFailure::Retry(why) | JoinFailure::NotAllowed(why)) => {
                     if let Some(suppressed) = self.log_limiter.allows("join") {
-                        tracing::warn!(group = self.settings.group, suppressed, "cannot join, trying again: {why}");
+                        tracing::warn!(
+                            group = self.config.group,
+                            suppressed,
+                            "cannot join the group, trying again: {why}"
+                        );
                     }
                     let delay = REJOIN_BACKOFF.saturating_mul(1 << failures.min(10)).min(REJOIN_BACKOFF_MAX);
                     failures += 1;
                     tokio::select! {
                         biased;
-                        () = self.expired() => self.lost("no broker answered within the session's time-out"),
+                        () = self.lease_ended() => self.lose_all("no broker answered within the session time-out"),
                         () = sleep(delay) => {}
                     }
                 }
-                Err(Broken::Forgotten(error)) => self.forgotten(error),
-                Err(Broken::End(failure)) => return failure,
+                Err(JoinFailure::Removed(error)) => self.removed(error),
+                Err(JoinFailure::Fatal(failure)) => return failure,
             }
         }
     }
 
-    /// Until there is a reason to join again.
-    async fn be_a_member(&self) {
-        let mut grows = pin!(self.grows());
-        let mut tell_at: Option<Instant> = None;
+    /// Waits until there is a reason to join again, or the membership is lost.
+    async fn wait_for_rejoin(&self) {
+        let mut topic_grew = pin!(self.topic_grew());
+        let mut announce_at: Option<Instant> = None;
         loop {
-            let attention = self.attention.notified();
-            let (told, news) = {
+            let check_rejoin = self.check_rejoin.notified();
+            let (reason, urgency) = {
                 let mut member = self.member();
-                (member.take_told(), member.news())
+                (member.take_rejoin_reason(), member.rejoin_urgency())
             };
-            match (told, news) {
-                (Some(Told::Rejoin), _) | (None, Some(News::Complete)) => return,
-                (Some(Told::Forgotten(error)), _) => return self.forgotten(error),
-                (None, Some(News::Partial)) => {
-                    tell_at.get_or_insert_with(|| Instant::now() + PARTIAL_NEWS_AFTER);
+            match (reason, urgency) {
+                (Some(RejoinReason::Rebalance), _) | (None, Some(RejoinUrgency::Now)) => return,
+                (Some(RejoinReason::Removed(error)), _) => return self.removed(error),
+                (None, Some(RejoinUrgency::Soon)) => {
+                    announce_at.get_or_insert_with(|| Instant::now() + RELEASE_ANNOUNCE_DELAY);
                 }
                 (None, None) => {}
             }
-            let tell = async {
-                match tell_at {
+            let announce = async {
+                match announce_at {
                     Some(at) => sleep_until(at).await,
                     None => std::future::pending().await,
                 }
             };
             tokio::select! {
                 biased;
-                () = self.expired() => return self.lost("no heartbeat was acknowledged within the session's time-out"),
-                () = attention => {}
-                () = tell => return,
-                () = &mut grows => return,
+                () = self.lease_ended() => return self.lose_all(SESSION_EXPIRED),
+                () = check_rejoin => {}
+                () = announce => return,
+                () = &mut topic_grew => return,
             }
         }
     }
 
-    /// Ready once the topic has more partitions than it had, where it is for us to assign them.
-    async fn grows(&self) {
+    /// Waits until the topic has more partitions than before and this member is the leader, which has to assign them.
+    async fn topic_grew(&self) {
         loop {
             sleep(PARTITION_COUNT_CHECK_INTERVAL).await;
-            if self.has_grown().await && self.member().is_leader() {
+            if self.update_partition_count().await && self.member().is_leader() {
                 return;
             }
         }
     }
 
-    /// Whether the topic has more partitions than it had: its leader then assigns anew.
-    async fn has_grown(&self) -> bool {
-        let deadline = Instant::now() + HEARTBEAT_INTERVAL_MAX * 10;
-        match self.coordinator.partitions(&self.settings.topic, deadline).await {
-            Ok(Some(now)) => self.partitions.fetch_max(now, Ordering::Relaxed) < now,
-            // Fetches fail too, and say so.
+    /// Looks up how many partitions the topic has. `true` if there are more than before.
+    async fn update_partition_count(&self) -> bool {
+        let deadline = Instant::now() + MINOR_REQUEST_MAX;
+        match self.coordinator.partition_count(&self.config.topic, deadline).await {
+            Ok(Some(now)) => self.partition_count.fetch_max(now, Ordering::Relaxed) < now,
+            // If the topic or the brokers are gone, fetches fail too and report that.
             Ok(None) | Err(_) => false,
         }
     }
 
-    /// Ready once the lease has passed, while something is owned.
-    async fn expired(&self) {
+    /// Waits until the lease of an owned partition has ended.
+    async fn lease_ended(&self) {
         loop {
-            let lease = {
+            let deadline = {
                 let member = self.member();
                 member.owns_any().then(|| member.lease_deadline((self.clock)()))
             };
-            match lease {
-                Some(lease) if lease <= Instant::now() => return,
-                // In steps: it may come nearer, by what a heartbeat is told or while the machine sleeps.
-                Some(lease) => sleep_until(lease.min(Instant::now() + HEARTBEAT_INTERVAL_MAX)).await,
+            match deadline {
+                Some(deadline) if deadline <= Instant::now() => return,
+                // In short steps, because the deadline may come closer: after a heartbeat was refused, or the machine slept.
+                Some(deadline) => sleep_until(deadline.min(Instant::now() + HEARTBEAT_INTERVAL_MAX)).await,
                 None => sleep(HEARTBEAT_INTERVAL_MAX).await,
             }
         }
     }
 
-    fn lost(&self, why: &str) {
-        tracing::warn!(group = self.settings.group, "every partition is given up: {why}");
+    fn lose_all(&self, why: &str) {
+        tracing::warn!(group = self.config.group, "lost all partitions: {why}");
         self.member().lose_all();
-        self.changed.notify_one();
+        self.has_change.notify_one();
     }
 
-    fn forgotten(&self, error: ResponseError) {
-        if self.member().forgotten(error) {
+    /// The coordinator has removed this member.
+    fn removed(&self, error: ResponseError) {
+        if self.member().removed(error) {
             let why = describe(error);
             tracing::warn!(
-                group = self.settings.group,
-                "every partition is given up: the broker has another member in our place ({why})"
+                group = self.config.group,
+                "lost all partitions: the broker removed this member from the group ({why})"
             );
-            self.changed.notify_one();
+            self.has_change.notify_one();
         }
     }
 
     fn adopt(&self, assigned: &[u32]) {
-        let (generation, (owned, leaving)) = {
+        let (generation, (owned, revoking)) = {
             let mut member = self.member();
             member.adopt(assigned);
-            (member.generation(), member.counts())
+            (member.generation(), member.partition_counts())
         };
-        self.changed.notify_one();
-        tracing::info!(group = self.settings.group, generation, owned, leaving, "partitions assigned");
-    }
-
-    async fn heartbeats(&self) -> std::convert::Infallible {
-        loop {
-            sleep((self.settings.session_timeout / 10).min(HEARTBEAT_INTERVAL_MAX)).await;
-            self.heartbeat().await;
-        }
-    }
-
-    /// One heartbeat, as who we are now. `false`: nobody answered who knows about us.
-    async fn heartbeat(&self) -> bool {
-        let Some(who) = self.member().sends_as() else { return false };
-        let patience = (self.settings.session_timeout / 3).min(BROKER_CALL_MAX);
-        let request = HeartbeatRequest::default()
-            .with_group_id(self.group_id())
-            .with_generation_id(who.generation)
-            .with_member_id(StrBytes::from_string(who.id.clone()))
-            .with_group_instance_id(self.instance_id());
-        let (sent, deadline) = ((self.clock)(), Instant::now() + patience);
-        let Ok(answer) = self.coordinator.heartbeat(request, deadline).await else { return false };
-        let heard = self.member().heard(&who, sent, response_error(answer.error_code));
-        match heard {
-            Heard::Nothing => {}
-            Heard::Attention => self.attention.notify_one(),
-            Heard::Elsewhere => self.coordinator.forget_coordinator(&self.settings.group),
-        }
-        heard != Heard::Elsewhere
+        self.has_change.notify_one();
+        tracing::info!(group = self.config.group, generation, owned, revoking, "partitions assigned");
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::super::coordinator::Answer;
+    use super::super::coordinator::CoordinatorFuture;
     use super::*;
     use kafka_protocol::messages::{
-        HeartbeatResponse, JoinGroupRequest, JoinGroupResponse, LeaveGroupResponse, SyncGroupRequest, SyncGroupResponse,
+        HeartbeatRequest, HeartbeatResponse, JoinGroupRequest, JoinGroupResponse, LeaveGroupResponse, SyncGroupRequest,
+        SyncGroupResponse,
     };
 
-    /// A coordinator whose every answer is a panic.
+    /// A coordinator that panics at every request.
     #[derive(Debug)]
-    struct Broken;
+    struct PanickingCoordinator;
 
-    impl Coordinator for Broken {
-        fn join_group(&self, _: JoinGroupRequest, _: Instant) -> Answer<'_, JoinGroupResponse> {
+    impl Coordinator for PanickingCoordinator {
+        fn join_group(&self, _: JoinGroupRequest, _: Instant) -> CoordinatorFuture<'_, JoinGroupResponse> {
             panic!("on purpose")
         }
 
-        fn sync_group(&self, _: SyncGroupRequest, _: Instant) -> Answer<'_, SyncGroupResponse> {
+        fn sync_group(&self, _: SyncGroupRequest, _: Instant) -> CoordinatorFuture<'_, SyncGroupResponse> {
             panic!("on purpose")
         }
 
-        fn heartbeat(&self, _: HeartbeatRequest, _: Instant) -> Answer<'_, HeartbeatResponse> {
+        fn heartbeat(&self, _: HeartbeatRequest, _: Instant) -> CoordinatorFuture<'_, HeartbeatResponse> {
             panic!("on purpose")
         }
 
-        fn leave_group(&self, _: LeaveGroupRequest, _: Instant) -> Answer<'_, LeaveGroupResponse> {
+        fn leave_group(&self, _: LeaveGroupRequest, _: Instant) -> CoordinatorFuture<'_, LeaveGroupResponse> {
             panic!("on purpose")
         }
 
-        fn partitions<'a>(&'a self, _: &'a str, _: Instant) -> Answer<'a, Option<u32>> {
+        fn partition_count<'a>(&'a self, _: &'a str, _: Instant) -> CoordinatorFuture<'a, Option<u32>> {
             panic!("on purpose")
         }
 
@@ -462,15 +470,15 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_membership_that_panics_ends_and_says_so() {
-        let settings = Settings {
+    async fn a_membership_that_panics_ends_and_reports_it() {
+        let config = MembershipConfig {
             group: "g".into(),
             topic: "t".into(),
             digest: String::new(),
             session_timeout: Duration::from_secs(10),
             instance_id: None,
         };
-        let membership = Membership::start(Arc::new(Broken), settings, 3);
+        let membership = Membership::start(Arc::new(PanickingCoordinator), config, 3);
         let failure = membership.changed().await.unwrap_err();
         assert!(failure.detail.contains("panicked"), "{failure}");
     }

@@ -67,7 +67,7 @@ fn a_broker_that_is_cut_off_stops_neither_ingest_nor_delivery() {
         scene.load.wait_for_more(REQUESTS);
         scene.wait_for_progress("after the broker is back");
     }
-    let why = |line: &str| line.split_once("every partition is given up: ").map(|(_, why)| why.to_owned());
+    let why = |line: &str| line.split_once("lost all partitions: ").map(|(_, why)| why.to_owned());
     let gave_up = [&a, &b].map(|member| member.lines().lines().filter_map(why).collect::<Vec<_>>());
     let sink = scene.end(vec![a, b]);
     println!(

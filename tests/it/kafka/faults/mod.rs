@@ -104,7 +104,7 @@ impl Scene {
         }
         // A member that has no broker for longer than its session releases its partitions, and starts again at its last
         // commit.
-        let gave_up = dispatch.said.contains("every partition is given up");
+        let gave_up = dispatch.said.contains("lost all partitions");
         assert!(again == 0 || gave_up, "{again} events were delivered twice; dispatch said\n{}", dispatch.said);
         assert_eq!(delivered, in_log.places, "events that were delivered, and events in the log");
         // A timed-out append is fenced off before the next one is sent, so it cannot be stored later.
@@ -217,7 +217,7 @@ fn a_group_survives_its_coordinator() {
         scene.wait_for_progress("after the broker came back");
     }
     // A member without a coordinator releases its partitions after its session, and starts again at the last commit.
-    let gave_up = [&a, &b].map(|member| member.lines().matches("every partition is given up").count());
+    let gave_up = [&a, &b].map(|member| member.lines().matches("lost all partitions").count());
     let sink = scene.end(vec![a, b]);
     let repeated = sink.repeated();
     println!(

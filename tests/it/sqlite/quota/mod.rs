@@ -65,7 +65,7 @@ fn a_lock_file_without_room_for_its_text_still_locks() {
     let mut first = command(folder.path(), &dispatch);
     fs::write(under_quota(&mut first, other.path(), ".lock"), "").unwrap();
     let first = Program::spawn(first, "dispatch");
-    first.wait_for(&["the lock is taken, but does not say by whom"]);
+    first.wait_for(&["took the lock, but could not write into it"]);
     first.wait_for(&["delivering"]);
     let second = run(folder.path(), &dispatch);
     assert_eq!(second.code(), 1, "{}", second.said);
