@@ -1,4 +1,5 @@
-//! What a membership asks of the cluster. This is a trait so that a test can put a model of Kafka's coordinator behind it.
+//! What a membership asks of the cluster. It is a trait so that a test can replace the cluster with a model of Kafka's
+//! coordinator.
 
 use crate::BoxFuture;
 use crate::kafka::{Cluster, Error, Recipient, Request};

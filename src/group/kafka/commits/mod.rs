@@ -81,7 +81,7 @@ struct PartitionCache {
     state_trimmed_at: Option<Instant>,
 }
 
-/// As whom a commit is made.
+/// The role in which a commit is made.
 #[derive(Debug, Clone, Copy)]
 enum CommitAs<'m> {
     Member(&'m Membership),
