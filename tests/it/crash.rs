@@ -16,10 +16,12 @@ use crate::support::program::Program;
 use crate::support::torture_times;
 use crate::support::wait::eventually;
 use eventd::core::progress::Progress;
-use eventd::group::{kafka, sqlite};
+use eventd::group::Groups;
+use eventd::group::kafka::KafkaGroups;
+use eventd::group::sqlite::SqliteGroups;
+use eventd::log::Engine;
 use eventd::log::kafka::Kafka;
 use eventd::log::sqlite::{Settings, Sqlite};
-use eventd::log::{Engine, Log};
 use eventd::net;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::io::{Read, Seek, SeekFrom};
@@ -135,14 +137,18 @@ impl Place {
     /// The progress of each partition that an ended process has committed.
     fn committed(&self) -> Vec<Progress> {
         block_on(async {
-            let states = match &self.log {
-                Shared::Embedded => sqlite::committed(&*self.sqlite().await, "file-1", &self.topic).await,
+            let (engine, groups): (Arc<dyn Engine>, Arc<dyn Groups>) = match &self.log {
+                Shared::Embedded => {
+                    let engine = self.sqlite().await;
+                    (engine.clone(), Arc::new(SqliteGroups::new(engine)))
+                }
                 Shared::Kafka(address) => {
                     let engine = kafka_at(address).await;
-                    let log: Arc<dyn Log> = engine.open(&self.topic, None).await.unwrap();
-                    kafka::committed(&engine, "file-1", &log).await
+                    (engine.clone(), Arc::new(KafkaGroups::new(engine)))
                 }
             };
+            let log = engine.open(&self.topic, None).await.unwrap();
+            let states = groups.committed("file-1", &log).await;
             states.unwrap().into_iter().map(|state| Progress::new(&state.unwrap_or_default())).collect()
         })
     }
