@@ -21,7 +21,6 @@ const FORMS: &[(&str, &str)] =
 const FORMS_OF_PROSE: &[(&str, &str)] = &[
     ("nobody", "name the actor"),
     ("somebody", "name the actor"),
-    ("everybody", "name the actors"),
     ("whoever", "name the actor"),
     ("lets go", "releases"),
     ("goes on", "continues"),

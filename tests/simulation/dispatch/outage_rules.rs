@@ -14,7 +14,7 @@ use eventd::core::verdict::Verdict;
 use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
-/// So many users must fail before an outage can be told from bad events.
+/// This many users must fail before an outage can be told from bad events.
 const USERS_THAT_TELL: usize = 5;
 
 /// The number of a phase in which everything fails.
