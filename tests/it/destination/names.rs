@@ -252,7 +252,7 @@ fn a_file_that_cannot_be_a_secret_is_refused_at_start() {
     let webhook = ["dispatch", "--dest", "http://h/", "--webhook-secret-file"];
     for given in ["whsec_aHVudGVyMmh1bnRlcjJodW50ZXIy", "whsec_aHVudGVyMg==", "crm=whsec_aHVudGVyMg=="] {
         let ending = run(folder.path(), &[&webhook[..], &[given]].concat());
-        assert!(ending.code() == 2 && ending.said.contains("this is a secret"), "{}", ending.said);
+        assert!(ending.code() == 2 && ending.said.contains("is a secret"), "{}", ending.said);
         assert!(!ending.said.contains("aHVudGVyM"), "{}", ending.said);
     }
     let login = ["--sasl-mechanism", "plain", "--sasl-username", "u", "--sasl-password-file"];
