@@ -3,6 +3,7 @@
 
 mod circles;
 mod language;
+mod pages;
 mod source;
 mod type_names;
 
