@@ -1,68 +1,75 @@
-//! Every bound that is not a flag, its unit and its reason. (Defaults of flags stand in `cli.rs`.)
+//! Bounds that several modules share, each with its unit and its reason.
+//!
+//! A bound with one user is next to that user. Defaults of flags are in `cli/defaults.rs`.
 
 use std::time::Duration;
 
-/// Bytes kept of what a destination said about a failure: enough for a stack trace's head, small in a dead letter.
+// Sizes of events, batches and answers.
+
+/// Bytes that are kept of a destination's answer to a failed attempt. Enough for the beginning of a stack trace, and small
+/// in a dead letter.
 pub const ANSWER_BYTES_MAX: usize = 4096;
 
-/// Successes of one destination whose rest is read in the background at a time. Beyond it a connection is closed instead, so that
-/// a destination has at most `--concurrency` connections, used and unused, and these.
-pub const ANSWER_DRAINS_MAX: usize = 128;
-
-/// Bytes in one append: what a default Kafka broker takes a batch, with room for its framing.
+/// Bytes of one append: what a Kafka broker accepts in a batch by default, less room for the framing.
 pub const APPEND_BYTES_MAX: usize = 900 * 1024;
 
-/// What a record costs in a batch beyond its key, value and headers, at most: seven numbers and a byte.
+/// Bytes of a record in a batch in addition to its key, value and headers, at most: seven numbers and a byte.
 pub const RECORD_FRAMING_BYTES_MAX: usize = 36;
 
-/// Bytes of such a run, unless its first event alone is larger.
+/// Bytes of one delivery batch for a lane, unless its first event alone is larger.
 pub const RUN_BYTES_MAX: usize = 1024 * 1024;
 
-/// Events of one destination that are handed out and not yet answered, in one process.
-pub const IN_FLIGHT_EVENTS_MAX: usize = 10_000;
-
-/// Bytes that one fetch asks for at most.
+/// Bytes that one fetch asks for.
 pub const FETCH_BYTES_MAX: usize = 1024 * 1024;
 
-/// How long after its deadline an attempt that has not answered is dropped. A destination answers by its deadline;
-/// this is for one that does not.
-pub const ATTEMPT_ABANDON_AFTER: Duration = Duration::from_secs(1);
+/// Bytes of lines in one write to a file. Large enough that the cost of the sync does not matter, and small enough to have
+/// twice in memory.
+pub const WRITE_BYTES_MAX: usize = 4 * 1024 * 1024;
 
-/// Kafka's limit of a topic's name.
+/// Bytes that a dead letter may have in addition to its event, for the answer and the headers.
+pub const LETTER_BYTES_MAX: usize = 64 * 1024;
+
+/// Bytes of one answer of a broker. A fetch asks for far less, but a broker always sends a whole batch, and the topic's
+/// settings allow large ones. Anything beyond this does not come from a Kafka broker.
+pub const FRAME_BYTES_MAX: usize = 128 * 1024 * 1024;
+
+// Names.
+
+/// Characters of a topic's name: Kafka's limit.
 pub const TOPIC_CHARS_MAX: usize = 249;
 
-/// How often a commit is written though nothing changed: brokers forget groups that do not.
-pub const COMMIT_UNCHANGED_INTERVAL: Duration = Duration::from_secs(3600);
+/// Characters of a replay's id. Another eventd that replays into our ingest sends its id, too.
+pub const REPLAY_ID_CHARS_MAX: usize = 64;
+
+// Work in progress, and what a process remembers.
+
+/// Successful answers of one destination that are read to their end in the background at the same time. Beyond it the
+/// connection is closed instead. So a destination has at most `--concurrency` connections and these.
+pub const ANSWER_DRAINS_MAX: usize = 128;
+
+/// Events of one destination that are handed to it and not answered yet, in one process.
+pub const IN_FLIGHT_EVENTS_MAX: usize = 10_000;
+
+/// Users whose last attempt failed, as remembered by the breaker of a destination. Beyond it the user that failed first
+/// counts as healthy again. About 6 MB if all are used.
+pub const FAILING_USERS_MAX: usize = 100_000;
+
+/// Users that are remembered as probed in one outage, so that each probe is of another user. Enough for half a day of
+/// probes. Beyond it the next round begins.
+pub const PROBED_USERS_MAX: usize = 10_000;
+
+/// Bytes of the buffer of one connection, and so of the head of one request. Together with `--max-connections` it bounds
+/// the memory of requests that were sent in part.
+pub const HTTP_BUFFER_BYTES_MAX: usize = 32 * 1024;
 
 /// Users that are remembered as "after a dead letter" for the header `eventd-gap`, in one destination and process. The
 /// header is a hint: the record of what is missing is the dead letter.
 pub const USERS_AFTER_DEAD_LETTER_MAX: usize = 100_000;
 
-/// Log lines about the same thing: at most one in this time.
-pub const LOG_REPEAT_INTERVAL: Duration = Duration::from_secs(10);
+/// Partitions of a topic that eventd creates. Each costs every destination a task, a position and a commit.
+pub const PARTITIONS_MAX: u32 = 1_000;
 
-/// Log lines of a destination a minute that each name another event, and as many that each name another user. What is
-/// beyond is counted.
-pub const LOG_LINES_A_MINUTE_MAX: u32 = 10;
-
-/// Bytes of a user or an id in a log line: producers choose them.
-pub const LOG_USER_BYTES_MAX: usize = 100;
-
-/// How often a log line says that a destination is still out, and that a user is still stuck. A user is stuck once its
-/// next event has failed for as long.
-pub const LOG_REMINDER_INTERVAL: Duration = Duration::from_secs(60);
-
-/// How often an owner looks whether a move of its position was asked for, and how long it waits for that at its start:
-/// delivery does not depend on the answer.
-pub const MOVES_LOOK_INTERVAL: Duration = Duration::from_secs(1);
-
-/// Users whose last attempt failed, remembered by a destination's breaker. Beyond it the one that failed first is
-/// trusted again: about 6 MB where every one is taken.
-pub const FAILING_USERS_MAX: usize = 100_000;
-
-/// Users remembered as probed in one outage, so that each probe is of another one: half a day of probes. Beyond it
-/// the next round begins.
-pub const PROBED_USERS_MAX: usize = 10_000;
+// The embedded log, and the queue of writes that both logs use.
 
 /// Bytes of one record of the embedded log: far above what ingest takes (`--max-event`) and a dead letter adds, far
 /// below what one transaction and one fetch hold in memory.
@@ -167,53 +174,46 @@ pub const DATABASE_MODE: u32 = 0o600;
 /// what SQLite writes at once.
 pub const ROOM_PROBE_BYTES: usize = 64 * 1024;
 
-/// Bytes that one connection's reads and writes are buffered in, and so of one request's head: with `--max-connections`
-/// this bounds what half-sent requests can hold.
-pub const HTTP_BUFFER_BYTES_MAX: usize = 32 * 1024;
+// Kafka.
 
-/// How often ingest looks whether the topic's partition count changed.
-pub const PARTITION_COUNT_CHECK_INTERVAL: Duration = Duration::from_secs(1);
+/// How often a commit is written even if nothing changed. Brokers forget groups that do not commit for a long time.
+pub const COMMIT_UNCHANGED_INTERVAL: Duration = Duration::from_secs(3600);
 
-/// Users, or ids, that a replay may be told one by one: the list is kept with its audit record.
-pub const REPLAY_NAMED_MAX: usize = 10_000;
-
-/// Bytes of these together.
-pub const REPLAY_NAMED_BYTES_MAX: usize = 512 * 1024;
-
-/// Characters of a replay's id, also of another eventd's that replays into our ingest.
-pub const REPLAY_ID_CHARS_MAX: usize = 64;
-
-/// Bytes of lines in one write of a file: large enough that the sync disappears in it, small enough to be kept twice.
-pub const WRITE_BYTES_MAX: usize = 4 * 1024 * 1024;
-
-/// How long an unused connection to a destination is kept: shorter than the minute after which most servers and
-/// middle boxes close theirs, so that a request seldom meets a connection that is just being closed.
-pub const CONNECTION_IDLE_MAX: Duration = Duration::from_secs(30);
-
-/// Partitions of a topic that eventd makes: each costs every destination a task, a position and a commit.
-pub const PARTITIONS_MAX: u32 = 1_000;
-
-/// How long an end waits for threads that cannot be interrupted, a hanging look-up of a name above all.
-pub const RUNTIME_SHUTDOWN_MAX: Duration = Duration::from_millis(500);
-
-/// How long after a destination's failure `up` starts it again, and `dispatch` asks for its place again.
-pub const RESTART_AFTER: Duration = Duration::from_secs(1);
-
-/// Bytes that a dead letter may have beyond its event: the answer, and the headers that tell its story.
-pub const LETTER_BYTES_MAX: usize = 64 * 1024;
-
-/// Bytes of one answer of a broker: a fetch asks for far less, but one batch is always given whole, and its topic says
-/// how large it may be. Anything beyond is no broker speaking.
-pub const FRAME_BYTES_MAX: usize = 128 * 1024 * 1024;
-
-/// How long a broker may take to answer where another one may be asked, and for what it answers from memory.
+/// How long a broker may take to answer if another broker can be asked instead, or if it answers from memory.
 pub const BROKER_ANSWER_MAX: Duration = Duration::from_secs(5);
 
-/// How often a topic's leaders are looked up at most: while a partition has none, everybody asks.
+/// The shortest time between two requests for the leaders of a topic. While a partition has no leader, every worker asks.
 pub const METADATA_INTERVAL_MIN: Duration = Duration::from_millis(100);
 
-/// How long a request to a broker may take that is repeated by its caller where it failed.
+/// How long a request to a broker may take if its caller repeats it after a failure.
 pub const BROKER_CALL_MAX: Duration = Duration::from_secs(10);
 
-/// How long after its last heartbeat a member counts as gone, where nobody says.
+/// How long after its last heartbeat a member counts as gone, if no flag says otherwise.
 pub const SESSION_TIMEOUT: Duration = Duration::from_secs(10);
+
+// Intervals and waits.
+
+/// How long after its deadline an attempt without an answer is dropped. A destination should answer by its deadline; this
+/// is for one that does not.
+pub const ATTEMPT_ABANDON_AFTER: Duration = Duration::from_secs(1);
+
+/// At most one log line about the same thing is written in this time.
+pub const LOG_REPEAT_INTERVAL: Duration = Duration::from_secs(10);
+
+/// How often a log line repeats that a destination is in an outage, or that a user is stuck. A user is stuck if its next
+/// event has failed for this long.
+pub const LOG_REMINDER_INTERVAL: Duration = Duration::from_secs(60);
+
+/// How often the owner of a partition checks for a requested offset reset. Also how long it waits for the answer at its
+/// start, because delivery does not depend on it.
+pub const MOVES_LOOK_INTERVAL: Duration = Duration::from_secs(1);
+
+/// How often ingest and groups check whether the topic's number of partitions changed.
+pub const PARTITION_COUNT_CHECK_INTERVAL: Duration = Duration::from_secs(1);
+
+/// How long an unused connection is kept. Shorter than the minute after which most servers and proxies close theirs, so
+/// that a request seldom uses a connection that is being closed.
+pub const CONNECTION_IDLE_MAX: Duration = Duration::from_secs(30);
+
+/// How long after a failure `up` starts a destination again, and `dispatch` tries to join its group again.
+pub const RESTART_AFTER: Duration = Duration::from_secs(1);

@@ -1,12 +1,16 @@
 //! Bounds the rate of log lines. Of lines about the same thing, the first is written, and then at most one in each
 //! [`LOG_REPEAT_INTERVAL`](crate::limits::LOG_REPEAT_INTERVAL). That line has the number of lines that were suppressed.
 
-use crate::limits::{LOG_LINES_A_MINUTE_MAX, LOG_REPEAT_INTERVAL};
+use crate::limits::LOG_REPEAT_INTERVAL;
 use std::collections::HashMap;
 use std::num::NonZero;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 use tokio::time::Instant;
+
+/// Log lines in a minute that each name another event, for each destination; and the same number that each name another
+/// user. Further lines are counted.
+const LOG_LINES_A_MINUTE_MAX: u32 = 10;
 
 /// The period of a [`Budget`].
 const MINUTE: Duration = Duration::from_secs(60);

@@ -9,11 +9,14 @@ use eventd::core::outcome::Ended;
 use eventd::core::text::escaped;
 use eventd::signals::Signals;
 use eventd::telemetry::LogFormat;
-use eventd::{commands, descriptors, environment, limits, stderr, telemetry, vital};
+use eventd::{commands, descriptors, environment, stderr, telemetry, vital};
 use std::num::NonZero;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::ExitCode;
 use std::time::Duration;
+
+/// How long the end of the process waits for threads that cannot be interrupted, such as one that resolves a name.
+const RUNTIME_SHUTDOWN_MAX: Duration = Duration::from_millis(500);
 
 const EXIT_DONE: u8 = 0;
 const EXIT_FAILED: u8 = 1;
@@ -139,6 +142,6 @@ fn run(task: Task) -> anyhow::Result<Ended> {
     };
     let ended = catch_unwind(AssertUnwindSafe(|| runtime.block_on(process)));
     // Resolving a name cannot be interrupted, and nothing that is still running has to be finished.
-    runtime.shutdown_timeout(limits::RUNTIME_SHUTDOWN_MAX);
+    runtime.shutdown_timeout(RUNTIME_SHUTDOWN_MAX);
     ended.unwrap_or_else(|_| Err(anyhow!("the process ended because of a panic: its message is above")))
 }

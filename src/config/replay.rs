@@ -9,13 +9,19 @@ use crate::replay::range::{Range, RangeFlags};
 use crate::replay::rewind::Reposition;
 use crate::replay::select::Selection;
 use crate::replay::signing::Signature;
-use crate::{clock, limits, replay, small_file};
+use crate::{clock, replay, small_file};
 use anyhow::{Context, ensure};
 use std::collections::BTreeSet;
 use std::path::Path;
 
+/// Users or ids in the list of one replay. The list is stored with the replay's audit record.
+const REPLAY_NAMED_MAX: usize = 10_000;
+
+/// Bytes of all users or ids in that list.
+const REPLAY_NAMED_BYTES_MAX: usize = 512 * 1024;
+
 /// The largest file of users or ids, in bytes: as many names as one replay accepts, with blanks and line breaks.
-const NAMES_FILE_BYTES_MAX: usize = 2 * limits::REPLAY_NAMED_BYTES_MAX;
+const NAMES_FILE_BYTES_MAX: usize = 2 * REPLAY_NAMED_BYTES_MAX;
 
 /// The configuration of `eventd replay`.
 #[derive(Debug, Clone)]
@@ -126,12 +132,12 @@ fn names(flag: &str, typed: &[String]) -> anyhow::Result<(BTreeSet<String>, bool
     );
     let bytes: usize = names.iter().map(String::len).sum();
     ensure!(
-        names.len() <= limits::REPLAY_NAMED_MAX && bytes <= limits::REPLAY_NAMED_BYTES_MAX,
+        names.len() <= REPLAY_NAMED_MAX && bytes <= REPLAY_NAMED_BYTES_MAX,
         "{flag}: the list has {} entries with {bytes} bytes, but one replay accepts at most {} entries with {} bytes. Split \
          the list, and run one replay for each part",
         names.len(),
-        limits::REPLAY_NAMED_MAX,
-        limits::REPLAY_NAMED_BYTES_MAX
+        REPLAY_NAMED_MAX,
+        REPLAY_NAMED_BYTES_MAX
     );
     Ok((names, from_file))
 }

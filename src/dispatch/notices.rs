@@ -16,12 +16,14 @@ use crate::core::event::Event;
 use crate::core::text;
 use crate::core::tries::FailureHistory;
 use crate::core::verdict::Verdict;
-use crate::limits::LOG_USER_BYTES_MAX;
 use crate::log_limiter::Budget;
 use std::collections::BTreeMap;
 use std::num::NonZero;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
+
+/// Bytes of a user or an id in a log line. Clients choose them, so they may be long.
+const LOG_USER_BYTES_MAX: usize = 100;
 
 /// Bytes of a destination's answer in a log line.
 const ANSWER_BYTES_MAX: usize = 200;
