@@ -93,8 +93,8 @@ pub fn divide(needs: &DescriptorNeeds) -> Result<DescriptorShares, String> {
             limit,
             needed = needs.for_partitions(),
             reserved = partitions,
-            "the limit of file descriptors is too low for the case that this process owns all partitions: raise it \
-             (ulimit -n)"
+            "the limit of file descriptors is too low for the fetches and files of all partitions, if this process owns \
+             all of them: raise the limit (ulimit -n)"
         );
     }
     if concurrency_max < asked {
@@ -102,7 +102,7 @@ pub fn divide(needs: &DescriptorNeeds) -> Result<DescriptorShares, String> {
             limit,
             asked,
             concurrency = concurrency_max,
-            "the limit of file descriptors is too low for --concurrency, so eventd uses a smaller value: raise the limit \
+            "the limit of file descriptors is too low for --concurrency, so it is reduced: raise the limit \
              (ulimit -n)"
         );
     }
@@ -114,7 +114,7 @@ pub fn divide(needs: &DescriptorNeeds) -> Result<DescriptorShares, String> {
             for_partitions = partitions,
             asked = needs.clients,
             connections = clients,
-            "the limit of file descriptors is too low for --max-connections, so eventd uses a smaller value: raise the \
+            "the limit of file descriptors is too low for --max-connections, so it is reduced: raise the \
              limit (ulimit -n)"
         );
     } else if needs.clients > 0 {
