@@ -100,7 +100,7 @@ pub struct FailureHistory {
     revocable_tries: u32,
     health_epoch: u64,
     /// The first of the latest refusals in a row. It is remembered because a refusal is believed only if other users
-    /// were served after it, which nobody can know when it arrives.
+    /// were served after it, which is not known when it arrives.
     first_refusal: Option<Refusal>,
 }
 

@@ -24,7 +24,7 @@ pub struct Settings {
     /// How long records of the topics that are opened with `create` are kept from now on; `None` leaves each topic as
     /// it is. A topic that is made takes this before what [`CreateTopic`] says.
     pub retention: Option<Duration>,
-    /// The same of dead letters.
+    /// How long dead letters are kept.
     pub dead_retention: Option<Duration>,
     /// Bytes in the database at which appends are refused; dead letters and commits go on for another 64 MiB.
     pub max_db_bytes: Option<u64>,

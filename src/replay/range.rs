@@ -90,7 +90,7 @@ impl Range {
     }
 }
 
-/// Times of acceptance, in milliseconds since the Unix epoch. `None` is no bound.
+/// Times of acceptance, in milliseconds since the Unix epoch. `None` means no bound.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TimeRange {
     #[serde(default, skip_serializing_if = "Option::is_none")]

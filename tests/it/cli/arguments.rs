@@ -590,8 +590,11 @@ fn dispatch_waits_while_the_log_cannot_be_written_to() {
 #[test]
 fn a_foreign_database_is_refused_and_not_changed() {
     let folder = tempfile::tempdir().unwrap();
-    std::fs::write(folder.path().join("text"), "this is no database, and longer than one page's header\n".repeat(20))
-        .unwrap();
+    std::fs::write(
+        folder.path().join("text"),
+        "this is not a database, and longer than one page's header\n".repeat(20),
+    )
+    .unwrap();
     std::fs::create_dir(folder.path().join("directory")).unwrap();
     rusqlite::Connection::open(folder.path().join("foreign")).unwrap().execute_batch("create table t (a)").unwrap();
     let before = std::fs::read(folder.path().join("foreign")).unwrap();

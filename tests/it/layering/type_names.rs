@@ -7,9 +7,6 @@ use std::collections::BTreeMap;
 /// Names that are always written with their module (`log::Error`, `dispatch::Config`), so they may exist in several.
 const WRITTEN_WITH_THEIR_MODULE: &[&str] = &["Error", "Config"];
 
-/// Names that still exist more than once. This list only shrinks.
-const NOT_YET: &[&str] = &["Answer", "Member", "Next", "Settings", "Shared", "State"];
-
 /// The types that this source defines outside its tests. Associated types are left out: their name belongs to a trait.
 fn types(tokens: &Tokens) -> Vec<String> {
     let mut found = Vec::new();
@@ -45,7 +42,7 @@ fn defined_more_than_once(files: &[(String, Source)]) -> Vec<String> {
             homes.entry(name).or_default().push(file);
         }
     }
-    let allowed = |name: &str| WRITTEN_WITH_THEIR_MODULE.contains(&name) || NOT_YET.contains(&name);
+    let allowed = |name: &str| WRITTEN_WITH_THEIR_MODULE.contains(&name);
     let repeated = homes.into_iter().filter(|(name, files)| files.len() > 1 && !allowed(name));
     repeated.map(|(name, files)| format!("{name}: {}", files.join(", "))).collect()
 }
