@@ -5,9 +5,6 @@ use super::source::{Path, Source};
 use super::{module_of, tree};
 use std::collections::BTreeSet;
 
-/// Pairs that still name each other. This list only shrinks.
-const NOT_YET: &[&str] = &["group::kafka: member, membership", "sqlite: checkpoint, files"];
-
 /// The path from the root of the crate: `super::wait::Hub` in `sqlite::writer` is `["sqlite", "wait", "Hub"]`.
 fn absolute(module: &[String], path: &Path) -> Option<Vec<String>> {
     let supers = path.words.iter().take_while(|word| *word == "super").count();
@@ -39,7 +36,7 @@ fn circles(files: &[(String, Source)]) -> Vec<String> {
         one < other && arrows.contains(&(folder.clone(), other.clone(), one.clone()))
     };
     let told = arrows.iter().filter(mutual).map(|(folder, one, other)| format!("{folder}: {one}, {other}"));
-    told.filter(|pair| !NOT_YET.contains(&pair.as_str())).collect()
+    told.collect()
 }
 
 #[test]
