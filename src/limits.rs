@@ -112,67 +112,17 @@ pub const WAL_RESTART_WAIT_MAX: Duration = Duration::from_millis(50);
 /// How long a process that leaves waits for readers and for other writers, so that it can empty the write-ahead log.
 pub const LAST_CHECKPOINT_WAIT_MAX: Duration = Duration::from_secs(2);
 
-/// How long a process that ends waits until its database is closed. After that, a crash would leave as much behind.
-pub const DATABASE_CLOSE_MAX: Duration = Duration::from_secs(15);
-
 /// Bytes of the write-ahead log at which writes are refused: a reader outside of eventd holds it, or the disk is full.
 pub const WAL_BYTES_MAX: u64 = 1024 * 1024 * 1024;
 
 /// Reads of the embedded log at the same time, in one process: each has a connection and a thread meanwhile.
 pub const DATABASE_READERS_MAX: usize = 4;
 
-/// How long a read waits for one of these.
-pub const DATABASE_READ_WAIT_MAX: Duration = Duration::from_secs(10);
-
 /// Records in one fetch: bounds how long one read transaction lasts where records are tiny.
 pub const FETCH_EVENTS_MAX: usize = 10_000;
 
-/// How often the embedded log looks for writes of other processes, in the second after it saw one.
-pub const WATCH_INTERVAL_BUSY: Duration = Duration::from_millis(5);
-
-/// The same, while nothing is written.
-pub const WATCH_INTERVAL_IDLE: Duration = Duration::from_millis(50);
-
-/// How long after the last change it counts as busy.
-pub const WATCH_BUSY_AFTER_CHANGE: Duration = Duration::from_secs(1);
-
-/// How often the embedded log looks for records that are past their retention.
-pub const HOUSEKEEPING_INTERVAL: Duration = Duration::from_secs(1);
-
-/// Records that are removed in one transaction: others wait for it.
-pub const TRIM_RECORDS_MAX: usize = 2_000;
-
-/// How far the wall clock gets ahead of the monotonic one between two looks at both, a second apart, before it counts as
-/// a jump: clocks that are kept in step by small corrections stay far below.
-pub const CLOCK_JUMP: Duration = Duration::from_secs(60);
-
-/// How long the wall clock is in doubt after a start and after a jump: until each destination that is at work has
-/// committed again, though nothing changed, and a minute for it to do so.
-pub const TRIM_DOUBT: Duration = Duration::from_secs(COMMIT_UNCHANGED_INTERVAL.as_secs() + 60);
-
-/// Log lines about events that were removed and that a destination had not settled: at most one a destination in this
-/// time. Each has the number of all events since the line before. A destination that is out of use loses some all day.
-pub const TRIM_LOSS_INTERVAL: Duration = Duration::from_secs(60);
-
-/// How long a partition is left as it is after its trimming met damage: nobody repairs that from one second to the next,
-/// and each try is a log line.
-pub const TRIM_DAMAGED_AGAIN_AFTER: Duration = Duration::from_secs(3600);
-
-/// A group that committed this recently keeps what it has not settled from being removed.
-pub const RETENTION_PROTECTION: Duration = Duration::from_secs(7 * 24 * 3600);
-
-/// Bytes beyond `--max-db-bytes` in which dead letters and commits still find room.
-pub const DATABASE_HEADROOM_BYTES: u64 = 64 * 1024 * 1024;
-
-/// Records between two entries of the index by time: what finding an offset by its time reads at most.
-pub const TIME_INDEX_RECORDS: i64 = 1_024;
-
 /// Permissions of a database that is made: nobody else reads users' events. Its -wal, -shm and lock files get the same.
 pub const DATABASE_MODE: u32 = 0o600;
-
-/// Bytes of the file that is written to learn whether an error of a disk was a full quota: more than one page, which is
-/// what SQLite writes at once.
-pub const ROOM_PROBE_BYTES: usize = 64 * 1024;
 
 // Kafka.
 

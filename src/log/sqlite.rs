@@ -1,8 +1,8 @@
-//! The embedded log: topics in one database file, which any number of processes of one machine share.
+//! The embedded log: topics in one database file, which any number of processes on one machine share.
 //!
-//! Offsets have no gaps here. A record is durable once its append was answered (the transaction is fsynced), and found
-//! by readers of every process: at once in the same one, within 5 ms (50 ms where nothing was written for a second) in
-//! another. `docs/embedded-log.md` says what stands in the file and how it is looked after.
+//! Offsets have no gaps here. A record is durable when its append is answered, because the transaction is fsynced. Readers
+//! in the same process see it at once. Readers in another process see it within 5 ms, or within 50 ms if no process has
+//! written for a second. `docs/embedded-log.md` says what the file contains and how to operate it.
 
 use super::{CreateTopic, Engine, FetchError, Fetched, Log, OpenError, check_topic};
 use crate::BoxFuture;
@@ -15,20 +15,20 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-/// Bytes that a process holds at most for an embedded log.
+/// The most memory that a process uses for an embedded log.
 pub const MEMORY_BYTES_MAX: usize = sqlite::MEMORY_BYTES_MAX;
 
-/// How a process works with the database.
+/// How a process uses the database.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Settings {
-    /// How long records of the topics that are opened with `create` are kept from now on; `None` leaves each topic as
-    /// it is. A topic that is made takes this before what [`CreateTopic`] says.
+    /// How long topics that are opened with `create` keep their records from now on. `None` leaves each topic as it is. For
+    /// a new topic this value comes before the one of [`CreateTopic`].
     pub retention: Option<Duration>,
     /// How long dead letters are kept.
     pub dead_retention: Option<Duration>,
-    /// Bytes in the database at which appends are refused; dead letters and commits go on for another 64 MiB.
+    /// Bytes in the database at which appends are refused. Dead letters and commits may use another 64 MiB.
     pub max_db_bytes: Option<u64>,
-    /// Makes the database where it is missing. Such a process also removes what is past its retention.
+    /// Create the database if it does not exist. Such a process also removes records past their retention.
     pub create: bool,
 }
 
@@ -44,18 +44,19 @@ impl Sqlite {
     pub async fn open(path: impl AsRef<Path>, settings: Settings) -> Result<Arc<Self>, OpenError> {
         let path = path.as_ref().to_owned();
         let open = move || Database::open(&path, settings.create, settings.max_db_bytes);
-        let database = tokio::task::spawn_blocking(open)
-            .await
-            .map_err(|error| OpenError::Unavailable(format!("opening the database broke off: {error}")))??;
+        let database = tokio::task::spawn_blocking(open).await.map_err(|error| {
+            OpenError::Unavailable(format!("the thread that opens the database panicked: {error}"))
+        })??;
         Ok(Arc::new(Self { database: Arc::new(database), settings }))
     }
 
-    /// Opens the database at `path` only to read it, also from a folder or a disk that cannot be written to.
+    /// Opens the database at `path` to read it, also if its folder or disk cannot be written to.
     pub async fn open_to_read(path: impl AsRef<Path>) -> Result<Arc<Self>, OpenError> {
         let path = path.as_ref().to_owned();
-        let database = tokio::task::spawn_blocking(move || Database::open_to_read(&path))
-            .await
-            .map_err(|error| OpenError::Unavailable(format!("opening the database broke off: {error}")))??;
+        let database =
+            tokio::task::spawn_blocking(move || Database::open_to_read(&path)).await.map_err(|error| {
+                OpenError::Unavailable(format!("the thread that opens the database panicked: {error}"))
+            })??;
         Ok(Arc::new(Self { database: Arc::new(database), settings: Settings::default() }))
     }
 
@@ -68,7 +69,7 @@ impl Sqlite {
         &self.database
     }
 
-    /// What `--retention` and `--dead-retention` say of a topic.
+    /// The value of `--retention` or `--dead-retention` that applies to a topic.
     fn retention_of(&self, topic: &str) -> Option<Duration> {
         if topic.ends_with(side_topics::DEAD) {
             self.settings.dead_retention
@@ -81,15 +82,15 @@ impl Sqlite {
 
     async fn open_topic(&self, name: &str, create: Option<CreateTopic>) -> Result<Arc<dyn Log>, OpenError> {
         check_topic(name)?;
-        let unavailable = |error: ReadError| OpenError::Unavailable(message(error));
+        let unavailable = |error: ReadError| OpenError::Unavailable(error.to_string());
         let mut found = self.database.topic(name).await.map_err(unavailable)?;
         if let Some(CreateTopic { partitions, retention }) = create {
             if partitions == 0 {
                 return Err(OpenError::Configuration(format!("topic {name:?} needs at least one partition")));
             }
             let retain = self.retention_of(name);
-            let stays = |topic: &TopicRow| retain.is_none() || topic.retention == retain;
-            if !found.as_ref().is_some_and(stays) {
+            let is_unchanged = |topic: &TopicRow| retain.is_none() || topic.retention == retain;
+            if !found.as_ref().is_some_and(is_unchanged) {
                 let write = Write::Topic { name: name.into(), partitions, retention, retain };
                 self.database.write(write, 0).await.map_err(|failure| OpenError::Unavailable(failure.to_string()))?;
                 found = self.database.topic(name).await.map_err(unavailable)?;
@@ -135,14 +136,14 @@ impl SqliteLog {
             [] => return Err(Failure::refused("append-empty", "an append needs at least one record")),
             [record] if record.size_bytes() > RECORD_BYTES_MAX => {
                 let size = record.size_bytes();
-                let detail = format!("the record has {size} bytes, and the log takes {RECORD_BYTES_MAX}");
+                let detail = format!("the record has {size} bytes, but the log accepts at most {RECORD_BYTES_MAX}");
                 return Err(Failure::refused("event-too-large", detail));
             }
             [_] => {}
             records => {
                 let size: usize = records.iter().map(Record::size_bytes).sum();
                 if size > APPEND_BYTES_MAX {
-                    let detail = format!("{size} bytes in one append, and at most {APPEND_BYTES_MAX} go together");
+                    let detail = format!("the append has {size} bytes, but at most {APPEND_BYTES_MAX} fit into one");
                     return Err(Failure::refused("append-too-large", detail));
                 }
             }
@@ -162,7 +163,7 @@ impl Log for SqliteLog {
     }
 
     fn partitions(&self) -> BoxFuture<'_, Result<u32, Failure>> {
-        // Fixed when the topic was made: nothing adds partitions to an embedded topic.
+        // An embedded topic never gets more partitions than it was created with.
         Box::pin(std::future::ready(Ok(self.topic.partitions)))
     }
 
@@ -210,21 +211,13 @@ impl From<sqlite::DatabaseError> for OpenError {
     }
 }
 
-/// A read that failed changed nothing.
+/// The failure is *refused*: a read changes nothing.
 fn failure(error: ReadError) -> Failure {
-    Failure::refused("log-unavailable", message(error))
+    Failure::refused("log-unavailable", error.to_string())
 }
 
-fn message(error: ReadError) -> String {
-    match error {
-        ReadError::Failed(detail) => detail,
-        ReadError::Corrupt { offset, detail } => format!("the record at offset {offset} is damaged: {detail}"),
-        ReadError::OutOfRange { from, .. } => format!("offset {from} is outside the log"),
-    }
-}
-
-/// Whether the topic is a side topic. Side topics still find room when `--max-db-bytes` is reached: with them, events get
-/// settled and space becomes free.
+/// Whether the topic is a side topic. Side topics may grow beyond `--max-db-bytes`, because they let events settle, and
+/// settled events can be removed.
 fn is_side(topic: &str) -> bool {
     side_topics::TOPIC_SUFFIXES.iter().any(|ending| topic.ends_with(ending))
 }

@@ -1,15 +1,18 @@
-//! Checkpointer, and the bound on the write-ahead log.
+//! Checkpoints: keep the write-ahead log (WAL) small.
 //!
 //! ```text
 //!  WAL  0 ──── 8 MiB ──── 16 MiB ──── 24 MiB ──── 32 MiB ─────────────────────▶ 1 GiB
-//!              copied beside the writer, by a     the writer copies the rest,   writes are
-//!              thread of its own                  and the WAL begins anew       refused
+//!              a thread copies the log into       the writer copies the rest,   writes are
+//!              the database meanwhile             and the log starts again      refused
 //! ```
 //!
-//! Most of the copying happens beside the writer; under a load that never pauses, the WAL still grows, since what was
-//! written meanwhile is never copied in time. So the writer ends it now and then, when little is left to copy.
+//! The thread does most of the copying while the writer continues. Under a load that never pauses, it never catches up
+//! with the writer, and SQLite reuses the log only once all of it is copied. So from 32 MiB on the writer itself copies
+//! the little that is left.
 
-use super::file::{is_full, wait_while_busy, wait_while_busy_at_most};
+use super::connection::{wait_if_busy, wait_if_busy_at_most};
+use super::disk_space::is_full;
+use super::wal::checkpoint;
 use crate::core::outcome::Failure;
 use crate::limits::{
     LAST_CHECKPOINT_WAIT_MAX, WAL_BYTES_MAX, WAL_CHECKPOINT_BYTES, WAL_RESTART_BYTES, WAL_RESTART_WAIT_MAX,
@@ -21,42 +24,44 @@ use rusqlite::{Connection, ErrorCode};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::time::{Duration, Instant};
 
-/// How often the writer tries to end a WAL that it could not end.
-const RESTART_AGAIN_AFTER: Duration = Duration::from_secs(1);
+/// How long the writer waits after it could not restart the log, before it tries again.
+const RESTART_RETRY_DELAY: Duration = Duration::from_secs(1);
 
-/// The writer's side.
+/// The writer's side of the checkpoints.
 #[derive(Debug)]
 pub(super) struct Checkpointer {
-    helper: SyncSender<()>,
-    /// Answers once the helper has ended.
-    helper_ended: Receiver<()>,
+    /// Asks the checkpoint thread for a checkpoint.
+    thread: SyncSender<()>,
+    /// Disconnects when the checkpoint thread has ended.
+    thread_ended: Receiver<()>,
     page_bytes: u64,
-    /// How large the WAL was after the last commit, when the helper was asked, when a restart was tried.
+    /// The size of the log after the last commit.
     wal_bytes: u64,
+    /// The size of the log when the thread was last asked.
     asked_at_bytes: u64,
-    restart_tried: Option<Instant>,
+    restart_tried_at: Option<Instant>,
     log_limiter: LogLimiter,
 }
 
 impl Checkpointer {
-    /// Starts the helper, which works on a connection of its own.
-    pub(super) fn start(writer: &Connection, helper: Connection, lost: Lost) -> std::io::Result<Self> {
+    /// Starts the checkpoint thread, which works on a connection of its own.
+    pub(super) fn start(writer: &Connection, connection: Connection, lost: Lost) -> std::io::Result<Self> {
         let page_bytes = writer
             .query_row("PRAGMA page_size", [], |row| row.get::<_, i64>(0))
             .map_err(std::io::Error::other)?
             .unsigned_abs();
-        // One request that waits is enough: a checkpoint copies everything.
+        // One waiting request is enough, because a checkpoint copies everything.
         let (sender, requests) = sync_channel(1);
         let (running, ended) = sync_channel(0);
         vital::thread("log-checkpoint", lost.clone(), move || {
-            // Dropped in reverse: the connection first.
-            let (_running, helper) = (running, helper);
+            // Variables are dropped in reverse order: the connection first, then the sender that says that it is closed.
+            let (_running, connection) = (running, connection);
             let log_limiter = LogLimiter::default();
             for () in requests {
-                let Err(error) = checkpoint(&helper, "PASSIVE") else { continue };
-                if passes(&helper, &error) {
+                let Err(error) = checkpoint(&connection, "PASSIVE") else { continue };
+                if may_pass(&connection, &error) {
                     if let Some(suppressed) = log_limiter.allows("checkpoint") {
-                        tracing::warn!(%error, suppressed, "the write-ahead log cannot be copied into the database now");
+                        tracing::warn!(%error, suppressed, "cannot copy the write-ahead log into the database now");
                     }
                     continue;
                 }
@@ -65,18 +70,18 @@ impl Checkpointer {
             }
         })?;
         Ok(Self {
-            helper: sender,
-            helper_ended: ended,
+            thread: sender,
+            thread_ended: ended,
             page_bytes,
             wal_bytes: 0,
             asked_at_bytes: 0,
-            restart_tried: None,
+            restart_tried_at: None,
             log_limiter: LogLimiter::default(),
         })
     }
 
-    /// Asks for a checkpoint if the WAL has grown enough. `frames` is what it held after the commit. An error is the
-    /// database's.
+    /// Starts a checkpoint if the log has grown enough. Call it after each commit, with the number of frames that the log
+    /// holds then. An error means that the log is lost.
     pub(super) fn after_commit(&mut self, writer: &mut Connection, frames: u64) -> rusqlite::Result<()> {
         self.wal_bytes = frames * self.page_bytes;
         if self.wal_bytes < self.asked_at_bytes {
@@ -84,8 +89,8 @@ impl Checkpointer {
         }
         if self.wal_bytes >= self.asked_at_bytes + WAL_CHECKPOINT_BYTES {
             self.asked_at_bytes = self.wal_bytes;
-            // Full: it was asked already. FileDamage: it has said why the log is lost.
-            let _ = self.helper.try_send(());
+            // If the channel is full, the thread was asked already. If the thread is gone, it has marked the log as lost.
+            let _ = self.thread.try_send(());
             if self.wal_bytes >= WAL_RESTART_BYTES {
                 return self.restart(writer);
             }
@@ -93,87 +98,78 @@ impl Checkpointer {
         Ok(())
     }
 
-    /// Why nothing may be written now: the WAL is at its bound and cannot be ended.
+    /// Refuses writes while the log is at its bound and cannot be restarted.
     pub(super) fn refusal(&mut self, writer: &mut Connection) -> Option<Failure> {
         if self.wal_bytes < WAL_BYTES_MAX {
             return None;
         }
         self.restart_soon(writer);
         (self.wal_bytes >= WAL_BYTES_MAX).then(|| {
-            let detail = "the write-ahead log cannot be copied into the database: its disk is full, or another program \
-                          keeps the database open for reading";
+            let detail = "the write-ahead log is full and cannot be copied into the database: its disk is full, or another \
+                          program keeps reading an old state of the database";
             Failure::refused("log-full", detail)
         })
     }
 
-    /// Tries to end the WAL, at most once a second; its space can then be used again.
+    /// Tries to restart the log, so that its space is used again, at most once a second.
     pub(super) fn restart_soon(&mut self, writer: &mut Connection) {
-        if self.restart_tried.is_none_or(|at| at.elapsed() >= RESTART_AGAIN_AFTER)
+        if self.restart_tried_at.is_none_or(|at| at.elapsed() >= RESTART_RETRY_DELAY)
             && let Err(error) = self.restart(writer)
             && let Some(suppressed) = self.log_limiter.allows("restart")
         {
-            tracing::warn!(%error, suppressed, "the write-ahead log cannot be copied into the database now");
+            tracing::warn!(%error, suppressed, "cannot copy the write-ahead log into the database now");
         }
     }
 
     fn restart(&mut self, writer: &mut Connection) -> rusqlite::Result<()> {
-        self.restart_tried = Some(Instant::now());
-        wait_while_busy_at_most(writer, WAL_RESTART_WAIT_MAX)?;
-        let done = checkpoint(writer, "RESTART");
-        wait_while_busy(writer)?;
-        match done {
+        self.restart_tried_at = Some(Instant::now());
+        wait_if_busy_at_most(writer, WAL_RESTART_WAIT_MAX)?;
+        let restarted = checkpoint(writer, "RESTART");
+        wait_if_busy(writer)?;
+        match restarted {
             Ok(true) => {
                 (self.wal_bytes, self.asked_at_bytes) = (0, 0);
                 Ok(())
             }
             Ok(false) => Ok(()),
-            Err(error) if passes(writer, &error) => Ok(()),
+            Err(error) if may_pass(writer, &error) => Ok(()),
             Err(error) => Err(error),
         }
     }
 
-    /// Copies everything into the database, empties the WAL and closes the connection: the last thing that a process
-    /// does. If it is the last process, the database file alone is whole afterwards.
-    pub(super) fn leave(self, mut writer: Connection) {
-        drop(self.helper);
-        // Nothing is ever sent: its end of the channel goes together with its connection.
-        let _ended = self.helper_ended.recv();
-        // Most of it beside other writers; then the rest, while they wait.
+    /// Copies everything into the database, empties the log and closes the connection. This is the last thing that a
+    /// process does. If it is the last process, the database file alone holds everything afterwards.
+    pub(super) fn close(self, mut writer: Connection) {
+        drop(self.thread);
+        // The thread never sends. It drops its end of the channel after its connection.
+        let _ended = self.thread_ended.recv();
+        // The first checkpoint copies most of the log while other processes write. The second copies the rest while they wait.
         let emptied = checkpoint(&writer, "PASSIVE")
-            .and_then(|_| wait_while_busy_at_most(&mut writer, LAST_CHECKPOINT_WAIT_MAX))
+            .and_then(|_| wait_if_busy_at_most(&mut writer, LAST_CHECKPOINT_WAIT_MAX))
             .and_then(|()| checkpoint(&writer, "TRUNCATE"));
         match emptied {
             Ok(true) => {}
             Ok(false) => tracing::info!(
-                "the database is still in use by another process: until that one ends, a copy of the database needs its \
-                 -wal file too"
+                "the database is still in use by another process: until that process ends, a copy of the database needs \
+                 its -wal file too"
             ),
             Err(error) => tracing::warn!(
                 %error,
-                "the write-ahead log cannot be copied into the database: a copy of the database needs its -wal file too"
+                "cannot copy the write-ahead log into the database: a copy of the database needs its -wal file too"
             ),
         }
-        // The last connection removes the empty WAL.
+        // If this is the last connection, SQLite removes the empty log when it closes.
         if let Err(error) = writer.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, false) {
-            tracing::warn!(%error, "the write-ahead log stays where it is");
+            tracing::warn!(%error, "cannot remove the empty write-ahead log");
         }
         if let Err((_, error)) = writer.close() {
-            tracing::warn!(%error, "the database cannot be closed");
+            tracing::warn!(%error, "cannot close the database");
         }
     }
 }
 
-/// Copies what can be copied. `false`: not everything, since another process is at its checkpoint, or a reader was in
-/// the way.
-pub(super) fn checkpoint(connection: &Connection, mode: &str) -> rusqlite::Result<bool> {
-    connection.query_row(&format!("PRAGMA wal_checkpoint({mode})"), [], |row| {
-        let (busy, frames, copied): (i64, i64, i64) = (row.get(0)?, row.get(1)?, row.get(2)?);
-        Ok(busy == 0 && frames == copied)
-    })
-}
-
-/// An error that leaves what was committed where it is, in the WAL, and may pass.
-fn passes(connection: &Connection, error: &rusqlite::Error) -> bool {
+/// Whether the error may pass. What was committed stays in the log.
+fn may_pass(connection: &Connection, error: &rusqlite::Error) -> bool {
     matches!(error.sqlite_error_code(), Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked))
         || is_full(connection, error)
 }

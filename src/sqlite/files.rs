@@ -1,28 +1,29 @@
-//! The three files of an open database, looked at around each transaction that is acknowledged.
+//! Checks the three files of an open database around each transaction that is acknowledged.
 //!
 //! ```text
-//!  eventd.db       the same file, and not shorter than it was
-//!  eventd.db-wal   the same file, long enough for every frame that the -shm file counts, and written without holes
-//!  eventd.db-shm   the same file
+//!  eventd.db       the same file as before, and not shorter
+//!  eventd.db-wal   the same file as before, long enough for every frame that the -shm file counts, and without holes
+//!  eventd.db-shm   the same file as before
 //! ```
 //!
-//! SQLite keeps its files open and never looks at their names again. If somebody removes or truncates one, SQLite goes
-//! on in a file that no later process finds. So the writer looks before a group of writes, and refuses the group if a
-//! file is gone; and it looks again before it acknowledges the group. If the next group waits already, the second look
-//! is the first one of that group too. A look costs five system calls, so it must not happen once an event.
+//! SQLite keeps its files open and never looks at their names again. If a person or a program removes or truncates one,
+//! SQLite continues to write into a file that no later process finds. So the writer checks the files before a batch of
+//! writes, and refuses the batch if a file is gone. It checks them again before it acknowledges the batch. If the next batch
+//! is waiting already, the second check is also the first one of that batch. A check costs five system calls, so it must
+//! not happen once for each event.
 //!
-//! What other processes do by right must not look like damage:
+//! What other processes do rightfully must not look like damage:
 //!
-//! - While a connection is open, no other process removes the -wal or the -shm file: that takes an exclusive lock on
-//!   the database, and every open connection holds a shared one. So their inodes stay.
-//! - A restarted WAL counts from frame 1 again and keeps its length; a truncated one counts 0 frames. So the length is
-//!   compared with the frames that are counted now, and a file that changes meanwhile is looked at again.
-//! - A checkpoint shortens the database after `VACUUM` only. Then its page count has fallen too.
+//! - While a connection is open, no other process of SQLite removes the -wal or the -shm file. That takes an exclusive
+//!   lock on the database, and every open connection holds a shared one. So their inodes do not change.
+//! - A restarted log counts from frame 1 again and keeps its length, and a truncated one counts 0 frames. So the length is
+//!   compared with the frames that are counted now, and a file that changes in between is checked again.
+//! - A checkpoint shortens the database only after `VACUUM`. Then its page count has fallen too.
 //!
-//! A second hard link to the database is harmless as long as nobody opens it by that name.
+//! A second hard link to the database does no harm as long as no process opens the database by that name.
 
-use super::checkpoint::checkpoint;
-use super::file::beside;
+use super::file::sibling;
+use super::wal::{checkpoint, frames};
 use rusqlite::{Connection, ErrorCode};
 use std::fs::{File, Metadata};
 use std::io::{self, ErrorKind};
@@ -32,26 +33,26 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-/// How often a look that found something is repeated, and how long it waits: another process that restarts or truncates
-/// the WAL is done within one system call.
-const LOOK_AGAIN_MAX: u32 = 10;
-const LOOK_AGAIN_AFTER: Duration = Duration::from_millis(1);
+/// How often a check that found damage is repeated, and after which delay. Another process that restarts or truncates the
+/// log needs only one system call for it.
+const CHECKS_MAX: u32 = 10;
+const CHECK_AGAIN_AFTER: Duration = Duration::from_millis(1);
 
-/// The file format of a write-ahead log: its header, and the header of each frame, which precedes a page.
+/// Sizes in the file format of a write-ahead log: its header, and the header of each frame. A page follows each of those.
 const WAL_HEADER_BYTES: u64 = 32;
 const FRAME_HEADER_BYTES: u64 = 24;
 
-/// The first four bytes of a write-ahead log, without the lowest bit, which tells the byte order of its checksums.
+/// The first four bytes of a write-ahead log. The lowest bit is left out: it is the byte order of the checksums.
 const WAL_MAGIC: u32 = 0x377f_0682;
 
-/// What makes two opens lead to the same file.
+/// Device and inode number. Two paths with the same pair lead to the same file.
 type Inode = (u64, u64);
 
 fn inode(metadata: &Metadata) -> Inode {
     (metadata.dev(), metadata.ino())
 }
 
-/// Which files the database is made of, to notice that somebody removed or replaced one.
+/// The files of the database, so that a removed or replaced one is noticed.
 #[derive(Debug, Clone)]
 pub(super) struct FileIdentity {
     database: (PathBuf, Inode),
@@ -59,11 +60,11 @@ pub(super) struct FileIdentity {
     shm: (PathBuf, Inode),
 }
 
-/// Why the files of a database cannot be trusted any more.
+/// A file of the database is gone or damaged.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct FileDamage {
     pub(super) why: String,
-    /// Only the name of the WAL is gone: the open file is whole, and the database is where it was.
+    /// Only the name of the log is gone. The open file is whole, and so is the database.
     wal_is_whole: bool,
 }
 
@@ -74,23 +75,23 @@ impl FileDamage {
 }
 
 impl FileIdentity {
-    /// The files of a database that was just opened and read from.
+    /// Remembers the files of a database. Call it when the database was just opened and read from.
     pub(super) fn of(canonical: &Path) -> io::Result<Self> {
         let file = |ending: &str| {
-            let path = beside(canonical, ending);
+            let path = sibling(canonical, ending);
             std::fs::metadata(&path).map(|metadata| (path, inode(&metadata)))
         };
         Ok(Self { database: file("")?, wal: file("-wal")?, shm: file("-shm")? })
     }
 
-    /// Why the database is not where it was.
+    /// Why a file is not the one that was opened. `None`: all three are.
     pub(super) fn gone(&self) -> Option<String> {
         [&self.database, &self.wal, &self.shm].into_iter().find_map(|file| look(file).err())
     }
 }
 
-/// The file at a path, or why it is not the one that was opened. `None`: it cannot be looked at just now, which says
-/// nothing.
+/// The metadata of the file at a path, or why it is not the file that was opened. `None`: the metadata cannot be read now,
+/// which is not a sign of damage.
 fn look((path, opened): &(PathBuf, Inode)) -> Result<Option<Metadata>, String> {
     match std::fs::metadata(path) {
         Ok(metadata) if inode(&metadata) == *opened => Ok(Some(metadata)),
@@ -102,67 +103,68 @@ fn look((path, opened): &(PathBuf, Inode)) -> Result<Option<Metadata>, String> {
     }
 }
 
-/// The writer's view of the files: what it knows to be written in them.
+/// What the writer knows about the files.
 #[derive(Debug)]
 pub(super) struct DatabaseFiles {
     identity: FileIdentity,
-    /// The WAL itself. SQLite holds no lock on it, so closing another descriptor of it does no harm.
+    /// The write-ahead log. SQLite has no lock on it, so that closing this descriptor does no harm.
     wal: File,
     page_bytes: u64,
     database_bytes: u64,
-    /// Frames in the WAL at the last look.
+    /// Frames in the log at the last check.
     frames: u64,
-    /// Frames in the WAL after the last commit of this connection, or `NONE` once they were read.
+    /// Frames in the log after the last commit of this connection, or [`UNKNOWN_FRAMES`] once that number was used.
     frames_committed: Arc<AtomicU64>,
 }
 
-const NONE: u64 = u64::MAX;
+/// The frame count is not known without asking SQLite.
+const UNKNOWN_FRAMES: u64 = u64::MAX;
 
 impl DatabaseFiles {
-    /// The files of a database that was just opened and read from. `connection` is the one that writes; it reports the
-    /// frames of each commit from now on.
+    /// Remembers the files of a database. Call it when the database was just opened and read from. `connection` is the one
+    /// that writes. From now on it reports the frames of each commit.
     pub(super) fn of(canonical: &Path, connection: &mut Connection) -> io::Result<Self> {
         let identity = FileIdentity::of(canonical)?;
         let wal = File::open(&identity.wal.0)?;
         let database_bytes = std::fs::metadata(canonical)?.len();
         let page_bytes = number(connection, "PRAGMA page_size").map_err(io::Error::other)?;
-        let frames_committed = Arc::new(AtomicU64::new(NONE));
+        let frames_committed = Arc::new(AtomicU64::new(UNKNOWN_FRAMES));
         let committed = Arc::clone(&frames_committed);
         let report = move |_: &mut rusqlite::hooks::Wal, frames: std::ffi::c_int| {
-            committed.store(u64::try_from(frames).unwrap_or(NONE), Ordering::Relaxed);
+            committed.store(u64::try_from(frames).unwrap_or(UNKNOWN_FRAMES), Ordering::Relaxed);
             Ok(())
         };
         connection.wal_hook(Some(report)).map_err(io::Error::other)?;
         Ok(Self { identity, wal, page_bytes, database_bytes, frames: 0, frames_committed })
     }
 
-    /// How many frames the WAL held at the last look.
+    /// How many frames the log held at the last check.
     pub(super) fn frames(&self) -> u64 {
         self.frames
     }
 
-    /// How many frames the WAL holds. After a commit of this connection that is known already: SQLite compiles a
-    /// `PRAGMA` anew each time, which takes as long as storing an event.
+    /// How many frames the log holds. After a commit of this connection the number is known. Otherwise SQLite is asked
+    /// with a `PRAGMA`, which it compiles anew each time. That takes as long as storing an event.
     pub(super) fn count_frames(&self, connection: &Connection) -> rusqlite::Result<u64> {
-        match self.frames_committed.swap(NONE, Ordering::Relaxed) {
-            NONE => frames(connection),
+        match self.frames_committed.swap(UNKNOWN_FRAMES, Ordering::Relaxed) {
+            UNKNOWN_FRAMES => frames(connection),
             frames => Ok(frames),
         }
     }
 
-    /// Looks at all files. `Some`: nothing that is written from now on would be found again.
+    /// Checks all files. `Some`: a later process would not find what is written from now on.
     pub(super) fn look(&mut self, connection: &Connection) -> rusqlite::Result<Option<FileDamage>> {
         let mut tries = 0;
         loop {
-            // From the second try on, SQLite is asked: another process may have restarted the WAL since our commit.
+            // From the second try on, SQLite is asked: another process may have restarted the log since our commit.
             let frames = self.count_frames(connection)?;
             let found = self.look_once(connection, frames)?;
             tries += 1;
-            if found.is_none() || tries == LOOK_AGAIN_MAX {
+            if found.is_none() || tries == CHECKS_MAX {
                 self.frames = frames;
                 return Ok(found);
             }
-            std::thread::sleep(LOOK_AGAIN_AFTER);
+            std::thread::sleep(CHECK_AGAIN_AFTER);
         }
     }
 
@@ -170,7 +172,7 @@ impl DatabaseFiles {
         match look(&self.identity.database) {
             Err(why) => return Ok(Some(FileDamage::new(why))),
             Ok(Some(metadata)) if metadata.len() < self.database_bytes => {
-                // Pages go only by `VACUUM`, and then there are fewer of them.
+                // Only `VACUUM` removes pages, and then the page count is lower too.
                 if !has_shrunk(connection, self.database_bytes / self.page_bytes)? {
                     return Ok(Some(self.shortened(&self.identity.database.0, self.database_bytes, metadata.len())));
                 }
@@ -188,15 +190,15 @@ impl DatabaseFiles {
             Ok(Some(metadata)) => Some(metadata.len()),
             Ok(None) | Err(_) => self.wal.metadata().ok().map(|metadata| metadata.len()),
         };
-        if let Some(gone) = len.and_then(|len| self.damage_of_wal(frames, len)) {
-            return Ok(Some(gone));
+        if let Some(damage) = len.and_then(|len| self.damage_of_wal(frames, len)) {
+            return Ok(Some(damage));
         }
         Ok(named.err().map(|why| FileDamage { why, wal_is_whole: true }))
     }
 
-    /// Says what is wrong with the open WAL, which should hold this many frames and has this many bytes.
+    /// What is wrong with the open log, which must hold this many frames and has this many bytes.
     fn damage_of_wal(&self, frames: u64, len: u64) -> Option<FileDamage> {
-        // If the WAL was restarted or truncated, the next frame is written together with a new header.
+        // If the log was restarted or truncated, the next frame is written together with a new header.
         let known = self.frames.min(frames).max(1);
         let path = &self.identity.wal.0;
         if frames == 0 {
@@ -207,7 +209,7 @@ impl DatabaseFiles {
             return Some(self.shortened(path, needed, len));
         }
         let (mut header, mut frame) = ([0; WAL_HEADER_BYTES as usize], [0; FRAME_HEADER_BYTES as usize]);
-        // The last frame that was there at the look before: a hole in the file ends behind it, if there is one.
+        // Read the last frame that was there at the last check. If the file has a hole, this frame is in it.
         let read = self
             .wal
             .read_exact_at(&mut header, 0)
@@ -217,12 +219,12 @@ impl DatabaseFiles {
             Ok(()) => {
                 Some(FileDamage::new(format!("{} was truncated or overwritten while it was open", path.display())))
             }
-            // What cannot be read just now says nothing.
+            // A failed read is not a sign of damage.
             Err(_) => None,
         }
     }
 
-    /// The length of a WAL with so many frames.
+    /// The length of a log with this many frames.
     fn end_of_frame(&self, frames: u64) -> u64 {
         WAL_HEADER_BYTES + frames * (FRAME_HEADER_BYTES + self.page_bytes)
     }
@@ -231,27 +233,31 @@ impl DatabaseFiles {
         FileDamage::new(format!("{} was shortened from {from} bytes or more to {to} while it was open", path.display()))
     }
 
-    /// Copies what is only in a WAL without a name into the database, which is where it was.
+    /// Copies the frames of a log that has lost its name into the database.
     pub(super) fn rescue(&self, connection: &Connection, gone: &FileDamage) {
         if !gone.wal_is_whole {
             return;
         }
         let path = self.identity.wal.0.display();
         match checkpoint(connection, "PASSIVE") {
-            Ok(true) => tracing::warn!(%path, "the write-ahead log is gone; all events of it are in the database now"),
-            Ok(false) => {
-                tracing::error!(%path, "the write-ahead log is gone, and another process is at its checkpoint")
+            Ok(true) => {
+                tracing::warn!(%path, "the write-ahead log was removed; its events are copied into the database")
             }
-            Err(error) => tracing::error!(%path, %error, "the write-ahead log is gone, and cannot be copied any more"),
+            Ok(false) => {
+                tracing::error!(%path, "the write-ahead log was removed, and its events are not copied: another process runs a checkpoint")
+            }
+            Err(error) => {
+                tracing::error!(%path, %error, "the write-ahead log was removed, and its events cannot be copied into the database")
+            }
         }
     }
 }
 
-/// Whether the database has fewer pages than this.
+/// Whether the database has fewer than this many pages.
 fn has_shrunk(connection: &Connection, pages: u64) -> rusqlite::Result<bool> {
     match number(connection, "PRAGMA page_count") {
         Ok(now) => Ok(now < pages),
-        // What is left of the file is not a database.
+        // The rest of the file is not a database, so SQLite did not shorten it.
         Err(error) => match error.sqlite_error_code() {
             Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase) => Ok(false),
             _ => Err(error),
@@ -261,13 +267,6 @@ fn has_shrunk(connection: &Connection, pages: u64) -> rusqlite::Result<bool> {
 
 fn is_header(header: &[u8; WAL_HEADER_BYTES as usize]) -> bool {
     u32::from_be_bytes([header[0], header[1], header[2], header[3]]) & !1 == WAL_MAGIC
-}
-
-/// How many frames the WAL holds, whoever wrote them. `NOOP` copies nothing.
-fn frames(connection: &Connection) -> rusqlite::Result<u64> {
-    let frames: i64 = connection.prepare_cached("PRAGMA wal_checkpoint(NOOP)")?.query_row([], |row| row.get(1))?;
-    // -1: there is no WAL yet.
-    Ok(u64::try_from(frames).unwrap_or(0))
 }
 
 fn number(connection: &Connection, pragma: &str) -> rusqlite::Result<u64> {

@@ -1,25 +1,40 @@
-//! The embedded database: one file, shared by any number of processes, in which the embedded log and its groups are.
+//! The embedded database: one SQLite file, shared by any number of processes, that holds the embedded log and its groups.
 //!
 //! ```text
-//!  log, group ──▶ WriteQueue ──▶ writer (one thread) ──▶ file ──▶ readers (a few connections) ──▶ log, group
+//!  log, group ──▶ queue ──▶ writer (one thread) ──▶ file ──▶ readers (a few connections) ──▶ log, group
 //!                             │         │            │ ▲
 //!                             │         └─ trim      │ └─ checkpoint (a thread)
-//!                             └────▶ Hub ◀── watcher (a thread)
+//!                             └────▶ hub ◀── watcher (a thread)
 //! ```
 //!
-//! `file` finds, checks and opens it; `files` looks whether it is still there; `schema` defines its tables; `row` is a
-//! record and its checksum; `write` and `writer` change it; `read` reads it; `wait` tells readers of growth; `checkpoint`
-//! and `trim` keep it small. Only this module knows that it is SQLite.
+//! | module | what it does |
+//! |---|---|
+//! | `file`, `connection`, `schema` | find or create the database, open connections, define the tables |
+//! | `queue`, `writer`, `transaction`, `operations` | queue the writes, write them in batches, tell what an error means |
+//! | `read`, `row` | read records, and check them with their checksums |
+//! | `hub`, `watcher` | wake readers when a partition grows, in this process and in others |
+//! | `trim`, `trusted_clock`, `lost_events` | remove records past their retention, unless the clock may be wrong |
+//! | `checkpoint`, `wal` | keep the write-ahead log small |
+//! | `files`, `disk_space` | notice that the files were removed or that the disk is full |
+//!
+//! Only this module knows that the database is SQLite.
 
 mod checkpoint;
+mod connection;
+mod disk_space;
 mod file;
 mod files;
 mod hub;
+mod lost_events;
 mod operations;
+mod queue;
 mod read;
 mod row;
 mod schema;
+mod transaction;
 mod trim;
+mod trusted_clock;
+mod wal;
 mod watcher;
 mod writer;
 
@@ -29,10 +44,9 @@ pub(crate) use read::{ReadBatch, ReadError, TopicRow};
 use crate::core::outcome::Failure;
 use crate::core::progress::{OffsetReset, PartitionState};
 use crate::limits::{
-    DATABASE_CLOSE_MAX, DATABASE_HEADROOM_BYTES, DATABASE_READERS_MAX, FETCH_BYTES_MAX, RECORD_BYTES_MAX,
-    WRITE_BATCH_BYTES_MAX, WRITE_QUEUE_BYTES_MAX,
+    DATABASE_READERS_MAX, FETCH_BYTES_MAX, RECORD_BYTES_MAX, WRITE_BATCH_BYTES_MAX, WRITE_QUEUE_BYTES_MAX,
 };
-use file::ConnectionRole;
+use connection::ConnectionRole;
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -40,88 +54,83 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::{Instant, timeout_at};
 
-/// Why a database could not be opened.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// Why a database could not be opened. Each holds the message for the operator.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum DatabaseError {
-    /// Somebody has to change something: the path, a right, the version of eventd.
+    /// The operator has to change something: the path, a permission, the version of eventd.
+    #[error("{0}")]
     Configuration(String),
-    /// It may work later.
+    /// A later try may work.
+    #[error("{0}")]
     Unavailable(String),
 }
 
-impl fmt::Display for DatabaseError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (Self::Configuration(detail) | Self::Unavailable(detail)) = self;
-        f.write_str(detail)
-    }
-}
-
-impl std::error::Error for DatabaseError {}
+/// How long a process that ends waits until its database is closed. After that it leaves no more behind than a crash does.
+const CLOSE_MAX: Duration = Duration::from_secs(15);
 
 /// An open database.
 #[derive(Debug)]
 pub(crate) struct Database {
     path: PathBuf,
-    queue: writer::WriteQueue,
+    queue: queue::WriteQueue,
     readers: Arc<read::Readers>,
     hub: Arc<hub::Hub>,
     lost: watch::Receiver<Option<String>>,
-    /// Kept by a database that is only read: there is nothing that it could lose.
+    /// A database that is only read cannot be lost. Keeping the sender here makes `lost` wait for ever.
     _never_lost: Option<watch::Sender<Option<String>>>,
-    /// `None`: closed.
+    /// `None` after the database was closed.
     watcher: Mutex<Option<watcher::Watcher>>,
 }
 
 impl Database {
-    /// Opens the database, makes it with `create` where it is missing, and starts its threads. Blocks.
-    /// A process that may create also keeps house. `max_bytes` bounds the file.
+    /// Opens the database and starts its threads. Blocks. With `create`, creates a database that does not exist, and
+    /// removes records past their retention from now on. `max_bytes` bounds the database.
     pub(crate) fn open(path: &Path, create: bool, max_bytes: Option<u64>) -> Result<Self, DatabaseError> {
         let (path, mut connection) = file::open(path, create)?;
-        let unavailable = |error: &dyn fmt::Display| {
-            DatabaseError::Unavailable(format!("{} cannot be opened: {error}", path.display()))
-        };
-        let connect = |role| file::connect(&path, role).map_err(|error| unavailable(&error));
-        // What a process that was killed had written but not synced is found again here: synced before it is read.
-        checkpoint::checkpoint(&connection, "PASSIVE").map_err(|error| unavailable(&error))?;
+        let unavailable =
+            |error: &dyn fmt::Display| DatabaseError::Unavailable(format!("cannot open {}: {error}", path.display()));
+        let connect = |role| connection::connect(&path, role).map_err(|error| unavailable(&error));
+        // A process that was killed may have written frames that are not synced. Sync them before any of them is read.
+        wal::checkpoint(&connection, "PASSIVE").map_err(|error| unavailable(&error))?;
         if let Some(max_bytes) = max_bytes {
             bound(&connection, max_bytes).map_err(|error| unavailable(&error))?;
         }
         let trimmer =
-            trim::Trimmer::new(&connection, trim::ClockReading::read()).map_err(|error| unavailable(&error))?;
+            trim::Trimmer::new(&connection, trusted_clock::ClockReading::now()).map_err(|error| unavailable(&error))?;
         let (lost, lost_reader) = watch::channel(None);
         let hub = Arc::new(hub::Hub::default());
-        let checkpoints = checkpoint::Checkpointer::start(&connection, connect(ConnectionRole::Reader)?, lost.clone())
+        let checkpointer = checkpoint::Checkpointer::start(&connection, connect(ConnectionRole::Reader)?, lost.clone())
             .map_err(|error| unavailable(&error))?;
         let files = files::DatabaseFiles::of(&path, &mut connection).map_err(|error| unavailable(&error))?;
         let queue = writer::start(writer::WriterParts {
             connection,
             files,
             hub: Arc::clone(&hub),
-            checkpoints,
+            checkpointer,
             trimmer,
             max_bytes,
             lost: lost.clone(),
         })
         .map_err(|error| unavailable(&error))?;
-        let rounds = watcher::WatcherDuties {
-            housekeeping: create.then(|| queue.housekeeping()),
+        let checks = watcher::PeriodicChecks {
+            housekeeping: create.then(|| queue.housekeeping_trigger()),
             identity: files::FileIdentity::of(&path).map_err(|error| unavailable(&error))?,
             lost,
         };
-        let watcher = watcher::watch(connect(ConnectionRole::Reader)?, Arc::clone(&hub), rounds)
+        let watcher = watcher::start(connect(ConnectionRole::Reader)?, Arc::clone(&hub), checks)
             .map_err(|error| unavailable(&error))?;
         let readers = Arc::new(read::Readers::new(path.clone(), ConnectionRole::Reader));
         Ok(Self { path, queue, readers, hub, lost: lost_reader, _never_lost: None, watcher: Mutex::new(Some(watcher)) })
     }
 
-    /// Opens a database that is only read, also if this process may not write to it. Writes are refused. Blocks.
+    /// Opens a database to read it, also if this process has no permission to write. Refuses every write. Blocks.
     pub(crate) fn open_to_read(path: &Path) -> Result<Self, DatabaseError> {
         let (path, role) = file::find_to_read(path)?;
         let (never_lost, lost) = watch::channel(None);
         Ok(Self {
             readers: Arc::new(read::Readers::new(path.clone(), role)),
             path,
-            queue: writer::WriteQueue::stopped(),
+            queue: queue::WriteQueue::stopped(),
             hub: Arc::default(),
             lost,
             _never_lost: Some(never_lost),
@@ -129,18 +138,19 @@ impl Database {
         })
     }
 
-    /// The canonical path: the same, whichever way the database was named.
+    /// The canonical path, with all symbolic links resolved.
     pub(crate) fn path(&self) -> &Path {
         &self.path
     }
 
-    /// Writes, and answers once it is durable. `bytes` is what the write holds in memory.
+    /// Writes, and answers once the write is durable. `bytes` is the memory that the write takes.
     pub(crate) async fn write(&self, write: Write, bytes: usize) -> Result<i64, Failure> {
         self.queue.write(write, bytes).await
     }
 
-    /// Ends what is under way, copies everything into the database file and closes it. Later reads and writes are
-    /// refused. If this was the last process, the file alone is whole. A database that is lost is left as it is.
+    /// Ends the reads and writes in progress, copies everything into the database file and closes it. Later reads and
+    /// writes are refused. If this was the last process, the file alone holds everything. If the database is lost, its
+    /// files stay as they are.
     pub(crate) async fn close(&self) {
         let watcher = self.watcher.lock().unwrap_or_else(PoisonError::into_inner).take();
         let close = async {
@@ -151,17 +161,17 @@ impl Database {
             self.queue.close().await;
             Ok::<_, tokio::task::JoinError>(())
         };
-        match tokio::time::timeout(DATABASE_CLOSE_MAX, close).await {
+        match tokio::time::timeout(CLOSE_MAX, close).await {
             Ok(Ok(())) => {}
-            Ok(Err(error)) => tracing::error!(%error, "the database is not closed"),
+            Ok(Err(error)) => tracing::error!(%error, "cannot close the database"),
             Err(_) => {
-                let waited = DATABASE_CLOSE_MAX;
-                tracing::warn!(?waited, "the database is not closed in time: a copy of it needs its -wal file too");
+                let waited_secs = CLOSE_MAX.as_secs();
+                tracing::warn!(waited_secs, "the database is not closed in time: a copy of it needs its -wal file too");
             }
         }
     }
 
-    /// Waits until the database can be trusted no more, and says why.
+    /// Waits until the database is lost, which means that it is unknown what is on the disk. Answers with the reason.
     pub(crate) async fn lost(&self) -> String {
         let mut lost = self.lost.clone();
         match lost.wait_for(Option::is_some).await {
@@ -170,7 +180,7 @@ impl Database {
         }
     }
 
-    /// Reads from `from` on, and waits until `deadline` while there is nothing.
+    /// Reads records from `from` on. If there are none, waits up to `wait` for the first one.
     pub(crate) async fn fetch(
         &self,
         (topic, partition): (i64, u32),
@@ -180,20 +190,22 @@ impl Database {
     ) -> Result<ReadBatch, ReadError> {
         let now = Instant::now();
         let deadline = now.checked_add(wait).unwrap_or(now);
-        let mut end = self.hub.subscribe(topic, partition);
+        let mut next_offset = self.hub.subscribe(topic, partition);
         loop {
             let read = move |connection: &_| read::fetch(connection, (topic, partition), from, max_bytes);
             let batch = self.readers.read(read).await?;
-            if !batch.events.is_empty() || timeout_at(deadline, end.wait_for(|next| *next > from)).await.is_err() {
+            if !batch.events.is_empty()
+                || timeout_at(deadline, next_offset.wait_for(|next| *next > from)).await.is_err()
+            {
                 return Ok(batch);
             }
         }
     }
 
-    /// The earliest and the next offset.
+    /// The earliest and the next offset of a partition.
     pub(crate) async fn ends(&self, topic: i64, partition: u32) -> Result<(i64, i64), ReadError> {
-        let ends = self.readers.read(move |connection| read::ends(connection, topic, partition)).await?;
-        Ok((ends.earliest, ends.next))
+        let row = self.readers.read(move |connection| read::partition_row(connection, topic, partition)).await?;
+        Ok((row.earliest, row.next))
     }
 
     pub(crate) async fn offset_at(
@@ -235,16 +247,16 @@ impl Database {
     }
 }
 
-/// Bytes that a process holds at most for one database: what waits to be written, the transaction that is being made of
-/// it, what readers are reading, and the caches of all connections.
+/// The most memory that a process uses for one database: the write queue, the transaction in progress, the reads in
+/// progress, and the caches of all connections.
 pub(crate) const MEMORY_BYTES_MAX: usize = WRITE_QUEUE_BYTES_MAX
     + WRITE_BATCH_BYTES_MAX
     + DATABASE_READERS_MAX * (FETCH_BYTES_MAX + RECORD_BYTES_MAX)
-    + file::CACHES_BYTES_MAX;
+    + connection::CACHES_BYTES_MAX;
 
-/// The last line behind `--max-db-bytes`: SQLite itself makes the file no larger, whatever is written.
+/// Makes SQLite itself bound the file, in case the checks of `--max-db-bytes` fail.
 fn bound(connection: &rusqlite::Connection, max_bytes: u64) -> rusqlite::Result<()> {
     let page_bytes: i64 = connection.query_row("PRAGMA page_size", [], |row| row.get(0))?;
-    let pages = max_bytes.saturating_add(2 * DATABASE_HEADROOM_BYTES) / page_bytes.unsigned_abs().max(1);
+    let pages = max_bytes.saturating_add(2 * operations::HEADROOM_BYTES) / page_bytes.unsigned_abs().max(1);
     connection.query_row(&format!("PRAGMA max_page_count = {}", pages.min(u64::from(u32::MAX) - 2)), [], |_| Ok(()))
 }

@@ -1,5 +1,7 @@
-//! What is written, one function a kind. All run inside the writer's transaction and answer with a number or with a
-//! refusal, which leaves the others of the transaction alone; an error of SQLite ends the whole transaction.
+//! The writes, with one function for each kind.
+//!
+//! They run inside the writer's transaction. Each is answered with a number or with a refusal, which does not affect the
+//! other writes of the transaction. An error of SQLite ends the whole transaction.
 
 use super::row;
 use super::schema::{self, PartitionRow};
@@ -7,29 +9,34 @@ use crate::clock::{now_ms, whole_ms};
 use crate::core::event::Record;
 use crate::core::outcome::Failure;
 use crate::core::progress::OffsetReset;
-use crate::limits::{DATABASE_HEADROOM_BYTES, TIME_INDEX_RECORDS};
 use rusqlite::{CachedStatement, Connection, OptionalExtension};
 use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
 
+/// Bytes beyond `--max-db-bytes` in which dead letters and commits still find room.
+pub(super) const HEADROOM_BYTES: u64 = 64 * 1024 * 1024;
+
+/// Records between two rows of the table `times`. Finding an offset by its time scans at most this many records.
+const TIME_INDEX_RECORDS: i64 = 1_024;
+
 /// One write. Each is answered with a number.
 #[derive(Debug)]
 pub(crate) enum Write {
-    /// Answered with the offset of the first record.
+    /// Appends records to a partition. Answered with the offset of the first.
     Append { topic: i64, partition: u32, records: Vec<Record>, kind: TopicKind },
-    /// Answered with 0.
+    /// Commits the progress of a group. Answered with 0.
     Commit(GroupCommit),
-    /// The next epoch of a group in a topic. Answered with it.
+    /// Starts the next epoch of a group in a topic. Answered with the epoch.
     Join { group: String, topic: i64 },
-    /// Asks for moves of a position, by partition, under a name that is no group. Answered with 0.
-    Request { group: String, topic: i64, moves: BTreeMap<u32, OffsetReset> },
+    /// Requests offset resets, by partition. They are stored as commits of a name that is not a group. Answered with 0.
+    Request { group: String, topic: i64, resets: BTreeMap<u32, OffsetReset> },
     /// Removes a group from a topic, with its commits. Answered with 0.
     Forget { group: String, topic: i64 },
-    /// Makes the topic where it is missing; `retain` is set where it exists too. Answered with its id.
+    /// Creates the topic if it does not exist. `retain` is also applied to a topic that exists. Answered with its id.
     Topic { name: String, partitions: u32, retention: Option<Duration>, retain: Option<Duration> },
 }
 
-/// How far a group got in a partition.
+/// The progress of a group in a partition.
 #[derive(Debug)]
 pub(crate) struct GroupCommit {
     pub(crate) group: String,
@@ -46,40 +53,49 @@ const STORE_COMMIT: &str =
     "INSERT OR REPLACE INTO commits (name, topic, partition, watermark, settled, epoch, committed_ms)
      VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)";
 
-/// Whose records stop at `--max-db-bytes`, and whose find room beyond it.
+/// What a topic is for. It decides what happens to its records at `--max-db-bytes`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum TopicKind {
+    /// Users' events. They are refused at `--max-db-bytes`.
     Main,
+    /// Dead letters and other records that let events settle. They may use another [`HEADROOM_BYTES`].
     Side,
 }
 
 impl Write {
-    /// Stops at a full database or disk before the others do.
-    pub(super) fn gives_way(&self) -> bool {
+    /// Whether this write is refused first if the disk is full, so that the other writes of its batch can succeed.
+    pub(super) fn is_refused_first_if_full(&self) -> bool {
         matches!(self, Self::Append { kind: TopicKind::Main, .. })
     }
 }
 
-/// (topic, partition) → the offset that its next record gets now.
+/// The next offset of each partition that grew, by topic and partition.
 pub(super) type NextOffsets = HashMap<(i64, u32), i64>;
 
-/// One transaction's work in progress.
+/// The transaction in progress.
 pub(super) struct Transaction<'c> {
     connection: &'c Connection,
     insert: CachedStatement<'c>,
-    /// Ends of the partitions that were looked at, as they will be after the commit.
-    ends: HashMap<(i64, u32), PartitionRow>,
-    grown: NextOffsets,
+    /// The rows of the partitions that were read, as they will be after the commit.
+    partition_rows: HashMap<(i64, u32), PartitionRow>,
+    next_offsets: NextOffsets,
     used_bytes: u64,
     max_bytes: Option<u64>,
 }
 
 impl<'c> Transaction<'c> {
-    /// Works in the transaction that was begun on this connection.
+    /// Starts to work in the transaction that was begun on this connection.
     pub(super) fn new(connection: &'c Connection, max_bytes: Option<u64>) -> rusqlite::Result<Self> {
         let used_bytes = if max_bytes.is_some() { used_bytes(connection)? } else { 0 };
         let insert = connection.prepare_cached(row::INSERT)?;
-        Ok(Self { connection, insert, ends: HashMap::new(), grown: HashMap::new(), used_bytes, max_bytes })
+        Ok(Self {
+            connection,
+            insert,
+            partition_rows: HashMap::new(),
+            next_offsets: HashMap::new(),
+            used_bytes,
+            max_bytes,
+        })
     }
 
     pub(super) fn apply(&mut self, write: &Write) -> rusqlite::Result<Result<i64, Failure>> {
@@ -87,7 +103,7 @@ impl<'c> Transaction<'c> {
             Write::Append { topic, partition, records, kind } => self.append(*topic, *partition, records, *kind),
             Write::Commit(commit) => self.commit(commit),
             Write::Join { group, topic } => self.join(group, *topic).map(Ok),
-            Write::Request { group, topic, moves } => self.request(group, *topic, moves).map(Ok),
+            Write::Request { group, topic, resets } => self.request(group, *topic, resets).map(Ok),
             Write::Forget { group, topic } => self.forget(group, *topic).map(Ok),
             Write::Topic { name, partitions, retention, retain } => {
                 self.topic(name, *partitions, *retention, *retain).map(Ok)
@@ -95,17 +111,17 @@ impl<'c> Transaction<'c> {
         }
     }
 
-    /// Writes what is written once a transaction, and answers with the partitions that grew and their next offsets.
+    /// Writes what is written once for the whole transaction. Answers with the partitions that grew.
     pub(super) fn finish(self) -> rusqlite::Result<NextOffsets> {
         let mut update = self.connection.prepare_cached(
             "UPDATE partitions SET next_offset = max(next_offset, ?3), timestamp_ms = ?4
              WHERE topic = ?1 AND partition = ?2",
         )?;
-        for ((topic, partition), next) in &self.grown {
-            let ends = &self.ends[&(*topic, *partition)];
-            update.execute((topic, partition, next, ends.timestamp_ms))?;
+        for ((topic, partition), next) in &self.next_offsets {
+            let row = &self.partition_rows[&(*topic, *partition)];
+            update.execute((topic, partition, next, row.timestamp_ms))?;
         }
-        Ok(self.grown)
+        Ok(self.next_offsets)
     }
 
     fn append(
@@ -115,31 +131,31 @@ impl<'c> Transaction<'c> {
         records: &[Record],
         kind: TopicKind,
     ) -> rusqlite::Result<Result<i64, Failure>> {
-        let Some(mut ends) = self.ends(topic, partition)? else {
+        let Some(mut row) = self.partition_row(topic, partition)? else {
             return Ok(Err(missing(partition)));
         };
         let bytes: usize = records.iter().map(Record::window_bytes).sum();
-        if let Some(full) = self.full(bytes as u64, kind) {
+        if let Some(full) = self.refusal_if_full(bytes as u64, kind) {
             return Ok(Err(full));
         }
-        let first = ends.next;
+        let first = row.next;
         for record in records {
-            if ends.next % TIME_INDEX_RECORDS == 0
-                && let Some(timestamp_ms) = ends.timestamp_ms
+            if row.next % TIME_INDEX_RECORDS == 0
+                && let Some(timestamp_ms) = row.timestamp_ms
             {
-                self.index_time(topic, partition, ends.next, timestamp_ms)?;
+                self.index_time(topic, partition, row.next, timestamp_ms)?;
             }
-            row::insert(&mut self.insert, (topic, partition, ends.next), record)?;
-            ends.timestamp_ms = ends.timestamp_ms.max(Some(record.timestamp_ms));
-            ends.next += 1;
+            row::insert(&mut self.insert, (topic, partition, row.next), record)?;
+            row.timestamp_ms = row.timestamp_ms.max(Some(record.timestamp_ms));
+            row.next += 1;
         }
-        self.ends.insert((topic, partition), ends);
-        self.grown.insert((topic, partition), ends.next);
+        self.partition_rows.insert((topic, partition), row);
+        self.next_offsets.insert((topic, partition), row.next);
         Ok(Ok(first))
     }
 
-    /// Remembers the highest timestamp before an offset. That one never falls from offset to offset, so a time can be
-    /// looked up in it though clocks jump back.
+    /// Stores the highest timestamp before an offset. These values never fall from offset to offset, even if clocks jump
+    /// back, so a time can be looked up in them.
     fn index_time(&self, topic: i64, partition: u32, offset: i64, timestamp_ms: i64) -> rusqlite::Result<()> {
         self.connection
             .prepare_cached("INSERT INTO times (topic, partition, offset, timestamp_ms) VALUES (?1, ?2, ?3, ?4)")?
@@ -147,13 +163,13 @@ impl<'c> Transaction<'c> {
         Ok(())
     }
 
-    fn full(&mut self, bytes: u64, kind: TopicKind) -> Option<Failure> {
+    fn refusal_if_full(&mut self, bytes: u64, kind: TopicKind) -> Option<Failure> {
         let max = self.max_bytes?;
-        let bound = if kind == TopicKind::Main { max } else { max.saturating_add(DATABASE_HEADROOM_BYTES) };
+        let bound = if kind == TopicKind::Main { max } else { max.saturating_add(HEADROOM_BYTES) };
         if self.used_bytes + bytes > bound {
             let detail = format!(
-                "the database holds {} bytes of {max}: raise --max-db-bytes or lower --retention (records go by their \
-                 age only)",
+                "the database holds {} of {max} bytes: raise --max-db-bytes or lower --retention (records are removed by \
+                 their age only)",
                 self.used_bytes
             );
             return Some(Failure::refused("log-full", detail));
@@ -164,19 +180,19 @@ impl<'c> Transaction<'c> {
 
     fn commit(&mut self, commit: &GroupCommit) -> rusqlite::Result<Result<i64, Failure>> {
         let GroupCommit { group, topic, partition, epoch, watermark, settled_end, settled } = commit;
-        let Some(ends) = self.ends(*topic, *partition)? else {
+        let Some(row) = self.partition_row(*topic, *partition)? else {
             return Ok(Err(missing(*partition)));
         };
-        if *settled_end > ends.next {
+        if *settled_end > row.next {
             let detail = format!(
-                "offset {settled_end} of partition {partition} cannot be settled: the log ends at {}",
-                ends.next
+                "offset {settled_end} of partition {partition} cannot be settled, because the log ends at {}",
+                row.next
             );
             return Ok(Err(Failure::refused("commit-past-end", detail)));
         }
         let current = self.epoch(group, *topic)?;
         if current != Some(*epoch) {
-            let detail = format!("another process has joined {group:?} since: epoch {epoch} is over");
+            let detail = format!("another process has joined {group:?} in the meantime: epoch {epoch} is over");
             return Ok(Err(Failure::refused("commit-fenced", detail)));
         }
         let mut store = self.connection.prepare_cached(STORE_COMMIT)?;
@@ -184,11 +200,12 @@ impl<'c> Transaction<'c> {
         Ok(Ok(0))
     }
 
-    /// A commit of no epoch and of no time: nobody owns it, and it keeps nothing from retention.
-    fn request(&self, group: &str, topic: i64, moves: &BTreeMap<u32, OffsetReset>) -> rusqlite::Result<i64> {
+    /// Stores the resets as commits with epoch 0 and time 0. So no member owns them, and they keep no record from
+    /// retention.
+    fn request(&self, group: &str, topic: i64, resets: &BTreeMap<u32, OffsetReset>) -> rusqlite::Result<i64> {
         let mut store = self.connection.prepare_cached(STORE_COMMIT)?;
-        for (partition, wanted) in moves {
-            store.execute((group, topic, partition, wanted.offset(), wanted.encode(), 0, 0))?;
+        for (partition, reset) in resets {
+            store.execute((group, topic, partition, reset.offset(), reset.encode(), 0, 0))?;
         }
         Ok(0)
     }
@@ -248,13 +265,13 @@ impl<'c> Transaction<'c> {
         Ok(id)
     }
 
-    fn ends(&mut self, topic: i64, partition: u32) -> rusqlite::Result<Option<PartitionRow>> {
-        if let Some(ends) = self.ends.get(&(topic, partition)) {
-            return Ok(Some(*ends));
+    fn partition_row(&mut self, topic: i64, partition: u32) -> rusqlite::Result<Option<PartitionRow>> {
+        if let Some(row) = self.partition_rows.get(&(topic, partition)) {
+            return Ok(Some(*row));
         }
-        let found = schema::ends(self.connection, topic, partition)?;
-        if let Some(ends) = found {
-            self.ends.insert((topic, partition), ends);
+        let found = schema::partition(self.connection, topic, partition)?;
+        if let Some(row) = found {
+            self.partition_rows.insert((topic, partition), row);
         }
         Ok(found)
     }
@@ -264,7 +281,7 @@ fn missing(partition: u32) -> Failure {
     Failure::refused("partition-missing", format!("the topic has no partition {partition}"))
 }
 
-/// Bytes of the database's pages that hold something.
+/// Bytes of the database's pages that are in use.
 fn used_bytes(connection: &Connection) -> rusqlite::Result<u64> {
     let number = |pragma: &str| {
         connection.prepare_cached(&format!("PRAGMA {pragma}"))?.query_row([], |row| row.get::<_, i64>(0))

@@ -1,42 +1,53 @@
 //! Reads: short transactions on a few connections of their own, on threads that may block.
 //!
-//! A read transaction holds the write-ahead log back for as long as it lasts, so each one is bounded in records and
-//! bytes and ends before its reader waits for anything.
+//! While a read transaction lasts, the write-ahead log cannot be emptied. So each one is bounded in records and bytes, and
+//! ends before its reader waits for anything.
 
-use super::file::{self, ConnectionRole};
+use super::connection::{self, ConnectionRole};
 use super::row::{self, RecordRow};
 use super::schema;
 use crate::core::event::Event;
-use crate::limits::{DATABASE_READ_WAIT_MAX, DATABASE_READERS_MAX, FETCH_EVENTS_MAX};
+use crate::limits::{DATABASE_READERS_MAX, FETCH_EVENTS_MAX};
 use rusqlite::{Connection, ErrorCode, OptionalExtension};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::sync::Semaphore;
 
-/// Why nothing was read.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// How long a read waits for one of the connections.
+const READ_WAIT_MAX: Duration = Duration::from_secs(10);
+
+/// Why a read failed.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum ReadError {
+    /// The partition does not hold the offset.
+    #[error("offset {from} is outside the log, which holds {earliest} to {latest}")]
     OutOfRange { from: i64, earliest: i64, latest: i64 },
+    /// The record at this offset is not what was stored.
+    #[error("the record at offset {offset} is damaged: {detail}")]
     Corrupt { offset: i64, detail: String },
+    /// The database could not be read. A later read may work.
+    #[error("{0}")]
     Failed(String),
 }
 
 impl From<rusqlite::Error> for ReadError {
     fn from(error: rusqlite::Error) -> Self {
-        Self::Failed(format!("the database cannot be read: {error}"))
+        Self::Failed(format!("cannot read the database: {error}"))
     }
 }
 
-/// What a fetch read, of one moment.
+/// The events of one fetch. All fields are of the same moment.
 #[derive(Debug)]
 pub(crate) struct ReadBatch {
     pub(crate) events: Vec<Event>,
+    /// The offset at which the next fetch starts.
     pub(crate) next: i64,
+    /// The offset that the next record of the partition will get.
     pub(crate) latest: i64,
 }
 
-/// A topic as it is stored.
+/// One row of the table `topics`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct TopicRow {
     pub(crate) id: i64,
@@ -44,66 +55,66 @@ pub(crate) struct TopicRow {
     pub(crate) retention: Option<Duration>,
 }
 
-/// The connections that read.
+/// The connections for reads.
 #[derive(Debug)]
 pub(super) struct Readers {
     path: PathBuf,
     role: ConnectionRole,
     idle: Mutex<Vec<Connection>>,
-    turns: Arc<Semaphore>,
+    permits: Arc<Semaphore>,
 }
 
 impl Readers {
-    /// None is open yet.
+    /// Opens no connection yet: each is opened when it is first needed.
     pub(super) fn new(path: PathBuf, role: ConnectionRole) -> Self {
-        Self { path, role, idle: Mutex::default(), turns: Arc::new(Semaphore::new(DATABASE_READERS_MAX)) }
+        Self { path, role, idle: Mutex::default(), permits: Arc::new(Semaphore::new(DATABASE_READERS_MAX)) }
     }
 
-    /// Ends all reads and closes the connections: waits for those that are under way, and refuses others from then on.
+    /// Waits for the reads in progress, refuses later ones, and closes the connections.
     pub(super) async fn close(&self) {
-        // No read lasts long: each is bounded in records and bytes.
-        if let Ok(turns) = self.turns.acquire_many(DATABASE_READERS_MAX as u32).await {
-            self.turns.close();
-            drop(turns);
+        // This does not take long, because each read is bounded in records and bytes.
+        if let Ok(permits) = self.permits.acquire_many(DATABASE_READERS_MAX as u32).await {
+            self.permits.close();
+            drop(permits);
         }
         self.idle.lock().unwrap_or_else(PoisonError::into_inner).clear();
     }
 
-    /// Runs `work` in a read transaction, where it sees one moment of the database.
+    /// Runs `work` in a read transaction, in which it sees the database at one moment.
     pub(super) async fn read<T: Send + 'static>(
         self: &Arc<Self>,
         work: impl FnOnce(&Connection) -> Result<T, ReadError> + Send + 'static,
     ) -> Result<T, ReadError> {
-        let turn = tokio::time::timeout(DATABASE_READ_WAIT_MAX, Arc::clone(&self.turns).acquire_owned())
+        let permit = tokio::time::timeout(READ_WAIT_MAX, Arc::clone(&self.permits).acquire_owned())
             .await
-            .map_err(|_| ReadError::Failed("too many reads of the database are under way".into()))?
+            .map_err(|_| ReadError::Failed("too many reads of the database are in progress: try again later".into()))?
             .map_err(|_| ReadError::Failed("the database is closed".into()))?;
         let readers = Arc::clone(self);
         let read = tokio::task::spawn_blocking(move || {
             let idle = readers.idle.lock().unwrap_or_else(PoisonError::into_inner).pop();
-            let connection = idle.map_or_else(|| file::connect(&readers.path, readers.role), Ok)?;
+            let connection = idle.map_or_else(|| connection::connect(&readers.path, readers.role), Ok)?;
             connection.prepare_cached("BEGIN")?.execute([])?;
-            let done = work(&connection);
-            // A connection that cannot even end a read is not used again.
+            let result = work(&connection);
+            // If this fails, the connection is dropped instead of used again.
             connection.prepare_cached("COMMIT")?.execute([])?;
             readers.idle.lock().unwrap_or_else(PoisonError::into_inner).push(connection);
-            // Last, so that whoever has all turns has all connections.
-            drop(turn);
-            done
+            // Last: `close` holds all permits when all connections are back.
+            drop(permit);
+            result
         });
-        read.await.map_err(|error| ReadError::Failed(format!("a read broke off: {error}")))?
+        read.await.map_err(|error| ReadError::Failed(format!("the thread of a read panicked: {error}")))?
     }
 }
 
-/// Reads records from `from` on.
+/// Reads the records from `from` on, at least one if there is any.
 pub(super) fn fetch(
     connection: &Connection,
     (topic, partition): (i64, u32),
     from: i64,
     max_bytes: usize,
 ) -> Result<ReadBatch, ReadError> {
-    let ends = ends(connection, topic, partition)?;
-    let (earliest, latest) = (ends.earliest, ends.next);
+    let row = partition_row(connection, topic, partition)?;
+    let (earliest, latest) = (row.earliest, row.next);
     if !(earliest..=latest).contains(&from) {
         return Err(ReadError::OutOfRange { from, earliest, latest });
     }
@@ -111,7 +122,7 @@ pub(super) fn fetch(
     let mut statement = connection.prepare_cached(row::SELECT)?;
     let mut rows = statement.query((topic, partition, from, latest))?;
     while next < latest && events.len() < FETCH_EVENTS_MAX {
-        let found = match rows.next() {
+        let record = match rows.next() {
             Ok(Some(row)) => {
                 let stored = RecordRow::new(row)?;
                 bytes += stored.size_bytes();
@@ -124,9 +135,9 @@ pub(super) fn fetch(
             Err(error) if error.sqlite_error_code() == Some(ErrorCode::DatabaseCorrupt) => Err(error.to_string()),
             Err(error) => return Err(error.into()),
         };
-        match found {
+        match record {
             Ok(record) => events.push(Event { offset: next, record }),
-            // What is before it is whole, and goes out first.
+            // Answer with the records before the damage first. The next fetch starts at the damaged one.
             Err(_) if !events.is_empty() => break,
             Err(detail) => return Err(ReadError::Corrupt { offset: next, detail }),
         }
@@ -135,20 +146,24 @@ pub(super) fn fetch(
     Ok(ReadBatch { events, next, latest })
 }
 
-/// Where the partition begins and ends.
-pub(super) fn ends(connection: &Connection, topic: i64, partition: u32) -> Result<schema::PartitionRow, ReadError> {
-    schema::ends(connection, topic, partition)?
+/// Reads the row of a partition that must exist.
+pub(super) fn partition_row(
+    connection: &Connection,
+    topic: i64,
+    partition: u32,
+) -> Result<schema::PartitionRow, ReadError> {
+    schema::partition(connection, topic, partition)?
         .ok_or_else(|| ReadError::Failed(format!("the topic has no partition {partition}")))
 }
 
-/// The lowest offset of a record with this timestamp or a later one: from the last place of which the index by time
-/// knows that everything before it is earlier, a short scan.
+/// The lowest offset of a record with this timestamp or a later one. The table `times` says from which offset on such a
+/// record can be, and a short scan finds it.
 pub(super) fn offset_at(
     connection: &Connection,
     (topic, partition): (i64, u32),
     timestamp_ms: i64,
 ) -> Result<Option<i64>, ReadError> {
-    let ends = ends(connection, topic, partition)?;
+    let earliest = partition_row(connection, topic, partition)?.earliest;
     let indexed: Option<i64> = connection
         .prepare_cached(
             "SELECT offset FROM times WHERE topic = ?1 AND partition = ?2 AND timestamp_ms < ?3
@@ -156,7 +171,7 @@ pub(super) fn offset_at(
         )?
         .query_row((topic, partition, timestamp_ms), |row| row.get(0))
         .optional()?;
-    let from = indexed.unwrap_or(ends.earliest).max(ends.earliest);
+    let from = indexed.unwrap_or(earliest).max(earliest);
     let found = connection
         .prepare_cached(
             "SELECT offset FROM records WHERE topic = ?1 AND partition = ?2 AND offset >= ?3 AND timestamp_ms >= ?4
@@ -167,7 +182,7 @@ pub(super) fn offset_at(
     Ok(found)
 }
 
-/// The topic of this name.
+/// Reads the topic with this name.
 pub(super) fn topic(connection: &Connection, name: &str) -> Result<Option<TopicRow>, ReadError> {
     let found = connection
         .prepare_cached("SELECT id, partitions, retention_ms FROM topics WHERE name = ?1")?
@@ -179,7 +194,7 @@ pub(super) fn topic(connection: &Connection, name: &str) -> Result<Option<TopicR
     Ok(found)
 }
 
-/// What a group last committed in a partition: an offset and the text beside it, as `decode` reads them.
+/// What a group last committed in a partition: an offset and a text, decoded by `decode`.
 pub(super) fn committed<T>(
     connection: &Connection,
     group: &str,
@@ -192,6 +207,6 @@ pub(super) fn committed<T>(
         .optional()?;
     let Some((offset, text)) = found else { return Ok(None) };
     decode(offset, &text).map(Some).map_err(|detail| {
-        ReadError::Failed(format!("the commit of {group:?} in partition {partition} cannot be read: {detail}"))
+        ReadError::Failed(format!("cannot read the commit of {group:?} in partition {partition}: {detail}"))
     })
 }

@@ -1,13 +1,13 @@
-//! A record as a row: its columns, and the checksum that SQLite does not have. A bit that flipped on the disk is an
-//! error with an offset, never an event.
+//! A record as a row of the table `records`, with its checksum. SQLite has no checksums of its own. With ours, a bit that
+//! flipped on the disk becomes an error that names the offset, and never an event.
 
 use crate::core::event::Record;
 
-/// The columns that [`RecordRow`] has, in its order.
+/// Selects the columns of [`RecordRow`], in its order.
 pub(super) const SELECT: &str = "SELECT offset, timestamp_ms, crc32c, key, value, headers FROM records
     WHERE topic = ?1 AND partition = ?2 AND offset >= ?3 AND offset < ?4 ORDER BY offset";
 
-/// CRC-32C over offset, timestamp, the three lengths (a null's is `u32::MAX`), then key, value and headers.
+/// CRC-32C over offset, timestamp, the three lengths (`u32::MAX` for null), then key, value and headers.
 pub(super) fn checksum(
     offset: i64,
     timestamp_ms: i64,
@@ -15,7 +15,7 @@ pub(super) fn checksum(
     value: Option<&[u8]>,
     headers: &[u8],
 ) -> u32 {
-    // Lengths beyond 4 GiB are refused long before (`RECORD_BYTES_MAX`).
+    // No length reaches 4 GiB: the log refuses records above `RECORD_BYTES_MAX`.
     let len = |bytes: Option<&[u8]>| bytes.map_or(u32::MAX, |bytes| bytes.len() as u32);
     let mut head = [0; 28];
     head[..8].copy_from_slice(&offset.to_le_bytes());
@@ -28,7 +28,7 @@ pub(super) fn checksum(
         .fold(crc32c::crc32c(&head), |crc, part| crc32c::crc32c_append(crc, part))
 }
 
-/// Binds a record to the statement `INSERT … VALUES (?1 … ?8)` of the writer and runs it.
+/// Inserts a record with the prepared statement [`INSERT`].
 pub(super) fn insert(
     statement: &mut rusqlite::Statement<'_>,
     (topic, partition, offset): (i64, u32, i64),
@@ -43,8 +43,8 @@ pub(super) fn insert(
 pub(super) const INSERT: &str = "INSERT INTO records
     (topic, partition, offset, timestamp_ms, crc32c, key, value, headers) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)";
 
-/// A row of [`SELECT`] as it was found, not copied and not yet believed. A column of another type than it should have
-/// is absent; a part that is null is `Some(None)`.
+/// A row of [`SELECT`] as it was found. It borrows the bytes of SQLite and is not checked yet. A column with a wrong type is
+/// `None`. A column that is null is `Some(None)`.
 pub(super) struct RecordRow<'r> {
     offset: Option<i64>,
     timestamp_ms: Option<i64>,
@@ -55,7 +55,7 @@ pub(super) struct RecordRow<'r> {
 }
 
 impl<'r> RecordRow<'r> {
-    /// Looks at each column once: that is most of what reading a small record costs.
+    /// Reads each column exactly once, because that is most of the cost of reading a small record.
     pub(super) fn new(row: &'r rusqlite::Row<'_>) -> rusqlite::Result<Self> {
         let number = |column: usize| Ok::<_, rusqlite::Error>(row.get_ref(column)?.as_i64().ok());
         let part = |column: usize| Ok::<_, rusqlite::Error>(row.get_ref(column)?.as_bytes_or_null().ok());
@@ -74,8 +74,8 @@ impl<'r> RecordRow<'r> {
         [self.key, self.value, self.headers].iter().map(|part| part.flatten().map_or(0, <[u8]>::len)).sum()
     }
 
-    /// The record, if it is what was stored at `expected`, the offset that has to come: none is ever left out. Else
-    /// what is wrong.
+    /// Checks that this is the record that was stored at `expected`, the next offset. Otherwise says what is wrong. Offsets
+    /// have no gaps, so a higher offset means that a record is missing.
     pub(super) fn checked(&self, expected: i64) -> Result<Record, &'static str> {
         if self.offset != Some(expected) {
             return Err("it is missing");

@@ -1,18 +1,18 @@
-//! What stands in the database, and the statements that more than one part uses.
+//! The tables of the database, and the statement that several modules use.
 //!
 //! ```text
-//!  topics ─┬─ partitions   earliest and next offset, of their own: never computed from records, never lowered
-//!          ├─ records      what was appended; every offset from earliest to next is there
+//!  topics ─┬─ partitions   earliest and next offset: stored, never computed from the records, and never lowered
+//!          ├─ records      what was appended: every offset from the earliest up to the next one is there
 //!          ├─ times        every 1,024th offset, with the highest timestamp before it
 //!          ├─ groups       the epoch of the latest member
 //!          └─ commits      how far each group got in each partition
 //! ```
 
-/// The format of all this, in `user_version`. A change that an older eventd would misread makes it one higher.
+/// The format of the tables, stored in `user_version`. Raise it for a change that an older eventd would misread.
 pub(super) const FORMAT: i32 = 1;
 
-/// `records` is `WITHOUT ROWID`: one tree, in the order that it is read and trimmed in. `timestamp` stands before what
-/// may be long, so that looking for a time does not read payloads.
+/// Creates the tables. `records` is `WITHOUT ROWID`, so it is one tree in the order in which it is read and trimmed. Its
+/// column `timestamp_ms` comes before the columns that may be long, so that a search by time does not read payloads.
 pub(super) const TABLES: &str = "
 CREATE TABLE topics (
     id           INTEGER PRIMARY KEY AUTOINCREMENT,
@@ -64,25 +64,26 @@ CREATE TABLE commits (
 ) STRICT, WITHOUT ROWID;
 ";
 
-pub(super) const PARTITION: &str =
-    "SELECT earliest, next_offset, timestamp_ms FROM partitions WHERE topic = ?1 AND partition = ?2";
-
-/// Where a partition begins and ends.
+/// One row of the table `partitions`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct PartitionRow {
+    /// The lowest offset that can be read.
     pub(super) earliest: i64,
+    /// The offset that the next record will get.
     pub(super) next: i64,
-    /// The highest timestamp of any record that it ever had.
+    /// The highest timestamp that any record of the partition ever had.
     pub(super) timestamp_ms: Option<i64>,
 }
 
-/// The ends of a partition, `None` where there is no such partition.
-pub(super) fn ends(
+/// Reads the row of a partition. `None`: there is no such partition.
+pub(super) fn partition(
     connection: &rusqlite::Connection,
     topic: i64,
     partition: u32,
 ) -> rusqlite::Result<Option<PartitionRow>> {
-    let mut statement = connection.prepare_cached(PARTITION)?;
+    let mut statement = connection.prepare_cached(
+        "SELECT earliest, next_offset, timestamp_ms FROM partitions WHERE topic = ?1 AND partition = ?2",
+    )?;
     let mut rows = statement.query((topic, partition))?;
     let Some(row) = rows.next()? else { return Ok(None) };
     Ok(Some(PartitionRow { earliest: row.get(0)?, next: row.get(1)?, timestamp_ms: row.get(2)? }))

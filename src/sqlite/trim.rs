@@ -1,48 +1,35 @@
-//! Removes what is past its topic's retention, in small steps, and never what a destination still needs.
+//! Retention: removes records that are older than their topic keeps them, in small steps, and never records that a
+//! destination still needs.
 //!
-//! # Clocks
-//!
-//! Ages are differences between stored wall-clock times and the wall clock of now. If that clock is wrong, everything
-//! looks old at once: records, and the commits whose age decides whether a destination still counts. So the wall clock
-//! is in doubt for [`TRIM_DOUBT`] after this process opened the database, and after each jump ahead. In that time every
-//! destination that is at work commits again. Until then:
+//! If the wall clock is wrong, everything looks old at once. `trusted_clock` says whether it may be wrong:
 //!
 //! ```text
-//!                       in doubt                                      afterwards
-//!  time of now          the last time known to be right (in the       the wall clock
-//!                       database, or before the jump), and what
+//!                       in doubt                                      trusted
+//!  the time now         the last time known to be right (stored in    the wall clock
+//!                       the database, or before a jump) plus what
 //!                       has passed since; or the wall clock, if lower
-//!  what is kept         all that any destination has not settled;     what a destination with a commit of the last
+//!  what is kept         all that any destination has not settled;     what a destination with a commit in the last
 //!                       everything, if there is no destination        seven days has not settled
 //! ```
 //!
-//! What is removed although a destination had not settled it is told, with the number of events.
+//! If events are removed that a destination had not settled, `lost_events` logs how many.
 
+use super::lost_events::{LostEvents, LostEventsLog, RETENTION_PROTECTION};
 use super::schema;
-use crate::clock::now_ms;
+use super::trusted_clock::{ClockReading, TrustedClock, TrustedTime};
 use crate::core::progress::PartitionState;
-use crate::limits::{
-    CLOCK_JUMP, RETENTION_PROTECTION, TRIM_DAMAGED_AGAIN_AFTER, TRIM_DOUBT, TRIM_LOSS_INTERVAL, TRIM_RECORDS_MAX,
-    WRITE_BATCH_BYTES_MAX,
-};
+use crate::limits::WRITE_BATCH_BYTES_MAX;
 use rusqlite::Connection;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::ops::Range;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-/// Both clocks at one moment.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct ClockReading {
-    monotonic: Instant,
-    /// Milliseconds since the Unix epoch.
-    wall_ms: i64,
-}
+/// Records that one step removes. Other writes wait for the step.
+const STEP_RECORDS_MAX: usize = 2_000;
 
-impl ClockReading {
-    pub(super) fn read() -> Self {
-        Self { monotonic: Instant::now(), wall_ms: now_ms() }
-    }
-}
+/// How long a partition is left alone after its trimming met damaged records. Damage is not repaired within seconds, and
+/// each try costs a log line.
+const DAMAGED_RETRY_DELAY: Duration = Duration::from_secs(3600);
 
 /// One step: the records of a partition below an offset.
 #[derive(Debug, Clone, Copy)]
@@ -50,87 +37,24 @@ pub(super) struct TrimStep {
     topic: i64,
     partition: u32,
     until: i64,
-    time: Time,
+    time: TrustedTime,
 }
 
-/// What time it is, as far as retention may believe it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Time {
-    ms: i64,
-    in_doubt: bool,
-}
-
-/// Events that a destination had not settled when they were removed.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct LostEvents {
-    destination: String,
-    topic: String,
-    events: u64,
-}
-
-/// Looks through the partitions, round after round.
+/// Finds and removes old records, one partition after the other.
 #[derive(Debug)]
 pub(super) struct Trimmer {
-    /// The partition that was last looked at: the next step begins behind it, so that one with much to remove, or with
-    /// damage, does not keep the others from their turn.
-    at: (i64, u32),
-    /// Partitions with damage in what is past its retention, and when it was met.
+    /// The partition of the last step. The next step starts after it. So a partition with much to remove, or with damaged
+    /// records, does not keep the others from their turn.
+    last_partition: (i64, u32),
+    /// Partitions with damaged records past their retention, and when the damage was found.
     damaged: HashMap<(i64, u32), Instant>,
     clock: TrustedClock,
     losses: LostEventsLog,
 }
 
-/// Decides whether the wall clock can be believed.
-#[derive(Debug)]
-struct TrustedClock {
-    last: ClockReading,
-    doubt: Option<ClockDoubt>,
-}
-
-/// A time in which the wall clock may be wrong.
-#[derive(Debug, Clone, Copy)]
-struct ClockDoubt {
-    since: Instant,
-    /// The time that it was then, as far as anything says. `None`: nothing does.
-    ms: Option<i64>,
-}
-
-impl ClockDoubt {
-    fn time(&self, now: ClockReading) -> i64 {
-        let passed_ms = now.monotonic.duration_since(self.since).as_millis() as i64;
-        self.ms.map_or(now.wall_ms, |ms| ms.saturating_add(passed_ms).min(now.wall_ms))
-    }
-}
-
-impl TrustedClock {
-    /// Starts in doubt: `known_ms` is the latest time that the database tells of.
-    fn new(known_ms: Option<i64>, now: ClockReading) -> Self {
-        Self { last: now, doubt: Some(ClockDoubt { since: now.monotonic, ms: known_ms }) }
-    }
-
-    fn time(&mut self, now: ClockReading) -> Time {
-        let then = std::mem::replace(&mut self.last, now);
-        let passed_ms = now.monotonic.duration_since(then.monotonic).as_millis() as i64;
-        let expected_ms = then.wall_ms.saturating_add(passed_ms);
-        let ahead_ms = now.wall_ms.saturating_sub(expected_ms);
-        if ahead_ms > CLOCK_JUMP.as_millis() as i64 {
-            tracing::warn!(
-                ahead_ms,
-                "the clock has jumped ahead: for {TRIM_DOUBT:?} nothing is removed that a destination has not settled"
-            );
-            let before = self.doubt.map_or(expected_ms, |doubt| doubt.time(now).min(expected_ms));
-            self.doubt = Some(ClockDoubt { since: now.monotonic, ms: Some(before) });
-        }
-        self.doubt = self.doubt.filter(|doubt| now.monotonic.duration_since(doubt.since) < TRIM_DOUBT);
-        match &self.doubt {
-            Some(doubt) => Time { ms: doubt.time(now), in_doubt: true },
-            None => Time { ms: now.wall_ms, in_doubt: false },
-        }
-    }
-}
-
 impl Trimmer {
-    /// Begins to guard against a wrong clock, so call it when the database is opened, before anything is written.
+    /// Starts to watch the clock. Call it when the database is opened, before anything is written: what this process
+    /// writes carries the time of a clock that may be wrong.
     pub(super) fn new(connection: &Connection, now: ClockReading) -> rusqlite::Result<Self> {
         let known_ms = connection.query_row(
             "SELECT max(ms) FROM (SELECT max(timestamp_ms) AS ms FROM partitions
@@ -139,14 +63,14 @@ impl Trimmer {
             |row| row.get(0),
         )?;
         Ok(Self {
-            at: (0, 0),
+            last_partition: (0, 0),
             damaged: HashMap::new(),
             clock: TrustedClock::new(known_ms, now),
             losses: LostEventsLog::default(),
         })
     }
 
-    /// The next step, found without a write transaction. `None`: nothing in any partition.
+    /// Finds the next step, without a write transaction. `None`: no partition has anything to remove.
     pub(super) fn next_step(
         &mut self,
         connection: &Connection,
@@ -159,14 +83,14 @@ impl Trimmer {
              WHERE t.retention_ms IS NOT NULL AND p.earliest < p.next_offset
              ORDER BY (p.topic, p.partition) <= (?1, ?2), p.topic, p.partition",
         )?;
-        let mut rows = partitions.query(self.at)?;
+        let mut rows = partitions.query(self.last_partition)?;
         while let Some(row) = rows.next()? {
             let (topic, partition): (i64, u32) = (row.get(0)?, row.get(1)?);
             let (earliest, next, retention_ms): (i64, i64, i64) = (row.get(2)?, row.get(3)?, row.get(4)?);
-            if self.rests((topic, partition)) {
+            if self.is_damaged((topic, partition)) {
                 continue;
             }
-            self.at = (topic, partition);
+            self.last_partition = (topic, partition);
             let end = needed_from(connection, topic, partition, time)?.map_or(next, |needed| needed.min(next));
             let cutoff_ms = time.ms.saturating_sub(retention_ms);
             let until = expired_until(connection, (topic, partition), earliest..end, cutoff_ms)?;
@@ -177,33 +101,34 @@ impl Trimmer {
         Ok(None)
     }
 
-    /// Lets the partition rest where the last step met damage, and says so. `false`: it was resting already, so the
-    /// damage is not there, and looking on at once would meet it again.
-    pub(super) fn damaged(&mut self, error: &rusqlite::Error) -> bool {
-        if self.rests(self.at) {
+    /// Leaves the partition of the last step alone for a while, because its records are damaged. `false`: it was left
+    /// alone already, so the damage is somewhere else, and another step at once would meet it again.
+    pub(super) fn mark_damaged(&mut self, error: &rusqlite::Error) -> bool {
+        if self.is_damaged(self.last_partition) {
             return false;
         }
-        let (topic, partition) = self.at;
-        tracing::error!(topic, partition, %error, "records past their retention are damaged and stay");
-        self.damaged.insert(self.at, Instant::now());
+        let (topic, partition) = self.last_partition;
+        tracing::error!(topic, partition, %error, "cannot remove records past their retention: they are damaged");
+        self.damaged.insert(self.last_partition, Instant::now());
         true
     }
 
-    fn rests(&self, partition: (i64, u32)) -> bool {
-        self.damaged.get(&partition).is_some_and(|met| met.elapsed() < TRIM_DAMAGED_AGAIN_AFTER)
+    fn is_damaged(&self, partition: (i64, u32)) -> bool {
+        self.damaged.get(&partition).is_some_and(|found_at| found_at.elapsed() < DAMAGED_RETRY_DELAY)
     }
 
-    /// Removes the step's records, in the transaction that was begun. Answers with who had not settled them.
+    /// Removes the records of the step, in the transaction that was begun. Answers with the events that a destination had
+    /// not settled.
     pub(super) fn remove(&self, connection: &Connection, step: TrimStep) -> rusqlite::Result<Vec<LostEvents>> {
         let TrimStep { topic, partition, until, time } = step;
-        // Looked at again: a group may have joined, or another process may have trimmed, since the step was found.
-        let Some(ends) = schema::ends(connection, topic, partition)? else { return Ok(Vec::new()) };
+        // Check again: since the step was found, a group may have joined, or another process may have trimmed.
+        let Some(row) = schema::partition(connection, topic, partition)? else { return Ok(Vec::new()) };
         let needed = needed_from(connection, topic, partition, time)?;
-        let until = needed.map_or(until, |needed| needed.min(until)).min(ends.next);
-        if until <= ends.earliest {
+        let until = needed.map_or(until, |needed| needed.min(until)).min(row.next);
+        if until <= row.earliest {
             return Ok(Vec::new());
         }
-        let losses = losses(connection, (topic, partition), ends.earliest..until)?;
+        let losses = find_losses(connection, (topic, partition), row.earliest..until)?;
         for table in ["records", "times"] {
             let sql = format!("DELETE FROM {table} WHERE topic = ?1 AND partition = ?2 AND offset < ?3");
             connection.prepare_cached(&sql)?.execute((topic, partition, until))?;
@@ -214,70 +139,29 @@ impl Trimmer {
         Ok(losses)
     }
 
-    /// Takes in what a step that was committed removed.
-    pub(super) fn removed(&mut self, losses: Vec<LostEvents>) {
+    /// Remembers what a committed step has removed.
+    pub(super) fn add_losses(&mut self, losses: Vec<LostEvents>) {
         self.losses.add(losses);
     }
 
-    /// Tells what was lost. Call it after a round, so that a line has the number of a whole round.
-    pub(super) fn tell(&mut self, now: ClockReading) {
-        self.losses.due(now.monotonic).iter().for_each(LostEvents::tell);
+    /// Logs the losses. Call it after the last step of a round, so that a line counts the whole round.
+    pub(super) fn log_losses(&mut self, now: ClockReading) {
+        self.losses.take_due(now.monotonic).iter().for_each(LostEvents::log);
     }
 
-    /// Tells what was not told yet: this process ends.
-    pub(super) fn tell_all(&mut self) {
-        self.losses.rest().iter().for_each(LostEvents::tell);
-    }
-}
-
-impl LostEvents {
-    fn tell(&self) {
-        let Self { destination, topic, events } = self;
-        tracing::warn!(
-            %destination,
-            %topic,
-            events,
-            "removed events past their retention that this destination had not settled: it never gets them (it has not \
-             committed anything for {RETENTION_PROTECTION:?})"
-        );
+    /// Logs all losses that are not logged yet. Call it before the process ends.
+    pub(super) fn log_all_losses(&mut self) {
+        self.losses.take_all().iter().for_each(LostEvents::log);
     }
 }
 
-/// Lost events that are still to be told. There is one entry for each destination that ever lost any.
-#[derive(Debug, Default)]
-struct LostEventsLog {
-    /// (destination, topic) → events, and when a line about it was last written.
-    entries: BTreeMap<(String, String), (u64, Option<Instant>)>,
-}
-
-impl LostEventsLog {
-    fn add(&mut self, losses: Vec<LostEvents>) {
-        for LostEvents { destination, topic, events } in losses {
-            self.entries.entry((destination, topic)).or_default().0 += events;
-        }
-    }
-
-    /// Those whose last line is long enough ago.
-    fn due(&mut self, now: Instant) -> Vec<LostEvents> {
-        self.take(|told| told.is_none_or(|told| now.duration_since(told) >= TRIM_LOSS_INTERVAL), now)
-    }
-
-    fn rest(&mut self) -> Vec<LostEvents> {
-        self.take(|_| true, Instant::now())
-    }
-
-    fn take(&mut self, is_due: impl Fn(Option<Instant>) -> bool, now: Instant) -> Vec<LostEvents> {
-        let due = self.entries.iter_mut().filter(|(_, (events, told))| *events > 0 && is_due(*told));
-        due.map(|((destination, topic), (events, told))| {
-            *told = Some(now);
-            LostEvents { destination: destination.clone(), topic: topic.clone(), events: std::mem::take(events) }
-        })
-        .collect()
-    }
-}
-
-/// The lowest offset that has to stay for a destination, by the last commit of each. `None`: all may go.
-fn needed_from(connection: &Connection, topic: i64, partition: u32, time: Time) -> rusqlite::Result<Option<i64>> {
+/// The lowest offset that must stay for a destination. `None`: no destination needs any record.
+fn needed_from(
+    connection: &Connection,
+    topic: i64,
+    partition: u32,
+    time: TrustedTime,
+) -> rusqlite::Result<Option<i64>> {
     if !time.in_doubt {
         let protected_ms = time.ms.saturating_sub(RETENTION_PROTECTION.as_millis() as i64);
         return connection
@@ -286,8 +170,8 @@ fn needed_from(connection: &Connection, topic: i64, partition: u32, time: Time) 
             )?
             .query_row((topic, partition, protected_ms), |row| row.get(0));
     }
-    // A destination that never committed here has settled nothing. If no destination is known, nobody can tell what is
-    // still needed.
+    // While the clock is in doubt, the age of a commit says nothing, so every known destination counts. A destination that
+    // has not committed in this partition has settled nothing. If no destination is known, everything is kept.
     connection
         .prepare_cached(
             "SELECT ifnull(min(ifnull(c.watermark, 0)), 0) FROM groups g
@@ -298,8 +182,8 @@ fn needed_from(connection: &Connection, topic: i64, partition: u32, time: Time) 
         .map(Some)
 }
 
-/// Which destinations have not settled how many of these offsets.
-fn losses(
+/// Counts, for each destination, the events at these offsets that it has not settled.
+fn find_losses(
     connection: &Connection,
     (topic, partition): (i64, u32),
     offsets: Range<i64>,
@@ -313,7 +197,7 @@ fn losses(
     let mut losses = Vec::new();
     while let Some(row) = rows.next()? {
         let (watermark, settled): (i64, Option<String>) = (row.get(2)?, row.get(3)?);
-        let events = unsettled(watermark, settled.as_deref(), offsets.clone());
+        let events = count_unsettled(watermark, settled.as_deref(), offsets.clone());
         if events > 0 {
             losses.push(LostEvents { destination: row.get(0)?, topic: row.get(1)?, events });
         }
@@ -322,7 +206,7 @@ fn losses(
 }
 
 /// How many of these offsets are not settled. A settled map that cannot be read counts as empty.
-fn unsettled(watermark: i64, settled: Option<&str>, offsets: Range<i64>) -> u64 {
+fn count_unsettled(watermark: i64, settled: Option<&str>, offsets: Range<i64>) -> u64 {
     let state = settled
         .and_then(|settled| PartitionState::decode(watermark, settled).ok())
         .unwrap_or(PartitionState::at(watermark));
@@ -331,7 +215,7 @@ fn unsettled(watermark: i64, settled: Option<&str>, offsets: Range<i64>) -> u64 
     (offsets.end - within.watermark - above).unsigned_abs()
 }
 
-/// The offset of the first record that is not older than `cutoff_ms`, or the end of one step.
+/// The first offset whose record is not older than `cutoff_ms`. Ends earlier if the step would become too large.
 fn expired_until(
     connection: &Connection,
     (topic, partition): (i64, u32),
@@ -342,7 +226,7 @@ fn expired_until(
         "SELECT offset, timestamp_ms, ifnull(length(value), 0) FROM records
          WHERE topic = ?1 AND partition = ?2 AND offset >= ?3 AND offset < ?4 ORDER BY offset LIMIT ?5",
     )?;
-    let limit = TRIM_RECORDS_MAX as i64;
+    let limit = STEP_RECORDS_MAX as i64;
     let mut rows = statement.query((topic, partition, offsets.start, offsets.end, limit))?;
     let (mut until, mut bytes) = (offsets.start, 0);
     while let Some(row) = rows.next()? {
@@ -358,10 +242,9 @@ fn expired_until(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::time::Duration;
 
     const DAY: Duration = Duration::from_secs(24 * 3600);
-    /// A wall clock that is right shows this when a test begins.
+    /// The right time when a test begins.
     const BEGAN_MS: i64 = 1_800_000_000_000;
     const EVENTS: i64 = 1;
     const DEAD: i64 = 2;
@@ -370,7 +253,7 @@ mod tests {
         duration.as_millis() as i64
     }
 
-    /// A database with a week's retention, in which a test can set the clocks.
+    /// A database with a retention of one week. The test sets the clocks.
     struct TestDatabase {
         connection: Connection,
         began: Instant,
@@ -389,7 +272,7 @@ mod tests {
             Self { connection, began: Instant::now() }
         }
 
-        /// A hundred records, each stamped with this time.
+        /// Appends a hundred records with this timestamp.
         fn append(&self, topic: i64, timestamp_ms: i64) {
             let next = self.next(topic);
             let insert = "INSERT INTO records VALUES (?1, 0, ?2, ?3, 0, NULL, NULL, x'')";
@@ -410,19 +293,19 @@ mod tests {
         }
 
         fn next(&self, topic: i64) -> i64 {
-            schema::ends(&self.connection, topic, 0).unwrap().unwrap().next
+            schema::partition(&self.connection, topic, 0).unwrap().unwrap().next
         }
 
         fn earliest(&self, topic: i64) -> i64 {
-            schema::ends(&self.connection, topic, 0).unwrap().unwrap().earliest
+            schema::partition(&self.connection, topic, 0).unwrap().unwrap().earliest
         }
 
-        /// So long after the beginning, with a wall clock that is `wrong` by so many milliseconds.
+        /// The clocks after this time has passed. The wall clock is wrong by `wrong_ms`.
         fn at(&self, passed: Duration, wrong_ms: i64) -> ClockReading {
             ClockReading { monotonic: self.began + passed, wall_ms: BEGAN_MS + ms(passed) + wrong_ms }
         }
 
-        fn opened(&self, now: ClockReading) -> Trimmer {
+        fn open(&self, now: ClockReading) -> Trimmer {
             Trimmer::new(&self.connection, now).unwrap()
         }
 
@@ -430,160 +313,129 @@ mod tests {
         fn trim(&self, trimmer: &mut Trimmer, now: ClockReading) -> Vec<LostEvents> {
             while let Some(step) = trimmer.next_step(&self.connection, now).unwrap() {
                 let losses = trimmer.remove(&self.connection, step).unwrap();
-                trimmer.removed(losses);
+                trimmer.add_losses(losses);
             }
-            trimmer.losses.due(now.monotonic)
+            trimmer.losses.take_due(now.monotonic)
         }
     }
 
     #[test]
     fn a_clock_that_is_ahead_at_the_start_removes_nothing_that_a_destination_has_not_settled() {
         for days in [1, 8, 31, 365, 20_000] {
-            let house = TestDatabase::new();
+            let database = TestDatabase::new();
             let ahead = ms(days * DAY);
-            house.append(EVENTS, BEGAN_MS - 1_000);
+            database.append(EVENTS, BEGAN_MS - 1_000);
             for (name, watermark) in [("fast", 100), ("slow", 40)] {
-                house.join(name);
-                house.commit(name, watermark, "1", BEGAN_MS - 500);
+                database.join(name);
+                database.commit(name, watermark, "1", BEGAN_MS - 500);
             }
-            let mut trimmer = house.opened(house.at(Duration::ZERO, ahead));
+            let mut trimmer = database.open(database.at(Duration::ZERO, ahead));
             for minutes in [0, 1, 30, 60] {
-                // What ingest appends meanwhile is stamped by the wrong clock.
-                house.append(EVENTS, BEGAN_MS + ahead);
-                let now = house.at(Duration::from_secs(60 * minutes), ahead);
-                assert_eq!(house.trim(&mut trimmer, now), [], "{days} days, {minutes} min");
-                assert_eq!(house.earliest(EVENTS), 0, "{days} days, {minutes} min: settled an hour ago");
+                // In the meantime, ingest appends with the timestamps of the wrong clock.
+                database.append(EVENTS, BEGAN_MS + ahead);
+                let now = database.at(Duration::from_secs(60 * minutes), ahead);
+                assert_eq!(database.trim(&mut trimmer, now), [], "{days} days, {minutes} min");
+                assert_eq!(database.earliest(EVENTS), 0, "{days} days, {minutes} min: the commits are an hour old");
             }
-            // A restart, now that the log itself tells of the wrong time: what is settled may go, and nothing else.
-            let mut trimmer = house.opened(house.at(Duration::from_secs(3_600), ahead));
-            assert_eq!(house.trim(&mut trimmer, house.at(Duration::from_secs(3_601), ahead)), []);
-            assert_eq!(house.earliest(EVENTS), if days < 7 { 0 } else { 40 }, "{days} days");
+            // After a restart the database itself holds the wrong time. Then settled records may go, and no others.
+            let mut trimmer = database.open(database.at(Duration::from_secs(3_600), ahead));
+            assert_eq!(database.trim(&mut trimmer, database.at(Duration::from_secs(3_601), ahead)), []);
+            assert_eq!(database.earliest(EVENTS), if days < 7 { 0 } else { 40 }, "{days} days");
         }
     }
 
     #[test]
     fn a_destination_that_joined_and_never_committed_keeps_everything_at_the_start() {
-        let house = TestDatabase::new();
-        house.append(EVENTS, BEGAN_MS - ms(10 * DAY));
-        house.join("fast");
-        house.commit("fast", 100, "1", BEGAN_MS);
-        house.join("new");
-        let mut trimmer = house.opened(house.at(Duration::ZERO, 0));
-        assert_eq!(house.trim(&mut trimmer, house.at(Duration::from_secs(1), 0)), []);
-        assert_eq!(house.earliest(EVENTS), 0);
+        let database = TestDatabase::new();
+        database.append(EVENTS, BEGAN_MS - ms(10 * DAY));
+        database.join("fast");
+        database.commit("fast", 100, "1", BEGAN_MS);
+        database.join("new");
+        let mut trimmer = database.open(database.at(Duration::ZERO, 0));
+        assert_eq!(database.trim(&mut trimmer, database.at(Duration::from_secs(1), 0)), []);
+        assert_eq!(database.earliest(EVENTS), 0);
     }
 
     #[test]
-    fn what_no_destination_reads_goes_only_after_the_guard() {
-        let house = TestDatabase::new();
-        // Dead letters; and events before the first destination.
-        house.append(DEAD, BEGAN_MS - ms(10 * DAY));
-        house.append(EVENTS, BEGAN_MS - ms(10 * DAY));
-        let mut trimmer = house.opened(house.at(Duration::ZERO, 0));
+    fn records_that_no_destination_reads_are_removed_only_after_the_doubt() {
+        let database = TestDatabase::new();
+        // Dead letters, and events before the first destination.
+        database.append(DEAD, BEGAN_MS - ms(10 * DAY));
+        database.append(EVENTS, BEGAN_MS - ms(10 * DAY));
+        let mut trimmer = database.open(database.at(Duration::ZERO, 0));
         for (seconds, earliest) in [(0, 0), (3_659, 0), (3_660, 100)] {
-            house.trim(&mut trimmer, house.at(Duration::from_secs(seconds), 0));
-            assert_eq!((house.earliest(DEAD), house.earliest(EVENTS)), (earliest, earliest), "{seconds} s");
+            database.trim(&mut trimmer, database.at(Duration::from_secs(seconds), 0));
+            assert_eq!((database.earliest(DEAD), database.earliest(EVENTS)), (earliest, earliest), "{seconds} s");
         }
     }
 
     #[test]
-    fn a_clock_that_is_right_removes_what_is_settled_at_once() {
-        let house = TestDatabase::new();
-        house.append(EVENTS, BEGAN_MS - ms(8 * DAY));
-        house.append(EVENTS, BEGAN_MS - ms(6 * DAY));
-        house.join("billing");
-        house.commit("billing", 200, "1", BEGAN_MS - 500);
-        let mut trimmer = house.opened(house.at(Duration::ZERO, 0));
-        house.trim(&mut trimmer, house.at(Duration::ZERO, 0));
-        assert_eq!(house.earliest(EVENTS), 100);
+    fn with_a_right_clock_settled_records_are_removed_at_once() {
+        let database = TestDatabase::new();
+        database.append(EVENTS, BEGAN_MS - ms(8 * DAY));
+        database.append(EVENTS, BEGAN_MS - ms(6 * DAY));
+        database.join("billing");
+        database.commit("billing", 200, "1", BEGAN_MS - 500);
+        let mut trimmer = database.open(database.at(Duration::ZERO, 0));
+        database.trim(&mut trimmer, database.at(Duration::ZERO, 0));
+        assert_eq!(database.earliest(EVENTS), 100);
     }
 
     #[test]
-    fn a_clock_far_behind_that_is_set_right_later_removes_nothing_unsettled() {
-        let house = TestDatabase::new();
-        house.append(EVENTS, BEGAN_MS - ms(DAY));
-        house.join("billing");
-        house.commit("billing", 10, "1", BEGAN_MS - ms(DAY));
-        let behind = -BEGAN_MS;
-        let mut trimmer = house.opened(house.at(Duration::ZERO, behind));
-        house.trim(&mut trimmer, house.at(Duration::from_secs(1), behind));
-        // What the wrong clock stamped looks half a century old once it is set right.
-        house.append(EVENTS, 2_000);
-        house.commit("billing", 20, "1", 2_000);
-        for (seconds, wrong) in [(10_000, behind), (10_001, 0), (13_660, 0)] {
-            house.trim(&mut trimmer, house.at(Duration::from_secs(seconds), wrong));
-            assert_eq!(house.earliest(EVENTS), 0, "{seconds} s");
+    fn a_clock_that_is_far_too_low_and_corrected_later_removes_nothing_unsettled() {
+        let database = TestDatabase::new();
+        database.append(EVENTS, BEGAN_MS - ms(DAY));
+        database.join("billing");
+        database.commit("billing", 10, "1", BEGAN_MS - ms(DAY));
+        let wrong_ms = -BEGAN_MS;
+        let mut trimmer = database.open(database.at(Duration::ZERO, wrong_ms));
+        database.trim(&mut trimmer, database.at(Duration::from_secs(1), wrong_ms));
+        // After the correction, records of the wrong clock look half a century old.
+        database.append(EVENTS, 2_000);
+        database.commit("billing", 20, "1", 2_000);
+        for (seconds, wrong) in [(10_000, wrong_ms), (10_001, 0), (13_660, 0)] {
+            database.trim(&mut trimmer, database.at(Duration::from_secs(seconds), wrong));
+            assert_eq!(database.earliest(EVENTS), 0, "{seconds} s");
         }
-        // It is at work, so it commits within the hour, and keeps what it needs.
-        house.commit("billing", 20, "1", BEGAN_MS + 13_000_000);
-        house.trim(&mut trimmer, house.at(Duration::from_secs(13_661), 0));
-        assert_eq!(house.earliest(EVENTS), 0, "the first record is a day old");
+        // The destination is at work, so it commits within the hour and keeps what it needs.
+        database.commit("billing", 20, "1", BEGAN_MS + 13_000_000);
+        database.trim(&mut trimmer, database.at(Duration::from_secs(13_661), 0));
+        assert_eq!(database.earliest(EVENTS), 0, "the first record is a day old");
     }
 
     #[test]
-    fn a_destination_that_was_away_for_a_week_loses_events_and_their_number_is_told() {
-        let house = TestDatabase::new();
-        house.append(EVENTS, BEGAN_MS - ms(10 * DAY));
+    fn a_destination_without_a_commit_for_a_week_loses_events_and_their_number_is_logged() {
+        let database = TestDatabase::new();
+        database.append(EVENTS, BEGAN_MS - ms(10 * DAY));
         for (name, watermark, settled) in
             [("away", 40, vec![50..60, 90..120]), ("gone\u{1b}[2J", 100, Vec::new()), ("unread", 0, Vec::new())]
         {
-            house.join(name);
+            database.join(name);
             let map = PartitionState { watermark, settled, last_reset: None }.encode_settled();
             let map = if name == "unread" { "damaged".into() } else { map };
-            house.commit(name, watermark, &map, BEGAN_MS - ms(8 * DAY));
+            database.commit(name, watermark, &map, BEGAN_MS - ms(8 * DAY));
         }
-        // A position that was asked for is not a destination.
-        house.commit("away.moves", 0, "r1", 0);
-        let mut trimmer = house.opened(house.at(Duration::ZERO, 0));
+        // A requested offset reset is not a destination.
+        database.commit("away.moves", 0, "r1", 0);
+        let mut trimmer = database.open(database.at(Duration::ZERO, 0));
         let hour = Duration::from_secs(3_660);
-        let lost = house.trim(&mut trimmer, house.at(hour, 0));
+        let lost = database.trim(&mut trimmer, database.at(hour, 0));
         let lost: Vec<(&str, u64)> = lost.iter().map(|loss| (loss.destination.as_str(), loss.events)).collect();
-        assert_eq!((lost, house.earliest(EVENTS)), (vec![("away", 40), ("unread", 100)], 100));
-        // The next lines come at a bounded rate, and nothing is left out of their numbers.
-        let mut told = 0;
+        assert_eq!((lost, database.earliest(EVENTS)), (vec![("away", 40), ("unread", 100)], 100));
+        // The next log lines come at a bounded rate, and their numbers are complete.
+        let mut logged = 0;
         for second in 1..=120 {
-            house.append(EVENTS, BEGAN_MS - ms(10 * DAY));
-            let now = house.at(hour + Duration::from_secs(second), 0);
-            let mut lines = house.trim(&mut trimmer, now);
+            database.append(EVENTS, BEGAN_MS - ms(10 * DAY));
+            let now = database.at(hour + Duration::from_secs(second), 0);
+            let mut lines = database.trim(&mut trimmer, now);
             lines.retain(|loss| loss.destination == "unread");
-            told += lines.iter().map(|loss| loss.events).sum::<u64>();
+            logged += lines.iter().map(|loss| loss.events).sum::<u64>();
             assert!(lines.is_empty() || second % 60 == 0, "{second} s");
         }
-        assert_eq!(told, 12_000);
-        house.append(EVENTS, BEGAN_MS - ms(10 * DAY));
-        house.trim(&mut trimmer, house.at(hour + Duration::from_secs(121), 0));
-        let rest = trimmer.losses.rest();
+        assert_eq!(logged, 12_000);
+        database.append(EVENTS, BEGAN_MS - ms(10 * DAY));
+        database.trim(&mut trimmer, database.at(hour + Duration::from_secs(121), 0));
+        let rest = trimmer.losses.take_all();
         assert_eq!(rest.iter().find(|loss| loss.destination == "unread").map(|loss| loss.events), Some(100));
-    }
-
-    #[test]
-    fn a_wall_clock_that_jumps_ahead_is_in_doubt_until_groups_have_committed_again() {
-        let began = Instant::now();
-        let now = |seconds, wall: i64| ClockReading {
-            monotonic: began + Duration::from_secs(seconds),
-            wall_ms: wall * 1_000,
-        };
-        let mut clock = TrustedClock::new(None, now(0, 0));
-        // (seconds on the monotonic clock, on the wall clock, what is believed, whether it is in doubt)
-        for (passed, wall, believed, in_doubt) in [
-            (0, 0, 0, true),
-            (3_659, 3_659, 3_659, true),
-            (3_660, 3_660, 3_660, false),
-            // A process that was held up: both clocks went on.
-            (4_260, 4_260, 4_260, false),
-            (4_261, 4_321, 4_321, false),
-            // Set back, and by less than a jump ahead.
-            (4_262, 3_500, 3_500, false),
-            (4_263, 3_550, 3_550, false),
-            // A suspend of a week, and another one.
-            (4_264, 608_350, 3_551, true),
-            (4_265, 608_351, 3_552, true),
-            (4_266, 999_999, 3_553, true),
-            (4_266 + 3_659, 1_003_658, 7_212, true),
-            (4_266 + 3_660, 1_003_659, 1_003_659, false),
-        ] {
-            let time = clock.time(now(passed, wall));
-            assert_eq!(time, Time { ms: believed * 1_000, in_doubt }, "{passed} s, {wall} s");
-        }
     }
 }

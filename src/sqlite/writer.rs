@@ -1,4 +1,5 @@
-//! The one writer of a process: a thread that puts everything that waits into one transaction, commits, and answers.
+//! The one writer of a process: a thread that puts a batch of queued writes into one transaction, commits it, and answers
+//! each write.
 //!
 //! ```text
 //!  append, commit, topic, join ──▶ queue (entries and bytes bounded) ──▶ writer: BEGIN … COMMIT (fsync) ──▶ answers
@@ -7,247 +8,122 @@
 //!
 //! # What an error means
 //!
-//! | error | these writes | afterwards |
+//! | error | the writes of the batch | afterwards |
 //! |---|---|---|
-//! | another process keeps the database busy | refused, `log-busy` | as before |
-//! | disk or `--max-db-bytes` full | refused, `log-full`; commits and dead letters are tried again by themselves | as before, once there is room |
-//! | damage that trimming meets | (none) | as before; the records stay |
-//! | any other before `COMMIT` | refused, `log-lost`: without its last frame a transaction is nothing | lost |
-//! | any other in `COMMIT` | unknown, `log-lost` | lost |
-//! | a file of the database is gone, seen before the transaction | refused, `log-lost` | lost |
-//! | the same, seen after `COMMIT` | unknown, `log-lost` | lost |
+//! | another process keeps the database locked | refused, `log-busy` | continues |
+//! | the disk is full, or `--max-db-bytes` is reached | refused, `log-full`; commits and dead letters are tried again on their own | continues, once there is room |
+//! | trimming meets damaged records | (none) | continues; the records stay |
+//! | any other error before `COMMIT` | refused, `log-lost`: a transaction without its last frame is not stored | lost |
+//! | any other error in `COMMIT` | unknown, `log-lost` | lost |
+//! | a file of the database is gone or damaged, seen before the transaction | refused, `log-lost` | lost |
+//! | a file of the database is gone or damaged, seen after `COMMIT` | unknown, `log-lost` | lost |
 //!
-//! Lost: what is on the disk is unknown, so nothing is written any more and the process has to end.
+//! Lost means that it is unknown what is on the disk. The writer then writes nothing more, and the process has to end.
 
 use super::checkpoint::Checkpointer;
-use super::file::is_full;
 use super::files::DatabaseFiles;
 use super::hub::Hub;
-use super::operations::{NextOffsets, Transaction, Write};
-use super::trim::{ClockReading, Trimmer};
+use super::operations::{NextOffsets, Transaction};
+use super::queue::{QueueMessage, QueuedWrite, WriteQueue, WriteResult};
+use super::transaction::{TransactionError, in_transaction};
+use super::trim::Trimmer;
+use super::trusted_clock::ClockReading;
 use crate::core::outcome::Failure;
-use crate::limits::{
-    WRITE_BATCH_BYTES_MAX, WRITE_BATCH_ENTRIES_MAX, WRITE_OVERHEAD_BYTES, WRITE_QUEUE_BYTES_MAX,
-    WRITE_QUEUE_ENTRIES_MAX, WRITE_QUEUE_WAIT_MAX,
-};
+use crate::limits::{WRITE_BATCH_BYTES_MAX, WRITE_BATCH_ENTRIES_MAX};
 use crate::vital::{self, Lost};
 use rusqlite::{Connection, ErrorCode};
 use std::collections::VecDeque;
 use std::sync::Arc;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot};
 
-type Answer = Result<i64, Failure>;
+/// The results of a batch, and the next offsets of the partitions that grew.
+type CommittedBatch = (Vec<WriteResult>, NextOffsets);
 
-/// What a group's writes are answered with, and the partitions that grew with their next offsets.
-type Done = (Vec<Answer>, NextOffsets);
-
-/// What reaches the writer.
-enum WriterMessage {
-    Write(QueuedWrite),
-    /// Time to look for what is past its retention.
-    Housekeeping,
-    /// Write what waits, and end. Dropped when the database is closed.
-    Close(oneshot::Sender<()>),
-}
-
-struct QueuedWrite {
-    write: Write,
-    reply: oneshot::Sender<Answer>,
-    /// Its share of the queue's bytes, given back with the answer.
-    room: OwnedSemaphorePermit,
-}
-
-/// The way to the writer. The thread ends when the last one is gone.
-#[derive(Debug, Clone)]
-pub(super) struct WriteQueue {
-    messages: mpsc::Sender<WriterMessage>,
-    bytes: Arc<Semaphore>,
-}
-
-/// What asks for housekeeping without keeping the writer alive.
-#[derive(Debug)]
-pub(super) struct Housekeeping(mpsc::WeakSender<WriterMessage>);
-
-impl Housekeeping {
-    /// `false`: there is no writer any more. A full queue is no reason to insist: the next time will do.
-    pub(super) fn ask(&self) -> bool {
-        self.0.upgrade().is_some_and(|messages| {
-            !matches!(messages.try_send(WriterMessage::Housekeeping), Err(mpsc::error::TrySendError::Closed(_)))
-        })
-    }
-}
-
-impl WriteQueue {
-    /// Writes, and waits for the answer. `bytes` is what the write holds in memory.
-    pub(super) async fn write(&self, write: Write, bytes: usize) -> Answer {
-        let room = (bytes + WRITE_OVERHEAD_BYTES).min(WRITE_QUEUE_BYTES_MAX) as u32;
-        let (reply, answer) = oneshot::channel();
-        let enter = async {
-            let room = Arc::clone(&self.bytes).acquire_many_owned(room).await.map_err(|_| stopped())?;
-            self.messages.send(WriterMessage::Write(QueuedWrite { write, reply, room })).await.map_err(|_| stopped())
-        };
-        tokio::time::timeout(WRITE_QUEUE_WAIT_MAX, enter)
-            .await
-            .map_err(|_| Failure::refused("log-busy", "too many writes are waiting for the log: try again later"))??;
-        // The writer answers whatever it took; without an answer it broke off somewhere.
-        answer.await.unwrap_or_else(|_| Err(Failure::unknown("log-lost", "the log's writer broke off")))
-    }
-
-    /// A queue without a writer: everything is refused.
-    pub(super) fn stopped() -> Self {
-        Self { messages: mpsc::channel(1).0, bytes: Arc::new(Semaphore::new(WRITE_QUEUE_BYTES_MAX)) }
-    }
-
-    /// Has everything written that waits, and the database closed.
-    pub(super) async fn close(&self) {
-        let (closing, closed) = oneshot::channel();
-        if self.messages.send(WriterMessage::Close(closing)).await.is_ok() {
-            // It is never answered: it is dropped with the connection.
-            let _ = closed.await;
-        }
-    }
-
-    pub(super) fn housekeeping(&self) -> Housekeeping {
-        Housekeeping(self.messages.downgrade())
-    }
-}
-
-fn stopped() -> Failure {
-    Failure::refused("log-lost", "the log's writer has stopped")
-}
-
-/// What the writer works with.
+/// The parts that the writer works with.
 pub(super) struct WriterParts {
     pub(super) connection: Connection,
     pub(super) files: DatabaseFiles,
     pub(super) hub: Arc<Hub>,
-    pub(super) checkpoints: Checkpointer,
+    pub(super) checkpointer: Checkpointer,
     pub(super) trimmer: Trimmer,
     pub(super) max_bytes: Option<u64>,
     pub(super) lost: Lost,
 }
 
-/// Starts the thread.
+/// Starts the writer thread.
 pub(super) fn start(parts: WriterParts) -> std::io::Result<WriteQueue> {
-    let (messages, inbox) = mpsc::channel(WRITE_QUEUE_ENTRIES_MAX);
-    let bytes = Arc::new(Semaphore::new(WRITE_QUEUE_BYTES_MAX));
+    let (queue, inbox) = WriteQueue::new();
     let lost = parts.lost.clone();
     let mut writer =
         Writer { parts, inbox, waiting: VecDeque::new(), housekeeping: false, files_are_checked: false, closing: None };
-    // A defect that panics must not look like a writer that is merely slow.
+    // If the thread panics, the log is lost. Otherwise its callers would wait for ever.
     vital::thread("log-writer", lost, move || {
         writer.serve();
-        writer.leave();
+        writer.close();
     })?;
-    Ok(WriteQueue { messages, bytes })
+    Ok(queue)
 }
 
 struct Writer {
     parts: WriterParts,
-    inbox: mpsc::Receiver<WriterMessage>,
+    inbox: mpsc::Receiver<QueueMessage>,
     waiting: VecDeque<QueuedWrite>,
-    /// There may be something to trim.
+    /// There may be records to trim.
     housekeeping: bool,
-    /// The files were looked at after the last commit, and the writer has done nothing else since.
+    /// The files were checked after the last commit, and the writer has done nothing else since.
     files_are_checked: bool,
-    /// Set once the database is being closed: told when the thread is done.
+    /// Set when the database is being closed. Dropped when the writer has ended.
     closing: Option<oneshot::Sender<()>>,
 }
 
-/// How a transaction failed.
-enum TransactionError {
-    Busy,
-    Full,
-    /// Surely not stored.
-    Before(rusqlite::Error),
-    /// Perhaps stored.
-    InCommit(rusqlite::Error),
-    /// A file of the database is gone. `committed`: the transaction may have gone with it.
-    FileDamage {
-        why: String,
-        committed: bool,
-    },
-}
-
-impl TransactionError {
-    fn before(connection: &Connection, error: rusqlite::Error) -> Self {
-        match error.sqlite_error_code() {
-            Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked) => Self::Busy,
-            _ if is_full(connection, &error) => Self::Full,
-            _ => Self::Before(error),
-        }
-    }
-
-    /// Busy and full leave the transaction without its last frame, as before a commit.
-    fn in_commit(connection: &Connection, error: rusqlite::Error) -> Self {
-        match Self::before(connection, error) {
-            Self::Before(error) => Self::InCommit(error),
-            known => known,
-        }
-    }
-
-    fn failure(&self) -> Failure {
-        match self {
-            Self::Busy => Failure::refused("log-busy", "another process keeps the database locked: try again later"),
-            Self::Full => Failure::refused("log-full", "the disk of the database is full: make room on it"),
-            Self::Before(error) => Failure::refused("log-lost", format!("the database failed: {error}")),
-            Self::InCommit(error) => Failure::unknown("log-lost", format!("the database failed in a commit: {error}")),
-            Self::FileDamage { why, committed: false } => {
-                Failure::refused("log-lost", format!("the log is lost: {why}"))
-            }
-            Self::FileDamage { why, committed: true } => {
-                Failure::unknown("log-lost", format!("the log is lost: {why}"))
-            }
-        }
-    }
-}
-
 impl Writer {
-    /// The end: the database is left whole, unless nobody knows what is on the disk.
-    fn leave(mut self) {
-        // Whoever writes from now on is told that the writer has stopped.
-        self.inbox.close();
-        if self.parts.lost.borrow().is_none() {
-            match self.look(false) {
-                Ok(()) => {
-                    let WriterParts { connection, checkpoints, .. } = self.parts;
-                    checkpoints.leave(connection);
-                }
-                Err(failed) => self.note(&failed),
-            }
-        }
-        drop(self.closing);
-    }
-
     fn serve(&mut self) {
-        while self.gather() && (self.closing.is_none() || !self.waiting.is_empty()) {
-            let group = self.next_group();
-            if !group.is_empty() {
-                self.write(group);
-                self.mind_the_wal();
+        while self.receive() && (self.closing.is_none() || !self.waiting.is_empty()) {
+            let batch = self.next_batch();
+            if !batch.is_empty() {
+                self.write(batch);
+                self.update_checkpointer();
             }
             if self.housekeeping {
                 self.files_are_checked = false;
                 self.housekeeping = self.parts.lost.borrow().is_none() && self.trim();
             }
         }
-        self.parts.trimmer.tell_all();
+        self.parts.trimmer.log_all_losses();
     }
 
-    /// Takes in what waits, at least one message unless there is something else to do. `false`: nobody is left.
-    fn gather(&mut self) -> bool {
+    /// Copies the write-ahead log into the database and closes it. If the log is lost, the files stay as they are: a copy
+    /// could spread the damage.
+    fn close(mut self) {
+        // From now on, writes are refused because the writer has stopped.
+        self.inbox.close();
+        if self.parts.lost.borrow().is_none() {
+            match self.check_files(false) {
+                Ok(()) => {
+                    let WriterParts { connection, checkpointer, .. } = self.parts;
+                    checkpointer.close(connection);
+                }
+                Err(error) => self.mark_lost(&error),
+            }
+        }
+        drop(self.closing);
+    }
+
+    /// Receives what is in the queue. Waits for a message only if there is nothing else to do. `false`: every sender is
+    /// gone and nothing is left to write.
+    fn receive(&mut self) -> bool {
         if self.waiting.is_empty() && !self.housekeeping && self.closing.is_none() {
             if self.inbox.is_empty() {
                 self.files_are_checked = false;
             }
             match self.inbox.blocking_recv() {
-                Some(message) => self.take(message),
+                Some(message) => self.handle(message),
                 None => return false,
             }
         }
         while self.waiting.len() < WRITE_BATCH_ENTRIES_MAX {
             match self.inbox.try_recv() {
-                Ok(message) => self.take(message),
+                Ok(message) => self.handle(message),
                 Err(mpsc::error::TryRecvError::Empty) => break,
                 Err(mpsc::error::TryRecvError::Disconnected) => return !self.waiting.is_empty(),
             }
@@ -255,113 +131,116 @@ impl Writer {
         true
     }
 
-    fn take(&mut self, message: WriterMessage) {
+    fn handle(&mut self, message: QueueMessage) {
         match message {
-            WriterMessage::Write(waiting) => self.waiting.push_back(waiting),
-            WriterMessage::Housekeeping => self.housekeeping = true,
-            WriterMessage::Close(closing) => self.closing = Some(closing),
+            QueueMessage::Write(write) => self.waiting.push_back(write),
+            QueueMessage::Housekeeping => self.housekeeping = true,
+            QueueMessage::Close(closing) => self.closing = Some(closing),
         }
     }
 
-    fn next_group(&mut self) -> Vec<QueuedWrite> {
+    /// The next writes that fit into one transaction. One write may be larger than the bound.
+    fn next_batch(&mut self) -> Vec<QueuedWrite> {
         let mut bytes = 0;
-        let fits = self.waiting.iter().take(WRITE_BATCH_ENTRIES_MAX).take_while(|waiting| {
-            bytes += waiting.room.num_permits();
+        let fits = self.waiting.iter().take(WRITE_BATCH_ENTRIES_MAX).take_while(|write| {
+            bytes += write.bytes();
             bytes <= WRITE_BATCH_BYTES_MAX
         });
         let entries = fits.count().max(1).min(self.waiting.len());
         self.waiting.drain(..entries).collect()
     }
 
-    /// Writes the group and answers it.
-    fn write(&mut self, group: Vec<QueuedWrite>) {
+    /// Writes the batch and answers it.
+    fn write(&mut self, batch: Vec<QueuedWrite>) {
         if let Some(failure) = self.out_of_service() {
-            return refuse(group, &failure);
+            return refuse(batch, &failure);
         }
-        let failed = match self.commit(&group) {
-            Ok((answers, grown)) => return self.answer(group, answers, &grown),
-            Err(failed) => failed,
+        let error = match self.commit(&batch) {
+            Ok((results, next_offsets)) => return self.answer(batch, results, &next_offsets),
+            Err(error) => error,
         };
-        self.note(&failed);
-        let failure = failed.failure();
-        if !matches!(failed, TransactionError::Full) {
-            return refuse(group, &failure);
+        self.mark_lost(&error);
+        let failure = error.failure();
+        if !matches!(error, TransactionError::Full) {
+            return refuse(batch, &failure);
         }
-        // What has to go on for the disk to become free again gets a second try, without what fills it.
-        self.parts.checkpoints.restart_soon(&mut self.parts.connection);
-        let (giving_way, others): (Vec<_>, Vec<_>) = group.into_iter().partition(|waiting| waiting.write.gives_way());
-        let nothing_gave_way = giving_way.is_empty();
-        refuse(giving_way, &failure);
-        if nothing_gave_way || others.is_empty() {
+        // Commits and dead letters let events settle, so that retention can free space. They get a second try without the
+        // new events that fill the disk.
+        self.parts.checkpointer.restart_soon(&mut self.parts.connection);
+        let (new_events, others): (Vec<_>, Vec<_>) =
+            batch.into_iter().partition(|queued| queued.write.is_refused_first_if_full());
+        let had_new_events = !new_events.is_empty();
+        refuse(new_events, &failure);
+        if !had_new_events || others.is_empty() {
             return refuse(others, &failure);
         }
         match self.commit(&others) {
-            Ok((answers, grown)) => self.answer(others, answers, &grown),
-            Err(failed) => {
-                self.note(&failed);
-                refuse(others, &failed.failure());
+            Ok((results, next_offsets)) => self.answer(others, results, &next_offsets),
+            Err(error) => {
+                self.mark_lost(&error);
+                refuse(others, &error.failure());
             }
         }
     }
 
-    /// Writes the group between two looks at the files: it is not acknowledged if it went into files that are gone.
+    /// Writes the batch between two checks of the files. A batch that went into files that are gone is not acknowledged.
     ///
-    /// If this group waited already when the group before it was committed, the look after that commit counts as the
-    /// first one. A file that goes in between is then found by the second look, and the group is unknown instead of
-    /// refused.
-    fn commit(&mut self, group: &[QueuedWrite]) -> Result<Done, TransactionError> {
+    /// If this batch was waiting when the batch before it was committed, the check after that commit is also the first
+    /// one of this batch. A file that is removed in between is found by the second check, and the outcome of the batch is
+    /// then unknown instead of refused.
+    fn commit(&mut self, batch: &[QueuedWrite]) -> Result<CommittedBatch, TransactionError> {
         if !std::mem::take(&mut self.files_are_checked) {
-            self.look(false)?;
+            self.check_files(false)?;
         }
         let max_bytes = self.parts.max_bytes;
-        let done = in_transaction(&self.parts.connection, |connection| {
+        let committed = in_transaction(&self.parts.connection, |connection| {
             let mut transaction = Transaction::new(connection, max_bytes)?;
-            let answers =
-                group.iter().map(|waiting| transaction.apply(&waiting.write)).collect::<rusqlite::Result<Vec<_>>>()?;
-            Ok((answers, transaction.finish()?))
+            let results =
+                batch.iter().map(|queued| transaction.apply(&queued.write)).collect::<rusqlite::Result<Vec<_>>>()?;
+            Ok((results, transaction.finish()?))
         })?;
-        self.look(true)?;
+        self.check_files(true)?;
         self.files_are_checked = true;
-        Ok(done)
+        Ok(committed)
     }
 
-    fn look(&mut self, committed: bool) -> Result<(), TransactionError> {
+    fn check_files(&mut self, committed: bool) -> Result<(), TransactionError> {
         let WriterParts { connection, files, .. } = &mut self.parts;
         match files.look(connection) {
             Ok(None) => Ok(()),
-            Ok(Some(gone)) => {
-                files.rescue(connection, &gone);
-                Err(TransactionError::FileDamage { why: gone.why, committed })
+            Ok(Some(damage)) => {
+                files.rescue(connection, &damage);
+                Err(TransactionError::FileDamage { why: damage.why, committed })
             }
             Err(error) if committed => Err(TransactionError::InCommit(error)),
             Err(error) => Err(TransactionError::before(connection, error)),
         }
     }
 
-    fn answer(&self, group: Vec<QueuedWrite>, answers: Vec<Answer>, grown: &NextOffsets) {
-        for ((topic, partition), next) in grown {
+    fn answer(&self, batch: Vec<QueuedWrite>, results: Vec<WriteResult>, next_offsets: &NextOffsets) {
+        for ((topic, partition), next) in next_offsets {
             self.parts.hub.advance(*topic, *partition, *next);
         }
-        for (waiting, answer) in group.into_iter().zip(answers) {
-            // Nobody waits for the answer any more: that is the caller's to decide.
-            let _ = waiting.reply.send(answer);
+        for (queued, result) in batch.into_iter().zip(results) {
+            queued.answer(result);
         }
     }
 
+    /// Why no write can be served now.
     fn out_of_service(&mut self) -> Option<Failure> {
         if let Some(why) = self.parts.lost.borrow().as_ref() {
             return Some(Failure::refused("log-lost", format!("the log is lost: {why}")));
         }
-        self.parts.checkpoints.refusal(&mut self.parts.connection)
+        self.parts.checkpointer.refusal(&mut self.parts.connection)
     }
 
-    /// One step of trimming. `true`: there is more.
+    /// Trims one step. `true`: there may be more to trim.
     fn trim(&mut self) -> bool {
         let WriterParts { connection, trimmer, .. } = &mut self.parts;
-        let now = ClockReading::read();
+        let now = ClockReading::now();
         let removed = match trimmer.next_step(connection, now) {
             Ok(None) => {
-                trimmer.tell(now);
+                trimmer.log_losses(now);
                 return false;
             }
             Ok(Some(step)) => in_transaction(connection, |connection| trimmer.remove(connection, step)),
@@ -369,42 +248,39 @@ impl Writer {
         };
         match removed {
             Ok(losses) => {
-                trimmer.removed(losses);
-                self.mind_the_wal();
+                trimmer.add_losses(losses);
+                self.update_checkpointer();
                 true
             }
-            // Rolled back, and nobody was promised anything: the log goes on, and only these records stay.
+            // The step was rolled back and no caller waits for it. Only these records stay, and the log continues.
             Err(TransactionError::Before(error)) if is_damage(&error) && connection.is_autocommit() => {
-                trimmer.damaged(&error)
+                trimmer.mark_damaged(&error)
             }
-            Err(failed) => {
-                self.note(&failed);
+            Err(error) => {
+                self.mark_lost(&error);
                 false
             }
         }
     }
 
-    fn mind_the_wal(&mut self) {
+    fn update_checkpointer(&mut self) {
         if self.parts.lost.borrow().is_some() {
             return;
         }
-        let WriterParts { connection, checkpoints, files, .. } = &mut self.parts;
-        // The look after the commit has counted the frames.
+        let WriterParts { connection, checkpointer, files, .. } = &mut self.parts;
+        // The check after the commit has counted the frames.
         let frames = if self.files_are_checked { Ok(files.frames()) } else { files.count_frames(connection) };
-        if let Err(error) = frames.and_then(|frames| checkpoints.after_commit(connection, frames)) {
-            let failed = TransactionError::before(connection, error);
-            self.note(&failed);
+        if let Err(error) = frames.and_then(|frames| checkpointer.after_commit(connection, frames)) {
+            let error = TransactionError::before(connection, error);
+            self.mark_lost(&error);
         }
     }
 
-    /// Ends the log's life where an error leaves the disk unknown.
-    fn note(&self, failed: &TransactionError) {
-        let why = match failed {
-            TransactionError::Busy | TransactionError::Full => return,
-            TransactionError::Before(error) | TransactionError::InCommit(error) => error.to_string(),
-            TransactionError::FileDamage { why, .. } => why.clone(),
-        };
-        vital::lose(&self.parts.lost, why);
+    /// Marks the log as lost, if the error leaves the disk in an unknown state.
+    fn mark_lost(&self, error: &TransactionError) {
+        if let Some(why) = error.lost_reason() {
+            vital::lose(&self.parts.lost, why);
+        }
     }
 }
 
@@ -412,31 +288,8 @@ fn is_damage(error: &rusqlite::Error) -> bool {
     error.sqlite_error_code() == Some(ErrorCode::DatabaseCorrupt)
 }
 
-fn refuse(group: Vec<QueuedWrite>, failure: &Failure) {
-    for waiting in group {
-        // Nobody waits for the answer any more: that is the caller's to decide.
-        let _ = waiting.reply.send(Err(failure.clone()));
+fn refuse(batch: Vec<QueuedWrite>, failure: &Failure) {
+    for queued in batch {
+        queued.answer(Err(failure.clone()));
     }
-}
-
-/// Runs `work` between `BEGIN IMMEDIATE` and `COMMIT`; after an error nothing of it is left open.
-fn in_transaction<'c, T>(
-    connection: &'c Connection,
-    work: impl FnOnce(&'c Connection) -> rusqlite::Result<T>,
-) -> Result<T, TransactionError> {
-    let run = |sql: &str| connection.prepare_cached(sql)?.execute([]);
-    let before = |error| TransactionError::before(connection, error);
-    run("BEGIN IMMEDIATE").map_err(before)?;
-    let done = match work(connection) {
-        Ok(done) => run("COMMIT").map(|_| done).map_err(|error| TransactionError::in_commit(connection, error)),
-        Err(error) => Err(before(error)),
-    };
-    if done.is_err() && !connection.is_autocommit() {
-        // SQLite has rolled back some errors by itself. If this fails too, the database is beyond use.
-        run("ROLLBACK").map_err(|error| match &done {
-            Err(TransactionError::InCommit(_)) => TransactionError::InCommit(error),
-            _ => TransactionError::Before(error),
-        })?;
-    }
-    done
 }

@@ -98,7 +98,7 @@ impl Groups for SqliteGroups {
     ) -> BoxFuture<'a, Result<(), JoinError>> {
         Box::pin(async move {
             let topic = self.topic(log).await?.id;
-            let write = Write::Request { group: rewind_group(name), topic, moves: resets.clone() };
+            let write = Write::Request { group: rewind_group(name), topic, resets: resets.clone() };
             self.0.database().write(write, 0).await.map(drop).map_err(JoinError::Unavailable)
         })
     }

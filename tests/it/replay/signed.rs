@@ -99,7 +99,7 @@ fn a_redrive_on_kafka_of_a_signed_destination_without_the_secret_is_refused() {
 fn a_destination_that_is_no_longer_signed_is_replayed_without_a_secret() {
     let delivered = signed(&["--url", "sqlite:log.db"]);
     let dispatch = delivered.start("dispatch", &["--dest", &delivered.destination()]);
-    dispatch.wait_for(&["requests were signed before and are not now"]);
+    dispatch.wait_for(&["requests were signed before and are not signed now"]);
     dispatch.wait_for(&["delivering"]);
     assert_eq!(dispatch.stop().code(), 0);
     let ending = delivered.replay(&["--dead", "--execute"]);
