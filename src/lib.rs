@@ -168,7 +168,7 @@ pub mod core;
 
 pub mod net;
 
-pub mod sqlite;
+mod sqlite;
 
 pub mod kafka;
 
