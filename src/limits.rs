@@ -27,7 +27,7 @@ pub const FETCH_BYTES_MAX: usize = 1024 * 1024;
 pub const WRITE_BYTES_MAX: usize = 4 * 1024 * 1024;
 
 /// Bytes that a dead letter may have in addition to its event, for the answer and the headers.
-pub const LETTER_BYTES_MAX: usize = 64 * 1024;
+pub const DEAD_LETTER_EXTRA_BYTES_MAX: usize = 64 * 1024;
 
 /// Bytes of one answer of a broker. A fetch asks for far less, but a broker always sends a whole batch, and the topic's
 /// settings allow large ones. Anything beyond this does not come from a Kafka broker.
@@ -156,7 +156,7 @@ pub const LOG_REMINDER_INTERVAL: Duration = Duration::from_secs(60);
 
 /// How often the owner of a partition checks for a requested offset reset. Also how long it waits for the answer at its
 /// start, because delivery does not depend on it.
-pub const MOVES_LOOK_INTERVAL: Duration = Duration::from_secs(1);
+pub const RESET_LOOK_INTERVAL: Duration = Duration::from_secs(1);
 
 /// How often ingest and groups check whether the topic's number of partitions changed.
 pub const PARTITION_COUNT_CHECK_INTERVAL: Duration = Duration::from_secs(1);

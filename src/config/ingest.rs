@@ -26,7 +26,7 @@ impl EndpointConfig {
             size(flags.max_body),
             size(flags.max_pending)
         );
-        let max_event = limits::RECORD_BYTES_MAX - limits::LETTER_BYTES_MAX;
+        let max_event = limits::RECORD_BYTES_MAX - limits::DEAD_LETTER_EXTRA_BYTES_MAX;
         ensure!(
             flags.max_event <= max_event,
             "--max-event is {}, but the largest possible value is {max_event} bytes: the dead letter of an event has to \

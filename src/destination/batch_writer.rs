@@ -273,7 +273,7 @@ mod tests {
         let mut start = 0;
         let run = |&len: &usize| {
             start += len;
-            Run { events: start - len..start, attempt: 1, gap: false }
+            Run { events: start - len..start, attempt: 1, after_dead_letter: false }
         };
         let runs = runs.iter().map(run).collect();
         DeliveryBatch { topic: "t".into(), partition: 0, runs, events, deadline: (Instant::now() + time).into() }

@@ -135,7 +135,7 @@ mod tests {
 
     fn batch_of(runs: usize, events_each: usize, attempt: u32) -> DeliveryBatch {
         let event = |offset| Event { offset: offset as i64, record: Record::new(None, None, &[], 0) };
-        let run = |run| Run { events: run * events_each..(run + 1) * events_each, attempt, gap: false };
+        let run = |run| Run { events: run * events_each..(run + 1) * events_each, attempt, after_dead_letter: false };
         DeliveryBatch {
             topic: "t".into(),
             partition: 3,

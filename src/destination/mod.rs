@@ -127,7 +127,7 @@ pub struct Run {
     /// events of the run are attempted for the first time.
     pub attempt: u32,
     /// Whether this is the user's first event after a dead letter, so that the receiver can be told about the gap.
-    pub gap: bool,
+    pub after_dead_letter: bool,
 }
 
 /// When the reports of a batch are due, and until when its events may be sent.

@@ -38,7 +38,7 @@ pub const DESTINATION: &str = "eventd-destination";
 const EARLIER_MAX: usize = 10;
 
 /// Characters of the answer in the header of an earlier dead letter. All of these headers are small beside
-/// [`LETTER_BYTES_MAX`](crate::limits::LETTER_BYTES_MAX).
+/// [`DEAD_LETTER_EXTRA_BYTES_MAX`](crate::limits::DEAD_LETTER_EXTRA_BYTES_MAX).
 const EARLIER_ANSWER_CHARS_MAX: usize = 200;
 
 /// What a dead letter is made of.

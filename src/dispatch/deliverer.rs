@@ -304,7 +304,7 @@ impl Deliverer {
 impl RunInFlight {
     fn run(&self) -> Run {
         let Started { events, attempt, after_dead_letter, .. } = &self.started;
-        Run { events: events.clone(), attempt: *attempt, gap: *after_dead_letter }
+        Run { events: events.clone(), attempt: *attempt, after_dead_letter: *after_dead_letter }
     }
 }
 

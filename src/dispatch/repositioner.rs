@@ -12,7 +12,7 @@ use crate::core::Moment;
 use crate::core::outcome::Failure;
 use crate::core::progress::{OffsetReset, PartitionState};
 use crate::group::Group;
-use crate::limits::MOVES_LOOK_INTERVAL;
+use crate::limits::RESET_LOOK_INTERVAL;
 use std::time::Duration;
 use tokio::time::timeout;
 
@@ -54,7 +54,7 @@ impl Repositioner {
         log: &PartitionLog,
         now: Moment,
     ) {
-        self.look_at = Some(now + MOVES_LOOK_INTERVAL);
+        self.look_at = Some(now + RESET_LOOK_INTERVAL);
         match found {
             Ok(found) => self.wanted = found.filter(|reset| stored.lacks(reset)),
             Err(failure) => {
@@ -116,6 +116,6 @@ mod tests {
         assert!(repositioner.start_look(Moment::ZERO) && !repositioner.start_look(Duration::from_secs(100)));
         let failure = Failure::refused("group-unavailable", "no answer");
         repositioner.looked(Err(failure), &PartitionState::at(0), &log, Duration::from_secs(100));
-        assert_eq!(repositioner.next_look_at(), Some(Duration::from_secs(100) + MOVES_LOOK_INTERVAL));
+        assert_eq!(repositioner.next_look_at(), Some(Duration::from_secs(100) + RESET_LOOK_INTERVAL));
     }
 }

@@ -23,7 +23,7 @@ use super::repositioner::{RESET_LOOK_MAX, requested};
 use super::worker::Worker;
 use crate::core::outcome::{Ended, Failure};
 use crate::destination::spec::flag_of;
-use crate::limits::MOVES_LOOK_INTERVAL;
+use crate::limits::RESET_LOOK_INTERVAL;
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -223,7 +223,7 @@ async fn offset_reset_wanted(context: &DispatchContext, partition: u32, applied_
                 Ok(Err(_)) | Err(_) => {}
             }
         }
-        sleep(MOVES_LOOK_INTERVAL).await;
+        sleep(RESET_LOOK_INTERVAL).await;
     }
 }
 

@@ -31,7 +31,7 @@ use crate::core::progress::{OffsetReset, PartitionState, ResetTarget};
 use crate::core::verdict::Report;
 use crate::core::window::Window;
 use crate::group::is_final;
-use crate::limits::{LOG_REMINDER_INTERVAL, MOVES_LOOK_INTERVAL};
+use crate::limits::{LOG_REMINDER_INTERVAL, RESET_LOOK_INTERVAL};
 use crate::log::{FetchError, Fetched};
 use anyhow::Context as _;
 use std::sync::Arc;
@@ -124,7 +124,7 @@ impl Worker {
         };
         // A reset that was asked for while no process owned the partition is applied before anything is attempted. If the
         // group does not answer soon, delivery begins without it: the next look finds it.
-        let found = requested(&*context.parts.group, partition, MOVES_LOOK_INTERVAL).await;
+        let found = requested(&*context.parts.group, partition, RESET_LOOK_INTERVAL).await;
         let mut worker = Self::from_state(context, partition, state, Arc::default());
         worker.reset_looked(found);
         Ok(worker)

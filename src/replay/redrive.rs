@@ -94,14 +94,18 @@ impl RedriveDestination {
     /// and the pieces are delivered one after the other. `partitions` is the partition of each event.
     async fn deliver_by_partition(&self, batch: DeliveryBatch, partitions: Vec<u32>) -> Vec<Report> {
         let mut reports = Vec::with_capacity(batch.runs.len());
-        for Run { events, attempt, gap } in batch.runs {
+        for Run { events, attempt, after_dead_letter } in batch.runs {
             let mut report = Report { delivered: 0, failed: None };
             let mut start = events.start;
             while start < events.end && report.failed.is_none() {
                 let partition = partitions[start];
                 let len = partitions[start..events.end].iter().take_while(|other| **other == partition).count();
                 let is_first = start == events.start;
-                let run = Run { events: 0..len, attempt: if is_first { attempt } else { 1 }, gap: gap && is_first };
+                let run = Run {
+                    events: 0..len,
+                    attempt: if is_first { attempt } else { 1 },
+                    after_dead_letter: after_dead_letter && is_first,
+                };
                 let piece = DeliveryBatch {
                     topic: Arc::clone(&batch.topic),
                     partition,

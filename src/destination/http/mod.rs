@@ -205,7 +205,7 @@ impl Destination for HttpDestination {
                         partition: batch.partition,
                         event,
                         attempt: if is_first { run.attempt } else { 1 },
-                        gap: is_first && run.gap,
+                        after_dead_letter: is_first && run.after_dead_letter,
                         now: SystemTime::now(),
                     };
                     match self.attempt(webhook, &batch.deadline).await {

@@ -110,7 +110,7 @@ pub(super) struct WebhookRequest<'a> {
     pub(super) partition: u32,
     pub(super) event: &'a Event,
     pub(super) attempt: u32,
-    pub(super) gap: bool,
+    pub(super) after_dead_letter: bool,
     pub(super) now: SystemTime,
 }
 
@@ -162,7 +162,7 @@ impl WebhookRequest<'_> {
             encode(kind, IN_A_HEADER, &mut values);
             put(headers, &TYPE, &mut values);
         }
-        if self.gap {
+        if self.after_dead_letter {
             headers.insert(GAP.clone(), HeaderValue::from_static("1"));
         }
         for (name, value) in [(&CONTENT_TYPE, content_type), (&TRACEPARENT, traceparent), (&REPLAY, replay)] {
@@ -231,7 +231,8 @@ mod tests {
         let event = Event { offset: 17, record };
         let now = UNIX_EPOCH + Duration::from_secs(1_614_265_330);
         let mut headers = HeaderMap::new();
-        let attempt = WebhookRequest { topic: "t", partition: 2, event: &event, attempt: 3, gap: true, now };
+        let attempt =
+            WebhookRequest { topic: "t", partition: 2, event: &event, attempt: 3, after_dead_letter: true, now };
         attempt.put_headers(signer, &mut headers);
         headers
     }

@@ -4,7 +4,7 @@
 
 use crate::core::side_topics;
 use crate::kafka::{self, Admin, AdminError, Cluster, Recipient, TopicMetadata, describe, response_error, topic_name};
-use crate::limits::{BROKER_CALL_MAX, LETTER_BYTES_MAX};
+use crate::limits::{BROKER_CALL_MAX, DEAD_LETTER_EXTRA_BYTES_MAX};
 use crate::log::{CreateTopic, OpenError};
 use kafka_protocol::ResponseError;
 use kafka_protocol::messages::create_partitions_request::CreatePartitionsTopic;
@@ -182,7 +182,7 @@ fn configs_of(name: &str, create: CreateTopic, main_topic: Option<&OpenedTopic>)
     }
     if let Some(main_topic) = main_topic {
         configs.push((CLEANUP_KEY, "delete".into()));
-        configs.push((MAX_MESSAGE_BYTES_KEY, (main_topic.max_message_bytes + LETTER_BYTES_MAX).to_string()));
+        configs.push((MAX_MESSAGE_BYTES_KEY, (main_topic.max_message_bytes + DEAD_LETTER_EXTRA_BYTES_MAX).to_string()));
     }
     configs
 }

@@ -110,7 +110,7 @@ pub(crate) async fn a_requested_reset_is_applied_by_the_owner_or_at_once_without
     group.commit(1, stored.clone()).await.unwrap();
     assert_eq!(group.requested_reset(1).await, Ok(None));
     for wanted in [back(5, 3), OffsetReset { id: 6, to: ResetTarget::Ahead(first + 8) }, back(8, 2)] {
-        assert!(!fixture.moves(&name, topic, 1, wanted).await, "the owner has to apply it");
+        assert!(!fixture.request_reset(&name, topic, 1, wanted).await, "the owner has to apply it");
         // The owner learns of a request with a delay: an engine may cache for a while that there is none.
         let deadline = Instant::now() + PATIENCE;
         while group.requested_reset(1).await != Ok(Some(wanted)) {
@@ -125,8 +125,8 @@ pub(crate) async fn a_requested_reset_is_applied_by_the_owner_or_at_once_without
     group.leave().await;
     drop(group);
 
-    assert!(fixture.moves(&name, topic, 1, back(8, 2)).await);
-    assert!(fixture.moves(&name, topic, 1, back(9, 1)).await);
+    assert!(fixture.request_reset(&name, topic, 1, back(8, 2)).await);
+    assert!(fixture.request_reset(&name, topic, 1, back(9, 1)).await);
     let group = fixture.join(&name, topic).await;
     own(&*group, 2).await;
     assert_eq!(

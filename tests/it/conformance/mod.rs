@@ -28,7 +28,13 @@ pub(crate) trait Fixture: Send + Sync {
 
     /// Requests an offset reset in one partition. If no member owns the partition, applies it. Returns whether it was
     /// applied.
-    fn moves<'a>(&'a self, name: &'a str, topic: &'a str, partition: u32, wanted: OffsetReset) -> BoxFuture<'a, bool>;
+    fn request_reset<'a>(
+        &'a self,
+        name: &'a str,
+        topic: &'a str,
+        partition: u32,
+        wanted: OffsetReset,
+    ) -> BoxFuture<'a, bool>;
 }
 
 /// Makes one test of each promise.

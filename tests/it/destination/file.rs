@@ -331,7 +331,7 @@ proptest! {
             file_at(&path).deliver(DeliveryBatch {
                 topic: "t".into(),
                 partition: 0,
-                runs: vec![Run { events: 0..events.len(), attempt: 1, gap: false }],
+                runs: vec![Run { events: 0..events.len(), attempt: 1, after_dead_letter: false }],
                 events,
                 deadline: (tokio::time::Instant::now() + ATTEMPT_TIME).into(),
             }).await

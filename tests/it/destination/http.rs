@@ -232,7 +232,7 @@ async fn a_request_describes_its_event_and_is_signed() {
     let delivery_batch = DeliveryBatch {
         topic: "user-events".into(),
         partition: 3,
-        runs: vec![Run { events: 0..1, attempt: 4, gap: true }],
+        runs: vec![Run { events: 0..1, attempt: 4, after_dead_letter: true }],
         events: vec![Event { offset: 17, record }],
         deadline: (Instant::now() + ATTEMPT_TIME).into(),
     };

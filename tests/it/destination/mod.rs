@@ -44,7 +44,7 @@ pub(crate) fn delivery_batch(partition: u32, first: i64, runs: &[usize], time: D
             let offset = first + events.len() as i64;
             events.push(event(offset, &format!("user-{lane}"), format!("payload {offset}").as_bytes()));
         }
-        ranges.push(Run { events: start..events.len(), attempt: 1, gap: false });
+        ranges.push(Run { events: start..events.len(), attempt: 1, after_dead_letter: false });
     }
     DeliveryBatch {
         topic: "user-events".into(),
@@ -57,7 +57,7 @@ pub(crate) fn delivery_batch(partition: u32, first: i64, runs: &[usize], time: D
 
 /// Hands over one event and tells what became of it.
 pub(crate) async fn attempt(destination: &dyn Destination, event: Event, time: Duration) -> Result<(), Failed> {
-    let runs = vec![Run { events: 0..1, attempt: 1, gap: false }];
+    let runs = vec![Run { events: 0..1, attempt: 1, after_dead_letter: false }];
     let deadline = Instant::now() + time;
     let delivery_batch = DeliveryBatch {
         topic: "user-events".into(),

@@ -81,7 +81,13 @@ impl Fixture for Embedded {
         )
     }
 
-    fn moves<'a>(&'a self, name: &'a str, topic: &'a str, partition: u32, wanted: OffsetReset) -> BoxFuture<'a, bool> {
+    fn request_reset<'a>(
+        &'a self,
+        name: &'a str,
+        topic: &'a str,
+        partition: u32,
+        wanted: OffsetReset,
+    ) -> BoxFuture<'a, bool> {
         Box::pin(async move {
             let log = self.engine.open(topic, None).await.expect("the topic exists");
             let (groups, resets) = (SqliteGroups::new(self.engine.clone()), BTreeMap::from([(partition, wanted)]));

@@ -141,7 +141,7 @@ async fn a_requested_position_protects_nothing_until_it_is_committed() {
     group.commit(0, PartitionState::at(0)).await.unwrap();
     log.append(0, (0..100).map(|_| aged(2 * HOUR)).collect()).await.unwrap();
     assert!(
-        !embedded.moves("file-1", "events", 0, OffsetReset { id: 1, to: ResetTarget::Back(0) }).await,
+        !embedded.request_reset("file-1", "events", 0, OffsetReset { id: 1, to: ResetTarget::Back(0) }).await,
         "the owner has to apply it"
     );
     group.commit(0, PartitionState::at(100)).await.unwrap();

@@ -210,7 +210,7 @@ impl Destination for MemoryDestination {
                 .map(|run| DeliveredRun {
                     events: delivery_batch.events_of(run).to_vec(),
                     attempt: run.attempt,
-                    gap: run.gap,
+                    gap: run.after_dead_letter,
                 })
                 .collect();
             let (now, deadline) = (world.now(), world.moment(delivery_batch.deadline.at));

@@ -11,7 +11,7 @@ use crate::core::side_topics::rewind_group;
 use crate::group::kafka::errors::UNAVAILABLE;
 use crate::group::kafka::member::CommitIdentity;
 use crate::kafka::{Cluster, describe, is_another_topic};
-use crate::limits::MOVES_LOOK_INTERVAL;
+use crate::limits::RESET_LOOK_INTERVAL;
 use crate::log_limiter::LogLimiter;
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -39,7 +39,7 @@ impl ResetRequests {
         }
     }
 
-    /// The last reset that was requested for the partition. The answer may be old by half of [`MOVES_LOOK_INTERVAL`].
+    /// The last reset that was requested for the partition. The answer may be old by half of [`RESET_LOOK_INTERVAL`].
     pub(in crate::group::kafka) async fn latest(
         &self,
         partition: u32,
@@ -47,7 +47,7 @@ impl ResetRequests {
     ) -> Result<Option<OffsetReset>, Failure> {
         let mut cached = self.cached.lock().await;
         let resets = match &mut *cached {
-            Some((at, resets)) if at.elapsed() < MOVES_LOOK_INTERVAL / 2 => resets,
+            Some((at, resets)) if at.elapsed() < RESET_LOOK_INTERVAL / 2 => resets,
             cached => {
                 let now = Instant::now();
                 let resets = self.read(partition_count.max(partition + 1)).await?;

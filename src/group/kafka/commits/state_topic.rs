@@ -17,12 +17,12 @@ use crate::core::progress::PartitionState;
 use crate::core::side_topics::state_topic;
 use crate::group::kafka::errors::UNAVAILABLE;
 use crate::limits::FETCH_BYTES_MAX;
+use crate::log::grow_limiter::GrowLimiter;
 use crate::log::kafka::Kafka;
 use crate::log::{CreateTopic, Engine, FetchError, Log, OpenError};
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::{Mutex, OnceCell};
-use tokio::time::Instant;
+use tokio::sync::OnceCell;
 use uuid::Uuid;
 
 /// Headers that say which topic and destination a record of a side topic belongs to.
@@ -40,8 +40,7 @@ pub(super) struct StateTopic {
     topic: String,
     group: String,
     log: OnceCell<Arc<dyn Log>>,
-    /// When adding partitions was last tried.
-    grown_at: Mutex<Option<Instant>>,
+    grow_limiter: GrowLimiter,
 }
 
 /// How often eventd tries to add partitions to a topic that lacks some. The commits that need them come every second.
@@ -49,7 +48,13 @@ const GROW_INTERVAL: Duration = Duration::from_secs(10);
 
 impl StateTopic {
     pub(super) fn new(engine: Arc<Kafka>, topic: &str, group: &str) -> Self {
-        Self { engine, topic: topic.into(), group: group.into(), log: OnceCell::new(), grown_at: Mutex::default() }
+        Self {
+            engine,
+            topic: topic.into(),
+            group: group.into(),
+            log: OnceCell::new(),
+            grow_limiter: GrowLimiter::new(GROW_INTERVAL),
+        }
     }
 
     pub(super) fn name(&self) -> String {
@@ -99,11 +104,9 @@ impl StateTopic {
                 format!("progress is too large for a commit, and {}: add partitions to it ({why})", missing.detail);
             Failure::refused(UNAVAILABLE, detail)
         };
-        let mut grown_at = self.grown_at.lock().await;
-        if grown_at.is_some_and(|at| at.elapsed() < GROW_INTERVAL) {
+        let Some(_turn) = self.grow_limiter.turn().await else {
             return Err(unavailable("tried a moment ago".into()));
-        }
-        *grown_at = Some(Instant::now());
+        };
         let create = CreateTopic { partitions: partition_count, retention: None };
         self.engine.open(&self.name(), Some(create)).await.map(drop).map_err(|error| unavailable(error.to_string()))
     }
