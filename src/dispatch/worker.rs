@@ -288,21 +288,24 @@ impl Worker {
     fn batch_ended(&mut self, runs: Vec<RunInFlight>, reports: Vec<Report>) -> anyhow::Result<()> {
         let (context, now) = (Arc::clone(&self.context), self.context.now());
         reports.iter().for_each(|report| context.tally.attempted(report));
-        let (BatchEnd { given_up, failed_in_outage }, snapshot) = {
+        let (given_up, snapshot) = {
             let mut breaker = context.breaker.lock();
             let (gate, was_out) = (breaker.gate(now), breaker.is_out());
             let random = || context.random();
             let judge = Judge { breaker: &mut breaker, policy: &context.try_policy, random: &random, now };
             let (window, committer) = (&mut self.reader.window, &mut self.committer);
             let end = self.deliverer.batch_ended(runs, reports, judge, |event| settle(event, window, committer))?;
+            let BatchEnd { given_up, failed_in_outage } = end;
+            // The cause is set before the lock is released. Otherwise another worker could see the outage first, and write
+            // its line without a cause.
+            if let Some((verdict, answer)) = failed_in_outage {
+                context.notices.failed_in_outage(verdict, &answer);
+            }
             if gate != breaker.gate(now) {
                 context.breaker.notify_changed();
             }
-            (end, (was_out != breaker.is_out()).then(|| breaker.snapshot(now)))
+            (given_up, (was_out != breaker.is_out()).then(|| breaker.snapshot(now)))
         };
-        if let Some((verdict, answer)) = failed_in_outage {
-            context.notices.failed_in_outage(verdict, &answer);
-        }
         if let Some(snapshot) = snapshot {
             context.notices.set_backlog(self.partition, self.backlog());
             context.notices.write_due_lines(&snapshot, now);
