@@ -14,14 +14,20 @@ use crate::core::event::{self, Event};
 use crate::core::text::escaped_json;
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
-use jiff::Timestamp;
+use jiff::civil::DateTime;
 use jiff::fmt::StdIoWrite;
 use jiff::fmt::temporal::DateTimePrinter;
+use jiff::{SignedDuration, Timestamp};
 use std::borrow::Cow;
 use std::io::Write;
 
 /// The beginning of the year 0, in milliseconds since the Unix epoch.
 const YEAR_ZERO_MS: i64 = -62_167_219_200_000;
+
+/// The end of the year 9999, in milliseconds since the Unix epoch.
+const YEAR_9999_END_MS: i64 = 253_402_300_800_000;
+
+const UNIX_EPOCH_UTC: DateTime = DateTime::constant(1970, 1, 1, 0, 0, 0, 0);
 
 /// The possible beginnings of a line. They distinguish an incomplete line of eventd from the text of another program.
 pub(super) const LINE_PREFIXES: [&[u8]; 4] =
@@ -113,12 +119,19 @@ fn put(lines: &mut Vec<u8>, arguments: std::fmt::Arguments<'_>) {
 fn timestamp(timestamp_ms: i64, lines: &mut Vec<u8>) {
     static PRINTER: DateTimePrinter = DateTimePrinter::new().precision(Some(3));
     // In Kafka, a timestamp of -1 means "none". Years before 0 would have a sign and six digits.
-    if timestamp_ms == -1 || timestamp_ms < YEAR_ZERO_MS {
+    if timestamp_ms == -1 || !(YEAR_ZERO_MS..YEAR_9999_END_MS).contains(&timestamp_ms) {
         return;
     }
-    let Ok(timestamp) = Timestamp::from_millisecond(timestamp_ms) else { return };
     lines.extend_from_slice(b",\"timestamp\":\"");
-    PRINTER.print_timestamp(&timestamp, StdIoWrite(&mut *lines)).expect("writing to memory cannot fail");
+    let written = match Timestamp::from_millisecond(timestamp_ms) {
+        Ok(timestamp) => PRINTER.print_timestamp(&timestamp, StdIoWrite(&mut *lines)),
+        // A `Timestamp` ends a day before the year 9999 does, so that it has a date in every time zone.
+        Err(_) => {
+            let time = UNIX_EPOCH_UTC + SignedDuration::from_millis(timestamp_ms);
+            PRINTER.print_datetime(&time, StdIoWrite(&mut *lines)).map(|()| lines.push(b'Z'))
+        }
+    };
+    written.expect("writing to memory cannot fail");
     lines.push(b'"');
 }
 
@@ -204,7 +217,10 @@ mod tests {
         }
 
         #[test]
-        fn timestamps_agree_with_those_of_another_library(timestamp_ms in 0..=Timestamp::MAX.as_millisecond()) {
+        fn timestamps_agree_with_those_of_another_library(timestamp_ms in prop_oneof![
+            0..YEAR_9999_END_MS,
+            Timestamp::MAX.as_millisecond() - 1_000..YEAR_9999_END_MS,
+        ]) {
             let mut lines = Vec::new();
             timestamp(timestamp_ms, &mut lines);
             let other = humantime::format_rfc3339_millis(UNIX_EPOCH + Duration::from_millis(timestamp_ms as u64));
