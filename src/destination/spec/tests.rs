@@ -159,6 +159,7 @@ fn passwords_and_queries_are_never_shown() {
         "http//u:secret@h/x",
         "HTTPS//u:secret@h/x",
         "hook=https//u:secret@h/x",
+        "my hook=https//h/secret/x",
         "h/hook?token=secret",
         "h/u:secret@x/y=1",
         "http://u:secret@h/x,http://u:secret@h/y",

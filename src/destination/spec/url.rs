@@ -60,15 +60,19 @@ fn request_uri(text: &str) -> Result<String, &'static str> {
 
 /// Whether a path is most likely a mistyped URL: `http//host`, `host/hook?token=…`, `host/user:password@host`.
 ///
-/// The path has no `NAME=` any more. An absolute path, and one that begins with `.`, is always meant as a path.
+/// The path has no valid `NAME=` any more. An absolute path, and one that begins with `.`, is always meant as a path.
 pub(super) fn is_likely_mistyped(path: &str) -> bool {
     if path.starts_with(['/', '.']) {
         return false;
     }
     let lower = path.to_ascii_lowercase();
-    let is_scheme_without_colon = ["http", "https"]
-        .iter()
-        .any(|scheme| lower.strip_prefix(scheme).is_some_and(|rest| rest.starts_with("//") || rest.starts_with(";//")));
+    // Text before `=` that is not a valid name is still a part of the path.
+    let after_name = lower.split_once('=').map_or(lower.as_str(), |(_, rest)| rest);
+    let begins_with_scheme = |text: &str| {
+        let mut rests = ["http", "https"].iter().filter_map(|scheme| text.strip_prefix(scheme));
+        rests.any(|rest| rest.starts_with("//") || rest.starts_with(";//"))
+    };
+    let is_scheme_without_colon = begins_with_scheme(&lower) || begins_with_scheme(after_name);
     let has_query = lower.split_once('?').is_some_and(|(_, query)| query.contains('='));
     let has_user = lower.split_once('@').is_some_and(|(before, _)| before.contains(':'));
     is_scheme_without_colon || has_query || has_user
