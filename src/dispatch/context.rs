@@ -96,8 +96,8 @@ impl SharedBreaker {
         self.breaker.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Ready when another worker calls [`notify_changed`](Self::notify_changed). A change after this call is not missed,
-    /// even if the future is polled later.
+    /// Ready when any worker calls [`notify_changed`](Self::notify_changed). A change after this call is not missed, even
+    /// if the future is polled later.
     ///
     /// (A `watch` channel would do too, but it wakes its receivers in random order, which a simulation cannot repeat.)
     pub(super) fn changed(&self) -> impl Future<Output = ()> {

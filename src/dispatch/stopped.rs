@@ -92,10 +92,12 @@ enum WaitEnd {
     OffsetReset,
 }
 
-/// What a log line has said about the partition, so that the same reason is not written each minute.
+/// What is kept of a partition from one worker to the next.
 #[derive(Default)]
 struct StoppedState {
+    /// Present while the partition is stopped.
     entry: Option<StoppedEntry>,
+    /// The reason in the last log line, so that the same reason is not written each minute.
     logged_reason: String,
     /// The last offset reset that was found to be applied already.
     applied_reset: Option<u64>,

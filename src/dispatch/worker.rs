@@ -9,8 +9,8 @@
 //!            └───────────────────────────────────────────────────────────┘
 //! ```
 //!
-//! The state is in the parts ([`PartitionReader`], [`Deliverer`], [`DeadLetterWriter`], [`Committer`], [`Repositioner`]), which do
-//! not know each other. This file only joins them.
+//! The state is in the parts ([`PartitionReader`], [`Deliverer`], [`DeadLetterWriter`], [`Committer`], [`Repositioner`]). This
+//! file only joins them. No part holds another one: a method that needs one gets it as an argument.
 //!
 //! Nothing is attempted before the first commit is stored. A commit stores what this worker knows to be settled at that
 //! moment. If a task or the lanes panic, the partition stops with the message of the panic.

@@ -74,6 +74,6 @@ pub struct BreakerSnapshot {
     pub out_since: Option<Moment>,
     /// Whether a probe is in flight.
     pub probing: bool,
-    /// The health of the destination. While the breaker is open, it is what was known when the breaker opened.
+    /// The health of the destination by the latest verdicts. While the breaker is open, these are mostly of probes.
     pub health: Health,
 }

@@ -69,7 +69,7 @@ impl Link {
     }
 
     fn fault_of(&self, kind: RequestKind) -> Option<NetworkFault> {
-        let about = |fault: &NetworkFault| fault.kind.is_none_or(|troubled| troubled == kind);
+        let about = |fault: &NetworkFault| fault.kind.is_none_or(|affected| affected == kind);
         self.faults().iter().filter(|fault| fault.until > Instant::now()).copied().find(about)
     }
 
@@ -97,7 +97,7 @@ impl Link {
         tokio::spawn(async move {
             let mut answer = answer;
             match self.travel(kind, elsewhere, deliver).await {
-                Some(Ok(assigned)) => drop(answer.send(assigned)),
+                Some(Ok(response)) => drop(answer.send(response)),
                 // The connection is closed.
                 Some(Err(())) => {}
                 None => answer.closed().await,

@@ -434,8 +434,8 @@ impl<'a> Driver<'a> {
 
     /// Whether every process runs, reaches the group, and owns its partitions.
     fn all_processes_are_back(&self) -> bool {
-        let records_left = |slot: &Option<Running>| slot.as_ref().is_some_and(|running| !running.cut_off);
-        self.slots.iter().all(records_left) && self.world.lock().members.is_balanced()
+        let is_back = |slot: &Option<Running>| slot.as_ref().is_some_and(|running| !running.cut_off);
+        self.slots.iter().all(is_back) && self.world.lock().members.is_balanced()
     }
 
     async fn stop_in_order(&mut self) {
