@@ -100,7 +100,7 @@ pub(crate) async fn a_waiting_fetch_wakes_for_an_append(fixture: &dyn Fixture) {
     let end = log.latest(0).await.unwrap();
     let waiting = {
         let log = Arc::clone(&log);
-        tokio::spawn(async move { log.fetch(0, end, MIB, Duration::from_secs(60)).await })
+        tokio::spawn(async move { log.fetch(0, end, MIB, 2 * PATIENCE).await })
     };
     let offset = log.append(0, vec![record("user", "late")]).await.unwrap();
     let fetched = timeout(PATIENCE, waiting).await.expect("the append wakes the fetch").unwrap().unwrap();

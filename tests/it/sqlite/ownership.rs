@@ -25,7 +25,7 @@ async fn a_waiting_fetch_wakes_for_an_append_of_another_engine() {
     let embedded = fixture().await;
     let (here, other) = (embedded.topic("events").await, embedded.again().await);
     let there = open(&other, "events").await;
-    let waiting = tokio::spawn(async move { there.fetch(0, 0, 1 << 20, Duration::from_secs(60)).await });
+    let waiting = tokio::spawn(async move { there.fetch(0, 0, 1 << 20, 2 * PATIENCE).await });
     let appended = Instant::now();
     here.append(0, vec![record("user", "seen")]).await.unwrap();
     let fetched = timeout(PATIENCE, waiting)
