@@ -3,7 +3,7 @@
 //!
 //! ```text
 //!  call ─▶ client: shared by calls at the same time, or else new (same addresses, TLS and SASL as everything else)
-//!           │ every call has a deadline of ours; rskafka itself would repeat it for ever
+//!           │ every call has a deadline of ours; rskafka itself waits for an answer without a limit
 //!           ▼
 //!  ok │ refused: a broker said no │ unknown: no clear answer in time, so the call may have had its effect
 //! ```
@@ -11,7 +11,7 @@
 //! The client is dropped when the last call that uses it ends, and after every failure. So eventd keeps no connection for
 //! calls that it makes once a minute or less, and a topic of 1,000 partitions costs no connection of its own.
 
-use crate::limits::BROKER_CALL_MAX;
+use crate::limits::{BROKER_ANSWER_MAX, BROKER_CALL_MAX};
 use crate::net::BrokerSettings;
 use rskafka::client::Client;
 use rskafka::client::error::{Error as ClientError, ProtocolError};
@@ -112,11 +112,16 @@ impl Admin {
         let deadline = Instant::now() + BROKER_CALL_MAX;
         // `rskafka` logs every connection at level info, and answers that are expected here at level error. What matters
         // is in the result.
-        let client = self.client().with_subscriber(NoSubscriber::default());
-        let client = match timeout_at(deadline, client).await {
-            Ok(Ok(client)) => client,
-            Ok(Err(error)) => return Err(AdminError::NotSent(format!("no broker answers: {error}"))),
-            Err(_) => return Err(AdminError::NotSent(format!("no broker answers within {BROKER_CALL_MAX:?}"))),
+        let client = loop {
+            // `rskafka` waits without a limit for the broker that it asks first. A second try asks the brokers in
+            // another random order, so one broker that hangs does not use up the whole time.
+            let connect_by = deadline.min(Instant::now() + BROKER_ANSWER_MAX);
+            match timeout_at(connect_by, self.client().with_subscriber(NoSubscriber::default())).await {
+                Ok(Ok(client)) => break client,
+                Ok(Err(error)) => return Err(AdminError::NotSent(format!("no broker answers: {error}"))),
+                Err(_) if Instant::now() < deadline => {}
+                Err(_) => return Err(AdminError::NotSent(format!("no broker answers within {BROKER_CALL_MAX:?}"))),
+            }
         };
         let call = call(Arc::clone(&client)).with_subscriber(NoSubscriber::default());
         let result = timeout_at(deadline, call).await;
