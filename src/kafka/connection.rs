@@ -68,7 +68,7 @@ impl Connection {
             Ok(Err(ConnectError::Configuration(why))) => {
                 return Err(Error::Configuration(format!("cannot connect to {address}: {why}")));
             }
-            Err(_) => return Err(Error::NotSent(format!("cannot connect to {address}: no answer within 3s"))),
+            Err(_) => return Err(Error::NotSent(format!("cannot connect to {address}: no answer in time"))),
         };
         let mut connection = Self { stream, address: address.to_owned(), correlation_id: 0, versions: HashMap::new() };
         let handshake_by = deadline.min(Instant::now() + BROKER_ANSWER_MAX);
