@@ -279,15 +279,7 @@ impl Group for SqliteGroup {
 }
 
 fn unavailable(error: ReadError) -> Failure {
-    let detail = match error {
-        ReadError::Failed(detail) => detail,
-        // Reads of a group's rows have no offset, so these two do not occur.
-        ReadError::OutOfRange { from, earliest, latest } => {
-            format!("offset {from} is not in the log, which has {earliest} to {latest}")
-        }
-        ReadError::Corrupt { offset, detail } => format!("the record at offset {offset} is damaged: {detail}"),
-    };
-    Failure::refused("group-unavailable", detail)
+    Failure::refused("group-unavailable", error.to_string())
 }
 
 /// The name becomes part of a file name.
