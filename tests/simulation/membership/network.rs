@@ -34,12 +34,13 @@ pub(super) struct NetworkFault {
     pub(super) until: Instant,
     /// The affected requests, or `None` for all.
     pub(super) kind: Option<RequestKind>,
-    pub(super) requests: Direction,
-    pub(super) answers: Direction,
+    pub(super) requests: Transit,
+    pub(super) answers: Transit,
 }
 
+/// What happens to a message on its way.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Direction {
+pub(super) enum Transit {
     Well,
     Slow,
     Lost,
@@ -74,14 +75,14 @@ impl Link {
     }
 
     /// How long the message takes, or `None` if it is lost.
-    fn takes(&self, direction: Direction) -> Option<Duration> {
+    fn takes(&self, transit: Transit) -> Option<Duration> {
         let mut state = self.world.lock();
         let lost = state.loss;
-        match direction {
-            Direction::Lost => None,
+        match transit {
+            Transit::Lost => None,
             _ if state.random.chance(lost) => None,
-            Direction::Slow => Some(state.random.millis(1, 2_000)),
-            Direction::Well => Some(state.random.millis(1, 12)),
+            Transit::Slow => Some(state.random.millis(1, 2_000)),
+            Transit::Well => Some(state.random.millis(1, 12)),
         }
     }
 
@@ -119,7 +120,7 @@ impl Link {
         elsewhere: fn(ResponseError) -> T,
         deliver: impl FnOnce(&mut State, Sender<T>, Instant),
     ) -> Option<Result<T, ()>> {
-        let there = self.takes(self.fault_of(kind).map_or(Direction::Well, |fault| fault.requests))?;
+        let there = self.takes(self.fault_of(kind).map_or(Transit::Well, |fault| fault.requests))?;
         sleep(there).await;
         let now = Instant::now();
         if self.gone.lock().unwrap().is_some_and(|gone| gone + IN_FLIGHT_MAX <= now) {
@@ -136,7 +137,7 @@ impl Link {
         }
         self.world.happened.notify_one();
         let answered = answered.await.map_err(drop);
-        sleep(self.takes(self.fault_of(kind).map_or(Direction::Well, |fault| fault.answers))?).await;
+        sleep(self.takes(self.fault_of(kind).map_or(Transit::Well, |fault| fault.answers))?).await;
         Some(answered)
     }
 
@@ -198,9 +199,9 @@ impl Coordinator for Arc<Link> {
 
     fn partition_count<'a>(&'a self, _: &'a str, deadline: Instant) -> CoordinatorFuture<'a, Option<u32>> {
         Box::pin(async move {
-            let direction = self.fault_of(RequestKind::Others).map_or(Direction::Well, |fault| fault.answers);
+            let transit = self.fault_of(RequestKind::Others).map_or(Transit::Well, |fault| fault.answers);
             let answer = async {
-                match self.takes(direction) {
+                match self.takes(transit) {
                     Some(time) => sleep(time).await,
                     None => std::future::pending().await,
                 }

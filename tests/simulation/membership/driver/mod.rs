@@ -4,7 +4,7 @@ mod calm;
 
 use super::coordinator::Group;
 use super::harness::Random;
-use super::network::{Direction, NetworkFault, RequestKind};
+use super::network::{NetworkFault, RequestKind, Transit};
 use super::oracle::{Counts, Life, Oracle};
 use super::process::{Process, Setup};
 use super::{State, World};
@@ -309,7 +309,7 @@ impl Driver {
     async fn answer_late_and_freeze(&mut self, slot: usize) {
         if let Some(process) = &self.slots[slot].process {
             let until = Instant::now() + self.session * 2;
-            let (requests, answers) = (Direction::Well, Direction::Slow);
+            let (requests, answers) = (Transit::Well, Transit::Slow);
             process.link.faults().push(NetworkFault { until, kind: None, requests, answers });
             self.done.faults += 1;
             self.note(format_args!("{} is answered late for {:?}", process.life, self.session * 2));
@@ -322,19 +322,19 @@ impl Driver {
 
     fn cut_off(&mut self, slot: usize) {
         let long = self.session.as_millis() as u64 * 3;
-        let (bad, good) = (self.random.pick(&[Direction::Lost, Direction::Lost, Direction::Slow]), Direction::Well);
-        let ways = self.random.pick(&[(bad, good), (good, bad), (bad, bad)]);
+        let (bad, good) = (self.random.pick(&[Transit::Lost, Transit::Lost, Transit::Slow]), Transit::Well);
+        let transits = self.random.pick(&[(bad, good), (good, bad), (bad, bad)]);
         let kind = self.random.pick(&[
             None,
             Some(RequestKind::Joins),
             Some(RequestKind::Joins),
             Some(RequestKind::Heartbeats),
         ]);
-        let mut faults = vec![(kind, ways)];
+        let mut faults = vec![(kind, transits)];
         // Each kind of request has a connection of its own.
         if self.random.chance(30) {
-            let lost = (Direction::Lost, good);
-            faults = vec![(Some(RequestKind::Joins), (good, Direction::Slow))];
+            let lost = (Transit::Lost, good);
+            faults = vec![(Some(RequestKind::Joins), (good, Transit::Slow))];
             faults.extend([RequestKind::Heartbeats, RequestKind::Others].map(|kind| (Some(kind), lost)));
         }
         self.done.faults += 1;
