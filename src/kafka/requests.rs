@@ -1,7 +1,7 @@
 //! The requests that eventd sends, each with its range of versions: from the version of Kafka 2.8 to the newest one whose
 //! new fields eventd does not need. A connection uses the highest version that the broker supports as well.
 //!
-//! Offsets at a time, deleting records and deleting topics are not here: `rskafka` sends those (`admin.rs`).
+//! Deleting records and deleting topics are not here: `rskafka` sends those (`admin.rs`).
 
 use kafka_protocol::messages::{
     ApiKey, ApiVersionsRequest, ApiVersionsResponse, CreatePartitionsRequest, CreatePartitionsResponse,

@@ -81,8 +81,9 @@ pub trait Log: Send + Sync + fmt::Debug {
 
 /// Where topics are stored.
 pub trait Engine: Send + Sync + fmt::Debug {
-    /// Opens a topic. If `create` is given, a missing topic is created. An existing topic is opened as it is, with any
-    /// number of partitions.
+    /// Opens a topic. If `create` is given, a missing topic is created. An existing topic is a success, whatever its
+    /// number of partitions. On Kafka, a side topic with fewer partitions then gets the missing ones, if the brokers
+    /// allow it.
     fn open<'a>(
         &'a self,
         topic: &'a str,

@@ -88,7 +88,8 @@ impl Cluster {
     /// healthy one needs; then the next one is asked.
     ///
     /// # Errors
-    /// [`Error::NoAnswer`] if the request may have had an effect. Every other error means that it had none.
+    /// If one broker was asked: [`Error::NoAnswer`] if the request may have had an effect; every other error means that
+    /// it had none. If any broker could answer, this holds only for the broker whose error is returned.
     pub async fn call<R: Request>(
         &self,
         recipient: Recipient<'_>,

@@ -9,9 +9,9 @@
 //!
 //! - A partition stays with its member, unless that member has more than its share.
 //! - A partition that a member owns or has yet to release is assigned to no other member.
-//! - A member that is revoking partitions is not asked for more. Several members release at different times, and each
-//!   release is a new assignment. If two members have equally many partitions, the one that is not revoking any
-//!   gets the larger share, so an assignment in between repeats the decision of the one before it.
+//! - If two members have equally many partitions, the one that is revoking fewer of them gets the larger share. Members
+//!   release at different times, and each release leads to a new assignment. So an assignment in between repeats the
+//!   decision of the one before it.
 //! - A draining member gets nothing. What it has released is shared by the others; what it has yet to release waits.
 
 use super::messages::OwnedPartitions;

@@ -1,5 +1,5 @@
-//! Recipient gets which partition: what members tell the leader ([`messages`]), whom the leader refuses ([`leader`]), and how
-//! it shares the partitions among the rest ([`assignor`]).
+//! Which member gets which partition: what members tell the leader ([`messages`]), which members the leader refuses
+//! ([`leader`]), and how it shares the partitions among the others ([`assignor`]).
 
 mod assignor;
 mod leader;

@@ -48,8 +48,9 @@ impl Lease {
         Self { session_timeout, heartbeat_sent: None, no_rebalance_at: None, awaits_sync: false }
     }
 
-    /// How long a broker waits for all members in a rebalance. It is longer than a session by a few heartbeats: if a
-    /// member dies just as a rebalance starts, its session must end before the others are removed for not joining.
+    /// How long a broker waits for all members in a rebalance. It is longer than a session: if a member dies just as a
+    /// rebalance starts, the others wait in their JoinGroup until its session has ended. They must keep their leases
+    /// meanwhile.
     pub(in crate::group::kafka) fn rebalance_timeout(session_timeout: Duration) -> Duration {
         session_timeout * 3 / 2
     }

@@ -12,7 +12,8 @@ use tokio::time::{Instant, sleep};
 impl SharedMembership {
     pub(super) async fn send_heartbeats(&self) -> std::convert::Infallible {
         loop {
-            // Ten in a session, so that a few may be lost. A rebalance is noticed within `HEARTBEAT_INTERVAL_MAX`.
+            // At least ten in a session, so that a few may be lost. A rebalance is noticed within
+            // `HEARTBEAT_INTERVAL_MAX`.
             sleep((self.config.session_timeout / 10).min(HEARTBEAT_INTERVAL_MAX)).await;
             self.heartbeat().await;
         }
