@@ -11,6 +11,7 @@
 //! The client is dropped when the last call that uses it ends, and after every failure. So eventd keeps no connection for
 //! calls that it makes once a minute or less, and a topic of 1,000 partitions costs no connection of its own.
 
+use super::call_timeout_ms;
 use crate::limits::{BROKER_ANSWER_MAX, BROKER_CALL_MAX};
 use crate::net::BrokerSettings;
 use rskafka::client::Client;
@@ -183,10 +184,6 @@ fn is_temporary(code: ProtocolError) -> bool {
             | ProtocolError::ReplicaNotAvailable
             | ProtocolError::ThrottlingQuotaExceeded
     )
-}
-
-fn call_timeout_ms() -> i32 {
-    i32::try_from(BROKER_CALL_MAX.as_millis()).unwrap_or(i32::MAX)
 }
 
 #[cfg(test)]

@@ -35,11 +35,17 @@ pub use connection::Error;
 pub use requests::Request;
 pub use topology::{Leader, PartitionEpoch, PartitionMetadata, TopicMetadata, is_another_topic};
 
+use crate::limits::BROKER_CALL_MAX;
 use kafka_protocol::ResponseError;
 
 /// The error that a broker's code means. `None`: success.
 pub fn response_error(code: i16) -> Option<ResponseError> {
     ResponseError::try_from_code(code)
+}
+
+/// How long a broker may take to create, change or delete a topic, as a field of the request.
+pub(crate) fn call_timeout_ms() -> i32 {
+    i32::try_from(BROKER_CALL_MAX.as_millis()).unwrap_or(i32::MAX)
 }
 
 /// An error's name and number, as Kafka's documentation lists them: `NotLeaderOrFollower (6)`.

@@ -3,8 +3,10 @@
 //! (`auto.create.topics.enable`).
 
 use crate::core::side_topics;
-use crate::kafka::{self, Admin, AdminError, Cluster, Recipient, TopicMetadata, describe, response_error, topic_name};
-use crate::limits::{BROKER_CALL_MAX, DEAD_LETTER_EXTRA_BYTES_MAX};
+use crate::kafka::{
+    self, Admin, AdminError, Cluster, Recipient, TopicMetadata, call_timeout_ms, describe, response_error, topic_name,
+};
+use crate::limits::DEAD_LETTER_EXTRA_BYTES_MAX;
 use crate::log::{CreateTopic, OpenError};
 use kafka_protocol::ResponseError;
 use kafka_protocol::messages::create_partitions_request::CreatePartitionsTopic;
@@ -257,10 +259,6 @@ async fn add_partitions(cluster: &Cluster, name: &str, partitions: u32, deadline
             Err(format!("{}{message}", describe(error)))
         }
     }
-}
-
-fn call_timeout_ms() -> i32 {
-    i32::try_from(BROKER_CALL_MAX.as_millis()).unwrap_or(i32::MAX)
 }
 
 /// The topic's settings, as far as eventd is allowed to read them.
