@@ -129,7 +129,7 @@ impl Admin {
         if let Ok(Ok(value)) = result {
             return Ok(value);
         }
-        self.forget(&client).await;
+        self.forget(&client);
         Err(match result {
             Ok(Err(error)) => classify(error),
             _ => AdminError::Unknown(format!("no answer within {BROKER_CALL_MAX:?}")),
@@ -148,9 +148,12 @@ impl Admin {
     }
 
     /// The next call gets a new client: what this one knows about the brokers may be the reason of the failure.
-    async fn forget(&self, failed: &Arc<Client>) {
-        let mut shared = self.client.lock().await;
-        if shared.as_ptr() == Arc::as_ptr(failed) {
+    fn forget(&self, failed: &Arc<Client>) {
+        // If the lock is held, another call is connecting, because the failed client is forgotten already. Waiting
+        // for it would take this call past its deadline.
+        if let Ok(mut shared) = self.client.try_lock()
+            && shared.as_ptr() == Arc::as_ptr(failed)
+        {
             *shared = Weak::new();
         }
     }
