@@ -113,7 +113,7 @@ fn too_few_descriptors_for_the_files_of_all_partitions_give_a_warning() {
     let folder = tempfile::tempdir().unwrap();
     let destination = ["--partitions", "100", "--dest", "out-{partition}.jsonl"];
     let up = limited(folder.path(), "-n 150", &[&UP[..], &destination].concat());
-    up.wait_for(&["WARN", "owns all partitions", "limit=150 needed=100 reserved=54", "ulimit -n"]);
+    up.wait_for(&["WARN", "files of all partitions", "limit=150 needed=100 reserved=54", "ulimit -n"]);
     up.wait_for(&["limit=150 reserved=134 for_partitions=54 connections=16"]);
     assert_eq!(up.stop().code(), 0);
 }
@@ -122,7 +122,7 @@ fn too_few_descriptors_for_the_files_of_all_partitions_give_a_warning() {
 fn a_number_of_connections_that_is_not_possible_is_reduced_with_a_warning() {
     let folder = tempfile::tempdir().unwrap();
     let up = limited(folder.path(), "-n 256", &[&UP[..], &["--max-connections", "5000", "--dest", "null:"]].concat());
-    up.wait_for(&["WARN", "--max-connections", "uses a smaller value", "asked=5000", "connections=176", "ulimit -n"]);
+    up.wait_for(&["WARN", "--max-connections", "is reduced", "asked=5000", "connections=176", "ulimit -n"]);
     assert_eq!(up.stop().code(), 0);
 }
 
