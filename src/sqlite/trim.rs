@@ -309,7 +309,7 @@ mod tests {
             Trimmer::new(&self.connection, now).unwrap()
         }
 
-        /// WatcherDuties until nothing is left to remove; who lost what.
+        /// Trims until nothing is left to remove. Answers with the losses that are due to be logged.
         fn trim(&self, trimmer: &mut Trimmer, now: ClockReading) -> Vec<LostEvents> {
             while let Some(step) = trimmer.next_step(&self.connection, now).unwrap() {
                 let losses = trimmer.remove(&self.connection, step).unwrap();

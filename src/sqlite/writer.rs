@@ -70,7 +70,7 @@ struct Writer {
     waiting: VecDeque<QueuedWrite>,
     /// There may be records to trim.
     housekeeping: bool,
-    /// The files were checked after the last commit, and the writer has done nothing else since.
+    /// The files were checked after the last commit. Since then, the writer has neither trimmed nor waited for a message.
     files_are_checked: bool,
     /// Set when the database is being closed. Dropped when the writer has ended.
     closing: Option<oneshot::Sender<()>>,
