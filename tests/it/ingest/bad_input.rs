@@ -356,7 +356,7 @@ async fn invalid_utf8_is_refused_with_its_position() {
 }
 
 #[tokio::test]
-async fn deep_nesting_is_refused_without_a_crash() {
+async fn malformed_json_that_is_deeply_nested_is_refused_without_a_crash() {
     let problem = refused_json(&"[".repeat(60_000)).await;
     assert_says(&problem, json!({"status": 400, "code": "not-an-event", "index": 0}));
     let problem = refused_json(&format!(r#"{{"UserID":"u","Payload":{}"#, r#"{"a":["#.repeat(9_000))).await;

@@ -82,7 +82,7 @@ fn existing_files_keep_their_permissions_and_locks_get_those_of_the_database() {
 }
 
 #[test]
-fn a_lock_file_that_is_a_link_or_a_pipe_is_neither_followed_nor_opened() {
+fn a_lock_file_that_is_a_link_or_a_pipe_is_neither_followed_nor_waited_for() {
     for (kind, says) in
         [("link", "it is a symbolic link"), ("pipe", "it is not a regular file"), ("folder", "directory")]
     {
