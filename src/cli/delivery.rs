@@ -109,8 +109,8 @@ pub struct DeliveryFlags {
 
     /// Most bytes of these events, for all destinations together
     ///
-    /// An event counts as user, payload and 128 bytes. In `up`, destinations share the bytes equally, and each has at least
-    /// 1MiB.
+    /// An event counts as user, payload, headers and 128 bytes. In `up`, destinations share the bytes equally, and each has
+    /// at least 1MiB.
     #[arg(long, value_name = "SIZE", env = "EVENTD_WINDOW_BYTES", default_value = defaults::WINDOW_BYTES, value_parser = values::size, help_heading = BOUNDS)]
     pub window_bytes: usize,
 
@@ -128,7 +128,7 @@ pub struct DeliveryFlags {
     #[arg(long, env = "EVENTD_KEEP_MEMBERSHIP", requires = "instance_id", value_parser = BoolishValueParser::new(), help_heading = GROUP)]
     pub keep_membership: bool,
 
-    /// Make one in N events fail before it reaches the destination; 0 is off
+    /// Make about one in N attempts fail before they reach the destination; 0 is off
     ///
     /// A drill shows how retries, dead letters and alerts work, without breaking a destination.
     #[arg(long, value_name = "N", env = "EVENTD_RELIABILITY", default_value = defaults::RELIABILITY, value_parser = values::one_in, help_heading = DRILL)]
