@@ -121,7 +121,7 @@ pub const DATABASE_READERS_MAX: usize = 4;
 /// Records in one fetch: bounds how long one read transaction lasts where records are tiny.
 pub const FETCH_EVENTS_MAX: usize = 10_000;
 
-/// Permissions of a database that is made: nobody else reads users' events. Its -wal, -shm and lock files get the same.
+/// Permissions of a new database: only its owner may read users' events. Its -wal, -shm and lock files get the same ones.
 pub const DATABASE_MODE: u32 = 0o600;
 
 // Kafka.

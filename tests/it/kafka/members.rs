@@ -319,7 +319,7 @@ fn another_program_in_the_group_is_refused_and_disturbs_no_running_member() {
     });
     let refused = scene.member(&[]).end();
     assert_eq!(refused.code(), 1, "{}", refused.said);
-    assert!(refused.said.contains("another program is in the group"), "{}", refused.said);
+    assert!(refused.said.contains("members that are not eventd processes"), "{}", refused.said);
     assert!(refused.said.contains("--name"), "{}", refused.said);
     theirs.stop();
 
