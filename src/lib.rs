@@ -1,5 +1,5 @@
 //! eventd takes users' events in over HTTP, keeps them in a durable log, and delivers them to any number of destinations:
-//! in order per user, at least once, and each destination and each user isolated from the troubles of the others.
+//! in order per user, at least once, with each destination and each user isolated from the others.
 //!
 //! ```text
 //!            HTTP                      durable log                       one for each destination

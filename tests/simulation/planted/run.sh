@@ -31,7 +31,7 @@ for patch in "$@"; do
     # There are two threads, and each ends at its first failing seed.
     first=$(sed -n 's/.*replay: EVENTD_SIM_FIRST=\([0-9]*\) .*/\1/p' "$log" | sort -n | head -n 1)
     if [ -n "$first" ]; then
-        echo "$(basename "$patch" .patch): caught by seed $first, the $((first + 1)). of them"
+        echo "$(basename "$patch" .patch): caught by seed $first"
     else
         echo "$(basename "$patch" .patch): NOT caught in $seeds seeds, see $log"
         missed=1
