@@ -18,13 +18,15 @@
 //!   lock on the database, and every open connection holds a shared one. So their inodes do not change.
 //! - A restarted log counts from frame 1 again and keeps its length, and a truncated one counts 0 frames. So the length is
 //!   compared with the frames that are counted now, and a file that changes in between is checked again.
-//! - A checkpoint shortens the database only after `VACUUM`. Then its page count has fallen too.
+//! - After `VACUUM`, a checkpoint shortens the database. A later commit adds pages again, and they are in the log until the
+//!   next checkpoint. So a shorter database is whole if each page after its end is in a frame that no checkpoint has copied.
 //!
 //! A second hard link to the database does no harm as long as no process opens the database by that name.
 
 use super::file::sibling;
-use super::wal::{checkpoint, frames};
+use super::wal::{checkpoint, frames, frames_and_copied};
 use rusqlite::{Connection, ErrorCode};
+use std::collections::HashSet;
 use std::fs::{File, Metadata};
 use std::io::{self, ErrorKind};
 use std::os::unix::fs::{FileExt, MetadataExt};
@@ -41,6 +43,9 @@ const CHECK_AGAIN_AFTER: Duration = Duration::from_millis(1);
 /// Sizes in the file format of a write-ahead log: its header, and the header of each frame. A page follows each of those.
 const WAL_HEADER_BYTES: u64 = 32;
 const FRAME_HEADER_BYTES: u64 = 24;
+
+/// The page at this offset holds SQLite's locks, and is never written.
+const LOCK_BYTE_OFFSET: u64 = 1 << 30;
 
 /// The first four bytes of a write-ahead log. The lowest bit is left out: it is the byte order of the checksums.
 const WAL_MAGIC: u32 = 0x377f_0682;
@@ -172,8 +177,7 @@ impl DatabaseFiles {
         match look(&self.identity.database) {
             Err(why) => return Ok(Some(FileDamage::new(why))),
             Ok(Some(metadata)) if metadata.len() < self.database_bytes => {
-                // Only `VACUUM` removes pages, and then the page count is lower too.
-                if !has_shrunk(connection, self.database_bytes / self.page_bytes)? {
+                if !self.has_all_pages(connection, metadata.len())? {
                     return Ok(Some(self.shortened(&self.identity.database.0, self.database_bytes, metadata.len())));
                 }
                 self.database_bytes = metadata.len();
@@ -224,6 +228,32 @@ impl DatabaseFiles {
         }
     }
 
+    /// Whether every page of a database with this length is there: in the file, or in a frame of the log that no
+    /// checkpoint has copied yet.
+    fn has_all_pages(&self, connection: &Connection, len: u64) -> rusqlite::Result<bool> {
+        let pages = match number(connection, "PRAGMA page_count") {
+            Ok(pages) => pages,
+            // The rest of the file is not a database, so SQLite did not shorten it.
+            Err(error) => match error.sqlite_error_code() {
+                Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase) => return Ok(false),
+                _ => return Err(error),
+            },
+        };
+        let (frames, copied) = frames_and_copied(connection)?;
+        let mut in_log = HashSet::new();
+        for frame in copied..frames {
+            let mut page = [0; 4];
+            match self.wal.read_exact_at(&mut page, self.end_of_frame(frame)) {
+                Ok(()) => in_log.insert(u64::from(u32::from_be_bytes(page))),
+                // The log was restarted in between, or is damaged too. The next check tells.
+                Err(_) => return Ok(false),
+            };
+        }
+        let lock_page = LOCK_BYTE_OFFSET / self.page_bytes + 1;
+        let missing = len / self.page_bytes + 1..=pages;
+        Ok(missing.into_iter().all(|page| page == lock_page || in_log.contains(&page)))
+    }
+
     /// The length of a log with this many frames.
     fn end_of_frame(&self, frames: u64) -> u64 {
         WAL_HEADER_BYTES + frames * (FRAME_HEADER_BYTES + self.page_bytes)
@@ -253,18 +283,6 @@ impl DatabaseFiles {
     }
 }
 
-/// Whether the database has fewer than this many pages.
-fn has_shrunk(connection: &Connection, pages: u64) -> rusqlite::Result<bool> {
-    match number(connection, "PRAGMA page_count") {
-        Ok(now) => Ok(now < pages),
-        // The rest of the file is not a database, so SQLite did not shorten it.
-        Err(error) => match error.sqlite_error_code() {
-            Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase) => Ok(false),
-            _ => Err(error),
-        },
-    }
-}
-
 fn is_header(header: &[u8; WAL_HEADER_BYTES as usize]) -> bool {
     u32::from_be_bytes([header[0], header[1], header[2], header[3]]) & !1 == WAL_MAGIC
 }
@@ -272,4 +290,82 @@ fn is_header(header: &[u8; WAL_HEADER_BYTES as usize]) -> bool {
 fn number(connection: &Connection, pragma: &str) -> rusqlite::Result<u64> {
     let number: i64 = connection.prepare_cached(pragma)?.query_row([], |row| row.get(0))?;
     Ok(number.unsigned_abs())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A database of several pages, all of them in the file, and the connection that checks it.
+    struct Scene {
+        writer: Connection,
+        other: Connection,
+        files: DatabaseFiles,
+        database: PathBuf,
+        _folder: tempfile::TempDir,
+    }
+
+    impl Scene {
+        fn new() -> Self {
+            let folder = tempfile::tempdir().unwrap();
+            let database = folder.path().join("a.db");
+            let open = || Connection::open(&database).unwrap();
+            let (mut writer, other) = (open(), open());
+            writer
+                .execute_batch("PRAGMA journal_mode = WAL; PRAGMA wal_autocheckpoint = 0; CREATE TABLE t (a);")
+                .unwrap();
+            other.execute_batch("CREATE TABLE junk (a)").unwrap();
+            let files = DatabaseFiles::of(&database, &mut writer).unwrap();
+            let mut scene = Self { writer, other, files, database, _folder: folder };
+            scene.add(&scene.other, "junk", 20);
+            scene.checkpoint();
+            assert_eq!(scene.look(), None);
+            assert!(scene.files.database_bytes >= 80_000, "{} bytes", scene.files.database_bytes);
+            scene
+        }
+
+        fn add(&self, connection: &Connection, table: &str, rows: usize) {
+            for _ in 0..rows {
+                connection.execute(&format!("INSERT INTO {table} VALUES (zeroblob(4000))"), []).unwrap();
+            }
+        }
+
+        fn vacuum(&self) {
+            self.other.execute_batch("DELETE FROM junk; VACUUM").unwrap();
+        }
+
+        fn checkpoint(&self) {
+            assert!(checkpoint(&self.other, "TRUNCATE").unwrap(), "no other connection reads or writes");
+        }
+
+        fn look(&mut self) -> Option<String> {
+            self.files.look(&self.writer).unwrap().map(|damage| damage.why)
+        }
+    }
+
+    #[test]
+    fn a_database_that_grows_again_after_vacuum_and_checkpoint_is_whole() {
+        let mut scene = Scene::new();
+        scene.vacuum();
+        scene.checkpoint();
+        let bytes = std::fs::metadata(&scene.database).unwrap().len();
+        assert!(bytes < scene.files.database_bytes, "the checkpoint has shortened the database");
+        // The page count is that of the last check again, or higher, while the file is still short.
+        scene.add(&scene.writer, "t", 30);
+        assert_eq!(scene.look(), None);
+        scene.checkpoint();
+        assert_eq!(scene.look(), None);
+    }
+
+    #[test]
+    fn a_database_that_was_cut_is_damaged_whether_its_log_is_full_or_empty() {
+        for rows in [0, 1] {
+            let mut scene = Scene::new();
+            scene.add(&scene.writer, "t", rows);
+            let file = File::options().write(true).open(&scene.database).unwrap();
+            file.set_len(scene.files.database_bytes - 3 * scene.files.page_bytes).unwrap();
+            let why = scene.look().expect("pages are neither in the file nor in the log");
+            assert!(why.contains("was shortened from"), "{why}");
+        }
+    }
 }

@@ -11,9 +11,16 @@ pub(super) fn checkpoint(connection: &Connection, mode: &str) -> rusqlite::Resul
     })
 }
 
-/// How many frames the write-ahead log holds, whichever process wrote them. `NOOP` copies nothing.
+/// How many frames the write-ahead log holds, whichever process wrote them.
 pub(super) fn frames(connection: &Connection) -> rusqlite::Result<u64> {
-    let frames: i64 = connection.prepare_cached("PRAGMA wal_checkpoint(NOOP)")?.query_row([], |row| row.get(1))?;
+    frames_and_copied(connection).map(|(frames, _)| frames)
+}
+
+/// How many frames the write-ahead log holds, and how many of them a checkpoint has copied into the database. `NOOP`
+/// itself copies nothing.
+pub(super) fn frames_and_copied(connection: &Connection) -> rusqlite::Result<(u64, u64)> {
+    let mut statement = connection.prepare_cached("PRAGMA wal_checkpoint(NOOP)")?;
+    let (frames, copied): (i64, i64) = statement.query_row([], |row| Ok((row.get(1)?, row.get(2)?)))?;
     // -1 means that there is no write-ahead log yet.
-    Ok(u64::try_from(frames).unwrap_or(0))
+    Ok((u64::try_from(frames).unwrap_or(0), u64::try_from(copied).unwrap_or(0)))
 }
