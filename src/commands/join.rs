@@ -22,15 +22,18 @@ pub(super) async fn join(
     when_held: WhenHeld,
 ) -> Result<JoinedDestination, JoinError> {
     let name = with_name_in_use(opened, &delivery.spec).await?.name;
-    // The commits are read before the join, because Kafka assigns partitions to a new member at once, and the partitions
-    // would have to wait for this.
-    let mut first_start = FirstStart::read(opened, &name).await;
     let options = JoinOptions { when_held, ..delivery.join_options.clone() };
-    let group = opened.groups.join(&name, &opened.log, &options).await?;
-    if when_held == WhenHeld::Standby {
-        // A standby may have waited for days, and the earlier process has committed meanwhile.
-        first_start = FirstStart::read(opened, &name).await;
-    }
+    let join = opened.groups.join(&name, &opened.log, &options);
+    let (group, first_start) = if opened.groups.assigns_at_join() {
+        // Partitions that are assigned to this member would wait while it reads the commits.
+        let first_start = FirstStart::read(opened, &name).await;
+        (join.await?, first_start)
+    } else {
+        // The join may wait for another process, which commits until it ends.
+        let group = join.await?;
+        let first_start = FirstStart::read(opened, &name).await;
+        (group, first_start)
+    };
     Ok(JoinedDestination { group, first_start })
 }
 

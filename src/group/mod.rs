@@ -82,6 +82,10 @@ pub trait Groups: Send + Sync + fmt::Debug {
         options: &'a JoinOptions,
     ) -> BoxFuture<'a, Result<Arc<dyn Group>, JoinError>>;
 
+    /// Whether a member may own partitions as soon as it has joined, also from other members. They wait until it
+    /// delivers. If not, [`join`](Self::join) may wait for days, and the holder commits meanwhile.
+    fn assigns_at_join(&self) -> bool;
+
     /// Joins a group as its only member, which owns every partition of the log. If the group has another member, that
     /// is an error.
     fn join_alone<'a>(

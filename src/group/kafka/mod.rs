@@ -74,6 +74,10 @@ impl Groups for KafkaGroups {
         })
     }
 
+    fn assigns_at_join(&self) -> bool {
+        true
+    }
+
     fn join_alone<'a>(
         &'a self,
         name: &'a str,

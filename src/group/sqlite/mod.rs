@@ -53,6 +53,10 @@ impl Groups for SqliteGroups {
         Box::pin(join(&self.0, name, log.topic(), &options.digest, options.when_held))
     }
 
+    fn assigns_at_join(&self) -> bool {
+        false
+    }
+
     fn join_alone<'a>(
         &'a self,
         name: &'a str,

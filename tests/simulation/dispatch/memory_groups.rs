@@ -114,6 +114,10 @@ impl Groups for MemoryGroups {
         unreachable!("a replay joins its own groups, and no group of a destination")
     }
 
+    fn assigns_at_join(&self) -> bool {
+        true
+    }
+
     fn join_alone<'a>(
         &'a self,
         name: &'a str,
