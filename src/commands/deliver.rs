@@ -5,11 +5,10 @@ use super::open::OpenLog;
 use crate::config::DeliveryConfig;
 use crate::core::outcome::Ended;
 use crate::destination::spec::Target;
-use crate::destination::{self, Destination};
+use crate::destination::{self, Destination, LostDestination};
 use crate::dispatch::{self, Parts};
 use crate::replay;
 use crate::signals::Signals;
-use anyhow::anyhow;
 use std::convert::Infallible;
 
 /// Opens the destination and delivers to it until `stop`. Dropping the future stops at once.
@@ -45,7 +44,7 @@ pub(super) async fn deliver(
     tokio::select! {
         biased;
         never = first_start.report(&*log, delivery.dispatch.start, &name, &delivery.spec) => match never {},
-        reason = destination.lost() => Err(anyhow!("the destination cannot be used any more: {reason}")),
+        reason = destination.lost() => Err(LostDestination(reason).into()),
         ended = dispatch::run(parts, delivery.dispatch, stop) => ended,
         never = reopen(&*destination, signals) => match never {},
     }

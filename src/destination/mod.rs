@@ -230,6 +230,11 @@ pub struct FaultDrill {
 #[error("{0}")]
 pub struct ConfigurationError(pub String);
 
+/// A defect makes all further deliveries impossible: what [`Destination::lost`] reported.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("the destination cannot be used any more: {0}")]
+pub struct LostDestination(pub String);
+
 /// Opens a destination. It reads and locks files, so it may block.
 ///
 /// # Errors

@@ -3,8 +3,8 @@
 //! ```text
 //!  a signal ────────────────┐
 //!  all partitions done ─────┼──▶ dispatch drains, commits and leaves ──▶ RunResult
-//!  --stop-after-failures ───┘
-//!  the destination is lost ─────▶ dispatch is dropped ──▶ RunResult
+//!  --stop-after-failures ───┤
+//!  the destination is lost ─┘
 //! ```
 
 use super::audit::ReplayOutcome;
@@ -15,11 +15,10 @@ use super::replay_log::ReplayLog;
 use super::select::Selection;
 use super::{LOG_INTERVAL, ReplayContext, Streams};
 use crate::core::token_bucket::Rate;
-use crate::destination::Destination;
+use crate::destination::{Destination, LostDestination};
 use crate::dispatch::{self, Parts, Tally, WhenStopped};
 use crate::group::Group;
 use crate::log::Log;
-use anyhow::anyhow;
 use std::collections::BTreeSet;
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -79,11 +78,14 @@ pub(super) async fn run(
         Parts { engine: Arc::clone(&context.engine), log, group: group.clone(), destination: Arc::clone(&destination) };
     let tally = Arc::new(Tally::default());
     let stop_reason = watch::Sender::new("stopped by a signal".to_owned());
+    let lost = watch::Sender::new(None);
     let shutdown = async {
         tokio::select! {
             biased;
             () = all_done(group.open_partitions(), tally.stopped_partitions()) => {}
             () = stop => {}
+            // Dispatch leaves the replay's group, so that `--resume` need not wait until the session of this member ends.
+            reason = destination.lost() => { lost.send_replace(Some(reason)); }
             failures = too_many_failures(tally.failures_in_a_row(), stop_after_failures) => {
                 stop_reason.send_replace(format!(
                     "stopped after {failures} failures in a row (--stop-after-failures). Check the destination first"
@@ -96,7 +98,6 @@ pub(super) async fn run(
     let ended = tokio::select! {
         biased;
         ended = delivery => ended,
-        why = destination.lost() => Err(anyhow!("the destination cannot be delivered to any more: {why}")),
         never = report_progress(&*context.streams, &tally, events) => match never {},
     };
     if let Some(marker) = &marker {
@@ -105,6 +106,11 @@ pub(super) async fn run(
     let counts = counts(&tally);
     let is_done = group.open_partitions().borrow().is_empty();
     let result = |outcome, why, error| RunResult { outcome, counts, why, error };
+    let ended = match lost.borrow().clone() {
+        // The cause of what dispatch reports, if that is an error too.
+        Some(reason) if !is_done => Err(LostDestination(reason).into()),
+        _ => ended,
+    };
     match ended {
         Ok(_) if is_done => result(ReplayOutcome::Finished, String::new(), None),
         Ok(_) => result(ReplayOutcome::Stopped, stop_reason.borrow().clone(), None),
