@@ -250,9 +250,12 @@ fn clamp_to_log(
 fn check_exists(flag: &str, position: &Position, all_bounds: &[LogBounds]) -> Result<(), RangeError> {
     let unknown = |partition: &u32| *partition as usize >= all_bounds.len();
     if let Some(partition) = position.partition_offsets().into_iter().flatten().map(|(p, _)| *p).find(unknown) {
+        let has = match all_bounds.len().checked_sub(1) {
+            Some(last) => format!("its partitions are 0 to {last}"),
+            None => "and no other partition".to_owned(),
+        };
         return Err(RangeError::NoSuchPosition(format!(
-            "{flag} {position}: the topic has no partition {partition}, its partitions are 0 to {}",
-            all_bounds.len() - 1
+            "{flag} {position}: the topic has no partition {partition}, {has}"
         )));
     }
     match time_typed_as_offset(position, all_bounds) {
@@ -374,6 +377,13 @@ mod tests {
         );
         // A time in which nothing was accepted is not a mistake.
         assert_eq!(resolve(Some("1h"), None, &[(0, 20, 20)]).unwrap(), [offsets(0, 20, 20, 0)]);
+    }
+
+    #[test]
+    fn a_topic_without_partitions_holds_no_position() {
+        let range = Range { from: Some(position("p0:5")), until: None };
+        let why = clamp_to_log(&range, RangeFlags::FromUntil, &[], &[]).unwrap_err().to_string();
+        assert!(why.ends_with("the topic has no partition 0, and no other partition"), "{why}");
     }
 
     #[test]
