@@ -208,7 +208,20 @@ fn progress_line(counts: DeliveryCounts, events: u64, per_sec: f64) -> String {
 
 #[cfg(test)]
 mod tests {
+    use super::super::StandardStreams;
+    use super::super::range::OffsetRange;
     use super::*;
+    use crate::BoxFuture;
+    use crate::core::backoff::Backoff;
+    use crate::core::event::Record;
+    use crate::core::progress::PartitionState;
+    use crate::core::verdict::Report;
+    use crate::destination::spec::Spec;
+    use crate::destination::{BatchLimits, DeliveryBatch, DestinationSettings};
+    use crate::group::sqlite::SqliteGroups;
+    use crate::group::{Groups as _, JoinOptions};
+    use crate::log::sqlite::{Settings, Sqlite};
+    use crate::log::{CreateTopic, Engine as _};
 
     /// Whether the future is ready now. It may be polled again later.
     async fn is_ready(future: &mut std::pin::Pin<&mut impl Future<Output = ()>>) -> bool {
@@ -246,5 +259,77 @@ mod tests {
         let failing = progress_line(counts(0, 3, 30), 0, 0.0);
         let is_full = failing.starts_with("[########################] 3 of 0");
         assert!(is_full && failing.ends_with("30 attempts failed, 3 given up"), "{failing}");
+    }
+
+    /// A destination with a defect: it cannot be used any more from the start.
+    #[derive(Debug)]
+    struct BrokenDestination;
+
+    impl Destination for BrokenDestination {
+        fn limits(&self) -> BatchLimits {
+            BatchLimits { runs_max: 1, run_events_max: 1, run_bytes_max: 1 }
+        }
+
+        fn deliver(&self, _batch: DeliveryBatch) -> BoxFuture<'_, Vec<Report>> {
+            unreachable!("the run ends before it delivers")
+        }
+
+        fn lost(&self) -> BoxFuture<'_, String> {
+            Box::pin(std::future::ready("its thread panicked".into()))
+        }
+    }
+
+    fn dispatch_config() -> dispatch::Config {
+        let second = Duration::from_secs(1);
+        dispatch::Config {
+            attempts: 1,
+            backoff: Backoff::new(second, second, false).unwrap(),
+            attempt_timeout: second,
+            retry_after_max: second,
+            concurrency: 1,
+            window_events: 1,
+            window_bytes: 1,
+            commit_interval: second,
+            start: dispatch::Start::Earliest,
+            on_gap: dispatch::OnGap::Stop,
+            when_stopped: WhenStopped::End,
+            drain: second,
+            dead_retention: second,
+            seed: 0,
+        }
+    }
+
+    #[tokio::test]
+    async fn a_run_whose_destination_is_lost_leaves_its_group_and_fails() {
+        let folder = tempfile::tempdir().unwrap();
+        let settings = Settings { create: true, ..Settings::default() };
+        let engine = Sqlite::open(folder.path().join("log.db"), settings).await.unwrap();
+        let log = engine.open("topic", Some(CreateTopic { partitions: 1, retention: None })).await.unwrap();
+        log.append(0, vec![Record::new(Some(b"user"), Some(b"event"), &[], 0)]).await.unwrap();
+        let groups = Arc::new(SqliteGroups::new(Arc::clone(&engine)));
+        let join = || async { groups.join_alone("crm.replay.1", &log, &JoinOptions::new("digest")).await };
+        let group = join().await.unwrap();
+        let offsets = OffsetRange { partition: 0, from: 0, until: 1, removed: 0 };
+        let replay = ReplayRun {
+            id: "1".into(),
+            source: Arc::clone(&log),
+            selection: Selection::default(),
+            partitions: vec![PartitionPlan { offsets, initial_state: PartitionState::at(0) }],
+            // The test holds the group too, so only leaving the group releases it.
+            group: Arc::clone(&group),
+            marker: None,
+            destination: Arc::new(BrokenDestination),
+            events: 1,
+            rate: None,
+            stop_after_failures: 0,
+        };
+        let (spec, streams) = (Spec::parse("crm=null:").unwrap(), Arc::new(StandardStreams));
+        let (opener, dispatch) = (Arc::new(DestinationSettings::default()), dispatch_config());
+        let (log, groups) = (Arc::clone(&log), Arc::clone(&groups));
+        let context = ReplayContext { engine, log, groups, spec, opener, dispatch, streams };
+        let result = run(&context, replay, std::future::pending()).await;
+        assert_eq!(result.outcome, ReplayOutcome::Failed);
+        assert_eq!(result.why, "the destination cannot be used any more: its thread panicked");
+        assert!(join().await.is_ok(), "the group is held by no member");
     }
 }
