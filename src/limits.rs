@@ -66,9 +66,6 @@ pub const HTTP_BUFFER_BYTES_MAX: usize = 32 * 1024;
 /// header is a hint: the record of what is missing is the dead letter.
 pub const USERS_AFTER_DEAD_LETTER_MAX: usize = 100_000;
 
-/// Partitions of a topic that eventd creates. Each costs every destination a task, a position and a commit.
-pub const PARTITIONS_MAX: u32 = 1_000;
-
 // The embedded log, and the queue of writes that both logs use.
 
 /// Bytes of one record of the embedded log: far above what ingest takes (`--max-event`) and a dead letter adds, far
@@ -83,9 +80,6 @@ pub const WRITE_QUEUE_BYTES_MAX: usize = 64 * 1024 * 1024;
 
 /// What a waiting write costs beyond its records' bytes.
 pub const WRITE_OVERHEAD_BYTES: usize = 256;
-
-/// How long a write waits for room in that queue before it is refused.
-pub const WRITE_QUEUE_WAIT_MAX: Duration = Duration::from_secs(5);
 
 /// Writes in one transaction of the embedded log: enough that one fsync serves a burst of 25,000 a second ten times
 /// over, few enough that their answers are not late.
@@ -106,20 +100,8 @@ pub const WAL_CHECKPOINT_BYTES: u64 = 8 * 1024 * 1024;
 /// Bytes at which the writer itself copies the rest, so that the next transaction begins the write-ahead log anew.
 pub const WAL_RESTART_BYTES: u64 = 32 * 1024 * 1024;
 
-/// How long the writer then waits for readers that still need the old one; a read is far shorter.
-pub const WAL_RESTART_WAIT_MAX: Duration = Duration::from_millis(50);
-
-/// How long a process that leaves waits for readers and for other writers, so that it can empty the write-ahead log.
-pub const LAST_CHECKPOINT_WAIT_MAX: Duration = Duration::from_secs(2);
-
-/// Bytes of the write-ahead log at which writes are refused: a reader outside of eventd holds it, or the disk is full.
-pub const WAL_BYTES_MAX: u64 = 1024 * 1024 * 1024;
-
 /// Reads of the embedded log at the same time, in one process: each has a connection and a thread meanwhile.
 pub const DATABASE_READERS_MAX: usize = 4;
-
-/// Records in one fetch: bounds how long one read transaction lasts where records are tiny.
-pub const FETCH_EVENTS_MAX: usize = 10_000;
 
 /// Permissions of a new database: only its owner may read users' events. Its -wal, -shm and lock files get the same ones.
 pub const DATABASE_MODE: u32 = 0o600;

@@ -13,6 +13,9 @@ use std::time::Duration;
 /// The longest duration, in years. A duration is added to a clock, which must not overflow.
 const YEARS_MAX: u64 = 100;
 
+/// Partitions of a topic that eventd creates. Each costs every destination a task, a position and a commit.
+const PARTITIONS_MAX: u32 = 1_000;
+
 /// Permissions that the owner of a file needs. Without them a file could be created but never opened again.
 const OWNER_READS_AND_WRITES: u32 = 0o600;
 
@@ -76,8 +79,8 @@ pub(super) fn count(text: &str) -> Result<usize, String> {
 
 pub(super) fn partitions(text: &str) -> Result<u32, String> {
     match text.parse() {
-        Ok(n @ 1..=limits::PARTITIONS_MAX) => Ok(n),
-        _ => Err(format!("write a whole number from 1 to {}", limits::PARTITIONS_MAX)),
+        Ok(n @ 1..=PARTITIONS_MAX) => Ok(n),
+        _ => Err(format!("write a whole number from 1 to {PARTITIONS_MAX}")),
     }
 }
 

@@ -14,9 +14,7 @@ use super::connection::{wait_if_busy, wait_if_busy_at_most};
 use super::disk_space::is_full;
 use super::wal::checkpoint;
 use crate::core::outcome::Failure;
-use crate::limits::{
-    LAST_CHECKPOINT_WAIT_MAX, WAL_BYTES_MAX, WAL_CHECKPOINT_BYTES, WAL_RESTART_BYTES, WAL_RESTART_WAIT_MAX,
-};
+use crate::limits::{WAL_CHECKPOINT_BYTES, WAL_RESTART_BYTES};
 use crate::log_limiter::LogLimiter;
 use crate::vital::{self, Lost};
 use rusqlite::config::DbConfig;
@@ -26,6 +24,15 @@ use std::time::{Duration, Instant};
 
 /// How long the writer waits after it could not restart the log, before it tries again.
 const RESTART_RETRY_DELAY: Duration = Duration::from_secs(1);
+
+/// How long the writer waits for readers that still need the old log before it restarts the log. A read is far shorter.
+const WAL_RESTART_WAIT_MAX: Duration = Duration::from_millis(50);
+
+/// How long a process that leaves waits for readers and for other writers, so that it can empty the write-ahead log.
+const LAST_CHECKPOINT_WAIT_MAX: Duration = Duration::from_secs(2);
+
+/// Bytes of the write-ahead log at which writes are refused: a reader outside of eventd holds it, or the disk is full.
+const WAL_BYTES_MAX: u64 = 1024 * 1024 * 1024;
 
 /// The writer's side of the checkpoints.
 #[derive(Debug)]

@@ -2,9 +2,13 @@
 
 use super::operations::Write;
 use crate::core::outcome::Failure;
-use crate::limits::{WRITE_OVERHEAD_BYTES, WRITE_QUEUE_BYTES_MAX, WRITE_QUEUE_ENTRIES_MAX, WRITE_QUEUE_WAIT_MAX};
+use crate::limits::{WRITE_OVERHEAD_BYTES, WRITE_QUEUE_BYTES_MAX, WRITE_QUEUE_ENTRIES_MAX};
 use std::sync::Arc;
+use std::time::Duration;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
+
+/// How long a write waits for room in the queue before it is refused.
+const WRITE_QUEUE_WAIT_MAX: Duration = Duration::from_secs(5);
 
 /// What a write is answered with.
 pub(super) type WriteResult = Result<i64, Failure>;

@@ -7,7 +7,7 @@ use super::connection::{self, ConnectionRole};
 use super::row::{self, RecordRow};
 use super::schema;
 use crate::core::event::Event;
-use crate::limits::{DATABASE_READERS_MAX, FETCH_EVENTS_MAX};
+use crate::limits::DATABASE_READERS_MAX;
 use rusqlite::{Connection, ErrorCode, OptionalExtension};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -16,6 +16,9 @@ use tokio::sync::Semaphore;
 
 /// How long a read waits for one of the connections.
 const READ_WAIT_MAX: Duration = Duration::from_secs(10);
+
+/// Records in one fetch. Bounds how long one read transaction lasts if records are tiny.
+const FETCH_EVENTS_MAX: usize = 10_000;
 
 /// Why a read failed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
