@@ -11,7 +11,7 @@
 //! The client is dropped when the last call that uses it ends, and after every failure. So eventd keeps no connection for
 //! calls that it makes once a minute or less, and a topic of 1,000 partitions costs no connection of its own.
 
-use super::call_timeout_ms;
+use super::{call_timeout_ms, response_error};
 use crate::limits::{BROKER_ANSWER_MAX, BROKER_CALL_MAX};
 use crate::net::BrokerSettings;
 use rskafka::client::Client;
@@ -27,6 +27,9 @@ use tracing::subscriber::NoSubscriber;
 /// The cluster's default replication, in a request that creates a topic.
 const DEFAULT_REPLICATION: i16 = -1;
 
+/// Kafka's numbers of errors are below this, with room for new ones.
+const ERROR_NUMBERS_END: i16 = 200;
+
 /// Why an administrative call did not succeed.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum AdminError {
@@ -34,13 +37,18 @@ pub(crate) enum AdminError {
     #[error("{0}")]
     NotSent(String),
     /// A broker answered that it does not do this. The call had no effect.
-    #[error("{code:?}{message}")]
+    #[error("{text}")]
     Refused {
         code: ProtocolError,
-        message: String,
+        /// The code's name and number, and the broker's message.
+        text: String,
         /// A later call may succeed.
         is_temporary: bool,
     },
+    /// A broker met an error that it does not explain (`UnknownServerError`): the call may have had its effect. The same
+    /// call would most likely fail again.
+    #[error("{0}")]
+    Unexplained(String),
     /// There was no clear answer in time: the call may have had its effect, or may still have it.
     #[error("{0}")]
     Unknown(String),
@@ -66,12 +74,17 @@ impl Admin {
     }
 
     /// Creates a topic with the cluster's default settings. Returns false if the topic exists already.
-    pub(crate) async fn create_topic(&self, name: &str, partitions: u32) -> Result<bool, AdminError> {
+    pub(crate) async fn create_topic(
+        &self,
+        name: &str,
+        partitions: u32,
+        deadline: Instant,
+    ) -> Result<bool, AdminError> {
         let count = i32::try_from(partitions).unwrap_or(i32::MAX);
         let create = |client: Arc<Client>| async move {
             client.controller_client()?.create_topic(name, count, DEFAULT_REPLICATION, call_timeout_ms()).await
         };
-        match self.call(create).await {
+        match self.call(deadline, create).await {
             Ok(()) => Ok(true),
             Err(error) if error.is(ProtocolError::TopicAlreadyExists) => Ok(false),
             Err(error) => Err(error),
@@ -83,7 +96,7 @@ impl Admin {
         let delete = |client: Arc<Client>| async move {
             client.controller_client()?.delete_topic(name, call_timeout_ms()).await
         };
-        match self.call(delete).await {
+        match self.call(Instant::now() + BROKER_CALL_MAX, delete).await {
             Err(error) if error.is(ProtocolError::UnknownTopicOrPartition) => Ok(()),
             result => result,
         }
@@ -92,7 +105,7 @@ impl Admin {
     /// Deletes the records of one partition below this offset. A topic that does not exist is a success.
     pub(crate) async fn delete_records(&self, topic: &str, partition: u32, below: i64) -> Result<(), AdminError> {
         let number = i32::try_from(partition).unwrap_or(i32::MAX);
-        self.call(|client| async move {
+        self.call(Instant::now() + BROKER_CALL_MAX, |client| async move {
             // `rskafka` lets the broker create a topic that it asks about (`auto.create.topics.enable`). So it is asked
             // only about a topic that the list of all topics has: that question creates none.
             if !client.list_topics().await?.iter().any(|listed| listed.name == topic) {
@@ -105,12 +118,13 @@ impl Admin {
         .await
     }
 
-    /// Makes one call within [`BROKER_CALL_MAX`].
-    async fn call<T, F>(&self, call: impl FnOnce(Arc<Client>) -> F) -> Result<T, AdminError>
+    /// Makes one call before the deadline.
+    async fn call<T, F>(&self, deadline: Instant, call: impl FnOnce(Arc<Client>) -> F) -> Result<T, AdminError>
     where
         F: Future<Output = Result<T, ClientError>>,
     {
-        let deadline = Instant::now() + BROKER_CALL_MAX;
+        // Rounded for the messages.
+        let seconds = deadline.saturating_duration_since(Instant::now()).as_secs_f64().round();
         // `rskafka` logs every connection at level info, and answers that are expected here at level error. What matters
         // is in the result.
         let client = loop {
@@ -121,7 +135,7 @@ impl Admin {
                 Ok(Ok(client)) => break client,
                 Ok(Err(error)) => return Err(AdminError::NotSent(format!("no broker answers: {error}"))),
                 Err(_) if Instant::now() < deadline => {}
-                Err(_) => return Err(AdminError::NotSent(format!("no broker answers within {BROKER_CALL_MAX:?}"))),
+                Err(_) => return Err(AdminError::NotSent(format!("no broker answers within {seconds}s"))),
             }
         };
         let call = call(Arc::clone(&client)).with_subscriber(NoSubscriber::default());
@@ -132,7 +146,7 @@ impl Admin {
         self.forget(&client);
         Err(match result {
             Ok(Err(error)) => classify(error),
-            _ => AdminError::Unknown(format!("no answer within {BROKER_CALL_MAX:?}")),
+            _ => AdminError::Unknown(format!("no answer within {seconds}s")),
         })
     }
 
@@ -162,16 +176,24 @@ impl Admin {
 /// Only a broker's own answer proves that a call had no effect. `rskafka` repeats a call whose connection broke, so any
 /// other error may hide a request that a broker has carried out.
 fn classify(error: ClientError) -> AdminError {
-    match error {
-        ClientError::ServerError {
-            protocol_error: ProtocolError::RequestTimedOut | ProtocolError::UnknownServerError,
-            ..
-        } => AdminError::Unknown(error.to_string()),
-        ClientError::ServerError { protocol_error: code, error_message, .. } => {
-            let message = error_message.map(|text| format!(": {text}")).unwrap_or_default();
-            AdminError::Refused { code, message, is_temporary: is_temporary(code) }
-        }
-        error => AdminError::Unknown(error.to_string()),
+    let ClientError::ServerError { protocol_error: code, error_message, .. } = error else {
+        return AdminError::Unknown(error.to_string());
+    };
+    let text = format!("{}{}", describe(code), error_message.map(|text| format!(": {text}")).unwrap_or_default());
+    match code {
+        ProtocolError::RequestTimedOut => AdminError::Unknown(text),
+        ProtocolError::UnknownServerError => AdminError::Unexplained(text),
+        code => AdminError::Refused { code, text, is_temporary: is_temporary(code) },
+    }
+}
+
+/// The code's name and number, like [`super::describe`].
+fn describe(code: ProtocolError) -> String {
+    // `rskafka` makes codes of numbers, but does not say the number of a code.
+    let is_number = |number: &i16| ProtocolError::new(*number) == Some(code);
+    match (-1..ERROR_NUMBERS_END).find(is_number).and_then(response_error) {
+        Some(error) => super::describe(error),
+        None => format!("{code:?}"),
     }
 }
 
@@ -209,5 +231,28 @@ mod tests {
         let unknown = classify(ClientError::InvalidResponse("no topic in it".into()));
         assert!(matches!(unknown, AdminError::Unknown(_)), "{unknown:?}");
         assert!(matches!(classify(ClientError::Timeout), AdminError::Unknown(_)));
+    }
+
+    #[test]
+    fn an_error_of_a_broker_has_its_name_and_number() {
+        let error = |code| {
+            let (name, message) = ("topic".to_owned(), Some("why".to_owned()));
+            let request = rskafka::client::error::RequestContext::Topic(name);
+            let server_error = ClientError::ServerError {
+                protocol_error: code,
+                error_message: message,
+                request,
+                response: None,
+                is_virtual: false,
+            };
+            classify(server_error)
+        };
+        let refused = error(ProtocolError::TopicAuthorizationFailed);
+        assert!(matches!(refused, AdminError::Refused { is_temporary: false, .. }), "{refused:?}");
+        assert_eq!(refused.to_string(), "TopicAuthorizationFailed (29): why");
+        let unexplained = error(ProtocolError::UnknownServerError);
+        assert!(matches!(unexplained, AdminError::Unexplained(_)), "{unexplained:?}");
+        assert_eq!(unexplained.to_string(), "UnknownServerError (-1): why");
+        assert!(matches!(error(ProtocolError::RequestTimedOut), AdminError::Unknown(_)));
     }
 }

@@ -1,17 +1,17 @@
 //! The requests that eventd sends, each with its range of versions: from the version of Kafka 2.8 to the newest one whose
 //! new fields eventd does not need. A connection uses the highest version that the broker supports as well.
 //!
-//! Deleting records and deleting topics are not here: `rskafka` sends those (`admin.rs`).
+//! Deleting records is not here: `rskafka` sends it (`admin.rs`).
 
 use kafka_protocol::messages::{
     ApiKey, ApiVersionsRequest, ApiVersionsResponse, CreatePartitionsRequest, CreatePartitionsResponse,
-    CreateTopicsRequest, CreateTopicsResponse, DescribeConfigsRequest, DescribeConfigsResponse, FetchRequest,
-    FetchResponse, FindCoordinatorRequest, FindCoordinatorResponse, HeartbeatRequest, HeartbeatResponse,
-    InitProducerIdRequest, InitProducerIdResponse, JoinGroupRequest, JoinGroupResponse, LeaveGroupRequest,
-    LeaveGroupResponse, ListOffsetsRequest, ListOffsetsResponse, MetadataRequest, MetadataResponse,
-    OffsetCommitRequest, OffsetCommitResponse, OffsetFetchRequest, OffsetFetchResponse, ProduceRequest,
-    ProduceResponse, SaslAuthenticateRequest, SaslAuthenticateResponse, SaslHandshakeRequest, SaslHandshakeResponse,
-    SyncGroupRequest, SyncGroupResponse,
+    CreateTopicsRequest, CreateTopicsResponse, DeleteTopicsRequest, DeleteTopicsResponse, DescribeConfigsRequest,
+    DescribeConfigsResponse, FetchRequest, FetchResponse, FindCoordinatorRequest, FindCoordinatorResponse,
+    HeartbeatRequest, HeartbeatResponse, InitProducerIdRequest, InitProducerIdResponse, JoinGroupRequest,
+    JoinGroupResponse, LeaveGroupRequest, LeaveGroupResponse, ListOffsetsRequest, ListOffsetsResponse, MetadataRequest,
+    MetadataResponse, OffsetCommitRequest, OffsetCommitResponse, OffsetFetchRequest, OffsetFetchResponse,
+    ProduceRequest, ProduceResponse, SaslAuthenticateRequest, SaslAuthenticateResponse, SaslHandshakeRequest,
+    SaslHandshakeResponse, SyncGroupRequest, SyncGroupResponse,
 };
 use kafka_protocol::protocol::{Decodable, Encodable, HeaderVersion, VersionRange};
 
@@ -58,5 +58,7 @@ requests! {
     // Since version 4 the request can ask for the broker's default replication.
     CreateTopicsRequest => CreateTopicsResponse, CreateTopics 4..=7;
     CreatePartitionsRequest => CreatePartitionsResponse, CreatePartitions 1..=3;
+    // Version 6 can name topics by id, which eventd does not need.
+    DeleteTopicsRequest => DeleteTopicsResponse, DeleteTopics 1..=5;
     DescribeConfigsRequest => DescribeConfigsResponse, DescribeConfigs 1..=4;
 }

@@ -20,6 +20,8 @@ pub(super) struct ClusterCache {
     pub(super) brokers: HashMap<i32, String>,
     /// The node id of the controller.
     pub(super) controller: Option<i32>,
+    /// The last answer named no controller among its brokers.
+    pub(super) hides_controller: bool,
     /// By name.
     pub(super) topics: HashMap<String, CachedTopic>,
     /// By group.
@@ -45,6 +47,7 @@ impl ClusterCache {
         self.brokers =
             answer.brokers.iter().map(|broker| (broker.node_id.0, address(&broker.host, broker.port))).collect();
         self.controller = self.brokers.contains_key(&answer.controller_id.0).then_some(answer.controller_id.0);
+        self.hides_controller = self.controller.is_none();
         let brokers = &self.brokers;
         self.coordinators.retain(|_, coordinator| brokers.contains_key(&coordinator.node));
         // A bootstrap address may be another name of a broker, so its connections are kept as well.

@@ -79,6 +79,11 @@ impl Cluster {
         self.settings.brokers.join(",")
     }
 
+    /// Whether the cluster does not name its controller. Then any broker forwards what is for the controller.
+    pub(crate) fn hides_controller(&self) -> bool {
+        self.cache().hides_controller
+    }
+
     /// How the brokers are reached.
     pub(crate) fn settings(&self) -> &BrokerSettings {
         &self.settings

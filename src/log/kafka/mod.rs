@@ -107,6 +107,9 @@ impl Kafka {
 
     /// Deletes a side topic that is not needed any more. A topic that does not exist is a success.
     pub(crate) async fn delete(&self, topic: &str) -> Result<(), Failure> {
+        if self.cluster.hides_controller() {
+            return topics::delete(&self.cluster, topic, Instant::now() + BROKER_CALL_MAX).await;
+        }
         self.admin.delete_topic(topic).await.map_err(admin_failure)
     }
 
@@ -289,6 +292,6 @@ fn failure(error: kafka::Error) -> Failure {
 fn admin_failure(error: AdminError) -> Failure {
     match error {
         AdminError::Refused { .. } | AdminError::NotSent(_) => Failure::refused("log-unavailable", error.to_string()),
-        AdminError::Unknown(_) => Failure::unknown("log-unavailable", error.to_string()),
+        AdminError::Unexplained(_) | AdminError::Unknown(_) => Failure::unknown("log-unavailable", error.to_string()),
     }
 }

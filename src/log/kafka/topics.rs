@@ -2,6 +2,7 @@
 //! caller asks for it. Looking for a missing topic never creates it, also if the broker would
 //! (`auto.create.topics.enable`).
 
+use crate::core::outcome::Failure;
 use crate::core::side_topics;
 use crate::kafka::{
     self, Admin, AdminError, Cluster, Recipient, TopicMetadata, call_timeout_ms, describe, response_error, topic_name,
@@ -13,7 +14,9 @@ use kafka_protocol::messages::create_partitions_request::CreatePartitionsTopic;
 use kafka_protocol::messages::create_topics_request::{CreatableTopic, CreatableTopicConfig};
 use kafka_protocol::messages::describe_configs_request::DescribeConfigsResource;
 use kafka_protocol::messages::describe_configs_response::DescribeConfigsResourceResult;
-use kafka_protocol::messages::{CreatePartitionsRequest, CreateTopicsRequest, DescribeConfigsRequest, MetadataRequest};
+use kafka_protocol::messages::{
+    CreatePartitionsRequest, CreateTopicsRequest, DeleteTopicsRequest, DescribeConfigsRequest, MetadataRequest,
+};
 use kafka_protocol::protocol::StrBytes;
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -160,7 +163,8 @@ async fn create_topic(
 ) -> Result<(), OpenError> {
     let configs = configs_of(name, create, main_topic);
     let created = match (configs.is_empty(), main_topic) {
-        (true, None) => create_plain(admin, name, create.partitions).await,
+        // `rskafka` sends this request only to a controller that the brokers name.
+        (true, None) if !cluster.hides_controller() => create_plain(admin, name, create.partitions, deadline).await,
         _ => create_with_configs(cluster, name, create.partitions, configs, main_topic, deadline).await,
     };
     if created? {
@@ -190,16 +194,17 @@ fn configs_of(name: &str, create: CreateTopic, main_topic: Option<&OpenedTopic>)
 }
 
 /// Creates a topic with the cluster's default settings. Returns false if it exists already.
-async fn create_plain(admin: &Admin, name: &str, partitions: u32) -> Result<bool, OpenError> {
-    admin.create_topic(name, partitions).await.map_err(|error| match error {
-        AdminError::Refused { is_temporary: false, .. } => {
+async fn create_plain(admin: &Admin, name: &str, partitions: u32, deadline: Instant) -> Result<bool, OpenError> {
+    admin.create_topic(name, partitions, deadline).await.map_err(|error| match error {
+        AdminError::Refused { is_temporary: false, .. } | AdminError::Unexplained(_) => {
             OpenError::Configuration(format!("cannot create topic {name:?}: {error}"))
         }
         error => OpenError::Unavailable(format!("cannot create topic {name:?} now: {error}")),
     })
 }
 
-/// Creates a topic with settings, which `rskafka` cannot send. Returns false if it exists already.
+/// Creates a topic over our own connection, which can send settings and needs no named controller. Returns false if it
+/// exists already.
 async fn create_with_configs(
     cluster: &Cluster,
     name: &str,
@@ -233,6 +238,24 @@ async fn create_with_configs(
         Some(error) if error.is_retriable() => Err(unavailable(format!("{}{message}", describe(error)))),
         Some(error) => {
             Err(OpenError::Configuration(format!("cannot create topic {name:?}: {}{message}", describe(error))))
+        }
+    }
+}
+
+/// Deletes a topic over our own connection. A topic that does not exist is a success.
+pub(super) async fn delete(cluster: &Cluster, name: &str, deadline: Instant) -> Result<(), Failure> {
+    let request =
+        DeleteTopicsRequest::default().with_topic_names(vec![topic_name(name)]).with_timeout_ms(call_timeout_ms());
+    let unknown = |why: String| Failure::unknown("log-unavailable", format!("cannot delete topic {name:?}: {why}"));
+    // If one broker gave no answer, another one was asked. So every error may hide a request that had its effect.
+    let answer = cluster.call(Recipient::Controller, &request, deadline).await;
+    let answer = answer.map_err(|error| unknown(error.to_string()))?;
+    let Some(result) = answer.responses.first() else { return Err(unknown("the answer leaves it out".into())) };
+    match response_error(result.error_code) {
+        None | Some(ResponseError::UnknownTopicOrPartition) => Ok(()),
+        Some(error) => {
+            let message = result.error_message.as_ref().map(|text| format!(": {text}")).unwrap_or_default();
+            Err(unknown(format!("{}{message}", describe(error))))
         }
     }
 }
