@@ -2,6 +2,7 @@
 
 use super::Misconfigured;
 use crate::config::{EngineConfig, LogConfig};
+use crate::core::side_topics::TOPIC_SUFFIXES;
 use crate::group::Groups;
 use crate::group::kafka::KafkaGroups;
 use crate::group::sqlite::SqliteGroups;
@@ -10,6 +11,14 @@ use crate::log::sqlite::Sqlite;
 use crate::log::{Engine, Log, OpenError};
 use anyhow::{Context, ensure};
 use std::sync::Arc;
+use std::time::Duration;
+use tokio::time::timeout;
+
+/// How long listing topics may take. It is only for a message.
+const LIST_TOPICS_MAX: Duration = Duration::from_secs(3);
+
+/// The most topics that a message names.
+const TOPICS_SHOWN_MAX: usize = 10;
 
 /// An engine with the topic that a command works on, and the groups of the topic's destinations.
 #[derive(Debug, Clone)]
@@ -62,7 +71,8 @@ async fn open_topic(engine: &dyn Engine, config: &LogConfig) -> anyhow::Result<A
     let log = match engine.open(&config.topic, config.create).await {
         Err(missing @ OpenError::Missing { .. }) => {
             let advice = "create it, add --create-topic so that eventd creates it, or correct --topic";
-            return Err(Misconfigured(format!("{missing}: {advice}")).into());
+            let existing = existing_topics(engine).await;
+            return Err(Misconfigured(format!("{missing}: {advice}{existing}")).into());
         }
         opened => opened?,
     };
@@ -79,4 +89,38 @@ async fn open_topic(engine: &dyn Engine, config: &LogConfig) -> anyhow::Result<A
         );
     }
     Ok(log)
+}
+
+/// Names topics of the log for the message that a topic does not exist, because the name may be mistyped. Empty if the
+/// log does not list its topics in time.
+async fn existing_topics(engine: &dyn Engine) -> String {
+    let Ok(Ok(topics)) = timeout(LIST_TOPICS_MAX, engine.topics()).await else { return String::new() };
+    let is_side = |name: &String| TOPIC_SUFFIXES.iter().any(|suffix| name.ends_with(suffix));
+    list_topics(topics.into_iter().filter(|name| !is_side(name)).collect())
+}
+
+fn list_topics(mut topics: Vec<String>) -> String {
+    if topics.is_empty() {
+        return String::new();
+    }
+    topics.sort();
+    let shown: Vec<String> = topics.iter().take(TOPICS_SHOWN_MAX).map(|name| format!("{name:?}")).collect();
+    let more = match topics.len().saturating_sub(TOPICS_SHOWN_MAX) {
+        0 => String::new(),
+        more => format!(" and {more} more"),
+    };
+    format!(". The log has these topics: {}{more}", shown.join(", "))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_message_names_ten_topics_and_counts_the_others() {
+        let topics = |count: u32| list_topics((10..10 + count).rev().map(|number| format!("t{number}")).collect());
+        assert_eq!(topics(0), "");
+        assert_eq!(topics(2), ". The log has these topics: \"t10\", \"t11\"");
+        assert!(topics(12).ends_with("\"t18\", \"t19\" and 2 more"), "{}", topics(12));
+    }
 }

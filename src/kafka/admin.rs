@@ -1,5 +1,5 @@
-//! The administrative calls, made through the crate `rskafka`: creating a topic that needs no settings, deleting a topic,
-//! and deleting the records below an offset.
+//! The administrative calls, made through the crate `rskafka`: listing topics, creating a topic that needs no settings,
+//! deleting a topic, and deleting the records below an offset.
 //!
 //! ```text
 //!  call ─▶ client: shared by calls at the same time, or else new (same addresses, TLS and SASL as everything else)
@@ -71,6 +71,12 @@ pub(crate) struct Admin {
 impl Admin {
     pub(crate) fn new(settings: BrokerSettings) -> Self {
         Self { settings, client: Mutex::default() }
+    }
+
+    /// The names of all topics that this login may see, apart from Kafka's internal ones.
+    pub(crate) async fn list_topics(&self, deadline: Instant) -> Result<Vec<String>, AdminError> {
+        let topics = self.call(deadline, |client| async move { client.list_topics().await }).await?;
+        Ok(topics.into_iter().map(|topic| topic.name).collect())
     }
 
     /// Creates a topic with the cluster's default settings. Returns false if the topic exists already.

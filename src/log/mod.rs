@@ -90,6 +90,9 @@ pub trait Engine: Send + Sync + fmt::Debug {
         create: Option<CreateTopic>,
     ) -> BoxFuture<'a, Result<Arc<dyn Log>, OpenError>>;
 
+    /// The names of all topics that this process may see, in any order. Only for messages.
+    fn topics(&self) -> BoxFuture<'_, Result<Vec<String>, Failure>>;
+
     /// Waits until the engine cannot be trusted any more (for example after an I/O error on commit), and returns the
     /// reason. The process then ends with exit code 1.
     fn lost(&self) -> BoxFuture<'_, String>;

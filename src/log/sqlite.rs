@@ -111,6 +111,10 @@ impl Engine for Sqlite {
         Box::pin(self.open_topic(topic, create))
     }
 
+    fn topics(&self) -> BoxFuture<'_, Result<Vec<String>, Failure>> {
+        Box::pin(async move { self.database.topics().await.map_err(failure) })
+    }
+
     fn close(&self) -> BoxFuture<'_, ()> {
         Box::pin(self.database.close())
     }

@@ -222,6 +222,11 @@ impl Database {
         self.readers.read(move |connection| read::topic(connection, &name)).await
     }
 
+    /// The names of all topics.
+    pub(crate) async fn topics(&self) -> Result<Vec<String>, ReadError> {
+        self.readers.read(read::topics).await
+    }
+
     pub(crate) async fn committed(
         &self,
         group: &str,

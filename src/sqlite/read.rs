@@ -197,6 +197,13 @@ pub(super) fn topic(connection: &Connection, name: &str) -> Result<Option<TopicR
     Ok(found)
 }
 
+/// Reads the names of all topics.
+pub(super) fn topics(connection: &Connection) -> Result<Vec<String>, ReadError> {
+    let mut statement = connection.prepare_cached("SELECT name FROM topics")?;
+    let names = statement.query_map([], |row| row.get(0))?.collect::<Result<_, _>>()?;
+    Ok(names)
+}
+
 /// What a group last committed in a partition: an offset and a text, decoded by `decode`.
 pub(super) fn committed<T>(
     connection: &Connection,

@@ -149,6 +149,10 @@ impl Engine for Kafka {
         Box::pin(self.open_topic(topic, create))
     }
 
+    fn topics(&self) -> BoxFuture<'_, Result<Vec<String>, Failure>> {
+        Box::pin(async move { self.admin.list_topics(Instant::now() + BROKER_ANSWER_MAX).await.map_err(admin_failure) })
+    }
+
     fn lost(&self) -> BoxFuture<'_, String> {
         // No failure on our side affects what a broker has acknowledged. But after a panic of a producer, nothing can be
         // appended any more.

@@ -43,13 +43,16 @@ fn silent_addresses_are_an_error_within_10_s() {
 }
 
 #[test]
-fn a_missing_topic_is_an_error_that_names_the_flag_to_create_it() {
+fn a_missing_topic_is_an_error_that_names_the_flag_to_create_it_and_existing_topics() {
     let folder = tempfile::tempdir().unwrap();
+    // The cluster has at least this topic. It may have more than a message names.
+    topic_with_batch_limit(10_000);
     let topic = unique("mistyped");
     for mode in [&["ingest", "--listen", "127.0.0.1:0"][..], &["dispatch", "--dest", "file-1"]] {
         let ending = program::run(folder.path(), &[mode, &["--url", &address(), "--topic", &topic]].concat());
         assert_eq!(ending.code(), 2, "{}", ending.said);
         assert!(ending.said.contains("--create-topic") && ending.said.contains(&topic), "{}", ending.said);
+        assert!(ending.said.contains(". The log has these topics: \""), "{}", ending.said);
     }
 }
 

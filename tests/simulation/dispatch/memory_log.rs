@@ -153,6 +153,10 @@ impl Engine for MemoryEngine {
         Box::pin(std::future::ready(()))
     }
 
+    fn topics(&self) -> BoxFuture<'_, Result<Vec<String>, Failure>> {
+        unreachable!("only the start of a command lists topics")
+    }
+
     fn lost(&self) -> BoxFuture<'_, String> {
         Box::pin(std::future::pending())
     }
