@@ -1,6 +1,7 @@
 //! Opens the log of a command.
 
 use super::Misconfigured;
+use crate::cli::defaults;
 use crate::config::{EngineConfig, LogConfig};
 use crate::core::side_topics::TOPIC_SUFFIXES;
 use crate::group::Groups;
@@ -9,7 +10,7 @@ use crate::group::sqlite::SqliteGroups;
 use crate::log::kafka::Kafka;
 use crate::log::sqlite::Sqlite;
 use crate::log::{Engine, Log, OpenError};
-use anyhow::{Context, ensure};
+use anyhow::{Context, bail, ensure};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::timeout;
@@ -50,6 +51,12 @@ pub(super) async fn open(config: &LogConfig, access: LogAccess) -> anyhow::Resul
         }
         EngineConfig::Kafka(settings) => {
             let engine = match Kafka::connect(settings.clone()).await {
+                // Most likely the operator gave no --url, and meant a database.
+                Err(OpenError::Unavailable(why)) if settings.brokers == [defaults::BROKER] => bail!(
+                    "no Kafka broker answers at {} (--url): {why}. For a database, write --url sqlite:{}",
+                    defaults::BROKER,
+                    defaults::UP_DATABASE
+                ),
                 Err(unavailable @ OpenError::Unavailable(_)) => Err(unavailable).context(
                     "cannot connect to Kafka: --url names brokers of a cluster. `eventd up` works without a cluster",
                 )?,

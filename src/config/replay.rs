@@ -3,7 +3,8 @@
 use super::log::{self, HasIngest, LogConfig};
 use super::secrets::is_http;
 use super::{DeliveryConfig, delivery};
-use crate::cli::ReplayFlags;
+use crate::cli::{LogFlags, ReplayFlags, defaults};
+use crate::core::text::shell_quoted;
 use crate::destination::spec::Spec;
 use crate::replay::range::{Range, RangeFlags};
 use crate::replay::rewind::Reposition;
@@ -76,6 +77,7 @@ fn replay_config(flags: &ReplayFlags, signature: Signature) -> anyhow::Result<re
         json: flags.json,
         rate: flags.rate,
         stop_after_failures: flags.stop_after_failures,
+        log_flags: log_flags(&flags.log),
         signature,
     };
     let request = match (&flags.resume, &flags.fast_forward) {
@@ -107,6 +109,15 @@ fn replay_config(flags: &ReplayFlags, signature: Signature) -> anyhow::Result<re
         }
     };
     Ok(config(request))
+}
+
+/// The flags that select the same log again, quoted for a shell. A URL that holds a password was refused before.
+fn log_flags(flags: &LogFlags) -> String {
+    let url = shell_quoted(flags.url.as_deref().unwrap_or(defaults::BROKER));
+    match flags.topic == defaults::TOPIC {
+        true => format!("--url {url}"),
+        false => format!("--url {url} --topic {}", shell_quoted(&flags.topic)),
+    }
 }
 
 /// The users or ids of a flag, each typed or in a file (`@FILE`); and whether there was a file.

@@ -83,6 +83,21 @@ pub fn shown(bytes: &[u8], bytes_max: usize) -> String {
     format!("{}…", escaped(&String::from_utf8_lossy(first)))
 }
 
+/// The text as one word of a shell: unchanged if every character is plain, or else in single quotation marks.
+///
+/// ```
+/// use eventd::core::text::shell_quoted;
+/// assert_eq!(shell_quoted("sqlite:/var/lib/eventd.db"), "sqlite:/var/lib/eventd.db");
+/// assert_eq!(shell_quoted("sqlite:ada's log.db"), r"'sqlite:ada'\''s log.db'");
+/// ```
+pub fn shell_quoted(text: &str) -> Cow<'_, str> {
+    let is_plain = |c: char| c.is_ascii_alphanumeric() || "-_./:,=@%+".contains(c);
+    match !text.is_empty() && text.chars().all(is_plain) {
+        true => Cow::Borrowed(text),
+        false => Cow::Owned(format!("'{}'", text.replace('\'', r"'\''"))),
+    }
+}
+
 /// JSON text in which unsafe characters inside strings are written as `\u009b`. A parser reads the same value.
 ///
 /// JSON itself requires escapes only for some of these characters. All of them can only be inside strings, because JSON has

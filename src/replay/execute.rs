@@ -65,6 +65,7 @@ pub(super) async fn execute(
     };
     audit.write(&id, name, started).await?;
     tracing::info!(replay = id, destination = %name, events, "replaying; if it stops, continue with --resume {id}");
+    let advice = show::ResumeAdvice::new(context, config, &id);
     let replay_run = ReplayRun {
         id: id.clone(),
         source: Arc::clone(&source),
@@ -83,6 +84,7 @@ pub(super) async fn execute(
     if result.outcome == ReplayOutcome::Finished {
         forget_progress(context, &id, &source).await;
     }
+    advice.disarm();
     show::conclude(context, config, &id, events, result)
 }
 

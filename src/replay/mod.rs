@@ -129,6 +129,8 @@ pub struct Config {
     pub rate: Option<Rate>,
     /// Stop after this many failed attempts in a row. 0 is never.
     pub stop_after_failures: u64,
+    /// `--url` and `--topic` as they have to be repeated to resume this replay, quoted for a shell.
+    pub log_flags: String,
     /// Whether this replay signs its requests.
     pub signature: Signature,
 }

@@ -6,7 +6,7 @@ use super::position::{Reposition, show_ms};
 use super::run::RunResult;
 use super::{Config, PreparedReplay, ReplayContext, ReplayRequest};
 use crate::core::outcome::Ended;
-use crate::core::text::{escaped, escaped_json};
+use crate::core::text::{escaped, escaped_json, shell_quoted};
 use crate::core::token_bucket::Rate;
 use crate::destination::spec::{Spec, Target};
 use crate::log::Engine;
@@ -241,13 +241,48 @@ pub(super) fn conclude(
         }
         (ReplayOutcome::Failed, None) => Err(anyhow!("replay {id} failed: {why}")),
         (ReplayOutcome::Stopped, _) => {
-            let Spec { name, .. } = &context.spec;
-            tracing::warn!(
-                "{why}. To deliver the events that are left, run: eventd replay --dest {name}={} --resume {id} --execute \
-                 (with the same --url, --topic and secrets)",
-                context.spec
-            );
+            tracing::warn!("{why}. {}", how_to_resume(context, config, id));
             Ok(Ended::WorkLeft)
+        }
+    }
+}
+
+/// The command that continues a replay. It shows no secret of the destination, so the operator has to add it again.
+fn how_to_resume(context: &ReplayContext, config: &Config, id: &str) -> String {
+    let Spec { name, .. } = &context.spec;
+    let destination = format!("{name}={}", context.spec);
+    format!(
+        "To deliver the events that are left, run: eventd replay {} --dest {} --resume {id} --execute (with the same \
+         secrets)",
+        config.log_flags,
+        shell_quoted(&destination)
+    )
+}
+
+/// Says how to resume the replay if its work is dropped before the summary. A second signal does that.
+pub(super) struct ResumeAdvice<'r> {
+    context: &'r ReplayContext,
+    config: &'r Config,
+    id: &'r str,
+    is_needed: bool,
+}
+
+impl<'r> ResumeAdvice<'r> {
+    pub(super) fn new(context: &'r ReplayContext, config: &'r Config, id: &'r str) -> Self {
+        Self { context, config, id, is_needed: true }
+    }
+
+    /// Says nothing any more, because a summary follows.
+    pub(super) fn disarm(mut self) {
+        self.is_needed = false;
+    }
+}
+
+impl Drop for ResumeAdvice<'_> {
+    fn drop(&mut self) {
+        if self.is_needed {
+            let Self { context, config, id, .. } = self;
+            tracing::warn!("replay {id} was cut short. {}", how_to_resume(context, config, id));
         }
     }
 }

@@ -472,7 +472,10 @@ fn ingest_and_dispatch_connect_to_a_local_broker_by_default() {
     let topic = unique("not-created");
     for mode in [&["ingest", "--listen", "127.0.0.1:0"][..], &["dispatch", "--dest", "null:"]] {
         let ending = run(folder.path(), &[mode, &["--topic", &topic]].concat());
-        let (no_broker, no_topic) = (["localhost:9092", "--url", "eventd up"], [topic.as_str(), "--create-topic"]);
+        let (no_broker, no_topic) = (
+            ["no Kafka broker answers at localhost:9092 (--url)", "--url sqlite:eventd.db"],
+            [topic.as_str(), "--create-topic"],
+        );
         let says = |what: &[&str]| what.iter().all(|what| ending.said.contains(what));
         match ending.code() {
             1 => assert!(says(&no_broker), "{mode:?}: {}", ending.said),

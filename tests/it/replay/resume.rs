@@ -11,8 +11,8 @@ fn a_signal_stops_a_replay_and_resume_delivers_only_the_rest() {
     let ending = replay.stop();
     assert_eq!(ending.code(), 3, "{}", ending.said);
     let id = delivered.id();
-    let hint = format!("eventd replay --dest hook={} --resume {id} --execute (with the same", delivered.receiver.url);
-    assert!(ending.said.contains(&hint), "{}", ending.said);
+    let hint = format!(" --dest hook={} --resume {id} --execute (with the same secrets)", delivered.receiver.url);
+    assert!(ending.said.contains("run: eventd replay --url sqlite:") && ending.said.contains(&hint), "{}", ending.said);
     let listed = &delivered.listed()[0];
     assert_eq!((listed["state"].as_str(), listed["why"].as_str()), (Some("stopped"), Some("stopped by a signal")));
     let first = delivered.receiver.count();

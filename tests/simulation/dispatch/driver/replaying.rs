@@ -112,6 +112,7 @@ impl Driver<'_> {
             execute: true,
             json: false,
             rate: request.rate,
+            log_flags: "--url simulated:9092".to_owned(),
             stop_after_failures: if self.calm { 0 } else { request.stop_after_failures },
             signature: Signature::Present,
         };
