@@ -10,6 +10,7 @@ use crate::group::{JoinError, WhenHeld};
 use crate::limits::RESTART_AFTER;
 use crate::log_limiter::LogLimiter;
 use crate::signals::Signals;
+use anyhow::anyhow;
 use std::sync::Arc;
 
 /// Delivers to one destination until the first signal. Attempts that are in progress then are finished.
@@ -29,7 +30,13 @@ async fn dispatch_from(opened: OpenLog, mut config: DispatchConfig, signals: &Si
     let partitions = opened.log.partitions().await?;
     descriptors::divide(None, &config.log, std::slice::from_mut(&mut config.delivery), partitions)?;
     memory::announce(&config.log, partitions, None, std::slice::from_ref(&config.delivery));
-    let start = async { Ok(join_when_possible(&opened, &config.delivery, config.standby).await?) };
+    let start = async {
+        join_when_possible(&opened, &config.delivery, config.standby).await.map_err(|error| match error {
+            // Only this command has the flag. `up` tries again by itself.
+            JoinError::Held { .. } => anyhow!("{error}, or use --standby"),
+            error => error.into(),
+        })
+    };
     let Some(joined) = unless_stopped(signals, start).await? else {
         return Ok(Ended::Drained);
     };

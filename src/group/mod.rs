@@ -227,8 +227,8 @@ pub enum JoinError {
     /// Another process holds the destination, or another member in this process does. `holder` is absent if that process
     /// has taken the lock but not written into it yet.
     #[error("destination {name:?} is held by {}", match holder {
-        Some(holder) => format!("pid {}: stop that process, or use --standby", holder.pid),
-        None => "another process, which has just started".to_owned(),
+        Some(holder) => format!("pid {}: stop that process", holder.pid),
+        None => "another process, which has just started: stop that process".to_owned(),
     })]
     Held { name: String, holder: Option<Holder> },
     /// The group has other members, but one member needs all of it.

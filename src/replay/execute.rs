@@ -9,9 +9,9 @@ use super::{new_id, show};
 use crate::core::outcome::Ended;
 use crate::core::progress::PartitionState;
 use crate::core::side_topics::{dead_letter_group, replay_group};
-use crate::group::{Group, JoinOptions, is_final};
+use crate::group::{Group, JoinError, JoinOptions, is_final};
 use crate::log::Log;
-use anyhow::Context;
+use anyhow::{Context, anyhow};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -28,7 +28,13 @@ pub(super) async fn execute(
     let digest = context.spec.digest();
     // First, so that a destination that cannot be opened leaves nothing behind.
     let destination = run::open_destination(context, selection.dead).await?;
-    let group = context.groups.join_alone(&replay_group(name, &id), &source, &JoinOptions::new(&digest)).await?;
+    let group = context.groups.join_alone(&replay_group(name, &id), &source, &JoinOptions::new(&digest)).await;
+    let group = group.map_err(|error| match error {
+        JoinError::Held { holder: Some(holder), .. } => {
+            anyhow!("replay {id} is already running in process {}: wait for it, or stop it first", holder.pid)
+        }
+        error => error.into(),
+    })?;
     let marker = match selection.dead {
         true => {
             let (marker, redriven) = join_dead_group(context, &source, &digest).await?;

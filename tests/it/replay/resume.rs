@@ -71,7 +71,11 @@ fn a_replay_cannot_run_twice_at_the_same_time() {
     let id = delivered.id();
     let second = delivered.replay(&["--resume", &id, "--execute"]);
     assert_eq!(second.code(), 1, "{}", second.said);
-    assert!(second.said.contains(&format!("pid {}", first.id())), "{}", second.said);
+    assert!(
+        second.said.contains(&format!("replay {id} is already running in process {}", first.id())),
+        "{}",
+        second.said
+    );
     delivered.receiver.answers(|_| 200);
     let ending = first.end();
     assert_eq!(ending.code(), 0, "{}", ending.said);
