@@ -5,6 +5,7 @@
 //! Values are escaped while a line is formatted. After that, the colour codes of the text format could no longer be told
 //! apart from control characters that a client sent.
 
+use crate::core::names;
 use crate::core::text::{escaped, escaped_json};
 use std::fmt;
 use tracing::field::Field;
@@ -19,12 +20,18 @@ pub(super) fn fields() -> impl for<'w> FormatFields<'w> + Send + Sync + 'static 
     debug_fn(field).delimited(" ")
 }
 
+/// Fields that are written without quotation marks, so that one `grep` finds all of their lines. Their values are names
+/// without spaces.
+const UNQUOTED: [&str; 2] = ["destination", "topic"];
+
 fn field(writer: &mut Writer<'_>, field: &Field, value: &dyn fmt::Debug) -> fmt::Result {
     let value = format!("{value:?}");
     let value = escaped(&value);
     let name = field.name().trim_start_matches("r#");
+    let unquoted = || value.strip_prefix('"')?.strip_suffix('"').filter(|inner| inner.chars().all(names::may_contain));
+    let value = unquoted().filter(|_| UNQUOTED.contains(&name)).unwrap_or(&value);
     match name {
-        "message" => writer.write_str(&value),
+        "message" => writer.write_str(value),
         // Names in italics, as `tracing-subscriber` writes them.
         _ if writer.has_ansi_escapes() => write!(writer, "\x1b[3m{name}\x1b[0m\x1b[2m=\x1b[0m{value}"),
         _ => write!(writer, "{name}={value}"),
@@ -103,6 +110,24 @@ mod tests {
             assert_one_harmless_line(&text);
             assert!(text.contains(r"given up: a\u{1b}[2J\u{7}\nERROR forged\r\u{9b}2J"), "{text}");
             assert!(text.contains("user=\"a") && text.contains(" id=a") && text.contains(" error=cannot"), "{text}");
+        }
+    }
+
+    #[test]
+    fn the_name_of_a_destination_and_of_a_topic_has_no_quotation_marks() {
+        let lines = Lines::default();
+        let writer = lines.clone();
+        let builder = tracing_subscriber::fmt().fmt_fields(fields()).with_ansi(false);
+        tracing::subscriber::with_default(builder.with_writer(move || writer.clone()).finish(), || {
+            tracing::info!(destination = "billing", user = "u-1", "one");
+            tracing::info!(destination = %"billing", topic = "events", "two");
+            tracing::info!(destination = EVIL, "three");
+        });
+        let text = lines.text();
+        for says in
+            ["one destination=billing user=\"u-1\"", "two destination=billing topic=events", "three destination=\"a"]
+        {
+            assert!(text.contains(says), "{says}: {text}");
         }
     }
 

@@ -136,7 +136,7 @@ fn the_side_topic_of_a_replays_progress_is_deleted_with_it() {
     let ending = delivered.replay(&["--from", "0", "--execute", "--limit", "18000"]);
     assert_eq!(ending.code(), 0, "{}", ending.said);
     let own = format!("{topic}.hook.replay.{}.state", delivered.id());
-    let made = format!("created topic topic=\"{own}\"");
+    let made = format!("created topic topic={own}");
     assert!(ending.said.contains(&made), "{made:?} is not in {}", ending.said);
     let runtime = tokio::runtime::Runtime::new().unwrap();
     let gone = runtime.block_on(async {
