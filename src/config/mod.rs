@@ -90,6 +90,11 @@ impl DispatchConfig {
             "--standby waits for the lock of a database, so it needs --url sqlite:PATH. On Kafka the processes of a \
              destination share its partitions: leave the flag out"
         );
+        // A variable that was written for `up` may have several lines.
+        ensure!(
+            !flags.destination.contains('\n'),
+            "--dest: dispatch takes one destination, but the value has several lines: write one destination"
+        );
         let typed = std::slice::from_ref(&flags.destination);
         let deliveries = delivery::deliveries(typed, &flags.delivery, &flags.log, &url, flags.process.drain)?;
         Ok(Self {

@@ -94,10 +94,25 @@ pub(super) fn check_directory(path: &Path) -> Result<(), ConfigurationError> {
             Err(ConfigurationError(format!("{shown} is not a directory: correct the path")))
         }
         Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => {
-            Err(ConfigurationError(format!("the directory {shown} is missing: create it first")))
+            let advice = if is_likely_host(path) {
+                format!(". For a URL, write https://{}", path.display())
+            } else {
+                String::new()
+            };
+            Err(ConfigurationError(format!("the directory {shown} is missing: create it first{advice}")))
         }
         _ => Ok(()),
     }
+}
+
+/// Whether the path begins like a URL without its scheme: `billing.example.com/hook`.
+fn is_likely_host(path: &Path) -> bool {
+    let first = path.iter().next().and_then(|first| first.to_str()).unwrap_or_default();
+    let is_plain = first.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '.' | '-'));
+    let ends_with_domain = first.rsplit_once('.').is_some_and(|(host, domain)| {
+        !host.is_empty() && domain.len() >= 2 && domain.chars().all(|c| c.is_ascii_alphabetic())
+    });
+    is_plain && ends_with_domain
 }
 
 impl AppendFile for DiskFile {

@@ -100,6 +100,11 @@ impl Spec {
         Ok(Self { name: name.to_owned(), earlier_name: None, ..self })
     }
 
+    /// The target without user, password, query and fragment of a URL, for a question to the operator.
+    pub fn public_target(&self) -> String {
+        url::public_part(&self.as_typed)
+    }
+
     /// Computes 32 hexadecimal digits from the target, so that two targets under one name are noticed. The digits are
     /// public, so they do not depend on user, password, query and fragment.
     pub fn digest(&self) -> String {
@@ -150,16 +155,32 @@ fn split_name(text: &str) -> (Option<&str>, &str) {
 fn parse_target(text: &str) -> Result<Target, ConfigurationError> {
     let shown = url::shown_in_error(text);
     let Some((scheme, rest)) = url::scheme_of(text) else {
-        return if text == "-" { Ok(Target::Stdout) } else { parse_path(text) };
+        return if text == "-" { Ok(Target::Stdout) } else { parse_bare_path(text) };
     };
     match scheme.to_ascii_lowercase().as_str() {
         "file" => parse_path(rest),
         "http" | "https" => url::parse(text).map(Target::Http),
         "null" if rest.is_empty() => Ok(Target::Null),
         "null" => Err(ConfigurationError(format!("null: must be the whole destination, not {shown:?}: write null:"))),
+        host if url::is_port_and_path(rest) => {
+            let scheme = if host.contains('.') { "https" } else { "http" };
+            Err(ConfigurationError(format!("{shown:?} has no scheme: for a URL, write {scheme}://{shown}")))
+        }
         _ => Err(ConfigurationError(format!(
             "unknown scheme {scheme:?} in destination {shown:?}: use {SUPPORTED}. Write ./ before a path that contains a colon"
         ))),
+    }
+}
+
+/// A path without `file:`. If the text before its first `=` is probably meant as a name, that name is not valid.
+fn parse_bare_path(text: &str) -> Result<Target, ConfigurationError> {
+    let target = parse_path(text)?;
+    match text.split_once('=') {
+        Some((name, _)) if !name.starts_with('.') && !name.contains('/') => Err(ConfigurationError(format!(
+            "{name:?} is not a name: NAME= takes letters, digits, '.', '_' and '-'. If {text:?} is a path, type a path \
+             with = as ./{text}"
+        ))),
+        _ => Ok(target),
     }
 }
 

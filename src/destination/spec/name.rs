@@ -78,7 +78,8 @@ pub(super) fn check(name: &str) -> Result<(), String> {
     }
     if let Some(suffix) = DESTINATION_SUFFIXES.iter().find(|suffix| name.ends_with(**suffix)) {
         return Err(format!(
-            "ends with {suffix:?}, which is reserved for side topics: use another name with NAME=DEST"
+            "cannot be used: names that end with {suffix:?} are reserved for topics of eventd itself. Use another name with \
+             NAME=DEST"
         ));
     }
     if name.contains(REPLAY_INFIX) {

@@ -129,6 +129,9 @@ fn the_error_for_text_that_is_not_a_destination_says_what_to_write() {
     assert!(refused("ftp://host/x").contains("unknown scheme \"ftp\""));
     assert!(refused("ftp://host/x").contains("https://"));
     assert!(refused("kafka:x").contains("./"));
+    assert!(refused("localhost:9000/hook").ends_with("write http://localhost:9000/hook"));
+    assert!(refused("a=h.example.com:90").ends_with("write https://h.example.com:90"));
+    assert!(refused("a b=file-1").ends_with("type a path with = as ./a b=file-1"));
     for text in ["http://", "http:///x", "http:x", "https://h:99999/", "http://h:/", "http://h/a b", "null:x"] {
         assert!(Spec::parse(text).is_err(), "{text}");
     }

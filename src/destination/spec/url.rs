@@ -13,6 +13,10 @@ const NOT_IN_A_URL: &AsciiSet =
 /// Parses a URL with the scheme `http` or `https`.
 pub(super) fn parse(text: &str) -> Result<HttpTarget, ConfigurationError> {
     let bad = |why: &str| ConfigurationError(format!("{:?} is not a URL to deliver to: {why}", shown_in_error(text)));
+    if authority(text).is_some_and(|authority| authority.is_empty()) {
+        let (shown, scheme) = (shown_in_error(text), scheme_of(text).map_or("http", |(scheme, _)| scheme));
+        return Err(ConfigurationError(format!("{shown:?} has no host: write {scheme}://HOST/PATH")));
+    }
     let uri: Uri =
         request_uri(text).map_err(bad)?.parse().map_err(|error: http::uri::InvalidUri| bad(&error.to_string()))?;
     let mut parts = uri.into_parts();
@@ -76,6 +80,12 @@ pub(super) fn is_likely_mistyped(path: &str) -> bool {
     let has_query = lower.split_once('?').is_some_and(|(_, query)| query.contains('='));
     let has_user = lower.split_once('@').is_some_and(|(before, _)| before.contains(':'));
     is_scheme_without_colon || has_query || has_user
+}
+
+/// Whether the text after the first `:` is a port, or a port and a path, so that the text before it is a host.
+pub(super) fn is_port_and_path(text: &str) -> bool {
+    let port = text.split('/').next().unwrap_or_default();
+    port.parse::<u16>().is_ok_and(|port| port != 0)
 }
 
 /// The scheme before the first `:` and the text after it, if the text before can be a scheme.
