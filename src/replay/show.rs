@@ -39,6 +39,9 @@ pub async fn list(engine: &dyn Engine, topic: &str, destination: Option<&str>, j
     Ok(())
 }
 
+/// The state of a replay that has not ended, or was killed. The audit log cannot tell which.
+const UNFINISHED: &str = "running-or-cut-off";
+
 /// One replay in the list.
 #[derive(Debug, Serialize)]
 struct ListedReplay<'s> {
@@ -64,7 +67,7 @@ struct ListedReplay<'s> {
 impl<'s> ListedReplay<'s> {
     fn new(id: &'s str, history: &'s ReplayHistory) -> Self {
         let (state, ended_ms, why) = match &history.ended {
-            None => ("running-or-cut-off", None, ""),
+            None => (UNFINISHED, None, ""),
             Some(ReplayEnd { at_ms, outcome, why }) => {
                 let state = match outcome {
                     ReplayOutcome::Finished => "finished",
@@ -93,12 +96,16 @@ impl<'s> ListedReplay<'s> {
 
 impl fmt::Display for ListedReplay<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { id, destination, title, events, counts, state, operator, why, .. } = self;
+        let Self { id, destination, to, title, events, counts, state, operator, why, .. } = self;
+        let state = if *state == UNFINISHED { "running, or killed" } else { state };
         let (user, host, why) = (escaped(&operator.user), escaped(&operator.host), escaped(why));
         writeln!(f, "{}  {}  {state}", escaped(id), escaped(destination))?;
         writeln!(f, "    {} by {user}@{host}: {}", show_ms(self.started_ms), escaped(title))?;
         match self.moved {
-            None => writeln!(f, "    {} of {events} delivered, {} given up", counts.delivered, counts.given_up)?,
+            None => {
+                writeln!(f, "    to {}", escaped(to))?;
+                writeln!(f, "    {} of {events} delivered, {} given up", counts.delivered, counts.given_up)?;
+            }
             Some(plan) => {
                 let range =
                     |part: &PlannedPartition| format!("p{} from {} until {}", part.partition, part.from, part.until);
@@ -197,7 +204,9 @@ pub(super) async fn confirm(
         ReplayRequest::Reposition(Reposition::FastForward(_)) => {
             format!("move the position of {name} ahead, so that {what} will NEVER be delivered?")
         }
-        ReplayRequest::New { .. } | ReplayRequest::Resume { .. } => format!("deliver {what} to {name} now?"),
+        ReplayRequest::New { .. } | ReplayRequest::Resume { .. } => {
+            format!("deliver {what} to {name} ({}) now?", escaped(&context.spec.public_target()))
+        }
     };
     context.streams.err(&format!("{question} [y/N] "))?;
     let answer = tokio::task::spawn_blocking(|| {

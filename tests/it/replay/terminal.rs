@@ -50,7 +50,8 @@ fn a_replay_at_a_terminal_asks_and_only_a_yes_delivers() {
     for no in ["n\n", "\n", "yesterday\n", "\u{4}"] {
         let (ending, shown) = Terminal::replaying(&delivered, &["--from", "0"]).types(no);
         assert_eq!(ending.code(), 0, "{no:?}: {shown}");
-        assert!(shown.contains("deliver 60 events to hook now? [y/N]"), "{no:?}: {shown}");
+        let question = format!("deliver 60 events to hook ({}) now? [y/N]", delivered.receiver.url);
+        assert!(shown.contains(&question), "{no:?}: {shown}");
         assert!(shown.contains("nothing was delivered"), "{no:?}: {shown}");
     }
     assert_eq!((delivered.receiver.count(), delivered.listed()), (0, Vec::new()));
