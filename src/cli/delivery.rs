@@ -3,7 +3,6 @@
 use super::{defaults, values};
 use crate::dispatch::{OnGap, Start};
 use clap::Args;
-use clap::builder::BoolishValueParser;
 use std::time::Duration;
 
 pub(super) const DELIVERY: &str = "Delivery";
@@ -69,7 +68,7 @@ pub struct DeliveryFlags {
     /// Failed tries after which an event becomes a dead letter
     ///
     /// Tries during an outage of the destination do not count.
-    #[arg(long, value_name = "N", env = "EVENTD_ATTEMPTS", default_value = defaults::ATTEMPTS, value_parser = clap::value_parser!(u32).range(1..), help_heading = RETRIES)]
+    #[arg(long, value_name = "N", env = "EVENTD_ATTEMPTS", default_value = defaults::ATTEMPTS, value_parser = values::attempts, help_heading = RETRIES)]
     pub attempts: u32,
 
     /// Delay after the first failure of an event; it doubles with each further failure
@@ -83,7 +82,7 @@ pub struct DeliveryFlags {
     /// Randomize each delay: use between half of it and all of it
     ///
     /// This spreads the retries of many users over time.
-    #[arg(long, env = "EVENTD_JITTER", value_parser = BoolishValueParser::new(), help_heading = RETRIES)]
+    #[arg(long, env = "EVENTD_JITTER", value_parser = values::switch, help_heading = RETRIES)]
     pub jitter: bool,
 
     /// How long one attempt may take, from connecting to the answer
@@ -125,7 +124,7 @@ pub struct DeliveryFlags {
     pub instance_id: Option<String>,
 
     /// With --instance-id, do not leave the group at a stop, so that a rolling restart moves no partitions
-    #[arg(long, env = "EVENTD_KEEP_MEMBERSHIP", requires = "instance_id", value_parser = BoolishValueParser::new(), help_heading = GROUP)]
+    #[arg(long, env = "EVENTD_KEEP_MEMBERSHIP", requires = "instance_id", value_parser = values::switch, help_heading = GROUP)]
     pub keep_membership: bool,
 
     /// Make about one in N attempts fail before they reach the destination; 0 is off
@@ -134,7 +133,7 @@ pub struct DeliveryFlags {
     #[arg(long, value_name = "N", env = "EVENTD_RELIABILITY", default_value = defaults::RELIABILITY, value_parser = values::one_in, help_heading = DRILL)]
     pub reliability: u32,
 
-    /// Repeat an earlier drill: its seed is in its log line [default: another seed at each start]
+    /// Seed of an earlier fault drill, to repeat it. Each drill logs its seed at start [default: another one at each start]
     #[arg(long, value_name = "SEED", env = "EVENTD_RELIABILITY_SEED", help_heading = DRILL)]
     pub reliability_seed: Option<u64>,
 }

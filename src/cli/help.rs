@@ -9,14 +9,13 @@ Examples:
 
 /// The examples of a command, and the short and the long end of its help.
 macro_rules! ends {
-    ($short:ident, $long:ident, $examples:literal, $exit_codes:literal) => {
-        pub(super) const $short: &str =
-            concat!("Examples:\n", $examples, "\n\n`--help` explains each flag, exit codes and memory.");
+    ($short:ident, $long:ident, $examples:literal, $ending:literal, $explains:literal) => {
+        pub(super) const $short: &str = concat!("Examples:\n", $examples, "\n\n`--help` explains ", $explains, ".");
         pub(super) const $long: &str = concat!(
             "Examples:\n",
             $examples,
             "\n\n",
-            $exit_codes,
+            $ending,
             "\n\n",
             "\
 Environment:
@@ -52,7 +51,8 @@ Memory:
   The process needs at most twice --max-pending, --window-bytes, 40KiB for each of
   --max-connections, 64KiB for each of --concurrency, 256 bytes for each of --window, and fixed
   amounts for the log and for each destination. The field memory_bound of a log line at start has
-  the sum."
+  the sum.",
+    "each flag, exit codes and memory"
 );
 
 ends!(
@@ -73,7 +73,8 @@ Exit codes:
 
 Memory:
   The process needs at most twice --max-pending, 40KiB for each of --max-connections, and a fixed
-  amount for the log. The field memory_bound of a log line at start has the sum."
+  amount for the log. The field memory_bound of a log line at start has the sum.",
+    "each flag, exit codes and memory"
 );
 
 ends!(
@@ -96,7 +97,8 @@ Exit codes:
 Memory:
   The process needs at most --window-bytes, 64KiB for each of --concurrency, 256 bytes for each of
   --window, and a fixed amount for the log and the destination. The field memory_bound of a log line
-  at start has the sum."
+  at start has the sum.",
+    "each flag, exit codes and memory"
 );
 
 ends!(
@@ -116,5 +118,6 @@ Exit codes:
   0  done, or only the plan was asked for
   1  a failure at run time, or a range that the log does not have
   2  a wrong command line or configuration
-  3  stopped with work left, by a signal or --stop-after-failures: continue with --resume ID"
+  3  stopped with work left, by a signal or --stop-after-failures: continue with --resume ID",
+    "each flag and the exit codes"
 );

@@ -4,7 +4,6 @@ use super::{defaults, values};
 use crate::net::SaslMechanism;
 use crate::telemetry::LogFormat;
 use clap::Args;
-use clap::builder::BoolishValueParser;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -42,7 +41,7 @@ pub struct LogFlags {
     ///
     /// Without this flag a missing topic is an error, because it may be a typing mistake in --topic. In a database the
     /// topic is always created.
-    #[arg(long, env = "EVENTD_CREATE_TOPIC", value_parser = BoolishValueParser::new())]
+    #[arg(long, env = "EVENTD_CREATE_TOPIC", value_parser = values::switch)]
     pub create_topic: bool,
 
     /// How long the log keeps events, for example 7d [default: 7d for a new topic; on Kafka, the cluster's default]
@@ -77,7 +76,7 @@ pub struct KafkaFlags {
     /// Use TLS to connect to the brokers
     ///
     /// eventd then trusts the certificate authorities of the system, or those of --tls-ca-file.
-    #[arg(long, env = "EVENTD_TLS", value_parser = BoolishValueParser::new())]
+    #[arg(long, env = "EVENTD_TLS", value_parser = values::switch)]
     pub tls: bool,
 
     /// PEM file with the certificate authorities to trust [default: those of the system]; implies --tls

@@ -22,7 +22,7 @@ pub use self::redact::without_secrets;
 pub use self::replay::ReplayFlags;
 
 use self::delivery::DELIVERY;
-use clap::builder::{BoolishValueParser, Resettable};
+use clap::builder::Resettable;
 use clap::error::ErrorKind;
 use clap::parser::ValueSource;
 use clap::{Arg, ArgMatches, Args, CommandFactory, FromArgMatches, Parser, Subcommand};
@@ -118,7 +118,7 @@ pub struct DispatchFlags {
     /// If another process holds this destination, wait for it instead of failing
     ///
     /// Only for a database. On Kafka, the processes of a destination share its partitions.
-    #[arg(long, env = "EVENTD_STANDBY", value_parser = BoolishValueParser::new(), help_heading = DELIVERY)]
+    #[arg(long, env = "EVENTD_STANDBY", value_parser = values::switch, help_heading = DELIVERY)]
     pub standby: bool,
 
     #[command(flatten)]

@@ -22,7 +22,7 @@ pub struct ReplayFlags {
     #[arg(long = "dest", value_name = "[NAME=]DEST", env = "EVENTD_DEST", hide_env_values = true, help_heading = DELIVERY, required_unless_present = "list")]
     pub destination: Option<String>,
 
-    /// Start of the range: an offset, a time or an age
+    /// Start of the range: an offset, a time or an age [default: with --user or --id, the start of the log]
     ///
     /// An offset is 480 (for every partition) or p0:480,p2:17 (for each partition). A time is 2026-01-02T10:30:00Z, or
     /// local: 2026-01-02 10:30, or 10:30 for today, or @1767350000 for seconds since 1970. An age is 2h.
@@ -59,7 +59,7 @@ pub struct ReplayFlags {
     /// At most this many events
     ///
     /// The first events of the lowest partition come first, then those of the next partition.
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..), group = "selection", help_heading = SELECTION)]
+    #[arg(long, value_name = "N", value_parser = values::from_one, group = "selection", help_heading = SELECTION)]
     pub limit: Option<u64>,
 
     /// Include what was replayed before: events that came from a replay, or dead letters that were replayed
@@ -74,7 +74,7 @@ pub struct ReplayFlags {
     #[arg(long, conflicts_with_all = ["selection", "resume", "execute"], help_heading = SELECTION)]
     pub list: bool,
 
-    /// Execute the plan. Without this flag, the plan is only shown
+    /// Execute the plan. Without this flag the plan is shown, and at a terminal eventd asks whether to execute it
     #[arg(long, help_heading = EXECUTION)]
     pub execute: bool,
 

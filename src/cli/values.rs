@@ -60,7 +60,7 @@ pub(super) fn bytes(text: &str) -> Result<u64, String> {
     match text.parse::<ByteSize>() {
         Ok(ByteSize(0)) => Err("the value must be above zero: write for example 900KiB, 64MiB or 1GiB".into()),
         Ok(size) => Ok(size.as_u64()),
-        Err(error) => Err(format!("{error}: write for example 900KiB, 64MiB or 1GiB")),
+        Err(_) => Err("it is not a size: write a number and a unit, such as 64MiB".into()),
     }
 }
 
@@ -74,6 +74,29 @@ pub(super) fn count(text: &str) -> Result<usize, String> {
         Ok(0) => Err("the value must be above zero".into()),
         Ok(count) => Ok(count),
         Err(error) => Err(format!("{error}: write a whole number, for example 1000")),
+    }
+}
+
+/// A whole number from 1.
+pub(super) fn from_one(text: &str) -> Result<u64, String> {
+    match text.parse() {
+        Ok(0) => Err("the value must be 1 or more".into()),
+        Ok(number) => Ok(number),
+        Err(error) => Err(format!("{error}: write a whole number, for example 10")),
+    }
+}
+
+/// Like [`from_one`], for a smaller type.
+pub(super) fn attempts(text: &str) -> Result<u32, String> {
+    u32::try_from(from_one(text)?).map_err(|_| format!("the largest possible value is {}", u32::MAX))
+}
+
+/// The value of a switch, which only a variable can have. The flag itself has no value.
+pub(super) fn switch(text: &str) -> Result<bool, String> {
+    match text.to_ascii_lowercase().as_str() {
+        "true" | "t" | "yes" | "y" | "on" | "1" => Ok(true),
+        "false" | "f" | "no" | "n" | "off" | "0" => Ok(false),
+        _ => Err("write true or false".into()),
     }
 }
 

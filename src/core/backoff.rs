@@ -17,7 +17,7 @@ impl Backoff {
             return Err("--backoff must be above zero".into());
         }
         if first > max {
-            return Err("--backoff must not be above --backoff-max".into());
+            return Err(format!("--backoff {first:?} must not be above --backoff-max {max:?}"));
         }
         Ok(Self { first, max, jitter })
     }

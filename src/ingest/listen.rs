@@ -1,6 +1,6 @@
 //! The listening sockets of ingest: one for each address that `--listen` resolves to.
 
-use anyhow::{Context, ensure};
+use anyhow::{Context, bail, ensure};
 use std::collections::BTreeSet;
 use std::io::{self, ErrorKind};
 use std::net::SocketAddr;
@@ -27,6 +27,9 @@ pub(crate) async fn bind(address: &str) -> anyhow::Result<Vec<TcpListener>> {
             // `localhost` resolves to ::1 even on machines without IPv6: one of its two addresses is enough.
             Err(error) if error.kind() == ErrorKind::AddrNotAvailable || is_family_unsupported(&error) => {
                 unavailable = Some((address, error));
+            }
+            Err(error) if error.kind() == ErrorKind::AddrInUse => {
+                bail!("another program uses {address}: stop it, or choose another port with --listen")
             }
             Err(error) => return Err(error).with_context(|| format!("cannot listen on {address} (--listen)")),
         }

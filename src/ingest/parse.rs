@@ -109,7 +109,9 @@ impl<'c> JsonReader<'c> {
             Category::Data => (NOT_AN_EVENT, begin + position(text, &error)),
             Category::Syntax | Category::Io => (MALFORMED_JSON, begin + position(text, &error)),
         };
-        let detail = if kind == NOT_AN_EVENT {
+        let detail = if begin == 0 && text.trim().is_empty() {
+            format!("the body is empty: send {}", self.expected)
+        } else if kind == NOT_AN_EVENT {
             // The message of serde_json would repeat the value that it found, which may be the whole body.
             format!("{} was expected, at byte {position}", self.expected)
         } else {

@@ -156,6 +156,9 @@ fn resolve(path: &Path, create: bool) -> Result<PathBuf, DatabaseError> {
             refuse_orphaned_wal(&database, "is empty").map(|()| path)
         }
         Ok(found) if found.is_file() => Ok(path),
+        Ok(found) if found.is_dir() => {
+            Err(DatabaseError::Configuration(format!("{} is a directory: write the path of a file", path.display())))
+        }
         Ok(_) => Err(DatabaseError::Configuration(format!("{} is not a regular file", path.display()))),
         Err(error) if error.kind() == ErrorKind::NotFound && create => {
             refuse_orphaned_wal(&path, "is missing").map(|()| path)

@@ -168,8 +168,8 @@ impl<'c> Transaction<'c> {
         let bound = if kind == TopicKind::Main { max } else { max.saturating_add(HEADROOM_BYTES) };
         if self.used_bytes + bytes > bound {
             let detail = format!(
-                "the database holds {} of {max} bytes: raise --max-db-bytes or lower --retention (records are removed by \
-                 their age only)",
+                "the database holds {} of {max} bytes: raise --max-db-bytes, or lower --retention. Delivered events stay \
+                 in the database until they are older than --retention",
                 self.used_bytes
             );
             return Some(Failure::refused("log-full", detail));

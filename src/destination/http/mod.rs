@@ -66,6 +66,7 @@ pub(super) struct HttpDestination {
     authorization: Option<HeaderValue>,
     signer: Option<Signer>,
     retry_after_max: Duration,
+    attempt_timeout: Duration,
 }
 
 impl HttpDestination {
@@ -79,7 +80,12 @@ impl HttpDestination {
             authorization: userinfo.as_deref().map(basic_authorization),
             signer: settings.secret.as_deref().map(Signer::new),
             retry_after_max: settings.retry_after_max,
+            attempt_timeout: settings.attempt_timeout,
         })
+    }
+
+    fn not_in_time(&self) -> String {
+        format!("no answer within {} (--attempt-timeout)", humantime::format_duration(self.attempt_timeout))
     }
 
     async fn attempt(&self, webhook: WebhookRequest<'_>, deadline: &Deadline) -> Result<(), Failed> {
@@ -108,7 +114,7 @@ impl HttpDestination {
                     Some(error) if self.pool.is_plain() && !connection.is_reused() && tracker.is_silence() => {
                         format!("{error}. {}", failure_text::PERHAPS_TLS)
                     }
-                    error => error.unwrap_or_else(|| "no answer within the time of the attempt".to_owned()),
+                    error => error.unwrap_or_else(|| self.not_in_time()),
                 };
                 return self.without_response(&tracker, &why);
             }

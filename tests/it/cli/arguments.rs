@@ -381,7 +381,7 @@ fn a_port_in_use_is_reported_with_its_address() {
     for mode in ["up", "ingest"] {
         let ending = run(folder.path(), &[mode, "--listen", &address]);
         assert_eq!(ending.code(), 1, "{}", ending.said);
-        assert!(ending.said.contains(&address) && ending.said.contains("in use"), "{}", ending.said);
+        assert!(ending.said.contains(&address) && ending.said.contains("another program uses"), "{}", ending.said);
     }
 }
 

@@ -234,7 +234,7 @@ async fn a_full_database_refuses_events_but_still_accepts_commits() {
         }
     };
     assert_eq!(failure.code, "log-full", "{failure}");
-    assert!(failure.detail.contains("raise --max-db-bytes or lower --retention"), "{failure}");
+    assert!(failure.detail.contains("raise --max-db-bytes, or lower --retention"), "{failure}");
     assert!((60..90).contains(&stored), "{stored} records of 50 kB in 4 MiB");
     dead.append(0, large()).await.unwrap();
     // Settled records may be removed, which makes room without a restart.
