@@ -1,8 +1,7 @@
 //! Opens the log of a command.
 
 use super::Misconfigured;
-use crate::cli::defaults;
-use crate::config::{EngineConfig, LogConfig};
+use crate::config::{EngineConfig, LogConfig, is_default_broker};
 use crate::core::side_topics::TOPIC_SUFFIXES;
 use crate::group::Groups;
 use crate::group::kafka::KafkaGroups;
@@ -52,10 +51,9 @@ pub(super) async fn open(config: &LogConfig, access: LogAccess) -> anyhow::Resul
         EngineConfig::Kafka(settings) => {
             let engine = match Kafka::connect(settings.clone()).await {
                 // Most likely the operator gave no --url, and meant a database.
-                Err(OpenError::Unavailable(why)) if settings.brokers == [defaults::BROKER] => bail!(
-                    "no Kafka broker answers at {} (--url): {why}. For a database, write --url sqlite:{}",
-                    defaults::BROKER,
-                    defaults::UP_DATABASE
+                Err(OpenError::Unavailable(why)) if is_default_broker(settings) => bail!(
+                    "no Kafka broker answers at {} (--url): {why}. For a database, write --url sqlite:eventd.db",
+                    settings.brokers.join(",")
                 ),
                 Err(unavailable @ OpenError::Unavailable(_)) => Err(unavailable).context(
                     "cannot connect to Kafka: --url names brokers of a cluster. `eventd up` works without a cluster",

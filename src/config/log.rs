@@ -54,6 +54,11 @@ pub(super) fn local_broker() -> LogUrl {
     LogUrl::Kafka(vec![defaults::BROKER.into()])
 }
 
+/// Whether these are the brokers of a command without `--url`.
+pub fn is_default_broker(settings: &net::BrokerSettings) -> bool {
+    settings.brokers == [defaults::BROKER]
+}
+
 impl LogConfig {
     pub(super) fn new(flags: &LogFlags, url: &LogUrl, ingest: HasIngest) -> anyhow::Result<Self> {
         let kafka = &flags.kafka;

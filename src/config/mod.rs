@@ -15,7 +15,7 @@ mod secrets;
 
 pub use self::delivery::DeliveryConfig;
 pub use self::ingest::EndpointConfig;
-pub use self::log::{EngineConfig, LogConfig};
+pub use self::log::{EngineConfig, LogConfig, is_default_broker};
 pub use self::replay::{ReplayAction, ReplayConfig};
 
 use crate::cli::{DispatchFlags, IngestFlags, UpFlags};

@@ -81,6 +81,9 @@ impl Spec {
             earlier_name: None,
             as_typed: destination.to_owned(),
         };
+        if typed_name.is_none() && url::scheme_of(destination).is_none() {
+            check_bare_path(destination)?;
+        }
         if let Some(typed_name) = typed_name {
             return spec.with_name(typed_name);
         }
@@ -155,7 +158,7 @@ fn split_name(text: &str) -> (Option<&str>, &str) {
 fn parse_target(text: &str) -> Result<Target, ConfigurationError> {
     let shown = url::shown_in_error(text);
     let Some((scheme, rest)) = url::scheme_of(text) else {
-        return if text == "-" { Ok(Target::Stdout) } else { parse_bare_path(text) };
+        return if text == "-" { Ok(Target::Stdout) } else { parse_path(text) };
     };
     match scheme.to_ascii_lowercase().as_str() {
         "file" => parse_path(rest),
@@ -172,15 +175,14 @@ fn parse_target(text: &str) -> Result<Target, ConfigurationError> {
     }
 }
 
-/// A path without `file:`. If the text before its first `=` is probably meant as a name, that name is not valid.
-fn parse_bare_path(text: &str) -> Result<Target, ConfigurationError> {
-    let target = parse_path(text)?;
+/// Refuses a path whose text before its first `=` is probably meant as a name, but is not a valid one.
+fn check_bare_path(text: &str) -> Result<(), ConfigurationError> {
     match text.split_once('=') {
         Some((name, _)) if !name.starts_with('.') && !name.contains('/') => Err(ConfigurationError(format!(
             "{name:?} is not a name: NAME= takes letters, digits, '.', '_' and '-'. If {text:?} is a path, type a path \
              with = as ./{text}"
         ))),
-        _ => Ok(target),
+        _ => Ok(()),
     }
 }
 
