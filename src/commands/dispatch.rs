@@ -5,7 +5,7 @@ use super::join::{JoinedDestination, join};
 use super::open::{LogAccess, OpenLog, open};
 use super::{descriptors, memory, run_on, unless_stopped};
 use crate::config::{DeliveryConfig, DispatchConfig};
-use crate::core::outcome::Ended;
+use crate::core::outcome::{Ended, FailureCode};
 use crate::group::{JoinError, WhenHeld};
 use crate::limits::RESTART_AFTER;
 use crate::log_limiter::LogLimiter;
@@ -53,7 +53,7 @@ async fn join_when_possible(
     let log_limiter = LogLimiter::default();
     loop {
         match join_or_stand_by(opened, delivery, standby).await {
-            Err(JoinError::Unavailable(failure)) if failure.code != "log-lost" => {
+            Err(JoinError::Unavailable(failure)) if failure.code != FailureCode::LogLost => {
                 if let Some(suppressed) = log_limiter.allows("not started") {
                     let (destination, every) = (&delivery.spec.name, humantime::format_duration(RESTART_AFTER));
                     tracing::warn!(%destination, suppressed, "not started: {failure}; trying again every {every}");

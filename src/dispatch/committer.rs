@@ -172,6 +172,7 @@ pub(super) async fn initial_state(context: &DispatchContext, partition: u32) -> 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::core::outcome::FailureCode;
 
     const INTERVAL: Duration = Duration::from_millis(200);
 
@@ -212,7 +213,7 @@ mod tests {
         let mut committer = committer();
         committer.settle(10..11);
         let state = committer.start_commit(INTERVAL).unwrap();
-        let failure = Failure::unknown("group-unavailable", "no answer");
+        let failure = Failure::unknown(FailureCode::GroupUnavailable, "no answer");
         committer.commit_ended(state, Err(failure), &log(), INTERVAL).unwrap();
         assert_eq!(committer.stored(), &PartitionState::at(10));
         assert_eq!(committer.start_commit(INTERVAL), Some(PartitionState::at(11)));

@@ -9,7 +9,7 @@
 
 use super::partition_log::PartitionLog;
 use crate::core::Moment;
-use crate::core::outcome::Failure;
+use crate::core::outcome::{Failure, FailureCode};
 use crate::core::progress::{OffsetReset, PartitionState};
 use crate::group::Group;
 use crate::limits::RESET_LOOK_INTERVAL;
@@ -84,7 +84,7 @@ pub(super) async fn requested(
 ) -> Result<Option<OffsetReset>, Failure> {
     let answer = timeout(within, group.requested_reset(partition)).await;
     answer.unwrap_or_else(|_| {
-        Err(Failure::refused("group-unavailable", format!("no answer within {} s", within.as_secs())))
+        Err(Failure::refused(FailureCode::GroupUnavailable, format!("no answer within {} s", within.as_secs())))
     })
 }
 
@@ -114,7 +114,7 @@ mod tests {
     fn one_look_is_in_flight_at_a_time_and_the_next_one_is_an_interval_later() {
         let (mut repositioner, log) = (Repositioner::new(Moment::ZERO), PartitionLog::new("dest", "events".into(), 0));
         assert!(repositioner.start_look(Moment::ZERO) && !repositioner.start_look(Duration::from_secs(100)));
-        let failure = Failure::refused("group-unavailable", "no answer");
+        let failure = Failure::refused(FailureCode::GroupUnavailable, "no answer");
         repositioner.looked(Err(failure), &PartitionState::at(0), &log, Duration::from_secs(100));
         assert_eq!(repositioner.next_look_at(), Some(Duration::from_secs(100) + RESET_LOOK_INTERVAL));
     }

@@ -25,7 +25,7 @@ pub mod sqlite;
 pub use self::earlier_name::keeps_earlier_name;
 
 use crate::BoxFuture;
-use crate::core::outcome::Failure;
+use crate::core::outcome::{Failure, FailureCode};
 use crate::core::progress::{OffsetReset, PartitionState};
 use crate::limits::SESSION_TIMEOUT;
 use crate::log::Log;
@@ -248,6 +248,10 @@ pub enum JoinError {
 pub fn is_final(failure: &Failure) -> bool {
     matches!(
         failure.code,
-        "commit-fenced" | "commit-past-end" | "commit-expired" | "commit-unreadable" | "topic-remade"
+        FailureCode::CommitFenced
+            | FailureCode::CommitPastEnd
+            | FailureCode::CommitExpired
+            | FailureCode::CommitUnreadable
+            | FailureCode::TopicRemade
     )
 }

@@ -10,16 +10,13 @@
 //! of its user.
 
 use crate::core::event::Record;
-use crate::core::outcome::Failure;
+use crate::core::outcome::{Failure, FailureCode};
 use crate::log::{AppendLimits, Log};
 use std::sync::Arc;
 use tokio::task::JoinSet;
 
 /// The outcome of one event: the offset at which it is stored, or the failure of its append.
 pub(super) type AppendOutcome = Result<i64, Arc<Failure>>;
-
-/// The code of an event that was not tried because an earlier event of its partition was not stored.
-const EARLIER_FAILED: &str = "earlier-event-not-stored";
 
 /// The events of one partition: the index of each in the request, and its record.
 type PartitionRecords = (u32, Vec<(usize, Record)>);
@@ -34,7 +31,7 @@ pub(super) async fn append(log: Arc<dyn Log>, records: Vec<Record>, partitions: 
     }
     let mut outcomes: Vec<AppendOutcome> = Vec::new();
     // If an append panics, its events keep this outcome: they may or may not be stored.
-    let broken = Arc::new(Failure::unknown("append-broken", "the append broke off: see the log of eventd"));
+    let broken = Arc::new(Failure::unknown(FailureCode::AppendBroken, "the append broke off: see the log of eventd"));
     outcomes.resize_with(records.len(), || Err(broken.clone()));
     let mut appends = JoinSet::new();
     for (partition, indexed) in by_partition(records, partitions) {
@@ -87,7 +84,7 @@ async fn append_to_partition(log: &dyn Log, partition: u32, records: Vec<Record>
                     "an earlier event of this request in partition {partition} was not stored, so this event was not \
                      tried: send both again in this order"
                 );
-                let untried = Arc::new(Failure::refused(EARLIER_FAILED, detail));
+                let untried = Arc::new(Failure::refused(FailureCode::EarlierEventNotStored, detail));
                 outcomes.resize_with(count, || Err(untried.clone()));
                 break;
             }

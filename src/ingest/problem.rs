@@ -1,7 +1,7 @@
 //! The answer to a request of which something was not stored: `application/problem+json` (RFC 9457).
 
 use super::response::EventResults;
-use crate::core::outcome::Failure;
+use crate::core::outcome::{Failure, FailureCode};
 use bytes::Bytes;
 use http::header::{ALLOW, CONNECTION, CONTENT_TYPE, RETRY_AFTER};
 use http::{HeaderValue, Response, StatusCode};
@@ -58,7 +58,7 @@ pub(super) const BODY_TOO_SLOW: ProblemKind =
 pub(super) const BODY_TOO_LARGE: ProblemKind =
     kind(StatusCode::PAYLOAD_TOO_LARGE, "body-too-large", "The body is larger than its limit");
 pub(super) const EVENT_TOO_LARGE: ProblemKind =
-    kind(StatusCode::PAYLOAD_TOO_LARGE, "event-too-large", "An event is larger than its limit");
+    kind(StatusCode::PAYLOAD_TOO_LARGE, FailureCode::EventTooLarge.as_str(), "An event is larger than its limit");
 pub(super) const BATCH_TOO_LARGE: ProblemKind =
     kind(StatusCode::PAYLOAD_TOO_LARGE, "batch-too-large", "The request has too many events");
 pub(super) const UNSUPPORTED_MEDIA_TYPE: ProblemKind =
@@ -70,11 +70,11 @@ pub(super) const PARTITION_COUNT_CHANGED: ProblemKind = kind(
     "partition-count-changed",
     "The topic's partition count changed: ingest must be restarted",
 );
-pub(super) const APPEND_BROKEN: ProblemKind = not_stored("append-broken");
+pub(super) const APPEND_BROKEN: ProblemKind = not_stored(FailureCode::AppendBroken);
 
 /// The kind of a request of which the log did not store every event. The code is the log's own.
-const fn not_stored(code: &'static str) -> ProblemKind {
-    kind(StatusCode::SERVICE_UNAVAILABLE, code, "The log did not store every event")
+const fn not_stored(code: FailureCode) -> ProblemKind {
+    kind(StatusCode::SERVICE_UNAVAILABLE, code.as_str(), "The log did not store every event")
 }
 
 /// One problem, and the part of the request that it is about.
@@ -103,9 +103,9 @@ impl Problem {
     /// The problem of a request of which the log did not store every event. `failure` is that of the first such event.
     pub(super) fn of_log(failure: &Failure, results: EventResults) -> Box<Self> {
         // The only failure of a log that sending the event again cannot change.
-        let kind = match failure.code == EVENT_TOO_LARGE.code {
-            true => EVENT_TOO_LARGE,
-            false => not_stored(failure.code),
+        let kind = match failure.code {
+            FailureCode::EventTooLarge => EVENT_TOO_LARGE,
+            code => not_stored(code),
         };
         let detail = format!("{}; send every event again whose outcome in \"results\" is not \"ok\"", failure.detail);
         let mut problem = Self::new(kind, detail);
@@ -240,15 +240,15 @@ mod tests {
         for id in ["a", "b", "c"] {
             ids.push(id);
         }
-        let full = Failure::refused("log-full", "the disk is full");
-        let late = Failure::unknown("log-late", "no answer");
+        let full = Failure::refused(FailureCode::LogFull, "the disk is full");
+        let late = Failure::unknown(FailureCode::LogUnavailable, "no answer");
         let outcomes = vec![Ok(17), Err(Arc::new(full.clone())), Err(Arc::new(late))];
         let problem = Problem::of_log(&full, EventResults { ids, partitions: vec![2, 0, 1], outcomes });
         assert_eq!(problem.response().headers()[RETRY_AFTER], "1");
         let expected = concat!(
             r#""code":"log-full","results":[{"outcome":"ok","id":"a","partition":2,"offset":17},"#,
             r#"{"outcome":"refused","id":"b","error":{"code":"log-full","detail":"the disk is full"}},"#,
-            r#"{"outcome":"unknown","id":"c","error":{"code":"log-late","detail":"no answer"}}]}"#
+            r#"{"outcome":"unknown","id":"c","error":{"code":"log-unavailable","detail":"no answer"}}]}"#
         );
         assert!(json(&problem).ends_with(expected), "{}", json(&problem));
     }

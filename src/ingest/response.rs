@@ -88,7 +88,7 @@ impl Serialize for ResultList<'_> {
                     EventResult { outcome: said, id, partition: Some(*partition), offset: Some(*offset), error: None }
                 }
                 Err(failure) => {
-                    let error = Some(ResultError { code: failure.code, detail: &failure.detail });
+                    let error = Some(ResultError { code: failure.code.as_str(), detail: &failure.detail });
                     EventResult { outcome: said, id, partition: None, offset: None, error }
                 }
             }

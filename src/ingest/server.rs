@@ -208,7 +208,7 @@ async fn store(
 
 fn warn_not_stored(server: &Server, failure: &Failure) {
     if let Some(suppressed) = server.log_limiter.allows("append") {
-        let Failure { code, detail, .. } = failure;
+        let (code, detail) = (failure.code.as_str(), &failure.detail);
         let topic = server.log.topic();
         tracing::warn!(topic, code, detail, suppressed, "the log did not store every event of a request");
     }

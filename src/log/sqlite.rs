@@ -7,7 +7,7 @@
 use super::{CreateTopic, Engine, FetchError, Fetched, Log, OpenError, check_topic};
 use crate::BoxFuture;
 use crate::core::event::Record;
-use crate::core::outcome::Failure;
+use crate::core::outcome::{Failure, FailureCode};
 use crate::core::side_topics;
 use crate::limits::{APPEND_BYTES_MAX, RECORD_BYTES_MAX};
 use crate::sqlite::{self, Database, ReadError, TopicKind, TopicRow, Write};
@@ -137,18 +137,18 @@ impl SqliteLog {
     async fn append_all(&self, partition: u32, records: Vec<Record>) -> Result<i64, Failure> {
         let bytes: usize = records.iter().map(Record::window_bytes).sum();
         match records.as_slice() {
-            [] => return Err(Failure::refused("append-empty", "an append needs at least one record")),
+            [] => return Err(Failure::refused(FailureCode::AppendEmpty, "an append needs at least one record")),
             [record] if record.size_bytes() > RECORD_BYTES_MAX => {
                 let size = record.size_bytes();
                 let detail = format!("the record has {size} bytes, but the log accepts at most {RECORD_BYTES_MAX}");
-                return Err(Failure::refused("event-too-large", detail));
+                return Err(Failure::refused(FailureCode::EventTooLarge, detail));
             }
             [_] => {}
             records => {
                 let size: usize = records.iter().map(Record::size_bytes).sum();
                 if size > APPEND_BYTES_MAX {
                     let detail = format!("the append has {size} bytes, but at most {APPEND_BYTES_MAX} fit into one");
-                    return Err(Failure::refused("append-too-large", detail));
+                    return Err(Failure::refused(FailureCode::AppendTooLarge, detail));
                 }
             }
         }
@@ -217,7 +217,7 @@ impl From<sqlite::DatabaseError> for OpenError {
 
 /// The failure is *refused*: a read changes nothing.
 fn failure(error: ReadError) -> Failure {
-    Failure::refused("log-unavailable", error.to_string())
+    Failure::refused(FailureCode::LogUnavailable, error.to_string())
 }
 
 /// Whether the topic is a side topic. Side topics may grow beyond `--max-db-bytes`, because they let events settle, and

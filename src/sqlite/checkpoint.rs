@@ -13,7 +13,7 @@
 use super::connection::{wait_if_busy, wait_if_busy_at_most};
 use super::disk_space::is_full;
 use super::wal::checkpoint;
-use crate::core::outcome::Failure;
+use crate::core::outcome::{Failure, FailureCode};
 use crate::limits::{WAL_CHECKPOINT_BYTES, WAL_RESTART_BYTES};
 use crate::log_limiter::LogLimiter;
 use crate::vital::{self, Lost};
@@ -114,7 +114,7 @@ impl Checkpointer {
         (self.wal_bytes >= WAL_BYTES_MAX).then(|| {
             let detail = "the write-ahead log is full and cannot be copied into the database: its disk is full, or another \
                           program keeps reading an old state of the database";
-            Failure::refused("log-full", detail)
+            Failure::refused(FailureCode::LogFull, detail)
         })
     }
 

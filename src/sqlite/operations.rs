@@ -7,7 +7,7 @@ use super::row;
 use super::schema::{self, PartitionRow};
 use crate::clock::{now_ms, whole_ms};
 use crate::core::event::Record;
-use crate::core::outcome::Failure;
+use crate::core::outcome::{Failure, FailureCode};
 use crate::core::progress::OffsetReset;
 use rusqlite::{CachedStatement, Connection, OptionalExtension};
 use std::collections::{BTreeMap, HashMap};
@@ -172,7 +172,7 @@ impl<'c> Transaction<'c> {
                  in the database until they are older than --retention",
                 self.used_bytes
             );
-            return Some(Failure::refused("log-full", detail));
+            return Some(Failure::refused(FailureCode::LogFull, detail));
         }
         self.used_bytes += bytes;
         None
@@ -188,12 +188,12 @@ impl<'c> Transaction<'c> {
                 "offset {settled_end} of partition {partition} cannot be settled, because the log ends at {}",
                 row.next
             );
-            return Ok(Err(Failure::refused("commit-past-end", detail)));
+            return Ok(Err(Failure::refused(FailureCode::CommitPastEnd, detail)));
         }
         let current = self.epoch(group, *topic)?;
         if current != Some(*epoch) {
             let detail = format!("another process has joined {group:?} in the meantime: epoch {epoch} is over");
-            return Ok(Err(Failure::refused("commit-fenced", detail)));
+            return Ok(Err(Failure::refused(FailureCode::CommitFenced, detail)));
         }
         let mut store = self.connection.prepare_cached(STORE_COMMIT)?;
         store.execute((group, topic, partition, watermark, settled, epoch, now_ms()))?;
@@ -278,7 +278,7 @@ impl<'c> Transaction<'c> {
 }
 
 fn missing(partition: u32) -> Failure {
-    Failure::refused("partition-missing", format!("the topic has no partition {partition}"))
+    Failure::refused(FailureCode::PartitionMissing, format!("the topic has no partition {partition}"))
 }
 
 /// Bytes of the database's pages that are in use.

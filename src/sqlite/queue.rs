@@ -1,7 +1,7 @@
 //! The queue to the writer thread. Bounded in entries and in bytes.
 
 use super::operations::Write;
-use crate::core::outcome::Failure;
+use crate::core::outcome::{Failure, FailureCode};
 use crate::limits::{WRITE_OVERHEAD_BYTES, WRITE_QUEUE_BYTES_MAX, WRITE_QUEUE_ENTRIES_MAX};
 use std::sync::Arc;
 use std::time::Duration;
@@ -82,11 +82,11 @@ impl WriteQueue {
             let room = Arc::clone(&self.bytes).acquire_many_owned(room).await.map_err(|_| stopped())?;
             self.messages.send(QueueMessage::Write(QueuedWrite { write, reply, room })).await.map_err(|_| stopped())
         };
-        tokio::time::timeout(WRITE_QUEUE_WAIT_MAX, enqueue)
-            .await
-            .map_err(|_| Failure::refused("log-busy", "too many writes are waiting for the log: try again later"))??;
+        tokio::time::timeout(WRITE_QUEUE_WAIT_MAX, enqueue).await.map_err(|_| {
+            Failure::refused(FailureCode::LogBusy, "too many writes are waiting for the log: try again later")
+        })??;
         // The writer answers every write that it takes. Without an answer it has panicked, perhaps during the commit.
-        answer.await.unwrap_or_else(|_| Err(Failure::unknown("log-lost", "the log's writer broke off")))
+        answer.await.unwrap_or_else(|_| Err(Failure::unknown(FailureCode::LogLost, "the log's writer broke off")))
     }
 
     /// Waits until everything in the queue is written and the database is closed.
@@ -104,5 +104,5 @@ impl WriteQueue {
 }
 
 fn stopped() -> Failure {
-    Failure::refused("log-lost", "the log's writer has stopped")
+    Failure::refused(FailureCode::LogLost, "the log's writer has stopped")
 }

@@ -2,7 +2,7 @@
 //! can still be used.
 
 use super::disk_space::is_full;
-use crate::core::outcome::Failure;
+use crate::core::outcome::{Failure, FailureCode};
 use rusqlite::{Connection, ErrorCode};
 
 /// How a transaction failed.
@@ -40,15 +40,19 @@ impl TransactionError {
     /// The answer to the writes of this transaction.
     pub(super) fn failure(&self) -> Failure {
         match self {
-            Self::Busy => Failure::refused("log-busy", "another process keeps the database locked: try again later"),
-            Self::Full => Failure::refused("log-full", "the disk of the database is full: free space on it"),
-            Self::Before(error) => Failure::refused("log-lost", format!("the database failed: {error}")),
-            Self::InCommit(error) => Failure::unknown("log-lost", format!("the database failed in a commit: {error}")),
+            Self::Busy => {
+                Failure::refused(FailureCode::LogBusy, "another process keeps the database locked: try again later")
+            }
+            Self::Full => Failure::refused(FailureCode::LogFull, "the disk of the database is full: free space on it"),
+            Self::Before(error) => Failure::refused(FailureCode::LogLost, format!("the database failed: {error}")),
+            Self::InCommit(error) => {
+                Failure::unknown(FailureCode::LogLost, format!("the database failed in a commit: {error}"))
+            }
             Self::FileDamage { why, committed: false } => {
-                Failure::refused("log-lost", format!("the log is lost: {why}"))
+                Failure::refused(FailureCode::LogLost, format!("the log is lost: {why}"))
             }
             Self::FileDamage { why, committed: true } => {
-                Failure::unknown("log-lost", format!("the log is lost: {why}"))
+                Failure::unknown(FailureCode::LogLost, format!("the log is lost: {why}"))
             }
         }
     }

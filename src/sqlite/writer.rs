@@ -28,7 +28,7 @@ use super::queue::{QueueMessage, QueuedWrite, WriteQueue, WriteResult};
 use super::transaction::{TransactionError, in_transaction};
 use super::trim::Trimmer;
 use super::trusted_clock::ClockReading;
-use crate::core::outcome::Failure;
+use crate::core::outcome::{Failure, FailureCode};
 use crate::limits::{WRITE_BATCH_BYTES_MAX, WRITE_BATCH_ENTRIES_MAX};
 use crate::vital::{self, Lost};
 use rusqlite::{Connection, ErrorCode};
@@ -229,7 +229,7 @@ impl Writer {
     /// Why no write can be served now.
     fn out_of_service(&mut self) -> Option<Failure> {
         if let Some(why) = self.parts.lost.borrow().as_ref() {
-            return Some(Failure::refused("log-lost", format!("the log is lost: {why}")));
+            return Some(Failure::refused(FailureCode::LogLost, format!("the log is lost: {why}")));
         }
         self.parts.checkpointer.refusal(&mut self.parts.connection)
     }

@@ -1,18 +1,12 @@
 //! How errors of brokers become failures of a group.
 
-use crate::core::outcome::Failure;
+use crate::core::outcome::{Failure, FailureCode};
 use crate::kafka::Error;
-
-/// The code of every failure that may pass.
-pub(super) const UNAVAILABLE: &str = "group-unavailable";
-
-/// The code of a failure if the brokers give this process no right to the group, or to a side topic of it.
-pub(super) const NOT_ALLOWED: &str = "group-not-allowed";
 
 pub(super) fn unavailable(error: Error) -> Failure {
     match error {
-        Error::NotAllowed(why) => Failure::refused(NOT_ALLOWED, why),
-        Error::NoAnswer(why) => Failure::unknown(UNAVAILABLE, why),
-        error => Failure::refused(UNAVAILABLE, error.to_string()),
+        Error::NotAllowed(why) => Failure::refused(FailureCode::GroupNotAllowed, why),
+        Error::NoAnswer(why) => Failure::unknown(FailureCode::GroupUnavailable, why),
+        error => Failure::refused(FailureCode::GroupUnavailable, error.to_string()),
     }
 }

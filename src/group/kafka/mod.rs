@@ -29,11 +29,10 @@ mod member;
 mod membership;
 
 use self::commits::Commits;
-use self::errors::NOT_ALLOWED;
 use self::membership::{Membership, MembershipConfig};
 use super::{Change, Group, Groups, JoinError, JoinOptions, PastCommits};
 use crate::BoxFuture;
-use crate::core::outcome::Failure;
+use crate::core::outcome::{Failure, FailureCode};
 use crate::core::progress::{OffsetReset, PartitionState};
 use crate::core::side_topics::state_topic;
 use crate::kafka::Cluster;
@@ -108,7 +107,7 @@ impl Groups for KafkaGroups {
                     let has_any = commits.has_past_commits().await.map_err(JoinError::Unavailable)?;
                     Ok(if has_any { PastCommits::Found } else { PastCommits::None })
                 }
-                Err(JoinError::Unavailable(failure)) if failure.code == NOT_ALLOWED => {
+                Err(JoinError::Unavailable(failure)) if failure.code == FailureCode::GroupNotAllowed => {
                     Ok(PastCommits::NotAllowed(failure.detail))
                 }
                 Err(error) => Err(error),

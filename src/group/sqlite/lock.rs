@@ -4,7 +4,7 @@
 //! removed at the end, two processes could hold locks on two files of the same name.
 
 use crate::clock::now_ms;
-use crate::core::outcome::Failure;
+use crate::core::outcome::{Failure, FailureCode};
 use crate::group::{Holder, JoinError, WhenHeld};
 use rustix::fs::OFlags;
 use rustix::io::Errno;
@@ -39,7 +39,7 @@ pub(super) fn remove(database: &Path, name: &str) -> Result<(), Failure> {
     match std::fs::remove_file(&path) {
         Err(error) if error.kind() != ErrorKind::NotFound => {
             let detail = format!("cannot remove the lock {}: {error}", path.display());
-            Err(Failure::refused("group-unavailable", detail))
+            Err(Failure::refused(FailureCode::GroupUnavailable, detail))
         }
         _ => Ok(()),
     }
@@ -56,7 +56,7 @@ fn unusable(path: &Path, error: &std::io::Error) -> JoinError {
     match error.kind() {
         // A full disk may have room for a lock file later. Any other error needs a person.
         ErrorKind::StorageFull | ErrorKind::QuotaExceeded => {
-            JoinError::Unavailable(Failure::refused("group-unavailable", detail))
+            JoinError::Unavailable(Failure::refused(FailureCode::GroupUnavailable, detail))
         }
         _ => JoinError::Configuration(detail),
     }

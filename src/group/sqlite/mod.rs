@@ -13,7 +13,7 @@ mod lock;
 use super::{Change, Group, Groups, JoinError, JoinOptions, PastCommits, WhenHeld};
 use crate::BoxFuture;
 use crate::core::names;
-use crate::core::outcome::Failure;
+use crate::core::outcome::{Failure, FailureCode};
 use crate::core::progress::{OffsetReset, PartitionState};
 use crate::core::side_topics::rewind_group;
 use crate::log::Log;
@@ -211,7 +211,10 @@ struct SqliteGroup {
 impl SqliteGroup {
     async fn store(&self, partition: u32, state: PartitionState) -> Result<(), Failure> {
         if self.lock.lock().unwrap_or_else(PoisonError::into_inner).is_none() {
-            return Err(Failure::refused("commit-fenced", format!("destination {:?} has left its group", self.name)));
+            return Err(Failure::refused(
+                FailureCode::CommitFenced,
+                format!("destination {:?} has left its group", self.name),
+            ));
         }
         let settled = state.encode_settled();
         let bytes = settled.len();
@@ -283,7 +286,7 @@ impl Group for SqliteGroup {
 }
 
 fn unavailable(error: ReadError) -> Failure {
-    Failure::refused("group-unavailable", error.to_string())
+    Failure::refused(FailureCode::GroupUnavailable, error.to_string())
 }
 
 /// The name becomes part of a file name.

@@ -32,7 +32,7 @@ use self::topics::OpenedTopic;
 use super::{AppendLimits, CreateTopic, Engine, FetchError, Fetched, Log, OpenError, check_topic};
 use crate::BoxFuture;
 use crate::core::event::Record;
-use crate::core::outcome::Failure;
+use crate::core::outcome::{Failure, FailureCode};
 use crate::kafka::{self, Admin, AdminError, Cluster};
 use crate::limits::{
     APPEND_BYTES_MAX, BROKER_ANSWER_MAX, BROKER_CALL_MAX, FETCH_BYTES_MAX, RECORD_BYTES_MAX, RECORD_FRAMING_BYTES_MAX,
@@ -195,7 +195,7 @@ impl KafkaLog {
         };
         if partition as usize >= count {
             let detail = format!("topic {:?} has {count} partitions, and no partition {partition}", self.name);
-            return Err(Failure::refused("partition-missing", detail));
+            return Err(Failure::refused(FailureCode::PartitionMissing, detail));
         }
         let producer = self.producer.get_or_init(|| {
             let batch_bytes_max = Arc::clone(&self.batch_bytes_max);
@@ -207,11 +207,11 @@ impl KafkaLog {
     fn check_size(&self, records: &[Record]) -> Result<(), Failure> {
         let (limits, topic) = (self.append_limits(), &self.name);
         match records {
-            [] => Err(Failure::refused("append-empty", "an append needs at least one record")),
+            [] => Err(Failure::refused(FailureCode::AppendEmpty, "an append needs at least one record")),
             [record] if record.size_bytes() > limits.record_bytes_max => {
                 let (size, max) = (record.size_bytes(), limits.record_bytes_max);
                 let detail = format!("the record has {size} bytes, and topic {topic:?} takes at most {max}");
-                Err(Failure::refused("event-too-large", detail))
+                Err(Failure::refused(FailureCode::EventTooLarge, detail))
             }
             [_] => Ok(()),
             records => {
@@ -221,7 +221,7 @@ impl KafkaLog {
                     return Ok(());
                 }
                 let detail = format!("the records have {size} bytes together, and topic {topic:?} takes at most {max}");
-                Err(Failure::refused("append-too-large", detail))
+                Err(Failure::refused(FailureCode::AppendTooLarge, detail))
             }
         }
     }
@@ -244,7 +244,7 @@ impl Log for KafkaLog {
         Box::pin(async move {
             let topic = self.cluster.topic(&self.name, Instant::now() + BROKER_CALL_MAX).await.map_err(failure)?;
             let topic = topic.ok_or_else(|| {
-                Failure::refused("topic-missing", format!("topic {:?} does not exist any more", self.name))
+                Failure::refused(FailureCode::TopicMissing, format!("topic {:?} does not exist any more", self.name))
             })?;
             Ok(u32::try_from(topic.partitions.len()).unwrap_or(u32::MAX))
         })
@@ -290,12 +290,16 @@ fn records_bytes_max(batch_bytes: usize) -> usize {
 
 /// The failure of a request that only reads. It changes nothing, so it counts as refused whatever became of it.
 fn failure(error: kafka::Error) -> Failure {
-    Failure::refused("log-unavailable", error.to_string())
+    Failure::refused(FailureCode::LogUnavailable, error.to_string())
 }
 
 fn admin_failure(error: AdminError) -> Failure {
     match error {
-        AdminError::Refused { .. } | AdminError::NotSent(_) => Failure::refused("log-unavailable", error.to_string()),
-        AdminError::Unexplained(_) | AdminError::Unknown(_) => Failure::unknown("log-unavailable", error.to_string()),
+        AdminError::Refused { .. } | AdminError::NotSent(_) => {
+            Failure::refused(FailureCode::LogUnavailable, error.to_string())
+        }
+        AdminError::Unexplained(_) | AdminError::Unknown(_) => {
+            Failure::unknown(FailureCode::LogUnavailable, error.to_string())
+        }
     }
 }

@@ -1,7 +1,7 @@
 //! Offsets of a partition: its ends, and the offset at a time.
 
 use super::{KafkaLog, failure};
-use crate::core::outcome::Failure;
+use crate::core::outcome::{Failure, FailureCode};
 use crate::kafka::{Cluster, PartitionEpoch, describe, response_error, topic_name};
 use crate::limits::BROKER_CALL_MAX;
 use kafka_protocol::messages::list_offsets_request::{ListOffsetsPartition, ListOffsetsTopic};
@@ -21,7 +21,10 @@ impl KafkaLog {
     pub(super) async fn end_offset(&self, partition: u32, end: i64) -> Result<i64, Failure> {
         let offset = self.offset(partition, end).await?;
         offset.ok_or_else(|| {
-            Failure::refused("log-unavailable", format!("the leader of partition {partition} reports no offset"))
+            Failure::refused(
+                FailureCode::LogUnavailable,
+                format!("the leader of partition {partition} reports no offset"),
+            )
         })
     }
 
@@ -43,14 +46,14 @@ impl KafkaLog {
         let answer = answer.map_err(failure)?;
         let found = answer.topics.into_iter().flat_map(|topic| topic.partitions).next();
         let found = found.ok_or_else(|| {
-            Failure::refused("log-unavailable", format!("the answer leaves partition {partition} out"))
+            Failure::refused(FailureCode::LogUnavailable, format!("the answer leaves partition {partition} out"))
         })?;
         match response_error(found.error_code) {
             None => Ok((found.offset >= 0).then_some(found.offset)),
             Some(error) => {
                 self.cluster.report_leader_failure(&self.name, partition, leader);
                 let detail = format!("the leader of partition {partition} reports no offset: {}", describe(error));
-                Err(Failure::refused("log-unavailable", detail))
+                Err(Failure::refused(FailureCode::LogUnavailable, detail))
             }
         }
     }

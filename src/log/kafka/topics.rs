@@ -2,7 +2,7 @@
 //! caller asks for it. Looking for a missing topic never creates it, also if the broker would
 //! (`auto.create.topics.enable`).
 
-use crate::core::outcome::Failure;
+use crate::core::outcome::{Failure, FailureCode};
 use crate::core::side_topics;
 use crate::kafka::{
     self, Admin, AdminError, Cluster, Recipient, TopicMetadata, call_timeout_ms, describe, response_error, topic_name,
@@ -246,7 +246,8 @@ async fn create_with_configs(
 pub(super) async fn delete(cluster: &Cluster, name: &str, deadline: Instant) -> Result<(), Failure> {
     let request =
         DeleteTopicsRequest::default().with_topic_names(vec![topic_name(name)]).with_timeout_ms(call_timeout_ms());
-    let unknown = |why: String| Failure::unknown("log-unavailable", format!("cannot delete topic {name:?}: {why}"));
+    let unknown =
+        |why: String| Failure::unknown(FailureCode::LogUnavailable, format!("cannot delete topic {name:?}: {why}"));
     // If one broker gave no answer, another one was asked. So every error may hide a request that had its effect.
     let answer = cluster.call(Recipient::Controller, &request, deadline).await;
     let answer = answer.map_err(|error| unknown(error.to_string()))?;

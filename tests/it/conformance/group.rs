@@ -2,7 +2,7 @@
 
 use super::{Fixture, new_topic, record, unique};
 use crate::support::wait::PATIENCE;
-use eventd::core::outcome::Certainty;
+use eventd::core::outcome::{Certainty, FailureCode};
 use eventd::core::progress::{OffsetReset, PartitionState, ResetTarget};
 use eventd::group::{Change, Group};
 use std::collections::BTreeSet;
@@ -145,7 +145,7 @@ pub(crate) async fn a_commit_past_the_end_is_refused_and_changes_nothing(fixture
     group.commit(0, state(end, &[])).await.unwrap();
     for past in [state(end + 1, &[]), state(end - 5, &[(end - 3, end + 1)])] {
         let failure = group.commit(0, past).await.unwrap_err();
-        assert_eq!((failure.certainty, failure.code), (Certainty::Refused, "commit-past-end"), "{failure}");
+        assert_eq!((failure.certainty, failure.code), (Certainty::Refused, FailureCode::CommitPastEnd), "{failure}");
     }
     assert_eq!(group.committed(0).await, Ok(Some(state(end, &[]))));
     group.leave().await;

@@ -3,7 +3,7 @@
 use super::{Fixture, new_topic, payload, read_all, record, unique};
 use crate::support::wait::PATIENCE;
 use eventd::core::event::{CONTENT_TYPE, ID, Record};
-use eventd::core::outcome::Certainty;
+use eventd::core::outcome::{Certainty, FailureCode};
 use eventd::limits::RECORD_BYTES_MAX;
 use eventd::log::{CreateTopic, FetchError, Log, OpenError};
 use std::sync::Arc;
@@ -133,7 +133,7 @@ pub(crate) async fn a_record_that_is_too_large_is_refused_and_not_stored(fixture
     let log = new_topic(fixture, 1).await;
     let large = Record::new(Some(b"user"), Some(&vec![b'x'; RECORD_BYTES_MAX + 1]), &[], 0);
     let failure = log.append(0, vec![large]).await.unwrap_err();
-    assert_eq!((failure.certainty, failure.code), (Certainty::Refused, "event-too-large"));
+    assert_eq!((failure.certainty, failure.code), (Certainty::Refused, FailureCode::EventTooLarge));
     let offset = log.append(0, vec![record("user", "small")]).await.unwrap();
     assert_eq!(log.earliest(0).await, Ok(offset));
 }

@@ -4,7 +4,7 @@ use crate::support::http::{Client, request};
 use crate::support::ingesting::{Ingesting, config, event, user_of};
 use crate::support::wait::soon;
 use eventd::core::outcome::Ended;
-use eventd::core::outcome::Failure;
+use eventd::core::outcome::{Failure, FailureCode};
 use eventd::ingest::Config;
 use serde_json::{Value, json};
 use std::time::Duration;
@@ -33,7 +33,7 @@ async fn a_partial_failure_keeps_each_users_order() {
     let mut events: Vec<String> = (0..5).map(|n| event(&user_of(0), &format!("{n}{large}"))).collect();
     events.insert(3, event(&user_of(1), "other"));
     ingesting.log.succeed_next(0);
-    ingesting.log.fail_next(0, Failure::refused("log-full", "the disk is full: make room"));
+    ingesting.log.fail_next(0, Failure::refused(FailureCode::LogFull, "the disk is full: make room"));
     let answer = client.post(format!("[{}]", events.join(","))).await;
     let problem = answer.problem();
     assert_eq!((answer.status, &problem["code"]), (503, &json!("log-full")));
@@ -56,11 +56,14 @@ async fn a_partial_failure_keeps_each_users_order() {
 async fn an_unknown_outcome_is_answered_as_unknown() {
     let ingesting = Ingesting::start(config()).await;
     let mut client = ingesting.client().await;
-    ingesting.log.fail_next(2, Failure::unknown("log-timeout", "no answer in time"));
+    ingesting.log.fail_next(2, Failure::unknown(FailureCode::LogUnavailable, "no answer in time"));
     let body = format!(r#"[{{"UserID":"user-1","Payload":1,"ID":"mine"}},{}]"#, event(&user_of(0), "x"));
     let answer = client.post(body).await;
     let problem = answer.problem();
-    assert_eq!((answer.status, outcomes(&problem)), (503, vec!["unknown log-timeout".to_owned(), "ok 0:0".to_owned()]));
+    assert_eq!(
+        (answer.status, outcomes(&problem)),
+        (503, vec!["unknown log-unavailable".to_owned(), "ok 0:0".to_owned()])
+    );
     assert_eq!(problem["results"][0]["id"], "mine");
 }
 
@@ -68,10 +71,10 @@ async fn an_unknown_outcome_is_answered_as_unknown() {
 async fn a_refusal_of_the_log_is_answered_with_its_code() {
     let ingesting = Ingesting::start(config()).await;
     let mut client = ingesting.client().await;
-    for (code, status) in [("log-busy", 503), ("event-too-large", 413)] {
+    for (code, status) in [(FailureCode::LogBusy, 503), (FailureCode::EventTooLarge, 413)] {
         ingesting.log.fail_next(2, Failure::refused(code, "no"));
         let answer = client.post(event("user-1", "x")).await;
-        assert_eq!((answer.status, &answer.problem()["code"]), (status, &json!(code)));
+        assert_eq!((answer.status, &answer.problem()["code"]), (status, &json!(code.as_str())));
     }
     assert_eq!(ingesting.log.len(), 0);
     assert_eq!(client.post(event("user-1", "x")).await.status, 200);

@@ -7,6 +7,7 @@ use crate::support::broker::tool;
 use crate::support::delivered::{self, Line};
 use crate::support::program::{Program, run};
 use crate::support::wait::{PATIENCE, eventually};
+use eventd::core::outcome::FailureCode;
 use eventd::core::progress::PartitionState;
 use eventd::group::{Change, Group, Groups, JoinOptions};
 use eventd::log::Log;
@@ -233,7 +234,7 @@ async fn initialization_for_an_earlier_topic_of_this_name_requires_start() {
 
     let group = place.group(&log).await;
     for partition in 0..2 {
-        assert_eq!(group.committed(partition).await.unwrap_err().code, "topic-remade");
+        assert_eq!(group.committed(partition).await.unwrap_err().code, FailureCode::TopicRemade);
     }
     group.leave().await;
     let options = JoinOptions { start_given: true, ..JoinOptions::new("digest") };

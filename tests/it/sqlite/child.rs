@@ -4,6 +4,7 @@
 use super::open;
 use crate::conformance::{payload, record};
 use crate::support::wait::PATIENCE;
+use eventd::core::outcome::FailureCode;
 use eventd::group::WhenHeld;
 use eventd::group::sqlite::join;
 use eventd::log::Engine;
@@ -190,7 +191,7 @@ async fn fill(engine: &Arc<Sqlite>) {
     std::fs::remove_file(&ballast).expect("the ballast is removed");
     let again = async {
         while let Err(failure) = log.append(0, vec![record("user", "again")]).await {
-            assert_eq!(failure.code, "log-full", "{failure}");
+            assert_eq!(failure.code, FailureCode::LogFull, "{failure}");
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
     };

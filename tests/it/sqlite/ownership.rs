@@ -6,7 +6,7 @@ use crate::conformance::{payload, read_all, record};
 use crate::support::delivered;
 use crate::support::program::Program;
 use crate::support::wait::{PATIENCE, eventually};
-use eventd::core::outcome::Certainty;
+use eventd::core::outcome::{Certainty, FailureCode};
 use eventd::core::progress::PartitionState;
 use eventd::group::JoinError;
 use eventd::group::sqlite::join;
@@ -173,7 +173,7 @@ async fn a_destination_is_free_after_its_member_left_or_was_dropped() {
     first.leave().await;
     let second = member(&embedded.again().await, WhenHeld::Fail).await.unwrap();
     let failure = first.commit(0, PartitionState::at(0)).await.unwrap_err();
-    assert_eq!((failure.certainty, failure.code), (Certainty::Refused, "commit-fenced"));
+    assert_eq!((failure.certainty, failure.code), (Certainty::Refused, FailureCode::CommitFenced));
     drop(second);
     member(&embedded.engine, WhenHeld::Fail).await.unwrap();
 }
@@ -196,7 +196,7 @@ async fn a_member_whose_lock_file_was_deleted_is_fenced_by_the_next() {
     old.commit(0, PartitionState::at(0)).await.unwrap();
     std::fs::remove_file(embedded.folder.path().join("eventd.db.file-1.lock")).unwrap();
     let new = member(&embedded.engine, WhenHeld::Fail).await.unwrap();
-    assert_eq!(old.commit(0, PartitionState::at(0)).await.unwrap_err().code, "commit-fenced");
+    assert_eq!(old.commit(0, PartitionState::at(0)).await.unwrap_err().code, FailureCode::CommitFenced);
     new.commit(0, PartitionState::at(0)).await.unwrap();
 }
 

@@ -4,6 +4,7 @@ use super::{Embedded, fixture, with};
 use crate::conformance::{Fixture, read_all};
 use crate::support::wait::PATIENCE;
 use eventd::core::event::Record;
+use eventd::core::outcome::FailureCode;
 use eventd::core::progress::{OffsetReset, PartitionState, ResetTarget};
 use eventd::group::WhenHeld;
 use eventd::group::sqlite::join;
@@ -233,7 +234,7 @@ async fn a_full_database_refuses_events_but_still_accepts_commits() {
             Err(failure) => break failure,
         }
     };
-    assert_eq!(failure.code, "log-full", "{failure}");
+    assert_eq!(failure.code, FailureCode::LogFull, "{failure}");
     assert!(failure.detail.contains("raise --max-db-bytes, or lower --retention"), "{failure}");
     assert!((60..90).contains(&stored), "{stored} records of 50 kB in 4 MiB");
     dead.append(0, large()).await.unwrap();

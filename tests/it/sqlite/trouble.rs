@@ -4,7 +4,7 @@ use super::child::start;
 use super::fixture;
 use crate::conformance::{payload, read_all, record};
 use crate::support::wait::PATIENCE;
-use eventd::core::outcome::Certainty;
+use eventd::core::outcome::{Certainty, FailureCode};
 use eventd::log::{Engine, FetchError, Log};
 use std::process::Command;
 use std::time::Duration;
@@ -59,7 +59,7 @@ async fn a_locked_database_refuses_events_and_recovers() {
     let plain = embedded.plain();
     plain.execute_batch("BEGIN IMMEDIATE").unwrap();
     let failure = log.append(0, vec![record("user", "refused")]).await.unwrap_err();
-    assert_eq!(failure.code, "log-busy", "{failure}");
+    assert_eq!(failure.code, FailureCode::LogBusy, "{failure}");
     plain.execute_batch("ROLLBACK").unwrap();
     log.append(0, vec![record("user", "taken")]).await.unwrap();
     let found = read_all(&*log, 0, 0).await;
@@ -153,6 +153,6 @@ async fn a_database_that_is_removed_or_replaced_is_lost_and_not_written_to() {
         let why = tokio::time::timeout(PATIENCE, embedded.engine.lost()).await.expect("the loss is noticed");
         assert!(why.contains(if replaced { "replaced" } else { "removed" }), "{why}");
         let failure = log.append(0, vec![record("user", "not stored")]).await.unwrap_err();
-        assert_eq!((failure.certainty, failure.code), (Certainty::Refused, "log-lost"));
+        assert_eq!((failure.certainty, failure.code), (Certainty::Refused, FailureCode::LogLost));
     }
 }

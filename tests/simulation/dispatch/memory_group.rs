@@ -5,7 +5,7 @@
 use crate::dispatch::oracle::Life;
 use crate::dispatch::world::{Call, Handle, State as WorldState, World, WriteFault};
 use eventd::BoxFuture;
-use eventd::core::outcome::Failure;
+use eventd::core::outcome::{Failure, FailureCode};
 use eventd::core::progress::{OffsetReset, PartitionState};
 use eventd::group::{Change, Group};
 use std::collections::{BTreeMap, VecDeque};
@@ -214,9 +214,11 @@ pub(super) async fn finish_write<T>(
     after: Duration,
     store: impl FnOnce() -> Result<T, Failure>,
 ) -> Result<T, Failure> {
-    let unknown = || Failure::unknown("time-out", "no answer from the group");
+    let unknown = || Failure::unknown(FailureCode::GroupUnavailable, "no answer from the group");
     match fault {
-        Some(WriteFault::Refused) => Err(Failure::refused("group-unavailable", "the group accepts no commits now")),
+        Some(WriteFault::Refused) => {
+            Err(Failure::refused(FailureCode::GroupUnavailable, "the group accepts no commits now"))
+        }
         Some(WriteFault::UnknownLost | WriteFault::UnknownLate) => Err(unknown()),
         Some(WriteFault::UnknownStored) => {
             store()?;
@@ -249,11 +251,11 @@ fn store(
     let end = state.settled.last().map_or(state.watermark, |range| range.end);
     if end > world.topics.latest(partition) {
         world.oracle.fail(format!("life {life} commits {state:?} of partition {partition}, past the end"));
-        return Err(Failure::refused("commit-past-end", "the commit is past the end of the log"));
+        return Err(Failure::refused(FailureCode::CommitPastEnd, "the commit is past the end of the log"));
     }
     let part = &mut world.members.partitions[partition as usize];
     if part.owner != Some(life) || part.epoch != epoch {
-        return Err(Failure::refused("fenced", "the partition has another owner"));
+        return Err(Failure::refused(FailureCode::GroupUnavailable, "the partition has another owner"));
     }
     world.oracle.committed(Some(life), partition, &state, now);
     part.committed = Some(state);
@@ -276,7 +278,7 @@ impl Group for MemoryGroup {
                 state.members.forget(*life);
                 state.oracle.lost_all(*life, now);
                 world.happened.notify_one();
-                return Err(Failure::refused("fenced", "the group no longer has this member"));
+                return Err(Failure::refused(FailureCode::GroupUnavailable, "the group no longer has this member"));
             }
             loop {
                 let moved = world.members_changed.notified();
@@ -328,7 +330,7 @@ impl Group for MemoryGroup {
         Box::pin(async move {
             let Handle { world, life } = &self.0;
             if !self.0.is_answered(Call::Committed).await {
-                return Err(Failure::refused("group-unavailable", "no answer from the group"));
+                return Err(Failure::refused(FailureCode::GroupUnavailable, "no answer from the group"));
             }
             let mut state = world.lock();
             let committed = state.members.partitions[partition as usize].committed.clone();
@@ -377,7 +379,7 @@ impl Group for MemoryGroup {
     fn requested_reset(&self, partition: u32) -> BoxFuture<'_, Result<Option<OffsetReset>, Failure>> {
         Box::pin(async move {
             if !self.0.is_answered(Call::Requested).await {
-                return Err(Failure::refused("group-unavailable", "no answer from the group"));
+                return Err(Failure::refused(FailureCode::GroupUnavailable, "no answer from the group"));
             }
             let found = self.0.world.lock().members.partitions[partition as usize].requested;
             self.0.end().await;

@@ -5,7 +5,7 @@ use crate::dispatch::memory_group::{NAME, finish_write};
 use crate::dispatch::oracle::{Life, Rules, claims};
 use crate::dispatch::world::{Call, Handle, State as WorldState};
 use eventd::BoxFuture;
-use eventd::core::outcome::Failure;
+use eventd::core::outcome::{Failure, FailureCode};
 use eventd::core::progress::{OffsetReset, PartitionState};
 use eventd::group::{Change, Group, Groups, JoinError, JoinOptions, PastCommits};
 use eventd::log::Log;
@@ -58,7 +58,7 @@ pub(crate) struct MemoryGroups {
 }
 
 fn unavailable() -> JoinError {
-    JoinError::Unavailable(Failure::refused("group-unavailable", "no answer from the group"))
+    JoinError::Unavailable(Failure::refused(FailureCode::GroupUnavailable, "no answer from the group"))
 }
 
 impl MemoryGroups {
@@ -205,7 +205,7 @@ impl Groups for MemoryGroups {
                     held.committed.clear();
                 }
             });
-            forgotten.await.map_err(|_| Failure::refused("group-unavailable", "no answer from the group"))
+            forgotten.await.map_err(|_| Failure::refused(FailureCode::GroupUnavailable, "no answer from the group"))
         })
     }
 }
@@ -235,7 +235,7 @@ impl HeldGroup {
         let mut guard = self.handle.world.lock();
         let state = &mut *guard;
         if !state.groups.holds(&self.name, life) {
-            return Err(Failure::refused("fenced", "the group has another holder"));
+            return Err(Failure::refused(FailureCode::GroupUnavailable, "the group has another holder"));
         }
         if self.name == REDRIVEN {
             let before = state.groups.committed(REDRIVEN).get(partition as usize).cloned().flatten();
@@ -279,7 +279,7 @@ impl Group for HeldGroup {
                 if let Some(oracle) = world.lock().oracle_of(*life) {
                     oracle.lost_all(*life, now);
                 }
-                return Err(Failure::refused("fenced", "the group no longer has this member"));
+                return Err(Failure::refused(FailureCode::GroupUnavailable, "the group no longer has this member"));
             }
             let next = self.changes.lock().expect("no thread panics while it holds the changes").pop_front();
             match next {
@@ -302,7 +302,7 @@ impl Group for HeldGroup {
     fn committed(&self, partition: u32) -> BoxFuture<'_, Result<Option<PartitionState>, Failure>> {
         Box::pin(async move {
             if !self.handle.is_answered(Call::Committed).await {
-                return Err(Failure::refused("group-unavailable", "no answer from the group"));
+                return Err(Failure::refused(FailureCode::GroupUnavailable, "no answer from the group"));
             }
             let life = self.handle.life;
             let mut state = self.handle.world.lock();

@@ -7,7 +7,7 @@ use crate::dispatch::world::{Call, Handle, State, World, WriteFault};
 use crate::memory_partition::MemoryPartition;
 use eventd::BoxFuture;
 use eventd::core::event::Record;
-use eventd::core::outcome::Failure;
+use eventd::core::outcome::{Failure, FailureCode};
 use eventd::log::{CreateTopic, Engine, FetchError, Fetched, Log, OpenError};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -172,11 +172,11 @@ pub(crate) struct MemoryLog {
 impl MemoryLog {
     async fn read<T>(&self, call: Call, answer: impl Fn(&[MemoryPartition]) -> Option<T>) -> Result<T, Failure> {
         if !self.handle.is_answered(call).await {
-            return Err(Failure::refused("log-unavailable", "no answer from the log"));
+            return Err(Failure::refused(FailureCode::LogUnavailable, "no answer from the log"));
         }
         let found = answer(&self.handle.world.lock().topics.topics[&self.topic]);
         self.handle.end().await;
-        found.ok_or_else(|| Failure::refused("no-such-partition", "there is no such partition"))
+        found.ok_or_else(|| Failure::refused(FailureCode::PartitionMissing, "there is no such partition"))
     }
 
     /// The oracle that judges how this topic is fetched. `None` if this is not the delivered topic.
@@ -245,7 +245,7 @@ impl Log for MemoryLog {
                 (state.delay(), state.delay(), fault, state.random.chance(50))
             };
             if records.is_empty() {
-                return Err(Failure::refused("no-records", "nothing to append"));
+                return Err(Failure::refused(FailureCode::AppendEmpty, "nothing to append"));
             }
             let mut on_its_way = PendingWrite { log: self, partition, records, stored_if_dropped };
             handle.sleep(before).await;
@@ -253,7 +253,7 @@ impl Log for MemoryLog {
             let records = std::mem::take(&mut on_its_way.records);
             let offset = match fault {
                 Some(WriteFault::Refused) => {
-                    return Err(Failure::refused("log-unavailable", "the log accepts no records now"));
+                    return Err(Failure::refused(FailureCode::LogUnavailable, "the log accepts no records now"));
                 }
                 Some(WriteFault::UnknownLost) => None,
                 Some(WriteFault::UnknownLate) => {
@@ -284,7 +284,7 @@ impl Log for MemoryLog {
                     Some(offset)
                 }
             };
-            offset.ok_or_else(|| Failure::unknown("time-out", "no answer from the log"))
+            offset.ok_or_else(|| Failure::unknown(FailureCode::LogUnavailable, "no answer from the log"))
         })
     }
 

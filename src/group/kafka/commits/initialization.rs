@@ -17,8 +17,7 @@
 
 use super::metadata::CommitMetadata;
 use super::offset_store::{CommittedOffsets, OffsetCommit, OffsetStore};
-use crate::core::outcome::Failure;
-use crate::group::kafka::errors::UNAVAILABLE;
+use crate::core::outcome::{Failure, FailureCode};
 use crate::group::kafka::member::CommitIdentity;
 use crate::group::kafka::membership::Membership;
 use crate::kafka::describe;
@@ -113,7 +112,7 @@ impl GroupInitialization {
                         ) => {}
                         Err(error) => {
                             let detail = format!("cannot initialize group {:?}: {}", offsets.group, describe(error));
-                            return Err(Failure::refused(UNAVAILABLE, detail));
+                            return Err(Failure::refused(FailureCode::GroupUnavailable, detail));
                         }
                     }
                 }
@@ -142,5 +141,5 @@ impl GroupInitialization {
 
 fn not_initialized(offsets: &OffsetStore) -> Failure {
     let detail = format!("group {:?} is not initialized yet: waiting for the owner of partition 0", offsets.group);
-    Failure::refused(UNAVAILABLE, detail)
+    Failure::refused(FailureCode::GroupUnavailable, detail)
 }

@@ -22,10 +22,10 @@ use self::metadata::CommitMetadata;
 use self::offset_resets::ResetRequests;
 use self::offset_store::{OffsetCommit, OffsetStore};
 use self::state_topic::StateTopic;
-use super::errors::{UNAVAILABLE, unavailable};
+use super::errors::unavailable;
 use super::member::CommitIdentity;
 use super::membership::Membership;
-use crate::core::outcome::Failure;
+use crate::core::outcome::{Failure, FailureCode};
 use crate::core::progress::PartitionState;
 use crate::group::JoinError;
 use crate::kafka::{self, Cluster, describe};
@@ -162,9 +162,9 @@ impl Commits {
         state: PartitionState,
     ) -> Result<(), Failure> {
         self.store_as(CommitAs::Member(member), partition, &state).await.map_err(|error| match error {
-            CommitError::MetadataTooLarge(detail) => Failure::refused("commit-metadata-too-large", detail),
+            CommitError::MetadataTooLarge(detail) => Failure::refused(FailureCode::CommitMetadataTooLarge, detail),
             CommitError::HasMembers => {
-                Failure::refused(UNAVAILABLE, format!("group {:?} has other members", self.group()))
+                Failure::refused(FailureCode::GroupUnavailable, format!("group {:?} has other members", self.group()))
             }
             CommitError::Failed(failure) => failure,
         })
@@ -175,7 +175,9 @@ impl Commits {
         match self.store_as(CommitAs::NonMember, partition, &state).await {
             Ok(()) => Ok(true),
             Err(CommitError::HasMembers) => Ok(false),
-            Err(CommitError::MetadataTooLarge(detail)) => Err(Failure::refused("commit-metadata-too-large", detail)),
+            Err(CommitError::MetadataTooLarge(detail)) => {
+                Err(Failure::refused(FailureCode::CommitMetadataTooLarge, detail))
+            }
             Err(CommitError::Failed(failure)) => Err(failure),
         }
     }
@@ -209,7 +211,7 @@ impl Commits {
         self.cache().entry(partition).or_default().log_end = log_end;
         if settled_end > log_end {
             return Err(Failure::refused(
-                "commit-past-end",
+                FailureCode::CommitPastEnd,
                 format!("partition {partition} ends at {log_end}, but the commit settles events up to {settled_end}"),
             ));
         }
@@ -228,7 +230,10 @@ impl Commits {
         let deadline = Instant::now() + COMMIT_REBALANCING_MAX;
         loop {
             let identity = commit_as.identity(partition).ok_or_else(|| {
-                Failure::refused(UNAVAILABLE, format!("this member does not own partition {partition} now"))
+                Failure::refused(
+                    FailureCode::GroupUnavailable,
+                    format!("this member does not own partition {partition} now"),
+                )
             })?;
             let commit = OffsetCommit { partition, offset, metadata: metadata.clone() };
             let Err(error) = self.offsets.commit(&identity, vec![commit]).await? else { return Ok(()) };
@@ -246,7 +251,7 @@ impl Commits {
                     | ResponseError::RebalanceInProgress,
                     CommitAs::NonMember,
                 ) => CommitError::HasMembers,
-                _ => Failure::refused(UNAVAILABLE, detail).into(),
+                _ => Failure::refused(FailureCode::GroupUnavailable, detail).into(),
             });
         }
     }

@@ -5,10 +5,9 @@
 
 use super::metadata::{split_topic_id, with_topic_id};
 use super::offset_store::{OffsetCommit, OffsetStore};
-use crate::core::outcome::Failure;
+use crate::core::outcome::{Failure, FailureCode};
 use crate::core::progress::OffsetReset;
 use crate::core::side_topics::rewind_group;
-use crate::group::kafka::errors::UNAVAILABLE;
 use crate::group::kafka::member::CommitIdentity;
 use crate::kafka::{Cluster, describe, is_another_topic};
 use crate::limits::RESET_LOOK_INTERVAL;
@@ -95,7 +94,7 @@ impl ResetRequests {
         let commits = resets.iter().map(commit).collect();
         self.offsets.commit(&CommitIdentity::non_member(), commits).await?.map_err(|error| {
             let detail = format!("group {:?} does not accept the commit: {}", self.offsets.group, describe(error));
-            Failure::refused(UNAVAILABLE, detail)
+            Failure::refused(FailureCode::GroupUnavailable, detail)
         })
     }
 }

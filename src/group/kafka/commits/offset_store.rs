@@ -1,7 +1,7 @@
 //! The offsets of a group in one topic, each with its metadata, as brokers store them: OffsetCommit and OffsetFetch.
 
-use crate::core::outcome::Failure;
-use crate::group::kafka::errors::{NOT_ALLOWED, UNAVAILABLE, unavailable};
+use crate::core::outcome::{Failure, FailureCode};
+use crate::group::kafka::errors::unavailable;
 use crate::group::kafka::member::CommitIdentity;
 use crate::kafka::{Cluster, Recipient, Request, describe, response_error, topic_name};
 use crate::limits::{BROKER_CALL_MAX, METADATA_INTERVAL_MIN};
@@ -86,7 +86,10 @@ impl OffsetStore {
         }
         let response = self.call(&request, |response| codes(response).find(|code| *code != 0)).await?;
         if codes(&response).count() != requested {
-            return Err(Failure::unknown(UNAVAILABLE, "the broker's response to a commit leaves out a partition"));
+            return Err(Failure::unknown(
+                FailureCode::GroupUnavailable,
+                "the broker's response to a commit leaves out a partition",
+            ));
         }
         Ok(codes(&response).find_map(response_error).map_or(Ok(()), Err))
     }
@@ -108,8 +111,11 @@ impl OffsetStore {
         let response = self.call(&request, code).await?;
         if let Some(error) = code(&response).and_then(response_error) {
             let detail = format!("cannot read the commits of group {:?}: {}", self.group, describe(error));
-            let is_allowed = error != ResponseError::GroupAuthorizationFailed;
-            return Err(Failure::refused(if is_allowed { UNAVAILABLE } else { NOT_ALLOWED }, detail));
+            let code = match error {
+                ResponseError::GroupAuthorizationFailed => FailureCode::GroupNotAllowed,
+                _ => FailureCode::GroupUnavailable,
+            };
+            return Err(Failure::refused(code, detail));
         }
         let partitions = response.topics.into_iter().flat_map(|topic| topic.partitions);
         let read = |partition: OffsetFetchResponsePartition| {

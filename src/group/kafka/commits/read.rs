@@ -3,10 +3,10 @@
 use super::Commits;
 use super::metadata::CommitMetadata;
 use super::offset_store::CommittedOffsets;
-use crate::core::outcome::Failure;
+use crate::core::outcome::{Failure, FailureCode};
 use crate::core::progress::PartitionState;
 use crate::core::side_topics::dead_letter_topic;
-use crate::group::kafka::errors::{NOT_ALLOWED, unavailable};
+use crate::group::kafka::errors::unavailable;
 use crate::group::kafka::membership::Membership;
 use crate::kafka::is_another_topic;
 use crate::limits::BROKER_CALL_MAX;
@@ -52,7 +52,7 @@ impl Commits {
         }
         match self.has_side_topic().await {
             // A destination that created side topics had the right to see them.
-            Err(failure) if failure.code == NOT_ALLOWED => Ok(false),
+            Err(failure) if failure.code == FailureCode::GroupNotAllowed => Ok(false),
             found => found,
         }
     }
@@ -72,7 +72,7 @@ impl Commits {
         };
         if is_another_topic(topic_id, self.topic_id) {
             return self.start_anew(
-                "topic-remade",
+                FailureCode::TopicRemade,
                 format!(
                     "topic {:?} was deleted and created again since partition {partition} was committed",
                     self.log.topic()
@@ -83,7 +83,7 @@ impl Commits {
             Ok(state) => Ok(state),
             Err(_) if self.start_given => Ok(None),
             Err(why) => Err(Failure::refused(
-                "commit-unreadable",
+                FailureCode::CommitUnreadable,
                 format!(
                     "cannot read the commit of partition {partition}: {why}. Use --start earliest or --start latest to \
                      start the partition anew"
@@ -124,7 +124,7 @@ impl Commits {
     fn expired(&self, partition: u32) -> Result<Option<PartitionState>, Failure> {
         let group = self.group();
         self.start_anew(
-            "commit-expired",
+            FailureCode::CommitExpired,
             format!(
                 "the commit of group {group:?} for partition {partition} has expired (brokers delete commits after \
                  offsets.retention.minutes)"
@@ -145,7 +145,7 @@ impl Commits {
 
     /// Without a usable commit, the partition starts where `--start` says. Without `--start` that is an error which asks
     /// for it.
-    fn start_anew(&self, code: &'static str, why: String) -> Result<Option<PartitionState>, Failure> {
+    fn start_anew(&self, code: FailureCode, why: String) -> Result<Option<PartitionState>, Failure> {
         if self.start_given {
             tracing::warn!(group = self.group(), "{why}: starting anew at --start");
             return Ok(None);

@@ -12,10 +12,9 @@
 use super::metadata::SnapshotPointer;
 use crate::clock::now_ms;
 use crate::core::event::{Event, Record};
-use crate::core::outcome::Failure;
+use crate::core::outcome::{Failure, FailureCode};
 use crate::core::progress::PartitionState;
 use crate::core::side_topics::state_topic;
-use crate::group::kafka::errors::UNAVAILABLE;
 use crate::limits::FETCH_BYTES_MAX;
 use crate::log::grow_limiter::GrowLimiter;
 use crate::log::kafka::Kafka;
@@ -73,7 +72,7 @@ impl StateTopic {
         let open = async { self.engine.open(&self.name(), Some(create)).await };
         let log = self.log.get_or_try_init(|| open).await.map_err(|error| {
             let detail = format!("progress is too large for a commit, and its topic cannot be used: {error}");
-            Failure::refused(UNAVAILABLE, detail)
+            Failure::refused(FailureCode::GroupUnavailable, detail)
         })?;
         let map = state.encode_settled();
         let parts: Vec<&[u8]> = map.as_bytes().chunks(STATE_PART_BYTES_MAX).collect();
@@ -85,7 +84,7 @@ impl StateTopic {
             let headers = headers.map(|(name, value)| (name, Some(value.as_bytes())));
             let record = Record::new(None, Some(part), &headers, now_ms());
             let offset = match log.append(partition, vec![record.clone()]).await {
-                Err(failure) if failure.code == "partition-missing" => {
+                Err(failure) if failure.code == FailureCode::PartitionMissing => {
                     self.grow(partition_count, &failure).await?;
                     log.append(partition, vec![record]).await?
                 }
@@ -102,7 +101,7 @@ impl StateTopic {
         let unavailable = |why: String| {
             let detail =
                 format!("progress is too large for a commit, and {}: add partitions to it ({why})", missing.detail);
-            Failure::refused(UNAVAILABLE, detail)
+            Failure::refused(FailureCode::GroupUnavailable, detail)
         };
         let Some(_turn) = self.grow_limiter.turn().await else {
             return Err(unavailable("tried a moment ago".into()));
@@ -118,7 +117,7 @@ impl StateTopic {
         watermark: i64,
         pointer: SnapshotPointer,
     ) -> Result<Result<PartitionState, String>, Failure> {
-        let unavailable = |why| Failure::refused(UNAVAILABLE, why);
+        let unavailable = |why| Failure::refused(FailureCode::GroupUnavailable, why);
         let log = match self.engine.open(&self.name(), None).await {
             Ok(log) => log,
             // If a broker does not let this process in, that says nothing about the topic.

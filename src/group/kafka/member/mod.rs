@@ -317,6 +317,7 @@ impl MemberState {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::core::outcome::FailureCode;
 
     const SESSION: Duration = Duration::from_secs(2);
 
@@ -426,9 +427,9 @@ mod tests {
     #[test]
     fn an_ended_membership_reports_its_losses_and_then_its_failure() {
         let mut member = member(Clocks::now());
-        member.end(Failure::refused("group-refused", "why"));
+        member.end(Failure::refused(FailureCode::GroupRefused, "why"));
         let changes: Vec<_> = (0..3).filter_map(|_| member.next_change()).collect();
         assert_eq!(changes[..2], [Ok(Change::Lost(0)), Ok(Change::Lost(1))]);
-        assert!(matches!(&changes[2], Err(failure) if failure.code == "group-refused"));
+        assert!(matches!(&changes[2], Err(failure) if failure.code == FailureCode::GroupRefused));
     }
 }

@@ -1,7 +1,7 @@
 //! One join: JoinGroup, then the leader's assignment, then SyncGroup, then a first heartbeat.
 
 use super::{REJOIN_BACKOFF, SharedMembership};
-use crate::core::outcome::Failure;
+use crate::core::outcome::{Failure, FailureCode};
 use crate::group::kafka::assignment::{Assignment, Subscription, assign_members};
 use crate::group::kafka::member::{Lease, RejoinReason};
 use crate::kafka::{self, describe, response_error};
@@ -63,7 +63,7 @@ impl SharedMembership {
         let assignment = Assignment::decode(&self.config.topic, response.assignment)
             .map_err(|why| JoinFailure::Retry(format!("the leader's assignment cannot be read: {why}")))?;
         if !assignment.refusal.is_empty() {
-            return Err(JoinFailure::Fatal(Failure::refused("group-refused", assignment.refusal)));
+            return Err(JoinFailure::Fatal(Failure::refused(FailureCode::GroupRefused, assignment.refusal)));
         }
         self.member().synced(sent);
         self.wait_for_lease().await?;
@@ -168,7 +168,7 @@ impl SharedMembership {
     /// What it means that the coordinator refused a JoinGroup or a SyncGroup.
     fn refused(&self, error: ResponseError) -> JoinFailure {
         let group = &self.config.group;
-        let fatal = |detail: String| JoinFailure::Fatal(Failure::refused("group-refused", detail));
+        let fatal = |detail: String| JoinFailure::Fatal(Failure::refused(FailureCode::GroupRefused, detail));
         match error {
             ResponseError::UnknownMemberId | ResponseError::IllegalGeneration => JoinFailure::Removed(error),
             ResponseError::FencedInstanceId => fatal(format!(

@@ -57,7 +57,7 @@ use super::clocks::Clocks;
 use super::coordinator::Coordinator;
 use super::member::{CommitIdentity, MemberState, RejoinReason, RejoinUrgency, ReleaseOutcome};
 use crate::BoxFuture;
-use crate::core::outcome::Failure;
+use crate::core::outcome::{Failure, FailureCode};
 use crate::group::Change;
 use crate::kafka::describe;
 use crate::limits::PARTITION_COUNT_CHECK_INTERVAL;
@@ -165,7 +165,7 @@ impl Membership {
             // Without this, a caller of `changed` would wait for ever after a panic of this task.
             let _vital = Vital::calling(move || {
                 let why = "the membership panicked, which is a defect of eventd";
-                panicking.end(Failure::refused("group-unavailable", why));
+                panicking.end(Failure::refused(FailureCode::GroupUnavailable, why));
             });
             let failure = tokio::select! {
                 biased;
@@ -309,7 +309,7 @@ impl SharedMembership {
                     self.wait_for_rejoin().await;
                 }
                 Err(JoinFailure::NotAllowed(why)) if !self.member().was_ever_assigned() => {
-                    return Failure::refused("group-refused", why);
+                    return Failure::refused(FailureCode::GroupRefused, why);
                 }
                 Err(JoinFailure::Retry(why) | JoinFailure::NotAllowed(why)) => {
                     if let Some(suppressed) = self.log_limiter.allows("join") {

@@ -23,7 +23,7 @@ mod task;
 use self::partition_queue::{APPEND_MAX, AppendResult, PendingAppend};
 use self::task::ProducerTask;
 use crate::core::event::Record;
-use crate::core::outcome::Failure;
+use crate::core::outcome::{Failure, FailureCode};
 use crate::kafka::Cluster;
 use crate::limits::{RECORD_FRAMING_BYTES_MAX, WRITE_OVERHEAD_BYTES, WRITE_QUEUE_BYTES_MAX, WRITE_QUEUE_ENTRIES_MAX};
 use crate::vital::{self, Lost, Vital};
@@ -81,13 +81,13 @@ impl Producer {
         };
         match timeout_at(deadline, enqueue).await {
             Ok(Some(())) => {}
-            Ok(None) => return Err(Failure::refused("log-unavailable", "the producer has stopped")),
+            Ok(None) => return Err(Failure::refused(FailureCode::LogUnavailable, "the producer has stopped")),
             Err(_) => {
                 let detail = "too many appends are waiting for the brokers: try again later";
-                return Err(Failure::refused("log-busy", detail));
+                return Err(Failure::refused(FailureCode::LogBusy, detail));
             }
         }
-        let stopped = || Failure::unknown("log-unavailable", "the producer stopped before it had an answer");
+        let stopped = || Failure::unknown(FailureCode::LogUnavailable, "the producer stopped before it had an answer");
         answer.await.unwrap_or_else(|_| Err(stopped()))
     }
 }

@@ -4,6 +4,7 @@
 //! not stored. A code that it may give after it wrote leaves the batch possibly stored. And some codes say that the
 //! broker's record of this producer differs from ours, so resending cannot help.
 
+use crate::core::outcome::FailureCode;
 use crate::kafka::{describe, response_error};
 use kafka_protocol::ResponseError;
 
@@ -26,7 +27,7 @@ pub(super) enum BatchOutcome {
     /// The batch is larger than the topic's `max.message.bytes`.
     TooLarge { reason: String },
     /// The broker will never take this batch.
-    Refused { code: &'static str, reason: String },
+    Refused { code: FailureCode, reason: String },
 }
 
 impl BatchOutcome {
@@ -60,7 +61,7 @@ impl BatchOutcome {
             // A leader that is replaced while it waits for its replicas answers "not the leader", although it has
             // written the batch. So any retriable code counts as "may be stored".
             error if error.is_retriable() => Self::retry(true, true, reason),
-            _ => Self::Refused { code: "log-refused", reason },
+            _ => Self::Refused { code: FailureCode::LogRefused, reason },
         }
     }
 }

@@ -19,7 +19,7 @@
 
 use super::outcome::BatchOutcome;
 use crate::core::event::Record;
-use crate::core::outcome::Failure;
+use crate::core::outcome::{Failure, FailureCode};
 use crate::kafka::batch::{self, ProducerState};
 use bytes::Bytes;
 use std::collections::VecDeque;
@@ -152,16 +152,16 @@ impl PartitionQueue {
                 false
             }
             BatchOutcome::OutOfSequence { reason } => {
-                self.answer_callers(|_| Err(Failure::unknown("log-unavailable", &*reason)));
+                self.answer_callers(|_| Err(Failure::unknown(FailureCode::LogUnavailable, &*reason)));
                 self.start_next_epoch()
             }
             // No single record is known to be too large: a smaller batch may work.
             BatchOutcome::TooLarge { reason } if batch.record_count > 1 => {
                 let detail = format!("the topic's max.message.bytes was lowered, try again: {reason}");
-                self.fail("append-too-large", &detail)
+                self.fail(FailureCode::AppendTooLarge, &detail)
             }
             BatchOutcome::TooLarge { reason } => {
-                self.fail("event-too-large", &format!("the event is larger than the topic takes: {reason}"))
+                self.fail(FailureCode::EventTooLarge, &format!("the event is larger than the topic takes: {reason}"))
             }
             BatchOutcome::Refused { code, reason } => self.fail(code, &reason),
         }
@@ -179,7 +179,7 @@ impl PartitionQueue {
             reason => reason,
         };
         let detail = format!("not acknowledged within {APPEND_MAX:?}: {reason}");
-        self.fail("log-unavailable", &detail)
+        self.fail(FailureCode::LogUnavailable, &detail)
     }
 
     /// Removes the appends that waited until their deadline without being sent. They are certainly not stored.
@@ -201,7 +201,7 @@ impl PartitionQueue {
         [batch, waiting, self.retry_at.filter(|at| *at > now)].into_iter().flatten().min()
     }
 
-    fn fail(&mut self, code: &'static str, detail: &str) -> bool {
+    fn fail(&mut self, code: FailureCode, detail: &str) -> bool {
         let may_be_stored = self.in_flight.as_ref().is_some_and(|batch| batch.may_be_stored);
         self.answer_callers(|_| {
             Err(if may_be_stored { Failure::unknown(code, detail) } else { Failure::refused(code, detail) })
@@ -314,7 +314,7 @@ mod tests {
 
     #[tokio::test]
     async fn one_record_that_is_too_large_stays_too_large_and_several_may_be_tried_again() {
-        for (record_count, code) in [(1, "event-too-large"), (3, "append-too-large")] {
+        for (record_count, code) in [(1, FailureCode::EventTooLarge), (3, FailureCode::AppendTooLarge)] {
             let (mut queue, mut answers) = queue_with_batch(&[record_count]);
             assert!(!apply_code(&mut queue, 10, -1));
             let failure = answers[0].try_recv().unwrap().unwrap_err();

@@ -2,7 +2,7 @@
 
 use super::outcome::BatchOutcome;
 use super::partition_queue::{APPEND_MAX, PartitionQueue, PendingAppend};
-use crate::core::outcome::Failure;
+use crate::core::outcome::{Failure, FailureCode};
 use crate::kafka::batch::ProducerState;
 use crate::kafka::{self, Cluster, Leader, PartitionEpoch, Recipient, describe, response_error, topic_name};
 use crate::limits::{BROKER_CALL_MAX, WRITE_BATCH_ENTRIES_MAX};
@@ -149,7 +149,7 @@ impl ProducerTask {
             for append in queue.take_expired(now) {
                 let reason = self.preparation.last_error.as_deref().unwrap_or("earlier appends are still in flight");
                 let detail = format!("not sent within {APPEND_MAX:?}: {reason}");
-                append.answer(Err(Failure::refused("log-unavailable", detail)));
+                append.answer(Err(Failure::refused(FailureCode::LogUnavailable, detail)));
             }
         }
     }
