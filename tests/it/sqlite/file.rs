@@ -32,7 +32,7 @@ async fn a_missing_directory_is_named_in_the_error() {
     let detail = refusal(&folder.path().join("nowhere/eventd.db"), CREATE).await;
     assert!(detail.contains("nowhere"), "{detail}");
     let detail = refusal(folder.path(), CREATE).await;
-    assert!(detail.contains("is not a regular file"), "{detail}");
+    assert!(detail.contains("is a directory: write the path of a file"), "{detail}");
 }
 
 #[tokio::test]
