@@ -5,8 +5,8 @@
 //!  host:port ── name look-up, TCP with TCP_NODELAY ──▶ TLS, if configured ──▶ BrokerStream
 //! ```
 //!
-//! Both clients of Kafka use the same [`BrokerSettings`]: our own connection through [`connect`], and `rskafka` through
-//! [`BrokerSettings::rskafka_client`].
+//! Both clients of Kafka use the same [`BrokerSettings`]: our own connection through `connect`, and `rskafka` through
+//! `BrokerSettings::rskafka_client`.
 
 use crate::small_file::{self, CERTIFICATE_FILE_BYTES_MAX};
 use rskafka::BackoffConfig;

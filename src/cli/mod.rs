@@ -74,7 +74,7 @@ pub struct UpFlags {
     /// file-1, out/log.jsonl or file:out/log.jsonl is a file that gets one line of JSON for each event; its directory has
     /// to exist. http://… or https://… gets one POST request for each event. null: discards events, for measurements.
     ///
-    /// NAME= before it names the destination, for example billing=https://billing.example.com/hook. Without it the name is
+    /// NAME= before it names the destination, for example billing=http://… or audit=file:audit.jsonl. Without it the name is
     /// derived. The log stores the progress of a destination under its name.
     ///
     /// EVENTD_DEST has one destination on each line. Empty lines do not count.
@@ -110,7 +110,7 @@ pub struct DispatchFlags {
     /// file-1, out/log.jsonl or file:out/log.jsonl is a file that gets one line of JSON for each event; its directory has
     /// to exist. http://… or https://… gets one POST request for each event. null: discards events, for measurements.
     ///
-    /// NAME= before it names the destination, for example billing=https://billing.example.com/hook. Without it the name is
+    /// NAME= before it names the destination, for example billing=http://… or audit=file:audit.jsonl. Without it the name is
     /// derived. The log stores the progress of a destination under its name.
     #[arg(long = "dest", value_name = "[NAME=]DEST", env = "EVENTD_DEST", hide_env_values = true, help_heading = DELIVERY)]
     pub destination: String,

@@ -18,7 +18,7 @@
 //! and the answer with the newest leader epoch wins. Requests to a leader carry its epoch. So a broker that is cut off
 //! from the other brokers, and does not know that it was replaced, is noticed and avoided (`topology.rs`).
 //!
-//! [`batch`] encodes and decodes record batches. [`Admin`] makes the administrative calls, through the crate `rskafka`.
+//! [`batch`] encodes and decodes record batches. `Admin` makes the administrative calls, through the crate `rskafka`.
 
 mod admin;
 pub mod batch;
