@@ -2,7 +2,7 @@
 
 use super::Misconfigured;
 use crate::config::{EngineConfig, LogConfig, is_default_broker};
-use crate::core::side_topics::TOPIC_SUFFIXES;
+use crate::core::side_topics::is_side_topic;
 use crate::group::Groups;
 use crate::group::kafka::KafkaGroups;
 use crate::group::sqlite::SqliteGroups;
@@ -100,8 +100,7 @@ async fn open_topic(engine: &dyn Engine, config: &LogConfig) -> anyhow::Result<A
 /// log does not list its topics in time.
 async fn existing_topics(engine: &dyn Engine) -> String {
     let Ok(Ok(topics)) = timeout(LIST_TOPICS_MAX, engine.topics()).await else { return String::new() };
-    let is_side = |name: &String| TOPIC_SUFFIXES.iter().any(|suffix| name.ends_with(suffix));
-    list_topics(topics.into_iter().filter(|name| !is_side(name)).collect())
+    list_topics(topics.into_iter().filter(|name| !is_side_topic(name)).collect())
 }
 
 fn list_topics(mut topics: Vec<String>) -> String {

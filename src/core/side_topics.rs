@@ -29,7 +29,7 @@ pub const REWIND: &str = ".rewind";
 pub const REPLAY_INFIX: &str = ".replay.";
 
 /// The suffixes of side topics. A main topic with such a name could be taken for the side topic of another one.
-pub const TOPIC_SUFFIXES: [&str; 3] = [DEAD, STATE, AUDIT];
+const TOPIC_SUFFIXES: [&str; 3] = [DEAD, STATE, AUDIT];
 
 /// Characters of the longest suffix of a destination's side topics.
 pub const TOPIC_SUFFIX_CHARS_MAX: usize = STATE.len();
@@ -67,12 +67,21 @@ pub fn replay_group(destination: &str, id: &str) -> String {
     format!("{destination}{REPLAY_INFIX}{id}")
 }
 
+/// Whether this is the name of a side topic.
+pub fn is_side_topic(name: &str) -> bool {
+    suffix_of(name).is_some()
+}
+
+fn suffix_of(name: &str) -> Option<&'static str> {
+    TOPIC_SUFFIXES.into_iter().find(|suffix| name.ends_with(suffix))
+}
+
 /// Refuses the name of a side topic as the name of a main topic.
 ///
 /// # Errors
 /// Names the suffix and says what to do.
 pub fn check_main_topic(name: &str) -> Result<(), String> {
-    match TOPIC_SUFFIXES.iter().find(|suffix| name.ends_with(**suffix)) {
+    match suffix_of(name) {
         Some(suffix) => {
             Err(format!("topic names that end with {suffix:?} are reserved for eventd's side topics: use another name"))
         }

@@ -8,7 +8,7 @@ use super::{CreateTopic, Engine, FetchError, Fetched, Log, OpenError, check_topi
 use crate::BoxFuture;
 use crate::core::event::Record;
 use crate::core::outcome::{Failure, FailureCode};
-use crate::core::side_topics;
+use crate::core::side_topics::{DEAD, is_side_topic};
 use crate::limits::{APPEND_BYTES_MAX, RECORD_BYTES_MAX};
 use crate::sqlite::{self, Database, ReadError, TopicKind, TopicRow, Write};
 use std::path::{Path, PathBuf};
@@ -71,9 +71,9 @@ impl Sqlite {
 
     /// The value of `--retention` or `--dead-retention` that applies to a topic.
     fn retention_of(&self, topic: &str) -> Option<Duration> {
-        if topic.ends_with(side_topics::DEAD) {
+        if topic.ends_with(DEAD) {
             self.settings.dead_retention
-        } else if is_side(topic) {
+        } else if is_side_topic(topic) {
             None
         } else {
             self.settings.retention
@@ -97,7 +97,8 @@ impl Sqlite {
             }
         }
         let topic = found.ok_or_else(|| OpenError::Missing { topic: name.into() })?;
-        let kind = if is_side(name) { TopicKind::Side } else { TopicKind::Main };
+        // Side topics may grow beyond `--max-db-bytes`: they let events settle, and settled events can be removed.
+        let kind = if is_side_topic(name) { TopicKind::Side } else { TopicKind::Main };
         Ok(Arc::new(SqliteLog { database: Arc::clone(&self.database), name: name.into(), topic, kind }))
     }
 }
@@ -218,10 +219,4 @@ impl From<sqlite::DatabaseError> for OpenError {
 /// The failure is *refused*: a read changes nothing.
 fn failure(error: ReadError) -> Failure {
     Failure::refused(FailureCode::LogUnavailable, error.to_string())
-}
-
-/// Whether the topic is a side topic. Side topics may grow beyond `--max-db-bytes`, because they let events settle, and
-/// settled events can be removed.
-fn is_side(topic: &str) -> bool {
-    side_topics::TOPIC_SUFFIXES.iter().any(|ending| topic.ends_with(ending))
 }
