@@ -39,9 +39,6 @@ pub async fn list(engine: &dyn Engine, topic: &str, destination: Option<&str>, j
     Ok(())
 }
 
-/// The state of a replay that has not ended, or was killed. The audit log cannot tell which.
-const UNFINISHED: &str = "running-or-cut-off";
-
 /// One replay in the list.
 #[derive(Debug, Serialize)]
 struct ListedReplay<'s> {
@@ -67,7 +64,8 @@ struct ListedReplay<'s> {
 impl<'s> ListedReplay<'s> {
     fn new(id: &'s str, history: &'s ReplayHistory) -> Self {
         let (state, ended_ms, why) = match &history.ended {
-            None => (UNFINISHED, None, ""),
+            // The audit log cannot tell which.
+            None => ("running-or-cut-off", None, ""),
             Some(ReplayEnd { at_ms, outcome, why }) => {
                 let state = match outcome {
                     ReplayOutcome::Finished => "finished",
@@ -96,8 +94,8 @@ impl<'s> ListedReplay<'s> {
 
 impl fmt::Display for ListedReplay<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { id, destination, to, title, events, counts, state, operator, why, .. } = self;
-        let state = if *state == UNFINISHED { "running, or killed" } else { state };
+        let Self { id, destination, to, title, events, counts, operator, why, .. } = self;
+        let state = if self.ended_ms.is_some() { self.state } else { "running, or killed" };
         let (user, host, why) = (escaped(&operator.user), escaped(&operator.host), escaped(why));
         writeln!(f, "{}  {}  {state}", escaped(id), escaped(destination))?;
         writeln!(f, "    {} by {user}@{host}: {}", show_ms(self.started_ms), escaped(title))?;
