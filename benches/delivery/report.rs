@@ -57,7 +57,7 @@ impl Measured {
 struct Row {
     case: String,
     limit: String,
-    /// By the engine's name. `Err` says why there is no figure.
+    /// The figures of the case, by the name of the engine. `Err` says why there is none.
     measured: BTreeMap<&'static str, Result<Measured, String>>,
 }
 

@@ -42,7 +42,7 @@ impl Content {
     }
 }
 
-/// Where a case reads its events, or appends them.
+/// The log from which a case reads its events, or to which it appends them.
 #[derive(Debug)]
 pub(crate) struct Place {
     /// The value of `--url`.
