@@ -28,6 +28,7 @@
 //!
 //! ```
 //! use eventd::BoxFuture;
+//! use eventd::clock::WallClock;
 //! use eventd::core::backoff::Backoff;
 //! use eventd::core::event::Record;
 //! use eventd::core::verdict::Report;
@@ -69,7 +70,8 @@
 //!
 //! let (sender, mut delivered) = mpsc::unbounded_channel();
 //! let group = join(&engine, "my-destination", "user-events", "my-digest", WhenHeld::Fail).await?;
-//! let parts = Parts { engine: engine.clone(), log: topic, group, destination: Arc::new(Channel(sender)) };
+//! let destination = Arc::new(Channel(sender));
+//! let parts = Parts { engine: engine.clone(), log: topic, group, destination, wall_clock: WallClock::system() };
 //! let config = Config {
 //!     attempts: 10,
 //!     backoff: Backoff::new(Duration::from_millis(100), Duration::from_secs(2), true).map_err(anyhow::Error::msg)?,
@@ -156,7 +158,7 @@
 
 pub mod limits;
 
-mod clock;
+pub mod clock;
 mod log_limiter;
 mod small_file;
 

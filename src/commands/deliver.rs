@@ -2,6 +2,7 @@
 
 use super::join::JoinedDestination;
 use super::open::OpenLog;
+use crate::clock::WallClock;
 use crate::config::DeliveryConfig;
 use crate::core::outcome::Ended;
 use crate::destination::spec::Target;
@@ -40,7 +41,8 @@ pub(super) async fn deliver(
             "fault drill: some events fail on purpose. To repeat it, use --reliability-seed with this seed"
         );
     }
-    let parts = Parts { engine, log: log.clone(), group, destination: destination.clone() };
+    let parts =
+        Parts { engine, log: log.clone(), group, destination: destination.clone(), wall_clock: WallClock::system() };
     tokio::select! {
         biased;
         never = first_start.report(&*log, delivery.dispatch.start, &name, &delivery.spec) => match never {},

@@ -2,6 +2,7 @@
 
 use super::open::{LogAccess, OpenLog, open};
 use super::{descriptors, join, run_on, unless_stopped};
+use crate::clock::WallClock;
 use crate::config::{DeliveryConfig, LogConfig, ReplayAction, ReplayConfig};
 use crate::core::outcome::Ended;
 use crate::destination::spec::Spec;
@@ -57,6 +58,7 @@ async fn run(
     let spec = join::with_name_in_use(&opened, &spec).await?;
     let OpenLog { engine, groups, log } = opened;
     let (opener, streams) = (Arc::new(settings), Arc::new(StandardStreams));
-    let context = ReplayContext { engine, log, groups, spec, opener, dispatch, streams };
+    let wall_clock = WallClock::system();
+    let context = ReplayContext { engine, log, groups, spec, opener, dispatch, streams, wall_clock };
     replay::run(context, replay, signals.stop()).await
 }

@@ -42,3 +42,28 @@ pub mod window;
 /// A point in time: the time since the process (or the simulation) began. Only callers read the clock; this module never
 /// does.
 pub type Moment = std::time::Duration;
+
+/// One point in time, as both clocks show it. It converts between what is kept in memory and what is stored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct BothClocks {
+    pub moment: Moment,
+    /// Milliseconds since the Unix epoch.
+    pub wall_ms: i64,
+}
+
+impl BothClocks {
+    /// The wall clock's time at this moment, in milliseconds since the Unix epoch.
+    pub fn wall_ms_at(&self, moment: Moment) -> i64 {
+        let ms = |duration: std::time::Duration| i64::try_from(duration.as_millis()).unwrap_or(i64::MAX);
+        match moment.checked_sub(self.moment) {
+            Some(later) => self.wall_ms.saturating_add(ms(later)),
+            None => self.wall_ms.saturating_sub(ms(self.moment - moment)),
+        }
+    }
+
+    /// The moment of this time of the wall clock. A time before the process began is moment 0.
+    pub fn moment_at(&self, wall_ms: i64) -> Moment {
+        let ms = std::time::Duration::from_millis(wall_ms.abs_diff(self.wall_ms));
+        if wall_ms >= self.wall_ms { self.moment.saturating_add(ms) } else { self.moment.saturating_sub(ms) }
+    }
+}

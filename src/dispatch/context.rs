@@ -4,11 +4,11 @@
 use super::dead_letter_topic::DeadLetterTopicOpener;
 use super::notices::Notices;
 use super::{Config, Parts, Tally};
-use crate::core::Moment;
 use crate::core::breaker::Breaker;
 use crate::core::random;
 use crate::core::token_bucket::{Rate, TokenBucket};
 use crate::core::tries::TryPolicy;
+use crate::core::{BothClocks, Moment};
 use crate::destination::LeaseDeadline;
 use crate::limits::COMMIT_UNCHANGED_INTERVAL;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -64,6 +64,11 @@ impl DispatchContext {
     /// The time since this dispatch started.
     pub(super) fn now(&self) -> Moment {
         self.clock.started.elapsed()
+    }
+
+    /// The time on both clocks.
+    pub(super) fn clocks(&self) -> BothClocks {
+        BothClocks { moment: self.now(), wall_ms: self.parts.wall_clock.now_ms() }
     }
 
     /// The instant of a moment.

@@ -6,8 +6,7 @@
 //! The identity of a dead letter is its header `eventd-source`. After a crash there may be two dead letters of one event,
 //! or one of an event that was delivered after all. Readers fold them by this header.
 
-use crate::clock;
-use crate::core::Moment;
+use crate::core::BothClocks;
 use crate::core::event::{Event, REPLAY, Record, encode_headers};
 use crate::core::tries::FailureHistory;
 use crate::core::tries::GiveUpReason;
@@ -56,15 +55,13 @@ pub(super) struct DeadLetter<'a> {
 
 impl DeadLetter<'_> {
     /// The record to be stored: the event with the headers of a dead letter.
-    pub(super) fn record(&self, now: Moment) -> Record {
+    pub(super) fn record(&self, now: BothClocks) -> Record {
         let Self { topic, destination, partition, event, history, .. } = *self;
-        let now_ms = clock::now_ms();
-        let time_ms = |moment: Moment| now_ms - clock::whole_ms(now.saturating_sub(moment));
         let earlier = EarlierDeadLetter::of(&event.record, topic, destination);
-        let first_ms = earlier.first_attempt_ms.unwrap_or_else(|| time_ms(history.first_failure));
+        let first_ms = earlier.first_attempt_ms.unwrap_or_else(|| now.wall_ms_at(history.first_failure));
         let source = earlier.source.map_or_else(|| format!("{partition}:{}", event.offset), str::to_owned);
         let attempts = earlier.attempts.saturating_add(history.failures.into()).to_string();
-        let (first, last) = (first_ms.to_string(), time_ms(history.last_failure).to_string());
+        let (first, last) = (first_ms.to_string(), now.wall_ms_at(history.last_failure).to_string());
         let time = event.record.timestamp_ms.to_string();
         let own = [
             (SOURCE, source.as_str()),
@@ -93,7 +90,7 @@ impl DeadLetter<'_> {
         headers.extend(own.map(|(name, value)| (name.as_bytes(), Some(value.as_bytes()))));
         let mut encoded = Vec::new();
         encode_headers(&headers, &mut encoded);
-        Record::from_parts(event.record.key(), event.record.value(), &encoded, now_ms)
+        Record::from_parts(event.record.key(), event.record.value(), &encoded, now.wall_ms)
     }
 }
 
@@ -147,7 +144,7 @@ mod tests {
             reason: GiveUpReason::Exhausted,
             answer: "500 Internal Server Error",
         };
-        letter.record(Duration::from_secs(5))
+        letter.record(BothClocks { moment: Duration::from_secs(5), wall_ms: 1_767_350_000_000 })
     }
 
     fn headers<'r>(record: &'r Record, name: &str) -> Vec<&'r str> {

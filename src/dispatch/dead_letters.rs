@@ -13,10 +13,10 @@
 use super::dead_letter::DeadLetter;
 use super::notices::{GivenUpEvent, shown_id, shown_user};
 use super::partition_log::PartitionLog;
-use crate::core::Moment;
 use crate::core::event::Record;
 use crate::core::lanes::{Lanes, Token};
 use crate::core::tries::GiveUpReason;
+use crate::core::{BothClocks, Moment};
 use anyhow::Context as _;
 use std::collections::{BTreeSet, HashMap};
 use std::time::Duration;
@@ -50,7 +50,7 @@ impl DeadLetterWriter {
         token: Token,
         lanes: &Lanes,
         log: &PartitionLog,
-        now: Moment,
+        now: BothClocks,
     ) -> anyhow::Result<Record> {
         let Waiting { reason, answer, .. } = self.waiting.get(&token).context(NOT_WAITING)?;
         let (event, history) = lanes.giving_up(token);
@@ -160,7 +160,7 @@ mod tests {
         writer.add(token, GiveUpReason::Refused, "400 Bad Request".into());
         let mut now = Moment::ZERO;
         for failures in 1..4 {
-            writer.start_write(token, &lanes, &log, now).unwrap();
+            writer.start_write(token, &lanes, &log, BothClocks { moment: now, wall_ms: 0 }).unwrap();
             assert!(writer.has_writes_in_flight());
             let backoff = |failures: u32| Duration::from_secs(failures.into());
             writer.write_failed(token, "no broker", &lanes, backoff, &log, now).unwrap();
@@ -169,7 +169,7 @@ mod tests {
             assert_eq!(writer.next_retry_at(), Some(now));
             assert_eq!(writer.take_due_retry(now), Some(token));
         }
-        let record = writer.start_write(token, &lanes, &log, now).unwrap();
+        let record = writer.start_write(token, &lanes, &log, BothClocks { moment: now, wall_ms: 0 }).unwrap();
         assert_eq!(record.header_text(super::super::dead_letter::ANSWER), Some("400 Bad Request"));
         let mut given_up = None;
         let show = |event: &GivenUpEvent<'_>| given_up = Some((event.offset, event.reason, event.partition));

@@ -51,6 +51,7 @@ pub use self::tally::Tally;
 use self::context::DispatchContext;
 use self::owners::Owners;
 use self::stopped::STOPPED_INTERVAL;
+use crate::clock::WallClock;
 use crate::core::backoff::Backoff;
 use crate::core::outcome::Ended;
 use crate::core::token_bucket::Rate;
@@ -131,6 +132,7 @@ pub struct Parts {
     pub log: Arc<dyn Log>,
     pub group: Arc<dyn Group>,
     pub destination: Arc<dyn Destination>,
+    pub wall_clock: WallClock,
 }
 
 /// Delivers until `shutdown` is ready. Then waits up to `--drain` for attempts in flight, commits, releases the partitions

@@ -319,7 +319,7 @@ impl Worker {
 
     fn write_dead_letter(&mut self, token: Token) -> anyhow::Result<()> {
         let (context, partition) = (Arc::clone(&self.context), self.partition);
-        let record = self.dead_letters.start_write(token, &self.deliverer.lanes, &self.log, context.now())?;
+        let record = self.dead_letters.start_write(token, &self.deliverer.lanes, &self.log, context.clocks())?;
         self.tasks.spawn(async move {
             let result = match context.dead_letter_topic.get(&context.parts, &context.config).await {
                 Ok(topic) => topic.append(partition, record).await.map_err(|failure| failure.to_string()),

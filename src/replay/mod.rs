@@ -72,6 +72,7 @@ use self::range::Range;
 use self::select::Selection;
 use self::signing::Signature;
 use crate::BoxFuture;
+use crate::clock::WallClock;
 use crate::clock::now_ms;
 use crate::core::outcome::Ended;
 use crate::core::token_bucket::Rate;
@@ -103,6 +104,7 @@ pub struct ReplayContext {
     pub opener: Arc<dyn DestinationOpener>,
     pub dispatch: dispatch::Config,
     pub streams: Arc<dyn Streams>,
+    pub wall_clock: WallClock,
 }
 
 /// Opens the destination. A replay does this only if there is something to deliver.

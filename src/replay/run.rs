@@ -74,8 +74,13 @@ pub(super) async fn run(
         marker: marker.clone(),
     });
     let group = Arc::new(ReplayGroup::new(group, &context.spec.name, &partitions, marker.clone()));
-    let parts =
-        Parts { engine: Arc::clone(&context.engine), log, group: group.clone(), destination: Arc::clone(&destination) };
+    let parts = Parts {
+        engine: Arc::clone(&context.engine),
+        log,
+        group: group.clone(),
+        destination: Arc::clone(&destination),
+        wall_clock: context.wall_clock.clone(),
+    };
     let tally = Arc::new(Tally::default());
     let stop_reason = watch::Sender::new("stopped by a signal".to_owned());
     let lost = watch::Sender::new(None);
@@ -212,6 +217,7 @@ mod tests {
     use super::super::range::OffsetRange;
     use super::*;
     use crate::BoxFuture;
+    use crate::clock::WallClock;
     use crate::core::backoff::Backoff;
     use crate::core::event::Record;
     use crate::core::progress::PartitionState;
@@ -326,7 +332,8 @@ mod tests {
         let (spec, streams) = (Spec::parse("crm=null:").unwrap(), Arc::new(StandardStreams));
         let (opener, dispatch) = (Arc::new(DestinationSettings::default()), dispatch_config());
         let (log, groups) = (Arc::clone(&log), Arc::clone(&groups));
-        let context = ReplayContext { engine, log, groups, spec, opener, dispatch, streams };
+        let wall_clock = WallClock::system();
+        let context = ReplayContext { engine, log, groups, spec, opener, dispatch, streams, wall_clock };
         let result = run(&context, replay, std::future::pending()).await;
         assert_eq!(result.outcome, ReplayOutcome::Failed);
         assert_eq!(result.why, "the destination cannot be used any more: its thread panicked");

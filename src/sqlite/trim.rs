@@ -411,7 +411,7 @@ mod tests {
             [("away", 40, vec![50..60, 90..120]), ("gone\u{1b}[2J", 100, Vec::new()), ("unread", 0, Vec::new())]
         {
             database.join(name);
-            let map = PartitionState { watermark, settled, last_reset: None }.encode_settled();
+            let map = PartitionState { settled, ..PartitionState::at(watermark) }.encode();
             let map = if name == "unread" { "damaged".into() } else { map };
             database.commit(name, watermark, &map, BEGAN_MS - ms(8 * DAY));
         }

@@ -216,7 +216,7 @@ impl SqliteGroup {
                 format!("destination {:?} has left its group", self.name),
             ));
         }
-        let settled = state.encode_settled();
+        let settled = state.encode();
         let bytes = settled.len();
         let commit = GroupCommit {
             group: self.name.clone(),

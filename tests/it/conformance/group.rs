@@ -19,7 +19,10 @@ async fn own(group: &dyn Group, partitions: usize) {
 
 /// A state with this watermark and these settled ranges `(start, end)` above it.
 fn state(watermark: i64, settled: &[(i64, i64)]) -> PartitionState {
-    PartitionState { watermark, settled: settled.iter().map(|(start, end)| *start..*end).collect(), last_reset: None }
+    PartitionState {
+        settled: settled.iter().map(|(start, end)| *start..*end).collect(),
+        ..PartitionState::at(watermark)
+    }
 }
 
 pub(crate) async fn a_single_member_is_assigned_every_partition_once(fixture: &dyn Fixture) {

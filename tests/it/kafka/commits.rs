@@ -335,7 +335,7 @@ async fn added_partitions_are_delivered_and_ingest_asks_for_a_restart() {
 /// A state with `ranges` settled ranges of one offset each, and a hole before each of them.
 fn holes(watermark: i64, ranges: i64) -> PartitionState {
     let settled = (0..ranges).map(|n| watermark + 1 + 2 * n).map(|offset| offset..offset + 1);
-    PartitionState { watermark, settled: settled.collect(), last_reset: None }
+    PartitionState { settled: settled.collect(), ..PartitionState::at(watermark) }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -97,6 +97,6 @@ fn a_file_or_section_that_does_not_exist_is_found() {
     ] {
         assert_eq!(missing(File::new("docs/a.md"), text), [what]);
     }
-    let text = "# A title\n`core/progress.rs`, `out/log.jsonl`, [a](delivery.md), [b](#a-title), [c](https://example.com/a.md)";
+    let text = "# A title\n`core/progress/mod.rs`, `out/log.jsonl`, [a](delivery.md), [b](#a-title), [c](https://example.com/a.md)";
     assert_eq!(missing(File::new("docs/a.md"), text), [""; 0]);
 }

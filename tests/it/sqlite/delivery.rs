@@ -4,6 +4,7 @@ use super::{Embedded, fixture};
 use crate::conformance::record;
 use crate::support::wait::PATIENCE;
 use eventd::BoxFuture;
+use eventd::clock::WallClock;
 use eventd::core::backoff::Backoff;
 use eventd::core::event::{Record, encode_headers};
 use eventd::core::outcome::Ended;
@@ -69,7 +70,13 @@ fn config(attempts: u32) -> Config {
 
 async fn parts(embedded: &Embedded, log: Arc<dyn Log>, receiver: &Arc<Receiver>) -> Parts {
     let group = join(&embedded.engine, "hook", log.topic(), "digest", WhenHeld::Fail).await.unwrap();
-    Parts { engine: embedded.engine.clone(), log, group, destination: receiver.clone() }
+    Parts {
+        engine: embedded.engine.clone(),
+        log,
+        group,
+        destination: receiver.clone(),
+        wall_clock: WallClock::system(),
+    }
 }
 
 #[tokio::test]

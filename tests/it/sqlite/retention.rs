@@ -89,7 +89,7 @@ async fn unsettled_records_of_a_destination_that_commits_are_kept() {
     slow.commit(0, PartitionState::at(0)).await.unwrap();
     log.append(0, (0..100).map(|_| aged(2 * HOUR)).collect()).await.unwrap();
     fast.commit(0, PartitionState::at(100)).await.unwrap();
-    slow.commit(0, PartitionState { watermark: 40, settled: std::iter::once(50..60).collect(), last_reset: None })
+    slow.commit(0, PartitionState { settled: std::iter::once(50..60).collect(), ..PartitionState::at(40) })
         .await
         .unwrap();
     starts_at(&*log, 40).await;

@@ -235,7 +235,7 @@ pub(super) async fn finish_write<T>(
 
 /// Leaves out the number of the reset, which depends on the real time.
 fn shown(state: &PartitionState) -> String {
-    let PartitionState { watermark, settled, last_reset } = state;
+    let PartitionState { watermark, settled, last_reset, .. } = state;
     format!("{watermark} {settled:?}{}", if last_reset.is_some() { " moved" } else { "" })
 }
 

@@ -12,6 +12,7 @@ use crate::dispatch::memory_log::Topics;
 use crate::dispatch::oracle::{Life, Oracle};
 use crate::dispatch::replays::Replays;
 use crate::harness::Random;
+use eventd::clock::WallClock;
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
@@ -23,6 +24,9 @@ const CALLS_AT_ONCE_MAX: u64 = 20_000;
 
 /// The second way in which a read-only call fails, if it has one: it is never answered.
 const NEVER: u32 = 1;
+
+/// The wall clock's time when a world begins, in milliseconds since the Unix epoch.
+const BEGAN_MS: i64 = 1_767_350_000_000;
 
 /// The kind of a process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -321,6 +325,12 @@ pub(crate) struct Handle {
 }
 
 impl Handle {
+    /// The wall clock of the world: it shows simulated time.
+    pub(crate) fn wall_clock(&self) -> WallClock {
+        let world = Arc::clone(&self.world);
+        WallClock::simulated(move || BEGAN_MS + i64::try_from(world.now().as_millis()).expect("a world is young"))
+    }
+
     /// A call begins. Returns the way in which it was chosen to fail. Never returns if the life ends here.
     pub(crate) async fn begin(&self, call: Call) -> Option<u32> {
         self.step(Some(call)).await;

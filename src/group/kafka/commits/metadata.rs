@@ -1,10 +1,11 @@
 //! The metadata of a commit: what is stored next to the offset, as ASCII text.
 //!
 //! ```text
-//!   1 <topic id> <settled map>                 the map is stored here
-//!   2 <topic id> <offset, parts, snapshot>     the map is stored in the state topic
+//!   1 <topic id> <settled map>                 the state is stored here
+//!   2 <topic id> <offset, parts, snapshot>     the state is stored in the state topic
 //!   3 <topic id> <reset id, settled map>       like 1, after an offset reset
 //!   4 <topic id>                               no owner has started the partition yet
+//!   5 <topic id> <everything>                  like 1, with listed users or control state
 //! ```
 //!
 //! The first character is the format. The topic id is a UUID in base64url. Numbers are varints in base64url.
@@ -19,6 +20,10 @@ const INLINE: char = '1';
 const POINTER: char = '2';
 const INLINE_AFTER_RESET: char = '3';
 const NOT_STARTED: char = '4';
+const INLINE_FULL: char = '5';
+
+/// The formats of metadata that hold a whole state, with the format that [`PartitionState::encode`] gives it.
+const INLINE_FORMATS: [(char, char); 3] = [(INLINE, '1'), (INLINE_AFTER_RESET, '2'), (INLINE_FULL, '3')];
 
 /// Characters of a topic id in base64url.
 const ID_CHARS: usize = 22;
@@ -26,7 +31,7 @@ const ID_CHARS: usize = 22;
 /// What the metadata of a commit says.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum CommitMetadata {
-    Map {
+    State {
         topic_id: Uuid,
         state: PartitionState,
     },
@@ -53,15 +58,16 @@ pub(super) struct SnapshotPointer {
 }
 
 impl CommitMetadata {
-    /// The text for a state whose settled map is stored in the metadata.
-    pub(super) fn map(topic_id: Uuid, state: &PartitionState) -> String {
-        // The encoded map starts with a format digit of its own, which the first character here replaces.
-        let map = state.encode_settled();
-        let format = if state.last_reset.is_some() { INLINE_AFTER_RESET } else { INLINE };
-        format!("{format}{}{}", URL_SAFE_NO_PAD.encode(topic_id), &map[1..])
+    /// The text for a state that is stored in the metadata.
+    pub(super) fn inline(topic_id: Uuid, state: &PartitionState) -> String {
+        // The encoded state starts with a format digit of its own, which the first character here replaces.
+        let state = state.encode();
+        let format = INLINE_FORMATS.into_iter().find(|(_, format)| state.starts_with(*format));
+        let (format, _) = format.expect("every format of a state has one of metadata");
+        format!("{format}{}{}", URL_SAFE_NO_PAD.encode(topic_id), &state[1..])
     }
 
-    /// The text for a state whose settled map is stored in the state topic.
+    /// The text for a state that is stored in the state topic.
     pub(super) fn pointer(topic_id: Uuid, pointer: SnapshotPointer) -> String {
         let mut bytes = Vec::new();
         for number in [pointer.offset as u64, pointer.parts, pointer.snapshot] {
@@ -84,10 +90,6 @@ impl CommitMetadata {
         }
         let (topic_id, rest) = split_topic_id(&metadata[1..])?;
         match format {
-            Some(INLINE) => Ok(Self::Map { topic_id, state: PartitionState::decode(watermark, &format!("1{rest}"))? }),
-            Some(INLINE_AFTER_RESET) => {
-                Ok(Self::Map { topic_id, state: PartitionState::decode(watermark, &format!("2{rest}"))? })
-            }
             Some(POINTER) => {
                 let bytes = URL_SAFE_NO_PAD.decode(rest).map_err(|error| error.to_string())?;
                 let mut rest = bytes.as_slice();
@@ -99,6 +101,10 @@ impl CommitMetadata {
             Some(NOT_STARTED) if rest.is_empty() => Ok(Self::NotStarted { topic_id }),
             other => {
                 let format = other.unwrap_or_default();
+                if let Some((_, of_state)) = INLINE_FORMATS.into_iter().find(|(inline, _)| *inline == format) {
+                    let state = PartitionState::decode(watermark, &format!("{of_state}{rest}"))?;
+                    return Ok(Self::State { topic_id, state });
+                }
                 Err(format!("its format {format:?} is not known to this version of eventd"))
             }
         }
@@ -138,9 +144,9 @@ mod tests {
             }
             state.last_reset = last_reset;
             let topic_id = Uuid::from_u128(id);
-            let map = CommitMetadata::map(topic_id, &state);
+            let map = CommitMetadata::inline(topic_id, &state);
             prop_assert!(map.is_ascii());
-            prop_assert_eq!(CommitMetadata::read(watermark, &map), Ok(CommitMetadata::Map { topic_id, state }));
+            prop_assert_eq!(CommitMetadata::read(watermark, &map), Ok(CommitMetadata::State { topic_id, state }));
             let pointer = SnapshotPointer { offset, parts, snapshot };
             let text = CommitMetadata::pointer(topic_id, pointer);
             prop_assert_eq!(CommitMetadata::read(watermark, &text), Ok(CommitMetadata::Pointer { topic_id, pointer }));
@@ -162,7 +168,7 @@ mod tests {
         for foreign in ["", "NoMetadata", "x1"] {
             assert_eq!(CommitMetadata::read(3, foreign), Ok(CommitMetadata::Foreign), "{foreign:?}");
         }
-        let newer = CommitMetadata::map(Uuid::nil(), &PartitionState::at(3)).replacen('1', "7", 1);
+        let newer = CommitMetadata::inline(Uuid::nil(), &PartitionState::at(3)).replacen('1', "7", 1);
         let error = CommitMetadata::read(3, &newer).unwrap_err();
         assert!(error.contains("not known to this version"), "{error}");
     }

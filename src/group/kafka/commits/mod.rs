@@ -189,7 +189,7 @@ impl Commits {
         state: &PartitionState,
     ) -> Result<(), CommitError> {
         self.check_log_end(partition, state).await?;
-        let inline = CommitMetadata::map(self.topic_id, state);
+        let inline = CommitMetadata::inline(self.topic_id, state);
         if inline.len() <= COMMIT_METADATA_CHARS_MAX {
             match self.commit_offset(commit_as, partition, state.watermark, inline).await {
                 // This broker is set to accept less than the default.

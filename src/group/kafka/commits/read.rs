@@ -63,7 +63,7 @@ impl Commits {
         };
         let (topic_id, state) = match CommitMetadata::read(offset, metadata) {
             Ok(CommitMetadata::Foreign) => return self.reset_by_another_tool(partition, offset).await.map(Some),
-            Ok(CommitMetadata::Map { topic_id, state }) => (topic_id, Ok(Some(state))),
+            Ok(CommitMetadata::State { topic_id, state }) => (topic_id, Ok(Some(state))),
             Ok(CommitMetadata::NotStarted { topic_id }) => (topic_id, Ok(None)),
             Ok(CommitMetadata::Pointer { topic_id, pointer }) => {
                 (topic_id, self.state_topic.read(partition, offset, pointer).await?.map(Some))

@@ -74,7 +74,7 @@ impl StateTopic {
             let detail = format!("progress is too large for a commit, and its topic cannot be used: {error}");
             Failure::refused(FailureCode::GroupUnavailable, detail)
         })?;
-        let map = state.encode_settled();
+        let map = state.encode();
         let parts: Vec<&[u8]> = map.as_bytes().chunks(STATE_PART_BYTES_MAX).collect();
         let (snapshot, count) = (Uuid::now_v7().as_u128() as u64, parts.len());
         let mut first_offset = None;

@@ -24,10 +24,11 @@ impl Driver<'_> {
             log: Arc::new(MemoryLog { handle: handle.clone(), topic: TOPIC.to_owned() }),
             group: Arc::new(MemoryGroup(handle.clone())),
             destination: Arc::new(MemoryDestination {
-                handle,
+                handle: handle.clone(),
                 limits: self.scenario.limits,
                 attempt_timeout: self.scenario.config.attempt_timeout,
             }),
+            wall_clock: handle.wall_clock(),
         };
         let (stop, stopped) = oneshot::channel::<()>();
         let (config, world) = (self.scenario.config.clone(), Arc::clone(&self.world));

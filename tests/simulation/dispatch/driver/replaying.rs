@@ -125,6 +125,7 @@ impl Driver<'_> {
         let around = ReplayContext {
             engine: Arc::new(MemoryEngine(handle.clone())),
             log: Arc::new(MemoryLog { handle: handle.clone(), topic: TOPIC.to_owned() }),
+            wall_clock: handle.wall_clock(),
             groups: Arc::new(MemoryGroups { handle, rules: self.scenario.rules() }),
             spec: Spec::parse(NAME).expect("a name that dispatch has"),
             opener: Arc::new(opener),

@@ -132,7 +132,7 @@ fn a_correct_case_is_accepted() {
     case.oracle.committed(
         Some(LIFE),
         0,
-        &PartitionState { watermark: 0, settled: std::iter::once(1..2).collect(), last_reset: None },
+        &PartitionState { settled: std::iter::once(1..2).collect(), ..PartitionState::at(0) },
         seconds(0),
     );
     case.attempt(0, 2, RETRY, 2);
@@ -202,7 +202,7 @@ fn a_commit_that_claims_too_much_or_takes_back_is_reported() {
     case.oracle.committed(
         Some(LIFE),
         0,
-        &PartitionState { watermark: 1, settled: std::iter::once(2..9).collect(), last_reset: None },
+        &PartitionState { settled: std::iter::once(2..9).collect(), ..PartitionState::at(1) },
         seconds(0),
     );
     case.is_reported("past the end");

@@ -11,16 +11,14 @@
 //! The map has one entry for each hole, so its size depends on the number of events in the window and not on the distance
 //! between their offsets.
 
+mod encoding;
+mod users;
+
+pub use self::users::{ControlState, FailedHead, ListedUsers, ParkedUser, Pause, UserKey, UserState};
+
 use super::varint;
-use base64::Engine as _;
-use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use std::collections::BTreeMap;
 use std::ops::Range;
-
-/// The first character of an encoded settled map. A newer eventd may write others, which this one refuses.
-const FORMAT: char = '1';
-/// The first character of an encoded settled map that begins with the id of the last offset reset.
-const FORMAT_WITH_RESET: char = '2';
 
 /// The progress at one moment, as a commit stores it.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -33,12 +31,15 @@ pub struct PartitionState {
     /// The id of the last [`OffsetReset`] that was applied. It is committed with the progress, so that each reset is applied
     /// once even if its owner crashes.
     pub last_reset: Option<u64>,
+    /// Users that are parked, and users whose next event has failed.
+    pub users: ListedUsers,
+    pub control: ControlState,
 }
 
 impl PartitionState {
     /// Every offset below `watermark` is settled, and none from there on.
     pub fn at(watermark: i64) -> Self {
-        Self { watermark, settled: Vec::new(), last_reset: None }
+        Self { watermark, ..Self::default() }
     }
 
     /// The initial state for delivering `range` again: its complement, so that only offsets settled here are delivered.
@@ -102,62 +103,13 @@ impl PartitionState {
             ResetTarget::Back(to) => self.rewound(to),
             ResetTarget::Ahead(to) => self.settled_below(to),
         };
-        Self { last_reset: Some(reset.id), ..changed }
+        let users = users::with_reset(&self.users, reset);
+        Self { last_reset: Some(reset.id), users, control: self.control.clone(), ..changed }
     }
 
     /// The end of the last settled range, or the watermark if there is none.
     pub fn settled_end(&self) -> i64 {
         self.settled.last().map_or(self.watermark, |range| range.end)
-    }
-
-    /// The settled map and the last reset as ASCII text. The watermark is stored separately.
-    ///
-    /// The text is a format digit and base64url of varints: the id of the last reset, if there was one, then for each range
-    /// its distance from the end of the previous range and its length.
-    pub fn encode_settled(&self) -> String {
-        let mut bytes = Vec::with_capacity(self.settled.len() * 3);
-        if let Some(id) = self.last_reset {
-            varint::put(id, &mut bytes);
-        }
-        let mut at = self.watermark;
-        for range in &self.settled {
-            varint::put((range.start - at) as u64, &mut bytes);
-            varint::put((range.end - range.start) as u64, &mut bytes);
-            at = range.end;
-        }
-        let mut text = String::from(if self.last_reset.is_some() { FORMAT_WITH_RESET } else { FORMAT });
-        URL_SAFE_NO_PAD.encode_string(bytes, &mut text);
-        text
-    }
-
-    /// Decodes the text that [`PartitionState::encode_settled`] returned for a state with this watermark.
-    ///
-    /// # Errors
-    /// Says what is wrong with the text.
-    pub fn decode(watermark: i64, settled: &str) -> Result<Self, String> {
-        let encoded = settled.strip_prefix([FORMAT, FORMAT_WITH_RESET]).ok_or_else(|| {
-            format!("the stored progress has a format that this eventd does not know ({:?}): it was written by a newer version", settled.chars().next())
-        })?;
-        let has_reset = settled.starts_with(FORMAT_WITH_RESET);
-        let bytes = URL_SAFE_NO_PAD
-            .decode(encoded)
-            .map_err(|error| format!("the stored progress is not base64url: {error}"))?;
-        let (mut rest, mut at, mut settled) = (bytes.as_slice(), watermark, Vec::new());
-        let last_reset = match has_reset {
-            true => Some(varint::take(&mut rest).ok_or("the stored progress has no id of its offset reset")?),
-            false => None,
-        };
-        while !rest.is_empty() {
-            let mut step = || varint::take(&mut rest).filter(|n| *n > 0).and_then(|n| i64::try_from(n).ok());
-            let range = step().and_then(|gap| Some((gap, step()?))).and_then(|(gap, len)| {
-                let start = at.checked_add(gap)?;
-                Some(start..start.checked_add(len)?)
-            });
-            let range = range.ok_or("the settled map of the stored progress ends early or is out of range")?;
-            at = range.end;
-            settled.push(range);
-        }
-        Ok(Self { watermark, settled, last_reset })
     }
 }
 
@@ -227,11 +179,19 @@ pub struct Progress {
     /// The start of each settled range, with its end. Ranges are never adjacent to each other or the watermark.
     settled: BTreeMap<i64, i64>,
     last_reset: Option<u64>,
+    users: ListedUsers,
+    control: ControlState,
 }
 
 impl Progress {
     pub fn new(state: &PartitionState) -> Self {
-        let mut progress = Self { watermark: state.watermark, settled: BTreeMap::new(), last_reset: state.last_reset };
+        let mut progress = Self {
+            watermark: state.watermark,
+            settled: BTreeMap::new(),
+            last_reset: state.last_reset,
+            users: state.users.clone(),
+            control: state.control.clone(),
+        };
         for range in &state.settled {
             progress.settle(range.clone());
         }
@@ -269,10 +229,38 @@ impl Progress {
         }
     }
 
+    /// Makes these offsets unsettled again: the events of a user that leaves the list of parked users, which accounted
+    /// for them.
+    ///
+    /// # Panics
+    /// If an offset is below the watermark, which never moves back.
+    pub fn reopen(&mut self, offsets: Range<i64>) {
+        assert!(offsets.start >= self.watermark, "offset {} is below the watermark", offsets.start);
+        while let Some((&start, &end)) = self.settled.range(..offsets.end).next_back()
+            && end > offsets.start
+        {
+            self.settled.remove(&start);
+            for rest in [start..offsets.start, offsets.end..end] {
+                if rest.start < rest.end {
+                    self.settled.insert(rest.start, rest.end);
+                }
+            }
+            // What is left of this range ends before `offsets`, or begins after it.
+            if start <= offsets.start {
+                break;
+            }
+        }
+    }
+
     /// The state to commit now.
     pub fn state(&self) -> PartitionState {
-        let settled = self.settled.iter().map(|(start, end)| *start..*end).collect();
-        PartitionState { watermark: self.watermark, settled, last_reset: self.last_reset }
+        PartitionState {
+            watermark: self.watermark,
+            settled: self.settled.iter().map(|(start, end)| *start..*end).collect(),
+            last_reset: self.last_reset,
+            users: self.users.clone(),
+            control: self.control.clone(),
+        }
     }
 }
 
@@ -286,14 +274,19 @@ mod tests {
         #[test]
         fn the_watermark_is_the_first_unsettled_offset_of_a_plain_set(
             start in 0i64..20,
-            settles in proptest::collection::vec((0i64..80, 1i64..6), 0..80),
+            settles in proptest::collection::vec((0i64..80, 1i64..6, any::<bool>()), 0..80),
             last_reset in any::<Option<u64>>(),
         ) {
             let mut progress = Progress::new(&PartitionState { last_reset, ..PartitionState::at(start) });
             let mut model: BTreeSet<i64> = (0..start).collect();
-            for (from, len) in settles {
-                progress.settle(from..from + len);
-                model.extend(from..from + len);
+            for (from, len, reopen) in settles {
+                if reopen && from >= progress.watermark() {
+                    progress.reopen(from..from + len);
+                    model.retain(|offset| !(from..from + len).contains(offset));
+                } else {
+                    progress.settle(from..from + len);
+                    model.extend(from..from + len);
+                }
                 let watermark = (0..).find(|offset| !model.contains(offset)).unwrap();
                 prop_assert_eq!(progress.watermark(), watermark);
                 for offset in 0..90 {
@@ -302,7 +295,6 @@ mod tests {
                 let state = progress.state();
                 prop_assert!(state.settled.iter().all(|range| range.start > watermark && range.start < range.end));
                 prop_assert!(state.settled.windows(2).all(|pair| pair[0].end < pair[1].start));
-                prop_assert_eq!(PartitionState::decode(watermark, &state.encode_settled()), Ok(state.clone()));
                 prop_assert_eq!(Progress::new(&state).state(), state);
             }
         }
@@ -360,18 +352,5 @@ mod tests {
                 prop_assert_eq!(wanted.offset(), offset);
             }
         }
-
-        #[test]
-        fn decoding_invalid_progress_is_an_error_and_never_a_panic(text in "[0-9A-Za-z_=-]{0,40}", watermark in any::<i64>()) {
-            if let Ok(state) = PartitionState::decode(watermark, &text) {
-                prop_assert_eq!(PartitionState::decode(watermark, &state.encode_settled()), Ok(state));
-            }
-        }
-    }
-
-    #[test]
-    fn a_newer_format_is_refused_and_named_in_the_error() {
-        let error = PartitionState::decode(0, "9AAAA").unwrap_err();
-        assert!(error.contains("does not know") && error.contains('9'), "{error}");
     }
 }
