@@ -1,5 +1,5 @@
 # `make test` runs every test. CI runs it through .ci/run. It needs Rust, a C compiler and bash, and for a real Kafka Java 17
-# and Maven. (tests/needs.sh installs them if it may.) The other targets need neither Java nor Maven.
+# and Maven. (tests/needs.sh installs them if it may.) `make bench` and `make compare` need both too.
 
 # The number of seeds of `make simulate`.
 SEEDS ?= 100000
@@ -11,8 +11,11 @@ DEST ?= file-1
 FILE ?= src/core/**/*.rs
 # How long `make mutants` may take. One change takes some seconds.
 MUTANTS_TIME ?= 2h
+# A part of the names of the cases that `make bench` and `make compare` measure, and more of their options, such as --quick.
+ONLY ?=
+BENCH ?=
 
-.PHONY: run test torture check simulate planted mutants bench
+.PHONY: run test torture check simulate planted mutants bench compare
 
 # The first command of README.md.
 run:
@@ -49,6 +52,10 @@ mutants:
 		{ echo "cargo-mutants is missing. Install it with: cargo install cargo-mutants --locked" >&2; exit 1; }
 	timeout $(MUTANTS_TIME) cargo mutants --file '$(FILE)'
 
-# Prints the table of docs/performance.md.
+# Prints the tables of docs/performance.md and those of the cases of isolation. Some of them: make bench ONLY=isolation
 bench:
-	cargo bench --bench delivery
+	cargo bench --bench delivery -- $(if $(ONLY),--only $(ONLY)) $(BENCH)
+
+# Runs a peer, which Maven fetches, next to eventd on one broker, and prints their tables.
+compare:
+	cargo bench --bench delivery -- compare $(if $(ONLY),--only $(ONLY)) $(BENCH)

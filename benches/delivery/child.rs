@@ -119,7 +119,7 @@ impl Drop for Child {
     }
 }
 
-/// This program in another role, as a server or client next to `eventd`. It answers each line with one line. It ends
+/// Another process next to `eventd`: this program in another role as a server or client, or a peer. It answers each line with one line. It ends
 /// with its standard input, so it never outlives this process.
 #[derive(Debug)]
 pub(crate) struct Helper {
@@ -131,16 +131,21 @@ pub(crate) struct Helper {
 impl Helper {
     /// Starts the role and returns its first line.
     pub(crate) fn start(role: &[&str]) -> anyhow::Result<(Self, String)> {
-        let mut process = Command::new(std::env::current_exe()?)
-            .arg("--role")
-            .args(role)
+        let mut command = Command::new(std::env::current_exe()?);
+        command.arg("--role").args(role);
+        Self::spawn(&role.join(" "), command)
+    }
+
+    /// Starts another program that keeps the rules of a role, and returns its first line.
+    pub(crate) fn spawn(name: &str, mut command: Command) -> anyhow::Result<(Self, String)> {
+        let mut process = command
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()
-            .context("start this program again")?;
+            .with_context(|| format!("start {name}: {command:?}"))?;
         let questions = process.stdin.take().context("a child's standard input")?;
         let answers = BufReader::new(process.stdout.take().context("a child's standard output")?);
-        let mut helper = Self { child: Child { name: role.join(" "), process }, questions, answers };
+        let mut helper = Self { child: Child { name: name.to_owned(), process }, questions, answers };
         let first = helper.answer()?;
         Ok((helper, first))
     }
@@ -154,6 +159,11 @@ impl Helper {
 
     pub(crate) fn usage(&self) -> anyhow::Result<Usage> {
         self.child.usage()
+    }
+
+    /// Fails if the process has ended.
+    pub(crate) fn assert_running(&mut self) -> anyhow::Result<()> {
+        self.child.assert_running()
     }
 
     /// Waits for its next line.

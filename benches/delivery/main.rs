@@ -2,12 +2,12 @@
 //! same run. Start it with `make bench`, or with options:
 //!
 //! ```text
-//! cargo bench --bench delivery -- [--quick] [--engine sqlite|kafka]… [--only PATTERN]…
+//! cargo bench --bench delivery -- [compare] [--quick] [--engine sqlite|kafka]… [--only PATTERN]… [more: options.rs]
 //! ```
 //!
-//! `--only` selects the cases whose name contains the pattern. `--quick` shows in a minute whether everything works.
-//! Without `--engine`, both engines are measured. The table goes to standard output in Markdown, and progress goes to
-//! standard error.
+//! `--only` selects the cases whose name contains the pattern. `--quick` shows in some minutes whether everything works.
+//! Without `--engine`, both engines are measured. `compare` runs a peer next to eventd, on Kafka. The tables go to
+//! standard output in Markdown, and progress goes to standard error.
 //!
 //! ```text
 //!   this process                         children
@@ -19,11 +19,15 @@
 
 mod child;
 mod client;
+mod compare;
 mod drain;
 mod figures;
 mod ingest;
+mod isolation;
 mod live;
 mod members;
+mod options;
+mod peers;
 mod replay;
 mod report;
 mod roles;
@@ -33,11 +37,13 @@ mod users;
 
 use crate::drain::{Drain, Sink};
 use crate::ingest::Load;
+use crate::isolation::Isolation;
+use crate::isolation::consumer::Consumer;
+use crate::options::Options;
 use crate::report::{Measured, Table};
 use crate::run::Run;
 use crate::store::{Kafka, Sqlite, Store};
 use crate::users::Users;
-use anyhow::{Context as _, bail};
 use std::process::{Command, ExitCode};
 
 const K_USERS: Users = Users::Uniform(1_000);
@@ -53,40 +59,46 @@ fn main() -> anyhow::Result<ExitCode> {
         roles::run(&arguments[1..])?;
         return Ok(ExitCode::SUCCESS);
     }
-    let (mut quick, mut only, mut engines, mut rest) = (false, Vec::new(), Vec::new(), arguments.iter());
-    while let Some(argument) = rest.next() {
-        match argument.as_str() {
-            "--quick" => quick = true,
-            "--only" => only.push(rest.next().context("--only needs a pattern")?.clone()),
-            "--engine" => match rest.next().map(String::as_str) {
-                Some(engine @ ("sqlite" | "kafka")) => engines.push(engine),
-                _ => bail!("--engine is sqlite or kafka"),
-            },
-            // Cargo passes this flag to every benchmark.
-            "--bench" => {}
-            other => bail!("unknown option {other:?}: --quick, --engine sqlite|kafka or --only PATTERN"),
-        }
-    }
+    let options = Options::parse(&arguments)?;
     let folder = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR"))?;
-    let run = Run::new(quick, folder.path().join("eventd.log"));
+    let run = Run::new(options.size, folder.path().join("eventd.log"));
     let load = std::fs::read_to_string("/proc/loadavg").unwrap_or_default();
-    let mut bench = Bench { run, only, table: Table::default(), failed: 0 };
-    let wanted = |engine| engines.is_empty() || engines.contains(&engine);
-    if wanted("sqlite") {
-        bench.measure(&mut Sqlite::new());
+    let header = header(&arguments, &load);
+    if options.compare {
+        println!("{header}\n");
+        let failed = compare::run(&run, &options, &mut Kafka::start()?)?;
+        return Ok(end(failed, &run));
     }
-    if wanted("kafka") {
-        bench.measure(&mut Kafka::start()?);
+    let mut bench = Bench { run, only: options.only.clone(), table: Table::default(), failed: 0 };
+    let mut isolation = Isolation::default();
+    let mut measure = |store: &mut dyn Store| {
+        bench.measure(store);
+        isolation.measure(&bench.run, &options, store, &[Consumer::Up], None);
+    };
+    if options.wants("sqlite") {
+        measure(&mut Sqlite::new());
     }
-    println!("{}\n\n{}", header(&arguments, &load), bench.table.markdown());
-    if bench.failed > 0 {
-        let log = std::fs::read_to_string(&bench.run.log).unwrap_or_default();
-        let last: Vec<&str> = log.lines().rev().take(20).collect();
-        eprintln!("the last lines of eventd:\n{}", last.into_iter().rev().collect::<Vec<_>>().join("\n"));
-        eprintln!("{} cases failed", bench.failed);
-        return Ok(ExitCode::FAILURE);
+    if options.wants("kafka") {
+        measure(&mut Kafka::start()?);
     }
-    Ok(ExitCode::SUCCESS)
+    println!("{header}\n");
+    if !bench.table.is_empty() {
+        println!("{}", bench.table.markdown());
+    }
+    let failed = bench.failed + isolation.report(&options)?;
+    Ok(end(failed, &bench.run))
+}
+
+/// Tells how many cases failed, and shows the last lines of eventd.
+fn end(failed: usize, run: &Run) -> ExitCode {
+    if failed == 0 {
+        return ExitCode::SUCCESS;
+    }
+    let log = std::fs::read_to_string(&run.log).unwrap_or_default();
+    let last: Vec<&str> = log.lines().rev().take(20).collect();
+    eprintln!("the last lines of eventd:\n{}", last.into_iter().rev().collect::<Vec<_>>().join("\n"));
+    eprintln!("{failed} cases failed");
+    ExitCode::FAILURE
 }
 
 /// A benchmark run.

@@ -82,6 +82,10 @@ impl Table {
         self.rows[index].measured.insert(engine, measured);
     }
 
+    pub(crate) fn is_empty(&self) -> bool {
+        self.rows.is_empty()
+    }
+
     /// What an engine gave for a case, if it has a figure.
     pub(crate) fn measured(&self, engine: &str, case: &str) -> Option<Measured> {
         let row = self.rows.iter().find(|row| row.case == case)?;

@@ -4,10 +4,11 @@
 //!   of the HTTP destination. It answers `stats` with [`Seen`].
 //! - `client ADDRESS COUNT CONCURRENCY`: a bare hyper client that posts the payload. It is the limit of the HTTP
 //!   destination.
+//! - `isolation-sink …`: the sink of the cases of isolation, see `isolation/sink.rs`.
 //! - `broker`: keeps a broker running and is not measured, see `store/broker.rs`.
 
 use crate::report::percentile;
-use crate::{store, users};
+use crate::{isolation, store, users};
 use anyhow::{Context as _, bail};
 use bytes::Bytes;
 use http::{Request, Response};
@@ -92,6 +93,9 @@ pub(crate) fn run(arguments: &[String]) -> anyhow::Result<()> {
             println!("{}", now_ns());
             // The process stays until it is told to end, so that its resource use can be read.
             std::io::stdin().lock().lines().count();
+        }
+        ["isolation-sink", failing, user_0_wait_ms, healthy_from] => {
+            isolation::run_sink(&runtime, failing, user_0_wait_ms, healthy_from)?;
         }
         ["broker"] => store::keep_broker()?,
         _ => bail!("unknown role: {arguments:?}"),

@@ -7,7 +7,16 @@ use std::time::Duration;
 /// How long a server may need until it listens.
 pub(crate) const START_WITHIN: Duration = Duration::from_secs(10);
 
-/// The size of a run. It bounds every time and every count.
+/// How much is measured.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Size {
+    /// The run whose figures count.
+    Full,
+    /// A short run, which shows whether everything works.
+    Quick,
+}
+
+/// The sizes of a run. They bound every time and every count.
 #[derive(Debug, Clone)]
 pub(crate) struct Run {
     /// The number of rounds of each case. Their median counts.
@@ -31,11 +40,10 @@ pub(crate) struct Run {
 }
 
 impl Run {
-    /// The run whose figures count, or a short one that shows whether everything works.
-    pub(crate) fn new(quick: bool, log: PathBuf) -> Self {
+    pub(crate) fn new(size: Size, log: PathBuf) -> Self {
         let seconds = Duration::from_secs_f64;
-        if quick {
-            Self {
+        match size {
+            Size::Quick => Self {
                 rounds: 1,
                 warm_up: seconds(0.2),
                 load_for: seconds(1.0),
@@ -45,9 +53,8 @@ impl Run {
                 drain_within: seconds(60.0),
                 idle_for: seconds(3.0),
                 log,
-            }
-        } else {
-            Self {
+            },
+            Size::Full => Self {
                 rounds: 3,
                 warm_up: seconds(0.5),
                 load_for: seconds(5.0),
@@ -57,7 +64,7 @@ impl Run {
                 drain_within: seconds(120.0),
                 idle_for: seconds(10.0),
                 log,
-            }
+            },
         }
     }
 }

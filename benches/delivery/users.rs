@@ -65,7 +65,7 @@ pub(crate) fn payload() -> String {
 
 /// Sebastiano Vigna's splitmix64. It is good enough to draw users, and the same on every machine.
 #[derive(Debug)]
-struct SplitMix(u64);
+pub(crate) struct SplitMix(pub(crate) u64);
 
 impl SplitMix {
     fn next(&mut self) -> u64 {
@@ -77,7 +77,7 @@ impl SplitMix {
     }
 
     /// A number in [0, 1).
-    fn unit(&mut self) -> f64 {
+    pub(crate) fn unit(&mut self) -> f64 {
         (self.next() >> 11) as f64 / (1u64 << 53) as f64
     }
 }

@@ -2,7 +2,10 @@
 //! that reads.
 
 use super::broker::Broker;
-use super::{Content, PARTITIONS, Place, Settled, Store, append, commit_all, count, fetch_all, groups, open, timed};
+use super::{
+    CommitLag, Content, PARTITIONS, Place, Settled, Store, append, commit_all, count, fetch_all, groups, lag, open,
+    timed,
+};
 use crate::report::Measured;
 use crate::users::Users;
 use anyhow::{Context as _, ensure};
@@ -160,6 +163,14 @@ impl Store for Kafka {
             let states = runtime.block_on(groups.committed(&destination, &log))?;
             states.iter().flatten().map(count).sum()
         }))
+    }
+
+    fn commit_lag(&self, place: &Place) -> anyhow::Result<CommitLag> {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let (cluster, log) = runtime
+            .block_on(async { anyhow::Ok((self.cluster().await?, self.log(&place.topic, PARTITIONS).await?)) })?;
+        let (groups, destination) = (KafkaGroups::new(cluster), place.destination.clone());
+        Ok(Box::new(move || runtime.block_on(lag(&groups, &destination, &log))))
     }
 
     fn raw_append(&mut self, events: u64) -> anyhow::Result<Measured> {

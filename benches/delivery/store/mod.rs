@@ -12,7 +12,7 @@ use anyhow::Context as _;
 use eventd::core::event::{CONTENT_TYPE, ID, Record};
 use eventd::core::partition::Partitioner;
 use eventd::core::progress::PartitionState;
-use eventd::group::Group;
+use eventd::group::{Group, Groups};
 use eventd::limits::FETCH_BYTES_MAX;
 use eventd::log::{CreateTopic, Engine, Log};
 use std::sync::Arc;
@@ -58,6 +58,10 @@ pub(crate) struct Place {
 /// Returns how many events a destination has settled. It is called again and again while the destination works.
 pub(crate) type Settled = Box<dyn FnMut() -> anyhow::Result<u64>>;
 
+/// Returns by how many offsets the commit of a destination is behind the end of the log, in the partition where this is
+/// most. It is called again and again while the destination works.
+pub(crate) type CommitLag = Box<dyn FnMut() -> anyhow::Result<u64> + Send>;
+
 /// An engine of the log, as the benchmark uses it.
 pub(crate) trait Store {
     /// The name of its columns.
@@ -79,6 +83,9 @@ pub(crate) trait Store {
     /// Watches what the place's destination settles. It reports all events only when they are committed. Before that,
     /// it may report too few.
     fn settled(&self, place: &Place) -> anyhow::Result<Settled>;
+
+    /// Watches how far the commit of the place's destination is behind. Creates the topic if it is missing.
+    fn commit_lag(&self, place: &Place) -> anyhow::Result<CommitLag>;
 
     /// How fast the engine alone accepts events, in groups of a busy ingest with one appender for each partition.
     fn raw_append(&mut self, events: u64) -> anyhow::Result<Measured>;
@@ -161,6 +168,16 @@ async fn open(engine: &dyn Engine, topic: &str, partitions: u32) -> anyhow::Resu
 fn count(state: &PartitionState) -> anyhow::Result<u64> {
     let above: i64 = state.settled.iter().map(|range| range.end - range.start).sum();
     Ok(u64::try_from(state.watermark + above)?)
+}
+
+/// By how many offsets the watermark is behind the end of the log, in the partition where this is most.
+async fn lag(groups: &dyn Groups, destination: &str, log: &Arc<dyn Log>) -> anyhow::Result<u64> {
+    let mut most = 0;
+    for (partition, state) in (0..).zip(groups.committed(destination, log).await?) {
+        let watermark = state.map_or(0, |state| state.watermark);
+        most = most.max(log.latest(partition).await? - watermark);
+    }
+    Ok(u64::try_from(most)?)
 }
 
 /// Reads a partition to its end, and returns the number of events.

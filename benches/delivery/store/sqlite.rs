@@ -1,6 +1,9 @@
 //! The embedded log, with one database file for each case. A case that reads gets a copy of a loaded database.
 
-use super::{Content, PARTITIONS, Place, Settled, Store, append, commit_all, count, fetch_all, groups, open, timed};
+use super::{
+    CommitLag, Content, PARTITIONS, Place, Settled, Store, append, commit_all, count, fetch_all, groups, lag, open,
+    timed,
+};
 use crate::report::Measured;
 use crate::users::Users;
 use anyhow::{Context as _, ensure};
@@ -90,6 +93,14 @@ impl Store for Sqlite {
             let states = runtime.block_on(groups.committed(&destination, &log))?;
             states.iter().flatten().map(count).sum()
         }))
+    }
+
+    fn commit_lag(&self, place: &Place) -> anyhow::Result<CommitLag> {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let (engine, destination) = (runtime.block_on(engine(place.database_folder()?))?, place.destination.clone());
+        let log = runtime.block_on(open(&*engine, TOPIC, PARTITIONS))?;
+        let groups = SqliteGroups::new(engine);
+        Ok(Box::new(move || runtime.block_on(lag(&groups, &destination, &log))))
     }
 
     fn raw_append(&mut self, events: u64) -> anyhow::Result<Measured> {
