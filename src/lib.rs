@@ -31,6 +31,7 @@
 //! use eventd::clock::WallClock;
 //! use eventd::core::backoff::Backoff;
 //! use eventd::core::event::Record;
+//! use eventd::core::tries::{OnExhausted, TryPolicy};
 //! use eventd::core::verdict::Report;
 //! use eventd::destination::{BatchLimits, DeliveryBatch, Destination};
 //! use eventd::dispatch::{self, Config, OnGap, Parts, Start, WhenStopped};
@@ -73,10 +74,14 @@
 //! let destination = Arc::new(Channel(sender));
 //! let parts = Parts { engine: engine.clone(), log: topic, group, destination, wall_clock: WallClock::system() };
 //! let config = Config {
-//!     attempts: 10,
-//!     backoff: Backoff::new(Duration::from_millis(100), Duration::from_secs(2), true).map_err(anyhow::Error::msg)?,
+//!     tries: TryPolicy {
+//!         attempts_max: None,
+//!         give_up_after: Some(Duration::from_secs(24 * 3600)),
+//!         on_exhausted: OnExhausted::DeadLetter,
+//!         backoff: Backoff::new(Duration::from_millis(100), Duration::from_secs(300), true).map_err(anyhow::Error::msg)?,
+//!         retry_after_max: Duration::from_secs(300),
+//!     },
 //!     attempt_timeout: Duration::from_secs(15),
-//!     retry_after_max: Duration::from_secs(300),
 //!     concurrency: 256,
 //!     window_events: 100_000,
 //!     window_bytes: 64 << 20,

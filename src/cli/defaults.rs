@@ -34,9 +34,6 @@ pub(crate) const PARTITIONER: &str = "murmur2";
 pub(crate) const COMMIT_INTERVAL: &str = "200ms";
 pub(crate) const ON_GAP: &str = "stop";
 pub(crate) const FILE_MODE: &str = "0600";
-pub(crate) const ATTEMPTS: &str = "10";
-pub(crate) const BACKOFF: &str = "100ms";
-pub(crate) const BACKOFF_MAX: &str = "2s";
 pub(crate) const ATTEMPT_TIMEOUT: &str = "15s";
 pub(crate) const RETRY_AFTER_MAX: &str = "5m";
 pub(crate) const CONCURRENCY: &str = "256";
@@ -44,6 +41,32 @@ pub(crate) const WINDOW: &str = "100000";
 pub(crate) const WINDOW_BYTES: &str = "64MiB";
 pub(crate) const SESSION_TIMEOUT: &str = "10s";
 pub(crate) const RELIABILITY: &str = "0";
+
+// Retries. The help of --retries tells these values.
+pub(crate) const PATIENT: RetryDefaults = RetryDefaults {
+    attempts_max: None,
+    give_up_after: Some(Duration::from_secs(24 * 3600)),
+    backoff: Duration::from_millis(100),
+    backoff_max: Duration::from_secs(5 * 60),
+    jitter: true,
+};
+pub(crate) const QUICK: RetryDefaults = RetryDefaults {
+    attempts_max: Some(10),
+    give_up_after: None,
+    backoff: Duration::from_millis(100),
+    backoff_max: Duration::from_secs(2),
+    jitter: false,
+};
+
+/// The values of a preset of `--retries`.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct RetryDefaults {
+    pub(crate) attempts_max: Option<u32>,
+    pub(crate) give_up_after: Option<Duration>,
+    pub(crate) backoff: Duration,
+    pub(crate) backoff_max: Duration,
+    pub(crate) jitter: bool,
+}
 
 // Replay
 pub(crate) const STOP_AFTER_FAILURES: &str = "100";

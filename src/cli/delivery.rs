@@ -1,12 +1,12 @@
 //! Flags of delivery, for `up`, `dispatch` and `replay`.
 
+use super::retries::RetryFlags;
 use super::{defaults, values};
 use crate::dispatch::{OnGap, Start};
 use clap::Args;
 use std::time::Duration;
 
 pub(super) const DELIVERY: &str = "Delivery";
-const RETRIES: &str = "Attempts and retries";
 const BOUNDS: &str = "Concurrency and memory";
 const GROUP: &str = "Consumer group (Kafka)";
 const DRILL: &str = "Fault drill";
@@ -65,33 +65,8 @@ pub struct DeliveryFlags {
     #[arg(long, value_name = "MODE", env = "EVENTD_FILE_MODE", default_value = defaults::FILE_MODE, value_parser = values::file_mode)]
     pub file_mode: u32,
 
-    /// Failed tries after which an event becomes a dead letter
-    ///
-    /// Tries during an outage of the destination do not count.
-    #[arg(long, value_name = "N", env = "EVENTD_ATTEMPTS", default_value = defaults::ATTEMPTS, value_parser = values::attempts, help_heading = RETRIES)]
-    pub attempts: u32,
-
-    /// Delay after the first failure of an event; it doubles with each further failure
-    #[arg(long, value_name = "DURATION", env = "EVENTD_BACKOFF", default_value = defaults::BACKOFF, value_parser = values::above_zero, help_heading = RETRIES)]
-    pub backoff: Duration,
-
-    /// Longest delay between two attempts of an event
-    #[arg(long, value_name = "DURATION", env = "EVENTD_BACKOFF_MAX", default_value = defaults::BACKOFF_MAX, value_parser = values::above_zero, help_heading = RETRIES)]
-    pub backoff_max: Duration,
-
-    /// Randomize each delay: use between half of it and all of it
-    ///
-    /// This spreads the retries of many users over time.
-    #[arg(long, env = "EVENTD_JITTER", value_parser = values::switch, help_heading = RETRIES)]
-    pub jitter: bool,
-
-    /// How long one attempt may take, from connecting to the answer
-    #[arg(long, value_name = "DURATION", env = "EVENTD_ATTEMPT_TIMEOUT", default_value = defaults::ATTEMPT_TIMEOUT, value_parser = values::above_zero, help_heading = RETRIES)]
-    pub attempt_timeout: Duration,
-
-    /// Longest Retry-After of a destination that is followed; a longer one is cut to this
-    #[arg(long, value_name = "DURATION", env = "EVENTD_RETRY_AFTER_MAX", default_value = defaults::RETRY_AFTER_MAX, value_parser = values::above_zero, help_heading = RETRIES)]
-    pub retry_after_max: Duration,
+    #[command(flatten)]
+    pub retries: RetryFlags,
 
     /// Most attempts at the same time, for each destination
     ///

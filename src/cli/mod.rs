@@ -13,6 +13,7 @@ mod ingest;
 mod log;
 mod redact;
 mod replay;
+mod retries;
 mod values;
 
 pub use self::delivery::DeliveryFlags;
@@ -20,6 +21,7 @@ pub use self::ingest::EndpointFlags;
 pub use self::log::{KafkaFlags, LogFlags, ProcessFlags};
 pub use self::redact::without_secrets;
 pub use self::replay::ReplayFlags;
+pub use self::retries::{GiveUpAfter, RetryFlags, RetryPreset};
 
 use self::delivery::DELIVERY;
 use clap::builder::Resettable;
@@ -258,6 +260,26 @@ mod tests {
             let help = argument.get_help().unwrap().to_string();
             let (_, told) = help.split_once("[default: ").unwrap_or_else(|| panic!("--{flag}: {help}"));
             assert!(told.contains(&default), "--{flag} has the default {default}, but its help says {told}");
+        }
+    }
+
+    #[test]
+    fn the_help_of_the_presets_tells_their_values() {
+        let cli = Cli::command();
+        let up = cli.find_subcommand("up").unwrap();
+        let argument = up.get_arguments().find(|argument| argument.get_id() == "retries").unwrap();
+        let help = argument.get_long_help().unwrap().to_string();
+        for (name, preset) in [("patient", defaults::PATIENT), ("quick", defaults::QUICK)] {
+            let time = |time| humantime::format_duration(time).to_string().replace("1day", "24h");
+            let told = format!(
+                "{name}: --attempts {} --give-up-after {} --backoff {} --backoff-max {}{}.",
+                preset.attempts_max.unwrap_or(0),
+                preset.give_up_after.map_or("never".to_owned(), time),
+                time(preset.backoff),
+                time(preset.backoff_max),
+                if preset.jitter { " --jitter" } else { "" },
+            );
+            assert!(help.contains(&told), "{told:?} is not in {help:?}");
         }
     }
 

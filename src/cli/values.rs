@@ -1,5 +1,6 @@
 //! Checks of single values. Each error says what is wrong and what to write; clap adds the flag and the value.
 
+use super::retries::{GiveUpAfter, RetryPreset};
 use crate::core::names;
 use crate::core::side_topics::check_main_topic;
 use crate::core::token_bucket::Rate;
@@ -86,12 +87,32 @@ pub(super) fn from_one(text: &str) -> Result<u64, String> {
     }
 }
 
-/// Like [`from_one`], for a smaller type.
+/// A whole number. 0 is no limit.
 pub(super) fn attempts(text: &str) -> Result<u32, String> {
-    u32::try_from(from_one(text)?).map_err(|_| format!("the largest possible value is {}", u32::MAX))
+    text.parse().map_err(|error| format!("{error}: write a whole number, for example 10, or 0 for no limit"))
 }
 
-/// The value of a switch, which only a variable can have. The flag itself has no value.
+/// A duration above zero, or `never`.
+pub(super) fn give_up_after(text: &str) -> Result<GiveUpAfter, String> {
+    match text {
+        "never" => Ok(GiveUpAfter::Never),
+        text => match duration(text) {
+            Ok(Duration::ZERO) => Err("the value must be above zero: write never to set no limit in time".into()),
+            Ok(duration) => Ok(GiveUpAfter::Time(duration)),
+            Err(error) => Err(format!("{error}; or write never")),
+        },
+    }
+}
+
+pub(super) fn retry_preset(text: &str) -> Result<RetryPreset, String> {
+    match text {
+        "patient" => Ok(RetryPreset::Patient),
+        "quick" => Ok(RetryPreset::Quick),
+        _ => Err("write patient or quick".into()),
+    }
+}
+
+/// The value of a switch. Most switches have it only as a variable; the flag itself has no value.
 pub(super) fn switch(text: &str) -> Result<bool, String> {
     match text.to_ascii_lowercase().as_str() {
         "true" | "t" | "yes" | "y" | "on" | "1" => Ok(true),

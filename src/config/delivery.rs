@@ -1,8 +1,8 @@
 //! The destinations of a command, and how to deliver to them.
 
+use super::retries;
 use super::secrets::WebhookSecrets;
-use crate::cli::{DeliveryFlags, LogFlags, defaults};
-use crate::core::backoff::Backoff;
+use crate::cli::{DeliveryFlags, LogFlags, RetryPreset, defaults};
 use crate::core::side_topics::TOPIC_SUFFIX_CHARS_MAX;
 use crate::destination::spec::{Spec, Target};
 use crate::destination::{self, FaultDrill};
@@ -35,13 +35,15 @@ pub struct DeliveryConfig {
     pub join_options: JoinOptions,
 }
 
-/// One [`DeliveryConfig`] for each typed destination, in the order in which they were typed.
+/// One [`DeliveryConfig`] for each typed destination, in the order in which they were typed. `preset` is for a command line
+/// without `--retries`.
 pub(super) fn deliveries(
     typed: &[String],
     flags: &DeliveryFlags,
     log: &LogFlags,
     url: &LogUrl,
     drain: Duration,
+    preset: RetryPreset,
 ) -> anyhow::Result<Vec<DeliveryConfig>> {
     let specs = specs(typed, flags.name.as_deref(), &log.topic)?;
     if let LogUrl::Sqlite(database) = url {
@@ -54,13 +56,13 @@ pub(super) fn deliveries(
         }
     }
     let secrets = WebhookSecrets::new(&flags.webhook_secret_files, &specs)?;
-    let dispatch = dispatch_config(flags, log, specs.len(), drain)?;
+    let dispatch = dispatch_config(flags, log, specs.len(), drain, preset)?;
     let drill = (flags.reliability > 0)
         .then(|| FaultDrill { one_in: flags.reliability, seed: flags.reliability_seed.unwrap_or_else(random_seed) });
     let delivery = |spec: Spec| {
         let settings = destination::DestinationSettings {
-            attempt_timeout: flags.attempt_timeout,
-            retry_after_max: flags.retry_after_max,
+            attempt_timeout: flags.retries.attempt_timeout,
+            retry_after_max: flags.retries.retry_after_max,
             concurrency: flags.concurrency,
             secret: secrets.read(&spec)?,
             file_mode: flags.file_mode,
@@ -85,13 +87,11 @@ fn dispatch_config(
     log: &LogFlags,
     destinations: usize,
     drain: Duration,
+    preset: RetryPreset,
 ) -> anyhow::Result<dispatch::Config> {
-    let backoff = Backoff::new(flags.backoff, flags.backoff_max, flags.jitter).map_err(anyhow::Error::msg)?;
     Ok(dispatch::Config {
-        attempts: flags.attempts,
-        backoff,
-        attempt_timeout: flags.attempt_timeout,
-        retry_after_max: flags.retry_after_max,
+        tries: retries::policy(&flags.retries, preset)?,
+        attempt_timeout: flags.retries.attempt_timeout,
         concurrency: flags.concurrency,
         window_events: flags.window,
         window_bytes: share_of_window(flags.window_bytes, destinations),

@@ -11,6 +11,7 @@ mod delivery;
 mod ingest;
 mod log;
 mod replay;
+mod retries;
 mod secrets;
 
 pub use self::delivery::DeliveryConfig;
@@ -18,7 +19,7 @@ pub use self::ingest::EndpointConfig;
 pub use self::log::{EngineConfig, LogConfig, is_default_broker};
 pub use self::replay::{ReplayAction, ReplayConfig};
 
-use crate::cli::{DispatchFlags, IngestFlags, UpFlags};
+use crate::cli::{DispatchFlags, IngestFlags, RetryPreset, UpFlags};
 use crate::log::url::LogUrl;
 use anyhow::{Context, ensure};
 
@@ -59,7 +60,14 @@ impl UpConfig {
         Ok(Self {
             log: LogConfig::new(&flags.log, &url, log::HasIngest::Yes)?,
             endpoint: EndpointConfig::new(&flags.endpoint, drain)?,
-            deliveries: delivery::deliveries(&flags.destinations, &flags.delivery, &flags.log, &url, drain)?,
+            deliveries: delivery::deliveries(
+                &flags.destinations,
+                &flags.delivery,
+                &flags.log,
+                &url,
+                drain,
+                RetryPreset::Patient,
+            )?,
         })
     }
 }
@@ -96,7 +104,8 @@ impl DispatchConfig {
             "--dest: dispatch takes one destination, but the value has several lines: write one destination"
         );
         let typed = std::slice::from_ref(&flags.destination);
-        let deliveries = delivery::deliveries(typed, &flags.delivery, &flags.log, &url, flags.process.drain)?;
+        let (drain, preset) = (flags.process.drain, RetryPreset::Patient);
+        let deliveries = delivery::deliveries(typed, &flags.delivery, &flags.log, &url, drain, preset)?;
         Ok(Self {
             log: LogConfig::new(&flags.log, &url, log::HasIngest::No)?,
             delivery: deliveries.into_iter().next().context("--dest is missing")?,

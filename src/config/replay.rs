@@ -3,7 +3,7 @@
 use super::log::{self, HasIngest, LogConfig};
 use super::secrets::is_http;
 use super::{DeliveryConfig, delivery};
-use crate::cli::{LogFlags, ReplayFlags, defaults};
+use crate::cli::{LogFlags, ReplayFlags, RetryPreset, defaults};
 use crate::core::text::shell_quoted;
 use crate::destination::spec::Spec;
 use crate::replay::range::{Range, RangeFlags};
@@ -49,7 +49,9 @@ impl ReplayConfig {
         let url = log::url(&flags.log, log::local_broker)?;
         let log = LogConfig::new(&flags.log, &url, HasIngest::No)?.without_creation();
         let typed: Vec<String> = flags.destination.iter().cloned().collect();
-        let deliveries = delivery::deliveries(&typed, &flags.delivery, &flags.log, &url, flags.process.drain)?;
+        // An operator waits for a replay, and what it gives up becomes a dead letter again. So its default is not a day.
+        let (drain, preset) = (flags.process.drain, RetryPreset::Quick);
+        let deliveries = delivery::deliveries(&typed, &flags.delivery, &flags.log, &url, drain, preset)?;
         let delivery = deliveries.into_iter().next();
         if flags.list {
             let destination = delivery.map(|delivery| Box::new(delivery.spec));

@@ -11,6 +11,11 @@ pub struct Backoff {
 }
 
 impl Backoff {
+    /// For calls of the log and of the group that are repeated until they succeed. Their delays do not follow `--backoff`:
+    /// a patient policy towards a receiver must not keep eventd waiting for minutes after its log is back.
+    pub const OF_LOG_CALLS: Self =
+        Self { first: Duration::from_millis(100), max: Duration::from_secs(2), jitter: true };
+
     /// A schedule from `first` to `max`. The error names the flags if `first` is zero or above `max`.
     pub fn new(first: Duration, max: Duration, jitter: bool) -> Result<Self, String> {
         if first.is_zero() {
@@ -20,6 +25,11 @@ impl Backoff {
             return Err(format!("--backoff {first:?} must not be above --backoff-max {max:?}"));
         }
         Ok(Self { first, max, jitter })
+    }
+
+    /// The longest delay.
+    pub fn max(&self) -> Duration {
+        self.max
     }
 
     /// The delay after this many failures (1: after the first one). With jitter it is between half of the delay and all

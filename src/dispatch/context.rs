@@ -4,15 +4,16 @@
 use super::dead_letter_topic::DeadLetterTopicOpener;
 use super::notices::Notices;
 use super::{Config, Parts, Tally};
+use crate::core::backoff::Backoff;
 use crate::core::breaker::Breaker;
 use crate::core::random;
 use crate::core::token_bucket::{Rate, TokenBucket};
-use crate::core::tries::TryPolicy;
 use crate::core::{BothClocks, Moment};
 use crate::destination::LeaseDeadline;
 use crate::limits::COMMIT_UNCHANGED_INTERVAL;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 use tokio::sync::{Notify, Semaphore};
 use tokio::time::Instant;
 
@@ -23,7 +24,6 @@ pub(super) struct DispatchContext {
     pub(super) topic: Arc<str>,
     /// Until when the group lets this process start attempts.
     pub(super) lease: Arc<LeaseDeadline>,
-    pub(super) try_policy: TryPolicy,
     pub(super) throttle: Throttle,
     pub(super) breaker: SharedBreaker,
     pub(super) tally: Arc<Tally>,
@@ -39,11 +39,6 @@ impl DispatchContext {
         Self {
             lease: Arc::new(move || group.lease_deadline()),
             topic: parts.log.topic().into(),
-            try_policy: TryPolicy {
-                attempts_max: config.attempts,
-                backoff: config.backoff,
-                retry_after_max: config.retry_after_max,
-            },
             throttle: Throttle::new(config.concurrency, rate),
             breaker: SharedBreaker::default(),
             tally,
@@ -75,6 +70,11 @@ impl DispatchContext {
     pub(super) fn instant(&self, moment: Moment) -> Instant {
         // Adding to an `Instant` panics if a `Retry-After` is absurdly long. Waking up early does no harm.
         self.clock.started.checked_add(moment).unwrap_or_else(|| self.clock.started + COMMIT_UNCHANGED_INTERVAL)
+    }
+
+    /// How long to wait before a call of the log or of the group is repeated, after this many failures.
+    pub(super) fn log_retry_delay(&self, failures: u32) -> Duration {
+        Backoff::OF_LOG_CALLS.delay(failures, self.random())
     }
 
     /// Any number, another one for each call: the jitter of a backoff.

@@ -8,8 +8,7 @@
 
 use crate::core::BothClocks;
 use crate::core::event::{Event, REPLAY, Record, encode_headers};
-use crate::core::tries::FailureHistory;
-use crate::core::tries::GiveUpReason;
+use crate::core::tries::{FailureHistory, GiveUpReason};
 
 /// Where the event was: `partition:offset`.
 pub const SOURCE: &str = "eventd-source";
@@ -58,10 +57,10 @@ impl DeadLetter<'_> {
     pub(super) fn record(&self, now: BothClocks) -> Record {
         let Self { topic, destination, partition, event, history, .. } = *self;
         let earlier = EarlierDeadLetter::of(&event.record, topic, destination);
-        let first_ms = earlier.first_attempt_ms.unwrap_or_else(|| now.wall_ms_at(history.first_failure));
+        let first_ms = earlier.first_attempt_ms.unwrap_or_else(|| history.first_failure_ms(now));
         let source = earlier.source.map_or_else(|| format!("{partition}:{}", event.offset), str::to_owned);
         let attempts = earlier.attempts.saturating_add(history.failures.into()).to_string();
-        let (first, last) = (first_ms.to_string(), now.wall_ms_at(history.last_failure).to_string());
+        let (first, last) = (first_ms.to_string(), history.last_failure_ms(now).to_string());
         let time = event.record.timestamp_ms.to_string();
         let own = [
             (SOURCE, source.as_str()),
@@ -133,7 +132,7 @@ mod tests {
         let record = Record::new(Some(b"user-1"), Some(b"payload"), headers, 1_000);
         let mut history = FailureHistory::default();
         for second in 1..4 {
-            history.add_failure(Duration::from_secs(second));
+            history.add_failure(Duration::from_secs(second), Duration::ZERO);
         }
         let letter = DeadLetter {
             topic: "events",

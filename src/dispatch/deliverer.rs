@@ -349,6 +349,7 @@ mod tests {
     use super::*;
     use crate::core::backoff::Backoff;
     use crate::core::event::Record;
+    use crate::core::tries::OnExhausted;
 
     const ONE_EVENT: BatchLimits = BatchLimits { runs_max: 1, run_events_max: 1, run_bytes_max: usize::MAX };
     const MANY: BatchLimits = BatchLimits { runs_max: 10, run_events_max: 10, run_bytes_max: usize::MAX };
@@ -377,7 +378,13 @@ mod tests {
         reports: Vec<Report>,
     ) -> anyhow::Result<(BatchEnd, Vec<i64>)> {
         let backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(2), false).unwrap();
-        let policy = &TryPolicy { attempts_max: 1, backoff, retry_after_max: Duration::from_secs(300) };
+        let policy = &TryPolicy {
+            attempts_max: Some(1),
+            give_up_after: None,
+            on_exhausted: OnExhausted::DeadLetter,
+            backoff,
+            retry_after_max: Duration::from_secs(300),
+        };
         let mut settled = Vec::new();
         deliverer.batches_in_flight += 1;
         let judge = Judge { breaker, policy, random: &|| 0, now: Moment::ZERO };

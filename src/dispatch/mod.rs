@@ -52,9 +52,9 @@ use self::context::DispatchContext;
 use self::owners::Owners;
 use self::stopped::STOPPED_INTERVAL;
 use crate::clock::WallClock;
-use crate::core::backoff::Backoff;
 use crate::core::outcome::Ended;
 use crate::core::token_bucket::Rate;
+use crate::core::tries::TryPolicy;
 use crate::destination::Destination;
 use crate::group::Group;
 use crate::log::{Engine, Log};
@@ -67,12 +67,9 @@ use tokio::time::{Instant, sleep_until};
 /// The checked configuration of one destination's delivery.
 #[derive(Debug, Clone)]
 pub struct Config {
-    /// Tries of an event before it is given up.
-    pub attempts: u32,
-    pub backoff: Backoff,
+    /// When events are tried again, and what ends their tries.
+    pub tries: TryPolicy,
     pub attempt_timeout: Duration,
-    /// The longest `Retry-After` of the destination that is obeyed.
-    pub retry_after_max: Duration,
     /// Delivery batches in flight.
     pub concurrency: usize,
     /// Events in memory and not settled.

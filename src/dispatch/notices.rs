@@ -99,7 +99,7 @@ impl StuckUser {
             id: shown_id(id),
             attempts: history.failures,
             tries: history.tries(),
-            failing_for: now.saturating_sub(history.first_failure),
+            failing_for: history.failing_for(now),
             answer: history.answer.to_string(),
             others_are_served,
         }

@@ -118,7 +118,7 @@ impl Worker {
                             "cannot begin the partition, trying again: {failure}"
                         );
                     }
-                    sleep(context.config.backoff.delay(failures, context.random())).await;
+                    sleep(context.log_retry_delay(failures)).await;
                 }
             }
         };
@@ -252,7 +252,7 @@ impl Worker {
         match result {
             Ok(fetched) => return self.reader.fetched(fetched, &mut self.committer, now),
             Err(FetchError::Unavailable(detail)) => {
-                let backoff = |failures| context.config.backoff.delay(failures, context.random());
+                let backoff = |failures| context.log_retry_delay(failures);
                 self.reader.fetch_unavailable(&detail, backoff, log, now);
             }
             Err(error) => self.reader.fetch_failed(&error, context.config.on_gap, &mut self.committer, log, now),
@@ -292,7 +292,7 @@ impl Worker {
             let mut breaker = context.breaker.lock();
             let (gate, was_out) = (breaker.gate(now), breaker.is_out());
             let random = || context.random();
-            let judge = Judge { breaker: &mut breaker, policy: &context.try_policy, random: &random, now };
+            let judge = Judge { breaker: &mut breaker, policy: &context.config.tries, random: &random, now };
             let (window, committer) = (&mut self.reader.window, &mut self.committer);
             let end = self.deliverer.batch_ended(runs, reports, judge, |event| settle(event, window, committer))?;
             let BatchEnd { given_up, failed_in_outage } = end;
@@ -333,7 +333,7 @@ impl Worker {
     fn dead_letter_written(&mut self, token: Token, result: Result<(), String>) -> anyhow::Result<()> {
         let (context, lanes, now) = (&self.context, &mut self.deliverer.lanes, self.context.now());
         if let Err(detail) = result {
-            let backoff = |failures| context.config.backoff.delay(failures, context.random());
+            let backoff = |failures| context.log_retry_delay(failures);
             return self.dead_letters.write_failed(token, &detail, lanes, backoff, &self.log, now);
         }
         self.dead_letters.stored(token, lanes, &self.log, |event| context.notices.gave_up(event, now))?;
@@ -397,7 +397,7 @@ impl Worker {
                 // that the failures are the user's own, so there is a minute for that attempt.
                 let others_are_served = breaker.is_suspect(user);
                 let had_its_chance = others_are_served || now >= closed_since.saturating_add(LOG_REMINDER_INTERVAL);
-                let is_stuck = history.last_failure >= closed_since && had_its_chance;
+                let is_stuck = history.has_failed_since(closed_since) && had_its_chance;
                 if is_stuck && context.notices.allows_stuck_user(now) {
                     let id = event.id(&context.topic, self.partition);
                     stuck_users.push(StuckUser::new(event, &id, history, others_are_served, now));
@@ -471,7 +471,7 @@ impl Worker {
                             "cannot store the new position yet, trying again: {failure}"
                         );
                     }
-                    sleep(self.context.config.backoff.delay(failures, self.context.random())).await;
+                    sleep(self.context.log_retry_delay(failures)).await;
                 }
                 result => return result,
             }
@@ -512,7 +512,7 @@ impl Worker {
                 {
                     failures += 1;
                     tracing::warn!(destination, partition, "the last commit failed, trying again: {failure}");
-                    sleep(self.context.config.backoff.delay(failures, self.context.random())).await;
+                    sleep(self.context.log_retry_delay(failures)).await;
                 }
                 Ok(Err(failure)) => {
                     tracing::error!(destination, partition, "stopped without the last commit: {failure}");

@@ -221,6 +221,7 @@ mod tests {
     use crate::core::backoff::Backoff;
     use crate::core::event::Record;
     use crate::core::progress::PartitionState;
+    use crate::core::tries::{OnExhausted, TryPolicy};
     use crate::core::verdict::Report;
     use crate::destination::spec::Spec;
     use crate::destination::{BatchLimits, DeliveryBatch, DestinationSettings};
@@ -288,10 +289,14 @@ mod tests {
     fn dispatch_config() -> dispatch::Config {
         let second = Duration::from_secs(1);
         dispatch::Config {
-            attempts: 1,
-            backoff: Backoff::new(second, second, false).unwrap(),
+            tries: TryPolicy {
+                attempts_max: Some(1),
+                give_up_after: None,
+                on_exhausted: OnExhausted::DeadLetter,
+                backoff: Backoff::new(second, second, false).unwrap(),
+                retry_after_max: second,
+            },
             attempt_timeout: second,
-            retry_after_max: second,
             concurrency: 1,
             window_events: 1,
             window_bytes: 1,

@@ -72,6 +72,7 @@
 
 mod epochs;
 mod health;
+mod healthy_clock;
 mod open_breaker;
 mod types;
 mod user_trust;
@@ -88,6 +89,7 @@ use super::Moment;
 use super::verdict::Verdict;
 use epochs::TryEpochs;
 use health::{DECIDING_USERS_MIN, RecentVerdicts};
+use healthy_clock::HealthyClock;
 use open_breaker::OpenBreaker;
 use std::time::Duration;
 use user_trust::UserTrust;
@@ -107,6 +109,7 @@ pub struct Breaker {
     /// When health was last found bad, or the breaker last opened or closed.
     unwell_at: Option<Moment>,
     epochs: TryEpochs,
+    healthy_clock: HealthyClock,
 }
 
 #[derive(Debug)]
@@ -167,6 +170,7 @@ impl Breaker {
         let is_suspect = self.trust.is_suspect(user);
         if self.has_too_few_users(user, is_suspect, now) {
             self.close(now);
+            self.set_healthy_clock(now);
         }
         let probe = self.gate(now) == Gate::HalfOpen;
         if probe && let BreakerState::Open { open, .. } = &mut self.state {
@@ -205,6 +209,7 @@ impl Breaker {
                 self.epochs.begin_next();
             }
         }
+        self.set_healthy_clock(now);
     }
 
     /// Reports that the attempt did not deliver all of its run. The verdict is that of the first event that failed.
@@ -233,6 +238,7 @@ impl Breaker {
         if counts {
             self.epochs.count_try();
         }
+        self.set_healthy_clock(now);
         TryJudgement { counts, health_epoch: self.epochs.current() }
     }
 
@@ -314,6 +320,17 @@ impl Breaker {
             || now >= from.saturating_add(REFUSAL_FINAL_AFTER)
     }
 
+    /// Whether the breaker is closed and the health of the destination is not bad.
+    pub fn is_healthy(&self) -> bool {
+        matches!(self.state, BreakerState::Closed { is_health_bad: false, .. })
+    }
+
+    /// The time up to now in which the breaker [was healthy](Self::is_healthy). Like a clock that stands still during an
+    /// outage: the difference of two readings is the time that counts for an event.
+    pub fn healthy_time(&self, now: Moment) -> Duration {
+        self.healthy_clock.read(now)
+    }
+
     /// The current state, for people.
     pub fn snapshot(&self, now: Moment) -> BreakerSnapshot {
         let (since, open, probing) = match &self.state {
@@ -325,6 +342,10 @@ impl Breaker {
             SinceDelivery::NothingFailed | SinceDelivery::Failing { .. } => None,
         };
         BreakerSnapshot { since, open, out_since, probing, health: self.recent.health(now, &self.trust) }
+    }
+
+    fn set_healthy_clock(&mut self, now: Moment) {
+        self.healthy_clock.set_running(self.is_healthy(), now);
     }
 
     fn is_health_bad(&self) -> bool {

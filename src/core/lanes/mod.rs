@@ -249,7 +249,7 @@ impl Lanes {
         let history = lane.history.get_or_insert_default();
         let decision = judge(&lane.head, history);
         if lane.stuck_at.is_none() {
-            let at = history.first_failure.saturating_add(LOG_REMINDER_INTERVAL);
+            let at = history.stuck_from();
             lane.stuck_at = Some(at);
             self.stuck.insert((at, index));
         }
@@ -258,7 +258,9 @@ impl Lanes {
                 lane.state = LaneState::BackingOff { until: at };
                 self.timers.insert((at, index));
             }
-            Decision::GiveUp(_) => lane.state = LaneState::GivingUp,
+            Decision::GiveUp(_) | Decision::Hold(_) | Decision::Drop(_) | Decision::Halt(_) => {
+                lane.state = LaneState::GivingUp;
+            }
         }
         Some(decision)
     }

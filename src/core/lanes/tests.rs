@@ -80,7 +80,7 @@ proptest! {
                     let mut seen = Vec::new();
                     let give_up = next == 0;
                     lanes.settle(run.token, delivered, |event| seen.push(event.offset), |head, history| {
-                        history.add_failure(now);
+                        history.add_failure(now, now);
                         assert_eq!(head.offset, run.offsets[delivered]);
                         *tries.entry(head.offset).or_default() += 1;
                         if give_up { GIVE_UP } else { Decision::Retry { at: now + Duration::from_millis(u64::from(next) * 7) } }
@@ -188,7 +188,7 @@ fn a_lane_whose_head_keeps_failing_is_shown_once_a_minute_until_it_is_settled() 
             0,
             |_| (),
             |_, history| {
-                history.add_failure(at(now));
+                history.add_failure(at(now), at(now));
                 Decision::Retry { at: at(now + 5) }
             },
         );

@@ -556,7 +556,10 @@ fn a_duration_without_a_unit_and_a_senseless_zero_are_refused() {
         refused(folder.path(), &["up", &flag, "0"], &[&flag, "above zero"]);
         refused(folder.path(), &["up", &flag, "many"], &[&flag]);
     }
-    refused(folder.path(), &["up", "--attempts", "0"], &["--attempts"]);
+    refused(folder.path(), &["up", "--attempts", "many"], &["--attempts", "0 for no limit"]);
+    refused(folder.path(), &["up", "--give-up-after", "0s"], &["--give-up-after", "above zero", "write never"]);
+    refused(folder.path(), &["up", "--give-up-after", "24"], &["--give-up-after", "unit", "never"]);
+    refused(folder.path(), &["up", "--retries", "fast"], &["--retries", "patient or quick"]);
     refused(folder.path(), &["up", "--partitions", "0"], &["--partitions"]);
     refused(folder.path(), &["up", "--reliability", "1"], &["--reliability", "0 is off"]);
 }

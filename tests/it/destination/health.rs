@@ -11,6 +11,7 @@ use std::net::{SocketAddr, TcpListener};
 use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
 /// Starts `up` on the embedded log in this folder, with one destination and more flags.
 fn up(folder: &Path, destination: &str, more: &[&str]) -> Program {
@@ -149,6 +150,24 @@ fn a_single_user_does_not_wait_for_an_outage_that_no_other_user_confirms() {
     up.wait_for(&["gave up an event", "reason=\"exhausted\"", "user=\"user-0\""]);
     assert!(!up.lines().contains("takes events again"), "nothing was delivered: {}", up.lines());
     assert_eq!(up.stop().code(), 0);
+}
+
+#[test]
+fn a_receiver_that_fails_for_20_seconds_during_a_deploy_costs_no_event_of_its_three_users() {
+    let (folder, receiver) = (tempfile::tempdir().unwrap(), Receiver::start());
+    // The deploy lasts for 20 s from its first request on.
+    let began = Arc::new(Mutex::new(None));
+    receiver.answers(move |_| {
+        let began = *began.lock().unwrap().get_or_insert_with(Instant::now);
+        if began.elapsed() < Duration::from_secs(20) { 500 } else { 200 }
+    });
+    let up = up(folder.path(), &format!("hook={}", receiver.url), &[]);
+    post(&up, &users(0..3));
+    receiver.wait_for(3);
+    assert!(receiver.refused() >= 3 * 6, "each user was tried again and again: {}", receiver.refused());
+    let ending = up.stop();
+    assert_eq!(ending.code(), 0);
+    assert!(!ending.said.contains("gave up"), "{}", ending.said);
 }
 
 #[test]

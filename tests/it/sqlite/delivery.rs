@@ -10,6 +10,7 @@ use eventd::core::event::{Record, encode_headers};
 use eventd::core::outcome::Ended;
 use eventd::core::outcome::Failure;
 use eventd::core::side_topics::dead_letter_topic;
+use eventd::core::tries::{OnExhausted, TryPolicy};
 use eventd::core::verdict::{Failed, Report, Verdict};
 use eventd::destination::{BatchLimits, DeliveryBatch, Destination};
 use eventd::dispatch::{self, Config, OnGap, Parts, Start, Tally, WhenStopped, dead_letter};
@@ -51,10 +52,14 @@ impl Destination for Receiver {
 
 fn config(attempts: u32) -> Config {
     Config {
-        attempts,
-        backoff: Backoff::new(Duration::from_millis(5), Duration::from_millis(5), false).unwrap(),
+        tries: TryPolicy {
+            attempts_max: Some(attempts),
+            give_up_after: None,
+            on_exhausted: OnExhausted::DeadLetter,
+            backoff: Backoff::new(Duration::from_millis(5), Duration::from_millis(5), false).unwrap(),
+            retry_after_max: PATIENCE,
+        },
         attempt_timeout: PATIENCE,
-        retry_after_max: PATIENCE,
         concurrency: 16,
         window_events: 1_000,
         window_bytes: 1 << 20,

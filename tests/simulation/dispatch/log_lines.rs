@@ -27,7 +27,7 @@ pub(crate) fn calm() -> Scenario {
     let mut scenario = fixed();
     (scenario.slots, scenario.partitions, scenario.session) = (1, 1, None);
     scenario.behaviour = Behaviour { latency_ms_max: 5, ..Behaviour::default() };
-    scenario.config.attempts = 10;
+    scenario.config.tries.attempts_max = Some(10);
     scenario.plan.clear();
     scenario
 }
@@ -133,7 +133,7 @@ fn users_that_get_busy_are_logged_even_if_no_user_is_served() {
 #[test]
 fn given_up_events_are_logged_by_name_and_beyond_a_limit_counted() {
     let mut scenario = calm();
-    scenario.config.attempts = 1;
+    scenario.config.tries.attempts_max = Some(1);
     scenario.behaviour.failing_user = Some(scenario.users[0].clone());
     traffic(&mut scenario, 150, 1..6);
     for second in [3, 4, 5, 6] {

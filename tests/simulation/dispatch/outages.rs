@@ -12,7 +12,7 @@ use std::time::Duration;
 /// minutes.
 fn new_user_in_a_long_outage(outages: &[(u64, Outage)]) -> Scenario {
     let mut scenario = calm();
-    scenario.config.backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(300), false).unwrap();
+    scenario.config.tries.backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(300), false).unwrap();
     scenario.users = (0..11).map(|n| Some(format!("user-{n}").into_bytes())).collect();
     let mut add = |second, action| scenario.plan.push((Duration::from_secs(second), action));
     for (second, outage) in outages {

@@ -7,6 +7,7 @@ use crate::dispatch::world::{Rates, Single};
 use crate::harness::Random;
 use eventd::core::backoff::Backoff;
 use eventd::core::token_bucket::Rate;
+use eventd::core::tries::{OnExhausted, TryPolicy};
 use eventd::destination::BatchLimits;
 use eventd::dispatch::{Config, OnGap, Start, WhenStopped};
 use eventd::replay::position::Position;
@@ -135,12 +136,12 @@ impl Scenario {
 
     pub(crate) fn rules(&self) -> Rules {
         Rules {
-            attempts: self.config.attempts,
+            attempts: self.config.tries.attempts_max.unwrap_or(u32::MAX),
             window_events: self.config.window_events,
             window_bytes: self.config.window_bytes,
             concurrency: self.config.concurrency,
             limits: self.limits,
-            retry_after_max: self.config.retry_after_max,
+            retry_after_max: self.config.tries.retry_after_max,
             drain: self.config.drain,
             start_latest: self.config.start == Start::Latest,
         }
@@ -155,7 +156,7 @@ pub(crate) fn fixed() -> Scenario {
     scenario.slots = 2;
     scenario.users = users(6, &mut random);
     scenario.others_wait_max = None;
-    scenario.config.attempts = 2;
+    scenario.config.tries.attempts_max = Some(2);
     scenario.config.attempt_timeout = Duration::from_secs(1);
     scenario.behaviour.failing_user = Some(scenario.users[0].clone());
     scenario.behaviour.refused_user = Some(scenario.users[1].clone());
@@ -203,11 +204,13 @@ fn users(many: usize, random: &mut Random) -> Vec<User> {
 fn config(random: &mut Random) -> Config {
     let first = random.millis(10, 200);
     let max = first + random.millis(0, 1_500);
+    let attempts = random.between(1, 6) as u32;
+    let backoff = Backoff::new(first, max, random.chance(30)).expect("the first delay is the shortest");
+    let (attempt_timeout, retry_after_max) = (random.millis(300, 3_000), random.millis(500, 5_000));
+    let (attempts_max, on_exhausted) = (Some(attempts), OnExhausted::DeadLetter);
     Config {
-        attempts: random.between(1, 6) as u32,
-        backoff: Backoff::new(first, max, random.chance(30)).expect("the first delay is the shortest"),
-        attempt_timeout: random.millis(300, 3_000),
-        retry_after_max: random.millis(500, 5_000),
+        tries: TryPolicy { attempts_max, give_up_after: None, on_exhausted, backoff, retry_after_max },
+        attempt_timeout,
         concurrency: random.pick(&[1, 2, 4, 16, 256]),
         window_events: random.pick(&[1, 3, 8, 30, 1_000, 100_000]),
         window_bytes: random.pick(&[200, 3_000, 64 << 20, 64 << 20]),

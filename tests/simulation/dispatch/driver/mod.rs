@@ -395,7 +395,8 @@ impl<'a> Driver<'a> {
         }
         let config = &self.scenario.config;
         let try_max = config.attempt_timeout + Duration::from_secs(12);
-        let limit = self.world.now() + (try_max * (self.appended as u32 + 10) * (config.attempts + 1)).min(CALM_MAX);
+        let tries_max = config.tries.attempts_max.unwrap_or(10);
+        let limit = self.world.now() + (try_max * (self.appended as u32 + 10) * (tries_max + 1)).min(CALM_MAX);
         // Each redelivery gets time of its own.
         let limit = limit + CALM_MAX * (self.outcome.repositions as u32 + self.scenario.replays.len() as u32);
         // A stopped partition tries again once a minute.
