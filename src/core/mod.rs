@@ -9,6 +9,7 @@
 //! | `partition`    | the partition of a user                                                    |
 //! | `names`        | which names topics, groups and destinations may have                       |
 //! | `side_topics`  | how side topics and groups are named                                       |
+//! | `slots`        | how many attempts may be in flight, and of which users                     |
 //! | `lanes`        | one queue for each user, and which one is next                             |
 //! | `window`       | how many events and bytes may be unsettled                                 |
 //! | `backoff`      | when to try again                                                          |
@@ -32,6 +33,7 @@ pub mod partition;
 pub mod progress;
 pub mod random;
 pub mod side_topics;
+pub mod slots;
 pub mod text;
 pub mod token_bucket;
 pub mod tries;

@@ -16,10 +16,13 @@
 //! that message, which is better than delivering out of order.
 
 mod after_dead_letter;
+mod ready;
 
 use self::after_dead_letter::UsersAfterDeadLetter;
+use self::ready::ReadyLanes;
 use super::Moment;
 use super::event::Event;
+use super::slots::Standing;
 use super::tries::{Decision, FailureHistory};
 use crate::limits::LOG_REMINDER_INTERVAL;
 use hashbrown::HashTable;
@@ -42,7 +45,7 @@ pub struct Lanes {
     /// The holes in `lanes`, to be used again.
     free: Vec<u32>,
     /// Every lane in the state Ready, once. A lane that has more events after a run goes to the end, so users take turns.
-    ready: VecDeque<u32>,
+    ready: ReadyLanes,
     /// Every lane in the state BackingOff, once, by the end of its backoff.
     timers: BTreeSet<(Moment, u32)>,
     /// Every lane whose head has failed, once, by the time when it is shown as stuck next.
@@ -107,7 +110,7 @@ impl Lanes {
             hasher: RandomState::new(),
             lanes: Vec::new(),
             free: Vec::new(),
-            ready: VecDeque::new(),
+            ready: ReadyLanes::default(),
             timers: BTreeSet::new(),
             stuck: BTreeSet::new(),
             events: 0,
@@ -160,8 +163,37 @@ impl Lanes {
     /// Hands out a run of the lane that has been ready longest, and appends its events to `out`. A run has at most
     /// `events_max` events and `bytes_max` bytes, unless its first event alone is larger. `None`: no lane is ready.
     pub fn next(&mut self, events_max: usize, bytes_max: usize, out: &mut Vec<Event>) -> Option<Started> {
-        let index = self.ready.pop_front()?;
+        let index = self.ready.pop()?;
         Some(self.start(index, events_max, bytes_max, out))
+    }
+
+    /// Like [`Lanes::next`], for the lanes of this standing only. Lanes have one after [`Lanes::sort_ready`].
+    pub fn next_of(
+        &mut self,
+        standing: Standing,
+        events_max: usize,
+        bytes_max: usize,
+        out: &mut Vec<Event>,
+    ) -> Option<Started> {
+        let index = self.ready.pop_of(standing)?;
+        Some(self.start(index, events_max, bytes_max, out))
+    }
+
+    /// Asks for the standing of the user of each ready lane that has none yet, at most `lanes_max` of them. A lane keeps
+    /// its standing until it is attempted. Returns whether all ready lanes have one now.
+    pub fn sort_ready(&mut self, lanes_max: usize, mut standing: impl FnMut(u64) -> Standing) -> bool {
+        let Self { ready, lanes, .. } = self;
+        for _ in 0..lanes_max {
+            if ready.sort_one(|index| standing(lane_at(lanes, index).user)).is_none() {
+                break;
+            }
+        }
+        !ready.has_unsorted()
+    }
+
+    /// Whether a lane of this standing is ready.
+    pub fn has_ready_of(&self, standing: Standing) -> bool {
+        self.ready.has(standing)
     }
 
     /// Hands out a single event as the probe of an open breaker: of the first lane among the next `look_max` ready ones
@@ -174,9 +206,8 @@ impl Lanes {
         or_any: bool,
         out: &mut Vec<Event>,
     ) -> Option<Started> {
-        let mut looked = self.ready.iter().take(look_max);
-        let place = looked.position(|index| preferred(lane_at(&self.lanes, *index).user)).or(or_any.then_some(0))?;
-        let index = self.ready.remove(place)?;
+        let Self { ready, lanes, .. } = self;
+        let index = ready.pop_preferred(look_max, |index| preferred(lane_at(lanes, index).user), or_any)?;
         // One event: if the destination is still out, no more than one event goes through a failed attempt.
         Some(self.start(index, 1, 0, out))
     }

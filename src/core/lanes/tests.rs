@@ -13,19 +13,33 @@ fn event(offset: i64, user: &str) -> Event {
     Event { offset, record: Record::new(Some(user.as_bytes()), Some(b"payload"), &[], 0) }
 }
 
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Start {
+    Any,
+    Probe,
+    Of(Standing),
+}
+
 #[derive(Debug, Clone)]
 enum Step {
     Admit { user: u8 },
-    Start { run: usize, probe: bool },
+    Start { run: usize, how: Start },
+    Sort { lanes_max: usize, standings: u8 },
     Report { which: usize, delivered: usize, next: u8 },
     GivenUp { which: usize },
     Wait { ms: u64 },
 }
 
+fn start() -> impl Strategy<Value = Start> {
+    let of = (0..Standing::ALL.len()).prop_map(|standing| Start::Of(Standing::ALL[standing]));
+    prop_oneof![Just(Start::Any), Just(Start::Probe), of]
+}
+
 fn steps() -> impl Strategy<Value = Vec<Step>> {
     let step = prop_oneof![
         3 => (0u8..6).prop_map(|user| Step::Admit { user }),
-        3 => (1usize..5, any::<bool>()).prop_map(|(run, probe)| Step::Start { run, probe }),
+        3 => (1usize..5, start()).prop_map(|(run, how)| Step::Start { run, how }),
+        2 => (1usize..5, any::<u8>()).prop_map(|(lanes_max, standings)| Step::Sort { lanes_max, standings }),
         3 => (0usize..9, 0usize..5, 0u8..3).prop_map(|(which, delivered, next)| Step::Report { which, delivered, next }),
         1 => (0usize..9).prop_map(|which| Step::GivenUp { which }),
         1 => (0u64..30).prop_map(|ms| Step::Wait { ms }),
@@ -56,20 +70,30 @@ proptest! {
                     unsettled.entry(user).or_default().push(offset);
                     offset += 1;
                 }
-                Step::Start { run, probe } => {
+                Step::Sort { lanes_max, standings } => {
+                    let is_sorted = lanes.sort_ready(lanes_max, |user| Standing::ALL[((user >> 7) ^ u64::from(standings)) as usize % 3]);
+                    let has_sorted = Standing::ALL.iter().any(|standing| lanes.has_ready_of(*standing));
+                    prop_assert!(!is_sorted || has_sorted == lanes.has_ready());
+                }
+                Step::Start { run, how } => {
                     let mut out = Vec::new();
-                    let started = if probe {
-                        lanes.next_probe(4, |_| false, true, &mut out)
-                    } else {
-                        lanes.next(run, usize::MAX, &mut out)
+                    let is_ready = match how {
+                        Start::Any | Start::Probe => lanes.has_ready(),
+                        Start::Of(standing) => lanes.has_ready_of(standing),
                     };
-                    let Some(started) = started else { prop_assert!(!lanes.has_ready()); continue };
+                    let started = match how {
+                        Start::Any => lanes.next(run, usize::MAX, &mut out),
+                        Start::Probe => lanes.next_probe(4, |_| false, true, &mut out),
+                        Start::Of(standing) => lanes.next_of(standing, run, usize::MAX, &mut out),
+                    };
+                    prop_assert_eq!(started.is_some(), is_ready);
+                    let Some(started) = started else { continue };
                     let user: u8 = std::str::from_utf8(out[0].record.key().unwrap()).unwrap().parse().unwrap();
                     let busy = in_flight.iter().chain(&giving_up).any(|run| run.user == user);
                     prop_assert!(!busy, "two attempts of user {} at once", user);
                     let offsets: Vec<i64> = out.iter().map(|event| event.offset).collect();
                     prop_assert_eq!(&offsets[..], &unsettled[&user][..offsets.len()], "not the oldest of the user");
-                    prop_assert!(offsets.len() <= run.max(1) || probe);
+                    prop_assert!(offsets.len() <= run && (offsets.len() == 1 || how != Start::Probe));
                     prop_assert_eq!(started.attempt, tries.get(&offsets[0]).copied().unwrap_or(0) + 1);
                     in_flight.push(ModelRun { token: started.token, user, offsets });
                 }
@@ -143,7 +167,7 @@ fn the_memory_of_ended_lanes_is_used_again_however_many_users_there_were() {
         lanes.settle(started.token, 1, |_| (), |_, _| unreachable!());
         out.clear();
     }
-    assert_eq!((lanes.lanes.len(), lanes.ready.len(), lanes.timers.len()), (1, 0, 0));
+    assert_eq!((lanes.lanes.len(), lanes.has_ready(), lanes.timers.len()), (1, false, 0));
 }
 
 #[test]

@@ -1,0 +1,108 @@
+//! Which users are quick and which are slow, by their last attempts.
+
+use super::{OLD_AFTER, Standing};
+use std::collections::HashMap;
+use std::time::Duration;
+
+/// The pace of the users that were attempted last.
+///
+/// Users are remembered in two generations. If the newer one is full, the older one is forgotten, and the newer one takes
+/// its place. So at least the last `users_max` users are remembered, and at most twice as many.
+#[derive(Debug)]
+pub struct UserPaces {
+    users_max: usize,
+    newer: HashMap<u64, Pace>,
+    older: HashMap<u64, Pace>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Pace {
+    /// An attempt delivered within [`OLD_AFTER`], and none was slow since.
+    Quick,
+    /// The last attempt took longer.
+    Slow,
+}
+
+impl UserPaces {
+    /// Remembers at least this many users.
+    pub fn new(users_max: usize) -> Self {
+        Self { users_max: users_max.max(1), newer: HashMap::new(), older: HashMap::new() }
+    }
+
+    /// Notes an attempt of the user that took this long.
+    ///
+    /// A quick failure ends what is known of a slow user, and says nothing new about another one.
+    pub fn attempted(&mut self, user: u64, took: Duration, is_delivered: bool) {
+        let pace = if took >= OLD_AFTER { Some(Pace::Slow) } else { is_delivered.then_some(Pace::Quick) };
+        match (pace, self.pace(user)) {
+            (Some(pace), known) if known != Some(pace) => self.remember(user, pace),
+            (None, Some(Pace::Slow)) => _ = self.newer.remove(&user),
+            _ => {}
+        }
+    }
+
+    /// The standing of a user as far as its pace tells.
+    pub fn standing(&mut self, user: u64) -> Standing {
+        match self.pace(user) {
+            Some(Pace::Quick) => Standing::Served,
+            Some(Pace::Slow) => Standing::Doubtful,
+            None => Standing::Newcomer,
+        }
+    }
+
+    /// The pace of a user, which is in the newer generation from now on.
+    fn pace(&mut self, user: u64) -> Option<Pace> {
+        if let Some(pace) = self.newer.get(&user) {
+            return Some(*pace);
+        }
+        let pace = self.older.remove(&user)?;
+        self.remember(user, pace);
+        Some(pace)
+    }
+
+    fn remember(&mut self, user: u64, pace: Pace) {
+        if self.newer.len() >= self.users_max && !self.newer.contains_key(&user) {
+            self.older = std::mem::take(&mut self.newer);
+        }
+        self.newer.insert(user, pace);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use Standing::{Doubtful, Newcomer, Served};
+
+    const QUICK: Duration = Duration::from_millis(5);
+    const SLOW: Duration = Duration::from_secs(5);
+
+    #[test]
+    fn the_last_attempt_decides_and_a_quick_failure_says_little() {
+        let mut paces = UserPaces::new(10);
+        assert_eq!(paces.standing(1), Newcomer);
+        for (took, is_delivered, expected) in [
+            (QUICK, false, Newcomer),
+            (QUICK, true, Served),
+            (QUICK, false, Served),
+            (SLOW, true, Doubtful),
+            (QUICK, false, Newcomer),
+            (SLOW, false, Doubtful),
+            (QUICK, true, Served),
+        ] {
+            paces.attempted(1, took, is_delivered);
+            assert_eq!(paces.standing(1), expected, "after {took:?}, delivered: {is_delivered}");
+        }
+    }
+
+    #[test]
+    fn memory_is_bounded_and_users_that_are_seen_stay() {
+        let mut paces = UserPaces::new(100);
+        paces.attempted(0, SLOW, false);
+        for user in 1..10_000 {
+            paces.attempted(user, QUICK, true);
+            assert_eq!(paces.standing(0), Doubtful, "user 0 is looked at all the time");
+            assert!(paces.newer.len() <= 100 && paces.older.len() <= 100);
+        }
+        assert_eq!((paces.standing(9_950), paces.standing(9_000)), (Served, Newcomer));
+    }
+}
