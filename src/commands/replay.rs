@@ -6,6 +6,7 @@ use crate::clock::WallClock;
 use crate::config::{DeliveryConfig, LogConfig, ReplayAction, ReplayConfig};
 use crate::core::outcome::Ended;
 use crate::destination::spec::Spec;
+use crate::replay::ids::SystemIds;
 use crate::replay::{self, Config, ReplayContext, StandardStreams};
 use crate::signals::Signals;
 use std::sync::Arc;
@@ -57,8 +58,8 @@ async fn run(
     let DeliveryConfig { spec, settings, dispatch, .. } = delivery;
     let spec = join::with_name_in_use(&opened, &spec).await?;
     let OpenLog { engine, groups, log } = opened;
-    let (opener, streams) = (Arc::new(settings), Arc::new(StandardStreams));
+    let (opener, streams, ids) = (Arc::new(settings), Arc::new(StandardStreams), Arc::new(SystemIds));
     let wall_clock = WallClock::system();
-    let context = ReplayContext { engine, log, groups, spec, opener, dispatch, streams, wall_clock };
+    let context = ReplayContext { engine, log, groups, spec, opener, dispatch, streams, wall_clock, ids };
     replay::run(context, replay, signals.stop()).await
 }

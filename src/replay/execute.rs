@@ -1,11 +1,12 @@
 //! Executes a plan: stores its first state, writes the audit record, delivers, and writes how it ended.
 
 use super::audit::{AuditEvent, AuditLog, ReplayOutcome, ReplayStart};
+use super::ids::new_replay_id;
 use super::plan::PartitionPlan;
 use super::redrive::RedriveMarker;
 use super::run::{self, ReplayRun};
+use super::show;
 use super::{Config, PreparedReplay, RETRIES_MAX, RETRY_DELAY, ReplayContext, ReplayRefused};
-use super::{new_id, show};
 use crate::core::outcome::Ended;
 use crate::core::progress::PartitionState;
 use crate::core::side_topics::{dead_letter_group, replay_group};
@@ -23,7 +24,7 @@ pub(super) async fn execute(
     stop: impl Future<Output = ()> + Send,
 ) -> anyhow::Result<Ended> {
     let PreparedReplay { id: resumed, source, title, selection, mut partitions, plan } = prepared;
-    let id = resumed.clone().unwrap_or_else(new_id);
+    let id = resumed.clone().unwrap_or_else(|| new_replay_id(&*context.ids));
     let name = &context.spec.name;
     let digest = context.spec.digest();
     // First, so that a destination that cannot be opened leaves nothing behind.

@@ -49,6 +49,7 @@
 pub mod audit;
 pub mod count;
 mod execute;
+pub mod ids;
 pub mod plan;
 pub mod position;
 mod prepare;
@@ -66,6 +67,7 @@ mod streams;
 pub use self::show::list;
 pub use self::streams::{StandardStreams, Streams};
 
+use self::ids::IdSource;
 use self::plan::{PartitionPlan, Plan};
 use self::position::Reposition;
 use self::range::Range;
@@ -73,7 +75,6 @@ use self::select::Selection;
 use self::signing::Signature;
 use crate::BoxFuture;
 use crate::clock::WallClock;
-use crate::clock::now_ms;
 use crate::core::outcome::Ended;
 use crate::core::token_bucket::Rate;
 use crate::destination::spec::Spec;
@@ -84,7 +85,6 @@ use crate::log::{Engine, Log};
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
-use uuid::Uuid;
 
 /// How often a replay tries again if the log or a group is not available, and how long it waits before each retry.
 const RETRIES_MAX: u32 = 20;
@@ -105,6 +105,7 @@ pub struct ReplayContext {
     pub dispatch: dispatch::Config,
     pub streams: Arc<dyn Streams>,
     pub wall_clock: WallClock,
+    pub ids: Arc<dyn IdSource>,
 }
 
 /// Opens the destination. A replay does this only if there is something to deliver.
@@ -290,10 +291,4 @@ async fn missing_signature(context: &ReplayContext, config: &Config) -> anyhow::
              or --unsigned to send them without a signature"
         )
     }))
-}
-
-/// A new id. Ids sort by the time at which they were made, and the random part keeps two of one second apart.
-fn new_id() -> String {
-    let now = jiff::Timestamp::from_millisecond(now_ms()).unwrap_or_default();
-    format!("{}-{:06x}", now.strftime("%Y%m%d-%H%M%S"), Uuid::now_v7().as_u128() & 0xff_ffff)
 }

@@ -18,6 +18,7 @@
 pub use super::position::Reposition;
 
 use super::audit::{AuditEvent, AuditLog, ReplayOutcome, ReplayStart};
+use super::ids::{new_replay_id, new_reset_id};
 use super::plan::{DeliveryCounts, PartitionPlan};
 use super::position::Position;
 use super::range::{self, OffsetRange, Range, RangeError, RangeFlags, TimeRange, UntilTime};
@@ -33,10 +34,6 @@ use anyhow::{Context, ensure};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use tokio::time::{Instant, sleep};
-use uuid::Uuid;
-
-/// The low bits of a reset's id are random, so that two commands within one millisecond get different ids.
-const ID_RANDOM_BITS: u32 = 20;
 
 /// Unsettled offsets that retention has removed, in one partition.
 #[derive(Debug, Clone, Copy)]
@@ -187,11 +184,11 @@ pub(super) async fn execute(
     prepared: PreparedReplay,
     stop: impl Future<Output = ()> + Send,
 ) -> anyhow::Result<Ended> {
-    let (name, replay_id) = (&context.spec.name, super::new_id());
+    let (name, replay_id) = (&context.spec.name, new_replay_id(&*context.ids));
     let PreparedReplay { title, plan, selection, partitions, .. } = prepared;
     let states = retry(|| context.groups.committed(name, &context.log)).await?;
     let requested = retry(|| context.groups.requested_resets(name, &context.log)).await?;
-    let id = new_reset_id(&states, &requested);
+    let id = new_reset_id(&*context.ids, &states, &requested);
     let reset = |PartitionPlan { offsets, .. }: &PartitionPlan| {
         let to = match reposition {
             Reposition::Rewind(_) => ResetTarget::Back(offsets.from),
@@ -243,16 +240,6 @@ async fn request_and_wait(
         applied = wait_until_applied(context, config, resets) => applied.map(|()| true),
         () = stop => Ok(false),
     }
-}
-
-/// An id that is higher than that of every earlier reset, even if another machine's clock is ahead. Owners ignore a
-/// reset whose id is not higher than the last one that they applied.
-fn new_reset_id(states: &[Option<PartitionState>], requested: &[Option<OffsetReset>]) -> u64 {
-    let now = u64::try_from(now_ms()).unwrap_or_default() << ID_RANDOM_BITS;
-    let random = Uuid::now_v7().as_u128() as u64 & ((1 << ID_RANDOM_BITS) - 1);
-    let applied = states.iter().flatten().filter_map(|state| state.last_reset);
-    let highest = applied.chain(requested.iter().flatten().map(|reset| reset.id)).max();
-    (now | random).max(highest.map_or(0, |highest| highest.saturating_add(1)))
 }
 
 /// Ready once every partition has applied its reset.

@@ -214,6 +214,7 @@ fn progress_line(counts: DeliveryCounts, events: u64, per_sec: f64) -> String {
 #[cfg(test)]
 mod tests {
     use super::super::StandardStreams;
+    use super::super::ids::SystemIds;
     use super::super::range::OffsetRange;
     use super::*;
     use crate::BoxFuture;
@@ -335,10 +336,11 @@ mod tests {
             stop_after_failures: 0,
         };
         let (spec, streams) = (Spec::parse("crm=null:").unwrap(), Arc::new(StandardStreams));
-        let (opener, dispatch) = (Arc::new(DestinationSettings::default()), dispatch_config());
+        let (opener, dispatch, ids) =
+            (Arc::new(DestinationSettings::default()), dispatch_config(), Arc::new(SystemIds));
         let (log, groups) = (Arc::clone(&log), Arc::clone(&groups));
         let wall_clock = WallClock::system();
-        let context = ReplayContext { engine, log, groups, spec, opener, dispatch, streams, wall_clock };
+        let context = ReplayContext { engine, log, groups, spec, opener, dispatch, streams, wall_clock, ids };
         let result = run(&context, replay, std::future::pending()).await;
         assert_eq!(result.outcome, ReplayOutcome::Failed);
         assert_eq!(result.why, "the destination cannot be used any more: its thread panicked");

@@ -14,6 +14,7 @@ use eventd::core::outcome::Ended;
 use eventd::destination::spec::Spec;
 use eventd::destination::{BatchLimits, Destination};
 use eventd::group::JoinError;
+use eventd::replay::ids::IdSource;
 use eventd::replay::signing::Signature;
 use eventd::replay::{Config, DestinationOpener, ReplayContext, ReplayRefused, ReplayRequest, Streams, run};
 use std::io;
@@ -23,6 +24,12 @@ use tokio::sync::oneshot;
 
 /// How often one request may fail after the faults have ended.
 const TRIES_IN_CALM_MAX: u32 = 20;
+
+/// The real time at which simulated time begins, in milliseconds since the Unix epoch: the start of 2026.
+const EPOCH_MS: i64 = 1_767_225_600_000;
+
+/// How far an operator's machine may be ahead of the others.
+const CLOCK_AHEAD_MS_MAX: u64 = 2_000;
 
 /// One request and the processes that work on it.
 #[derive(Default)]
@@ -67,6 +74,24 @@ impl Streams for Unread {
 
     fn has_terminal(&self) -> bool {
         false
+    }
+}
+
+/// Makes ids of simulated time, so that a seed repeats them. Two commands at the same time may compare either way, because
+/// their machines' clocks differ.
+#[derive(Debug)]
+struct MemoryIds {
+    handle: Handle,
+    clock_ahead: Duration,
+}
+
+impl IdSource for MemoryIds {
+    fn now_ms(&self) -> i64 {
+        EPOCH_MS + (self.handle.world.now() + self.clock_ahead).as_millis() as i64
+    }
+
+    fn random(&self) -> u64 {
+        self.handle.world.lock().random.next()
     }
 }
 
@@ -126,11 +151,12 @@ impl Driver<'_> {
             engine: Arc::new(MemoryEngine(handle.clone())),
             log: Arc::new(MemoryLog { handle: handle.clone(), topic: TOPIC.to_owned() }),
             wall_clock: handle.wall_clock(),
-            groups: Arc::new(MemoryGroups { handle, rules: self.scenario.rules() }),
+            groups: Arc::new(MemoryGroups { handle: handle.clone(), rules: self.scenario.rules() }),
             spec: Spec::parse(NAME).expect("a name that dispatch has"),
             opener: Arc::new(opener),
             dispatch,
             streams: Arc::new(Unread),
+            ids: Arc::new(MemoryIds { handle, clock_ahead: self.random.millis(0, CLOCK_AHEAD_MS_MAX) }),
         };
         let (stop, stopped) = oneshot::channel::<()>();
         let world = Arc::clone(&self.world);

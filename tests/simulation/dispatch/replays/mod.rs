@@ -62,7 +62,7 @@ struct Replay {
 pub(crate) struct Replays {
     requests: Vec<RequestedReplay>,
     runs: BTreeMap<Life, Run>,
-    /// The replays in the order in which they began. Their ids depend on the real time.
+    /// The replays in the order in which they began. Their ids may sort in another order.
     replays: Vec<Replay>,
 }
 
