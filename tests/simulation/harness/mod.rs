@@ -19,6 +19,10 @@ const THREADS: u64 = 2;
 /// How many lines of a failing seed's trace are printed.
 const TRACE_LINES: usize = 100;
 
+/// How many lines of two traces are printed before and after the first difference.
+const LINES_BEFORE_DIFFERENCE: usize = 30;
+const LINES_AFTER_DIFFERENCE: usize = 10;
+
 /// In a run of this many seeds, everything that is counted has to occur often enough.
 const SEEDS_COUNTED_MIN: u64 = 100;
 
@@ -94,12 +98,27 @@ pub(crate) fn end_of_trace(trace: &[String], violation: Option<&str>) -> String 
     format!("{}\n{}", trace[from..].join("\n"), violation.unwrap_or("no violation"))
 }
 
-/// Simulates each of the first seeds twice. Fails at the first line in which the two traces differ.
+/// Simulates each of the first seeds twice. Fails at the first line in which the two traces differ, and prints both
+/// traces around it.
 pub(crate) fn assert_repeatable<T: PartialEq + Debug>(seeds: u64, simulate: impl Fn(u64) -> (Vec<String>, T)) {
     for seed in 0..seeds {
         let ((one, one_counts), (two, two_counts)) = (simulate(seed), simulate(seed));
-        let differs = one.iter().zip(&two).position(|(one, two)| one != two);
-        assert_eq!(differs.map(|at| (&one[at], &two[at])), None, "seed {seed}");
-        assert_eq!((one.len(), one_counts), (two.len(), two_counts), "seed {seed}");
+        if let Some(line) = first_difference(&one, &two) {
+            let (one, two) = (around(&one, line), around(&two, line));
+            panic!("seed {seed} gives two traces, from line {line} on:\n{one}\n\nand in the second run:\n{two}");
+        }
+        assert_eq!(one_counts, two_counts, "seed {seed} counts differently in its second run");
     }
+}
+
+/// The first line in which two traces differ, or at which only one of them continues.
+fn first_difference(one: &[String], two: &[String]) -> Option<usize> {
+    let common = one.iter().zip(two).take_while(|(one, two)| one == two).count();
+    (common < one.len().max(two.len())).then_some(common)
+}
+
+/// The lines of a trace around this one.
+fn around(trace: &[String], line: usize) -> String {
+    let (from, to) = (line.saturating_sub(LINES_BEFORE_DIFFERENCE), line + LINES_AFTER_DIFFERENCE);
+    trace[from.min(trace.len())..to.min(trace.len())].join("\n")
 }
