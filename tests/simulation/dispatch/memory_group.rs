@@ -207,6 +207,19 @@ impl Drop for PendingWrite<'_> {
     }
 }
 
+/// Tells the oracle when a commit ends, however it ends.
+struct CommitInFlight<'a> {
+    handle: &'a Handle,
+    partition: u32,
+}
+
+impl Drop for CommitInFlight<'_> {
+    fn drop(&mut self) {
+        let now = self.handle.world.now();
+        self.handle.world.lock().oracle.commit_ended(self.handle.life, self.partition, now);
+    }
+}
+
 /// Ends a write to a group: stores it unless it is lost, and answers as its fault says.
 pub(super) async fn finish_write<T>(
     handle: &Handle,
@@ -295,7 +308,7 @@ impl Group for MemoryGroup {
                         }
                         state.note(now, *life, format_args!("{change:?}"));
                         match change {
-                            Change::Assigned(partition) => state.oracle.assigned(*life, partition),
+                            Change::Assigned(partition) => state.oracle.assigned(*life, partition, now),
                             Change::Lost(partition) => state.oracle.lost(*life, partition, now),
                             Change::Revoked(partition) => state.oracle.revoked(*life, partition, now),
                         }
@@ -366,6 +379,7 @@ impl Group for MemoryGroup {
                 };
                 (before, after, fault, on_its_way)
             };
+            let _in_flight = CommitInFlight { handle: &self.0, partition };
             self.0.sleep(before).await;
             on_its_way.state = None;
             let (epoch, number) = (on_its_way.epoch, on_its_way.number);

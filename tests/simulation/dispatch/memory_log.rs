@@ -179,6 +179,17 @@ impl MemoryLog {
         found.ok_or_else(|| Failure::refused(FailureCode::PartitionMissing, "there is no such partition"))
     }
 
+    /// Tells the oracle that these dead letters are not stored, as far as their writer knows.
+    fn dead_letters_failed(&self, partition: u32, records: &[Record]) {
+        let now = self.handle.world.now();
+        let mut state = self.handle.world.lock();
+        if self.topic == DEAD_LETTERS
+            && let Some(oracle) = state.oracle_of(self.handle.life)
+        {
+            records.iter().for_each(|record| oracle.dead_letter_failed(self.handle.life, partition, record, now));
+        }
+    }
+
     /// The oracle that judges how this topic is fetched. `None` if this is not the delivered topic.
     fn watcher<'s>(&self, state: &'s mut State) -> Option<&'s mut Oracle> {
         let life = self.handle.life;
@@ -253,10 +264,15 @@ impl Log for MemoryLog {
             let records = std::mem::take(&mut on_its_way.records);
             let offset = match fault {
                 Some(WriteFault::Refused) => {
+                    self.dead_letters_failed(partition, &records);
                     return Err(Failure::refused(FailureCode::LogUnavailable, "the log accepts no records now"));
                 }
-                Some(WriteFault::UnknownLost) => None,
+                Some(WriteFault::UnknownLost) => {
+                    self.dead_letters_failed(partition, &records);
+                    None
+                }
                 Some(WriteFault::UnknownLate) => {
+                    self.dead_letters_failed(partition, &records);
                     let (world, topic) = (world.clone(), self.topic.clone());
                     tokio::spawn(async move {
                         tokio::time::sleep(after * 4).await;
@@ -265,6 +281,7 @@ impl Log for MemoryLog {
                     None
                 }
                 Some(WriteFault::UnknownStored) => {
+                    self.dead_letters_failed(partition, &records);
                     world.append(&self.topic, partition, &records);
                     None
                 }
@@ -298,16 +315,19 @@ impl Log for MemoryLog {
         Box::pin(async move {
             let (handle, world) = (&self.handle, &self.handle.world);
             let way = handle.begin(Call::Fetch).await;
-            let until = Instant::now() + wait;
+            let (now, until) = (world.now(), Instant::now() + wait);
             let (delay, fails) = {
                 let mut state = world.lock();
                 if let Some(oracle) = self.watcher(&mut state) {
-                    oracle.fetch(handle.life, partition, from, max_bytes);
+                    oracle.fetch(handle.life, partition, from, max_bytes, now);
                 }
                 (state.delay(), state.read_fails(way))
             };
             handle.sleep(delay).await;
             if fails {
+                if let Some(oracle) = self.watcher(&mut world.lock()) {
+                    oracle.fetch_failed(handle.life, partition, false, world.now());
+                }
                 return Err(FetchError::Unavailable("no answer from the log".into()));
             }
             let found = loop {
@@ -322,11 +342,20 @@ impl Log for MemoryLog {
             };
             handle.end().await;
             let mut state = world.lock();
-            if let (Ok(found), Some(oracle)) = (&found, self.watcher(&mut state)) {
-                oracle.fetched(handle.life, partition, &found.events);
-                let now = world.now();
-                let (many, next) = (found.events.len(), found.next);
-                state.note(now, handle.life, format_args!("fetches {many} in {partition} from {from} to {next}"));
+            let now = world.now();
+            if let Some(oracle) = self.watcher(&mut state) {
+                match &found {
+                    Ok(found) => {
+                        oracle.fetched(handle.life, partition, &found.events, now);
+                        let (many, next) = (found.events.len(), found.next);
+                        state.note(
+                            now,
+                            handle.life,
+                            format_args!("fetches {many} in {partition} from {from} to {next}"),
+                        );
+                    }
+                    Err(_) => oracle.fetch_failed(handle.life, partition, true, now),
+                }
             }
             found
         })

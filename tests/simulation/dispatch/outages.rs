@@ -4,15 +4,16 @@ use crate::dispatch::driver::simulate;
 use crate::dispatch::end_of;
 use crate::dispatch::log_lines::calm;
 use crate::dispatch::memory_destination::Outage;
+use crate::dispatch::oracle::BackoffRule;
 use crate::dispatch::scenario::{Action, Scenario};
-use eventd::core::backoff::Backoff;
 use std::time::Duration;
 
 /// Ten users have one event each when the destination fails. Another user sends its first event while they back off for
 /// minutes.
 fn new_user_in_a_long_outage(outages: &[(u64, Outage)]) -> Scenario {
     let mut scenario = calm();
-    scenario.config.tries.backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(300), false).unwrap();
+    let (first, max) = (Duration::from_millis(100), Duration::from_secs(300));
+    scenario.set_backoff(BackoffRule { first, max, jitter: false });
     scenario.users = (0..11).map(|n| Some(format!("user-{n}").into_bytes())).collect();
     let mut add = |second, action| scenario.plan.push((Duration::from_secs(second), action));
     for (second, outage) in outages {

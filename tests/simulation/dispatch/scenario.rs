@@ -1,7 +1,7 @@
 //! Turns a seed into a configuration, users, their load, and a plan of faults.
 
 use crate::dispatch::memory_destination::{Behaviour, Outage};
-use crate::dispatch::oracle::{Rules, User};
+use crate::dispatch::oracle::{BackoffRule, Rules, User};
 use crate::dispatch::replays::RequestedReplay;
 use crate::dispatch::world::{Rates, Single};
 use crate::harness::Random;
@@ -98,6 +98,8 @@ pub(crate) struct Scenario {
     pub(crate) slots: usize,
     pub(crate) session: Option<Duration>,
     pub(crate) config: Config,
+    /// The same as `config.tries.backoff`, for the oracle.
+    pub(crate) backoff: BackoffRule,
     pub(crate) limits: BatchLimits,
     pub(crate) rates: Rates,
     pub(crate) behaviour: Behaviour,
@@ -134,6 +136,13 @@ impl Scenario {
         scenario
     }
 
+    /// Sets the delays between attempts.
+    pub(crate) fn set_backoff(&mut self, backoff: BackoffRule) {
+        let BackoffRule { first, max, jitter } = backoff;
+        self.config.tries.backoff = Backoff::new(first, max, jitter).expect("the first delay is the shortest");
+        self.backoff = backoff;
+    }
+
     pub(crate) fn rules(&self) -> Rules {
         Rules {
             attempts: self.config.tries.attempts_max.unwrap_or(u32::MAX),
@@ -143,6 +152,8 @@ impl Scenario {
             limits: self.limits,
             retry_after_max: self.config.tries.retry_after_max,
             drain: self.config.drain,
+            commit_interval: self.config.commit_interval,
+            backoff: self.backoff,
             start_latest: self.config.start == Start::Latest,
         }
     }
@@ -201,14 +212,15 @@ fn users(many: usize, random: &mut Random) -> Vec<User> {
     users
 }
 
-fn config(random: &mut Random) -> Config {
+fn config(random: &mut Random) -> (Config, BackoffRule) {
     let first = random.millis(10, 200);
     let max = first + random.millis(0, 1_500);
     let attempts = random.between(1, 6) as u32;
-    let backoff = Backoff::new(first, max, random.chance(30)).expect("the first delay is the shortest");
+    let rule = BackoffRule { first, max, jitter: random.chance(30) };
+    let backoff = Backoff::new(first, max, rule.jitter).expect("the first delay is the shortest");
     let (attempt_timeout, retry_after_max) = (random.millis(300, 3_000), random.millis(500, 5_000));
     let (attempts_max, on_exhausted) = (Some(attempts), OnExhausted::DeadLetter);
-    Config {
+    let config = Config {
         tries: TryPolicy { attempts_max, give_up_after: None, on_exhausted, backoff, retry_after_max },
         attempt_timeout,
         concurrency: random.pick(&[1, 2, 4, 16, 256]),
@@ -221,7 +233,8 @@ fn config(random: &mut Random) -> Config {
         drain: random.millis(100, 5_000),
         dead_retention: Duration::from_secs(3600),
         seed: random.next(),
-    }
+    };
+    (config, rule)
 }
 
 fn limits(random: &mut Random) -> BatchLimits {
@@ -254,7 +267,7 @@ fn troubled(seed: u64, random: &mut Random, users_min: u64) -> Scenario {
     let slots = if random.chance(50) { 2 } else { 1 };
     let session = random.chance(60).then(|| random.millis(1_000, 10_000));
     let users = users(random.between(users_min, users_min + 20) as usize, random);
-    let config = config(random);
+    let (config, backoff) = config(random);
     let until = random.millis(500, 12_000);
     let mut plan = load(users.len(), random.between(10, 150), until, random);
     let someone = |random: &mut Random| random.below(slots as u64) as usize;
@@ -321,6 +334,7 @@ fn troubled(seed: u64, random: &mut Random, users_min: u64) -> Scenario {
         slots,
         session,
         config,
+        backoff,
         limits: limits(random),
         rates,
         behaviour,

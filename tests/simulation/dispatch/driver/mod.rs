@@ -29,6 +29,9 @@ const CALM_MAX: Duration = Duration::from_secs(3_600);
 /// A partition that could not be read must continue within this time.
 const STOPPED_MAX: Duration = Duration::from_secs(90);
 
+/// How often the oracle looks for work that is not done.
+const LOOK_EVERY: Duration = Duration::from_millis(250);
+
 /// After the faults, how often a user without failures sends an event.
 const FRESH_EVERY: Duration = Duration::from_secs(20);
 
@@ -215,6 +218,7 @@ impl<'a> Driver<'a> {
 
     async fn until_the_plan_is_done(&mut self) {
         while let Some((&(at, _), _)) = self.queue.first_key_value() {
+            let at = at.min(self.world.now() + LOOK_EVERY);
             self.turn(at).await;
             if self.broken() {
                 return;
@@ -232,6 +236,7 @@ impl<'a> Driver<'a> {
             () = tokio::time::sleep(wait) => {}
         }
         self.collect_ended().await;
+        self.world.lock().oracle.look(self.world.now());
         while let Some(entry) = self.queue.first_entry()
             && entry.key().0 <= self.world.now()
         {
@@ -257,7 +262,11 @@ impl<'a> Driver<'a> {
                 self.assign();
             }
             Step::Reconnects { life } => {
-                self.world.lock().members.reconnect(life);
+                {
+                    let mut state = self.world.lock();
+                    state.members.reconnect(life);
+                    state.oracle.reconnected(life);
+                }
                 for running in self.slots.iter_mut().flatten().filter(|running| running.life == life) {
                     running.cut_off = false;
                 }
@@ -291,7 +300,11 @@ impl<'a> Driver<'a> {
                     return;
                 }
                 let life = running.life;
-                let ends = self.world.lock().members.cut_off(life);
+                let ends = {
+                    let mut state = self.world.lock();
+                    state.oracle.cut_off(life);
+                    state.members.cut_off(life)
+                };
                 if let Some(ends) = ends {
                     self.outcome.sessions_lost += 1;
                     self.at(self.world.moment(ends), Step::SessionEnds { life });

@@ -1,7 +1,8 @@
 //! The oracle's rules for attempts and dead letters: order, one attempt per user at a time, no needless repetition, and
 //! no event given up without cause.
 
-use super::{Attempt, Life, Oracle, Ownership, claims};
+use super::timing::{AttemptOf, RunEnd};
+use super::{Attempt, Life, Oracle, Ownership, User, claims};
 use eventd::core::event::{Event, Record};
 use eventd::core::verdict::{Report, Verdict};
 use std::time::Duration;
@@ -12,6 +13,14 @@ pub(crate) struct DeliveredRun {
     pub(crate) events: Vec<Event>,
     pub(crate) attempt: u32,
     pub(crate) gap: bool,
+}
+
+impl Attempt {
+    /// The attempt with this number, for the rules about time.
+    fn of(&self, id: u64) -> AttemptOf {
+        let Self { life, partition, ownership, began, .. } = *self;
+        AttemptOf { id, life, partition, ownership, began }
+    }
 }
 
 impl Oracle {
@@ -44,10 +53,20 @@ impl Oracle {
                 }
             }
         }
+        let heads: Vec<(User, i64)> = runs
+            .iter()
+            .filter_map(|run| run.events.first())
+            .map(|event| (event.record.key().map(<[u8]>::to_vec), event.offset))
+            .collect();
         let runs = runs.iter().map(|run| run.events.iter().map(|event| event.offset).collect()).collect();
         let ownership = self.owned.get(&(life, partition)).map_or(0, |owned| owned.number);
         let phase = self.health.phase();
-        self.attempts.insert(id, Attempt { life, partition, ownership, began: now, phase, until, runs });
+        let attempt = Attempt { life, partition, ownership, began: now, phase, until, runs };
+        let of = attempt.of(id);
+        if let Some(wrong) = self.timing.as_mut().and_then(|timing| timing.started(of, &heads, now)) {
+            self.fail(format!("attempt {id} of life {life} in partition {partition}: {wrong}"));
+        }
+        self.attempts.insert(id, attempt);
         id
     }
 
@@ -164,6 +183,8 @@ impl Oracle {
     pub(crate) fn reported(&mut self, id: u64, reports: &[Report], now: Duration) {
         let attempt = self.attempts.remove(&id).expect("an attempt is answered once");
         let (life, partition) = (attempt.life, attempt.partition);
+        let ends = reports.iter().map(|report| (report.delivered, report.failed.as_ref().map(|failed| failed.verdict)));
+        self.timing_ends(id, &attempt, ends, true, now);
         for (run, report) in attempt.runs.iter().zip(reports) {
             for offset in &run[..report.delivered] {
                 let entry = &self.partitions[partition as usize].entries[offset];
@@ -205,6 +226,9 @@ impl Oracle {
     pub(crate) fn dropped(&mut self, id: u64, is_cut_off: bool, now: Duration) {
         let attempt = self.attempts.remove(&id).expect("an attempt ends once");
         self.refusals.doubt(attempt.life);
+        let timed_out = !is_cut_off && now >= attempt.until;
+        let failed = timed_out.then_some(Verdict::Retry { after: None });
+        self.timing_ends(id, &attempt, attempt.runs.iter().map(|_| (0, failed)), timed_out, now);
         if is_cut_off || now < attempt.until || self.ownership_of(&attempt).is_none_or(|owned| owned.lost.is_some()) {
             return;
         }
@@ -213,6 +237,24 @@ impl Oracle {
                 self.failed(&attempt, *offset, Verdict::Retry { after: None }, now);
             }
         }
+    }
+
+    /// Tells the rules about time how each run of an attempt ended.
+    fn timing_ends(
+        &mut self,
+        id: u64,
+        attempt: &Attempt,
+        ends: impl Iterator<Item = (usize, Option<Verdict>)>,
+        answered: bool,
+        now: Duration,
+    ) {
+        let Some(timing) = &mut self.timing else { return };
+        let entries = &self.partitions[attempt.partition as usize].entries;
+        let runs = attempt.runs.iter().zip(ends).filter_map(|(run, (delivered, failed))| {
+            let first = *run.first()?;
+            Some(RunEnd { user: entries.get(&first)?.user.clone(), first, delivered, failed })
+        });
+        timing.attempt_ended(attempt.of(id), runs.collect(), answered, now);
     }
 
     fn failed(&mut self, attempt: &Attempt, offset: i64, verdict: Verdict, now: Duration) {
@@ -269,6 +311,9 @@ impl Oracle {
         {
             return Err(format!("{offset} is in flight with attempt {attempt}"));
         }
+        if let Some(timing) = &mut self.timing {
+            timing.gives_up(life, partition, &entry.user);
+        }
         let Some(owned) = self.owned.get_mut(&(life, partition)) else {
             return Err("the partition is not owned".into());
         };
@@ -315,6 +360,18 @@ impl Oracle {
         let offset = self.place(life, partition, offset, &[]);
         if let Some(owned) = self.owned.get_mut(&(life, partition)) {
             owned.done.insert(offset, now);
+        }
+        let user = record.key().map(<[u8]>::to_vec);
+        if let Some(timing) = &mut self.timing {
+            timing.given_up(life, partition, &user, offset, now);
+        }
+    }
+
+    /// The owner learned that the dead letter is not stored, or that this is unknown.
+    pub(crate) fn dead_letter_failed(&mut self, life: Life, partition: u32, record: &Record, now: Duration) {
+        let user = record.key().map(<[u8]>::to_vec);
+        if let Some(timing) = &mut self.timing {
+            timing.dead_letter_failed(life, partition, &user, now);
         }
     }
 

@@ -15,8 +15,10 @@
 mod deliveries;
 mod refusals;
 mod replayed;
+mod timing;
 
 pub(crate) use deliveries::DeliveredRun;
+pub(crate) use timing::{BackoffRule, TimingRules};
 
 use crate::dispatch::outage_rules::{Failures, Health, Phase};
 use eventd::core::event::{Event, Record};
@@ -26,6 +28,7 @@ use refusals::Refusals;
 use replayed::ReplayView;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::time::Duration;
+use timing::Timing;
 
 /// One life of a process, from its start to its end or crash.
 pub(crate) type Life = u32;
@@ -42,6 +45,8 @@ pub(crate) struct Rules {
     pub(crate) limits: BatchLimits,
     pub(crate) retry_after_max: Duration,
     pub(crate) drain: Duration,
+    pub(crate) commit_interval: Duration,
+    pub(crate) backoff: BackoffRule,
     /// Whether a destination without a commit starts at the end of the log.
     pub(crate) start_latest: bool,
 }
@@ -138,12 +143,24 @@ pub(crate) struct Oracle {
     refusals: Refusals,
     /// For a replay, how its events look.
     replay_view: Option<ReplayView>,
+    /// The rules about time. A replay has none: its rate holds it back.
+    timing: Option<Timing>,
     pub(crate) counts: Counts,
     violation: Option<String>,
 }
 
 impl Oracle {
     pub(crate) fn new(rules: Rules, partitions: u32) -> Self {
+        let timing = Timing::new(TimingRules {
+            attempts: rules.attempts,
+            backoff: rules.backoff,
+            retry_after_max: rules.retry_after_max,
+            concurrency: rules.concurrency,
+            takes_many_users: rules.limits.runs_max > 1,
+            window_events: rules.window_events,
+            window_bytes: rules.window_bytes,
+            commit_interval: rules.commit_interval,
+        });
         Self {
             rules,
             partitions: (0..partitions).map(|_| Partition::default()).collect(),
@@ -154,6 +171,7 @@ impl Oracle {
             health: Health::default(),
             refusals: Refusals::default(),
             replay_view: None,
+            timing: Some(timing),
             counts: Counts::default(),
             violation: None,
         }
@@ -212,7 +230,10 @@ impl Oracle {
     }
 
     /// A fetch begins. Every event below `from` that this owner has fetched and not settled is in its memory.
-    pub(crate) fn fetch(&mut self, life: Life, partition: u32, from: i64, max_bytes: usize) {
+    pub(crate) fn fetch(&mut self, life: Life, partition: u32, from: i64, max_bytes: usize, now: Duration) {
+        if let Some(wrong) = self.timing.as_mut().and_then(|timing| timing.fetch(life, partition, now)) {
+            self.fail(format!("life {life}, partition {partition}: {wrong}"));
+        }
         let part = &self.partitions[partition as usize];
         let Some(owned) = self.owned.get_mut(&(life, partition)) else {
             return self.fail(format!("life {life} fetches partition {partition}, which it does not own"));
@@ -236,7 +257,7 @@ impl Oracle {
         }
     }
 
-    pub(crate) fn fetched(&mut self, life: Life, partition: u32, events: &[Event]) {
+    pub(crate) fn fetched(&mut self, life: Life, partition: u32, events: &[Event], now: Duration) {
         let part = &self.partitions[partition as usize];
         if let Some(owned) = self.owned.get_mut(&(life, partition)) {
             let claimed = |o| owned.began_with.as_ref().is_some_and(|state| claims(state, o));
@@ -246,6 +267,23 @@ impl Oracle {
                 .map(|event| (event.offset, event.record.window_bytes()))
                 .collect();
             owned.fetched.extend(new);
+            if let Some(timing) = &mut self.timing {
+                timing.fetched(life, partition, events.iter().filter(|event| !claimed(event.offset)), now);
+            }
+        }
+    }
+
+    /// A fetch failed. `for_good` says that nothing can be read at this offset.
+    pub(crate) fn fetch_failed(&mut self, life: Life, partition: u32, for_good: bool, now: Duration) {
+        if let Some(timing) = &mut self.timing {
+            timing.fetch_failed(life, partition, for_good, now);
+        }
+    }
+
+    /// Looks for work that could have been done and was not.
+    pub(crate) fn look(&mut self, now: Duration) {
+        if let Some(wrong) = self.timing.as_ref().and_then(|timing| timing.look(now)) {
+            self.fail(wrong);
         }
     }
 
@@ -259,7 +297,10 @@ impl Oracle {
         }
     }
 
-    pub(crate) fn assigned(&mut self, life: Life, partition: u32) {
+    pub(crate) fn assigned(&mut self, life: Life, partition: u32, now: Duration) {
+        if let Some(timing) = &mut self.timing {
+            timing.assigned(life, partition, now);
+        }
         self.ownerships += 1;
         self.owned.insert((life, partition), Ownership { number: self.ownerships, ..Ownership::default() });
     }
@@ -272,10 +313,45 @@ impl Oracle {
             let began_with = state;
             *owned =
                 Ownership { number, began_with, released_before_the_stop, lost, revoked_at, ..Ownership::default() };
+            self.timing_begins(life, partition);
+        }
+    }
+
+    /// The rules about time start anew with this ownership.
+    fn timing_begins(&mut self, life: Life, partition: u32) {
+        let Some(owned) = self.owned.get(&(life, partition)) else { return };
+        let wanted = self.partitions[partition as usize].resets.last();
+        let is_reset = wanted.is_none_or(|wanted| owned.began_with.as_ref().is_some_and(|state| !state.lacks(wanted)));
+        let is_closing = owned.lost.is_some() || owned.revoked_at.is_some() || !is_reset;
+        if let Some(timing) = &mut self.timing {
+            timing.began(life, partition, owned.number, is_closing);
+        }
+    }
+
+    fn closes(&mut self, which: impl Fn(Life, u32) -> bool) {
+        if let Some(timing) = &mut self.timing {
+            timing.closes(which);
+        }
+    }
+
+    /// No heartbeat of this life arrives from now on.
+    pub(crate) fn cut_off(&mut self, life: Life) {
+        self.closes(|of, _| of == life);
+        if let Some(timing) = &mut self.timing {
+            timing.set_cut_off(life, true);
+        }
+    }
+
+    pub(crate) fn reconnected(&mut self, life: Life) {
+        if let Some(timing) = &mut self.timing {
+            timing.set_cut_off(life, false);
         }
     }
 
     pub(crate) fn lost(&mut self, life: Life, partition: u32, now: Duration) {
+        if let Some(timing) = &mut self.timing {
+            timing.released(life, partition);
+        }
         if let Some(owned) = self.owned.get_mut(&(life, partition)) {
             owned.lost.get_or_insert(now);
         }
@@ -283,6 +359,7 @@ impl Oracle {
 
     /// The owner was told to drain.
     pub(crate) fn revoked(&mut self, life: Life, partition: u32, now: Duration) {
+        self.closes(|of, at| (of, at) == (life, partition));
         if let Some(owned) = self.owned.get_mut(&(life, partition)) {
             owned.revoked_at.get_or_insert(now);
         }
@@ -290,6 +367,7 @@ impl Oracle {
 
     /// The membership ended, so the life owns nothing any more.
     pub(crate) fn lost_all(&mut self, life: Life, now: Duration) {
+        self.closes(|of, _| of == life);
         for ((_, _), owned) in self.owned.iter_mut().filter(|((of, _), _)| *of == life) {
             owned.lost.get_or_insert(now);
         }
@@ -298,6 +376,9 @@ impl Oracle {
     /// The owner released the partition in order. `commit_must_hold` says that no commit was made to fail since then,
     /// so everything that was reported to the owner must be committed.
     pub(crate) fn released(&mut self, life: Life, partition: u32, commit_must_hold: bool) {
+        if let Some(timing) = &mut self.timing {
+            timing.released(life, partition);
+        }
         if let Some(id) = self.in_flight(|a| a.life == life && a.partition == partition) {
             self.fail(format!("life {life} released partition {partition} with attempt {id} in flight"));
         }
@@ -321,8 +402,17 @@ impl Oracle {
         }
     }
 
+    pub(crate) fn commit_ended(&mut self, life: Life, partition: u32, now: Duration) {
+        if let Some(timing) = &mut self.timing {
+            timing.commit_ended(life, partition, now);
+        }
+    }
+
     /// Called before the group judges a commit: a released partition must not be committed.
     pub(crate) fn commit_tried(&mut self, life: Life, partition: u32, now: Duration) {
+        if let Some(timing) = &mut self.timing {
+            timing.commit_begun(life, partition);
+        }
         match self.owned.get(&(life, partition)) {
             None => self.fail(format!("life {life} commits partition {partition}, which it never owned")),
             Some(owned) if owned.released => {
@@ -337,6 +427,7 @@ impl Oracle {
 
     /// An operator requests an offset reset.
     pub(crate) fn reset_requested(&mut self, partition: u32, wanted: OffsetReset) {
+        self.closes(|_, of| of == partition);
         self.partitions[partition as usize].resets.push(wanted);
     }
 
@@ -376,6 +467,9 @@ impl Oracle {
             offset.map(|o| format!("a commit of partition {partition} takes back {o}, which was settled: {state:?}"))
         };
         part.committed = Some(state.clone());
+        if let Some(timing) = &mut self.timing {
+            timing.committed(partition, state);
+        }
         if let Some(wrong) = wrong {
             self.fail(wrong);
         }
@@ -425,11 +519,15 @@ impl Oracle {
             let (lost, revoked_at, began_with) = (owned.lost, owned.revoked_at, Some(state.clone()));
             *owned = Ownership { number: self.ownerships, began_with, lost, revoked_at, ..Ownership::default() };
         }
+        if let Some(life) = by {
+            self.timing_begins(life, partition);
+        }
         Ok(wanted.to)
     }
 
     /// A life is told to stop.
     pub(crate) fn told_to_stop(&mut self, life: Life, now: Duration) {
+        self.closes(|of, _| of == life);
         for (_, owned) in self.owned.iter_mut().filter(|((of, _), _)| *of == life) {
             owned.released_before_the_stop = owned.released;
             owned.revoked_at.get_or_insert(now);
@@ -438,6 +536,9 @@ impl Oracle {
 
     /// A life ended. If it drained, everything must be committed.
     pub(crate) fn ended(&mut self, life: Life, drained: bool) {
+        if let Some(timing) = &mut self.timing {
+            timing.ended(life);
+        }
         if let Some(id) = self.in_flight(|attempt| attempt.life == life) {
             self.fail(format!("attempt {id} continues after life {life} ended"));
         }

@@ -48,6 +48,7 @@ impl Oracle {
             oracle.passed(partition, *end);
         }
         oracle.health = live.health.of_newcomer();
+        oracle.timing = None;
         oracle.replay_view = Some(ReplayView { id: id.to_owned(), dead, letters });
         oracle
     }

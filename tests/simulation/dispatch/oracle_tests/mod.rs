@@ -6,7 +6,7 @@ mod replayed;
 use crate::dispatch::memory_destination::Behaviour;
 use crate::dispatch::memory_group::Members;
 use crate::dispatch::memory_log::{MemoryEngine, TOPIC, Topics};
-use crate::dispatch::oracle::{DeliveredRun, Oracle, Rules};
+use crate::dispatch::oracle::{BackoffRule, DeliveredRun, Oracle, Rules};
 use crate::dispatch::world::{Rates, Role, World};
 use crate::harness::Random;
 use eventd::core::event::{Event, Record};
@@ -38,6 +38,8 @@ fn rules(limits: BatchLimits, start_latest: bool) -> Rules {
         limits,
         retry_after_max: seconds(5),
         drain: seconds(5),
+        commit_interval: seconds(1),
+        backoff: BackoffRule { first: seconds(0), max: seconds(0), jitter: false },
         start_latest,
     }
 }
@@ -62,7 +64,7 @@ impl Case {
     }
 
     fn owner(&mut self, life: u32, state: PartitionState) {
-        self.oracle.assigned(life, 0);
+        self.oracle.assigned(life, 0, seconds(0));
         self.oracle.began_with(life, 0, Some(state));
     }
 
@@ -286,10 +288,11 @@ fn work_after_the_end_of_an_ownership_is_reported() {
 fn a_fetch_beyond_the_window_is_reported() {
     let mut case = Case::of(&["a", "b", "c", "d", "e"]);
     let events: Vec<Event> = (0..4).map(|offset| case.event(offset)).collect();
-    case.oracle.fetched(LIFE, 0, &events);
-    case.oracle.fetch(LIFE, 0, 3, 100);
+    case.oracle.fetched(LIFE, 0, &events[..3], seconds(0));
+    case.oracle.fetch(LIFE, 0, 3, 100, seconds(0));
     case.is_accepted();
-    case.oracle.fetch(LIFE, 0, 4, 100);
+    case.oracle.fetched(LIFE, 0, &events[3..], seconds(0));
+    case.oracle.fetch(LIFE, 0, 4, 100, seconds(0));
     case.is_reported("4 events");
 }
 
@@ -366,17 +369,7 @@ fn an_end_with_open_work_is_reported() {
 }
 
 fn world() -> Arc<World> {
-    let limits = BatchLimits { runs_max: 1, run_events_max: 1, run_bytes_max: 0 };
-    let rules = Rules {
-        attempts: 1,
-        window_events: 1_000,
-        window_bytes: 1 << 20,
-        concurrency: 1,
-        limits,
-        retry_after_max: seconds(1),
-        drain: seconds(1),
-        start_latest: false,
-    };
+    let rules = rules(BatchLimits { runs_max: 1, run_events_max: 1, run_bytes_max: 0 }, false);
     let topics = Topics::new(1, 0, 1_000);
     let oracle = Oracle::new(rules, 1);
     World::new(Random::new(1), oracle, topics, Members::new(1), Behaviour::default(), Rates::default())

@@ -25,7 +25,7 @@ impl Case {
         let all = std::slice::from_ref(&events);
         let mut case = Self { oracle: Oracle::of_replay(rules, id, dead, all, &[10], &live, seconds(0)), events };
         let begins = PartitionState::at(0);
-        case.oracle.assigned(LIFE, 0);
+        case.oracle.assigned(LIFE, 0, seconds(0));
         case.oracle.committed(Some(LIFE), 0, &begins, seconds(0));
         case.oracle.began_with(LIFE, 0, Some(begins));
         case

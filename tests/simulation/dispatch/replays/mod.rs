@@ -227,7 +227,7 @@ impl WorldState {
         let partitions = self.topics.partitions(TOPIC) as u32;
         let Some(oracle) = self.replays.oracle_of(life) else { return };
         for partition in 0..partitions {
-            oracle.assigned(life, partition);
+            oracle.assigned(life, partition, now);
             if dead
                 && !again
                 && let Some(Some(state)) = redriven.get(partition as usize)

@@ -1,0 +1,272 @@
+//! Rules about time: what could be done must be done soon, not before its time, and in the order in which it became
+//! possible.
+//!
+//! The rest of the oracle knows what must *not* happen. This part knows what must happen. It follows, from the calls that
+//! pass between dispatch and the world, what each owner has in memory and what it waits for:
+//!
+//! ```text
+//!  fetched ──▶ queue of each user ──▶ waiting from … until … ── attempt ──▶ in flight ──▶ settled, or waiting again
+//!                                        │
+//!                                        └─ nothing keeps it from starting, and it does not: a violation
+//! ```
+//!
+//! An owner is judged only while nothing that the oracle cannot see may keep it from its work: its partition is open, its
+//! window is not full, slots are free, and its breaker is certainly closed ([`wellness`]). The bounds are short, so that a
+//! wake-up that is lost shows although a timer comes to its aid a second later.
+
+mod owned;
+mod queue;
+mod wellness;
+
+pub(crate) use queue::BackoffRule;
+
+use super::{Life, User};
+use eventd::core::event::Event;
+use eventd::core::progress::PartitionState;
+use eventd::core::verdict::Verdict;
+use owned::Owned;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::time::Duration;
+use wellness::Wellness;
+
+/// A user of one ownership. The users of the next owner are other ones to the breaker.
+type UserOfOwner = (u64, User);
+
+/// The delays before a call of the log is repeated.
+const LOG_BACKOFF: BackoffRule =
+    BackoffRule { first: Duration::from_millis(100), max: Duration::from_secs(2), jitter: true };
+
+/// What the configuration promises about time and room.
+#[derive(Debug, Clone)]
+pub(crate) struct TimingRules {
+    pub(crate) attempts: u32,
+    pub(crate) backoff: BackoffRule,
+    pub(crate) retry_after_max: Duration,
+    pub(crate) concurrency: usize,
+    /// Whether the destination takes runs of several users in a batch.
+    pub(crate) takes_many_users: bool,
+    pub(crate) window_events: usize,
+    pub(crate) window_bytes: usize,
+    pub(crate) commit_interval: Duration,
+}
+
+/// How one run of an attempt ended.
+pub(super) struct RunEnd {
+    pub(super) user: User,
+    pub(super) first: i64,
+    pub(super) delivered: usize,
+    /// `None`: all of it was delivered, or the attempt was cut off.
+    pub(super) failed: Option<Verdict>,
+}
+
+/// An attempt as this part sees it.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct AttemptOf {
+    pub(super) id: u64,
+    pub(super) life: Life,
+    pub(super) partition: u32,
+    pub(super) ownership: u64,
+    pub(super) began: Duration,
+}
+
+/// One process.
+#[derive(Debug, Default)]
+struct Process {
+    in_flight: usize,
+    /// The partitions that it owns, also those that have not begun.
+    partitions: BTreeSet<u32>,
+    /// No heartbeat of it arrives.
+    is_cut_off: bool,
+    /// When all slots were last taken.
+    full_until: Duration,
+    wellness: Wellness,
+}
+
+#[derive(Debug)]
+pub(super) struct Timing {
+    rules: TimingRules,
+    processes: HashMap<Life, Process>,
+    owned: BTreeMap<(Life, u32), Owned>,
+}
+
+impl Timing {
+    pub(super) fn new(rules: TimingRules) -> Self {
+        Self { rules, processes: HashMap::new(), owned: BTreeMap::new() }
+    }
+
+    /// An owner begins, or begins anew. `is_closing` says that it may do what it likes from the start.
+    pub(super) fn began(&mut self, life: Life, partition: u32, ownership: u64, is_closing: bool) {
+        let process = self.processes.entry(life).or_default();
+        let owned = Owned::new(ownership, is_closing || process.is_cut_off);
+        self.owned.insert((life, partition), owned);
+    }
+
+    /// From now on this owner may do what it likes, because it drains, moves or is cut off.
+    pub(super) fn closes(&mut self, which: impl Fn(Life, u32) -> bool) {
+        for (_, owned) in self.owned.iter_mut().filter(|((life, partition), _)| which(*life, *partition)) {
+            owned.is_closing = true;
+        }
+    }
+
+    pub(super) fn set_cut_off(&mut self, life: Life, is_cut_off: bool) {
+        self.processes.entry(life).or_default().is_cut_off = is_cut_off;
+    }
+
+    pub(super) fn ended(&mut self, life: Life) {
+        self.processes.remove(&life);
+        self.owned.retain(|(of, _), _| *of != life);
+    }
+
+    pub(super) fn assigned(&mut self, life: Life, partition: u32, now: Duration) {
+        self.processes.entry(life).or_default().partitions.insert(partition);
+        let share = self.smallest_share(life);
+        for (_, owned) in self.owned.iter_mut().filter(|((of, _), _)| *of == life) {
+            owned.look_at_room(share, now);
+        }
+    }
+
+    /// The life does not own the partition any more.
+    pub(super) fn released(&mut self, life: Life, partition: u32) {
+        self.owned.remove(&(life, partition));
+        if let Some(process) = self.processes.get_mut(&life) {
+            process.partitions.remove(&partition);
+        }
+    }
+
+    /// The window of a partition, in events and in bytes, if the process shares it among this many.
+    fn share(&self, partitions: usize) -> (usize, usize) {
+        let partitions = partitions.max(1);
+        ((self.rules.window_events / partitions).max(1), (self.rules.window_bytes / partitions).max(1))
+    }
+
+    /// The share of a partition if all that the process owns count. While others begin or drain it may be larger.
+    fn smallest_share(&self, life: Life) -> (usize, usize) {
+        self.share(self.processes.get(&life).map_or(0, |process| process.partitions.len()))
+    }
+
+    /// A fetch begins. Returns what is wrong with it.
+    pub(super) fn fetch(&mut self, life: Life, partition: u32, now: Duration) -> Option<String> {
+        let others_drain = |((of, _), owned): &(&(Life, u32), &Owned)| *of == life && !owned.is_closing;
+        let share = self.share(self.owned.iter().filter(others_drain).count());
+        let owned = self.owned.get_mut(&(life, partition))?;
+        owned.fetch(share, now)
+    }
+
+    pub(super) fn fetch_failed(&mut self, life: Life, partition: u32, for_good: bool, now: Duration) {
+        if let Some(owned) = self.owned.get_mut(&(life, partition)) {
+            owned.fetch_failed(for_good, now);
+        }
+    }
+
+    /// The events of an answer that are not settled. They are in memory now.
+    pub(super) fn fetched<'e>(
+        &mut self,
+        life: Life,
+        partition: u32,
+        events: impl Iterator<Item = &'e Event>,
+        now: Duration,
+    ) {
+        let share = self.smallest_share(life);
+        if let Some(owned) = self.owned.get_mut(&(life, partition)) {
+            owned.fetched(events, share, now);
+        }
+    }
+
+    /// An attempt of the first events of these users begins. Returns what is wrong with it.
+    pub(super) fn started(&mut self, attempt: AttemptOf, heads: &[(User, i64)], now: Duration) -> Option<String> {
+        let AttemptOf { id, life, partition, .. } = attempt;
+        let process = self.processes.get_mut(&life)?;
+        let too_many = process.wellness.begun(id, now);
+        let well_since = process.wellness.well_since();
+        let free_since = (process.in_flight < self.rules.concurrency).then_some(process.full_until);
+        process.in_flight += 1;
+        let is_failing = |ownership, user: &User| process.wellness.is_failing(&(ownership, user.clone()));
+        let owned = self.owned.get_mut(&(life, partition))?;
+        let wrong = owned.started(heads, well_since, free_since, &self.rules, is_failing, now);
+        too_many.or(wrong)
+    }
+
+    /// An attempt ended. `answered` is false if it was cut off without a verdict.
+    pub(super) fn attempt_ended(&mut self, attempt: AttemptOf, runs: Vec<RunEnd>, answered: bool, now: Duration) {
+        let Some(process) = self.processes.get_mut(&attempt.life) else { return };
+        if process.in_flight >= self.rules.concurrency {
+            process.full_until = now;
+        }
+        process.in_flight = process.in_flight.saturating_sub(1);
+        let wellness = &mut process.wellness;
+        let user_of = |run: &RunEnd| (attempt.ownership, run.user.clone());
+        if answered {
+            let delivered = runs.iter().filter(|run| run.delivered > 0).map(user_of).collect();
+            wellness.delivered(attempt.id, delivered, now);
+            for (run, verdict) in runs.iter().filter_map(|run| Some((run, run.failed?))) {
+                wellness.failed(attempt.id, user_of(run), verdict, now);
+            }
+        } else {
+            wellness.ended_without_verdict(attempt.id);
+        }
+        let is_well = wellness.well_since().is_some();
+        if !is_well {
+            let of_life = self.owned.iter_mut().filter(|((life, _), _)| *life == attempt.life);
+            of_life.for_each(|(_, owned)| owned.forget_tries());
+        }
+        let share = self.smallest_share(attempt.life);
+        let owned = self.owned.get_mut(&(attempt.life, attempt.partition));
+        if let Some(owned) = owned.filter(|owned| owned.number == attempt.ownership) {
+            owned.attempt_ended(&attempt, runs, is_well, &self.rules, now);
+            owned.look_at_room(share, now);
+        }
+    }
+
+    /// A dead letter of this event is being written.
+    pub(super) fn gives_up(&mut self, life: Life, partition: u32, user: &User) {
+        if let Some(owned) = self.owned.get_mut(&(life, partition)) {
+            owned.dead_letter(user, None);
+        }
+    }
+
+    /// A dead letter of this event could not be written.
+    pub(super) fn dead_letter_failed(&mut self, life: Life, partition: u32, user: &User, now: Duration) {
+        if let Some(owned) = self.owned.get_mut(&(life, partition)) {
+            owned.dead_letter(user, Some(now + LOG_BACKOFF.max));
+        }
+    }
+
+    /// The owner knows that this event is settled by its dead letter.
+    pub(super) fn given_up(&mut self, life: Life, partition: u32, user: &User, offset: i64, now: Duration) {
+        let share = self.smallest_share(life);
+        if let Some(owned) = self.owned.get_mut(&(life, partition)) {
+            owned.settled(user, offset, now);
+            owned.look_at_room(share, now);
+        }
+    }
+
+    pub(super) fn commit_begun(&mut self, life: Life, partition: u32) {
+        if let Some(owned) = self.owned.get_mut(&(life, partition)) {
+            owned.commit.is_in_flight = true;
+        }
+    }
+
+    pub(super) fn commit_ended(&mut self, life: Life, partition: u32, now: Duration) {
+        if let Some(owned) = self.owned.get_mut(&(life, partition)) {
+            owned.commit.is_in_flight = false;
+            owned.commit.ended_at = now;
+        }
+    }
+
+    /// This state is stored.
+    pub(super) fn committed(&mut self, partition: u32, state: &PartitionState) {
+        for (_, owned) in self.owned.iter_mut().filter(|((_, of), _)| *of == partition) {
+            owned.commit.stored(state);
+        }
+    }
+
+    /// Looks for work that could have been done and was not.
+    pub(super) fn look(&self, now: Duration) -> Option<String> {
+        self.owned.iter().find_map(|((life, partition), owned)| {
+            let process = self.processes.get(life)?;
+            let free_since = (process.in_flight < self.rules.concurrency).then_some(process.full_until);
+            let wrong = owned.look(process.wellness.well_since(), free_since, &self.rules, now)?;
+            Some(format!("life {life}, partition {partition}: {wrong}"))
+        })
+    }
+}

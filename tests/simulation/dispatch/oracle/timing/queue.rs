@@ -1,0 +1,118 @@
+//! One user's events in the memory of one owner, as the oracle knows them, and when the next of them may and must start.
+
+use eventd::core::verdict::Verdict;
+use std::collections::VecDeque;
+use std::time::Duration;
+
+/// A user whose attempts take this long is slow, and may wait for others.
+const SLOW_AFTER: Duration = Duration::from_secs(1);
+
+/// The delays between the attempts of an event, as the configuration says them.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct BackoffRule {
+    pub(crate) first: Duration,
+    pub(crate) max: Duration,
+    pub(crate) jitter: bool,
+}
+
+impl BackoffRule {
+    /// The shortest and the longest delay after this many failures.
+    fn bounds(self, failures: u32) -> (Duration, Duration) {
+        let mut delay = self.first;
+        for _ in 1..failures {
+            delay = (delay * 2).min(self.max);
+        }
+        (if self.jitter { delay / 2 } else { delay }, delay)
+    }
+
+    /// The longest delay after this many failures.
+    pub(super) fn longest(self, failures: u32) -> Duration {
+        self.bounds(failures).1
+    }
+}
+
+/// The events of one user that an owner has read and not settled.
+#[derive(Debug, Default)]
+pub(super) struct Queue {
+    /// Offsets and sizes, the oldest first.
+    events: VecDeque<(i64, usize)>,
+    pub(super) state: QueueState,
+    /// Failed attempts of the first event.
+    pub(super) failures: u32,
+    /// Failures among them that count as tries without doubt.
+    pub(super) certain_tries: u32,
+    pub(super) is_slow: bool,
+}
+
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) enum QueueState {
+    #[default]
+    Empty,
+    /// The first event may be attempted from `earliest` on, and must not wait after `latest`.
+    Waiting {
+        earliest: Duration,
+        latest: Duration,
+        failed_at: Option<Duration>,
+    },
+    InFlight,
+    /// It may be about to be given up. `write_by` is when its dead letter must be written again.
+    MayBeGivenUp {
+        write_by: Option<Duration>,
+    },
+}
+
+impl Queue {
+    /// The owner has read another event.
+    pub(super) fn read(&mut self, offset: i64, bytes: usize, now: Duration) {
+        self.events.push_back((offset, bytes));
+        if matches!(self.state, QueueState::Empty) {
+            self.state = ready(now);
+        }
+    }
+
+    pub(super) fn head(&self) -> Option<i64> {
+        self.events.front().map(|(offset, _)| *offset)
+    }
+
+    /// The first event is settled. Returns its bytes.
+    pub(super) fn settled(&mut self, offset: i64, now: Duration) -> Option<usize> {
+        if self.head() != Some(offset) {
+            return None;
+        }
+        let (_, bytes) = self.events.pop_front()?;
+        (self.failures, self.certain_tries) = (0, 0);
+        self.state = if self.events.is_empty() { QueueState::Empty } else { ready(now) };
+        Some(bytes)
+    }
+
+    pub(super) fn took(&mut self, time: Duration) {
+        self.is_slow = time >= SLOW_AFTER;
+    }
+
+    /// The first event failed. `asked` is how long the destination asked to wait.
+    pub(super) fn failed(
+        &mut self,
+        verdict: Verdict,
+        asked: Option<Duration>,
+        backoff: BackoffRule,
+        attempts: u32,
+        now: Duration,
+    ) {
+        self.failures += 1;
+        let (shortest, longest) = asked.map_or_else(|| backoff.bounds(self.failures), |asked| (asked, asked));
+        self.state = if self.failures >= attempts || verdict == Verdict::Refused {
+            QueueState::MayBeGivenUp { write_by: None }
+        } else {
+            QueueState::Waiting { earliest: now + shortest, latest: now + longest, failed_at: Some(now) }
+        };
+    }
+
+    /// The attempt in flight was cut off.
+    pub(super) fn cut_off(&mut self) {
+        self.state = QueueState::MayBeGivenUp { write_by: None };
+    }
+}
+
+fn ready(now: Duration) -> QueueState {
+    QueueState::Waiting { earliest: now, latest: now, failed_at: None }
+}
