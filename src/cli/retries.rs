@@ -17,10 +17,10 @@ pub struct RetryFlags {
     /// about 11 seconds.
     ///
     /// A flag that is given replaces its part of the preset.
-    #[arg(long, value_name = "PRESET", env = "EVENTD_RETRIES", value_parser = values::retry_preset)]
+    #[arg(long, value_name = "PRESET", env = "EVENTD_RETRIES", value_parser = retry_preset)]
     pub retries: Option<RetryPreset>,
 
-    /// Failed tries after which the tries of an event end; 0 is no limit [default: by --retries]
+    /// Failed tries after which the tries of an event end; 0 sets no limit [default: by --retries]
     ///
     /// Tries during an outage of the destination do not count.
     #[arg(long, value_name = "N", env = "EVENTD_ATTEMPTS", value_parser = values::attempts)]
@@ -30,7 +30,7 @@ pub struct RetryFlags {
     ///
     /// The time of an outage does not count. The tries end at the first failure after this time, or after --attempts tries if
     /// that is earlier.
-    #[arg(long, value_name = "DURATION", env = "EVENTD_GIVE_UP_AFTER", value_parser = values::give_up_after)]
+    #[arg(long, value_name = "DURATION", env = "EVENTD_GIVE_UP_AFTER", value_parser = give_up_after)]
     pub give_up_after: Option<GiveUpAfter>,
 
     /// Delay after the first failure of an event; it doubles with each further failure [default: by --retries]
@@ -70,4 +70,24 @@ pub enum RetryPreset {
 pub enum GiveUpAfter {
     Never,
     Time(Duration),
+}
+
+/// A duration above zero, or `never`.
+fn give_up_after(text: &str) -> Result<GiveUpAfter, String> {
+    match text {
+        "never" => Ok(GiveUpAfter::Never),
+        text => match values::duration(text) {
+            Ok(Duration::ZERO) => Err("the value must be above zero: write never to set no limit in time".into()),
+            Ok(duration) => Ok(GiveUpAfter::Time(duration)),
+            Err(error) => Err(format!("{error}; or write never")),
+        },
+    }
+}
+
+fn retry_preset(text: &str) -> Result<RetryPreset, String> {
+    match text {
+        "patient" => Ok(RetryPreset::Patient),
+        "quick" => Ok(RetryPreset::Quick),
+        _ => Err("write patient or quick".into()),
+    }
 }

@@ -1,6 +1,5 @@
 //! Checks of single values. Each error says what is wrong and what to write; clap adds the flag and the value.
 
-use super::retries::{GiveUpAfter, RetryPreset};
 use crate::core::names;
 use crate::core::side_topics::check_main_topic;
 use crate::core::token_bucket::Rate;
@@ -87,29 +86,9 @@ pub(super) fn from_one(text: &str) -> Result<u64, String> {
     }
 }
 
-/// A whole number. 0 is no limit.
+/// A whole number, also 0.
 pub(super) fn attempts(text: &str) -> Result<u32, String> {
     text.parse().map_err(|error| format!("{error}: write a whole number, for example 10, or 0 for no limit"))
-}
-
-/// A duration above zero, or `never`.
-pub(super) fn give_up_after(text: &str) -> Result<GiveUpAfter, String> {
-    match text {
-        "never" => Ok(GiveUpAfter::Never),
-        text => match duration(text) {
-            Ok(Duration::ZERO) => Err("the value must be above zero: write never to set no limit in time".into()),
-            Ok(duration) => Ok(GiveUpAfter::Time(duration)),
-            Err(error) => Err(format!("{error}; or write never")),
-        },
-    }
-}
-
-pub(super) fn retry_preset(text: &str) -> Result<RetryPreset, String> {
-    match text {
-        "patient" => Ok(RetryPreset::Patient),
-        "quick" => Ok(RetryPreset::Quick),
-        _ => Err("write patient or quick".into()),
-    }
 }
 
 /// The value of a switch. Most switches have it only as a variable; the flag itself has no value.

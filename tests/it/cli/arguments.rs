@@ -294,7 +294,7 @@ fn an_unknown_environment_variable_gets_a_warning_with_the_nearest_known_name() 
 fn a_wrong_value_of_a_variable_is_refused_like_that_of_its_flag() {
     let folder = tempfile::tempdir().unwrap();
     let bad = [
-        ("EVENTD_ATTEMPTS", "0"),
+        ("EVENTD_ATTEMPTS", "ten"),
         ("EVENTD_DRAIN", "30"),
         ("EVENTD_JITTER", "perhaps"),
         ("EVENTD_TLS", "perhaps"),
