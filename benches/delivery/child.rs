@@ -86,15 +86,31 @@ impl Child {
         }
     }
 
+    /// Sends SIGKILL, and waits for the end.
+    pub(crate) fn kill(&mut self) -> anyhow::Result<()> {
+        self.process.kill()?;
+        self.process.wait()?;
+        Ok(())
+    }
+
     /// Sends SIGTERM, and waits for exit code 0.
-    pub(crate) fn terminate(self) -> anyhow::Result<()> {
+    pub(crate) fn stop(&mut self) -> anyhow::Result<()> {
         let told = Command::new("kill").args(["-TERM", &self.process.id().to_string()]).status().context("run kill")?;
         ensure!(told.success(), "kill -TERM of {} failed: {told}", self.name);
-        self.end()
+        self.wait()
+    }
+
+    /// Like [`stop`](Self::stop), for a process that is not needed any more.
+    pub(crate) fn terminate(mut self) -> anyhow::Result<()> {
+        self.stop()
     }
 
     /// Waits until the process ends by itself with exit code 0.
     pub(crate) fn end(mut self) -> anyhow::Result<()> {
+        self.wait()
+    }
+
+    fn wait(&mut self) -> anyhow::Result<()> {
         let deadline = Instant::now() + END_WITHIN;
         loop {
             if let Some(status) = self.process.try_wait()? {
@@ -164,6 +180,11 @@ impl Helper {
     /// Fails if the process has ended.
     pub(crate) fn assert_running(&mut self) -> anyhow::Result<()> {
         self.child.assert_running()
+    }
+
+    /// Sends SIGKILL, and waits for the end.
+    pub(crate) fn kill(&mut self) -> anyhow::Result<()> {
+        self.child.kill()
     }
 
     /// Waits for its next line.

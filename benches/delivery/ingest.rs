@@ -5,7 +5,7 @@ use crate::client::{Connection, request};
 use crate::report::{Measured, percentile};
 use crate::run::{Run, START_WITHIN, free_address};
 use crate::store::Store;
-use crate::users;
+use crate::users::{self, PAYLOAD_BYTES};
 use anyhow::ensure;
 use std::fmt::Write as _;
 use std::net::SocketAddr;
@@ -48,7 +48,7 @@ pub(crate) fn round(run: &Run, store: &mut dyn Store, load: Load) -> anyhow::Res
 
 /// The requests that are sent again and again. Together they have one event of each user.
 fn requests(events_a_request: usize) -> Arc<Vec<Vec<u8>>> {
-    let payload = users::payload();
+    let payload = users::payload(PAYLOAD_BYTES);
     let users: Vec<usize> = (0..USERS).collect();
     let bodies = users.chunks(events_a_request).map(|chunk| {
         let mut body = String::new();

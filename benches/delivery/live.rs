@@ -8,7 +8,7 @@ use crate::report::Measured;
 use crate::roles::{STAMP_DIGITS, Seen, now_ns};
 use crate::run::{Run, START_WITHIN, free_address};
 use crate::store::{Content, Place, Store};
-use crate::users::{self, Users};
+use crate::users::{self, PAYLOAD_BYTES, Users};
 use anyhow::ensure;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
@@ -144,7 +144,7 @@ fn up(run: &Run, place: &Place, address: SocketAddr, dest: &str) -> anyhow::Resu
 
 /// A request with one event whose payload begins with the time.
 fn stamped(connection: u32, number: u32) -> Vec<u8> {
-    let (user, rest) = (number % 64 * CONNECTIONS + connection, &users::payload()[STAMP_DIGITS..]);
+    let (user, rest) = (number % 64 * CONNECTIONS + connection, &users::payload(PAYLOAD_BYTES)[STAMP_DIGITS..]);
     let stamp = format!("{:0width$}", now_ns(), width = STAMP_DIGITS);
     // The stamp has a fixed width, so it needs no separator.
     request("/events", format!(r#"{{"UserID":"user-{user}","Payload":"{stamp}{rest}"}}"#).as_bytes())

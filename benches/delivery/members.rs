@@ -30,7 +30,7 @@ const SHARED_WITHIN: Duration = Duration::from_secs(30);
 
 /// Measures one round with this number of members.
 pub(crate) fn round(run: &Run, store: &mut dyn Store, members: u32) -> anyhow::Result<Measured> {
-    let place = store.loaded(Content { users: USERS, events: run.drain_events, partitions: PARTITIONS })?;
+    let place = store.loaded(Content { partitions: PARTITIONS, ..Content::of(USERS, run.drain_events) })?;
     let (mut sink, address) = Helper::start(&["server", LATENCY_MS])?;
     let dest = format!("{}=http://{address}/hook", place.destination);
     let own = ["--url", &place.url, "--topic", &place.topic, "--dest", &dest, "--concurrency", CONCURRENCY];

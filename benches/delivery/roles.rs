@@ -8,6 +8,7 @@
 //! - `broker`: keeps a broker running and is not measured, see `store/broker.rs`.
 
 use crate::report::percentile;
+use crate::users::PAYLOAD_BYTES;
 use crate::{isolation, store, users};
 use anyhow::{Context as _, bail};
 use bytes::Bytes;
@@ -187,7 +188,7 @@ async fn post(address: &str, count: u64, concurrency: usize) -> anyhow::Result<(
     connector.set_nodelay(true);
     let client: Client<_, Full<Bytes>> =
         Client::builder(TokioExecutor::new()).pool_max_idle_per_host(concurrency).build(connector);
-    let (payload, left) = (Bytes::from(users::payload()), Arc::new(AtomicU64::new(count)));
+    let (payload, left) = (Bytes::from(users::payload(PAYLOAD_BYTES)), Arc::new(AtomicU64::new(count)));
     let uri: http::Uri = format!("http://{address}/hook").parse()?;
     let mut tasks = tokio::task::JoinSet::new();
     for _ in 0..concurrency {

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-/// The size of every payload.
+/// The usual size of a payload.
 pub(crate) const PAYLOAD_BYTES: usize = 200;
 
 /// How the users of events are chosen.
@@ -58,9 +58,9 @@ pub(crate) fn id(user: u32) -> String {
     format!("user-{user}")
 }
 
-/// The payload of every event. The text needs no escaping, so it has the same size in JSON.
-pub(crate) fn payload() -> String {
-    "0123456789abcdefghij".repeat(PAYLOAD_BYTES / 20)
+/// The payload of an event, whose size is a multiple of 20. The text needs no escaping, so it has the same size in JSON.
+pub(crate) fn payload(bytes: usize) -> String {
+    "0123456789abcdefghij".repeat(bytes / 20)
 }
 
 /// Sebastiano Vigna's splitmix64. It is good enough to draw users, and the same on every machine.

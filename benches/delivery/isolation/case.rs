@@ -1,7 +1,9 @@
-//! The cases of isolation: which users are in trouble, which users are measured, and the figures to reach.
+//! The cases of isolation: which users are in trouble, and which users are measured.
 
 use crate::options::Options;
 use crate::run::Size;
+use crate::store::Content;
+use crate::users::{PAYLOAD_BYTES, Users};
 use std::fmt;
 use std::time::Duration;
 
@@ -28,7 +30,38 @@ pub(crate) enum Case {
     SlowUser,
     /// The sink refuses connections for a minute.
     Away,
+    /// 10 % of the users fail, and the process that delivers is killed (SIGKILL) and started again.
+    Killed,
+    /// The log is full of events of 100 users that always get the status 500. Then the process is stopped and started
+    /// again.
+    Backlog(Backlog),
 }
+
+/// The events that are in the log from the beginning.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Backlog {
+    /// 1,000,000 events with the usual payload.
+    Small,
+    /// 140,000 events of 18 KB.
+    Large,
+}
+
+impl Backlog {
+    pub(crate) fn content(self, size: Size) -> Content {
+        let (events, payload_bytes) = match self {
+            Self::Small => (1_000_000, PAYLOAD_BYTES),
+            Self::Large => (140_000, 18_000),
+        };
+        let events = if size == Size::Quick { events / 10 } else { events };
+        Content { payload_bytes, ..Content::of(Users::Uniform(BACKLOG_USERS), events) }
+    }
+}
+
+/// The number of users whose events are in the log from the beginning.
+const BACKLOG_USERS: u32 = 100;
+
+/// How many percent of the users fail when the process is killed.
+const KILLED_FAILING_PERCENT: u32 = 10;
 
 pub(crate) const CASES: &[Case] = &[
     Case::Failing(0),
@@ -38,6 +71,9 @@ pub(crate) const CASES: &[Case] = &[
     Case::HotUser,
     Case::SlowUser,
     Case::Away,
+    Case::Killed,
+    Case::Backlog(Backlog::Small),
+    Case::Backlog(Backlog::Large),
 ];
 
 impl fmt::Display for Case {
@@ -47,8 +83,22 @@ impl fmt::Display for Case {
             Self::HotUser => f.write_str("hot-user"),
             Self::SlowUser => f.write_str("slow-user"),
             Self::Away => f.write_str("away"),
+            Self::Killed => f.write_str("killed"),
+            Self::Backlog(Backlog::Small) => f.write_str("backlog"),
+            Self::Backlog(Backlog::Large) => f.write_str("backlog-18kb"),
         }
     }
+}
+
+/// What happens once in the middle of a case, and when, counted from the first event.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Incident {
+    /// The sink is away from the first time until the second.
+    Away(Duration, Duration),
+    /// The process that delivers is killed, and started again at once.
+    Kill(Duration),
+    /// The process that delivers is told to stop, and started again when it has ended.
+    Restart(Duration),
 }
 
 /// The times of a case, counted from the first event.
@@ -58,28 +108,41 @@ pub(crate) struct Times {
     pub(crate) load: Duration,
     /// How long the last events may take after that.
     pub(crate) settle: Duration,
-    /// When the sink goes away and when it returns.
-    pub(crate) away: Option<(Duration, Duration)>,
+    pub(crate) incident: Option<Incident>,
 }
 
 impl Case {
+    /// `--seconds` is the time of the load. For an outage, it is the time of the outage.
     pub(crate) fn times(self, options: &Options) -> Times {
         let seconds = Duration::from_secs;
-        let quick = options.size == Size::Quick;
-        if self == Self::Away {
-            // `--seconds` is the time of the outage.
-            let outage = options.lasting.unwrap_or(if quick { seconds(10) } else { seconds(60) });
-            let begins = if quick { seconds(5) } else { seconds(20) };
-            let after = if quick { seconds(10) } else { seconds(40) };
-            let ends = begins + outage;
-            return Times { load: ends + after, settle: seconds(30), away: Some((begins, ends)) };
-        }
-        let usual = match (options.size, self) {
-            (Size::Quick, _) => seconds(20),
-            (Size::Full, Self::Failing(1..)) => seconds(600),
-            (Size::Full, _) => seconds(120),
+        let is_quick = options.size == Size::Quick;
+        let usual = match self {
+            Self::Away => seconds(if is_quick { 10 } else { 60 }),
+            _ if is_quick => seconds(20),
+            Self::Failing(1..) => seconds(600),
+            _ => seconds(120),
         };
-        Times { load: options.lasting.unwrap_or(usual), settle: seconds(10), away: None }
+        let lasting = options.lasting.unwrap_or(usual);
+        let (load, settle, incident) = match self {
+            Self::Away => {
+                let begins = seconds(if is_quick { 5 } else { 20 });
+                let ends = begins + lasting;
+                (ends + begins * 2, seconds(30), Some(Incident::Away(begins, ends)))
+            }
+            // Longer than the session of a peer, which a broker keeps for 45 s.
+            Self::Killed => (lasting, seconds(60), Some(Incident::Kill(lasting / 2))),
+            Self::Backlog(_) => (lasting, seconds(30), Some(Incident::Restart(lasting / 2))),
+            _ => (lasting, seconds(10), None),
+        };
+        Times { load, settle, incident }
+    }
+
+    /// What is in the log before the case begins.
+    pub(crate) fn backlog(self, size: Size) -> Option<Content> {
+        match self {
+            Self::Backlog(backlog) => Some(backlog.content(size)),
+            _ => None,
+        }
     }
 
     /// Whether the users' waiting time is measured. The others are in trouble themselves.
@@ -92,6 +155,8 @@ impl Case {
             Self::Failing(percent) => failing_users(percent),
             Self::HotUser | Self::SlowUser => 1,
             Self::Away => 0,
+            Self::Killed => failing_users(KILLED_FAILING_PERCENT),
+            Self::Backlog(_) => BACKLOG_USERS,
         }
     }
 
@@ -100,7 +165,9 @@ impl Case {
         if self == Self::HotUser && event.is_multiple_of(2) {
             return 0;
         }
-        (random * f64::from(USERS)) as u32
+        let user = (random * f64::from(USERS)) as u32;
+        // The users of the backlog send nothing more.
+        if matches!(self, Self::Backlog(_)) { BACKLOG_USERS + user } else { user }
     }
 
     /// The arguments of the sink: how many users get a 500, how long user 0 waits, and the first healthy user.
@@ -110,6 +177,7 @@ impl Case {
             Self::HotUser => (0, HOT_ANSWER_MS),
             Self::SlowUser => (0, SLOW_ANSWER_MS),
             Self::Away => (0, ANSWER_MS),
+            Self::Killed | Self::Backlog(_) => (self.healthy_from(), ANSWER_MS),
         };
         [failing, user_0_wait_ms, self.healthy_from()].map(|number| number.to_string())
     }

@@ -3,8 +3,10 @@
 use crate::child::{Child, Helper, Usage};
 use crate::options::Options;
 use crate::peers::{Buffer, CONCURRENCY, Peer};
+use crate::roles::now_ns;
 use crate::run::{Run, Size, free_address};
 use crate::store::{CommitLag, Place, Store};
+use anyhow::Context as _;
 use std::fmt;
 use std::net::SocketAddr;
 
@@ -37,8 +39,10 @@ pub(super) fn window(options: &Options) -> Option<u32> {
 }
 
 /// The processes of a case.
-pub(crate) struct Running {
+pub(crate) struct Running<'a> {
     delivers: Delivers,
+    /// Starts another process that delivers.
+    start: Box<dyn Fn() -> anyhow::Result<Delivers> + Send + 'a>,
     ingest: Option<Child>,
     /// Where events are sent.
     pub(crate) address: SocketAddr,
@@ -50,15 +54,15 @@ enum Delivers {
     Peer(Helper),
 }
 
-impl Running {
+impl<'a> Running<'a> {
     /// Starts the processes, and the watch over the commits.
     pub(crate) fn start(
-        run: &Run,
+        run: &'a Run,
         options: &Options,
         store: &dyn Store,
-        place: &Place,
+        place: &'a Place,
         consumer: Consumer,
-        peer: Option<&Peer>,
+        peer: Option<&'a Peer>,
         sink: SocketAddr,
     ) -> anyhow::Result<(Self, CommitLag)> {
         let (address, dest) = (free_address()?, format!("{}=http://{sink}/hook", place.destination));
@@ -66,29 +70,25 @@ impl Running {
         let log = ["--url", &place.url, "--topic", &place.topic];
         // Opens the log before its processes do, so that they do not compete for creating it.
         let lag = store.commit_lag(place)?;
-        let tries = u32::MAX.to_string();
-        let mut delivery = vec!["--dest", &dest, "--attempts", &tries];
+        let mut delivery = [&log[..], &["--dest", &dest]].concat();
         let window = window(options).map(|events| events.to_string());
         if let Some(window) = &window {
             delivery.extend(["--window", window]);
         }
-        if consumer == Consumer::Up {
-            let up = [&["up", "--listen", &listen], &log[..], &delivery].concat();
-            let delivers = Delivers::Eventd(Child::eventd(&up, &run.log)?);
-            return Ok((Self { delivers, ingest: None, address }, lag));
-        }
-        let ingest = Child::eventd(&[&["ingest", "--listen", &listen], &log[..]].concat(), &run.log)?;
-        let (delivers, lag) = match (consumer, peer) {
-            (Consumer::Peer(buffer), Some(peer)) => {
-                let helper = peer.start(place, sink, CONCURRENCY, buffer)?;
-                (Delivers::Peer(helper), peer.commit_lag(place)?)
+        let up = [&["up", "--listen", &listen], &delivery[..]].concat();
+        let ingest = [&["ingest", "--listen", &listen], &log[..]].concat();
+        let ingest = (consumer != Consumer::Up).then(|| Child::eventd(&ingest, &run.log)).transpose()?;
+        let dispatch = [&["dispatch"], &delivery[..]].concat();
+        let (start, lag): (Box<dyn Fn() -> anyhow::Result<Delivers> + Send + 'a>, _) = match consumer {
+            Consumer::Peer(buffer) => {
+                let peer = peer.context("no peer was prepared")?;
+                let start = move || Ok(Delivers::Peer(peer.start(place, sink, CONCURRENCY, buffer)?));
+                (Box::new(start), peer.commit_lag(place)?)
             }
-            _ => {
-                let dispatch = [&["dispatch"], &log[..], &delivery].concat();
-                (Delivers::Eventd(Child::eventd(&dispatch, &run.log)?), lag)
-            }
+            Consumer::Up => (eventd(run, &up), lag),
+            Consumer::Dispatch => (eventd(run, &dispatch), lag),
         };
-        Ok((Self { delivers, ingest: Some(ingest), address }, lag))
+        Ok((Self { delivers: start()?, start, ingest, address }, lag))
     }
 
     /// What the process that delivers has used.
@@ -97,6 +97,26 @@ impl Running {
             Delivers::Eventd(child) => child.usage(),
             Delivers::Peer(helper) => helper.usage(),
         }
+    }
+
+    /// Kills the process that delivers, and starts another one. Returns the time between, in nanoseconds since the Unix
+    /// epoch.
+    pub(crate) fn kill_and_start(&mut self) -> anyhow::Result<u64> {
+        match &mut self.delivers {
+            Delivers::Eventd(child) => child.kill()?,
+            Delivers::Peer(helper) => helper.kill()?,
+        }
+        let ended_ns = now_ns();
+        self.delivers = (self.start)()?;
+        Ok(ended_ns)
+    }
+
+    /// Stops the process that delivers, and starts another one. Returns the time between. A peer is killed.
+    pub(crate) fn stop_and_start(&mut self) -> anyhow::Result<u64> {
+        if let Delivers::Eventd(child) = &mut self.delivers {
+            child.stop()?;
+        }
+        self.kill_and_start()
     }
 
     /// Ends the processes. Fails if one of them has ended by itself.
@@ -114,4 +134,13 @@ impl Running {
             Delivers::Peer(mut helper) => helper.assert_running(),
         }
     }
+}
+
+/// Starts eventd with these arguments, as often as it is called.
+fn eventd<'a>(run: &'a Run, arguments: &[&str]) -> Box<dyn Fn() -> anyhow::Result<Delivers> + Send + 'a> {
+    let arguments: Vec<String> = arguments.iter().map(|argument| (*argument).to_owned()).collect();
+    Box::new(move || {
+        let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+        Ok(Delivers::Eventd(Child::eventd(&arguments, &run.log)?))
+    })
 }

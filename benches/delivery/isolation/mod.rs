@@ -19,16 +19,16 @@ mod picture;
 mod sink;
 mod table;
 
-use self::case::{CASES, Case, Times};
+use self::case::{CASES, Case, Incident, Times};
 use self::consumer::{Consumer, Running};
 use self::load::Load;
-use self::outcome::{Outcome, Sample};
+use self::outcome::{Outcome, Sample, Watched};
 use self::table::Row;
 use crate::child::Helper;
 use crate::options::Options;
 use crate::peers::Peer;
 use crate::run::Run;
-use crate::store::{CommitLag, Store};
+use crate::store::{CommitLag, Content, Place, Store};
 use anyhow::Context as _;
 use std::sync::Mutex;
 use std::sync::mpsc::{self, RecvTimeoutError};
@@ -38,6 +38,9 @@ pub(crate) use self::sink::run as run_sink;
 
 /// How often the memory and the commit are looked at.
 const SAMPLE_INTERVAL: Duration = Duration::from_millis(500);
+
+/// Payload bytes of a part of a backlog.
+const BACKLOG_PART_BYTES: usize = 256 * 1024 * 1024;
 
 /// The name under which `--only` selects the cases.
 const NAME: &str = "isolation";
@@ -111,27 +114,33 @@ fn round(
     peer: Option<&Peer>,
 ) -> anyhow::Result<Outcome> {
     let (place, times) = (store.empty()?, case.times(options));
+    if let Some(content) = case.backlog(options.size) {
+        load_backlog(store, &place, content)?;
+    }
+    // An ingest that the load needs all the time must not end with the process that delivers.
+    let restarts = matches!(times.incident, Some(Incident::Kill(_) | Incident::Restart(_)));
+    let consumer = if restarts && consumer == Consumer::Up { Consumer::Dispatch } else { consumer };
     let [failing, user_0_wait_ms, healthy_from] = case.sink();
     let (sink, address) = Helper::start(&["isolation-sink", &failing, &user_0_wait_ms, &healthy_from])?;
-    let (running, lag) = Running::start(run, options, store, &place, consumer, peer, sink::address(&address)?)?;
+    let (mut running, lag) = Running::start(run, options, store, &place, consumer, peer, sink::address(&address)?)?;
     let load = Load::connect(running.address)?;
     let (asked, (end, ended)) = (Mutex::new(sink), mpsc::sync_channel(1));
-    let (watched, sink) = (&running, &asked);
-    let (sent, samples) = std::thread::scope(|scope| {
+    let (watched, sink) = (&mut running, &asked);
+    let (sent, watched) = std::thread::scope(|scope| {
         let watcher = scope.spawn(move || watch(watched, lag, sink, times, &ended));
         let sent = load.run(case, options.rate, times.load).and_then(|sent| {
             settle(sink, sent.healthy.len() as u64, times.settle)?;
             Ok(sent)
         });
         drop(end);
-        let samples = watcher.join().map_err(|_| anyhow::anyhow!("the watch panicked"));
-        (sent, samples.flatten())
+        let watched = watcher.join().map_err(|_| anyhow::anyhow!("the watch panicked"));
+        (sent, watched.flatten())
     });
-    let (sent, samples) = (sent?, samples?);
+    let (sent, watched) = (sent?, watched?);
     let dump = tempfile::NamedTempFile::new_in(env!("CARGO_TARGET_TMPDIR"))?;
     ask(sink, &format!("dump {}", dump.path().display()))?;
     running.end()?;
-    Ok(Outcome::of(case, times, &sent, &sink::read(dump.path())?, &samples))
+    Ok(Outcome::of(case, times, &sent, &sink::read(dump.path())?, &watched))
 }
 
 fn ask(sink: &Mutex<Helper>, question: &str) -> anyhow::Result<String> {
@@ -147,29 +156,60 @@ fn settle(sink: &Mutex<Helper>, healthy: u64, within: Duration) -> anyhow::Resul
     Ok(())
 }
 
-/// Looks at the process until the case ends, and sends the sink away and back at its times.
+/// Appends a backlog in parts, because a part is in the memory of this process.
+fn load_backlog(store: &dyn Store, place: &Place, content: Content) -> anyhow::Result<()> {
+    let part = (BACKLOG_PART_BYTES / content.payload_bytes) as u64;
+    let mut left = content.events;
+    while left > 0 {
+        let events = left.min(part);
+        store.load(place, Content { events, ..content })?;
+        left -= events;
+    }
+    Ok(())
+}
+
+/// Looks at the process until the case ends, and causes the case's incident at its time.
 fn watch(
-    running: &Running,
+    running: &mut Running<'_>,
     mut lag: CommitLag,
     sink: &Mutex<Helper>,
     times: Times,
     ended: &mpsc::Receiver<()>,
-) -> anyhow::Result<Vec<Sample>> {
-    let (started, mut samples) = (Instant::now(), Vec::new());
-    let mut orders: Vec<(Duration, &str)> =
-        times.away.map_or(Vec::new(), |(away, back)| vec![(back, "back"), (away, "away")]);
+) -> anyhow::Result<Watched> {
+    let (started, mut watched) = (Instant::now(), Watched::default());
+    let mut orders = match times.incident {
+        None => Vec::new(),
+        // The last one is the first to be carried out.
+        Some(Incident::Away(from, until)) => vec![(until, Order::Return), (from, Order::Leave)],
+        Some(Incident::Kill(at)) => vec![(at, Order::Kill)],
+        Some(Incident::Restart(at)) => vec![(at, Order::Restart)],
+    };
     loop {
         let usage = running.usage()?;
-        samples.push(Sample { commit_lag: lag()?, resident_mb: usage.resident_mb, peak_mb: usage.peak_mb });
-        let next = SAMPLE_INTERVAL * u32::try_from(samples.len())?;
+        watched.samples.push(Sample { commit_lag: lag()?, resident_mb: usage.resident_mb, peak_mb: usage.peak_mb });
+        let next = SAMPLE_INTERVAL * u32::try_from(watched.samples.len())?;
         let order = orders.last().copied().filter(|(at, _)| *at <= next);
         let at = order.map_or(next, |(at, _)| at);
         if ended.recv_timeout(at.saturating_sub(started.elapsed())) == Err(RecvTimeoutError::Disconnected) {
-            return Ok(samples);
+            return Ok(watched);
         }
         if let Some((_, order)) = order {
             orders.pop();
-            ask(sink, order)?;
+            match order {
+                Order::Leave => drop(ask(sink, "away")?),
+                Order::Return => drop(ask(sink, "back")?),
+                Order::Kill => watched.restarted_ns = Some(running.kill_and_start()?),
+                Order::Restart => watched.restarted_ns = Some(running.stop_and_start()?),
+            }
         }
     }
+}
+
+/// A part of an incident.
+#[derive(Debug, Clone, Copy)]
+enum Order {
+    Leave,
+    Return,
+    Kill,
+    Restart,
 }

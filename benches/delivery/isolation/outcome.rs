@@ -1,6 +1,6 @@
 //! What one run of a case has shown, computed from what was sent and what arrived.
 
-use super::case::{Case, Times};
+use super::case::{Case, Incident, Times};
 use super::load::{Sent, Stamp};
 use super::sink::Arrival;
 use std::time::Duration;
@@ -37,10 +37,18 @@ pub(crate) struct Sample {
     pub(crate) peak_mb: f64,
 }
 
+/// What was seen during a run.
+#[derive(Debug, Default)]
+pub(crate) struct Watched {
+    pub(crate) samples: Vec<Sample>,
+    /// When the process that delivers had ended and was started again, in nanoseconds since the Unix epoch.
+    pub(crate) restarted_ns: Option<u64>,
+}
+
 /// What one run of a case has shown.
 #[derive(Debug, Clone)]
 pub(crate) struct Outcome {
-    /// `None` for an outage of the sink, in which all events wait.
+    /// `None` for a case with an incident, in which all events wait.
     pub(crate) waiting: Option<Waiting>,
     /// The p99 of the events that were due in each second, in milliseconds.
     pub(crate) p99_each_second_ms: Vec<f64>,
@@ -49,6 +57,8 @@ pub(crate) struct Outcome {
     pub(crate) stopped_after_s: Option<f64>,
     /// The time from the sink's return until all earlier events had arrived. Infinite if some did not.
     pub(crate) caught_up_s: Option<f64>,
+    /// The time from the start of another process to its first delivery for a healthy user.
+    pub(crate) restart_s: Option<f64>,
     pub(crate) commit_lag_max: u64,
     pub(crate) peak_mb: f64,
     /// The mean memory of the last fifth of the samples, less that of the second fifth.
@@ -56,25 +66,25 @@ pub(crate) struct Outcome {
 }
 
 impl Outcome {
-    pub(crate) fn of(case: Case, times: Times, sent: &Sent, arrivals: &[Arrival], samples: &[Sample]) -> Self {
+    pub(crate) fn of(case: Case, times: Times, sent: &Sent, arrivals: &[Arrival], watched: &Watched) -> Self {
         let healthy = FirstArrivals::of(case, arrivals);
         let waits = |stamp: &Stamp| healthy.wait_ms(stamp);
         let warm_ns = sent.started_ns + nanoseconds(WARM_UP);
         let warm: Vec<f64> = sent.healthy.iter().filter(|stamp| stamp.intended_ns >= warm_ns).map(waits).collect();
         let missing = sent.healthy.iter().filter(|stamp| waits(stamp).is_infinite()).count() as u64;
-        let caught_up_s = times.away.map(|(_, returns)| {
-            let returns_ns = sent.started_ns + nanoseconds(returns);
-            let earlier = sent.healthy.iter().filter(|stamp| stamp.intended_ns <= returns_ns);
-            earlier
-                .map(|stamp| stamp.intended_ns as f64 / 1e9 + waits(stamp) / 1e3 - returns_ns as f64 / 1e9)
-                .fold(0.0, f64::max)
-        });
+        let is_steady = times.incident.is_none();
+        let caught_up_s = match times.incident {
+            Some(Incident::Away(_, returns)) => Some(caught_up(sent, sent.started_ns + nanoseconds(returns), waits)),
+            _ => None,
+        };
+        let samples = &watched.samples;
         Self {
-            waiting: times.away.is_none().then(|| waiting(warm)),
+            waiting: is_steady.then(|| waiting(warm)),
             p99_each_second_ms: each_second(sent, waits),
             faults: Faults { missing, ..healthy.faults },
-            stopped_after_s: times.away.is_none().then(|| standstill(case, sent, arrivals)).flatten(),
+            stopped_after_s: is_steady.then(|| standstill(case, sent, arrivals)).flatten(),
             caught_up_s,
+            restart_s: watched.restarted_ns.map(|restarted_ns| first_after(case, restarted_ns, arrivals)),
             commit_lag_max: samples.iter().map(|sample| sample.commit_lag).max().unwrap_or(0),
             peak_mb: samples.iter().map(|sample| sample.peak_mb).fold(0.0, f64::max),
             growth_mb: growth(samples),
@@ -103,6 +113,7 @@ impl Outcome {
             },
             stopped_after_s: runs.iter().filter_map(|run| run.stopped_after_s).min_by(f64::total_cmp),
             caught_up_s: middle(&|run| run.caught_up_s),
+            restart_s: middle(&|run| run.restart_s),
             commit_lag_max: runs.iter().map(|run| run.commit_lag_max).max().unwrap_or(0),
             peak_mb: runs.iter().map(|run| run.peak_mb).fold(0.0, f64::max),
             growth_mb: middle(&|run| Some(run.growth_mb))?,
@@ -167,6 +178,20 @@ fn each_second(sent: &Sent, waits: impl Fn(&Stamp) -> f64) -> Vec<f64> {
         seconds[second].push(waits(stamp));
     }
     seconds.into_iter().map(|waits_ms| waiting(waits_ms).p99_ms).collect()
+}
+
+/// The time from the sink's return until every event that was due before it has arrived.
+fn caught_up(sent: &Sent, returned_ns: u64, waits_ms: impl Fn(&Stamp) -> f64) -> f64 {
+    let earlier = sent.healthy.iter().filter(|stamp| stamp.intended_ns <= returned_ns);
+    let after_s = |stamp: &Stamp| waits_ms(stamp) / 1e3 - (returned_ns - stamp.intended_ns) as f64 / 1e9;
+    earlier.map(after_s).fold(0.0, f64::max)
+}
+
+/// The time from this moment to the next arrival of a healthy user's event. Infinite if none arrived.
+fn first_after(case: Case, moment_ns: u64, arrivals: &[Arrival]) -> f64 {
+    let later =
+        arrivals.iter().filter(|arrival| arrival.arrived_ns >= moment_ns && case.is_healthy(arrival.stamp.user));
+    later.map(|arrival| (arrival.arrived_ns - moment_ns) as f64 / 1e9).fold(f64::INFINITY, f64::min)
 }
 
 /// The start of the first standstill during the load.

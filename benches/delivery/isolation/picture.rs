@@ -1,5 +1,6 @@
 //! The pictures of the results, as SVG.
 
+use super::outcome::Outcome;
 use super::table::Row;
 use std::fmt::Write as _;
 
@@ -94,7 +95,7 @@ fn cases(rows: &[Row]) -> Vec<(String, Vec<&Row>)> {
 /// A bar for the p99 of each case and consumer. If healthy users' events stopped, the bar says when.
 pub(super) fn bars(rows: &[Row]) -> String {
     let (series, cases) = (series(rows), cases(rows));
-    let mut diagram = Diagram::new(400.0, "p99 of healthy users, from intended send to arrival", &series);
+    let mut diagram = Diagram::new(400.0, "p99 of healthy users; for an incident, the time after its end", &series);
     diagram.panel(TOP, 400.0 - TOP - BOTTOM);
     let group = (WIDTH - LEFT - RIGHT) / cases.len().max(1) as f64;
     let bar = group * 0.8 / series.len().max(1) as f64;
@@ -102,21 +103,15 @@ pub(super) fn bars(rows: &[Row]) -> String {
         let left = LEFT + group * (index as f64 + 0.1);
         let _ = writeln!(
             diagram.text,
-            r#"<text x="{:.1}" y="{}" text-anchor="middle">{case}</text>"#,
+            r#"<text x="{:.1}" y="{}" text-anchor="middle" font-size="11">{}</text>"#,
             left + group * 0.4,
-            diagram.bottom + 20.0
+            diagram.bottom + 20.0,
+            case.replace("-percent-", " % ")
         );
         for row in of_case {
             let Some(outcome) = row.outcome() else { continue };
             let at = series.iter().position(|name| *name == row.series).unwrap_or(0);
-            let stopped = outcome.stopped_after_s.map(|seconds| format!("stopped after {seconds:.0} s"));
-            // In an outage the time after its end is what counts.
-            let (value_ms, label) = match (outcome.waiting, outcome.caught_up_s) {
-                (Some(waiting), _) if waiting.p99_ms.is_infinite() => (MOST_MS, stopped.unwrap_or("never".into())),
-                (Some(waiting), _) => (waiting.p99_ms, stopped.unwrap_or(format!("{:.1}", waiting.p99_ms))),
-                (None, Some(seconds)) if seconds.is_finite() => (seconds * 1e3, format!("{seconds:.1} s after return")),
-                _ => (MOST_MS, "not all delivered".into()),
-            };
+            let (value_ms, label) = bar_of(&outcome);
             let (x, y, colour) = (left + bar * at as f64, diagram.y(value_ms), COLOURS[at % COLOURS.len()]);
             let height = diagram.bottom - y;
             let _ = writeln!(
@@ -129,7 +124,7 @@ pub(super) fn bars(rows: &[Row]) -> String {
             if label.len() > 6 {
                 let _ = writeln!(
                     diagram.text,
-                    r#"<text transform="translate({:.1} {low:.1}) rotate(-90)" font-size="11">{label}</text>"#,
+                    r#"<text transform="translate({:.1} {low:.1}) rotate(-90)" font-size="11" fill="white">{label}</text>"#,
                     middle + 4.0
                 );
             } else {
@@ -142,6 +137,17 @@ pub(super) fn bars(rows: &[Row]) -> String {
         }
     }
     diagram.end()
+}
+
+/// The height of a bar in milliseconds, and what is written at it.
+fn bar_of(outcome: &Outcome) -> (f64, String) {
+    let stopped = outcome.stopped_after_s.map(|seconds| format!("stopped after {seconds:.0} s"));
+    match (outcome.waiting, outcome.caught_up_s.or(outcome.restart_s)) {
+        (Some(waiting), _) if waiting.p99_ms.is_infinite() => (MOST_MS, stopped.unwrap_or("never".into())),
+        (Some(waiting), _) => (waiting.p99_ms, stopped.unwrap_or(format!("{:.1}", waiting.p99_ms))),
+        (None, Some(seconds)) if seconds.is_finite() => (seconds * 1e3, format!("{seconds:.1} s after it")),
+        _ => (MOST_MS, "not all delivered".into()),
+    }
 }
 
 /// A panel for each case: the p99 of the events of each second, over the time. A line ends where events never arrived.

@@ -112,7 +112,8 @@ impl Sink {
     async fn answer(&self, request: Request<Incoming>) -> StatusCode {
         let Ok(body) = request.into_body().collect().await else { return StatusCode::BAD_REQUEST };
         let arrived_ns = now_ns();
-        let Some(stamp) = Stamp::parse(&body.to_bytes()) else { return StatusCode::BAD_REQUEST };
+        // Only the events of a backlog have no stamp, and their users always fail.
+        let Some(stamp) = Stamp::parse(&body.to_bytes()) else { return StatusCode::INTERNAL_SERVER_ERROR };
         self.arrivals().add(Arrival { stamp, arrived_ns }, self.healthy_from);
         let wait = if stamp.user == 0 { self.user_0_wait } else { Duration::from_millis(ANSWER_MS.into()) };
         tokio::time::sleep(wait).await;

@@ -23,6 +23,17 @@ const P99_MS_MAX: f64 = 6.0;
 /// How soon after the sink's return everything must have arrived.
 const CAUGHT_UP_S_MAX: f64 = 20.0;
 
+/// How soon after a start a healthy user must be served, and how long a broker keeps the session of a killed member.
+const RESTART_S_MAX: f64 = 2.0;
+const SESSION_S: f64 = 10.0;
+
+/// The most memory with a stuck backlog.
+const BACKLOG_MB_MAX: f64 = 200.0;
+
+/// Attempts at the same time, which is the default of `--concurrency`, and the longest time between two commits.
+const CONCURRENCY: u32 = 256;
+const COMMIT_INTERVAL_S: u32 = 1;
+
 /// The runs of one case with one consumer.
 #[derive(Debug)]
 pub(crate) struct Row {
@@ -30,7 +41,10 @@ pub(crate) struct Row {
     /// The consumer and the engine.
     pub(super) series: String,
     is_peer: bool,
+    is_on_kafka: bool,
     window: u32,
+    /// Events in flight, and those that may be settled since the last commit.
+    in_flight_max: u32,
     pub(super) runs: Vec<Outcome>,
 }
 
@@ -38,7 +52,9 @@ impl Row {
     pub(super) fn new(case: Case, consumer: Consumer, engine: &str, options: &Options) -> Self {
         let is_peer = matches!(consumer, Consumer::Peer(_));
         let series = if is_peer { consumer.to_string() } else { format!("{consumer} on {engine}") };
-        Self { case, series, is_peer, window: consumer::window(options).unwrap_or(WINDOW), runs: Vec::new() }
+        let in_flight_max = CONCURRENCY + COMMIT_INTERVAL_S * options.rate;
+        let window = consumer::window(options).unwrap_or(WINDOW);
+        Self { case, series, is_peer, is_on_kafka: engine == "kafka", window, in_flight_max, runs: Vec::new() }
     }
 
     pub(super) fn outcome(&self) -> Option<Outcome> {
@@ -96,6 +112,13 @@ fn cells(outcome: &Outcome) -> Vec<String> {
             "not all delivered".into()
         }
     });
+    let restart = outcome.restart_s.map(|seconds| {
+        if seconds.is_finite() {
+            format!("first delivery {seconds:.1} s after the restart")
+        } else {
+            "none after the restart".into()
+        }
+    });
     vec![
         waiting(|waiting| waiting.p50_ms),
         waiting(|waiting| waiting.p99_ms),
@@ -106,7 +129,7 @@ fn cells(outcome: &Outcome) -> Vec<String> {
         thousands(outcome.faults.missing as f64),
         thousands(outcome.faults.duplicates as f64),
         thousands(outcome.faults.out_of_order as f64),
-        [stopped, caught_up].into_iter().flatten().collect::<Vec<_>>().join(", "),
+        [stopped, caught_up, restart].into_iter().flatten().collect::<Vec<_>>().join(", "),
     ]
 }
 
@@ -133,6 +156,22 @@ fn figures(row: &Row, outcome: &Outcome, rows: &[Row]) -> String {
         }
         figure(format!("commit lag ≤ {}", thousands(row.window.into())), outcome.commit_lag_max <= row.window.into());
         figure(format!("growth ≤ {GROWTH_MB_MAX} MB"), outcome.growth_mb <= GROWTH_MB_MAX);
+    }
+    if let Some(seconds) = outcome.restart_s {
+        let most = match row.case {
+            // A broker gives the partitions of a killed member to another one after the session's time.
+            Case::Killed if row.is_on_kafka => SESSION_S + RESTART_S_MAX,
+            _ => RESTART_S_MAX,
+        };
+        figure(format!("first delivery ≤ {most} s after the restart"), seconds <= most);
+    }
+    match row.case {
+        Case::Killed => {
+            let most = u64::from(row.in_flight_max);
+            figure(format!("duplicates ≤ {}", thousands(most as f64)), outcome.faults.duplicates <= most);
+        }
+        Case::Backlog(_) => figure(format!("memory < {BACKLOG_MB_MAX} MB"), outcome.peak_mb < BACKLOG_MB_MAX),
+        _ => {}
     }
     if let Some(seconds) = outcome.caught_up_s {
         figure(format!("all delivered ≤ {CAUGHT_UP_S_MAX} s after its return"), seconds <= CAUGHT_UP_S_MAX);

@@ -7,7 +7,7 @@ mod sqlite;
 
 use crate::child::own_usage;
 use crate::report::Measured;
-use crate::users::{self, Users};
+use crate::users::{self, PAYLOAD_BYTES, Users};
 use anyhow::Context as _;
 use eventd::core::event::{CONTENT_TYPE, ID, Record};
 use eventd::core::partition::Partitioner;
@@ -27,18 +27,22 @@ pub(crate) use sqlite::Sqlite;
 /// The default number of partitions of a topic.
 const PARTITIONS: u32 = 3;
 
+/// Payload bytes of a group of events that are appended together. An append is at most about 1 MB.
+const GROUP_BYTES_MAX: usize = 512 * 1024;
+
 /// The events of a log, and how they are distributed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Content {
     pub(crate) users: Users,
     pub(crate) events: u64,
     pub(crate) partitions: u32,
+    pub(crate) payload_bytes: usize,
 }
 
 impl Content {
-    /// These events in the default number of partitions.
+    /// These events in the default number of partitions, with the usual payload.
     pub(crate) fn of(users: Users, events: u64) -> Self {
-        Self { users, events, partitions: PARTITIONS }
+        Self { users, events, partitions: PARTITIONS, payload_bytes: PAYLOAD_BYTES }
     }
 }
 
@@ -101,6 +105,7 @@ pub(crate) trait Store {
 
 /// Events as ingest would append them, in groups for one partition.
 fn groups(content: Content, group_records: usize) -> Vec<(u32, Vec<Record>)> {
+    let group_records = group_records.min(GROUP_BYTES_MAX / content.payload_bytes).max(1);
     let (mut full, mut open) = (Vec::new(), vec![Vec::new(); content.partitions as usize]);
     for (partition, record) in records(content) {
         let group = &mut open[partition as usize];
@@ -136,8 +141,9 @@ async fn append(log: &Arc<dyn Log>, groups: Vec<(u32, Vec<Record>)>) -> anyhow::
 }
 
 /// The records that ingest would make of the events, each with its partition.
-fn records(Content { users, events, partitions }: Content) -> impl Iterator<Item = (u32, Record)> {
-    let payload = users::payload();
+fn records(content: Content) -> impl Iterator<Item = (u32, Record)> {
+    let Content { users, events, partitions, payload_bytes } = content;
+    let payload = users::payload(payload_bytes);
     let now_ms = SystemTime::now().duration_since(UNIX_EPOCH).map(|since| since.as_millis()).unwrap_or_default();
     let now_ms = i64::try_from(now_ms).unwrap_or(i64::MAX);
     (0..events).zip(users.draw()).map(move |(_, user)| {
