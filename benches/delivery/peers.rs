@@ -2,7 +2,7 @@
 //! once into `target/peers/`, and `benches/peers/Peer.java` is the program around it.
 
 use crate::child::Helper;
-use crate::store::{CommitLag, Place};
+use crate::store::{CommitWatch, Commits, Place};
 use anyhow::{Context as _, ensure};
 use std::fs::File;
 use std::net::SocketAddr;
@@ -79,10 +79,10 @@ impl Peer {
         self.run("deliver", place, &[&host, &port, &concurrency.to_string(), &buffer.to_string()])
     }
 
-    /// Watches how far the peer's commit is behind. It is a process of its own, so that it costs the peer nothing.
-    pub(crate) fn commit_lag(&self, place: &Place) -> anyhow::Result<CommitLag> {
+    /// Watches what the peer commits. It is a process of its own, so that it costs the peer nothing.
+    pub(crate) fn commits(&self, place: &Place) -> anyhow::Result<CommitWatch> {
         let mut helper = self.run("lag", place, &[])?;
-        Ok(Box::new(move || Ok(helper.ask("lag")?.parse()?)))
+        Ok(Box::new(move || Ok(Commits { lag: helper.ask("lag")?.parse()?, parked_users: 0 })))
     }
 
     fn run(&self, role: &str, place: &Place, more: &[&str]) -> anyhow::Result<Helper> {

@@ -5,7 +5,7 @@ use crate::options::Options;
 use crate::peers::{Buffer, CONCURRENCY, Peer};
 use crate::roles::now_ns;
 use crate::run::{Run, Size, free_address};
-use crate::store::{CommitLag, Place, Store};
+use crate::store::{CommitWatch, Place, Store};
 use anyhow::Context as _;
 use std::fmt;
 use std::net::SocketAddr;
@@ -64,12 +64,12 @@ impl<'a> Running<'a> {
         consumer: Consumer,
         peer: Option<&'a Peer>,
         sink: SocketAddr,
-    ) -> anyhow::Result<(Self, CommitLag)> {
+    ) -> anyhow::Result<(Self, CommitWatch)> {
         let (address, dest) = (free_address()?, format!("{}=http://{sink}/hook", place.destination));
         let listen = address.to_string();
         let log = ["--url", &place.url, "--topic", &place.topic];
         // Opens the log before its processes do, so that they do not compete for creating it.
-        let lag = store.commit_lag(place)?;
+        let commits = store.commits(place)?;
         let mut delivery = [&log[..], &["--dest", &dest]].concat();
         let window = window(options).map(|events| events.to_string());
         if let Some(window) = &window {
@@ -79,16 +79,16 @@ impl<'a> Running<'a> {
         let ingest = [&["ingest", "--listen", &listen], &log[..]].concat();
         let ingest = (consumer != Consumer::Up).then(|| Child::eventd(&ingest, &run.log)).transpose()?;
         let dispatch = [&["dispatch"], &delivery[..]].concat();
-        let (start, lag): (Box<dyn Fn() -> anyhow::Result<Delivers> + Send + 'a>, _) = match consumer {
+        let (start, commits): (Box<dyn Fn() -> anyhow::Result<Delivers> + Send + 'a>, _) = match consumer {
             Consumer::Peer(buffer) => {
                 let peer = peer.context("no peer was prepared")?;
                 let start = move || Ok(Delivers::Peer(peer.start(place, sink, CONCURRENCY, buffer)?));
-                (Box::new(start), peer.commit_lag(place)?)
+                (Box::new(start), peer.commits(place)?)
             }
-            Consumer::Up => (eventd(run, &up), lag),
-            Consumer::Dispatch => (eventd(run, &dispatch), lag),
+            Consumer::Up => (eventd(run, &up), commits),
+            Consumer::Dispatch => (eventd(run, &dispatch), commits),
         };
-        Ok((Self { delivers: start()?, start, ingest, address }, lag))
+        Ok((Self { delivers: start()?, start, ingest, address }, commits))
     }
 
     /// What the process that delivers has used.

@@ -28,8 +28,10 @@ use crate::child::Helper;
 use crate::options::Options;
 use crate::peers::Peer;
 use crate::run::Run;
-use crate::store::{CommitLag, Content, Place, Store};
+use crate::store::{CommitWatch, Content, Place, Store};
 use anyhow::Context as _;
+use std::io::{Read as _, Seek as _, SeekFrom};
+use std::path::Path;
 use std::sync::Mutex;
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::time::{Duration, Instant};
@@ -114,6 +116,7 @@ fn round(
     peer: Option<&Peer>,
 ) -> anyhow::Result<Outcome> {
     let (place, times) = (store.empty()?, case.times(options));
+    let log_before = std::fs::metadata(&run.log).map_or(0, |file| file.len());
     if let Some(content) = case.backlog(options.size) {
         load_backlog(store, &place, content)?;
     }
@@ -122,12 +125,12 @@ fn round(
     let consumer = if restarts && consumer == Consumer::Up { Consumer::Dispatch } else { consumer };
     let [failing, user_0_wait_ms, healthy_from] = case.sink();
     let (sink, address) = Helper::start(&["isolation-sink", &failing, &user_0_wait_ms, &healthy_from])?;
-    let (mut running, lag) = Running::start(run, options, store, &place, consumer, peer, sink::address(&address)?)?;
+    let (mut running, commits) = Running::start(run, options, store, &place, consumer, peer, sink::address(&address)?)?;
     let load = Load::connect(running.address)?;
     let (asked, (end, ended)) = (Mutex::new(sink), mpsc::sync_channel(1));
     let (watched, sink) = (&mut running, &asked);
     let (sent, watched) = std::thread::scope(|scope| {
-        let watcher = scope.spawn(move || watch(watched, lag, sink, times, &ended));
+        let watcher = scope.spawn(move || watch(watched, commits, sink, times, &ended));
         let sent = load.run(case, options.rate, times.load).and_then(|sent| {
             settle(sink, sent.healthy.len() as u64, times.settle)?;
             Ok(sent)
@@ -136,11 +139,22 @@ fn round(
         let watched = watcher.join().map_err(|_| anyhow::anyhow!("the watch panicked"));
         (sent, watched.flatten())
     });
-    let (sent, watched) = (sent?, watched?);
+    let (sent, mut watched) = (sent?, watched?);
     let dump = tempfile::NamedTempFile::new_in(env!("CARGO_TARGET_TMPDIR"))?;
     ask(sink, &format!("dump {}", dump.path().display()))?;
     running.end()?;
+    watched.read_again = read_again(&run.log, log_before)?;
     Ok(Outcome::of(case, times, &sent, &sink::read(dump.path())?, &watched))
+}
+
+/// The number of records that eventd has read a second time, from its last lines after this length of its log.
+fn read_again(log: &Path, from: u64) -> anyhow::Result<u64> {
+    let Ok(mut log) = std::fs::File::open(log) else { return Ok(0) };
+    log.seek(SeekFrom::Start(from))?;
+    let mut text = String::new();
+    log.read_to_string(&mut text)?;
+    let numbers = text.split_whitespace().filter_map(|field| field.strip_prefix("read_again=")?.parse::<u64>().ok());
+    Ok(numbers.sum())
 }
 
 fn ask(sink: &Mutex<Helper>, question: &str) -> anyhow::Result<String> {
@@ -171,7 +185,7 @@ fn load_backlog(store: &dyn Store, place: &Place, content: Content) -> anyhow::R
 /// Looks at the process until the case ends, and causes the case's incident at its time.
 fn watch(
     running: &mut Running<'_>,
-    mut lag: CommitLag,
+    mut commits: CommitWatch,
     sink: &Mutex<Helper>,
     times: Times,
     ended: &mpsc::Receiver<()>,
@@ -186,7 +200,7 @@ fn watch(
     };
     loop {
         let usage = running.usage()?;
-        watched.samples.push(Sample { commit_lag: lag()?, resident_mb: usage.resident_mb, peak_mb: usage.peak_mb });
+        watched.samples.push(Sample { commits: commits()?, resident_mb: usage.resident_mb, peak_mb: usage.peak_mb });
         let next = SAMPLE_INTERVAL * u32::try_from(watched.samples.len())?;
         let order = orders.last().copied().filter(|(at, _)| *at <= next);
         let at = order.map_or(next, |(at, _)| at);

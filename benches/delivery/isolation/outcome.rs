@@ -3,6 +3,7 @@
 use super::case::{Case, Incident, Times};
 use super::load::{Sent, Stamp};
 use super::sink::Arrival;
+use crate::store::Commits;
 use std::time::Duration;
 
 /// The first events are left out, because programs, caches and connections are not warm yet.
@@ -29,10 +30,10 @@ pub(crate) struct Faults {
     pub(crate) out_of_order: u64,
 }
 
-/// What the process that delivers has used, and how far its commit was behind.
+/// What the process that delivers has used and committed.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Sample {
-    pub(crate) commit_lag: u64,
+    pub(crate) commits: Commits,
     pub(crate) resident_mb: f64,
     pub(crate) peak_mb: f64,
 }
@@ -43,6 +44,8 @@ pub(crate) struct Watched {
     pub(crate) samples: Vec<Sample>,
     /// When the process that delivers had ended and was started again, in nanoseconds since the Unix epoch.
     pub(crate) restarted_ns: Option<u64>,
+    /// Records that were read a second time, because their users were parked.
+    pub(crate) read_again: u64,
 }
 
 /// What one run of a case has shown.
@@ -60,6 +63,8 @@ pub(crate) struct Outcome {
     /// The time from the start of another process to its first delivery for a healthy user.
     pub(crate) restart_s: Option<f64>,
     pub(crate) commit_lag_max: u64,
+    pub(crate) parked_users_max: u64,
+    pub(crate) read_again: u64,
     pub(crate) peak_mb: f64,
     /// The mean memory of the last fifth of the samples, less that of the second fifth.
     pub(crate) growth_mb: f64,
@@ -85,7 +90,9 @@ impl Outcome {
             stopped_after_s: is_steady.then(|| standstill(case, sent, arrivals)).flatten(),
             caught_up_s,
             restart_s: watched.restarted_ns.map(|restarted_ns| first_after(case, restarted_ns, arrivals)),
-            commit_lag_max: samples.iter().map(|sample| sample.commit_lag).max().unwrap_or(0),
+            commit_lag_max: samples.iter().map(|sample| sample.commits.lag).max().unwrap_or(0),
+            parked_users_max: samples.iter().map(|sample| sample.commits.parked_users).max().unwrap_or(0),
+            read_again: watched.read_again,
             peak_mb: samples.iter().map(|sample| sample.peak_mb).fold(0.0, f64::max),
             growth_mb: growth(samples),
         }
@@ -115,6 +122,8 @@ impl Outcome {
             caught_up_s: middle(&|run| run.caught_up_s),
             restart_s: middle(&|run| run.restart_s),
             commit_lag_max: runs.iter().map(|run| run.commit_lag_max).max().unwrap_or(0),
+            parked_users_max: runs.iter().map(|run| run.parked_users_max).max().unwrap_or(0),
+            read_again: runs.iter().map(|run| run.read_again).max().unwrap_or(0),
             peak_mb: runs.iter().map(|run| run.peak_mb).fold(0.0, f64::max),
             growth_mb: middle(&|run| Some(run.growth_mb))?,
         })

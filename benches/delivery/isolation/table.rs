@@ -73,13 +73,15 @@ impl Row {
     }
 }
 
-const COLUMNS: [&str; 10] = [
+const COLUMNS: [&str; 12] = [
     "p50 ms",
     "p99 ms",
     "p99.9 ms",
     "commit lag",
     "memory MB",
     "growth MB",
+    "parked",
+    "read again",
     "missing",
     "duplicates",
     "out of order",
@@ -88,8 +90,11 @@ const COLUMNS: [&str; 10] = [
 
 /// The table in Markdown.
 pub(super) fn markdown(rows: &[Row]) -> String {
-    let mut text =
-        format!("| case | consumer | {} | to reach |\n|---|---|{}---|---|\n", COLUMNS.join(" | "), "---:|".repeat(9));
+    let mut text = format!(
+        "| case | consumer | {} | to reach |\n|---|---|{}---|---|\n",
+        COLUMNS.join(" | "),
+        "---:|".repeat(COLUMNS.len() - 1)
+    );
     for row in rows {
         let (cells, figures) = match row.outcome() {
             None => (vec!["failed".into()], String::new()),
@@ -126,6 +131,8 @@ fn cells(outcome: &Outcome) -> Vec<String> {
         thousands(outcome.commit_lag_max as f64),
         format!("{:.0}", outcome.peak_mb),
         format!("{:+.0}", outcome.growth_mb),
+        thousands(outcome.parked_users_max as f64),
+        thousands(outcome.read_again as f64),
         thousands(outcome.faults.missing as f64),
         thousands(outcome.faults.duplicates as f64),
         thousands(outcome.faults.out_of_order as f64),
@@ -172,6 +179,9 @@ fn figures(row: &Row, outcome: &Outcome, rows: &[Row]) -> String {
         }
         Case::Backlog(_) => figure(format!("memory < {BACKLOG_MB_MAX} MB"), outcome.peak_mb < BACKLOG_MB_MAX),
         _ => {}
+    }
+    if row.case == Case::Away {
+        figure("no user parked".into(), outcome.parked_users_max == 0);
     }
     if let Some(seconds) = outcome.caught_up_s {
         figure(format!("all delivered ≤ {CAUGHT_UP_S_MAX} s after its return"), seconds <= CAUGHT_UP_S_MAX);

@@ -3,8 +3,8 @@
 
 use super::broker::Broker;
 use super::{
-    CommitLag, Content, PARTITIONS, Place, Settled, Store, append, commit_all, count, fetch_all, groups, lag, open,
-    timed,
+    CommitWatch, Content, PARTITIONS, Place, Settled, Store, append, commit_all, commits, count, fetch_all, groups,
+    open, timed,
 };
 use crate::report::Measured;
 use crate::users::Users;
@@ -165,12 +165,12 @@ impl Store for Kafka {
         }))
     }
 
-    fn commit_lag(&self, place: &Place) -> anyhow::Result<CommitLag> {
+    fn commits(&self, place: &Place) -> anyhow::Result<CommitWatch> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let (cluster, log) = runtime
             .block_on(async { anyhow::Ok((self.cluster().await?, self.log(&place.topic, PARTITIONS).await?)) })?;
         let (groups, destination) = (KafkaGroups::new(cluster), place.destination.clone());
-        Ok(Box::new(move || runtime.block_on(lag(&groups, &destination, &log))))
+        Ok(Box::new(move || runtime.block_on(commits(&groups, &destination, &log))))
     }
 
     fn raw_append(&mut self, events: u64) -> anyhow::Result<Measured> {

@@ -62,9 +62,17 @@ pub(crate) struct Place {
 /// Returns how many events a destination has settled. It is called again and again while the destination works.
 pub(crate) type Settled = Box<dyn FnMut() -> anyhow::Result<u64>>;
 
-/// Returns by how many offsets the commit of a destination is behind the end of the log, in the partition where this is
-/// most. It is called again and again while the destination works.
-pub(crate) type CommitLag = Box<dyn FnMut() -> anyhow::Result<u64> + Send>;
+/// What a destination has committed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) struct Commits {
+    /// By how many offsets the commit is behind the end of the log, in the partition where this is most.
+    pub(crate) lag: u64,
+    /// Users that are parked, in all partitions.
+    pub(crate) parked_users: u64,
+}
+
+/// Looks at what a destination has committed. It is called again and again while the destination works.
+pub(crate) type CommitWatch = Box<dyn FnMut() -> anyhow::Result<Commits> + Send>;
 
 /// An engine of the log, as the benchmark uses it.
 pub(crate) trait Store {
@@ -88,8 +96,8 @@ pub(crate) trait Store {
     /// it may report too few.
     fn settled(&self, place: &Place) -> anyhow::Result<Settled>;
 
-    /// Watches how far the commit of the place's destination is behind. Creates the topic if it is missing.
-    fn commit_lag(&self, place: &Place) -> anyhow::Result<CommitLag>;
+    /// Watches what the place's destination commits. Creates the topic if it is missing.
+    fn commits(&self, place: &Place) -> anyhow::Result<CommitWatch>;
 
     /// How fast the engine alone accepts events, in groups of a busy ingest with one appender for each partition.
     fn raw_append(&mut self, events: u64) -> anyhow::Result<Measured>;
@@ -176,14 +184,15 @@ fn count(state: &PartitionState) -> anyhow::Result<u64> {
     Ok(u64::try_from(state.watermark + above)?)
 }
 
-/// By how many offsets the watermark is behind the end of the log, in the partition where this is most.
-async fn lag(groups: &dyn Groups, destination: &str, log: &Arc<dyn Log>) -> anyhow::Result<u64> {
-    let mut most = 0;
+/// What the destination has committed.
+async fn commits(groups: &dyn Groups, destination: &str, log: &Arc<dyn Log>) -> anyhow::Result<Commits> {
+    let (mut lag, mut parked_users) = (0, 0);
     for (partition, state) in (0..).zip(groups.committed(destination, log).await?) {
-        let watermark = state.map_or(0, |state| state.watermark);
-        most = most.max(log.latest(partition).await? - watermark);
+        let state = state.unwrap_or_default();
+        lag = lag.max(log.latest(partition).await? - state.watermark);
+        parked_users += state.users.values().filter(|user| user.parked.is_some()).count() as u64;
     }
-    Ok(u64::try_from(most)?)
+    Ok(Commits { lag: u64::try_from(lag)?, parked_users })
 }
 
 /// Reads a partition to its end, and returns the number of events.

@@ -1,8 +1,8 @@
 //! The embedded log, with one database file for each case. A case that reads gets a copy of a loaded database.
 
 use super::{
-    CommitLag, Content, PARTITIONS, Place, Settled, Store, append, commit_all, count, fetch_all, groups, lag, open,
-    timed,
+    CommitWatch, Content, PARTITIONS, Place, Settled, Store, append, commit_all, commits, count, fetch_all, groups,
+    open, timed,
 };
 use crate::report::Measured;
 use crate::users::Users;
@@ -95,12 +95,12 @@ impl Store for Sqlite {
         }))
     }
 
-    fn commit_lag(&self, place: &Place) -> anyhow::Result<CommitLag> {
+    fn commits(&self, place: &Place) -> anyhow::Result<CommitWatch> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let (engine, destination) = (runtime.block_on(engine(place.database_folder()?))?, place.destination.clone());
         let log = runtime.block_on(open(&*engine, TOPIC, PARTITIONS))?;
         let groups = SqliteGroups::new(engine);
-        Ok(Box::new(move || runtime.block_on(lag(&groups, &destination, &log))))
+        Ok(Box::new(move || runtime.block_on(commits(&groups, &destination, &log))))
     }
 
     fn raw_append(&mut self, events: u64) -> anyhow::Result<Measured> {
