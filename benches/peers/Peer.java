@@ -8,12 +8,15 @@ import io.vertx.ext.web.client.WebClientOptions;
 import io.vertx.ext.web.client.predicate.ResponsePredicate;
 import java.io.BufferedReader;
 import java.io.InputStreamReader;
+import java.util.Collection;
 import java.util.HashMap;
 import java.util.List;
 import java.util.Map;
+import java.util.concurrent.CountDownLatch;
 import org.apache.kafka.clients.admin.Admin;
 import org.apache.kafka.clients.admin.OffsetSpec;
 import org.apache.kafka.clients.consumer.ConsumerConfig;
+import org.apache.kafka.clients.consumer.ConsumerRebalanceListener;
 import org.apache.kafka.clients.consumer.KafkaConsumer;
 import org.apache.kafka.clients.consumer.OffsetAndMetadata;
 import org.apache.kafka.common.TopicPartition;
@@ -62,12 +65,23 @@ public final class Peer {
         // Vert.x alone would open five connections.
         var web = WebClient.create(vertx, new WebClientOptions().setMaxPoolSize(concurrency));
         var processor = new VertxParallelEoSStreamProcessor<byte[], byte[]>(vertx, web, options.build());
-        processor.subscribe(List.of(topic));
+        var assigned = new CountDownLatch(1);
+        processor.subscribe(List.of(topic), new ConsumerRebalanceListener() {
+            @Override
+            public void onPartitionsAssigned(Collection<TopicPartition> partitions) {
+                assigned.countDown();
+            }
+
+            @Override
+            public void onPartitionsRevoked(Collection<TopicPartition> partitions) {}
+        });
         // A status other than 2xx counts as a failure, and the library tries the record again.
         processor.vertxFuture(record -> web.post(port, host, "/hook")
                 .putHeader("content-type", "text/plain; charset=utf-8")
                 .expect(ResponsePredicate.SC_SUCCESS)
                 .sendBuffer(Buffer.buffer(record.value())));
+        // The load begins when it has its partitions, so the start of the JVM does not count.
+        assigned.await();
         System.out.println("delivers");
         var questions = new BufferedReader(new InputStreamReader(System.in));
         while (questions.readLine() != null) {}

@@ -203,10 +203,10 @@ fn first_after(case: Case, moment_ns: u64, arrivals: &[Arrival]) -> f64 {
     later.map(|arrival| (arrival.arrived_ns - moment_ns) as f64 / 1e9).fold(f64::INFINITY, f64::min)
 }
 
-/// The start of the first standstill during the load.
+/// The start of the first standstill during the load, after the first arrival.
 fn standstill(case: Case, sent: &Sent, arrivals: &[Arrival]) -> Option<f64> {
-    let mut last_ns = sent.started_ns;
     let of_healthy = arrivals.iter().filter(|arrival| case.is_healthy(arrival.stamp.user));
+    let mut last_ns = of_healthy.clone().next().map_or(sent.started_ns, |arrival| arrival.arrived_ns);
     // Arrivals after the load do not count, but the end of the load does.
     let times = of_healthy.map(|arrival| arrival.arrived_ns.min(sent.ended_ns)).chain([sent.ended_ns]);
     for arrived_ns in times {

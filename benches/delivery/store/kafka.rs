@@ -18,6 +18,7 @@ use eventd::net::BrokerSettings;
 use rskafka::client::partition::UnknownTopicHandling;
 use rskafka::client::{Client, ClientBuilder};
 use std::sync::Arc;
+use std::time::Duration;
 use tokio::runtime::Runtime;
 use tokio::task::JoinSet;
 
@@ -30,6 +31,10 @@ const APPEND_RECORDS: usize = 100;
 /// How often everything is written and read before measuring, so that the broker's hot paths are compiled.
 const WARM_UPS: usize = 3;
 const WARM_UP_EVENTS: u64 = 200_000;
+
+/// Events that are appended one by one before measuring.
+const WARM_UP_SINGLE_EVENTS: u64 = 60_000;
+const WARM_UP_FETCH_WAIT: Duration = Duration::from_secs(1);
 
 const DELETE_WITHIN_MS: i32 = 10_000;
 
@@ -65,7 +70,34 @@ impl Kafka {
             })?;
             kafka.delete(&topic)?;
         }
+        let topic = Self::name(&mut kafka);
+        runtime()?.block_on(kafka.append_singly(&topic))?;
+        kafka.delete(&topic)?;
         Ok(kafka)
+    }
+
+    /// Appends single events, each of which completes a waiting fetch, as in the cases of a steady load. Other code of
+    /// the broker serves these than large batches. If it is still being compiled, that takes half of the broker's time.
+    async fn append_singly(&self, topic: &str) -> anyhow::Result<()> {
+        let content = Content::of(Users::Uniform(1_000), WARM_UP_SINGLE_EVENTS);
+        let (log, mut readers) = (self.log(topic, PARTITIONS).await?, JoinSet::new());
+        let groups = groups(content, 1);
+        for partition in 0..PARTITIONS {
+            let events = groups.iter().filter(|(of, _)| *of == partition).count() as i64;
+            let log = Arc::clone(&log);
+            readers.spawn(async move {
+                let mut from = 0;
+                while from < events {
+                    from = log.fetch(partition, from, FETCH_BYTES_MAX, WARM_UP_FETCH_WAIT).await?.next;
+                }
+                anyhow::Ok(())
+            });
+        }
+        append(&log, groups).await?;
+        while let Some(ended) = readers.join_next().await {
+            ended??;
+        }
+        Ok(())
     }
 
     fn name(&mut self) -> String {
