@@ -18,6 +18,7 @@
 //! - [`group`] says who owns which partition, and stores how far a destination got.
 //! - [`dispatch`] delivers a topic to one [`destination`].
 //! - [`replay`] delivers again what a destination had settled.
+//! - [`control`] gives commands of operators to the processes that deliver.
 //! - [`core`] has the pure rules: order, tries, progress, and whether the event or the destination is at fault.
 //! - [`commands`] puts these parts together for the program.
 //!
@@ -83,6 +84,7 @@
 //!     },
 //!     attempt_timeout: Duration::from_secs(15),
 //!     concurrency: 256,
+//!     rate: None,
 //!     window_events: 100_000,
 //!     window_bytes: 64 << 20,
 //!     commit_interval: Duration::from_millis(200),
@@ -190,6 +192,8 @@ pub mod ingest;
 pub mod dispatch;
 
 pub mod replay;
+
+pub mod control;
 
 pub mod environment;
 pub mod signals;

@@ -140,6 +140,9 @@ pub const LOG_REMINDER_INTERVAL: Duration = Duration::from_secs(60);
 /// start, because delivery does not depend on it.
 pub const RESET_LOOK_INTERVAL: Duration = Duration::from_secs(1);
 
+/// How often the owner of a partition looks for commands of operators.
+pub const CONTROL_LOOK_INTERVAL: Duration = Duration::from_secs(1);
+
 /// How often ingest and groups check whether the topic's number of partitions changed.
 pub const PARTITION_COUNT_CHECK_INTERVAL: Duration = Duration::from_secs(1);
 

@@ -2,6 +2,7 @@
 
 use super::retries::RetryFlags;
 use super::{defaults, values};
+use crate::core::token_bucket::Rate;
 use crate::dispatch::{OnGap, Start};
 use clap::Args;
 use std::time::Duration;
@@ -73,6 +74,13 @@ pub struct DeliveryFlags {
     /// For http this is the number of connections. Two events of one user are never attempted at the same time.
     #[arg(long, value_name = "N", env = "EVENTD_CONCURRENCY", default_value = defaults::CONCURRENCY, value_parser = values::count, help_heading = BOUNDS)]
     pub concurrency: usize,
+
+    /// Most attempts in a time, for each destination, for example 500/s or 30/m [default: as many as it accepts]
+    ///
+    /// Several processes of one destination share the rate: each has the share of its partitions. `eventd control rate`
+    /// sets another rate while they run, and `eventd control rate off` returns to this one. A replay has a rate of its own.
+    #[arg(long, value_name = "RATE", env = "EVENTD_RATE", value_parser = values::rate, help_heading = BOUNDS)]
+    pub rate: Option<Rate>,
 
     /// Most events that are read and not yet settled, for each destination
     ///

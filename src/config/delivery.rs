@@ -93,6 +93,7 @@ fn dispatch_config(
         tries: retries::policy(&flags.retries, preset)?,
         attempt_timeout: flags.retries.attempt_timeout,
         concurrency: flags.concurrency,
+        rate: flags.rate,
         window_events: flags.window,
         window_bytes: share_of_window(flags.window_bytes, destinations),
         commit_interval: flags.commit_interval,

@@ -16,6 +16,7 @@
 //! | `verdict`      | what an attempt says about an event                                        |
 //! | `tries`        | which attempts count as tries of an event, and what comes next              |
 //! | `breaker`      | whether a failure is the event's fault or the destination's                |
+//! | `control`      | what an operator's command changes                                         |
 //! | `progress`     | the watermark and the settled map, which a commit stores                   |
 //! | `outcome`      | whether a failed write was refused or is unknown                           |
 //! | `token_bucket` | how many events may be sent now, at a configured rate                      |
@@ -25,6 +26,7 @@
 
 pub mod backoff;
 pub mod breaker;
+pub mod control;
 pub mod event;
 pub mod lanes;
 pub mod names;

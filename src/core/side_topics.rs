@@ -5,6 +5,7 @@
 //!  orders                    the main topic
 //!  orders.crm.dead           dead letters of the destination `crm`
 //!  orders.crm.state          large progress of the destination `crm` (only on Kafka)
+//!  orders.crm.control        commands of operators to the owners of the destination `crm`
 //!  orders.audit              what replays did, and which destinations sign their requests
 //!
 //!  crm                       the group of the destination `crm`
@@ -19,6 +20,9 @@ pub const DEAD: &str = ".dead";
 /// The suffix of topics with progress that is too large for a commit.
 pub const STATE: &str = ".state";
 
+/// The suffix of topics with commands of operators.
+pub const CONTROL: &str = ".control";
+
 /// The suffix of topics with audit records.
 pub const AUDIT: &str = ".audit";
 
@@ -29,9 +33,10 @@ pub const REWIND: &str = ".rewind";
 pub const REPLAY_INFIX: &str = ".replay.";
 
 /// The suffixes of side topics. A main topic with such a name could be taken for the side topic of another one.
-const TOPIC_SUFFIXES: [&str; 3] = [DEAD, STATE, AUDIT];
+const TOPIC_SUFFIXES: [&str; 4] = [DEAD, STATE, CONTROL, AUDIT];
 
-/// Characters of the longest suffix of a destination's side topics.
+/// Characters of the longest suffix of the side topics that a delivery writes. (Nothing depends on the topic of commands.
+/// If its name is too long, `eventd control` says so.)
 pub const TOPIC_SUFFIX_CHARS_MAX: usize = STATE.len();
 
 /// The suffixes that a destination's name must not have: its group or its side topics could be those of another one.
@@ -45,6 +50,11 @@ pub fn dead_letter_topic(topic: &str, destination: &str) -> String {
 /// The topic with the progress of a group that is too large for a commit.
 pub fn state_topic(topic: &str, group: &str) -> String {
     format!("{topic}.{group}{STATE}")
+}
+
+/// The topic with the commands of operators to the owners of a destination.
+pub fn control_topic(topic: &str, destination: &str) -> String {
+    format!("{topic}.{destination}{CONTROL}")
 }
 
 /// The topic with the audit records of all destinations.
@@ -95,7 +105,9 @@ mod tests {
 
     #[test]
     fn a_main_topic_must_not_have_the_name_of_a_side_topic() {
-        for name in [dead_letter_topic("orders", "crm"), state_topic("orders", "crm"), audit_topic("orders")] {
+        let (dead, state, control) =
+            (dead_letter_topic("orders", "crm"), state_topic("orders", "crm"), control_topic("orders", "crm"));
+        for name in [dead, state, control, audit_topic("orders")] {
             let error = check_main_topic(&name).unwrap_err();
             assert!(error.contains("reserved"), "{name}: {error}");
         }

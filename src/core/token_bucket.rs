@@ -12,6 +12,8 @@ use std::time::Duration;
 /// The capacity of the bucket, in seconds of the rate. It is small, so that no flood of events follows a pause.
 const BURST_SECS: f64 = 0.25;
 
+const SECS_PER_HOUR: f64 = 3600.0;
+
 /// A number of events per second, minute or hour: `500/s`, `30/m`, `100/h`.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Rate {
@@ -21,6 +23,21 @@ pub struct Rate {
 impl Rate {
     pub fn per_sec(self) -> f64 {
         self.per_sec
+    }
+
+    /// This many events an hour.
+    pub fn per_hour(events: u64) -> Self {
+        Self { per_sec: events.max(1) as f64 / SECS_PER_HOUR }
+    }
+
+    /// The number of events an hour. Every rate that can be typed is a whole number of them.
+    pub fn events_per_hour(self) -> u64 {
+        (self.per_sec * SECS_PER_HOUR).round() as u64
+    }
+
+    /// A part of this rate: `part` of `whole`.
+    pub fn share(self, part: usize, whole: usize) -> Self {
+        Self { per_sec: self.per_sec * part.max(1) as f64 / whole.max(1) as f64 }
     }
 
     /// How long this number of events takes.
@@ -86,16 +103,26 @@ impl TokenBucket {
     /// # Errors
     /// No event may be sent before the returned time.
     pub fn allowance(&mut self, now: Moment) -> Result<usize, Moment> {
-        let passed = now.saturating_sub(self.at).as_secs_f64();
-        self.at = self.at.max(now);
-        let full = (self.rate.per_sec * BURST_SECS).max(1.0);
-        self.balance = (self.balance + passed * self.rate.per_sec).min(full);
+        self.fill(now);
         if self.balance >= 1.0 {
             return Ok(self.balance as usize);
         }
         // A microsecond is added. Without it, rounding could make the caller ask again just before an event is allowed.
         let wait = (1.0 - self.balance) / self.rate.per_sec + 1e-6;
         Err(now.saturating_add(Duration::try_from_secs_f64(wait).unwrap_or(Duration::MAX)))
+    }
+
+    fn fill(&mut self, now: Moment) {
+        let passed = now.saturating_sub(self.at).as_secs_f64();
+        self.at = self.at.max(now);
+        let full = (self.rate.per_sec * BURST_SECS).max(1.0);
+        self.balance = (self.balance + passed * self.rate.per_sec).min(full);
+    }
+
+    /// Changes the rate from now on. What was sent too early is still paid off.
+    pub fn set_rate(&mut self, rate: Rate, now: Moment) {
+        self.fill(now);
+        self.rate = rate;
     }
 
     /// Reports that this many events were sent.
@@ -123,6 +150,26 @@ mod tests {
             assert!(wrong.parse::<Rate>().is_err(), "{wrong}");
         }
         assert_eq!(rate("30/m").time_of(90), Duration::from_secs(180));
+        for text in ["500/s", "1/s", "30/m", "1/h", "4294967295/s"] {
+            assert_eq!(Rate::per_hour(rate(text).events_per_hour()).to_string(), rate(text).to_string());
+        }
+        assert_eq!(rate("9/s").share(1, 3).to_string(), "3/s");
+    }
+
+    #[test]
+    fn a_new_rate_counts_from_the_change_on() {
+        let seconds = Duration::from_secs;
+        let mut bucket = TokenBucket::new(rate("100/s"), Moment::ZERO);
+        let all = bucket.allowance(seconds(1)).unwrap();
+        bucket.spend(all + 10);
+        bucket.set_rate(rate("1/s"), seconds(1));
+        let free_at = bucket.allowance(seconds(1)).unwrap_err();
+        assert!(
+            (11.0..11.2).contains(&(free_at - seconds(1)).as_secs_f64()),
+            "ten too many are paid off at 1/s: {free_at:?}"
+        );
+        bucket.set_rate(rate("100/s"), seconds(2));
+        assert!(bucket.allowance(seconds(2)).unwrap_err() < Duration::from_millis(2_200), "and then at 100/s");
     }
 
     proptest! {

@@ -8,11 +8,13 @@
 //! Every commit stores the whole state of one moment: the watermark and the settled map. One commit runs at a time.
 
 use super::Start;
+use super::commands::initial_control;
 use super::context::DispatchContext;
 use super::partition_log::PartitionLog;
 use crate::core::Moment;
+use crate::core::control::{ControlEffect, ControlRecord};
 use crate::core::outcome::Failure;
-use crate::core::progress::{OffsetReset, PartitionState, Progress};
+use crate::core::progress::{ControlState, OffsetReset, PartitionState, Progress};
 use crate::group::is_final;
 use crate::limits::COMMIT_UNCHANGED_INTERVAL;
 use std::ops::Range;
@@ -63,6 +65,25 @@ impl Committer {
     /// The last state that is known to be stored.
     pub(super) fn stored(&self) -> &PartitionState {
         &self.stored
+    }
+
+    /// What of the control topic has been applied.
+    pub(super) fn control(&self) -> &ControlState {
+        self.progress.control()
+    }
+
+    /// Applies the command at this offset of the control topic. The next commit stores that it was applied.
+    pub(super) fn apply_command(&mut self, offset: i64, command: &ControlRecord) -> ControlEffect {
+        self.has_changes = true;
+        self.progress.control_mut().apply(offset, command)
+    }
+
+    /// There are no more commands before this offset of the control topic.
+    pub(super) fn pass_commands(&mut self, next: i64) {
+        if next != self.control().next {
+            self.has_changes = true;
+            self.progress.control_mut().pass(next);
+        }
     }
 
     pub(super) fn is_committing(&self) -> bool {
@@ -158,12 +179,17 @@ pub(super) async fn initial_state(context: &DispatchContext, partition: u32) -> 
         Start::Earliest => log.earliest(partition).await?,
         Start::Latest => log.latest(partition).await?,
     };
+    let control = match context.is_controlled {
+        true => initial_control(&context.parts, &context.shared_control, partition).await?,
+        false => ControlState::default(),
+    };
     loop {
-        group.commit(partition, PartitionState::at(first)).await?;
+        let state = PartitionState { control: control.clone(), ..PartitionState::at(first) };
+        group.commit(partition, state.clone()).await?;
         // A group holds back retention only from its first commit. Retention may have passed this offset just before it.
         let earliest = log.earliest(partition).await?;
         if earliest <= first {
-            return Ok(PartitionState::at(first));
+            return Ok(state);
         }
         first = earliest;
     }

@@ -1,13 +1,15 @@
 //! What the workers of one destination share in this process: the breaker, the limits on what is in flight, the clock,
 //! and the topic of dead letters.
 
+use super::commands::SharedControl;
 use super::dead_letter_topic::DeadLetterTopicOpener;
 use super::notices::Notices;
-use super::{Config, Parts, Tally};
+use super::rate_limit::RateLimit;
+use super::{Config, DispatchRole, Parts, Tally};
 use crate::core::backoff::Backoff;
 use crate::core::breaker::Breaker;
 use crate::core::random;
-use crate::core::token_bucket::{Rate, TokenBucket};
+use crate::core::token_bucket::Rate;
 use crate::core::{BothClocks, Moment};
 use crate::destination::LeaseDeadline;
 use crate::limits::COMMIT_UNCHANGED_INTERVAL;
@@ -29,12 +31,19 @@ pub(super) struct DispatchContext {
     pub(super) tally: Arc<Tally>,
     pub(super) notices: Notices,
     pub(super) dead_letter_topic: DeadLetterTopicOpener,
+    pub(super) shared_control: SharedControl,
+    /// Whether operators can command this dispatch. They do not command replays.
+    pub(super) is_controlled: bool,
     clock: Clock,
     random: AtomicU64,
 }
 
 impl DispatchContext {
-    pub(super) fn new(parts: Parts, config: Config, rate: Option<Rate>, tally: Arc<Tally>) -> Self {
+    pub(super) fn new(parts: Parts, config: Config, role: DispatchRole, tally: Arc<Tally>) -> Self {
+        let rate = match role {
+            DispatchRole::Live => config.rate,
+            DispatchRole::Replay { rate } => rate,
+        };
         let group = Arc::clone(&parts.group);
         Self {
             lease: Arc::new(move || group.lease_deadline()),
@@ -44,6 +53,8 @@ impl DispatchContext {
             tally,
             notices: Notices::new(parts.group.name(), parts.destination.address()),
             dead_letter_topic: DeadLetterTopicOpener::default(),
+            shared_control: SharedControl::default(),
+            is_controlled: matches!(role, DispatchRole::Live),
             clock: Clock { started: Instant::now() },
             random: AtomicU64::new(config.seed),
             parts,
@@ -118,8 +129,7 @@ impl SharedBreaker {
 pub(super) struct Throttle {
     /// One permit for each delivery batch in flight (`--concurrency`): first come, first served.
     pub(super) slots: Arc<Semaphore>,
-    /// `None`: events are sent as fast as the destination takes them.
-    rate: Option<Mutex<TokenBucket>>,
+    pub(super) rate: RateLimit,
     /// The number of partitions that are owned now.
     owned_partitions: AtomicUsize,
 }
@@ -128,27 +138,13 @@ impl Throttle {
     fn new(concurrency: usize, rate: Option<Rate>) -> Self {
         Self {
             slots: Arc::new(Semaphore::new(concurrency.min(Semaphore::MAX_PERMITS))),
-            rate: rate.map(|rate| Mutex::new(TokenBucket::new(rate, Moment::ZERO))),
+            rate: RateLimit::new(rate),
             owned_partitions: AtomicUsize::new(0),
         }
     }
 
-    /// The number of events that the rate allows now. `Err`: none before this moment.
-    pub(super) fn allowance(&self, now: Moment) -> Result<usize, Moment> {
-        match &self.rate {
-            None => Ok(usize::MAX),
-            Some(rate) => rate.lock().unwrap_or_else(PoisonError::into_inner).allowance(now),
-        }
-    }
-
-    /// Counts this many events against the rate.
-    pub(super) fn spend(&self, events: usize) {
-        if let Some(rate) = &self.rate {
-            rate.lock().unwrap_or_else(PoisonError::into_inner).spend(events);
-        }
-    }
-
-    pub(super) fn set_owned_partitions(&self, partitions: usize) {
+    pub(super) fn set_owned_partitions(&self, partitions: usize, now: Moment) {
+        self.rate.set_owned_partitions(partitions, now);
         self.owned_partitions.store(partitions, Ordering::Relaxed);
     }
 

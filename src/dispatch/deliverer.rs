@@ -165,7 +165,7 @@ impl Deliverer {
         if (context.lease)().is_some_and(|lease| lease <= Instant::now()) {
             return NextBatch::Wait { until: Some(now + LEASE_LOOK_INTERVAL) };
         }
-        let allowance = match context.throttle.allowance(now) {
+        let allowance = match context.throttle.rate.allowance(now) {
             Ok(allowance) => allowance,
             Err(until) => return NextBatch::Wait { until: Some(until) },
         };
@@ -242,7 +242,7 @@ impl Deliverer {
             context.breaker.notify_changed();
         }
         self.batches_in_flight += 1;
-        context.throttle.spend(events.len());
+        context.throttle.rate.spend(events.len());
         let deadline = Instant::now() + context.config.attempt_timeout;
         let batch = DeliveryBatch {
             topic: Arc::clone(&context.topic),

@@ -11,6 +11,7 @@
 //!               └─ room ─ settled ◀────────────────────┘
 //!                           └──▶ committer ──▶ group
 //!            repositioner: an offset reset, asked for from outside, begins the worker again at another offset
+//!            control: commands of operators, from <topic>.<dest>.control
 //! ```
 //!
 //! | file | what it owns |
@@ -23,14 +24,18 @@
 //! | `committer` | what is settled, and what of it is stored |
 //! | `dead_letters` | dead letters that are being written (`dead_letter`: their format, `dead_letter_topic`: their topic) |
 //! | `repositioner` | offset resets |
+//! | `control` | applies commands of operators to the partition (`commands`: their records and their topic) |
+//! | `rate_limit` | how many attempts a second this process may make |
 //! | `context` | what the workers of one destination share |
 //! | `notices`, `outage_lines`, `tally` | log lines and counters |
 //!
 //! A worker stops with an error if a record is damaged, events are missing or an invariant is broken. Then only its
 //! partition stops. It stays owned and can continue later.
 
+pub mod commands;
 mod committer;
 mod context;
+mod control;
 pub mod dead_letter;
 pub mod dead_letter_topic;
 mod dead_letters;
@@ -39,6 +44,7 @@ mod notices;
 mod outage_lines;
 mod owners;
 mod partition_log;
+mod rate_limit;
 mod reader;
 mod repositioner;
 mod stopped;
@@ -72,6 +78,8 @@ pub struct Config {
     pub attempt_timeout: Duration,
     /// Delivery batches in flight.
     pub concurrency: usize,
+    /// Most attempts in a time, of all processes of the destination together.
+    pub rate: Option<Rate>,
     /// Events in memory and not settled.
     pub window_events: usize,
     /// Bytes of these events.
@@ -140,10 +148,19 @@ pub struct Parts {
 /// that stops before that is an error in the log, and the others continue. With [`WhenStopped::End`], `run` also ends
 /// once every partition has stopped.
 pub async fn run(parts: Parts, config: Config, shutdown: impl Future<Output = ()> + Send) -> anyhow::Result<Ended> {
-    run_counted(parts, config, None, Arc::default(), shutdown).await
+    run_as(DispatchRole::Live, parts, config, Arc::default(), shutdown).await
 }
 
-/// Like [`run`], with a rate limit, which every attempt counts against, and progress counters.
+/// What a dispatch is: the delivery of a destination, or a replay.
+#[derive(Debug, Clone, Copy)]
+enum DispatchRole {
+    /// Operators command it. Its rate is [`Config::rate`].
+    Live,
+    /// It has a rate of its own, and ends with its work.
+    Replay { rate: Option<Rate> },
+}
+
+/// Like [`run`], for a replay: with a rate of its own, with progress counters, and without commands of operators.
 pub async fn run_counted(
     parts: Parts,
     config: Config,
@@ -151,8 +168,18 @@ pub async fn run_counted(
     tally: Arc<Tally>,
     shutdown: impl Future<Output = ()> + Send,
 ) -> anyhow::Result<Ended> {
+    run_as(DispatchRole::Replay { rate }, parts, config, tally, shutdown).await
+}
+
+async fn run_as(
+    role: DispatchRole,
+    parts: Parts,
+    config: Config,
+    tally: Arc<Tally>,
+    shutdown: impl Future<Output = ()> + Send,
+) -> anyhow::Result<Ended> {
     let group = Arc::clone(&parts.group);
-    let mut owners = Owners::new(DispatchContext::new(parts, config, rate, tally));
+    let mut owners = Owners::new(DispatchContext::new(parts, config, role, tally));
     let mut shutdown = std::pin::pin!(shutdown);
     let mut remind_at = Instant::now() + STOPPED_INTERVAL;
     loop {
@@ -170,6 +197,7 @@ pub async fn run_counted(
             () = sleep_until(remind_at) => {
                 remind_at = Instant::now() + STOPPED_INTERVAL;
                 owners.log_stopped_partitions();
+                owners.log_pause();
             }
         }
     }

@@ -84,6 +84,11 @@ impl Owners {
         }
     }
 
+    /// Writes a log line if the destination is paused.
+    pub(super) fn log_pause(&self) {
+        self.context.shared_control.pauses.log_reminder(self.context.destination());
+    }
+
     fn spawn(&mut self, partition: u32, stop: watch::Receiver<bool>, panic: Option<anyhow::Error>) -> AbortHandle {
         let (context, stopped) = (Arc::clone(&self.context), Arc::clone(&self.stopped));
         self.tasks.spawn(stopped::run_partition(context, stopped, partition, stop, panic))
@@ -119,7 +124,7 @@ impl Owners {
     }
 
     fn count_owned(&self) {
-        self.context.throttle.set_owned_partitions(self.partitions.len());
+        self.context.throttle.set_owned_partitions(self.partitions.len(), self.context.now());
     }
 
     /// Whether a partition that stops with an error stays owned.

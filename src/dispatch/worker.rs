@@ -15,8 +15,10 @@
 //! Nothing is attempted before the first commit is stored. A commit stores what this worker knows to be settled at that
 //! moment. If a task or the lanes panic, the partition stops with the message of the panic.
 
+use super::commands::FoundCommands;
 use super::committer::{Committer, initial_state};
 use super::context::DispatchContext;
+use super::control::{self, CONTROL_LOOK_MAX, ControlReader, ControlledPartition, START_LOOK_MAX};
 use super::dead_letters::DeadLetterWriter;
 use super::deliverer::{BatchEnd, Deliverer, Judge, NextBatch, RunInFlight};
 use super::notices::{Backlog, StuckUser};
@@ -75,6 +77,8 @@ enum Completion {
     },
     /// The group was asked for an offset reset.
     ResetLooked(Result<Option<OffsetReset>, Failure>),
+    /// The control topic was read.
+    ControlLooked(Result<FoundCommands, String>),
 }
 
 /// Why a worker's loop ended.
@@ -94,6 +98,7 @@ pub(super) struct Worker {
     dead_letters: DeadLetterWriter,
     committer: Committer,
     repositioner: Repositioner,
+    control: ControlReader,
     tasks: JoinSet<Completion>,
     log: PartitionLog,
 }
@@ -124,23 +129,37 @@ impl Worker {
         };
         // A reset that was asked for while no process owned the partition is applied before anything is attempted. If the
         // group does not answer soon, delivery begins without it: the next look finds it.
-        let found = requested(&*context.parts.group, partition, RESET_LOOK_INTERVAL).await;
+        let looking = requested(&*context.parts.group, partition, RESET_LOOK_INTERVAL);
+        let (found, commands) = match context.is_controlled {
+            // Commands that were given meanwhile are applied before anything is attempted, too.
+            true => {
+                let commands = control::look(Arc::clone(&context), partition, state.control.next, START_LOOK_MAX);
+                let (found, commands) = tokio::join!(looking, commands);
+                (found, Some(commands))
+            }
+            false => (looking.await, None),
+        };
         let mut worker = Self::from_state(context, partition, state, Arc::default());
         worker.reset_looked(found);
+        if let Some(commands) = commands {
+            worker.control_looked(commands);
+        }
         Ok(worker)
     }
 
     /// Begins from a state that is stored.
     fn from_state(context: Arc<DispatchContext>, partition: u32, state: PartitionState, has_read: Arc<Notify>) -> Self {
         let now = context.now();
+        let log = PartitionLog::new(context.destination(), Arc::clone(&context.topic), partition);
         Self {
             reader: PartitionReader::new(state.watermark, state.settled_end(), has_read, now),
             deliverer: Deliverer::new(&context, partition),
             dead_letters: DeadLetterWriter::default(),
             committer: Committer::new(state, context.config.commit_interval, now),
             repositioner: Repositioner::new(now),
+            control: ControlReader::new(context.is_controlled, now),
             tasks: JoinSet::new(),
-            log: PartitionLog::new(context.destination(), Arc::clone(&context.topic), partition),
+            log,
             partition,
             context,
         }
@@ -154,6 +173,7 @@ impl Worker {
     /// Delivers until `stop` is true. Then waits up to `--drain` for attempts in flight, and commits.
     pub(super) async fn run(mut self, mut stop: watch::Receiver<bool>) -> anyhow::Result<Ended> {
         loop {
+            self.share_control();
             let end = self.run_loop(&mut stop).await;
             // Tasks that were cut off must really be gone before the partition is released: its next owner starts at once.
             self.tasks.shutdown().await;
@@ -178,6 +198,7 @@ impl Worker {
             self.deliverer.lanes.wake(now);
             self.tick(now);
             self.look_for_reset(now);
+            self.look_for_commands(now);
             self.retry_dead_letters(now)?;
             self.read(now);
             let start_at = self.start_batches(now);
@@ -214,6 +235,7 @@ impl Worker {
             self.reader.next_fetch_at(),
             self.dead_letters.next_retry_at(),
             self.repositioner.next_look_at(),
+            self.control.next_look_at(),
         ]
         .into_iter()
         .flatten()
@@ -230,6 +252,7 @@ impl Worker {
             Completion::Committed { state, result } => self.committer.commit_ended(state, result, &self.log, now)?,
             Completion::DeadLetterWritten { token, result } => self.dead_letter_written(token, result)?,
             Completion::ResetLooked(found) => self.reset_looked(found),
+            Completion::ControlLooked(found) => self.control_looked(found),
         }
         Ok(())
     }
@@ -262,6 +285,10 @@ impl Worker {
 
     /// Starts every batch that may start. Returns the moment at which another one may.
     fn start_batches(&mut self, now: Moment) -> Option<Moment> {
+        if self.committer.control().paused.is_some() {
+            self.deliverer.release_slot();
+            return None;
+        }
         loop {
             match self.deliverer.next_batch(&self.context, now) {
                 NextBatch::Send(batch) => {
@@ -380,7 +407,7 @@ impl Worker {
             let (log, partition) = (Arc::clone(&context.parts.log), self.partition);
             self.tasks.spawn(async move { Completion::LogEndSeen(log.latest(partition).await) });
         }
-        if snapshot.open.is_none() {
+        if snapshot.open.is_none() && self.committer.control().paused.is_none() {
             self.report_stuck_users(snapshot.since, now);
         }
     }
@@ -425,6 +452,31 @@ impl Worker {
 
     fn reset_looked(&mut self, found: Result<Option<OffsetReset>, Failure>) {
         self.repositioner.looked(found, self.committer.stored(), &self.log, self.context.now());
+    }
+
+    /// Tells the parts that all partitions share what operators commanded before this worker began.
+    fn share_control(&self) {
+        self.context.set_control(&self.log, self.committer.control(), None);
+    }
+
+    fn look_for_commands(&mut self, now: Moment) {
+        if self.control.start_look(now) {
+            let (context, partition, next) = (Arc::clone(&self.context), self.partition, self.committer.control().next);
+            self.tasks.spawn(async move {
+                Completion::ControlLooked(control::look(context, partition, next, CONTROL_LOOK_MAX).await)
+            });
+        }
+    }
+
+    fn control_looked(&mut self, found: Result<FoundCommands, String>) {
+        let now = self.context.now();
+        ControlledPartition {
+            context: &self.context,
+            partition: self.partition,
+            committer: &mut self.committer,
+            log: &self.log,
+        }
+        .looked(&mut self.control, found, now);
     }
 
     /// Applies an offset reset and stores that. If the worker is told to stop meanwhile, the next owner does the rest.
@@ -542,6 +594,7 @@ impl Drop for Worker {
     fn drop(&mut self) {
         self.context.parts.destination.released(self.partition);
         self.context.notices.remove_backlog(self.partition);
+        self.context.forget_control(self.partition);
         let mut breaker = self.context.breaker.lock();
         breaker.released(self.partition);
         if let Some(probe) = self.deliverer.take_probe() {

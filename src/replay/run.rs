@@ -299,6 +299,7 @@ mod tests {
             },
             attempt_timeout: second,
             concurrency: 1,
+            rate: None,
             window_events: 1,
             window_bytes: 1,
             commit_interval: second,

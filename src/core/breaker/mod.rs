@@ -110,6 +110,8 @@ pub struct Breaker {
     unwell_at: Option<Moment>,
     epochs: TryEpochs,
     healthy_clock: HealthyClock,
+    /// An operator paused the destination. Nothing is learned about it, and events do not age.
+    is_paused: bool,
 }
 
 #[derive(Debug)]
@@ -252,6 +254,15 @@ impl Breaker {
         }
     }
 
+    /// Makes the next probe due now, because an operator asked for it. `false`: the breaker is closed, or a probe is in
+    /// flight already.
+    pub fn probe_now(&mut self, now: Moment) -> bool {
+        match &mut self.state {
+            BreakerState::Open { open, .. } => open.probe_now(now),
+            BreakerState::Closed { .. } => false,
+        }
+    }
+
     /// Reports the users of this partition that have unsettled events, including users whose next attempt is not due yet.
     ///
     /// The owner of the partition repeats this while the breaker is open. A closed breaker ignores it. It stops reading
@@ -325,8 +336,14 @@ impl Breaker {
         matches!(self.state, BreakerState::Closed { is_health_bad: false, .. })
     }
 
+    /// Reports that an operator has paused the destination, or resumed it.
+    pub fn set_paused(&mut self, is_paused: bool, now: Moment) {
+        self.is_paused = is_paused;
+        self.set_healthy_clock(now);
+    }
+
     /// The time up to now in which the breaker [was healthy](Self::is_healthy). Like a clock that stands still during an
-    /// outage: the difference of two readings is the time that counts for an event.
+    /// outage and during a pause: the difference of two readings is the time that counts for an event.
     pub fn healthy_time(&self, now: Moment) -> Duration {
         self.healthy_clock.read(now)
     }
@@ -345,7 +362,7 @@ impl Breaker {
     }
 
     fn set_healthy_clock(&mut self, now: Moment) {
-        self.healthy_clock.set_running(self.is_healthy(), now);
+        self.healthy_clock.set_running(self.is_healthy() && !self.is_paused, now);
     }
 
     fn is_health_bad(&self) -> bool {

@@ -124,6 +124,17 @@ impl OpenBreaker {
         self.probe = ProbeState::Due(now.saturating_add(self.probe_delay));
     }
 
+    /// Makes the next probe due now. `false`: one is in flight, or due already.
+    pub(super) fn probe_now(&mut self, now: Moment) -> bool {
+        match &mut self.probe {
+            ProbeState::Due(at) if *at > now => {
+                *at = now;
+                true
+            }
+            ProbeState::Due(_) | ProbeState::InFlight { .. } => false,
+        }
+    }
+
     /// Allows another probe at once, because the abandoned one said nothing about the destination.
     pub(super) fn probe_abandoned(&mut self) {
         self.probe = ProbeState::Due(Moment::ZERO);

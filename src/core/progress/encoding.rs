@@ -176,15 +176,15 @@ fn take_range(at: i64, rest: &mut &[u8]) -> Option<Range<i64>> {
 }
 
 fn put_control(control: &ControlState, out: &mut Vec<u8>) {
-    let ControlState { next, paused, rate_per_1000_s } = control;
-    varint::put(flag(paused.is_some(), IS_PAUSED) | flag(rate_per_1000_s.is_some(), HAS_RATE), out);
+    let ControlState { next, paused, rate_per_hour } = control;
+    varint::put(flag(paused.is_some(), IS_PAUSED) | flag(rate_per_hour.is_some(), HAS_RATE), out);
     varint::put_signed(*next, out);
     if let Some(Pause { since_ms, by, reason }) = paused {
         varint::put_signed(*since_ms, out);
         put_text(by, out);
         put_text(reason, out);
     }
-    if let Some(rate) = rate_per_1000_s {
+    if let Some(rate) = rate_per_hour {
         varint::put(*rate, out);
     }
 }
@@ -196,11 +196,11 @@ fn take_control(rest: &mut &[u8]) -> Option<ControlState> {
         true => Some(Pause { since_ms: varint::take_signed(rest)?, by: take_text(rest)?, reason: take_text(rest)? }),
         false => None,
     };
-    let rate_per_1000_s = match flags & HAS_RATE != 0 {
+    let rate_per_hour = match flags & HAS_RATE != 0 {
         true => Some(varint::take(rest)?),
         false => None,
     };
-    Some(ControlState { next, paused, rate_per_1000_s })
+    Some(ControlState { next, paused, rate_per_hour })
 }
 
 fn put_user(key: &UserKey, user: &UserState, answers: &HashMap<&str, u64>, out: &mut Vec<u8>) {
@@ -339,9 +339,9 @@ mod tests {
                 state.settled.push(at + gap..at + gap + len);
                 at += gap + len;
             }
-            if let Some((next, since_ms, rate_per_1000_s)) = control {
+            if let Some((next, since_ms, rate_per_hour)) = control {
                 let paused = since_ms.map(|since_ms| Pause { since_ms, by: "ann".into(), reason: "deploy".into() });
-                state.control = ControlState { next, paused, rate_per_1000_s };
+                state.control = ControlState { next, paused, rate_per_hour };
             }
             let text = state.encode();
             let format = match last_reset {

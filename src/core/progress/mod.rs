@@ -252,6 +252,15 @@ impl Progress {
         }
     }
 
+    /// What of the control topic has been applied.
+    pub fn control(&self) -> &ControlState {
+        &self.control
+    }
+
+    pub fn control_mut(&mut self) -> &mut ControlState {
+        &mut self.control
+    }
+
     /// The state to commit now.
     pub fn state(&self) -> PartitionState {
         PartitionState {

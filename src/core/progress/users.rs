@@ -95,8 +95,8 @@ pub struct ControlState {
     pub next: i64,
     /// The destination starts no attempt.
     pub paused: Option<Pause>,
-    /// Attempts a second that an operator allows, in thousandths.
-    pub rate_per_1000_s: Option<u64>,
+    /// Events an hour that an operator allows to attempt. Every rate that can be typed is a whole number of them.
+    pub rate_per_hour: Option<u64>,
 }
 
 /// Who paused the destination, and when.

@@ -178,7 +178,7 @@ struct Waits {
     p50: Duration,
     p99: Duration,
     longest: Duration,
-    /// Of all attempts in flight.
+    /// The most attempts in flight at one time.
     attempts_max: usize,
 }
 

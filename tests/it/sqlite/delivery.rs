@@ -61,6 +61,7 @@ fn config(attempts: u32) -> Config {
         },
         attempt_timeout: PATIENCE,
         concurrency: 16,
+        rate: None,
         window_events: 1_000,
         window_bytes: 1 << 20,
         commit_interval: Duration::from_millis(50),

@@ -224,6 +224,12 @@ impl Destination for MemoryDestination {
                 let until = now + self.attempt_timeout + ATTEMPT_ABANDON_AFTER;
                 let partition = delivery_batch.partition;
                 state.replays.attempts(handle.life);
+                if !state.is_replay(handle.life) {
+                    let keys = delivery_batch.events.iter().map(|event| event.record.key());
+                    if let Err(wrong) = state.commands.started(partition, keys, &state.users) {
+                        state.oracle.fail(format!("life {}: {wrong}", handle.life));
+                    }
+                }
                 let Some(oracle) = state.oracle_of(handle.life) else { unreachable!("it has joined its group") };
                 let runs = oracle.in_place(handle.life, partition, runs.clone());
                 let id = oracle.started(handle.life, partition, &runs, until, now);

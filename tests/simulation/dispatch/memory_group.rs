@@ -271,6 +271,9 @@ fn store(
         return Err(Failure::refused(FailureCode::GroupUnavailable, "the partition has another owner"));
     }
     world.oracle.committed(Some(life), partition, &state, now);
+    if let Err(wrong) = world.commands.committed(partition, &state, &world.users) {
+        world.oracle.fail(format!("life {life}: {wrong}"));
+    }
     part.committed = Some(state);
     part.last_stored = number;
     Ok(())

@@ -114,6 +114,10 @@ impl Groups for MemoryGroups {
         unreachable!("a replay joins its own groups, and no group of a destination")
     }
 
+    fn is_owned<'a>(&'a self, _name: &'a str, _log: &'a Arc<dyn Log>) -> BoxFuture<'a, Result<bool, JoinError>> {
+        unreachable!("only the wait of a command asks for it")
+    }
+
     fn assigns_at_join(&self) -> bool {
         true
     }

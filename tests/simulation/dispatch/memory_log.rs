@@ -2,6 +2,7 @@
 //! have an unknown outcome (stored, not stored, stored later), fetches that fail, offsets without a record, and topics
 //! that cannot be created for a while.
 
+use crate::dispatch::commands::CONTROL;
 use crate::dispatch::oracle::Oracle;
 use crate::dispatch::world::{Call, Handle, State, World, WriteFault};
 use crate::memory_partition::MemoryPartition;
@@ -94,6 +95,8 @@ impl World {
         for (offset, record) in (first..).zip(records) {
             if topic == TOPIC {
                 state.oracle.appended(partition, offset, record, now);
+            } else if topic == CONTROL {
+                // The driver tells the oracle of commands about them.
             } else if topic == AUDIT {
                 state.replays.audited(record);
             } else {

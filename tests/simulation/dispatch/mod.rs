@@ -9,6 +9,7 @@
 //! `EVENTD_SIM_FIRST` and `EVENTD_SIM_SEEDS` choose the seeds. A failing seed is printed with the command that replays it
 //! exactly.
 
+mod commands;
 mod driver;
 mod log_lines;
 mod memory_destination;
@@ -67,6 +68,8 @@ fn thousands_of_seeds() {
             ("requested resets", run.sum(|o| o.repositions)),
             ("resets applied by owners", run.sum(|o| o.counts.moved)),
             ("damaged for a while", run.sum(|o| o.damages)),
+            ("commands", run.sum(|o| o.commands)),
+            ("commands applied", run.sum(|o| o.commands_applied)),
             ("outages evident to a process", run.sum(|o| o.counts.outages_evident)),
             ("replays", run.sum(|o| o.replayed)),
             ("resumed", run.sum(|o| o.resumes)),

@@ -1,5 +1,6 @@
 //! Turns a seed into a configuration, users, their load, and a plan of faults.
 
+use crate::dispatch::commands::Given;
 use crate::dispatch::memory_destination::{Behaviour, Outage};
 use crate::dispatch::oracle::{BackoffRule, Rules, User};
 use crate::dispatch::replays::RequestedReplay;
@@ -67,6 +68,8 @@ pub(crate) enum Action {
     StopReplay {
         number: usize,
     },
+    /// An operator gives a command to every partition.
+    Command(Given),
     /// Retention removes this percentage of what a partition holds.
     Trim {
         partition: u32,
@@ -98,7 +101,7 @@ pub(crate) struct Scenario {
     pub(crate) slots: usize,
     pub(crate) session: Option<Duration>,
     pub(crate) config: Config,
-    /// The same as `config.tries.backoff`, for the oracle.
+    /// Equal to `config.tries.backoff`, for the oracle.
     pub(crate) backoff: BackoffRule,
     pub(crate) limits: BatchLimits,
     pub(crate) rates: Rates,
@@ -127,6 +130,12 @@ impl Scenario {
             }
             _ => troubled(seed, &mut random, 1),
         };
+        if seed % 10 > 4 {
+            let mut random = Random::new(seed ^ 5);
+            if random.chance(30) {
+                commands(&mut scenario, &mut random);
+            }
+        }
         let mut random = Random::new(seed ^ 3);
         if seed % 10 > 4 && scenario.config.on_gap == OnGap::Stop && random.chance(30) {
             damage(&mut scenario, &mut random);
@@ -224,6 +233,7 @@ fn config(random: &mut Random) -> (Config, BackoffRule) {
         tries: TryPolicy { attempts_max, give_up_after: None, on_exhausted, backoff, retry_after_max },
         attempt_timeout,
         concurrency: random.pick(&[1, 2, 4, 16, 256]),
+        rate: None,
         window_events: random.pick(&[1, 3, 8, 30, 1_000, 100_000]),
         window_bytes: random.pick(&[200, 3_000, 64 << 20, 64 << 20]),
         commit_interval: random.millis(20, 500),
@@ -346,6 +356,31 @@ fn troubled(seed: u64, random: &mut Random, users_min: u64) -> Scenario {
         others_wait_max: None,
         single: None,
     }
+}
+
+/// Adds commands of operators, also several at one moment, and crashes soon after some of them.
+fn commands(scenario: &mut Scenario, random: &mut Random) {
+    let until = scenario.plan.last().map_or(Duration::from_secs(5), |(at, _)| *at) + Duration::from_secs(3);
+    for _ in 0..random.between(1, 5) {
+        let mut at = random.millis(0, until.as_millis() as u64);
+        for _ in 0..random.between(1, 3) {
+            let given = match random.below(10) {
+                0..=3 => Given::Pause,
+                4 | 5 => Given::Resume,
+                6 => Given::Rate(Some(random.pick(&[5, 50, 1_000]) * 3600)),
+                7 => Given::Rate(None),
+                8 => Given::Probe,
+                _ => Given::Garbage,
+            };
+            scenario.plan.push((at, Action::Command(given)));
+            at += random.pick(&[Duration::ZERO, Duration::from_millis(300), Duration::from_secs(2)]);
+        }
+        if random.chance(50) {
+            let slot = random.below(scenario.slots as u64) as usize;
+            scenario.plan.push((at, Action::CrashWithin { slot, steps: random.between(1, 60) }));
+        }
+    }
+    scenario.plan.sort_by_key(|(at, _)| *at);
 }
 
 /// Adds records that cannot be read. In these scenarios commits do not fail, so what a partition has done before it

@@ -5,11 +5,12 @@
 //! life returns or has an effect, until the driver has dropped it. So a crash happens at exactly one await. What was in
 //! flight may or may not be done, as the seed decides.
 
+use crate::dispatch::commands::Commands;
 use crate::dispatch::memory_destination::Behaviour;
 use crate::dispatch::memory_group::Members;
 use crate::dispatch::memory_groups::ExclusiveGroups;
 use crate::dispatch::memory_log::Topics;
-use crate::dispatch::oracle::{Life, Oracle};
+use crate::dispatch::oracle::{Life, Oracle, User};
 use crate::dispatch::replays::Replays;
 use crate::harness::Random;
 use eventd::clock::WallClock;
@@ -151,6 +152,9 @@ pub(crate) struct State {
     /// The oracle of dispatch.
     pub(crate) oracle: Oracle,
     pub(crate) replays: Replays,
+    pub(crate) commands: Commands,
+    /// The users of the scenario, by their numbers.
+    pub(crate) users: Vec<User>,
     pub(crate) topics: Topics,
     pub(crate) members: Members,
     pub(crate) groups: ExclusiveGroups,
@@ -194,6 +198,8 @@ impl World {
             random,
             oracle,
             replays: Replays::default(),
+            commands: Commands::default(),
+            users: Vec::new(),
             topics,
             members,
             groups: ExclusiveGroups::default(),

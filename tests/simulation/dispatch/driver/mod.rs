@@ -4,12 +4,14 @@
 mod processes;
 mod replaying;
 
-use crate::dispatch::memory_group::Members;
+use crate::dispatch::commands::{CONTROL, Commands, Given};
+use crate::dispatch::memory_group::{Members, NAME};
 use crate::dispatch::memory_log::{TOPIC, Topics};
 use crate::dispatch::oracle::{Counts, Life, Oracle};
 use crate::dispatch::scenario::{Action, Scenario};
 use crate::dispatch::world::{CALLS, Calls, World};
 use crate::harness::Random;
+use eventd::core::control::UserAction;
 use eventd::core::event::{CONTENT_TYPE, ID, Record};
 use eventd::core::outcome::Ended;
 use eventd::core::progress::{OffsetReset, ResetTarget};
@@ -47,6 +49,9 @@ pub(crate) struct Outcome {
     pub(crate) repositions: u64,
     /// The number of times that events could not be read for a while.
     pub(crate) damages: u64,
+    /// The number of records of commands, and of those that were applied.
+    pub(crate) commands: u64,
+    pub(crate) commands_applied: u64,
     /// The number of replays that finished, were resumed, and were refused.
     pub(crate) replayed: u64,
     pub(crate) resumes: u64,
@@ -137,6 +142,11 @@ impl<'a> Driver<'a> {
         {
             let mut state = world.lock();
             state.single = scenario.single;
+            state.commands = Commands::new(scenario.partitions);
+            if scenario.plan.iter().any(|(_, action)| matches!(action, Action::Command(_))) {
+                state.oracle.judge_no_times();
+            }
+            state.users.clone_from(&scenario.users);
             state.replays.set_requests(scenario.replays.iter().map(|request| request.request.clone()).collect());
         }
         Self {
@@ -160,6 +170,8 @@ impl<'a> Driver<'a> {
                 outages: 0,
                 repositions: 0,
                 damages: 0,
+                commands: 0,
+                commands_applied: 0,
                 replayed: 0,
                 resumes: 0,
                 refused: 0,
@@ -193,6 +205,7 @@ impl<'a> Driver<'a> {
         let mut state = self.world.lock();
         self.outcome.counts = state.oracle.counts;
         self.outcome.calls = state.calls;
+        (self.outcome.commands, self.outcome.commands_applied) = (state.commands.given, state.commands.applied);
         self.outcome.trace = std::mem::take(&mut state.trace);
         self.outcome.violation = state.violation().map(str::to_owned);
         for counts in state.replays.oracles().map(|oracle| oracle.counts) {
@@ -334,6 +347,7 @@ impl<'a> Driver<'a> {
                 state.note(now, Life::MAX, format_args!("{partition}:{offset} is unreadable from now on"));
                 self.outcome.damages += 1;
             }
+            Action::Command(given) => self.command(given),
             Action::Trim { partition, percent } => {
                 let latest = self.world.lock().topics.latest(partition);
                 self.world.trim(partition, latest * percent / 100);
@@ -359,6 +373,33 @@ impl<'a> Driver<'a> {
         state.members.request_reset(partition, wanted);
         if let Some(moved) = state.members.apply(partition, wanted) {
             state.oracle.committed(None, partition, &moved, now);
+        }
+    }
+
+    /// An operator gives a command to every partition.
+    fn command(&mut self, given: Given) {
+        let now = self.world.now();
+        let record = {
+            let mut state = self.world.lock();
+            state.topics.make(CONTROL, self.scenario.partitions);
+            state.note(now, Life::MAX, format_args!("commands {given:?}"));
+            let number = state.commands.given;
+            given.record(number, now.as_millis() as i64, &self.scenario.users, TOPIC, NAME)
+        };
+        for partition in 0..self.scenario.partitions {
+            let offset = self.world.append(CONTROL, partition, std::slice::from_ref(&record));
+            self.world.lock().commands.given(partition, offset, given);
+        }
+    }
+
+    /// Ends what operators commanded, if they did.
+    fn end_commands(&mut self) {
+        if self.world.lock().commands.given > 0 {
+            let held = self.world.lock().commands.held_users();
+            let release = |user| Given::User { user, action: UserAction::Release };
+            for given in held.into_iter().map(release).chain([Given::Rate(None), Given::Resume]) {
+                self.command(given);
+            }
         }
     }
 
@@ -396,6 +437,7 @@ impl<'a> Driver<'a> {
     async fn settle_everything(&mut self) {
         self.calm = true;
         self.world.stop_crashes();
+        self.end_commands();
         {
             let mut state = self.world.lock();
             state.rates = crate::dispatch::world::Rates::default();
@@ -416,6 +458,7 @@ impl<'a> Driver<'a> {
         let all_continue_at = if self.outcome.damages > 0 { self.world.now() + STOPPED_MAX } else { Duration::ZERO };
         let mut fresh_at = Duration::ZERO;
         while self.world.lock().oracle.unfinished().is_some()
+            || self.world.lock().commands.unfinished().is_some()
             || !self.all_processes_are_back()
             || !self.is_replayed()
             || self.world.now() < all_continue_at
@@ -432,7 +475,7 @@ impl<'a> Driver<'a> {
             }
             if self.world.now() > limit {
                 let mut state = self.world.lock();
-                let waiting = (state.oracle.unfinished(), state.replays.unfinished());
+                let waiting = (state.oracle.unfinished(), state.replays.unfinished(), state.commands.unfinished());
                 return state.oracle.fail(format!("still {waiting:?} at {limit:?}, long after the faults"));
             }
         }

@@ -317,6 +317,11 @@ impl Oracle {
         }
     }
 
+    /// Judges no times, because commands of operators delay attempts.
+    pub(crate) fn judge_no_times(&mut self) {
+        self.timing = None;
+    }
+
     /// The rules about time start anew with this ownership.
     fn timing_begins(&mut self, life: Life, partition: u32) {
         let Some(owned) = self.owned.get(&(life, partition)) else { return };

@@ -1,0 +1,190 @@
+//! Commands of operators in the simulation, and what they promise:
+//!
+//! - Each command is applied once in each partition, in the order of the commands, also around crashes.
+//! - The state that is committed has exactly the effects of the commands before its offset.
+//! - From the commit of a pause to a later resume, no attempt starts in the partition. A user that is held is not
+//!   attempted either.
+//! - After the faults every command is applied.
+
+use crate::dispatch::oracle::User;
+use eventd::core::control::{ControlCommand, ControlRecord, UserAction};
+use eventd::core::event::Record;
+use eventd::core::progress::PartitionState;
+use eventd::dispatch::commands::record::encode;
+
+/// The topic of the commands.
+pub(crate) const CONTROL: &str = "user-events.file-1.control";
+
+/// A command as an operator gives it to all partitions.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Given {
+    Pause,
+    Resume,
+    /// Events an hour.
+    Rate(Option<u64>),
+    Probe,
+    /// A record that is not a command.
+    Garbage,
+    /// The number of the user in the scenario.
+    User {
+        user: usize,
+        action: UserAction,
+    },
+}
+
+impl Given {
+    /// The record that `eventd control` would write.
+    pub(crate) fn record(self, number: u64, at_ms: i64, users: &[User], topic: &str, destination: &str) -> Record {
+        let command = match self {
+            Self::Pause => ControlCommand::Pause,
+            Self::Resume => ControlCommand::Resume,
+            Self::Rate(per_hour) => ControlCommand::Rate { per_hour },
+            Self::Probe => ControlCommand::Probe,
+            Self::Garbage => return Record::new(None, Some(b"not a command"), &[], at_ms),
+            Self::User { user, action } => {
+                ControlCommand::User { user: users[user].clone().unwrap_or_default().into(), action }
+            }
+        };
+        let (id, by) = (format!("command-{number}").into(), "ann@ops".into());
+        let record = ControlRecord { id, at_ms, by, reason: "".into(), command };
+        encode(&record, topic, destination).expect("users of the simulation are UTF-8")
+    }
+}
+
+/// What was commanded, and what of it is committed.
+#[derive(Debug, Default)]
+pub(crate) struct Commands {
+    partitions: Vec<CommandedPartition>,
+    pub(crate) given: u64,
+    pub(crate) applied: u64,
+}
+
+#[derive(Debug, Default)]
+struct CommandedPartition {
+    records: Vec<(i64, Given)>,
+    committed: PartitionState,
+    /// Whether the partition was paused at its first commit, and its rate then. `None`: there was no commit.
+    began: Option<(bool, Option<u64>)>,
+}
+
+/// Whether the destination is paused after these commands, and its rate.
+fn folded(began: (bool, Option<u64>), commands: impl Iterator<Item = Given>) -> (bool, Option<u64>) {
+    commands.fold(began, |(paused, rate), given| match given {
+        Given::Pause => (true, rate),
+        Given::Resume => (false, rate),
+        Given::Rate(rate) => (paused, rate),
+        Given::Probe | Given::Garbage | Given::User { .. } => (paused, rate),
+    })
+}
+
+impl Commands {
+    pub(crate) fn new(partitions: u32) -> Self {
+        Self { partitions: (0..partitions).map(|_| CommandedPartition::default()).collect(), ..Self::default() }
+    }
+
+    pub(crate) fn given(&mut self, partition: u32, offset: i64, given: Given) {
+        self.given += 1;
+        self.partitions[partition as usize].records.push((offset, given));
+    }
+
+    /// A commit was stored. Returns what is wrong with it.
+    pub(crate) fn committed(&mut self, partition: u32, state: &PartitionState, users: &[User]) -> Result<(), String> {
+        let of_state = (state.control.paused.is_some(), state.control.rate_per_hour);
+        // A new partition begins with what partition 0 was commanded until a moment before.
+        let may_begin = |began| {
+            let first = &self.partitions[0].records;
+            let prefixes = (0..=first.len()).map(|many| &first[..many]);
+            partition == 0
+                || prefixes
+                    .map(|some| folded((false, None), some.iter().map(|(_, given)| *given)))
+                    .any(|at| at == began)
+        };
+        if self.partitions[partition as usize].began.is_none() && state.control.next == 0 && !may_begin(of_state) {
+            return Err(format!("partition {partition} begins with {:?}, as no operator commanded", state.control));
+        }
+        let part = &mut self.partitions[partition as usize];
+        let began = *part.began.get_or_insert(if state.control.next == 0 { of_state } else { (false, None) });
+        let (before, next) = (part.committed.control.next, state.control.next);
+        part.committed = state.clone();
+        if next < before {
+            return Err(format!("a commit of partition {partition} goes back from command {before} to {next}"));
+        }
+        self.applied += part.records.iter().filter(|(offset, _)| (before..next).contains(offset)).count() as u64;
+        let done = || part.records.iter().filter(|(offset, _)| *offset < next).map(|(_, given)| *given);
+        if of_state != folded(began, done()) {
+            let (paused, rate) = folded(began, done());
+            return Err(format!(
+                "a commit of partition {partition} up to command {next} says {:?}, but the commands say paused: {paused}, \
+                 rate: {rate:?}",
+                state.control
+            ));
+        }
+        for (number, user) in users.iter().enumerate() {
+            let of_user = |given| if let Given::User { user, action } = given { Some((user, action)) } else { None };
+            let actions = done().filter_map(of_user).filter(|(user, _)| *user == number).map(|(_, action)| action);
+            let decides = |action: &UserAction| !matches!(action, UserAction::GiveUp { .. });
+            let held = actions.filter(decides).last() == Some(UserAction::Hold);
+            if held != is_held(state, user) {
+                return Err(format!(
+                    "a commit of partition {partition} up to command {next} says that {user:?} is held: {}, but the commands \
+                     say {held}",
+                    !held
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    /// An attempt of these users starts. Returns why it must not.
+    pub(crate) fn started<'a>(
+        &self,
+        partition: u32,
+        keys: impl Iterator<Item = Option<&'a [u8]>>,
+        users: &[User],
+    ) -> Result<(), String> {
+        let part = &self.partitions[partition as usize];
+        let later = || part.records.iter().filter(|(offset, _)| *offset >= part.committed.control.next);
+        if part.committed.control.paused.is_some() && !later().any(|(_, given)| *given == Given::Resume) {
+            return Err(format!("an attempt starts in partition {partition}, which is paused"));
+        }
+        for key in keys {
+            let user = key.map(<[u8]>::to_vec);
+            let releases = |given: &Given| match given {
+                Given::User { user: number, action: UserAction::Release | UserAction::Retry } => users[*number] == user,
+                _ => false,
+            };
+            if is_held(&part.committed, &user) && !later().any(|(_, given)| releases(given)) {
+                return Err(format!("an attempt of {user:?} starts in partition {partition}, although it is held"));
+            }
+        }
+        Ok(())
+    }
+
+    /// The users that some partition may hold.
+    pub(crate) fn held_users(&self) -> Vec<usize> {
+        let all = self.partitions.iter().flat_map(|part| &part.records);
+        let held = all.filter_map(|(_, given)| match given {
+            Given::User { user, action: UserAction::Hold } => Some(*user),
+            _ => None,
+        });
+        let mut held: Vec<usize> = held.collect();
+        held.sort_unstable();
+        held.dedup();
+        held
+    }
+
+    /// A partition that has not applied all commands.
+    pub(crate) fn unfinished(&self) -> Option<String> {
+        let mut parts = (0..).zip(&self.partitions);
+        let waits = |part: &CommandedPartition| {
+            part.records.last().is_some_and(|(offset, _)| part.committed.control.next <= *offset)
+        };
+        let (partition, part): (u32, _) = parts.find(|(_, part)| waits(part))?;
+        Some(format!("partition {partition} has not applied the commands from {} on", part.committed.control.next))
+    }
+}
+
+fn is_held(state: &PartitionState, user: &User) -> bool {
+    let key = user.as_deref().map(Into::into);
+    state.users.get(&key).and_then(|user| user.parked).is_some_and(|parked| parked.held)
+}
