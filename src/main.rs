@@ -4,7 +4,7 @@
 
 use anyhow::{Context, anyhow};
 use eventd::cli::{Cli, Command, without_secrets};
-use eventd::config::{DispatchConfig, IngestConfig, ReplayConfig, UpConfig};
+use eventd::config::{ControlConfig, DispatchConfig, IngestConfig, ReplayConfig, UpConfig};
 use eventd::core::outcome::Ended;
 use eventd::core::text::escaped;
 use eventd::signals::Signals;
@@ -39,6 +39,7 @@ enum Task {
     Ingest(IngestConfig),
     Dispatch(Box<DispatchConfig>),
     Replay(ReplayConfig),
+    Control(ControlConfig),
 }
 
 fn main() -> ExitCode {
@@ -62,17 +63,17 @@ fn eventd() -> u8 {
         return print_usage_error(&error);
     }
     descriptors::raise();
-    // A replay prints a summary of its own, which also says how to continue it.
-    let is_replay = matches!(task, Task::Replay(_));
+    // These print a summary of their own. That of a replay also says how to continue it.
+    let has_summary = matches!(task, Task::Replay(_) | Task::Control(_));
     match run(task) {
         Ok(Ended::Drained) => {
-            if !is_replay {
+            if !has_summary {
                 tracing::info!("stopped: all work in progress is finished");
             }
             EXIT_DONE
         }
         Ok(Ended::WorkLeft) => {
-            if !is_replay {
+            if !has_summary {
                 tracing::warn!("stopped with work left: undelivered events are delivered after the next start");
             }
             EXIT_WORK_LEFT
@@ -90,6 +91,7 @@ fn configure(command: &Command) -> anyhow::Result<(Task, LogFormat)> {
         Command::Ingest(flags) => (Task::Ingest(IngestConfig::new(flags)?), flags.process.log_format),
         Command::Dispatch(flags) => (Task::Dispatch(Box::new(DispatchConfig::new(flags)?)), flags.process.log_format),
         Command::Replay(flags) => (Task::Replay(ReplayConfig::new(flags)?), flags.process.log_format),
+        Command::Control(flags) => (Task::Control(ControlConfig::new(flags)?), flags.process.log_format),
     })
 }
 
@@ -132,6 +134,7 @@ fn run(task: Task) -> anyhow::Result<Ended> {
                 Task::Ingest(config) => commands::ingest(config, &signals).await,
                 Task::Dispatch(config) => commands::dispatch(*config, &signals).await,
                 Task::Replay(config) => commands::replay(config, &signals).await,
+                Task::Control(config) => commands::control(config, &signals).await,
             }
         };
         tokio::select! {

@@ -70,3 +70,6 @@ pub(crate) struct RetryDefaults {
 
 // Replay
 pub(crate) const STOP_AFTER_FAILURES: &str = "100";
+
+/// How long `eventd control` waits: owners look once a second, and commit a moment later.
+pub(super) const CONTROL_WAIT: &str = "10s";

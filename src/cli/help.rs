@@ -121,3 +121,24 @@ Exit codes:
   3  stopped with work left, by a signal or --stop-after-failures: continue with --resume ID",
     "each flag and the exit codes"
 );
+
+ends!(
+    CONTROL,
+    CONTROL_LONG,
+    "  \
+  eventd control pause --dest billing --reason \"deploy\" --url kafka-1:9092
+      Start no attempt to billing until `eventd control resume --dest billing`
+  eventd control rate 50/s --dest billing
+      Limit all processes of billing together; `rate off` ends it
+  eventd control hold --dest billing --user user-3 --reason \"account locked\"
+      Keep the events of one user in the log until `eventd control release`
+  eventd control give-up --dest billing --user user-3
+      Turn the next event of the user into a dead letter; the next one is tried",
+    "\
+Exit codes:
+  0  applied; or stored, while no process delivers to the destination
+  1  a failure at run time, or a user that has nothing to give up
+  2  a wrong command line or configuration
+  3  stored, but not applied within --wait, or a signal came: the processes apply it later",
+    "each flag and the exit codes"
+);

@@ -6,6 +6,7 @@
 //! A flag wins over its environment variable, and the variable wins over the default. A variable that is set but empty is
 //! an error, unless its flag is given: the value was more often forgotten than left empty on purpose.
 
+mod control;
 pub(crate) mod defaults;
 mod delivery;
 mod help;
@@ -16,6 +17,7 @@ mod replay;
 mod retries;
 mod values;
 
+pub use self::control::{ControlFlags, ControlVerb};
 pub use self::delivery::DeliveryFlags;
 pub use self::ingest::EndpointFlags;
 pub use self::log::{KafkaFlags, LogFlags, ProcessFlags};
@@ -66,6 +68,13 @@ pub enum Command {
     /// Shows a plan first, and delivers nothing without --execute.
     #[command(after_help = help::REPLAY, after_long_help = help::REPLAY_LONG)]
     Replay(ReplayFlags),
+
+    /// Command the processes that deliver to a destination: pause, limit, hold a user, and more
+    ///
+    /// The command is stored in the log. So it reaches the processes on whatever machine they run, and stays in force after
+    /// a restart. It says first what it will do, and then waits until it is applied.
+    #[command(after_help = help::CONTROL, after_long_help = help::CONTROL_LONG)]
+    Control(ControlFlags),
 }
 
 /// Flags of `eventd up`.
@@ -208,7 +217,7 @@ impl Command {
             list.retain(|line| !line.is_empty());
         };
         let delivery = match self {
-            Self::Ingest(_) => return,
+            Self::Ingest(_) | Self::Control(_) => return,
             Self::Up(up) => {
                 if from_variable("destinations") {
                     trim_lines(&mut up.destinations);

@@ -3,7 +3,6 @@
 
 use super::delivery::DELIVERY;
 use super::{DeliveryFlags, LogFlags, ProcessFlags, defaults, values};
-use crate::core::token_bucket::Rate;
 use crate::replay::position::Position;
 use clap::Args;
 
@@ -77,10 +76,6 @@ pub struct ReplayFlags {
     /// Execute the plan. Without this flag the plan is shown, and at a terminal eventd asks whether to execute it
     #[arg(long, help_heading = EXECUTION)]
     pub execute: bool,
-
-    /// Most attempts in a time, for example 500/s or 30/m [default: as many as the destination accepts]
-    #[arg(long, value_name = "RATE", env = "EVENTD_RATE", value_parser = values::rate, help_heading = EXECUTION)]
-    pub rate: Option<Rate>,
 
     /// Stop after this many failed attempts in a row; 0 is never
     #[arg(long, value_name = "N", env = "EVENTD_STOP_AFTER_FAILURES", default_value = defaults::STOP_AFTER_FAILURES, help_heading = EXECUTION)]

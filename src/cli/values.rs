@@ -3,6 +3,7 @@
 use crate::core::names;
 use crate::core::side_topics::check_main_topic;
 use crate::core::token_bucket::Rate;
+use crate::dispatch::commands::record::REASON_BYTES_MAX;
 use crate::dispatch::{OnGap, Start};
 use crate::limits;
 use crate::net::SaslMechanism;
@@ -89,6 +90,23 @@ pub(super) fn from_one(text: &str) -> Result<u64, String> {
 /// A whole number, also 0.
 pub(super) fn attempts(text: &str) -> Result<u32, String> {
     text.parse().map_err(|error| format!("{error}: write a whole number, for example 10, or 0 for no limit"))
+}
+
+/// A partition and an offset in it: `1:480`, or `p1:480`.
+pub(super) fn partition_offset(text: &str) -> Result<(u32, i64), String> {
+    let (partition, offset) = text.split_once(':').unwrap_or((text, ""));
+    match (partition.trim_start_matches('p').parse(), offset.parse::<u64>().map(i64::try_from)) {
+        (Ok(partition), Ok(Ok(offset))) => Ok((partition, offset)),
+        _ => Err("write the partition and the offset, for example 1:480".into()),
+    }
+}
+
+/// The reason of a command. It is stored in each commit of a paused destination.
+pub(super) fn reason(text: &str) -> Result<String, String> {
+    match text.len() > REASON_BYTES_MAX {
+        true => Err(format!("it has {} bytes, but at most {REASON_BYTES_MAX} are possible: shorten it", text.len())),
+        false => Ok(text.to_owned()),
+    }
 }
 
 /// The value of a switch. Most switches have it only as a variable; the flag itself has no value.

@@ -1,4 +1,5 @@
-//! The commands of the program, one file each: [`up()`], [`ingest()`], [`dispatch()`] and [`replay()`].
+//! The commands of the program, one file each: [`up()`], [`ingest()`], [`dispatch()`],
+//! [`replay()`] and [`control()`].
 //!
 //! Every command has the same shape. It checks that there are enough file descriptors, opens the log, runs until the first
 //! signal, finishes its work in progress, and closes the log:
@@ -11,6 +12,7 @@
 //! This folder is the only place that knows which engines exist: everything else works with the traits of the log and of
 //! groups.
 
+mod control;
 mod deliver;
 mod descriptors;
 mod dispatch;
@@ -23,11 +25,13 @@ mod replay;
 mod supervisors;
 mod up;
 
+pub use self::control::control;
 pub use self::dispatch::dispatch;
 pub use self::ingest::ingest;
 pub use self::replay::replay;
 pub use self::up::up;
 
+use crate::control::CommandRefused;
 use crate::destination::ConfigurationError;
 use crate::group::JoinError;
 use crate::log::{Engine, OpenError};
@@ -48,6 +52,7 @@ pub fn is_configuration(error: &anyhow::Error) -> bool {
     error.is::<Misconfigured>()
         || error.is::<ConfigurationError>()
         || error.downcast_ref().is_some_and(|refused: &ReplayRefused| refused.is_usage())
+        || error.downcast_ref().is_some_and(|refused: &CommandRefused| refused.is_usage())
         || matches!(error.downcast_ref(), Some(JoinError::Configuration(_)))
         || matches!(error.downcast_ref(), Some(OpenError::Configuration(_) | OpenError::Missing { .. }))
 }

@@ -7,6 +7,7 @@
 //! Every mistake that can be found without opening the log or a destination is found here, before anything is created.
 //! The process then ends with exit code 2. The code after this module never looks at a flag again.
 
+mod control;
 mod delivery;
 mod ingest;
 mod log;
@@ -14,6 +15,7 @@ mod replay;
 mod retries;
 mod secrets;
 
+pub use self::control::ControlConfig;
 pub use self::delivery::DeliveryConfig;
 pub use self::ingest::EndpointConfig;
 pub use self::log::{EngineConfig, LogConfig, is_default_broker};

@@ -77,7 +77,7 @@ fn replay_config(flags: &ReplayFlags, signature: Signature) -> anyhow::Result<re
         request,
         execute: flags.execute,
         json: flags.json,
-        rate: flags.rate,
+        rate: flags.delivery.rate,
         stop_after_failures: flags.stop_after_failures,
         log_flags: log_flags(&flags.log),
         signature,

@@ -109,6 +109,9 @@ pub trait Groups: Send + Sync + fmt::Debug {
         log: &'a Arc<dyn Log>,
     ) -> BoxFuture<'a, Result<Vec<Option<PartitionState>>, JoinError>>;
 
+    /// Whether a process owns partitions of the group now, or is joining it.
+    fn is_owned<'a>(&'a self, name: &'a str, log: &'a Arc<dyn Log>) -> BoxFuture<'a, Result<bool, JoinError>>;
+
     /// Requests offset resets, by partition. They replace those that were requested before. All of them are stored, or
     /// none.
     fn request_resets<'a>(

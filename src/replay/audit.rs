@@ -15,6 +15,7 @@ use crate::log::{CreateTopic, Engine, FetchError, Log, OpenError};
 use anyhow::{Context, anyhow, bail};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
+use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -256,8 +257,14 @@ fn add_to_histories(histories: &mut BTreeMap<String, ReplayHistory>, record: Aud
     }
 }
 
+impl fmt::Display for Operator {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}@{}", self.user, self.host)
+    }
+}
+
 impl Operator {
-    fn of_this_process() -> Self {
+    pub(crate) fn of_this_process() -> Self {
         let variable = |name| std::env::var(name).ok().filter(|user: &String| !user.is_empty());
         let user = variable("USER").or_else(|| variable("LOGNAME")).unwrap_or_else(|| "unknown".into());
         let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();

@@ -64,6 +64,7 @@ mod show;
 pub mod signing;
 mod streams;
 
+pub(crate) use self::rewind::retry_group_call;
 pub use self::show::list;
 pub use self::streams::{StandardStreams, Streams};
 

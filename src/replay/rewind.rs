@@ -186,8 +186,8 @@ pub(super) async fn execute(
 ) -> anyhow::Result<Ended> {
     let (name, replay_id) = (&context.spec.name, new_replay_id(&*context.ids));
     let PreparedReplay { title, plan, selection, partitions, .. } = prepared;
-    let states = retry(|| context.groups.committed(name, &context.log)).await?;
-    let requested = retry(|| context.groups.requested_resets(name, &context.log)).await?;
+    let states = retry_group_call(|| context.groups.committed(name, &context.log)).await?;
+    let requested = retry_group_call(|| context.groups.requested_resets(name, &context.log)).await?;
     let id = new_reset_id(&*context.ids, &states, &requested);
     let reset = |PartitionPlan { offsets, .. }: &PartitionPlan| {
         let to = match reposition {
@@ -232,7 +232,7 @@ async fn request_and_wait(
     stop: impl Future<Output = ()> + Send,
 ) -> anyhow::Result<bool> {
     // The outcome of a request may be unknown. To store the same request a second time changes nothing.
-    retry(|| context.groups.request_resets(&context.spec.name, &context.log, resets)).await.context(
+    retry_group_call(|| context.groups.request_resets(&context.spec.name, &context.log, resets)).await.context(
         "the request for the new position may have been stored all the same. Give the command again to be sure",
     )?;
     tokio::select! {
@@ -252,11 +252,12 @@ async fn wait_until_applied(
     let digest = context.spec.digest();
     let mut logged_at = None::<Instant>;
     loop {
-        let is_owned = !retry(|| context.groups.apply_resets_if_unowned(name, &context.log, &digest, resets)).await?;
+        let is_owned =
+            !retry_group_call(|| context.groups.apply_resets_if_unowned(name, &context.log, &digest, resets)).await?;
         // Read the requests before the states: if a later request has replaced this one after it was applied, the states
         // show that it was applied.
-        let requested = retry(|| context.groups.requested_resets(name, &context.log)).await?;
-        let states = retry(|| context.groups.committed(name, &context.log)).await?;
+        let requested = retry_group_call(|| context.groups.requested_resets(name, &context.log)).await?;
+        let states = retry_group_call(|| context.groups.committed(name, &context.log)).await?;
         let mut waiting = Vec::new();
         for (partition, reset) in resets {
             let applied = states.get(*partition as usize).and_then(Option::as_ref).and_then(|state| state.last_reset);
@@ -288,7 +289,9 @@ async fn wait_until_applied(
 }
 
 /// Calls again, a bounded number of times, if the group is not available.
-async fn retry<'a, T>(call: impl Fn() -> BoxFuture<'a, Result<T, JoinError>>) -> Result<T, JoinError> {
+pub(crate) async fn retry_group_call<'a, T>(
+    call: impl Fn() -> BoxFuture<'a, Result<T, JoinError>>,
+) -> Result<T, JoinError> {
     let mut failures = 0;
     loop {
         match call().await {

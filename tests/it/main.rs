@@ -2,6 +2,7 @@
 
 mod cli;
 mod conformance;
+mod control;
 mod crash;
 mod destination;
 mod ingest;

@@ -1,5 +1,5 @@
 //! What all partitions of a process share of the commands of operators: the topic with its records, and the pauses.
-//! [`control`](super::control) applies the commands.
+//! The module `control` next to it applies the commands.
 
 mod pauses;
 pub mod record;

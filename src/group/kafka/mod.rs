@@ -24,6 +24,7 @@ mod assignment;
 mod clocks;
 mod commits;
 mod coordinator;
+mod describe;
 mod errors;
 mod member;
 mod membership;
@@ -121,6 +122,10 @@ impl Groups for KafkaGroups {
         log: &'a Arc<dyn Log>,
     ) -> BoxFuture<'a, Result<Vec<Option<PartitionState>>, JoinError>> {
         Box::pin(async move { self.open(name, log).await?.committed_of_all().await.map_err(JoinError::Unavailable) })
+    }
+
+    fn is_owned<'a>(&'a self, name: &'a str, _log: &'a Arc<dyn Log>) -> BoxFuture<'a, Result<bool, JoinError>> {
+        Box::pin(async move { describe::has_members(self.0.cluster(), name).await.map_err(JoinError::Unavailable) })
     }
 
     fn request_resets<'a>(

@@ -33,6 +33,23 @@ pub(super) async fn acquire(database: &Path, name: &str, digest: &str, when_held
     }
 }
 
+/// Whether a process holds the lock of the destination. The lock is taken for a moment and given back, so that a process
+/// that starts in this moment may find it held: ask seldom.
+pub(super) fn is_held(database: &Path, name: &str) -> Result<bool, JoinError> {
+    let path = path_of(database, name);
+    let flags = OFlags::NOFOLLOW | OFlags::NONBLOCK;
+    let file = match File::options().read(true).custom_flags(flags.bits() as i32).open(&path) {
+        Ok(file) => file,
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(false),
+        Err(error) => return Err(unusable(&path, &error)),
+    };
+    match file.try_lock_shared() {
+        Ok(()) => Ok(false),
+        Err(TryLockError::WouldBlock) => Ok(true),
+        Err(TryLockError::Error(error)) => Err(unusable(&path, &error)),
+    }
+}
+
 /// Removes the lock file of a destination that no process joins any more.
 pub(super) fn remove(database: &Path, name: &str) -> Result<(), Failure> {
     let path = path_of(database, name);

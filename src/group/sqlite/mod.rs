@@ -94,6 +94,10 @@ impl Groups for SqliteGroups {
         })
     }
 
+    fn is_owned<'a>(&'a self, name: &'a str, _log: &'a Arc<dyn Log>) -> BoxFuture<'a, Result<bool, JoinError>> {
+        Box::pin(std::future::ready(check_name(name).and_then(|()| lock::is_held(self.0.database().path(), name))))
+    }
+
     fn request_resets<'a>(
         &'a self,
         name: &'a str,

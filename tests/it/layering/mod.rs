@@ -17,9 +17,24 @@ const PARTS: &[&str] = &["core", "net", "sqlite", "kafka", "log", "group", "dest
 /// A replay is a dispatch of a part of the log that shows an operator what it does.
 const REPLAYING: &[&str] = &["core", "net", "sqlite", "kafka", "log", "group", "destination", "dispatch", "stderr"];
 
+/// A command is given like a replay: it plans, prints, and waits for the owners.
+const COMMANDING: &[&str] = &["core", "group", "log", "dispatch", "replay"];
+
 /// The commands join all parts, and know the bounds of each.
-const COMMANDS: &[&str] =
-    &["core", "net", "log", "group", "destination", "ingest", "dispatch", "replay", "config", "signals", "stderr"];
+const COMMANDS: &[&str] = &[
+    "core",
+    "net",
+    "log",
+    "group",
+    "destination",
+    "ingest",
+    "dispatch",
+    "replay",
+    "control",
+    "config",
+    "signals",
+    "stderr",
+];
 
 /// What every module may name. (Among these, `core` may only name `limits`, see [`NOT_IN_CORE`].)
 const FREE: &[&str] = &["limits", "BoxFuture", "clock", "log_limiter", "small_file", "vital", "descriptors"];
@@ -44,11 +59,27 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("ingest", PARTS),
     ("dispatch", PARTS),
     ("replay", REPLAYING),
+    ("control", COMMANDING),
     ("environment", &[]),
     ("telemetry", &["core", "environment", "stderr"]),
     // Flags as typed know the types of single values, and nothing of the configuration that is checked from them.
     ("cli", &["core", "net", "dispatch", "replay", "telemetry"]),
-    ("config", &["cli", "core", "environment", "net", "log", "group", "destination", "ingest", "dispatch", "replay"]),
+    (
+        "config",
+        &[
+            "cli",
+            "core",
+            "environment",
+            "net",
+            "log",
+            "group",
+            "destination",
+            "ingest",
+            "dispatch",
+            "replay",
+            "control",
+        ],
+    ),
     ("signals", &[]),
     ("commands", COMMANDS),
 ];

@@ -121,9 +121,9 @@ impl Commands {
         }
         for (number, user) in users.iter().enumerate() {
             let of_user = |given| if let Given::User { user, action } = given { Some((user, action)) } else { None };
-            let actions = done().filter_map(of_user).filter(|(user, _)| *user == number).map(|(_, action)| action);
+            let mut actions = done().filter_map(of_user).filter(|(user, _)| *user == number).map(|(_, action)| action);
             let decides = |action: &UserAction| !matches!(action, UserAction::GiveUp { .. });
-            let held = actions.filter(decides).last() == Some(UserAction::Hold);
+            let held = actions.rfind(decides) == Some(UserAction::Hold);
             if held != is_held(state, user) {
                 return Err(format!(
                     "a commit of partition {partition} up to command {next} says that {user:?} is held: {}, but the commands \

@@ -1,0 +1,189 @@
+//! `eventd control`: sends an operator's command to the owners of a destination, and waits until they have applied it.
+//!
+//! ```text
+//!  flags ─▶ plan: what the last commits say ─▶ printed ─▶ <topic>.<dest>.control, a record in every partition
+//!                                                              │
+//!            owners of the partitions ◀── once a second ───────┘
+//!                 └─▶ the next commit has the offset of the command ─▶ seen here: applied
+//! ```
+//!
+//! The command needs no connection to the owners. It works from any machine that reaches the log, and while no process
+//! owns the destination: then the next owner applies it.
+//!
+//! # Which partitions
+//!
+//! Every command goes to every partition, also a command about one user. The partition of a user cannot be computed for
+//! certain: other producers may use another partitioner, and a topic on Kafka may have got more partitions since an event
+//! was stored, so that one user has events in two of them. An owner that has no event of the user does nothing, or
+//! remembers that the user is held. Only `give-up` goes to a single partition, because it names an offset there.
+
+mod plan;
+mod send;
+mod user_events;
+
+use self::plan::CommandPlan;
+use crate::core::control::{ControlCommand, UserAction};
+use crate::core::outcome::Ended;
+use crate::core::text::{escaped, escaped_json};
+use crate::core::token_bucket::Rate;
+use crate::group::Groups;
+use crate::log::{Engine, Log};
+use crate::replay::Streams;
+use serde::Serialize;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// The parts of the program that a command uses.
+#[derive(Debug, Clone)]
+pub struct CommandContext {
+    pub engine: Arc<dyn Engine>,
+    /// The main topic.
+    pub log: Arc<dyn Log>,
+    pub groups: Arc<dyn Groups>,
+    /// The name of the destination.
+    pub destination: String,
+    pub streams: Arc<dyn Streams>,
+}
+
+/// The checked configuration of one command.
+#[derive(Debug, Clone)]
+pub struct Config {
+    pub command: RequestedCommand,
+    /// Why, in the operator's words. It may be empty.
+    pub reason: String,
+    /// How long to wait until the owners have applied the command.
+    pub wait: Duration,
+    /// Print the plan and the result as JSON, one object on each line.
+    pub json: bool,
+}
+
+/// What the operator typed.
+#[derive(Debug, Clone, PartialEq)]
+pub enum RequestedCommand {
+    Pause,
+    Resume,
+    /// `None`: no limit.
+    Rate(Option<Rate>),
+    Probe,
+    Retry {
+        user: String,
+    },
+    Hold {
+        user: String,
+    },
+    Release {
+        user: String,
+    },
+    /// `None`: the user's next event. Otherwise its events up to this partition and offset.
+    GiveUp {
+        user: String,
+        until: Option<(u32, i64)>,
+    },
+}
+
+impl RequestedCommand {
+    /// The command for all partitions. `None` for a `give-up`, which the plan turns into a command for one partition.
+    fn for_all_partitions(&self) -> Option<ControlCommand> {
+        let user = |user: &str, action| Some(ControlCommand::User { user: user.as_bytes().into(), action });
+        match self {
+            Self::Pause => Some(ControlCommand::Pause),
+            Self::Resume => Some(ControlCommand::Resume),
+            Self::Rate(rate) => Some(ControlCommand::Rate { per_hour: rate.map(Rate::events_per_hour) }),
+            Self::Probe => Some(ControlCommand::Probe),
+            Self::Retry { user: id } => user(id, UserAction::Retry),
+            Self::Hold { user: id } => user(id, UserAction::Hold),
+            Self::Release { user: id } => user(id, UserAction::Release),
+            Self::GiveUp { .. } => None,
+        }
+    }
+}
+
+/// The command cannot be given. Holds the message.
+#[derive(Debug, thiserror::Error)]
+pub enum CommandRefused {
+    /// The flags are wrong, for example an unknown name.
+    #[error("{0}")]
+    Usage(String),
+    /// The flags are right, but the log does not hold what they name.
+    #[error("{0}")]
+    NotInLog(String),
+}
+
+impl CommandRefused {
+    /// Whether the operator has to change the flags.
+    pub fn is_usage(&self) -> bool {
+        matches!(self, Self::Usage(_))
+    }
+}
+
+/// What became of a command.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(tag = "result", rename_all = "kebab-case")]
+enum CommandResult {
+    /// All owners have applied it.
+    Applied { id: String },
+    /// It is stored, and no process owns the destination: the next one applies it.
+    Unowned { id: String },
+    /// It is stored. These partitions had not applied it when `--wait` was over or a signal came.
+    Waiting { id: String, partitions: Vec<u32> },
+}
+
+/// Prints what the command does, gives it, and waits until the owners have applied it, or until `stop`.
+///
+/// # Errors
+/// The command was refused, or the log or the group is not available.
+pub async fn run(
+    context: CommandContext,
+    config: Config,
+    stop: impl Future<Output = ()> + Send,
+) -> anyhow::Result<Ended> {
+    let mut stop = std::pin::pin!(stop);
+    let plan = tokio::select! {
+        biased;
+        plan = CommandPlan::make(&context, &config.command) => plan?,
+        () = &mut stop => return Ok(Ended::WorkLeft),
+    };
+    print(&context, config.json, &plan, || plan.describe())?;
+    let result = send::send(&context, &config, &plan, stop).await?;
+    print(&context, config.json, &result, || result.describe(&context.destination, &plan, config.wait))?;
+    Ok(match result {
+        CommandResult::Applied { .. } | CommandResult::Unowned { .. } => Ended::Drained,
+        CommandResult::Waiting { .. } => Ended::WorkLeft,
+    })
+}
+
+/// Prints on standard output, for people or for programs.
+fn print(
+    context: &CommandContext,
+    json: bool,
+    value: &impl Serialize,
+    for_people: impl FnOnce() -> String,
+) -> anyhow::Result<()> {
+    let text = match json {
+        true => escaped_json(&serde_json::to_string(value)?).into_owned() + "\n",
+        false => for_people().lines().map(|line| escaped(line).into_owned() + "\n").collect(),
+    };
+    context.streams.out(&text)?;
+    Ok(())
+}
+
+impl CommandResult {
+    fn describe(&self, destination: &str, plan: &CommandPlan, wait: Duration) -> String {
+        let command = plan.command;
+        match self {
+            Self::Applied { .. } => format!("applied: {command}"),
+            Self::Unowned { .. } => format!(
+                "stored: no process delivers to {destination} now. The next one applies the command before its first attempt"
+            ),
+            Self::Waiting { partitions, .. } => {
+                let shown: Vec<String> = partitions.iter().map(|partition| format!("p{partition}")).collect();
+                format!(
+                    "stored, but not applied by {} yet (--wait {}). Their owners apply it as soon as they can read and commit; \
+                     their log lines say what is in the way",
+                    shown.join(", "),
+                    humantime::format_duration(wait)
+                )
+            }
+        }
+    }
+}

@@ -1,0 +1,139 @@
+//! Commands about the whole destination.
+
+use super::*;
+
+fn a_pause_lasts_over_a_restart_until_a_resume(controlled: &Controlled) {
+    let dispatch = controlled.dispatch(&[]);
+    controlled.post(0..12);
+    controlled.receiver.wait_for(12);
+    let said = controlled.applied(&["pause", "--reason", "deploy of billing"]);
+    assert!(said.contains("pause of hook"), "{said}");
+    dispatch.wait_for(&["the destination is paused since", "deploy of billing", "eventd control resume"]);
+    controlled.post(12..24);
+    std::thread::sleep(A_WHILE);
+    assert_eq!(controlled.receiver.count(), 12, "nothing is attempted while it is paused");
+    assert_eq!(dispatch.stop().code(), 0);
+
+    let dispatch = controlled.dispatch(&[]);
+    dispatch.wait_for(&["the destination is paused since", "deploy of billing"]);
+    std::thread::sleep(A_WHILE);
+    assert_eq!(controlled.receiver.count(), 12, "nor after a restart");
+    let said = controlled.applied(&["resume"]);
+    assert!(said.contains("paused since") && said.contains("12 events wait"), "{said}");
+    controlled.receiver.wait_for(24);
+    dispatch.wait_for(&["the destination was resumed"]);
+    assert_eq!(dispatch.stop().code(), 0);
+    assert_eq!(controlled.payloads("user-1"), [1, 7, 13, 19]);
+}
+
+#[test]
+fn a_pause_lasts_over_a_restart_until_a_resume_on_sqlite() {
+    a_pause_lasts_over_a_restart_until_a_resume(&Controlled::on_sqlite());
+}
+
+#[test]
+fn a_pause_lasts_over_a_restart_until_a_resume_on_kafka() {
+    a_pause_lasts_over_a_restart_until_a_resume(&Controlled::on_kafka());
+}
+
+fn a_command_without_an_owner_is_applied_at_the_next_start(controlled: &Controlled) {
+    let dispatch = controlled.dispatch(&[]);
+    controlled.post(0..6);
+    controlled.receiver.wait_for(6);
+    assert_eq!(dispatch.stop().code(), 0);
+    let ending = controlled.control(&["pause"]);
+    assert_eq!(ending.code(), 0, "{}", ending.said);
+    assert!(ending.said.contains("no process delivers to hook now"), "{}", ending.said);
+    controlled.post(6..12);
+    let dispatch = controlled.dispatch(&[]);
+    dispatch.wait_for(&["the destination is paused since"]);
+    std::thread::sleep(A_WHILE);
+    assert_eq!(controlled.receiver.count(), 6, "it is applied before the first attempt");
+    controlled.applied(&["resume"]);
+    controlled.receiver.wait_for(12);
+    assert_eq!(dispatch.stop().code(), 0);
+}
+
+#[test]
+fn a_command_without_an_owner_is_applied_at_the_next_start_on_sqlite() {
+    a_command_without_an_owner_is_applied_at_the_next_start(&Controlled::on_sqlite());
+}
+
+#[test]
+fn a_command_without_an_owner_is_applied_at_the_next_start_on_kafka() {
+    a_command_without_an_owner_is_applied_at_the_next_start(&Controlled::on_kafka());
+}
+
+#[test]
+fn a_rate_is_kept_by_the_owner_and_over_a_restart() {
+    let controlled = Controlled::on_sqlite();
+    let dispatch = controlled.dispatch(&[]);
+    controlled.post(0..6);
+    controlled.receiver.wait_for(6);
+    controlled.applied(&["rate", "20/s"]);
+    dispatch.wait_for(&["the rate of attempts was changed: 20/s"]);
+    assert_eq!(dispatch.stop().code(), 0);
+    controlled.receiver.take();
+    let dispatch = controlled.dispatch(&[]);
+    controlled.post(6..46);
+    controlled.receiver.wait_for(40);
+    let hooks = controlled.receiver.take();
+    let took = hooks.last().unwrap().at - hooks.first().unwrap().at;
+    assert!(took >= Duration::from_millis(1_600), "40 events at 20/s took {took:?}");
+    let plan = &controlled.json(&["rate", "off"])[0];
+    assert_eq!((&plan["command"], &plan["rate_before"]), (&"rate".into(), &"20/s".into()), "{plan}");
+    dispatch.wait_for(&["the rate of attempts was changed: no limit"]);
+    assert_eq!(dispatch.stop().code(), 0);
+}
+
+#[test]
+fn the_flag_of_dispatch_limits_the_rate() {
+    let controlled = Controlled::on_sqlite();
+    let dispatch = controlled.dispatch(&["--rate", "20/s"]);
+    controlled.post(0..40);
+    controlled.receiver.wait_for(40);
+    let hooks = controlled.receiver.take();
+    let took = hooks.last().unwrap().at - hooks.first().unwrap().at;
+    assert!(took >= Duration::from_millis(1_600), "40 events at 20/s took {took:?}");
+    assert_eq!(dispatch.stop().code(), 0);
+}
+
+#[test]
+fn two_processes_are_paused_and_limited_together_on_kafka() {
+    let controlled = Controlled::on_kafka();
+    let (one, two) = (controlled.dispatch(&[]), controlled.dispatch(&[]));
+    controlled.post(0..24);
+    controlled.receiver.wait_for(24);
+    controlled.applied(&["pause"]);
+    one.wait_for(&["the destination is paused since"]);
+    two.wait_for(&["the destination is paused since"]);
+    controlled.post(24..48);
+    std::thread::sleep(A_WHILE);
+    assert_eq!(controlled.receiver.count(), 24);
+    assert_eq!(one.stop().code(), 0);
+    std::thread::sleep(A_WHILE);
+    assert_eq!(controlled.receiver.count(), 24, "the partitions are still paused at their next owner");
+    controlled.applied(&["resume"]);
+    controlled.receiver.wait_for(48);
+    assert_eq!(two.stop().code(), 0);
+}
+
+#[test]
+fn a_probe_tries_an_open_breaker_at_once() {
+    let controlled = Controlled::on_sqlite();
+    controlled.receiver.answers(|_| 503);
+    let dispatch = controlled.dispatch(&["--backoff", "100ms"]);
+    controlled.post(0..60);
+    eventually(|| if controlled.receiver.refused() > 0 { Ok(()) } else { Err("no attempt yet".to_owned()) });
+    eventually(|| {
+        let ending = controlled.control(&["probe"]);
+        assert_eq!(ending.code(), 0, "{}", ending.said);
+        match dispatch.lines().contains("a probe is sent now, as was asked for") {
+            true => Ok(()),
+            false => Err(format!("{}\n{}", ending.said, dispatch.lines())),
+        }
+    });
+    controlled.receiver.answers(|_| 200);
+    controlled.receiver.wait_for(60);
+    assert_eq!(dispatch.stop().code(), 0);
+}
