@@ -1,11 +1,11 @@
 //! Counts the events of a plan. Reads the range once, before anything is delivered.
 
-use super::plan::{EventSummary, PartitionPlan, Plan, PlannedPartition};
+use super::plan::{EventSummary, ParkedInPlan, PartitionPlan, Plan, PlannedPartition};
 use super::range::OffsetRange;
 use super::select::{self, Selection, SelectionResult};
 use super::{LOG_INTERVAL, RETRIES_MAX, RETRY_DELAY};
 use crate::core::event::Event;
-use crate::core::progress::Progress;
+use crate::core::progress::{ParkedEvents, Progress};
 use crate::limits::FETCH_BYTES_MAX;
 use crate::log::{FetchError, Log};
 use anyhow::{Context, bail};
@@ -80,7 +80,7 @@ impl Counter<'_> {
         skip_damaged: bool,
     ) -> anyhow::Result<()> {
         let OffsetRange { partition, from, until, removed } = partition_plan.offsets;
-        let settled = Progress::new(&partition_plan.initial_state);
+        let settled = PlanFilter::new(partition_plan);
         let mut planned = PlannedPartition { partition, from, until, events: 0 };
         let mut in_times = OffsetsInTimes::default();
         let (mut next_offset, mut logged_at) = (from, Instant::now());
@@ -90,7 +90,8 @@ impl Counter<'_> {
                 Fetch::Events { events, next } => (events, next),
                 Fetch::Damaged { offset, why } if skip_damaged => {
                     tracing::warn!(partition, offset, "left out: {why}");
-                    let unsettled = (next_offset..=offset).filter(|at| *at < until && !settled.is_settled(*at));
+                    let unsettled =
+                        (next_offset..=offset).filter(|at| *at < until && !settled.progress.is_settled(*at));
                     self.plan.unreadable += unsettled.count() as u64;
                     (Vec::new(), offset + 1)
                 }
@@ -130,7 +131,7 @@ impl Counter<'_> {
     fn count_event(
         &mut self,
         event: &Event,
-        settled: &Progress,
+        settled: &PlanFilter,
         planned: &mut PlannedPartition,
         in_times: &mut OffsetsInTimes,
     ) -> bool {
@@ -146,8 +147,7 @@ impl Counter<'_> {
         if result == SelectionResult::NotSelected {
             return false;
         }
-        // The initial state counts as settled what must not be delivered.
-        if settled.is_settled(event.offset) {
+        if settled.excludes(event) {
             self.plan.on_their_way += 1;
             return false;
         }
@@ -194,6 +194,28 @@ impl Counter<'_> {
         let last = self.last.as_ref().map(|event| self.summarize(event));
         let (users, users_at_least) = (self.users.hashes.len() as u64, self.users.is_full);
         (Plan { first, last, users, users_at_least, ..self.plan }, self.not_found)
+    }
+}
+
+/// Which events of a partition the plan is not about.
+struct PlanFilter {
+    progress: Progress,
+    parked_events: ParkedEvents,
+    parked: ParkedInPlan,
+}
+
+impl PlanFilter {
+    fn new(plan: &PartitionPlan) -> Self {
+        let parked_events = ParkedEvents::of(&plan.initial_state.users);
+        Self { progress: Progress::new(&plan.initial_state), parked_events, parked: plan.parked }
+    }
+
+    fn excludes(&self, event: &Event) -> bool {
+        if self.parked_events.contains(event.record.key(), event.offset) {
+            return self.parked == ParkedInPlan::LeftOut;
+        }
+        // The initial state counts as settled what must not be delivered.
+        self.progress.is_settled(event.offset)
     }
 }
 

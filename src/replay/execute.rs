@@ -48,7 +48,7 @@ pub(super) async fn execute(
     };
     let audit = AuditLog::open(&*context.engine, &*context.log).await?;
     let events = plan.events;
-    for PartitionPlan { offsets, initial_state } in &mut partitions {
+    for PartitionPlan { offsets, initial_state, .. } in &mut partitions {
         if resumed.is_some() {
             // Another process may have resumed this replay between the plan and the join. If it has finished, its
             // progress is forgotten, and this process must leave nothing behind either.
@@ -97,7 +97,7 @@ pub(super) async fn execute(
 
 /// Another replay may have redriven some of the dead letters after the plan was made, or since this replay stopped.
 fn leave_out_redriven(partitions: &mut [PartitionPlan], redriven: &BTreeMap<u32, PartitionState>) {
-    for PartitionPlan { offsets, initial_state } in partitions {
+    for PartitionPlan { offsets, initial_state, .. } in partitions {
         if let Some(redriven) = redriven.get(&offsets.partition) {
             *initial_state = initial_state.union(&redriven.within(offsets.from..offsets.until));
         }

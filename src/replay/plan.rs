@@ -23,6 +23,17 @@ pub struct PartitionPlan {
     /// The first state of the replay's own progress. Every event of the range that must not be delivered counts as
     /// settled in it. The selection is applied later, event by event.
     pub initial_state: PartitionState,
+    pub parked: ParkedInPlan,
+}
+
+/// What a plan does with the events of parked users that the destination has not settled. They wait in the log, although
+/// their offsets count as settled.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ParkedInPlan {
+    /// The plan is about settled events, and dispatch delivers these later.
+    LeftOut,
+    /// The plan is about unsettled events.
+    Included,
 }
 
 /// The events that were counted. The audit record of a replay stores it, and `--json` prints it.

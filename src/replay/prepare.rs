@@ -2,7 +2,7 @@
 
 use super::audit::{AuditLog, ReplayEnd, ReplayHistory, ReplayOutcome, ReplayStart};
 use super::count::{self, NotFound};
-use super::plan::{PartitionPlan, Plan};
+use super::plan::{ParkedInPlan, PartitionPlan, Plan};
 use super::position::show_ms;
 use super::range::{self, OffsetRange, Range, RangeFlags, UntilTime};
 use super::select::Selection;
@@ -51,7 +51,7 @@ pub(super) async fn prepare_new(
             // Deliver every event that is settled. Without a commit none is.
             (false, _) => of(&committed).unwrap_or_else(|| PartitionState::at(offsets.from)).complement_in(all),
         };
-        PartitionPlan { offsets, initial_state }
+        PartitionPlan { offsets, initial_state, parked: ParkedInPlan::LeftOut }
     };
     let mut partitions: Vec<PartitionPlan> = ranges.into_iter().map(partition_plan).collect();
     let (mut plan, not_found) =
@@ -84,7 +84,7 @@ pub(super) async fn prepare_resume(context: &ReplayContext, id: &str) -> anyhow:
         // Everything below the watermark is settled, so it need not be read again.
         let from = initial_state.watermark.clamp(part.from, part.until);
         let offsets = OffsetRange { partition: part.partition, from, until: part.until, removed: 0 };
-        partitions.push(PartitionPlan { offsets, initial_state });
+        partitions.push(PartitionPlan { offsets, initial_state, parked: ParkedInPlan::LeftOut });
     }
     let (mut plan, _) = count(context, &*source, &mut partitions, &selection, None, skips_damaged(context)).await?;
     // What counts as settled was delivered by this replay, or was never part of it. Dispatch does not deliver it.

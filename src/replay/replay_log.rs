@@ -5,6 +5,7 @@ use super::select::{self, Selection, SelectionResult};
 use crate::BoxFuture;
 use crate::core::event::{Event, ID, REPLAY, Record};
 use crate::core::outcome::Failure;
+use crate::core::progress::ParkedEvents;
 use crate::log::{AppendLimits, FetchError, Fetched, Log};
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -20,6 +21,8 @@ pub(super) struct ReplayLog {
     pub(super) selection: Selection,
     /// The end of each partition that is in the plan.
     pub(super) ends: BTreeMap<u32, i64>,
+    /// Events of parked users that the destination delivers itself, later.
+    pub(super) left_out: BTreeMap<u32, ParkedEvents>,
     /// Is told about every dead letter that dispatch fetches.
     pub(super) marker: Option<Arc<RedriveMarker>>,
 }
@@ -45,7 +48,11 @@ impl ReplayLog {
             |event: &Event| self.selection.check(&self.topic, partition, event) == SelectionResult::Selected;
         let outgoing = |event: Event| Event { offset: event.offset, record: self.outgoing_record(partition, &event) };
         let in_range = fetched.events.into_iter().take_while(|event| event.offset < end);
-        let events: Vec<Event> = in_range.filter(is_selected).map(outgoing).collect();
+        let left_out = self.left_out.get(&partition);
+        let is_left_out =
+            |event: &Event| left_out.is_some_and(|parked| parked.contains(event.record.key(), event.offset));
+        let planned = in_range.filter(|event| !is_left_out(event) && is_selected(event));
+        let events: Vec<Event> = planned.map(outgoing).collect();
         if let Some(marker) = &self.marker {
             marker.add_fetched(partition, &events);
         }

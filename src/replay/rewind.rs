@@ -19,7 +19,7 @@ pub use super::position::Reposition;
 
 use super::audit::{AuditEvent, AuditLog, ReplayOutcome, ReplayStart};
 use super::ids::{new_replay_id, new_reset_id};
-use super::plan::{DeliveryCounts, PartitionPlan};
+use super::plan::{DeliveryCounts, ParkedInPlan, PartitionPlan};
 use super::position::Position;
 use super::range::{self, OffsetRange, Range, RangeError, RangeFlags, TimeRange, UntilTime};
 use super::select::Selection;
@@ -134,13 +134,13 @@ fn partition_plans(
     for offsets in ranges {
         let Some(state) = committed.get(offsets.partition as usize).cloned().flatten() else { continue };
         let all = offsets.from..offsets.until;
-        let initial_state = match reposition {
+        let (initial_state, parked) = match reposition {
             // Settled events are delivered again.
-            Reposition::Rewind(_) => state.complement_in(all),
+            Reposition::Rewind(_) => (state.complement_in(all), ParkedInPlan::LeftOut),
             // Unsettled events are never delivered.
-            Reposition::FastForward(_) => state.within(all),
+            Reposition::FastForward(_) => (state.within(all), ParkedInPlan::Included),
         };
-        partitions.push(PartitionPlan { offsets, initial_state });
+        partitions.push(PartitionPlan { offsets, initial_state, parked });
     }
     partitions
 }
@@ -165,7 +165,8 @@ async fn count_earlier_after_position(
                 let end = context.log.latest(partition).await?.max(position);
                 let state = committed.get(partition as usize).cloned().flatten().unwrap_or_default();
                 let offsets = OffsetRange { partition, from: position, until: end, removed: 0 };
-                PartitionPlan { offsets, initial_state: state.within(position..end) }
+                let initial_state = state.within(position..end);
+                PartitionPlan { offsets, initial_state, parked: ParkedInPlan::Included }
             }
         });
     }

@@ -14,12 +14,13 @@ use super::replay_group::{ReplayGroup, partition_ends};
 use super::replay_log::ReplayLog;
 use super::select::Selection;
 use super::{LOG_INTERVAL, ReplayContext, Streams};
+use crate::core::progress::ParkedEvents;
 use crate::core::token_bucket::Rate;
 use crate::destination::{Destination, LostDestination};
 use crate::dispatch::{self, Parts, Tally, WhenStopped};
 use crate::group::Group;
 use crate::log::Log;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
@@ -58,6 +59,12 @@ pub(super) struct RunResult {
     pub(super) error: Option<anyhow::Error>,
 }
 
+/// The events that the destination had not settled when the plan was made, although their offsets count as settled.
+fn left_out(partitions: &[PartitionPlan]) -> BTreeMap<u32, ParkedEvents> {
+    let of = |plan: &PartitionPlan| (plan.offsets.partition, ParkedEvents::of(&plan.initial_state.users));
+    partitions.iter().map(of).collect()
+}
+
 /// Delivers until every event is settled, `stop` is ready, or the run fails.
 pub(super) async fn run(
     context: &ReplayContext,
@@ -71,6 +78,7 @@ pub(super) async fn run(
         replay_id: replay.id,
         selection: replay.selection,
         ends: partition_ends(&partitions),
+        left_out: left_out(&partitions),
         marker: marker.clone(),
     });
     let group = Arc::new(ReplayGroup::new(group, &context.spec.name, &partitions, marker.clone()));
@@ -215,6 +223,7 @@ fn progress_line(counts: DeliveryCounts, events: u64, per_sec: f64) -> String {
 mod tests {
     use super::super::StandardStreams;
     use super::super::ids::SystemIds;
+    use super::super::plan::ParkedInPlan;
     use super::super::range::OffsetRange;
     use super::*;
     use crate::BoxFuture;
@@ -327,7 +336,11 @@ mod tests {
             id: "1".into(),
             source: Arc::clone(&log),
             selection: Selection::default(),
-            partitions: vec![PartitionPlan { offsets, initial_state: PartitionState::at(0) }],
+            partitions: vec![PartitionPlan {
+                offsets,
+                initial_state: PartitionState::at(0),
+                parked: ParkedInPlan::LeftOut,
+            }],
             // The test holds the group too, so only leaving the group releases it.
             group: Arc::clone(&group),
             marker: None,

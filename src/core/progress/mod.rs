@@ -14,7 +14,7 @@
 mod encoding;
 mod users;
 
-pub use self::users::{ControlState, FailedHead, ListedUsers, ParkedUser, Pause, UserKey, UserState};
+pub use self::users::{ControlState, FailedHead, ListedUsers, ParkedEvents, ParkedUser, Pause, UserKey, UserState};
 
 use super::varint;
 use std::collections::BTreeMap;
@@ -44,7 +44,9 @@ impl PartitionState {
 
     /// The initial state for delivering `range` again: its complement, so that only offsets settled here are delivered.
     ///
-    /// In the result, an offset of `range` is settled if it is not settled here, and the other way round.
+    /// In the result, an offset of `range` is settled if it is not settled here, and the other way round. The events of
+    /// parked users that are unsettled here have to be left out too. The result lists these users for
+    /// [`ParkedEvents`]: the offsets alone do not show them.
     pub fn complement_in(&self, range: Range<i64>) -> Self {
         let mut progress = Progress::new(&Self::at(range.start));
         let mut at = self.watermark.max(range.start);
@@ -53,31 +55,32 @@ impl PartitionState {
             at = at.max(settled.end);
         }
         progress.settle(at..range.end);
-        progress.state()
+        PartitionState { users: users::parked_only(&self.users), ..progress.state() }
     }
 
-    /// The part of the progress in `range`, as a state that starts at the beginning of `range`.
+    /// The part of the progress in `range`, as a state that starts at the beginning of `range`. The parked users stay
+    /// listed, without anything else.
     pub fn within(&self, range: Range<i64>) -> Self {
         let mut progress = Progress::new(&Self::at(range.start));
         progress.settle(range.start..self.watermark.min(range.end));
         for settled in &self.settled {
             progress.settle(settled.start..settled.end.min(range.end));
         }
-        progress.state()
+        PartitionState { users: users::parked_only(&self.users), ..progress.state() }
     }
 
-    /// An offset is settled in the result if it is settled in `self` or in `other`.
+    /// An offset is settled in the result if it is settled in `self` or in `other`. The result lists the users of both.
     pub fn union(&self, other: &Self) -> Self {
         let mut progress = Progress::new(self);
         progress.settle(self.watermark..other.watermark);
         for settled in &other.settled {
             progress.settle(settled.clone());
         }
-        progress.state()
+        PartitionState { users: users::union(&self.users, &other.users), ..progress.state() }
     }
 
     /// A copy in which no offset from `to` on is settled. Offsets below `to` do not change.
-    pub fn rewound(&self, to: i64) -> Self {
+    fn rewound(&self, to: i64) -> Self {
         let mut progress = Progress::new(&Self::at(self.watermark.min(to)));
         for settled in &self.settled {
             progress.settle(settled.start..settled.end.min(to));
@@ -86,7 +89,7 @@ impl PartitionState {
     }
 
     /// A copy in which every offset below `to` is settled. Offsets from `to` on do not change.
-    pub fn settled_below(&self, to: i64) -> Self {
+    fn settled_below(&self, to: i64) -> Self {
         let mut progress = Progress::new(self);
         progress.settle(self.watermark..to);
         progress.state()
@@ -105,6 +108,13 @@ impl PartitionState {
         };
         let users = users::with_reset(&self.users, reset);
         Self { last_reset: Some(reset.id), users, control: self.control.clone(), ..changed }
+    }
+
+    /// The lowest offset whose event may be unsettled: the watermark, or the first event of a parked user if that is
+    /// lower. The log has to keep the events from there on.
+    pub fn needed_from(&self) -> i64 {
+        let firsts = self.users.values().filter_map(|user| Some(user.parked?.first));
+        firsts.fold(self.watermark, i64::min)
     }
 
     /// The end of the last settled range, or the watermark if there is none.
@@ -278,6 +288,7 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
     use std::collections::BTreeSet;
+    use std::sync::Arc;
 
     proptest! {
         #[test]
@@ -337,6 +348,68 @@ mod tests {
             for (name, part) in [("inverted", inverted), ("within", within)] {
                 prop_assert!(!part.is_settled(start + len), "{}", name);
                 prop_assert!(part.watermark() >= start && part.state().settled_end() <= start + len, "{}", name);
+            }
+        }
+
+        /// The model is a plain set of settled offsets, with the user of each offset. A user's settled events are its
+        /// first ones, as they always are.
+        #[test]
+        fn resets_and_complements_of_a_state_with_parked_users_agree_with_a_plain_set(
+            users in proptest::collection::vec(0u8..4, 1..60),
+            settled_of in proptest::collection::vec(0usize..20, 4),
+            parked in proptest::collection::vec(any::<bool>(), 4),
+            held in any::<bool>(),
+            to in 0i64..60,
+            ahead in any::<bool>(),
+        ) {
+            let end = users.len() as i64;
+            let key = |user: u8| Some(Arc::from([user].as_slice()));
+            let offsets_of = |user: u8| (0..end).filter(|at| users[*at as usize] == user).collect::<Vec<i64>>();
+            let (mut progress, mut listed) = (Progress::new(&PartitionState::at(0)), ListedUsers::new());
+            let mut settled: BTreeSet<i64> = BTreeSet::new();
+            for user in 0..4u8 {
+                let of_user = offsets_of(user);
+                let first_unsettled = of_user.get(settled_of[user as usize]).copied();
+                settled.extend(of_user.iter().take(settled_of[user as usize]));
+                let is_parked = parked[user as usize] && first_unsettled.is_some();
+                for at in of_user.iter().filter(|at| is_parked || settled.contains(at)) {
+                    progress.settle(*at..*at + 1);
+                }
+                if let Some(first) = first_unsettled.filter(|_| is_parked) {
+                    let parked = Some(ParkedUser { first, held, give_up_below: None });
+                    listed.insert(key(user), UserState { parked, failed: None });
+                }
+            }
+            let state = PartitionState { users: listed, ..progress.state() };
+            // Whether a state says that an offset is settled: the list decides for the users that it has.
+            let is_settled = |state: &PartitionState, at: i64| {
+                match state.users.get(&key(users[at as usize])).and_then(|user| user.parked) {
+                    Some(parked) => at < parked.first,
+                    None => Progress::new(state).is_settled(at),
+                }
+            };
+            for at in 0..end {
+                prop_assert_eq!(is_settled(&state, at), settled.contains(&at), "before, {}", at);
+            }
+            let target = if ahead { ResetTarget::Ahead(to) } else { ResetTarget::Back(to) };
+            let after = state.with_reset(&OffsetReset { id: 1, to: target });
+            for at in 0..end {
+                let expected = if ahead { at < to || settled.contains(&at) } else { at < to && settled.contains(&at) };
+                prop_assert_eq!(is_settled(&after, at), expected, "after {:?}, {}", target, at);
+            }
+            if held {
+                prop_assert_eq!(after.users.len(), state.users.len(), "a held user stays listed");
+            }
+            let lowest = (0..end).find(|at| !settled.contains(at)).unwrap_or(end);
+            prop_assert_eq!(state.needed_from(), lowest);
+            // What a replay of everything delivers: what is settled, and nothing of a parked user that waits.
+            let complement = state.complement_in(0..end);
+            let left_out = ParkedEvents::of(&complement.users);
+            let progress = Progress::new(&complement);
+            for at in 0..end {
+                let is_delivered =
+                    !progress.is_settled(at) && !left_out.contains(Some(&[users[at as usize]]), at);
+                prop_assert_eq!(is_delivered, settled.contains(&at), "replayed, {}", at);
             }
         }
 

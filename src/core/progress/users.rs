@@ -11,7 +11,7 @@
 //! and lets the watermark move, although the events stay where they are in the log.
 
 use super::{OffsetReset, ResetTarget};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 /// The key of a user's records. `None`: the records without a key.
@@ -86,6 +86,59 @@ impl UserState {
 pub(super) fn with_reset(users: &ListedUsers, reset: &OffsetReset) -> ListedUsers {
     let users = users.iter().map(|(user, state)| (user.clone(), state.with_reset(reset)));
     users.filter(|(_, state)| !state.is_empty()).collect()
+}
+
+/// The parked users of a list and where their unsettled events begin, without anything else.
+pub(super) fn parked_only(users: &ListedUsers) -> ListedUsers {
+    let parked = users.iter().filter_map(|(user, state)| Some((user, state.parked?.first)));
+    let alone = |first| UserState { parked: Some(ParkedUser { first, ..ParkedUser::default() }), failed: None };
+    parked.map(|(user, first)| (user.clone(), alone(first))).collect()
+}
+
+/// Both lists in one. A user of both is parked from the lower offset on, and has the account of `other`.
+pub(super) fn union(users: &ListedUsers, other: &ListedUsers) -> ListedUsers {
+    let mut all = users.clone();
+    for (user, state) in other {
+        let own = all.entry(user.clone()).or_default();
+        own.parked = match (own.parked, state.parked) {
+            (Some(own), Some(other)) => Some(ParkedUser { first: own.first.min(other.first), ..other }),
+            (own, other) => own.or(other),
+        };
+        own.failed = state.failed.clone().or(own.failed.take());
+    }
+    all
+}
+
+/// The events of parked users that are unsettled, to be looked up event by event.
+#[derive(Debug, Clone, Default)]
+pub struct ParkedEvents {
+    by_key: HashMap<Arc<[u8]>, i64>,
+    without_key: Option<i64>,
+}
+
+impl ParkedEvents {
+    pub fn of(users: &ListedUsers) -> Self {
+        let mut parked = Self::default();
+        for (user, state) in users {
+            let Some(ParkedUser { first, .. }) = state.parked else { continue };
+            match user {
+                Some(key) => {
+                    parked.by_key.insert(Arc::clone(key), first);
+                }
+                None => parked.without_key = Some(first),
+            }
+        }
+        parked
+    }
+
+    /// Whether the event of this user at this offset is one of them.
+    pub fn contains(&self, user: Option<&[u8]>, offset: i64) -> bool {
+        let first = match user {
+            Some(key) => self.by_key.get(key).copied(),
+            None => self.without_key,
+        };
+        first.is_some_and(|first| offset >= first)
+    }
 }
 
 /// What of the control topic has been applied to the partition.
