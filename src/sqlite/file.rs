@@ -203,7 +203,7 @@ fn prepare(connection: &mut Connection, path: &Path, create: bool) -> Result<(),
         return Err(PrepareError::Failed(DatabaseError::Configuration(detail)));
     }
     if is_ours {
-        return Ok(());
+        return upgrade(connection).map_err(failed);
     }
     let transaction = connection.transaction_with_behavior(rusqlite::TransactionBehavior::Immediate).map_err(failed)?;
     // Another process may have created the tables in the meantime.
@@ -217,6 +217,22 @@ fn prepare(connection: &mut Connection, path: &Path, create: bool) -> Result<(),
     sync_directory(path).map_err(|error| PrepareError::Failed(cannot_read(path, &error)))
 }
 
+/// Brings the tables of an older eventd to the present format. All of it happens, or nothing.
+fn upgrade(connection: &mut Connection) -> rusqlite::Result<()> {
+    let format =
+        |connection: &Connection| connection.pragma_query_value(None, "user_version", |row| row.get::<_, i32>(0));
+    if format(connection)? == schema::FORMAT {
+        return Ok(());
+    }
+    let transaction = connection.transaction_with_behavior(rusqlite::TransactionBehavior::Immediate)?;
+    // Another process may have done it in the meantime.
+    if format(&transaction)? == schema::FORMAT_1 {
+        transaction.execute_batch(schema::UPGRADE_FROM_1)?;
+        transaction.pragma_update(None, "user_version", schema::FORMAT)?;
+    }
+    transaction.commit()
+}
+
 /// `Ok(true)`: a database of eventd, in a format that this version knows. `Ok(false)`: still empty. Any other database is
 /// an error that says so.
 fn is_eventd_database(connection: &Connection, path: &Path) -> rusqlite::Result<Result<bool, DatabaseError>> {
@@ -226,7 +242,7 @@ fn is_eventd_database(connection: &Connection, path: &Path) -> rusqlite::Result<
     let path = path.display();
     Ok(match (application, format) {
         (0, 0) if objects == 0 => Ok(false),
-        (APPLICATION_ID, schema::FORMAT) => Ok(true),
+        (APPLICATION_ID, schema::FORMAT | schema::FORMAT_1) => Ok(true),
         (APPLICATION_ID, newer) if newer > schema::FORMAT => Err(DatabaseError::Configuration(format!(
             "{path} was written by a newer eventd: it has format {newer}, and this one knows formats up to {}. Use the \
              newer eventd",

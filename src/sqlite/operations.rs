@@ -47,11 +47,13 @@ pub(crate) struct GroupCommit {
     /// The end of the highest settled offset, at or past the watermark.
     pub(crate) settled_end: i64,
     pub(crate) settled: String,
+    /// The lowest offset whose event may be unsettled.
+    pub(crate) needed_from: i64,
 }
 
 const STORE_COMMIT: &str =
-    "INSERT OR REPLACE INTO commits (name, topic, partition, watermark, settled, epoch, committed_ms)
-     VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)";
+    "INSERT OR REPLACE INTO commits (name, topic, partition, watermark, settled, epoch, committed_ms, needed_from)
+     VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)";
 
 /// What a topic is for. It decides what happens to its records at `--max-db-bytes`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -179,7 +181,7 @@ impl<'c> Transaction<'c> {
     }
 
     fn commit(&mut self, commit: &GroupCommit) -> rusqlite::Result<Result<i64, Failure>> {
-        let GroupCommit { group, topic, partition, epoch, watermark, settled_end, settled } = commit;
+        let GroupCommit { group, topic, partition, epoch, watermark, settled_end, settled, needed_from } = commit;
         let Some(row) = self.partition_row(*topic, *partition)? else {
             return Ok(Err(missing(*partition)));
         };
@@ -196,7 +198,7 @@ impl<'c> Transaction<'c> {
             return Ok(Err(Failure::refused(FailureCode::CommitFenced, detail)));
         }
         let mut store = self.connection.prepare_cached(STORE_COMMIT)?;
-        store.execute((group, topic, partition, watermark, settled, epoch, now_ms()))?;
+        store.execute((group, topic, partition, watermark, settled, epoch, now_ms(), needed_from))?;
         Ok(Ok(0))
     }
 
@@ -205,7 +207,7 @@ impl<'c> Transaction<'c> {
     fn request(&self, group: &str, topic: i64, resets: &BTreeMap<u32, OffsetReset>) -> rusqlite::Result<i64> {
         let mut store = self.connection.prepare_cached(STORE_COMMIT)?;
         for (partition, reset) in resets {
-            store.execute((group, topic, partition, reset.offset(), reset.encode(), 0, 0))?;
+            store.execute((group, topic, partition, reset.offset(), reset.encode(), 0, 0, reset.offset()))?;
         }
         Ok(0)
     }

@@ -5,11 +5,20 @@
 //!          ├─ records      what was appended: every offset from the earliest up to the next one is there
 //!          ├─ times        every 1,024th offset, with the highest timestamp before it
 //!          ├─ groups       the epoch of the latest member
-//!          └─ commits      how far each group got in each partition
+//!          └─ commits      how far each group got in each partition; `needed_from` is the first offset that must stay in
+//!                          the log for it: the watermark if it is NULL, lower if a user is parked
 //! ```
 
 /// The format of the tables, stored in `user_version`. Raise it for a change that an older eventd would misread.
-pub(super) const FORMAT: i32 = 1;
+///
+/// Format 2 has the column `commits.needed_from`. An eventd that does not know it would remove events of parked users.
+pub(super) const FORMAT: i32 = 2;
+
+/// The first format.
+pub(super) const FORMAT_1: i32 = 1;
+
+/// Brings the tables of [`FORMAT_1`] to the present format.
+pub(super) const UPGRADE_FROM_1: &str = "ALTER TABLE commits ADD COLUMN needed_from INTEGER;";
 
 /// Creates the tables. `records` is `WITHOUT ROWID`, so it is one tree in the order in which it is read and trimmed. Its
 /// column `timestamp_ms` comes before the columns that may be long, so that a search by time does not read payloads.
@@ -60,6 +69,7 @@ CREATE TABLE commits (
     settled      TEXT    NOT NULL,
     epoch        INTEGER NOT NULL,
     committed_ms INTEGER NOT NULL,
+    needed_from  INTEGER,
     PRIMARY KEY (topic, partition, name)
 ) STRICT, WITHOUT ROWID;
 ";

@@ -17,7 +17,7 @@
 use super::lost_events::{LostEvents, LostEventsLog, RETENTION_PROTECTION};
 use super::schema;
 use super::trusted_clock::{ClockReading, TrustedClock, TrustedTime};
-use crate::core::progress::PartitionState;
+use crate::core::progress::{ParkedEvents, PartitionState, Progress};
 use crate::limits::WRITE_BATCH_BYTES_MAX;
 use rusqlite::Connection;
 use std::collections::HashMap;
@@ -166,7 +166,8 @@ fn needed_from(
         let protected_ms = time.ms.saturating_sub(RETENTION_PROTECTION.as_millis() as i64);
         return connection
             .prepare_cached(
-                "SELECT min(watermark) FROM commits WHERE topic = ?1 AND partition = ?2 AND committed_ms >= ?3",
+                "SELECT min(ifnull(needed_from, watermark)) FROM commits
+                 WHERE topic = ?1 AND partition = ?2 AND committed_ms >= ?3",
             )?
             .query_row((topic, partition, protected_ms), |row| row.get(0));
     }
@@ -174,7 +175,7 @@ fn needed_from(
     // has not committed in this partition has settled nothing. If no destination is known, everything is kept.
     connection
         .prepare_cached(
-            "SELECT ifnull(min(ifnull(c.watermark, 0)), 0) FROM groups g
+            "SELECT ifnull(min(coalesce(c.needed_from, c.watermark, 0)), 0) FROM groups g
              LEFT JOIN commits c ON c.topic = g.topic AND c.partition = ?2 AND c.name = g.name
              WHERE g.topic = ?1",
         )?
@@ -191,13 +192,17 @@ fn find_losses(
     let mut statement = connection.prepare_cached(
         "SELECT g.name, t.name, ifnull(c.watermark, 0), c.settled FROM groups g JOIN topics t ON t.id = g.topic
          LEFT JOIN commits c ON c.topic = g.topic AND c.partition = ?2 AND c.name = g.name
-         WHERE g.topic = ?1 AND ifnull(c.watermark, 0) < ?3",
+         WHERE g.topic = ?1 AND coalesce(c.needed_from, c.watermark, 0) < ?3",
     )?;
     let mut rows = statement.query((topic, partition, offsets.end))?;
     let mut losses = Vec::new();
     while let Some(row) = rows.next()? {
         let (watermark, settled): (i64, Option<String>) = (row.get(2)?, row.get(3)?);
-        let events = count_unsettled(watermark, settled.as_deref(), offsets.clone());
+        // A state that cannot be read counts as if nothing above the watermark were settled.
+        let state = settled.and_then(|settled| PartitionState::decode(watermark, &settled).ok());
+        let state = state.unwrap_or_else(|| PartitionState::at(watermark));
+        let events = count_unsettled(&state, offsets.clone())
+            + count_parked(connection, (topic, partition), &state, offsets.clone())?;
         if events > 0 {
             losses.push(LostEvents { destination: row.get(0)?, topic: row.get(1)?, events });
         }
@@ -205,14 +210,34 @@ fn find_losses(
     Ok(losses)
 }
 
-/// How many of these offsets are not settled. A settled map that cannot be read counts as empty.
-fn count_unsettled(watermark: i64, settled: Option<&str>, offsets: Range<i64>) -> u64 {
-    let state = settled
-        .and_then(|settled| PartitionState::decode(watermark, settled).ok())
-        .unwrap_or(PartitionState::at(watermark));
+/// How many of these offsets are unsettled by the watermark and the settled map.
+fn count_unsettled(state: &PartitionState, offsets: Range<i64>) -> u64 {
     let within = state.within(offsets.clone());
     let above: i64 = within.settled.iter().map(|range| range.end - range.start).sum();
     (offsets.end - within.watermark - above).unsigned_abs()
+}
+
+/// How many of these records are unsettled although their offsets count as settled: those of parked users.
+fn count_parked(
+    connection: &Connection,
+    (topic, partition): (i64, u32),
+    state: &PartitionState,
+    offsets: Range<i64>,
+) -> rusqlite::Result<u64> {
+    if state.users.is_empty() {
+        return Ok(0);
+    }
+    let (parked, progress) = (ParkedEvents::of(&state.users), Progress::new(state));
+    let mut statement = connection.prepare_cached(
+        "SELECT offset, key FROM records WHERE topic = ?1 AND partition = ?2 AND offset >= ?3 AND offset < ?4",
+    )?;
+    let mut rows = statement.query((topic, partition, offsets.start, offsets.end))?;
+    let mut events = 0;
+    while let Some(row) = rows.next()? {
+        let (offset, key): (i64, Option<&[u8]>) = (row.get(0)?, row.get_ref(1)?.as_blob_or_null()?);
+        events += u64::from(progress.is_settled(offset) && parked.contains(key, offset));
+    }
+    Ok(events)
 }
 
 /// The first offset whose record is not older than `cutoff_ms`. Ends earlier if the step would become too large.
@@ -242,6 +267,7 @@ fn expired_until(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::core::progress::{ParkedUser, UserState};
 
     const DAY: Duration = Duration::from_secs(24 * 3600);
     /// The right time when a test begins.
@@ -288,8 +314,11 @@ mod tests {
         }
 
         fn commit(&self, name: &str, watermark: i64, settled: &str, committed_ms: i64) {
-            let commit = "INSERT OR REPLACE INTO commits VALUES (?1, ?2, 0, ?3, ?4, 1, ?5)";
-            self.connection.execute(commit, (name, EVENTS, watermark, settled, committed_ms)).unwrap();
+            // A state that an older eventd has stored has no `needed_from`.
+            let needed_from = PartitionState::decode(watermark, settled).ok().map(|state| state.needed_from());
+            let needed_from = needed_from.filter(|needed_from| *needed_from < watermark);
+            let commit = "INSERT OR REPLACE INTO commits VALUES (?1, ?2, 0, ?3, ?4, 1, ?5, ?6)";
+            self.connection.execute(commit, (name, EVENTS, watermark, settled, committed_ms, needed_from)).unwrap();
         }
 
         fn next(&self, topic: i64) -> i64 {
@@ -401,6 +430,27 @@ mod tests {
         database.commit("billing", 20, "1", BEGAN_MS + 13_000_000);
         database.trim(&mut trimmer, database.at(Duration::from_secs(13_661), 0));
         assert_eq!(database.earliest(EVENTS), 0, "the first record is a day old");
+    }
+
+    #[test]
+    fn the_events_of_a_parked_user_are_kept_and_counted_if_they_are_lost() {
+        let database = TestDatabase::new();
+        database.append(EVENTS, BEGAN_MS - ms(10 * DAY));
+        database.append(EVENTS, BEGAN_MS - ms(10 * DAY));
+        // The records of the test have no key. So this user is the user of all of them.
+        let parked = |first| UserState { parked: Some(ParkedUser { first, ..Default::default() }), failed: None };
+        let state = PartitionState { users: [(None, parked(30))].into(), ..PartitionState::at(150) };
+        database.join("billing");
+        database.commit("billing", 150, &state.encode(), BEGAN_MS);
+        let mut trimmer = database.open(database.at(Duration::ZERO, 0));
+        let hour = Duration::from_secs(3_660);
+        assert!(database.trim(&mut trimmer, database.at(hour, 0)).is_empty());
+        assert_eq!(database.earliest(EVENTS), 30);
+        // Nine days later the destination is no longer protected.
+        let late = database.at(hour + Duration::from_secs(9 * 24 * 3_600), 0);
+        let lost = database.trim(&mut trimmer, late);
+        let lost: Vec<(&str, u64)> = lost.iter().map(|loss| (loss.destination.as_str(), loss.events)).collect();
+        assert_eq!((lost, database.earliest(EVENTS)), (vec![("billing", 170)], 200));
     }
 
     #[test]

@@ -229,6 +229,7 @@ impl SqliteGroup {
             epoch: self.epoch,
             watermark: state.watermark,
             settled_end: state.settled_end(),
+            needed_from: state.needed_from(),
             settled,
         };
         self.database.write(Write::Commit(commit), bytes).await.map(|_| ())

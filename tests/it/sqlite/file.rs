@@ -2,6 +2,9 @@
 
 use super::{Embedded, fixture, open};
 use crate::conformance::{payload, read_all, record};
+use eventd::core::progress::PartitionState;
+use eventd::group::WhenHeld;
+use eventd::group::sqlite::join;
 use eventd::log::OpenError;
 use eventd::log::sqlite::{Settings, Sqlite};
 use std::path::Path;
@@ -55,6 +58,25 @@ async fn a_database_of_another_program_is_not_changed() {
     let detail = refusal(&path, CREATE).await;
     assert!(detail.contains("another program"), "{detail}");
     assert_eq!(std::fs::read(&path).unwrap(), before);
+}
+
+/// The tables as the first version created them.
+#[tokio::test]
+async fn a_database_of_the_first_format_is_upgraded_and_keeps_what_it_holds() {
+    let embedded = fixture().await;
+    let log = open(&embedded.engine, "events").await;
+    log.append(0, vec![record("user", "kept")]).await.unwrap();
+    let group = join(&embedded.engine, "billing", "events", "digest", WhenHeld::Fail).await.unwrap();
+    group.commit(0, PartitionState::at(1)).await.unwrap();
+    let path = embedded.path();
+    drop((log, group));
+    embedded.plain().execute_batch("ALTER TABLE commits DROP COLUMN needed_from; PRAGMA user_version = 1").unwrap();
+    let again = Sqlite::open(&path, CREATE).await.unwrap();
+    let group = join(&again, "crm", "events", "digest", WhenHeld::Fail).await.unwrap();
+    group.commit(0, PartitionState::at(0)).await.unwrap();
+    let columns = "SELECT group_concat(name || ' ' || ifnull(needed_from, 'none')) FROM commits ORDER BY name";
+    let stored: String = embedded.plain().query_row(columns, [], |row| row.get(0)).unwrap();
+    assert_eq!(stored, "billing none,crm 0");
 }
 
 #[tokio::test]
