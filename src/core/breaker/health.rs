@@ -98,6 +98,15 @@ impl RecentVerdicts {
         }
     }
 
+    /// The earliest failure among the last verdicts of trusted users, if it still counts.
+    pub(super) fn failing_from(&self, now: Moment, trust: &UserTrust) -> Option<Moment> {
+        let is_failing = |verdict: &&LastVerdict| {
+            verdict.failing_since.is_some_and(|since| !trust.is_suspect_since(verdict.user, since))
+                && now.saturating_sub(verdict.at) < VERDICT_AGE_MAX
+        };
+        self.verdicts.iter().filter(is_failing).map(|verdict| verdict.at).min()
+    }
+
     /// Trusted users whose last verdict is a failure, however old it is.
     pub(super) fn failing_users(&self, trust: &UserTrust) -> usize {
         let is_failing = |verdict: &&LastVerdict| {

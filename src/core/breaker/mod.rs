@@ -112,6 +112,8 @@ pub struct Breaker {
     healthy_clock: HealthyClock,
     /// An operator paused the destination. Nothing is learned about it, and events do not age.
     is_paused: bool,
+    /// When the last outage began, for people.
+    outage_began: Moment,
 }
 
 #[derive(Debug)]
@@ -358,7 +360,8 @@ impl Breaker {
             SinceDelivery::Outage { since } => Some(since),
             SinceDelivery::NothingFailed | SinceDelivery::Failing { .. } => None,
         };
-        BreakerSnapshot { since, open, out_since, probing, health: self.recent.health(now, &self.trust) }
+        let outage_began = out_since.map(|_| self.outage_began);
+        BreakerSnapshot { since, open, out_since, outage_began, probing, health: self.recent.health(now, &self.trust) }
     }
 
     fn set_healthy_clock(&mut self, now: Moment) {
@@ -438,6 +441,11 @@ impl Breaker {
         }
         self.epochs.take_tries_back();
         self.unwell_at = Some(now);
+        if !self.is_out() {
+            // A single user may fail for hours before an outage. So the first failure since the last delivery is not the
+            // beginning of the outage: it is one of those that opened the breaker.
+            self.outage_began = self.recent.failing_from(now, &self.trust).unwrap_or(now);
+        }
         let since = match self.since_delivery {
             SinceDelivery::NothingFailed => now,
             SinceDelivery::Failing { since } | SinceDelivery::Outage { since } => since,

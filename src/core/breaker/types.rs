@@ -72,6 +72,9 @@ pub struct BreakerSnapshot {
     /// When the first attempt of the outage failed, if there is an outage without a delivery yet. It stays set when the
     /// breaker closes because there are too few users to decide. `None` means that there is no outage.
     pub out_since: Option<Moment>,
+    /// When that outage began: the earliest of the failures that opened the breaker. Unlike `out_since`, it does not count
+    /// the time in which a single user failed before.
+    pub outage_began: Option<Moment>,
     /// Whether a probe is in flight.
     pub probing: bool,
     /// The health of the destination by the latest verdicts. While the breaker is open, these are mostly of probes.

@@ -46,6 +46,24 @@ fn if_five_users_fail_after_an_unreachable_destination_answers_the_same_outage_c
 }
 
 #[test]
+fn an_outage_does_not_begin_when_a_single_user_failed_long_before_it() {
+    let mut test = TestBreaker::default();
+    for _ in 0..60 {
+        test.fail(1, RETRY);
+        test.now += Duration::from_secs(60);
+    }
+    let began = test.now;
+    for user in 2..=6 {
+        test.fail(user, RETRY);
+    }
+    let snapshot = test.breaker.snapshot(test.now);
+    assert_eq!((snapshot.open, snapshot.out_since), (Some(OpenCause::NoUserDelivered), Some(ms(2))));
+    assert!(snapshot.outage_began.unwrap() > began, "{snapshot:?}");
+    test.deliver([1]);
+    assert_eq!(test.breaker.snapshot(test.now).outage_began, None);
+}
+
+#[test]
 fn a_single_user_does_not_stay_in_an_outage_for_ever() {
     let mut test = TestBreaker::unreachable();
     let probe = test.probe(1);
