@@ -34,6 +34,7 @@ pub(crate) const PARTITIONER: &str = "murmur2";
 pub(crate) const COMMIT_INTERVAL: &str = "200ms";
 pub(crate) const ON_GAP: &str = "stop";
 pub(crate) const FILE_MODE: &str = "0600";
+pub(crate) const ON_EXHAUSTED: &str = "dead-letter";
 pub(crate) const ATTEMPT_TIMEOUT: &str = "15s";
 pub(crate) const RETRY_AFTER_MAX: &str = "5m";
 pub(crate) const CONCURRENCY: &str = "256";

@@ -1,6 +1,7 @@
 //! Flags that say when an event is tried again, and what ends its tries.
 
 use super::{defaults, values};
+use crate::core::tries::OnExhausted;
 use clap::Args;
 use std::time::Duration;
 
@@ -32,6 +33,14 @@ pub struct RetryFlags {
     /// that is earlier.
     #[arg(long, value_name = "DURATION", env = "EVENTD_GIVE_UP_AFTER", value_parser = give_up_after)]
     pub give_up_after: Option<GiveUpAfter>,
+
+    /// What happens to an event whose tries have ended: dead-letter, drop or halt
+    ///
+    /// The tries end by --attempts or --give-up-after, or because the destination refuses the event for good. dead-letter:
+    /// the event is kept, and `eventd replay --dead` delivers it again. drop: only a log line is left of it. halt: the
+    /// destination stops with exit code 1, and the next start tries the event again.
+    #[arg(long, value_name = "POLICY", env = "EVENTD_ON_EXHAUSTED", default_value = defaults::ON_EXHAUSTED, value_parser = on_exhausted)]
+    pub on_exhausted: OnExhausted,
 
     /// Delay after the first failure of an event; it doubles with each further failure [default: by --retries]
     #[arg(long, value_name = "DURATION", env = "EVENTD_BACKOFF", value_parser = values::above_zero)]
@@ -81,6 +90,15 @@ fn give_up_after(text: &str) -> Result<GiveUpAfter, String> {
             Ok(duration) => Ok(GiveUpAfter::Time(duration)),
             Err(error) => Err(format!("{error}; or write never")),
         },
+    }
+}
+
+fn on_exhausted(text: &str) -> Result<OnExhausted, String> {
+    match text {
+        "dead-letter" => Ok(OnExhausted::DeadLetter),
+        "drop" => Ok(OnExhausted::Drop),
+        "halt" => Ok(OnExhausted::Halt),
+        _ => Err("write dead-letter, drop or halt".into()),
     }
 }
 

@@ -24,7 +24,7 @@ use crate::config::{DeliveryConfig, UpConfig};
 use crate::core::outcome::Ended;
 use crate::dispatch;
 use crate::group::WhenHeld;
-use crate::limits::{LOG_REPEAT_INTERVAL, RESTART_AFTER};
+use crate::limits::{LOG_REMINDER_INTERVAL, LOG_REPEAT_INTERVAL, RESTART_AFTER};
 use crate::signals::Signals;
 use anyhow::{Context, anyhow};
 use std::sync::Arc;
@@ -95,8 +95,8 @@ struct RunFailure {
     had_started: bool,
 }
 
-/// Keeps one destination running until the drain. It only ends earlier if the topic was deleted and created again, with
-/// an error: its log would stay the old topic.
+/// Keeps one destination running until the drain, unless it is halted. It only ends earlier if the topic was deleted and
+/// created again, with an error: its log would stay the old topic.
 struct Supervisor {
     opened: OpenLog,
     delivery: DeliveryConfig,
@@ -112,6 +112,7 @@ impl Supervisor {
         loop {
             match self.run_once().await {
                 Ok(ended) if *self.drain.borrow() => return Ok(ended),
+                Err(RunFailure { error, .. }) if dispatch::is_halted(&error) => return Err(self.halted(error).await),
                 Err(RunFailure { error, had_started: true })
                     if *self.drain.borrow() || dispatch::is_recreated(&error) =>
                 {
@@ -123,6 +124,19 @@ impl Supervisor {
             tokio::select! {
                 () = tokio::time::sleep(RESTART_AFTER) => {}
                 () = is_set(self.drain.clone()) => return Ok(Ended::Drained),
+            }
+        }
+    }
+
+    /// The destination has stopped for an operator. To run it again would attempt the same event again and again, so it
+    /// stays stopped until the process ends, and a log line says so each minute. The others continue.
+    async fn halted(&self, error: anyhow::Error) -> anyhow::Error {
+        let destination = &self.delivery.spec.name;
+        loop {
+            tracing::error!(%destination, "{error:#}. The other destinations continue");
+            tokio::select! {
+                () = tokio::time::sleep(LOG_REMINDER_INTERVAL) => {}
+                () = is_set(self.drain.clone()) => return error.context(format!("destination {destination:?}")),
             }
         }
     }

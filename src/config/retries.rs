@@ -2,7 +2,7 @@
 
 use crate::cli::{GiveUpAfter, RetryFlags, RetryPreset, defaults};
 use crate::core::backoff::Backoff;
-use crate::core::tries::{OnExhausted, TryPolicy};
+use crate::core::tries::TryPolicy;
 
 /// The policy that these flags select. `preset` is for flags without `--retries`.
 pub(super) fn policy(flags: &RetryFlags, preset: RetryPreset) -> anyhow::Result<TryPolicy> {
@@ -20,7 +20,7 @@ pub(super) fn policy(flags: &RetryFlags, preset: RetryPreset) -> anyhow::Result<
             Some(GiveUpAfter::Never) => None,
             None => preset.give_up_after,
         },
-        on_exhausted: OnExhausted::DeadLetter,
+        on_exhausted: flags.on_exhausted,
         backoff: Backoff::new(first, max, jitter).map_err(anyhow::Error::msg)?,
         retry_after_max: flags.retry_after_max,
     })

@@ -3,6 +3,7 @@
 
 use super::commands::SharedControl;
 use super::dead_letter_topic::DeadLetterTopicOpener;
+use super::halt::HaltSwitch;
 use super::notices::Notices;
 use super::rate_limit::RateLimit;
 use super::{Config, DispatchRole, Parts, Tally};
@@ -30,6 +31,7 @@ pub(super) struct DispatchContext {
     pub(super) breaker: SharedBreaker,
     pub(super) tally: Arc<Tally>,
     pub(super) notices: Notices,
+    pub(super) halt: HaltSwitch,
     pub(super) dead_letter_topic: DeadLetterTopicOpener,
     pub(super) shared_control: SharedControl,
     /// Whether operators can command this dispatch. They do not command replays.
@@ -52,6 +54,7 @@ impl DispatchContext {
             breaker: SharedBreaker::default(),
             tally,
             notices: Notices::new(parts.group.name(), parts.destination.address()),
+            halt: HaltSwitch::default(),
             dead_letter_topic: DeadLetterTopicOpener::default(),
             shared_control: SharedControl::default(),
             is_controlled: matches!(role, DispatchRole::Live),
@@ -148,8 +151,12 @@ impl Throttle {
         self.owned_partitions.store(partitions, Ordering::Relaxed);
     }
 
+    pub(super) fn owned_partitions(&self) -> usize {
+        self.owned_partitions.load(Ordering::Relaxed)
+    }
+
     /// One partition's share of `whole`: all owned partitions have the same, and each at least 1.
     pub(super) fn share(&self, whole: usize) -> usize {
-        (whole / self.owned_partitions.load(Ordering::Relaxed).max(1)).max(1)
+        (whole / self.owned_partitions().max(1)).max(1)
     }
 }

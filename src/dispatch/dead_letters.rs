@@ -70,15 +70,14 @@ impl DeadLetterWriter {
         self.writes_in_flight -= 1;
         let Waiting { reason, answer, .. } = self.waiting.remove(&token).context(NOT_WAITING)?;
         let (event, history) = lanes.giving_up(token);
-        given_up(&GivenUpEvent {
-            partition: log.partition,
-            offset: event.offset,
-            user: event.record.key(),
-            id: &event.id(&log.topic, log.partition),
-            reason: reason.as_str(),
-            attempts: history.failures,
-            answer: &answer,
-        });
+        given_up(&GivenUpEvent::new(
+            event,
+            &event.id(&log.topic, log.partition),
+            history,
+            log.partition,
+            reason,
+            &answer,
+        ));
         Ok(())
     }
 

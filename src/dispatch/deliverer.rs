@@ -16,7 +16,7 @@ use crate::core::Moment;
 use crate::core::breaker::{Attempt, Breaker, Gate};
 use crate::core::event::Event;
 use crate::core::lanes::{Lanes, Started, Token};
-use crate::core::tries::{Decision, GiveUpReason, TryPolicy};
+use crate::core::tries::{Decision, TryPolicy};
 use crate::core::verdict::{Failed, Report, Verdict};
 use crate::destination::{BatchLimits, Deadline, DeliveryBatch, Destination, LeaseDeadline, Run};
 use crate::limits::{ATTEMPT_ABANDON_AFTER, IN_FLIGHT_EVENTS_MAX, USERS_AFTER_DEAD_LETTER_MAX};
@@ -101,10 +101,19 @@ pub(super) struct Judge<'a> {
 /// What the reports of a batch led to.
 #[derive(Default)]
 pub(super) struct BatchEnd {
-    /// Events to be given up. Their lanes wait for that.
-    pub(super) given_up: Vec<(Token, GiveUpReason, String)>,
+    /// Events whose tries have ended. Their lanes wait for what follows.
+    pub(super) tries_ended: Vec<TriesEnded>,
     /// The last failure while the breaker was open, or that opened it.
     pub(super) failed_in_outage: Option<(Verdict, String)>,
+}
+
+/// The first event of a lane has no further attempt.
+pub(super) struct TriesEnded {
+    pub(super) token: Token,
+    /// What follows. It is not [`Decision::Retry`].
+    pub(super) decision: Decision,
+    /// The whole answer of the last attempt.
+    pub(super) answer: String,
 }
 
 impl Deliverer {
@@ -293,8 +302,10 @@ impl Deliverer {
             if self.probe.is_some_and(|probe| probe == attempt) {
                 self.probe = None;
             }
-            if let (Some(Decision::GiveUp(reason)), Some(failed)) = (decision, report.failed) {
-                end.given_up.push((started.token, reason, failed.answer));
+            if let (Some(decision), Some(failed)) = (decision, report.failed)
+                && !matches!(decision, Decision::Retry { .. })
+            {
+                end.tries_ended.push(TriesEnded { token: started.token, decision, answer: failed.answer });
             }
         }
         Ok(end)
@@ -349,7 +360,7 @@ mod tests {
     use super::*;
     use crate::core::backoff::Backoff;
     use crate::core::event::Record;
-    use crate::core::tries::OnExhausted;
+    use crate::core::tries::{GiveUpReason, OnExhausted};
 
     const ONE_EVENT: BatchLimits = BatchLimits { runs_max: 1, run_events_max: 1, run_bytes_max: usize::MAX };
     const MANY: BatchLimits = BatchLimits { runs_max: 10, run_events_max: 10, run_bytes_max: usize::MAX };
@@ -430,8 +441,10 @@ mod tests {
         let reports = vec![report(None), report(Some(RETRY)), report(Some(Verdict::Busy { after: None }))];
         let (end, settled) = end(&mut deliverer, &mut breaker, picked, reports).unwrap();
         assert_eq!(settled, [0]);
-        let [(token, reason, answer)] = &end.given_up[..] else { panic!("{} are given up", end.given_up.len()) };
-        assert_eq!((*reason, answer.as_str()), (GiveUpReason::Exhausted, "the answer"));
+        let [TriesEnded { token, decision, answer }] = &end.tries_ended[..] else {
+            panic!("{} are given up", end.tries_ended.len())
+        };
+        assert_eq!((*decision, answer.as_str()), (Decision::GiveUp(GiveUpReason::Exhausted), "the answer"));
         assert_eq!(deliverer.lanes.giving_up(*token).0.offset, 1);
         assert_eq!(end.failed_in_outage, None);
         assert!(!deliverer.has_batches_in_flight());
@@ -445,7 +458,7 @@ mod tests {
         let (end, settled) =
             end(&mut deliverer, &mut breaker, picked, vec![report(Some(Verdict::Unreachable))]).unwrap();
         assert_eq!(end.failed_in_outage, Some((Verdict::Unreachable, "the answer".into())));
-        assert!(settled.is_empty() && end.given_up.is_empty());
+        assert!(settled.is_empty() && end.tries_ended.is_empty());
     }
 
     #[test]

@@ -26,6 +26,7 @@
 //! | `repositioner` | offset resets |
 //! | `control` | applies commands of operators to the partition (`commands`: their records and their topic) |
 //! | `rate_limit` | how many attempts a second this process may make |
+//! | `halt` | the end of a destination by `--on-exhausted halt` |
 //! | `context` | what the workers of one destination share |
 //! | `notices`, `outage_lines`, `tally` | log lines and counters |
 //!
@@ -40,6 +41,7 @@ pub mod dead_letter;
 pub mod dead_letter_topic;
 mod dead_letters;
 mod deliverer;
+mod halt;
 mod notices;
 mod outage_lines;
 mod owners;
@@ -51,6 +53,7 @@ mod stopped;
 mod tally;
 mod worker;
 
+pub(crate) use self::halt::is_halted;
 pub(crate) use self::stopped::is_recreated;
 pub use self::tally::Tally;
 
@@ -144,7 +147,8 @@ pub struct Parts {
 /// and leaves the group. If the future is dropped, delivery stops at once.
 ///
 /// # Errors
-/// The membership ended, the topic was deleted and created again, or a partition is stopped at the shutdown. A partition
+/// The membership ended, the topic was deleted and created again, an event halted the destination
+/// ([`OnExhausted::Halt`](crate::core::tries::OnExhausted::Halt)), or a partition is stopped at the shutdown. A partition
 /// that stops before that is an error in the log, and the others continue. With [`WhenStopped::End`], `run` also ends
 /// once every partition has stopped.
 pub async fn run(parts: Parts, config: Config, shutdown: impl Future<Output = ()> + Send) -> anyhow::Result<Ended> {
@@ -179,13 +183,15 @@ async fn run_as(
     shutdown: impl Future<Output = ()> + Send,
 ) -> anyhow::Result<Ended> {
     let group = Arc::clone(&parts.group);
-    let mut owners = Owners::new(DispatchContext::new(parts, config, role, tally));
+    let context = Arc::new(DispatchContext::new(parts, config, role, tally));
+    let mut owners = Owners::new(Arc::clone(&context));
     let mut shutdown = std::pin::pin!(shutdown);
     let mut remind_at = Instant::now() + STOPPED_INTERVAL;
-    loop {
+    let halted = loop {
         tokio::select! {
             biased;
-            () = &mut shutdown => break,
+            () = &mut shutdown => break None,
+            halted = context.halt.halted() => break Some(halted),
             Some(task) = owners.next_ended() => {
                 owners.worker_ended(task).await;
                 if let Some(error) = owners.take_error_if_all_ended() {
@@ -200,8 +206,8 @@ async fn run_as(
                 owners.log_pause();
             }
         }
-    }
+    };
     let ended = owners.drain().await;
     group.leave().await;
-    ended
+    halted.map_or(ended, |halted| Err(halted.into()))
 }

@@ -14,7 +14,7 @@ use crate::core::Moment;
 use crate::core::breaker::{BreakerSnapshot, OpenCause};
 use crate::core::event::Event;
 use crate::core::text;
-use crate::core::tries::FailureHistory;
+use crate::core::tries::{FailureHistory, GiveUpReason};
 use crate::core::verdict::Verdict;
 use crate::log_limiter::Budget;
 use std::collections::BTreeMap;
@@ -36,8 +36,8 @@ const UNREACHABLE_BYTES_MAX: usize = 1_000;
 pub(super) struct Backlog {
     /// Users with unsettled events in memory.
     pub(super) users: usize,
-    /// Unsettled events of the log, as far as the end of the log is known.
-    pub(super) lag: u64,
+    /// Unsettled events of the log. `None`: the end of the log was not seen yet.
+    pub(super) lag: Option<u64>,
 }
 
 /// Writes the log lines of one destination within their limits.
@@ -55,6 +55,7 @@ struct NoticesState {
     /// Why the last attempt of an outage failed.
     cause: String,
     given_up: Budget,
+    dropped: Budget,
     stuck_users: Budget,
     backlogs: BTreeMap<u32, Backlog>,
 }
@@ -63,11 +64,12 @@ struct NoticesState {
 #[derive(Debug, Default)]
 struct SuppressedLines {
     given_up: Option<u64>,
+    dropped: Option<u64>,
     stuck_users: Option<u64>,
 }
 
-/// An event that was given up.
-#[derive(Debug)]
+/// An event whose tries have ended.
+#[derive(Debug, Clone, Copy)]
 pub(super) struct GivenUpEvent<'a> {
     pub(super) partition: u32,
     pub(super) offset: i64,
@@ -76,6 +78,20 @@ pub(super) struct GivenUpEvent<'a> {
     pub(super) reason: &'static str,
     pub(super) attempts: u32,
     pub(super) answer: &'a str,
+}
+
+impl<'a> GivenUpEvent<'a> {
+    pub(super) fn new(
+        event: &'a Event,
+        id: &'a str,
+        history: &FailureHistory,
+        partition: u32,
+        reason: GiveUpReason,
+        answer: &'a str,
+    ) -> Self {
+        let (user, attempts) = (event.record.key(), history.failures);
+        Self { partition, offset: event.offset, user, id, reason: reason.as_str(), attempts, answer }
+    }
 }
 
 /// A user whose next event fails again and again while the breaker is closed.
@@ -87,12 +103,21 @@ pub(super) struct StuckUser {
     attempts: u32,
     tries: u32,
     failing_for: Duration,
+    /// The time until the next attempt.
+    next_try_in: Duration,
     answer: String,
     others_are_served: bool,
 }
 
 impl StuckUser {
-    pub(super) fn new(event: &Event, id: &str, history: &FailureHistory, others_are_served: bool, now: Moment) -> Self {
+    pub(super) fn new(
+        event: &Event,
+        id: &str,
+        history: &FailureHistory,
+        next_try: Option<Moment>,
+        others_are_served: bool,
+        now: Moment,
+    ) -> Self {
         Self {
             offset: event.offset,
             user: shown_user(event.record.key()),
@@ -100,6 +125,7 @@ impl StuckUser {
             attempts: history.failures,
             tries: history.tries(),
             failing_for: history.failing_for(now),
+            next_try_in: next_try.map_or(Duration::ZERO, |at| at.saturating_sub(now)),
             answer: history.answer.to_string(),
             others_are_served,
         }
@@ -111,7 +137,8 @@ struct OutageDetails {
     open: Option<OpenCause>,
     cause: String,
     users: usize,
-    lag: u64,
+    /// `None`: the lag of an owned partition is not known yet.
+    lag: Option<u64>,
 }
 
 impl Notices {
@@ -135,12 +162,14 @@ impl Notices {
     }
 
     /// Writes the lines that are due. Called when an outage begins or ends, and with every tick.
-    pub(super) fn write_due_lines(&self, breaker: &BreakerSnapshot, now: Moment) {
+    pub(super) fn write_due_lines(&self, breaker: &BreakerSnapshot, owned_partitions: usize, now: Moment) {
         let (outage, suppressed) = {
             let mut state = self.state();
             let users = state.backlogs.values().map(|backlog| backlog.users).sum();
-            let lag = state.backlogs.values().map(|backlog| backlog.lag).sum();
-            let line = state.outage_lines.due(breaker.out_since, users > 0, now);
+            // A sum that leaves partitions out would look like a small backlog.
+            let is_complete = state.backlogs.len() >= owned_partitions;
+            let lag = state.backlogs.values().map(|backlog| backlog.lag).sum::<Option<u64>>().filter(|_| is_complete);
+            let line = state.outage_lines.due(breaker.outage_began, users > 0, now);
             let details = |cause: &str| OutageDetails { open: breaker.open, cause: cause.to_owned(), users, lag };
             (line.map(|line| (line, details(&state.cause))), state.take_overdue(now))
         };
@@ -152,28 +181,33 @@ impl Notices {
 
     /// The dead letter of this event is stored.
     pub(super) fn gave_up(&self, event: &GivenUpEvent<'_>, now: Moment) {
-        let (given_up, allowed) = {
-            let mut state = self.state();
-            (state.given_up.take_overdue(now), state.given_up.allows(now))
-        };
-        self.write_suppressed(&SuppressedLines { given_up, stuck_users: None });
-        if !allowed {
-            return;
+        if self.allows(now, |state| &mut state.given_up) {
+            self.write_given_up(event, "gave up an event: it is kept as a dead letter");
         }
+    }
+
+    /// This event is settled without a dead letter.
+    pub(super) fn dropped(&self, event: &GivenUpEvent<'_>, now: Moment) {
+        if self.allows(now, |state| &mut state.dropped) {
+            self.write_given_up(event, "gave up an event: it is dropped and will never be delivered");
+        }
+    }
+
+    fn write_given_up(&self, event: &GivenUpEvent<'_>, message: &str) {
         let GivenUpEvent { partition, offset, user, id, reason, attempts, answer } = *event;
         let (destination, user, id) = (self.destination.as_str(), shown_user(user), shown_id(id));
         let answer = shown_answer(answer);
-        tracing::warn!(
-            destination,
-            partition,
-            offset,
-            user,
-            id,
-            reason,
-            attempts,
-            answer,
-            "gave up an event: it is kept as a dead letter"
-        );
+        tracing::warn!(destination, partition, offset, user, id, reason, attempts, answer, "{message}");
+    }
+
+    /// Whether a line of this budget may be written now. Otherwise it is counted. Counts that are due are written first.
+    fn allows(&self, now: Moment, budget: impl FnOnce(&mut NoticesState) -> &mut Budget) -> bool {
+        let (overdue, allowed) = {
+            let mut state = self.state();
+            (state.take_overdue(now), budget(&mut state).allows(now))
+        };
+        self.write_suppressed(&overdue);
+        allowed
     }
 
     /// Whether a line about a stuck user may be written now. Otherwise it is counted.
@@ -183,13 +217,27 @@ impl Notices {
 
     /// Writes the line about a stuck user, which [`allows_stuck_user`](Self::allows_stuck_user) has allowed.
     pub(super) fn stuck_user(&self, partition: u32, stuck: &StuckUser) {
-        let StuckUser { offset, user, id, attempts, tries, failing_for, answer, others_are_served } = stuck;
+        let StuckUser { offset, user, id, attempts, tries, failing_for, next_try_in, answer, others_are_served } =
+            stuck;
         let message = match others_are_served {
             true => "a user is stuck: its next event keeps failing while other users are served",
             false => "a user is stuck: its next event keeps failing",
         };
-        let (destination, failing_s) = (self.destination.as_str(), failing_for.as_secs());
-        tracing::warn!(destination, partition, offset, user, id, attempts, tries, failing_s, answer, "{message}");
+        let destination = self.destination.as_str();
+        let (failing_s, next_try_s) = (failing_for.as_secs(), next_try_in.as_secs());
+        tracing::warn!(
+            destination,
+            partition,
+            offset,
+            user,
+            id,
+            attempts,
+            tries,
+            failing_s,
+            next_try_s,
+            answer,
+            "{message}"
+        );
     }
 
     fn write_outage_line(&self, line: OutageLine, details: &OutageDetails) {
@@ -245,6 +293,13 @@ impl Notices {
                 "gave up more events in the last minute: they are kept as dead letters"
             );
         }
+        if let Some(suppressed) = lines.dropped {
+            tracing::warn!(
+                destination,
+                suppressed,
+                "gave up more events in the last minute: they are dropped and will never be delivered"
+            );
+        }
         if let Some(suppressed) = lines.stuck_users {
             tracing::warn!(destination, suppressed, "more users were stuck in the last minute");
         }
@@ -258,7 +313,11 @@ impl Notices {
 
 impl NoticesState {
     fn take_overdue(&mut self, now: Moment) -> SuppressedLines {
-        SuppressedLines { given_up: self.given_up.take_overdue(now), stuck_users: self.stuck_users.take_overdue(now) }
+        SuppressedLines {
+            given_up: self.given_up.take_overdue(now),
+            dropped: self.dropped.take_overdue(now),
+            stuck_users: self.stuck_users.take_overdue(now),
+        }
     }
 }
 
@@ -268,8 +327,9 @@ impl Drop for Notices {
         let state = self.state.get_mut().unwrap_or_else(PoisonError::into_inner);
         let count = |suppressed: u64| (suppressed > 0).then_some(suppressed);
         let given_up = count(state.given_up.take_suppressed());
+        let dropped = count(state.dropped.take_suppressed());
         let stuck_users = count(state.stuck_users.take_suppressed());
-        self.write_suppressed(&SuppressedLines { given_up, stuck_users });
+        self.write_suppressed(&SuppressedLines { given_up, dropped, stuck_users });
     }
 }
 
@@ -282,7 +342,7 @@ fn shown_cause(verdict: Verdict, answer: &str) -> String {
     }
 }
 
-fn shown_answer(answer: &str) -> String {
+pub(super) fn shown_answer(answer: &str) -> String {
     text::shown(answer.as_bytes(), ANSWER_BYTES_MAX)
 }
 

@@ -35,7 +35,7 @@ pub(super) enum OutageLine {
 }
 
 impl OutageLines {
-    /// The line that is due now. `out_since` is the first failure of the outage, if there is one. `events_wait`: events
+    /// The line that is due now. `out_since` is when the outage began, if there is one. `events_wait`: events
     /// wait for its end.
     ///
     /// If some machines of a receiver can be reached and others cannot, outages begin and end with every answer. So at

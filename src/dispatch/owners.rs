@@ -45,9 +45,9 @@ struct Owner {
 }
 
 impl Owners {
-    pub(super) fn new(context: DispatchContext) -> Self {
+    pub(super) fn new(context: Arc<DispatchContext>) -> Self {
         Self {
-            context: Arc::new(context),
+            context,
             tasks: JoinSet::new(),
             partitions: BTreeMap::new(),
             worst_end: Ended::Drained,

@@ -77,9 +77,10 @@ enum FetchState {
 
 /// The end of the log as far as it is known. It is only shown in log lines.
 struct LogEnd {
-    offset: i64,
-    /// When it was seen last. `None`: a look at it is in flight.
-    seen_at: Option<Moment>,
+    /// `None`: it was not seen yet.
+    offset: Option<i64>,
+    /// When it is looked at next, unless a fetch shows it before. `None`: a look is in flight.
+    look_at: Option<Moment>,
 }
 
 impl PartitionReader {
@@ -90,7 +91,7 @@ impl PartitionReader {
             cursor: Cursor { position: watermark, pending: VecDeque::new(), fetch, failures: 0 },
             window: Window::new(1, 1),
             settled_until,
-            log_end: LogEnd { offset: watermark, seen_at: Some(now) },
+            log_end: LogEnd { offset: None, look_at: Some(now) },
             unreadable: None,
             has_read,
         }
@@ -215,24 +216,27 @@ impl PartitionReader {
         self.unreadable.take()
     }
 
-    /// The number of events of the log that are not in the lanes, as far as the end of the log is known.
-    pub(super) fn unread_events(&self) -> u64 {
-        let unread = u64::try_from(self.log_end.offset.saturating_sub(self.cursor.position)).unwrap_or(0);
-        unread + self.cursor.pending.len() as u64
+    /// Events of the log that are not admitted yet, up to its end. `None`: the end was not seen yet.
+    pub(super) fn unread_events(&self) -> Option<u64> {
+        let unread = u64::try_from(self.log_end.offset?.saturating_sub(self.cursor.position)).unwrap_or(0);
+        Some(unread + self.cursor.pending.len() as u64)
     }
 
-    /// Whether to look at the end of the log now. Every fetch shows it, but nothing is fetched while the window is full.
-    pub(super) fn start_log_end_look(&mut self, now: Moment) -> bool {
-        let is_due = self.log_end.seen_at.is_some_and(|at| now >= at.saturating_add(LOG_REPEAT_INTERVAL));
+    /// Whether to look at the end of the log now: if it was not seen yet, and in an outage again and again. (Every fetch
+    /// shows it, but a fetch from an idle partition waits for an event, and nothing is fetched while the window is full.)
+    pub(super) fn start_log_end_look(&mut self, is_outage: bool, now: Moment) -> bool {
+        let is_wanted = is_outage || self.log_end.offset.is_none();
+        let is_due = is_wanted && self.log_end.look_at.is_some_and(|at| now >= at);
         if is_due {
-            self.log_end.seen_at = None;
+            self.log_end.look_at = None;
         }
         is_due
     }
 
     /// The end of the log was looked at. `None`: it could not be seen, and is looked at again later.
     pub(super) fn log_end_seen(&mut self, offset: Option<i64>, now: Moment) {
-        self.log_end = LogEnd { offset: offset.unwrap_or(self.log_end.offset), seen_at: Some(now) };
+        let look_at = Some(now.saturating_add(LOG_REPEAT_INTERVAL));
+        self.log_end = LogEnd { offset: offset.or(self.log_end.offset), look_at };
     }
 }
 
@@ -290,12 +294,13 @@ mod tests {
     fn events_are_admitted_as_far_as_the_window_has_room_and_fetched_again_once_it_has() {
         let (mut reader, mut committer, mut lanes) = begin(PartitionState::at(0));
         reader.window.resize(2, 1_000_000);
+        assert_eq!(reader.unread_events(), None, "the end of the log was not seen yet");
         let request = FetchRequest { from: 0, max_bytes: 1_000_000 };
         assert_eq!(reader.start_fetch(Moment::ZERO), Some(request));
         assert_eq!(reader.start_fetch(Moment::ZERO), None, "one fetch at a time");
         reader.fetched(fetched(&[0, 1, 2], 3), &mut committer, Moment::ZERO).unwrap();
         reader.admit(&mut lanes);
-        assert_eq!((lanes.events(), reader.unread_events()), (2, 98));
+        assert_eq!((lanes.events(), reader.unread_events()), (2, Some(98)));
         assert_eq!(reader.start_fetch(Moment::ZERO), None, "the window is full");
         for _ in 0..2 {
             reader.window.remove(event(0).record.window_bytes());

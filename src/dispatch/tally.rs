@@ -10,6 +10,7 @@ use tokio::sync::watch;
 pub struct Tally {
     delivered: AtomicU64,
     given_up: AtomicU64,
+    dropped: AtomicU64,
     failed: AtomicU64,
     failures_in_a_row: watch::Sender<u64>,
     stopped: watch::Sender<BTreeSet<u32>>,
@@ -24,6 +25,11 @@ impl Tally {
     /// The number of events whose dead letter is stored.
     pub fn given_up(&self) -> u64 {
         self.given_up.load(Ordering::Relaxed)
+    }
+
+    /// The number of events that were settled without a delivery and without a dead letter (`--on-exhausted drop`).
+    pub fn dropped(&self) -> u64 {
+        self.dropped.load(Ordering::Relaxed)
     }
 
     /// The number of failed attempts, without fault drills.
@@ -56,6 +62,11 @@ impl Tally {
     /// Counts an event that was given up.
     pub(super) fn gave_up(&self) {
         self.given_up.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Counts an event that was dropped.
+    pub(super) fn drop_event(&self) {
+        self.dropped.fetch_add(1, Ordering::Relaxed);
     }
 
     /// Adds a partition that stopped with an error.

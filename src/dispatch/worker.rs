@@ -20,8 +20,8 @@ use super::committer::{Committer, initial_state};
 use super::context::DispatchContext;
 use super::control::{self, CONTROL_LOOK_MAX, ControlReader, ControlledPartition, START_LOOK_MAX};
 use super::dead_letters::DeadLetterWriter;
-use super::deliverer::{BatchEnd, Deliverer, Judge, NextBatch, RunInFlight};
-use super::notices::{Backlog, StuckUser};
+use super::deliverer::{BatchEnd, Deliverer, Judge, NextBatch, RunInFlight, TriesEnded};
+use super::notices::{Backlog, GivenUpEvent, StuckUser};
 use super::partition_log::PartitionLog;
 use super::reader::PartitionReader;
 use super::repositioner::{RESET_LOOK_MAX, Repositioner, requested};
@@ -30,6 +30,7 @@ use crate::core::event::Event;
 use crate::core::lanes::Token;
 use crate::core::outcome::{Ended, Failure};
 use crate::core::progress::{OffsetReset, PartitionState, ResetTarget};
+use crate::core::tries::{Decision, GiveUpReason};
 use crate::core::verdict::Report;
 use crate::core::window::Window;
 use crate::group::is_final;
@@ -315,14 +316,14 @@ impl Worker {
     fn batch_ended(&mut self, runs: Vec<RunInFlight>, reports: Vec<Report>) -> anyhow::Result<()> {
         let (context, now) = (Arc::clone(&self.context), self.context.now());
         reports.iter().for_each(|report| context.tally.attempted(report));
-        let (given_up, snapshot) = {
+        let (tries_ended, snapshot) = {
             let mut breaker = context.breaker.lock();
             let (gate, was_out) = (breaker.gate(now), breaker.is_out());
             let random = || context.random();
             let judge = Judge { breaker: &mut breaker, policy: &context.config.tries, random: &random, now };
             let (window, committer) = (&mut self.reader.window, &mut self.committer);
             let end = self.deliverer.batch_ended(runs, reports, judge, |event| settle(event, window, committer))?;
-            let BatchEnd { given_up, failed_in_outage } = end;
+            let BatchEnd { tries_ended, failed_in_outage } = end;
             // The cause is set before the lock is released. Otherwise another worker could see the outage first, and write
             // its line without a cause.
             if let Some((verdict, answer)) = failed_in_outage {
@@ -331,17 +332,45 @@ impl Worker {
             if gate != breaker.gate(now) {
                 context.breaker.notify_changed();
             }
-            (given_up, (was_out != breaker.is_out()).then(|| breaker.snapshot(now)))
+            (tries_ended, (was_out != breaker.is_out()).then(|| breaker.snapshot(now)))
         };
         if let Some(snapshot) = snapshot {
             context.notices.set_backlog(self.partition, self.backlog());
-            context.notices.write_due_lines(&snapshot, now);
+            context.notices.write_due_lines(&snapshot, context.throttle.owned_partitions(), now);
         }
-        for (token, reason, answer) in given_up {
-            self.dead_letters.add(token, reason, answer);
-            self.write_dead_letter(token)?;
+        tries_ended.into_iter().try_for_each(|ended| self.end_tries(ended))
+    }
+
+    /// The first event of a lane has no further attempt. `--on-exhausted` says what follows.
+    fn end_tries(&mut self, ended: TriesEnded) -> anyhow::Result<()> {
+        let TriesEnded { token, decision, answer } = ended;
+        match decision {
+            // Not an end: the lane is attempted again.
+            Decision::Retry { .. } => {}
+            Decision::GiveUp(reason) => {
+                self.dead_letters.add(token, reason, answer);
+                self.write_dead_letter(token)?;
+            }
+            Decision::Drop(reason) => {
+                let (context, now) = (&self.context, self.context.now());
+                self.show_ended(token, reason, &answer, |event| context.notices.dropped(event, now));
+                context.tally.drop_event();
+                let (window, committer) = (&mut self.reader.window, &mut self.committer);
+                self.deliverer.lanes.given_up(token, |event| settle(event, window, committer));
+            }
+            // The lane stays as it is, so nothing of this user is attempted until the worker has stopped.
+            Decision::Halt(reason) => {
+                self.show_ended(token, reason, &answer, |event| self.context.halt.halt(event));
+            }
+            Decision::Hold(_) => {}
         }
         Ok(())
+    }
+
+    fn show_ended(&self, token: Token, reason: GiveUpReason, answer: &str, show: impl FnOnce(&GivenUpEvent<'_>)) {
+        let (event, history) = self.deliverer.lanes.giving_up(token);
+        let id = event.id(&self.context.topic, self.partition);
+        show(&GivenUpEvent::new(event, &id, history, self.partition, reason, answer));
     }
 
     fn write_dead_letter(&mut self, token: Token) -> anyhow::Result<()> {
@@ -402,8 +431,8 @@ impl Worker {
             breaker.users_wait(self.partition, self.deliverer.lanes.each_user());
             breaker.snapshot(now)
         };
-        context.notices.write_due_lines(&snapshot, now);
-        if snapshot.out_since.is_some() && self.reader.start_log_end_look(now) {
+        context.notices.write_due_lines(&snapshot, context.throttle.owned_partitions(), now);
+        if self.reader.start_log_end_look(snapshot.out_since.is_some(), now) {
             let (log, partition) = (Arc::clone(&context.parts.log), self.partition);
             self.tasks.spawn(async move { Completion::LogEndSeen(log.latest(partition).await) });
         }
@@ -419,7 +448,7 @@ impl Worker {
         let mut stuck_users = Vec::new();
         {
             let breaker = context.breaker.lock();
-            self.deliverer.lanes.look_at_stuck(STUCK_USERS_LOOK_MAX, now, |event, history, user| {
+            self.deliverer.lanes.look_at_stuck(STUCK_USERS_LOOK_MAX, now, |event, history, user, next_try| {
                 // After an outage every user that waited gets an attempt first. If no other user is served, nothing shows
                 // that the failures are the user's own, so there is a minute for that attempt.
                 let others_are_served = breaker.is_suspect(user);
@@ -427,7 +456,7 @@ impl Worker {
                 let is_stuck = history.has_failed_since(closed_since) && had_its_chance;
                 if is_stuck && context.notices.allows_stuck_user(now) {
                     let id = event.id(&context.topic, self.partition);
-                    stuck_users.push(StuckUser::new(event, &id, history, others_are_served, now));
+                    stuck_users.push(StuckUser::new(event, &id, history, next_try, others_are_served, now));
                 }
             });
         }
@@ -439,7 +468,7 @@ impl Worker {
 
     fn backlog(&self) -> Backlog {
         let lanes = &self.deliverer.lanes;
-        Backlog { users: lanes.users(), lag: self.reader.unread_events() + lanes.events() as u64 }
+        Backlog { users: lanes.users(), lag: self.reader.unread_events().map(|unread| unread + lanes.events() as u64) }
     }
 
     fn look_for_reset(&mut self, now: Moment) {

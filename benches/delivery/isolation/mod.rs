@@ -147,15 +147,14 @@ fn round(
     Ok(Outcome::of(case, times, &sent, &sink::read(dump.path())?, &watched))
 }
 
-/// The number of records that eventd has read a second time, from its last lines after this length of its log. `None` if
-/// no line says it.
-fn read_again(log: &Path, from: u64) -> anyhow::Result<Option<u64>> {
-    let Ok(mut log) = std::fs::File::open(log) else { return Ok(None) };
+/// The number of records that eventd has read a second time, from its last lines after this length of its log.
+fn read_again(log: &Path, from: u64) -> anyhow::Result<u64> {
+    let Ok(mut log) = std::fs::File::open(log) else { return Ok(0) };
     log.seek(SeekFrom::Start(from))?;
     let mut text = String::new();
     log.read_to_string(&mut text)?;
     let numbers = text.split_whitespace().filter_map(|field| field.strip_prefix("read_again=")?.parse::<u64>().ok());
-    Ok(numbers.reduce(|sum, number| sum + number))
+    Ok(numbers.sum())
 }
 
 fn ask(sink: &Mutex<Helper>, question: &str) -> anyhow::Result<String> {

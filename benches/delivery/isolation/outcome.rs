@@ -45,7 +45,7 @@ pub(crate) struct Watched {
     /// When the process that delivers had ended and was started again, in nanoseconds since the Unix epoch.
     pub(crate) restarted_ns: Option<u64>,
     /// Records that were read a second time, because their users were parked.
-    pub(crate) read_again: Option<u64>,
+    pub(crate) read_again: u64,
 }
 
 /// What one run of a case has shown.
@@ -64,7 +64,7 @@ pub(crate) struct Outcome {
     pub(crate) restart_s: Option<f64>,
     pub(crate) commit_lag_max: u64,
     pub(crate) parked_users_max: u64,
-    pub(crate) read_again: Option<u64>,
+    pub(crate) read_again: u64,
     pub(crate) peak_mb: f64,
     /// The mean memory of the last fifth of the samples, less that of the second fifth.
     pub(crate) growth_mb: f64,
@@ -123,7 +123,7 @@ impl Outcome {
             restart_s: middle(&|run| run.restart_s),
             commit_lag_max: runs.iter().map(|run| run.commit_lag_max).max().unwrap_or(0),
             parked_users_max: runs.iter().map(|run| run.parked_users_max).max().unwrap_or(0),
-            read_again: runs.iter().filter_map(|run| run.read_again).max(),
+            read_again: runs.iter().map(|run| run.read_again).max().unwrap_or(0),
             peak_mb: runs.iter().map(|run| run.peak_mb).fold(0.0, f64::max),
             growth_mb: middle(&|run| Some(run.growth_mb))?,
         })

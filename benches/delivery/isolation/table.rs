@@ -132,7 +132,7 @@ fn cells(outcome: &Outcome) -> Vec<String> {
         format!("{:.0}", outcome.peak_mb),
         format!("{:+.0}", outcome.growth_mb),
         thousands(outcome.parked_users_max as f64),
-        outcome.read_again.map_or(String::new(), |records| thousands(records as f64)),
+        thousands(outcome.read_again as f64),
         thousands(outcome.faults.missing as f64),
         thousands(outcome.faults.duplicates as f64),
         thousands(outcome.faults.out_of_order as f64),

@@ -341,9 +341,15 @@ impl Lanes {
         self.timers.first().map(|(until, _)| *until)
     }
 
-    /// Shows the heads that have failed for [`LOG_REMINDER_INTERVAL`], with their history and their user, and shows each
-    /// again after as long. Looks at no more than `look_max` lanes, so that one call takes bounded time.
-    pub fn look_at_stuck(&mut self, look_max: usize, now: Moment, mut show: impl FnMut(&Event, &FailureHistory, u64)) {
+    /// Shows the heads that have failed for [`LOG_REMINDER_INTERVAL`], with their history, their user and the moment of
+    /// their next attempt (`None`: nothing has to be waited for), and shows each again after as long. Looks at no more than
+    /// `look_max` lanes, so that one call takes bounded time.
+    pub fn look_at_stuck(
+        &mut self,
+        look_max: usize,
+        now: Moment,
+        mut show: impl FnMut(&Event, &FailureHistory, u64, Option<Moment>),
+    ) {
         for _ in 0..look_max {
             let Some(&(at, index)) = self.stuck.first().filter(|(at, _)| *at <= now) else { return };
             self.stuck.remove(&(at, index));
@@ -351,7 +357,11 @@ impl Lanes {
             self.stuck.insert((again_at, index));
             let lane = lane_at_mut(&mut self.lanes, index);
             lane.stuck_at = Some(again_at);
-            show(&lane.head, lane.history.as_ref().expect("a lane that is stuck has failed"), lane.user);
+            let next_try = match lane.state {
+                LaneState::BackingOff { until } => Some(until),
+                _ => None,
+            };
+            show(&lane.head, lane.history.as_ref().expect("a lane that is stuck has failed"), lane.user, next_try);
         }
     }
 

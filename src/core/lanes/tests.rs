@@ -201,7 +201,7 @@ fn a_lane_whose_head_keeps_failing_is_shown_once_a_minute_until_it_is_settled() 
     lanes.admit(event(2, "well"));
     let shown = |lanes: &mut Lanes, now| {
         let mut shown = Vec::new();
-        lanes.look_at_stuck(10, at(now), |event, history, _| shown.push((event.offset, history.failures)));
+        lanes.look_at_stuck(10, at(now), |event, history, _, _| shown.push((event.offset, history.failures)));
         shown
     };
     let mut fail = |lanes: &mut Lanes, now| {
