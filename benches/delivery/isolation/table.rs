@@ -7,7 +7,8 @@ use crate::options::Options;
 use crate::report::thousands;
 use std::fmt::Write as _;
 
-/// The window of eventd, in events, if `--window` is not given. The commit must never be further behind.
+/// The window of eventd, in events, if `--window` is not given. The commit must not be further behind than the window and
+/// what one commit interval adds.
 const WINDOW: u32 = 100_000;
 
 /// Memory that may be added during a case. What grows with the backlog grows by more.
@@ -43,8 +44,8 @@ pub(crate) struct Row {
     is_peer: bool,
     is_on_kafka: bool,
     window: u32,
-    /// Events in flight, and those that may be settled since the last commit.
-    in_flight_max: u32,
+    /// Events that may be settled or appended between two commits.
+    settled_max: u32,
     pub(super) runs: Vec<Outcome>,
 }
 
@@ -52,9 +53,9 @@ impl Row {
     pub(super) fn new(case: Case, consumer: Consumer, engine: &str, options: &Options) -> Self {
         let is_peer = matches!(consumer, Consumer::Peer(_));
         let series = if is_peer { consumer.to_string() } else { format!("{consumer} on {engine}") };
-        let in_flight_max = CONCURRENCY + COMMIT_INTERVAL_S * options.rate;
+        let settled_max = COMMIT_INTERVAL_S * options.rate;
         let window = consumer::window(options).unwrap_or(WINDOW);
-        Self { case, series, is_peer, is_on_kafka: engine == "kafka", window, in_flight_max, runs: Vec::new() }
+        Self { case, series, is_peer, is_on_kafka: engine == "kafka", window, settled_max, runs: Vec::new() }
     }
 
     pub(super) fn outcome(&self) -> Option<Outcome> {
@@ -161,7 +162,8 @@ fn figures(row: &Row, outcome: &Outcome, rows: &[Row]) -> String {
             let most = (undisturbed.p99_ms * P99_RATIO_MAX).max(undisturbed.p99_ms + P99_MORE_MS_MAX);
             figure(format!("p99 ≤ {most:.1} ms"), waiting.p99_ms <= most);
         }
-        figure(format!("commit lag ≤ {}", thousands(row.window.into())), outcome.commit_lag_max <= row.window.into());
+        let most = u64::from(row.window + row.settled_max);
+        figure(format!("commit lag ≤ {}", thousands(most as f64)), outcome.commit_lag_max <= most);
         figure(format!("growth ≤ {GROWTH_MB_MAX} MB"), outcome.growth_mb <= GROWTH_MB_MAX);
     }
     if let Some(seconds) = outcome.restart_s {
@@ -174,7 +176,7 @@ fn figures(row: &Row, outcome: &Outcome, rows: &[Row]) -> String {
     }
     match row.case {
         Case::Killed => {
-            let most = u64::from(row.in_flight_max);
+            let most = u64::from(CONCURRENCY + row.settled_max);
             figure(format!("duplicates ≤ {}", thousands(most as f64)), outcome.faults.duplicates <= most);
         }
         Case::Backlog(_) => figure(format!("memory < {BACKLOG_MB_MAX} MB"), outcome.peak_mb < BACKLOG_MB_MAX),
