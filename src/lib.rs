@@ -32,6 +32,7 @@
 //! use eventd::clock::WallClock;
 //! use eventd::core::backoff::Backoff;
 //! use eventd::core::event::Record;
+//! use eventd::core::parking::ParkingLimits;
 //! use eventd::core::tries::{OnExhausted, TryPolicy};
 //! use eventd::core::verdict::Report;
 //! use eventd::destination::{BatchLimits, DeliveryBatch, Destination};
@@ -87,6 +88,7 @@
 //!     rate: None,
 //!     window_events: 100_000,
 //!     window_bytes: 64 << 20,
+//!     parking: ParkingLimits { user_backlog: 100, users_max: 1_000_000, may_park: true },
 //!     commit_interval: Duration::from_millis(200),
 //!     start: Start::Earliest,
 //!     on_gap: OnGap::Stop,

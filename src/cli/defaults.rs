@@ -40,6 +40,8 @@ pub(crate) const RETRY_AFTER_MAX: &str = "5m";
 pub(crate) const CONCURRENCY: &str = "256";
 pub(crate) const WINDOW: &str = "100000";
 pub(crate) const WINDOW_BYTES: &str = "64MiB";
+pub(crate) const USER_BACKLOG: &str = "100";
+pub(crate) const PARKED_USERS: &str = "1000000";
 pub(crate) const SESSION_TIMEOUT: &str = "10s";
 pub(crate) const RELIABILITY: &str = "0";
 

@@ -96,6 +96,20 @@ pub struct DeliveryFlags {
     #[arg(long, value_name = "SIZE", env = "EVENTD_WINDOW_BYTES", default_value = defaults::WINDOW_BYTES, value_parser = values::size, help_heading = BOUNDS)]
     pub window_bytes: usize,
 
+    /// Events of one user that stay in memory when the window is half full
+    ///
+    /// A user that is slow or fails is parked then: its other events wait in the log, and are read again later, in order.
+    /// Other users continue.
+    #[arg(long, value_name = "N", env = "EVENTD_USER_BACKLOG", default_value = defaults::USER_BACKLOG, value_parser = values::count, help_heading = BOUNDS)]
+    pub user_backlog: usize,
+
+    /// Most parked users, for each destination
+    ///
+    /// When as many are parked, reading waits for users that are slow or fail. Each parked user takes about 200 bytes of
+    /// memory.
+    #[arg(long, value_name = "N", env = "EVENTD_PARKED_USERS", default_value = defaults::PARKED_USERS, value_parser = values::count, help_heading = BOUNDS)]
+    pub parked_users: usize,
+
     /// How long after its last heartbeat a process counts as gone, so that other processes take its partitions
     #[arg(long, value_name = "DURATION", env = "EVENTD_SESSION_TIMEOUT", default_value = defaults::SESSION_TIMEOUT, value_parser = values::session_timeout, help_heading = GROUP)]
     pub session_timeout: Duration,

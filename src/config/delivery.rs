@@ -3,6 +3,7 @@
 use super::retries;
 use super::secrets::WebhookSecrets;
 use crate::cli::{DeliveryFlags, LogFlags, RetryPreset, defaults};
+use crate::core::parking::ParkingLimits;
 use crate::core::side_topics::TOPIC_SUFFIX_CHARS_MAX;
 use crate::destination::spec::{Spec, Target};
 use crate::destination::{self, FaultDrill};
@@ -96,6 +97,7 @@ fn dispatch_config(
         rate: flags.rate,
         window_events: flags.window,
         window_bytes: share_of_window(flags.window_bytes, destinations),
+        parking: ParkingLimits { user_backlog: flags.user_backlog, users_max: flags.parked_users, may_park: true },
         commit_interval: flags.commit_interval,
         start: flags.start.unwrap_or(dispatch::Start::Earliest),
         on_gap: flags.on_gap,

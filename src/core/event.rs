@@ -138,6 +138,12 @@ impl Record {
         self.data.len()
     }
 
+    /// The number of copies of this record in the process, this one included. They share its bytes. A test can see from it
+    /// how many events are in memory.
+    pub fn copies(&self) -> usize {
+        Arc::strong_count(&self.data)
+    }
+
     /// The share of `--window-bytes` that this record takes while it is unsettled.
     pub fn window_bytes(&self) -> usize {
         self.data.len() + OVERHEAD_BYTES

@@ -11,6 +11,7 @@
 //! | `side_topics`  | how side topics and groups are named                                       |
 //! | `slots`        | how many attempts may be in flight, and of which users                     |
 //! | `lanes`        | one queue for each user, and which one is next                             |
+//! | `parking`      | which users wait in the log, and when they are read again                  |
 //! | `window`       | how many events and bytes may be unsettled                                 |
 //! | `backoff`      | when to try again                                                          |
 //! | `verdict`      | what an attempt says about an event                                        |
@@ -31,6 +32,7 @@ pub mod event;
 pub mod lanes;
 pub mod names;
 pub mod outcome;
+pub mod parking;
 pub mod partition;
 pub mod progress;
 pub mod random;

@@ -1,66 +1,148 @@
 //! How many events, and how many bytes, may be in memory and unsettled: one partition's share of `--window` and
 //! `--window-bytes`.
 
-/// Counts the admitted events that are not settled yet, and compares them with two limits.
+/// Counts the admitted events that are not settled yet, and compares them with two limits. The events of parked users are
+/// counted a second time: they may take half of the window.
 #[derive(Debug, Clone)]
 pub struct Window {
-    events_max: usize,
-    bytes_max: usize,
+    max: Held,
+    all: Held,
+    /// The part of `all` that belongs to parked users.
+    parked: Held,
+}
+
+/// A number of events, and their bytes.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+struct Held {
     events: usize,
     bytes: usize,
+}
+
+impl Held {
+    fn add(&mut self, bytes: usize) {
+        self.events += 1;
+        self.bytes += bytes;
+    }
+
+    fn remove(&mut self, bytes: usize) {
+        self.events = self.events.checked_sub(1).expect("a settled event was admitted");
+        self.bytes = self.bytes.checked_sub(bytes).expect("a settled event's bytes were admitted");
+    }
+
+    /// Whether this is more than `quarters` quarters of `max`.
+    fn exceeds(&self, quarters: usize, max: &Self) -> bool {
+        let exceeds = |held: usize, max: usize| held.saturating_mul(4) > max.saturating_mul(quarters);
+        exceeds(self.events, max.events) || exceeds(self.bytes, max.bytes)
+    }
 }
 
 impl Window {
     /// An empty window with these limits.
     pub fn new(events_max: usize, bytes_max: usize) -> Self {
-        Self { events_max, bytes_max, events: 0, bytes: 0 }
+        let max = Held { events: events_max, bytes: bytes_max };
+        Self { max, all: Held::default(), parked: Held::default() }
     }
 
     /// Changes the limits. Events in the window stay, and no event is admitted until the window is below the limits again.
     pub fn resize(&mut self, events_max: usize, bytes_max: usize) {
-        (self.events_max, self.bytes_max) = (events_max, bytes_max);
+        self.max = Held { events: events_max, bytes: bytes_max };
     }
 
     /// Whether an event of this many bytes may be admitted. An empty window admits any event: one that is larger than the
     /// window has to be delivered too.
     pub fn admits(&self, bytes: usize) -> bool {
-        self.events == 0 || (self.events < self.events_max && self.bytes.saturating_add(bytes) <= self.bytes_max)
+        let Self { max, all, .. } = self;
+        all.events == 0 || (all.events < max.events && all.bytes.saturating_add(bytes) <= max.bytes)
+    }
+
+    /// Whether an event of a parked user may be admitted that was left in the log: parked users have room in their half of
+    /// the window. They have room for one event in any case.
+    pub fn admits_parked(&self, bytes: usize) -> bool {
+        self.admits(bytes) && (self.parked.events == 0 || !self.with_parked(bytes).exceeds(2, &self.max))
     }
 
     /// The bytes that may still be admitted. 0: the window is full. An empty window is never full.
     pub fn room_bytes(&self) -> usize {
-        if self.events == 0 {
-            self.bytes_max.max(1)
-        } else if self.events < self.events_max {
-            self.bytes_max.saturating_sub(self.bytes)
+        if self.all.events == 0 {
+            self.max.bytes.max(1)
+        } else if self.all.events < self.max.events {
+            self.max.bytes.saturating_sub(self.all.bytes)
         } else {
             0
         }
     }
 
-    /// Counts an admitted event of this many bytes.
-    pub fn add(&mut self, bytes: usize) {
-        self.events += 1;
-        self.bytes += bytes;
+    /// The bytes of events that parked users may have in their half of the window in addition to those that they have. They
+    /// may be more than the whole window has room for now.
+    pub fn parked_room_bytes(&self) -> usize {
+        if self.parked.events == 0 {
+            (self.max.bytes / 2).max(1)
+        } else if self.with_parked(0).exceeds(2, &self.max) {
+            0
+        } else {
+            self.max.bytes / 2 - self.parked.bytes
+        }
     }
 
-    /// Counts an event as settled. `bytes` is the number with which it was added.
+    /// Whether at least half of the window is used.
+    pub fn is_half_full(&self) -> bool {
+        let Self { max, all, .. } = self;
+        all.events > 0 && (all.events.saturating_mul(2) >= max.events || all.bytes.saturating_mul(2) >= max.bytes)
+    }
+
+    /// Whether more than three quarters of the window are used.
+    pub fn is_nearly_full(&self) -> bool {
+        self.all.exceeds(3, &self.max)
+    }
+
+    /// Counts an admitted event of this many bytes.
+    pub fn add(&mut self, bytes: usize) {
+        self.all.add(bytes);
+    }
+
+    /// Counts an event as settled, or as left in the log. `bytes` is the number with which it was added.
     ///
     /// # Panics
     /// If the event was never added.
     pub fn remove(&mut self, bytes: usize) {
-        self.events = self.events.checked_sub(1).expect("a settled event was admitted");
-        self.bytes = self.bytes.checked_sub(bytes).expect("a settled event's bytes were admitted");
+        self.all.remove(bytes);
+    }
+
+    /// An event in the window belongs to a parked user from now on.
+    pub fn add_parked(&mut self, bytes: usize) {
+        self.parked.add(bytes);
+    }
+
+    /// The event does not belong to a parked user any more. Call it before [`Window::remove`] if the event ends.
+    ///
+    /// # Panics
+    /// If the event did not belong to a parked user.
+    pub fn remove_parked(&mut self, bytes: usize) {
+        self.parked.remove(bytes);
+    }
+
+    /// The bytes that the whole window has room for.
+    pub fn bytes_max(&self) -> usize {
+        self.max.bytes
     }
 
     /// The number of events in the window.
     pub fn events(&self) -> usize {
-        self.events
+        self.all.events
+    }
+
+    /// The number of events of parked users in the window.
+    pub fn parked_events(&self) -> usize {
+        self.parked.events
     }
 
     /// The bytes of the events in the window.
     pub fn bytes(&self) -> usize {
-        self.bytes
+        self.all.bytes
+    }
+
+    fn with_parked(&self, bytes: usize) -> Held {
+        Held { events: self.parked.events + 1, bytes: self.parked.bytes.saturating_add(bytes) }
     }
 }
 

@@ -5,7 +5,9 @@
 //!                                                                           └─ failed: the next commit includes it
 //! ```
 //!
-//! Every commit stores the whole state of one moment: the watermark and the settled map. One commit runs at a time.
+//! Every commit stores the whole state of one moment: the watermark, the settled map, and the listed users. One commit runs
+//! at a time. The larger the state is, the longer is the time between two commits, so that commits take a bounded share of
+//! what the log and the group can do.
 
 use super::Start;
 use super::commands::initial_control;
@@ -14,11 +16,22 @@ use super::partition_log::PartitionLog;
 use crate::core::Moment;
 use crate::core::control::{ControlEffect, ControlRecord};
 use crate::core::outcome::Failure;
-use crate::core::progress::{ControlState, OffsetReset, PartitionState, Progress};
+use crate::core::parking::listed_bytes;
+use crate::core::progress::{ControlState, ListedUsers, OffsetReset, PartitionState, Progress};
 use crate::group::is_final;
 use crate::limits::COMMIT_UNCHANGED_INTERVAL;
 use std::ops::Range;
 use std::time::Duration;
+
+/// A state of more bytes than this is committed at most once a second. It does not fit into the metadata of a commit on
+/// Kafka.
+const SMALL_STATE_BYTES: usize = 4_096;
+
+/// The time between two commits of a larger state, for each of its MB, and at least.
+const COMMIT_INTERVAL_PER_MB: Duration = Duration::from_secs(1);
+
+/// About how many bytes a range of the settled map takes.
+const RANGE_BYTES: usize = 5;
 
 /// What is settled in one partition, and what of it is stored.
 pub(super) struct Committer {
@@ -31,20 +44,36 @@ pub(super) struct Committer {
     has_changes: bool,
     interval: Duration,
     next_tick_at: Moment,
+    /// No commit begins before.
+    next_commit_at: Moment,
 }
 
 impl Committer {
     /// Continues from a state that is stored.
     pub(super) fn new(stored: PartitionState, interval: Duration, now: Moment) -> Self {
+        let mut progress = Progress::new(&stored);
+        // The reader keeps the list, and passes it to each commit.
+        progress.take_users();
         Self {
-            progress: Progress::new(&stored),
+            progress,
             stored,
             stored_at: now,
             is_committing: false,
             has_changes: false,
             interval,
             next_tick_at: now + interval,
+            next_commit_at: now,
         }
+    }
+
+    /// Something changed that a commit has to store.
+    pub(super) fn has_changed(&mut self) {
+        self.has_changes = true;
+    }
+
+    /// What is settled. After a change, call [`has_changed`](Self::has_changed).
+    pub(super) fn progress_mut(&mut self) -> &mut Progress {
+        &mut self.progress
     }
 
     /// Settles these offsets: events that were delivered or given up, or offsets without an event.
@@ -53,13 +82,9 @@ impl Committer {
         self.progress.settle(offsets);
     }
 
-    pub(super) fn is_settled(&self, offset: i64) -> bool {
-        self.progress.is_settled(offset)
-    }
-
-    /// The state that a commit would store now.
-    pub(super) fn state(&self) -> PartitionState {
-        self.progress.state()
+    /// The state that a commit would store now, with these listed users.
+    pub(super) fn state(&self, users: ListedUsers) -> PartitionState {
+        PartitionState { users, ..self.progress.state() }
     }
 
     /// The last state that is known to be stored.
@@ -104,14 +129,16 @@ impl Committer {
     }
 
     /// The state to commit now, if a commit is needed and none is running. An unchanged state is stored again once an
-    /// hour, because brokers forget groups that do not commit.
-    pub(super) fn start_commit(&mut self, now: Moment) -> Option<PartitionState> {
+    /// hour, because brokers forget groups that do not commit. `users` returns the listed users.
+    pub(super) fn start_commit(&mut self, users: impl FnOnce() -> ListedUsers, now: Moment) -> Option<PartitionState> {
         let is_old = now.saturating_sub(self.stored_at) >= COMMIT_UNCHANGED_INTERVAL;
-        if self.is_committing || !(self.has_changes || is_old) {
+        if self.is_committing || now < self.next_commit_at || !(self.has_changes || is_old) {
             return None;
         }
         (self.has_changes, self.is_committing) = (false, true);
-        Some(self.state())
+        let state = self.state(users());
+        self.next_commit_at = now + commit_interval(&state);
+        Some(state)
     }
 
     /// Takes the result of the commit that [`start_commit`](Self::start_commit) began.
@@ -158,11 +185,20 @@ impl Committer {
     }
 
     /// Applies an offset reset to the progress. It is not stored yet.
-    pub(super) fn apply(&mut self, reset: &OffsetReset) -> PartitionState {
-        let state = self.progress.state().with_reset(reset);
+    pub(super) fn apply(&mut self, reset: &OffsetReset, users: ListedUsers) -> PartitionState {
+        let state = self.state(users).with_reset(reset);
         self.progress = Progress::new(&state);
         state
     }
+}
+
+/// The shortest time between this commit and the next one. It grows with the bytes that the state takes, about.
+fn commit_interval(state: &PartitionState) -> Duration {
+    let bytes = state.settled.len().saturating_mul(RANGE_BYTES).saturating_add(listed_bytes(&state.users));
+    if bytes <= SMALL_STATE_BYTES {
+        return Duration::ZERO;
+    }
+    COMMIT_INTERVAL_PER_MB.saturating_mul(u32::try_from(bytes >> 20).unwrap_or(u32::MAX).max(1))
 }
 
 /// The state at which the partition begins: what was committed, or what `--start` says. Either is stored before the first
@@ -199,6 +235,7 @@ pub(super) async fn initial_state(context: &DispatchContext, partition: u32) -> 
 mod tests {
     use super::*;
     use crate::core::outcome::FailureCode;
+    use crate::core::progress::{ParkedUser, UserState};
 
     const INTERVAL: Duration = Duration::from_millis(200);
 
@@ -214,35 +251,67 @@ mod tests {
     fn nothing_is_committed_while_nothing_changes_until_an_hour_has_passed() {
         let mut committer = committer();
         committer.settle(12..12);
-        assert_eq!(committer.start_commit(INTERVAL), None);
+        assert_eq!(committer.start_commit(ListedUsers::new, INTERVAL), None);
         let an_hour = COMMIT_UNCHANGED_INTERVAL;
-        assert_eq!(committer.start_commit(an_hour), Some(PartitionState::at(10)));
+        assert_eq!(committer.start_commit(ListedUsers::new, an_hour), Some(PartitionState::at(10)));
         committer.commit_ended(PartitionState::at(10), Ok(()), &log(), an_hour).unwrap();
-        assert_eq!(committer.start_commit(an_hour + INTERVAL), None);
+        assert_eq!(committer.start_commit(ListedUsers::new, an_hour + INTERVAL), None);
     }
 
     #[test]
     fn one_commit_runs_at_a_time_and_the_next_one_includes_what_was_settled_meanwhile() {
         let mut committer = committer();
         committer.settle(10..11);
-        let state = committer.start_commit(INTERVAL).unwrap();
+        let state = committer.start_commit(ListedUsers::new, INTERVAL).unwrap();
         assert_eq!(state, PartitionState::at(11));
         committer.settle(11..12);
-        assert_eq!(committer.start_commit(INTERVAL), None, "one commit runs");
+        assert_eq!(committer.start_commit(ListedUsers::new, INTERVAL), None, "one commit runs");
         committer.commit_ended(state, Ok(()), &log(), INTERVAL).unwrap();
         assert_eq!(committer.stored(), &PartitionState::at(11));
-        assert_eq!(committer.start_commit(INTERVAL), Some(PartitionState::at(12)));
+        assert_eq!(committer.start_commit(ListedUsers::new, INTERVAL), Some(PartitionState::at(12)));
     }
 
     #[test]
     fn progress_of_a_failed_commit_is_in_the_next_one() {
         let mut committer = committer();
         committer.settle(10..11);
-        let state = committer.start_commit(INTERVAL).unwrap();
+        let state = committer.start_commit(ListedUsers::new, INTERVAL).unwrap();
         let failure = Failure::unknown(FailureCode::GroupUnavailable, "no answer");
         committer.commit_ended(state, Err(failure), &log(), INTERVAL).unwrap();
         assert_eq!(committer.stored(), &PartitionState::at(10));
-        assert_eq!(committer.start_commit(INTERVAL), Some(PartitionState::at(11)));
+        assert_eq!(committer.start_commit(ListedUsers::new, INTERVAL), Some(PartitionState::at(11)));
+    }
+
+    #[test]
+    fn a_large_state_is_committed_less_often() {
+        let interval = |users: u32| {
+            let user = |n: u32| {
+                (
+                    Some(n.to_be_bytes().as_slice().into()),
+                    UserState { parked: Some(ParkedUser::default()), failed: None },
+                )
+            };
+            let state = PartitionState { users: (0..users).map(user).collect(), ..PartitionState::at(0) };
+            commit_interval(&state).as_secs()
+        };
+        assert_eq!([0, 10, 1_000, 100_000].map(interval), [0, 0, 1, 3]);
+        let mut committer = committer();
+        let users = || {
+            (0..1_000u32)
+                .map(|n| {
+                    (
+                        Some(n.to_be_bytes().as_slice().into()),
+                        UserState { parked: Some(ParkedUser::default()), failed: None },
+                    )
+                })
+                .collect()
+        };
+        committer.settle(10..11);
+        let state = committer.start_commit(users, INTERVAL).unwrap();
+        committer.commit_ended(state, Ok(()), &log(), INTERVAL).unwrap();
+        committer.settle(11..12);
+        assert_eq!(committer.start_commit(users, 4 * INTERVAL), None);
+        assert!(committer.start_commit(users, 6 * INTERVAL).is_some());
     }
 
     #[test]

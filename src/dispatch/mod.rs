@@ -19,7 +19,8 @@
 //! | `owners` | the workers of the partitions that this process owns |
 //! | `stopped` | one partition: runs its worker, and waits if the worker stops with an error |
 //! | `worker` | the loop of one partition, which joins the parts below |
-//! | `reader` | the position in the log, the window, events that were fetched and do not fit yet |
+//! | `reader` | the positions in the log, the window, which users are parked |
+//! | `cursor` | one position: its fetch, and the events that were fetched and do not fit yet |
 //! | `deliverer` | the lanes, the slots, and the delivery batches in flight |
 //! | `committer` | what is settled, and what of it is stored |
 //! | `dead_letters` | dead letters that are being written (`dead_letter`: their format, `dead_letter_topic`: their topic) |
@@ -37,6 +38,7 @@ pub mod commands;
 mod committer;
 mod context;
 mod control;
+mod cursor;
 pub mod dead_letter;
 pub mod dead_letter_topic;
 mod dead_letters;
@@ -62,6 +64,7 @@ use self::owners::Owners;
 use self::stopped::STOPPED_INTERVAL;
 use crate::clock::WallClock;
 use crate::core::outcome::Ended;
+use crate::core::parking::ParkingLimits;
 use crate::core::token_bucket::Rate;
 use crate::core::tries::TryPolicy;
 use crate::destination::Destination;
@@ -87,6 +90,7 @@ pub struct Config {
     pub window_events: usize,
     /// Bytes of these events.
     pub window_bytes: usize,
+    pub parking: ParkingLimits,
     pub commit_interval: Duration,
     pub start: Start,
     pub on_gap: OnGap,

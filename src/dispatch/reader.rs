@@ -1,29 +1,39 @@
 //! From the log into the lanes, as far as the window has room.
 //!
 //! ```text
-//!  log ── fetch ──▶ pending ── the window has room ──▶ lanes
-//!                      │
-//!                      └── an offset without an event, or settled already ──▶ committer
+//!  log ── fetch ──▶ pending of the reader ──▶ is its user parked? ─┬─ no, and the window has room ──▶ lanes
+//!   │                                                              └─ yes ──▶ left in the log        ▲
+//!   └──── fetch ──▶ pending of the sweep ──▶ its user wants it, and parked users have room ──────────┘
 //! ```
 //!
-//! A [`Cursor`] is one place in the log with its fetch. The reader has one that goes forward through the log; the window
-//! is apart from it, because all events in memory share it wherever they were read.
+//! Two cursors read the log: the reader goes forward, and the sweep goes back for the events of parked users. Which events
+//! are left, and which are read again, is decided in [`crate::core::parking`]. All events in memory share one window.
+//!
+//! Each cursor has at most one fetch in flight, so the sweep makes at most half of the fetches. If both have events and the
+//! window has room for one, they take turns.
 
 use super::OnGap;
 use super::committer::Committer;
+use super::cursor::{Cursor, CursorKind, FetchRequest};
 use super::partition_log::PartitionLog;
 use crate::core::Moment;
 use crate::core::event::Event;
 use crate::core::lanes::Lanes;
+use crate::core::parking::{ParkedUsers, PartitionMemory};
 use crate::core::window::Window;
 use crate::destination::spec::flag_of;
 use crate::limits::{FETCH_BYTES_MAX, LOG_REPEAT_INTERVAL};
 use crate::log::{FetchError, Fetched};
-use anyhow::ensure;
-use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::Notify;
+
+/// How long a fetch of the reader waits for a record before it returns without one.
+const FETCH_WAIT_MAX: Duration = Duration::from_secs(5);
+
+/// How long after a fetch of the sweep that found nothing the next one is. The log has what the reader has read before,
+/// but on Kafka another broker may answer that does not know it yet.
+const EMPTY_SWEEP_DELAY: Duration = Duration::from_millis(100);
 
 /// Why a partition cannot be read. Everything before that offset was delivered and committed.
 #[derive(Debug, thiserror::Error)]
@@ -34,45 +44,20 @@ pub(super) struct UnreadableLog {
     pub(super) is_recreated: bool,
 }
 
-/// A fetch to be made.
-#[derive(Debug, PartialEq, Eq)]
-pub(super) struct FetchRequest {
-    pub(super) from: i64,
-    pub(super) max_bytes: usize,
-}
-
 /// Reads one partition for its lanes.
 pub(super) struct PartitionReader {
-    cursor: Cursor,
+    reader: Cursor,
+    sweep: Cursor,
+    /// The sweep has the first turn if the window has room for one event only.
+    sweep_is_first: bool,
+    pub(super) parked: ParkedUsers,
     /// Events that were admitted and are not settled.
     pub(super) window: Window,
-    /// Events below this offset may be settled already: the state at which this worker began has them in its settled
-    /// map. Events from here on need no look at the map.
-    settled_until: i64,
     log_end: LogEnd,
     /// Reading has ended for good. Events that were read before are still delivered and committed.
     unreadable: Option<UnreadableLog>,
     /// Notified when the log could be read.
     has_read: Arc<Notify>,
-}
-
-/// One place in the log from which events are fetched, with at most one fetch in flight or pending.
-struct Cursor {
-    /// The next offset to fetch.
-    position: i64,
-    /// Events that were fetched and are not admitted yet. There is no other fetch until all of them are.
-    pending: VecDeque<Event>,
-    fetch: FetchState,
-    failures: u32,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum FetchState {
-    InFlight,
-    /// The next fetch may start at this moment.
-    Idle {
-        from: Moment,
-    },
 }
 
 /// The end of the log as far as it is known. It is only shown in log lines.
@@ -84,13 +69,14 @@ struct LogEnd {
 }
 
 impl PartitionReader {
-    /// Reads from a watermark on. Everything that is settled above it ends at `settled_until`.
-    pub(super) fn new(watermark: i64, settled_until: i64, has_read: Arc<Notify>, now: Moment) -> Self {
-        let fetch = FetchState::Idle { from: now };
+    /// Reads from a watermark on.
+    pub(super) fn new(watermark: i64, parked: ParkedUsers, has_read: Arc<Notify>, now: Moment) -> Self {
         Self {
-            cursor: Cursor { position: watermark, pending: VecDeque::new(), fetch, failures: 0 },
+            reader: Cursor::new(watermark, now),
+            sweep: Cursor::new(watermark, now),
+            sweep_is_first: false,
+            parked,
             window: Window::new(1, 1),
-            settled_until,
             log_end: LogEnd { offset: None, look_at: Some(now) },
             unreadable: None,
             has_read,
@@ -102,90 +88,139 @@ impl PartitionReader {
         Arc::clone(&self.has_read)
     }
 
-    /// Moves pending events into the lanes while the window has room.
-    pub(super) fn admit(&mut self, lanes: &mut Lanes) {
-        while let Some(event) = self.cursor.pending.front() {
-            let bytes = event.record.window_bytes();
-            if !self.window.admits(bytes) {
-                return;
-            }
-            self.window.add(bytes);
-            if let Some(event) = self.cursor.pending.pop_front() {
-                lanes.admit(event);
-            }
-        }
+    /// The list of parked users, with what it works on.
+    pub(super) fn parking<'a>(
+        &'a mut self,
+        lanes: &'a mut Lanes,
+        committer: &'a mut Committer,
+    ) -> (&'a mut ParkedUsers, PartitionMemory<'a>) {
+        let progress = committer.progress_mut();
+        (&mut self.parked, PartitionMemory { lanes, window: &mut self.window, progress })
     }
 
-    /// The fetch to start now, if one may start and the window has room. Call [`admit`](Self::admit) before.
+    /// Moves pending events into the lanes while the window has room.
+    pub(super) fn admit(&mut self, lanes: &mut Lanes, committer: &mut Committer, now: Moment) {
+        let progress = committer.progress_mut();
+        let mut memory = PartitionMemory { lanes, window: &mut self.window, progress };
+        let before = memory.lanes.events();
+        if self.sweep_is_first {
+            admit_swept(&mut self.sweep, &mut self.parked, &mut memory, now);
+        } else {
+            admit_read(&mut self.reader, &mut self.parked, &mut memory);
+        }
+        let is_first_served = memory.lanes.events() > before;
+        if self.sweep_is_first {
+            admit_read(&mut self.reader, &mut self.parked, &mut memory);
+        } else {
+            admit_swept(&mut self.sweep, &mut self.parked, &mut memory, now);
+        }
+        self.sweep_is_first ^= is_first_served;
+    }
+
+    /// An event was delivered or given up: gives its room in the window back and counts it as progress.
+    pub(super) fn settled(&mut self, event: &Event, committer: &mut Committer) {
+        committer.has_changed();
+        self.parked.settled(event, &mut self.window, committer.progress_mut());
+    }
+
+    /// The fetch of the reader to start now, if one may start and the window has room. Call [`admit`](Self::admit) before.
     pub(super) fn start_fetch(&mut self, now: Moment) -> Option<FetchRequest> {
-        if self.next_fetch_at()? > now {
+        if self.next_read_at()? > now {
             return None;
         }
-        self.cursor.fetch = FetchState::InFlight;
+        self.reader.fetch_starts();
         let max_bytes = self.window.room_bytes().min(FETCH_BYTES_MAX);
-        Some(FetchRequest { from: self.cursor.position, max_bytes })
+        let (cursor, from, wait) = (CursorKind::Reader, self.reader.position, FETCH_WAIT_MAX);
+        Some(FetchRequest { cursor, from, max_bytes, wait })
     }
 
-    /// When the next fetch may start. `None`: another event has to be settled or answered first.
-    pub(super) fn next_fetch_at(&self) -> Option<Moment> {
-        let has_room = self.cursor.pending.is_empty() && self.window.room_bytes() > 0;
-        match self.cursor.fetch {
-            FetchState::Idle { from } if has_room && self.unreadable.is_none() => Some(from),
-            FetchState::Idle { .. } | FetchState::InFlight => None,
+    /// The fetch of the sweep to start now, if a parked user wants events and there is room for them.
+    pub(super) fn start_sweep(
+        &mut self,
+        lanes: &mut Lanes,
+        committer: &mut Committer,
+        now: Moment,
+    ) -> Option<FetchRequest> {
+        if self.next_sweep_at()? > now {
+            return None;
         }
+        let (parked, mut memory) = self.parking(lanes, committer);
+        let request = parked.next_sweep(&mut memory, now)?;
+        self.sweep.fetch_starts();
+        self.sweep.position = request.from;
+        let (cursor, wait) = (CursorKind::Sweep, Duration::ZERO);
+        Some(FetchRequest { cursor, from: request.from, max_bytes: request.max_bytes, wait })
+    }
+
+    fn next_read_at(&self) -> Option<Moment> {
+        let may_read = self.window.room_bytes() > 0 && self.unreadable.is_none();
+        self.reader.next_fetch_at().filter(|_| may_read)
+    }
+
+    fn next_sweep_at(&self) -> Option<Moment> {
+        let may_read = self.unreadable.is_none() && self.parked.wants_sweep(&self.window);
+        self.sweep.next_fetch_at().filter(|_| may_read)
+    }
+
+    /// When something is to be read although nothing else happens before. `None`: another event has to be settled or
+    /// answered first.
+    pub(super) fn next_wakeup(&self, now: Moment) -> Option<Moment> {
+        [self.next_read_at(), self.next_sweep_at(), self.parked.next_wakeup(&self.window, now)]
+            .into_iter()
+            .flatten()
+            .min()
     }
 
     /// Takes what a fetch found. Offsets without an event are settled at once.
-    pub(super) fn fetched(&mut self, fetched: Fetched, committer: &mut Committer, now: Moment) -> anyhow::Result<()> {
-        (self.cursor.fetch, self.cursor.failures) = (FetchState::Idle { from: now }, 0);
+    pub(super) fn fetched(
+        &mut self,
+        cursor: CursorKind,
+        fetched: Fetched,
+        committer: &mut Committer,
+        now: Moment,
+    ) -> anyhow::Result<()> {
         self.log_end_seen(Some(fetched.latest), now);
-        self.has_read.notify_one();
-        let mut at = self.cursor.position;
-        for event in fetched.events {
-            ensure!(event.offset >= at, "a fetch from offset {at} returned offset {}", event.offset);
-            committer.settle(at..event.offset);
-            at = event.offset + 1;
-            if event.offset >= self.settled_until || !committer.is_settled(event.offset) {
-                self.cursor.pending.push_back(event);
+        match cursor {
+            CursorKind::Reader => {
+                self.has_read.notify_one();
+                self.reader.fetched(fetched, |offsets| committer.settle(offsets), now)
+            }
+            CursorKind::Sweep => {
+                let is_empty = fetched.next <= self.sweep.position;
+                self.sweep.fetched(fetched, |_| (), now)?;
+                if is_empty {
+                    self.sweep.fetch_ended(now + EMPTY_SWEEP_DELAY);
+                }
+                Ok(())
             }
         }
-        committer.settle(at..fetched.next);
-        self.cursor.position = fetched.next.max(at);
-        Ok(())
     }
 
     /// The log does not answer. Fetches again after a delay, which `backoff` derives from the number of failures.
     pub(super) fn fetch_unavailable(
         &mut self,
+        cursor: CursorKind,
         detail: &str,
         backoff: impl FnOnce(u32) -> Duration,
         log: &PartitionLog,
         now: Moment,
     ) {
-        self.cursor.failures = self.cursor.failures.saturating_add(1);
-        self.cursor.fetch = FetchState::Idle { from: now.saturating_add(backoff(self.cursor.failures)) };
-        if let Some(suppressed) = log.allows("fetch") {
-            tracing::warn!(
-                destination = log.destination,
-                partition = log.partition,
-                suppressed,
-                "cannot read the log, trying again: {detail}"
-            );
-        }
+        self.cursor(cursor).unavailable(detail, backoff, log, now);
     }
 
-    /// The log cannot be read at the position. With `--on-gap skip` it is read from the next readable offset on;
-    /// otherwise reading has ended.
+    /// The log cannot be read at the position of a cursor. With `--on-gap skip` it is read from the next readable offset
+    /// on; otherwise reading has ended.
     pub(super) fn fetch_failed(
         &mut self,
+        cursor: CursorKind,
         error: &FetchError,
         on_gap: OnGap,
-        committer: &mut Committer,
+        (lanes, committer): (&mut Lanes, &mut Committer),
         log: &PartitionLog,
         now: Moment,
     ) {
-        self.cursor.fetch = FetchState::Idle { from: now };
-        let position = self.cursor.position;
+        self.cursor(cursor).fetch_ended(now);
+        let position = self.cursor(cursor).position;
         match readable_from(error).filter(|next| *next != position) {
             Some(next) if on_gap == OnGap::Skip => {
                 tracing::error!(
@@ -195,8 +230,18 @@ impl PartitionReader {
                     to = next,
                     "skipped events that cannot be read (--on-gap skip): {error}"
                 );
-                committer.settle(position..next);
-                self.cursor.position = next;
+                self.cursor(cursor).position = next;
+                match cursor {
+                    CursorKind::Reader => committer.settle(position..next),
+                    CursorKind::Sweep => {
+                        let is_removed = matches!(error, FetchError::OutOfRange { .. });
+                        let (parked, mut memory) = self.parking(lanes, committer);
+                        if is_removed {
+                            parked.lost(next, &mut memory, now);
+                        }
+                        parked.swept(next, &mut memory, now);
+                    }
+                }
             }
             next => {
                 let why = format!("{error}; {}", advice(error, next, log));
@@ -206,9 +251,16 @@ impl PartitionReader {
         }
     }
 
+    fn cursor(&mut self, cursor: CursorKind) -> &mut Cursor {
+        match cursor {
+            CursorKind::Reader => &mut self.reader,
+            CursorKind::Sweep => &mut self.sweep,
+        }
+    }
+
     /// Whether reading has ended for good and every event that was read is in the lanes.
     pub(super) fn has_ended(&self) -> bool {
-        self.unreadable.is_some() && self.cursor.pending.is_empty()
+        self.unreadable.is_some() && self.reader.pending.is_empty()
     }
 
     /// Why reading has ended.
@@ -218,8 +270,8 @@ impl PartitionReader {
 
     /// Events of the log that are not admitted yet, up to its end. `None`: the end was not seen yet.
     pub(super) fn unread_events(&self) -> Option<u64> {
-        let unread = u64::try_from(self.log_end.offset?.saturating_sub(self.cursor.position)).unwrap_or(0);
-        Some(unread + self.cursor.pending.len() as u64)
+        let unread = u64::try_from(self.log_end.offset?.saturating_sub(self.reader.position)).unwrap_or(0);
+        Some(unread + self.reader.pending.len() as u64)
     }
 
     /// Whether to look at the end of the log now: if it was not seen yet, and in an outage again and again. (Every fetch
@@ -238,6 +290,27 @@ impl PartitionReader {
         let look_at = Some(now.saturating_add(LOG_REPEAT_INTERVAL));
         self.log_end = LogEnd { offset: offset.or(self.log_end.offset), look_at };
     }
+}
+
+fn admit_read(reader: &mut Cursor, parked: &mut ParkedUsers, memory: &mut PartitionMemory<'_>) {
+    while let Some(event) = reader.pending.pop_front() {
+        if let Err(event) = parked.read(event, memory) {
+            return reader.pending.push_front(event);
+        }
+    }
+    parked.passed(reader.position);
+}
+
+fn admit_swept(sweep: &mut Cursor, parked: &mut ParkedUsers, memory: &mut PartitionMemory<'_>, now: Moment) {
+    if sweep.pending.is_empty() {
+        return;
+    }
+    while let Some(event) = sweep.pending.pop_front() {
+        if let Err(event) = parked.sweep(event, memory, now) {
+            return sweep.pending.push_front(event);
+        }
+    }
+    parked.swept(sweep.position, memory, now);
 }
 
 /// The first offset from which the log can be read after this error. `None`: there is none.
@@ -270,7 +343,8 @@ fn advice(error: &FetchError, readable_from: Option<i64>, log: &PartitionLog) ->
 mod tests {
     use super::*;
     use crate::core::event::Record;
-    use crate::core::progress::{PartitionState, Progress};
+    use crate::core::parking::ParkingLimits;
+    use crate::core::progress::{ListedUsers, PartitionState, Progress};
 
     fn event(offset: i64) -> Event {
         Event { offset, record: Record::new(Some(b"user-1"), Some(b"payload"), &[], 0) }
@@ -282,7 +356,9 @@ mod tests {
 
     /// A reader at the watermark of this state, with the committer of its worker.
     fn begin(state: PartitionState) -> (PartitionReader, Committer, Lanes) {
-        let reader = PartitionReader::new(state.watermark, state.settled_end(), Arc::default(), Moment::ZERO);
+        let limits = ParkingLimits { user_backlog: 100, users_max: 100, may_park: true };
+        let parked = ParkedUsers::new(limits, 1, &state, |_| unreachable!("nothing has failed"), Moment::ZERO);
+        let reader = PartitionReader::new(state.watermark, parked, Arc::default(), Moment::ZERO);
         (reader, Committer::new(state, Duration::from_millis(200), Moment::ZERO), Lanes::new(1))
     }
 
@@ -295,17 +371,18 @@ mod tests {
         let (mut reader, mut committer, mut lanes) = begin(PartitionState::at(0));
         reader.window.resize(2, 1_000_000);
         assert_eq!(reader.unread_events(), None, "the end of the log was not seen yet");
-        let request = FetchRequest { from: 0, max_bytes: 1_000_000 };
+        let (cursor, wait) = (CursorKind::Reader, FETCH_WAIT_MAX);
+        let request = FetchRequest { cursor, from: 0, max_bytes: 1_000_000, wait };
         assert_eq!(reader.start_fetch(Moment::ZERO), Some(request));
         assert_eq!(reader.start_fetch(Moment::ZERO), None, "one fetch at a time");
-        reader.fetched(fetched(&[0, 1, 2], 3), &mut committer, Moment::ZERO).unwrap();
-        reader.admit(&mut lanes);
+        reader.fetched(CursorKind::Reader, fetched(&[0, 1, 2], 3), &mut committer, Moment::ZERO).unwrap();
+        reader.admit(&mut lanes, &mut committer, Moment::ZERO);
         assert_eq!((lanes.events(), reader.unread_events()), (2, Some(98)));
         assert_eq!(reader.start_fetch(Moment::ZERO), None, "the window is full");
         for _ in 0..2 {
             reader.window.remove(event(0).record.window_bytes());
         }
-        reader.admit(&mut lanes);
+        reader.admit(&mut lanes, &mut committer, Moment::ZERO);
         assert_eq!(lanes.events(), 3);
         assert_eq!(reader.start_fetch(Moment::ZERO).unwrap().from, 3);
     }
@@ -317,11 +394,11 @@ mod tests {
         let state = progress.state();
         let (mut reader, mut committer, mut lanes) = begin(state);
         reader.window.resize(10, 1_000_000);
-        reader.fetched(fetched(&[3, 4, 5, 7], 9), &mut committer, Moment::ZERO).unwrap();
-        reader.admit(&mut lanes);
+        reader.fetched(CursorKind::Reader, fetched(&[3, 4, 5, 7], 9), &mut committer, Moment::ZERO).unwrap();
+        reader.admit(&mut lanes, &mut committer, Moment::ZERO);
         assert_eq!(lanes.events(), 2, "3 and 7");
         let settled = vec![4..7, 8..9];
-        assert_eq!(committer.state(), PartitionState { settled, ..PartitionState::at(3) });
+        assert_eq!(committer.state(ListedUsers::new()), PartitionState { settled, ..PartitionState::at(3) });
     }
 
     #[test]
@@ -330,22 +407,36 @@ mod tests {
         for failures in 1..4 {
             assert!(reader.start_fetch(Duration::from_secs(100)).is_some());
             let backoff = |failures| Duration::from_secs(u64::from(failures));
-            reader.fetch_unavailable("no broker", backoff, &log(), Duration::from_secs(100));
-            assert_eq!(reader.next_fetch_at(), Some(Duration::from_secs(100 + failures)));
-            reader.cursor.fetch = FetchState::Idle { from: Moment::ZERO };
+            reader.fetch_unavailable(CursorKind::Reader, "no broker", backoff, &log(), Duration::from_secs(100));
+            assert_eq!(reader.next_wakeup(Moment::ZERO), Some(Duration::from_secs(100 + failures)));
+            reader.reader.fetch_ended(Moment::ZERO);
         }
     }
 
     #[test]
     fn events_that_cannot_be_read_stop_the_partition_or_are_skipped_as_on_gap_says() {
         let removed = FetchError::OutOfRange { from: 0, earliest: 5, latest: 9 };
-        let (mut reader, mut committer, _) = begin(PartitionState::at(0));
-        reader.fetch_failed(&removed, OnGap::Skip, &mut committer, &log(), Moment::ZERO);
+        let (mut reader, mut committer, mut lanes) = begin(PartitionState::at(0));
+        reader.fetch_failed(
+            CursorKind::Reader,
+            &removed,
+            OnGap::Skip,
+            (&mut lanes, &mut committer),
+            &log(),
+            Moment::ZERO,
+        );
         assert!(!reader.has_ended());
         assert_eq!(reader.start_fetch(Moment::ZERO).unwrap().from, 5);
-        assert_eq!(committer.state(), PartitionState::at(5));
-        let (mut reader, mut committer, _) = begin(PartitionState::at(0));
-        reader.fetch_failed(&removed, OnGap::Stop, &mut committer, &log(), Moment::ZERO);
+        assert_eq!(committer.state(ListedUsers::new()), PartitionState::at(5));
+        let (mut reader, mut committer, mut lanes) = begin(PartitionState::at(0));
+        reader.fetch_failed(
+            CursorKind::Reader,
+            &removed,
+            OnGap::Stop,
+            (&mut lanes, &mut committer),
+            &log(),
+            Moment::ZERO,
+        );
         assert!(reader.has_ended() && reader.start_fetch(Moment::ZERO).is_none());
         let why = reader.take_error().unwrap().to_string();
         assert!(why.contains("--fast-forward p3:5 --execute"), "{why}");
@@ -353,10 +444,17 @@ mod tests {
 
     #[test]
     fn a_topic_that_was_created_again_is_never_skipped() {
-        let (mut reader, mut committer, _) = begin(PartitionState::at(0));
+        let (mut reader, mut committer, mut lanes) = begin(PartitionState::at(0));
         let error = FetchError::TopicRecreated { topic: "events".into() };
-        reader.fetch_failed(&error, OnGap::Skip, &mut committer, &log(), Moment::ZERO);
+        reader.fetch_failed(
+            CursorKind::Reader,
+            &error,
+            OnGap::Skip,
+            (&mut lanes, &mut committer),
+            &log(),
+            Moment::ZERO,
+        );
         assert!(reader.take_error().unwrap().is_recreated);
-        assert_eq!(committer.state(), PartitionState::at(0));
+        assert_eq!(committer.state(ListedUsers::new()), PartitionState::at(0));
     }
 }

@@ -12,6 +12,8 @@ pub struct Tally {
     given_up: AtomicU64,
     dropped: AtomicU64,
     failed: AtomicU64,
+    parked_users: AtomicU64,
+    read_again: AtomicU64,
     failures_in_a_row: watch::Sender<u64>,
     stopped: watch::Sender<BTreeSet<u32>>,
 }
@@ -35,6 +37,16 @@ impl Tally {
     /// The number of failed attempts, without fault drills.
     pub fn failed(&self) -> u64 {
         self.failed.load(Ordering::Relaxed)
+    }
+
+    /// The number of users that are parked now.
+    pub fn parked_users(&self) -> u64 {
+        self.parked_users.load(Ordering::Relaxed)
+    }
+
+    /// The number of records that were read a second time, for parked users.
+    pub fn records_read_again(&self) -> u64 {
+        self.read_again.load(Ordering::Relaxed)
     }
 
     /// The number of failed attempts since the last delivered event, without fault drills.
@@ -67,6 +79,16 @@ impl Tally {
     /// Counts an event that was dropped.
     pub(super) fn drop_event(&self) {
         self.dropped.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// The number of parked users of a partition has changed.
+    pub(super) fn parked_users_changed(&self, before: u64, now: u64) {
+        self.parked_users.fetch_add(now.wrapping_sub(before), Ordering::Relaxed);
+    }
+
+    /// Adds records that were read a second time.
+    pub(super) fn read_again(&self, records: u64) {
+        self.read_again.fetch_add(records, Ordering::Relaxed);
     }
 
     /// Adds a partition that stopped with an error.

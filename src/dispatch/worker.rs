@@ -2,11 +2,11 @@
 //! fetches, attempts, commits and dead letters run as tasks outside and report back as a [`Completion`].
 //!
 //! ```text
-//!            ┌────────────────────────── loop ───────────────────────────┐
-//!  stop ────▶│ wake lanes ▶ tick ▶ look for a reset ▶ read ▶ start batches│──▶ tasks: fetch, deliver, commit, …
-//!            │        ▲                                                  │        │
-//!            │        └───────────────── handle ◀────────────────────────│◀── completions
-//!            └───────────────────────────────────────────────────────────┘
+//!            ┌─────────────────────────────── loop ──────────────────────────────────┐
+//!  stop ────▶│ wake lanes ▶ tick ▶ look for a reset ▶ read ▶ start batches ▶ make room│──▶ tasks: fetch, deliver, …
+//!            │        ▲                                                               │        │
+//!            │        └───────────────────────── handle ◀─────────────────────────────│◀── completions
+//!            └────────────────────────────────────────────────────────────────────────┘
 //! ```
 //!
 //! The state is in the parts ([`PartitionReader`], [`Deliverer`], [`DeadLetterWriter`], [`Committer`], [`Repositioner`]). This
@@ -19,6 +19,7 @@ use super::commands::FoundCommands;
 use super::committer::{Committer, initial_state};
 use super::context::DispatchContext;
 use super::control::{self, CONTROL_LOOK_MAX, ControlReader, ControlledPartition, START_LOOK_MAX};
+use super::cursor::{CursorKind, FetchRequest};
 use super::dead_letters::DeadLetterWriter;
 use super::deliverer::{BatchEnd, Deliverer, Judge, NextBatch, RunInFlight, TriesEnded};
 use super::notices::{Backlog, GivenUpEvent, StuckUser};
@@ -26,13 +27,13 @@ use super::partition_log::PartitionLog;
 use super::reader::PartitionReader;
 use super::repositioner::{RESET_LOOK_MAX, Repositioner, requested};
 use crate::core::Moment;
-use crate::core::event::Event;
+use crate::core::breaker::Gate;
 use crate::core::lanes::Token;
 use crate::core::outcome::{Ended, Failure};
-use crate::core::progress::{OffsetReset, PartitionState, ResetTarget};
-use crate::core::tries::{Decision, GiveUpReason};
+use crate::core::parking::{ParkedUsers, ParkingLimits};
+use crate::core::progress::{ListedUsers, OffsetReset, PartitionState, ResetTarget};
+use crate::core::tries::{Decision, FailureHistory, GiveUpReason};
 use crate::core::verdict::Report;
-use crate::core::window::Window;
 use crate::group::is_final;
 use crate::limits::{LOG_REMINDER_INTERVAL, RESET_LOOK_INTERVAL};
 use crate::log::{FetchError, Fetched};
@@ -45,9 +46,6 @@ use tokio::time::{Instant, sleep, sleep_until, timeout_at};
 
 /// Completions that are handled in a row before anything is started again.
 const COMPLETIONS_IN_A_ROW_MAX: usize = 256;
-
-/// How long a fetch waits for a record before it returns without one.
-const FETCH_WAIT_MAX: Duration = Duration::from_secs(5);
 
 /// How long the last commit of a stop may take, even if `--drain` is over.
 const LAST_COMMIT_WAIT: Duration = Duration::from_secs(2);
@@ -65,7 +63,10 @@ enum Completion {
         reports: Vec<Report>,
     },
     SlotAcquired(OwnedSemaphorePermit),
-    Fetched(Result<Fetched, FetchError>),
+    Fetched {
+        cursor: CursorKind,
+        result: Result<Fetched, FetchError>,
+    },
     /// The end of the log was looked at.
     LogEndSeen(Result<i64, Failure>),
     Committed {
@@ -102,6 +103,15 @@ pub(super) struct Worker {
     control: ControlReader,
     tasks: JoinSet<Completion>,
     log: PartitionLog,
+    /// What the counters show of this partition.
+    counted: CountedParking,
+}
+
+/// How far the counters of parking are up to date.
+#[derive(Default)]
+struct CountedParking {
+    users: u64,
+    read_again: u64,
 }
 
 impl Worker {
@@ -152,8 +162,9 @@ impl Worker {
     fn from_state(context: Arc<DispatchContext>, partition: u32, state: PartitionState, has_read: Arc<Notify>) -> Self {
         let now = context.now();
         let log = PartitionLog::new(context.destination(), Arc::clone(&context.topic), partition);
+        let parked = parked_users(&context, &state);
         Self {
-            reader: PartitionReader::new(state.watermark, state.settled_end(), has_read, now),
+            reader: PartitionReader::new(state.watermark, parked, has_read, now),
             deliverer: Deliverer::new(&context, partition),
             dead_letters: DeadLetterWriter::default(),
             committer: Committer::new(state, context.config.commit_interval, now),
@@ -161,6 +172,7 @@ impl Worker {
             control: ControlReader::new(context.is_controlled, now),
             tasks: JoinSet::new(),
             log,
+            counted: CountedParking::default(),
             partition,
             context,
         }
@@ -196,17 +208,18 @@ impl Worker {
             // Created before the gate of the breaker is asked, so that no change in between is missed.
             let breaker_changed = context.breaker.changed();
             let now = context.now();
-            self.deliverer.lanes.wake(now);
+            self.wake(now);
             self.tick(now);
             self.look_for_reset(now);
             self.look_for_commands(now);
             self.retry_dead_letters(now)?;
             self.read(now);
             let start_at = self.start_batches(now);
+            self.make_room(now);
             if self.reader.has_ended() && self.deliverer.lanes.events() == 0 {
                 break;
             }
-            let wake_at = self.next_wake_at(start_at);
+            let wake_at = self.next_wake_at(start_at, now);
             tokio::select! {
                 biased;
                 changed = stop.changed() => if changed.is_err() { break },
@@ -229,11 +242,11 @@ impl Worker {
     }
 
     /// When something is due although no task ends before.
-    fn next_wake_at(&self, start_at: Option<Moment>) -> Moment {
+    fn next_wake_at(&self, start_at: Option<Moment>, now: Moment) -> Moment {
         [
             start_at,
             self.deliverer.lanes.next_wakeup(),
-            self.reader.next_fetch_at(),
+            self.reader.next_wakeup(now),
             self.dead_letters.next_retry_at(),
             self.repositioner.next_look_at(),
             self.control.next_look_at(),
@@ -248,7 +261,7 @@ impl Worker {
         match completion.context("a task of this partition panicked")? {
             Completion::BatchEnded { runs, reports } => self.batch_ended(runs, reports)?,
             Completion::SlotAcquired(permit) => self.deliverer.slot_acquired(permit),
-            Completion::Fetched(result) => self.fetched(result)?,
+            Completion::Fetched { cursor, result } => self.fetched(cursor, result)?,
             Completion::LogEndSeen(result) => self.reader.log_end_seen(result.ok(), now),
             Completion::Committed { state, result } => self.committer.commit_ended(state, result, &self.log, now)?,
             Completion::DeadLetterWritten { token, result } => self.dead_letter_written(token, result)?,
@@ -258,30 +271,117 @@ impl Worker {
         Ok(())
     }
 
+    /// Makes lanes ready whose backoff has ended, and looks at users whose events are not in memory and due.
+    fn wake(&mut self, now: Moment) {
+        self.deliverer.lanes.wake(now);
+        let (parked, mut memory) = self.reader.parking(&mut self.deliverer.lanes, &mut self.committer);
+        parked.wake(&mut memory, now);
+    }
+
     /// Fills the lanes, and fetches more if the window has room.
     fn read(&mut self, now: Moment) {
         let (config, throttle) = (&self.context.config, &self.context.throttle);
         self.reader.window.resize(throttle.share(config.window_events), throttle.share(config.window_bytes));
-        self.reader.admit(&mut self.deliverer.lanes);
+        self.reader.admit(&mut self.deliverer.lanes, &mut self.committer, now);
         if let Some(fetch) = self.reader.start_fetch(now) {
-            let (log, partition) = (Arc::clone(&self.context.parts.log), self.partition);
-            self.tasks.spawn(async move {
-                Completion::Fetched(log.fetch(partition, fetch.from, fetch.max_bytes, FETCH_WAIT_MAX).await)
-            });
+            self.fetch(fetch);
+        }
+        if let Some(fetch) = self.reader.start_sweep(&mut self.deliverer.lanes, &mut self.committer, now) {
+            self.fetch(fetch);
         }
     }
 
-    fn fetched(&mut self, result: Result<Fetched, FetchError>) -> anyhow::Result<()> {
+    fn fetch(&mut self, fetch: FetchRequest) {
+        let (log, partition) = (Arc::clone(&self.context.parts.log), self.partition);
+        let FetchRequest { cursor, from, max_bytes, wait } = fetch;
+        self.tasks.spawn(async move {
+            Completion::Fetched { cursor, result: log.fetch(partition, from, max_bytes, wait).await }
+        });
+    }
+
+    fn fetched(&mut self, cursor: CursorKind, result: Result<Fetched, FetchError>) -> anyhow::Result<()> {
         let (context, log, now) = (&self.context, &self.log, self.context.now());
         match result {
-            Ok(fetched) => return self.reader.fetched(fetched, &mut self.committer, now),
+            Ok(fetched) => return self.reader.fetched(cursor, fetched, &mut self.committer, now),
             Err(FetchError::Unavailable(detail)) => {
                 let backoff = |failures| context.log_retry_delay(failures);
-                self.reader.fetch_unavailable(&detail, backoff, log, now);
+                self.reader.fetch_unavailable(cursor, &detail, backoff, log, now);
             }
-            Err(error) => self.reader.fetch_failed(&error, context.config.on_gap, &mut self.committer, log, now),
+            Err(error) => {
+                let memory = (&mut self.deliverer.lanes, &mut self.committer);
+                self.reader.fetch_failed(cursor, &error, context.config.on_gap, memory, log, now);
+            }
         }
         Ok(())
+    }
+
+    /// Parks users if the window needs room although every attempt that could begin has begun. If ready lanes wait, the
+    /// destination is slow or the rate is low, which is not the fault of single users.
+    fn make_room(&mut self, now: Moment) {
+        if self.committer.control().paused.is_some() {
+            return;
+        }
+        if !self.reader.window.is_half_full() || self.deliverer.lanes.has_ready_in_good_standing() {
+            return;
+        }
+        if !matches!(self.context.breaker.lock().gate(now), Gate::Closed) {
+            return;
+        }
+        // Lanes that leave memory are not looked at later.
+        if self.deliverer.lanes.next_stuck_at().is_some_and(|at| at <= now) {
+            self.report_health(now);
+        }
+        let (parked, mut memory) = self.reader.parking(&mut self.deliverer.lanes, &mut self.committer);
+        let newly_parked = parked.relieve(&mut memory, now);
+        self.report_parked(newly_parked);
+    }
+
+    /// Parks users that hold the watermark, takes others off the list, and counts.
+    fn tick_parking(&mut self, now: Moment) {
+        let is_closed = matches!(self.context.breaker.lock().gate(now), Gate::Closed);
+        let offsets_max = i64::try_from(self.context.config.window_events).unwrap_or(i64::MAX);
+        let (parked, mut memory) = self.reader.parking(&mut self.deliverer.lanes, &mut self.committer);
+        let newly_parked = parked.tick(offsets_max, is_closed, &mut memory, now);
+        let is_full = parked.take_list_is_full();
+        self.report_parked(newly_parked);
+        if is_full && let Some(suppressed) = self.log.allows("list of parked users") {
+            tracing::warn!(
+                destination = self.log.destination,
+                partition = self.partition,
+                parked = self.reader.parked.users(),
+                suppressed,
+                "no more users can be parked (--parked-users), so reading waits for users that fail or are slow"
+            );
+        }
+        self.count_parking(self.reader.parked.users() as u64);
+    }
+
+    fn count_parking(&mut self, users: u64) {
+        let read_again = self.reader.parked.events_read_again();
+        let CountedParking { users: users_before, read_again: read_before } =
+            std::mem::replace(&mut self.counted, CountedParking { users, read_again });
+        self.context.tally.parked_users_changed(users_before, users);
+        self.context.tally.read_again(read_again - read_before);
+    }
+
+    fn report_parked(&self, newly_parked: usize) {
+        if newly_parked > 0
+            && let Some(suppressed) = self.log.allows("parked")
+        {
+            tracing::info!(
+                destination = self.log.destination,
+                partition = self.partition,
+                newly_parked,
+                parked = self.reader.parked.users(),
+                suppressed,
+                "parked users that fail or are slow: their events wait in the log, and other users continue"
+            );
+        }
+    }
+
+    /// The users that a commit lists now.
+    fn listed_users(&self) -> ListedUsers {
+        self.reader.parked.listed(&self.deliverer.lanes, self.context.clocks())
     }
 
     /// Starts every batch that may start. Returns the moment at which another one may.
@@ -321,8 +421,11 @@ impl Worker {
             let (gate, was_out) = (breaker.gate(now), breaker.is_out());
             let random = || context.random();
             let judge = Judge { breaker: &mut breaker, policy: &context.config.tries, random: &random, now };
-            let (window, committer) = (&mut self.reader.window, &mut self.committer);
-            let end = self.deliverer.batch_ended(runs, reports, judge, |event| settle(event, window, committer))?;
+            let (reader, committer) = (&mut self.reader, &mut self.committer);
+            if reports.iter().any(|report| report.failed.is_some()) {
+                committer.has_changed();
+            }
+            let end = self.deliverer.batch_ended(runs, reports, judge, |event| reader.settled(event, committer))?;
             let BatchEnd { tries_ended, failed_in_outage } = end;
             // The cause is set before the lock is released. Otherwise another worker could see the outage first, and write
             // its line without a cause.
@@ -334,6 +437,7 @@ impl Worker {
             }
             (tries_ended, (was_out != breaker.is_out()).then(|| breaker.snapshot(now)))
         };
+        self.review_changed(now);
         if let Some(snapshot) = snapshot {
             context.notices.set_backlog(self.partition, self.backlog());
             context.notices.write_due_lines(&snapshot, context.throttle.owned_partitions(), now);
@@ -355,14 +459,23 @@ impl Worker {
                 let (context, now) = (&self.context, self.context.now());
                 self.show_ended(token, reason, &answer, |event| context.notices.dropped(event, now));
                 context.tally.drop_event();
-                let (window, committer) = (&mut self.reader.window, &mut self.committer);
-                self.deliverer.lanes.given_up(token, |event| settle(event, window, committer));
+                self.deliverer.lanes.given_up(token, |event| self.reader.settled(event, &mut self.committer));
+                self.review_changed(now);
             }
             // The lane stays as it is, so nothing of this user is attempted until the worker has stopped.
             Decision::Halt(reason) => {
                 self.show_ended(token, reason, &answer, |event| self.context.halt.halt(event));
             }
-            Decision::Hold(_) => {}
+            Decision::Hold(_) => {
+                let now = self.context.now();
+                let (parked, mut memory) = self.reader.parking(&mut self.deliverer.lanes, &mut self.committer);
+                if let Err(error) = parked.hold_exhausted(token, &mut memory, now)
+                    && let Some(suppressed) = self.log.allows("hold")
+                {
+                    let (destination, partition) = (self.context.destination(), self.partition);
+                    tracing::warn!(destination, partition, suppressed, "a user cannot be held, so it is tried again: {error}");
+                }
+            }
         }
         Ok(())
     }
@@ -393,9 +506,16 @@ impl Worker {
             return self.dead_letters.write_failed(token, &detail, lanes, backoff, &self.log, now);
         }
         self.dead_letters.stored(token, lanes, &self.log, |event| context.notices.gave_up(event, now))?;
-        lanes.given_up(token, |event| settle(event, &mut self.reader.window, &mut self.committer));
+        lanes.given_up(token, |event| self.reader.settled(event, &mut self.committer));
         context.tally.gave_up();
+        self.review_changed(now);
         Ok(())
+    }
+
+    /// The lanes of some parked users have changed.
+    fn review_changed(&mut self, now: Moment) {
+        let (parked, mut memory) = self.reader.parking(&mut self.deliverer.lanes, &mut self.committer);
+        parked.review_changed(&mut memory, now);
     }
 
     fn retry_dead_letters(&mut self, now: Moment) -> anyhow::Result<()> {
@@ -410,8 +530,13 @@ impl Worker {
         if !self.committer.tick(now) {
             return;
         }
+        self.tick_parking(now);
         self.report_health(now);
-        if let Some(state) = self.committer.start_commit(now) {
+        if self.reader.parked.take_changes() {
+            self.committer.has_changed();
+        }
+        let (parked, lanes, clocks) = (&self.reader.parked, &self.deliverer.lanes, self.context.clocks());
+        if let Some(state) = self.committer.start_commit(|| parked.listed(lanes, clocks), now) {
             let commit = self.commit(state.clone());
             self.tasks.spawn(async move { Completion::Committed { result: commit.await, state } });
         }
@@ -521,11 +646,13 @@ impl Worker {
         self.deliverer.batches_aborted();
         self.dead_letters.writes_aborted();
         self.committer.commit_aborted();
-        let state = self.committer.apply(reset);
+        let state = self.committer.apply(reset, self.listed_users());
         tokio::select! {
             biased;
             // It is unknown whether the state was stored. So what is committed at the stop is the state after the reset.
-            () = stopped(stop) => return self.drain_and_commit().await.map(LoopEnd::Stopped),
+            () = stopped(stop) => {
+                return Ok(LoopEnd::Stopped(self.commit_last(state.clone(), deadline, Ended::Drained).await));
+            }
             stored = self.store_reset(&state) => stored?,
         }
         let (direction, to) = match reset.to {
@@ -581,8 +708,13 @@ impl Worker {
     async fn drain_and_commit(&mut self) -> anyhow::Result<Ended> {
         let deadline = Instant::now() + self.context.config.drain;
         let ended = self.drain(deadline).await?;
+        let state = self.committer.state(self.listed_users());
+        Ok(self.commit_last(state, deadline, ended).await)
+    }
+
+    /// Stores the state with which the worker ends. Returns `ended`, or that work is left if it cannot be stored.
+    async fn commit_last(&mut self, state: PartitionState, deadline: Instant, ended: Ended) -> Ended {
         let (destination, partition) = (self.context.parts.group.name().to_owned(), self.partition);
-        let state = self.committer.state();
         let mut failures = 0;
         while state != *self.committer.stored() {
             let commit_deadline = deadline.max(Instant::now() + LAST_COMMIT_WAIT);
@@ -597,19 +729,27 @@ impl Worker {
                 }
                 Ok(Err(failure)) => {
                     tracing::error!(destination, partition, "stopped without the last commit: {failure}");
-                    return Ok(Ended::WorkLeft);
+                    return Ended::WorkLeft;
                 }
-                Err(_) => return Ok(Ended::WorkLeft),
+                Err(_) => return Ended::WorkLeft,
             }
         }
-        Ok(ended)
+        ended
     }
 }
 
-/// An event was delivered or given up: gives its room in the window back and counts it as progress.
-fn settle(event: &Event, window: &mut Window, committer: &mut Committer) {
-    window.remove(event.record.window_bytes());
-    committer.settle(event.offset..event.offset + 1);
+/// The list with which a worker begins at this state.
+fn parked_users(context: &DispatchContext, state: &PartitionState) -> ParkedUsers {
+    let (clocks, tries) = (context.clocks(), &context.config.tries);
+    let limits = context.config.parking;
+    let limits = ParkingLimits { users_max: context.throttle.share(limits.users_max), ..limits };
+    let healthy_time = context.breaker.lock().healthy_time(clocks.moment);
+    let restore = |stored: &_| {
+        let history = FailureHistory::restored(stored, healthy_time, tries.delay_max(), clocks);
+        (history, tries.next_try(stored, clocks))
+    };
+    let run_events_max = context.parts.destination.limits().run_events_max;
+    ParkedUsers::new(limits, run_events_max, state, restore, clocks.moment)
 }
 
 /// Ready when the worker is told to stop, or when the owner that could tell it is gone.
@@ -624,6 +764,7 @@ impl Drop for Worker {
         self.context.parts.destination.released(self.partition);
         self.context.notices.remove_backlog(self.partition);
         self.context.forget_control(self.partition);
+        self.count_parking(0);
         let mut breaker = self.context.breaker.lock();
         breaker.released(self.partition);
         if let Some(probe) = self.deliverer.take_probe() {

@@ -14,6 +14,7 @@ use super::replay_group::{ReplayGroup, partition_ends};
 use super::replay_log::ReplayLog;
 use super::select::Selection;
 use super::{LOG_INTERVAL, ReplayContext, Streams};
+use crate::core::parking::ParkingLimits;
 use crate::core::progress::ParkedEvents;
 use crate::core::token_bucket::Rate;
 use crate::destination::{Destination, LostDestination};
@@ -106,7 +107,9 @@ pub(super) async fn run(
             }
         }
     };
-    let config = dispatch::Config { when_stopped: WhenStopped::End, ..context.dispatch.clone() };
+    // A replay settles arbitrary events of a user, so its state cannot say from which one on a user waits.
+    let parking = ParkingLimits { may_park: false, ..context.dispatch.parking };
+    let config = dispatch::Config { when_stopped: WhenStopped::End, parking, ..context.dispatch.clone() };
     let delivery = dispatch::run_counted(parts, config, rate, Arc::clone(&tally), shutdown);
     let ended = tokio::select! {
         biased;
@@ -311,6 +314,7 @@ mod tests {
             rate: None,
             window_events: 1,
             window_bytes: 1,
+            parking: ParkingLimits { user_backlog: 1, users_max: 1, may_park: false },
             commit_interval: second,
             start: dispatch::Start::Earliest,
             on_gap: dispatch::OnGap::Stop,

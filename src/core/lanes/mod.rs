@@ -16,12 +16,18 @@
 //! that message, which is better than delivering out of order.
 
 mod after_dead_letter;
+mod pace;
 mod ready;
+mod shortening;
+
+pub use self::shortening::{LaneId, LaneView, RemovedLane};
 
 use self::after_dead_letter::UsersAfterDeadLetter;
+use self::pace::Pace;
 use self::ready::ReadyLanes;
 use super::Moment;
 use super::event::Event;
+use super::progress::UserKey;
 use super::slots::Standing;
 use super::tries::{Decision, FailureHistory};
 use crate::limits::LOG_REMINDER_INTERVAL;
@@ -29,6 +35,7 @@ use hashbrown::HashTable;
 use std::collections::{BTreeSet, VecDeque};
 use std::hash::{BuildHasher, RandomState};
 use std::ops::Range;
+use std::sync::Arc;
 
 /// A lane whose queue has room for more events than this gives most of that memory back when it has drained. Below it
 /// the memory is not worth another allocation.
@@ -54,6 +61,10 @@ pub struct Lanes {
     in_flight_events: usize,
     last_generation: u64,
     after_dead_letter: UsersAfterDeadLetter,
+    /// The time of the last [`Lanes::wake`], which the pace of a lane is measured by.
+    now: Moment,
+    /// Listed users whose run has ended since [`Lanes::take_changed`].
+    changed: Vec<UserKey>,
 }
 
 /// Names one run that was handed out. To use it twice, or after the lane has moved on, is a panic.
@@ -92,6 +103,9 @@ struct Lane {
     stuck_at: Option<Moment>,
     generation: u64,
     user: u64,
+    pace: Pace,
+    /// The user is in the list of parked users.
+    is_listed: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -117,14 +131,16 @@ impl Lanes {
             in_flight_events: 0,
             last_generation: 0,
             after_dead_letter: UsersAfterDeadLetter::new(after_dead_letter_max),
+            now: Moment::ZERO,
+            changed: Vec::new(),
         }
     }
 
-    /// Adds an event to the end of its user's lane.
+    /// Adds an event to the end of its user's lane, which is returned.
     ///
     /// # Panics
     /// If the lane has an event with the same or a higher offset.
-    pub fn admit(&mut self, event: Event) {
+    pub fn admit(&mut self, event: Event) -> LaneId {
         let user = self.hasher.hash_one(event.record.key());
         let Self { by_user, lanes, .. } = self;
         self.events += 1;
@@ -134,7 +150,7 @@ impl Lanes {
             let last = lane.rest.back().map_or(lane.head.offset, |last| last.offset);
             assert!(event.offset > last, "order of a lane: offset {} admitted after {last}", event.offset);
             lane.rest.push_back(event);
-            return;
+            return LaneId(index);
         }
         self.last_generation += 1;
         let lane = Lane {
@@ -145,6 +161,8 @@ impl Lanes {
             stuck_at: None,
             generation: self.last_generation,
             user,
+            pace: Pace::from(self.now),
+            is_listed: false,
         };
         let index = match self.free.pop() {
             Some(index) => {
@@ -158,6 +176,7 @@ impl Lanes {
         };
         by_user.insert_unique(user, index, |index| lane_at(lanes, *index).user);
         self.ready.push_back(index);
+        LaneId(index)
     }
 
     /// Hands out a run of the lane that has been ready longest, and appends its events to `out`. A run has at most
@@ -264,6 +283,10 @@ impl Lanes {
         self.in_flight_events -= run;
         if delivered > 0 {
             self.after_dead_letter.remove(lane.head.record.key());
+            lane.pace.add(delivered, self.now);
+        }
+        if lane.is_listed {
+            self.changed.push(lane.head.record.key().map(Arc::from));
         }
         for _ in 0..delivered {
             settled(&lane_at(&self.lanes, index).head);
@@ -315,6 +338,9 @@ impl Lanes {
     pub fn given_up(&mut self, token: Token, mut settled: impl FnMut(&Event)) {
         let lane = lane_of(&mut self.lanes, token);
         assert_eq!(lane.state, LaneState::GivingUp, "this lane is not giving up an event");
+        if lane.is_listed {
+            self.changed.push(lane.head.record.key().map(Arc::from));
+        }
         self.after_dead_letter.insert(lane.head.record.key());
         settled(&lane.head);
         if self.pop(token.index) {
@@ -325,6 +351,7 @@ impl Lanes {
 
     /// Makes every lane ready whose backoff has ended.
     pub fn wake(&mut self, now: Moment) {
+        self.now = now;
         while let Some(&(until, index)) = self.timers.first()
             && until <= now
         {
@@ -370,6 +397,11 @@ impl Lanes {
         !self.ready.is_empty()
     }
 
+    /// Whether a lane is ready whose user is not doubtful: it waits for a slot, for the breaker or for the rate.
+    pub fn has_ready_in_good_standing(&self) -> bool {
+        self.ready.has_unsorted() || self.ready.has(Standing::Served) || self.ready.has(Standing::Newcomer)
+    }
+
     /// The number of unsettled events in all lanes.
     pub fn events(&self) -> usize {
         self.events
@@ -408,12 +440,17 @@ impl Lanes {
             }
             return true;
         }
-        let user = lane.user;
-        let found = self.by_user.find_entry(user, |at| *at == index);
-        found.expect("every lane is found by its user").remove();
-        self.lanes[index as usize] = None;
-        self.free.push(index);
+        self.remove(index);
         false
+    }
+
+    /// Ends a lane that is in no other index.
+    fn remove(&mut self, index: u32) -> Lane {
+        let lane = self.lanes[index as usize].take().expect("an index in use leads to a lane");
+        let found = self.by_user.find_entry(lane.user, |at| *at == index);
+        found.expect("every lane is found by its user").remove();
+        self.free.push(index);
+        lane
     }
 }
 

@@ -39,6 +39,18 @@ impl ReadyLanes {
         self.unsorted.push_back(index);
     }
 
+    /// Takes the lane that was pushed last.
+    pub(super) fn pop_back(&mut self) -> Option<u32> {
+        self.unsorted.pop_back()
+    }
+
+    /// Removes a lane, in time that grows with the number of ready lanes.
+    pub(super) fn remove(&mut self, index: u32) {
+        for queue in self.sorted.iter_mut().chain([&mut self.unsorted]) {
+            queue.retain(|ready| *ready != index);
+        }
+    }
+
     /// Sorts the lane that has been unsorted longest. `None`: all lanes are sorted.
     pub(super) fn sort_one(&mut self, standing: impl FnOnce(u32) -> Standing) -> Option<()> {
         let index = self.unsorted.pop_front()?;

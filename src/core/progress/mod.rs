@@ -208,6 +208,11 @@ impl Progress {
         progress
     }
 
+    /// Removes the listed users. Their owner keeps them elsewhere.
+    pub fn take_users(&mut self) -> ListedUsers {
+        std::mem::take(&mut self.users)
+    }
+
     pub fn watermark(&self) -> i64 {
         self.watermark
     }

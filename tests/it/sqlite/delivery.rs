@@ -9,6 +9,7 @@ use eventd::core::backoff::Backoff;
 use eventd::core::event::{Record, encode_headers};
 use eventd::core::outcome::Ended;
 use eventd::core::outcome::Failure;
+use eventd::core::parking::ParkingLimits;
 use eventd::core::side_topics::dead_letter_topic;
 use eventd::core::tries::{OnExhausted, TryPolicy};
 use eventd::core::verdict::{Failed, Report, Verdict};
@@ -64,6 +65,7 @@ fn config(attempts: u32) -> Config {
         rate: None,
         window_events: 1_000,
         window_bytes: 1 << 20,
+        parking: ParkingLimits { user_backlog: 100, users_max: 1_000, may_park: true },
         commit_interval: Duration::from_millis(50),
         start: Start::Earliest,
         on_gap: OnGap::Stop,

@@ -7,7 +7,7 @@ use crate::dispatch::oracle::Oracle;
 use crate::dispatch::world::{Call, Handle, State, World, WriteFault};
 use crate::memory_partition::MemoryPartition;
 use eventd::BoxFuture;
-use eventd::core::event::Record;
+use eventd::core::event::{Event, Record};
 use eventd::core::outcome::{Failure, FailureCode};
 use eventd::log::{CreateTopic, Engine, FetchError, Fetched, Log, OpenError};
 use std::collections::{BTreeMap, BTreeSet};
@@ -344,6 +344,13 @@ impl Log for MemoryLog {
                 handle.end().await;
             };
             handle.end().await;
+            // Records of their own, so that the oracle sees from the number of copies what is in memory.
+            let own = |event: Event| {
+                let Event { offset, record } = event;
+                let (key, value, headers) = (record.key(), record.value(), record.headers_encoded());
+                Event { offset, record: Record::from_parts(key, value, headers, record.timestamp_ms) }
+            };
+            let found = found.map(|found| Fetched { events: found.events.into_iter().map(own).collect(), ..found });
             let mut state = world.lock();
             let now = world.now();
             if let Some(oracle) = self.watcher(&mut state) {

@@ -7,6 +7,7 @@ use crate::dispatch::replays::RequestedReplay;
 use crate::dispatch::world::{Rates, Single};
 use crate::harness::Random;
 use eventd::core::backoff::Backoff;
+use eventd::core::parking::ParkingLimits;
 use eventd::core::token_bucket::Rate;
 use eventd::core::tries::{OnExhausted, TryPolicy};
 use eventd::destination::BatchLimits;
@@ -163,6 +164,8 @@ impl Scenario {
             drain: self.config.drain,
             commit_interval: self.config.commit_interval,
             backoff: self.backoff,
+            fetch_events_max: self.fetch_events_max,
+            may_park: self.config.parking.may_park,
             start_latest: self.config.start == Start::Latest,
         }
     }
@@ -229,7 +232,7 @@ fn config(random: &mut Random) -> (Config, BackoffRule) {
     let backoff = Backoff::new(first, max, rule.jitter).expect("the first delay is the shortest");
     let (attempt_timeout, retry_after_max) = (random.millis(300, 3_000), random.millis(500, 5_000));
     let (attempts_max, on_exhausted) = (Some(attempts), OnExhausted::DeadLetter);
-    let config = Config {
+    let mut config = Config {
         tries: TryPolicy { attempts_max, give_up_after: None, on_exhausted, backoff, retry_after_max },
         attempt_timeout,
         concurrency: random.pick(&[1, 2, 4, 16, 256]),
@@ -243,7 +246,13 @@ fn config(random: &mut Random) -> (Config, BackoffRule) {
         drain: random.millis(100, 5_000),
         dead_retention: Duration::from_secs(3600),
         seed: random.next(),
+        parking: ParkingLimits { user_backlog: 100, users_max: 1_000_000, may_park: true },
     };
+    // Random numbers of their own, so that the rest of a scenario is that of its seed before there was parking.
+    let mut random = Random::new(config.seed ^ 1);
+    config.parking.may_park = random.chance(50);
+    config.parking.user_backlog = random.pick(&[1, 2, 5, 100]);
+    config.parking.users_max = random.pick(&[2, 1_000_000, 1_000_000, 1_000_000]);
     (config, rule)
 }
 
@@ -446,6 +455,8 @@ fn isolation(seed: u64, random: &mut Random) -> Scenario {
 
 /// Adds one or two replays. Each may crash, be stopped, and be started again while it runs.
 fn replays(scenario: &mut Scenario, random: &mut Random) {
+    // A replay does not read the list of parked users yet.
+    scenario.config.parking.may_park = false;
     let until = scenario.plan.last().map_or(Duration::from_secs(5), |(at, _)| *at) + Duration::from_secs(10);
     let is_moved = scenario.plan.iter().any(|(_, action)| matches!(action, Action::Reposition { .. }));
     let (mut moves_left, mut first) = (u32::from(!is_moved), None);

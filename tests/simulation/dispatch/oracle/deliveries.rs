@@ -2,7 +2,7 @@
 //! no event given up without cause.
 
 use super::timing::{AttemptOf, RunEnd};
-use super::{Attempt, Life, Oracle, Ownership, User, claims};
+use super::{Attempt, Life, Oracle, Ownership, User};
 use eventd::core::event::{Event, Record};
 use eventd::core::verdict::{Report, Verdict};
 use std::time::Duration;
@@ -119,7 +119,7 @@ impl Oracle {
             if owned.done.contains_key(&o) {
                 return Some(format!("{o} is tried again, although this owner knows it settled"));
             }
-            if owned.began_with.as_ref().is_some_and(|state| claims(state, o)) {
+            if owned.began_with.as_ref().is_some_and(|state| part.claims(state, o)) {
                 return Some(format!("{o} is tried again, although the commit holds it as settled"));
             }
             // Earlier events of this run count as settled here. `reported` checks them again.
@@ -146,7 +146,9 @@ impl Oracle {
         let part = &self.partitions[partition as usize];
         let head = run.events[0].offset;
         let failures = owned.failures.get(&head);
-        let seen = failures.map_or(0, |failures| failures.seen());
+        let stored =
+            owned.stored_failure(part.entries[&head].user.as_deref(), head).map_or(0, |failed| failed.failures);
+        let seen = stored + failures.map_or(0, |failures| failures.seen());
         if run.attempt != seen + 1 {
             return Some(format!("{head} is called attempt {} after {seen} that failed", run.attempt));
         }
@@ -326,10 +328,17 @@ impl Oracle {
             text(name)?;
         }
         let failures = owned.failures.get(&offset).ok_or(format!("{offset} was never tried by this owner"))?;
+        let stored = owned.stored_failure(entry.user.as_deref(), offset).cloned().unwrap_or_default();
+        let before = before + stored.failures;
         if tries != before + failures.seen() {
             return Err(format!("{tries} attempts of {offset}, and {before} + {} were seen to fail", failures.seen()));
         }
-        match failures.forbid(life, text("eventd-reason")?, self.rules.attempts, &self.health) {
+        match failures.forbid(
+            life,
+            text("eventd-reason")?,
+            self.rules.attempts.saturating_sub(stored.tries),
+            &self.health,
+        ) {
             Some(wrong) => Err(format!("{offset} is given up {wrong}")),
             None => Ok(()),
         }
@@ -391,7 +400,7 @@ impl Oracle {
             {
                 return Some((partition, wanted.offset(), "not reset as requested"));
             }
-            let claimed = |offset: i64| part.committed.as_ref().is_some_and(|state| claims(state, offset));
+            let claimed = |offset: i64| part.committed.as_ref().is_some_and(|state| part.claims(state, offset));
             part.entries.iter().find_map(|(offset, entry)| match entry.settled {
                 None => Some((partition, *offset, "not settled")),
                 // An event that retention removed during its backoff is skipped at the next start.

@@ -22,7 +22,7 @@ pub(crate) use timing::{BackoffRule, TimingRules};
 
 use crate::dispatch::outage_rules::{Failures, Health, Phase};
 use eventd::core::event::{Event, Record};
-use eventd::core::progress::{OffsetReset, PartitionState, ResetTarget};
+use eventd::core::progress::{FailedHead, OffsetReset, PartitionState, ResetTarget};
 use eventd::destination::BatchLimits;
 use refusals::Refusals;
 use replayed::ReplayView;
@@ -47,6 +47,10 @@ pub(crate) struct Rules {
     pub(crate) drain: Duration,
     pub(crate) commit_interval: Duration,
     pub(crate) backoff: BackoffRule,
+    /// Events in one answer of the log.
+    pub(crate) fetch_events_max: usize,
+    /// Whether users are parked. Then events that were read need not be in memory, so nothing is judged that depends on it.
+    pub(crate) may_park: bool,
     /// Whether a destination without a commit starts at the end of the log.
     pub(crate) start_latest: bool,
 }
@@ -100,7 +104,8 @@ struct Ownership {
     gave_up: HashSet<i64>,
     /// Refused while others were plainly served. These must be given up without another try.
     refused_for_good: HashSet<i64>,
-    fetched: BTreeMap<i64, usize>,
+    /// A copy of every record that was fetched and may still be in memory.
+    fetched: Vec<Record>,
 }
 
 #[derive(Debug)]
@@ -151,15 +156,17 @@ pub(crate) struct Oracle {
 
 impl Oracle {
     pub(crate) fn new(rules: Rules, partitions: u32) -> Self {
-        let timing = Timing::new(TimingRules {
-            attempts: rules.attempts,
-            backoff: rules.backoff,
-            retry_after_max: rules.retry_after_max,
-            concurrency: rules.concurrency,
-            takes_many_users: rules.limits.runs_max > 1,
-            window_events: rules.window_events,
-            window_bytes: rules.window_bytes,
-            commit_interval: rules.commit_interval,
+        let timing = (!rules.may_park).then(|| {
+            Timing::new(TimingRules {
+                attempts: rules.attempts,
+                backoff: rules.backoff,
+                retry_after_max: rules.retry_after_max,
+                concurrency: rules.concurrency,
+                takes_many_users: rules.limits.runs_max > 1,
+                window_events: rules.window_events,
+                window_bytes: rules.window_bytes,
+                commit_interval: rules.commit_interval,
+            })
         });
         Self {
             rules,
@@ -171,7 +178,7 @@ impl Oracle {
             health: Health::default(),
             refusals: Refusals::default(),
             replay_view: None,
-            timing: Some(timing),
+            timing,
             counts: Counts::default(),
             violation: None,
         }
@@ -229,29 +236,19 @@ impl Oracle {
         }
     }
 
-    /// A fetch begins. Every event below `from` that this owner has fetched and not settled is in its memory.
+    /// A fetch begins. Of the events that were fetched before, those are in memory of which dispatch has copies. The window
+    /// bounds them, and of the two cursors that fetch, the other one may have one answer that is not admitted yet.
     pub(crate) fn fetch(&mut self, life: Life, partition: u32, from: i64, max_bytes: usize, now: Duration) {
         if let Some(wrong) = self.timing.as_mut().and_then(|timing| timing.fetch(life, partition, now)) {
             self.fail(format!("life {life}, partition {partition}: {wrong}"));
         }
-        let part = &self.partitions[partition as usize];
         let Some(owned) = self.owned.get_mut(&(life, partition)) else {
             return self.fail(format!("life {life} fetches partition {partition}, which it does not own"));
         };
-        let done = &owned.done;
-        owned.fetched.retain(|offset, _| !done.contains_key(offset));
-        let (mut events, mut bytes) = (0, 0);
-        for (offset, size) in owned.fetched.range(..from) {
-            if part.entries[offset].settled.is_none() {
-                events += 1;
-                bytes += size;
-            }
-        }
-        let room = events == 0 || (events < self.rules.window_events && bytes < self.rules.window_bytes);
-        if !room {
-            self.fail(format!(
-                "life {life} fetches partition {partition} from {from} with {events} events of {bytes} bytes in memory"
-            ));
+        owned.fetched.retain(|record| record.copies() > 1);
+        let events = owned.fetched.len();
+        if events > self.rules.window_events + self.rules.fetch_events_max {
+            self.fail(format!("life {life} fetches partition {partition} from {from} with {events} events in memory"));
         } else if max_bytes == 0 || max_bytes > self.rules.window_bytes.max(1) {
             self.fail(format!("life {life} fetches {max_bytes} bytes, its window is {}", self.rules.window_bytes));
         }
@@ -260,13 +257,8 @@ impl Oracle {
     pub(crate) fn fetched(&mut self, life: Life, partition: u32, events: &[Event], now: Duration) {
         let part = &self.partitions[partition as usize];
         if let Some(owned) = self.owned.get_mut(&(life, partition)) {
-            let claimed = |o| owned.began_with.as_ref().is_some_and(|state| claims(state, o));
-            let new: Vec<(i64, usize)> = events
-                .iter()
-                .filter(|event| part.entries.contains_key(&event.offset) && !claimed(event.offset))
-                .map(|event| (event.offset, event.record.window_bytes()))
-                .collect();
-            owned.fetched.extend(new);
+            let claimed = |o| owned.began_with.as_ref().is_some_and(|state| part.claims(state, o));
+            owned.fetched.extend(events.iter().map(|event| event.record.clone()));
             if let Some(timing) = &mut self.timing {
                 timing.fetched(life, partition, events.iter().filter(|event| !claimed(event.offset)), now);
             }
@@ -329,7 +321,7 @@ impl Oracle {
         let is_reset = wanted.is_none_or(|wanted| owned.began_with.as_ref().is_some_and(|state| !state.lacks(wanted)));
         let is_closing = owned.lost.is_some() || owned.revoked_at.is_some() || !is_reset;
         if let Some(timing) = &mut self.timing {
-            timing.began(life, partition, owned.number, is_closing);
+            timing.began((life, partition), owned.number, is_closing, owned.began_with.as_ref());
         }
     }
 
@@ -399,9 +391,10 @@ impl Oracle {
     /// Checks that the stored state has everything that was reported as done to this owner before `until`.
     fn done_is_committed(&mut self, life: Life, partition: u32, after: &str, until: Option<Duration>) {
         let Some(owned) = self.owned.get(&(life, partition)) else { return };
-        let committed = self.partitions[partition as usize].committed.as_ref();
+        let part = &self.partitions[partition as usize];
+        let committed = part.committed.as_ref();
         let known = owned.done.iter().filter(|(_, at)| until.is_none_or(|until| **at < until)).map(|(o, _)| *o);
-        let missing = known.filter(|o| !committed.is_some_and(|state| claims(state, *o))).min();
+        let missing = known.filter(|o| !committed.is_some_and(|state| part.claims(state, *o))).min();
         if let Some(missing) = missing {
             self.fail(format!("after {after} of life {life} partition {partition} does not hold {missing} as settled"));
         }
@@ -459,14 +452,15 @@ impl Oracle {
         }
         let part = &mut self.partitions[partition as usize];
         let end = state.settled.last().map_or(state.watermark, |range| range.end);
-        let unsettled = part.entries.iter().find(|(o, entry)| entry.settled.is_none() && claims(state, **o));
+        let unsettled = part.entries.iter().find(|(o, entry)| entry.settled.is_none() && part.claims(state, **o));
         let wrong = if end > part.latest {
             Some(format!("a commit of partition {partition} reaches to {end}, past the end {}", part.latest))
         } else if let Some((offset, _)) = unsettled {
             Some(format!("a commit of partition {partition} claims {offset}, which is not settled: {state:?}"))
         } else {
             let claimed = |old: &PartitionState| {
-                part.entries.range(..keeps_below).map(|(o, _)| *o).find(|o| claims(old, *o) && !claims(state, *o))
+                let offsets = part.entries.range(..keeps_below).map(|(o, _)| *o);
+                offsets.into_iter().find(|o| part.claims(old, *o) && !part.claims(state, *o))
             };
             let offset = before.as_ref().and_then(claimed);
             offset.map(|o| format!("a commit of partition {partition} takes back {o}, which was settled: {state:?}"))
@@ -560,7 +554,33 @@ impl Oracle {
     }
 }
 
-/// Whether a state says that this offset is settled.
+impl Partition {
+    /// Whether a state says that the event at this offset is settled.
+    fn claims(&self, state: &PartitionState, offset: i64) -> bool {
+        let user = self.entries.get(&offset).and_then(|entry| entry.user.as_deref());
+        claims_event(state, user, offset)
+    }
+}
+
+impl Ownership {
+    /// The failures of the event at this offset that earlier owners had stored.
+    fn stored_failure(&self, user: Option<&[u8]>, offset: i64) -> Option<&FailedHead> {
+        let failed = self.began_with.as_ref()?.users.get(&user.map(Into::into))?.failed.as_ref()?;
+        (failed.offset == offset).then_some(failed)
+    }
+}
+
+/// Whether a state says that this event of a user is settled. The settled map counts all events of a parked user, and the
+/// list says which of them are not settled.
+pub(crate) fn claims_event(state: &PartitionState, user: Option<&[u8]>, offset: i64) -> bool {
+    let listed = if state.users.is_empty() { None } else { state.users.get(&user.map(Into::into)) };
+    match listed.and_then(|user| user.parked) {
+        Some(parked) => offset < parked.first,
+        None => claims(state, offset),
+    }
+}
+
+/// Whether the settled map of a state says that this offset is settled.
 pub(crate) fn claims(state: &PartitionState, offset: i64) -> bool {
     offset < state.watermark || state.settled.iter().any(|range| range.contains(&offset))
 }

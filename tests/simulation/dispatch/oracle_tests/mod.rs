@@ -40,6 +40,8 @@ fn rules(limits: BatchLimits, start_latest: bool) -> Rules {
         drain: seconds(5),
         commit_interval: seconds(1),
         backoff: BackoffRule { first: seconds(0), max: seconds(0), jitter: false },
+        fetch_events_max: 1,
+        may_park: false,
         start_latest,
     }
 }
@@ -53,7 +55,12 @@ struct Case {
 impl Case {
     /// A case with events of these users at the offsets 0, 1, …, and one owner that has started.
     fn of(users: &[&'static str]) -> Self {
+        Self::new(users, false)
+    }
+
+    fn new(users: &[&'static str], may_park: bool) -> Self {
         let rules = rules(BatchLimits { runs_max: 3, run_events_max: 3, run_bytes_max: 1_000 }, false);
+        let rules = Rules { may_park, ..rules };
         let mut case = Self { oracle: Oracle::new(rules, 1), users: users.to_vec() };
         for (user, offset) in users.iter().zip(0..) {
             case.oracle.appended(0, offset, &record(user), seconds(0));
@@ -284,6 +291,12 @@ fn work_after_the_end_of_an_ownership_is_reported() {
     case.is_reported("after it lost it");
 }
 
+/// An event with bytes of its own.
+fn copied(event: Event) -> Event {
+    let record = event.record.with_header("copied", b"");
+    Event { record, ..event }
+}
+
 #[test]
 fn a_fetch_beyond_the_window_is_reported() {
     let mut case = Case::of(&["a", "b", "c", "d", "e"]);
@@ -294,6 +307,30 @@ fn a_fetch_beyond_the_window_is_reported() {
     case.oracle.fetched(LIFE, 0, &events[3..], seconds(0));
     case.oracle.fetch(LIFE, 0, 4, 100, seconds(0));
     case.is_reported("4 events");
+}
+
+#[test]
+fn with_parked_users_only_what_is_in_memory_counts_for_the_window() {
+    let mut case = Case::new(&["a", "b", "c", "d", "e"], true);
+    let events: Vec<Event> = (0..4).map(|offset| copied(case.event(offset))).collect();
+    case.oracle.fetched(LIFE, 0, &events, seconds(0));
+    case.oracle.fetch(LIFE, 0, 4, 100, seconds(0));
+    case.is_accepted();
+    // One answer of the other cursor may be in memory beyond the window.
+    let more: Vec<Event> = [case.event(4), case.event(3)].map(copied).into();
+    case.oracle.fetched(LIFE, 0, &more[..1], seconds(0));
+    case.oracle.fetch(LIFE, 0, 5, 100, seconds(0));
+    case.is_accepted();
+    case.oracle.fetched(LIFE, 0, &more[1..], seconds(0));
+    case.oracle.fetch(LIFE, 0, 5, 100, seconds(0));
+    case.is_reported("6 events");
+    // Of events that left memory, the oracle has the only copy.
+    let mut case = Case::new(&["a"], true);
+    for _ in 0..9 {
+        case.oracle.fetched(LIFE, 0, &[copied(case.event(0))], seconds(0));
+        case.oracle.fetch(LIFE, 0, 1, 100, seconds(0));
+    }
+    case.is_accepted();
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! What a replay has to deliver, derived from its request and the log without the code of replay.
 
 use crate::dispatch::memory_log::DEAD_LETTERS;
-use crate::dispatch::oracle::claims;
+use crate::dispatch::oracle::{claims, claims_event};
 use crate::dispatch::world::State as WorldState;
 use eventd::core::event::Record;
 use eventd::core::progress::PartitionState;
@@ -36,7 +36,7 @@ pub(super) fn expected(
         for (offset, record) in &records_left {
             let is_due = match selection.dead {
                 true => selection.again || !marked.is_some_and(|state| claims(state, *offset)),
-                false => state.as_ref().is_some_and(|state| claims(state, *offset)),
+                false => state.as_ref().is_some_and(|state| claims_event(state, record.key(), *offset)),
             };
             let is_inside = begins(&range.from, partition, *offset, record)
                 && range.until.as_ref().is_none_or(|until| ends_before(until, partition, *offset, record));

@@ -95,9 +95,16 @@ impl Timing {
     }
 
     /// An owner begins, or begins anew. `is_closing` says that it may do what it likes from the start.
-    pub(super) fn began(&mut self, life: Life, partition: u32, ownership: u64, is_closing: bool) {
+    /// `stored` is the state with which it begins.
+    pub(super) fn began(
+        &mut self,
+        (life, partition): (Life, u32),
+        ownership: u64,
+        is_closing: bool,
+        stored: Option<&PartitionState>,
+    ) {
         let process = self.processes.entry(life).or_default();
-        let owned = Owned::new(ownership, is_closing || process.is_cut_off);
+        let owned = Owned::new(ownership, is_closing || process.is_cut_off, stored);
         self.owned.insert((life, partition), owned);
     }
 
@@ -167,8 +174,9 @@ impl Timing {
         now: Duration,
     ) {
         let share = self.smallest_share(life);
+        let delay_max = self.rules.backoff.longest(40).max(self.rules.retry_after_max);
         if let Some(owned) = self.owned.get_mut(&(life, partition)) {
-            owned.fetched(events, share, now);
+            owned.fetched(events, share, delay_max, now);
         }
     }
 

@@ -76,6 +76,8 @@ pub(super) struct Owned {
     /// Since when its owner reads.
     open_since: Option<Duration>,
     users: HashMap<User, Queue>,
+    /// The failures that were stored of events that are not read yet: how many, by user and offset.
+    stored_failures: HashMap<(User, i64), u32>,
     events: usize,
     bytes: usize,
     /// When the window was last so full that some of what was read may wait outside of it.
@@ -87,8 +89,12 @@ pub(super) struct Owned {
 }
 
 impl Owned {
-    pub(super) fn new(number: u64, is_closing: bool) -> Self {
+    pub(super) fn new(number: u64, is_closing: bool, stored: Option<&PartitionState>) -> Self {
+        let users = stored.into_iter().flat_map(|state| &state.users);
+        let failed =
+            users.filter_map(|(user, state)| Some((user.as_deref().map(<[u8]>::to_vec), state.failed.as_ref()?)));
         Self {
+            stored_failures: failed.map(|(user, failed)| ((user, failed.offset), failed.failures)).collect(),
             number,
             is_closing,
             open_since: None,
@@ -123,6 +129,7 @@ impl Owned {
         &mut self,
         events: impl Iterator<Item = &'e Event>,
         share: (usize, usize),
+        delay_max: Duration,
         now: Duration,
     ) {
         (self.reading.is_in_flight, self.reading.failures, self.reading.due) = (false, 0, now);
@@ -130,7 +137,13 @@ impl Owned {
             let bytes = event.record.window_bytes();
             self.events += 1;
             self.bytes += bytes;
-            self.users.entry(event.record.key().map(<[u8]>::to_vec)).or_default().read(event.offset, bytes, now);
+            let user = event.record.key().map(<[u8]>::to_vec);
+            let failures = self.stored_failures.remove(&(user.clone(), event.offset));
+            let queue = self.users.entry(user).or_default();
+            match failures {
+                Some(failures) => queue.read_failed(event.offset, bytes, failures, delay_max, now),
+                None => queue.read(event.offset, bytes, now),
+            }
         }
         self.look_at_room(share, now);
     }

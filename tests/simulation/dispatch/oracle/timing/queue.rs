@@ -70,6 +70,15 @@ impl Queue {
         }
     }
 
+    /// The owner has read an event that failed before, under an earlier owner, this often. It continues its backoff.
+    pub(super) fn read_failed(&mut self, offset: i64, bytes: usize, failures: u32, delay_max: Duration, now: Duration) {
+        self.events.push_back((offset, bytes));
+        if matches!(self.state, QueueState::Empty) {
+            self.failures = failures;
+            self.state = QueueState::Waiting { earliest: now, latest: now + delay_max, failed_at: Some(now) };
+        }
+    }
+
     pub(super) fn head(&self) -> Option<i64> {
         self.events.front().map(|(offset, _)| *offset)
     }

@@ -1,0 +1,205 @@
+//! Who is parked. Nobody is, as long as the window has room.
+//!
+//! ```text
+//!  window   0 ───────────── 1/2 ────────────── 3/4 ──────────── 1
+//!                            │ 1. cut lanes longer than the     │ 3. lanes that back off leave memory,
+//!                            │    backlog that are slow          │    the farthest next try first
+//!                            │ 2. cut lanes that back off
+//!                            │    to their head
+//! ```
+//!
+//! The caller asks for this only while the breaker is closed and an attempt could start. Otherwise the destination is the
+//! cause: it is in an outage, or slow for every user. Then reading waits, and no user is parked.
+//!
+//! So reading never waits for failing users. If the window is full and no attempt is in flight or ready, every lane backs
+//! off. Then step 3 frees a quarter of it, unless the list is full.
+
+use super::{ListedEntry, ParkedUsers, PartitionMemory, Rest};
+use crate::core::Moment;
+use crate::core::lanes::LaneId;
+use crate::core::progress::UserKey;
+use std::time::Duration;
+
+/// How long after a look at all lanes that freed nothing the next one is. It bounds the time that such looks take.
+const LOOK_INTERVAL: Duration = Duration::from_millis(50);
+
+/// A lane that would need longer than this at its own pace is slow.
+const SLOW_LANE_S: usize = 1;
+
+/// How often the whole list is looked at for users that may leave it.
+const LEAVE_INTERVAL: Duration = Duration::from_secs(1);
+
+/// How long a lane may hold the watermark while other users are served.
+const WATERMARK_HELD_MAX: Duration = Duration::from_secs(60);
+
+/// When to look for users to park.
+#[derive(Debug, Default)]
+pub(super) struct Pressure {
+    /// There is no look at all lanes before this moment.
+    next_look_at: Option<Moment>,
+    /// Events that were settled in all.
+    settled: u64,
+    /// The watermark, since when it is held, and `settled` at that time.
+    held: Option<(i64, Moment, u64)>,
+    /// Users that may leave the list are not looked for before this moment.
+    next_leave_at: Moment,
+    /// A user could not be parked because the list is full.
+    is_list_full: bool,
+}
+
+impl Pressure {
+    pub(super) fn count_settled(&mut self) {
+        self.settled += 1;
+    }
+
+    pub(super) fn next_look_at(&self) -> Option<Moment> {
+        self.next_look_at
+    }
+
+    pub(super) fn list_is_full(&mut self) {
+        self.is_list_full = true;
+    }
+}
+
+impl ParkedUsers {
+    /// Makes room in the window if it is needed, and returns the number of users that were parked for it. Call it only
+    /// while the breaker is closed and a slot is free.
+    pub fn relieve(&mut self, memory: &mut PartitionMemory<'_>, now: Moment) -> usize {
+        let is_too_early = self.pressure.next_look_at.is_some_and(|at| now < at);
+        if !memory.window.is_half_full() || is_too_early || !self.limits.may_park {
+            return 0;
+        }
+        let (users_before, events_before) = (self.users.len(), memory.window.events());
+        self.cut_slow_lanes(memory, now);
+        if memory.window.is_half_full() {
+            self.cut_to_failed_heads(memory, now);
+        }
+        if memory.window.is_nearly_full() {
+            self.make_cold(memory, now);
+        }
+        let freed = events_before - memory.window.events();
+        self.pressure.next_look_at = (freed == 0).then(|| now + LOOK_INTERVAL);
+        self.users.len().saturating_sub(users_before)
+    }
+
+    fn cut_slow_lanes(&mut self, memory: &mut PartitionMemory<'_>, now: Moment) {
+        let backlog = self.limits.user_backlog.max(1);
+        let mut slow: Vec<(usize, LaneId)> = Vec::new();
+        for id in memory.lanes.each_lane() {
+            let view = memory.lanes.view(id);
+            // A lane that is too young for a pace may be a burst that is over at once.
+            let is_slow = view.events_per_s.is_some_and(|pace| view.events > pace.saturating_mul(SLOW_LANE_S));
+            if is_slow && view.events > backlog.max(view.busy_events) {
+                slow.push((view.events, id));
+            }
+        }
+        slow.sort_unstable_by(|a, b| b.cmp(a));
+        for (_, id) in slow {
+            let keep = backlog.max(memory.lanes.view(id).busy_events);
+            self.cut(id, keep, memory, now);
+            if !memory.window.is_half_full() {
+                return;
+            }
+        }
+    }
+
+    fn cut_to_failed_heads(&mut self, memory: &mut PartitionMemory<'_>, now: Moment) {
+        let is_longer = |id: &LaneId| memory.lanes.view(*id).events > 1;
+        let failed: Vec<LaneId> = memory.lanes.each_backing_off().rev().filter(is_longer).collect();
+        for id in failed {
+            self.cut(id, 1, memory, now);
+            if !memory.window.is_half_full() {
+                return;
+            }
+        }
+    }
+
+    /// Removes lanes that back off from memory, until the window has room.
+    fn make_cold(&mut self, memory: &mut PartitionMemory<'_>, now: Moment) {
+        while memory.window.is_nearly_full() {
+            let Some(id) = memory.lanes.each_backing_off().next_back() else { return };
+            if !self.list(id, memory) {
+                // Users that are in the list already can still leave memory.
+                let is_listed = |id: &LaneId| memory.lanes.view(*id).is_listed;
+                let Some(id) = memory.lanes.each_backing_off().rev().find(is_listed) else { return };
+                self.park_cold(id, memory, now);
+                continue;
+            }
+            self.park_cold(id, memory, now);
+        }
+    }
+
+    /// Removes the idle lane of a listed user from memory, and lets the sweep bring it back.
+    fn park_cold(&mut self, id: LaneId, memory: &mut PartitionMemory<'_>, now: Moment) {
+        let key = memory.lanes.view(id).head.record.key().map(Into::into);
+        self.leave_memory(id, memory);
+        self.review(&key, memory, now);
+    }
+
+    /// Leaves the events of a lane after the first `keep` in the log.
+    fn cut(&mut self, id: LaneId, keep: usize, memory: &mut PartitionMemory<'_>, now: Moment) {
+        if !self.list(id, memory) {
+            return;
+        }
+        let mut next = None;
+        memory.lanes.cut(id, keep, |event| {
+            memory.window.remove_parked(event.record.window_bytes());
+            memory.window.remove(event.record.window_bytes());
+            next = Some(event.offset);
+        });
+        let key = memory.lanes.view(id).head.record.key().map(Into::into);
+        if let (Some(next), Some(entry)) = (next, self.users.get_mut(&key)) {
+            entry.rest = self.sweep.in_log(next);
+        }
+        self.review(&key, memory, now);
+    }
+
+    /// Parks users that hold the watermark, as they are, and returns their number: lanes whose head is more than
+    /// `offsets_max` offsets behind the reader, and the lane that has held the watermark for a minute while other users
+    /// were served. Users that need not be in the list any more leave it.
+    ///
+    /// Call it once a tick. `may_park`: the breaker is closed, and a slot is free.
+    pub fn tick(&mut self, offsets_max: i64, may_park: bool, memory: &mut PartitionMemory<'_>, now: Moment) -> usize {
+        let users_before = self.users.len();
+        let watermark = memory.progress.watermark();
+        let held = self.pressure.held.filter(|(held, _, _)| *held == watermark && may_park && watermark < self.edge);
+        let (_, since, settled) = *self.pressure.held.insert(held.unwrap_or((watermark, now, self.pressure.settled)));
+        let is_held_for_long = now >= since.saturating_add(WATERMARK_HELD_MAX) && self.pressure.settled > settled;
+        if may_park && (is_held_for_long || self.edge.saturating_sub(watermark) > offsets_max) {
+            let behind = self.edge.saturating_sub(offsets_max).max(if is_held_for_long { watermark + 1 } else { 0 });
+            let is_behind = |id: &LaneId| {
+                let view = memory.lanes.view(*id);
+                !view.is_listed && view.head.offset < behind
+            };
+            let lanes: Vec<LaneId> = memory.lanes.each_lane().filter(is_behind).collect();
+            for id in lanes {
+                self.list(id, memory);
+            }
+        }
+        let parked = self.users.len().saturating_sub(users_before);
+        self.let_users_leave(memory, now);
+        parked
+    }
+
+    /// Takes users off the list of which nothing is left in the log.
+    fn let_users_leave(&mut self, memory: &mut PartitionMemory<'_>, now: Moment) {
+        if self.users.is_empty() || now < self.pressure.next_leave_at {
+            return;
+        }
+        self.pressure.next_leave_at = now + LEAVE_INTERVAL;
+        let may_leave = |(key, entry): (&_, &ListedEntry)| match entry.rest {
+            Rest::AfterEdge if !entry.is_held => Some(UserKey::clone(key)),
+            Rest::AfterEdge | Rest::InLog { .. } => None,
+        };
+        let mut users: Vec<UserKey> = self.users.iter().filter_map(may_leave).collect();
+        users.sort_unstable();
+        for key in users {
+            self.review(&key, memory, now);
+        }
+    }
+
+    /// Whether a user could not be parked since the last call because the list is full.
+    pub fn take_list_is_full(&mut self) -> bool {
+        std::mem::take(&mut self.pressure.is_list_full)
+    }
+}
