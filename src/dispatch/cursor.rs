@@ -32,7 +32,7 @@ pub(super) struct FetchRequest {
 pub(super) struct Cursor {
     /// The next offset to fetch.
     pub(super) position: i64,
-    /// Events that were fetched and are not admitted yet. There is no other fetch until all of them are.
+    /// Events that were fetched and are not admitted yet. The next fetch starts after all of them are.
     pub(super) pending: VecDeque<Event>,
     fetch: FetchState,
     failures: u32,

@@ -473,7 +473,12 @@ impl Worker {
                     && let Some(suppressed) = self.log.allows("hold")
                 {
                     let (destination, partition) = (self.context.destination(), self.partition);
-                    tracing::warn!(destination, partition, suppressed, "a user cannot be held, so it is tried again: {error}");
+                    tracing::warn!(
+                        destination,
+                        partition,
+                        suppressed,
+                        "a user cannot be held, so it is tried again: {error}"
+                    );
                 }
             }
         }

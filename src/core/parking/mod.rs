@@ -208,7 +208,7 @@ impl ParkedUsers {
         self.set_want(key, None, now);
     }
 
-    /// Whether there is no list to look at.
+    /// Whether the list is empty, and every stored failure is in a lane.
     fn is_idle(&self) -> bool {
         self.users.is_empty() && self.stored_failures.is_empty()
     }

@@ -1,4 +1,4 @@
-//! Who is parked. Nobody is, as long as the window has room.
+//! Which users are parked. As long as the window has room, none is.
 //!
 //! ```text
 //!  window   0 ───────────── 1/2 ────────────── 3/4 ──────────── 1
@@ -35,7 +35,7 @@ const WATERMARK_HELD_MAX: Duration = Duration::from_secs(60);
 /// When to look for users to park.
 #[derive(Debug, Default)]
 pub(super) struct Pressure {
-    /// There is no look at all lanes before this moment.
+    /// All lanes are looked at again at this moment.
     next_look_at: Option<Moment>,
     /// Events that were settled in all.
     settled: u64,

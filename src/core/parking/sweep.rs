@@ -255,7 +255,7 @@ impl ParkedUsers {
         Some(SweepRequest { from: self.sweep.position, max_bytes })
     }
 
-    /// Of users that want events and have none up to the position, the next one is after it. A new run need not look there
+    /// The users ahead that have no event up to the position have their next one after it. A new run need not look there
     /// again.
     fn keep_what_was_seen(&mut self) {
         let position = self.sweep.position;
