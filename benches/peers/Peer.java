@@ -7,6 +7,7 @@ import io.vertx.ext.web.client.WebClient;
 import io.vertx.ext.web.client.WebClientOptions;
 import io.vertx.ext.web.client.predicate.ResponsePredicate;
 import java.io.BufferedReader;
+import java.io.IOException;
 import java.io.InputStreamReader;
 import java.util.Collection;
 import java.util.HashMap;
@@ -42,6 +43,7 @@ public final class Peer {
     }
 
     private static void deliver(String[] arguments) throws Exception {
+        endWithStandardInput();
         String brokers = arguments[1], topic = arguments[2], group = arguments[3], host = arguments[4];
         int port = Integer.parseInt(arguments[5]);
         int concurrency = Integer.parseInt(arguments[6]), buffer = Integer.parseInt(arguments[7]);
@@ -83,10 +85,19 @@ public final class Peer {
         // The load begins when it has its partitions, so the start of the JVM does not count.
         assigned.await();
         System.out.println("delivers");
-        var questions = new BufferedReader(new InputStreamReader(System.in));
-        while (questions.readLine() != null) {}
-        // What is in flight does not matter any more.
-        Runtime.getRuntime().halt(0);
+        Thread.currentThread().join();
+    }
+
+    /** Ends the process, also before it has partitions. What is in flight does not matter any more. */
+    private static void endWithStandardInput() {
+        new Thread(() -> {
+            try {
+                while (System.in.read() >= 0) {}
+            } catch (IOException error) {
+                System.err.println("standard input: " + error);
+            }
+            Runtime.getRuntime().halt(0);
+        }).start();
     }
 
     private static void lag(String[] arguments) throws Exception {
