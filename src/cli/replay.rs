@@ -39,8 +39,8 @@ pub struct ReplayFlags {
     #[arg(long, conflicts_with_all = ["from", "until"], group = "selection", help_heading = SELECTION)]
     pub dead: bool,
 
-    /// With --dead, only dead letters with this reason: exhausted or refused
-    #[arg(long = "reason", value_name = "REASON", value_parser = ["exhausted", "refused"], requires = "dead", conflicts_with_all = ["from", "until"], group = "selection", help_heading = SELECTION)]
+    /// With --dead, only dead letters with this reason: exhausted, refused or operator
+    #[arg(long = "reason", value_name = "REASON", value_parser = ["exhausted", "refused", "operator"], requires = "dead", conflicts_with_all = ["from", "until"], group = "selection", help_heading = SELECTION)]
     pub reasons: Vec<String>,
 
     /// With --dead, only dead letters written since this time or age

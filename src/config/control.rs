@@ -61,11 +61,6 @@ fn command(flags: &ControlFlags) -> anyhow::Result<RequestedCommand> {
         "--user is only for retry, hold, release and give-up: the other commands concern the whole destination"
     );
     let user = || flags.user.clone().context("--user is missing: this command concerns one user");
-    // No owner parks users yet, so these commands would have no effect.
-    ensure!(
-        !is_about_user || flags.user.is_none(),
-        "retry, hold, release and give-up are not available in this version: the other commands concern all users"
-    );
     Ok(match verb {
         ControlVerb::Pause => RequestedCommand::Pause,
         ControlVerb::Resume => RequestedCommand::Resume,

@@ -258,7 +258,8 @@ async fn of_user(context: &CommandContext, states: &[PartitionState], user: &str
     let mut partitions = Vec::new();
     for (state, partition) in states.iter().zip(0u32..) {
         let events = find(context, partition, state, user, Wanted::All).await?;
-        if events.events > 0 || listed(state, user).is_some() {
+        // A held user is listed in every partition, also where it has no events.
+        if events.events > 0 || listed(state, user).is_some_and(|user| user.failed.is_some()) {
             partitions.push(of_partition(partition, state, user, events));
         }
     }

@@ -21,9 +21,13 @@ use super::commands::FoundCommands;
 use super::commands::record::InvalidCommand;
 use super::committer::Committer;
 use super::context::DispatchContext;
+use super::deliverer::Deliverer;
+use super::notices::shown_user;
 use super::partition_log::PartitionLog;
+use super::reader::PartitionReader;
 use crate::core::Moment;
-use crate::core::control::{ControlEffect, ControlRecord};
+use crate::core::control::{ControlCommand, ControlEffect, ControlRecord, UserAction};
+use crate::core::parking::HoldError;
 use crate::core::progress::ControlState;
 use crate::limits::CONTROL_LOOK_INTERVAL;
 use std::sync::Arc;
@@ -33,6 +37,10 @@ use tokio::time::timeout;
 /// How long the start of a partition waits for the commands that were given while no process owned it. If they cannot be
 /// read by then, delivery begins: a later look finds them.
 pub(super) const START_LOOK_MAX: Duration = Duration::from_secs(5);
+
+/// How long a command about a user waits until the partition is read so far that the user's events are known. The commands
+/// after it wait, too. A pause can keep the reading back, so a `resume` must not wait for ever.
+const COMMAND_WAIT_MAX: Duration = Duration::from_secs(60);
 
 /// How long a look may take while the worker delivers. No attempt waits for it.
 pub(super) const CONTROL_LOOK_MAX: Duration = Duration::from_secs(30);
@@ -65,11 +73,13 @@ pub(super) struct ControlReader {
     look_at: Option<Moment>,
     /// Replays are not controlled.
     is_enabled: bool,
+    /// The command that cannot be applied yet, and since when.
+    waiting: Option<(i64, Moment)>,
 }
 
 impl ControlReader {
     pub(super) fn new(is_enabled: bool, now: Moment) -> Self {
-        Self { look_at: Some(now), is_enabled }
+        Self { look_at: Some(now), is_enabled, waiting: None }
     }
 
     /// Whether to look for commands now.
@@ -79,6 +89,16 @@ impl ControlReader {
             self.look_at = None;
         }
         is_due
+    }
+
+    /// Whether to wait for the command at this offset, which cannot be applied yet.
+    fn waits_for(&mut self, offset: i64, now: Moment) -> bool {
+        let since = match self.waiting {
+            Some((waiting, since)) if waiting == offset => since,
+            _ => now,
+        };
+        self.waiting = Some((offset, since));
+        now < since.saturating_add(COMMAND_WAIT_MAX)
     }
 
     pub(super) fn next_look_at(&self) -> Option<Moment> {
@@ -104,15 +124,17 @@ pub(super) async fn look(
 pub(super) struct ControlledPartition<'a> {
     pub(super) context: &'a DispatchContext,
     pub(super) partition: u32,
+    pub(super) reader: &'a mut PartitionReader,
+    pub(super) deliverer: &'a mut Deliverer,
     pub(super) committer: &'a mut Committer,
     pub(super) log: &'a PartitionLog,
 }
 
 impl ControlledPartition<'_> {
     /// Applies the commands that a look has found.
-    pub(super) fn looked(&mut self, reader: &mut ControlReader, found: Result<FoundCommands, String>, now: Moment) {
+    pub(super) fn looked(&mut self, looks: &mut ControlReader, found: Result<FoundCommands, String>, now: Moment) {
         let (destination, partition) = (self.log.destination.as_str(), self.partition);
-        reader.look_at = Some(now + CONTROL_LOOK_INTERVAL);
+        looks.look_at = Some(now + CONTROL_LOOK_INTERVAL);
         let found = match found {
             Ok(found) => found,
             Err(why) => {
@@ -127,7 +149,22 @@ impl ControlledPartition<'_> {
         }
         for (offset, command) in &found.commands {
             match command {
-                Ok(record) => self.apply(*offset, record, now),
+                Ok(record) => {
+                    if let Err(why) = self.apply(*offset, record, now) {
+                        if looks.waits_for(*offset, now) {
+                            // Not passed: the next look finds it again.
+                            self.committer.pass_commands(*offset);
+                            return;
+                        }
+                        tracing::error!(
+                            destination,
+                            partition,
+                            control_offset = offset,
+                            "passed a command of {} without its effect, give it again: {why}",
+                            record.by
+                        );
+                    }
+                }
                 Err(InvalidCommand::Damaged(why)) => tracing::error!(
                     destination,
                     partition,
@@ -152,11 +189,16 @@ impl ControlledPartition<'_> {
         }
         self.committer.pass_commands(found.next);
         if found.has_more {
-            reader.look_at = Some(now);
+            looks.look_at = Some(now);
         }
     }
 
-    fn apply(&mut self, offset: i64, record: &ControlRecord, now: Moment) {
+    /// # Errors
+    /// The command cannot be applied yet, and nothing has changed.
+    fn apply(&mut self, offset: i64, record: &ControlRecord, now: Moment) -> Result<(), HoldError> {
+        if let ControlCommand::User { user, action } = &record.command {
+            self.apply_to_user(user, *action, record, now)?;
+        }
         let context = self.context;
         let effect = self.committer.apply_command(offset, record);
         match effect {
@@ -172,5 +214,41 @@ impl ControlledPartition<'_> {
             }
             ControlEffect::User { .. } | ControlEffect::None => {}
         }
+        Ok(())
+    }
+
+    /// # Errors
+    /// The partition has not read far enough to know the user's events.
+    fn apply_to_user(
+        &mut self,
+        user: &Arc<[u8]>,
+        action: UserAction,
+        record: &ControlRecord,
+        now: Moment,
+    ) -> Result<(), HoldError> {
+        let key = Some(Arc::clone(user));
+        let (parked, mut memory) = self.reader.parking(&mut self.deliverer.lanes, self.committer);
+        let is_known = memory.lanes.find(key.as_deref()).is_some() || parked.is_listed(&key);
+        let (done, line) = match action {
+            UserAction::Hold => (parked.hold(&key, &mut memory, now).map(|()| is_known), "the user is held"),
+            UserAction::Release => (Ok(parked.release(&key, &mut memory, now)), "the user was released"),
+            UserAction::Retry => (Ok(parked.retry_now(&key, &mut memory, now)), "the user's next event is tried now"),
+            UserAction::GiveUp { below } => {
+                (parked.give_up(&key, Some(below), &mut memory, now), "events of the user are given up")
+            }
+        };
+        let (destination, partition, ControlRecord { by, reason, .. }) =
+            (&self.log.destination, self.partition, record);
+        let user = shown_user(Some(user));
+        match done {
+            Ok(true) => tracing::info!(%destination, partition, user, %by, %reason, "{line}, as was asked for"),
+            // Every partition gets the command, and this one has nothing of the user.
+            Ok(false) => {}
+            Err(HoldError::NotReadYet) => return Err(HoldError::NotReadYet),
+            Err(error) => {
+                tracing::error!(%destination, partition, user, %by, %reason, "a command was not applied: {error}");
+            }
+        }
+        Ok(())
     }
 }

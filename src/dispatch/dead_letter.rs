@@ -12,7 +12,7 @@ use crate::core::tries::{FailureHistory, GiveUpReason};
 
 /// Where the event was: `partition:offset`.
 pub const SOURCE: &str = "eventd-source";
-/// Why it was given up: `exhausted` or `refused`.
+/// Why it was given up: `exhausted`, `refused` or `operator`.
 pub const REASON: &str = "eventd-reason";
 /// The destination's last answer: the status and the beginning of the body.
 pub const ANSWER: &str = "eventd-answer";

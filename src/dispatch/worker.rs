@@ -212,6 +212,7 @@ impl Worker {
             self.tick(now);
             self.look_for_reset(now);
             self.look_for_commands(now);
+            self.give_up_commanded()?;
             self.retry_dead_letters(now)?;
             self.read(now);
             let start_at = self.start_batches(now);
@@ -339,9 +340,10 @@ impl Worker {
     /// Parks users that hold the watermark, takes others off the list, and counts.
     fn tick_parking(&mut self, now: Moment) {
         let is_closed = matches!(self.context.breaker.lock().gate(now), Gate::Closed);
+        let is_paused = self.committer.control().paused.is_some();
         let offsets_max = i64::try_from(self.context.config.window_events).unwrap_or(i64::MAX);
         let (parked, mut memory) = self.reader.parking(&mut self.deliverer.lanes, &mut self.committer);
-        let newly_parked = parked.tick(offsets_max, is_closed, &mut memory, now);
+        let newly_parked = parked.tick(offsets_max, is_closed && !is_paused, &mut memory, now);
         let is_full = parked.take_list_is_full();
         self.report_parked(newly_parked);
         if is_full && let Some(suppressed) = self.log.allows("list of parked users") {
@@ -613,6 +615,18 @@ impl Worker {
         self.repositioner.looked(found, self.committer.stored(), &self.log, self.context.now());
     }
 
+    /// Begins the dead letters of events that an operator has given up.
+    fn give_up_commanded(&mut self) -> anyhow::Result<()> {
+        loop {
+            let (parked, mut memory) = self.reader.parking(&mut self.deliverer.lanes, &mut self.committer);
+            let Some(token) = parked.next_to_give_up(&mut memory) else { return Ok(()) };
+            let (_, history) = self.deliverer.lanes.giving_up(token);
+            let answer = history.answer.to_string();
+            self.dead_letters.add(token, GiveUpReason::Operator, answer);
+            self.write_dead_letter(token)?;
+        }
+    }
+
     /// Tells the parts that all partitions share what operators commanded before this worker began.
     fn share_control(&self) {
         self.context.set_control(&self.log, self.committer.control(), None);
@@ -632,6 +646,8 @@ impl Worker {
         ControlledPartition {
             context: &self.context,
             partition: self.partition,
+            reader: &mut self.reader,
+            deliverer: &mut self.deliverer,
             committer: &mut self.committer,
             log: &self.log,
         }

@@ -364,6 +364,11 @@ impl ParkedUsers {
         users
     }
 
+    /// Whether the user is in the list.
+    pub fn is_listed(&self, key: &UserKey) -> bool {
+        self.users.contains_key(key)
+    }
+
     /// The number of users in the list.
     pub fn users(&self) -> usize {
         self.users.len()

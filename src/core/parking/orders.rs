@@ -102,7 +102,7 @@ impl ParkedUsers {
             (None, Some(entry)) => Some(entry.failure.as_ref().map_or(entry.first, |failure| failure.offset)),
             (None, None) => self.stored_failures.iter().find(|(_, (user, _))| user == key).map(|(offset, _)| *offset),
         };
-        let Some(first) = first else { return Ok(false) };
+        let Some(first) = first.or_else(|| below.map(|_| self.edge)) else { return Ok(false) };
         let below = below.unwrap_or(first + 1);
         if below <= first {
             return Ok(false);

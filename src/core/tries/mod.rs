@@ -105,6 +105,8 @@ pub enum GiveUpReason {
     Exhausted,
     /// The destination will never take it.
     Refused,
+    /// An operator gave it up, with `eventd control give-up`.
+    Operator,
 }
 
 impl GiveUpReason {
@@ -113,6 +115,7 @@ impl GiveUpReason {
         match self {
             Self::Exhausted => "exhausted",
             Self::Refused => "refused",
+            Self::Operator => "operator",
         }
     }
 }

@@ -2,6 +2,7 @@
 
 mod destination;
 mod refused;
+mod users;
 
 use crate::conformance::unique;
 use crate::kafka::address;
@@ -55,7 +56,8 @@ impl Controlled {
 
     fn dispatch(&self, more: &[&str]) -> Program {
         let destination = format!("hook={}", self.receiver.url);
-        self.start("dispatch", &[&["--dest", &destination, "--backoff-max", "500ms"], more].concat())
+        let backoff: &[&str] = if more.contains(&"--backoff-max") { &[] } else { &["--backoff-max", "500ms"] };
+        self.start("dispatch", &[&["--dest", &destination], backoff, more].concat())
     }
 
     /// Runs `eventd control` with these words to its end.
