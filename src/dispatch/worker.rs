@@ -729,6 +729,8 @@ impl Worker {
     async fn drain_and_commit(&mut self) -> anyhow::Result<Ended> {
         let deadline = Instant::now() + self.context.config.drain;
         let ended = self.drain(deadline).await?;
+        // A task that waits for a slot would get one during the last commit, and keep it from other partitions.
+        self.tasks.shutdown().await;
         let state = self.committer.state(self.listed_users());
         Ok(self.commit_last(state, deadline, ended).await)
     }

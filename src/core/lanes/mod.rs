@@ -23,7 +23,7 @@ mod shortening;
 pub use self::shortening::{LaneId, LaneView, RemovedLane};
 
 use self::after_dead_letter::UsersAfterDeadLetter;
-use self::pace::Pace;
+use self::pace::LanePace;
 use self::ready::ReadyLanes;
 use super::Moment;
 use super::event::Event;
@@ -103,7 +103,7 @@ struct Lane {
     stuck_at: Option<Moment>,
     generation: u64,
     user: u64,
-    pace: Pace,
+    pace: LanePace,
     /// The user is in the list of parked users.
     is_listed: bool,
 }
@@ -161,7 +161,7 @@ impl Lanes {
             stuck_at: None,
             generation: self.last_generation,
             user,
-            pace: Pace::from(self.now),
+            pace: LanePace::from(self.now),
             is_listed: false,
         };
         let index = match self.free.pop() {

@@ -11,7 +11,7 @@ const AGE_MIN: Duration = Duration::from_millis(500);
 
 /// Deliveries in the present second and in the one before.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Pace {
+pub(super) struct LanePace {
     /// When the lane began.
     began: Moment,
     /// When the present count began.
@@ -20,7 +20,7 @@ pub(super) struct Pace {
     previous: u32,
 }
 
-impl Pace {
+impl LanePace {
     /// The pace of a lane that begins now.
     pub(super) fn from(now: Moment) -> Self {
         Self { began: now, counts_from: now, present: 0, previous: 0 }
@@ -62,7 +62,7 @@ mod tests {
     #[test]
     fn the_pace_is_that_of_the_last_one_to_two_seconds_and_unknown_at_first() {
         let at = Duration::from_millis;
-        let mut pace = Pace::from(at(10_000));
+        let mut pace = LanePace::from(at(10_000));
         pace.add(50, at(10_200));
         assert_eq!(pace.events_per_s(at(10_499)), None);
         assert_eq!(pace.events_per_s(at(10_500)), Some(100));

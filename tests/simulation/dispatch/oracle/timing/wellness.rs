@@ -13,6 +13,9 @@ use std::time::Duration;
 /// With so many failing users that may be trusted, the health of the destination may be bad.
 const DOUBTFUL_USERS: usize = 3;
 
+/// In place of the attempt since which a user's answers show a failure: none does, so no delivery is later.
+const NOT_SHOWN: u64 = u64::MAX;
+
 /// Delivered attempts that are remembered: enough to find two of other users.
 const DELIVERED_KEPT: usize = 4;
 
@@ -25,8 +28,11 @@ const PROBE_DELAY_MAX: Duration = Duration::from_secs(5);
 pub(super) struct Wellness {
     /// The delivered attempts that began last, with their users.
     delivered: Vec<(u64, UserOfOwner)>,
-    /// Users whose last verdict was a failure, with the attempt since which they fail.
+    /// Users whose last verdict was a failure, with the attempt since which their answers show it. An attempt that did not
+    /// arrive, and a busy destination, show nothing.
     failing: HashMap<UserOfOwner, u64>,
+    /// The attempt among those that were answered that began last.
+    last_answered: u64,
     is_unwell: bool,
     well_since: Duration,
     unreachable: Option<Unreachable>,
@@ -92,12 +98,21 @@ impl Wellness {
         if verdict == Verdict::Drilled {
             return self.ended_without_verdict(attempt);
         }
-        self.failing.entry(user).or_insert(attempt);
         let is_unreachable = verdict == Verdict::Unreachable;
+        if !is_unreachable {
+            self.last_answered = self.last_answered.max(attempt);
+        }
+        let shows_failure = matches!(verdict, Verdict::Retry { .. } | Verdict::Refused);
+        let since = self.failing.entry(user).or_insert(NOT_SHOWN);
+        if shows_failure && *since == NOT_SHOWN {
+            *since = attempt;
+        }
         self.is_unwell |= is_unreachable || self.doubtful_users() >= DOUBTFUL_USERS;
         let Some(open) = &mut self.unreachable else {
             if is_unreachable {
-                self.unreachable = Some(Unreachable::new(now));
+                // If a later attempt was answered before, the breaker may know that the destination can be reached.
+                let is_answered = attempt < self.last_answered;
+                self.unreachable = Some(Unreachable { is_answered, ..Unreachable::new(now) });
             }
             return;
         };
