@@ -9,7 +9,7 @@ use crate::support::delivered::{self, Line};
 use crate::support::program::{Ending, Program};
 use crate::support::wait::{PATIENCE, eventually};
 use eventd::core::event::Record;
-use eventd::core::progress::PartitionState;
+use eventd::core::progress::{FailedHead, ParkedUser, PartitionState, UserState};
 use eventd::group::kafka::KafkaGroups;
 use eventd::group::{Group, Groups, JoinError, JoinOptions};
 use eventd::kafka::Cluster;
@@ -333,7 +333,7 @@ async fn added_partitions_are_delivered_and_ingest_asks_for_a_restart() {
 }
 
 /// A state with `ranges` settled ranges of one offset each, and a hole before each of them.
-fn holes(watermark: i64, ranges: i64) -> PartitionState {
+pub(super) fn holes(watermark: i64, ranges: i64) -> PartitionState {
     let settled = (0..ranges).map(|n| watermark + 1 + 2 * n).map(|offset| offset..offset + 1);
     PartitionState { settled: settled.collect(), ..PartitionState::at(watermark) }
 }
@@ -376,6 +376,40 @@ async fn a_settled_map_that_is_too_large_for_a_commit_is_stored_in_a_side_topic(
     let options = JoinOptions { start_given: true, ..JoinOptions::new("digest") };
     let group = place.groups().join_alone(&place.name, &log, &options).await.unwrap();
     assert_eq!(group.committed(0).await, Ok(None), "--start discards the commit");
+    group.leave().await;
+}
+
+/// A state with this many parked users. The next event of each has failed.
+fn parked_users(users: u32) -> PartitionState {
+    let failed = |offset| FailedHead {
+        offset,
+        failures: 40,
+        tries: 38,
+        first_failure_ms: 1_767_350_000_000,
+        last_failure_ms: 1_767_360_000_000,
+        counted_ms: 9_000_000,
+        next_try_ms: 1_767_360_300_000,
+        answer: "500 Internal Server Error: the account is locked".into(),
+    };
+    let state = |offset: i64| UserState {
+        parked: Some(ParkedUser { first: offset, ..ParkedUser::default() }),
+        failed: Some(failed(offset)),
+    };
+    let user = |user: u32| Some(format!("user-{user:020}").as_bytes().into());
+    PartitionState { users: (0..users).map(|n| (user(n), state(n.into()))).collect(), ..PartitionState::at(10) }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_state_of_a_hundred_thousand_parked_users_is_stored_and_read_back() {
+    let (place, log) = Place::with_partitions(1).await;
+    fill(&*log, 20).await;
+    let group = place.group(&log).await;
+    let state = parked_users(100_000);
+    let began = Instant::now();
+    group.commit(0, state.clone()).await.unwrap();
+    let stored = began.elapsed();
+    assert_eq!(group.committed(0).await, Ok(Some(state.clone())));
+    println!("# {} bytes of parked users stored in {stored:?}, both in {:?}", state.encode().len(), began.elapsed());
     group.leave().await;
 }
 

@@ -13,6 +13,7 @@
 mod cut;
 mod leaderless;
 
+use super::commits::{holes, records};
 use super::members;
 use crate::support::block_on;
 use crate::support::broker::{Broker, tool};
@@ -22,9 +23,11 @@ use crate::support::load::{Answered, EventOutcome, Load};
 use crate::support::program::{self, Program};
 use crate::support::torture_times;
 use crate::support::wait::eventually;
+use eventd::group::kafka::KafkaGroups;
+use eventd::group::{Groups as _, JoinOptions};
 use eventd::kafka::{Cluster, Recipient, topic_name};
 use eventd::log::kafka::Kafka;
-use eventd::log::{Engine, Log};
+use eventd::log::{CreateTopic, Engine, Log};
 use eventd::net::BrokerSettings;
 use kafka_protocol::messages::MetadataRequest;
 use kafka_protocol::messages::metadata_request::MetadataRequestTopic;
@@ -278,6 +281,25 @@ fn quotas_slow_ingest_and_dispatch_but_lose_and_repeat_nothing() {
     quotas(["--delete-config", "producer_byte_rate,consumer_byte_rate"]);
     let took = scene.recovers();
     scene.judge(&format!("quotas: {usual:?} became {slowed:?}"), &[took]);
+}
+
+/// A broker that accepts hardly any metadata in a commit: what does not fit is stored in the state topic.
+#[test]
+fn a_state_is_kept_by_a_broker_that_accepts_256_bytes_of_metadata() {
+    let broker = Broker::start("small-metadata", &["--set", "offset.metadata.max.bytes=256"]);
+    block_on(async {
+        let engine = Kafka::connect(settings(broker.addresses())).await.unwrap();
+        let log = engine.open("events", Some(CreateTopic { partitions: 1, retention: None })).await.unwrap();
+        log.append(0, records(0..2_000)).await.unwrap();
+        let options = JoinOptions::new("digest");
+        let group = KafkaGroups::new(Arc::clone(&engine)).join_alone("crm", &log, &options).await.unwrap();
+        for ranges in [1, 300, 700] {
+            let state = holes(3, ranges);
+            group.commit(0, state.clone()).await.unwrap();
+            assert_eq!(group.committed(0).await, Ok(Some(state)), "{ranges} ranges");
+        }
+        group.leave().await;
+    });
 }
 
 #[test]
