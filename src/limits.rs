@@ -19,6 +19,13 @@ pub const RECORD_FRAMING_BYTES_MAX: usize = 36;
 /// Bytes of one delivery batch for a lane, unless its first event alone is larger.
 pub const RUN_BYTES_MAX: usize = 1024 * 1024;
 
+/// Bytes of the events in one http request with several events, unless its first event alone is larger. In base64 and with
+/// the other fields, the body of the request may be half as large again.
+pub const HTTP_BATCH_BYTES_MAX: usize = 512 * 1024;
+
+/// Events in one http request.
+pub const HTTP_BATCH_EVENTS_MAX: usize = 1_000;
+
 /// Bytes that one fetch asks for.
 pub const FETCH_BYTES_MAX: usize = 1024 * 1024;
 

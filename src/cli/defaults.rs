@@ -38,6 +38,7 @@ pub(crate) const ON_EXHAUSTED: &str = "dead-letter";
 pub(crate) const ATTEMPT_TIMEOUT: &str = "15s";
 pub(crate) const RETRY_AFTER_MAX: &str = "5m";
 pub(crate) const CONCURRENCY: &str = "256";
+pub(crate) const BATCH: &str = "1";
 pub(crate) const WINDOW: &str = "100000";
 pub(crate) const WINDOW_BYTES: &str = "64MiB";
 pub(crate) const USER_BACKLOG: &str = "100";

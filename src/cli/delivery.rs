@@ -75,6 +75,13 @@ pub struct DeliveryFlags {
     #[arg(long, value_name = "N", env = "EVENTD_CONCURRENCY", default_value = defaults::CONCURRENCY, value_parser = values::count, help_heading = BOUNDS)]
     pub concurrency: usize,
 
+    /// Most events of one user in one request to an http destination
+    ///
+    /// With 2 or more, waiting events of a user are sent together, as a batch of CloudEvents. The receiver must accept the
+    /// media type application/cloudevents-batch+json. An answer 2xx means that it has taken all of them.
+    #[arg(long, value_name = "N", env = "EVENTD_BATCH", default_value = defaults::BATCH, value_parser = values::batch, help_heading = BOUNDS)]
+    pub batch: usize,
+
     /// Most attempts in a time, for each destination, for example 500/s or 30/m [default: as many as it accepts]
     ///
     /// Several processes of one destination share the rate: each has the share of its partitions. `eventd control rate`

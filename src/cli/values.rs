@@ -78,6 +78,16 @@ pub(super) fn count(text: &str) -> Result<usize, String> {
     }
 }
 
+/// Events in one http request.
+pub(super) fn batch(text: &str) -> Result<usize, String> {
+    match count(text)? {
+        events if events > limits::HTTP_BATCH_EVENTS_MAX => {
+            Err(format!("the largest possible value is {}", limits::HTTP_BATCH_EVENTS_MAX))
+        }
+        events => Ok(events),
+    }
+}
+
 /// A whole number from 1.
 pub(super) fn from_one(text: &str) -> Result<u64, String> {
     match text.parse() {

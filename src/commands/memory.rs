@@ -4,8 +4,8 @@
 use crate::config::{DeliveryConfig, EndpointConfig, EngineConfig, LogConfig};
 use crate::destination::spec::Target;
 use crate::limits::{
-    ANSWER_DRAINS_MAX, FAILING_USERS_MAX, HTTP_BUFFER_BYTES_MAX, PROBED_USERS_MAX, RECORD_BYTES_MAX, RUN_BYTES_MAX,
-    USERS_AFTER_DEAD_LETTER_MAX, WRITE_BYTES_MAX,
+    ANSWER_DRAINS_MAX, FAILING_USERS_MAX, HTTP_BUFFER_BYTES_MAX, IN_FLIGHT_EVENTS_MAX, PROBED_USERS_MAX,
+    RECORD_BYTES_MAX, RUN_BYTES_MAX, USERS_AFTER_DEAD_LETTER_MAX, WRITE_BYTES_MAX,
 };
 use crate::{log, stderr};
 
@@ -14,6 +14,10 @@ const CONNECTION_OVERHEAD_BYTES: usize = 8 * 1024;
 
 /// Memory of an attempt in addition to its events: for the buffers of its connection, with TLS, and for the answer.
 const ATTEMPT_BYTES: usize = 64 * 1024;
+
+/// Bytes of an event in the body of a request with several events, in addition to its payload, if its id, type and user have
+/// usual lengths.
+const BATCH_EVENT_BYTES: usize = 1024;
 
 /// Memory of an event in a window in addition to the bytes that the window counts, if every event belongs to another user:
 /// its lane. Measured with 300,000 events of 8 bytes: 254 bytes each.
@@ -82,9 +86,12 @@ fn of_deliveries(deliveries: &[DeliveryConfig], partitions: u32, event_bytes_max
         let in_use = match delivery.spec.target {
             // The lines of the write in progress and of the next one, and one more batch or event.
             Target::File(_) | Target::Stdout => 2 * WRITE_BYTES_MAX + RUN_BYTES_MAX.max(event_bytes_max),
-            Target::Http(_) => {
-                delivery.dispatch.concurrency.saturating_add(ANSWER_DRAINS_MAX).saturating_mul(ATTEMPT_BYTES)
-            }
+            Target::Http(_) => delivery
+                .dispatch
+                .concurrency
+                .saturating_add(ANSWER_DRAINS_MAX)
+                .saturating_mul(ATTEMPT_BYTES)
+                .saturating_add(bodies_of_batches(delivery)),
             Target::Null => 0,
         };
         in_use.saturating_add(remembered)
@@ -94,6 +101,15 @@ fn of_deliveries(deliveries: &[DeliveryConfig], partitions: u32, event_bytes_max
         MemoryPart { name: "windows of destinations", bytes: sum(&mut { windows }) },
         MemoryPart { name: "other parts of destinations", bytes: sum(&mut { others }) },
     ]
+}
+
+/// Bodies of requests with several events. Their events are in the window, and are in a body once more, in base64.
+fn bodies_of_batches(delivery: &DeliveryConfig) -> usize {
+    let events = IN_FLIGHT_EVENTS_MAX.saturating_mul(BATCH_EVENT_BYTES);
+    match delivery.settings.batch_events_max {
+        0 | 1 => 0,
+        _ => (delivery.dispatch.window_bytes / 3).saturating_mul(4).saturating_add(events),
+    }
 }
 
 /// Logs the sum and its parts.

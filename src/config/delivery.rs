@@ -65,6 +65,7 @@ pub(super) fn deliveries(
             attempt_timeout: flags.retries.attempt_timeout,
             retry_after_max: flags.retries.retry_after_max,
             concurrency: flags.concurrency,
+            batch_events_max: flags.batch,
             secret: secrets.read(&spec)?,
             file_mode: flags.file_mode,
             drill,

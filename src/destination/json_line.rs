@@ -63,7 +63,7 @@ pub(super) fn append(topic: &str, partition: u32, event: &Event, lines: &mut Vec
         None => string(&event.id(topic, partition), lines),
     }
     put(lines, format_args!(",\"partition\":{partition},\"offset\":{}", event.offset));
-    timestamp(record.timestamp_ms, lines);
+    timestamp("timestamp", record.timestamp_ms, lines);
     if let Some(kind) = text(kind) {
         lines.extend_from_slice(b",\"type\":");
         string(kind, lines);
@@ -115,14 +115,14 @@ fn put(lines: &mut Vec<u8>, arguments: std::fmt::Arguments<'_>) {
     lines.write_fmt(arguments).expect("writing numbers to memory cannot fail");
 }
 
-/// Appends the timestamp in RFC 3339 form, in UTC with milliseconds.
-fn timestamp(timestamp_ms: i64, lines: &mut Vec<u8>) {
+/// Appends the timestamp as a field with this name, in RFC 3339 form, in UTC with milliseconds.
+pub(super) fn timestamp(name: &str, timestamp_ms: i64, lines: &mut Vec<u8>) {
     static PRINTER: DateTimePrinter = DateTimePrinter::new().precision(Some(3));
     // In Kafka, a timestamp of -1 means "none". Years before 0 would have a sign and six digits.
     if timestamp_ms == -1 || !(YEAR_ZERO_MS..YEAR_9999_END_MS).contains(&timestamp_ms) {
         return;
     }
-    lines.extend_from_slice(b",\"timestamp\":\"");
+    put(lines, format_args!(",\"{name}\":\""));
     let written = match Timestamp::from_millisecond(timestamp_ms) {
         Ok(timestamp) => PRINTER.print_timestamp(&timestamp, StdIoWrite(&mut *lines)),
         // A `Timestamp` ends a day before the year 9999 does, so that it has a date in every time zone.
@@ -222,7 +222,7 @@ mod tests {
             Timestamp::MAX.as_millisecond() - 1_000..YEAR_9999_END_MS,
         ]) {
             let mut lines = Vec::new();
-            timestamp(timestamp_ms, &mut lines);
+            timestamp("timestamp", timestamp_ms, &mut lines);
             let other = humantime::format_rfc3339_millis(UNIX_EPOCH + Duration::from_millis(timestamp_ms as u64));
             prop_assert_eq!(String::from_utf8(lines).unwrap(), format!(",\"timestamp\":\"{other}\""));
         }
@@ -230,7 +230,7 @@ mod tests {
         #[test]
         fn timestamps_before_the_unix_epoch_have_a_year_of_four_digits_or_are_left_out(timestamp_ms in prop_oneof![i64::MIN..0, YEAR_ZERO_MS - 1_000..YEAR_ZERO_MS + 1_000, YEAR_ZERO_MS..0]) {
             let mut lines = Vec::new();
-            timestamp(timestamp_ms, &mut lines);
+            timestamp("timestamp", timestamp_ms, &mut lines);
             let is_left_out = timestamp_ms == -1 || timestamp_ms < YEAR_ZERO_MS;
             prop_assert_eq!(lines.len(), if is_left_out { 0 } else { r#","timestamp":"2026-01-02T03:04:05.678Z""#.len() });
         }

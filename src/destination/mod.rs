@@ -6,7 +6,7 @@
 //! ```
 //!
 //! ```text
-//!  spec::Spec ─▶ open ─┬─ http        one POST for each event
+//!  spec::Spec ─▶ open ─┬─ http        one POST for each event, or for several of one user (--batch)
 //!                      ├─ file    ─┐  batch_writer: one thread writes, syncs once for all waiting batches, and answers
 //!                      ├─ stdout  ─┘    └─ json_line: an event as one line of JSON
 //!                      ├─ null        accepts and discards everything
@@ -176,6 +176,8 @@ pub struct DestinationSettings {
     pub retry_after_max: Duration,
     /// Attempts in flight at the same time. An http destination keeps this many unused connections.
     pub concurrency: usize,
+    /// Events of one user that an http destination sends in one request, at most.
+    pub batch_events_max: usize,
     /// The decoded secret that signs every webhook; see [`webhook::parse_secret`].
     pub secret: Option<Vec<u8>>,
     /// A PEM file with the certificate authorities that https destinations trust. `None` means the system's.
@@ -193,6 +195,7 @@ impl Default for DestinationSettings {
             attempt_timeout: Duration::from_secs(15),
             retry_after_max: Duration::from_secs(300),
             concurrency: 256,
+            batch_events_max: 1,
             secret: None,
             ca_file: None,
             file_mode: 0o600,
@@ -208,6 +211,7 @@ impl fmt::Debug for DestinationSettings {
             .field("attempt_timeout", &self.attempt_timeout)
             .field("retry_after_max", &self.retry_after_max)
             .field("concurrency", &self.concurrency)
+            .field("batch_events_max", &self.batch_events_max)
             .field("signed", &self.secret.is_some())
             .field("ca_file", &self.ca_file)
             .field("file_mode", &format_args!("{:04o}", self.file_mode))

@@ -1,4 +1,5 @@
-//! Delivers each event by one HTTP/1.1 `POST`, over connections that are kept open.
+//! Delivers each event by one HTTP/1.1 `POST`, over connections that are kept open. With `--batch`, a `POST` may have
+//! several events of one user ([`batch`]).
 //!
 //! | response                                                                            | verdict       |
 //! |-------------------------------------------------------------------------------------|---------------|
@@ -21,6 +22,7 @@
 //!                      └ Connector ── Resolver
 //! ```
 
+mod batch;
 mod connection;
 mod connector;
 mod failure_text;
@@ -34,9 +36,10 @@ use super::{BatchLimits, ConfigurationError, Deadline, DeliveryBatch, Destinatio
 use crate::BoxFuture;
 use crate::core::event::{Event, Record};
 use crate::core::verdict::{Failed, Report, Verdict};
-use crate::limits::ANSWER_BYTES_MAX;
+use crate::limits::{ANSWER_BYTES_MAX, HTTP_BATCH_BYTES_MAX};
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
+use batch::BatchRequest;
 use bytes::Bytes;
 use connection::RemainingBody;
 use http::header::{AUTHORIZATION, CONTENT_LENGTH, HOST, HeaderMap, HeaderValue, RETRY_AFTER, USER_AGENT};
@@ -67,6 +70,7 @@ pub(super) struct HttpDestination {
     signer: Option<Signer>,
     retry_after_max: Duration,
     attempt_timeout: Duration,
+    batch_events_max: usize,
 }
 
 impl HttpDestination {
@@ -81,6 +85,7 @@ impl HttpDestination {
             signer: settings.secret.as_deref().map(Signer::new),
             retry_after_max: settings.retry_after_max,
             attempt_timeout: settings.attempt_timeout,
+            batch_events_max: settings.batch_events_max,
         })
     }
 
@@ -88,7 +93,7 @@ impl HttpDestination {
         format!("no answer within {} (--attempt-timeout)", humantime::format_duration(self.attempt_timeout))
     }
 
-    async fn attempt(&self, webhook: WebhookRequest<'_>, deadline: &Deadline) -> Result<(), Failed> {
+    async fn attempt(&self, webhook: &Webhook<'_>, deadline: &Deadline) -> Result<(), Failed> {
         let mut connection = match self.pool.take().await {
             Some(connection) => connection,
             None => {
@@ -99,7 +104,7 @@ impl HttpDestination {
         // The loop has one place that sends. With two places the future of an attempt would be larger than the allocator
         // handles quickly, and there is one future for each event.
         let response = loop {
-            let error = match timeout_at(deadline.at, connection.send(self.request(&webhook))).await {
+            let error = match timeout_at(deadline.at, connection.send(self.request(webhook))).await {
                 Ok(Ok(response)) => break response,
                 Ok(Err(error)) => Some(failure_text::chain(&error)),
                 Err(_) => None,
@@ -158,19 +163,28 @@ impl HttpDestination {
         }
     }
 
-    fn request(&self, webhook: &WebhookRequest<'_>) -> Request<Full<Bytes>> {
+    fn request(&self, webhook: &Webhook<'_>) -> Request<Full<Bytes>> {
         let mut headers = HeaderMap::with_capacity(REQUEST_HEADERS_MAX);
         headers.insert(HOST, self.host.clone());
         headers.insert(USER_AGENT, HeaderValue::from_static(concat!("eventd/", env!("CARGO_PKG_VERSION"))));
         if let Some(authorization) = &self.authorization {
             headers.insert(AUTHORIZATION, authorization.clone());
         }
-        if webhook.event.record.value().unwrap_or_default().is_empty() {
+        let body = match webhook {
+            Webhook::Event(webhook) => {
+                webhook.put_headers(self.signer.as_ref(), &mut headers);
+                payload(webhook.event)
+            }
+            Webhook::Batch(batch) => {
+                batch.put_headers(self.signer.as_ref(), &mut headers);
+                batch.body()
+            }
+        };
+        if body.is_empty() {
             // hyper sends no length for an empty body, and several servers answer 411 to a POST without a length.
             headers.insert(CONTENT_LENGTH, HeaderValue::from_static("0"));
         }
-        webhook.put_headers(self.signer.as_ref(), &mut headers);
-        let mut request = Request::new(payload(webhook.event));
+        let mut request = Request::new(Full::new(body));
         *request.method_mut() = Method::POST;
         *request.uri_mut() = self.path_and_query.clone();
         *request.headers_mut() = headers;
@@ -196,33 +210,26 @@ impl HttpDestination {
 
 impl Destination for HttpDestination {
     fn limits(&self) -> BatchLimits {
-        BatchLimits { runs_max: 1, run_events_max: 1, run_bytes_max: usize::MAX }
+        BatchLimits { runs_max: 1, run_events_max: self.batch_events_max.max(1), run_bytes_max: HTTP_BATCH_BYTES_MAX }
     }
 
     fn deliver(&self, batch: DeliveryBatch) -> BoxFuture<'_, Vec<Report>> {
         Box::pin(async move {
             let mut reports = Vec::with_capacity(batch.runs.len());
             for run in &batch.runs {
-                let mut report = Report { delivered: 0, failed: None };
-                for event in batch.events_of(run) {
-                    let is_first = report.delivered == 0;
-                    let webhook = WebhookRequest {
-                        topic: &batch.topic,
-                        partition: batch.partition,
-                        event,
-                        attempt: if is_first { run.attempt } else { 1 },
-                        after_dead_letter: is_first && run.after_dead_letter,
-                        now: SystemTime::now(),
-                    };
-                    match self.attempt(webhook, &batch.deadline).await {
-                        Ok(()) => report.delivered += 1,
-                        Err(failed) => {
-                            report.failed = Some(failed);
-                            break;
-                        }
+                let (topic, partition, events) = (&*batch.topic, batch.partition, batch.events_of(run));
+                let (after_dead_letter, now) = (run.after_dead_letter, SystemTime::now());
+                let webhook = match events {
+                    [event] => {
+                        let attempt = run.attempt;
+                        Webhook::Event(WebhookRequest { topic, partition, event, attempt, after_dead_letter, now })
                     }
-                }
-                reports.push(report);
+                    _ => Webhook::Batch(BatchRequest::new(topic, partition, events, after_dead_letter, now)),
+                };
+                reports.push(match self.attempt(&webhook, &batch.deadline).await {
+                    Ok(()) => Report { delivered: events.len(), failed: None },
+                    Err(failed) => Report { delivered: 0, failed: Some(webhook.failed(failed)) },
+                });
             }
             reports
         })
@@ -233,15 +240,31 @@ impl Destination for HttpDestination {
     }
 }
 
+/// What one request delivers.
+enum Webhook<'a> {
+    Event(WebhookRequest<'a>),
+    Batch(BatchRequest<'a>),
+}
+
+impl Webhook<'_> {
+    /// What a failure of the request says about the first event.
+    fn failed(&self, failed: Failed) -> Failed {
+        match self {
+            Self::Event(_) => failed,
+            Self::Batch(_) => Failed { verdict: batch::verdict_of_first(failed.verdict), ..failed },
+        }
+    }
+}
+
 /// The payload as a body that shares the memory of the record. A tombstone is an empty body.
-fn payload(event: &Event) -> Full<Bytes> {
+fn payload(event: &Event) -> Bytes {
     struct Payload(Record);
     impl AsRef<[u8]> for Payload {
         fn as_ref(&self) -> &[u8] {
             self.0.value().unwrap_or_default()
         }
     }
-    Full::new(Bytes::from_owner(Payload(event.record.clone())))
+    Bytes::from_owner(Payload(event.record.clone()))
 }
 
 /// The `host` header. It has a port only if the port is not the default of the scheme.

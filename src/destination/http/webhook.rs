@@ -4,7 +4,7 @@ use crate::core::event::{self, Event};
 use crate::destination::ConfigurationError;
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
-use bytes::{BufMut, BytesMut};
+use bytes::{BufMut, Bytes, BytesMut};
 use http::header::{CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue};
 use percent_encoding::{AsciiSet, CONTROLS, percent_encode};
 use ring::hmac;
@@ -16,7 +16,7 @@ static WEBHOOK_TIMESTAMP: HeaderName = HeaderName::from_static("webhook-timestam
 static WEBHOOK_SIGNATURE: HeaderName = HeaderName::from_static("webhook-signature");
 static USER: HeaderName = HeaderName::from_static("eventd-user");
 static ATTEMPT: HeaderName = HeaderName::from_static("eventd-attempt");
-static OFFSET: HeaderName = HeaderName::from_static("eventd-offset");
+pub(super) static OFFSET: HeaderName = HeaderName::from_static("eventd-offset");
 static TYPE: HeaderName = HeaderName::from_static("eventd-type");
 static GAP: HeaderName = HeaderName::from_static("eventd-gap");
 static REPLAY: HeaderName = HeaderName::from_static(event::REPLAY);
@@ -26,7 +26,7 @@ static TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 /// ASCII are always encoded.
 const IN_A_HEADER: &AsciiSet = &CONTROLS.add(b' ').add(b'%');
 /// Like [`IN_A_HEADER`], and also `.`, because the signature joins id, time and body with `.`.
-const IN_A_SIGNED_ID: &AsciiSet = &IN_A_HEADER.add(b'.');
+pub(super) const IN_A_SIGNED_ID: &AsciiSet = &IN_A_HEADER.add(b'.');
 
 /// The prefix of a base64 secret in Standard Webhooks.
 pub(crate) const SECRET_PREFIX: &str = "whsec_";
@@ -103,6 +103,40 @@ impl fmt::Debug for Signer {
     }
 }
 
+/// The headers that a single event and a batch have.
+pub(super) struct Envelope<'a> {
+    /// The encoded id.
+    pub(super) id: Bytes,
+    pub(super) user: Option<&'a [u8]>,
+    pub(super) attempt: u32,
+    pub(super) after_dead_letter: bool,
+    pub(super) now: SystemTime,
+}
+
+impl Envelope<'_> {
+    /// Adds the headers of this body. `values` is memory for them.
+    pub(super) fn put(self, signer: Option<&Signer>, body: &[u8], headers: &mut HeaderMap, values: &mut BytesMut) {
+        let Self { id, user, attempt, after_dead_letter, now } = self;
+        number(now.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs(), values);
+        let timestamp = values.split().freeze();
+        if let Some(signer) = signer {
+            signer.sign(&id, &timestamp, body, values);
+            put(headers, &WEBHOOK_SIGNATURE, values);
+        }
+        insert(headers, &WEBHOOK_ID, HeaderValue::from_maybe_shared(id));
+        insert(headers, &WEBHOOK_TIMESTAMP, HeaderValue::from_maybe_shared(timestamp));
+        if let Some(user) = user {
+            encode(user, IN_A_HEADER, values);
+            put(headers, &USER, values);
+        }
+        number(attempt.into(), values);
+        put(headers, &ATTEMPT, values);
+        if after_dead_letter {
+            headers.insert(GAP.clone(), HeaderValue::from_static("1"));
+        }
+    }
+}
+
 /// One attempt to deliver one event: the source of its headers.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct WebhookRequest<'a> {
@@ -141,29 +175,19 @@ impl WebhookRequest<'_> {
             Some(id) => encode(id, IN_A_SIGNED_ID, &mut values),
             None => encode(self.event.id(self.topic, self.partition).as_bytes(), IN_A_SIGNED_ID, &mut values),
         }
-        let id = values.split().freeze();
-        number(self.now.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs(), &mut values);
-        let timestamp = values.split().freeze();
-        if let Some(signer) = signer {
-            signer.sign(&id, &timestamp, record.value().unwrap_or_default(), &mut values);
-            put(headers, &WEBHOOK_SIGNATURE, &mut values);
-        }
-        insert(headers, &WEBHOOK_ID, HeaderValue::from_maybe_shared(id));
-        insert(headers, &WEBHOOK_TIMESTAMP, HeaderValue::from_maybe_shared(timestamp));
-        if let Some(user) = record.key() {
-            encode(user, IN_A_HEADER, &mut values);
-            put(headers, &USER, &mut values);
-        }
-        number(self.attempt.into(), &mut values);
-        put(headers, &ATTEMPT, &mut values);
+        let envelope = Envelope {
+            id: values.split().freeze(),
+            user: record.key(),
+            attempt: self.attempt,
+            after_dead_letter: self.after_dead_letter,
+            now: self.now,
+        };
+        envelope.put(signer, record.value().unwrap_or_default(), headers, &mut values);
         write!(values, "{}:{}", self.partition, self.event.offset).expect("writing to memory cannot fail");
         put(headers, &OFFSET, &mut values);
         if let Some(kind) = kind.flatten() {
             encode(kind, IN_A_HEADER, &mut values);
             put(headers, &TYPE, &mut values);
-        }
-        if self.after_dead_letter {
-            headers.insert(GAP.clone(), HeaderValue::from_static("1"));
         }
         for (name, value) in [(&CONTENT_TYPE, content_type), (&TRACEPARENT, traceparent), (&REPLAY, replay)] {
             if let Some(value) = value.flatten() {
@@ -173,7 +197,7 @@ impl WebhookRequest<'_> {
     }
 }
 
-fn encode(bytes: &[u8], set: &'static AsciiSet, values: &mut BytesMut) {
+pub(super) fn encode(bytes: &[u8], set: &'static AsciiSet, values: &mut BytesMut) {
     for chunk in percent_encode(bytes, set) {
         values.extend_from_slice(chunk.as_bytes());
     }
@@ -183,7 +207,7 @@ fn number(number: u64, values: &mut BytesMut) {
     write!(values, "{number}").expect("writing to memory cannot fail");
 }
 
-fn put(headers: &mut HeaderMap, name: &HeaderName, values: &mut BytesMut) {
+pub(super) fn put(headers: &mut HeaderMap, name: &HeaderName, values: &mut BytesMut) {
     insert(headers, name, HeaderValue::from_maybe_shared(values.split().freeze()));
 }
 

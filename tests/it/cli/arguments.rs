@@ -551,7 +551,7 @@ fn a_duration_without_a_unit_and_a_senseless_zero_are_refused() {
     }
     refused(folder.path(), &["up", "--drain", "30"], &["--drain", "unit"]);
     let sizes = ["max-body", "max-event", "max-pending", "max-db-bytes", "window-bytes"];
-    let counts = ["max-batch", "max-connections", "concurrency", "window"];
+    let counts = ["max-batch", "max-connections", "concurrency", "batch", "window"];
     for flag in sizes.iter().chain(&counts).map(|name| format!("--{name}")) {
         refused(folder.path(), &["up", &flag, "0"], &[&flag, "above zero"]);
         refused(folder.path(), &["up", &flag, "many"], &[&flag]);

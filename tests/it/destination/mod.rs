@@ -1,6 +1,7 @@
 //! Destinations: the file and HTTP destinations, their names, their failures, and what the log says of their trouble.
 //! This file has the helpers that make delivery batches.
 
+mod batches;
 mod exhausted;
 mod failures;
 mod file;
