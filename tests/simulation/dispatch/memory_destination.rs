@@ -163,7 +163,7 @@ impl MemoryDestination {
     }
 
     /// The report of each run, how long the delivery batch takes, and whether it is answered at all.
-    fn fates(&self, runs: &[DeliveredRun], way: Option<u32>) -> (Vec<Report>, Duration, bool) {
+    fn fates(&self, id: u64, runs: &[DeliveredRun], way: Option<u32>) -> (Vec<Report>, Duration, bool) {
         let mut guard = self.handle.world.lock();
         let state = &mut *guard;
         let (behaviour, random) = (&state.behaviour, &mut state.random);
@@ -175,7 +175,7 @@ impl MemoryDestination {
                 match way.map_or_else(|| behaviour.fate(event, random), chosen) {
                     Fate::Delivered => report.delivered += 1,
                     Fate::Failed(verdict) => {
-                        report.failed = Some(Failed::new(verdict, "503 try later"));
+                        report.failed = Some(Failed::new(verdict, format!("503 try later ({id}/{})", event.offset)));
                         break;
                     }
                     Fate::Hangs => {
@@ -239,7 +239,7 @@ impl Destination for MemoryDestination {
                 id
             };
             let mut in_flight = InFlight { destination: self, id: Some(id) };
-            let (mut reports, time, answers) = self.fates(&runs, way);
+            let (mut reports, time, answers) = self.fates(id, &runs, way);
             if !answers {
                 std::future::pending::<()>().await;
             }

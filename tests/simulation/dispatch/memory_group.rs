@@ -12,6 +12,9 @@ use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 use tokio::time::Instant;
 
+/// How long a look for an offset reset takes if timers are far apart: just within the time that it may take.
+const FAR_LOOK: Duration = Duration::from_secs(28);
+
 /// The group's name: the destination's.
 pub(crate) const NAME: &str = "file-1";
 
@@ -398,7 +401,11 @@ impl Group for MemoryGroup {
             if !self.0.is_answered(Call::Requested).await {
                 return Err(Failure::refused(FailureCode::GroupUnavailable, "no answer from the group"));
             }
-            let found = self.0.world.lock().members.partitions[partition as usize].requested;
+            let (found, waits) = {
+                let state = self.0.world.lock();
+                (state.members.partitions[partition as usize].requested, state.rates.far_timers)
+            };
+            self.0.sleep(if waits { FAR_LOOK } else { Duration::ZERO }).await;
             self.0.end().await;
             Ok(found)
         })

@@ -21,6 +21,9 @@ pub(crate) const TOPIC: &str = "user-events";
 pub(crate) const DEAD_LETTERS: &str = "user-events.file-1.dead";
 const AUDIT: &str = "user-events.audit";
 
+/// How long a fetch waits for a record if timers are far apart.
+const FAR_FETCH: Duration = Duration::from_secs(600);
+
 /// All topics of the engine.
 #[derive(Debug)]
 pub(crate) struct Topics {
@@ -318,14 +321,16 @@ impl Log for MemoryLog {
         Box::pin(async move {
             let (handle, world) = (&self.handle, &self.handle.world);
             let way = handle.begin(Call::Fetch).await;
-            let (now, until) = (world.now(), Instant::now() + wait);
-            let (delay, fails) = {
+            let now = world.now();
+            let (delay, fails, wait) = {
                 let mut state = world.lock();
+                let wait = if state.rates.far_timers { FAR_FETCH } else { wait };
                 if let Some(oracle) = self.watcher(&mut state) {
                     oracle.fetch(handle.life, partition, from, max_bytes, now);
                 }
-                (state.delay(), state.read_fails(way))
+                (state.delay(), state.read_fails(way), wait)
             };
+            let until = Instant::now() + wait;
             handle.sleep(delay).await;
             if fails {
                 if let Some(oracle) = self.watcher(&mut world.lock()) {

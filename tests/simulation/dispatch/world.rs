@@ -126,6 +126,8 @@ pub(crate) struct Rates {
     pub(crate) slow_ms_max: u64,
     /// How many of a thousand waits for a change end the membership.
     pub(crate) membership_ends_permille: u64,
+    /// Fetches and looks for offset resets wait long.
+    pub(crate) far_timers: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

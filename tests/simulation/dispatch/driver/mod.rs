@@ -426,7 +426,7 @@ impl<'a> Driver<'a> {
 
     /// Appends one event of a new user in each partition.
     fn append_fresh(&mut self) {
-        for partition in 0..self.scenario.partitions {
+        for partition in 0..self.assigned.len() as u32 {
             let user = format!("fresh-{}", self.world.now().as_secs());
             let record = Record::new(Some(user.as_bytes()), Some(b"fresh"), &[], 0);
             self.world.append(TOPIC, partition, &[record]);
@@ -465,7 +465,7 @@ impl<'a> Driver<'a> {
         {
             if self.world.now() >= fresh_at {
                 // A life can only notice the end of an outage if other users send events.
-                fresh_at = self.world.now() + FRESH_EVERY;
+                fresh_at = self.world.now() + FRESH_EVERY.max(self.scenario.config.commit_interval * 2);
                 self.append_fresh();
             }
             let soon = self.world.now() + Duration::from_millis(100);

@@ -2,7 +2,7 @@
 //! no event given up without cause.
 
 use super::timing::{AttemptOf, RunEnd};
-use super::{Attempt, Life, Oracle, Ownership, User};
+use super::{Attempt, Attempted, Life, Oracle, Ownership, User};
 use eventd::core::event::{Event, Record};
 use eventd::core::verdict::{Report, Verdict};
 use std::time::Duration;
@@ -206,7 +206,7 @@ impl Oracle {
                 self.refusals.delivered(life, (partition, user), id, now);
             }
             if let (Some(failed), Some(offset)) = (&report.failed, run.get(report.delivered)) {
-                self.failed(&attempt, *offset, failed.verdict, now);
+                self.failed(&attempt, *offset, failed.verdict, &failed.answer, now);
                 self.refused(id, &attempt, *offset, failed.verdict, now);
             }
         }
@@ -236,7 +236,13 @@ impl Oracle {
         }
         for run in &attempt.runs {
             if let Some(offset) = run.first() {
-                self.failed(&attempt, *offset, Verdict::Retry { after: None }, now);
+                self.failed(
+                    &attempt,
+                    *offset,
+                    Verdict::Retry { after: None },
+                    "no answer within --attempt-timeout",
+                    now,
+                );
             }
         }
     }
@@ -259,7 +265,7 @@ impl Oracle {
         timing.attempt_ended(attempt.of(id), runs.collect(), answered, now);
     }
 
-    fn failed(&mut self, attempt: &Attempt, offset: i64, verdict: Verdict, now: Duration) {
+    fn failed(&mut self, attempt: &Attempt, offset: i64, verdict: Verdict, answer: &str, now: Duration) {
         self.counts.failed += 1;
         let user = self.partitions[attempt.partition as usize].entries[&offset].user.clone();
         let evident =
@@ -270,6 +276,8 @@ impl Oracle {
         let retry_after_max = self.rules.retry_after_max;
         if let Some(owned) = self.ownership_of(attempt) {
             owned.failures.entry(offset).or_default().add(verdict, window, evident);
+            let before = owned.attempted.remove(&offset);
+            owned.attempted.insert(offset, Attempted::and(before, verdict, answer, now));
             if let Verdict::Busy { after: Some(after) } | Verdict::Retry { after: Some(after) } = verdict {
                 owned.not_before.insert(offset, now + after.min(retry_after_max));
             }
@@ -333,6 +341,8 @@ impl Oracle {
         if tries != before + failures.seen() {
             return Err(format!("{tries} attempts of {offset}, and {before} + {} were seen to fail", failures.seen()));
         }
+        let appended = (before == 0).then_some(entry.appended);
+        let untrue = owned.attempted.get(&offset).and_then(|attempted| attempted.contradicts(record, appended));
         match failures.forbid(
             life,
             text("eventd-reason")?,
@@ -340,7 +350,7 @@ impl Oracle {
             &self.health,
         ) {
             Some(wrong) => Err(format!("{offset} is given up {wrong}")),
-            None => Ok(()),
+            None => untrue.map_or(Ok(()), |untrue| Err(format!("{offset} is given up {untrue}"))),
         }
     }
 

@@ -16,6 +16,7 @@ mod deliveries;
 mod refusals;
 mod replayed;
 mod timing;
+mod truth;
 
 pub(crate) use deliveries::DeliveredRun;
 pub(crate) use timing::{BackoffRule, TimingRules};
@@ -29,6 +30,7 @@ use replayed::ReplayView;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::time::Duration;
 use timing::Timing;
+use truth::Attempted;
 
 /// One life of a process, from its start to its end or crash.
 pub(crate) type Life = u32;
@@ -99,6 +101,8 @@ struct Ownership {
     /// When its owner was first told to drain, by the group or by a stop. `--drain` counts from then.
     revoked_at: Option<Duration>,
     failures: HashMap<i64, Failures>,
+    /// What the dead letter of each event has to say.
+    attempted: HashMap<i64, Attempted>,
     /// No attempt at this offset may begin before this time, because the destination answered "busy" or `Retry-After`.
     not_before: HashMap<i64, Duration>,
     gave_up: HashSet<i64>,

@@ -14,6 +14,7 @@ use eventd::core::progress::{OffsetReset, PartitionState, ResetTarget};
 use eventd::core::verdict::{Failed, Report, Verdict};
 use eventd::destination::BatchLimits;
 use eventd::log::{CreateTopic, Engine as _, FetchError, Log, OpenError};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -50,6 +51,8 @@ fn rules(limits: BatchLimits, start_latest: bool) -> Rules {
 struct Case {
     oracle: Oracle,
     users: Vec<&'static str>,
+    /// The seconds of the first and the last failure of each event.
+    failed: BTreeMap<usize, (u64, u64)>,
 }
 
 impl Case {
@@ -61,7 +64,7 @@ impl Case {
     fn new(users: &[&'static str], may_park: bool) -> Self {
         let rules = rules(BatchLimits { runs_max: 3, run_events_max: 3, run_bytes_max: 1_000 }, false);
         let rules = Rules { may_park, ..rules };
-        let mut case = Self { oracle: Oracle::new(rules, 1), users: users.to_vec() };
+        let mut case = Self { oracle: Oracle::new(rules, 1), users: users.to_vec(), failed: BTreeMap::new() };
         for (user, offset) in users.iter().zip(0..) {
             case.oracle.appended(0, offset, &record(user), seconds(0));
         }
@@ -95,11 +98,16 @@ impl Case {
 
     fn attempt(&mut self, offset: usize, attempt: u32, verdict: Option<Verdict>, at: u64) {
         let id = self.start(offset, attempt, at);
+        if verdict.is_some() {
+            self.failed.entry(offset).or_insert((at, at)).1 = at;
+        }
         self.end(id, verdict, at);
     }
 
     fn gives_up(&mut self, offset: usize, attempts: u32, reason: &str) {
-        let dead_letter = dead_letter(self.users[offset], &format!("0:{offset}"), attempts, reason, b"payload");
+        let times = self.failed.get(&offset).copied().unwrap_or_default();
+        let source = format!("0:{offset}");
+        let dead_letter = dead_letter_at(self.users[offset], &source, attempts, reason, b"payload", times);
         self.oracle.gives_up(LIFE, 0, &dead_letter);
     }
 
@@ -116,14 +124,27 @@ impl Case {
 }
 
 fn dead_letter(user: &str, source: &str, attempts: u32, reason: &str, payload: &[u8]) -> Record {
+    dead_letter_at(user, source, attempts, reason, payload, (1, 1))
+}
+
+/// A dead letter with the seconds of its first and its last attempt.
+fn dead_letter_at(
+    user: &str,
+    source: &str,
+    attempts: u32,
+    reason: &str,
+    payload: &[u8],
+    (first, last): (u64, u64),
+) -> Record {
+    let (first, last) = (format!("{first}000"), format!("{last}000"));
     let attempts = attempts.to_string();
     let headers = [
         ("eventd-source", source),
         ("eventd-reason", reason),
         ("eventd-attempts", &attempts),
         ("eventd-answer", "said"),
-        ("eventd-first-attempt", "1"),
-        ("eventd-last-attempt", "2"),
+        ("eventd-first-attempt", &first),
+        ("eventd-last-attempt", &last),
         ("eventd-time", "7"),
         ("eventd-topic", "user-events"),
     ];

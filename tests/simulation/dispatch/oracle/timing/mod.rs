@@ -50,6 +50,9 @@ pub(crate) struct TimingRules {
     pub(crate) commit_interval: Duration,
 }
 
+/// How soon a probe must be sent that is due. A user that is not preferred has to wait for a while.
+const PROBE_WITHIN: Duration = Duration::from_millis(500);
+
 /// How one run of an attempt ended.
 pub(super) struct RunEnd {
     pub(super) user: User,
@@ -116,7 +119,9 @@ impl Timing {
     }
 
     pub(super) fn set_cut_off(&mut self, life: Life, is_cut_off: bool) {
-        self.processes.entry(life).or_default().is_cut_off = is_cut_off;
+        let process = self.processes.entry(life).or_default();
+        process.is_cut_off = is_cut_off;
+        process.wellness.lease_ended();
     }
 
     pub(super) fn ended(&mut self, life: Life) {
@@ -210,7 +215,7 @@ impl Timing {
                 wellness.failed(attempt.id, user_of(run), verdict, now);
             }
         } else {
-            wellness.ended_without_verdict(attempt.id);
+            wellness.ended_without_verdict(attempt.id, now);
         }
         let is_well = wellness.well_since().is_some();
         if !is_well {
@@ -272,6 +277,15 @@ impl Timing {
     pub(super) fn look(&self, now: Duration) -> Option<String> {
         self.owned.iter().find_map(|((life, partition), owned)| {
             let process = self.processes.get(life)?;
+            if let Some(due) = process.wellness.probe_due_since()
+                && process.in_flight == 0
+                && let Some(user) = owned.waiting_since(now.checked_sub(PROBE_WITHIN)?)
+                && now > due + PROBE_WITHIN
+            {
+                return Some(format!(
+                    "life {life}: a probe is due since {due:?}, and {user:?} in {partition} is not taken"
+                ));
+            }
             let free_since = (process.in_flight < self.rules.concurrency).then_some(process.full_until);
             let wrong = owned.look(process.wellness.well_since(), free_since, &self.rules, now)?;
             Some(format!("life {life}, partition {partition}: {wrong}"))

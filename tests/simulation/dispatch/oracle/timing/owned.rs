@@ -278,6 +278,14 @@ impl Owned {
         }
     }
 
+    /// A user that could be a probe since this time.
+    pub(super) fn waiting_since(&self, since: Duration) -> Option<&User> {
+        let open_since = self.open_since.filter(|_| !self.is_closing)?;
+        let waits = |queue: &Queue| matches!(queue.state, QueueState::Waiting { latest, .. } if latest <= since && self.crowded_until < latest);
+        let mut users = self.users.iter().filter(|(_, queue)| waits(queue)).map(|(user, _)| user);
+        users.next().filter(|_| open_since <= since && self.batches_full_until <= since)
+    }
+
     pub(super) fn look(
         &self,
         well_since: Option<Duration>,

@@ -46,6 +46,10 @@ struct Unreachable {
     is_answered: bool,
     delay: Duration,
     next_probe_at: Duration,
+    /// The longest that the delay may be.
+    delay_max: Duration,
+    /// When the next probe must be sent at the latest.
+    probe_by: Duration,
     probes: BTreeSet<u64>,
 }
 
@@ -53,6 +57,12 @@ impl Wellness {
     /// Since when the breaker of this life is certainly closed.
     pub(super) fn well_since(&self) -> Option<Duration> {
         (!self.is_unwell).then_some(self.well_since)
+    }
+
+    /// Since when an unreachable destination waits for a probe. `None`: a probe is in flight, or other rules hold.
+    pub(super) fn probe_due_since(&self) -> Option<Duration> {
+        let open = self.unreachable.as_ref().filter(|open| !open.is_answered && open.probes.is_empty())?;
+        Some(open.probe_by)
     }
 
     /// Whether the last verdict of this user was a failure.
@@ -96,7 +106,7 @@ impl Wellness {
 
     pub(super) fn failed(&mut self, attempt: u64, user: UserOfOwner, verdict: Verdict, now: Duration) {
         if verdict == Verdict::Drilled {
-            return self.ended_without_verdict(attempt);
+            return self.ended_without_verdict(attempt, now);
         }
         let is_unreachable = verdict == Verdict::Unreachable;
         if !is_unreachable {
@@ -107,30 +117,46 @@ impl Wellness {
         if shows_failure && *since == NOT_SHOWN {
             *since = attempt;
         }
+        let may_be_open = self.is_unwell;
         self.is_unwell |= is_unreachable || self.doubtful_users() >= DOUBTFUL_USERS;
         let Some(open) = &mut self.unreachable else {
             if is_unreachable {
                 // If a later attempt was answered before, the breaker may know that the destination can be reached.
                 let is_answered = attempt < self.last_answered;
-                self.unreachable = Some(Unreachable { is_answered, ..Unreachable::new(now) });
+                let open =
+                    if may_be_open { Unreachable::again(now, now + PROBE_DELAY_MIN) } else { Unreachable::new(now) };
+                self.unreachable = Some(Unreachable { is_answered, ..open });
             }
             return;
         };
         match (is_unreachable, open.probes.remove(&attempt)) {
             // The delay that counts now was chosen at the last answer.
-            (true, _) if open.is_answered => *open = Unreachable { next_probe_at: now, ..Unreachable::new(now) },
+            (true, _) if open.is_answered => *open = Unreachable::again(now, now),
             (true, true) => {
                 open.delay = (open.delay * 2).min(PROBE_DELAY_MAX);
                 open.next_probe_at = now + open.delay;
+                open.delay_max = (open.delay_max * 2).min(PROBE_DELAY_MAX);
+                open.probe_by = now + open.delay_max;
             }
             (false, true) => open.is_answered = true,
             (_, false) => {}
         }
     }
 
-    /// The attempt was cut off, so it says nothing. Another probe may begin.
-    pub(super) fn ended_without_verdict(&mut self, attempt: u64) {
-        if let Some(open) = self.unreachable.as_mut().filter(|open| open.probes.contains(&attempt)) {
+    /// The attempt was dropped, so it says nothing. Another probe may begin at once.
+    pub(super) fn ended_without_verdict(&mut self, attempt: u64, now: Duration) {
+        if let Some(open) = &mut self.unreachable
+            && open.probes.remove(&attempt)
+        {
+            (open.next_probe_at, open.probe_by) = (now, now);
+        }
+    }
+
+    /// The lease of the process ends. The breaker takes attempts that are cut off now for answers of a busy destination, and
+    /// may open.
+    pub(super) fn lease_ended(&mut self) {
+        self.is_unwell = true;
+        if let Some(open) = &mut self.unreachable {
             open.is_answered = true;
         }
     }
@@ -147,12 +173,20 @@ impl Wellness {
 }
 
 impl Unreachable {
+    /// The breaker may be open already, so the delay that counts was chosen earlier.
+    fn again(at: Duration, next_probe_at: Duration) -> Self {
+        let delay_max = PROBE_DELAY_MAX;
+        Self { next_probe_at, delay_max, probe_by: at + delay_max, ..Self::new(at) }
+    }
+
     fn new(at: Duration) -> Self {
         Self {
             at,
             is_answered: false,
             delay: PROBE_DELAY_MIN,
             next_probe_at: at + PROBE_DELAY_MIN,
+            delay_max: PROBE_DELAY_MIN,
+            probe_by: at + PROBE_DELAY_MIN,
             probes: BTreeSet::new(),
         }
     }

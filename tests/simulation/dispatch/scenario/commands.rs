@@ -1,0 +1,31 @@
+//! Commands that operators give to running processes.
+
+use super::{Action, Scenario};
+use crate::dispatch::commands::Given;
+use crate::harness::Random;
+use std::time::Duration;
+
+/// Adds commands of operators, also several at one moment, and crashes soon after some of them.
+pub(super) fn commands(scenario: &mut Scenario, random: &mut Random) {
+    let until = scenario.plan.last().map_or(Duration::from_secs(5), |(at, _)| *at) + Duration::from_secs(3);
+    for _ in 0..random.between(1, 5) {
+        let mut at = random.millis(0, until.as_millis() as u64);
+        for _ in 0..random.between(1, 3) {
+            let given = match random.below(10) {
+                0..=3 => Given::Pause,
+                4 | 5 => Given::Resume,
+                6 => Given::Rate(Some(random.pick(&[5, 50, 1_000]) * 3600)),
+                7 => Given::Rate(None),
+                8 => Given::Probe,
+                _ => Given::Garbage,
+            };
+            scenario.plan.push((at, Action::Command(given)));
+            at += random.pick(&[Duration::ZERO, Duration::from_millis(300), Duration::from_secs(2)]);
+        }
+        if random.chance(50) {
+            let slot = random.below(scenario.slots as u64) as usize;
+            scenario.plan.push((at, Action::CrashWithin { slot, steps: random.between(1, 60) }));
+        }
+    }
+    scenario.plan.sort_by_key(|(at, _)| *at);
+}
