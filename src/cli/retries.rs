@@ -34,10 +34,11 @@ pub struct RetryFlags {
     #[arg(long, value_name = "DURATION", env = "EVENTD_GIVE_UP_AFTER", value_parser = give_up_after)]
     pub give_up_after: Option<GiveUpAfter>,
 
-    /// What happens to an event whose tries have ended: dead-letter, drop or halt
+    /// What happens to an event whose tries have ended: dead-letter, hold, drop or halt
     ///
     /// The tries end by --attempts or --give-up-after, or because the destination refuses the event for good. dead-letter:
-    /// the event is kept, and `eventd replay --dead` delivers it again. drop: only a log line is left of it. halt: the
+    /// the event is kept, and `eventd replay --dead` delivers it again. hold: the user's events wait in the log, in their order,
+    /// until `eventd control release` or `give-up`; no other user waits. A replay cannot hold. drop: only a log line is left of it. halt: the
     /// destination stops with exit code 1, and the next start tries the event again.
     #[arg(long, value_name = "POLICY", env = "EVENTD_ON_EXHAUSTED", default_value = defaults::ON_EXHAUSTED, value_parser = on_exhausted)]
     pub on_exhausted: OnExhausted,
@@ -96,9 +97,10 @@ fn give_up_after(text: &str) -> Result<GiveUpAfter, String> {
 fn on_exhausted(text: &str) -> Result<OnExhausted, String> {
     match text {
         "dead-letter" => Ok(OnExhausted::DeadLetter),
+        "hold" => Ok(OnExhausted::Hold),
         "drop" => Ok(OnExhausted::Drop),
         "halt" => Ok(OnExhausted::Halt),
-        _ => Err("write dead-letter, drop or halt".into()),
+        _ => Err("write dead-letter, hold, drop or halt".into()),
     }
 }
 

@@ -5,6 +5,7 @@ use super::secrets::is_http;
 use super::{DeliveryConfig, delivery};
 use crate::cli::{LogFlags, ReplayFlags, RetryPreset, defaults};
 use crate::core::text::shell_quoted;
+use crate::core::tries::OnExhausted;
 use crate::destination::spec::Spec;
 use crate::replay::range::{Range, RangeFlags};
 use crate::replay::rewind::Reposition;
@@ -49,6 +50,11 @@ impl ReplayConfig {
         let url = log::url(&flags.log, log::local_broker)?;
         let log = LogConfig::new(&flags.log, &url, HasIngest::No)?.without_creation();
         let typed: Vec<String> = flags.destination.iter().cloned().collect();
+        ensure!(
+            flags.delivery.retries.on_exhausted != OnExhausted::Hold,
+            "--on-exhausted hold: a replay cannot hold a user, because it delivers events that are settled already. Write \
+             --on-exhausted dead-letter, drop or halt"
+        );
         // An operator waits for a replay, and what it gives up becomes a dead letter again. So its default is not a day.
         let (drain, preset) = (flags.process.drain, RetryPreset::Quick);
         let deliveries = delivery::deliveries(&typed, &flags.delivery, &flags.log, &url, drain, preset)?;

@@ -86,6 +86,9 @@ impl DeadLetter<'_> {
             }
             headers.push((EARLIER.as_bytes(), Some(summary.as_bytes())));
         }
+        // An operator may give up an event that was never attempted.
+        let is_known = |name| history.failures > 0 || ![FIRST_ATTEMPT, LAST_ATTEMPT].contains(&name);
+        let own = own.iter().filter(|(name, _)| is_known(*name));
         headers.extend(own.map(|(name, value)| (name.as_bytes(), Some(value.as_bytes()))));
         let mut encoded = Vec::new();
         encode_headers(&headers, &mut encoded);
@@ -129,9 +132,13 @@ mod tests {
 
     /// The dead letter of an event with these headers, given up by the destination `dest` after three attempts.
     fn dead_letter(headers: &[(&str, Option<&[u8]>)]) -> Record {
+        dead_letter_after(3, headers)
+    }
+
+    fn dead_letter_after(attempts: u64, headers: &[(&str, Option<&[u8]>)]) -> Record {
         let record = Record::new(Some(b"user-1"), Some(b"payload"), headers, 1_000);
         let mut history = FailureHistory::default();
-        for second in 1..4 {
+        for second in 1..=attempts {
             history.add_failure(Duration::from_secs(second), Duration::ZERO);
         }
         let letter = DeadLetter {
@@ -161,6 +168,13 @@ mod tests {
         assert_eq!(letter.header_text(ANSWER), Some("500 Internal Server Error"));
         assert_eq!((letter.header_text(ATTEMPTS), letter.header_text(TIME)), (Some("3"), Some("1000")));
         assert_eq!(headers(&letter, EARLIER), [""; 0]);
+    }
+
+    #[test]
+    fn a_dead_letter_of_an_event_that_was_never_attempted_has_no_times_of_attempts() {
+        let letter = dead_letter_after(0, &[]);
+        assert_eq!(letter.header_text(ATTEMPTS), Some("0"));
+        assert_eq!((letter.header_text(FIRST_ATTEMPT), letter.header_text(LAST_ATTEMPT)), (None, None));
     }
 
     #[test]

@@ -16,6 +16,7 @@ use crate::core::event::Event;
 use crate::core::text;
 use crate::core::tries::{FailureHistory, GiveUpReason};
 use crate::core::verdict::Verdict;
+use crate::destination::spec::flag_of;
 use crate::log_limiter::Budget;
 use std::collections::BTreeMap;
 use std::num::NonZero;
@@ -56,6 +57,7 @@ struct NoticesState {
     cause: String,
     given_up: Budget,
     dropped: Budget,
+    held: Budget,
     stuck_users: Budget,
     backlogs: BTreeMap<u32, Backlog>,
 }
@@ -65,6 +67,7 @@ struct NoticesState {
 struct SuppressedLines {
     given_up: Option<u64>,
     dropped: Option<u64>,
+    held: Option<u64>,
     stuck_users: Option<u64>,
 }
 
@@ -193,6 +196,26 @@ impl Notices {
         }
     }
 
+    /// The user of this event is held until an operator decides.
+    pub(super) fn held(&self, event: &GivenUpEvent<'_>, now: Moment) {
+        if self.allows(now, |state| &mut state.held) {
+            let to_act = self.commands("release|give-up", event.user.map(|_| shown_user(event.user)).as_deref());
+            let message = format!("a user is held, because the tries of its next event have ended{to_act}");
+            self.write_given_up(event, &message);
+        }
+    }
+
+    /// The commands with which an operator acts on a user. Events without a key have no user that a command could name.
+    fn commands(&self, verbs: &str, user: Option<&str>) -> String {
+        let destination = flag_of(&self.destination);
+        user.map_or_else(String::new, |user| {
+            let user = text::shell_quoted(user);
+            format!(
+                ". To act: eventd control {verbs} --dest {destination} --user {user} (with the same --url and --topic)"
+            )
+        })
+    }
+
     fn write_given_up(&self, event: &GivenUpEvent<'_>, message: &str) {
         let GivenUpEvent { partition, offset, user, id, reason, attempts, answer } = *event;
         let (destination, user, id) = (self.destination.as_str(), shown_user(user), shown_id(id));
@@ -219,10 +242,9 @@ impl Notices {
     pub(super) fn stuck_user(&self, partition: u32, stuck: &StuckUser) {
         let StuckUser { offset, user, id, attempts, tries, failing_for, next_try_in, answer, others_are_served } =
             stuck;
-        let message = match others_are_served {
-            true => "a user is stuck: its next event keeps failing while other users are served",
-            false => "a user is stuck: its next event keeps failing",
-        };
+        let while_others = if *others_are_served { " while other users are served" } else { "" };
+        let to_act = self.commands("retry|hold|give-up", Some(user.as_str()).filter(|user| !user.is_empty()));
+        let message = format!("a user is stuck: its next event keeps failing{while_others}{to_act}");
         let destination = self.destination.as_str();
         let (failing_s, next_try_s) = (failing_for.as_secs(), next_try_in.as_secs());
         tracing::warn!(
@@ -300,6 +322,9 @@ impl Notices {
                 "gave up more events in the last minute: they are dropped and will never be delivered"
             );
         }
+        if let Some(suppressed) = lines.held {
+            tracing::warn!(destination, suppressed, "held more users in the last minute");
+        }
         if let Some(suppressed) = lines.stuck_users {
             tracing::warn!(destination, suppressed, "more users were stuck in the last minute");
         }
@@ -316,6 +341,7 @@ impl NoticesState {
         SuppressedLines {
             given_up: self.given_up.take_overdue(now),
             dropped: self.dropped.take_overdue(now),
+            held: self.held.take_overdue(now),
             stuck_users: self.stuck_users.take_overdue(now),
         }
     }
@@ -328,8 +354,9 @@ impl Drop for Notices {
         let count = |suppressed: u64| (suppressed > 0).then_some(suppressed);
         let given_up = count(state.given_up.take_suppressed());
         let dropped = count(state.dropped.take_suppressed());
+        let held = count(state.held.take_suppressed());
         let stuck_users = count(state.stuck_users.take_suppressed());
-        self.write_suppressed(&SuppressedLines { given_up, dropped, stuck_users });
+        self.write_suppressed(&SuppressedLines { given_up, dropped, held, stuck_users });
     }
 }
 

@@ -201,6 +201,7 @@ impl Worker {
 
     async fn run_loop(&mut self, stop: &mut watch::Receiver<bool>) -> anyhow::Result<LoopEnd> {
         let context = Arc::clone(&self.context);
+        self.look_at_log_end(false, context.now());
         while !*stop.borrow_and_update() {
             if let Some(reset) = self.repositioner.take_wanted() {
                 return self.apply_reset(&reset, stop).await;
@@ -468,13 +469,27 @@ impl Worker {
             Decision::Halt(reason) => {
                 self.show_ended(token, reason, &answer, |event| self.context.halt.halt(event));
             }
-            Decision::Hold(_) => {
-                let now = self.context.now();
-                let (parked, mut memory) = self.reader.parking(&mut self.deliverer.lanes, &mut self.committer);
-                if let Err(error) = parked.hold_exhausted(token, &mut memory, now)
-                    && let Some(suppressed) = self.log.allows("hold")
-                {
-                    let (destination, partition) = (self.context.destination(), self.partition);
+            Decision::Hold(reason) => self.hold_exhausted(token, reason, &answer),
+        }
+        Ok(())
+    }
+
+    /// Holds the user whose next event has no further try. The commit keeps the account of the tries, and the lane leaves
+    /// memory.
+    fn hold_exhausted(&mut self, token: Token, reason: GiveUpReason, answer: &str) {
+        let (context, now) = (Arc::clone(&self.context), self.context.now());
+        let (event, history) = self.deliverer.lanes.giving_up(token);
+        let (event, history) = (event.clone(), history.clone());
+        let (parked, mut memory) = self.reader.parking(&mut self.deliverer.lanes, &mut self.committer);
+        match parked.hold_exhausted(token, &mut memory, now) {
+            Ok(()) => {
+                let id = event.id(&context.topic, self.partition);
+                let held = GivenUpEvent::new(&event, &id, &history, self.partition, reason, answer);
+                context.notices.held(&held, now);
+            }
+            Err(error) => {
+                if let Some(suppressed) = self.log.allows("hold") {
+                    let (destination, partition) = (context.destination(), self.partition);
                     tracing::warn!(
                         destination,
                         partition,
@@ -484,7 +499,6 @@ impl Worker {
                 }
             }
         }
-        Ok(())
     }
 
     fn show_ended(&self, token: Token, reason: GiveUpReason, answer: &str, show: impl FnOnce(&GivenUpEvent<'_>)) {
@@ -564,12 +578,17 @@ impl Worker {
             breaker.snapshot(now)
         };
         context.notices.write_due_lines(&snapshot, context.throttle.owned_partitions(), now);
-        if self.reader.start_log_end_look(snapshot.out_since.is_some(), now) {
-            let (log, partition) = (Arc::clone(&context.parts.log), self.partition);
-            self.tasks.spawn(async move { Completion::LogEndSeen(log.latest(partition).await) });
-        }
+        self.look_at_log_end(snapshot.out_since.is_some(), now);
         if snapshot.open.is_none() && self.committer.control().paused.is_none() {
             self.report_stuck_users(snapshot.since, now);
+        }
+    }
+
+    /// Looks at the end of the log if it is not known, or in an outage. Log lines show how much waits.
+    fn look_at_log_end(&mut self, is_outage: bool, now: Moment) {
+        if self.reader.start_log_end_look(is_outage, now) {
+            let (log, partition) = (Arc::clone(&self.context.parts.log), self.partition);
+            self.tasks.spawn(async move { Completion::LogEndSeen(log.latest(partition).await) });
         }
     }
 

@@ -1,7 +1,7 @@
 //! What follows when the tries of an event have ended (`--on-exhausted`), with the real program and real sockets.
 
 use crate::support::client::Client;
-use crate::support::program::Program;
+use crate::support::program::{Program, run};
 use crate::support::receiver::{Receiver, bodies};
 use crate::support::wait::eventually;
 use std::path::Path;
@@ -74,7 +74,7 @@ fn a_halted_dispatch_ends_with_the_event_in_its_error_and_delivers_it_after_the_
     receiver.wait_for(4 - good);
     assert_eq!(again.stop().code(), 0);
     let after = bodies(&receiver.take());
-    assert_eq!(after["bad"], ["\"first\"", "\"second\""]);
+    assert_eq!(after["bad"], ["first", "second"]);
     assert_eq!(after.get("good").map_or(0, Vec::len), 2 - good, "what was delivered before the halt is committed");
 }
 
@@ -91,4 +91,43 @@ fn a_halted_destination_of_up_stays_halted_and_the_others_continue() {
     eventually(|| (up.lines().matches("halted (").count() == 1).then_some(()).ok_or_else(|| up.lines()));
     let ending = up.stop();
     assert_eq!(ending.code(), 1, "{}", ending.said);
+}
+
+#[test]
+fn a_held_user_waits_in_order_over_a_restart_until_it_is_released() {
+    let (folder, receiver) = (tempfile::tempdir().unwrap(), failing_receiver());
+    let hook = format!("hook={}", receiver.url);
+    let start = || up(folder.path(), &[&hook], &["--on-exhausted", "hold"]);
+    let held = start();
+    post(&held, "bad", &["first", "second"]);
+    let line = held.wait_for(&["WARN", "a user is held", "reason=\"exhausted\"", "attempts=2", "user=\"bad\""]);
+    assert!(line.contains("eventd control release|give-up --dest hook --user bad"), "{line}");
+    post(&held, "good", &["first"]);
+    receiver.wait_for(1);
+    assert_eq!(held.stop().code(), 0);
+    let refused = receiver.refused();
+    assert_eq!(refused, 2, "the event had its two tries");
+    receiver.answers(|_| 200);
+    let again = start();
+    post(&again, "good", &["second"]);
+    receiver.wait_for(2);
+    assert_eq!(bodies(&receiver.take())["good"].len(), 2);
+    assert_eq!((receiver.count(), receiver.refused()), (0, refused), "a held user is not tried after a restart");
+    let release = ["control", "release", "--url", "sqlite:log.db", "--dest", "hook", "--user", "bad"];
+    let ending = run(folder.path(), &release);
+    assert_eq!(ending.code(), 0, "{}", ending.said);
+    receiver.wait_for(2);
+    let hooks = receiver.take();
+    assert!(hooks.iter().all(|hook| hook.user() == "bad" && !hook.headers.contains_key("eventd-gap")), "{hooks:?}");
+    assert!(hooks[0].body.contains("first") && hooks[1].body.contains("second"), "{hooks:?}");
+    assert_eq!(again.stop().code(), 0);
+}
+
+#[test]
+fn a_replay_that_should_hold_users_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let flags = ["replay", "--url", "sqlite:log.db", "--dest", "file-1", "--from", "0", "--on-exhausted", "hold"];
+    let ending = run(folder.path(), &flags);
+    assert_eq!(ending.code(), 2, "{}", ending.said);
+    assert!(ending.said.contains("--on-exhausted hold: a replay cannot hold"), "{}", ending.said);
 }

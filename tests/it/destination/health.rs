@@ -126,7 +126,8 @@ fn answers_of_500_after_refused_connections_continue_the_same_outage() {
     assert!(line.contains(&format!("address=\"{address}\"")), "{line}");
     assert!(line.contains(&format!("cause=\"{address} refused the connection. Start the receiver")), "{line}");
     assert!(!line.contains("t0ken") && !line.contains("s3cret"), "{line}");
-    for field in [" users=", " lag=", " out_s="] {
+    // The lag is left out if the end of a partition was not seen yet, so shortly after a start.
+    for field in [" users=", " out_s="] {
         assert!(line.contains(field), "{field} is not in: {line}");
     }
     let failing = answer("500 Internal Server Error", "down for repairs");
@@ -135,7 +136,7 @@ fn answers_of_500_after_refused_connections_continue_the_same_outage() {
     assert!(!up.lines().contains("takes events again"), "{}", up.lines());
     *scripted.answer.lock().unwrap() = answer("200 OK", "");
     let line = up.wait_for(&["takes events again", "INFO"]);
-    assert!(line.contains(" out_s="), "{line}");
+    assert!(line.contains(" out_s=") && line.contains(" lag="), "{line}");
     assert!(!up.lines().contains("gave up"), "an outage is not the event's fault: {}", up.lines());
     assert_eq!(up.stop().code(), 0);
 }
