@@ -15,11 +15,13 @@
 use super::OnGap;
 use super::committer::Committer;
 use super::cursor::{Cursor, CursorKind, FetchRequest};
+use super::notices::shown_user;
 use super::partition_log::PartitionLog;
 use crate::core::Moment;
 use crate::core::event::Event;
 use crate::core::lanes::Lanes;
 use crate::core::parking::{ParkedUsers, PartitionMemory};
+use crate::core::progress::UserKey;
 use crate::core::window::Window;
 use crate::destination::spec::flag_of;
 use crate::limits::{FETCH_BYTES_MAX, LOG_REPEAT_INTERVAL};
@@ -34,6 +36,9 @@ const FETCH_WAIT_MAX: Duration = Duration::from_secs(5);
 /// How long after a fetch of the sweep that found nothing the next one is. The log has what the reader has read before,
 /// but on Kafka another broker may answer that does not know it yet.
 const EMPTY_SWEEP_DELAY: Duration = Duration::from_millis(100);
+
+/// Users that one line about lost events names.
+const LOST_USERS_SHOWN_MAX: usize = 5;
 
 /// Why a partition cannot be read. Everything before that offset was delivered and committed.
 #[derive(Debug, thiserror::Error)]
@@ -208,8 +213,12 @@ impl PartitionReader {
         self.cursor(cursor).unavailable(detail, backoff, log, now);
     }
 
-    /// The log cannot be read at the position of a cursor. With `--on-gap skip` it is read from the next readable offset
-    /// on; otherwise reading has ended.
+    /// The log cannot be read at the position of a cursor. With `--on-gap skip` the reader continues at the next readable
+    /// offset; otherwise reading has ended.
+    ///
+    /// The sweep passes what retention has removed in any case: it is lost, and other users must not wait for the lost
+    /// events of a parked one. A damaged record may be repaired, and its user is not known. So the sweep passes it only with
+    /// `--on-gap skip`, like the reader.
     pub(super) fn fetch_failed(
         &mut self,
         cursor: CursorKind,
@@ -221,7 +230,25 @@ impl PartitionReader {
     ) {
         self.cursor(cursor).fetch_ended(now);
         let position = self.cursor(cursor).position;
+        let is_removed = matches!(error, FetchError::OutOfRange { .. });
         match readable_from(error).filter(|next| *next != position) {
+            Some(next) if cursor == CursorKind::Sweep && (is_removed || on_gap == OnGap::Skip) => {
+                self.sweep.position = next;
+                let (parked, mut memory) = self.parking(lanes, committer);
+                if is_removed {
+                    show_lost(&parked.lost(next, &mut memory, now), next, log);
+                } else if let Some(suppressed) = log.allows("damaged record") {
+                    tracing::error!(
+                        destination = log.destination,
+                        partition = log.partition,
+                        from = position,
+                        to = next,
+                        suppressed,
+                        "skipped a record that cannot be read again for parked users (--on-gap skip): {error}"
+                    );
+                }
+                parked.swept(next, &mut memory, now);
+            }
             Some(next) if on_gap == OnGap::Skip => {
                 tracing::error!(
                     destination = log.destination,
@@ -230,18 +257,8 @@ impl PartitionReader {
                     to = next,
                     "skipped events that cannot be read (--on-gap skip): {error}"
                 );
-                self.cursor(cursor).position = next;
-                match cursor {
-                    CursorKind::Reader => committer.settle(position..next),
-                    CursorKind::Sweep => {
-                        let is_removed = matches!(error, FetchError::OutOfRange { .. });
-                        let (parked, mut memory) = self.parking(lanes, committer);
-                        if is_removed {
-                            parked.lost(next, &mut memory, now);
-                        }
-                        parked.swept(next, &mut memory, now);
-                    }
-                }
+                self.reader.position = next;
+                committer.settle(position..next);
             }
             next => {
                 let why = format!("{error}; {}", advice(error, next, log));
@@ -313,6 +330,26 @@ fn admit_swept(sweep: &mut Cursor, parked: &mut ParkedUsers, memory: &mut Partit
     parked.swept(sweep.position, memory, now);
 }
 
+/// Tells which parked users have lost events.
+fn show_lost(users: &[UserKey], earliest: i64, log: &PartitionLog) {
+    if users.is_empty() {
+        return;
+    }
+    if let Some(suppressed) = log.allows("lost events of parked users") {
+        let shown: Vec<String> =
+            users.iter().take(LOST_USERS_SHOWN_MAX).map(|user| shown_user(user.as_deref())).collect();
+        tracing::error!(
+            destination = log.destination,
+            partition = log.partition,
+            users = users.len(),
+            some = shown.join(","),
+            earliest,
+            suppressed,
+            "retention has removed events of parked users that were not delivered: they are lost"
+        );
+    }
+}
+
 /// The first offset from which the log can be read after this error. `None`: there is none.
 fn readable_from(error: &FetchError) -> Option<i64> {
     match error {
@@ -344,7 +381,7 @@ mod tests {
     use super::*;
     use crate::core::event::Record;
     use crate::core::parking::ParkingLimits;
-    use crate::core::progress::{ListedUsers, PartitionState, Progress};
+    use crate::core::progress::{ListedUsers, ParkedUser, PartitionState, Progress, UserState};
 
     fn event(offset: i64) -> Event {
         Event { offset, record: Record::new(Some(b"user-1"), Some(b"payload"), &[], 0) }
@@ -440,6 +477,34 @@ mod tests {
         assert!(reader.has_ended() && reader.start_fetch(Moment::ZERO).is_none());
         let why = reader.take_error().unwrap().to_string();
         assert!(why.contains("--fast-forward p3:5 --execute"), "{why}");
+    }
+
+    #[test]
+    fn removed_events_of_a_parked_user_stop_no_other_user() {
+        let key = Some(Arc::from(&b"user-1"[..]));
+        let parked = ParkedUser { first: 0, held: false, give_up_below: None };
+        let users = ListedUsers::from([(key.clone(), UserState { parked: Some(parked), failed: None })]);
+        let state = PartitionState { users, ..PartitionState::at(9) };
+        let (mut reader, mut committer, mut lanes) = begin(state);
+        reader.window.resize(10, 1_000_000);
+        assert_eq!(reader.start_sweep(&mut lanes, &mut committer, Moment::ZERO).unwrap().from, 0);
+        let removed = FetchError::OutOfRange { from: 0, earliest: 5, latest: 9 };
+        let memory = (&mut lanes, &mut committer);
+        reader.fetch_failed(CursorKind::Sweep, &removed, OnGap::Stop, memory, &log(), Moment::ZERO);
+        assert!(reader.take_error().is_none());
+        let clocks = crate::core::BothClocks { moment: Moment::ZERO, wall_ms: 0 };
+        assert_eq!(reader.parked.listed(&lanes, clocks)[&key].parked.unwrap().first, 5);
+        assert_eq!(reader.start_sweep(&mut lanes, &mut committer, Moment::ZERO).unwrap().from, 5);
+        let damaged = FetchError::Corrupt { offset: 5, detail: "a checksum is wrong".into() };
+        let memory = (&mut lanes, &mut committer);
+        reader.fetch_failed(CursorKind::Sweep, &damaged, OnGap::Skip, memory, &log(), Moment::ZERO);
+        assert!(reader.take_error().is_none());
+        assert_eq!(reader.start_sweep(&mut lanes, &mut committer, Moment::ZERO).unwrap().from, 6);
+        // It may be repaired: another user's older event must not be left out because of it.
+        let damaged = FetchError::Corrupt { offset: 6, detail: "a checksum is wrong".into() };
+        let memory = (&mut lanes, &mut committer);
+        reader.fetch_failed(CursorKind::Sweep, &damaged, OnGap::Stop, memory, &log(), Moment::ZERO);
+        assert!(reader.take_error().is_some());
     }
 
     #[test]

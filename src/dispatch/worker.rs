@@ -213,9 +213,10 @@ impl Worker {
             self.tick(now);
             self.look_for_reset(now);
             self.look_for_commands(now);
-            self.give_up_commanded()?;
             self.retry_dead_letters(now)?;
             self.read(now);
+            // After reading: what was given up is not attempted, although it was admitted just now.
+            self.give_up_commanded()?;
             let start_at = self.start_batches(now);
             self.make_room(now);
             if self.reader.has_ended() && self.deliverer.lanes.events() == 0 {

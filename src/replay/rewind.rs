@@ -104,11 +104,12 @@ async fn removed_gaps(
             // A time always means an event that the log still holds, or its end.
             Position::Time(_) | Position::Ago(_) => true,
         };
-        if state.watermark >= earliest || !passes_gap {
+        if state.needed_from() >= earliest || !passes_gap {
             continue;
         }
         let settled: i64 = state.settled.iter().map(|range| (range.end.min(earliest) - range.start).max(0)).sum();
-        let unsettled = (earliest - state.watermark - settled).unsigned_abs();
+        // Nothing is known of how many events a parked user had there.
+        let unsettled = u64::try_from(earliest - state.watermark - settled).unwrap_or(0);
         gaps.insert(partition, RemovedGap { unsettled, earliest });
     }
     Ok(gaps)

@@ -15,7 +15,8 @@
 //! - Its events below `first` are settled, and those from `first` on are not. In the [`Progress`] *all* of them count as
 //!   settled as soon as the reader has passed them, because the list accounts for them.
 //! - Its events in `first..next` are in its lane. Its events in `next..edge` are only in the log.
-//! - If nothing of it is left in the log, it is *returning*: the reader admits its next event after those in its lane.
+//! - If nothing of it is left in the log, it is *returning*: the reader admits its next event after those in its lane. If
+//!   the user is held, its next event is left in the log instead.
 //!
 //! ```text
 //!           pressure: its lane is cut, or leaves memory (it is *cold*)
@@ -57,8 +58,8 @@ use hashbrown::{Equivalent, HashMap};
 use std::collections::{BTreeMap, BTreeSet};
 use std::hash::RandomState;
 
-/// About how many bytes of a stored state a parked user takes with its key, and a failure.
-const PARKED_STORED_BYTES: usize = 40;
+/// About how many bytes of a stored state a parked user takes beside its key, and a failure.
+const PARKED_STORED_BYTES: usize = 28;
 const FAILED_STORED_BYTES: usize = 60;
 
 /// The bounds of parking.
@@ -74,11 +75,12 @@ pub struct ParkingLimits {
 
 /// About how many bytes the listed users take in a stored state.
 pub fn listed_bytes(users: &ListedUsers) -> usize {
-    let bytes = |user: &UserState| {
-        usize::from(user.parked.is_some()) * PARKED_STORED_BYTES
+    let bytes = |(key, user): (&UserKey, &UserState)| {
+        key.as_ref().map_or(0, |key| key.len())
+            + usize::from(user.parked.is_some()) * PARKED_STORED_BYTES
             + usize::from(user.failed.is_some()) * FAILED_STORED_BYTES
     };
-    users.values().map(bytes).sum()
+    users.iter().map(bytes).sum()
 }
 
 /// What parking works on: the events in memory, their room, and what is settled.
@@ -199,7 +201,7 @@ impl ParkedUsers {
     fn restore(&mut self, key: &UserKey, stored: ParkedUser, failure: Option<FailureAccount>, now: Moment) {
         let ParkedUser { first, held, give_up_below } = stored;
         // Everything from the edge on is still to be read. So a user whose events are all there has nothing left behind.
-        let rest = if first >= self.edge && !held { Rest::AfterEdge } else { self.sweep.in_log(first) };
+        let rest = if first >= self.edge { Rest::AfterEdge } else { self.sweep.in_log(first) };
         let entry = ListedEntry { first, rest, is_held: held, give_up_below, failure, want: Want::Nothing };
         if give_up_below.is_some() {
             self.giving_up.insert(key.clone());
@@ -239,13 +241,22 @@ impl ParkedUsers {
             return Ok(());
         };
         if offset >= entry.first && entry.rest == Rest::AfterEdge {
-            if !memory.window.admits(bytes) {
-                return Err(event);
+            if entry.may_admit(offset) {
+                if !memory.window.admits(bytes) {
+                    return Err(event);
+                }
+                self.admit_listed(event, memory);
+            } else {
+                // The user is held, and this is the first of its events that is left in the log.
+                if memory.lanes.find(event.record.key()).is_none() {
+                    entry.first = offset;
+                }
+                entry.rest = self.sweep.in_log(offset);
             }
-            self.admit_listed(event, memory);
         }
-        // In all three cases the list accounts for the event from now on.
+        // In all cases the list accounts for the event from now on.
         memory.progress.settle(offset..offset + 1);
+        self.has_changes = true;
         self.passed(offset + 1);
         Ok(())
     }
@@ -271,7 +282,7 @@ impl ParkedUsers {
         let run = self.sweep.run();
         if let Some((key, entry)) = self.users.get_key_value_mut(&KeyRef(event.record.key()))
             && let Rest::InLog { next, passed_in_run } = entry.rest
-            && offset >= next
+            && offset >= next.max(entry.first)
             && self.sweep.has_seen_all_from(next, passed_in_run)
         {
             let is_wanted = entry.want.is_now() && entry.may_admit(offset);
@@ -348,7 +359,10 @@ impl ParkedUsers {
         let mut users = self.carried.clone();
         for (key, entry) in &self.users {
             let ListedEntry { first, is_held, give_up_below, failure, .. } = entry;
-            let parked = ParkedUser { first: *first, held: *is_held, give_up_below: *give_up_below };
+            // Of a user that has no event, the list must not need offsets that retention removes meanwhile.
+            let has_none = entry.rest == Rest::AfterEdge && failure.is_none() && lanes.find(key.as_deref()).is_none();
+            let first = if has_none { self.edge.max(*first) } else { *first };
+            let parked = ParkedUser { first, held: *is_held, give_up_below: *give_up_below };
             let failed = failure.as_ref().map(|failure| failure.to_stored(now));
             users.insert(key.clone(), UserState { parked: Some(parked), failed });
         }
@@ -391,7 +405,6 @@ impl ParkedUsers {
         let Some(entry) = self.users.get_mut(key) else { return };
         if let Rest::InLog { next, .. } = entry.rest
             && next >= self.edge
-            && !entry.is_held
         {
             entry.rest = Rest::AfterEdge;
         }

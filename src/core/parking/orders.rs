@@ -35,9 +35,6 @@ impl ParkedUsers {
         }
         if let Some(entry) = self.users.get_mut(key) {
             entry.is_held = true;
-            if entry.rest == Rest::AfterEdge {
-                entry.rest = self.sweep.in_log(self.edge);
-            }
             self.has_changes = true;
         }
         self.review(key, memory, now);
@@ -98,6 +95,8 @@ impl ParkedUsers {
         let lane = memory.lanes.find(key.as_deref());
         let first = match (lane, self.users.get(key)) {
             (Some(id), _) => Some(memory.lanes.view(id).head.offset),
+            // Nothing of the user was read yet.
+            (None, Some(ListedEntry { rest: Rest::AfterEdge, failure: None, .. })) => None,
             // The exact offset is known only of an event that has failed.
             (None, Some(entry)) => Some(entry.failure.as_ref().map_or(entry.first, |failure| failure.offset)),
             (None, None) => self.stored_failures.iter().find(|(_, (user, _))| user == key).map(|(offset, _)| *offset),
@@ -119,7 +118,8 @@ impl ParkedUsers {
         Ok(true)
     }
 
-    /// A lane whose head an operator has given up, and whose dead letter is to be written now.
+    /// A lane whose head an operator has given up, and whose dead letter is to be written now. Ask for it after events were
+    /// admitted and before an attempt starts.
     pub fn next_to_give_up(&self, memory: &mut PartitionMemory<'_>) -> Option<Token> {
         self.giving_up.iter().find_map(|key| {
             let id = memory.lanes.find(key.as_deref())?;

@@ -191,7 +191,9 @@ impl ParkedUsers {
             Rest::AfterEdge if !entry.is_held => Some(UserKey::clone(key)),
             Rest::AfterEdge | Rest::InLog { .. } => None,
         };
-        let mut users: Vec<UserKey> = self.users.iter().filter_map(may_leave).collect();
+        // An order to give up ends once the reader has passed its offsets.
+        let giving_up = self.giving_up.iter().cloned();
+        let mut users: Vec<UserKey> = self.users.iter().filter_map(may_leave).chain(giving_up).collect();
         users.sort_unstable();
         for key in users {
             self.review(&key, memory, now);

@@ -283,31 +283,35 @@ impl ParkedUsers {
             if let Some(entry) = self.users.get_mut(&key) {
                 self.sweep.backlog_wants -= usize::from(matches!(entry.want, Want::Backlog { .. }));
                 (entry.want, entry.failure) = (Want::Nothing, None);
-                entry.rest = if entry.is_held { self.sweep.in_log(self.edge) } else { Rest::AfterEdge };
+                entry.rest = Rest::AfterEdge;
                 self.review(&key, memory, now);
             }
         }
     }
 
-    /// The log has no events below this offset any more: those that were left there are lost.
-    pub fn lost(&mut self, earliest: i64, memory: &mut PartitionMemory<'_>, now: Moment) {
+    /// The log has no events below this offset any more: those that were left there are lost. Returns the users that may
+    /// have had some.
+    pub fn lost(&mut self, earliest: i64, memory: &mut PartitionMemory<'_>, now: Moment) -> Vec<UserKey> {
+        // What the reader has not read yet it misses itself.
+        let earliest = earliest.min(self.edge);
         // The order in which the users are looked at must not depend on the hash.
         let is_affected = |entry: &ListedEntry| matches!(entry.rest, Rest::InLog { next, .. } if next < earliest);
         let affected = self.users.iter().filter(|(_, entry)| is_affected(entry)).map(|(key, _)| key.clone());
         let mut affected: Vec<UserKey> = affected.collect();
         affected.sort_unstable();
-        for key in affected {
+        for key in &affected {
             let has_lane = memory.lanes.find(key.as_deref()).is_some();
-            if let Some(entry) = self.users.get_mut(&key) {
+            if let Some(entry) = self.users.get_mut(key) {
                 entry.rest = self.sweep.in_log(earliest);
                 if !has_lane {
                     entry.first = entry.first.max(earliest);
-                    entry.failure = None;
+                    entry.failure = entry.failure.take().filter(|failure| failure.offset >= earliest);
                 }
                 self.has_changes = true;
             }
-            self.review(&key, memory, now);
+            self.review(key, memory, now);
         }
+        affected
     }
 
     /// The number of events that were read a second time.

@@ -468,3 +468,42 @@ proptest! {
         model.drain()?;
     }
 }
+
+fn fixed(users: &[usize], window_events: usize, state: &PartitionState) -> Model {
+    let sizes = Sizes { window_events, window_bytes: 1 << 20, backlog: 4, users_max: 100, run: 1 };
+    let mut model = Model::new(sizes);
+    model.log = users.to_vec();
+    model.stored = state.clone();
+    model.begin();
+    model
+}
+
+#[test]
+fn a_held_user_without_events_needs_nothing_of_the_log() {
+    let mut model = fixed(&[2, 2, 2, 1, 2], 10, &PartitionState::at(0));
+    model.step(Step::Hold { user: 1 }).unwrap();
+    model.owner.read(&model.log, 3);
+    let first = |model: &Model| model.owner.state(model.now).users[&key(1)].parked.unwrap().first;
+    assert_eq!(first(&model), 3, "it has no event yet");
+    model.owner.read(&model.log, 2);
+    assert_eq!(first(&model), 3, "its first event is the one at 3");
+    model.step(Step::Release { user: 1 }).unwrap();
+    let request = model.owner.parked.next_sweep(memory!(model.owner), model.now).unwrap();
+    assert_eq!(request.from, 3);
+}
+
+#[test]
+fn a_held_user_with_settled_events_ahead_of_its_failure_gets_none_of_them_again() {
+    // The events of user 1 at 2 and 5 are settled in the map, and the one at 8 has failed.
+    let mut history = FailureHistory::default();
+    history.add_failure(Moment::ZERO, Duration::ZERO);
+    let failed = history.to_stored(8, Duration::from_secs(1), clocks(Moment::ZERO));
+    let users = ListedUsers::from([(key(1), UserState { parked: None, failed: Some(failed) })]);
+    let state = PartitionState { settled: vec![2..3, 5..6], users, ..PartitionState::at(0) };
+    let mut model = fixed(&[2, 2, 1, 2, 2, 1, 2, 2, 1, 2], 10, &state);
+    model.step(Step::Hold { user: 1 }).unwrap();
+    model.owner.read(&model.log, 10);
+    model.step(Step::Release { user: 1 }).unwrap();
+    model.check_state().unwrap();
+    model.drain().unwrap();
+}
