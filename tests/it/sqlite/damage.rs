@@ -41,6 +41,12 @@ fn assert_nothing_is_acknowledged_after(damage: impl Fn(&Path), folder: &Path) -
     ending.said
 }
 
+/// The outcome of the event during which the damage is noticed is unknown, so that one may be in the log too.
+fn assert_acknowledged_are_kept(folder: &Path) {
+    let events = events_in(&folder.join("eventd.db"));
+    assert!((BEFORE..=BEFORE + 1).contains(&events), "{events} of {BEFORE} events are in the log");
+}
+
 fn truncate(path: &Path, len: u64) {
     fs::File::options().write(true).open(path).unwrap().set_len(len).unwrap();
 }
@@ -53,7 +59,7 @@ fn a_removed_write_ahead_log_is_noticed_and_its_events_are_kept() {
         folder.path(),
     );
     assert!(said.contains("eventd.db-wal was removed"), "{said}");
-    assert_eq!(events_in(&folder.path().join("eventd.db")), BEFORE);
+    assert_acknowledged_are_kept(folder.path());
 }
 
 #[test]
@@ -64,7 +70,7 @@ fn a_removed_shared_memory_file_is_noticed_and_nothing_is_lost() {
         folder.path(),
     );
     assert!(said.contains("eventd.db-shm was removed"), "{said}");
-    assert_eq!(events_in(&folder.path().join("eventd.db")), BEFORE);
+    assert_acknowledged_are_kept(folder.path());
 }
 
 #[test]
@@ -141,7 +147,7 @@ fn a_file_that_is_replaced_by_its_copy_is_noticed() {
             folder.path(),
         );
         assert!(said.contains(&format!("{file} was replaced")), "{said}");
-        assert_eq!(events_in(&folder.path().join("eventd.db")), BEFORE);
+        assert_acknowledged_are_kept(folder.path());
     }
 }
 
