@@ -218,10 +218,8 @@ impl Lanes {
         self.last_generation += 1;
         let lane = lane_at_mut(&mut self.lanes, index);
         (lane.state, lane.generation) = (LaneState::GivingUp, self.last_generation);
-        // A head that was never tried gets an empty history, which its dead letter shows.
-        let stuck_at = lane.history.get_or_insert_default().stuck_from();
-        let at = *lane.stuck_at.get_or_insert(stuck_at);
-        self.stuck.insert((at, index));
+        // A head that was never tried gets an empty history, which its dead letter shows. It is not stuck.
+        lane.history.get_or_insert_default();
         Some(Token { index, generation: self.last_generation })
     }
 }

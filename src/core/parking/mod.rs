@@ -370,7 +370,8 @@ impl ParkedUsers {
             users.entry(key.clone()).or_default().failed = Some(failure.to_stored(now));
         }
         for lane in lanes.each_failed().map(|id| lanes.view(id)) {
-            let Some(history) = lane.history else { continue };
+            // An event that was given up without a try has no failure to be stored.
+            let Some(history) = lane.history.filter(|history| history.failures > 0) else { continue };
             let next_try = lane.backs_off_until.unwrap_or(now.moment);
             let key = lane.head.record.key().map(Into::into);
             users.entry(key).or_default().failed = Some(history.to_stored(lane.head.offset, next_try, now));
