@@ -1,6 +1,6 @@
 //! What a command will do, according to the last commits of the destination.
 
-use super::user_events::{UserEvents, Wanted, find, listed};
+use super::user_events::{RECORDS_READ_MAX, UserEvents, Wanted, find, listed};
 use super::{CommandContext, CommandRefused, RequestedCommand};
 use crate::core::control::{ControlCommand, UserAction};
 use crate::core::progress::{PartitionState, Pause};
@@ -95,7 +95,9 @@ impl CommandPlan {
             (None, RequestedCommand::GiveUp { user: id, until }) => {
                 let given_up = to_give_up(context, &states, id, *until).await?;
                 partition = Some(given_up.partition);
-                let below = given_up.events.last.unwrap_or_default() + 1;
+                // An offset that was typed counts also if not all of the log was read up to there.
+                let UserEvents { last, end, .. } = given_up.events;
+                let below = if until.is_some() { end } else { last.map_or(end, |last| last + 1) };
                 user = Some(UserPlan { user: id.clone(), partitions: vec![given_up] });
                 ControlCommand::User { user: id.as_bytes().into(), action: UserAction::GiveUp { below } }
             }
@@ -132,7 +134,6 @@ impl CommandPlan {
         let Self { destination, topic, waiting, .. } = self;
         let paused =
             self.pause.as_ref().map(|pause| format!("paused since {} by {}", show_ms(pause.since_ms), pause.by));
-        let no_limit = || "no limit".to_owned();
         match &self.control_command {
             ControlCommand::Pause => format!(
                 "pause of {destination}, topic {topic}: no attempt starts until `eventd control resume`. {waiting}{}",
@@ -142,11 +143,17 @@ impl CommandPlan {
                 Some(paused) => format!("resume of {destination}, topic {topic}, {paused}. {waiting}"),
                 None => format!("resume of {destination}, topic {topic}, which is not paused. {waiting}"),
             },
-            ControlCommand::Rate { .. } => format!(
-                "rate of {destination}, topic {topic}: {} (before: {}). {waiting}",
-                self.rate.clone().unwrap_or_else(|| "off, so --rate of the process counts, if it has one".to_owned()),
-                self.rate_before.clone().unwrap_or_else(no_limit)
-            ),
+            ControlCommand::Rate { .. } => {
+                format!(
+                    "rate of {destination}, topic {topic}: {} (before: {}). {waiting}",
+                    self.rate
+                        .clone()
+                        .unwrap_or_else(|| "off, so --rate of the processes counts, if they have one".to_owned()),
+                    self.rate_before.clone().unwrap_or_else(|| {
+                        "none commanded, so --rate of the processes counts, if they have one".to_owned()
+                    })
+                )
+            }
             ControlCommand::Probe => {
                 format!(
                     "probe of {destination}, topic {topic}: a process whose breaker is open tries one event now. {waiting}"
@@ -196,9 +203,13 @@ impl std::fmt::Display for WaitingEvents {
 
 impl std::fmt::Display for UserPartition {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let UserEvents { events, first, last, is_lower_bound } = self.events;
-        let at_least = if is_lower_bound { "at least " } else { "" };
-        write!(f, "partition {}: {at_least}{events} events", self.partition)?;
+        let UserEvents { events, first, last, is_lower_bound, .. } = self.events;
+        write!(f, "partition {}: ", self.partition)?;
+        match (is_lower_bound, events) {
+            (true, 0) => write!(f, "not seen in the first {RECORDS_READ_MAX} records")?,
+            (true, _) => write!(f, "at least {events} events")?,
+            (false, _) => write!(f, "{events} events")?,
+        }
         if let (Some(first), Some(last)) = (first, last) {
             match first == last {
                 true => write!(f, " (offset {first})")?,
@@ -259,7 +270,7 @@ async fn of_user(context: &CommandContext, states: &[PartitionState], user: &str
     for (state, partition) in states.iter().zip(0u32..) {
         let events = find(context, partition, state, user, Wanted::All).await?;
         // A held user is listed in every partition, also where it has no events.
-        if events.events > 0 || listed(state, user).is_some_and(|user| user.failed.is_some()) {
+        if events.events > 0 || events.is_lower_bound || listed(state, user).is_some_and(|user| user.failed.is_some()) {
             partitions.push(of_partition(partition, state, user, events));
         }
     }
@@ -273,7 +284,7 @@ async fn to_give_up(
     user: &str,
     until: Option<(u32, i64)>,
 ) -> anyhow::Result<UserPartition> {
-    let mut found = Vec::new();
+    let (mut found, mut unread) = (Vec::new(), Vec::new());
     for (state, partition) in states.iter().zip(0u32..) {
         let wanted = match until {
             Some((only, _)) if only != partition => continue,
@@ -281,8 +292,10 @@ async fn to_give_up(
             None => Wanted::First,
         };
         let events = find(context, partition, state, user, wanted).await?;
-        if events.events > 0 {
+        if events.events > 0 || (events.is_lower_bound && until.is_some()) {
             found.push(of_partition(partition, state, user, events));
+        } else if events.is_lower_bound {
+            unread.push(format!("p{partition}"));
         }
     }
     let places = found.iter().map(|at| format!("{}:{}", at.partition, at.events.first.unwrap_or_default()));
@@ -291,6 +304,14 @@ async fn to_give_up(
         found.len() <= 1,
         CommandRefused::Usage(format!(
             "user {user:?} has unsettled events in several partitions: write --offset with one of {places}"
+        ))
+    );
+    ensure!(
+        !found.is_empty() || unread.is_empty(),
+        CommandRefused::NotInLog(format!(
+            "user {user:?} is not seen in the first {RECORDS_READ_MAX} records of {}: write --offset to give up its events up to \
+             there",
+            unread.join(", ")
         ))
     );
     let until = until.map(|(partition, offset)| format!(" up to {partition}:{offset}")).unwrap_or_default();

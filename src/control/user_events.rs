@@ -10,7 +10,7 @@ use std::time::Duration;
 use tokio::time::sleep;
 
 /// Records that are read to count the events of a user. A count beyond it is a lower bound.
-const RECORDS_READ_MAX: u64 = 500_000;
+pub(super) const RECORDS_READ_MAX: u64 = 500_000;
 
 const RETRIES_MAX: u32 = 20;
 const RETRY_DELAY: Duration = Duration::from_millis(250);
@@ -33,6 +33,9 @@ pub(super) struct UserEvents {
     pub(super) last: Option<i64>,
     /// There may be more: not all of the log was read.
     pub(super) is_lower_bound: bool,
+    /// The end of the offsets that were asked for. It is never behind the end of the log at that time.
+    #[serde(skip)]
+    pub(super) end: i64,
 }
 
 /// What the state lists about the user.
@@ -57,9 +60,9 @@ pub(super) async fn find(
         Some(parked) => offset >= parked.first,
         None => !progress.is_settled(offset),
     };
-    let mut found = UserEvents::default();
     let end = context.log.latest(partition).await?;
     let end = if let Wanted::Until(until) = wanted { end.min(until.saturating_add(1)) } else { end };
+    let mut found = UserEvents { end, ..UserEvents::default() };
     let mut at = from.max(context.log.earliest(partition).await?);
     let (mut read, mut failures) = (0, 0);
     while at < end {
