@@ -29,6 +29,7 @@ use crate::core::token_bucket::Rate;
 use crate::group::Groups;
 use crate::log::{Engine, Log};
 use crate::replay::Streams;
+use anyhow::bail;
 use serde::Serialize;
 use std::sync::Arc;
 use std::time::Duration;
@@ -122,10 +123,19 @@ impl CommandRefused {
 enum CommandResult {
     /// All owners have applied it.
     Applied { id: String },
+    /// All owners have passed it, and it had no effect in these partitions.
+    Failed { id: String, partitions: Vec<FailedIn> },
     /// It is stored, and no process owns the destination: the next one applies it.
     Unowned { id: String },
     /// It is stored. These partitions had not applied it when `--wait` was over or a signal came.
     Waiting { id: String, partitions: Vec<u32> },
+}
+
+/// Why the owner of a partition could not apply a command.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+struct FailedIn {
+    partition: u32,
+    why: String,
 }
 
 /// Prints what the command does, gives it, and waits until the owners have applied it, or until `stop`.
@@ -146,10 +156,15 @@ pub async fn run(
     print(&context, config.json, &plan, || plan.describe())?;
     let result = send::send(&context, &config, &plan, stop).await?;
     print(&context, config.json, &result, || result.describe(&context.destination, &plan, config.wait))?;
-    Ok(match result {
-        CommandResult::Applied { .. } | CommandResult::Unowned { .. } => Ended::Drained,
-        CommandResult::Waiting { .. } => Ended::WorkLeft,
-    })
+    match result {
+        CommandResult::Applied { .. } | CommandResult::Unowned { .. } => Ok(Ended::Drained),
+        CommandResult::Waiting { .. } => Ok(Ended::WorkLeft),
+        CommandResult::Failed { partitions, .. } => {
+            let partitions: Vec<String> =
+                partitions.iter().map(|FailedIn { partition, why }| format!("p{partition}: {why}")).collect();
+            bail!("the command had no effect in {}", partitions.join("; "))
+        }
+    }
 }
 
 /// Prints on standard output, for people or for programs.
@@ -172,6 +187,10 @@ impl CommandResult {
         let command = plan.command;
         match self {
             Self::Applied { .. } => format!("applied: {command}"),
+            Self::Failed { partitions, .. } => {
+                let shown: Vec<String> = partitions.iter().map(|failed| format!("p{}", failed.partition)).collect();
+                format!("without effect in {}: {command}", shown.join(", "))
+            }
             Self::Unowned { .. } => format!(
                 "stored: no process delivers to {destination} now. The next one applies the command before its first attempt"
             ),

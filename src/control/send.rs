@@ -1,9 +1,10 @@
 //! Writes a command to the control topic, and waits until the owners have applied it.
 
 use super::plan::CommandPlan;
-use super::{CommandContext, CommandRefused, CommandResult, Config};
+use super::{CommandContext, CommandRefused, CommandResult, Config, FailedIn};
 use crate::clock::now_ms;
 use crate::core::control::{ControlCommand, ControlRecord};
+use crate::core::progress::PartitionState;
 use crate::core::side_topics::control_topic;
 use crate::dispatch::commands::record;
 use crate::limits::{CONTROL_LOOK_INTERVAL, TOPIC_CHARS_MAX};
@@ -134,6 +135,10 @@ async fn wait_until_applied(
         };
         let waiting: Vec<u32> =
             offsets.iter().filter(|entry| !is_applied(*entry)).map(|(partition, _)| *partition).collect();
+        let failed: Vec<FailedIn> = offsets.iter().filter_map(|at| failed_in(&states, at)).collect();
+        if waiting.is_empty() && !failed.is_empty() {
+            return Ok(CommandResult::Failed { id: id.to_owned(), partitions: failed });
+        }
         if waiting.is_empty() {
             return Ok(CommandResult::Applied { id: id.to_owned() });
         }
@@ -151,4 +156,11 @@ async fn wait_until_applied(
         let interval = if now >= owner_look_at { CONTROL_LOOK_INTERVAL } else { LOOK_INTERVAL };
         sleep(interval.min(deadline - now)).await;
     }
+}
+
+/// Whether the owner of this partition has passed the command at this offset without its effect, and why.
+fn failed_in(states: &[Option<PartitionState>], (partition, offset): (&u32, &i64)) -> Option<FailedIn> {
+    let state = states.get(*partition as usize)?.as_ref()?;
+    let failed = state.control.failed.iter().find(|failed| failed.offset == *offset)?;
+    Some(FailedIn { partition: *partition, why: failed.why.to_string() })
 }

@@ -19,8 +19,11 @@
 //!
 //! This is why `give-up` always names an offset. "The next event" would be another event the second time.
 
-use super::progress::{ControlState, Pause};
+use super::progress::{CommandFailure, ControlState, FailedCommand, Pause};
 use std::sync::Arc;
+
+/// Commands without an effect that a state remembers, the last ones. `eventd control` looks a moment later.
+const FAILED_COMMANDS_MAX: usize = 8;
 
 /// One command, as an operator gave it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -117,6 +120,15 @@ impl ControlState {
         }
     }
 
+    /// The command at this offset is passed, although it could not be applied.
+    pub fn fail(&mut self, offset: i64, why: CommandFailure) {
+        self.next = offset + 1;
+        if self.failed.len() >= FAILED_COMMANDS_MAX {
+            self.failed.remove(0);
+        }
+        self.failed.push(FailedCommand { offset, why });
+    }
+
     /// The records before this offset have no command for this partition, or are gone.
     pub fn pass(&mut self, next: i64) {
         self.next = next;
@@ -127,6 +139,15 @@ impl ControlState {
 mod tests {
     use super::*;
     use proptest::prelude::*;
+
+    #[test]
+    fn the_last_commands_without_an_effect_are_remembered() {
+        let mut state = ControlState::default();
+        (0..20).for_each(|offset| state.fail(offset, CommandFailure::ListIsFull));
+        assert_eq!(state.next, 20);
+        let offsets: Vec<i64> = state.failed.iter().map(|failed| failed.offset).collect();
+        assert_eq!(offsets, (12..20).collect::<Vec<_>>());
+    }
 
     fn record(at_ms: i64, command: ControlCommand) -> ControlRecord {
         ControlRecord {

@@ -17,7 +17,7 @@ use crate::core::Moment;
 use crate::core::control::{ControlEffect, ControlRecord};
 use crate::core::outcome::Failure;
 use crate::core::parking::listed_bytes;
-use crate::core::progress::{ControlState, ListedUsers, OffsetReset, PartitionState, Progress};
+use crate::core::progress::{CommandFailure, ControlState, ListedUsers, OffsetReset, PartitionState, Progress};
 use crate::group::is_final;
 use crate::limits::COMMIT_UNCHANGED_INTERVAL;
 use std::ops::Range;
@@ -101,6 +101,12 @@ impl Committer {
     pub(super) fn apply_command(&mut self, offset: i64, command: &ControlRecord) -> ControlEffect {
         self.has_changes = true;
         self.progress.control_mut().apply(offset, command)
+    }
+
+    /// The command at this offset of the control topic is passed without its effect. The next commit says so.
+    pub(super) fn fail_command(&mut self, offset: i64, why: CommandFailure) {
+        self.has_changes = true;
+        self.progress.control_mut().fail(offset, why);
     }
 
     /// There are no more commands before this offset of the control topic.

@@ -28,7 +28,7 @@ use super::reader::PartitionReader;
 use crate::core::Moment;
 use crate::core::control::{ControlCommand, ControlEffect, ControlRecord, UserAction};
 use crate::core::parking::HoldError;
-use crate::core::progress::ControlState;
+use crate::core::progress::{CommandFailure, ControlState};
 use crate::limits::CONTROL_LOOK_INTERVAL;
 use std::sync::Arc;
 use std::time::Duration;
@@ -38,9 +38,14 @@ use tokio::time::timeout;
 /// read by then, delivery begins: a later look finds them.
 pub(super) const START_LOOK_MAX: Duration = Duration::from_secs(5);
 
-/// How long a command about a user waits until the partition is read so far that the user's events are known. The commands
-/// after it wait, too. A pause can keep the reading back, so a `resume` must not wait for ever.
+/// How long commands about users wait until the partition is read so far that the users' events are known. It counts from
+/// the first of them that waits, because the commands after it wait, too. A pause can keep the reading back, so a `resume`
+/// must not wait for ever.
 const COMMAND_WAIT_MAX: Duration = Duration::from_secs(60);
+
+/// How long no attempt starts because commands that were given while no process owned the partition wait. Reading can stop
+/// before these commands are possible, when the window is full.
+const START_WAIT_MAX: Duration = Duration::from_secs(10);
 
 /// How long a look may take while the worker delivers. No attempt waits for it.
 pub(super) const CONTROL_LOOK_MAX: Duration = Duration::from_secs(30);
@@ -73,13 +78,15 @@ pub(super) struct ControlReader {
     look_at: Option<Moment>,
     /// Replays are not controlled.
     is_enabled: bool,
-    /// The command that cannot be applied yet, and since when.
-    waiting: Option<(i64, Moment)>,
+    /// Since when commands wait that cannot be applied yet.
+    waiting_since: Option<Moment>,
+    /// Until when the commands that wait hold back the first attempt. They do if the look at the start found them.
+    holds_start_until: Option<Moment>,
 }
 
 impl ControlReader {
     pub(super) fn new(is_enabled: bool, now: Moment) -> Self {
-        Self { look_at: Some(now), is_enabled, waiting: None }
+        Self { look_at: Some(now), is_enabled, waiting_since: None, holds_start_until: None }
     }
 
     /// Whether to look for commands now.
@@ -91,14 +98,25 @@ impl ControlReader {
         is_due
     }
 
-    /// Whether to wait for the command at this offset, which cannot be applied yet.
-    fn waits_for(&mut self, offset: i64, now: Moment) -> bool {
-        let since = match self.waiting {
-            Some((waiting, since)) if waiting == offset => since,
-            _ => now,
-        };
-        self.waiting = Some((offset, since));
+    /// Whether to wait for a command that cannot be applied yet.
+    fn waits(&mut self, now: Moment) -> bool {
+        let since = *self.waiting_since.get_or_insert(now);
         now < since.saturating_add(COMMAND_WAIT_MAX)
+    }
+
+    /// The look at the start has ended: commands that wait hold back the first attempt for some time.
+    pub(super) fn start_look_ended(&mut self, now: Moment) {
+        self.holds_start_until = self.waiting_since.map(|_| now.saturating_add(START_WAIT_MAX));
+    }
+
+    /// All commands that were found are applied or passed.
+    fn caught_up(&mut self) {
+        (self.waiting_since, self.holds_start_until) = (None, None);
+    }
+
+    /// Until when no attempt may start. `None`: attempts may start.
+    pub(super) fn start_is_held_until(&self, now: Moment) -> Option<Moment> {
+        self.holds_start_until.filter(|until| now < *until)
     }
 
     pub(super) fn next_look_at(&self) -> Option<Moment> {
@@ -150,19 +168,25 @@ impl ControlledPartition<'_> {
         for (offset, command) in &found.commands {
             match command {
                 Ok(record) => {
-                    if let Err(why) = self.apply(*offset, record, now) {
-                        if looks.waits_for(*offset, now) {
+                    if let Err(error) = self.apply(*offset, record, now) {
+                        if error == HoldError::NotReadYet && looks.waits(now) {
                             // Not passed: the next look finds it again.
                             self.committer.pass_commands(*offset);
                             return;
                         }
+                        let why = match error {
+                            HoldError::ListIsFull => CommandFailure::ListIsFull,
+                            HoldError::NotReadYet => CommandFailure::NotReadInTime,
+                            HoldError::NotPossible => CommandFailure::NotPossible,
+                        };
                         tracing::error!(
                             destination,
                             partition,
                             control_offset = offset,
-                            "passed a command of {} without its effect, give it again: {why}",
+                            "passed a command of {} without its effect: {why}",
                             record.by
                         );
+                        self.committer.fail_command(*offset, why);
                     }
                 }
                 Err(InvalidCommand::Damaged(why)) => tracing::error!(
@@ -188,13 +212,14 @@ impl ControlledPartition<'_> {
             }
         }
         self.committer.pass_commands(found.next);
-        if found.has_more {
-            looks.look_at = Some(now);
+        match found.has_more {
+            true => looks.look_at = Some(now),
+            false => looks.caught_up(),
         }
     }
 
     /// # Errors
-    /// The command cannot be applied yet, and nothing has changed.
+    /// The command cannot be applied, and nothing has changed.
     fn apply(&mut self, offset: i64, record: &ControlRecord, now: Moment) -> Result<(), HoldError> {
         if let ControlCommand::User { user, action } = &record.command {
             self.apply_to_user(user, *action, record, now)?;
@@ -206,9 +231,14 @@ impl ControlledPartition<'_> {
                 context.set_control(self.log, self.committer.control(), Some(record));
             }
             ControlEffect::Probe => {
-                if context.breaker.lock().probe_now(now) {
+                let is_first = context.shared_control.probes.is_first(&record.id);
+                if is_first && context.breaker.lock().probe_now(now) {
                     let ControlRecord { by, reason, .. } = record;
-                    tracing::info!(destination = self.log.destination, %by, %reason, "a probe is sent now, as was asked for");
+                    let when = match context.shared_control.pauses.is_any() {
+                        true => "when the destination is resumed, because it is paused",
+                        false => "now",
+                    };
+                    tracing::info!(destination = self.log.destination, %by, %reason, "a probe is sent {when}, as was asked for");
                     context.breaker.notify_changed();
                 }
             }
@@ -218,7 +248,7 @@ impl ControlledPartition<'_> {
     }
 
     /// # Errors
-    /// The partition has not read far enough to know the user's events.
+    /// The user cannot be held or given up now, and nothing has changed.
     fn apply_to_user(
         &mut self,
         user: &Arc<[u8]>,
@@ -240,15 +270,45 @@ impl ControlledPartition<'_> {
         let (destination, partition, ControlRecord { by, reason, .. }) =
             (&self.log.destination, self.partition, record);
         let user = shown_user(Some(user));
-        match done {
-            Ok(true) => tracing::info!(%destination, partition, user, %by, %reason, "{line}, as was asked for"),
-            // Every partition gets the command, and this one has nothing of the user.
-            Ok(false) => {}
-            Err(HoldError::NotReadYet) => return Err(HoldError::NotReadYet),
-            Err(error) => {
-                tracing::error!(%destination, partition, user, %by, %reason, "a command was not applied: {error}");
-            }
+        // Every partition gets the command, and one that has nothing of the user writes no line.
+        if done? {
+            tracing::info!(%destination, partition, user, %by, %reason, "{line}, as was asked for");
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(seconds: u64) -> Moment {
+        Moment::ZERO + Duration::from_secs(seconds)
+    }
+
+    #[test]
+    fn commands_that_wait_share_one_deadline() {
+        let mut looks = ControlReader::new(true, at(0));
+        assert!(looks.waits(at(0)), "the first command waits");
+        assert!(looks.waits(at(59)), "a second one waits, too");
+        assert!(!looks.waits(at(60)), "and not a minute longer than the first one");
+        assert!(!looks.waits(at(61)), "nor does a third one wait");
+        looks.caught_up();
+        assert!(looks.waits(at(62)), "a command that is given later has its own minute");
+    }
+
+    #[test]
+    fn commands_that_wait_at_the_start_hold_the_first_attempt_back_for_some_time() {
+        let mut looks = ControlReader::new(true, at(0));
+        looks.start_look_ended(at(0));
+        assert_eq!(looks.start_is_held_until(at(0)), None, "no command waits");
+        assert!(looks.waits(at(1)));
+        assert_eq!(looks.start_is_held_until(at(1)), None, "a command that is given later holds no attempt back");
+        looks.start_look_ended(at(1));
+        assert_eq!(looks.start_is_held_until(at(10)), Some(at(11)));
+        assert_eq!(looks.start_is_held_until(at(11)), None);
+        looks.start_look_ended(at(1));
+        looks.caught_up();
+        assert_eq!(looks.start_is_held_until(at(2)), None, "they are applied");
     }
 }

@@ -154,6 +154,7 @@ impl Worker {
         worker.reset_looked(found);
         if let Some(commands) = commands {
             worker.control_looked(commands);
+            worker.control.start_look_ended(worker.context.now());
         }
         Ok(worker)
     }
@@ -393,6 +394,9 @@ impl Worker {
         if self.committer.control().paused.is_some() {
             self.deliverer.release_slot();
             return None;
+        }
+        if let Some(until) = self.control.start_is_held_until(now) {
+            return Some(until);
         }
         loop {
             match self.deliverer.next_batch(&self.context, now) {

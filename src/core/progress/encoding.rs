@@ -10,7 +10,7 @@
 //! base64url of varints and strings with their length. A range is its distance from the end of the previous one (first from
 //! the watermark) and its length. Many users have the same last answer, so each answer is stored once.
 
-use super::users::{ControlState, FailedHead, ParkedUser, Pause, UserKey, UserState};
+use super::users::{CommandFailure, ControlState, FailedCommand, FailedHead, ParkedUser, Pause, UserKey, UserState};
 use super::{PartitionState, varint};
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
@@ -30,6 +30,7 @@ const HAS_CONTROL: u64 = 2;
 /// Flags of the control section.
 const IS_PAUSED: u64 = 1;
 const HAS_RATE: u64 = 2;
+const HAS_FAILED_COMMANDS: u64 = 4;
 /// Flags of a user.
 const IS_PARKED: u64 = 1;
 const IS_HELD: u64 = 2;
@@ -176,8 +177,11 @@ fn take_range(at: i64, rest: &mut &[u8]) -> Option<Range<i64>> {
 }
 
 fn put_control(control: &ControlState, out: &mut Vec<u8>) {
-    let ControlState { next, paused, rate_per_hour } = control;
-    varint::put(flag(paused.is_some(), IS_PAUSED) | flag(rate_per_hour.is_some(), HAS_RATE), out);
+    let ControlState { next, paused, rate_per_hour, failed } = control;
+    let flags = flag(paused.is_some(), IS_PAUSED)
+        | flag(rate_per_hour.is_some(), HAS_RATE)
+        | flag(!failed.is_empty(), HAS_FAILED_COMMANDS);
+    varint::put(flags, out);
     varint::put_signed(*next, out);
     if let Some(Pause { since_ms, by, reason }) = paused {
         varint::put_signed(*since_ms, out);
@@ -187,10 +191,17 @@ fn put_control(control: &ControlState, out: &mut Vec<u8>) {
     if let Some(rate) = rate_per_hour {
         varint::put(*rate, out);
     }
+    if !failed.is_empty() {
+        varint::put(failed.len() as u64, out);
+        for FailedCommand { offset, why } in failed {
+            varint::put_signed(*offset, out);
+            varint::put(why.code(), out);
+        }
+    }
 }
 
 fn take_control(rest: &mut &[u8]) -> Option<ControlState> {
-    let flags = varint::take(rest).filter(|flags| *flags <= IS_PAUSED | HAS_RATE)?;
+    let flags = varint::take(rest).filter(|flags| *flags <= IS_PAUSED | HAS_RATE | HAS_FAILED_COMMANDS)?;
     let next = varint::take_signed(rest)?;
     let paused = match flags & IS_PAUSED != 0 {
         true => Some(Pause { since_ms: varint::take_signed(rest)?, by: take_text(rest)?, reason: take_text(rest)? }),
@@ -200,7 +211,14 @@ fn take_control(rest: &mut &[u8]) -> Option<ControlState> {
         true => Some(varint::take(rest)?),
         false => None,
     };
-    Some(ControlState { next, paused, rate_per_hour })
+    let mut failed = Vec::new();
+    if flags & HAS_FAILED_COMMANDS != 0 {
+        for _ in 0..varint::take(rest)? {
+            let offset = varint::take_signed(rest)?;
+            failed.push(FailedCommand { offset, why: CommandFailure::of_code(varint::take(rest)?)? });
+        }
+    }
+    Some(ControlState { next, paused, rate_per_hour, failed })
 }
 
 fn put_user(key: &UserKey, user: &UserState, answers: &HashMap<&str, u64>, out: &mut Vec<u8>) {
@@ -331,7 +349,7 @@ mod tests {
             gaps in proptest::collection::vec((1i64..1_000, 1i64..1_000), 0..20),
             last_reset in any::<Option<u64>>(),
             users in any_users(),
-            control in any::<Option<(i64, Option<i64>, Option<u64>)>>(),
+            control in any::<Option<(i64, Option<i64>, Option<u64>, Vec<i64>)>>(),
         ) {
             let mut state = PartitionState { last_reset, users, ..PartitionState::at(watermark) };
             let mut at = watermark;
@@ -339,9 +357,12 @@ mod tests {
                 state.settled.push(at + gap..at + gap + len);
                 at += gap + len;
             }
-            if let Some((next, since_ms, rate_per_hour)) = control {
+            if let Some((next, since_ms, rate_per_hour, failed)) = control {
                 let paused = since_ms.map(|since_ms| Pause { since_ms, by: "ann".into(), reason: "deploy".into() });
-                state.control = ControlState { next, paused, rate_per_hour };
+                let why = [CommandFailure::ListIsFull, CommandFailure::NotReadInTime, CommandFailure::NotPossible];
+                let failed = failed.into_iter().zip(why.into_iter().cycle());
+                let failed = failed.map(|(offset, why)| FailedCommand { offset, why }).collect();
+                state.control = ControlState { next, paused, rate_per_hour, failed };
             }
             let text = state.encode();
             let format = match last_reset {

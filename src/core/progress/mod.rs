@@ -14,7 +14,10 @@
 mod encoding;
 mod users;
 
-pub use self::users::{ControlState, FailedHead, ListedUsers, ParkedEvents, ParkedUser, Pause, UserKey, UserState};
+pub use self::users::{
+    CommandFailure, ControlState, FailedCommand, FailedHead, ListedUsers, ParkedEvents, ParkedUser, Pause, UserKey,
+    UserState,
+};
 
 use super::varint;
 use std::collections::BTreeMap;

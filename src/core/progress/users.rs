@@ -150,6 +150,42 @@ pub struct ControlState {
     pub paused: Option<Pause>,
     /// Events an hour that an operator allows to attempt. Every rate that can be typed is a whole number of them.
     pub rate_per_hour: Option<u64>,
+    /// The last commands that were passed without their effect, by their offset. `eventd control` tells the operator.
+    pub failed: Vec<FailedCommand>,
+}
+
+/// A command that was passed without its effect.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct FailedCommand {
+    /// Its offset in the control topic.
+    pub offset: i64,
+    pub why: CommandFailure,
+}
+
+/// Why a command had no effect.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum CommandFailure {
+    #[error("the list of parked users is full (--parked-users)")]
+    ListIsFull,
+    #[error("the partition was not read far enough in time, so give the command again")]
+    NotReadInTime,
+    #[error("the owner delivers in a way that holds no user")]
+    NotPossible,
+}
+
+impl CommandFailure {
+    /// The number in a stored state.
+    pub(super) fn code(self) -> u64 {
+        match self {
+            Self::ListIsFull => 0,
+            Self::NotReadInTime => 1,
+            Self::NotPossible => 2,
+        }
+    }
+
+    pub(super) fn of_code(code: u64) -> Option<Self> {
+        [Self::ListIsFull, Self::NotReadInTime, Self::NotPossible].into_iter().find(|why| why.code() == code)
+    }
 }
 
 /// Who paused the destination, and when.

@@ -87,3 +87,20 @@ fn all_events_up_to_an_offset_are_given_up() {
     assert_eq!(nothing.code(), 1, "{}", nothing.said);
     assert!(nothing.said.contains("has no unsettled event"), "{}", nothing.said);
 }
+
+#[test]
+fn a_hold_that_the_list_has_no_room_for_is_a_failure_that_says_why() {
+    let controlled = Controlled::on_sqlite();
+    let dispatch = controlled.dispatch(&["--parked-users", "1"]);
+    controlled.post(0..6);
+    controlled.receiver.wait_for(6);
+    controlled.applied(&["hold", "--user", "user-1"]);
+    let ending = controlled.control(&["hold", "--user", "user-2", "--wait", "60s"]);
+    assert_eq!(ending.code(), 1, "{}", ending.said);
+    for says in ["without effect in p0, p1, p2: hold", "p0: the list of parked users is full (--parked-users)"] {
+        assert!(ending.said.contains(says), "{}", ending.said);
+    }
+    controlled.applied(&["release", "--user", "user-1"]);
+    controlled.applied(&["hold", "--user", "user-2"]);
+    assert_eq!(dispatch.stop().code(), 0);
+}
