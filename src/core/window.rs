@@ -90,6 +90,12 @@ impl Window {
         all.events > 0 && (all.events.saturating_mul(2) >= max.events || all.bytes.saturating_mul(2) >= max.bytes)
     }
 
+    /// Whether parked users have more than three quarters of their half.
+    pub fn is_parked_nearly_full(&self) -> bool {
+        let Held { events, bytes } = self.parked;
+        Held { events: events.saturating_mul(2), bytes: bytes.saturating_mul(2) }.exceeds(3, &self.max)
+    }
+
     /// Whether more than three quarters of the window are used.
     pub fn is_nearly_full(&self) -> bool {
         self.all.exceeds(3, &self.max)

@@ -125,6 +125,11 @@ impl DeadLetterWriter {
         self.retries.first().map(|(at, _)| *at)
     }
 
+    /// Whether a dead letter is not stored yet.
+    pub(super) fn has_waiting(&self) -> bool {
+        !self.waiting.is_empty()
+    }
+
     pub(super) fn has_writes_in_flight(&self) -> bool {
         self.writes_in_flight > 0
     }

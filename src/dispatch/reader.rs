@@ -20,7 +20,7 @@ use super::partition_log::PartitionLog;
 use crate::core::Moment;
 use crate::core::event::Event;
 use crate::core::lanes::Lanes;
-use crate::core::parking::{ParkedUsers, PartitionMemory};
+use crate::core::parking::{Blocked, ParkedUsers, PartitionMemory};
 use crate::core::progress::UserKey;
 use crate::core::window::Window;
 use crate::destination::spec::flag_of;
@@ -103,6 +103,14 @@ impl PartitionReader {
         (&mut self.parked, PartitionMemory { lanes, window: &mut self.window, progress })
     }
 
+    /// What waits for room in the window. Call [`admit`](Self::admit) before.
+    pub(super) fn blocked(&self) -> Blocked {
+        let bytes = |event: &Event| event.record.window_bytes();
+        let read = self.reader.pending.front().map(bytes).filter(|bytes| !self.window.admits(*bytes));
+        let swept = self.sweep.pending.front().map(bytes).filter(|bytes| !self.window.admits_parked(*bytes));
+        Blocked { read, swept }
+    }
+
     /// Moves pending events into the lanes while the window has room.
     pub(super) fn admit(&mut self, lanes: &mut Lanes, committer: &mut Committer, now: Moment) {
         let progress = committer.progress_mut();
@@ -170,10 +178,7 @@ impl PartitionReader {
     /// When something is to be read although nothing else happens before. `None`: another event has to be settled or
     /// answered first.
     pub(super) fn next_wakeup(&self, now: Moment) -> Option<Moment> {
-        [self.next_read_at(), self.next_sweep_at(), self.parked.next_wakeup(&self.window, now)]
-            .into_iter()
-            .flatten()
-            .min()
+        [self.next_read_at(), self.next_sweep_at(), self.parked.next_wakeup(now)].into_iter().flatten().min()
     }
 
     /// Takes what a fetch found. Offsets without an event are settled at once.
@@ -262,6 +267,14 @@ impl PartitionReader {
             }
             next => {
                 let why = format!("{error}; {}", advice(error, next, log));
+                if lanes.events() > 0 {
+                    tracing::warn!(
+                        destination = log.destination,
+                        partition = log.partition,
+                        from = position,
+                        "reading of this partition ends, what was read before is still attempted: {why}"
+                    );
+                }
                 let is_recreated = matches!(error, FetchError::TopicRecreated { .. });
                 self.unreadable = Some(UnreadableLog { why, is_recreated });
             }
@@ -493,7 +506,7 @@ mod tests {
         reader.fetch_failed(CursorKind::Sweep, &removed, OnGap::Stop, memory, &log(), Moment::ZERO);
         assert!(reader.take_error().is_none());
         let clocks = crate::core::BothClocks { moment: Moment::ZERO, wall_ms: 0 };
-        assert_eq!(reader.parked.listed(&lanes, clocks)[&key].parked.unwrap().first, 5);
+        assert_eq!(reader.parked.listed(&lanes, |_| false, clocks)[&key].parked.unwrap().first, 5);
         assert_eq!(reader.start_sweep(&mut lanes, &mut committer, Moment::ZERO).unwrap().from, 5);
         let damaged = FetchError::Corrupt { offset: 5, detail: "a checksum is wrong".into() };
         let memory = (&mut lanes, &mut committer);

@@ -220,7 +220,7 @@ impl Worker {
             self.give_up_commanded()?;
             let start_at = self.start_batches(now);
             self.make_room(now);
-            if self.reader.has_ended() && self.deliverer.lanes.events() == 0 {
+            if self.reader.has_ended() && !self.has_something_to_do() {
                 break;
             }
             let wake_at = self.next_wake_at(start_at, now);
@@ -325,7 +325,9 @@ impl Worker {
         if self.committer.control().paused.is_some() {
             return;
         }
-        if !self.reader.window.is_half_full() || self.deliverer.lanes.has_ready_in_good_standing() {
+        let blocked = self.reader.blocked();
+        let needs_room = self.reader.parked.needs_room(blocked, &self.reader.window);
+        if !needs_room || self.deliverer.lanes.has_ready_in_good_standing() {
             return;
         }
         if !matches!(self.context.breaker.lock().gate(now), Gate::Closed) {
@@ -336,7 +338,7 @@ impl Worker {
             self.report_health(now);
         }
         let (parked, mut memory) = self.reader.parking(&mut self.deliverer.lanes, &mut self.committer);
-        let newly_parked = parked.relieve(&mut memory, now);
+        let newly_parked = parked.relieve(blocked, &mut memory, now);
         self.report_parked(newly_parked);
     }
 
@@ -386,7 +388,8 @@ impl Worker {
 
     /// The users that a commit lists now.
     fn listed_users(&self) -> ListedUsers {
-        self.reader.parked.listed(&self.deliverer.lanes, self.context.clocks())
+        let is_void = |epoch| self.context.breaker.lock().is_void(epoch);
+        self.reader.parked.listed(&self.deliverer.lanes, is_void, self.context.clocks())
     }
 
     /// Starts every batch that may start. Returns the moment at which another one may.
@@ -562,7 +565,9 @@ impl Worker {
             self.committer.has_changed();
         }
         let (parked, lanes, clocks) = (&self.reader.parked, &self.deliverer.lanes, self.context.clocks());
-        if let Some(state) = self.committer.start_commit(|| parked.listed(lanes, clocks), now) {
+        // The lock is taken for each user that has failed, so that a long list does not keep it.
+        let is_void = |epoch| self.context.breaker.lock().is_void(epoch);
+        if let Some(state) = self.committer.start_commit(|| parked.listed(lanes, is_void, clocks), now) {
             let commit = self.commit(state.clone());
             self.tasks.spawn(async move { Completion::Committed { result: commit.await, state } });
         }
@@ -747,6 +752,12 @@ impl Worker {
 
     fn has_work_in_flight(&self) -> bool {
         self.deliverer.has_batches_in_flight() || self.dead_letters.has_writes_in_flight()
+    }
+
+    /// Whether an attempt or a dead letter is under way or could begin. Users that back off are tried again when the
+    /// partition is: they must not keep the reason why it cannot be read from being shown.
+    fn has_something_to_do(&self) -> bool {
+        self.deliverer.lanes.has_ready() || self.has_work_in_flight() || self.dead_letters.has_waiting()
     }
 
     /// Drains, then stores the last progress.

@@ -44,6 +44,7 @@ mod pressure;
 mod sweep;
 
 pub use self::orders::HoldError;
+pub use self::pressure::Blocked;
 pub use self::sweep::SweepRequest;
 
 use self::pressure::Pressure;
@@ -343,9 +344,9 @@ impl ParkedUsers {
     }
 
     /// When the next try of a cold user is due, or when to look again for room in the window.
-    pub fn next_wakeup(&self, window: &Window, now: Moment) -> Option<Moment> {
+    pub fn next_wakeup(&self, now: Moment) -> Option<Moment> {
         // A look that is overdue waits for the destination, not for time.
-        let look_at = self.pressure.next_look_at().filter(|at| *at > now && window.is_half_full());
+        let look_at = self.pressure.next_look_at().filter(|at| *at > now);
         self.sweep.next_due().into_iter().chain(look_at).min()
     }
 
@@ -355,7 +356,9 @@ impl ParkedUsers {
     }
 
     /// The list as a commit stores it, with the failures of every user's next event.
-    pub fn listed(&self, lanes: &Lanes, now: BothClocks) -> ListedUsers {
+    ///
+    /// `is_void` says whether the tries of an epoch of the breaker were taken back.
+    pub fn listed(&self, lanes: &Lanes, is_void: impl Fn(u64) -> bool, now: BothClocks) -> ListedUsers {
         let mut users = self.carried.clone();
         for (key, entry) in &self.users {
             let ListedEntry { first, is_held, give_up_below, failure, .. } = entry;
@@ -363,18 +366,19 @@ impl ParkedUsers {
             let has_none = entry.rest == Rest::AfterEdge && failure.is_none() && lanes.find(key.as_deref()).is_none();
             let first = if has_none { self.edge.max(*first) } else { *first };
             let parked = ParkedUser { first, held: *is_held, give_up_below: *give_up_below };
-            let failed = failure.as_ref().map(|failure| failure.to_stored(now));
+            let failed = failure.as_ref().map(|failure| failure.to_stored(&is_void, now));
             users.insert(key.clone(), UserState { parked: Some(parked), failed });
         }
         for (key, failure) in self.stored_failures.values() {
-            users.entry(key.clone()).or_default().failed = Some(failure.to_stored(now));
+            users.entry(key.clone()).or_default().failed = Some(failure.to_stored(&is_void, now));
         }
         for lane in lanes.each_failed().map(|id| lanes.view(id)) {
             // An event that was given up without a try has no failure to be stored.
             let Some(history) = lane.history.filter(|history| history.failures > 0) else { continue };
             let next_try = lane.backs_off_until.unwrap_or(now.moment);
             let key = lane.head.record.key().map(Into::into);
-            users.entry(key).or_default().failed = Some(history.to_stored(lane.head.offset, next_try, now));
+            let failed = history.to_stored(lane.head.offset, next_try, &is_void, now);
+            users.entry(key).or_default().failed = Some(failed);
         }
         users
     }
@@ -543,8 +547,8 @@ impl FailureAccount {
         lanes.admit_failed(event, self.history, self.next_try, self.stuck_at)
     }
 
-    fn to_stored(&self, now: BothClocks) -> FailedHead {
-        self.history.to_stored(self.offset, self.next_try, now)
+    fn to_stored(&self, is_void: impl Fn(u64) -> bool, now: BothClocks) -> FailedHead {
+        self.history.to_stored(self.offset, self.next_try, is_void, now)
     }
 }
 

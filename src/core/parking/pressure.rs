@@ -8,6 +8,9 @@
 //!                            │    to their head
 //! ```
 //!
+//! Two more cases make lanes that back off leave memory: the next event of the reader is too large for the room that is
+//! left; and the parked users have no room for events that one of them wants. In the second case only parked users leave.
+//!
 //! The caller asks for this only while the breaker is closed and an attempt could start. Otherwise the destination is the
 //! cause: it is in an outage, or slow for every user. Then reading waits, and no user is parked.
 //!
@@ -18,6 +21,7 @@ use super::{ListedEntry, ParkedUsers, PartitionMemory, Rest};
 use crate::core::Moment;
 use crate::core::lanes::LaneId;
 use crate::core::progress::UserKey;
+use crate::core::window::Window;
 use std::time::Duration;
 
 /// How long after a look at all lanes that freed nothing the next one is. It bounds the time that such looks take.
@@ -31,6 +35,15 @@ const LEAVE_INTERVAL: Duration = Duration::from_secs(1);
 
 /// How long a lane may hold the watermark while other users are served.
 const WATERMARK_HELD_MAX: Duration = Duration::from_secs(60);
+
+/// Bytes of the events that were read, and for which the window has no room.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Blocked {
+    /// The next event of the reader.
+    pub read: Option<usize>,
+    /// The next event of the sweep.
+    pub swept: Option<usize>,
+}
 
 /// When to look for users to park.
 #[derive(Debug, Default)]
@@ -62,21 +75,31 @@ impl Pressure {
 }
 
 impl ParkedUsers {
+    /// Whether the window is so full that users are parked, or leave memory.
+    pub fn needs_room(&self, blocked: Blocked, window: &Window) -> bool {
+        window.is_half_full() || blocked.read.is_some() || self.lacks_parked_room(blocked, window)
+    }
+
+    /// Whether parked users have no room for what one of them wants.
+    fn lacks_parked_room(&self, blocked: Blocked, window: &Window) -> bool {
+        blocked.swept.is_some() || (self.sweep.has_wants() && window.parked_room_bytes() == 0)
+    }
+
     /// Makes room in the window if it is needed, and returns the number of users that were parked for it. Call it only
     /// while the breaker is closed and a slot is free.
-    pub fn relieve(&mut self, memory: &mut PartitionMemory<'_>, now: Moment) -> usize {
+    pub fn relieve(&mut self, blocked: Blocked, memory: &mut PartitionMemory<'_>, now: Moment) -> usize {
         let is_too_early = self.pressure.next_look_at.is_some_and(|at| now < at);
-        if !memory.window.is_half_full() || is_too_early || !self.limits.may_park {
+        if !self.needs_room(blocked, memory.window) || is_too_early || !self.limits.may_park {
             return 0;
         }
         let (users_before, events_before) = (self.users.len(), memory.window.events());
-        self.cut_slow_lanes(memory, now);
+        if memory.window.is_half_full() {
+            self.cut_slow_lanes(memory, now);
+        }
         if memory.window.is_half_full() {
             self.cut_to_failed_heads(memory, now);
         }
-        if memory.window.is_nearly_full() {
-            self.make_cold(memory, now);
-        }
+        self.make_cold(blocked, memory, now);
         let freed = events_before - memory.window.events();
         self.pressure.next_look_at = (freed == 0).then(|| now + LOOK_INTERVAL);
         self.users.len().saturating_sub(users_before)
@@ -114,18 +137,22 @@ impl ParkedUsers {
         }
     }
 
-    /// Removes lanes that back off from memory, until the window has room.
-    fn make_cold(&mut self, memory: &mut PartitionMemory<'_>, now: Moment) {
-        while memory.window.is_nearly_full() {
-            let Some(id) = memory.lanes.each_backing_off().next_back() else { return };
-            if !self.list(id, memory) {
-                // Users that are in the list already can still leave memory.
-                let is_listed = |id: &LaneId| memory.lanes.view(*id).is_listed;
-                let Some(id) = memory.lanes.each_backing_off().rev().find(is_listed) else { return };
-                self.park_cold(id, memory, now);
-                continue;
+    /// Removes lanes that back off from memory, until the window has room and so have parked users.
+    fn make_cold(&mut self, blocked: Blocked, memory: &mut PartitionMemory<'_>, now: Moment) {
+        let lacks_parked_room = self.lacks_parked_room(blocked, memory.window);
+        let backing_off: Vec<LaneId> = memory.lanes.each_backing_off().rev().collect();
+        for id in backing_off {
+            let window = &*memory.window;
+            let is_full = window.is_nearly_full() || blocked.read.is_some_and(|bytes| !window.admits(bytes));
+            let is_parked_full = lacks_parked_room
+                && (window.is_parked_nearly_full() || blocked.swept.is_some_and(|bytes| !window.admits_parked(bytes)));
+            if !is_full && !is_parked_full {
+                return;
             }
-            self.park_cold(id, memory, now);
+            // Users that are in the list already can leave memory although the list is full.
+            if memory.lanes.view(id).is_listed || (is_full && self.list(id, memory)) {
+                self.park_cold(id, memory, now);
+            }
         }
     }
 

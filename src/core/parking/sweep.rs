@@ -129,6 +129,11 @@ impl Sweep {
         }
     }
 
+    /// Whether a user wants events now.
+    pub(super) fn has_wants(&self) -> bool {
+        !(self.ahead.is_empty() && self.behind.is_empty())
+    }
+
     pub(super) fn run(&self) -> u64 {
         self.run
     }
@@ -220,8 +225,7 @@ impl Sweep {
 impl ParkedUsers {
     /// Whether a parked user wants events, and there is room for them.
     pub fn wants_sweep(&self, window: &Window) -> bool {
-        let Sweep { ahead, behind, .. } = &self.sweep;
-        !(ahead.is_empty() && behind.is_empty()) && window.parked_room_bytes() > 0
+        self.sweep.has_wants() && window.parked_room_bytes() > 0
     }
 
     /// The fetch that the sweep makes next. Offer every event that it returns to [`ParkedUsers::sweep`], then call

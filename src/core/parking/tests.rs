@@ -107,7 +107,7 @@ impl Owner {
     }
 
     fn state(&self, now: Moment) -> PartitionState {
-        PartitionState { users: self.parked.listed(&self.lanes, clocks(now)), ..self.progress.state() }
+        PartitionState { users: self.parked.listed(&self.lanes, |_| false, clocks(now)), ..self.progress.state() }
     }
 
     /// A fetch of the reader, or what is left of the last one.
@@ -142,6 +142,13 @@ impl Owner {
         let end = self.sweep_end.take().unwrap();
         self.parked.swept(end, memory!(self), now);
         true
+    }
+
+    fn blocked(&self) -> Blocked {
+        let bytes = |event: &Event| event.record.window_bytes();
+        let read = self.pending.front().map(bytes).filter(|bytes| !self.window.admits(*bytes));
+        let swept = self.sweep_pending.front().map(bytes).filter(|bytes| !self.window.admits_parked(*bytes));
+        Blocked { read, swept }
     }
 
     fn wake(&mut self, now: Moment) {
@@ -385,7 +392,10 @@ impl Model {
                 self.now += Duration::from_millis(ms);
                 self.owner.wake(self.now);
             }
-            Step::Relieve => _ = self.owner.parked.relieve(memory!(self.owner), now),
+            Step::Relieve => {
+                let blocked = self.owner.blocked();
+                self.owner.parked.relieve(blocked, memory!(self.owner), now);
+            }
             Step::Tick { may_park } => {
                 _ = self.owner.parked.tick(self.sizes.window_events as i64, may_park, memory!(self.owner), now);
             }
@@ -497,7 +507,7 @@ fn a_held_user_with_settled_events_ahead_of_its_failure_gets_none_of_them_again(
     // The events of user 1 at 2 and 5 are settled in the map, and the one at 8 has failed.
     let mut history = FailureHistory::default();
     history.add_failure(Moment::ZERO, Duration::ZERO);
-    let failed = history.to_stored(8, Duration::from_secs(1), clocks(Moment::ZERO));
+    let failed = history.to_stored(8, Duration::from_secs(1), |_| false, clocks(Moment::ZERO));
     let users = ListedUsers::from([(key(1), UserState { parked: None, failed: Some(failed) })]);
     let state = PartitionState { settled: vec![2..3, 5..6], users, ..PartitionState::at(0) };
     let mut model = fixed(&[2, 2, 1, 2, 2, 1, 2, 2, 1, 2], 10, &state);
@@ -506,4 +516,51 @@ fn a_held_user_with_settled_events_ahead_of_its_failure_gets_none_of_them_again(
     model.step(Step::Release { user: 1 }).unwrap();
     model.check_state().unwrap();
     model.drain().unwrap();
+}
+
+/// Users 2 and 3 have failed with their first events, and wait for a minute.
+fn with_two_failing_heads(mut model: Model) -> Model {
+    model.owner.read(&model.log, model.log.len());
+    for _ in 0..2 {
+        model.start().unwrap();
+    }
+    let later = Duration::from_secs(60);
+    for (started, _) in std::mem::take(&mut model.owner.in_flight) {
+        let retry = |_: &Event, history: &mut FailureHistory| {
+            history.add_failure(Moment::ZERO, Duration::ZERO);
+            Decision::Retry { at: later }
+        };
+        model.owner.lanes.settle(started.token, 0, |_| (), retry);
+    }
+    model
+}
+
+#[test]
+fn failing_heads_of_parked_users_leave_room_for_another_parked_user() {
+    let mut model = with_two_failing_heads(fixed(&[2, 3, 1], 4, &PartitionState::at(0)));
+    model.step(Step::Hold { user: 1 }).unwrap();
+    // Both failing users are parked as they are.
+    model.owner.parked.tick(0, true, memory!(model.owner), model.now);
+    assert_eq!((model.owner.window.parked_events(), model.owner.parked.users()), (2, 3));
+    model.step(Step::Release { user: 1 }).unwrap();
+    assert!(!model.owner.sweep(&model.log, 10, model.now), "parked users have no room");
+    model.step(Step::Relieve).unwrap();
+    assert!(model.owner.sweep(&model.log, 10, model.now));
+    model.start().unwrap();
+    assert_eq!(model.owner.in_flight[0].1[0].offset, 2);
+}
+
+#[test]
+fn a_large_event_does_not_wait_for_failing_heads() {
+    let large = Event { offset: 2, record: Record::new(Some(b"user-1"), Some(&[0; 500]), &[], 0) };
+    let mut model = with_two_failing_heads(fixed(&[2, 3], 100, &PartitionState::at(0)));
+    let used = model.owner.window.bytes();
+    // Less than half of the window is used, and the event needs more than the rest.
+    model.owner.window.resize(100, used + large.record.window_bytes() - 1);
+    assert!(!model.owner.window.is_half_full());
+    let large = model.owner.parked.read(large, memory!(model.owner)).unwrap_err();
+    model.owner.pending.push_front(large);
+    model.step(Step::Relieve).unwrap();
+    let large = model.owner.pending.pop_front().unwrap();
+    model.owner.parked.read(large, memory!(model.owner)).unwrap();
 }

@@ -79,12 +79,21 @@ impl FailureHistory {
         }
     }
 
-    /// The account as a commit stores it, for the event at `offset` that is attempted again at `next_try`.
-    pub fn to_stored(&self, offset: i64, next_try: Moment, now: BothClocks) -> FailedHead {
+    /// The account as a commit stores it, for the event at `offset` that is attempted again at `next_try`. Tries of an epoch
+    /// that is void are left out: the next owner does not know this breaker.
+    pub fn to_stored(
+        &self,
+        offset: i64,
+        next_try: Moment,
+        is_void: impl Fn(u64) -> bool,
+        now: BothClocks,
+    ) -> FailedHead {
+        let TryAccount { confirmed, revocable, health_epoch } = self.tries;
+        let has_void = revocable > 0 && is_void(health_epoch);
         FailedHead {
             offset,
             failures: self.failures,
-            tries: self.tries(),
+            tries: if has_void { confirmed } else { self.tries() },
             first_failure_ms: self.first_failure_ms(now),
             last_failure_ms: self.last_failure_ms(now),
             counted_ms: u64::try_from(self.times.counted.as_millis()).unwrap_or(u64::MAX),
@@ -222,7 +231,10 @@ mod tests {
         history.add_failure(at(1_060).moment, at(1_060).moment);
         history.set_answer("500 Internal Server Error");
         history.tries.revocable = 2;
-        let stored = history.to_stored(7, at(1_360).moment, at(1_061));
+        history.tries.health_epoch = 5;
+        let without_void = history.to_stored(7, at(1_360).moment, |epoch| epoch == 5, at(1_061));
+        assert_eq!((without_void.failures, without_void.tries), (2, 0), "an outage took these tries back");
+        let stored = history.to_stored(7, at(1_360).moment, |epoch| epoch == 4, at(1_061));
         assert_eq!((stored.offset, stored.failures, stored.tries, stored.counted_ms), (7, 2, 2, 60_000));
         assert_eq!((stored.first_failure_ms, stored.last_failure_ms), (at(1_000).wall_ms, at(1_060).wall_ms));
         assert_eq!(stored.next_try_ms, at(1_360).wall_ms);
@@ -231,7 +243,11 @@ mod tests {
         assert_eq!(restored.failing_for(now.moment), Duration::from_secs(100), "it failed before this process began");
         assert!(!restored.has_failed_since(Duration::from_secs(1)), "nothing failed in this process");
         assert_eq!((restored.tries(), &*restored.answer), (2, "500 Internal Server Error"));
-        assert_eq!(restored.to_stored(7, Duration::from_secs(265), now), stored, "it is stored again without a change");
+        assert_eq!(
+            restored.to_stored(7, Duration::from_secs(265), |_| false, now),
+            stored,
+            "it is stored again without a change"
+        );
         let now = after_restart(1_360, 1_095);
         restored.add_failure(now.moment, now.moment);
         assert_eq!((restored.failures, restored.counted_time()), (3, Duration::from_secs(360)));
@@ -243,7 +259,7 @@ mod tests {
     fn the_time_that_no_process_saw_counts_as_the_longest_delay_at_most() {
         let mut history = FailureHistory::default();
         history.add_failure(at(10).moment, at(10).moment);
-        let stored = history.to_stored(7, at(20).moment, at(10));
+        let stored = history.to_stored(7, at(20).moment, |_| false, at(10));
         let (a_day, now) = (86_400, after_restart(86_400, 86_400));
         let mut restored = FailureHistory::restored(&stored, Duration::ZERO, DELAY_MAX, now);
         let now = after_restart(a_day + 5, a_day);
@@ -264,7 +280,7 @@ mod tests {
             let stored = FailedHead { offset, failures, tries, first_failure_ms, last_failure_ms, counted_ms, next_try_ms, answer };
             let now = at(second);
             let mut restored = FailureHistory::restored(&stored, now.moment, DELAY_MAX, now);
-            let again = restored.to_stored(offset, now.moment, now);
+            let again = restored.to_stored(offset, now.moment, |_| false, now);
             prop_assert_eq!((again.failures, again.tries, again.counted_ms), (failures, tries, counted_ms));
             // A time in the future, after the wall clock was set back, counts as now.
             prop_assert!(again.first_failure_ms <= now.wall_ms && again.last_failure_ms <= now.wall_ms);
