@@ -132,6 +132,11 @@ impl Window {
         self.max.bytes
     }
 
+    /// The events that the whole window has room for.
+    pub fn events_max(&self) -> usize {
+        self.max.events
+    }
+
     /// The number of events in the window.
     pub fn events(&self) -> usize {
         self.all.events

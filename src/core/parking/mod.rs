@@ -98,6 +98,9 @@ pub struct ParkedUsers {
     limits: ParkingLimits,
     /// The longest run that the destination takes. A lane is filled up to at least this many events.
     run_events_max: usize,
+    /// Up to how many events the sweep fills a lane: a part of the window, so that a slow user does not take the room of the
+    /// other parked users.
+    lane_events_max: usize,
     users: HashMap<UserKey, ListedEntry, RandomState>,
     /// Failures that were stored, by the offset of their event, until the reader has passed it. Their users are not parked.
     stored_failures: BTreeMap<i64, (UserKey, FailureAccount)>,
@@ -168,6 +171,7 @@ impl ParkedUsers {
         let mut parked = Self {
             limits,
             run_events_max,
+            lane_events_max: usize::MAX,
             users: HashMap::with_hasher(RandomState::new()),
             stored_failures: BTreeMap::new(),
             carried: ListedUsers::new(),
@@ -446,7 +450,7 @@ impl ParkedUsers {
     fn set_want(&mut self, key: &UserKey, lane: Option<LaneView<'_>>, now: Moment) {
         let Some(entry) = self.users.get_mut(key) else { return };
         let backlog = self.limits.user_backlog.max(self.run_events_max);
-        let want = entry.wants(lane, backlog, now);
+        let want = entry.wants(lane, backlog, self.lane_events_max, now);
         self.sweep.change_want(key, entry, want);
     }
 

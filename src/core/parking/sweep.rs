@@ -30,6 +30,9 @@ const FETCH_HEAD_BYTES: usize = 32 * 1024;
 /// next event get on, although others want events again and again.
 const FETCHES_AFTER_JUMP_MIN: u32 = 4;
 
+/// The sweep fills a lane up to this part of the window.
+const LANE_PART_OF_WINDOW: usize = 8;
+
 /// No run has this number.
 const NO_RUN: u64 = u64::MAX;
 
@@ -71,7 +74,13 @@ impl Want {
 
 impl ListedEntry {
     /// What this user wants, if this is its lane in memory. A lane is filled up to the backlog, or to one second of its pace.
-    pub(super) fn wants(&self, lane: Option<LaneView<'_>>, backlog: usize, now: Moment) -> Want {
+    pub(super) fn wants(
+        &self,
+        lane: Option<LaneView<'_>>,
+        backlog: usize,
+        lane_events_max: usize,
+        now: Moment,
+    ) -> Want {
         let Rest::InLog { next: from, .. } = self.rest else { return Want::Nothing };
         if !self.may_admit(from) {
             return Want::Nothing;
@@ -84,7 +93,7 @@ impl ListedEntry {
             (Some(lane), _) if lane.history.is_some() => Want::Nothing,
             (Some(lane), _) => {
                 let pace = lane.events_per_s.unwrap_or(0);
-                let full = backlog.max(pace);
+                let full = backlog.max(pace).min(lane_events_max);
                 let is_filling = matches!(self.want, Want::Backlog { .. });
                 let wants_more = lane.events * 2 <= full || (is_filling && lane.events < full);
                 if wants_more { Want::Backlog { from } } else { Want::Nothing }
@@ -235,6 +244,7 @@ impl ParkedUsers {
             self.swept(self.edge, memory, now);
         }
         let window = &*memory.window;
+        self.lane_events_max = (window.events_max() / LANE_PART_OF_WINDOW).max(1);
         if !self.wants_sweep(window) {
             return None;
         }

@@ -564,3 +564,15 @@ fn a_large_event_does_not_wait_for_failing_heads() {
     let large = model.owner.pending.pop_front().unwrap();
     model.owner.parked.read(large, memory!(model.owner)).unwrap();
 }
+
+#[test]
+fn the_sweep_fills_a_lane_up_to_an_eighth_of_the_window() {
+    let mut model = fixed(&[1; 40], 16, &PartitionState::at(0));
+    model.owner = Owner::new(&model.stored, Sizes { backlog: 10, ..model.sizes }, model.now);
+    model.step(Step::Hold { user: 1 }).unwrap();
+    model.owner.read(&model.log, 40);
+    model.step(Step::Release { user: 1 }).unwrap();
+    model.owner.sweep(&model.log, 40, model.now);
+    assert_eq!(model.owner.window.events(), 2);
+    model.drain().unwrap();
+}
