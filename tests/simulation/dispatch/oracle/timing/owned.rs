@@ -123,6 +123,9 @@ impl Owned {
         (reading.is_in_flight, reading.has_ended) = (false, for_good);
         reading.failures += 1;
         reading.due = now + LOG_BACKOFF.longest(reading.failures);
+        // A partition that cannot be read stops as soon as nothing is in flight. Users that back off then wait until it
+        // begins again.
+        self.is_closing |= for_good;
     }
 
     pub(super) fn fetched<'e>(
