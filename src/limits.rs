@@ -61,9 +61,16 @@ pub const IN_FLIGHT_EVENTS_MAX: usize = 10_000;
 /// counts as healthy again. About 6 MB if all are used.
 pub const FAILING_USERS_MAX: usize = 100_000;
 
-/// Users that are remembered as probed in one outage, so that each probe is of another user. Enough for half a day of
-/// probes. Beyond it the next round begins.
-pub const PROBED_USERS_MAX: usize = 10_000;
+/// Users that were served, as remembered by the breaker of a destination: they are probed first in an outage. About 2 MB
+/// if all are used.
+pub const SERVED_USERS_MAX: usize = 100_000;
+
+/// Probes of an open breaker that begin while others are in flight, if those have taken less than a second.
+pub const PROBES_AT_ONCE_MAX: usize = 5;
+
+/// Probes of an open breaker in flight. More than [`PROBES_AT_ONCE_MAX`] only if the destination does not answer within a
+/// second.
+pub const PROBES_IN_FLIGHT_MAX: usize = 20;
 
 /// Bytes of the buffer of one connection, and so of the head of one request. Together with `--max-connections` it bounds
 /// the memory of requests that were sent in part.

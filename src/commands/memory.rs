@@ -4,8 +4,8 @@
 use crate::config::{DeliveryConfig, EndpointConfig, EngineConfig, LogConfig};
 use crate::destination::spec::Target;
 use crate::limits::{
-    ANSWER_DRAINS_MAX, FAILING_USERS_MAX, HTTP_BUFFER_BYTES_MAX, IN_FLIGHT_EVENTS_MAX, PROBED_USERS_MAX,
-    RECORD_BYTES_MAX, RUN_BYTES_MAX, USERS_AFTER_DEAD_LETTER_MAX, WRITE_BYTES_MAX,
+    ANSWER_DRAINS_MAX, FAILING_USERS_MAX, HTTP_BUFFER_BYTES_MAX, IN_FLIGHT_EVENTS_MAX, RECORD_BYTES_MAX, RUN_BYTES_MAX,
+    SERVED_USERS_MAX, USERS_AFTER_DEAD_LETTER_MAX, WRITE_BYTES_MAX,
 };
 use crate::{log, stderr};
 
@@ -81,7 +81,7 @@ fn of_deliveries(deliveries: &[DeliveryConfig], partitions: u32, event_bytes_max
         let lanes = delivery.dispatch.window_events.saturating_mul(LANE_BYTES);
         delivery.dispatch.window_bytes.max(one_each).saturating_add(lanes)
     });
-    let remembered = (2 * USERS_AFTER_DEAD_LETTER_MAX + FAILING_USERS_MAX + PROBED_USERS_MAX) * REMEMBERED_USER_BYTES;
+    let remembered = (2 * USERS_AFTER_DEAD_LETTER_MAX + FAILING_USERS_MAX + SERVED_USERS_MAX) * REMEMBERED_USER_BYTES;
     let others = deliveries.iter().map(|delivery| {
         let in_use = match delivery.spec.target {
             // The lines of the write in progress and of the next one, and one more batch or event.

@@ -107,6 +107,8 @@ pub(super) struct SharedBreaker {
     breaker: Mutex<Breaker>,
     /// Notified when the breaker opens, closes, or may send a probe again.
     changed: Notify,
+    /// How often that was notified.
+    changes: AtomicU64,
 }
 
 impl SharedBreaker {
@@ -124,7 +126,14 @@ impl SharedBreaker {
     }
 
     pub(super) fn notify_changed(&self) {
+        self.changes.fetch_add(1, Ordering::Release);
         self.changed.notify_waiters();
+    }
+
+    /// How often the breaker has changed. A worker compares it with an earlier number, because it may have been busy when a
+    /// change was notified.
+    pub(super) fn changes(&self) -> u64 {
+        self.changes.load(Ordering::Acquire)
     }
 }
 
@@ -132,6 +141,8 @@ impl SharedBreaker {
 pub(super) struct Throttle {
     /// One permit for each delivery batch in flight (`--concurrency`): first come, first served.
     pub(super) slots: Arc<Semaphore>,
+    /// The number of these permits.
+    pub(super) concurrency: usize,
     pub(super) rate: RateLimit,
     /// The number of partitions that are owned now.
     owned_partitions: AtomicUsize,
@@ -139,11 +150,18 @@ pub(super) struct Throttle {
 
 impl Throttle {
     fn new(concurrency: usize, rate: Option<Rate>) -> Self {
+        let concurrency = concurrency.min(Semaphore::MAX_PERMITS);
         Self {
-            slots: Arc::new(Semaphore::new(concurrency.min(Semaphore::MAX_PERMITS))),
+            slots: Arc::new(Semaphore::new(concurrency)),
+            concurrency,
             rate: RateLimit::new(rate),
             owned_partitions: AtomicUsize::new(0),
         }
+    }
+
+    /// The number of slots that are taken.
+    pub(super) fn slots_taken(&self) -> usize {
+        self.concurrency.saturating_sub(self.slots.available_permits())
     }
 
     pub(super) fn set_owned_partitions(&self, partitions: usize, now: Moment) {

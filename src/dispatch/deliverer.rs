@@ -13,7 +13,7 @@
 
 use super::context::DispatchContext;
 use crate::core::Moment;
-use crate::core::breaker::{Attempt, Breaker, Gate};
+use crate::core::breaker::{Attempt, Breaker, Gate, ProbeRank, Recovery};
 use crate::core::event::Event;
 use crate::core::lanes::{Lanes, Started, Token};
 use crate::core::tries::{Decision, TryPolicy};
@@ -30,9 +30,6 @@ use tokio::time::{Instant, sleep_until};
 /// writes one batch, the next one fills. More batches would only be smaller.
 const MULTI_LANE_BATCHES_MAX: usize = 2;
 
-/// Ready lanes that are looked at for a probe of a user that was not probed yet.
-const PROBE_LOOK_MAX: usize = 64;
-
 /// How often the lease of the group is looked at while it lets nothing start, and while an attempt is in flight.
 const LEASE_LOOK_INTERVAL: Duration = Duration::from_millis(100);
 
@@ -42,8 +39,12 @@ pub(super) struct Deliverer {
     limits: BatchLimits,
     pub(super) lanes: Lanes,
     batches_in_flight: usize,
-    /// The attempt that probes an open breaker, if it is one of this partition.
-    probe: Option<Attempt>,
+    /// The attempts of this partition that probe an open breaker: at most `PROBES_IN_FLIGHT_MAX`.
+    probes: Vec<Attempt>,
+    /// The last outage after which lanes were made ready.
+    last_recovery: Option<Recovery>,
+    /// How often the shared breaker had changed when it was looked at for that.
+    breaker_changes: u64,
     slot: Slot,
 }
 
@@ -124,7 +125,16 @@ impl Deliverer {
 
     fn with_limits(partition: u32, limits: BatchLimits, after_dead_letter_max: usize) -> Self {
         let lanes = Lanes::new(after_dead_letter_max);
-        Self { partition, limits, lanes, batches_in_flight: 0, probe: None, slot: Slot::None }
+        Self {
+            partition,
+            limits,
+            lanes,
+            batches_in_flight: 0,
+            probes: Vec::new(),
+            last_recovery: None,
+            breaker_changes: 0,
+            slot: Slot::None,
+        }
     }
 
     /// Whether a batch is in flight.
@@ -149,13 +159,26 @@ impl Deliverer {
         }
     }
 
-    /// The probe in flight, taken away because its answer will not be waited for.
-    pub(super) fn take_probe(&mut self) -> Option<Attempt> {
-        self.probe.take()
+    /// The probes in flight, taken away because their answers will not be waited for.
+    pub(super) fn take_probes(&mut self) -> Vec<Attempt> {
+        std::mem::take(&mut self.probes)
+    }
+
+    /// If an outage has ended since the last call, makes the lanes ready that failed in it.
+    fn wake_after_outage(&mut self, breaker: &Breaker) {
+        let recovery = breaker.last_recovery();
+        if let Some(recovery) = recovery.filter(|_| recovery != self.last_recovery) {
+            self.lanes.wake_failed_during(&recovery);
+            self.last_recovery = Some(recovery);
+        }
     }
 
     /// Takes the next batch from the lanes, if one may start now.
     pub(super) fn next_batch(&mut self, context: &DispatchContext, now: Moment) -> NextBatch {
+        let changes = context.breaker.changes();
+        if std::mem::replace(&mut self.breaker_changes, changes) != changes {
+            self.wake_after_outage(&context.breaker.lock());
+        }
         let next = self.try_next_batch(context, now);
         // A slot that was waited for and cannot be used now is for another partition.
         self.release_slot();
@@ -186,7 +209,13 @@ impl Deliverer {
             };
         };
         // Half of the events for each of two batches, which take turns: while one is written, the other one fills.
-        let picked = self.pick(&mut context.breaker.lock(), (events_max / 2).clamp(1, allowance), now);
+        let mut breaker = context.breaker.lock();
+        // In bad health and after an outage the breaker allows fewer attempts. The slot of this one counts already.
+        if context.throttle.slots_taken() > breaker.attempts_allowed(context.throttle.concurrency, now) {
+            return NextBatch::Wait { until: breaker.attempts_allowed_grow_at(now) };
+        }
+        let picked = self.pick(&mut breaker, (events_max / 2).clamp(1, allowance), now);
+        drop(breaker);
         match picked {
             Ok(picked) => NextBatch::Send(self.start(picked, slot, context)),
             Err(until) => NextBatch::Wait { until },
@@ -204,13 +233,13 @@ impl Deliverer {
     }
 
     /// Takes runs from the lanes if the breaker lets them start. The gate is asked and the attempts are begun under one
-    /// lock of the breaker, so that two workers never both begin its one probe.
+    /// lock of the breaker, so that the workers together never begin too many probes.
     ///
     /// `Err`: nothing may start before this moment, or before the breaker changes.
     fn pick(&mut self, breaker: &mut Breaker, events_max: usize, now: Moment) -> Result<PickedRuns, Option<Moment>> {
         match breaker.gate(now) {
             Gate::Open { until } => return Err(until),
-            Gate::HalfOpen => return self.pick_probe(breaker, now),
+            Gate::HalfOpen { worst, until } => return self.pick_probe(breaker, worst, until, now),
             Gate::Closed => {}
         }
         let mut picked = PickedRuns::default();
@@ -225,19 +254,23 @@ impl Deliverer {
         if picked.runs.is_empty() { Err(None) } else { Ok(picked) }
     }
 
-    /// Takes one event as the probe. The other ready lanes stay ready: they wait for the answer to it.
-    fn pick_probe(&mut self, breaker: &mut Breaker, now: Moment) -> Result<PickedRuns, Option<Moment>> {
+    /// Takes one event as a probe, of a user of the best rank that is ready. Users of a rank after `worst` may not be probed
+    /// before `until`. The other ready lanes stay ready: they wait for an answer.
+    fn pick_probe(
+        &mut self,
+        breaker: &mut Breaker,
+        worst: ProbeRank,
+        until: Option<Moment>,
+        now: Moment,
+    ) -> Result<PickedRuns, Option<Moment>> {
         // The breaker decides by the number of users that wait, so it must know them before it begins the probe.
         breaker.users_wait(self.partition, self.lanes.each_user());
-        // For a short time only a preferred user may be the probe, so that another partition that has one can send it.
-        let any_user_at = breaker.any_user_probes_at().filter(|at| *at > now);
         let mut picked = PickedRuns::default();
-        let preferred = |user| breaker.prefers_as_probe(user);
-        let started = self.lanes.next_probe(PROBE_LOOK_MAX, preferred, any_user_at.is_none(), &mut picked.events);
-        let Some(started) = started else { return Err(any_user_at) };
+        let started = self.lanes.next_probe(worst, |user| breaker.probe_rank(user), &mut picked.events);
+        let Some(started) = started else { return Err(until) };
         let attempt = breaker.begin(started.user, now);
         if attempt.probe {
-            self.probe = Some(attempt);
+            self.probes.push(attempt);
         } else {
             picked.closed_breaker = true;
         }
@@ -299,9 +332,7 @@ impl Deliverer {
                 }
                 decision
             });
-            if self.probe.is_some_and(|probe| probe == attempt) {
-                self.probe = None;
-            }
+            self.probes.retain(|probe| *probe != attempt);
             if let (Some(decision), Some(failed)) = (decision, report.failed)
                 && !matches!(decision, Decision::Retry { .. })
             {
@@ -388,6 +419,16 @@ mod tests {
         picked: PickedRuns,
         reports: Vec<Report>,
     ) -> anyhow::Result<(BatchEnd, Vec<i64>)> {
+        end_at(Moment::ZERO, deliverer, breaker, picked, reports)
+    }
+
+    fn end_at(
+        now: Moment,
+        deliverer: &mut Deliverer,
+        breaker: &mut Breaker,
+        picked: PickedRuns,
+        reports: Vec<Report>,
+    ) -> anyhow::Result<(BatchEnd, Vec<i64>)> {
         let backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(2), false).unwrap();
         let policy = &TryPolicy {
             attempts_max: Some(1),
@@ -398,7 +439,7 @@ mod tests {
         };
         let mut settled = Vec::new();
         deliverer.batches_in_flight += 1;
-        let judge = Judge { breaker, policy, random: &|| 0, now: Moment::ZERO };
+        let judge = Judge { breaker, policy, random: &|| 0, now };
         let end = deliverer.batch_ended(picked.runs, reports, judge, |event| settled.push(event.offset))?;
         Ok((end, settled))
     }
@@ -418,7 +459,7 @@ mod tests {
     }
 
     #[test]
-    fn an_open_breaker_lets_one_probe_through_and_the_other_lanes_stay_ready() {
+    fn an_unreachable_destination_gets_one_probe_and_the_other_lanes_stay_ready() {
         let (mut breaker, now) = (Breaker::new(), Duration::from_secs(10));
         let mut deliverer = deliverer(MANY, &["a", "b", "c"]);
         let unreachable = breaker.begin(99, Moment::ZERO);
@@ -429,8 +470,23 @@ mod tests {
         assert!(deliverer.lanes.has_ready());
         assert_eq!(deliverer.pick(&mut breaker, 10, now).err(), Some(None), "the end of the probe tells");
         let (_, settled) = end(&mut deliverer, &mut breaker, probe, vec![report(None)]).unwrap();
-        assert_eq!((settled.len(), deliverer.take_probe()), (1, None));
+        assert_eq!((settled.len(), deliverer.take_probes()), (1, vec![]));
         assert_eq!(deliverer.pick(&mut breaker, 10, now).unwrap().events.len(), 2, "the breaker is closed again");
+    }
+
+    #[test]
+    fn lanes_that_failed_in_an_outage_are_ready_once_it_has_ended() {
+        let (mut breaker, now) = (Breaker::new(), Duration::from_secs(10));
+        let mut deliverer = deliverer(ONE_EVENT, &["a", "b"]);
+        let picked = deliverer.pick(&mut breaker, 10, Moment::ZERO).unwrap();
+        end(&mut deliverer, &mut breaker, picked, vec![report(Some(Verdict::Unreachable))]).unwrap();
+        let probe = deliverer.pick(&mut breaker, 10, now).unwrap();
+        deliverer.wake_after_outage(&breaker);
+        assert!(!deliverer.lanes.has_ready(), "the outage lasts");
+        end_at(now, &mut deliverer, &mut breaker, probe, vec![report(None)]).unwrap();
+        deliverer.wake_after_outage(&breaker);
+        assert_eq!(offsets(&deliverer.pick(&mut breaker, 10, now).unwrap()), [0], "long before its backoff ends");
+        deliverer.wake_after_outage(&breaker);
     }
 
     #[test]

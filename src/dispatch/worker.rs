@@ -443,7 +443,9 @@ impl Worker {
             if let Some((verdict, answer)) = failed_in_outage {
                 context.notices.failed_in_outage(verdict, &answer);
             }
-            if gate != breaker.gate(now) {
+            // While the breaker allows only a part of the attempts, the end of one lets another partition begin one.
+            let is_limited = breaker.attempts_allowed_grow_at(now).is_some() || breaker.is_health_bad();
+            if is_limited || gate != breaker.gate(now) {
                 context.breaker.notify_changed();
             }
             (tries_ended, (was_out != breaker.is_out()).then(|| breaker.snapshot(now)))
@@ -816,7 +818,7 @@ async fn stopped(stop: &mut watch::Receiver<bool>) {
 }
 
 impl Drop for Worker {
-    /// Gives back what others wait for: a probe whose answer is not waited for any more, and what the destination holds
+    /// Gives back what others wait for: probes whose answers are not waited for any more, and what the destination holds
     /// for this partition.
     fn drop(&mut self) {
         self.context.parts.destination.released(self.partition);
@@ -825,8 +827,9 @@ impl Drop for Worker {
         self.count_parking(0);
         let mut breaker = self.context.breaker.lock();
         breaker.released(self.partition);
-        if let Some(probe) = self.deliverer.take_probe() {
-            breaker.abandoned(&probe);
+        let probes = self.deliverer.take_probes();
+        if !probes.is_empty() {
+            probes.iter().for_each(|probe| breaker.abandoned(probe));
             drop(breaker);
             self.context.breaker.notify_changed();
         }

@@ -1,6 +1,18 @@
 //! The health of the destination, judged by the last verdict of each of the last trusted users.
+//!
+//! ```text
+//!  verdict of a user                          counts as
+//!  delivered                                  delivered
+//!  failed, trusted                            failed
+//!  failed, suspect, was served before         failed, if it is one of the first 3 failures in a row
+//!  failed, suspect, never served              does not count
+//! ```
+//!
+//! In a brownout each event is delivered sooner or later, so nearly every user is suspect at some time. What tells it from
+//! many bad users is that it fails users again and again that were served in between. A bad user fails for ever, so it
+//! counts three times at most.
 
-use super::user_trust::UserTrust;
+use super::user_trust::{FailingUser, UserTrust};
 use crate::core::Moment;
 use std::time::Duration;
 
@@ -8,6 +20,9 @@ use std::time::Duration;
 const REMEMBERED_USERS_MAX: usize = 20;
 /// A verdict that is older does not count.
 const VERDICT_AGE_MAX: Duration = Duration::from_secs(60);
+/// The failures in a row of a suspect that count, if it was served before. Then health is found to be bad if about two of
+/// three attempts fail, and users whose events always fail do not count for long.
+const COUNTED_FAILURES_MAX: u32 = 3;
 /// With fewer users it cannot be decided whether the destination or the events are bad. As many in a row without a
 /// delivery are an outage.
 pub(super) const DECIDING_USERS_MIN: usize = 5;
@@ -15,11 +30,11 @@ pub(super) const DECIDING_USERS_MIN: usize = 5;
 /// What is known about a destination from the attempts of trusted users.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Health {
-    /// Fewer than 5 trusted users had a verdict in the last minute.
+    /// Fewer than 5 users have a verdict of the last minute that counts.
     Unknown,
-    /// At least half of the trusted users were delivered.
+    /// At least half of these users were delivered.
     Good,
-    /// Less than half of the trusted users were delivered.
+    /// Less than half were delivered.
     Bad,
     /// None of the last 5 trusted users was delivered.
     Dead,
@@ -35,8 +50,13 @@ pub(super) struct RecentVerdicts {
 struct LastVerdict {
     user: u64,
     at: Moment,
-    /// The attempt since which the user fails. `None` means that the user was delivered.
-    failing_since: Option<u64>,
+    is: VerdictKind,
+}
+
+#[derive(Debug, Clone, Copy)]
+enum VerdictKind {
+    Delivered,
+    Failed(FailingUser),
 }
 
 impl RecentVerdicts {
@@ -48,17 +68,19 @@ impl RecentVerdicts {
     }
 
     pub(super) fn delivered(&mut self, user: u64, now: Moment) {
-        self.put(LastVerdict { user, at: now, failing_since: None });
+        self.put(LastVerdict { user, at: now, is: VerdictKind::Delivered });
     }
 
-    /// Notes that the user failed. Its failures began with the attempt `since`.
-    pub(super) fn failed(&mut self, user: u64, since: u64, now: Moment, trust: &UserTrust) {
-        if !trust.is_suspect_since(user, since) {
-            self.put(LastVerdict { user, at: now, failing_since: Some(since) });
+    /// Notes that the user failed.
+    pub(super) fn failed(&mut self, user: u64, failing: FailingUser, now: Moment, trust: &UserTrust) {
+        let is = VerdictKind::Failed(failing);
+        let is_suspect = trust.is_suspect_since(user, failing.since);
+        if !is_suspect || (failing.was_served && failing.failures <= COUNTED_FAILURES_MAX) {
+            self.put(LastVerdict { user, at: now, is });
         } else if let Some(verdict) = self.verdicts.iter_mut().find(|verdict| verdict.user == user) {
-            // The verdict of a suspect does not count. Its place stays the same, because suspects that fail again and
-            // again must not push out the verdicts of trusted users.
-            verdict.failing_since = Some(since);
+            // A suspect that fails keeps its place and its time, because suspects that fail again and again must not push
+            // out the verdicts of trusted users.
+            verdict.is = is;
         }
     }
 
@@ -78,40 +100,50 @@ impl RecentVerdicts {
     }
 
     pub(super) fn health(&self, now: Moment, trust: &UserTrust) -> Health {
-        let (mut users, mut delivered, mut one_of_the_last_delivered) = (0, 0, false);
+        let (mut users, mut delivered) = (0, 0);
+        let (mut trusted, mut one_of_the_last_delivered) = (0, false);
         for verdict in self.verdicts.iter().rev() {
-            let is_suspect = verdict.failing_since.is_some_and(|since| trust.is_suspect_since(verdict.user, since));
-            if is_suspect || now.saturating_sub(verdict.at) >= VERDICT_AGE_MAX {
+            if now.saturating_sub(verdict.at) >= VERDICT_AGE_MAX {
                 continue;
             }
-            users += 1;
-            if verdict.failing_since.is_none() {
-                delivered += 1;
-                one_of_the_last_delivered |= users <= DECIDING_USERS_MIN;
+            match verdict.is {
+                VerdictKind::Delivered => {
+                    delivered += 1;
+                    one_of_the_last_delivered |= trusted < DECIDING_USERS_MIN;
+                    trusted += 1;
+                }
+                VerdictKind::Failed(failing) if !trust.is_suspect_since(verdict.user, failing.since) => trusted += 1,
+                VerdictKind::Failed(failing) if failing.was_served => {}
+                VerdictKind::Failed(_) => continue,
             }
+            users += 1;
         }
-        match users {
-            0..DECIDING_USERS_MIN => Health::Unknown,
-            _ if !one_of_the_last_delivered => Health::Dead,
-            _ if delivered * 2 < users => Health::Bad,
-            _ => Health::Good,
+        if trusted >= DECIDING_USERS_MIN && !one_of_the_last_delivered {
+            Health::Dead
+        } else if users < DECIDING_USERS_MIN {
+            Health::Unknown
+        } else if delivered * 2 < users {
+            Health::Bad
+        } else {
+            Health::Good
         }
     }
 
     /// The earliest failure among the last verdicts of trusted users, if it still counts.
     pub(super) fn failing_from(&self, now: Moment, trust: &UserTrust) -> Option<Moment> {
-        let is_failing = |verdict: &&LastVerdict| {
-            verdict.failing_since.is_some_and(|since| !trust.is_suspect_since(verdict.user, since))
-                && now.saturating_sub(verdict.at) < VERDICT_AGE_MAX
-        };
-        self.verdicts.iter().filter(is_failing).map(|verdict| verdict.at).min()
+        let is_recent = |verdict: &&LastVerdict| now.saturating_sub(verdict.at) < VERDICT_AGE_MAX;
+        self.failing(trust).filter(is_recent).map(|verdict| verdict.at).min()
     }
 
     /// Trusted users whose last verdict is a failure, however old it is.
     pub(super) fn failing_users(&self, trust: &UserTrust) -> usize {
-        let is_failing = |verdict: &&LastVerdict| {
-            verdict.failing_since.is_some_and(|since| !trust.is_suspect_since(verdict.user, since))
-        };
-        self.verdicts.iter().filter(is_failing).count()
+        self.failing(trust).count()
+    }
+
+    fn failing(&self, trust: &UserTrust) -> impl Iterator<Item = &LastVerdict> {
+        self.verdicts.iter().filter(|verdict| match verdict.is {
+            VerdictKind::Failed(failing) => !trust.is_suspect_since(verdict.user, failing.since),
+            VerdictKind::Delivered => false,
+        })
     }
 }

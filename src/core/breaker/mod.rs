@@ -3,11 +3,11 @@
 //!
 //! ```text
 //!              Unreachable, or none of the last 5 trusted users was delivered
-//!   ┌────────┐ ─────────────────────────────────────────────────────▶ ┌──────┐  a probe is due   ┌───────────┐
-//!   │ closed │                                                        │ open │ ────────────────▶ │ half-open │
-//!   └────────┘ ◀───────────────────────────────────────────────────── └──────┘ ◀──────────────── └───────────┘
-//!    all attempts   a delivery (by a probe or an attempt that was      no attempts  the probe      one probe
-//!                   still in flight), or too few users to decide                    failed
+//!   ┌────────┐ ─────────────────────────────────────────────────────▶ ┌──────┐  some user may be probed  ┌───────────┐
+//!   │ closed │                                                        │ open │ ────────────────────────▶ │ half-open │
+//!   └────────┘ ◀───────────────────────────────────────────────────── └──────┘ ◀──────────────────────── └───────────┘
+//!   attempts:   a delivery (by a probe or an attempt that was           no        enough probes are        probes
+//!   see `allowance`    still in flight), or too few users to decide         attempts     in flight                only
 //! ```
 //!
 //! # What each verdict means
@@ -23,8 +23,11 @@
 //! # Which users are trusted
 //!
 //! A user becomes *suspect* when it has failed and an attempt of another user, begun later, was delivered. It stays
-//! suspect until it is delivered itself. Only trusted users, that is, users who are not suspect, count for health. So
-//! users whose events always fail cannot open the breaker for all other users, however many they are.
+//! suspect until it is delivered itself. Only trusted users, that is, users who are not suspect, can open the breaker. So
+//! users whose events always fail cannot open it for all other users, however many they are.
+//!
+//! A user that had failed before this process began is suspect from the first delivery of another user on. The owner of
+//! its partition tells the breaker at its start ([`Breaker::had_failed`]).
 //!
 //! The delivery of a probe that ends an outage is an exception: it does not make the users suspect that failed during the
 //! outage. Without this, one lucky delivery in an outage would leave no trusted users. Those users get one more chance:
@@ -33,6 +36,24 @@
 //!
 //! With fewer than 5 trusted users at work, failures could be the destination's or the events'. Then each failure counts
 //! as the event's own.
+//!
+//! # Health and pace
+//!
+//! Short of an outage, health is *bad* if fewer than half of the last users were delivered ([`Health`] says who
+//! counts). In bad health no try is counted, and the attempts in flight are halved every second (module `allowance`). If none
+//! of the last 5 users was delivered, but some attempt was within 250 ms, this is bad health, too, and not yet an outage. A
+//! destination that takes 100 of 10,000 events a second answers like this.
+//!
+//! # Probes
+//!
+//! A probe goes to a user that was served lately, then to users of whom nothing is known, and last to users that have
+//! failed ([`ProbeRank`]). While the destination answers, up to 5 probes of the first two ranks are in flight at once, and
+//! the next one begins as soon as one has ended. Users that have failed are probed one at a time: after 100 ms at first,
+//! then with a delay that grows to 5 s. If the destination cannot be reached, this is so for all users.
+//!
+//! So if the breaker was opened by users whose events always fail, the time for which the others stand still does not
+//! depend on the number of these users, as far as the others were served before. A newcomer may wait until earlier
+//! newcomers have had their one quick probe.
 //!
 //! # How an outage ends
 //!
@@ -51,14 +72,13 @@
 //! [unsettled events](Breaker::users_wait). Users whose next attempt is minutes away are included. If there are at least
 //! 5, the breaker waits for their attempts, and no answer counts as a try.
 //!
-//! If there are fewer than 5, answers of an undecided destination count as tries. A later decision takes them back. The
-//! breaker closes once all of these are true:
+//! It is *unknown* whether the events or the destination are at fault if fewer than 5 trusted users have unsettled events,
+//! and fewer than 5 have an answer from the last minute. Then answers count as tries, also while the breaker is open (a
+//! later decision takes them back), and the next attempt closes the breaker. So an event whose user is alone does not stay
+//! in an outage for ever, and is not tried for ever.
 //!
-//! - The next probe would go to a suspect, or to a user that was already probed in this round.
-//! - Fewer than 5 trusted users were probed in this round.
-//! - Fewer than 5 trusted users have an answer from the last minute.
-//!
-//! So an event whose user is alone does not stay in an outage for ever, and is not tried for ever.
+//! After an outage of more than a second the attempts in flight ramp up to their full number within 1.5 s. The owners of the partitions make
+//! the lanes ready that failed during the outage ([`Breaker::last_recovery`]).
 //!
 //! What was learned before an outage does not count after it: health starts from nothing. A breaker that closed because
 //! there were too few users to decide has not recovered: [`BreakerSnapshot::out_since`] ends only with a delivery.
@@ -70,32 +90,44 @@
 //! breaker declares the current epoch [void](Breaker::is_void) and starts a new one. An owner of tries drops those of a
 //! void epoch when it next looks at them. Earlier epochs never become void, so their tries are final.
 
+mod allowance;
 mod epochs;
 mod health;
 mod healthy_clock;
 mod open_breaker;
+mod served_users;
 mod types;
 mod user_trust;
 
 #[cfg(test)]
 mod model;
 #[cfg(test)]
+mod scenarios;
+#[cfg(test)]
 mod tests;
 
 pub use health::Health;
-pub use types::{Attempt, BreakerSnapshot, Gate, OpenCause, Refusal, TryJudgement};
+pub use types::{Attempt, BreakerSnapshot, Gate, OpenCause, ProbeRank, Recovery, Refusal, TryJudgement};
 
 use super::Moment;
 use super::verdict::Verdict;
+use allowance::AttemptAllowance;
 use epochs::TryEpochs;
 use health::{DECIDING_USERS_MIN, RecentVerdicts};
 use healthy_clock::HealthyClock;
-use open_breaker::OpenBreaker;
+use open_breaker::{OpenBreaker, PROBE_DELAY_MAX};
 use std::time::Duration;
 use user_trust::UserTrust;
 
 /// How long after its first `Refused` an event is given up if no other user's delivery shows that the destination works.
 const REFUSAL_FINAL_AFTER: Duration = Duration::from_secs(10);
+
+/// If an attempt was delivered this lately, the destination is not down, whatever the other attempts say.
+const OUTAGE_AFTER: Duration = Duration::from_millis(250);
+
+/// After an outage that was at least this long, attempts ramp up. Users whose events always fail cause shorter ones: the
+/// first probe of a user that is served ends them, and the destination was never down.
+const RAMP_AFTER: Duration = Duration::from_secs(1);
 
 /// Decides whether a destination takes events now. There is one for each destination and process.
 #[derive(Debug, Default)]
@@ -114,6 +146,9 @@ pub struct Breaker {
     is_paused: bool,
     /// When the last outage began, for people.
     outage_began: Moment,
+    allowance: AttemptAllowance,
+    last_delivery: Option<Moment>,
+    last_recovery: Option<Recovery>,
 }
 
 #[derive(Debug)]
@@ -152,34 +187,46 @@ impl Breaker {
         Self::default()
     }
 
-    /// Whether attempts may begin now.
+    /// Whether attempts may begin now, and of which users.
     pub fn gate(&self, now: Moment) -> Gate {
         match &self.state {
             BreakerState::Closed { .. } => Gate::Closed,
-            BreakerState::Open { open, .. } => match open.probe_due_at() {
-                Some(at) if now >= at => Gate::HalfOpen,
-                until => Gate::Open { until },
-            },
+            BreakerState::Open { open, .. } => open.gate(now),
         }
     }
 
-    /// Begins an attempt of this user. If a probe is due, the attempt becomes the probe. If a probe is due but there are
-    /// too few users to decide, the breaker closes instead.
+    /// How many attempts may be in flight now while the breaker is closed, if `concurrency` is the limit in good times.
+    pub fn attempts_allowed(&self, concurrency: usize, now: Moment) -> usize {
+        self.allowance.part_of(concurrency, now)
+    }
+
+    /// When [`Breaker::attempts_allowed`] grows next, if nothing happens before.
+    pub fn attempts_allowed_grow_at(&self, now: Moment) -> Option<Moment> {
+        self.allowance.grows_at(now)
+    }
+
+    /// In which order users are probed.
+    pub fn probe_rank(&self, user: u64) -> ProbeRank {
+        self.trust.rank(user)
+    }
+
+    /// Begins an attempt of this user. If the breaker is open, the attempt becomes a probe. If it is open but there are too
+    /// few users to decide, it closes instead.
     ///
-    /// The caller has asked [`Breaker::gate`] before. If the attempt begins although the breaker is open, it is judged
+    /// The caller has asked [`Breaker::gate`] before. If the attempt begins although the gate does not let it, it is judged
     /// like one that was in flight when the breaker opened.
     pub fn begin(&mut self, user: u64, now: Moment) -> Attempt {
         self.attempts += 1;
         let seq = self.attempts;
-        let is_suspect = self.trust.is_suspect(user);
-        if self.has_too_few_users(user, is_suspect, now) {
+        if matches!(self.gate(now), Gate::HalfOpen { .. }) && self.has_too_few_users(now) {
             self.close(now);
             self.set_healthy_clock(now);
         }
-        let probe = self.gate(now) == Gate::HalfOpen;
-        if probe && let BreakerState::Open { open, .. } = &mut self.state {
-            open.begin_probe(seq, user, is_suspect);
-        }
+        let rank = self.trust.rank(user);
+        let probe = match &mut self.state {
+            BreakerState::Open { open, .. } => open.begin_probe(seq, rank, now),
+            BreakerState::Closed { .. } => false,
+        };
         Attempt { seq, user, probe }
     }
 
@@ -198,13 +245,20 @@ impl Breaker {
         {
             self.trust.pardon(probe.seq);
         }
+        if let SinceDelivery::Outage { since } = self.since_delivery {
+            let number = self.last_recovery.map_or(0, |last| last.number) + 1;
+            self.last_recovery = Some(Recovery { number, failing_since: since, ended_at: now });
+        }
         self.close(now);
         self.since_delivery = SinceDelivery::NothingFailed;
-        for attempt in attempts {
+        self.last_delivery = Some(now);
+        // The verdicts of more users would only replace each other.
+        let noted = attempts.len().saturating_sub(RecentVerdicts::BATCH_MAX);
+        for (place, attempt) in attempts.iter().enumerate() {
             self.trust.delivered(attempt.user, attempt.seq);
-        }
-        for attempt in &attempts[attempts.len().saturating_sub(RecentVerdicts::BATCH_MAX)..] {
-            self.recent.delivered(attempt.user, now);
+            if place >= noted {
+                self.recent.delivered(attempt.user, now);
+            }
         }
         // If nothing has failed lately, health cannot change. This keeps deliveries cheap on a healthy destination.
         if self.is_health_bad() || self.epochs.has_tries() || self.trust.has_failing_users() {
@@ -225,7 +279,7 @@ impl Breaker {
             Verdict::Drilled => self.abandoned(attempt),
             Verdict::Unreachable => {
                 self.open(OpenCause::Unreachable, now);
-                self.probe_failed(attempt, now);
+                self.probe_failed(attempt, false, now);
             }
             Verdict::Retry { .. } | Verdict::Refused | Verdict::Busy { .. } => self.answered(attempt, now),
         }
@@ -233,9 +287,7 @@ impl Breaker {
             Verdict::Drilled => true,
             Verdict::Retry { .. } | Verdict::Refused => match &self.state {
                 BreakerState::Closed { is_health_bad, .. } => !is_health_bad,
-                BreakerState::Open { open, .. } => {
-                    open.cause == OpenCause::Undecided && open.waiting_users() < DECIDING_USERS_MIN
-                }
+                BreakerState::Open { .. } => self.has_too_few_users(now),
             },
             Verdict::Busy { .. } | Verdict::Unreachable => false,
         };
@@ -243,16 +295,16 @@ impl Breaker {
             self.epochs.count_try();
         }
         self.set_healthy_clock(now);
-        TryJudgement { counts, health_epoch: self.epochs.current() }
+        let is_paced = matches!(self.state, BreakerState::Open { .. }) && !counts;
+        let delay_max = is_paced.then_some(PROBE_DELAY_MAX);
+        TryJudgement { counts, health_epoch: self.epochs.current(), delay_max }
     }
 
     /// Reports that the attempt ended without an answer, for example because the partition was revoked. This says nothing
     /// about the destination. If the attempt was the probe, another probe may begin.
     pub fn abandoned(&mut self, attempt: &Attempt) {
-        if let BreakerState::Open { open, .. } = &mut self.state
-            && open.is_probe(attempt.seq)
-        {
-            open.probe_abandoned();
+        if let BreakerState::Open { open, .. } = &mut self.state {
+            open.probe_abandoned(attempt.seq);
         }
     }
 
@@ -263,6 +315,17 @@ impl Breaker {
             BreakerState::Open { open, .. } => open.probe_now(now),
             BreakerState::Closed { .. } => false,
         }
+    }
+
+    /// Reports that an event of this user had failed before this process began, so the user is probed late. It is suspect
+    /// from the first delivery of another user on.
+    pub fn had_failed(&mut self, user: u64) {
+        self.trust.had_failed(user);
+    }
+
+    /// The last outage that ended with a delivery.
+    pub fn last_recovery(&self) -> Option<Recovery> {
+        self.last_recovery
     }
 
     /// Reports the users of this partition that have unsettled events, including users whose next attempt is not due yet.
@@ -286,23 +349,6 @@ impl Breaker {
     /// Whether this user's failures count as its own and not as the destination's.
     pub fn is_suspect(&self, user: u64) -> bool {
         self.trust.is_suspect(user)
-    }
-
-    /// Whether this user should be probed before others. First come trusted users that were not probed in this round, then
-    /// suspects that were not. After that a new round begins.
-    pub fn prefers_as_probe(&self, user: u64) -> bool {
-        match &self.state {
-            BreakerState::Closed { .. } => !self.is_suspect(user),
-            BreakerState::Open { open, .. } => open.prefers(user, self.is_suspect(user)),
-        }
-    }
-
-    /// When any user may become the probe that is due, whether preferred or not. `None` means that no probe is due.
-    pub fn any_user_probes_at(&self) -> Option<Moment> {
-        match &self.state {
-            BreakerState::Open { open, .. } => open.any_user_probes_at(),
-            BreakerState::Closed { .. } => None,
-        }
     }
 
     /// Whether the breaker has opened since the last delivery. [`BreakerSnapshot::out_since`] says when that began.
@@ -354,7 +400,7 @@ impl Breaker {
     pub fn snapshot(&self, now: Moment) -> BreakerSnapshot {
         let (since, open, probing) = match &self.state {
             BreakerState::Closed { since, .. } => (*since, None, false),
-            BreakerState::Open { since, open } => (*since, Some(open.cause), open.probe_due_at().is_none()),
+            BreakerState::Open { since, open } => (*since, Some(open.cause), open.is_probing()),
         };
         let out_since = match self.since_delivery {
             SinceDelivery::Outage { since } => Some(since),
@@ -368,7 +414,8 @@ impl Breaker {
         self.healthy_clock.set_running(self.is_healthy() && !self.is_paused, now);
     }
 
-    fn is_health_bad(&self) -> bool {
+    /// Whether the breaker is closed and the health of the destination is bad.
+    pub fn is_health_bad(&self) -> bool {
         matches!(self.state, BreakerState::Closed { is_health_bad: true, .. })
     }
 
@@ -377,51 +424,53 @@ impl Breaker {
             && matches!(self.recent.health(now, &self.trust), Health::Unknown | Health::Good)
     }
 
-    /// Whether the users that are left to probe are too few to decide between the events and the destination. The module's
-    /// documentation lists the conditions.
-    fn has_too_few_users(&self, user: u64, is_suspect: bool, now: Moment) -> bool {
+    /// Whether the answers of an open breaker's destination come from too few users to decide between the events and the
+    /// destination.
+    fn has_too_few_users(&self, now: Moment) -> bool {
         let BreakerState::Open { open, .. } = &self.state else { return false };
         open.cause != OpenCause::Unreachable
-            && self.gate(now) == Gate::HalfOpen
             && open.waiting_users() < DECIDING_USERS_MIN
-            && open.round_has_no_trusted_user_left(user, is_suspect)
-            && open.trusted_users_probed() < DECIDING_USERS_MIN
             && self.recent.health(now, &self.trust) == Health::Unknown
     }
 
     /// The destination answered, but did not deliver.
     fn answered(&mut self, attempt: &Attempt, now: Moment) {
-        let failing_since = self.trust.failed(attempt.user, attempt.seq);
-        if let BreakerState::Open { open, .. } = &mut self.state {
-            let is_probe = open.is_probe(attempt.seq);
-            if open.cause == OpenCause::Unreachable && is_probe {
-                open.is_answered(attempt.user, self.trust.is_suspect(attempt.user));
-                // Verdicts from before the outage must not decide what the answers after it mean.
-                self.recent.clear();
-            }
-            // An answer to a request that was sent before the outage does not show how the destination is now.
-            if is_probe || open.cause == OpenCause::Undecided {
-                self.recent.failed(attempt.user, failing_since, now, &self.trust);
-            }
-            if open.cause == OpenCause::Undecided && self.recent.failing_users(&self.trust) >= DECIDING_USERS_MIN {
-                self.open(OpenCause::NoUserDelivered, now);
-            }
-            self.probe_failed(attempt, now);
+        let failing = self.trust.failed(attempt.user, attempt.seq);
+        let BreakerState::Open { open, .. } = &mut self.state else {
+            self.recent.failed(attempt.user, failing, now, &self.trust);
+            self.update_health(now);
             return;
+        };
+        let is_probe = open.is_probe(attempt.seq);
+        if open.cause == OpenCause::Unreachable && is_probe {
+            open.cause = OpenCause::Undecided;
+            // Verdicts from before the outage must not decide what the answers after it mean.
+            self.recent.clear();
         }
-        self.recent.failed(attempt.user, failing_since, now, &self.trust);
-        self.update_health(now);
+        // An answer to a request that was sent before the outage does not show how the destination is now.
+        if is_probe || open.cause == OpenCause::Undecided {
+            self.recent.failed(attempt.user, failing, now, &self.trust);
+        }
+        if open.cause == OpenCause::Undecided && self.recent.failing_users(&self.trust) >= DECIDING_USERS_MIN {
+            self.open(OpenCause::NoUserDelivered, now);
+        }
+        self.probe_failed(attempt, true, now);
     }
 
     /// Judges the health of a closed breaker after a verdict. It may open the breaker.
     fn update_health(&mut self, now: Moment) {
-        let health = self.recent.health(now, &self.trust);
+        let mut health = self.recent.health(now, &self.trust);
+        let was_delivered_at = |at: Moment| now < at.saturating_add(OUTAGE_AFTER);
+        if health == Health::Dead && self.last_delivery.is_some_and(was_delivered_at) {
+            health = Health::Bad;
+        }
         let BreakerState::Closed { is_health_bad, .. } = &mut self.state else { return };
         let was_bad = std::mem::replace(is_health_bad, health == Health::Bad);
         match health {
-            Health::Unknown | Health::Good => {}
+            Health::Unknown | Health::Good => self.allowance.health_is_better(now),
             Health::Bad => {
                 self.unwell_at = Some(now);
+                self.allowance.health_is_bad(now);
                 if !was_bad {
                     self.epochs.take_tries_back();
                 }
@@ -454,19 +503,21 @@ impl Breaker {
     }
 
     fn close(&mut self, now: Moment) {
-        if matches!(self.state, BreakerState::Closed { .. }) {
-            return;
-        }
+        let BreakerState::Open { since, .. } = self.state else { return };
         self.state = BreakerState::Closed { since: now, is_health_bad: false };
         self.recent.clear();
+        self.trust.outage_ended();
+        if now >= since.saturating_add(RAMP_AFTER) {
+            self.allowance.ramp_up(now);
+        } else {
+            self.allowance.health_is_better(now);
+        }
         self.unwell_at = Some(now);
     }
 
-    fn probe_failed(&mut self, attempt: &Attempt, now: Moment) {
-        if let BreakerState::Open { open, .. } = &mut self.state
-            && open.is_probe(attempt.seq)
-        {
-            open.probe_failed(now);
+    fn probe_failed(&mut self, attempt: &Attempt, is_answered: bool, now: Moment) {
+        if let BreakerState::Open { open, .. } = &mut self.state {
+            open.probe_failed(attempt.seq, is_answered, now);
         }
     }
 }

@@ -31,6 +31,8 @@ enum HistoryEntry {
     Opened,
     /// Earlier verdicts are forgotten: the breaker closed, or an unreachable destination answered.
     HealthReset,
+    /// The breaker closed.
+    OutageEnded,
     /// A failure counted as a try.
     Try {
         epoch: u64,
@@ -55,15 +57,23 @@ struct Model {
 #[derive(Debug)]
 struct ModelOutage {
     cause: OpenCause,
-    /// The number of the probe in flight.
-    probe: Option<u64>,
-    probe_due: Moment,
-    /// How often the delay of the next probe was doubled.
+    /// Whether the last probe was answered.
+    is_reached: bool,
+    /// The probes in flight: number, begin, and whether the delay of the next one depends on its end.
+    probes: Vec<(u64, Moment, bool)>,
+    /// The end of the last such probe, or the time when the breaker opened or the destination began or ceased to answer.
+    delay_from: Moment,
+    /// How often the delay after it was doubled.
     doublings: u32,
-    /// The users probed in this round, and whether each was trusted.
-    round: Vec<(u64, bool)>,
     /// The last reported number of trusted users with unsettled events.
     waiting_users: usize,
+}
+
+/// The last verdict of a user.
+#[derive(Debug, Clone, Copy)]
+enum ModelVerdict {
+    Delivered,
+    Failed,
 }
 
 impl Model {
@@ -74,7 +84,8 @@ impl Model {
             .any(|entry| matches!(entry, HistoryEntry::Delivered { user, seq, .. } if *user != of && *seq > since))
     }
 
-    fn is_suspect(&self, of: u64) -> bool {
+    /// The attempt since which the user fails.
+    fn failing_since(&self, of: u64) -> Option<u64> {
         let (mut since, mut pardoned) = (None, false);
         for (index, entry) in self.history.iter().enumerate() {
             match (*entry, since) {
@@ -90,48 +101,81 @@ impl Model {
                 _ => {}
             }
         }
-        since.is_some_and(|since| Self::others_delivered_later(&self.history, of, since))
+        since
     }
 
-    /// The verdicts that health is made of: the last 20 users in the order of their last verdict while trusted, its time,
-    /// and whether it was a delivery.
-    fn verdicts(&self) -> Vec<(u64, Moment, bool)> {
+    fn is_suspect(&self, of: u64) -> bool {
+        self.failing_since(of).is_some_and(|since| Self::others_delivered_later(&self.history, of, since))
+    }
+
+    fn was_served(&self, of: u64) -> bool {
+        self.history.iter().any(|entry| matches!(entry, HistoryEntry::Delivered { user, .. } if *user == of))
+    }
+
+    fn rank(&self, of: u64) -> ProbeRank {
+        match self.failing_since(of) {
+            Some(_) => ProbeRank::Failed,
+            None if self.was_served(of) => ProbeRank::Served,
+            None => ProbeRank::Newcomer,
+        }
+    }
+
+    /// The user's failures since its last delivery and the last outage.
+    fn failures(&self, of: u64) -> u32 {
+        let mut failures = 0;
+        for entry in &self.history {
+            match entry {
+                HistoryEntry::Answered { user, .. } if *user == of => failures += 1,
+                HistoryEntry::Delivered { user, .. } if *user == of => failures = 0,
+                HistoryEntry::OutageEnded => failures = 0,
+                _ => {}
+            }
+        }
+        failures
+    }
+
+    /// The verdicts that health is made of: the last 20 users in the order of their last verdict that counts, its time,
+    /// and the verdict.
+    fn verdicts(&self) -> Vec<(u64, Moment, ModelVerdict)> {
         let mut places: Vec<(u64, Moment)> = Vec::new();
-        let mut last: std::collections::HashMap<u64, bool> = Default::default();
+        let mut last: std::collections::HashMap<u64, ModelVerdict> = Default::default();
         let begin = self.history.iter().rposition(|entry| matches!(entry, HistoryEntry::HealthReset)).unwrap_or(0);
+        let until = |end: usize| Self { history: self.history[..end].to_vec(), ..Self::default() };
         for (index, entry) in self.history.iter().enumerate().skip(begin) {
             let (user, at, delivered) = match *entry {
                 HistoryEntry::Delivered { user, at, .. } => (user, at, true),
                 HistoryEntry::Answered { user, at, counts_for_health: true, .. } => (user, at, false),
                 _ => continue,
             };
-            let then = Self { history: self.history[..=index].to_vec(), ..Self::default() };
-            last.insert(user, delivered);
-            if delivered || !then.is_suspect(user) {
+            last.insert(user, if delivered { ModelVerdict::Delivered } else { ModelVerdict::Failed });
+            let then = until(index + 1);
+            let counts_as_suspect = || then.was_served(user) && then.failures(user) <= 3;
+            if delivered || !then.is_suspect(user) || counts_as_suspect() {
                 places.retain(|(other, _)| *other != user);
                 places.push((user, at));
             }
         }
-        places[places.len().saturating_sub(20)..]
-            .iter()
-            .filter(|(user, _)| !self.is_suspect(*user))
-            .map(|(user, at)| (*user, *at, last[user]))
-            .collect()
+        places[places.len().saturating_sub(20)..].iter().map(|(user, at)| (*user, *at, last[user])).collect()
+    }
+
+    fn trusted_verdicts(&self) -> impl Iterator<Item = (u64, Moment, ModelVerdict)> {
+        let is_trusted = |user, verdict| matches!(verdict, ModelVerdict::Delivered) || !self.is_suspect(user);
+        self.verdicts().into_iter().filter(move |(user, _, verdict)| is_trusted(*user, *verdict))
     }
 
     fn health(&self, now: Moment) -> Health {
-        let verdicts: Vec<bool> = self
-            .verdicts()
-            .into_iter()
-            .filter(|(_, at, _)| now - *at < Duration::from_secs(60))
-            .map(|(_, _, delivered)| delivered)
-            .collect();
-        let delivered = verdicts.iter().filter(|delivered| **delivered).count();
-        if verdicts.len() < 5 {
-            Health::Unknown
-        } else if verdicts[verdicts.len() - 5..] == [false; 5] {
+        let is_recent = |at: &Moment| now - *at < Duration::from_secs(60);
+        let trusted: Vec<ModelVerdict> =
+            self.trusted_verdicts().filter(|(_, at, _)| is_recent(at)).map(|(_, _, verdict)| verdict).collect();
+        let all = self.verdicts().into_iter().filter(|(_, at, _)| is_recent(at));
+        let counted = all.filter(|(user, _, _)| !self.is_suspect(*user) || self.was_served(*user));
+        let counted: Vec<bool> = counted.map(|(_, _, verdict)| matches!(verdict, ModelVerdict::Delivered)).collect();
+        let last = &trusted[trusted.len().saturating_sub(5)..];
+        if last.len() == 5 && last.iter().all(|verdict| matches!(verdict, ModelVerdict::Failed)) {
             Health::Dead
-        } else if delivered * 2 < verdicts.len() {
+        } else if counted.len() < 5 {
+            Health::Unknown
+        } else if counted.iter().filter(|delivered| **delivered).count() * 2 < counted.len() {
             Health::Bad
         } else {
             Health::Good
@@ -139,9 +183,14 @@ impl Model {
     }
 
     fn update_health(&mut self, now: Moment) {
+        let last_delivery = self.history.iter().rev().find_map(|entry| match entry {
+            HistoryEntry::Delivered { at, .. } => Some(*at),
+            _ => None,
+        });
+        let delivers = last_delivery.is_some_and(|at| now - at < Duration::from_millis(250));
         match self.health(now) {
-            Health::Dead => self.open(OpenCause::NoUserDelivered, now),
-            Health::Bad => {
+            Health::Dead if !delivers => self.open(OpenCause::NoUserDelivered, now),
+            Health::Dead | Health::Bad => {
                 if !std::mem::replace(&mut self.is_health_bad, true) {
                     self.history.push(HistoryEntry::TriesTakenBack);
                 }
@@ -154,13 +203,12 @@ impl Model {
     fn open(&mut self, cause: OpenCause, now: Moment) {
         match &mut self.outage {
             None => {
-                let probe_due = now + Duration::from_millis(100);
                 self.outage = Some(ModelOutage {
                     cause,
-                    probe: None,
-                    probe_due,
+                    is_reached: cause != OpenCause::Unreachable,
+                    probes: Vec::new(),
+                    delay_from: now,
                     doublings: 0,
-                    round: Vec::new(),
                     waiting_users: 0,
                 });
             }
@@ -170,27 +218,24 @@ impl Model {
         self.history.extend([HistoryEntry::Opened, HistoryEntry::TriesTakenBack, HistoryEntry::Unwell { at: now }]);
     }
 
+    /// Whether answers count, although the breaker is open.
+    fn has_too_few_users(&self, now: Moment) -> bool {
+        let can_tell = self.health(now) != Health::Unknown;
+        self.outage
+            .as_ref()
+            .is_some_and(|outage| outage.cause != OpenCause::Unreachable && outage.waiting_users < 5 && !can_tell)
+    }
+
     /// Returns whether the attempt is a probe.
     fn begin(&mut self, attempt: &Attempt, now: Moment) -> bool {
-        if self.gate(now) != Gate::HalfOpen {
-            return false;
-        }
-        let (trusted, health) = (!self.is_suspect(attempt.user), self.health(now));
-        let Some(outage) = &mut self.outage else { return false };
-        let was_probed = outage.round.iter().any(|(user, _)| *user == attempt.user);
-        let has_too_few_users = outage.round.iter().filter(|(_, trusted)| *trusted).count() < 5
-            && (was_probed || !trusted)
-            && outage.waiting_users < 5
-            && health == Health::Unknown;
-        if outage.cause != OpenCause::Unreachable && has_too_few_users {
+        let Gate::HalfOpen { worst, .. } = self.gate(now) else { return false };
+        if self.has_too_few_users(now) {
             self.close(now);
             return false;
         }
-        if was_probed {
-            outage.round.clear();
-        }
-        outage.round.push((attempt.user, trusted));
-        outage.probe = Some(attempt.seq);
+        let rank = self.rank(attempt.user);
+        let Some(outage) = self.outage.as_mut().filter(|_| rank <= worst) else { return false };
+        outage.probes.push((attempt.seq, now, !outage.is_reached || rank == ProbeRank::Failed));
         true
     }
 
@@ -208,13 +253,14 @@ impl Model {
 
     fn close(&mut self, now: Moment) {
         if self.outage.take().is_some() {
-            self.history.extend([HistoryEntry::HealthReset, HistoryEntry::Unwell { at: now }]);
+            let ended = [HistoryEntry::HealthReset, HistoryEntry::OutageEnded, HistoryEntry::Unwell { at: now }];
+            self.history.extend(ended);
             self.is_health_bad = false;
         }
     }
 
     fn delivered(&mut self, attempt: &Attempt, now: Moment) {
-        if self.outage.as_ref().is_some_and(|outage| outage.probe == Some(attempt.seq)) {
+        if self.is_probe(attempt) {
             self.history.push(HistoryEntry::ProbeDelivered { seq: attempt.seq });
         }
         self.close(now);
@@ -227,70 +273,90 @@ impl Model {
 
     /// Returns whether the failure is a try.
     fn failed(&mut self, attempt: &Attempt, verdict: Verdict, now: Moment) -> bool {
-        let probe = self.outage.as_ref().is_some_and(|outage| outage.probe == Some(attempt.seq));
+        let probe = self.is_probe(attempt);
         if verdict == Verdict::Drilled {
             self.abandoned(attempt);
             return true;
         }
-        let is_undecided =
-            |model: &Self| model.outage.as_ref().is_some_and(|outage| outage.cause == OpenCause::Undecided);
         if verdict == Verdict::Unreachable {
             self.history.push(HistoryEntry::Unreachable { at: now });
             self.open(OpenCause::Unreachable, now);
         } else {
-            let answered = probe && self.outage.as_ref().is_some_and(|outage| outage.cause == OpenCause::Unreachable);
-            if answered && let Some(outage) = &mut self.outage {
+            if let Some(outage) = self.outage.as_mut().filter(|outage| probe && outage.cause == OpenCause::Unreachable)
+            {
                 outage.cause = OpenCause::Undecided;
                 self.history.push(HistoryEntry::HealthReset);
             }
+            let is_undecided = self.outage.as_ref().is_some_and(|outage| outage.cause == OpenCause::Undecided);
             let (user, seq) = (attempt.user, attempt.seq);
-            let counts_for_health = self.outage.is_none() || probe || is_undecided(self);
+            let counts_for_health = self.outage.is_none() || probe || is_undecided;
             self.history.push(HistoryEntry::Answered { user, seq, at: now, counts_for_health });
-            let trusted = !self.is_suspect(user);
-            match &mut self.outage {
-                None => self.update_health(now),
-                Some(outage) if answered => outage.round = vec![(user, trusted)],
-                Some(_) => {}
+            if self.outage.is_none() {
+                self.update_health(now);
             }
-            if is_undecided(self) && self.verdicts().len() >= 5 {
+            let failed = |verdict: &(u64, Moment, ModelVerdict)| matches!(verdict.2, ModelVerdict::Failed);
+            if is_undecided && self.trusted_verdicts().filter(failed).count() >= 5 {
                 self.open(OpenCause::NoUserDelivered, now);
             }
-            if let Some(outage) = &mut self.outage
-                && probe
-            {
-                (outage.doublings, outage.probe) = (if answered { 0 } else { outage.doublings + 1 }, None);
-            }
         }
-        if let Some(outage) = &mut self.outage
-            && probe
-        {
-            if verdict == Verdict::Unreachable {
-                (outage.doublings, outage.probe) = (outage.doublings + 1, None);
+        if probe && let Some(outage) = &mut self.outage {
+            let (_, _, is_delayed) =
+                outage.probes.remove(outage.probes.iter().position(|(seq, _, _)| *seq == attempt.seq).unwrap());
+            let is_reached = verdict != Verdict::Unreachable;
+            if std::mem::replace(&mut outage.is_reached, is_reached) != is_reached {
+                (outage.delay_from, outage.doublings) = (now, 0);
+            } else if is_delayed {
+                (outage.delay_from, outage.doublings) = (now, outage.doublings + 1);
             }
-            outage.probe_due = now + Duration::from_millis((100 << outage.doublings.min(10)).min(5000));
         }
         let counts_now = match &self.outage {
             None => !self.is_health_bad,
-            Some(outage) => outage.cause == OpenCause::Undecided && outage.waiting_users < 5,
+            Some(_) => self.has_too_few_users(now),
         };
         counts_now && matches!(verdict, Verdict::Retry { .. } | Verdict::Refused)
     }
 
+    fn is_probe(&self, attempt: &Attempt) -> bool {
+        self.outage.as_ref().is_some_and(|outage| outage.probes.iter().any(|(seq, _, _)| *seq == attempt.seq))
+    }
+
     fn abandoned(&mut self, attempt: &Attempt) {
-        if let Some(outage) = &mut self.outage
-            && outage.probe == Some(attempt.seq)
-        {
-            (outage.probe, outage.probe_due) = (None, Duration::ZERO);
+        let Some(outage) = &mut self.outage else { return };
+        let Some(place) = outage.probes.iter().position(|(seq, _, _)| *seq == attempt.seq) else { return };
+        if outage.probes.remove(place).2 {
+            // The next one is due at once.
+            outage.delay_from = Duration::ZERO;
         }
     }
 
     fn gate(&self, now: Moment) -> Gate {
-        match &self.outage {
-            None => Gate::Closed,
-            Some(outage) if outage.probe.is_some() => Gate::Open { until: None },
-            Some(outage) if now >= outage.probe_due => Gate::HalfOpen,
-            Some(outage) => Gate::Open { until: Some(outage.probe_due) },
+        let Some(outage) = &self.outage else { return Gate::Closed };
+        let delay = Duration::from_millis((100 << outage.doublings.min(10)).min(5_000));
+        let due = if outage.delay_from.is_zero() { Duration::ZERO } else { outage.delay_from + delay };
+        let second = Duration::from_secs(1);
+        let young: Vec<_> = outage.probes.iter().filter(|(_, begun, _)| now - *begun < second).collect();
+        let blocks_delayed = if outage.is_reached {
+            young.iter().any(|(_, _, is_delayed)| *is_delayed)
+        } else {
+            !outage.probes.is_empty()
+        };
+        let ages = young.iter().filter(|_| outage.is_reached).map(|(_, begun, _)| *begun + second);
+        let mut moments: Vec<Moment> = ages.collect();
+        if !blocks_delayed && due > now {
+            moments.push(due);
         }
+        let until = moments.into_iter().min();
+        let may_begin = |rank: ProbeRank| {
+            outage.probes.len() < 20
+                && match rank {
+                    ProbeRank::Failed => !blocks_delayed && now >= due && young.len() < 5,
+                    ProbeRank::Newcomer => outage.is_reached && young.len() < 4,
+                    ProbeRank::Served => outage.is_reached && young.len() < 5,
+                }
+        };
+        let worst =
+            [ProbeRank::Failed, ProbeRank::Newcomer, ProbeRank::Served].into_iter().find(|rank| may_begin(*rank));
+        worst.map_or(Gate::Open { until }, |worst| Gate::HalfOpen { worst, until })
     }
 
     fn refusal_is_final(&self, first: &Refusal, now: Moment) -> bool {
@@ -357,6 +423,9 @@ fn steps() -> impl Strategy<Value = Vec<BreakerStep>> {
 }
 
 proptest! {
+    // The model reads its whole history for each answer, so a case takes long.
+    #![proptest_config(ProptestConfig::with_cases(100))]
+
     #[test]
     fn the_breaker_agrees_with_a_model_that_reads_the_whole_history(steps in steps()) {
         let (mut breaker, mut model, mut now) = (Breaker::new(), Model::default(), Duration::from_secs(1));
@@ -411,6 +480,7 @@ proptest! {
             }
             for user in 0..USERS {
                 prop_assert_eq!(breaker.is_suspect(user), model.is_suspect(user), "user {}", user);
+                prop_assert_eq!(breaker.probe_rank(user), model.rank(user), "user {}", user);
             }
             prop_assert_eq!(breaker.snapshot(now).out_since, model.out_since());
             for first in refused.iter().rev().take(3) {

@@ -1,88 +1,135 @@
-//! What is known while the breaker is open: why, when the next probe is due, and which users were probed.
+//! What is known while the breaker is open: why, which probes are in flight, and who may be probed next.
+//!
+//! ```text
+//!  the destination answers:         Served, Newcomer ──▶ at once, up to 5 young probes      each ends ──▶ the next one
+//!                                   Failed           ──▶ one at a time ── delay: 100 ms, doubled up to 5 s
+//!  it cannot be reached:            anyone           ──▶ one at a time ── the same delay
+//! ```
+//!
+//! A user has no more than one quick probe: if it fails, the user's rank is [`ProbeRank::Failed`]. So quick probes end by
+//! themselves in an outage, and still find a user that the destination serves among any number of users that it does not.
 
-use super::OpenCause;
+use super::{Gate, OpenCause, ProbeRank};
 use crate::core::Moment;
-use crate::limits::PROBED_USERS_MAX;
-use std::collections::{BTreeMap, HashSet};
+use crate::limits::{PROBES_AT_ONCE_MAX, PROBES_IN_FLIGHT_MAX};
+use std::collections::BTreeMap;
 use std::time::Duration;
 
-/// The delay of the first probe after the breaker opened. It doubles with each probe that fails.
+/// The delay before the first probe of a failed user after the breaker opened. It doubles with each such probe.
 const PROBE_DELAY_MIN: Duration = Duration::from_millis(100);
-/// The longest delay between two probes.
-const PROBE_DELAY_MAX: Duration = Duration::from_secs(5);
-/// How long a probe that is due waits for a preferred user. Several partitions share a breaker, and the first one that
-/// asks may have no preferred user.
-const PREFERENCE_LASTS: Duration = Duration::from_millis(100);
+/// The longest delay between two such probes. So the end of an outage is found about as late as this.
+pub(super) const PROBE_DELAY_MAX: Duration = Duration::from_secs(5);
+/// This many of the quick probes, at most, are of newcomers, so that a served user does not wait for them.
+const NEWCOMERS_AT_ONCE_MAX: usize = PROBES_AT_ONCE_MAX - 1;
+/// A probe without an answer is young for this long. Users that hang then no longer keep others from being probed.
+const PROBE_YOUNG_FOR: Duration = Duration::from_secs(1);
 
 #[derive(Debug)]
 pub(super) struct OpenBreaker {
     pub(super) cause: OpenCause,
-    probe: ProbeState,
-    /// The delay before the probe that is due or in flight.
-    probe_delay: Duration,
-    round: ProbeRound,
+    /// Whether the last probe was answered.
+    is_reached: bool,
+    /// The probes in flight, from the oldest on: at most [`PROBES_IN_FLIGHT_MAX`].
+    probes: Vec<Probe>,
+    /// When the next probe may begin that has to wait for the delay.
+    due: Moment,
+    /// The delay that led to `due`.
+    delay: Duration,
     /// For each partition, the last reported number of trusted users that have unsettled events.
     waiting_users: BTreeMap<u32, usize>,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum ProbeState {
-    Due(Moment),
-    InFlight { seq: u64 },
-}
-
-/// Users are probed in rounds. Within a round each user is probed once, and the second probe of any user begins the next
-/// round. So a probe goes to each waiting user before it goes to the same one again.
-#[derive(Debug, Default)]
-struct ProbeRound {
-    probed: HashSet<u64>,
-    /// The number of probed users that were trusted.
-    trusted: usize,
-    /// Whether a suspect was probed, which happens once no trusted user is left in this round.
-    allows_suspects: bool,
+#[derive(Debug, Clone, Copy)]
+struct Probe {
+    seq: u64,
+    begun: Moment,
+    /// Whether it had to wait for the delay. Its failure makes the delay longer.
+    is_delayed: bool,
 }
 
 impl OpenBreaker {
     pub(super) fn new(cause: OpenCause, now: Moment) -> Self {
         Self {
             cause,
-            probe: ProbeState::Due(now.saturating_add(PROBE_DELAY_MIN)),
-            probe_delay: PROBE_DELAY_MIN,
-            round: ProbeRound::default(),
+            is_reached: cause != OpenCause::Unreachable,
+            probes: Vec::new(),
+            due: now.saturating_add(PROBE_DELAY_MIN),
+            delay: PROBE_DELAY_MIN,
             waiting_users: BTreeMap::new(),
         }
     }
 
-    /// When the next probe is due. `None` means that a probe is in flight.
-    pub(super) fn probe_due_at(&self) -> Option<Moment> {
-        match self.probe {
-            ProbeState::Due(at) => Some(at),
-            ProbeState::InFlight { .. } => None,
+    /// Who may be probed now.
+    pub(super) fn gate(&self, now: Moment) -> Gate {
+        let young_until = |probe: &Probe| probe.begun.saturating_add(PROBE_YOUNG_FOR);
+        let young: Vec<&Probe> = self.probes.iter().filter(|probe| young_until(probe) > now).collect();
+        let delayed_in_flight = match self.is_reached {
+            true => young.iter().any(|probe| probe.is_delayed),
+            false => self.is_probing(),
+        };
+        let due = (!delayed_in_flight).then_some(self.due);
+        // The oldest one is first, so it is the first that is not young any more.
+        let ages = young.first().filter(|_| self.is_reached).map(|probe| young_until(probe));
+        let until = due.filter(|due| *due > now).into_iter().chain(ages).min();
+        let worst = if self.probes.len() >= PROBES_IN_FLIGHT_MAX || young.len() >= PROBES_AT_ONCE_MAX {
+            None
+        } else if due.is_some_and(|due| due <= now) {
+            Some(ProbeRank::Failed)
+        } else if !self.is_reached {
+            None
+        } else if young.len() < NEWCOMERS_AT_ONCE_MAX {
+            Some(ProbeRank::Newcomer)
+        } else {
+            Some(ProbeRank::Served)
+        };
+        match worst {
+            Some(worst) => Gate::HalfOpen { worst, until },
+            None => Gate::Open { until },
         }
     }
 
-    /// When a user that is not preferred may become the probe that is due.
-    pub(super) fn any_user_probes_at(&self) -> Option<Moment> {
-        self.probe_due_at().map(|at| at.saturating_add(PREFERENCE_LASTS))
+    pub(super) fn is_probing(&self) -> bool {
+        !self.probes.is_empty()
     }
 
     pub(super) fn is_probe(&self, seq: u64) -> bool {
-        self.probe == ProbeState::InFlight { seq }
+        self.probes.iter().any(|probe| probe.seq == seq)
     }
 
-    pub(super) fn prefers(&self, user: u64, is_suspect: bool) -> bool {
-        !self.round.probed.contains(&user) && (self.round.allows_suspects || !is_suspect)
+    /// Begins a probe of a user of this rank, if the [gate](Self::gate) lets it. Returns whether it does.
+    pub(super) fn begin_probe(&mut self, seq: u64, rank: ProbeRank, now: Moment) -> bool {
+        let is_allowed = matches!(self.gate(now), Gate::HalfOpen { worst, .. } if rank <= worst);
+        if is_allowed {
+            self.probes.push(Probe { seq, begun: now, is_delayed: !self.is_reached || rank == ProbeRank::Failed });
+        }
+        is_allowed
     }
 
-    /// Whether a probe of this user means that no trusted user is left in this round. The callers prefer trusted users
-    /// that were not probed, so a suspect or a second probe shows that none was there.
-    pub(super) fn round_has_no_trusted_user_left(&self, user: u64, is_suspect: bool) -> bool {
-        is_suspect || self.round.probed.contains(&user)
+    /// The probe ended without a delivery. `is_answered`: it reached the destination.
+    pub(super) fn probe_failed(&mut self, seq: u64, is_answered: bool, now: Moment) {
+        let Some(probe) = self.take(seq) else { return };
+        let was_reached = std::mem::replace(&mut self.is_reached, is_answered);
+        if was_reached != is_answered {
+            // The delay starts again from its minimum: what it was for has changed.
+            self.delay = PROBE_DELAY_MIN;
+        } else if probe.is_delayed {
+            self.delay = (self.delay * 2).min(PROBE_DELAY_MAX);
+        } else {
+            return;
+        }
+        self.due = now.saturating_add(self.delay);
     }
 
-    /// The number of trusted users that were probed in this round.
-    pub(super) fn trusted_users_probed(&self) -> usize {
-        self.round.trusted
+    /// The probe ended without an answer, which says nothing. Another one may begin at once.
+    pub(super) fn probe_abandoned(&mut self, seq: u64) {
+        if self.take(seq).is_some_and(|probe| probe.is_delayed) {
+            self.due = Moment::ZERO;
+        }
+    }
+
+    fn take(&mut self, seq: u64) -> Option<Probe> {
+        let place = self.probes.iter().position(|probe| probe.seq == seq)?;
+        Some(self.probes.remove(place))
     }
 
     /// Notes how many trusted users have unsettled events in this partition.
@@ -100,51 +147,12 @@ impl OpenBreaker {
         self.waiting_users.values().sum()
     }
 
-    pub(super) fn begin_probe(&mut self, seq: u64, user: u64, is_suspect: bool) {
-        if self.round.probed.contains(&user) || self.round.probed.len() == PROBED_USERS_MAX {
-            self.round = ProbeRound::default();
-        } else if is_suspect {
-            self.round.allows_suspects = true;
-        }
-        self.round.note(user, is_suspect);
-        self.probe = ProbeState::InFlight { seq };
-    }
-
-    /// Notes that an unreachable destination has answered a probe of this user. A new round begins and the delay starts
-    /// from its minimum, because the answers to other users are needed soon.
-    pub(super) fn is_answered(&mut self, user: u64, is_suspect: bool) {
-        self.cause = OpenCause::Undecided;
-        self.probe_delay = Duration::ZERO;
-        self.round = ProbeRound::default();
-        self.round.note(user, is_suspect);
-    }
-
-    pub(super) fn probe_failed(&mut self, now: Moment) {
-        self.probe_delay = (self.probe_delay * 2).clamp(PROBE_DELAY_MIN, PROBE_DELAY_MAX);
-        self.probe = ProbeState::Due(now.saturating_add(self.probe_delay));
-    }
-
     /// Makes the next probe due now. `false`: one is in flight, or due already.
     pub(super) fn probe_now(&mut self, now: Moment) -> bool {
-        match &mut self.probe {
-            ProbeState::Due(at) if *at > now => {
-                *at = now;
-                true
-            }
-            ProbeState::Due(_) | ProbeState::InFlight { .. } => false,
+        let waits = !self.is_probing() && self.due > now;
+        if waits {
+            self.due = now;
         }
-    }
-
-    /// Allows another probe at once, because the abandoned one said nothing about the destination.
-    pub(super) fn probe_abandoned(&mut self) {
-        self.probe = ProbeState::Due(Moment::ZERO);
-    }
-}
-
-impl ProbeRound {
-    fn note(&mut self, user: u64, is_suspect: bool) {
-        if self.probed.insert(user) && !is_suspect {
-            self.trusted += 1;
-        }
+        waits
     }
 }

@@ -2,6 +2,7 @@
 
 use super::health::Health;
 use crate::core::Moment;
+use std::time::Duration;
 
 #[cfg(doc)]
 use super::Breaker;
@@ -16,7 +17,7 @@ pub struct Attempt {
     pub seq: u64,
     /// The caller's stable hash of topic, partition and key.
     pub user: u64,
-    /// Whether this is the one attempt that an open breaker allowed.
+    /// Whether it was begun as a probe of an open breaker.
     pub probe: bool,
 }
 
@@ -25,10 +26,25 @@ pub struct Attempt {
 pub enum Gate {
     /// Every attempt may begin.
     Closed,
-    /// One attempt may begin now, as a probe.
-    HalfOpen,
-    /// No attempt may begin. `until` is when a probe is due. `None` means that a probe is in flight.
+    /// A user of this rank, or of one that is probed earlier, may be probed now.
+    HalfOpen {
+        worst: ProbeRank,
+        /// When others may be, if it depends on time alone.
+        until: Option<Moment>,
+    },
+    /// No attempt may begin. `until` is when a probe may begin. `None` means that a probe in flight has to end first.
     Open { until: Option<Moment> },
+}
+
+/// The order in which users are probed while the breaker is open.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum ProbeRank {
+    /// The user was served lately, and has not failed since.
+    Served,
+    /// Nothing is known of the user.
+    Newcomer,
+    /// The user has failed, and was not served since.
+    Failed,
 }
 
 /// Whether a failed attempt counts as a try of its event.
@@ -37,6 +53,9 @@ pub struct TryJudgement {
     pub counts: bool,
     /// The epoch that the try belongs to if it counts; see [`Breaker::is_void`].
     pub health_epoch: u64,
+    /// The longest delay before the next attempt. An open breaker sets it: the end of an outage is found by the attempts
+    /// of users that failed in it, and the breaker decides how many of them begin.
+    pub delay_max: Option<Duration>,
 }
 
 /// The first refusal of an event that has been refused by every attempt since.
@@ -62,6 +81,17 @@ pub enum OpenCause {
     NoUserDelivered,
 }
 
+/// An outage that a delivery has ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Recovery {
+    /// The number of the outage, from 1 on.
+    pub number: u64,
+    /// When its first attempt failed.
+    pub failing_since: Moment,
+    /// When the delivery ended it.
+    pub ended_at: Moment,
+}
+
 /// The state of the breaker at one moment, for log lines and status.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct BreakerSnapshot {
@@ -75,7 +105,7 @@ pub struct BreakerSnapshot {
     /// When that outage began: the earliest of the failures that opened the breaker. Unlike `out_since`, it does not count
     /// the time in which a single user failed before.
     pub outage_began: Option<Moment>,
-    /// Whether a probe is in flight.
+    /// Whether probes are in flight.
     pub probing: bool,
     /// The health of the destination by the latest verdicts. While the breaker is open, these are mostly of probes.
     pub health: Health,

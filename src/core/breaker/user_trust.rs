@@ -1,21 +1,39 @@
 //! Which users are suspect: their failures say something about their own events and nothing about the destination.
 
+use super::ProbeRank;
+use super::served_users::ServedUsers;
 use crate::limits::FAILING_USERS_MAX;
 use std::collections::{BTreeSet, HashMap};
 
-/// The users that fail, and the attempts that were delivered last.
+/// The users that fail, the users that were served, and the attempts that were delivered last.
 ///
 /// This is enough to decide for every user whether it is *suspect*: whether it failed, and an attempt of another user
 /// that was begun later was delivered.
 #[derive(Debug, Default)]
 pub(super) struct UserTrust {
-    /// Each user that has failed and was not delivered since, with the first attempt that failed. After
-    /// [`pardon`](Self::pardon) it is the attempt that ended the outage.
-    failing: HashMap<u64, u64>,
+    /// Each user that has failed and was not delivered since.
+    failing: HashMap<u64, FailingUser>,
     /// The entries of `failing` as (attempt, user), so that the oldest one can be forgotten at the limit.
     by_attempt: BTreeSet<(u64, u64)>,
     /// The two delivered attempts of different users that were begun last. For any user, one of them is of another user.
     latest: [DeliveredAttempt; 2],
+    served: ServedUsers,
+    /// The number of outages so far.
+    /// The number of outages at its last failure.
+    outages: u32,
+}
+
+/// A user that has failed and was not delivered since.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct FailingUser {
+    /// The first attempt that failed; 0 if that was before this process began. After [`pardon`](UserTrust::pardon) it is
+    /// the attempt that ended the outage.
+    pub(super) since: u64,
+    /// Whether the user was served before it failed.
+    pub(super) was_served: bool,
+    /// The number of failures since the last outage.
+    pub(super) failures: u32,
+    outages: u32,
 }
 
 /// A delivered attempt. Attempts are numbered from 1, so that 0 means none.
@@ -36,7 +54,7 @@ impl UserTrust {
     }
 
     pub(super) fn is_suspect(&self, user: u64) -> bool {
-        self.failing.get(&user).is_some_and(|since| self.is_suspect_since(user, *since))
+        self.failing.get(&user).is_some_and(|failing| self.is_suspect_since(user, failing.since))
     }
 
     /// Whether a user that fails since this attempt is suspect. Once true, this stays true.
@@ -44,10 +62,26 @@ impl UserTrust {
         self.latest_of_others(user) > since
     }
 
+    pub(super) fn rank(&self, user: u64) -> ProbeRank {
+        if self.failing.contains_key(&user) {
+            ProbeRank::Failed
+        } else if self.served.contains(user) {
+            ProbeRank::Served
+        } else {
+            ProbeRank::Newcomer
+        }
+    }
+
+    /// An outage has ended. The failures during it say nothing about the time after it.
+    pub(super) fn outage_ended(&mut self) {
+        self.outages = self.outages.wrapping_add(1);
+    }
+
     pub(super) fn delivered(&mut self, user: u64, seq: u64) {
         if !self.failing.is_empty() {
             self.forget(user);
         }
+        self.served.insert(user);
         let [first, second] = &mut self.latest;
         if user == first.user {
             first.seq = first.seq.max(seq);
@@ -58,19 +92,34 @@ impl UserTrust {
         }
     }
 
-    /// Notes the failure. Returns the attempt since which the user fails.
-    pub(super) fn failed(&mut self, user: u64, seq: u64) -> u64 {
-        if let Some(since) = self.failing.get(&user) {
-            return *since;
+    /// Notes the failure. Returns since when the user fails.
+    pub(super) fn failed(&mut self, user: u64, seq: u64) -> FailingUser {
+        let outages = self.outages;
+        if let Some(failing) = self.failing.get_mut(&user) {
+            let failures = if failing.outages == outages { failing.failures } else { 0 };
+            (failing.failures, failing.outages) = (failures.saturating_add(1), outages);
+            return *failing;
         }
+        let was_served = self.served.contains(user);
+        self.add(user, FailingUser { since: seq, was_served, failures: 1, outages })
+    }
+
+    /// Notes that the user had failed before this process began.
+    pub(super) fn had_failed(&mut self, user: u64) {
+        if !self.failing.contains_key(&user) {
+            self.add(user, FailingUser { since: 0, was_served: false, failures: 0, outages: self.outages });
+        }
+    }
+
+    fn add(&mut self, user: u64, failing: FailingUser) -> FailingUser {
         if self.failing.len() == FAILING_USERS_MAX
             && let Some((_, oldest)) = self.by_attempt.pop_first()
         {
             self.failing.remove(&oldest);
         }
-        self.failing.insert(user, seq);
-        self.by_attempt.insert((seq, user));
-        seq
+        self.failing.insert(user, failing);
+        self.by_attempt.insert((failing.since, user));
+        failing
     }
 
     /// Gives every failing user that is not suspect one more chance, before the delivery of the probe `seq` ends an outage.
@@ -82,21 +131,22 @@ impl UserTrust {
     /// already, except for the user of that delivery itself.
     pub(super) fn pardon(&mut self, seq: u64) {
         let [latest, second] = self.latest;
-        let own = self.failing.get(&latest.user).filter(|since| (second.seq..=latest.seq).contains(*since));
-        let own = own.map(|since| (*since, latest.user));
+        let own = self.failing.get(&latest.user).map(|failing| failing.since);
+        let own = own.filter(|since| *since > 0 && (second.seq..=latest.seq).contains(since));
+        let own = own.map(|since| (since, latest.user));
         let after = self.by_attempt.split_off(&(latest.seq + 1, 0));
         if let Some(own) = &own {
             self.by_attempt.remove(own);
         }
         for (_, user) in after.into_iter().chain(own) {
-            self.failing.insert(user, seq);
+            self.failing.get_mut(&user).expect("both have the same users").since = seq;
             self.by_attempt.insert((seq, user));
         }
     }
 
     fn forget(&mut self, user: u64) {
-        if let Some(since) = self.failing.remove(&user) {
-            self.by_attempt.remove(&(since, user));
+        if let Some(failing) = self.failing.remove(&user) {
+            self.by_attempt.remove(&(failing.since, user));
         }
     }
 }

@@ -17,6 +17,7 @@
 
 mod after_dead_letter;
 mod pace;
+mod probe_order;
 mod ready;
 mod shortening;
 
@@ -24,8 +25,10 @@ pub use self::shortening::{LaneId, LaneView, RemovedLane};
 
 use self::after_dead_letter::UsersAfterDeadLetter;
 use self::pace::LanePace;
+use self::probe_order::ProbeOrder;
 use self::ready::ReadyLanes;
 use super::Moment;
+use super::breaker::{ProbeRank, Recovery};
 use super::event::Event;
 use super::progress::UserKey;
 use super::slots::Standing;
@@ -51,8 +54,13 @@ pub struct Lanes {
     lanes: Vec<Option<Lane>>,
     /// The holes in `lanes`, to be used again.
     free: Vec<u32>,
-    /// Every lane in the state Ready, once. A lane that has more events after a run goes to the end, so users take turns.
+    /// The lanes in the state Ready, each once, here or in `probe_order`. A lane that has more events after a run goes to
+    /// the end, so users take turns.
     ready: ReadyLanes,
+    /// The lanes that were ready when a probe was handed out last. They became ready before those in `ready`.
+    probe_order: ProbeOrder,
+    /// How often a lane became ready.
+    ready_count: u64,
     /// Every lane in the state BackingOff, once, by the end of its backoff.
     timers: BTreeSet<(Moment, u32)>,
     /// Every lane whose head has failed, once, by the time when it is shown as stuck next.
@@ -106,6 +114,8 @@ struct Lane {
     pace: LanePace,
     /// The user is in the list of parked users.
     is_listed: bool,
+    /// The number of the time at which it became ready last: a place in the order of all ready lanes.
+    ready_number: u64,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -125,6 +135,8 @@ impl Lanes {
             lanes: Vec::new(),
             free: Vec::new(),
             ready: ReadyLanes::default(),
+            probe_order: ProbeOrder::default(),
+            ready_count: 0,
             timers: BTreeSet::new(),
             stuck: BTreeSet::new(),
             events: 0,
@@ -163,6 +175,7 @@ impl Lanes {
             user,
             pace: LanePace::from(self.now),
             is_listed: false,
+            ready_number: 0,
         };
         let index = match self.free.pop() {
             Some(index) => {
@@ -175,13 +188,14 @@ impl Lanes {
             }
         };
         by_user.insert_unique(user, index, |index| lane_at(lanes, *index).user);
-        self.ready.push_back(index);
+        self.make_ready(index);
         LaneId(index)
     }
 
     /// Hands out a run of the lane that has been ready longest, and appends its events to `out`. A run has at most
     /// `events_max` events and `bytes_max` bytes, unless its first event alone is larger. `None`: no lane is ready.
     pub fn next(&mut self, events_max: usize, bytes_max: usize, out: &mut Vec<Event>) -> Option<Started> {
+        self.end_probing();
         let index = self.ready.pop()?;
         Some(self.start(index, events_max, bytes_max, out))
     }
@@ -201,6 +215,7 @@ impl Lanes {
     /// Asks for the standing of the user of each ready lane that has none yet, at most `lanes_max` of them. A lane keeps
     /// its standing until it is attempted. Returns whether all ready lanes have one now.
     pub fn sort_ready(&mut self, lanes_max: usize, mut standing: impl FnMut(u64) -> Standing) -> bool {
+        self.end_probing();
         let Self { ready, lanes, .. } = self;
         for _ in 0..lanes_max {
             if ready.sort_one(|index| standing(lane_at(lanes, index).user)).is_none() {
@@ -215,20 +230,47 @@ impl Lanes {
         self.ready.has(standing)
     }
 
-    /// Hands out a single event as the probe of an open breaker: of the first lane among the next `look_max` ready ones
-    /// whose user is `preferred`. If there is none and `or_any`, of the first ready lane. The other lanes keep their
-    /// order and stay ready.
+    /// Hands out a single event as a probe of an open breaker: of the ready lane whose user has the first `rank`, if that is
+    /// not after `worst`. Among lanes of one rank it is the one that has been ready longest. The other lanes stay ready.
     pub fn next_probe(
         &mut self,
-        look_max: usize,
-        preferred: impl Fn(u64) -> bool,
-        or_any: bool,
+        worst: ProbeRank,
+        rank: impl Fn(u64) -> ProbeRank,
         out: &mut Vec<Event>,
     ) -> Option<Started> {
-        let Self { ready, lanes, .. } = self;
-        let index = ready.pop_preferred(look_max, |index| preferred(lane_at(lanes, index).user), or_any)?;
+        let mut drained: Vec<u32> = std::iter::from_fn(|| self.ready.pop()).collect();
+        drained.sort_unstable_by_key(|index| lane_at(&self.lanes, *index).ready_number);
+        for index in drained {
+            self.probe_order.push(rank(lane_at(&self.lanes, index).user), index);
+        }
+        let index = self.probe_order.pop(worst)?;
         // One event: if the destination is still out, no more than one event goes through a failed attempt.
         Some(self.start(index, 1, 0, out))
+    }
+
+    /// Puts the ready lanes back into the order in which they became ready.
+    fn end_probing(&mut self) {
+        if self.probe_order.is_empty() {
+            return;
+        }
+        let mut earlier = self.probe_order.take_all();
+        earlier.sort_unstable_by_key(|index| lane_at(&self.lanes, *index).ready_number);
+        for index in earlier.into_iter().rev() {
+            self.ready.push_front(index);
+        }
+    }
+
+    /// Removes a lane from those that are ready, in time that grows with their number.
+    fn remove_ready(&mut self, index: u32) {
+        self.ready.remove(index);
+        self.probe_order.remove(index);
+    }
+
+    fn make_ready(&mut self, index: u32) {
+        self.ready_count += 1;
+        let lane = lane_at_mut(&mut self.lanes, index);
+        (lane.state, lane.ready_number) = (LaneState::Ready, self.ready_count);
+        self.ready.push_back(index);
     }
 
     fn start(&mut self, index: u32, events_max: usize, bytes_max: usize, out: &mut Vec<Event>) -> Started {
@@ -296,8 +338,7 @@ impl Lanes {
         }
         let lane = lane_at_mut(&mut self.lanes, index);
         if delivered == run {
-            lane.state = LaneState::Ready;
-            self.ready.push_back(index);
+            self.make_ready(index);
             return None;
         }
         let history = lane.history.get_or_insert_default();
@@ -344,8 +385,7 @@ impl Lanes {
         self.after_dead_letter.insert(lane.head.record.key());
         settled(&lane.head);
         if self.pop(token.index) {
-            lane_at_mut(&mut self.lanes, token.index).state = LaneState::Ready;
-            self.ready.push_back(token.index);
+            self.make_ready(token.index);
         }
     }
 
@@ -358,8 +398,24 @@ impl Lanes {
             self.timers.pop_first();
             let lane = lane_at_mut(&mut self.lanes, index);
             assert_eq!(lane.state, LaneState::BackingOff { until }, "a timer belongs to a lane that backs off");
-            lane.state = LaneState::Ready;
-            self.ready.push_back(index);
+            self.make_ready(index);
+        }
+    }
+
+    /// Makes every lane ready that backs off and has failed during this outage, which has ended. A lane that waits because
+    /// the destination asked for it continues to wait.
+    pub fn wake_failed_during(&mut self, outage: &Recovery) {
+        let failed_in_outage = |index: u32| {
+            let history = lane_at(&self.lanes, index).history.as_ref().expect("a lane that backs off has failed");
+            history.has_failed_since(outage.failing_since)
+                && !history.has_failed_since(outage.ended_at)
+                && !history.is_asked_to_wait()
+        };
+        let woken: Vec<(Moment, u32)> =
+            self.timers.iter().copied().filter(|(_, index)| failed_in_outage(*index)).collect();
+        for timer in woken {
+            self.timers.remove(&timer);
+            self.make_ready(timer.1);
         }
     }
 
@@ -394,12 +450,13 @@ impl Lanes {
 
     /// Whether a lane is ready.
     pub fn has_ready(&self) -> bool {
-        !self.ready.is_empty()
+        !self.ready.is_empty() || !self.probe_order.is_empty()
     }
 
     /// Whether a lane is ready whose user is not doubtful: it waits for a slot, for the breaker or for the rate.
     pub fn has_ready_in_good_standing(&self) -> bool {
-        self.ready.has_unsorted() || self.ready.has(Standing::Served) || self.ready.has(Standing::Newcomer)
+        let is_ranked = !self.probe_order.is_empty();
+        is_ranked || self.ready.has_unsorted() || self.ready.has(Standing::Served) || self.ready.has(Standing::Newcomer)
     }
 
     /// The number of unsettled events in all lanes.

@@ -51,6 +51,11 @@ impl ReadyLanes {
         }
     }
 
+    /// Adds a lane that became ready before all that are here.
+    pub(super) fn push_front(&mut self, index: u32) {
+        self.unsorted.push_front(index);
+    }
+
     /// Sorts the lane that has been unsorted longest. `None`: all lanes are sorted.
     pub(super) fn sort_one(&mut self, standing: impl FnOnce(u32) -> Standing) -> Option<()> {
         let index = self.unsorted.pop_front()?;
@@ -66,24 +71,5 @@ impl ReadyLanes {
     /// Takes any lane: sorted ones first, since they became ready earlier.
     pub(super) fn pop(&mut self) -> Option<u32> {
         self.sorted.iter_mut().find_map(VecDeque::pop_front).or_else(|| self.unsorted.pop_front())
-    }
-
-    /// Takes the first of the next `look_max` lanes that is `preferred`. If there is none and `or_any`, the first lane.
-    pub(super) fn pop_preferred(
-        &mut self,
-        look_max: usize,
-        preferred: impl Fn(u32) -> bool,
-        or_any: bool,
-    ) -> Option<u32> {
-        let queues = || self.sorted.iter().chain([&self.unsorted]);
-        let place = queues().flatten().take(look_max).position(|index| preferred(*index)).or(or_any.then_some(0))?;
-        let mut place = place;
-        for queue in self.sorted.iter_mut().chain([&mut self.unsorted]) {
-            if place < queue.len() {
-                return queue.remove(place);
-            }
-            place -= queue.len();
-        }
-        None
     }
 }

@@ -138,7 +138,7 @@ impl Lanes {
                 until
             }
             LaneState::Ready => {
-                self.ready.remove(index);
+                self.remove_ready(index);
                 self.now
             }
             busy @ (LaneState::InFlight { .. } | LaneState::GivingUp) => {
@@ -187,11 +187,9 @@ impl Lanes {
 
     /// Ends the backoff of a lane. It is tried when its turn comes.
     pub fn end_backoff(&mut self, id: LaneId) {
-        let lane = lane_at_mut(&mut self.lanes, id.0);
-        if let LaneState::BackingOff { until } = lane.state {
-            lane.state = LaneState::Ready;
+        if let LaneState::BackingOff { until } = lane_at(&self.lanes, id.0).state {
             self.timers.remove(&(until, id.0));
-            self.ready.push_back(id.0);
+            self.make_ready(id.0);
         }
     }
 
@@ -212,7 +210,7 @@ impl Lanes {
         let index = id.0;
         match lane_at(&self.lanes, index).state {
             LaneState::BackingOff { until } => _ = self.timers.remove(&(until, index)),
-            LaneState::Ready => self.ready.remove(index),
+            LaneState::Ready => self.remove_ready(index),
             LaneState::InFlight { .. } | LaneState::GivingUp => return None,
         }
         self.last_generation += 1;

@@ -1,8 +1,11 @@
 //! Compares lanes with a model that keeps one plain list for each user.
 
 use super::*;
+use crate::core::backoff::Backoff;
+use crate::core::breaker::Breaker;
 use crate::core::event::Record;
-use crate::core::tries::GiveUpReason;
+use crate::core::tries::{GiveUpReason, OnExhausted, TryPolicy};
+use crate::core::verdict::{Failed, Verdict};
 use proptest::prelude::*;
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -19,6 +22,8 @@ enum Start {
     Probe,
     Of(Standing),
 }
+
+const RANKS: [ProbeRank; 3] = [ProbeRank::Served, ProbeRank::Newcomer, ProbeRank::Failed];
 
 #[derive(Debug, Clone)]
 enum Step {
@@ -83,7 +88,7 @@ proptest! {
                     };
                     let started = match how {
                         Start::Any => lanes.next(run, usize::MAX, &mut out),
-                        Start::Probe => lanes.next_probe(4, |_| false, true, &mut out),
+                        Start::Probe => lanes.next_probe(ProbeRank::Failed, |user| RANKS[user as usize % 3], &mut out),
                         Start::Of(standing) => lanes.next_of(standing, run, usize::MAX, &mut out),
                     };
                     prop_assert_eq!(started.is_some(), is_ready);
@@ -250,4 +255,72 @@ fn a_run_that_is_reported_twice_is_a_panic() {
     lanes.settle(first.token, 1, |_| (), |_, _| unreachable!());
     lanes.next(1, usize::MAX, &mut out).unwrap();
     lanes.settle(first.token, 1, |_| (), |_, _| unreachable!());
+}
+
+/// The offset of the next probe of these lanes. The users of the given offsets have this rank, and all others have failed.
+fn probe(lanes: &mut Lanes, worst: ProbeRank, ranks: &[(i64, ProbeRank)]) -> Option<i64> {
+    let users: Vec<(u64, ProbeRank)> = ranks.iter().map(|(offset, rank)| (user_of(lanes, *offset), *rank)).collect();
+    let rank = |user| users.iter().find(|(other, _)| *other == user).map_or(ProbeRank::Failed, |(_, rank)| *rank);
+    let mut out = Vec::new();
+    lanes.next_probe(worst, rank, &mut out).map(|_| out[0].offset)
+}
+
+fn user_of(lanes: &Lanes, offset: i64) -> u64 {
+    lanes.lanes.iter().flatten().find(|lane| lane.head.offset == offset).map_or(0, |lane| lane.user)
+}
+
+#[test]
+fn probes_find_a_served_user_and_a_newcomer_behind_ten_thousand_others_and_leave_these_in_order() {
+    let mut lanes = Lanes::new(10);
+    for offset in 0..10_002 {
+        lanes.admit(event(offset, &offset.to_string()));
+    }
+    let ranks = [(10_000, ProbeRank::Newcomer), (10_001, ProbeRank::Served)];
+    assert_eq!(probe(&mut lanes, ProbeRank::Failed, &ranks), Some(10_001));
+    assert_eq!(probe(&mut lanes, ProbeRank::Served, &ranks), None);
+    assert_eq!(probe(&mut lanes, ProbeRank::Newcomer, &ranks), Some(10_000));
+    assert_eq!(probe(&mut lanes, ProbeRank::Newcomer, &ranks), None);
+    assert_eq!(probe(&mut lanes, ProbeRank::Failed, &ranks), Some(0));
+    lanes.admit(event(20_000, "a newcomer"));
+    let mut out = Vec::new();
+    while lanes.next(1, usize::MAX, &mut out).is_some() {}
+    let offsets: Vec<i64> = out.iter().map(|event| event.offset).collect();
+    let expected: Vec<i64> = (1..10_000).chain([20_000]).collect();
+    assert_eq!(offsets, expected, "first come, first served");
+}
+
+#[test]
+fn after_an_outage_the_lanes_that_failed_in_it_are_ready_unless_they_were_asked_to_wait() {
+    let mut lanes = Lanes::new(10);
+    let (started, asked) = (Duration::from_secs(100), Verdict::Busy { after: Some(Duration::from_secs(60)) });
+    const RETRY: Verdict = Verdict::Retry { after: None };
+    let failures = [(99, Verdict::Unreachable), (100, Verdict::Unreachable), (101, asked), (102, RETRY), (103, RETRY)];
+    let policy = TryPolicy {
+        attempts_max: None,
+        give_up_after: None,
+        on_exhausted: OnExhausted::DeadLetter,
+        backoff: Backoff::new(Duration::from_secs(50), Duration::from_secs(50), false).unwrap(),
+        retry_after_max: Duration::from_secs(300),
+    };
+    let mut out = Vec::new();
+    for (offset, (second, verdict)) in (0..).zip(failures) {
+        lanes.admit(event(offset, &offset.to_string()));
+        let started = lanes.next(1, usize::MAX, &mut out).unwrap();
+        let mut breaker = Breaker::new();
+        let attempt = breaker.begin(started.user, Duration::from_secs(second));
+        lanes.settle(
+            started.token,
+            0,
+            |_| (),
+            |_, history| {
+                let failed = Failed::new(verdict, "");
+                policy.judge(&mut breaker, &attempt, &failed, history, Duration::from_secs(second), 0)
+            },
+        );
+    }
+    out.clear();
+    lanes.wake_failed_during(&Recovery { number: 1, failing_since: started, ended_at: Duration::from_secs(103) });
+    while lanes.next(1, usize::MAX, &mut out).is_some() {}
+    assert_eq!(out.iter().map(|event| event.offset).collect::<Vec<_>>(), [1, 3]);
+    assert_eq!(lanes.next_wakeup(), Some(Duration::from_secs(104)), "at most 5 s after a failure in an outage");
 }

@@ -30,6 +30,7 @@ pub struct FailureHistory {
     /// The first of the latest refusals in a row. It is remembered because a refusal is believed only if other users
     /// were served after it, which is not known when it arrives.
     pub(super) first_refusal: Option<Refusal>,
+    is_asked_to_wait: bool,
 }
 
 /// When an event failed, in milliseconds on the clock of [`Moment`]. A time before the start of this process is negative.
@@ -76,6 +77,7 @@ impl FailureHistory {
             },
             tries: TryAccount { confirmed: stored.tries, ..TryAccount::default() },
             first_refusal: None,
+            is_asked_to_wait: false,
         }
     }
 
@@ -121,6 +123,15 @@ impl FailureHistory {
     /// Whether an attempt has failed at this moment or later.
     pub fn has_failed_since(&self, moment: Moment) -> bool {
         self.times.last_ms >= whole_ms(moment)
+    }
+
+    /// Whether the next attempt waits because the destination asked for it (`Retry-After`), and not for the backoff.
+    pub fn is_asked_to_wait(&self) -> bool {
+        self.is_asked_to_wait
+    }
+
+    pub(super) fn set_asked_to_wait(&mut self, is_asked_to_wait: bool) {
+        self.is_asked_to_wait = is_asked_to_wait;
     }
 
     /// When this event has failed for so long that its user is stuck.

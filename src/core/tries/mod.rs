@@ -161,7 +161,11 @@ impl TryPolicy {
             Verdict::Retry { after } | Verdict::Busy { after } => after.map(|after| after.min(self.retry_after_max)),
             Verdict::Refused | Verdict::Unreachable | Verdict::Drilled => None,
         };
-        let delay = delay.unwrap_or_else(|| self.backoff.delay(history.failures, random));
+        history.set_asked_to_wait(delay.is_some());
+        let delay = delay.unwrap_or_else(|| {
+            let delay = self.backoff.delay(history.failures, random);
+            judgement.delay_max.map_or(delay, |max| delay.min(max))
+        });
         Decision::Retry { at: now.saturating_add(delay) }
     }
 

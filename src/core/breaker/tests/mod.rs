@@ -44,14 +44,34 @@ impl TestBreaker {
         }
     }
 
-    /// Waits until a probe is due, and begins it.
-    fn probe(&mut self, user: u64) -> Attempt {
-        if let Gate::Open { until } = self.breaker.gate(self.now) {
+    /// Waits until this user may be attempted, and begins the attempt.
+    fn begin_when_allowed(&mut self, user: u64) -> Attempt {
+        let rank = self.breaker.probe_rank(user);
+        loop {
+            let until = match self.gate() {
+                Gate::Closed => break,
+                Gate::HalfOpen { worst, .. } if rank <= worst => break,
+                Gate::HalfOpen { until, .. } | Gate::Open { until } => until,
+            };
             self.now = until.expect("a probe is in flight already");
         }
-        let attempt = self.breaker.begin(user, self.now);
-        assert!(attempt.probe, "{:?}", self.breaker.gate(self.now));
+        self.breaker.begin(user, self.now)
+    }
+
+    /// Waits until this user may be probed, and begins the probe.
+    fn probe(&mut self, user: u64) -> Attempt {
+        let attempt = self.begin_when_allowed(user);
+        assert!(attempt.probe, "{:?}", self.gate());
         attempt
+    }
+
+    /// Lets so much time pass that earlier deliveries do not show any more that the destination is well.
+    fn long_after_the_last_delivery(&mut self) {
+        self.now += OUTAGE_AFTER;
+    }
+
+    fn is_open(&self) -> bool {
+        self.open().is_some()
     }
 
     /// The record of an attempt that was refused just now.

@@ -2,19 +2,119 @@
 
 use super::*;
 
+use ProbeRank::{Failed, Newcomer, Served};
+
+/// Who may be probed now.
+fn worst(test: &TestBreaker) -> Option<ProbeRank> {
+    match test.gate() {
+        Gate::HalfOpen { worst, .. } => Some(worst),
+        Gate::Open { .. } => None,
+        Gate::Closed => panic!("the breaker is closed"),
+    }
+}
+
+/// When the next probe of a user that has failed is due, in ms from now.
+fn delay_ms(test: &TestBreaker) -> u128 {
+    match test.gate() {
+        Gate::Open { until } | Gate::HalfOpen { until, .. } => (until.unwrap() - test.now).as_millis(),
+        Gate::Closed => panic!("the breaker is closed"),
+    }
+}
+
 #[test]
-fn probes_are_sent_one_at_a_time_with_a_growing_delay() {
-    let mut test = TestBreaker::opened_by_answers();
+fn while_the_destination_cannot_be_reached_there_is_one_probe_at_a_time_with_a_growing_delay() {
+    let mut test = TestBreaker::unreachable();
     let mut delays = Vec::new();
     for user in 10..18 {
-        let Gate::Open { until: Some(until) } = test.gate() else { panic!("{:?}", test.gate()) };
-        delays.push((until - test.now).as_millis());
+        assert_eq!(worst(&test), None);
+        delays.push(delay_ms(&test));
         let probe = test.probe(user);
         assert_eq!(test.gate(), Gate::Open { until: None });
         assert!(!test.begin(99).probe, "the second attempt is not a probe");
-        assert!(!test.end(&probe, RETRY).counts);
+        assert!(!test.end(&probe, Verdict::Unreachable).counts);
     }
     assert_eq!(delays, [100, 200, 400, 800, 1600, 3200, 5000, 5000]);
+}
+
+#[test]
+fn users_that_failed_in_an_outage_are_probed_one_at_a_time_with_a_growing_delay() {
+    let mut test = TestBreaker::opened_by_answers();
+    test.breaker.users_wait(0, 1..=5);
+    let mut delays = Vec::new();
+    for user in [1, 2, 3, 4, 5, 1, 2, 3] {
+        assert_eq!(worst(&test), Some(Newcomer));
+        delays.push(delay_ms(&test));
+        test.now += ms(delays[delays.len() - 1] as u64);
+        assert_eq!(worst(&test), Some(Failed));
+        let probe = test.breaker.begin(user, test.now);
+        assert!(probe.probe);
+        assert_eq!(worst(&test), Some(Newcomer));
+        assert!(!test.end(&probe, RETRY).counts);
+    }
+    assert_eq!(delays[..3], [100, 200, 400]);
+}
+
+#[test]
+fn while_the_destination_answers_five_users_that_have_not_failed_are_probed_at_once_and_one_place_is_for_served_ones() {
+    let mut test = TestBreaker::default();
+    test.deliver([20]);
+    test.now += Duration::from_secs(1);
+    for user in 1..=5 {
+        test.fail(user, RETRY);
+    }
+    assert_eq!([20, 10, 1].map(|user| test.breaker.probe_rank(user)), [Served, Newcomer, Failed]);
+    let newcomers: Vec<Attempt> = (10..14).map(|user| test.begin(user)).collect();
+    assert!(newcomers.iter().all(|attempt| attempt.probe));
+    assert_eq!(worst(&test), Some(Served), "one place is left for a served user");
+    assert!(!test.begin(14).probe);
+    let served = test.begin(20);
+    assert!(served.probe);
+    assert_eq!(worst(&test), None);
+    test.end(&newcomers[0], RETRY);
+    assert_eq!(worst(&test), Some(Served));
+    test.end(&newcomers[1], BUSY);
+    assert_eq!(worst(&test), Some(Newcomer), "the next one begins at once");
+    assert_eq!(test.breaker.probe_rank(10), Failed);
+    test.breaker.delivered(&served, test.now);
+    assert_eq!(test.gate(), Gate::Closed);
+}
+
+#[test]
+fn probes_that_hang_do_not_keep_other_users_from_being_probed_and_are_not_too_many() {
+    let mut test = TestBreaker::opened_by_answers();
+    let mut begun = 0;
+    for user in 100..400 {
+        if user % 10 == 0 {
+            test.now += Duration::from_secs(1);
+        }
+        begun += usize::from(test.begin(user).probe);
+    }
+    assert_eq!(begun, crate::limits::PROBES_IN_FLIGHT_MAX);
+}
+
+#[test]
+fn once_a_reached_destination_cannot_be_reached_again_probes_are_sent_one_at_a_time() {
+    let mut test = TestBreaker::opened_by_answers();
+    let probe = test.begin(10);
+    test.end(&probe, Verdict::Unreachable);
+    assert_eq!((worst(&test), delay_ms(&test)), (None, 100));
+    let probe = test.probe(11);
+    assert_eq!(worst(&test), None);
+    test.end(&probe, RETRY);
+    assert_eq!(worst(&test), Some(Newcomer));
+}
+
+#[test]
+fn users_that_failed_before_the_process_began_are_probed_last_and_are_suspect_after_the_first_delivery() {
+    let mut test = TestBreaker::default();
+    test.breaker.had_failed(1);
+    assert_eq!((test.breaker.probe_rank(1), test.breaker.is_suspect(1)), (Failed, false));
+    test.fail(9, Verdict::Unreachable);
+    let probe = test.probe(2);
+    test.breaker.delivered(&probe, test.now);
+    assert!(test.breaker.is_suspect(1), "the end of an outage does not make it trusted");
+    test.deliver([1]);
+    assert_eq!((test.breaker.probe_rank(1), test.breaker.is_suspect(1)), (Served, false));
 }
 
 #[test]
@@ -66,7 +166,7 @@ fn an_answer_to_a_probe_ends_unreachable_but_does_not_close_the_breaker() {
             "{verdict:?} is a try because too few users can decide"
         );
         assert_eq!(test.open(), Some(OpenCause::Undecided), "{verdict:?}");
-        assert_eq!(test.gate(), Gate::Open { until: Some(test.now + ms(100)) }, "the next probe is due soon");
+        assert_eq!(worst(&test), Some(Newcomer), "the next probe may begin");
     }
     let mut test = TestBreaker::default();
     let in_flight = test.begin(2);
@@ -85,43 +185,17 @@ fn no_failed_probe_ends_an_outage_with_answers() {
         let mut test = TestBreaker::opened_by_answers();
         let probe = test.probe(7);
         assert!(!test.end(&probe, verdict).counts);
-        assert!(matches!(test.gate(), Gate::Open { .. }), "{verdict:?}");
+        assert_ne!(test.gate(), Gate::Closed, "{verdict:?}");
     }
 }
 
 #[test]
 fn after_an_abandoned_or_drilled_probe_the_next_one_is_due_at_once() {
-    let mut test = TestBreaker::opened_by_answers();
+    let mut test = TestBreaker::unreachable();
     let probe = test.probe(7);
     test.breaker.abandoned(&probe);
-    assert_eq!(test.gate(), Gate::HalfOpen);
+    assert_eq!(worst(&test), Some(Failed));
     let probe = test.probe(8);
     assert!(test.end(&probe, Verdict::Drilled).counts);
-    assert_eq!(test.gate(), Gate::HalfOpen);
-}
-
-#[test]
-fn probes_prefer_trusted_users_then_suspects_and_then_begin_a_new_round() {
-    let mut test = TestBreaker::default();
-    test.fail(1, RETRY);
-    test.deliver([2, 3]);
-    test.fail(9, Verdict::Unreachable);
-    let preferred =
-        |test: &TestBreaker| (1..=3).filter(|user| test.breaker.prefers_as_probe(*user)).collect::<Vec<_>>();
-    assert_eq!(preferred(&test), [2, 3]);
-    for (probed, left) in [(2, vec![3]), (3, vec![]), (1, vec![]), (1, vec![2, 3])] {
-        let probe = test.probe(probed);
-        test.end(&probe, Verdict::Unreachable);
-        assert_eq!(preferred(&test), left, "after {probed}");
-    }
-}
-
-#[test]
-fn a_probe_that_is_due_waits_for_a_preferred_user_for_100_ms() {
-    let mut test = TestBreaker::opened_by_answers();
-    assert_eq!(test.breaker.any_user_probes_at(), Some(test.now + ms(200)));
-    let probe = test.probe(1);
-    assert_eq!(test.breaker.any_user_probes_at(), None);
-    test.breaker.delivered(&probe, test.now);
-    assert_eq!(test.breaker.any_user_probes_at(), None);
+    assert_eq!(worst(&test), Some(Failed));
 }

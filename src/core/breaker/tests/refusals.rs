@@ -78,6 +78,7 @@ fn the_ten_seconds_of_a_refusal_begin_again_after_an_outage() {
 fn if_every_user_is_refused_no_refusal_is_final_and_the_breaker_opens() {
     let mut test = TestBreaker::default();
     test.deliver(1..=20);
+    test.long_after_the_last_delivery();
     for user in 1..=20 {
         let attempt = test.begin(user);
         test.end(&attempt, Verdict::Refused);

@@ -28,10 +28,11 @@ fn busy_answers_are_not_tries_but_five_users_with_them_open_the_breaker() {
 fn five_users_in_a_row_without_a_delivery_open_the_breaker_and_their_tries_are_taken_back() {
     let mut test = TestBreaker::default();
     test.deliver(100..120);
+    test.long_after_the_last_delivery();
     let tries: Vec<TryJudgement> = (1..=4).map(|user| test.fail(user, RETRY)).collect();
     assert!(tries.iter().all(|judgement| judgement.counts && !test.breaker.is_void(judgement.health_epoch)));
     assert!(!test.fail(5, RETRY).counts);
-    assert!(matches!(test.gate(), Gate::Open { .. }));
+    assert!(test.is_open());
     assert!(tries.iter().all(|judgement| test.breaker.is_void(judgement.health_epoch)));
     assert!(!test.breaker.is_void(test.breaker.health_epoch()));
 }
@@ -129,7 +130,7 @@ fn users_with_poison_events_become_suspect_even_if_they_fail_before_the_others_a
     for attempt in &poison {
         test.end(attempt, RETRY);
     }
-    assert!(matches!(test.gate(), Gate::Open { .. }));
+    assert!(test.is_open());
     for attempt in &good {
         test.breaker.delivered(attempt, test.now);
     }
@@ -138,4 +139,63 @@ fn users_with_poison_events_become_suspect_even_if_they_fail_before_the_others_a
             assert!(test.fail(attempt.user, RETRY).counts);
         }
     }
+}
+
+#[test]
+fn five_users_that_fail_right_after_a_delivery_are_bad_health_and_not_an_outage() {
+    let mut test = TestBreaker::default();
+    test.deliver([9]);
+    let tries: Vec<TryJudgement> = (1..=3).map(|user| test.fail(user, RETRY)).collect();
+    assert!(tries.iter().all(|judgement| judgement.counts));
+    assert!(!test.fail(4, RETRY).counts && !test.fail(5, RETRY).counts);
+    assert!(tries.iter().all(|judgement| test.breaker.is_void(judgement.health_epoch)));
+    assert_eq!((test.gate(), test.breaker.attempts_allowed(64, test.now)), (Gate::Closed, 32));
+    test.long_after_the_last_delivery();
+    test.fail(6, RETRY);
+    assert_eq!(test.open(), Some(OpenCause::NoUserDelivered));
+}
+
+#[test]
+fn in_a_brownout_of_served_users_no_try_counts_although_each_of_them_is_delivered_sooner_or_later() {
+    let mut test = TestBreaker::default();
+    test.deliver(0..20);
+    let mut tries = 0;
+    for round in 0..400 {
+        // Each user fails 19 times for one delivery.
+        for user in 0..20 {
+            match (round + user) % 20 {
+                0 => test.deliver([user]),
+                _ => tries += u32::from(test.fail(user, RETRY).counts),
+            }
+        }
+        test.now += Duration::from_millis(500);
+    }
+    assert!(tries <= 20, "{tries} tries counted of 7,600 failures");
+    assert_eq!(test.health(), Health::Bad);
+}
+
+#[test]
+fn newcomers_that_always_fail_do_not_make_the_health_of_a_single_served_user_bad() {
+    let mut test = TestBreaker::default();
+    for second in 0..600 {
+        test.deliver([0]);
+        assert!(test.fail(1_000 + second, RETRY).counts);
+        assert!(test.fail(1_000 + second, RETRY).counts);
+        assert_eq!(test.breaker.attempts_allowed(64, test.now), 64);
+        test.now += Duration::from_secs(1);
+    }
+}
+
+#[test]
+fn after_bad_health_and_a_short_outage_all_attempts_are_allowed_again() {
+    let mut test = TestBreaker::default();
+    test.deliver([9]);
+    (1..=5).for_each(|user| _ = test.fail(user, RETRY));
+    test.long_after_the_last_delivery();
+    test.fail(6, RETRY);
+    assert!(test.is_open());
+    let attempt = test.begin(9);
+    test.breaker.delivered(&attempt, test.now);
+    assert_eq!(test.breaker.attempts_allowed(64, test.now), 32);
+    assert_eq!(test.breaker.attempts_allowed(64, test.now + ms(500)), 64);
 }

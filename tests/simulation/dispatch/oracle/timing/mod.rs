@@ -209,7 +209,11 @@ impl Timing {
         let wellness = &mut process.wellness;
         let user_of = |run: &RunEnd| (attempt.ownership, run.user.clone());
         if answered {
-            let delivered = runs.iter().filter(|run| run.delivered > 0).map(user_of).collect();
+            let delivered: Vec<UserOfOwner> = runs.iter().filter(|run| run.delivered > 0).map(user_of).collect();
+            if !delivered.is_empty() && wellness.may_be_open() {
+                let of_life = self.owned.iter_mut().filter(|((life, _), _)| *life == attempt.life);
+                of_life.for_each(|(_, owned)| owned.outage_may_have_ended(now));
+            }
             wellness.delivered(attempt.id, delivered, now);
             for (run, verdict) in runs.iter().filter_map(|run| Some((run, run.failed?))) {
                 wellness.failed(attempt.id, user_of(run), verdict, now);

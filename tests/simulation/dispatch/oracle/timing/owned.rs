@@ -13,7 +13,7 @@ use std::time::Duration;
 const BEGIN_WITHIN: Duration = Duration::from_millis(50);
 
 /// How long after the breaker has closed nothing is judged: attempts grow in number step by step.
-const AFTER_OUTAGE: Duration = Duration::from_secs(3);
+const AFTER_OUTAGE: Duration = Duration::from_secs(4);
 
 /// How long after `--commit-interval` progress must be on its way to the group. Large states are stored once a second.
 const COMMIT_WITHIN: Duration = Duration::from_millis(1_300);
@@ -258,6 +258,15 @@ impl Owned {
                 }
                 None if run.delivered == 0 => queue.cut_off(),
                 None => {}
+            }
+        }
+    }
+
+    /// An outage may have ended: what failed in it is attempted at once, and not at the end of its backoff.
+    pub(super) fn outage_may_have_ended(&mut self, now: Duration) {
+        for queue in self.users.values_mut() {
+            if let QueueState::Waiting { earliest, failed_at: Some(_), .. } = &mut queue.state {
+                *earliest = now.min(*earliest);
             }
         }
     }

@@ -7,7 +7,7 @@
 
 use super::UserOfOwner;
 use eventd::core::verdict::Verdict;
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::time::Duration;
 
 /// With so many failing users that may be trusted, the health of the destination may be bad.
@@ -31,6 +31,8 @@ pub(super) struct Wellness {
     /// Users whose last verdict was a failure, with the attempt since which their answers show it. An attempt that did not
     /// arrive, and a busy destination, show nothing.
     failing: HashMap<UserOfOwner, u64>,
+    /// Users that were delivered at any time. Their failures count for the health of the destination in any case.
+    served: HashSet<UserOfOwner>,
     /// The attempt among those that were answered that began last.
     last_answered: u64,
     is_unwell: bool,
@@ -65,6 +67,11 @@ impl Wellness {
         Some(open.probe_by)
     }
 
+    /// Whether the breaker may be open, so that a delivery may end an outage.
+    pub(super) fn may_be_open(&self) -> bool {
+        self.is_unwell || self.unreachable.is_some()
+    }
+
     /// Whether the last verdict of this user was a failure.
     pub(super) fn is_failing(&self, user: &UserOfOwner) -> bool {
         self.failing.contains_key(user)
@@ -92,6 +99,7 @@ impl Wellness {
         self.unreachable = None;
         for user in users {
             self.failing.remove(&user);
+            self.served.insert(user.clone());
             self.delivered.retain(|(_, other)| *other != user);
             self.delivered.push((attempt, user));
         }
@@ -138,8 +146,9 @@ impl Wellness {
                 open.delay_max = (open.delay_max * 2).min(PROBE_DELAY_MAX);
                 open.probe_by = now + open.delay_max;
             }
-            (false, true) => open.is_answered = true,
-            (_, false) => {}
+            // Several probes may have been in flight when one of them did not arrive, so this may be the answer to another.
+            (false, _) => open.is_answered = true,
+            (true, false) => {}
         }
     }
 
@@ -162,11 +171,12 @@ impl Wellness {
     }
 
     /// Failing users of which two later deliveries to other users do not show that the failures are their own. (After an
-    /// outage, the first delivery shows nothing about the users that failed in it.)
+    /// outage, the first delivery shows nothing about the users that failed in it.) Users that were served before count,
+    /// too, because a destination in a brownout fails them.
     fn doubtful_users(&self) -> usize {
         let is_doubtful = |(user, since): &(&UserOfOwner, &u64)| {
             let mut others = self.delivered.iter().filter(|(_, other)| other != *user).map(|(attempt, _)| *attempt);
-            others.nth(1).is_none_or(|delivered| delivered <= **since)
+            self.served.contains(*user) || others.nth(1).is_none_or(|delivered| delivered <= **since)
         };
         self.failing.iter().filter(is_doubtful).count()
     }
