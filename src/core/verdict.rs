@@ -19,6 +19,20 @@ pub enum Verdict {
     Unreachable,
     /// A fault drill (`--reliability`) failed it. Counts as a try, and says nothing about the destination's health.
     Drilled,
+    /// A run of several events failed as a whole: the destination takes no such batch, or one of its events is at fault.
+    /// Says nothing, neither about an event nor about the destination's health. The first event goes alone at once.
+    BatchFailed,
+    /// eventd ended the attempt before its answer, because its lease had ended. Says nothing. The event is tried again when
+    /// the lease lets it.
+    CutOff,
+}
+
+impl Verdict {
+    /// Whether the attempt says nothing, neither about the event nor about the destination. Then it is not a failure: it
+    /// counts no try, does not change the event's history, and is not told to the breaker.
+    pub fn says_nothing(self) -> bool {
+        matches!(self, Self::BatchFailed | Self::CutOff)
+    }
 }
 
 /// A verdict with the destination's answer, which the dead letter shows.

@@ -4,6 +4,7 @@
 //!            next_batch                                         ended
 //!  lanes ────────────────▶ delivery batch ──▶ destination ──▶ reports ──▶ delivered: settled
 //!    ▲   lease? rate? slot?                                           ├──▶ failed: try policy ──▶ retry at a moment
+//!    │                                                                ├──▶ says nothing: ready again
 //!    │   breaker?                                                     └──▶ given up ──▶ dead letter writer
 //!    └───────────────────────────── more events of these users ◀──────────────┘
 //! ```
@@ -106,6 +107,14 @@ pub(super) struct BatchEnd {
     pub(super) tries_ended: Vec<TriesEnded>,
     /// The last failure while the breaker was open, or that opened it.
     pub(super) failed_in_outage: Option<(Verdict, String)>,
+    /// A run of several events that failed as a whole.
+    pub(super) batch_failed: Option<FailedBatch>,
+}
+
+/// What is said about a run of several events that failed as a whole.
+pub(super) struct FailedBatch {
+    pub(super) events: usize,
+    pub(super) answer: String,
 }
 
 /// The first event of a lane has no further attempt.
@@ -324,6 +333,18 @@ impl Deliverer {
                 "a run of {events} events reported {delivered} delivered, and {} failure",
                 if report.failed.is_some() { "a" } else { "no" }
             );
+            let silent = report.failed.as_ref().filter(|failed| failed.verdict.says_nothing());
+            if let Some(failed) = silent {
+                let batch_failed = failed.verdict == Verdict::BatchFailed;
+                ensure!(!batch_failed || events > 1, "a run of one event was reported as a failed batch");
+                breaker.abandoned(&attempt);
+                self.probes.retain(|probe| *probe != attempt);
+                self.lanes.settle_without_verdict(started.token, delivered, batch_failed, &mut settled);
+                if batch_failed {
+                    end.batch_failed = Some(FailedBatch { events, answer: failed.answer.clone() });
+                }
+                continue;
+            }
             let decision = self.lanes.settle(started.token, delivered, &mut settled, |_, history| {
                 let failed = report.failed.as_ref().expect("a run that was not delivered has failed");
                 let decision = policy.judge(breaker, &attempt, failed, history, now, random());
@@ -376,8 +397,8 @@ async fn abandoned(lease: &LeaseDeadline, at: Instant) -> Failed {
     loop {
         let (now, lease) = (Instant::now(), lease());
         if lease.is_some_and(|lease| lease <= now) {
-            // The next owner may start now. The destination did not fail, so this must not count as a try.
-            return Failed::new(Verdict::Busy { after: None }, "cut off at the end of the owner's session");
+            // The next owner may start now. The destination did not fail.
+            return Failed::new(Verdict::CutOff, "cut off at the end of the owner's session");
         }
         if at <= now {
             return Failed::new(Verdict::Retry { after: None }, "no answer within --attempt-timeout");
@@ -518,9 +539,29 @@ mod tests {
     }
 
     #[test]
+    fn batches_that_fail_and_attempts_that_are_cut_off_say_nothing() {
+        let mut breaker = Breaker::new();
+        for user in 0..20 {
+            let user = user.to_string();
+            let mut deliverer = deliverer(MANY, &[&user, &user]);
+            for verdict in [Verdict::BatchFailed, Verdict::CutOff, Verdict::CutOff] {
+                let picked = deliverer.pick(&mut breaker, 10, Moment::ZERO).unwrap();
+                let (end, settled) = end(&mut deliverer, &mut breaker, picked, vec![report(Some(verdict))]).unwrap();
+                assert!(settled.is_empty() && end.tries_ended.is_empty() && end.failed_in_outage.is_none());
+                assert_eq!(end.batch_failed.map(|batch| batch.events), (verdict == Verdict::BatchFailed).then_some(2));
+                assert_eq!(deliverer.lanes.each_failed().count(), 0);
+            }
+            let picked = deliverer.pick(&mut breaker, 10, Moment::ZERO).unwrap();
+            assert_eq!((offsets(&picked), picked.runs[0].started.attempt), (vec![0], 1), "the first event goes alone");
+        }
+        assert!(breaker.is_healthy() && !breaker.is_out(), "twenty users whose batches fail show no outage");
+    }
+
+    #[test]
     fn reports_that_do_not_fit_the_runs_are_an_error() {
         let mut breaker = Breaker::new();
-        for reports in [vec![], vec![Report { delivered: 0, failed: None }]] {
+        let failed = Some(Failed::new(Verdict::BatchFailed, "a batch of one event"));
+        for reports in [vec![], vec![Report { delivered: 0, failed: None }], vec![Report { delivered: 0, failed }]] {
             let mut deliverer = deliverer(ONE_EVENT, &["a"]);
             let picked = deliverer.pick(&mut breaker, 10, Moment::ZERO).unwrap();
             assert!(end(&mut deliverer, &mut breaker, picked, reports).is_err());
@@ -535,7 +576,7 @@ mod tests {
         assert_eq!(abandoned(no_lease, start + seconds(5)).await.verdict, RETRY);
         assert_eq!(start.elapsed(), seconds(5));
         let lease: &LeaseDeadline = &move || Some(start + seconds(7));
-        assert_eq!(abandoned(lease, start + seconds(100)).await.verdict, Verdict::Busy { after: None });
+        assert_eq!(abandoned(lease, start + seconds(100)).await.verdict, Verdict::CutOff);
         assert_eq!(start.elapsed(), seconds(7));
     }
 }

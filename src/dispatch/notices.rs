@@ -17,7 +17,7 @@ use crate::core::text;
 use crate::core::tries::{FailureHistory, GiveUpReason};
 use crate::core::verdict::Verdict;
 use crate::destination::spec::flag_of;
-use crate::log_limiter::Budget;
+use crate::log_limiter::{Budget, LogLimiter};
 use std::collections::BTreeMap;
 use std::num::NonZero;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -48,6 +48,7 @@ pub(super) struct Notices {
     /// `host:port` of the destination, or its file.
     address: Option<String>,
     state: Mutex<NoticesState>,
+    failed_batches: LogLimiter,
 }
 
 #[derive(Debug, Default)]
@@ -146,12 +147,27 @@ struct OutageDetails {
 
 impl Notices {
     pub(super) fn new(destination: &str, address: Option<String>) -> Self {
-        Self { destination: destination.to_owned(), address, state: Mutex::default() }
+        Self {
+            destination: destination.to_owned(),
+            address,
+            state: Mutex::default(),
+            failed_batches: LogLimiter::default(),
+        }
     }
 
     /// An attempt failed while the breaker was open, or opened it.
     pub(super) fn failed_in_outage(&self, verdict: Verdict, answer: &str) {
         self.state().cause = shown_cause(verdict, answer);
+    }
+
+    /// A run of several events failed as a whole, so its events go in shorter runs.
+    pub(super) fn batch_failed(&self, partition: u32, events: usize, answer: &str) {
+        if let Some(suppressed) = self.failed_batches.allows("failed batch") {
+            let (destination, answer) = (self.destination.as_str(), shown_answer(answer));
+            let message = "a batch failed as a whole: its events are sent again in smaller batches. \
+                If this repeats, the receiver takes no batches of this length: use a smaller --batch";
+            tracing::warn!(destination, partition, events, answer, suppressed, "{message}");
+        }
     }
 
     /// What waits in an owned partition now.
@@ -365,7 +381,12 @@ impl Drop for Notices {
 fn shown_cause(verdict: Verdict, answer: &str) -> String {
     match verdict {
         Verdict::Unreachable => text::shown(answer.as_bytes(), UNREACHABLE_BYTES_MAX),
-        Verdict::Retry { .. } | Verdict::Busy { .. } | Verdict::Refused | Verdict::Drilled => shown_answer(answer),
+        Verdict::Retry { .. }
+        | Verdict::Busy { .. }
+        | Verdict::Refused
+        | Verdict::Drilled
+        | Verdict::BatchFailed
+        | Verdict::CutOff => shown_answer(answer),
     }
 }
 

@@ -62,7 +62,8 @@ impl Tally {
     /// Counts a run and the attempt of its first event that was not delivered.
     pub(super) fn attempted(&self, report: &Report) {
         self.delivered.fetch_add(report.delivered as u64, Ordering::Relaxed);
-        let failed = report.failed.as_ref().is_some_and(|failed| failed.verdict != Verdict::Drilled);
+        let failed = report.failed.as_ref().map(|failed| failed.verdict);
+        let failed = failed.is_some_and(|verdict| verdict != Verdict::Drilled && !verdict.says_nothing());
         self.failed.fetch_add(failed.into(), Ordering::Relaxed);
         self.failures_in_a_row.send_if_modified(|row| {
             let before = *row;

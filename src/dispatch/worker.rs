@@ -21,7 +21,7 @@ use super::context::DispatchContext;
 use super::control::{self, CONTROL_LOOK_MAX, ControlReader, ControlledPartition, START_LOOK_MAX};
 use super::cursor::{CursorKind, FetchRequest};
 use super::dead_letters::DeadLetterWriter;
-use super::deliverer::{BatchEnd, Deliverer, Judge, NextBatch, RunInFlight, TriesEnded};
+use super::deliverer::{BatchEnd, Deliverer, FailedBatch, Judge, NextBatch, RunInFlight, TriesEnded};
 use super::notices::{Backlog, GivenUpEvent, StuckUser};
 use super::partition_log::PartitionLog;
 use super::reader::PartitionReader;
@@ -427,7 +427,7 @@ impl Worker {
     fn batch_ended(&mut self, runs: Vec<RunInFlight>, reports: Vec<Report>) -> anyhow::Result<()> {
         let (context, now) = (Arc::clone(&self.context), self.context.now());
         reports.iter().for_each(|report| context.tally.attempted(report));
-        let (tries_ended, snapshot) = {
+        let (tries_ended, batch_failed, snapshot) = {
             let mut breaker = context.breaker.lock();
             let (gate, was_out) = (breaker.gate(now), breaker.is_out());
             let random = || context.random();
@@ -437,7 +437,7 @@ impl Worker {
                 committer.has_changed();
             }
             let end = self.deliverer.batch_ended(runs, reports, judge, |event| reader.settled(event, committer))?;
-            let BatchEnd { tries_ended, failed_in_outage } = end;
+            let BatchEnd { tries_ended, failed_in_outage, batch_failed } = end;
             // The cause is set before the lock is released. Otherwise another worker could see the outage first, and write
             // its line without a cause.
             if let Some((verdict, answer)) = failed_in_outage {
@@ -448,8 +448,11 @@ impl Worker {
             if is_limited || gate != breaker.gate(now) {
                 context.breaker.notify_changed();
             }
-            (tries_ended, (was_out != breaker.is_out()).then(|| breaker.snapshot(now)))
+            (tries_ended, batch_failed, (was_out != breaker.is_out()).then(|| breaker.snapshot(now)))
         };
+        if let Some(FailedBatch { events, answer }) = batch_failed {
+            context.notices.batch_failed(self.partition, events, &answer);
+        }
         self.review_changed(now);
         if let Some(snapshot) = snapshot {
             context.notices.set_backlog(self.partition, self.backlog());

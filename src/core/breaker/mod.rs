@@ -19,6 +19,8 @@
 //! | `Busy`        | never                              | not delivered (it may ask every user to wait)          |
 //! | `Unreachable` | never                              | opens the breaker at once, whatever the user           |
 //! | `Drilled`     | always                             | says nothing                                           |
+//! | `BatchFailed` | never                              | says nothing                                           |
+//! | `CutOff`      | never                              | says nothing                                           |
 //!
 //! # Which users are trusted
 //!
@@ -272,11 +274,14 @@ impl Breaker {
 
     /// Reports that the attempt did not deliver all of its run. The verdict is that of the first event that failed.
     pub fn failed(&mut self, attempt: &Attempt, verdict: Verdict, now: Moment) -> TryJudgement {
-        if verdict != Verdict::Drilled && matches!(self.since_delivery, SinceDelivery::NothingFailed) {
+        if verdict != Verdict::Drilled
+            && !verdict.says_nothing()
+            && matches!(self.since_delivery, SinceDelivery::NothingFailed)
+        {
             self.since_delivery = SinceDelivery::Failing { since: now };
         }
         match verdict {
-            Verdict::Drilled => self.abandoned(attempt),
+            Verdict::Drilled | Verdict::BatchFailed | Verdict::CutOff => self.abandoned(attempt),
             Verdict::Unreachable => {
                 self.open(OpenCause::Unreachable, now);
                 self.probe_failed(attempt, false, now);
@@ -289,7 +294,7 @@ impl Breaker {
                 BreakerState::Closed { is_health_bad, .. } => !is_health_bad,
                 BreakerState::Open { .. } => self.has_too_few_users(now),
             },
-            Verdict::Busy { .. } | Verdict::Unreachable => false,
+            Verdict::Busy { .. } | Verdict::Unreachable | Verdict::BatchFailed | Verdict::CutOff => false,
         };
         if counts {
             self.epochs.count_try();

@@ -4,6 +4,7 @@
 //!             admit            next                    settle: all delivered, more events wait
 //!  (no lane) ────────▶ Ready ─────────▶ InFlight ─────────────────────────▶ Ready …, or no lane: it was the last event
 //!                       ▲                 │ settle: the first event that was not delivered is judged
+//!                       ├─────────────────┤ settle_without_verdict
 //!                       │                 ├── Retry{at} ──▶ BackingOff ── wake(now) ──▶ Ready
 //!                       └── given_up ── GivingUp ◀── GiveUp (the dead letter of the head is being written)
 //! ```
@@ -12,6 +13,9 @@
 //! for each event, whatever the number of users, and timers take O(log n). The user of a lane is read from its head
 //! event, so no copy of it is kept.
 //!
+//! If an attempt says nothing about the head ([`Verdict::says_nothing`]), the lane is ready again at once, and the head has
+//! no failure more. After a batch that failed as a whole, the next runs are shorter (module `run_length`).
+//!
 //! A call that would break the order of a lane panics, in release builds too. The owner of the partition then stops with
 //! that message, which is better than delivering out of order.
 
@@ -19,6 +23,7 @@ mod after_dead_letter;
 mod pace;
 mod probe_order;
 mod ready;
+mod run_length;
 mod shortening;
 
 pub use self::shortening::{LaneId, LaneView, RemovedLane};
@@ -27,12 +32,15 @@ use self::after_dead_letter::UsersAfterDeadLetter;
 use self::pace::LanePace;
 use self::probe_order::ProbeOrder;
 use self::ready::ReadyLanes;
+use self::run_length::{LaneRuns, LengthLimit, RunEnd};
 use super::Moment;
 use super::breaker::{ProbeRank, Recovery};
 use super::event::Event;
 use super::progress::UserKey;
 use super::slots::Standing;
 use super::tries::{Decision, FailureHistory};
+#[cfg(doc)]
+use super::verdict::Verdict;
 use crate::limits::LOG_REMINDER_INTERVAL;
 use hashbrown::HashTable;
 use std::collections::{BTreeSet, VecDeque};
@@ -69,6 +77,7 @@ pub struct Lanes {
     in_flight_events: usize,
     last_generation: u64,
     after_dead_letter: UsersAfterDeadLetter,
+    length_limit: LengthLimit,
     /// The time of the last [`Lanes::wake`], which the pace of a lane is measured by.
     now: Moment,
     /// Listed users whose run has ended since [`Lanes::take_changed`].
@@ -112,6 +121,8 @@ struct Lane {
     generation: u64,
     user: u64,
     pace: LanePace,
+    /// How long its runs are after a batch of it has failed.
+    runs: Option<Box<LaneRuns>>,
     /// The user is in the list of parked users.
     is_listed: bool,
     /// The number of the time at which it became ready last: a place in the order of all ready lanes.
@@ -143,6 +154,7 @@ impl Lanes {
             in_flight_events: 0,
             last_generation: 0,
             after_dead_letter: UsersAfterDeadLetter::new(after_dead_letter_max),
+            length_limit: LengthLimit::default(),
             now: Moment::ZERO,
             changed: Vec::new(),
         }
@@ -174,6 +186,7 @@ impl Lanes {
             generation: self.last_generation,
             user,
             pace: LanePace::from(self.now),
+            runs: None,
             is_listed: false,
             ready_number: 0,
         };
@@ -282,6 +295,8 @@ impl Lanes {
         // An event that has failed goes alone. Its verdict is then about this event only, and if it fails again, no later
         // event was sent with it in vain.
         if lane.history.is_none() {
+            let events_max = events_max.min(self.length_limit.events_max());
+            let events_max = lane.runs.as_ref().map_or(events_max, |runs| events_max.min(runs.events_max()));
             for event in lane.rest.iter().take(events_max.saturating_sub(1)) {
                 bytes += event.record.size_bytes();
                 if bytes > bytes_max {
@@ -295,6 +310,7 @@ impl Lanes {
         lane.generation = self.last_generation;
         lane.state = LaneState::InFlight { run: u32::try_from(run).expect("a run is short") };
         self.in_flight_events += run;
+        self.length_limit.begun(run, self.last_generation);
         Started {
             token: Token { index, generation: lane.generation },
             events: first..out.len(),
@@ -314,32 +330,22 @@ impl Lanes {
         &mut self,
         token: Token,
         delivered: usize,
-        mut settled: impl FnMut(&Event),
+        settled: impl FnMut(&Event),
         judge: impl FnOnce(&Event, &mut FailureHistory) -> Decision,
     ) -> Option<Decision> {
         let index = token.index;
-        let lane = lane_of(&mut self.lanes, token);
-        let LaneState::InFlight { run } = lane.state else { panic!("order of a lane: settled while {:?}", lane.state) };
-        let run = run as usize;
-        assert!(delivered <= run, "a run of {run} events reported {delivered} delivered");
-        self.in_flight_events -= run;
-        if delivered > 0 {
-            self.after_dead_letter.remove(lane.head.record.key());
-            lane.pace.add(delivered, self.now);
+        let is_whole = delivered == self.run_in_flight(token);
+        let end = if is_whole { RunEnd::Delivered } else { RunEnd::Other };
+        if !self.settle_delivered(token, delivered, end, settled) {
+            return None;
         }
-        if lane.is_listed {
-            self.changed.push(lane.head.record.key().map(Arc::from));
-        }
-        for _ in 0..delivered {
-            settled(&lane_at(&self.lanes, index).head);
-            if !self.pop(index) {
-                return None;
-            }
-        }
-        let lane = lane_at_mut(&mut self.lanes, index);
-        if delivered == run {
+        if is_whole {
             self.make_ready(index);
             return None;
+        }
+        let lane = lane_at_mut(&mut self.lanes, index);
+        if let Some(runs) = &mut lane.runs {
+            runs.head_failed();
         }
         let history = lane.history.get_or_insert_default();
         let decision = judge(&lane.head, history);
@@ -358,6 +364,79 @@ impl Lanes {
             }
         }
         Some(decision)
+    }
+
+    /// Like [`Lanes::settle`], for an attempt that [says nothing](Verdict::says_nothing) about the first event that was not
+    /// delivered. The lane is ready again, and that event has no failure more. `batch_failed`: the next run has this event
+    /// alone, and those after it are shorter.
+    ///
+    /// # Panics
+    /// If the run is not in flight, or not longer than `delivered`.
+    pub fn settle_without_verdict(
+        &mut self,
+        token: Token,
+        delivered: usize,
+        batch_failed: bool,
+        settled: impl FnMut(&Event),
+    ) {
+        let run = self.run_in_flight(token);
+        assert!(delivered < run, "a run of {run} events reported a failure and {delivered} delivered");
+        let end = if batch_failed { RunEnd::BatchFailed } else { RunEnd::Other };
+        if batch_failed {
+            let lane = lane_at_mut(&mut self.lanes, token.index);
+            let last_offset = run.checked_sub(2).map_or(lane.head.offset, |place| lane.rest[place].offset);
+            match &mut lane.runs {
+                Some(runs) => runs.batch_failed(run, last_offset),
+                None => lane.runs = Some(Box::new(LaneRuns::after(run, last_offset))),
+            }
+        }
+        if self.settle_delivered(token, delivered, end, settled) {
+            self.make_ready(token.index);
+        }
+    }
+
+    /// The number of events of a run.
+    fn run_in_flight(&self, token: Token) -> usize {
+        match lane_at(&self.lanes, token.index).state {
+            LaneState::InFlight { run } => run as usize,
+            state => panic!("order of a lane: settled while {state:?}"),
+        }
+    }
+
+    /// Ends a run, and settles its first `delivered` events. `false`: the lane has ended with them.
+    fn settle_delivered(
+        &mut self,
+        token: Token,
+        delivered: usize,
+        end: RunEnd,
+        mut settled: impl FnMut(&Event),
+    ) -> bool {
+        let run = self.run_in_flight(token);
+        let lane = lane_of(&mut self.lanes, token);
+        assert!(delivered <= run, "a run of {run} events reported {delivered} delivered");
+        self.in_flight_events -= run;
+        self.length_limit.ended(run, token.generation, end);
+        if delivered > 0 {
+            self.after_dead_letter.remove(lane.head.record.key());
+            lane.pace.add(delivered, self.now);
+        }
+        if lane.is_listed {
+            self.changed.push(lane.head.record.key().map(Arc::from));
+        }
+        for place in 1..=delivered {
+            let lane = lane_at_mut(&mut self.lanes, token.index);
+            if place == delivered
+                && let Some(runs) = &mut lane.runs
+            {
+                runs.delivered(delivered, lane.head.offset, &mut self.length_limit);
+                lane.runs.take_if(|runs| runs.is_over());
+            }
+            settled(&lane.head);
+            if !self.pop(token.index) {
+                return false;
+            }
+        }
+        true
     }
 
     /// The event whose dead letter is to be written, and what it went through.
@@ -383,6 +462,9 @@ impl Lanes {
             self.changed.push(lane.head.record.key().map(Arc::from));
         }
         self.after_dead_letter.insert(lane.head.record.key());
+        if let Some(runs) = &mut lane.runs {
+            runs.head_failed();
+        }
         settled(&lane.head);
         if self.pop(token.index) {
             self.make_ready(token.index);

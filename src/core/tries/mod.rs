@@ -123,6 +123,9 @@ impl GiveUpReason {
 impl TryPolicy {
     /// Adds a failed attempt to the breaker and to its event's history, and decides what comes next. `random` is any
     /// number, a new one for each call: the jitter of the backoff.
+    ///
+    /// # Panics
+    /// If the verdict [says nothing](Verdict::says_nothing): then the event has not failed, and nothing is decided.
     pub fn judge(
         &self,
         breaker: &mut Breaker,
@@ -133,6 +136,7 @@ impl TryPolicy {
         random: u64,
     ) -> Decision {
         let verdict = failed.verdict;
+        assert!(!verdict.says_nothing(), "{verdict:?} is not a failure of an event");
         let judgement = breaker.failed(attempt, verdict, now);
         history.add_failure(now, breaker.healthy_time(now));
         history.add_try(breaker, judgement);
@@ -140,7 +144,7 @@ impl TryPolicy {
         let is_refused = match verdict {
             Verdict::Refused => history.is_refused_for_good(breaker, attempt, judgement, now),
             // A fault drill never reached the destination, so it does not contradict an earlier refusal.
-            Verdict::Drilled => false,
+            Verdict::Drilled | Verdict::BatchFailed | Verdict::CutOff => false,
             Verdict::Retry { .. } | Verdict::Busy { .. } | Verdict::Unreachable => {
                 history.first_refusal = None;
                 false
@@ -159,7 +163,7 @@ impl TryPolicy {
         }
         let delay = match verdict {
             Verdict::Retry { after } | Verdict::Busy { after } => after.map(|after| after.min(self.retry_after_max)),
-            Verdict::Refused | Verdict::Unreachable | Verdict::Drilled => None,
+            Verdict::Refused | Verdict::Unreachable | Verdict::Drilled | Verdict::BatchFailed | Verdict::CutOff => None,
         };
         history.set_asked_to_wait(delay.is_some());
         let delay = delay.unwrap_or_else(|| {

@@ -2,7 +2,8 @@
 //!
 //! ```text
 //!  run of events ──▶ [{"specversion":"1.0","id":"…",…,"data":{…}},{…}] ──▶ one POST ── 2xx ──▶ all are delivered
-//!                                                                              └── else ──▶ the first one goes alone
+//!                                                                              └── else ──▶ the first one goes alone,
+//!                                                                                            then shorter batches
 //! ```
 //!
 //! The body is in the JSON batch format of CloudEvents 1.0 (`application/cloudevents-batch+json`). A payload that is JSON
@@ -10,7 +11,8 @@
 //! has neither.
 //!
 //! A batch that fails says nothing certain about any of its events: it may be too large for the receiver, or the receiver
-//! may refuse one of them. So the failure is `Busy`, which counts no try, unless the receiver was not reached.
+//! may refuse one of them. So the verdict is `BatchFailed`, which says nothing, unless the receiver was not reached or asks
+//! to wait.
 
 use super::webhook::{self, Envelope, IN_A_SIGNED_ID, Signer};
 use crate::core::event::{self, Event};
@@ -88,9 +90,10 @@ impl<'a> BatchRequest<'a> {
 /// What the failure of a whole batch says about its first event.
 pub(super) fn verdict_of_first(verdict: Verdict) -> Verdict {
     match verdict {
-        Verdict::Retry { after } => Verdict::Busy { after },
-        Verdict::Refused => Verdict::Busy { after: None },
-        Verdict::Busy { .. } | Verdict::Unreachable | Verdict::Drilled => verdict,
+        Verdict::Retry { .. } | Verdict::Refused => Verdict::BatchFailed,
+        Verdict::Busy { .. } | Verdict::Unreachable | Verdict::Drilled | Verdict::BatchFailed | Verdict::CutOff => {
+            verdict
+        }
     }
 }
 

@@ -9,6 +9,8 @@
 //! | any other status (redirects and 101 too), no response, none in time, or not HTTP    | `Retry`       |
 //! | no connection: name, port, TLS, or not connected in time                            | `Unreachable` |
 //!
+//! With several events in the request, `Refused` and `Retry` become `BatchFailed`, which says nothing about any of them.
+//!
 //! One deadline covers a whole attempt. A response counts from its status line on: what follows may be broken or never end.
 //!
 //! A server may close an unused connection at the moment when eventd sends a request over it. So if a reused connection

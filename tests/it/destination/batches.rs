@@ -3,6 +3,9 @@
 use crate::support::client::Client;
 use crate::support::program::Program;
 use crate::support::receiver::{Hook, Receiver};
+use crate::support::wait::eventually;
+use base64::Engine;
+use base64::prelude::BASE64_STANDARD;
 use serde_json::Value;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, Receiver as Arrivals, SyncSender};
@@ -12,16 +15,25 @@ const MEDIA_TYPE: &str = "application/cloudevents-batch+json";
 
 /// Posts these payloads as events of one user.
 fn post(ingest: &Program, payloads: std::ops::Range<u32>) {
-    let event = |n| format!(r#"{{"UserID":"hot","Payload":"payload {n}"}}"#);
+    post_of(ingest, &["hot"], payloads);
+}
+
+/// Posts these payloads as events of the users in turn.
+fn post_of(ingest: &Program, users: &[&str], payloads: std::ops::Range<u32>) {
+    let event = |n| format!(r#"{{"UserID":"{}","Payload":"payload {n}"}}"#, users[n as usize % users.len()]);
     let events: Vec<String> = payloads.map(event).collect();
     let answer = Client::connect(&ingest.address()).unwrap().post(&format!("[{}]", events.join(","))).unwrap();
     assert_eq!(answer.status, 200, "{}", answer.body);
 }
 
 fn up(folder: &std::path::Path, receiver: &Receiver) -> Program {
+    up_with(folder, receiver, &["--batch", "4"])
+}
+
+fn up_with(folder: &std::path::Path, receiver: &Receiver, more: &[&str]) -> Program {
     let destination = format!("hook={}", receiver.url);
-    let flags = ["up", "--url", "sqlite:log.db", "--listen", "127.0.0.1:0", "--batch", "4", "--dest", &destination];
-    Program::start(folder, &flags)
+    let flags = ["up", "--url", "sqlite:log.db", "--listen", "127.0.0.1:0", "--dest", &destination];
+    Program::start(folder, &[&flags, more].concat())
 }
 
 /// The offsets of the events of a request.
@@ -116,5 +128,74 @@ fn after_a_batch_that_failed_its_first_event_goes_alone_and_loses_no_try() {
     let delivered: Vec<u64> = delivered.iter().flat_map(offsets).collect();
     assert!(delivered.is_sorted() && delivered.len() == 6, "{delivered:?}");
     assert!(!up.lines().contains("gave up"), "a batch that is refused refuses none of its events");
+    assert_eq!(up.stop().code(), 0);
+}
+
+/// The payloads of a request.
+fn payloads(hook: &Hook) -> Vec<String> {
+    if hook.header("content-type") != MEDIA_TYPE {
+        return vec![hook.body.clone()];
+    }
+    let events: Vec<Value> = serde_json::from_str(&hook.body).unwrap();
+    events
+        .iter()
+        .map(|event| BASE64_STANDARD.decode(event["data_base64"].as_str().unwrap()).unwrap())
+        .map(utf8)
+        .collect()
+}
+
+fn utf8(bytes: Vec<u8>) -> String {
+    String::from_utf8(bytes).unwrap()
+}
+
+#[test]
+fn a_receiver_that_refuses_batches_is_not_out_and_gets_few_of_them() {
+    let (folder, receiver) = (tempfile::tempdir().unwrap(), Receiver::start());
+    receiver.answers(|hook| if hook.header("content-type") == MEDIA_TYPE { 415 } else { 200 });
+    let up = up_with(folder.path(), &receiver, &["--batch", "100"]);
+    let users = ["a", "b", "c", "d", "e", "f", "g", "h", "i", "j"];
+    for part in 0..10 {
+        post_of(&up, &users, part * 200..(part + 1) * 200);
+    }
+    receiver.wait_for(2_000);
+    let mut delivered: Vec<String> = receiver.take().iter().flat_map(payloads).collect();
+    delivered.sort_unstable();
+    let mut posted: Vec<String> = (0..2_000).map(|n| format!("payload {n}")).collect();
+    posted.sort_unstable();
+    assert_eq!(delivered, posted, "each event once, alone");
+    // Ten users find out at once that batches fail: log2(100) batches each. Then one of 64 requests is a batch.
+    let refused = receiver.refused();
+    assert!((1..=10 * 7 + 7 + 2_000 / 64 + 10).contains(&refused), "{refused} batches were sent");
+    let lines = up.lines();
+    assert!(lines.contains("a batch failed as a whole"), "{lines}");
+    for wrong in ["fails for every user", "delivers nothing", "gave up", "is stuck"] {
+        assert!(!lines.contains(wrong), "{wrong}: {lines}");
+    }
+    assert_eq!(up.stop().code(), 0);
+}
+
+#[test]
+fn one_bad_event_becomes_a_dead_letter_and_the_others_are_delivered_once_each() {
+    let (folder, receiver) = (tempfile::tempdir().unwrap(), Receiver::start());
+    let (release, arrivals) =
+        hold_first(&receiver, |hook| if payloads(hook).contains(&"payload 150".to_owned()) { 400 } else { 200 });
+    let flags = ["--batch", "200", "--attempts", "2", "--backoff", "10ms"];
+    let up = up_with(folder.path(), &receiver, &flags);
+    post(&up, 0..1);
+    arrivals.recv().unwrap();
+    post(&up, 1..201);
+    drop(release);
+    let mut delivered = Vec::new();
+    eventually(|| {
+        delivered.extend(receiver.take());
+        let events: usize = delivered.iter().map(|hook| payloads(hook).len()).sum();
+        if events >= 200 { Ok(()) } else { Err(format!("{events} events are delivered")) }
+    });
+    let requests = delivered.len() as u64 + receiver.refused();
+    let delivered: Vec<String> = delivered.iter().flat_map(payloads).collect();
+    let others = (0..201).filter(|n| *n != 150).map(|n| format!("payload {n}"));
+    assert_eq!(delivered, others.collect::<Vec<_>>());
+    assert!(requests <= 1 + 5 * 7 + 5 + 2, "{requests} requests");
+    up.wait_for(&["gave up an event", "offset=150", "attempts=2"]);
     assert_eq!(up.stop().code(), 0);
 }
