@@ -1,5 +1,6 @@
 //! A destination in memory that does everything that a destination may do: it answers late or never, answers "busy",
-//! refuses, accepts an event and loses the answer, always fails for one user, is slow for another, or is in an outage.
+//! refuses, accepts an event and loses the answer, always fails for one user, is slow for another, or is in an outage. It
+//! may take the events of a run one by one, or as a whole, like an http destination with `--batch`.
 
 use crate::dispatch::oracle::{DeliveredRun, User};
 use crate::dispatch::world::{Call, Handle};
@@ -122,6 +123,8 @@ fn chosen(way: u32) -> Fate {
 pub(crate) struct MemoryDestination {
     pub(crate) handle: Handle,
     pub(crate) limits: BatchLimits,
+    /// The longest run of several events that it takes, each as a whole. `None`: it takes the events one by one.
+    pub(crate) whole_runs_max: Option<usize>,
     pub(crate) attempt_timeout: Duration,
 }
 
@@ -189,10 +192,25 @@ impl MemoryDestination {
                 report =
                     Report { delivered: 0, failed: Some(Failed::new(Verdict::Retry { after: None }, "no answer")) };
             }
-            reports.push(report);
+            reports.push(self.as_a_whole(report, run.events.len()));
         }
         (reports, time, answers)
     }
+
+    /// The report of a run of so many events, of which the destination takes all or none.
+    fn as_a_whole(&self, report: Report, events: usize) -> Report {
+        let Some(events_max) = self.whole_runs_max.filter(|_| events > 1) else { return report };
+        match report.failed {
+            Some(Failed { verdict: Verdict::Retry { .. } | Verdict::Refused, answer }) => batch_failed(answer),
+            Some(failed) => Report { delivered: 0, failed: Some(failed) },
+            None if events > events_max => batch_failed(format!("413 {events} events, {events_max} are possible")),
+            None => report,
+        }
+    }
+}
+
+fn batch_failed(answer: String) -> Report {
+    Report { delivered: 0, failed: Some(Failed::new(Verdict::BatchFailed, answer)) }
 }
 
 impl Destination for MemoryDestination {
@@ -248,7 +266,8 @@ impl Destination for MemoryDestination {
             handle.end().await;
             if late {
                 let failed = Failed::new(Verdict::Retry { after: None }, "no answer in time");
-                reports = vec![Report { delivered: 0, failed: Some(failed) }; runs.len()];
+                let report = Report { delivered: 0, failed: Some(failed) };
+                reports = runs.iter().map(|run| self.as_a_whole(report.clone(), run.events.len())).collect();
             }
             in_flight.id = None;
             let now = world.now();

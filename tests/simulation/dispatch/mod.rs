@@ -57,6 +57,7 @@ fn thousands_of_seeds() {
             ("attempts", run.sum(|o| o.counts.attempts)),
             ("failed", run.sum(|o| o.counts.failed)),
             ("redeliveries", run.sum(|o| o.counts.redelivered)),
+            ("batches that failed as a whole", run.sum(|o| o.counts.failed_batches)),
             ("dead letters", run.sum(|o| o.counts.dead_letters)),
             ("commits", run.sum(|o| o.counts.commits)),
             ("with a settled map", run.sum(|o| o.counts.with_settled_map)),

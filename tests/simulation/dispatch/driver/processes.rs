@@ -26,6 +26,7 @@ impl Driver<'_> {
             destination: Arc::new(MemoryDestination {
                 handle: handle.clone(),
                 limits: self.scenario.limits,
+                whole_runs_max: self.scenario.whole_runs_max,
                 attempt_timeout: self.scenario.config.attempt_timeout,
             }),
             wall_clock: handle.wall_clock(),

@@ -46,6 +46,7 @@ pub(super) struct Replaying {
 struct MemoryOpener {
     handle: Handle,
     limits: BatchLimits,
+    whole_runs_max: Option<usize>,
     attempt_timeout: Duration,
 }
 
@@ -53,8 +54,12 @@ impl DestinationOpener for MemoryOpener {
     fn open<'a>(&'a self, _spec: &'a Spec) -> BoxFuture<'a, anyhow::Result<Arc<dyn Destination>>> {
         Box::pin(async move {
             anyhow::ensure!(self.handle.is_answered(Call::OpenDestination).await, "the destination cannot be opened");
-            let (handle, limits, attempt_timeout) = (self.handle.clone(), self.limits, self.attempt_timeout);
-            Ok(Arc::new(MemoryDestination { handle, limits, attempt_timeout }) as Arc<dyn Destination>)
+            Ok(Arc::new(MemoryDestination {
+                handle: self.handle.clone(),
+                limits: self.limits,
+                whole_runs_max: self.whole_runs_max,
+                attempt_timeout: self.attempt_timeout,
+            }) as Arc<dyn Destination>)
         })
     }
 }
@@ -145,6 +150,7 @@ impl Driver<'_> {
         let opener = MemoryOpener {
             handle: handle.clone(),
             limits: self.scenario.limits,
+            whole_runs_max: self.scenario.whole_runs_max,
             attempt_timeout: dispatch.attempt_timeout,
         };
         let around = ReplayContext {

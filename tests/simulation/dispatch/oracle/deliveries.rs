@@ -106,6 +106,12 @@ impl Oracle {
         if let Some(other) = self.attempts.values().find(busy) {
             return Some(format!("{} is tried while {other:?} is in flight for its user", first.offset));
         }
+        // A lane that left memory does not remember a batch that failed.
+        let offsets: Vec<i64> = run.events.iter().map(|event| event.offset).collect();
+        let forbidden = owned.failed_batches.forbid(&user, &offsets, limits.run_events_max);
+        if let Some(wrong) = forbidden.filter(|_| !self.rules.may_park) {
+            return Some(wrong);
+        }
         if owned.last_started.get(&user).is_some_and(|last| first.offset < *last) {
             return Some(format!("{} steps back before {}", first.offset, owned.last_started[&user]));
         }
@@ -204,6 +210,14 @@ impl Oracle {
                 }
                 self.health.saw(life, partition, &user, None, (attempt.began, attempt.phase), now);
                 self.refusals.delivered(life, (partition, user), id, now);
+            }
+            if report.failed.as_ref().is_some_and(|failed| failed.verdict == Verdict::BatchFailed) {
+                self.counts.failed_batches += 1;
+                let user = self.partitions[partition as usize].entries[&run[0]].user.clone();
+                if let Some(owned) = self.ownership_of(&attempt) {
+                    owned.failed_batches.failed(user, run);
+                }
+                continue;
             }
             if let (Some(failed), Some(offset)) = (&report.failed, run.get(report.delivered)) {
                 self.failed(&attempt, *offset, failed.verdict, &failed.answer, now);

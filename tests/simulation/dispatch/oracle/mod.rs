@@ -13,6 +13,7 @@
 //! an event but the answer was lost, the event is not settled, and dispatch must not count on it.
 
 mod deliveries;
+mod failed_batches;
 mod refusals;
 mod replayed;
 mod timing;
@@ -25,6 +26,7 @@ use crate::dispatch::outage_rules::{Failures, Health, Phase};
 use eventd::core::event::{Event, Record};
 use eventd::core::progress::{FailedHead, OffsetReset, PartitionState, ResetTarget};
 use eventd::destination::BatchLimits;
+use failed_batches::FailedBatches;
 use refusals::Refusals;
 use replayed::ReplayView;
 use std::collections::{BTreeMap, HashMap, HashSet};
@@ -105,6 +107,8 @@ struct Ownership {
     attempted: HashMap<i64, Attempted>,
     /// No attempt at this offset may begin before this time, because the destination answered "busy" or `Retry-After`.
     not_before: HashMap<i64, Duration>,
+    /// Batches that failed as a whole.
+    failed_batches: FailedBatches,
     gave_up: HashSet<i64>,
     /// Refused while others were plainly served. These must be given up without another try.
     refused_for_good: HashSet<i64>,
@@ -132,6 +136,7 @@ pub(crate) struct Counts {
     pub(crate) attempts: u64,
     pub(crate) delivered: u64,
     pub(crate) redelivered: u64,
+    pub(crate) failed_batches: u64,
     pub(crate) failed: u64,
     pub(crate) dead_letters: u64,
     pub(crate) commits: u64,

@@ -19,7 +19,7 @@ use eventd::replay::range::Range;
 use eventd::replay::rewind::Reposition;
 use eventd::replay::select::Selection;
 use std::time::Duration;
-use worlds::{damage, far_timers, idle, isolation, outages, troubled, users};
+use worlds::{batches, damage, far_timers, idle, isolation, outages, troubled, users};
 
 /// What the driver does at one moment of simulated time.
 #[derive(Debug, Clone, Copy)]
@@ -108,6 +108,8 @@ pub(crate) struct Scenario {
     /// Equal to `config.tries.backoff`, for the oracle.
     pub(crate) backoff: BackoffRule,
     pub(crate) limits: BatchLimits,
+    /// Runs are taken as a whole, up to this many events.
+    pub(crate) whole_runs_max: Option<usize>,
     pub(crate) rates: Rates,
     pub(crate) behaviour: Behaviour,
     pub(crate) gaps: u64,
@@ -124,6 +126,12 @@ pub(crate) struct Scenario {
 impl Scenario {
     /// Among ten seeds, one tests isolation, four test outages, and all others mix everything else.
     pub(crate) fn new(seed: u64) -> Self {
+        let mut scenario = Self::without_batches(seed);
+        batches(&mut scenario, &mut Random::new(seed ^ 7));
+        scenario
+    }
+
+    fn without_batches(seed: u64) -> Self {
         let mut random = Random::new(seed);
         let mut scenario = match seed % 10 {
             0 => return isolation(seed, &mut random),

@@ -155,6 +155,7 @@ pub(super) fn troubled(seed: u64, random: &mut Random, users_min: u64) -> Scenar
         config,
         backoff,
         limits: limits(random),
+        whole_runs_max: None,
         rates,
         behaviour,
         gaps: if random.chance(40) { 15 } else { 0 },
@@ -202,6 +203,16 @@ pub(super) fn outages(scenario: &mut Scenario, random: &mut Random) {
         at += random.millis(500, 5_000);
     }
     scenario.plan.sort_by_key(|(at, _)| *at);
+}
+
+/// Makes some destinations that take one event at a time take runs as a whole: runs of any length, of a few events, or
+/// only those of one event.
+pub(super) fn batches(scenario: &mut Scenario, random: &mut Random) {
+    if scenario.limits.runs_max == 1 && scenario.limits.run_events_max == 1 && random.chance(30) {
+        let (run_events_max, run_bytes_max) = (random.between(2, 16) as usize, random.pick(&[100, 1_000, 1 << 20]));
+        scenario.limits = BatchLimits { runs_max: 1, run_events_max, run_bytes_max };
+        scenario.whole_runs_max = Some(random.pick(&[1, 3, usize::MAX, usize::MAX]));
+    }
 }
 
 /// Only one user fails, and only that user may wait.

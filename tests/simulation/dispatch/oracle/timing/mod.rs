@@ -121,7 +121,6 @@ impl Timing {
     pub(super) fn set_cut_off(&mut self, life: Life, is_cut_off: bool) {
         let process = self.processes.entry(life).or_default();
         process.is_cut_off = is_cut_off;
-        process.wellness.lease_ended();
     }
 
     pub(super) fn ended(&mut self, life: Life) {

@@ -245,6 +245,7 @@ impl Owned {
             let Some(queue) = self.users.get_mut(&run.user) else { continue };
             queue.took(now - attempt.began);
             match run.failed {
+                Some(Verdict::BatchFailed) => queue.batch_failed(now),
                 Some(verdict) => {
                     let asked = match verdict {
                         Verdict::Busy { after } | Verdict::Retry { after } => {

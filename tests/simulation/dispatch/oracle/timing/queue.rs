@@ -116,6 +116,11 @@ impl Queue {
         };
     }
 
+    /// The run failed as a whole, which says nothing about the first event.
+    pub(super) fn batch_failed(&mut self, now: Duration) {
+        self.state = ready(now);
+    }
+
     /// The attempt in flight was cut off.
     pub(super) fn cut_off(&mut self) {
         self.state = QueueState::MayBeGivenUp { write_by: None };

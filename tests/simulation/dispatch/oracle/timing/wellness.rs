@@ -113,7 +113,7 @@ impl Wellness {
     }
 
     pub(super) fn failed(&mut self, attempt: u64, user: UserOfOwner, verdict: Verdict, now: Duration) {
-        if verdict == Verdict::Drilled {
+        if verdict == Verdict::Drilled || verdict.says_nothing() {
             return self.ended_without_verdict(attempt, now);
         }
         let is_unreachable = verdict == Verdict::Unreachable;
@@ -158,15 +158,6 @@ impl Wellness {
             && open.probes.remove(&attempt)
         {
             (open.next_probe_at, open.probe_by) = (now, now);
-        }
-    }
-
-    /// The lease of the process ends. The breaker takes attempts that are cut off now for answers of a busy destination, and
-    /// may open.
-    pub(super) fn lease_ended(&mut self) {
-        self.is_unwell = true;
-        if let Some(open) = &mut self.unreachable {
-            open.is_answered = true;
         }
     }
 
