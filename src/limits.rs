@@ -72,6 +72,11 @@ pub const PROBES_AT_ONCE_MAX: usize = 5;
 /// second.
 pub const PROBES_IN_FLIGHT_MAX: usize = 20;
 
+/// Users of one destination that make room in memory in one outage, in one process, so that users behind them are found
+/// ([`core::parking`](crate::core::parking)). Many more than usually fail by themselves, and few enough that an outage of
+/// the destination parks hardly any.
+pub const LOOK_AHEAD_USERS_MAX: usize = 1_000;
+
 /// Bytes of the buffer of one connection, and so of the head of one request. Together with `--max-connections` it bounds
 /// the memory of requests that were sent in part.
 pub const HTTP_BUFFER_BYTES_MAX: usize = 32 * 1024;

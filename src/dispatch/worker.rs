@@ -35,7 +35,7 @@ use crate::core::progress::{ListedUsers, OffsetReset, PartitionState, ResetTarge
 use crate::core::tries::{Decision, FailureHistory, GiveUpReason};
 use crate::core::verdict::Report;
 use crate::group::is_final;
-use crate::limits::{LOG_REMINDER_INTERVAL, RESET_LOOK_INTERVAL};
+use crate::limits::{LOG_REMINDER_INTERVAL, LOOK_AHEAD_USERS_MAX, RESET_LOOK_INTERVAL};
 use crate::log::{FetchError, Fetched};
 use anyhow::Context as _;
 use std::sync::Arc;
@@ -320,17 +320,27 @@ impl Worker {
     }
 
     /// Parks users if the window needs room although every attempt that could begin has begun. If ready lanes wait, the
-    /// destination is slow or the rate is low, which is not the fault of single users.
+    /// destination is slow or the rate is low, which is not the fault of single users. In an outage by answers, users that
+    /// have failed make room within a bound.
     fn make_room(&mut self, now: Moment) {
         if self.committer.control().paused.is_some() {
             return;
         }
         let blocked = self.reader.blocked();
-        let needs_room = self.reader.parked.needs_room(blocked, &self.reader.window);
-        if !needs_room || self.deliverer.lanes.has_ready_in_good_standing() {
+        if !self.reader.parked.needs_room(blocked, &self.reader.window) {
             return;
         }
-        if !matches!(self.context.breaker.lock().gate(now), Gate::Closed) {
+        let (gate, no_user_delivered_since) = {
+            let breaker = self.context.breaker.lock();
+            (breaker.gate(now), breaker.no_user_delivered_since())
+        };
+        if let Some(since) = no_user_delivered_since {
+            let users_max = self.context.throttle.share(LOOK_AHEAD_USERS_MAX);
+            let (parked, mut memory) = self.reader.parking(&mut self.deliverer.lanes, &mut self.committer);
+            let newly_parked = parked.look_ahead((since, users_max), blocked, &mut memory, now);
+            return self.report_parked(newly_parked);
+        }
+        if !matches!(gate, Gate::Closed) || self.deliverer.lanes.has_ready_in_good_standing() {
             return;
         }
         // Lanes that leave memory are not looked at later.

@@ -366,6 +366,14 @@ impl Breaker {
         self.epochs.current()
     }
 
+    /// When the breaker opened, if it is open because no user was delivered.
+    pub fn no_user_delivered_since(&self) -> Option<Moment> {
+        match &self.state {
+            BreakerState::Open { since, open } if open.cause == OpenCause::NoUserDelivered => Some(*since),
+            BreakerState::Open { .. } | BreakerState::Closed { .. } => None,
+        }
+    }
+
     /// Whether the tries of this epoch were taken back, because they were the destination's fault.
     pub fn is_void(&self, health_epoch: u64) -> bool {
         self.epochs.is_void(health_epoch)

@@ -82,6 +82,8 @@ pub struct Lanes {
     now: Moment,
     /// Listed users whose run has ended since [`Lanes::take_changed`].
     changed: Vec<UserKey>,
+    /// Users whose lane has left memory in an outage, and that still count as waiting. At most `LOOK_AHEAD_USERS_MAX`.
+    set_aside: BTreeSet<u64>,
 }
 
 /// Names one run that was handed out. To use it twice, or after the lane has moved on, is a panic.
@@ -157,6 +159,7 @@ impl Lanes {
             length_limit: LengthLimit::default(),
             now: Moment::ZERO,
             changed: Vec::new(),
+            set_aside: BTreeSet::new(),
         }
     }
 
@@ -175,6 +178,9 @@ impl Lanes {
             assert!(event.offset > last, "order of a lane: offset {} admitted after {last}", event.offset);
             lane.rest.push_back(event);
             return LaneId(index);
+        }
+        if !self.set_aside.is_empty() {
+            self.set_aside.remove(&user);
         }
         self.last_generation += 1;
         let lane = Lane {
@@ -551,9 +557,10 @@ impl Lanes {
         self.by_user.len()
     }
 
-    /// The users with unsettled events as [`Started::user`] names them, in any order.
+    /// The users with unsettled events as [`Started::user`] names them, in any order: those that have a lane, and those that
+    /// were [set aside](Lanes::set_aside).
     pub fn each_user(&self) -> impl Iterator<Item = u64> {
-        self.lanes.iter().flatten().map(|lane| lane.user)
+        self.lanes.iter().flatten().map(|lane| lane.user).chain(self.set_aside.iter().copied())
     }
 
     /// The number of events that are handed out and not reported.

@@ -12,6 +12,7 @@ use crate::core::Moment;
 use crate::core::event::Event;
 use crate::core::progress::UserKey;
 use crate::core::tries::FailureHistory;
+use crate::limits::LOOK_AHEAD_USERS_MAX;
 
 /// Names a lane as long as it exists.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -87,6 +88,44 @@ impl Lanes {
     /// The lanes that back off, by the end of their backoff.
     pub fn each_backing_off(&self) -> impl DoubleEndedIterator<Item = LaneId> {
         self.timers.iter().map(|(_, index)| LaneId(*index))
+    }
+
+    /// Whether the head of every lane has failed.
+    pub fn all_have_failed(&self) -> bool {
+        self.stuck.len() == self.by_user.len()
+    }
+
+    /// The lanes whose head has failed and of which nothing is in use: those that back off, the farthest next try first, and
+    /// then those that are ready, the one first that became ready last.
+    pub fn idle_failed(&self) -> Vec<LaneId> {
+        let ready = |id: LaneId| {
+            let lane = lane_at(&self.lanes, id.0);
+            (lane.state == LaneState::Ready).then_some((lane.ready_number, id))
+        };
+        let mut ready: Vec<(u64, LaneId)> = self.each_failed().filter_map(ready).collect();
+        ready.sort_unstable_by(|a, b| b.cmp(a));
+        self.each_backing_off().rev().chain(ready.into_iter().map(|(_, id)| id)).collect()
+    }
+
+    /// Lets the user of this lane count as one that waits, although its lane leaves memory. It counts until the user has a
+    /// lane again, [does not wait](Lanes::does_not_wait), or [`Lanes::forget_set_aside`].
+    pub fn set_aside(&mut self, id: LaneId) {
+        if self.set_aside.len() < LOOK_AHEAD_USERS_MAX {
+            self.set_aside.insert(lane_at(&self.lanes, id.0).user);
+        }
+    }
+
+    /// Reports that a user without a lane has no unsettled event, or is held. So it does not count as one that waits.
+    pub fn does_not_wait(&mut self, user: Option<&[u8]>) {
+        use std::hash::BuildHasher as _;
+        if !self.set_aside.is_empty() {
+            self.set_aside.remove(&self.hasher.hash_one(user));
+        }
+    }
+
+    /// Lets only the users count that have a lane.
+    pub fn forget_set_aside(&mut self) {
+        self.set_aside.clear();
     }
 
     /// The lanes whose head has failed.

@@ -34,11 +34,13 @@
 //! | `mod` | the list, and what happens to an event that the reader or the sweep has read |
 //! | `sweep` | where the sweep reads next, and for which users |
 //! | `pressure` | who is parked, and who leaves memory |
+//! | `look_ahead` | the same in an outage, if no user in memory is served |
 //! | `orders` | what an operator asks for: hold, release, retry, give up |
 //!
 //! The owner of the partition calls all of this between two of its steps. So no state here changes while a commit is
 //! being made of it.
 
+mod look_ahead;
 mod orders;
 mod pressure;
 mod sweep;
@@ -47,6 +49,7 @@ pub use self::orders::HoldError;
 pub use self::pressure::Blocked;
 pub use self::sweep::SweepRequest;
 
+use self::look_ahead::LookAhead;
 use self::pressure::Pressure;
 use self::sweep::{Sweep, Want};
 use super::event::Event;
@@ -108,6 +111,7 @@ pub struct ParkedUsers {
     carried: ListedUsers,
     sweep: Sweep,
     pressure: Pressure,
+    look_ahead: LookAhead,
     /// Users of which an operator has given up events.
     giving_up: BTreeSet<UserKey>,
     /// Every event below it was read: it is in memory, settled, or left in the log.
@@ -177,6 +181,7 @@ impl ParkedUsers {
             carried: ListedUsers::new(),
             sweep: Sweep::new(),
             pressure: Pressure::default(),
+            look_ahead: LookAhead::default(),
             giving_up: BTreeSet::new(),
             edge: state.watermark,
             settled_until: state.settled_end(),
@@ -412,6 +417,9 @@ impl ParkedUsers {
             }
         }
         let Some(entry) = self.users.get_mut(key) else { return };
+        if lane.is_none() && entry.is_held {
+            memory.lanes.does_not_wait(key.as_deref());
+        }
         if let Rest::InLog { next, .. } = entry.rest
             && next >= self.edge
         {
@@ -493,6 +501,8 @@ impl ParkedUsers {
                 memory.progress.reopen(event.offset..event.offset + 1);
                 memory.window.remove_parked(event.record.window_bytes());
             }
+        } else {
+            memory.lanes.does_not_wait(key.as_deref());
         }
     }
 

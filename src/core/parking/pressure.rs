@@ -12,7 +12,8 @@
 //! left; and the parked users have no room for events that one of them wants. In the second case only parked users leave.
 //!
 //! The caller asks for this only while the breaker is closed and an attempt could start. Otherwise the destination is the
-//! cause: it is in an outage, or slow for every user. Then reading waits, and no user is parked.
+//! cause: it is in an outage, or slow for every user. Then reading waits, and no user is parked. One outage is an exception:
+//! if no user was delivered, the users in memory may be the cause, and then module `look_ahead` makes room within a bound.
 //!
 //! So reading never waits for failing users. If the window is full and no attempt is in flight or ready, every lane backs
 //! off. Then step 3 frees a quarter of it, unless the list is full.
@@ -60,6 +61,18 @@ pub(super) struct Pressure {
     is_list_full: bool,
 }
 
+impl Blocked {
+    /// Whether the reader's next event has no room.
+    pub(super) fn lacks_room_to_read(&self, window: &Window) -> bool {
+        self.read.is_some_and(|bytes| !window.admits(bytes))
+    }
+
+    /// Whether what parked users want has so little room that others of them leave memory.
+    pub(super) fn lacks_parked_room(&self, window: &Window) -> bool {
+        window.is_parked_nearly_full() || self.swept.is_some_and(|bytes| !window.admits_parked(bytes))
+    }
+}
+
 impl Pressure {
     pub(super) fn count_settled(&mut self) {
         self.settled += 1;
@@ -67,6 +80,16 @@ impl Pressure {
 
     pub(super) fn next_look_at(&self) -> Option<Moment> {
         self.next_look_at
+    }
+
+    /// Whether all lanes may be looked at now.
+    pub(super) fn may_look(&self, now: Moment) -> bool {
+        self.next_look_at.is_none_or(|at| now >= at)
+    }
+
+    /// All lanes were looked at, and so many events have left memory.
+    pub(super) fn has_looked(&mut self, freed: usize, now: Moment) {
+        self.next_look_at = (freed == 0).then(|| now + LOOK_INTERVAL);
     }
 
     pub(super) fn list_is_full(&mut self) {
@@ -81,15 +104,14 @@ impl ParkedUsers {
     }
 
     /// Whether parked users have no room for what one of them wants.
-    fn lacks_parked_room(&self, blocked: Blocked, window: &Window) -> bool {
+    pub(super) fn lacks_parked_room(&self, blocked: Blocked, window: &Window) -> bool {
         blocked.swept.is_some() || (self.sweep.has_wants() && window.parked_room_bytes() == 0)
     }
 
     /// Makes room in the window if it is needed, and returns the number of users that were parked for it. Call it only
     /// while the breaker is closed and a slot is free.
     pub fn relieve(&mut self, blocked: Blocked, memory: &mut PartitionMemory<'_>, now: Moment) -> usize {
-        let is_too_early = self.pressure.next_look_at.is_some_and(|at| now < at);
-        if !self.needs_room(blocked, memory.window) || is_too_early || !self.limits.may_park {
+        if !self.needs_room(blocked, memory.window) || !self.pressure.may_look(now) || !self.limits.may_park {
             return 0;
         }
         let (users_before, events_before) = (self.users.len(), memory.window.events());
@@ -100,8 +122,7 @@ impl ParkedUsers {
             self.cut_to_failed_heads(memory, now);
         }
         self.make_cold(blocked, memory, now);
-        let freed = events_before - memory.window.events();
-        self.pressure.next_look_at = (freed == 0).then(|| now + LOOK_INTERVAL);
+        self.pressure.has_looked(events_before - memory.window.events(), now);
         self.users.len().saturating_sub(users_before)
     }
 
@@ -143,9 +164,8 @@ impl ParkedUsers {
         let backing_off: Vec<LaneId> = memory.lanes.each_backing_off().rev().collect();
         for id in backing_off {
             let window = &*memory.window;
-            let is_full = window.is_nearly_full() || blocked.read.is_some_and(|bytes| !window.admits(bytes));
-            let is_parked_full = lacks_parked_room
-                && (window.is_parked_nearly_full() || blocked.swept.is_some_and(|bytes| !window.admits_parked(bytes)));
+            let is_full = window.is_nearly_full() || blocked.lacks_room_to_read(window);
+            let is_parked_full = lacks_parked_room && blocked.lacks_parked_room(window);
             if !is_full && !is_parked_full {
                 return;
             }
@@ -164,7 +184,7 @@ impl ParkedUsers {
     }
 
     /// Leaves the events of a lane after the first `keep` in the log.
-    fn cut(&mut self, id: LaneId, keep: usize, memory: &mut PartitionMemory<'_>, now: Moment) {
+    pub(super) fn cut(&mut self, id: LaneId, keep: usize, memory: &mut PartitionMemory<'_>, now: Moment) {
         if !self.list(id, memory) {
             return;
         }
@@ -187,6 +207,9 @@ impl ParkedUsers {
     ///
     /// Call it once a tick. `may_park`: the breaker is closed, and a slot is free.
     pub fn tick(&mut self, offsets_max: i64, may_park: bool, memory: &mut PartitionMemory<'_>, now: Moment) -> usize {
+        if may_park {
+            memory.lanes.forget_set_aside();
+        }
         let users_before = self.users.len();
         let watermark = memory.progress.watermark();
         let held = self.pressure.held.filter(|(held, _, _)| *held == watermark && may_park && watermark < self.edge);

@@ -134,7 +134,7 @@ fn users_that_get_busy_are_logged_even_if_no_user_is_served() {
 fn given_up_events_are_logged_by_name_and_beyond_a_limit_counted() {
     let mut scenario = calm();
     scenario.config.tries.attempts_max = Some(1);
-    scenario.behaviour.failing_user = Some(scenario.users[0].clone());
+    scenario.behaviour.failing_users = scenario.users[..1].to_vec();
     traffic(&mut scenario, 150, 1..6);
     for second in [3, 4, 5, 6] {
         scenario.plan.push((Duration::from_secs(second), Action::Append { user: 0, many: 8, bytes: 10 }));

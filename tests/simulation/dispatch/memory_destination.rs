@@ -37,7 +37,7 @@ pub(crate) struct Behaviour {
     /// Accepts the event, but the answer is lost.
     pub(crate) loses_answer: u64,
     pub(crate) latency_ms_max: u64,
-    pub(crate) failing_user: Option<User>,
+    pub(crate) failing_users: Vec<User>,
     pub(crate) refused_user: Option<User>,
     /// Always get the answer "busy".
     pub(crate) busy_users: Vec<User>,
@@ -58,7 +58,7 @@ impl Behaviour {
     pub(crate) fn calm(&mut self) {
         *self = Self {
             latency_ms_max: self.latency_ms_max.min(20),
-            failing_user: self.failing_user.take(),
+            failing_users: std::mem::take(&mut self.failing_users),
             refused_user: self.refused_user.take(),
             ..Self::default()
         };
@@ -66,6 +66,7 @@ impl Behaviour {
 
     fn fate(&self, event: &Event, random: &mut Random) -> Fate {
         let is = |user: &Option<User>| user.as_ref().is_some_and(|user| user.as_deref() == event.record.key());
+        let is_one_of = |users: &[User]| users.iter().any(|user| user.as_deref() == event.record.key());
         let after = |random: &mut Random| random.chance(50).then(|| random.millis(0, 3_000));
         let roll = random.below(100);
         let below = |percents: &[u64]| roll < percents.iter().sum();
@@ -74,11 +75,9 @@ impl Behaviour {
             Some(Outage::Fails) => Fate::Failed(Verdict::Retry { after: None }),
             Some(Outage::Refuses) => Fate::Failed(Verdict::Refused),
             Some(Outage::Hangs) => Fate::Hangs,
-            None if is(&self.failing_user) => Fate::Failed(Verdict::Retry { after: None }),
+            None if is_one_of(&self.failing_users) => Fate::Failed(Verdict::Retry { after: None }),
             None if is(&self.refused_user) => Fate::Failed(Verdict::Refused),
-            None if self.busy_users.iter().any(|user| user.as_deref() == event.record.key()) => {
-                Fate::Failed(Verdict::Busy { after: None })
-            }
+            None if is_one_of(&self.busy_users) => Fate::Failed(Verdict::Busy { after: None }),
             None if below(&[self.fails]) => Fate::Failed(Verdict::Retry { after: None }),
             None if below(&[self.fails, self.asks_for_patience]) => {
                 let after = after(random);

@@ -141,6 +141,8 @@ pub(crate) struct Counts {
     pub(crate) dead_letters: u64,
     pub(crate) commits: u64,
     pub(crate) with_settled_map: u64,
+    /// The most parked users in a commit during an outage.
+    pub(crate) parked_in_outage_max: u64,
     pub(crate) outages_evident: u64,
     pub(crate) moved: u64,
 }
@@ -443,6 +445,10 @@ impl Oracle {
     pub(crate) fn committed(&mut self, by: Option<Life>, partition: u32, state: &PartitionState, now: Duration) {
         self.counts.commits += 1;
         self.counts.with_settled_map += u64::from(!state.settled.is_empty());
+        if self.health.phase().is_some() {
+            let parked = state.users.values().filter(|user| user.parked.is_some()).count() as u64;
+            self.counts.parked_in_outage_max = self.counts.parked_in_outage_max.max(parked);
+        }
         let part = &mut self.partitions[partition as usize];
         if part.committed.is_none() && self.rules.start_latest && state.settled.is_empty() {
             let behind: Vec<i64> = part.entries.range(..state.watermark).map(|(offset, _)| *offset).collect();

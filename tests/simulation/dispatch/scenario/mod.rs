@@ -201,7 +201,7 @@ pub(crate) fn fixed() -> Scenario {
     scenario.others_wait_max = None;
     scenario.config.tries.attempts_max = Some(2);
     scenario.config.attempt_timeout = Duration::from_secs(1);
-    scenario.behaviour.failing_user = Some(scenario.users[0].clone());
+    scenario.behaviour.failing_users = scenario.users[..1].to_vec();
     scenario.behaviour.refused_user = Some(scenario.users[1].clone());
     scenario.session = Some(Duration::from_secs(10));
     scenario.plan = (0..12)

@@ -141,7 +141,7 @@ pub(super) fn troubled(seed: u64, random: &mut Random, users_min: u64) -> Scenar
         hangs: sometimes(random, 5),
         loses_answer: sometimes(random, 10),
         latency_ms_max: random.pick(&[0, 5, 50, 400]),
-        failing_user: random.chance(30).then(|| picked(random)),
+        failing_users: random.chance(30).then(|| picked(random)).into_iter().collect(),
         refused_user: random.chance(20).then(|| picked(random)),
         busy_users: Vec::new(),
         slow_user: random.chance(20).then(|| (picked(random), random.millis(100, 2_000))),
@@ -221,12 +221,12 @@ pub(super) fn isolation(seed: u64, random: &mut Random) -> Scenario {
     let behaviour = Behaviour { latency_ms_max: 20, ..Behaviour::default() };
     let picked = Some(scenario.users[0].clone());
     scenario.behaviour = match random.below(3) {
-        0 => Behaviour { failing_user: picked, ..behaviour },
+        0 => Behaviour { failing_users: picked.into_iter().collect(), ..behaviour },
         1 => Behaviour { refused_user: picked, ..behaviour },
         _ if scenario.limits.runs_max == 1 => {
             Behaviour { slow_user: picked.map(|user| (user, scenario.config.attempt_timeout * 2)), ..behaviour }
         }
-        _ => Behaviour { failing_user: picked, ..behaviour },
+        _ => Behaviour { failing_users: picked.into_iter().collect(), ..behaviour },
     };
     scenario.rates = Rates::default();
     scenario.config.concurrency = 16;

@@ -83,6 +83,8 @@ macro_rules! memory {
     };
 }
 
+mod look_ahead;
+
 impl Owner {
     fn new(state: &PartitionState, sizes: Sizes, now: Moment) -> Self {
         let limits = ParkingLimits { user_backlog: sizes.backlog, users_max: sizes.users_max, may_park: true };
@@ -184,6 +186,7 @@ enum Step {
     GivenUp { which: usize },
     Wait { ms: u64 },
     Relieve,
+    LookAhead { outage: u64, users_max: usize },
     Tick { may_park: bool },
     Commit,
     Crash,
@@ -205,6 +208,7 @@ fn steps(many: usize) -> impl Strategy<Value = Vec<Step>> {
         6 => (0usize..9).prop_map(|which| Step::GivenUp { which }),
         12 => (0u64..900).prop_map(|ms| Step::Wait { ms }),
         12 => Just(Step::Relieve),
+        8 => (0u64..3, 0usize..6).prop_map(|(outage, users_max)| Step::LookAhead { outage, users_max }),
         8 => any::<bool>().prop_map(|may_park| Step::Tick { may_park }),
         6 => Just(Step::Commit),
         3 => Just(Step::Crash),
@@ -396,6 +400,11 @@ impl Model {
                 let blocked = self.owner.blocked();
                 self.owner.parked.relieve(blocked, memory!(self.owner), now);
             }
+            Step::LookAhead { outage, users_max } => {
+                let (blocked, outage) = (self.owner.blocked(), (Duration::from_secs(outage), users_max));
+                let parked = self.owner.parked.look_ahead(outage, blocked, memory!(self.owner), now);
+                prop_assert!(parked <= users_max, "{} users were parked", parked);
+            }
             Step::Tick { may_park } => {
                 _ = self.owner.parked.tick(self.sizes.window_events as i64, may_park, memory!(self.owner), now);
             }
@@ -519,12 +528,16 @@ fn a_held_user_with_settled_events_ahead_of_its_failure_gets_none_of_them_again(
 }
 
 /// Users 2 and 3 have failed with their first events, and wait for a minute.
-fn with_two_failing_heads(mut model: Model) -> Model {
+fn with_two_failing_heads(model: Model) -> Model {
+    with_failing_heads(model, 2, Duration::from_secs(60))
+}
+
+/// Everything is read that the window has room for, and the first event of so many users fails.
+fn with_failing_heads(mut model: Model, users: usize, later: Moment) -> Model {
     model.owner.read(&model.log, model.log.len());
-    for _ in 0..2 {
+    for _ in 0..users {
         model.start().unwrap();
     }
-    let later = Duration::from_secs(60);
     for (started, _) in std::mem::take(&mut model.owner.in_flight) {
         let retry = |_: &Event, history: &mut FailureHistory| {
             history.add_failure(Moment::ZERO, Duration::ZERO);

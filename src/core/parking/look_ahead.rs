@@ -1,0 +1,140 @@
+//! Parking in an outage by answers: users that fail must not hide those behind them.
+//!
+//! ```text
+//!  window   A1 A2 B1 B2 C1 C2 … │ A3 B3 C3 … H1      A, B, C … always fail and have opened the breaker, H is healthy
+//!           └── all have failed ┘            └── H would close the breaker, but reading waits for room
+//! ```
+//!
+//! Users whose events always fail open the breaker if no other user was served yet. This happens at the first start of a
+//! destination, and after a restart in the middle of their backlog. If such users fill the window, nothing ever changes:
+//! reading waits for room, so no other user is found, and no try counts. A destination that is down looks the same. So the
+//! owner looks ahead, within a bound.
+//!
+//! While the breaker is open because no user was delivered, the window is full, and the next event of *every* user in it
+//! has failed, users make room:
+//!
+//! 1. Users with several events in memory keep the next one, those with the most events first, until half of the window is
+//!    free.
+//! 2. If more than three quarters are still used, users leave memory: those that back off, and then those that have waited
+//!    for a probe for the shortest time.
+//!
+//! The reader continues, and users of whom nothing is known are probed before those that have failed. If one of them is
+//! delivered, the breaker closes. In one outage at most `users_max` users make room. Beyond that, reading waits.
+//!
+//! # How users come back
+//!
+//! A user that has left memory is not tried for [`PUT_OFF`]. Then the sweep brings its next event, if parked users have
+//! room, and the user waits for a probe. It stays until it was tried. If it has failed and another user is due, it leaves
+//! memory again. So many users that are due cause no more reading than there are probes. After an outage the users come
+//! back as soon as they are due, which is within [`PUT_OFF`] at the latest.
+//!
+//! The breaker counts users that wait. It must not find that there are too few of them because some have left memory. So
+//! these still count ([`Lanes::set_aside`]).
+
+use super::{Blocked, ParkedUsers, PartitionMemory};
+use crate::core::Moment;
+use crate::core::lanes::LaneId;
+use crate::core::progress::UserKey;
+use crate::core::window::Window;
+use std::time::Duration;
+
+#[cfg(doc)]
+use crate::core::lanes::Lanes;
+
+/// How long a user is not tried that has left memory in an outage.
+pub(super) const PUT_OFF: Duration = Duration::from_secs(10);
+
+/// The users that have made room in the present outage, or in the last one.
+#[derive(Debug, Default)]
+pub(super) struct LookAhead {
+    /// When the breaker opened.
+    outage_since: Option<Moment>,
+    users: usize,
+}
+
+impl ParkedUsers {
+    /// Makes room in the window if it hides users behind it, and returns the number of users that were parked for it. Call
+    /// it only while the breaker is open because no user was delivered. It has been open since `outage_since`, and in this
+    /// outage at most `users_max` users make room.
+    pub fn look_ahead(
+        &mut self,
+        (outage_since, users_max): (Moment, usize),
+        blocked: Blocked,
+        memory: &mut PartitionMemory<'_>,
+        now: Moment,
+    ) -> usize {
+        if self.look_ahead.outage_since != Some(outage_since) {
+            self.look_ahead = LookAhead { outage_since: Some(outage_since), users: 0 };
+        }
+        if !self.limits.may_park {
+            return 0;
+        }
+        let users_before = self.users.len();
+        let is_full = blocked.read.is_some() || memory.window.room_bytes() == 0;
+        let may_make_room = self.look_ahead.users < users_max && self.pressure.may_look(now);
+        if is_full && may_make_room && memory.lanes.all_have_failed() {
+            let events_before = memory.window.events();
+            self.make_room_for_reader(users_max, blocked, memory, now);
+            self.pressure.has_looked(events_before - memory.window.events(), now);
+        }
+        self.make_room_for_sweep(blocked, memory, now);
+        self.users.len().saturating_sub(users_before)
+    }
+
+    fn make_room_for_reader(
+        &mut self,
+        users_max: usize,
+        blocked: Blocked,
+        memory: &mut PartitionMemory<'_>,
+        now: Moment,
+    ) {
+        let events = |id: LaneId| (memory.lanes.view(id).events, id);
+        let idle = memory.lanes.idle_failed().into_iter();
+        let mut longer: Vec<(usize, LaneId)> = idle.map(events).filter(|(events, _)| *events > 1).collect();
+        longer.sort_unstable_by(|a, b| b.cmp(a));
+        for (_, id) in longer {
+            if !memory.window.is_half_full() || self.look_ahead.users >= users_max || !self.list(id, memory) {
+                break;
+            }
+            self.cut(id, 1, memory, now);
+            self.look_ahead.users += 1;
+        }
+        for id in memory.lanes.idle_failed() {
+            let is_full = memory.window.is_nearly_full() || blocked.lacks_room_to_read(memory.window);
+            if !is_full || self.look_ahead.users >= users_max || !self.list(id, memory) {
+                break;
+            }
+            self.put_off(id, memory, now);
+            self.look_ahead.users += 1;
+        }
+    }
+
+    /// Parked users that were tried leave memory if another one wants events. They are in the list already.
+    fn make_room_for_sweep(&mut self, blocked: Blocked, memory: &mut PartitionMemory<'_>, now: Moment) {
+        let lacks_room = |parked: &Self, window: &Window| {
+            parked.lacks_parked_room(blocked, window) && blocked.lacks_parked_room(window)
+        };
+        if !lacks_room(self, memory.window) {
+            return;
+        }
+        let is_listed = |id: &LaneId| memory.lanes.view(*id).is_listed;
+        let tried: Vec<LaneId> = memory.lanes.each_backing_off().rev().filter(is_listed).collect();
+        for id in tried {
+            self.put_off(id, memory, now);
+            if !lacks_room(self, memory.window) {
+                return;
+            }
+        }
+    }
+
+    /// Removes the idle lane of a listed user from memory. The sweep brings it back later.
+    fn put_off(&mut self, id: LaneId, memory: &mut PartitionMemory<'_>, now: Moment) {
+        let key: UserKey = memory.lanes.view(id).head.record.key().map(Into::into);
+        memory.lanes.set_aside(id);
+        self.leave_memory(id, memory);
+        if let Some(failure) = self.users.get_mut(&key).and_then(|entry| entry.failure.as_mut()) {
+            failure.next_try = failure.next_try.max(now.saturating_add(PUT_OFF));
+        }
+        self.review(&key, memory, now);
+    }
+}

@@ -1,0 +1,139 @@
+//! A full window in which every user has failed, while the breaker is open.
+
+use super::super::look_ahead::PUT_OFF;
+use super::*;
+
+const OUTAGE: Moment = Duration::from_secs(7);
+
+/// A moment at which the failed heads below may be tried again.
+const DUE: Moment = Duration::from_secs(1);
+
+/// Asks for room, and returns the number of users that were parked for it.
+fn look_ahead(model: &mut Model, outage: Moment, users_max: usize) -> usize {
+    let blocked = model.owner.blocked();
+    model.owner.parked.look_ahead((outage, users_max), blocked, memory!(model.owner), model.now)
+}
+
+/// Four users have failed, and all may be tried again. What else is in the log waits for room.
+fn full_of_failing_users(log: &[usize], window_events: usize) -> Model {
+    let mut model = with_failing_heads(fixed(log, window_events, &PartitionState::at(0)), 4, DUE);
+    // The destination gets few attempts, so most of the lanes are ready and wait for one.
+    model.now = DUE;
+    model.owner.wake(DUE);
+    model
+}
+
+fn users_in_memory(model: &Model) -> BTreeSet<UserKey> {
+    model.owner.lanes.each_lane().map(|id| model.owner.lanes.view(id).head.record.key().map(Into::into)).collect()
+}
+
+#[test]
+fn users_with_several_events_keep_the_next_one_and_the_reader_finds_others() {
+    let mut model = full_of_failing_users(&[1, 2, 3, 4, 1, 2, 3, 4, 5], 8);
+    assert!(!users_in_memory(&model).contains(&key(5)), "the window is full");
+    assert_eq!(look_ahead(&mut model, OUTAGE, 10), 4);
+    assert_eq!((model.owner.window.events(), model.owner.lanes.users()), (4, 4));
+    model.owner.read(&model.log, 10);
+    assert!(users_in_memory(&model).contains(&key(5)));
+    model.check_state().unwrap();
+    model.drain().unwrap();
+}
+
+#[test]
+fn the_user_that_is_probed_last_leaves_memory_and_is_put_off() {
+    let mut model = full_of_failing_users(&[1, 2, 3, 4, 5], 4);
+    assert_eq!(look_ahead(&mut model, OUTAGE, 10), 1);
+    assert_eq!(users_in_memory(&model), [1, 2, 3].map(key).into());
+    assert_eq!(model.owner.lanes.each_user().count(), 4, "it still counts as a user that waits");
+    model.owner.read(&model.log, 10);
+    assert!(users_in_memory(&model).contains(&key(5)));
+    let until = DUE + PUT_OFF;
+    assert_eq!(model.owner.parked.next_wakeup(model.now), Some(until));
+    model.now = until - Duration::from_millis(1);
+    model.owner.wake(model.now);
+    assert!(!model.owner.sweep(&model.log, 10, model.now), "nothing is read for it before");
+    model.check_state().unwrap();
+    model.drain().unwrap();
+    assert_eq!(model.owner.lanes.each_user().count(), 0);
+}
+
+#[test]
+fn a_user_that_has_made_room_and_is_held_does_not_count_as_one_that_waits() {
+    let mut model = full_of_failing_users(&[1, 2, 3, 4, 5], 4);
+    assert_eq!(look_ahead(&mut model, OUTAGE, 10), 1);
+    assert_eq!(users_in_memory(&model), [1, 2, 3].map(key).into());
+    model.step(Step::Hold { user: 4 }).unwrap();
+    assert_eq!(model.owner.lanes.each_user().count(), 3);
+    model.drain().unwrap();
+}
+
+#[test]
+fn no_user_makes_room_while_one_has_not_failed_yet() {
+    let log = [1, 2, 3, 4, 5, 5];
+    let mut model = with_failing_heads(fixed(&log, 5, &PartitionState::at(0)), 4, DUE);
+    assert_eq!(look_ahead(&mut model, OUTAGE, 10), 0, "user 5 was not tried");
+    model.start().unwrap();
+    assert_eq!(look_ahead(&mut model, OUTAGE, 10), 0, "its attempt is in flight");
+    model.finish(0, 0, 7);
+    assert_eq!(look_ahead(&mut model, OUTAGE, 10), 2);
+}
+
+#[test]
+fn no_user_makes_room_while_the_window_has_some() {
+    let mut model = full_of_failing_users(&[1, 2, 3, 4], 5);
+    assert_eq!(look_ahead(&mut model, OUTAGE, 10), 0);
+}
+
+#[test]
+fn in_each_outage_a_bounded_number_of_users_makes_room() {
+    let mut model = full_of_failing_users(&[1, 2, 3, 4, 1, 2, 3, 4, 1, 5], 8);
+    assert_eq!(look_ahead(&mut model, OUTAGE, 1), 1);
+    model.owner.read(&model.log, 10);
+    assert_eq!(model.owner.window.events(), 8, "the window is full again");
+    assert_eq!(look_ahead(&mut model, OUTAGE, 1), 0);
+    assert_eq!(look_ahead(&mut model, OUTAGE + Duration::from_secs(60), 1), 1, "the count begins anew");
+    model.check_state().unwrap();
+    model.drain().unwrap();
+}
+
+/// Tries every lane that is ready, and all fail.
+fn fail_all(model: &mut Model) {
+    for _ in 0..model.owner.lanes.users() {
+        model.start().unwrap();
+    }
+    while !model.owner.in_flight.is_empty() {
+        model.finish(0, 0, 7);
+    }
+}
+
+#[test]
+fn users_that_are_due_wait_until_one_in_memory_was_tried() {
+    let mut model = full_of_failing_users(&[1, 2, 3, 4, 5, 0], 4);
+    for _ in 0..2 {
+        assert_eq!(look_ahead(&mut model, OUTAGE, 3), 1);
+        model.owner.read(&model.log, 10);
+        fail_all(&mut model);
+        model.now += Duration::from_secs(2);
+        model.owner.wake(model.now);
+    }
+    assert_eq!(look_ahead(&mut model, OUTAGE, 3), 1);
+    let cold: BTreeSet<UserKey> = model.owner.parked.users.keys().cloned().collect();
+    assert_eq!((cold.len(), model.owner.lanes.users()), (3, 3));
+    model.now += PUT_OFF;
+    model.owner.wake(model.now);
+    assert!(!model.owner.sweep(&model.log, 10, model.now), "the window has room for one of them");
+    let in_memory = users_in_memory(&model);
+    for _ in 0..100 {
+        assert_eq!(look_ahead(&mut model, OUTAGE, 3), 0);
+        model.owner.wake(model.now);
+        assert!(!model.owner.sweep(&model.log, 10, model.now), "reading again would be for nothing");
+    }
+    assert_eq!(users_in_memory(&model), in_memory, "the user that came back was not tried yet");
+    fail_all(&mut model);
+    assert_eq!(look_ahead(&mut model, OUTAGE, 3), 0);
+    assert!(!model.owner.sweep(&model.log, 10, model.now));
+    let came_back = &cold & &users_in_memory(&model);
+    assert!(came_back.len() == 1 && came_back.is_disjoint(&in_memory), "another user takes its place");
+    model.check_state().unwrap();
+    model.drain().unwrap();
+}
