@@ -219,7 +219,10 @@ impl Worker {
             // After reading: what was given up is not attempted, although it was admitted just now.
             self.give_up_commanded()?;
             let start_at = self.start_batches(now);
-            self.make_room(now);
+            if self.make_room(now) {
+                // What waits for room is admitted now, and the next fetch begins.
+                continue;
+            }
             if self.reader.has_ended() && !self.has_something_to_do() {
                 break;
             }
@@ -319,10 +322,17 @@ impl Worker {
         Ok(())
     }
 
+    /// Parks users if the window needs room. Returns whether events left memory.
+    fn make_room(&mut self, now: Moment) -> bool {
+        let events_before = self.reader.window.events();
+        self.park_under_pressure(now);
+        self.reader.window.events() < events_before
+    }
+
     /// Parks users if the window needs room although every attempt that could begin has begun. If ready lanes wait, the
     /// destination is slow or the rate is low, which is not the fault of single users. In an outage by answers, users that
     /// have failed make room within a bound.
-    fn make_room(&mut self, now: Moment) {
+    fn park_under_pressure(&mut self, now: Moment) {
         if self.committer.control().paused.is_some() {
             return;
         }
