@@ -308,13 +308,13 @@ impl Group for HeldGroup {
             if !self.handle.is_answered(Call::Committed).await {
                 return Err(Failure::refused(FailureCode::GroupUnavailable, "no answer from the group"));
             }
-            let life = self.handle.life;
+            let (life, now) = (self.handle.life, self.handle.world.now());
             let mut state = self.handle.world.lock();
             let committed = state.groups.committed(&self.name).get(partition as usize).cloned().flatten();
             if self.name != REDRIVEN
                 && let Some(oracle) = state.oracle_of(life)
             {
-                oracle.began_with(life, partition, committed.clone());
+                oracle.began_with(life, partition, committed.clone(), now);
             }
             Ok(committed)
         })

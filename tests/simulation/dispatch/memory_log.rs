@@ -3,7 +3,7 @@
 //! that cannot be created for a while.
 
 use crate::dispatch::commands::CONTROL;
-use crate::dispatch::oracle::Oracle;
+use crate::dispatch::oracle::{Cursor, Oracle};
 use crate::dispatch::world::{Call, Handle, State, World, WriteFault};
 use crate::memory_partition::MemoryPartition;
 use eventd::BoxFuture;
@@ -321,20 +321,21 @@ impl Log for MemoryLog {
         Box::pin(async move {
             let (handle, world) = (&self.handle, &self.handle.world);
             let way = handle.begin(Call::Fetch).await;
+            let cursor = Cursor::of_wait(wait);
             let now = world.now();
             let (delay, fails, wait) = {
                 let mut state = world.lock();
-                let wait = if state.rates.far_timers { FAR_FETCH } else { wait };
                 if let Some(oracle) = self.watcher(&mut state) {
-                    oracle.fetch(handle.life, partition, from, max_bytes, now);
+                    oracle.fetch(handle.life, partition, cursor, (from, max_bytes), now);
                 }
-                (state.delay(), state.read_fails(way), wait)
+                let is_far = state.rates.far_timers && cursor == Cursor::Reader;
+                (state.delay(), state.read_fails(way), if is_far { FAR_FETCH } else { wait })
             };
             let until = Instant::now() + wait;
             handle.sleep(delay).await;
             if fails {
                 if let Some(oracle) = self.watcher(&mut world.lock()) {
-                    oracle.fetch_failed(handle.life, partition, false, world.now());
+                    oracle.fetch_failed(handle.life, partition, cursor, false, world.now());
                 }
                 return Err(FetchError::Unavailable("no answer from the log".into()));
             }
@@ -361,7 +362,7 @@ impl Log for MemoryLog {
             if let Some(oracle) = self.watcher(&mut state) {
                 match &found {
                     Ok(found) => {
-                        oracle.fetched(handle.life, partition, &found.events, now);
+                        oracle.fetched(handle.life, partition, cursor, &found.events, now);
                         let (many, next) = (found.events.len(), found.next);
                         state.note(
                             now,
@@ -369,7 +370,7 @@ impl Log for MemoryLog {
                             format_args!("fetches {many} in {partition} from {from} to {next}"),
                         );
                     }
-                    Err(_) => oracle.fetch_failed(handle.life, partition, true, now),
+                    Err(_) => oracle.fetch_failed(handle.life, partition, cursor, true, now),
                 }
             }
             found

@@ -27,7 +27,7 @@ const CALLS_AT_ONCE_MAX: u64 = 20_000;
 const NEVER: u32 = 1;
 
 /// The wall clock's time when a world begins, in milliseconds since the Unix epoch.
-const BEGAN_MS: i64 = 1_767_350_000_000;
+pub(crate) const BEGAN_MS: i64 = 1_767_350_000_000;
 
 /// The kind of a process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -128,6 +128,13 @@ pub(crate) struct Rates {
     pub(crate) membership_ends_permille: u64,
     /// Fetches and looks for offset resets wait long.
     pub(crate) far_timers: bool,
+}
+
+impl Rates {
+    /// How long a call may take that waits for nothing.
+    pub(crate) fn call_max(&self) -> Duration {
+        Duration::from_millis(if self.slow > 0 { self.slow_ms_max.max(3) } else { 3 })
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

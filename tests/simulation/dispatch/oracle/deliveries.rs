@@ -63,6 +63,7 @@ impl Oracle {
         let phase = self.health.phase();
         let attempt = Attempt { life, partition, ownership, began: now, phase, until, runs };
         let of = attempt.of(id);
+        self.look_at_memory(now);
         if let Some(wrong) = self.timing.as_mut().and_then(|timing| timing.started(of, &heads, now)) {
             self.fail(format!("attempt {id} of life {life} in partition {partition}: {wrong}"));
         }
@@ -189,6 +190,7 @@ impl Oracle {
 
     /// The destination answered with one report for each run, in order.
     pub(crate) fn reported(&mut self, id: u64, reports: &[Report], now: Duration) {
+        self.look_at_memory(now);
         let attempt = self.attempts.remove(&id).expect("an attempt is answered once");
         let (life, partition) = (attempt.life, attempt.partition);
         let ends = reports.iter().map(|report| (report.delivered, report.failed.as_ref().map(|failed| failed.verdict)));

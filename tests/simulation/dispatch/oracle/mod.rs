@@ -20,7 +20,7 @@ mod timing;
 mod truth;
 
 pub(crate) use deliveries::DeliveredRun;
-pub(crate) use timing::{BackoffRule, TimingRules};
+pub(crate) use timing::{BackoffRule, Cursor, TimingRules};
 
 use crate::dispatch::outage_rules::{Failures, Health, Phase};
 use eventd::core::event::{Event, Record};
@@ -31,7 +31,7 @@ use refusals::Refusals;
 use replayed::ReplayView;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::time::Duration;
-use timing::Timing;
+use timing::{Began, Memory, Timing};
 use truth::Attempted;
 
 /// One life of a process, from its start to its end or crash.
@@ -53,6 +53,8 @@ pub(crate) struct Rules {
     pub(crate) backoff: BackoffRule,
     /// Events in one answer of the log.
     pub(crate) fetch_events_max: usize,
+    /// How long a call of the log may take that does not wait for an event.
+    pub(crate) call_max: Duration,
     /// Whether users are parked. Then events that were read need not be in memory, so nothing is judged that depends on it.
     pub(crate) may_park: bool,
     /// Whether a destination without a commit starts at the end of the log.
@@ -113,7 +115,7 @@ struct Ownership {
     /// Refused while others were plainly served. These must be given up without another try.
     refused_for_good: HashSet<i64>,
     /// A copy of every record that was fetched and may still be in memory.
-    fetched: Vec<Record>,
+    fetched: Vec<(i64, Record)>,
 }
 
 #[derive(Debug)]
@@ -167,17 +169,17 @@ pub(crate) struct Oracle {
 
 impl Oracle {
     pub(crate) fn new(rules: Rules, partitions: u32) -> Self {
-        let timing = (!rules.may_park).then(|| {
-            Timing::new(TimingRules {
-                attempts: rules.attempts,
-                backoff: rules.backoff,
-                retry_after_max: rules.retry_after_max,
-                concurrency: rules.concurrency,
-                takes_many_users: rules.limits.runs_max > 1,
-                window_events: rules.window_events,
-                window_bytes: rules.window_bytes,
-                commit_interval: rules.commit_interval,
-            })
+        let timing = Timing::new(TimingRules {
+            attempts: rules.attempts,
+            backoff: rules.backoff,
+            retry_after_max: rules.retry_after_max,
+            concurrency: rules.concurrency,
+            takes_many_users: rules.limits.runs_max > 1,
+            window_events: rules.window_events,
+            window_bytes: rules.window_bytes,
+            commit_interval: rules.commit_interval,
+            fetch_events_max: rules.fetch_events_max,
+            call_max: rules.call_max,
         });
         Self {
             rules,
@@ -189,7 +191,7 @@ impl Oracle {
             health: Health::default(),
             refusals: Refusals::default(),
             replay_view: None,
-            timing,
+            timing: Some(timing),
             counts: Counts::default(),
             violation: None,
         }
@@ -245,18 +247,29 @@ impl Oracle {
             self.settle(partition, offset, now);
             self.partitions[partition as usize].entries.get_mut(&offset).expect("it is in the log").trimmed = true;
         }
+        if let Some(timing) = &mut self.timing {
+            timing.trimmed(partition, earliest);
+        }
     }
 
     /// A fetch begins. Of the events that were fetched before, those are in memory of which dispatch has copies. The window
     /// bounds them, and of the two cursors that fetch, the other one may have one answer that is not admitted yet.
-    pub(crate) fn fetch(&mut self, life: Life, partition: u32, from: i64, max_bytes: usize, now: Duration) {
-        if let Some(wrong) = self.timing.as_mut().and_then(|timing| timing.fetch(life, partition, now)) {
+    pub(crate) fn fetch(
+        &mut self,
+        life: Life,
+        partition: u32,
+        cursor: Cursor,
+        (from, max_bytes): (i64, usize),
+        now: Duration,
+    ) {
+        self.look_at_memory(now);
+        if let Some(wrong) = self.timing.as_mut().and_then(|timing| timing.fetch(life, partition, cursor, now)) {
             self.fail(format!("life {life}, partition {partition}: {wrong}"));
         }
         let Some(owned) = self.owned.get_mut(&(life, partition)) else {
             return self.fail(format!("life {life} fetches partition {partition}, which it does not own"));
         };
-        owned.fetched.retain(|record| record.copies() > 1);
+        owned.fetched.retain(|(_, record)| record.copies() > 1);
         let events = owned.fetched.len();
         if events > self.rules.window_events + self.rules.fetch_events_max {
             self.fail(format!("life {life} fetches partition {partition} from {from} with {events} events in memory"));
@@ -265,28 +278,41 @@ impl Oracle {
         }
     }
 
-    pub(crate) fn fetched(&mut self, life: Life, partition: u32, events: &[Event], now: Duration) {
+    pub(crate) fn fetched(&mut self, life: Life, partition: u32, cursor: Cursor, events: &[Event], now: Duration) {
+        self.look_at_memory(now);
         let part = &self.partitions[partition as usize];
         if let Some(owned) = self.owned.get_mut(&(life, partition)) {
             let claimed = |o| owned.began_with.as_ref().is_some_and(|state| part.claims(state, o));
-            owned.fetched.extend(events.iter().map(|event| event.record.clone()));
+            owned.fetched.extend(events.iter().map(|event| (event.offset, event.record.clone())));
             if let Some(timing) = &mut self.timing {
-                timing.fetched(life, partition, events.iter().filter(|event| !claimed(event.offset)), now);
+                timing.fetched(life, partition, cursor, events.iter().filter(|event| !claimed(event.offset)), now);
             }
+            self.look_at_memory(now);
         }
     }
 
     /// A fetch failed. `for_good` says that nothing can be read at this offset.
-    pub(crate) fn fetch_failed(&mut self, life: Life, partition: u32, for_good: bool, now: Duration) {
+    pub(crate) fn fetch_failed(&mut self, life: Life, partition: u32, cursor: Cursor, for_good: bool, now: Duration) {
         if let Some(timing) = &mut self.timing {
-            timing.fetch_failed(life, partition, for_good, now);
+            timing.fetch_failed(life, partition, cursor, for_good, now);
         }
     }
 
     /// Looks for work that could have been done and was not.
     pub(crate) fn look(&mut self, now: Duration) {
+        self.look_at_memory(now);
         if let Some(wrong) = self.timing.as_ref().and_then(|timing| timing.look(now)) {
             self.fail(wrong);
+        }
+    }
+
+    /// Tells the rules about time what is in memory, if parked users may have events that are not.
+    fn look_at_memory(&mut self, now: Duration) {
+        let Some(timing) = self.timing.as_mut().filter(|_| self.rules.may_park) else { return };
+        for ((life, partition), owned) in &mut self.owned {
+            owned.fetched.retain(|(_, record)| record.copies() > 1);
+            let events = owned.fetched.iter().map(|(offset, record)| (*offset, record.window_bytes())).collect();
+            timing.remembers(*life, *partition, Memory { events }, now);
         }
     }
 
@@ -309,14 +335,14 @@ impl Oracle {
     }
 
     /// What the group answered when the owner asked for its start.
-    pub(crate) fn began_with(&mut self, life: Life, partition: u32, state: Option<PartitionState>) {
+    pub(crate) fn began_with(&mut self, life: Life, partition: u32, state: Option<PartitionState>, now: Duration) {
         if let Some(owned) = self.owned.get_mut(&(life, partition)) {
             // A stopped partition starts again under the same ownership.
             let Ownership { number, released_before_the_stop, lost, revoked_at, .. } = *owned;
             let began_with = state;
             *owned =
                 Ownership { number, began_with, released_before_the_stop, lost, revoked_at, ..Ownership::default() };
-            self.timing_begins(life, partition);
+            self.timing_begins(life, partition, now);
         }
     }
 
@@ -326,13 +352,16 @@ impl Oracle {
     }
 
     /// The rules about time start anew with this ownership.
-    fn timing_begins(&mut self, life: Life, partition: u32) {
+    fn timing_begins(&mut self, life: Life, partition: u32, now: Duration) {
         let Some(owned) = self.owned.get(&(life, partition)) else { return };
         let wanted = self.partitions[partition as usize].resets.last();
         let is_reset = wanted.is_none_or(|wanted| owned.began_with.as_ref().is_some_and(|state| !state.lacks(wanted)));
         let is_closing = owned.lost.is_some() || owned.revoked_at.is_some() || !is_reset;
         if let Some(timing) = &mut self.timing {
-            timing.began((life, partition), owned.number, is_closing, owned.began_with.as_ref());
+            let state = owned.began_with.as_ref();
+            let in_log = state.map_or_else(Vec::new, |state| self.partitions[partition as usize].parked_below(state));
+            let began = Began { state, in_log, may_park: self.rules.may_park };
+            timing.began((life, partition), owned.number, is_closing, began, now);
         }
     }
 
@@ -534,7 +563,7 @@ impl Oracle {
             *owned = Ownership { number: self.ownerships, began_with, lost, revoked_at, ..Ownership::default() };
         }
         if let Some(life) = by {
-            self.timing_begins(life, partition);
+            self.timing_begins(life, partition, now);
         }
         Ok(wanted.to)
     }
@@ -574,6 +603,15 @@ impl Partition {
     fn claims(&self, state: &PartitionState, offset: i64) -> bool {
         let user = self.entries.get(&offset).and_then(|entry| entry.user.as_deref());
         claims_event(state, user, offset)
+    }
+}
+
+impl Partition {
+    /// The unsettled events of parked users below the watermark: users, offsets and bytes. Only a sweep reads them.
+    fn parked_below(&self, state: &PartitionState) -> Vec<(User, i64, usize)> {
+        let below = self.entries.range(..state.watermark).filter(|(_, entry)| !entry.trimmed);
+        let unsettled = below.filter(|(offset, _)| !self.claims(state, **offset));
+        unsettled.map(|(offset, entry)| (entry.user.clone(), *offset, entry.record.window_bytes())).collect()
     }
 }
 

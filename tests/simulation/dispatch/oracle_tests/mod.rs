@@ -6,7 +6,7 @@ mod replayed;
 use crate::dispatch::memory_destination::Behaviour;
 use crate::dispatch::memory_group::Members;
 use crate::dispatch::memory_log::{MemoryEngine, TOPIC, Topics};
-use crate::dispatch::oracle::{BackoffRule, DeliveredRun, Oracle, Rules};
+use crate::dispatch::oracle::{BackoffRule, Cursor, DeliveredRun, Oracle, Rules};
 use crate::dispatch::world::{Rates, Role, World};
 use crate::harness::Random;
 use eventd::core::event::{Event, Record};
@@ -42,6 +42,7 @@ fn rules(limits: BatchLimits, start_latest: bool) -> Rules {
         commit_interval: seconds(1),
         backoff: BackoffRule { first: seconds(0), max: seconds(0), jitter: false },
         fetch_events_max: 1,
+        call_max: Duration::from_millis(3),
         may_park: false,
         start_latest,
     }
@@ -75,7 +76,7 @@ impl Case {
 
     fn owner(&mut self, life: u32, state: PartitionState) {
         self.oracle.assigned(life, 0, seconds(0));
-        self.oracle.began_with(life, 0, Some(state));
+        self.oracle.began_with(life, 0, Some(state), seconds(0));
     }
 
     fn event(&self, offset: usize) -> Event {
@@ -322,11 +323,11 @@ fn copied(event: Event) -> Event {
 fn a_fetch_beyond_the_window_is_reported() {
     let mut case = Case::of(&["a", "b", "c", "d", "e"]);
     let events: Vec<Event> = (0..4).map(|offset| case.event(offset)).collect();
-    case.oracle.fetched(LIFE, 0, &events[..3], seconds(0));
-    case.oracle.fetch(LIFE, 0, 3, 100, seconds(0));
+    case.oracle.fetched(LIFE, 0, Cursor::Reader, &events[..3], seconds(0));
+    case.oracle.fetch(LIFE, 0, Cursor::Reader, (3, 100), seconds(0));
     case.is_accepted();
-    case.oracle.fetched(LIFE, 0, &events[3..], seconds(0));
-    case.oracle.fetch(LIFE, 0, 4, 100, seconds(0));
+    case.oracle.fetched(LIFE, 0, Cursor::Reader, &events[3..], seconds(0));
+    case.oracle.fetch(LIFE, 0, Cursor::Reader, (4, 100), seconds(0));
     case.is_reported("4 events");
 }
 
@@ -334,22 +335,22 @@ fn a_fetch_beyond_the_window_is_reported() {
 fn with_parked_users_only_what_is_in_memory_counts_for_the_window() {
     let mut case = Case::new(&["a", "b", "c", "d", "e"], true);
     let events: Vec<Event> = (0..4).map(|offset| copied(case.event(offset))).collect();
-    case.oracle.fetched(LIFE, 0, &events, seconds(0));
-    case.oracle.fetch(LIFE, 0, 4, 100, seconds(0));
+    case.oracle.fetched(LIFE, 0, Cursor::Reader, &events, seconds(0));
+    case.oracle.fetch(LIFE, 0, Cursor::Reader, (4, 100), seconds(0));
     case.is_accepted();
     // One answer of the other cursor may be in memory beyond the window.
     let more: Vec<Event> = [case.event(4), case.event(3)].map(copied).into();
-    case.oracle.fetched(LIFE, 0, &more[..1], seconds(0));
-    case.oracle.fetch(LIFE, 0, 5, 100, seconds(0));
+    case.oracle.fetched(LIFE, 0, Cursor::Reader, &more[..1], seconds(0));
+    case.oracle.fetch(LIFE, 0, Cursor::Reader, (5, 100), seconds(0));
     case.is_accepted();
-    case.oracle.fetched(LIFE, 0, &more[1..], seconds(0));
-    case.oracle.fetch(LIFE, 0, 5, 100, seconds(0));
+    case.oracle.fetched(LIFE, 0, Cursor::Reader, &more[1..], seconds(0));
+    case.oracle.fetch(LIFE, 0, Cursor::Reader, (5, 100), seconds(0));
     case.is_reported("6 events");
     // Of events that left memory, the oracle has the only copy.
     let mut case = Case::new(&["a"], true);
     for _ in 0..9 {
-        case.oracle.fetched(LIFE, 0, &[copied(case.event(0))], seconds(0));
-        case.oracle.fetch(LIFE, 0, 1, 100, seconds(0));
+        case.oracle.fetched(LIFE, 0, Cursor::Reader, &[copied(case.event(0))], seconds(0));
+        case.oracle.fetch(LIFE, 0, Cursor::Reader, (1, 100), seconds(0));
     }
     case.is_accepted();
 }

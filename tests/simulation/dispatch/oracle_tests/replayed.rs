@@ -27,7 +27,7 @@ impl Case {
         let begins = PartitionState::at(0);
         case.oracle.assigned(LIFE, 0, seconds(0));
         case.oracle.committed(Some(LIFE), 0, &begins, seconds(0));
-        case.oracle.began_with(LIFE, 0, Some(begins));
+        case.oracle.began_with(LIFE, 0, Some(begins), std::time::Duration::ZERO);
         case
     }
 

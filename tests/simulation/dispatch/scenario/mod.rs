@@ -185,6 +185,7 @@ impl Scenario {
             commit_interval: self.config.commit_interval,
             backoff: self.backoff,
             fetch_events_max: self.fetch_events_max,
+            call_max: self.rates.call_max(),
             may_park: self.config.parking.may_park,
             start_latest: self.config.start == Start::Latest,
         }

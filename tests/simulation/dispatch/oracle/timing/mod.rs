@@ -14,11 +14,15 @@
 //! window is not full, slots are free, and its breaker is certainly closed ([`wellness`]). The bounds are short, so that a
 //! wake-up that is lost shows although a timer comes to its aid a second later.
 
+mod commits;
 mod owned;
 mod queue;
+mod reading;
 mod wellness;
 
+pub(super) use owned::Memory;
 pub(crate) use queue::BackoffRule;
+pub(crate) use reading::Cursor;
 
 use super::{Life, User};
 use eventd::core::event::Event;
@@ -48,10 +52,25 @@ pub(crate) struct TimingRules {
     pub(crate) window_events: usize,
     pub(crate) window_bytes: usize,
     pub(crate) commit_interval: Duration,
+    /// Events in one answer of the log.
+    pub(crate) fetch_events_max: usize,
+    /// How long a call of the log may take that does not wait for an event.
+    pub(crate) call_max: Duration,
+}
+
+/// What an owner begins with.
+pub(super) struct Began<'a> {
+    pub(super) state: Option<&'a PartitionState>,
+    /// The unsettled events of parked users that the reader has passed: users, offsets and bytes.
+    pub(super) in_log: Vec<(User, i64, usize)>,
+    pub(super) may_park: bool,
 }
 
 /// How soon a probe must be sent that is due. A user that is not preferred has to wait for a while.
 const PROBE_WITHIN: Duration = Duration::from_millis(500);
+
+/// More than the largest event of the simulation takes in memory.
+const EVENT_BYTES_MAX: usize = 8_000;
 
 /// How one run of an attempt ended.
 pub(super) struct RunEnd {
@@ -98,16 +117,16 @@ impl Timing {
     }
 
     /// An owner begins, or begins anew. `is_closing` says that it may do what it likes from the start.
-    /// `stored` is the state with which it begins.
     pub(super) fn began(
         &mut self,
         (life, partition): (Life, u32),
         ownership: u64,
         is_closing: bool,
-        stored: Option<&PartitionState>,
+        began: Began<'_>,
+        now: Duration,
     ) {
         let process = self.processes.entry(life).or_default();
-        let owned = Owned::new(ownership, is_closing || process.is_cut_off, stored);
+        let owned = Owned::new(ownership, is_closing || process.is_cut_off, began, now);
         self.owned.insert((life, partition), owned);
     }
 
@@ -156,16 +175,17 @@ impl Timing {
     }
 
     /// A fetch begins. Returns what is wrong with it.
-    pub(super) fn fetch(&mut self, life: Life, partition: u32, now: Duration) -> Option<String> {
+    pub(super) fn fetch(&mut self, life: Life, partition: u32, cursor: Cursor, now: Duration) -> Option<String> {
         let others_drain = |((of, _), owned): &(&(Life, u32), &Owned)| *of == life && !owned.is_closing;
         let share = self.share(self.owned.iter().filter(others_drain).count());
         let owned = self.owned.get_mut(&(life, partition))?;
-        owned.fetch(share, now)
+        let pending = (self.rules.fetch_events_max, self.rules.window_bytes + EVENT_BYTES_MAX);
+        owned.fetch(cursor, share, pending, now)
     }
 
-    pub(super) fn fetch_failed(&mut self, life: Life, partition: u32, for_good: bool, now: Duration) {
+    pub(super) fn fetch_failed(&mut self, life: Life, partition: u32, cursor: Cursor, for_good: bool, now: Duration) {
         if let Some(owned) = self.owned.get_mut(&(life, partition)) {
-            owned.fetch_failed(for_good, now);
+            owned.fetch_failed(cursor, for_good, now);
         }
     }
 
@@ -174,14 +194,28 @@ impl Timing {
         &mut self,
         life: Life,
         partition: u32,
+        cursor: Cursor,
         events: impl Iterator<Item = &'e Event>,
         now: Duration,
     ) {
         let share = self.smallest_share(life);
-        let delay_max = self.rules.backoff.longest(40).max(self.rules.retry_after_max);
         if let Some(owned) = self.owned.get_mut(&(life, partition)) {
-            owned.fetched(events, share, delay_max, now);
+            owned.fetched(cursor, events, share, now);
         }
+    }
+
+    /// What this owner has in memory now.
+    pub(super) fn remembers(&mut self, life: Life, partition: u32, memory: Memory, now: Duration) {
+        let share = self.smallest_share(life);
+        if let Some(owned) = self.owned.get_mut(&(life, partition)) {
+            owned.remembers(memory, share, now);
+        }
+    }
+
+    /// Retention has removed everything below this offset.
+    pub(super) fn trimmed(&mut self, partition: u32, earliest: i64) {
+        let owners = self.owned.iter_mut().filter(|((_, of), _)| *of == partition);
+        owners.for_each(|(_, owned)| owned.trimmed(earliest));
     }
 
     /// An attempt of the first events of these users begins. Returns what is wrong with it.

@@ -1,25 +1,35 @@
 //! What one owner of a partition has in memory, and what it waits for.
+//!
+//! If users may be parked, some of their events wait in the log instead. What is in memory is then seen from the copies of
+//! the records.
 
-use super::queue::{Queue, QueueState};
-use super::{AttemptOf, LOG_BACKOFF, RunEnd, TimingRules};
-use crate::dispatch::oracle::{User, claims};
+use super::commits::Commits;
+use super::queue::{Queue, QueueState, StoredFailures};
+use super::reading::{Cursor, Reading};
+use super::{AttemptOf, Began, RunEnd, TimingRules};
+use crate::dispatch::oracle::User;
+use crate::dispatch::world::BEGAN_MS;
 use eventd::core::event::Event;
-use eventd::core::progress::PartitionState;
+use eventd::core::progress::FailedHead;
 use eventd::core::verdict::Verdict;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::time::Duration;
 
 /// How soon work must begin that nothing keeps from beginning. The longest wait without a cause is a timer's resolution.
 const BEGIN_WITHIN: Duration = Duration::from_millis(50);
 
+/// How soon an attempt must begin for which nothing is missing but a place in memory: others have to be parked, or the sweep
+/// has to begin a fetch. The product looks for room every 50 ms, and waits 100 ms after a fetch that found nothing.
+const PARKED_WITHIN: Duration = Duration::from_millis(250);
+
+/// Fetches of the sweep before it looks again where an event is wanted.
+const FETCHES_IN_A_ROW: u32 = 4;
+
+/// If users in flight take more than one of this many parts of the window, parked users may have no room.
+const PART_FOR_OTHERS: usize = 4;
+
 /// How long after the breaker has closed nothing is judged: attempts grow in number step by step.
 const AFTER_OUTAGE: Duration = Duration::from_secs(4);
-
-/// How long after `--commit-interval` progress must be on its way to the group. Large states are stored once a second.
-const COMMIT_WITHIN: Duration = Duration::from_millis(1_300);
-
-/// How long a commit may be the last one.
-const COMMIT_AGE_MAX: Duration = Duration::from_secs(3_660);
 
 /// Batches in flight of one partition, to a destination that takes runs of many users.
 const BATCHES_MAX: usize = 2;
@@ -27,45 +37,18 @@ const BATCHES_MAX: usize = 2;
 /// Events that became ready within this time may start in any order.
 const ORDER_UNKNOWN_WITHIN: Duration = Duration::from_millis(2);
 
-/// The commits of one owner.
-#[derive(Debug, Default)]
-pub(super) struct Commits {
-    pub(super) is_in_flight: bool,
-    pub(super) ended_at: Duration,
-    /// What the owner knows to be settled and is not stored, with the time since when.
-    unstored: BTreeMap<i64, Duration>,
+/// The events of one owner that are in memory.
+#[derive(Debug, Clone, Default)]
+pub(in crate::dispatch::oracle) struct Memory {
+    /// Their sizes by offset.
+    pub(in crate::dispatch::oracle) events: BTreeMap<i64, usize>,
 }
 
-impl Commits {
-    pub(super) fn stored(&mut self, state: &PartitionState) {
-        self.unstored.retain(|offset, _| !claims(state, *offset));
+impl Memory {
+    /// The number of events, and their bytes.
+    fn size(&self) -> (usize, usize) {
+        (self.events.len(), self.events.values().sum())
     }
-
-    fn look(&self, open_since: Duration, interval: Duration, now: Duration) -> Option<String> {
-        if self.is_in_flight {
-            return None;
-        }
-        let oldest = self.unstored.iter().min_by_key(|(_, at)| **at);
-        if let Some((offset, at)) = oldest
-            && now > (*at).max(self.ended_at).max(open_since) + interval + COMMIT_WITHIN
-        {
-            return Some(format!("{offset} is settled since {at:?}, and no commit stores it at {now:?}"));
-        }
-        let is_old = now > self.ended_at.max(open_since) + COMMIT_AGE_MAX + interval;
-        is_old.then(|| format!("the last commit was at {:?}, so the group may forget it", self.ended_at))
-    }
-}
-
-/// Its position in the log.
-#[derive(Debug, Default)]
-struct Reading {
-    is_in_flight: bool,
-    has_ended: bool,
-    failures: u32,
-    /// The next fetch must begin by then, if there is room.
-    due: Duration,
-    /// Since when there is certainly room for more events.
-    room_since: Option<Duration>,
 }
 
 /// One ownership.
@@ -76,53 +59,141 @@ pub(super) struct Owned {
     /// Since when its owner reads.
     open_since: Option<Duration>,
     users: HashMap<User, Queue>,
-    /// The failures that were stored of events that are not read yet: how many, by user and offset.
-    stored_failures: HashMap<(User, i64), u32>,
+    /// The failures that were stored of events that are not read yet, by user and offset.
+    stored_failures: HashMap<(User, i64), StoredFailures>,
+    /// Of what was read and is not settled.
     events: usize,
     bytes: usize,
+    /// Of what was read.
+    events_read: u32,
+    /// `None`: all that was read and is not settled is in memory, because no user is parked.
+    memory: Option<Memory>,
+    /// The bytes of its window.
+    window_bytes: usize,
+    /// Retention has removed what is below. Of that, what waits in the log is lost.
+    trimmed_below: i64,
     /// When the window was last so full that some of what was read may wait outside of it.
     crowded_until: Duration,
+    /// When users in flight last took so much of the window that others had no room. Such users are not parked.
+    busy_until: Duration,
     batches: usize,
     batches_full_until: Duration,
     reading: Reading,
+    sweeping: Reading,
+    /// Since when there is certainly room for more events.
+    room_since: Option<Duration>,
     pub(super) commit: Commits,
 }
 
 impl Owned {
-    pub(super) fn new(number: u64, is_closing: bool, stored: Option<&PartitionState>) -> Self {
-        let users = stored.into_iter().flat_map(|state| &state.users);
+    pub(super) fn new(number: u64, is_closing: bool, began: Began<'_>, now: Duration) -> Self {
+        let Began { state, in_log, may_park } = began;
+        let users = state.into_iter().flat_map(|state| &state.users);
         let failed =
             users.filter_map(|(user, state)| Some((user.as_deref().map(<[u8]>::to_vec), state.failed.as_ref()?)));
-        Self {
-            stored_failures: failed.map(|(user, failed)| ((user, failed.offset), failed.failures)).collect(),
+        let mut owned = Self {
+            stored_failures: failed.map(|(user, failed)| ((user, failed.offset), stored_failures(failed))).collect(),
             number,
             is_closing,
             open_since: None,
             users: HashMap::new(),
             events: 0,
             bytes: 0,
+            events_read: 0,
+            memory: may_park.then(Memory::default),
+            window_bytes: 0,
+            trimmed_below: 0,
             crowded_until: Duration::ZERO,
+            busy_until: Duration::ZERO,
             batches: 0,
             batches_full_until: Duration::ZERO,
             reading: Reading::default(),
+            sweeping: Reading::default(),
+            room_since: None,
             commit: Commits::default(),
+        };
+        for (user, offset, bytes) in in_log {
+            owned.read(user, offset, bytes, now);
+        }
+        owned
+    }
+
+    fn read(&mut self, user: User, offset: i64, bytes: usize, now: Duration) {
+        self.events_read += 1;
+        let stored = self.stored_failures.remove(&(user.clone(), offset));
+        let was_in_memory = self.is_in_memory(offset);
+        let queue = self.users.entry(user).or_default();
+        if queue.head() == Some(offset) && !was_in_memory {
+            queue.arrived = now;
+        }
+        if queue.read(offset, bytes, stored, now) {
+            self.events += 1;
+            self.bytes += bytes;
         }
     }
 
-    pub(super) fn fetch(&mut self, share: (usize, usize), now: Duration) -> Option<String> {
+    /// This is in memory now.
+    pub(super) fn remembers(&mut self, memory: Memory, share: (usize, usize), now: Duration) {
+        let is_busy = |queue: &&Queue| matches!(queue.state, QueueState::InFlight | QueueState::MayBeGivenUp { .. });
+        let busy: BTreeSet<i64> = self.users.values().filter(is_busy).flat_map(Queue::offsets).collect();
+        let busy = memory.events.iter().filter(|(offset, _)| busy.contains(offset));
+        let (events, bytes) = busy.fold((0, 0), |(events, all), (_, bytes)| (events + 1, all + bytes));
+        let largest = memory.events.values().max().copied().unwrap_or(0);
+        if events > 0 && (events * PART_FOR_OTHERS > share.0 || (bytes + largest) * PART_FOR_OTHERS > share.1) {
+            self.busy_until = now;
+        }
+        self.memory = Some(memory);
+        self.window_bytes = share.1;
+        self.look_at_room(share, now);
+    }
+
+    pub(super) fn trimmed(&mut self, earliest: i64) {
+        self.trimmed_below = self.trimmed_below.max(earliest);
+    }
+
+    fn is_in_memory(&self, offset: i64) -> bool {
+        self.memory.as_ref().is_none_or(|memory| memory.events.contains_key(&offset))
+    }
+
+    /// The events in memory, and their bytes.
+    fn in_memory(&self) -> (usize, usize) {
+        self.memory.as_ref().map_or((self.events, self.bytes), Memory::size)
+    }
+
+    /// A fetch begins. `pending_max`: what each cursor may have read in addition to the window.
+    pub(super) fn fetch(
+        &mut self,
+        cursor: Cursor,
+        share: (usize, usize),
+        pending_max: (usize, usize),
+        now: Duration,
+    ) -> Option<String> {
         self.open_since.get_or_insert(now);
-        self.reading.is_in_flight = true;
-        let is_full = self.events > 0 && (self.events >= share.0 || self.bytes >= share.1);
+        self.cursor(cursor).begins();
+        // A fetch of the sweep is bounded by the room of parked users alone.
+        if cursor == Cursor::Sweep {
+            return None;
+        }
+        let (events, bytes) = self.in_memory();
+        let max = match self.memory {
+            Some(_) => (share.0 + pending_max.0, share.1 + pending_max.1),
+            None => share,
+        };
+        let is_full = events > 0 && (events >= max.0 || bytes >= max.1);
         is_full.then(|| {
-            format!("fetches with {} events of {} bytes in memory, its share is {share:?}", self.events, self.bytes)
+            format!("{cursor:?} fetches with {events} events of {bytes} bytes in memory, its share is {share:?}")
         })
     }
 
-    pub(super) fn fetch_failed(&mut self, for_good: bool, now: Duration) {
-        let reading = &mut self.reading;
-        (reading.is_in_flight, reading.has_ended) = (false, for_good);
-        reading.failures += 1;
-        reading.due = now + LOG_BACKOFF.longest(reading.failures);
+    fn cursor(&mut self, cursor: Cursor) -> &mut Reading {
+        match cursor {
+            Cursor::Reader => &mut self.reading,
+            Cursor::Sweep => &mut self.sweeping,
+        }
+    }
+
+    pub(super) fn fetch_failed(&mut self, cursor: Cursor, for_good: bool, now: Duration) {
+        self.cursor(cursor).failed(for_good, now);
         // A partition that cannot be read stops as soon as nothing is in flight. Users that back off then wait until it
         // begins again.
         self.is_closing |= for_good;
@@ -130,34 +201,29 @@ impl Owned {
 
     pub(super) fn fetched<'e>(
         &mut self,
+        cursor: Cursor,
         events: impl Iterator<Item = &'e Event>,
         share: (usize, usize),
-        delay_max: Duration,
         now: Duration,
     ) {
-        (self.reading.is_in_flight, self.reading.failures, self.reading.due) = (false, 0, now);
+        self.cursor(cursor).ended(now);
         for event in events {
-            let bytes = event.record.window_bytes();
-            self.events += 1;
-            self.bytes += bytes;
             let user = event.record.key().map(<[u8]>::to_vec);
-            let failures = self.stored_failures.remove(&(user.clone(), event.offset));
-            let queue = self.users.entry(user).or_default();
-            match failures {
-                Some(failures) => queue.read_failed(event.offset, bytes, failures, delay_max, now),
-                None => queue.read(event.offset, bytes, now),
-            }
+            self.read(user, event.offset, event.record.window_bytes(), now);
         }
         self.look_at_room(share, now);
     }
 
     /// Notes whether the window may be full, or certainly has room.
     pub(super) fn look_at_room(&mut self, (events_max, bytes_max): (usize, usize), now: Duration) {
-        if self.events > events_max || self.bytes > bytes_max {
+        let (events, bytes) = self.in_memory();
+        let has_room = events == 0 || (events * 2 < events_max && bytes * 2 < bytes_max);
+        // Parked users have half of the window.
+        let is_crowded = if self.memory.is_some() { !has_room } else { events > events_max || bytes > bytes_max };
+        if is_crowded {
             self.crowded_until = now;
         }
-        let has_room = self.events == 0 || (self.events * 2 < events_max && self.bytes * 2 < bytes_max);
-        self.reading.room_since = has_room.then(|| self.reading.room_since.unwrap_or(now));
+        self.room_since = has_room.then(|| self.room_since.unwrap_or(now));
     }
 
     /// Since when nothing keeps an attempt from starting. `None`: something does, or may.
@@ -191,16 +257,18 @@ impl Owned {
         let mut wrong = None;
         let mut earliest_of_all = None;
         for (user, head) in heads {
+            let late = self.late(user, unblocked_since, rules, now);
             let queue = self.users.entry(user.clone()).or_default();
-            if let QueueState::Waiting { earliest, latest, failed_at } = queue.state
+            if queue.head().is_some_and(|first| first < *head) {
+                queue.skip_to(*head);
+            }
+            if let QueueState::Waiting { earliest, failed_at, .. } = queue.state
                 && queue.head() == Some(*head)
             {
-                earliest_of_all = earliest_of_all.max(Some(earliest));
+                earliest_of_all = earliest_of_all.max(Some(earliest.max(queue.arrived)));
                 let must_wait = failed_at.is_some_and(|failed| well_since.is_some_and(|since| since <= failed));
-                if let Some(since) = unblocked_since.filter(|_| self.crowded_until < latest)
-                    && now > since.max(latest) + BEGIN_WITHIN
-                {
-                    wrong.get_or_insert_with(|| format!("{head} could start at {:?}", since.max(latest)));
+                if late.is_some() {
+                    wrong = wrong.or(late);
                 } else if must_wait && now < earliest {
                     wrong.get_or_insert_with(|| format!("{head} backs off until {earliest:?}"));
                 }
@@ -217,8 +285,10 @@ impl Owned {
             let since = well_since.max(self.crowded_until);
             let passed_over = self.users.iter().find(|(user, queue)| {
                 let QueueState::Waiting { latest, failed_at: None, .. } = queue.state else { return false };
-                let waits_longer = latest + ORDER_UNKNOWN_WITHIN < begun && since < latest;
-                waits_longer && !queue.is_slow && !is_failing(self.number, user)
+                let ready = latest.max(queue.arrived);
+                let waits_longer = ready + ORDER_UNKNOWN_WITHIN < begun && since < ready;
+                let is_in_memory = queue.head().is_some_and(|head| self.is_in_memory(head));
+                waits_longer && is_in_memory && !queue.is_slow && !is_failing(self.number, user)
             });
             let (user, queue) = passed_over.filter(|_| !self.is_closing)?;
             Some(format!("it was ready at {begun:?}, and {user:?} waits longer: {queue:?}"))
@@ -278,7 +348,7 @@ impl Owned {
     }
 
     pub(super) fn settled(&mut self, user: &User, offset: i64, now: Duration) {
-        self.commit.unstored.insert(offset, now);
+        self.commit.settled(user, offset, now);
         let Some(queue) = self.users.get_mut(user) else { return };
         if let Some(bytes) = queue.settled(offset, now) {
             (self.events, self.bytes) = (self.events - 1, self.bytes - bytes);
@@ -294,7 +364,13 @@ impl Owned {
     /// A user that could be a probe since this time.
     pub(super) fn waiting_since(&self, since: Duration) -> Option<&User> {
         let open_since = self.open_since.filter(|_| !self.is_closing)?;
-        let waits = |queue: &Queue| matches!(queue.state, QueueState::Waiting { latest, .. } if latest <= since && self.crowded_until < latest);
+        let is_in_memory = |queue: &Queue| queue.head().is_some_and(|head| self.is_in_memory(head));
+        let waits = |queue: &Queue| match queue.state {
+            QueueState::Waiting { latest, .. } => {
+                latest.max(queue.arrived) <= since && self.crowded_until < latest && is_in_memory(queue)
+            }
+            _ => false,
+        };
         let mut users = self.users.iter().filter(|(_, queue)| waits(queue)).map(|(user, _)| user);
         users.next().filter(|_| open_since <= since && self.batches_full_until <= since)
     }
@@ -307,8 +383,8 @@ impl Owned {
         now: Duration,
     ) -> Option<String> {
         let open_since = self.open_since.filter(|_| !self.is_closing)?;
-        let Reading { is_in_flight, has_ended, due, room_since, .. } = self.reading;
-        if let Some(room_since) = room_since
+        let Reading { is_in_flight, has_ended, due, .. } = self.reading;
+        if let Some(room_since) = self.room_since
             && !is_in_flight
             && !has_ended
             && now > room_since.max(due).max(open_since) + BEGIN_WITHIN
@@ -320,15 +396,50 @@ impl Owned {
         }
         let unblocked_since = self.unblocked_since(well_since, free_since, rules);
         self.users.iter().find_map(|(user, queue)| match queue.state {
-            QueueState::Waiting { latest, .. } if self.crowded_until < latest => {
-                let since = unblocked_since?.max(latest);
-                (now > since + BEGIN_WITHIN)
-                    .then(|| format!("{:?} of {user:?} could start since {since:?}", queue.head()))
-            }
+            QueueState::Waiting { .. } => self.late(user, unblocked_since, rules, now),
             QueueState::MayBeGivenUp { write_by: Some(by) } if now > by + BEGIN_WITHIN => {
                 Some(format!("the dead letter of {:?} should be written again since {by:?}", queue.head()))
             }
             _ => None,
         })
     }
+
+    /// Why the first event of a user waits too long at this moment, if nothing has kept it from starting since
+    /// `unblocked_since`.
+    fn late(
+        &self,
+        user: &User,
+        unblocked_since: Option<Duration>,
+        rules: &TimingRules,
+        now: Duration,
+    ) -> Option<String> {
+        let queue = self.users.get(user)?;
+        let (QueueState::Waiting { latest, .. }, Some(head)) = (queue.state, queue.head()) else { return None };
+        let since = unblocked_since?.max(latest);
+        let is_in_memory = self.is_in_memory(head);
+        if is_in_memory && self.crowded_until < latest {
+            let since = since.max(queue.arrived);
+            return (now > since + BEGIN_WITHIN).then(|| format!("{head} of {user:?} could start since {since:?}"));
+        }
+        let is_lost = head < self.trimmed_below && !is_in_memory;
+        // An event that is larger than the half of parked users waits until the window is empty.
+        let is_large = queue.head_bytes() * 2 > self.window_bytes;
+        if self.memory.is_none() || is_lost || is_large {
+            return None;
+        }
+        let Reading { is_in_flight: is_sweeping, due, .. } = self.sweeping;
+        let since = since.max(due).max(self.busy_until);
+        let within = match is_in_memory || !is_sweeping {
+            true => PARKED_WITHIN,
+            // At worst the sweep reads two times all that was read, one event at a time.
+            false => PARKED_WITHIN + rules.call_max * (2 * self.events_read + FETCHES_IN_A_ROW),
+        };
+        let place = if is_in_memory { "memory" } else { "the log" };
+        (now > since + within).then(|| format!("{head} of {user:?} waits in {place} since {since:?}"))
+    }
+}
+
+fn stored_failures(failed: &FailedHead) -> StoredFailures {
+    let next_try = Duration::from_millis(u64::try_from(failed.next_try_ms - BEGAN_MS).unwrap_or(0));
+    StoredFailures { failures: failed.failures, next_try }
 }

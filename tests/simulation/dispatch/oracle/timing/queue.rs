@@ -1,11 +1,21 @@
 //! One user's events in the memory of one owner, as the oracle knows them, and when the next of them may and must start.
 
 use eventd::core::verdict::Verdict;
-use std::collections::VecDeque;
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 /// A user whose attempts take this long is slow, and may wait for others.
 const SLOW_AFTER: Duration = Duration::from_secs(1);
+
+/// How far stored times may be from the true ones, because they are whole milliseconds.
+const ROUNDING: Duration = Duration::from_millis(1);
+
+/// The failures of an event that an earlier owner had stored.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct StoredFailures {
+    pub(super) failures: u32,
+    pub(super) next_try: Duration,
+}
 
 /// The delays between the attempts of an event, as the configuration says them.
 #[derive(Debug, Clone, Copy)]
@@ -31,11 +41,15 @@ impl BackoffRule {
     }
 }
 
-/// The events of one user that an owner has read and not settled.
+/// The events of one user that an owner has to deliver and has not settled. Some of them may wait in the log.
 #[derive(Debug, Default)]
 pub(super) struct Queue {
-    /// Offsets and sizes, the oldest first.
-    events: VecDeque<(i64, usize)>,
+    /// Sizes by offset.
+    events: BTreeMap<i64, usize>,
+    /// The owner knows that the events below this offset are settled.
+    settled_below: i64,
+    /// When the first event came to memory, or became the first one.
+    pub(super) arrived: Duration,
     pub(super) state: QueueState,
     /// Failed attempts of the first event.
     pub(super) failures: u32,
@@ -62,25 +76,43 @@ pub(super) enum QueueState {
 }
 
 impl Queue {
-    /// The owner has read another event.
-    pub(super) fn read(&mut self, offset: i64, bytes: usize, now: Duration) {
-        self.events.push_back((offset, bytes));
-        if matches!(self.state, QueueState::Empty) {
-            self.state = ready(now);
+    /// The owner has read an event. Returns whether it is another one that it has to deliver. `stored` are the failures of
+    /// this event that the owner began with.
+    pub(super) fn read(&mut self, offset: i64, bytes: usize, stored: Option<StoredFailures>, now: Duration) -> bool {
+        if offset < self.settled_below {
+            return false;
         }
-    }
-
-    /// The owner has read an event that failed before, under an earlier owner, this often. It continues its backoff.
-    pub(super) fn read_failed(&mut self, offset: i64, bytes: usize, failures: u32, delay_max: Duration, now: Duration) {
-        self.events.push_back((offset, bytes));
+        let is_new = self.events.insert(offset, bytes).is_none();
         if matches!(self.state, QueueState::Empty) {
-            self.failures = failures;
-            self.state = QueueState::Waiting { earliest: now, latest: now + delay_max, failed_at: Some(now) };
+            self.state = stored.map_or_else(
+                || ready(now),
+                |stored| {
+                    self.failures = stored.failures;
+                    // It continues its backoff. Stored times are whole milliseconds.
+                    let next_try = stored.next_try.max(now);
+                    let (earliest, latest) = (next_try.saturating_sub(ROUNDING), next_try + ROUNDING);
+                    QueueState::Waiting { earliest, latest, failed_at: Some(now) }
+                },
+            );
         }
+        is_new
     }
 
     pub(super) fn head(&self) -> Option<i64> {
-        self.events.front().map(|(offset, _)| *offset)
+        self.events.first_key_value().map(|(offset, _)| *offset)
+    }
+
+    pub(super) fn head_bytes(&self) -> usize {
+        self.events.first_key_value().map_or(0, |(_, bytes)| *bytes)
+    }
+
+    pub(super) fn offsets(&self) -> impl Iterator<Item = i64> {
+        self.events.keys().copied()
+    }
+
+    /// The events before this one were lost: they waited in the log, and retention removed them.
+    pub(super) fn skip_to(&mut self, offset: i64) {
+        self.events = self.events.split_off(&offset);
     }
 
     /// The first event is settled. Returns its bytes.
@@ -88,7 +120,9 @@ impl Queue {
         if self.head() != Some(offset) {
             return None;
         }
-        let (_, bytes) = self.events.pop_front()?;
+        let (_, bytes) = self.events.pop_first()?;
+        self.settled_below = offset + 1;
+        self.arrived = now;
         (self.failures, self.certain_tries) = (0, 0);
         self.state = if self.events.is_empty() { QueueState::Empty } else { ready(now) };
         Some(bytes)
