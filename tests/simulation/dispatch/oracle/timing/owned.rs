@@ -61,10 +61,10 @@ pub(super) struct Owned {
     users: HashMap<User, Queue>,
     /// The failures that were stored of events that are not read yet, by user and offset.
     stored_failures: HashMap<(User, i64), StoredFailures>,
-    /// Of what was read and is not settled.
+    /// The events that were read and are not settled, and their bytes.
     events: usize,
     bytes: usize,
-    /// Of what was read.
+    /// All events that were read.
     events_read: u32,
     /// `None`: all that was read and is not settled is in memory, because no user is parked.
     memory: Option<Memory>,
