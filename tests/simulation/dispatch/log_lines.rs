@@ -4,6 +4,7 @@ use crate::dispatch::driver::{Outcome, simulate};
 use crate::dispatch::end_of;
 use crate::dispatch::memory_destination::{Behaviour, Outage};
 use crate::dispatch::scenario::{Action, Scenario, fixed};
+use eventd::destination::BatchLimits;
 use std::io::{self, Write};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -170,4 +171,23 @@ fn a_stopped_partition_continues_after_a_reset_of_its_offset() {
         reset_in_time += u64::from(moved.is_some() && moved < continues);
     }
     assert!(reset_in_time > 0, "no partition was reset before it could read again");
+}
+
+#[test]
+fn a_destination_that_takes_no_batches_is_not_in_an_outage() {
+    let mut scenario = calm();
+    scenario.limits = BatchLimits { runs_max: 1, run_events_max: 8, run_bytes_max: 1 << 20 };
+    scenario.whole_runs_max = Some(1);
+    for user in 0..scenario.users.len() {
+        scenario.plan.push((Duration::ZERO, Action::Append { user, many: 20, bytes: 10 }));
+    }
+    let (lines, outcome) = lines_of(&scenario);
+    assert_eq!((outcome.counts.failed, outcome.counts.dead_letters), (0, 0));
+    // Six users with 20 events each: three batches until a run has one event, then one batch for 1, 2, 4 … 64 deliveries.
+    let failed_batches = outcome.counts.failed_batches;
+    assert!((6..=6 * 3 + 8).contains(&failed_batches), "{failed_batches} batches failed");
+    assert_eq!(with(&lines, "a batch failed as a whole").len(), 1, "{lines:#?}");
+    for wrong in ["fails for every user", "delivers nothing", "takes events again", "is stuck"] {
+        assert_eq!(with(&lines, wrong).len(), 0, "{lines:#?}");
+    }
 }

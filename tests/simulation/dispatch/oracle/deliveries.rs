@@ -107,10 +107,8 @@ impl Oracle {
         if let Some(other) = self.attempts.values().find(busy) {
             return Some(format!("{} is tried while {other:?} is in flight for its user", first.offset));
         }
-        // A lane that left memory does not remember a batch that failed.
         let offsets: Vec<i64> = run.events.iter().map(|event| event.offset).collect();
-        let forbidden = owned.failed_batches.forbid(&user, &offsets, limits.run_events_max);
-        if let Some(wrong) = forbidden.filter(|_| !self.rules.may_park) {
+        if let Some(wrong) = owned.failed_batches.forbid(&user, &offsets, &self.rules) {
             return Some(wrong);
         }
         if owned.last_started.get(&user).is_some_and(|last| first.offset < *last) {
