@@ -101,9 +101,6 @@ pub struct ParkedUsers {
     limits: ParkingLimits,
     /// The longest run that the destination takes. A lane is filled up to at least this many events.
     run_events_max: usize,
-    /// Up to how many events the sweep fills a lane: a part of the window, so that a slow user does not take the room of the
-    /// other parked users.
-    lane_events_max: usize,
     users: HashMap<UserKey, ListedEntry, RandomState>,
     /// Failures that were stored, by the offset of their event, until the reader has passed it. Their users are not parked.
     stored_failures: BTreeMap<i64, (UserKey, FailureAccount)>,
@@ -131,6 +128,8 @@ struct ListedEntry {
     give_up_below: Option<i64>,
     /// The failures of its first event, while that is not in memory.
     failure: Option<FailureAccount>,
+    /// The bytes of the events in its lane.
+    lane_bytes: usize,
     want: Want,
 }
 
@@ -175,7 +174,6 @@ impl ParkedUsers {
         let mut parked = Self {
             limits,
             run_events_max,
-            lane_events_max: usize::MAX,
             users: HashMap::with_hasher(RandomState::new()),
             stored_failures: BTreeMap::new(),
             carried: ListedUsers::new(),
@@ -212,12 +210,13 @@ impl ParkedUsers {
         let ParkedUser { first, held, give_up_below } = stored;
         // Everything from the edge on is still to be read. So a user whose events are all there has nothing left behind.
         let rest = if first >= self.edge { Rest::AfterEdge } else { self.sweep.in_log(first) };
-        let entry = ListedEntry { first, rest, is_held: held, give_up_below, failure, want: Want::Nothing };
+        let entry = ListedEntry { is_held: held, give_up_below, failure, ..ListedEntry::new(first, rest) };
         if give_up_below.is_some() {
             self.giving_up.insert(key.clone());
         }
         self.users.insert(key.clone(), entry);
-        self.set_want(key, None, now);
+        // Without a lane, nothing depends on the window.
+        self.set_want(key, None, &Window::new(1, 1), now);
     }
 
     /// Whether the list is empty, and every stored failure is in a lane.
@@ -322,6 +321,7 @@ impl ParkedUsers {
             && let Some(entry) = self.users.get_mut(&KeyRef(event.record.key()))
         {
             entry.first = offset + 1;
+            entry.lane_bytes -= bytes;
             window.remove_parked(bytes);
             self.has_changes = true;
         }
@@ -451,14 +451,14 @@ impl ParkedUsers {
         if may_leave {
             self.unlist(key, lane, memory);
         } else {
-            self.set_want(key, lane.map(|id| memory.lanes.view(id)), now);
+            self.set_want(key, lane.map(|id| memory.lanes.view(id)), memory.window, now);
         }
     }
 
-    fn set_want(&mut self, key: &UserKey, lane: Option<LaneView<'_>>, now: Moment) {
+    fn set_want(&mut self, key: &UserKey, lane: Option<LaneView<'_>>, window: &Window, now: Moment) {
         let Some(entry) = self.users.get_mut(key) else { return };
         let backlog = self.limits.user_backlog.max(self.run_events_max);
-        let want = entry.wants(lane, backlog, self.lane_events_max, now);
+        let want = entry.wants(lane, backlog, window, now);
         self.sweep.change_want(key, entry, want);
     }
 
@@ -478,13 +478,15 @@ impl ParkedUsers {
             return false;
         }
         let key: UserKey = view.head.record.key().map(Into::into);
+        let mut entry = ListedEntry::new(view.head.offset, Rest::AfterEdge);
         for event in lanes.each_event(id) {
+            let bytes = event.record.window_bytes();
             progress.settle(event.offset..event.offset + 1);
-            window.add_parked(event.record.window_bytes());
+            window.add_parked(bytes);
+            entry.lane_bytes += bytes;
         }
-        let first = view.head.offset;
         lanes.set_listed(id, true);
-        self.users.insert(key, ListedEntry::new(first, Rest::AfterEdge));
+        self.users.insert(key, entry);
         self.has_changes = true;
         true
     }
@@ -515,7 +517,7 @@ impl ParkedUsers {
         }
         let offset = events[0].offset;
         if let Some(entry) = self.users.get_mut(&KeyRef(events[0].record.key())) {
-            entry.rest = self.sweep.in_log(offset);
+            (entry.rest, entry.lane_bytes) = (self.sweep.in_log(offset), 0);
             entry.failure = history.map(|history| {
                 let stuck_at = stuck_at.unwrap_or_else(|| history.stuck_from());
                 FailureAccount { offset, next_try, stuck_at, history }
@@ -529,9 +531,11 @@ impl ParkedUsers {
         memory.window.add(bytes);
         memory.window.add_parked(bytes);
         memory.progress.settle(event.offset..event.offset + 1);
-        let entry = self.users.get_mut(&KeyRef(event.record.key()));
-        // If the event that had failed is gone (removed by retention), so is its account.
-        let failure = entry.and_then(|entry| entry.failure.take()).filter(|failure| failure.offset == event.offset);
+        let failure = self.users.get_mut(&KeyRef(event.record.key())).and_then(|entry| {
+            entry.lane_bytes += bytes;
+            // If the event that had failed is gone (removed by retention), so is its account.
+            entry.failure.take().filter(|failure| failure.offset == event.offset)
+        });
         let id = match failure {
             Some(failure) => failure.admit(event, memory.lanes),
             None => memory.lanes.admit(event),
@@ -542,7 +546,8 @@ impl ParkedUsers {
 
 impl ListedEntry {
     fn new(first: i64, rest: Rest) -> Self {
-        Self { first, rest, is_held: false, give_up_below: None, failure: None, want: Want::Nothing }
+        let (is_held, give_up_below, failure) = (false, None, None);
+        Self { first, rest, is_held, give_up_below, failure, lane_bytes: 0, want: Want::Nothing }
     }
 
     /// Whether an operator has given up the event at this offset.

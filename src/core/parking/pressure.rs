@@ -188,15 +188,17 @@ impl ParkedUsers {
         if !self.list(id, memory) {
             return;
         }
-        let mut next = None;
+        let (mut next, mut cut_bytes) = (None, 0);
         memory.lanes.cut(id, keep, |event| {
-            memory.window.remove_parked(event.record.window_bytes());
-            memory.window.remove(event.record.window_bytes());
-            next = Some(event.offset);
+            let bytes = event.record.window_bytes();
+            memory.window.remove_parked(bytes);
+            memory.window.remove(bytes);
+            (next, cut_bytes) = (Some(event.offset), cut_bytes + bytes);
         });
         let key = memory.lanes.view(id).head.record.key().map(Into::into);
         if let (Some(next), Some(entry)) = (next, self.users.get_mut(&key)) {
             entry.rest = self.sweep.in_log(next);
+            entry.lane_bytes -= cut_bytes;
         }
         self.review(&key, memory, now);
     }

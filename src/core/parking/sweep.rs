@@ -30,7 +30,8 @@ const FETCH_HEAD_BYTES: usize = 32 * 1024;
 /// next event get on, although others want events again and again.
 const FETCHES_AFTER_JUMP_MIN: u32 = 4;
 
-/// The sweep fills a lane up to this part of the window.
+/// The sweep fills a lane up to this part of the window, in events and in bytes. So a slow user does not take the room of
+/// the other parked users.
 const LANE_PART_OF_WINDOW: usize = 8;
 
 /// No run has this number.
@@ -73,14 +74,9 @@ impl Want {
 }
 
 impl ListedEntry {
-    /// What this user wants, if this is its lane in memory. A lane is filled up to the backlog, or to one second of its pace.
-    pub(super) fn wants(
-        &self,
-        lane: Option<LaneView<'_>>,
-        backlog: usize,
-        lane_events_max: usize,
-        now: Moment,
-    ) -> Want {
+    /// What this user wants, if this is its lane in memory. A lane is filled up to the backlog, or to one second of its pace,
+    /// within a part of the window. In bytes, its last event may be more than that.
+    pub(super) fn wants(&self, lane: Option<LaneView<'_>>, backlog: usize, window: &Window, now: Moment) -> Want {
         let Rest::InLog { next: from, .. } = self.rest else { return Want::Nothing };
         if !self.may_admit(from) {
             return Want::Nothing;
@@ -93,10 +89,12 @@ impl ListedEntry {
             (Some(lane), _) if lane.history.is_some() => Want::Nothing,
             (Some(lane), _) => {
                 let pace = lane.events_per_s.unwrap_or(0);
-                let full = backlog.max(pace).min(lane_events_max);
+                let full = backlog.max(pace).min((window.events_max() / LANE_PART_OF_WINDOW).max(1));
+                let full_bytes = window.bytes_max() / LANE_PART_OF_WINDOW;
+                let is_low = lane.events * 2 <= full && self.lane_bytes * 2 <= full_bytes;
                 let is_filling = matches!(self.want, Want::Backlog { .. });
-                let wants_more = lane.events * 2 <= full || (is_filling && lane.events < full);
-                if wants_more { Want::Backlog { from } } else { Want::Nothing }
+                let has_room = lane.events < full && self.lane_bytes < full_bytes;
+                if is_low || (is_filling && has_room) { Want::Backlog { from } } else { Want::Nothing }
             }
         }
     }
@@ -244,7 +242,6 @@ impl ParkedUsers {
             self.swept(self.edge, memory, now);
         }
         let window = &*memory.window;
-        self.lane_events_max = (window.events_max() / LANE_PART_OF_WINDOW).max(1);
         if !self.wants_sweep(window) {
             return None;
         }

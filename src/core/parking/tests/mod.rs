@@ -281,6 +281,11 @@ impl Model {
         let parked: usize =
             lanes.each_lane().map(|id| lanes.view(id)).filter(|lane| lane.is_listed).map(|lane| lane.events).sum();
         prop_assert_eq!(window.parked_events(), parked);
+        for (key, entry) in &self.owner.parked.users {
+            let events = lanes.find(key.as_deref()).into_iter().flat_map(|id| lanes.each_event(id));
+            let bytes: usize = events.map(|event| event.record.window_bytes()).sum();
+            prop_assert_eq!(entry.lane_bytes, bytes, "{:?}", key);
+        }
         Ok(())
     }
 
@@ -587,5 +592,20 @@ fn the_sweep_fills_a_lane_up_to_an_eighth_of_the_window() {
     model.step(Step::Release { user: 1 }).unwrap();
     model.owner.sweep(&model.log, 40, model.now);
     assert_eq!(model.owner.window.events(), 2);
+    model.drain().unwrap();
+}
+
+#[test]
+fn the_sweep_fills_a_lane_up_to_an_eighth_of_the_bytes_of_the_window_and_one_event() {
+    let mut model = fixed(&[1; 40], 1_000, &PartitionState::at(0));
+    let bytes = event(0, 1).record.window_bytes();
+    // An eighth are two and a half events.
+    model.sizes.window_bytes = bytes * 20;
+    model.owner = Owner::new(&model.stored, Sizes { backlog: 10, ..model.sizes }, model.now);
+    model.step(Step::Hold { user: 1 }).unwrap();
+    model.owner.read(&model.log, 40);
+    model.step(Step::Release { user: 1 }).unwrap();
+    model.owner.sweep(&model.log, 40, model.now);
+    assert_eq!(model.owner.window.events(), 3);
     model.drain().unwrap();
 }
