@@ -31,7 +31,9 @@
 //!
 //! | file | what it decides |
 //! |---|---|
-//! | `mod` | the list, and what happens to an event that the reader or the sweep has read |
+//! | `mod` | what happens to an event that the reader or the sweep has read, and what of the list is stored |
+//! | `entry` | what is known of one user of the list |
+//! | `listing` | which users enter the list and leave it |
 //! | `sweep` | where the sweep reads next, and for which users |
 //! | `pressure` | who is parked, and who leaves memory |
 //! | `look_ahead` | the same in an outage, if no user in memory is served |
@@ -40,6 +42,8 @@
 //! The owner of the partition calls all of this between two of its steps. So no state here changes while a commit is
 //! being made of it.
 
+mod entry;
+mod listing;
 mod look_ahead;
 mod orders;
 mod pressure;
@@ -49,16 +53,17 @@ pub use self::orders::HoldError;
 pub use self::pressure::Blocked;
 pub use self::sweep::SweepRequest;
 
+use self::entry::{FailureAccount, KeyRef, ListedEntry, Rest};
 use self::look_ahead::LookAhead;
 use self::pressure::Pressure;
 use self::sweep::{Sweep, Want};
 use super::event::Event;
-use super::lanes::{LaneId, LaneView, Lanes, RemovedLane};
+use super::lanes::Lanes;
 use super::progress::{FailedHead, ListedUsers, ParkedUser, PartitionState, Progress, UserKey, UserState};
 use super::tries::FailureHistory;
 use super::window::Window;
 use super::{BothClocks, Moment};
-use hashbrown::{Equivalent, HashMap};
+use hashbrown::HashMap;
 use std::collections::{BTreeMap, BTreeSet};
 use std::hash::RandomState;
 
@@ -116,50 +121,6 @@ pub struct ParkedUsers {
     /// The end of the settled map with which this owner began.
     settled_until: i64,
     has_changes: bool,
-}
-
-/// One user of the list.
-#[derive(Debug)]
-struct ListedEntry {
-    /// Its events below this offset are settled, the others are not.
-    first: i64,
-    rest: Rest,
-    is_held: bool,
-    give_up_below: Option<i64>,
-    /// The failures of its first event, while that is not in memory.
-    failure: Option<FailureAccount>,
-    /// The bytes of the events in its lane.
-    lane_bytes: usize,
-    want: Want,
-}
-
-/// Where the events of a user are that are not in its lane.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Rest {
-    /// All are after the edge: the user is returning.
-    AfterEdge,
-    /// From `next` on they are in the log. `passed_in_run`: in this run the sweep has passed one of them.
-    InLog { next: i64, passed_in_run: u64 },
-}
-
-/// The failures of an event that is not in memory.
-#[derive(Debug)]
-struct FailureAccount {
-    offset: i64,
-    next_try: Moment,
-    /// When the user is shown as stuck next.
-    stuck_at: Moment,
-    history: Box<FailureHistory>,
-}
-
-/// Finds a user in the list without a copy of its key.
-#[derive(Hash)]
-struct KeyRef<'a>(Option<&'a [u8]>);
-
-impl Equivalent<UserKey> for KeyRef<'_> {
-    fn equivalent(&self, key: &UserKey) -> bool {
-        self.0 == key.as_deref()
-    }
 }
 
 impl ParkedUsers {
@@ -400,174 +361,6 @@ impl ParkedUsers {
     /// The number of users in the list.
     pub fn users(&self) -> usize {
         self.users.len()
-    }
-
-    /// Brings everything about a listed user up to date: whether its lane stays in memory, whether it leaves the list, and
-    /// what it wants from the sweep.
-    fn review(&mut self, key: &UserKey, memory: &mut PartitionMemory<'_>, now: Moment) {
-        let Some(entry) = self.users.get(key) else { return };
-        let mut lane = memory.lanes.find(key.as_deref());
-        if let Some(id) = lane
-            && entry.is_held
-        {
-            let view = memory.lanes.view(id);
-            if view.busy_events == 0 && !entry.gives_up(view.head.offset) {
-                self.leave_memory(id, memory);
-                lane = None;
-            }
-        }
-        let Some(entry) = self.users.get_mut(key) else { return };
-        if lane.is_none() && entry.is_held {
-            memory.lanes.does_not_wait(key.as_deref());
-        }
-        if let Rest::InLog { next, .. } = entry.rest
-            && next >= self.edge
-        {
-            entry.rest = Rest::AfterEdge;
-        }
-        if lane.is_none() && entry.rest == Rest::AfterEdge {
-            // The event that had failed is gone if the reader has passed it: retention has removed it.
-            entry.failure = entry.failure.take().filter(|failure| failure.offset >= self.edge);
-        }
-        if let Some(below) = entry.give_up_below {
-            let rest_from = match entry.rest {
-                Rest::AfterEdge => self.edge,
-                Rest::InLog { next, .. } => next,
-            };
-            if entry.first >= below || (lane.is_none() && rest_from >= below) {
-                entry.give_up_below = None;
-                self.giving_up.remove(key);
-                self.has_changes = true;
-                // What was admitted to be given up is gone, and a held user has nothing else in memory.
-                return self.review(key, memory, now);
-            }
-        }
-        let may_leave = entry.rest == Rest::AfterEdge
-            && !entry.is_held
-            && entry.give_up_below.is_none()
-            && entry.failure.is_none()
-            && self.edge >= self.settled_until.max(entry.first)
-            && lane.is_none_or(|id| memory.lanes.view(id).head.offset >= memory.progress.watermark());
-        if may_leave {
-            self.unlist(key, lane, memory);
-        } else {
-            self.set_want(key, lane.map(|id| memory.lanes.view(id)), memory.window, now);
-        }
-    }
-
-    fn set_want(&mut self, key: &UserKey, lane: Option<LaneView<'_>>, window: &Window, now: Moment) {
-        let Some(entry) = self.users.get_mut(key) else { return };
-        let backlog = self.limits.user_backlog.max(self.run_events_max);
-        let want = entry.wants(lane, backlog, window, now);
-        self.sweep.change_want(key, entry, want);
-    }
-
-    /// Puts the user of this lane into the list, as it is: all of its events are in memory. `false`: the list is full, or
-    /// this partition parks no user.
-    fn list(&mut self, id: LaneId, memory: &mut PartitionMemory<'_>) -> bool {
-        let PartitionMemory { lanes, window, progress } = memory;
-        let view = lanes.view(id);
-        if view.is_listed {
-            return true;
-        }
-        if !self.limits.may_park {
-            return false;
-        }
-        if self.users.len() >= self.limits.users_max {
-            self.pressure.list_is_full();
-            return false;
-        }
-        let key: UserKey = view.head.record.key().map(Into::into);
-        let mut entry = ListedEntry::new(view.head.offset, Rest::AfterEdge);
-        for event in lanes.each_event(id) {
-            let bytes = event.record.window_bytes();
-            progress.settle(event.offset..event.offset + 1);
-            window.add_parked(bytes);
-            entry.lane_bytes += bytes;
-        }
-        lanes.set_listed(id, true);
-        self.users.insert(key, entry);
-        self.has_changes = true;
-        true
-    }
-
-    /// Takes a user off the list. The events in its lane are unsettled again in the progress.
-    fn unlist(&mut self, key: &UserKey, lane: Option<LaneId>, memory: &mut PartitionMemory<'_>) {
-        let Some(entry) = self.users.get_mut(key) else { return };
-        self.sweep.change_want(key, entry, Want::Nothing);
-        self.users.remove(key);
-        self.has_changes = true;
-        if let Some(id) = lane {
-            memory.lanes.set_listed(id, false);
-            for event in memory.lanes.each_event(id) {
-                memory.progress.reopen(event.offset..event.offset + 1);
-                memory.window.remove_parked(event.record.window_bytes());
-            }
-        } else {
-            memory.lanes.does_not_wait(key.as_deref());
-        }
-    }
-
-    /// Removes the idle lane of a listed user from memory. Its events are left in the log.
-    fn leave_memory(&mut self, id: LaneId, memory: &mut PartitionMemory<'_>) {
-        let RemovedLane { events, history, next_try, stuck_at } = memory.lanes.remove_idle(id);
-        for event in &events {
-            memory.window.remove_parked(event.record.window_bytes());
-            memory.window.remove(event.record.window_bytes());
-        }
-        let offset = events[0].offset;
-        if let Some(entry) = self.users.get_mut(&KeyRef(events[0].record.key())) {
-            (entry.rest, entry.lane_bytes) = (self.sweep.in_log(offset), 0);
-            entry.failure = history.map(|history| {
-                let stuck_at = stuck_at.unwrap_or_else(|| history.stuck_from());
-                FailureAccount { offset, next_try, stuck_at, history }
-            });
-        }
-    }
-
-    /// Admits an event of a listed user to its lane.
-    fn admit_listed(&mut self, event: Event, memory: &mut PartitionMemory<'_>) {
-        let bytes = event.record.window_bytes();
-        memory.window.add(bytes);
-        memory.window.add_parked(bytes);
-        memory.progress.settle(event.offset..event.offset + 1);
-        let failure = self.users.get_mut(&KeyRef(event.record.key())).and_then(|entry| {
-            entry.lane_bytes += bytes;
-            // If the event that had failed is gone (removed by retention), so is its account.
-            entry.failure.take().filter(|failure| failure.offset == event.offset)
-        });
-        let id = match failure {
-            Some(failure) => failure.admit(event, memory.lanes),
-            None => memory.lanes.admit(event),
-        };
-        memory.lanes.set_listed(id, true);
-    }
-}
-
-impl ListedEntry {
-    fn new(first: i64, rest: Rest) -> Self {
-        let (is_held, give_up_below, failure) = (false, None, None);
-        Self { first, rest, is_held, give_up_below, failure, lane_bytes: 0, want: Want::Nothing }
-    }
-
-    /// Whether an operator has given up the event at this offset.
-    fn gives_up(&self, offset: i64) -> bool {
-        self.give_up_below.is_some_and(|below| offset < below)
-    }
-
-    /// Whether the event at this offset may be in memory. Of a held user only events may that are being given up.
-    fn may_admit(&self, offset: i64) -> bool {
-        !self.is_held || self.gives_up(offset)
-    }
-}
-
-impl FailureAccount {
-    fn admit(self, event: Event, lanes: &mut Lanes) -> LaneId {
-        lanes.admit_failed(event, self.history, self.next_try, self.stuck_at)
-    }
-
-    fn to_stored(&self, is_void: impl Fn(u64) -> bool, now: BothClocks) -> FailedHead {
-        self.history.to_stored(self.offset, self.next_try, is_void, now)
     }
 }
 
