@@ -178,13 +178,7 @@ impl PartitionReader {
     /// When something is to be read although nothing else happens before. `None`: another event has to be settled or
     /// answered first.
     pub(super) fn next_wakeup(&self, now: Moment) -> Option<Moment> {
-        // If events that were read have room now, because users have left memory, they are admitted at once.
-        let is_pending = |cursor: &Cursor| !cursor.pending.is_empty();
-        let blocked = self.blocked();
-        let may_admit = (is_pending(&self.reader) && blocked.read.is_none())
-            || (is_pending(&self.sweep) && blocked.swept.is_none());
-        let admit_at = may_admit.then_some(now);
-        [self.next_read_at(), self.next_sweep_at(), self.parked.next_wakeup(now), admit_at].into_iter().flatten().min()
+        [self.next_read_at(), self.next_sweep_at(), self.parked.next_wakeup(now)].into_iter().flatten().min()
     }
 
     /// Takes what a fetch found. Offsets without an event are settled at once.
