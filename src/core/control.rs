@@ -72,6 +72,32 @@ pub enum UserAction {
     },
 }
 
+/// Who holds a user, since when and why, as the commands say.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Hold {
+    /// Milliseconds since the Unix epoch.
+    pub since_ms: i64,
+    pub by: Box<str>,
+    pub reason: Box<str>,
+}
+
+impl Hold {
+    /// The hold of a user after this command. A second `hold` changes nothing.
+    pub fn after(hold: Option<Self>, user: &[u8], record: &ControlRecord) -> Option<Self> {
+        let ControlRecord { at_ms, by, reason, command, .. } = record;
+        match command {
+            ControlCommand::User { user: other, action } if **other == *user => match action {
+                UserAction::Hold => {
+                    hold.or_else(|| Some(Self { since_ms: *at_ms, by: by.clone(), reason: reason.clone() }))
+                }
+                UserAction::Release | UserAction::Retry => None,
+                UserAction::GiveUp { .. } => hold,
+            },
+            _ => hold,
+        }
+    }
+}
+
 /// What the owner of a partition has to do after [`ControlState::apply`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ControlEffect {
@@ -99,12 +125,13 @@ impl ControlState {
         self.next = offset + 1;
         match &record.command {
             ControlCommand::Pause => {
-                let since_ms = self.paused.as_ref().map_or(record.at_ms, |paused| paused.since_ms);
-                let pause = Pause { since_ms, by: record.by.clone(), reason: record.reason.clone() };
-                match self.paused.replace(pause) {
-                    None => ControlEffect::Paused,
-                    Some(_) => ControlEffect::None,
+                // A second pause changes nothing: the time, the operator and the reason of the first one belong together.
+                if self.paused.is_some() {
+                    return ControlEffect::None;
                 }
+                let ControlRecord { at_ms, by, reason, .. } = record;
+                self.paused = Some(Pause { since_ms: *at_ms, by: by.clone(), reason: reason.clone() });
+                ControlEffect::Paused
             }
             ControlCommand::Resume => match self.paused.take() {
                 Some(_) => ControlEffect::Resumed,
@@ -213,12 +240,34 @@ mod tests {
     }
 
     #[test]
-    fn a_second_pause_keeps_the_time_of_the_first_and_tells_its_own_operator() {
+    fn a_second_pause_keeps_the_time_and_the_operator_of_the_first() {
         let mut state = ControlState::default();
         state.apply(0, &record(10, ControlCommand::Pause));
         state.apply(4, &record(20, ControlCommand::Pause));
         let paused = state.paused.unwrap();
-        assert_eq!((paused.since_ms, &*paused.by, state.next), (10, "op-20", 5));
+        assert_eq!((paused.since_ms, &*paused.by, state.next), (10, "op-10", 5));
+    }
+
+    #[test]
+    fn the_first_hold_since_the_last_release_says_who_holds_a_user() {
+        let about =
+            |at_ms, user: &str, action| record(at_ms, ControlCommand::User { user: user.as_bytes().into(), action });
+        let follow = |records: &[ControlRecord]| {
+            let after = |hold, record| Hold::after(hold, b"u", record);
+            records.iter().fold(None, after).map(|hold: Hold| (hold.since_ms, hold.by.to_string()))
+        };
+        let held = [
+            about(1, "u", UserAction::Hold),
+            about(2, "u", UserAction::Release),
+            about(3, "u", UserAction::Hold),
+            about(4, "u", UserAction::Hold),
+            about(5, "v", UserAction::Release),
+            about(6, "u", UserAction::GiveUp { below: 9 }),
+            record(7, ControlCommand::Resume),
+        ];
+        assert_eq!(follow(&held), Some((3, "op-3".to_owned())));
+        assert_eq!(follow(&held[..2]), None);
+        assert_eq!(follow(&[&held[..], &[about(8, "u", UserAction::Retry)]].concat()), None);
     }
 
     #[test]

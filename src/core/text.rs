@@ -98,6 +98,12 @@ pub fn shell_quoted(text: &str) -> Cow<'_, str> {
     }
 }
 
+/// A flag with its value, as an operator can paste it. A value that begins with a hyphen could be taken for another flag.
+pub fn shell_flag(flag: &str, value: &str) -> String {
+    let separator = if value.starts_with('-') { '=' } else { ' ' };
+    format!("{flag}{separator}{}", shell_quoted(value))
+}
+
 /// JSON text in which unsafe characters inside strings are written as `\u009b`. A parser reads the same value.
 ///
 /// JSON itself requires escapes only for some of these characters. All of them can only be inside strings, because JSON has

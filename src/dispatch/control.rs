@@ -17,12 +17,12 @@
 //! `pause` and `rate` concern the whole destination, and still are in the state of every partition. So an owner knows them
 //! after a restart without reading anything else. A partition that is added later begins with those of partition 0.
 
-use super::commands::FoundCommands;
-use super::commands::record::InvalidCommand;
+use super::commands::record::{InvalidCommand, name_of};
+use super::commands::{FoundCommands, remind_of_held_users};
 use super::committer::Committer;
 use super::context::DispatchContext;
 use super::deliverer::Deliverer;
-use super::notices::shown_user;
+use super::notices::{shown_answer, shown_user};
 use super::partition_log::PartitionLog;
 use super::reader::PartitionReader;
 use crate::core::Moment;
@@ -30,6 +30,8 @@ use crate::core::control::{ControlCommand, ControlEffect, ControlRecord, UserAct
 use crate::core::parking::HoldError;
 use crate::core::progress::{CommandFailure, ControlState};
 use crate::limits::CONTROL_LOOK_INTERVAL;
+use std::convert::Infallible;
+use std::future::pending;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::timeout;
@@ -59,7 +61,15 @@ impl DispatchContext {
         if let Some(rate) = self.throttle.rate.set_operator_rate(log.partition, control.rate_per_hour, now)
             && let Some(ControlRecord { by, reason, .. }) = command
         {
-            tracing::info!(destination = log.destination, %by, %reason, "the rate of attempts was changed: {rate}");
+            tracing::info!(destination = log.destination, %by, %reason, "the rate of events was changed: {rate}");
+        }
+    }
+
+    /// Writes a line about held users after a start, and each minute. Never ends. A replay holds no user.
+    pub(super) async fn remind_of_held_users(&self) -> Infallible {
+        match self.is_controlled {
+            true => remind_of_held_users(&self.parts, &self.shared_control).await,
+            false => pending().await,
         }
     }
 
@@ -67,6 +77,7 @@ impl DispatchContext {
     pub(super) fn forget_control(&self, partition: u32) {
         let now = self.now();
         self.shared_control.pauses.remove(partition);
+        self.shared_control.held.remove(partition);
         self.breaker.lock().set_paused(self.shared_control.pauses.is_any(), now);
         _ = self.throttle.rate.set_operator_rate(partition, None, now);
     }
@@ -165,28 +176,39 @@ impl ControlledPartition<'_> {
         if let Some(why) = &found.missing {
             tracing::error!(destination, partition, "passed commands of the control topic that cannot be read: {why}");
         }
+        let mut changed = None;
+        let waits = self.apply_found(&found, looks, &mut changed, now);
+        self.share_changed(changed);
+        if waits {
+            return;
+        }
+        self.committer.pass_commands(found.next);
+        match found.has_more {
+            true => looks.look_at = Some(now),
+            false => looks.caught_up(),
+        }
+    }
+
+    /// Applies these commands in their order. `changed`: the last one that changed the state of the destination, which the
+    /// other partitions do not know yet. Returns whether a command waits. Then it and those after it are not passed.
+    fn apply_found<'f>(
+        &mut self,
+        found: &'f FoundCommands,
+        looks: &mut ControlReader,
+        changed: &mut Option<&'f ControlRecord>,
+        now: Moment,
+    ) -> bool {
+        let (destination, partition) = (self.log.destination.as_str(), self.partition);
         for (offset, command) in &found.commands {
             match command {
                 Ok(record) => {
-                    if let Err(error) = self.apply(*offset, record, now) {
+                    if let Err(error) = self.apply(*offset, record, changed, now) {
                         if error == HoldError::NotReadYet && looks.waits(now) {
                             // Not passed: the next look finds it again.
                             self.committer.pass_commands(*offset);
-                            return;
+                            return true;
                         }
-                        let why = match error {
-                            HoldError::ListIsFull => CommandFailure::ListIsFull,
-                            HoldError::NotReadYet => CommandFailure::NotReadInTime,
-                            HoldError::NotPossible => CommandFailure::NotPossible,
-                        };
-                        tracing::error!(
-                            destination,
-                            partition,
-                            control_offset = offset,
-                            "passed a command of {} without its effect: {why}",
-                            record.by
-                        );
-                        self.committer.fail_command(*offset, why);
+                        self.pass_without_effect(*offset, record, error);
                     }
                 }
                 Err(InvalidCommand::Damaged(why)) => tracing::error!(
@@ -207,30 +229,68 @@ impl ControlledPartition<'_> {
                     }
                     // Not passed: the next look finds it again.
                     self.committer.pass_commands(*offset);
-                    return;
+                    return true;
                 }
             }
         }
-        self.committer.pass_commands(found.next);
-        match found.has_more {
-            true => looks.look_at = Some(now),
-            false => looks.caught_up(),
+        false
+    }
+
+    /// A command about a user cannot be applied in this partition. A user has its events in one partition, so in the others
+    /// nothing is lost.
+    fn pass_without_effect(&mut self, offset: i64, record: &ControlRecord, error: HoldError) {
+        let why = match error {
+            HoldError::ListIsFull => CommandFailure::ListIsFull,
+            HoldError::NotReadYet => CommandFailure::NotReadInTime,
+            HoldError::NotPossible => CommandFailure::NotPossible,
+        };
+        self.committer.fail_command(offset, why);
+        let (destination, partition, command) =
+            (self.log.destination.as_str(), self.partition, name_of(&record.command));
+        let ControlCommand::User { user, .. } = &record.command else { return };
+        let key = Some(Arc::clone(user));
+        let (parked, memory) = self.reader.parking(&mut self.deliverer.lanes, self.committer);
+        let is_known = memory.lanes.find(key.as_deref()).is_some() || parked.is_listed(&key);
+        let (user, by) = (shown_user(Some(user)), shown_answer(&record.by));
+        match is_known {
+            true => tracing::error!(destination, partition, command, user, by, "a command had no effect: {why}"),
+            false => tracing::warn!(
+                destination,
+                partition,
+                command,
+                user,
+                by,
+                "a command had no effect in a partition that has no event of the user now: {why}"
+            ),
+        }
+    }
+
+    /// Tells all partitions of the process about the state of the destination after this command.
+    fn share_changed(&self, changed: Option<&ControlRecord>) {
+        if changed.is_some() {
+            self.context.set_control(self.log, self.committer.control(), changed);
         }
     }
 
     /// # Errors
     /// The command cannot be applied, and nothing has changed.
-    fn apply(&mut self, offset: i64, record: &ControlRecord, now: Moment) -> Result<(), HoldError> {
+    fn apply<'f>(
+        &mut self,
+        offset: i64,
+        record: &'f ControlRecord,
+        changed: &mut Option<&'f ControlRecord>,
+        now: Moment,
+    ) -> Result<(), HoldError> {
         if let ControlCommand::User { user, action } = &record.command {
             self.apply_to_user(user, *action, record, now)?;
         }
         let context = self.context;
         let effect = self.committer.apply_command(offset, record);
         match effect {
-            ControlEffect::Paused | ControlEffect::Resumed | ControlEffect::RateChanged => {
-                context.set_control(self.log, self.committer.control(), Some(record));
-            }
+            // If several were found at once, as at a start, a log line says what the last one leaves.
+            ControlEffect::Paused | ControlEffect::Resumed | ControlEffect::RateChanged => *changed = Some(record),
             ControlEffect::Probe => {
+                self.share_changed(changed.take());
                 let is_first = context.shared_control.probes.is_first(&record.id);
                 if is_first && context.breaker.lock().probe_now(now) {
                     let ControlRecord { by, reason, .. } = record;
@@ -258,21 +318,19 @@ impl ControlledPartition<'_> {
     ) -> Result<(), HoldError> {
         let key = Some(Arc::clone(user));
         let (parked, mut memory) = self.reader.parking(&mut self.deliverer.lanes, self.committer);
-        let is_known = memory.lanes.find(key.as_deref()).is_some() || parked.is_listed(&key);
         let (done, line) = match action {
-            UserAction::Hold => (parked.hold(&key, &mut memory, now).map(|()| is_known), "the user is held"),
+            UserAction::Hold => (parked.hold(&key, &mut memory, now).map(|()| true), "the user is held"),
             UserAction::Release => (Ok(parked.release(&key, &mut memory, now)), "the user was released"),
             UserAction::Retry => (Ok(parked.retry_now(&key, &mut memory, now)), "the user's next event is tried now"),
             UserAction::GiveUp { below } => {
                 (parked.give_up(&key, Some(below), &mut memory, now), "events of the user are given up")
             }
         };
-        let (destination, partition, ControlRecord { by, reason, .. }) =
-            (&self.log.destination, self.partition, record);
+        let (destination, ControlRecord { id, by, reason, .. }) = (&self.log.destination, record);
         let user = shown_user(Some(user));
-        // Every partition gets the command, and one that has nothing of the user writes no line.
-        if done? {
-            tracing::info!(%destination, partition, user, %by, %reason, "{line}, as was asked for");
+        // Every partition gets the command. One of those where it has an effect writes the line.
+        if done? && self.context.shared_control.told.is_first(id) {
+            tracing::info!(%destination, user, %by, %reason, "{line}, as was asked for");
         }
         Ok(())
     }

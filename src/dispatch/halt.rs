@@ -7,7 +7,7 @@
 //! The event stays unsettled, so the next start attempts it again. If it fails again, the destination halts again: a commit
 //! keeps the account of the event's tries.
 
-use super::notices::{GivenUpEvent, shown_answer, shown_id, shown_user};
+use super::notices::{GivenUpEvent, control_command, shown_answer, shown_id, shown_user};
 use tokio::sync::watch;
 
 /// The error with which a halted destination ends.
@@ -30,12 +30,17 @@ pub(super) struct HaltSwitch {
 
 impl HaltSwitch {
     /// Halts the destination because of this event. If it is halted already, nothing changes.
-    pub(super) fn halt(&self, event: &GivenUpEvent<'_>) {
+    pub(super) fn halt(&self, destination: &str, event: &GivenUpEvent<'_>) {
         let GivenUpEvent { partition, offset, user, id, reason, attempts, answer } = *event;
+        // An event without a user cannot be named in a command.
+        let to_pass = match user {
+            Some(user) => format!("{}, then start again", control_command("give-up", destination, user)),
+            None => "start once with --on-exhausted dead-letter".to_owned(),
+        };
         let why = format!(
-            "halted (--on-exhausted halt): an event was given up ({reason} after {attempts} attempts): partition \
+            "halted (--on-exhausted halt): the tries of an event have ended ({reason} after {attempts} attempts): partition \
              {partition}, offset {offset}, user {:?}, id {:?}, last answer: {}. It stays unsettled. Correct the cause and \
-             start again, or start once with --on-exhausted dead-letter to pass it",
+             start again. To pass only this event: {to_pass}",
             shown_user(user),
             shown_id(id),
             shown_answer(answer)
@@ -76,8 +81,8 @@ mod tests {
             attempts: 10,
             answer: "500 Internal Server Error: no\nmore",
         };
-        switch.halt(&event);
-        switch.halt(&GivenUpEvent { offset: 18, ..event });
+        switch.halt("hook", &event);
+        switch.halt("hook", &GivenUpEvent { offset: 18, ..event });
         let error = anyhow::Error::from(switch.halted().await);
         assert!(is_halted(&error) && is_halted(&error.context("destination hook")));
         let why = switch.halted().await.to_string();
@@ -85,7 +90,8 @@ mod tests {
             "partition 2, offset 17, user \"user-1\"",
             "after 10 attempts",
             r"500 Internal Server Error: no\nmore",
-            "--on-exhausted dead-letter",
+            "the tries of an event have ended",
+            "eventd control give-up --dest hook --user user-1, then start again",
         ] {
             assert!(why.contains(part), "{part:?} is not in: {why}");
         }

@@ -84,7 +84,7 @@ pub struct Config {
     pub attempt_timeout: Duration,
     /// Delivery batches in flight.
     pub concurrency: usize,
-    /// Most attempts in a time, of all processes of the destination together.
+    /// Most events that are attempted in a time, of all processes of the destination together.
     pub rate: Option<Rate>,
     /// Events in memory and not settled.
     pub window_events: usize,
@@ -191,6 +191,7 @@ async fn run_as(
     let mut owners = Owners::new(Arc::clone(&context));
     let mut shutdown = std::pin::pin!(shutdown);
     let mut remind_at = Instant::now() + STOPPED_INTERVAL;
+    let mut held_reminders = std::pin::pin!(context.remind_of_held_users());
     let halted = loop {
         tokio::select! {
             biased;
@@ -204,6 +205,7 @@ async fn run_as(
                 }
             }
             change = group.changed() => owners.apply(change.context("the membership of the group ended")?).await,
+            never = &mut held_reminders => match never {},
             () = sleep_until(remind_at) => {
                 remind_at = Instant::now() + STOPPED_INTERVAL;
                 owners.log_stopped_partitions();

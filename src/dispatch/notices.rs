@@ -102,7 +102,8 @@ impl<'a> GivenUpEvent<'a> {
 #[derive(Debug)]
 pub(super) struct StuckUser {
     offset: i64,
-    user: String,
+    /// `None`: events without a key.
+    user: Option<Box<[u8]>>,
     id: String,
     attempts: u32,
     tries: u32,
@@ -124,7 +125,7 @@ impl StuckUser {
     ) -> Self {
         Self {
             offset: event.offset,
-            user: shown_user(event.record.key()),
+            user: event.record.key().map(Into::into),
             id: shown_id(id),
             attempts: history.failures,
             tries: history.tries(),
@@ -215,21 +216,18 @@ impl Notices {
     /// The user of this event is held until an operator decides.
     pub(super) fn held(&self, event: &GivenUpEvent<'_>, now: Moment) {
         if self.allows(now, |state| &mut state.held) {
-            let to_act = self.commands("release|give-up", event.user.map(|_| shown_user(event.user)).as_deref());
+            let to_act = self.to_act(event.user, &["release", "give-up"]);
             let message = format!("a user is held, because the tries of its next event have ended{to_act}");
             self.write_given_up(event, &message);
         }
     }
 
-    /// The commands with which an operator acts on a user. Events without a key have no user that a command could name.
-    fn commands(&self, verbs: &str, user: Option<&str>) -> String {
-        let destination = flag_of(&self.destination);
-        user.map_or_else(String::new, |user| {
-            let user = text::shell_quoted(user);
-            format!(
-                ". To act: eventd control {verbs} --dest {destination} --user {user} (with the same --url and --topic)"
-            )
-        })
+    /// How an operator acts on a user: one whole command, and the other ones by their word. Events without a key have no
+    /// user that a command could name.
+    fn to_act(&self, user: Option<&[u8]>, commands: &[&str]) -> String {
+        let (Some(user), Some((first, others))) = (user, commands.split_first()) else { return String::new() };
+        let command = control_command(first, &self.destination, user);
+        format!(". To act: {command} (or: {}; with the same --url and --topic)", others.join(", "))
     }
 
     fn write_given_up(&self, event: &GivenUpEvent<'_>, message: &str) {
@@ -259,7 +257,8 @@ impl Notices {
         let StuckUser { offset, user, id, attempts, tries, failing_for, next_try_in, answer, others_are_served } =
             stuck;
         let while_others = if *others_are_served { " while other users are served" } else { "" };
-        let to_act = self.commands("retry|hold|give-up", Some(user.as_str()).filter(|user| !user.is_empty()));
+        let to_act = self.to_act(user.as_deref(), &["retry", "hold", "give-up"]);
+        let user = shown_user(user.as_deref());
         let message = format!("a user is stuck: its next event keeps failing{while_others}{to_act}");
         let destination = self.destination.as_str();
         let (failing_s, next_try_s) = (failing_for.as_secs(), next_try_in.as_secs());
@@ -399,6 +398,14 @@ pub(super) fn shown_user(user: Option<&[u8]>) -> String {
     user.map_or_else(String::new, |user| text::shown(user, LOG_USER_BYTES_MAX))
 }
 
+/// The command of `eventd control` about a user, to be pasted. A user that a terminal or a log line cannot show as it is
+/// has a placeholder.
+pub(super) fn control_command(command: &str, destination: &str, user: &[u8]) -> String {
+    let shown = shown_user(Some(user));
+    let user = if shown.as_bytes() == user { shown.as_str() } else { "USER" };
+    format!("eventd control {command} --dest {} {}", flag_of(destination), text::shell_flag("--user", user))
+}
+
 /// An event's id as a log line shows it.
 pub(super) fn shown_id(id: &str) -> String {
     text::shown(id.as_bytes(), LOG_USER_BYTES_MAX)
@@ -415,6 +422,12 @@ mod tests {
         assert!(shown_user(Some(long.as_bytes())).len() < LOG_USER_BYTES_MAX + 10);
         assert_eq!(shown_user(Some(b"a\x1b[2J\xff")), "a\\u{1b}[2J\u{fffd}");
         assert_eq!(shown_user(None), "");
+        assert_eq!(
+            control_command("hold", "hook", b"-x y"),
+            "eventd control hold --dest hook --user='-x y'",
+            "a value that begins with a hyphen could be taken for a flag"
+        );
+        assert!(control_command("hold", "hook", b"a\x1b").ends_with("--user USER"), "it cannot be pasted");
         let sentence = format!("the certificate of {}.example:443 has expired. Renew it", "x".repeat(250));
         assert_eq!(shown_cause(Verdict::Unreachable, &sentence), sentence, "what to do is at its end");
         assert_eq!(shown_cause(Verdict::Refused, &sentence), shown_answer(&sentence));

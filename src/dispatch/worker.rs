@@ -500,7 +500,9 @@ impl Worker {
             }
             // The lane stays as it is, so nothing of this user is attempted until the worker has stopped.
             Decision::Halt(reason) => {
-                self.show_ended(token, reason, &answer, |event| self.context.halt.halt(event));
+                self.show_ended(token, reason, &answer, |event| {
+                    self.context.halt.halt(self.context.destination(), event);
+                });
             }
             Decision::Hold(reason) => self.hold_exhausted(token, reason, &answer),
         }
@@ -600,6 +602,7 @@ impl Worker {
 
     fn commit(&self, state: PartitionState) -> impl Future<Output = Result<(), Failure>> + Send + use<> {
         let (group, partition) = (Arc::clone(&self.context.parts.group), self.partition);
+        self.context.shared_control.held.set(partition, &state.users);
         async move { group.commit(partition, state).await }
     }
 
@@ -684,6 +687,7 @@ impl Worker {
     /// Tells the parts that all partitions share what operators commanded before this worker began.
     fn share_control(&self) {
         self.context.set_control(&self.log, self.committer.control(), None);
+        self.context.shared_control.held.begin(self.partition, &self.committer.stored().users);
     }
 
     fn look_for_commands(&mut self, now: Moment) {

@@ -11,6 +11,7 @@ const OWN: &[&str] = &[
     "eventd::commands::supervisors",
     "eventd::commands::up",
     "eventd::descriptors",
+    "eventd::dispatch::commands::held",
     "eventd::dispatch::commands::pauses",
     "eventd::dispatch::commands::topic",
     "eventd::dispatch::committer",

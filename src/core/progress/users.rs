@@ -165,7 +165,7 @@ pub struct FailedCommand {
 /// Why a command had no effect.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum CommandFailure {
-    #[error("the list of parked users is full (--parked-users)")]
+    #[error("the list of parked users is full (--parked-users): raise --parked-users, or release users that are held")]
     ListIsFull,
     #[error("the partition was not read far enough in time, so give the command again")]
     NotReadInTime,

@@ -1,12 +1,16 @@
-//! What all partitions of a process share of the commands of operators: the topic with its records, and the pauses.
+//! What all partitions of a process share of the commands of operators: the topic with its records, the pauses, and the
+//! users that are held.
 //! The module `control` next to it applies the commands.
 
+mod held;
 mod pauses;
 pub mod record;
 mod topic;
 
+pub(super) use self::held::remind_of_held_users;
 pub(super) use self::topic::FoundCommands;
 
+use self::held::HeldUsers;
 use self::pauses::Pauses;
 use self::topic::ControlTopic;
 use super::Parts;
@@ -21,24 +25,28 @@ use std::sync::{Mutex, PoisonError};
 pub(super) struct SharedControl {
     pub(super) topic: ControlTopic,
     pub(super) pauses: Pauses,
-    pub(super) probes: Probes,
+    pub(super) held: HeldUsers,
+    /// Commands for a probe: one partition obeys each of them.
+    pub(super) probes: RecentCommands,
+    /// Commands about a user: one partition writes the log line of each of them.
+    pub(super) told: RecentCommands,
 }
 
-/// Commands for a probe that this process remembers.
-const PROBES_REMEMBERED: usize = 8;
+/// Commands that a process remembers. Its partitions get a command within about a second.
+const COMMANDS_REMEMBERED: usize = 64;
 
-/// The commands for a probe that this process has obeyed. Each partition gets the command, and one of them obeys it.
+/// The last commands that this process has seen. Each partition gets a command, and one of them acts for all.
 #[derive(Debug, Default)]
-pub(super) struct Probes(Mutex<VecDeque<Box<str>>>);
+pub(super) struct RecentCommands(Mutex<VecDeque<Box<str>>>);
 
-impl Probes {
-    /// Whether this is the first partition of the process that gets the command with this id.
+impl RecentCommands {
+    /// Whether this is the first partition of the process that asks about the command with this id.
     pub(super) fn is_first(&self, id: &str) -> bool {
-        let mut obeyed = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let is_first = !obeyed.iter().any(|other| **other == *id);
+        let mut seen = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_first = !seen.iter().any(|other| **other == *id);
         if is_first {
-            obeyed.truncate(PROBES_REMEMBERED - 1);
-            obeyed.push_front(id.into());
+            seen.truncate(COMMANDS_REMEMBERED - 1);
+            seen.push_front(id.into());
         }
         is_first
     }
@@ -77,13 +85,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_first_partition_that_gets_a_command_for_a_probe_obeys_it() {
-        let probes = Probes::default();
-        assert!(probes.is_first("1") && probes.is_first("2"));
-        assert!(!probes.is_first("1") && !probes.is_first("2"), "the other partitions get them, too");
-        for later in 3..30 {
-            assert!(probes.is_first(&later.to_string()));
+    fn the_first_partition_that_gets_a_command_acts_for_all() {
+        let seen = RecentCommands::default();
+        assert!(seen.is_first("1") && seen.is_first("2"));
+        assert!(!seen.is_first("1") && !seen.is_first("2"), "the other partitions get them, too");
+        for later in 3..200 {
+            assert!(seen.is_first(&later.to_string()));
         }
-        assert_eq!(probes.0.lock().unwrap().len(), PROBES_REMEMBERED);
+        assert_eq!(seen.0.lock().unwrap().len(), COMMANDS_REMEMBERED);
     }
 }

@@ -75,12 +75,18 @@ impl Pauses {
 
 /// A pause in words: since when, by whom, and why.
 fn shown_pause(pause: &Pause) -> String {
-    let since = jiff::Timestamp::from_millisecond(pause.since_ms).unwrap_or_default();
-    let reason = match &*pause.reason {
+    let Pause { since_ms, by, reason } = pause;
+    format!("the destination is paused {}", shown_since(*since_ms, by, reason))
+}
+
+/// Since when, by whom and why something is as it is.
+pub(super) fn shown_since(since_ms: i64, by: &str, reason: &str) -> String {
+    let since = jiff::Timestamp::from_millisecond(since_ms).unwrap_or_default();
+    let reason = match reason {
         "" => String::new(),
         reason => format!(" ({})", shown(reason)),
     };
-    format!("the destination is paused since {} by {}{reason}", since.strftime("%Y-%m-%dT%H:%M:%SZ"), shown(&pause.by))
+    format!("since {} by {}{reason}", since.strftime("%Y-%m-%dT%H:%M:%SZ"), shown(by))
 }
 
 fn shown(text: &str) -> String {

@@ -1,0 +1,162 @@
+//! The users of this process that are held, and the log line about them. Without it, a held user would be silent until its
+//! own customer complains.
+//!
+//! ```text
+//!  workers ── at their beginning, and with each commit ──▶ HeldUsers ──▶ one line after a start, and one each minute
+//!                                                             ▲
+//!                       the topic of commands: since when, by whom and why
+//! ```
+//!
+//! A `hold` lists its user in every partition, also where the user has no event. So users are counted by their name.
+
+use super::SharedControl;
+use super::pauses::shown_since;
+use crate::core::control::Hold;
+use crate::core::progress::{ListedUsers, UserKey};
+use crate::dispatch::Parts;
+use crate::dispatch::notices::{control_command, shown_user};
+use crate::limits::LOG_REMINDER_INTERVAL;
+use std::collections::{BTreeMap, BTreeSet};
+use std::convert::Infallible;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+use tokio::sync::Notify;
+use tokio::time::{Instant, sleep, sleep_until, timeout};
+
+/// How long the line after a start waits for further partitions, which begin within about a second, too.
+const START_LINE_DELAY: Duration = Duration::from_secs(1);
+
+/// How long the topic of commands is read to find who holds a user. Without an answer the line does not say it.
+const HOLD_LOOK_MAX: Duration = Duration::from_secs(5);
+
+/// The users that are held, by partition, each in the order of their names.
+#[derive(Debug, Default)]
+pub(in crate::dispatch) struct HeldUsers {
+    partitions: Mutex<BTreeMap<u32, Vec<UserKey>>>,
+    /// Notified when a partition begins with held users.
+    has_begun: Notify,
+}
+
+impl HeldUsers {
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<u32, Vec<UserKey>>> {
+        // It holds plain values, so a panic elsewhere leaves nothing half done in it.
+        self.partitions.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The partition begins with these users.
+    pub(in crate::dispatch) fn begin(&self, partition: u32, users: &ListedUsers) {
+        if self.set(partition, users) > 0 {
+            self.has_begun.notify_one();
+        }
+    }
+
+    /// The partition commits these users. Returns how many of them are held.
+    pub(in crate::dispatch) fn set(&self, partition: u32, users: &ListedUsers) -> usize {
+        let held = users.iter().filter(|(_, user)| user.parked.is_some_and(|parked| parked.held));
+        let held: Vec<UserKey> = held.map(|(key, _)| key.clone()).collect();
+        let count = held.len();
+        self.lock().insert(partition, held);
+        count
+    }
+
+    /// The partition is not owned any more.
+    pub(in crate::dispatch) fn remove(&self, partition: u32) {
+        self.lock().remove(&partition);
+    }
+
+    /// How many users are held, and the first one that a command can name.
+    fn summary(&self) -> (usize, UserKey) {
+        let partitions = self.lock();
+        let names: BTreeSet<&UserKey> = partitions.values().flatten().collect();
+        (names.len(), names.into_iter().flatten().next().cloned())
+    }
+}
+
+/// Writes a line about held users after a start, and each minute. Never ends.
+pub(in crate::dispatch) async fn remind_of_held_users(parts: &Parts, shared: &SharedControl) -> Infallible {
+    let (held, destination) = (&shared.held, parts.group.name());
+    loop {
+        let remind_at = Instant::now() + LOG_REMINDER_INTERVAL;
+        tokio::select! {
+            biased;
+            () = held.has_begun.notified() => sleep(START_LINE_DELAY).await,
+            () = sleep_until(remind_at) => {}
+        }
+        let (users, example) = held.summary();
+        if users == 0 {
+            continue;
+        }
+        let example = match example {
+            Some(user) => {
+                let hold = timeout(HOLD_LOOK_MAX, hold_of(parts, shared, &user))
+                    .await
+                    .unwrap_or_else(|_| Err("no answer in time".into()));
+                shown_example(destination, &user, &hold)
+            }
+            None => "events without a user, which no command can release".to_owned(),
+        };
+        match users {
+            1 => tracing::warn!(destination, "1 user is held: {example}"),
+            _ => tracing::warn!(destination, "{users} users are held, for example {example}"),
+        }
+    }
+}
+
+/// A held user, who holds it, and how to release it.
+fn shown_example(destination: &str, user: &[u8], hold: &Result<Option<Hold>, String>) -> String {
+    let by = match hold {
+        Ok(Some(Hold { since_ms, by, reason })) => format!(" {}", shown_since(*since_ms, by, reason)),
+        Ok(None) => " by --on-exhausted hold".to_owned(),
+        // The topic of commands could not be read. Looks for commands say why.
+        Err(_) => String::new(),
+    };
+    format!("{:?}{by}: {}", shown_user(Some(user)), control_command("release", destination, user))
+}
+
+/// Who holds this user. Every command about a user is in every partition, so that of partition 0 are enough.
+async fn hold_of(parts: &Parts, shared: &SharedControl, user: &[u8]) -> Result<Option<Hold>, String> {
+    let (mut hold, mut next) = (None, 0);
+    loop {
+        let found = shared.topic.look(parts, 0, next).await?;
+        for record in found.commands.iter().filter_map(|(_, command)| command.as_ref().ok()) {
+            hold = Hold::after(hold, user, record);
+        }
+        if !found.has_more {
+            return Ok(hold);
+        }
+        next = found.next;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::core::progress::{ParkedUser, UserState};
+
+    fn listed(users: &[(Option<&str>, bool)]) -> ListedUsers {
+        let state = |held| UserState { parked: Some(ParkedUser { held, ..ParkedUser::default() }), failed: None };
+        users.iter().map(|(user, held)| (user.map(|user| user.as_bytes().into()), state(*held))).collect()
+    }
+
+    #[test]
+    fn a_user_that_is_held_in_several_partitions_counts_once() {
+        let held = HeldUsers::default();
+        held.set(0, &listed(&[(None, true), (Some("ann"), false), (Some("bob"), true)]));
+        held.set(1, &listed(&[(Some("bob"), true), (Some("eve"), true)]));
+        assert_eq!(held.summary(), (3, Some(b"bob".as_slice().into())));
+        held.remove(1);
+        assert_eq!(held.summary().0, 2);
+        held.set(0, &listed(&[(Some("ann"), false)]));
+        assert_eq!(held.summary(), (0, None));
+    }
+
+    #[test]
+    fn a_held_user_is_shown_with_its_operator_and_the_command_that_releases_it() {
+        let hold = Hold { since_ms: 1_767_350_000_000, by: "ann@ops".into(), reason: "account locked".into() };
+        assert_eq!(
+            shown_example("hook", b"bob", &Ok(Some(hold))),
+            "\"bob\" since 2026-01-02T10:33:20Z by ann@ops (account locked): eventd control release --dest hook --user bob"
+        );
+        assert!(shown_example("hook", b"bob", &Ok(None)).starts_with("\"bob\" by --on-exhausted hold: "));
+    }
+}
