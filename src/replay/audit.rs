@@ -16,6 +16,7 @@ use anyhow::{Context, anyhow, bail};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::fmt;
+use std::os::unix::fs::MetadataExt as _;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -265,8 +266,13 @@ impl fmt::Display for Operator {
 
 impl Operator {
     pub(crate) fn of_this_process() -> Self {
+        // A service or a container often has no name of its user in the environment.
+        let user_id = || {
+            let process = std::fs::metadata("/proc/self");
+            process.map_or_else(|_| "unknown".to_owned(), |process| format!("uid-{}", process.uid()))
+        };
         let variable = |name| std::env::var(name).ok().filter(|user: &String| !user.is_empty());
-        let user = variable("USER").or_else(|| variable("LOGNAME")).unwrap_or_else(|| "unknown".into());
+        let user = variable("USER").or_else(|| variable("LOGNAME")).unwrap_or_else(user_id);
         let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
         let host = match host.trim() {
             "" => "unknown".to_owned(),

@@ -190,7 +190,11 @@ impl PlanText<'_> {
     fn write_left_out(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let plan = self.plan;
         let lines = [
-            ("left out", plan.on_their_way, "not settled yet: dispatch delivers them"),
+            (
+                "left out",
+                plan.on_their_way,
+                "not settled yet: dispatch delivers them, unless their user is held (`eventd control release`)",
+            ),
             ("left out", plan.redriven, "redriven before (--again includes them)"),
             ("left out", plan.replayed, "came from a replay of another eventd (--again includes them)"),
             ("left out", plan.outside, "in between that were accepted before or after the range"),
@@ -269,7 +273,10 @@ mod tests {
         assert!(plain.contains("  events    60 from 12 users\n  duration  2s at 30/s\n"), "{plain}");
         let plan = Plan { on_their_way: 5, outside: 2, ..Plan::default() };
         let shown = text(&plan, kind);
-        assert!(shown.contains("  left out  5 not settled yet: dispatch delivers them\n"), "{shown}");
+        assert!(
+            shown.contains("  left out  5 not settled yet: dispatch delivers them, unless their user is held"),
+            "{shown}"
+        );
         assert!(shown.contains("  left out  2 in between that were accepted before or after the range\n"), "{shown}");
         assert!(!shown.contains("redriven") && !shown.contains("retention"), "{shown}");
     }
