@@ -45,6 +45,9 @@ pub const FRAME_BYTES_MAX: usize = 128 * 1024 * 1024;
 /// Characters of a topic's name: Kafka's limit.
 pub const TOPIC_CHARS_MAX: usize = 249;
 
+/// Bytes of a user. It is the key of every record and a header of every attempt.
+pub const USER_BYTES_MAX: usize = 1024;
+
 /// Characters of a replay's id. Another eventd that replays into our ingest sends its id, too.
 pub const REPLAY_ID_CHARS_MAX: usize = 64;
 

@@ -59,7 +59,9 @@ fn eventd() -> u8 {
         Ok(configured) => configured,
         Err(error) => return print_usage_error(&error),
     };
-    if let Err(error) = telemetry::start(format) {
+    // A command of an operator prints what it does. Lines about the state of the log are for processes that stay.
+    let default_level = if matches!(task, Task::Control(_)) { "warn" } else { "info" };
+    if let Err(error) = telemetry::start(format, default_level) {
         return print_usage_error(&error);
     }
     descriptors::raise();

@@ -1,6 +1,6 @@
 //! Flags of `eventd control`. The command line alone says what to do, so these flags have no environment variables.
 
-use super::{LogFlags, ProcessFlags, defaults, values};
+use super::{KafkaFlags, LogPlaceFlags, ProcessFlags, defaults, values};
 use clap::{Args, ValueEnum};
 use std::time::Duration;
 
@@ -13,7 +13,7 @@ pub struct ControlFlags {
     #[arg(value_enum, value_name = "COMMAND", help_heading = COMMAND)]
     pub command: ControlVerb,
 
-    /// With rate: the most attempts in a time, for example 500/s or 30/m, or off
+    /// With rate: the most events that are attempted in a time, for example 500/s or 30/m, or off
     #[arg(value_name = "RATE", help_heading = COMMAND)]
     pub rate: Option<String>,
 
@@ -22,7 +22,7 @@ pub struct ControlFlags {
     pub destination: String,
 
     /// With retry, hold, release and give-up: the user, as in the events
-    #[arg(long, value_name = "USER", help_heading = COMMAND)]
+    #[arg(long, value_name = "USER", allow_hyphen_values = true, value_parser = values::user, help_heading = COMMAND)]
     pub user: Option<String>,
 
     /// With give-up: partition and offset of the last event to give up [default: the user's next event]
@@ -42,7 +42,9 @@ pub struct ControlFlags {
     pub json: bool,
 
     #[command(flatten)]
-    pub log: LogFlags,
+    pub log: LogPlaceFlags,
+    #[command(flatten)]
+    pub kafka: KafkaFlags,
     #[command(flatten)]
     pub process: ProcessFlags,
 }
@@ -54,7 +56,7 @@ pub enum ControlVerb {
     Pause,
     /// End a pause
     Resume,
-    /// Limit attempts
+    /// Limit the events that are attempted in a time
     Rate,
     /// Try one event now if the destination is in an outage
     Probe,

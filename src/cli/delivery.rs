@@ -82,7 +82,7 @@ pub struct DeliveryFlags {
     #[arg(long, value_name = "N", env = "EVENTD_BATCH", default_value = defaults::BATCH, value_parser = values::batch, help_heading = BOUNDS)]
     pub batch: usize,
 
-    /// Most attempts in a time, for each destination, for example 500/s or 30/m [default: as many as it accepts]
+    /// Most events that are attempted in a time, for each destination, for example 500/s or 30/m [default: as many as it accepts]
     ///
     /// Several processes of one destination share the rate: each has the share of its partitions. `eventd control rate`
     /// sets another rate while they run, and `eventd control rate off` returns to this one. A replay has a rate of its own.

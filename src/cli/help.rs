@@ -137,7 +137,7 @@ ends!(
     "\
 Exit codes:
   0  applied; or stored, while no process delivers to the destination
-  1  a failure at run time, or a user that has nothing to give up
+  1  a failure at run time, or a user for which there is nothing to do
   2  a wrong command line or configuration
   3  stored, but not applied within --wait, or a signal came: the processes apply it later",
     "each flag and the exit codes"

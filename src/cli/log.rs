@@ -11,21 +11,8 @@ use std::time::Duration;
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Log")]
 pub struct LogFlags {
-    /// Log: sqlite:PATH, or Kafka brokers HOST:PORT[,HOST:PORT…] [default: localhost:9092; in `up`, sqlite:eventd.db]
-    ///
-    /// sqlite:eventd.db is the embedded log, a database file. The commands up, ingest and dispatch create the file if it
-    /// does not exist; its directory has to exist.
-    ///
-    /// localhost:9092 or h1:9092,h2:9092 is a Kafka cluster (version 2.8 or later). Some of its brokers are enough: the
-    /// first one that answers names the others.
-    #[arg(long, value_name = "URL", env = "EVENTD_URL", hide_env_values = true)]
-    pub url: Option<String>,
-
-    /// Topic of the events
-    ///
-    /// In a database the topic is created if it does not exist. On Kafka, --create-topic does that.
-    #[arg(long, env = "EVENTD_TOPIC", default_value = defaults::TOPIC, value_parser = values::topic)]
-    pub topic: String,
+    #[command(flatten)]
+    pub place: LogPlaceFlags,
 
     /// Number of partitions of a topic that eventd creates [default: 3]
     ///
@@ -67,6 +54,27 @@ pub struct LogFlags {
 
     #[command(flatten)]
     pub kafka: KafkaFlags,
+}
+
+/// Where the log is.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Log")]
+pub struct LogPlaceFlags {
+    /// Log: sqlite:PATH, or Kafka brokers HOST:PORT[,HOST:PORT…] [default: localhost:9092; in `up`, sqlite:eventd.db]
+    ///
+    /// sqlite:eventd.db is the embedded log, a database file. The commands up, ingest and dispatch create the file if it
+    /// does not exist; its directory has to exist.
+    ///
+    /// localhost:9092 or h1:9092,h2:9092 is a Kafka cluster (version 2.8 or later). Some of its brokers are enough: the
+    /// first one that answers names the others.
+    #[arg(long, value_name = "URL", env = "EVENTD_URL", hide_env_values = true)]
+    pub url: Option<String>,
+
+    /// Topic of the events
+    ///
+    /// In a database the topic is created if it does not exist. On Kafka, --create-topic does that.
+    #[arg(long, env = "EVENTD_TOPIC", default_value = defaults::TOPIC, value_parser = values::topic)]
+    pub topic: String,
 }
 
 /// How to connect to the brokers of a Kafka cluster.

@@ -20,7 +20,7 @@ mod values;
 pub use self::control::{ControlFlags, ControlVerb};
 pub use self::delivery::DeliveryFlags;
 pub use self::ingest::EndpointFlags;
-pub use self::log::{KafkaFlags, LogFlags, ProcessFlags};
+pub use self::log::{KafkaFlags, LogFlags, LogPlaceFlags, ProcessFlags};
 pub use self::redact::without_secrets;
 pub use self::replay::ReplayFlags;
 pub use self::retries::{GiveUpAfter, RetryFlags, RetryPreset};

@@ -111,6 +111,14 @@ pub(super) fn partition_offset(text: &str) -> Result<(u32, i64), String> {
     }
 }
 
+/// A user, with the bounds that ingest has for it.
+pub(super) fn user(text: &str) -> Result<String, String> {
+    match (1..=limits::USER_BYTES_MAX).contains(&text.len()) {
+        true => Ok(text.to_owned()),
+        false => Err(format!("it has {} bytes: write 1 to {}", text.len(), limits::USER_BYTES_MAX)),
+    }
+}
+
 /// The reason of a command. It is stored in each commit of a paused destination.
 pub(super) fn reason(text: &str) -> Result<String, String> {
     match text.len() > REASON_BYTES_MAX {

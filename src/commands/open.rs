@@ -9,7 +9,7 @@ use crate::group::sqlite::SqliteGroups;
 use crate::log::kafka::Kafka;
 use crate::log::sqlite::Sqlite;
 use crate::log::{Engine, Log, OpenError};
-use anyhow::{Context, bail, ensure};
+use anyhow::{bail, ensure};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::timeout;
@@ -55,9 +55,9 @@ pub(super) async fn open(config: &LogConfig, access: LogAccess) -> anyhow::Resul
                     "no Kafka broker answers at {} (--url): {why}. For a database, write --url sqlite:eventd.db",
                     settings.brokers.join(",")
                 ),
-                Err(unavailable @ OpenError::Unavailable(_)) => Err(unavailable).context(
-                    "cannot connect to Kafka: --url names brokers of a cluster. `eventd up` works without a cluster",
-                )?,
+                Err(OpenError::Unavailable(why)) => {
+                    bail!("{why}. Correct --url, which names brokers of a Kafka cluster; `eventd up` works without one")
+                }
                 connected => connected?,
             };
             (engine.clone(), Arc::new(KafkaGroups::new(engine)))
@@ -75,7 +75,10 @@ pub(super) async fn open(config: &LogConfig, access: LogAccess) -> anyhow::Resul
 async fn open_topic(engine: &dyn Engine, config: &LogConfig) -> anyhow::Result<Arc<dyn Log>> {
     let log = match engine.open(&config.topic, config.create).await {
         Err(missing @ OpenError::Missing { .. }) => {
-            let advice = "create it, add --create-topic so that eventd creates it, or correct --topic";
+            let advice = match config.may_create {
+                true => "create it, add --create-topic so that eventd creates it, or correct --topic",
+                false => "correct --topic or --url",
+            };
             let existing = existing_topics(engine).await;
             return Err(Misconfigured(format!("{missing}: {advice}{existing}")).into());
         }

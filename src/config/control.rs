@@ -1,6 +1,6 @@
 //! Which command to give to which destination.
 
-use super::log::{self, HasIngest, LogConfig};
+use super::log::{self, LogConfig};
 use crate::cli::{ControlFlags, ControlVerb};
 use crate::control::{self, RequestedCommand};
 use crate::core::names;
@@ -28,7 +28,7 @@ impl ControlConfig {
     /// A flag has a wrong value, or does not fit the command.
     pub fn new(flags: &ControlFlags) -> anyhow::Result<Self> {
         let url = log::url(&flags.log, log::local_broker)?;
-        let log = LogConfig::new(&flags.log, &url, HasIngest::No)?.without_creation();
+        let log = LogConfig::existing(&flags.log, &flags.kafka, &url)?;
         let control = control::Config {
             command: command(flags)?,
             reason: flags.reason.clone(),

@@ -46,7 +46,7 @@ pub(super) fn deliveries(
     drain: Duration,
     preset: RetryPreset,
 ) -> anyhow::Result<Vec<DeliveryConfig>> {
-    let specs = specs(typed, flags.name.as_deref(), &log.topic)?;
+    let specs = specs(typed, flags.name.as_deref(), &log.place.topic)?;
     if let LogUrl::Sqlite(database) = url {
         ensure!(
             flags.instance_id.is_none(),

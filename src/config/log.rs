@@ -1,7 +1,7 @@
 //! Which log to open, and how to connect to it.
 
 use super::secrets;
-use crate::cli::{KafkaFlags, LogFlags, defaults};
+use crate::cli::{KafkaFlags, LogFlags, LogPlaceFlags, defaults};
 use crate::log::url::LogUrl;
 use crate::log::{self, sqlite};
 use crate::net;
@@ -18,6 +18,8 @@ pub struct LogConfig {
     pub create: Option<log::CreateTopic>,
     /// The value of `--partitions`. A topic with another number of partitions is an error. `None`: any number is fine.
     pub partitions_asked: Option<u32>,
+    /// Whether the command has flags with which it creates a topic.
+    pub may_create: bool,
 }
 
 /// Where the log is, and the settings of its engine.
@@ -37,7 +39,7 @@ pub(super) enum HasIngest {
 
 /// The log to open: `--url`, or else the command's default. clap does not parse this flag, because clap's errors repeat
 /// the value, and a URL may hold a password.
-pub(super) fn url(flags: &LogFlags, default: fn() -> LogUrl) -> anyhow::Result<LogUrl> {
+pub(super) fn url(flags: &LogPlaceFlags, default: fn() -> LogUrl) -> anyhow::Result<LogUrl> {
     match &flags.url {
         Some(text) => text.parse().context("--url"),
         None => Ok(default()),
@@ -65,12 +67,7 @@ impl LogConfig {
         let partitions = flags.partitions.unwrap_or(defaults::PARTITIONS);
         let (engine, create) = match url {
             LogUrl::Sqlite(path) => {
-                if let Some(flag) = kafka.first_given() {
-                    anyhow::bail!(
-                        "{flag} is for Kafka, but --url is a database (sqlite:). Leave the flag out, or set --url to \
-                         the brokers, HOST:PORT[,HOST:PORT…]"
-                    );
-                }
+                check_without_kafka(kafka)?;
                 let max_db_bytes = (ingest == HasIngest::Yes).then_some(defaults::MAX_DB_BYTES);
                 let settings = sqlite::Settings {
                     // Only what was typed: a default must not shorten a retention that another process was given.
@@ -99,17 +96,46 @@ impl LogConfig {
                 (EngineConfig::Kafka(brokers_config(brokers, kafka)?), flags.create_topic.then_some(create))
             }
         };
-        Ok(Self { engine, topic: flags.topic.clone(), create, partitions_asked: flags.partitions })
+        Ok(Self {
+            engine,
+            topic: flags.place.topic.clone(),
+            create,
+            partitions_asked: flags.partitions,
+            may_create: true,
+        })
+    }
+
+    /// A log that exists. Neither its database nor its topic is created.
+    pub(super) fn existing(place: &LogPlaceFlags, kafka: &KafkaFlags, url: &LogUrl) -> anyhow::Result<Self> {
+        let engine = match url {
+            LogUrl::Sqlite(path) => {
+                check_without_kafka(kafka)?;
+                let settings =
+                    sqlite::Settings { retention: None, dead_retention: None, max_db_bytes: None, create: false };
+                EngineConfig::Sqlite { path: path.clone(), settings }
+            }
+            LogUrl::Kafka(brokers) => EngineConfig::Kafka(brokers_config(brokers, kafka)?),
+        };
+        Ok(Self { engine, topic: place.topic.clone(), create: None, partitions_asked: None, may_create: false })
     }
 
     /// Makes a missing database or topic an error. A replay uses this, because it only reads what exists.
     pub(super) fn without_creation(mut self) -> Self {
-        self.create = None;
+        (self.create, self.may_create) = (None, false);
         if let EngineConfig::Sqlite { settings, .. } = &mut self.engine {
             settings.create = false;
         }
         self
     }
+}
+
+fn check_without_kafka(kafka: &KafkaFlags) -> anyhow::Result<()> {
+    kafka.first_given().map_or(Ok(()), |flag| {
+        anyhow::bail!(
+            "{flag} is for Kafka, but --url is a database (sqlite:). Leave the flag out, or set --url to the brokers, \
+             HOST:PORT[,HOST:PORT…]"
+        )
+    })
 }
 
 fn brokers_config(brokers: &[String], flags: &KafkaFlags) -> anyhow::Result<net::BrokerSettings> {

@@ -58,7 +58,7 @@ impl UpConfig {
     pub fn new(flags: &UpFlags) -> anyhow::Result<Self> {
         // Ingest drains first, and the destinations after it. With half of the time each, both together keep to `--drain`.
         let drain = flags.process.drain / 2;
-        let url = log::url(&flags.log, log::embedded_log)?;
+        let url = log::url(&flags.log.place, log::embedded_log)?;
         Ok(Self {
             log: LogConfig::new(&flags.log, &url, log::HasIngest::Yes)?,
             endpoint: EndpointConfig::new(&flags.endpoint, drain)?,
@@ -80,7 +80,7 @@ impl IngestConfig {
     /// # Errors
     /// A flag has a wrong value, or two flags contradict each other.
     pub fn new(flags: &IngestFlags) -> anyhow::Result<Self> {
-        let url = log::url(&flags.log, log::local_broker)?;
+        let url = log::url(&flags.log.place, log::local_broker)?;
         Ok(Self {
             log: LogConfig::new(&flags.log, &url, log::HasIngest::Yes)?,
             endpoint: EndpointConfig::new(&flags.endpoint, flags.process.drain)?,
@@ -94,7 +94,7 @@ impl DispatchConfig {
     /// # Errors
     /// A flag has a wrong value, or two flags contradict each other.
     pub fn new(flags: &DispatchFlags) -> anyhow::Result<Self> {
-        let url = log::url(&flags.log, log::local_broker)?;
+        let url = log::url(&flags.log.place, log::local_broker)?;
         ensure!(
             !flags.standby || matches!(url, LogUrl::Sqlite(_)),
             "--standby waits for the lock of a database, so it needs --url sqlite:PATH. On Kafka the processes of a \

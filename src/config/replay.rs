@@ -47,7 +47,7 @@ impl ReplayConfig {
     /// # Errors
     /// A flag has a wrong value, or two flags contradict each other.
     pub fn new(flags: &ReplayFlags) -> anyhow::Result<Self> {
-        let url = log::url(&flags.log, log::local_broker)?;
+        let url = log::url(&flags.log.place, log::local_broker)?;
         let log = LogConfig::new(&flags.log, &url, HasIngest::No)?.without_creation();
         let typed: Vec<String> = flags.destination.iter().cloned().collect();
         ensure!(
@@ -121,10 +121,10 @@ fn replay_config(flags: &ReplayFlags, signature: Signature) -> anyhow::Result<re
 
 /// The flags that select the same log again, quoted for a shell. A URL that holds a password was refused before.
 fn log_flags(flags: &LogFlags) -> String {
-    let url = shell_quoted(flags.url.as_deref().unwrap_or(defaults::BROKER));
-    match flags.topic == defaults::TOPIC {
+    let url = shell_quoted(flags.place.url.as_deref().unwrap_or(defaults::BROKER));
+    match flags.place.topic == defaults::TOPIC {
         true => format!("--url {url}"),
-        false => format!("--url {url} --topic {}", shell_quoted(&flags.topic)),
+        false => format!("--url {url} --topic {}", shell_quoted(&flags.place.topic)),
     }
 }
 

@@ -77,6 +77,18 @@ pub fn replay_group(destination: &str, id: &str) -> String {
     format!("{destination}{REPLAY_INFIX}{id}")
 }
 
+/// The destination of a side topic of this topic. `None`: it belongs to another topic, or to no destination.
+pub fn destination_of<'n>(topic: &str, side_topic: &'n str) -> Option<&'n str> {
+    let name = side_topic.strip_prefix(topic)?.strip_prefix('.')?;
+    let destination = [DEAD, STATE, CONTROL].into_iter().find_map(|suffix| name.strip_suffix(suffix))?;
+    is_destination(destination).then_some(destination)
+}
+
+/// Whether a group is that of a destination, and not one of eventd's own.
+pub fn is_destination(group: &str) -> bool {
+    !group.contains(REPLAY_INFIX) && !DESTINATION_SUFFIXES.iter().any(|suffix| group.ends_with(suffix))
+}
+
 /// Whether this is the name of a side topic.
 pub fn is_side_topic(name: &str) -> bool {
     suffix_of(name).is_some()
@@ -104,13 +116,21 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_main_topic_must_not_have_the_name_of_a_side_topic() {
+    fn names_of_side_topics_and_groups_are_told_from_those_of_topics_and_destinations() {
         let (dead, state, control) =
             (dead_letter_topic("orders", "crm"), state_topic("orders", "crm"), control_topic("orders", "crm"));
         for name in [dead, state, control, audit_topic("orders")] {
             let error = check_main_topic(&name).unwrap_err();
             assert!(error.contains("reserved"), "{name}: {error}");
         }
+        for name in [dead_letter_topic("orders", "crm"), state_topic("orders", "crm"), control_topic("orders", "crm")] {
+            assert_eq!(destination_of("orders", &name), Some("crm"), "{name}");
+        }
+        let replay = replay_group("crm", "1");
+        for name in [audit_topic("orders"), state_topic("orders", &replay), dead_letter_topic("other", "crm")] {
+            assert_eq!(destination_of("orders", &name), None, "{name}");
+        }
+        assert!(is_destination("crm") && !is_destination(&rewind_group("crm")) && !is_destination(&replay));
         for name in ["orders", "dead", "orders.dead-letters", "state.orders", "audit"] {
             assert_eq!(check_main_topic(name), Ok(()), "{name}");
         }

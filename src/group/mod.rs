@@ -102,6 +102,12 @@ pub trait Groups: Send + Sync + fmt::Debug {
         log: &'a Arc<dyn Log>,
     ) -> BoxFuture<'a, Result<PastCommits, JoinError>>;
 
+    /// The names of the groups that have commits in the log, in any order and as far as the engine can list them. Only for
+    /// messages.
+    fn names<'a>(&'a self, _log: &'a Arc<dyn Log>) -> BoxFuture<'a, Result<Vec<String>, JoinError>> {
+        Box::pin(std::future::ready(Ok(Vec::new())))
+    }
+
     /// What the group last committed in each partition of the log. Does not join the group or disturb its members.
     fn committed<'a>(
         &'a self,

@@ -4,13 +4,11 @@ use super::problem::{BATCH_TOO_LARGE, EVENT_TOO_LARGE, INVALID_FIELD, MISSING_FI
 use super::response::EventIds;
 use crate::core::event::{CONTENT_TYPE, ID, OVERHEAD_BYTES, REPLAY, Record, TRACEPARENT, TYPE, encode_headers};
 use crate::core::partition::Partitioner;
+use crate::limits::USER_BYTES_MAX;
 use serde_json::value::RawValue;
 use std::borrow::Cow;
 use std::fmt;
 use uuid::Uuid;
-
-/// Bytes of a user id. It is the key of every record and a header of every attempt.
-const USER_BYTES_MAX: usize = 1024;
 
 /// Bytes of an event's id, which is a header of every attempt.
 const ID_BYTES_MAX: usize = 255;

@@ -227,6 +227,10 @@ impl Database {
         self.readers.read(read::topics).await
     }
 
+    pub(crate) async fn groups(&self, topic: i64) -> Result<Vec<String>, ReadError> {
+        self.readers.read(move |connection| read::groups(connection, topic)).await
+    }
+
     pub(crate) async fn committed(
         &self,
         group: &str,

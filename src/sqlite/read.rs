@@ -204,6 +204,13 @@ pub(super) fn topics(connection: &Connection) -> Result<Vec<String>, ReadError> 
     Ok(names)
 }
 
+/// Reads the names of the groups that have commits in a topic.
+pub(super) fn groups(connection: &Connection, topic: i64) -> Result<Vec<String>, ReadError> {
+    let mut statement = connection.prepare_cached("SELECT DISTINCT name FROM commits WHERE topic = ?1")?;
+    let names = statement.query_map([topic], |row| row.get(0))?.collect::<Result<_, _>>()?;
+    Ok(names)
+}
+
 /// What a group last committed in a partition: an offset and a text, decoded by `decode`.
 pub(super) fn committed<T>(
     connection: &Connection,

@@ -48,8 +48,8 @@ const LEVELS: [(&str, &[&str]); 6] = [
 ///
 /// # Errors
 /// The value of `EVENTD_LOG` is wrong.
-pub fn start(format: LogFormat) -> anyhow::Result<()> {
-    let directives = environment::text(LOG)?.unwrap_or_else(|| "info".to_owned());
+pub fn start(format: LogFormat, default_level: &str) -> anyhow::Result<()> {
+    let directives = environment::text(LOG)?.unwrap_or_else(|| default_level.to_owned());
     let filter = filter(&directives).with_context(|| format!("{LOG}={directives}"))?;
     let lines = tracing_subscriber::fmt().with_env_filter(filter).with_writer(|| stderr::Lines);
     // With this on, `tracing` writes its own errors directly to standard error, and panics if that fails.

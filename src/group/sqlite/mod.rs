@@ -67,6 +67,13 @@ impl Groups for SqliteGroups {
         self.join(name, log, options)
     }
 
+    fn names<'a>(&'a self, log: &'a Arc<dyn Log>) -> BoxFuture<'a, Result<Vec<String>, JoinError>> {
+        Box::pin(async move {
+            let topic = self.topic(log).await?;
+            self.0.database().groups(topic.id).await.map_err(|error| JoinError::Unavailable(unavailable(error)))
+        })
+    }
+
     fn past_commits<'a>(
         &'a self,
         name: &'a str,
