@@ -15,9 +15,13 @@
 //! Every command goes to every partition, also a command about one user. The partition of a user cannot be computed for
 //! certain: other producers may use another partitioner, and a topic on Kafka may have got more partitions since an event
 //! was stored, so that one user has events in two of them. An owner that has no event of the user does nothing, or
-//! remembers that the user is held. Only `give-up` goes to a single partition, because it names an offset there.
+//! remembers that the user is held. So what counts is the effect in the partition that has the user's events. Only `give-up`
+//! goes to a single partition, because it names an offset there.
 
+mod history;
+mod known;
 mod plan;
+mod scan;
 mod send;
 mod user_events;
 
@@ -29,6 +33,7 @@ use crate::core::token_bucket::Rate;
 use crate::group::Groups;
 use crate::log::{Engine, Log};
 use crate::replay::Streams;
+use crate::replay::position::show_ms;
 use anyhow::bail;
 use serde::Serialize;
 use std::sync::Arc;
@@ -122,8 +127,15 @@ impl CommandRefused {
 #[serde(tag = "result", rename_all = "kebab-case")]
 enum CommandResult {
     /// All owners have applied it.
-    Applied { id: String },
-    /// All owners have passed it, and it had no effect in these partitions.
+    Applied {
+        id: String,
+        /// What the destination or the user is now, in words.
+        now: String,
+        /// Partitions that have no event of the user, and where the command had no effect.
+        #[serde(skip_serializing_if = "Vec::is_empty")]
+        without_effect: Vec<FailedIn>,
+    },
+    /// All owners have passed it, and it had no effect in these partitions, although it should have one there.
     Failed { id: String, partitions: Vec<FailedIn> },
     /// It is stored, and no process owns the destination: the next one applies it.
     Unowned { id: String },
@@ -161,8 +173,8 @@ pub async fn run(
         CommandResult::Waiting { .. } => Ok(Ended::WorkLeft),
         CommandResult::Failed { partitions, .. } => {
             let partitions: Vec<String> =
-                partitions.iter().map(|FailedIn { partition, why }| format!("p{partition}: {why}")).collect();
-            bail!("the command had no effect in {}", partitions.join("; "))
+                partitions.iter().map(|FailedIn { partition, why }| format!("partition {partition}: {why}")).collect();
+            bail!("the command had no effect in {}. Then give the command again", partitions.join("; "))
         }
     }
 }
@@ -186,23 +198,45 @@ impl CommandResult {
     fn describe(&self, destination: &str, plan: &CommandPlan, wait: Duration) -> String {
         let command = plan.command;
         match self {
-            Self::Applied { .. } => format!("applied: {command}"),
+            Self::Applied { now, without_effect, .. } => {
+                let mut text = format!("applied: {command}\nnow: {now}");
+                if let Some(FailedIn { why, .. }) = without_effect.first() {
+                    let partitions = numbered(without_effect.iter().map(|failed| failed.partition));
+                    text += &format!("\nno effect in {partitions}, where this user has no events: {why}");
+                }
+                text
+            }
             Self::Failed { partitions, .. } => {
-                let shown: Vec<String> = partitions.iter().map(|failed| format!("p{}", failed.partition)).collect();
-                format!("without effect in {}: {command}", shown.join(", "))
+                format!("without effect in {}: {command}", numbered(partitions.iter().map(|failed| failed.partition)))
             }
             Self::Unowned { .. } => format!(
-                "stored: no process delivers to {destination} now. The next one applies the command before its first attempt"
+                "stored, NOT applied yet: no process delivers to {destination} now. The next one applies the command before \
+                 its first attempt"
             ),
-            Self::Waiting { partitions, .. } => {
-                let shown: Vec<String> = partitions.iter().map(|partition| format!("p{partition}")).collect();
-                format!(
-                    "stored, but not applied by {} yet (--wait {}). Their owners apply it as soon as they can read and commit; \
-                     their log lines say what is in the way",
-                    shown.join(", "),
-                    humantime::format_duration(wait)
-                )
-            }
+            Self::Waiting { partitions, .. } => format!(
+                "not applied within {} in {}. The command stays stored and is applied later: do not give it again. See the \
+                 log of the process that delivers",
+                humantime::format_duration(wait),
+                numbered(partitions.iter().copied())
+            ),
         }
     }
+}
+
+/// `partition 0` or `partitions 0, 1, 2`.
+fn numbered(partitions: impl ExactSizeIterator<Item = u32>) -> String {
+    let noun = if partitions.len() == 1 { "partition" } else { "partitions" };
+    let numbers: Vec<String> = partitions.map(|partition| partition.to_string()).collect();
+    format!("{noun} {}", numbers.join(", "))
+}
+
+/// `1 event` or `2 events`.
+fn counted(number: u64, noun: &str) -> String {
+    format!("{number} {noun}{}", if number == 1 { "" } else { "s" })
+}
+
+/// `since … by … (why)`.
+fn since(ms: i64, by: &str, reason: &str) -> String {
+    let reason = if reason.is_empty() { String::new() } else { format!(" ({reason})") };
+    format!("since {} by {by}{reason}", show_ms(ms))
 }

@@ -1,9 +1,13 @@
 //! What a command will do, according to the last commits of the destination.
 
-use super::user_events::{RECORDS_READ_MAX, UserEvents, Wanted, find, listed};
-use super::{CommandContext, CommandRefused, RequestedCommand};
-use crate::core::control::{ControlCommand, UserAction};
-use crate::core::progress::{PartitionState, Pause};
+use super::history::CommandHistory;
+use super::known::known_destinations;
+use super::scan::RECORDS_READ_MAX;
+use super::user_events::{UserEvents, Wanted, find, is_held, listed};
+use super::{CommandContext, CommandRefused, RequestedCommand, counted, since};
+use crate::core::control::{ControlCommand, ControlRecord, Hold, UserAction};
+use crate::core::partition::Partitioner;
+use crate::core::progress::{PartitionState, Pause, UserKey};
 use crate::core::token_bucket::Rate;
 use crate::dispatch::commands::record::name_of;
 use crate::group::PastCommits;
@@ -11,10 +15,14 @@ use crate::replay::position::show_ms;
 use crate::replay::retry_group_call;
 use anyhow::ensure;
 use serde::Serialize;
+use std::collections::BTreeSet;
 use std::fmt::Write as _;
 
 /// Partitions that one text names. The others are counted.
 const PARTITIONS_SHOWN_MAX: usize = 5;
+
+/// What limits the events if no operator has commanded a rate.
+const RATE_OF_PROCESSES: &str = "--rate of the processes counts, if they have one";
 
 /// A command, and what it finds.
 #[derive(Debug, Serialize)]
@@ -26,15 +34,57 @@ pub(super) struct CommandPlan {
     /// The partition of a `give-up`. `None`: all partitions.
     partition: Option<u32>,
     waiting: WaitingEvents,
-    /// Since when and by whom the destination is paused now.
-    #[serde(skip)]
-    pause: Option<Pause>,
-    /// The rate that an operator commanded last.
-    rate_before: Option<String>,
+    #[serde(flatten)]
+    before: Commanded,
+    /// The rate of this command, or `off`.
     rate: Option<String>,
     user: Option<UserPlan>,
+    /// A command about the same thing that is stored, and that the owners have not applied yet.
+    not_applied: Option<NotApplied>,
     #[serde(skip)]
     control_command: ControlCommand,
+}
+
+/// What operators have commanded for the destination, as far as the owners have applied it.
+#[derive(Debug, Default, PartialEq, Eq, Serialize)]
+struct Commanded {
+    paused_since_ms: Option<i64>,
+    paused_by: Option<String>,
+    paused_reason: Option<String>,
+    rate_before: Option<String>,
+}
+
+impl Commanded {
+    fn of<'s>(states: impl IntoIterator<Item = &'s PartitionState>) -> Self {
+        let mut commanded = Self::default();
+        let mut lowest = None;
+        for state in states {
+            if let Some(Pause { since_ms, by, reason }) = &state.control.paused
+                && commanded.paused_since_ms.is_none_or(|first| *since_ms < first)
+            {
+                commanded.paused_since_ms = Some(*since_ms);
+                (commanded.paused_by, commanded.paused_reason) = (Some(by.to_string()), Some(reason.to_string()));
+            }
+            lowest = lowest.into_iter().chain(state.control.rate_per_hour).min();
+        }
+        commanded.rate_before = lowest.map(|events| Rate::per_hour(events).to_string());
+        commanded
+    }
+
+    /// `paused since … by … (why)`.
+    fn paused(&self) -> Option<String> {
+        let by = self.paused_by.as_deref().unwrap_or_default();
+        let reason = self.paused_reason.as_deref().unwrap_or_default();
+        self.paused_since_ms.map(|ms| format!("paused {}", since(ms, by, reason)))
+    }
+}
+
+/// A command that is stored and not applied.
+#[derive(Debug, Serialize)]
+struct NotApplied {
+    command: &'static str,
+    by: String,
+    at_ms: i64,
 }
 
 /// What waits for delivery.
@@ -51,7 +101,14 @@ struct WaitingEvents {
 #[derive(Debug, Serialize)]
 struct UserPlan {
     user: String,
+    held: bool,
+    held_since_ms: Option<i64>,
+    held_by: Option<String>,
+    held_reason: Option<String>,
+    /// The partitions that have something of the user.
     partitions: Vec<UserPartition>,
+    #[serde(skip)]
+    hold: Option<Hold>,
 }
 
 #[derive(Debug, Serialize)]
@@ -81,15 +138,28 @@ impl CommandPlan {
             ensure!(
                 past == PastCommits::Found,
                 CommandRefused::Usage(format!(
-                    "no destination {name:?} has delivered the topic {topic:?} yet ({past}): correct --dest, --url or --topic"
+                    "no destination {name:?} has delivered the topic {topic:?} yet ({past}): correct --dest, --url or --topic{}",
+                    known_destinations(context).await
                 ))
             );
         }
         let states: Vec<PartitionState> = states.into_iter().map(Option::unwrap_or_default).collect();
+        let history = CommandHistory::read(context, &states, command).await?;
         let (mut partition, mut user) = (None, None);
         let control_command = match (command.for_all_partitions(), command) {
             (Some(ControlCommand::User { user: id, action }), _) => {
-                user = Some(of_user(context, &states, std::str::from_utf8(&id)?).await?);
+                let found = of_user(context, &states, std::str::from_utf8(&id)?).await?;
+                let found = UserPlan::new(std::str::from_utf8(&id)?, &states, &history, found);
+                let has_effect = action == UserAction::Hold || found.held || !found.partitions.is_empty();
+                // A command that was not applied yet may hold the user.
+                ensure!(
+                    has_effect || history.not_applied.is_some(),
+                    CommandRefused::NotInLog(format!(
+                        "user {:?} is not held and has no events that wait: nothing to do. Check --user",
+                        found.user
+                    ))
+                );
+                user = Some(found);
                 ControlCommand::User { user: id, action }
             }
             (None, RequestedCommand::GiveUp { user: id, until }) => {
@@ -98,23 +168,33 @@ impl CommandPlan {
                 // An offset that was typed counts also if not all of the log was read up to there.
                 let UserEvents { last, end, .. } = given_up.events;
                 let below = if until.is_some() { end } else { last.map_or(end, |last| last + 1) };
-                user = Some(UserPlan { user: id.clone(), partitions: vec![given_up] });
+                user = Some(UserPlan::new(id, &states, &history, vec![given_up]));
                 ControlCommand::User { user: id.as_bytes().into(), action: UserAction::GiveUp { below } }
             }
             (Some(command), _) => command,
             (None, _) => unreachable!("only a give-up has no command for all partitions"),
         };
-        let rate = |per_hour: Option<u64>| per_hour.map(|events| Rate::per_hour(events).to_string());
+        let rate = match control_command {
+            ControlCommand::Rate { per_hour } => {
+                Some(per_hour.map_or_else(|| "off".to_owned(), |events| Rate::per_hour(events).to_string()))
+            }
+            _ => None,
+        };
+        let not_applied = history.not_applied.map(|record| NotApplied {
+            command: name_of(&record.command),
+            by: record.by.to_string(),
+            at_ms: record.at_ms,
+        });
         Ok(Self {
             command: name_of(&control_command),
             destination: name.clone(),
             topic: topic.to_owned(),
             partition,
             waiting: waiting(context, &states).await?,
-            pause: states.iter().find_map(|state| state.control.paused.clone()),
-            rate_before: rate(states.iter().filter_map(|state| state.control.rate_per_hour).min()),
-            rate: if let ControlCommand::Rate { per_hour } = control_command { rate(per_hour) } else { None },
+            before: Commanded::of(&states),
+            rate,
             user,
+            not_applied,
             control_command,
         })
     }
@@ -129,30 +209,60 @@ impl CommandPlan {
         &self.control_command
     }
 
+    /// Whether the command must have an effect in this partition of so many. A command about a user must, where the user
+    /// has events. If it has none, its next one will be in one of the partitions that the usual partitioners choose.
+    pub(super) fn needs_effect_in(&self, partition: u32, partitions: u32) -> bool {
+        let Some(UserPlan { user, partitions: found, .. }) = self.user.as_ref().filter(|_| self.partition.is_none())
+        else {
+            return true;
+        };
+        if found.is_empty() {
+            let chosen = |partitioner: Partitioner| partitioner.partition(user.as_bytes(), partitions) == partition;
+            return chosen(Partitioner::Murmur2) || chosen(Partitioner::Fnv1a);
+        }
+        found.iter().any(|found| found.partition == partition)
+    }
+
+    /// What the destination or the user is after the command, in words.
+    pub(super) fn state_after<'s>(
+        &self,
+        states: impl Iterator<Item = &'s PartitionState> + Clone,
+        record: &ControlRecord,
+    ) -> String {
+        let after = Commanded::of(states.clone());
+        match (&record.command, &self.user) {
+            (ControlCommand::Rate { .. }, _) => after.rate_before.unwrap_or_else(|| RATE_OF_PROCESSES.to_owned()),
+            (ControlCommand::User { .. }, Some(UserPlan { user, hold, .. })) => {
+                if !states.clone().any(|state| is_held(state, user)) {
+                    return format!("user {user:?} is not held");
+                }
+                let hold = Hold::after(hold.clone(), user.as_bytes(), record);
+                format!("user {user:?} is {}", shown_hold(hold.as_ref()))
+            }
+            _ => after.paused().unwrap_or_else(|| "not paused".to_owned()),
+        }
+    }
+
     /// What the command does, in words.
     pub(super) fn describe(&self) -> String {
         let Self { destination, topic, waiting, .. } = self;
-        let paused =
-            self.pause.as_ref().map(|pause| format!("paused since {} by {}", show_ms(pause.since_ms), pause.by));
-        match &self.control_command {
+        let paused = self.before.paused();
+        let mut text = match &self.control_command {
             ControlCommand::Pause => format!(
                 "pause of {destination}, topic {topic}: no attempt starts until `eventd control resume`. {waiting}{}",
-                paused.map(|paused| format!(". It is {paused} already")).unwrap_or_default()
+                paused.map(|paused| format!(". It is {paused} already, and that stays")).unwrap_or_default()
             ),
-            ControlCommand::Resume => match paused {
-                Some(paused) => format!("resume of {destination}, topic {topic}, {paused}. {waiting}"),
-                None => format!("resume of {destination}, topic {topic}, which is not paused. {waiting}"),
+            ControlCommand::Resume => match (paused, &self.not_applied) {
+                (Some(paused), _) => format!("resume of {destination}, topic {topic}, {paused}. {waiting}"),
+                (None, Some(_)) => format!("resume of {destination}, topic {topic}. {waiting}"),
+                (None, None) => format!("resume of {destination}, topic {topic}, which is not paused. {waiting}"),
             },
-            ControlCommand::Rate { .. } => {
-                format!(
-                    "rate of {destination}, topic {topic}: {} (before: {}). {waiting}",
-                    self.rate
-                        .clone()
-                        .unwrap_or_else(|| "off, so --rate of the processes counts, if they have one".to_owned()),
-                    self.rate_before.clone().unwrap_or_else(|| {
-                        "none commanded, so --rate of the processes counts, if they have one".to_owned()
-                    })
-                )
+            ControlCommand::Rate { per_hour } => {
+                let rate = self.rate.as_deref().unwrap_or_default();
+                let rate = if per_hour.is_none() { format!("off, so {RATE_OF_PROCESSES}") } else { rate.to_owned() };
+                let before = self.before.rate_before.clone();
+                let before = before.unwrap_or_else(|| format!("none commanded, so {RATE_OF_PROCESSES}"));
+                format!("rate of {destination}, topic {topic}: {rate} (before: {before}). {waiting}")
             }
             ControlCommand::Probe => {
                 format!(
@@ -160,12 +270,16 @@ impl CommandPlan {
                 )
             }
             ControlCommand::User { action, .. } => self.describe_user(*action),
+        };
+        if let Some(NotApplied { command, by, at_ms }) = &self.not_applied {
+            _ = write!(text, "\nnote: a {command} by {by} at {} is stored and not applied yet", show_ms(*at_ms));
         }
+        text
     }
 
     fn describe_user(&self, action: UserAction) -> String {
         let Self { destination, topic, command, .. } = self;
-        let Some(UserPlan { user, partitions }) = &self.user else { return String::new() };
+        let Some(UserPlan { user, held, partitions, hold, .. }) = &self.user else { return String::new() };
         let effect = match action {
             UserAction::Retry => "its next event is tried now, and the user is released if it is held",
             UserAction::Hold => "its events wait in the log until `eventd control release`",
@@ -173,8 +287,11 @@ impl CommandPlan {
             UserAction::GiveUp { .. } => "these events become dead letters with the reason operator",
         };
         let mut text = format!("{command} of user {user:?} at {destination}, topic {topic}: {effect}");
+        if *held {
+            _ = write!(text, "\n  {}", shown_hold(hold.as_ref()));
+        }
         if partitions.is_empty() {
-            text.push_str("\n  no event of this user waits");
+            text.push_str("\n  no event of this user waits; if you expected some, check --user");
         }
         for partition in partitions.iter().take(PARTITIONS_SHOWN_MAX) {
             _ = write!(text, "\n  {partition}");
@@ -188,14 +305,23 @@ impl CommandPlan {
 
 impl std::fmt::Display for WaitingEvents {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Self { offsets, parked_users, held_users, failing_users } = self;
-        let s = if *offsets == 1 { "event waits" } else { "events wait" };
-        write!(f, "{offsets} {s} for delivery")?;
-        if *parked_users > 0 {
-            write!(f, ", and those of {parked_users} parked users ({held_users} held)")?;
+        let Self { offsets, parked_users, held_users, failing_users } = *self;
+        match offsets {
+            0 => f.write_str("no event waits for delivery")?,
+            1 => f.write_str("1 event waits for delivery")?,
+            _ => write!(f, "{offsets} events wait for delivery")?,
         }
-        if *failing_users > 0 {
-            write!(f, "; the next event of {failing_users} users has failed")?;
+        let others = if offsets == 0 { "except" } else { "and" };
+        match (parked_users.saturating_sub(held_users), held_users) {
+            (0, 0) => {}
+            (0, held) => write!(f, ", {others} those of {}", counted(held, "held user"))?,
+            (parked, 0) => write!(f, ", {others} those of {}", counted(parked, "parked user"))?,
+            (parked, held) => {
+                write!(f, ", {others} those of {} and {}", counted(parked, "parked user"), counted(held, "held user"))?;
+            }
+        }
+        if failing_users > 0 {
+            write!(f, "; the next event of {} has failed", counted(failing_users, "user"))?;
         }
         Ok(())
     }
@@ -207,8 +333,8 @@ impl std::fmt::Display for UserPartition {
         write!(f, "partition {}: ", self.partition)?;
         match (is_lower_bound, events) {
             (true, 0) => write!(f, "not seen in the first {RECORDS_READ_MAX} records")?,
-            (true, _) => write!(f, "at least {events} events")?,
-            (false, _) => write!(f, "{events} events")?,
+            (true, _) => write!(f, "at least {}", counted(events, "event"))?,
+            (false, _) => f.write_str(&counted(events, "event"))?,
         }
         if let (Some(first), Some(last)) = (first, last) {
             match first == last {
@@ -222,7 +348,7 @@ impl std::fmt::Display for UserPartition {
             (false, false) => {}
         }
         if let (Some(since), Some(next), Some(answer)) = (self.failing_since_ms, self.next_try_ms, &self.last_answer) {
-            write!(f, ", {} failures since {}", self.failures, show_ms(since))?;
+            write!(f, ", {} since {}", counted(self.failures.into(), "failure"), show_ms(since))?;
             if !self.held {
                 write!(f, ", next try at {}", show_ms(next))?;
             }
@@ -235,16 +361,26 @@ impl std::fmt::Display for UserPartition {
 /// What waits in all partitions.
 async fn waiting(context: &CommandContext, states: &[PartitionState]) -> anyhow::Result<WaitingEvents> {
     let mut waiting = WaitingEvents::default();
+    // A `hold` lists its user in every partition, so users are counted by their name.
+    let (mut parked_users, mut held_users, mut failing_users) = (BTreeSet::new(), BTreeSet::new(), BTreeSet::new());
     for (state, partition) in states.iter().zip(0u32..) {
         let latest = context.log.latest(partition).await?;
         let settled: i64 = state.settled.iter().map(|range| range.end - range.start).sum();
         waiting.offsets += u64::try_from(latest - state.watermark - settled).unwrap_or(0);
-        for user in state.users.values() {
-            waiting.parked_users += u64::from(user.parked.is_some());
-            waiting.held_users += u64::from(user.parked.is_some_and(|parked| parked.held));
-            waiting.failing_users += u64::from(user.failed.is_some());
+        for (key, user) in &state.users {
+            let count = |users: &mut BTreeSet<UserKey>, counts: bool| {
+                if counts {
+                    users.insert(key.clone());
+                }
+            };
+            count(&mut parked_users, user.parked.is_some());
+            count(&mut held_users, user.parked.is_some_and(|parked| parked.held));
+            count(&mut failing_users, user.failed.is_some());
         }
     }
+    waiting.parked_users = parked_users.len() as u64;
+    waiting.held_users = held_users.len() as u64;
+    waiting.failing_users = failing_users.len() as u64;
     Ok(waiting)
 }
 
@@ -265,7 +401,11 @@ fn of_partition(partition: u32, state: &PartitionState, user: &str, events: User
 }
 
 /// What the commits and the log say about a user, in the partitions that have something of it.
-async fn of_user(context: &CommandContext, states: &[PartitionState], user: &str) -> anyhow::Result<UserPlan> {
+async fn of_user(
+    context: &CommandContext,
+    states: &[PartitionState],
+    user: &str,
+) -> anyhow::Result<Vec<UserPartition>> {
     let mut partitions = Vec::new();
     for (state, partition) in states.iter().zip(0u32..) {
         let events = find(context, partition, state, user, Wanted::All).await?;
@@ -274,7 +414,31 @@ async fn of_user(context: &CommandContext, states: &[PartitionState], user: &str
             partitions.push(of_partition(partition, state, user, events));
         }
     }
-    Ok(UserPlan { user: user.to_owned(), partitions })
+    Ok(partitions)
+}
+
+impl UserPlan {
+    fn new(user: &str, states: &[PartitionState], history: &CommandHistory, partitions: Vec<UserPartition>) -> Self {
+        let held = states.iter().any(|state| is_held(state, user));
+        let hold = history.hold.clone().filter(|_| held);
+        Self {
+            user: user.to_owned(),
+            held,
+            held_since_ms: hold.as_ref().map(|hold| hold.since_ms),
+            held_by: hold.as_ref().map(|hold| hold.by.to_string()),
+            held_reason: hold.as_ref().map(|hold| hold.reason.to_string()),
+            partitions,
+            hold,
+        }
+    }
+}
+
+/// Since when, by whom and why a user is held. Without a command it is the policy of the processes.
+fn shown_hold(hold: Option<&Hold>) -> String {
+    match hold {
+        Some(Hold { since_ms, by, reason }) => format!("held {}", since(*since_ms, by, reason)),
+        None => "held by --on-exhausted hold: the tries of its next event have ended".to_owned(),
+    }
 }
 
 /// The events that a `give-up` gives up.
@@ -284,6 +448,15 @@ async fn to_give_up(
     user: &str,
     until: Option<(u32, i64)>,
 ) -> anyhow::Result<UserPartition> {
+    if let Some((partition, offset)) = until {
+        ensure!(
+            (partition as usize) < states.len(),
+            CommandRefused::Usage(format!(
+                "--offset {partition}:{offset}: the topic has partitions 0 to {}",
+                states.len().saturating_sub(1)
+            ))
+        );
+    }
     let (mut found, mut unread) = (Vec::new(), Vec::new());
     for (state, partition) in states.iter().zip(0u32..) {
         let wanted = match until {
@@ -316,7 +489,9 @@ async fn to_give_up(
     );
     let until = until.map(|(partition, offset)| format!(" up to {partition}:{offset}")).unwrap_or_default();
     found.pop().ok_or_else(|| {
-        CommandRefused::NotInLog(format!("user {user:?} has no unsettled event{until}: there is nothing to give up"))
-            .into()
+        CommandRefused::NotInLog(format!(
+            "user {user:?} has no unsettled event{until}: there is nothing to give up. Check --user"
+        ))
+        .into()
     })
 }

@@ -3,7 +3,7 @@
 use super::plan::CommandPlan;
 use super::{CommandContext, CommandRefused, CommandResult, Config, FailedIn};
 use crate::clock::now_ms;
-use crate::core::control::{ControlCommand, ControlRecord};
+use crate::core::control::ControlRecord;
 use crate::core::progress::PartitionState;
 use crate::core::side_topics::control_topic;
 use crate::dispatch::commands::record;
@@ -37,12 +37,12 @@ pub(super) async fn send(
     stop: impl Future<Output = ()> + Send,
 ) -> anyhow::Result<CommandResult> {
     let id = Uuid::now_v7().to_string();
-    let command = |command: &ControlCommand| ControlRecord {
+    let record = ControlRecord {
         id: id.as_str().into(),
         at_ms: now_ms(),
         by: Operator::of_this_process().to_string().into(),
         reason: config.reason.as_str().into(),
-        command: command.clone(),
+        command: plan.control_command().clone(),
     };
     let mut offsets = BTreeMap::new();
     // The topic may get more partitions at this moment. Their owners begin with the state of partition 0, which has the
@@ -55,14 +55,14 @@ pub(super) async fn send(
         }
         let topic = open(context, partitions).await?;
         for partition in missing {
-            let offset = append(context, &*topic, partition, &command(plan.control_command())).await?;
+            let offset = append(context, &*topic, partition, &record).await?;
             offsets.insert(partition, offset);
         }
     }
     let deadline = Instant::now() + config.wait;
     tokio::select! {
         biased;
-        result = wait_until_applied(context, &id, &offsets, deadline) => result,
+        result = wait_until_applied(context, plan, &record, &offsets, deadline) => result,
         () = stop => Ok(CommandResult::Waiting { id: id.clone(), partitions: offsets.into_keys().collect() }),
     }
 }
@@ -122,10 +122,12 @@ async fn append(
 /// Reads the commits until they have the command, the destination turns out to have no owner, or the deadline is over.
 async fn wait_until_applied(
     context: &CommandContext,
-    id: &str,
+    plan: &CommandPlan,
+    record: &ControlRecord,
     offsets: &BTreeMap<u32, i64>,
     deadline: Instant,
 ) -> anyhow::Result<CommandResult> {
+    let id = &record.id;
     let owner_look_at = Instant::now() + OWNER_LOOK_AFTER;
     loop {
         let states = retry_group_call(|| context.groups.committed(&context.destination, &context.log)).await?;
@@ -135,27 +137,39 @@ async fn wait_until_applied(
         };
         let waiting: Vec<u32> =
             offsets.iter().filter(|entry| !is_applied(*entry)).map(|(partition, _)| *partition).collect();
-        let failed: Vec<FailedIn> = offsets.iter().filter_map(|at| failed_in(&states, at)).collect();
-        if waiting.is_empty() && !failed.is_empty() {
-            return Ok(CommandResult::Failed { id: id.to_owned(), partitions: failed });
-        }
         if waiting.is_empty() {
-            return Ok(CommandResult::Applied { id: id.to_owned() });
+            return Ok(result_of(&states, plan, record, offsets));
         }
         let now = Instant::now();
         if now >= owner_look_at.min(deadline) {
             let is_owned = retry_group_call(|| context.groups.is_owned(&context.destination, &context.log)).await?;
             if !is_owned {
-                return Ok(CommandResult::Unowned { id: id.to_owned() });
+                return Ok(CommandResult::Unowned { id: id.to_string() });
             }
         }
         if now >= deadline {
-            return Ok(CommandResult::Waiting { id: id.to_owned(), partitions: waiting });
+            return Ok(CommandResult::Waiting { id: id.to_string(), partitions: waiting });
         }
         // A look at the owners costs another request, so they are looked at less often.
         let interval = if now >= owner_look_at { CONTROL_LOOK_INTERVAL } else { LOOK_INTERVAL };
         sleep(interval.min(deadline - now)).await;
     }
+}
+
+/// All owners have passed the command.
+fn result_of(
+    states: &[Option<PartitionState>],
+    plan: &CommandPlan,
+    record: &ControlRecord,
+    offsets: &BTreeMap<u32, i64>,
+) -> CommandResult {
+    let partitions = u32::try_from(offsets.len()).unwrap_or(u32::MAX);
+    let without_effect: Vec<FailedIn> = offsets.iter().filter_map(|at| failed_in(states, at)).collect();
+    let id = record.id.to_string();
+    if without_effect.iter().any(|failed| plan.needs_effect_in(failed.partition, partitions)) {
+        return CommandResult::Failed { id, partitions: without_effect };
+    }
+    CommandResult::Applied { id, now: plan.state_after(states.iter().flatten(), record), without_effect }
 }
 
 /// Whether the owner of this partition has passed the command at this offset without its effect, and why.

@@ -1,19 +1,10 @@
 //! The unsettled events of one user, found in the log.
 
 use super::CommandContext;
+use super::scan::scan;
 use crate::core::progress::{PartitionState, Progress, UserState};
-use crate::limits::FETCH_BYTES_MAX;
-use crate::log::FetchError;
-use anyhow::{Context as _, bail};
 use serde::Serialize;
-use std::time::Duration;
-use tokio::time::sleep;
-
-/// Records that are read to count the events of a user. A count beyond it is a lower bound.
-pub(super) const RECORDS_READ_MAX: u64 = 500_000;
-
-const RETRIES_MAX: u32 = 20;
-const RETRY_DELAY: Duration = Duration::from_millis(250);
+use std::ops::ControlFlow;
 
 /// Which unsettled events of a user to look for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -43,6 +34,11 @@ pub(super) fn listed<'s>(state: &'s PartitionState, user: &str) -> Option<&'s Us
     state.users.get(&Some(user.as_bytes().into()))
 }
 
+/// Whether the state holds the user.
+pub(super) fn is_held(state: &PartitionState, user: &str) -> bool {
+    listed(state, user).and_then(|user| user.parked).is_some_and(|parked| parked.held)
+}
+
 /// Looks for events of the user that this state has not settled. Reads the log from the first one that can be unsettled.
 pub(super) async fn find(
     context: &CommandContext,
@@ -63,37 +59,16 @@ pub(super) async fn find(
     let end = context.log.latest(partition).await?;
     let end = if let Wanted::Until(until) = wanted { end.min(until.saturating_add(1)) } else { end };
     let mut found = UserEvents { end, ..UserEvents::default() };
-    let mut at = from.max(context.log.earliest(partition).await?);
-    let (mut read, mut failures) = (0, 0);
-    while at < end {
-        match context.log.fetch(partition, at, FETCH_BYTES_MAX, Duration::ZERO).await {
-            Ok(fetched) if fetched.next > at => {
-                read += fetched.events.len() as u64;
-                let own = fetched.events.iter().filter(|event| event.record.key() == Some(user.as_bytes()));
-                for event in own.filter(|event| event.offset < end && is_unsettled(event.offset)) {
-                    found.events += 1;
-                    found.first = found.first.or(Some(event.offset));
-                    found.last = Some(event.offset);
-                    if wanted == Wanted::First {
-                        return Ok(found);
-                    }
-                }
-                at = fetched.next;
-            }
-            Ok(_) | Err(FetchError::Unavailable(_)) if failures < RETRIES_MAX => {
-                failures += 1;
-                sleep(RETRY_DELAY).await;
-            }
-            Ok(_) => bail!("{:?} returns no records at offset {at} of partition {partition}", context.log.topic()),
-            // Retention removed these records meanwhile, or they cannot be read: they are not the user's any more.
-            Err(FetchError::OutOfRange { earliest, .. }) if earliest > at => at = earliest,
-            Err(FetchError::Corrupt { offset, .. }) => at = offset + 1,
-            Err(error) => return Err(error).context("cannot look for the user's events"),
+    let is_complete = scan(&*context.log, partition, from..end, |event| {
+        if event.record.key() != Some(user.as_bytes()) || !is_unsettled(event.offset) {
+            return ControlFlow::Continue(());
         }
-        if read > RECORDS_READ_MAX {
-            found.is_lower_bound = true;
-            break;
-        }
-    }
+        found.events += 1;
+        found.first = found.first.or(Some(event.offset));
+        found.last = Some(event.offset);
+        if wanted == Wanted::First { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    })
+    .await?;
+    found.is_lower_bound = !is_complete;
     Ok(found)
 }

@@ -71,7 +71,7 @@ fn a_rate_is_kept_by_the_owner_and_over_a_restart() {
     controlled.post(0..6);
     controlled.receiver.wait_for(6);
     controlled.applied(&["rate", "20/s"]);
-    dispatch.wait_for(&["the rate of attempts was changed: 20/s"]);
+    dispatch.wait_for(&["the rate of events was changed: 20/s"]);
     assert_eq!(dispatch.stop().code(), 0);
     controlled.receiver.take();
     let dispatch = controlled.dispatch(&[]);
@@ -82,7 +82,8 @@ fn a_rate_is_kept_by_the_owner_and_over_a_restart() {
     assert!(took >= Duration::from_millis(1_600), "40 events at 20/s took {took:?}");
     let plan = &controlled.json(&["rate", "off"])[0];
     assert_eq!((&plan["command"], &plan["rate_before"]), (&"rate".into(), &"20/s".into()), "{plan}");
-    dispatch.wait_for(&["the rate of attempts was changed: no limit"]);
+    assert_eq!(plan["rate"], "off", "{plan}");
+    dispatch.wait_for(&["the rate of events was changed: no limit"]);
     assert_eq!(dispatch.stop().code(), 0);
 }
 
@@ -136,4 +137,47 @@ fn a_probe_tries_an_open_breaker_at_once() {
     controlled.receiver.answers(|_| 200);
     controlled.receiver.wait_for(60);
     assert_eq!(dispatch.stop().code(), 0);
+}
+
+#[test]
+fn a_second_pause_says_who_paused_first_and_changes_nothing() {
+    let controlled = Controlled::on_sqlite();
+    let dispatch = controlled.dispatch(&[]);
+    controlled.post(0..6);
+    controlled.receiver.wait_for(6);
+    let said = controlled.applied(&["pause", "--reason", "deploy of billing"]);
+    assert!(said.contains("now: paused since") && said.contains("(deploy of billing)"), "{said}");
+    let said = controlled.applied(&["pause", "--reason", "me, too"]);
+    assert_eq!(said.matches("(deploy of billing)").count(), 2, "before and after: {said}");
+    assert!(said.contains("already, and that stays") && !said.contains("me, too"), "{said}");
+    let plan = &controlled.json(&["resume"])[0];
+    assert_eq!(plan["paused_reason"], "deploy of billing", "{plan}");
+    assert!(plan["paused_since_ms"].is_i64() && plan["paused_by"].is_string(), "{plan}");
+    assert_eq!(dispatch.stop().code(), 0);
+}
+
+#[test]
+fn commands_that_are_stored_and_not_applied_are_told_and_a_start_logs_what_they_leave() {
+    let controlled = Controlled::on_sqlite();
+    let dispatch = controlled.dispatch(&[]);
+    controlled.post(0..6);
+    controlled.receiver.wait_for(6);
+    assert_eq!(dispatch.stop().code(), 0);
+    for words in [&["pause"][..], &["rate", "5/s"], &["rate", "7/s"]] {
+        assert_eq!(controlled.control(words).code(), 0, "{words:?}");
+    }
+    let ending = controlled.control(&["resume"]);
+    assert!(ending.said.contains("note: a pause by"), "{}", ending.said);
+    assert!(ending.said.contains("is stored and not applied yet"), "{}", ending.said);
+    assert!(!ending.said.contains("which is not paused"), "{}", ending.said);
+    let ending = controlled.control(&["hold", "--user", "ann"]);
+    assert!(!ending.said.contains("note: "), "it is about something else: {}", ending.said);
+    let ending = controlled.control(&["release", "--user", "ann"]);
+    assert_eq!(ending.code(), 0, "the user will be held: {}", ending.said);
+    let dispatch = controlled.dispatch(&[]);
+    dispatch.wait_for(&["the rate of events was changed: 7/s"]);
+    controlled.post(6..12);
+    controlled.receiver.wait_for(12);
+    let lines = dispatch.stop().said;
+    assert!(!lines.contains("paused since") && !lines.contains("changed: 5/s"), "{lines}");
 }

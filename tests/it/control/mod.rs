@@ -62,8 +62,15 @@ impl Controlled {
 
     /// Runs `eventd control` with these words to its end.
     fn control(&self, words: &[&str]) -> Ending {
-        let arguments = self.arguments(&["control"], &[words, &["--dest", "hook"]].concat());
-        run(self.folder.path(), &arguments.iter().map(String::as_str).collect::<Vec<_>>())
+        self.control_of("hook", words)
+    }
+
+    fn control_of(&self, destination: &str, words: &[&str]) -> Ending {
+        // A flag must not be given twice.
+        let log = if words.contains(&"--topic") { &self.log[..2] } else { &self.log[..] };
+        let log: Vec<&str> = log.iter().map(String::as_str).collect();
+        let arguments = [&["control"], &log[..], words, &["--dest", destination]].concat();
+        run(self.folder.path(), &arguments)
     }
 
     /// Gives a command, which every owner must apply.

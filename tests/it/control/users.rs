@@ -1,6 +1,7 @@
 //! Commands about one user.
 
 use super::*;
+use eventd::core::partition::Partitioner;
 
 /// The receiver answers 500 to one user.
 fn with_a_failing_user(controlled: &Controlled, more: &[&str]) -> Program {
@@ -30,13 +31,19 @@ fn a_user_is_held_released_and_given_up(controlled: &Controlled) {
     assert_eq!(dispatch.stop().code(), 0);
 
     let dispatch = controlled.dispatch(&[]);
+    dispatch.wait_for(&[
+        "1 user is held: \"user-3\" since",
+        "(account locked): eventd control release --dest hook --user user-3",
+    ]);
     controlled.post(36..42);
     controlled.receiver.wait_for(35);
     std::thread::sleep(A_WHILE);
     assert_eq!(controlled.receiver.refused(), refused, "a held user is not tried, also after a restart");
 
     let said = controlled.applied(&["give-up", "--user", "user-3"]);
-    assert!(said.contains("1 events (offset") && said.contains("held") && said.contains("failures since"), "{said}");
+    assert!(said.contains("1 event (offset") && said.contains("failures since"), "{said}");
+    let by = "(account locked)";
+    assert!(said.matches("held since").count() == 2 && said.matches(by).count() == 2, "before and after: {said}");
     dispatch.wait_for(&["gave up", "reason=\"operator\""]);
     controlled.receiver.answers(|_| 200);
     let said = controlled.applied(&["release", "--user", "user-3"]);
@@ -97,10 +104,55 @@ fn a_hold_that_the_list_has_no_room_for_is_a_failure_that_says_why() {
     controlled.applied(&["hold", "--user", "user-1"]);
     let ending = controlled.control(&["hold", "--user", "user-2", "--wait", "60s"]);
     assert_eq!(ending.code(), 1, "{}", ending.said);
-    for says in ["without effect in p0, p1, p2: hold", "p0: the list of parked users is full (--parked-users)"] {
+    let why = "partition 0: the list of parked users is full (--parked-users): raise --parked-users, or release";
+    for says in ["without effect in partitions 0, 1, 2: hold", why] {
         assert!(ending.said.contains(says), "{}", ending.said);
     }
+    dispatch.wait_for(&["a command had no effect", "command=\"hold\"", "user=\"user-2\"", "raise --parked-users"]);
     controlled.applied(&["release", "--user", "user-1"]);
     controlled.applied(&["hold", "--user", "user-2"]);
     assert_eq!(dispatch.stop().code(), 0);
+}
+
+/// Each partition has room for one user.
+const ROOM_FOR_ONE: [&str; 8] =
+    ["--parked-users", "1", "--on-exhausted", "hold", "--attempts", "2", "--backoff", "1ms"];
+
+#[test]
+fn a_hold_that_has_its_effect_where_the_events_are_is_applied() {
+    let partition = |user: &str| Partitioner::Murmur2.partition(user.as_bytes(), 3);
+    let elsewhere = (0..USERS).map(|number| format!("user-{number}"));
+    let elsewhere = elsewhere.into_iter().find(|user| partition(user) != partition("user-3")).unwrap();
+    let controlled = Controlled::on_sqlite();
+    let dispatch = with_a_failing_user(&controlled, &ROOM_FOR_ONE);
+    dispatch.wait_for(&["a user is held, because the tries of its next event have ended"]);
+    let said = controlled.applied(&["hold", "--user", &elsewhere]);
+    let full = format!("no effect in partition {}, where this user has no events", partition("user-3"));
+    assert!(said.contains(&full) && said.contains("is held since"), "{said}");
+    dispatch.wait_for(&["a command had no effect in a partition that has no event of the user now"]);
+    let plan = &controlled.json(&["hold", "--user", "user-3"])[0];
+    assert_eq!((&plan["user"]["held"], &plan["user"]["held_by"]), (&true.into(), &Value::Null), "{plan}");
+    controlled.receiver.answers(|_| 200);
+    let said = controlled.applied(&["release", "--user", "user-3"]);
+    assert!(said.contains("user \"user-3\" is not held"), "{said}");
+    assert_eq!(dispatch.stop().code(), 0);
+}
+
+#[test]
+fn a_hold_is_counted_and_logged_once_although_every_partition_has_it() {
+    let controlled = Controlled::on_sqlite();
+    let dispatch = controlled.dispatch(&[]);
+    controlled.post(0..6);
+    controlled.receiver.wait_for(6);
+    controlled.applied(&["hold", "--user", "ann"]);
+    controlled.applied(&["hold", "--user=-x"]);
+    let said = controlled.applied(&["pause"]);
+    assert!(said.contains("no event waits for delivery, except those of 2 held users"), "{said}");
+    let plan = &controlled.json(&["resume"])[0];
+    assert_eq!((&plan["waiting"]["held_users"], &plan["waiting"]["parked_users"]), (&2.into(), &2.into()), "{plan}");
+    let said = controlled.applied(&["release", "--user", "-x"]);
+    assert!(said.contains("now: user \"-x\" is not held"), "{said}");
+    let lines = dispatch.stop().said;
+    assert_eq!(lines.matches("the user is held, as was asked for").count(), 2, "{lines}");
+    assert_eq!(lines.matches("the user was released, as was asked for").count(), 1, "{lines}");
 }
