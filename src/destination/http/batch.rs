@@ -14,8 +14,9 @@
 //! may refuse one of them. So the verdict is `BatchFailed`, which says nothing, unless the receiver was not reached or asks
 //! to wait.
 
+use super::stored_headers::StoredHeaders;
 use super::webhook::{self, Envelope, IN_A_SIGNED_ID, Signer};
-use crate::core::event::{self, Event};
+use crate::core::event::Event;
 use crate::core::verdict::Verdict;
 use crate::destination::json_line;
 use base64::Engine;
@@ -44,7 +45,7 @@ pub(super) struct BatchRequest<'a> {
 
 impl<'a> BatchRequest<'a> {
     /// # Panics
-    /// If there is no event.
+    /// If `events` is empty.
     pub(super) fn new(
         topic: &'a str,
         partition: u32,
@@ -100,22 +101,10 @@ pub(super) fn verdict_of_first(verdict: Verdict) -> Verdict {
 /// Appends the event as a JSON object.
 fn append(topic: &str, partition: u32, event: &Event, body: &mut Vec<u8>) {
     let record = &event.record;
-    let (mut id, mut kind, mut content_type, mut traceparent, mut replay) = (None, None, None, None, None);
-    for (name, value) in record.headers() {
-        let wanted = match name {
-            event::ID => &mut id,
-            event::TYPE => &mut kind,
-            event::CONTENT_TYPE => &mut content_type,
-            event::TRACEPARENT => &mut traceparent,
-            event::REPLAY => &mut replay,
-            _ => continue,
-        };
-        // If a header is repeated, the first one counts, even if its value is unusable. `Event::id` has the same rule.
-        wanted.get_or_insert(value);
-    }
+    let StoredHeaders { id, kind, content_type, traceparent, replay } = StoredHeaders::of(record);
     // An attribute of a CloudEvent is a string that is not empty.
-    let text = |value: Option<Option<&'_ [u8]>>| {
-        let value = std::str::from_utf8(value.flatten()?).ok()?;
+    let text = |value: Option<&[u8]>| {
+        let value = std::str::from_utf8(value?).ok()?;
         (!value.is_empty()).then(|| value.to_owned())
     };
     let content_type = text(content_type);
@@ -127,7 +116,7 @@ fn append(topic: &str, partition: u32, event: &Event, body: &mut Vec<u8>) {
     if let Some(content_type) = &content_type {
         attribute("datacontenttype", content_type, body);
     }
-    if let Some(user) = text(Some(record.key())) {
+    if let Some(user) = text(record.key()) {
         attribute("partitionkey", &user, body);
     }
     attribute("eventdoffset", &format!("{partition}:{}", event.offset), body);
@@ -174,6 +163,7 @@ fn is_json(content_type: Option<&str>, payload: &[u8]) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::core::event;
     use crate::core::event::Record;
     use proptest::prelude::*;
     use std::time::{Duration, UNIX_EPOCH};

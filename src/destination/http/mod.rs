@@ -31,6 +31,7 @@ mod failure_text;
 mod pool;
 mod resolver;
 mod response_tracker;
+mod stored_headers;
 pub mod webhook;
 
 use super::spec::HttpTarget;

@@ -1,5 +1,6 @@
 //! The headers of a webhook: those of Standard Webhooks and those of eventd. Also parses secrets and `Retry-After`.
 
+use super::stored_headers::StoredHeaders;
 use crate::core::event::{self, Event};
 use crate::destination::ConfigurationError;
 use base64::Engine;
@@ -155,23 +156,10 @@ impl WebhookRequest<'_> {
     /// if they are not valid header values.
     pub(super) fn put_headers(&self, signer: Option<&Signer>, headers: &mut HeaderMap) {
         let record = &self.event.record;
-        let (mut id, mut kind, mut content_type, mut traceparent, mut replay) = (None, None, None, None, None);
-        for (name, value) in record.headers() {
-            let wanted = match name {
-                event::ID => &mut id,
-                event::TYPE => &mut kind,
-                event::CONTENT_TYPE => &mut content_type,
-                event::TRACEPARENT => &mut traceparent,
-                event::REPLAY => &mut replay,
-                _ => continue,
-            };
-            // If a header is repeated, the first one counts, even if its value is unusable. `Event::id` has the same rule.
-            wanted.get_or_insert(value);
-        }
-
+        let StoredHeaders { id, kind, content_type, traceparent, replay } = StoredHeaders::of(record);
         // All values share one block of memory, so that a request needs one allocation for them.
         let mut values = BytesMut::with_capacity(VALUES_BYTES);
-        match id.flatten().filter(|id| std::str::from_utf8(id).is_ok()) {
+        match id.filter(|id| std::str::from_utf8(id).is_ok()) {
             Some(id) => encode(id, IN_A_SIGNED_ID, &mut values),
             None => encode(self.event.id(self.topic, self.partition).as_bytes(), IN_A_SIGNED_ID, &mut values),
         }
@@ -185,12 +173,12 @@ impl WebhookRequest<'_> {
         envelope.put(signer, record.value().unwrap_or_default(), headers, &mut values);
         write!(values, "{}:{}", self.partition, self.event.offset).expect("writing to memory cannot fail");
         put(headers, &OFFSET, &mut values);
-        if let Some(kind) = kind.flatten() {
+        if let Some(kind) = kind {
             encode(kind, IN_A_HEADER, &mut values);
             put(headers, &TYPE, &mut values);
         }
         for (name, value) in [(&CONTENT_TYPE, content_type), (&TRACEPARENT, traceparent), (&REPLAY, replay)] {
-            if let Some(value) = value.flatten() {
+            if let Some(value) = value {
                 insert(headers, name, HeaderValue::from_bytes(value));
             }
         }
