@@ -446,7 +446,7 @@ mod tests {
         let hour = Duration::from_secs(3_660);
         assert!(database.trim(&mut trimmer, database.at(hour, 0)).is_empty());
         assert_eq!(database.earliest(EVENTS), 30);
-        // Nine days later the destination is no longer protected.
+        // A destination that has not committed for seven days is not protected any more.
         let late = database.at(hour + Duration::from_secs(9 * 24 * 3_600), 0);
         let lost = database.trim(&mut trimmer, late);
         let lost: Vec<(&str, u64)> = lost.iter().map(|loss| (loss.destination.as_str(), loss.events)).collect();

@@ -1,4 +1,5 @@
-//! Where the sweep reads. It brings the events of parked users that were left in the log, the lowest wanted offset first.
+//! The sweep: which part of the log it reads next. It brings the events of parked users that were left in the log, the
+//! lowest wanted offset first.
 //!
 //! ```text
 //!            run_start          position                                  edge

@@ -1,5 +1,7 @@
 //! How many attempts may be in flight, and of which users, so that users who hang do not take the slots of the others.
 //!
+//! Dispatch does not use this yet: it has one pool of `--concurrency` slots for all users.
+//!
 //! An attempt usually takes milliseconds. If the destination hangs for some users, each of their attempts takes until
 //! `--attempt-timeout`. With one pool of slots, as many such users as there are slots would stop all others. So there are
 //! two pools of `--concurrency` slots each, and users have a [`Standing`]:

@@ -24,7 +24,7 @@ const REFUSED_LOOK_INTERVAL: Duration = Duration::from_secs(60);
 pub(in crate::dispatch) struct FoundCommands {
     /// In the order of their offsets.
     pub(in crate::dispatch) commands: Vec<(i64, Result<ControlRecord, InvalidCommand>)>,
-    /// Where the next look starts.
+    /// The offset at which the next look starts.
     pub(in crate::dispatch) next: i64,
     /// There may be more commands.
     pub(in crate::dispatch) has_more: bool,
