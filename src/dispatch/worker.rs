@@ -28,7 +28,7 @@ use super::reader::PartitionReader;
 use super::repositioner::{RESET_LOOK_MAX, Repositioner, requested};
 use crate::core::Moment;
 use crate::core::breaker::Gate;
-use crate::core::lanes::Token;
+use crate::core::lanes::{Lanes, Token};
 use crate::core::outcome::{Ended, Failure};
 use crate::core::parking::{ParkedUsers, ParkingLimits};
 use crate::core::progress::{ListedUsers, OffsetReset, PartitionState, ResetTarget};
@@ -163,10 +163,11 @@ impl Worker {
     fn from_state(context: Arc<DispatchContext>, partition: u32, state: PartitionState, has_read: Arc<Notify>) -> Self {
         let now = context.now();
         let log = PartitionLog::new(context.destination(), Arc::clone(&context.topic), partition);
-        let parked = parked_users(&context, &state);
+        let deliverer = Deliverer::new(&context, partition);
+        let parked = parked_users(&context, &deliverer.lanes, &state);
         Self {
             reader: PartitionReader::new(state.watermark, parked, has_read, now),
-            deliverer: Deliverer::new(&context, partition),
+            deliverer,
             dead_letters: DeadLetterWriter::default(),
             committer: Committer::new(state, context.config.commit_interval, now),
             repositioner: Repositioner::new(now),
@@ -826,11 +827,17 @@ impl Worker {
 }
 
 /// The list with which a worker begins at this state.
-fn parked_users(context: &DispatchContext, state: &PartitionState) -> ParkedUsers {
+fn parked_users(context: &DispatchContext, lanes: &Lanes, state: &PartitionState) -> ParkedUsers {
     let (clocks, tries) = (context.clocks(), &context.config.tries);
     let limits = context.config.parking;
     let limits = ParkingLimits { users_max: context.throttle.share(limits.users_max), ..limits };
-    let healthy_time = context.breaker.lock().healthy_time(clocks.moment);
+    let healthy_time = {
+        let mut breaker = context.breaker.lock();
+        // Otherwise they would be newcomers, which are probed before users that have failed.
+        let failed = state.users.iter().filter(|(_, user)| user.failed.is_some());
+        failed.for_each(|(key, _)| breaker.had_failed(lanes.user(key.as_deref())));
+        breaker.healthy_time(clocks.moment)
+    };
     let restore = |stored: &_| {
         let history = FailureHistory::restored(stored, healthy_time, tries.delay_max(), clocks);
         (history, tries.next_try(stored, clocks))

@@ -168,7 +168,7 @@ impl Lanes {
     /// # Panics
     /// If the lane has an event with the same or a higher offset.
     pub fn admit(&mut self, event: Event) -> LaneId {
-        let user = self.hasher.hash_one(event.record.key());
+        let user = self.user(event.record.key());
         let Self { by_user, lanes, .. } = self;
         self.events += 1;
         let found = by_user.find(user, |index| lane_at(lanes, *index).head.record.key() == event.record.key());
@@ -209,6 +209,11 @@ impl Lanes {
         by_user.insert_unique(user, index, |index| lane_at(lanes, *index).user);
         self.make_ready(index);
         LaneId(index)
+    }
+
+    /// The name of a user in [`Started::user`], whether it has a lane or not.
+    pub fn user(&self, key: Option<&[u8]>) -> u64 {
+        self.hasher.hash_one(key)
     }
 
     /// Hands out a run of the lane that has been ready longest, and appends its events to `out`. A run has at most

@@ -49,8 +49,7 @@ pub struct RemovedLane {
 impl Lanes {
     /// The lane of a user.
     pub fn find(&self, user: Option<&[u8]>) -> Option<LaneId> {
-        use std::hash::BuildHasher as _;
-        let hash = self.hasher.hash_one(user);
+        let hash = self.user(user);
         let is_of_user = |index: &u32| lane_at(&self.lanes, *index).head.record.key() == user;
         self.by_user.find(hash, is_of_user).copied().map(LaneId)
     }
