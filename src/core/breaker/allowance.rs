@@ -31,15 +31,17 @@ pub(super) struct AttemptAllowance {
     /// How often the whole number was halved at `since`.
     halvings: u32,
     since: Moment,
+    /// The time before `since` that counts for the next doubling.
+    gained: Duration,
     change: AllowanceChange,
     last_halved: Option<Moment>,
 }
 
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 enum AllowanceChange {
-    /// Health is bad.
+    /// The number stays: the whole at first, and in bad health what is left of it.
     #[default]
-    None,
+    Fixed,
     /// The number doubles each time that this much time has passed.
     Doubling(Duration),
 }
@@ -50,23 +52,36 @@ impl AttemptAllowance {
         *self = Self {
             halvings: HALVINGS_MAX,
             since: now,
+            gained: Duration::ZERO,
             change: AllowanceChange::Doubling(RAMP_DOUBLED_EVERY),
             last_halved: self.last_halved,
         };
     }
 
-    /// Health is bad at this moment.
+    /// Health is bad at this moment. The time that health was better before still counts, because the health of a
+    /// destination that fails some attempts at random is bad for moments.
     pub(super) fn health_is_bad(&mut self, now: Moment) {
         let halvings = self.halvings_at(now);
         let halves = self.last_halved.is_none_or(|at| now >= at.saturating_add(HALVED_EVERY));
-        let last_halved = if halves { Some(now) } else { self.last_halved };
-        let halvings = (halvings + u32::from(halves)).min(HALVINGS_MAX);
-        *self = Self { halvings, since: now, change: AllowanceChange::None, last_halved };
+        let gained = match self.change {
+            AllowanceChange::Doubling(DOUBLED_EVERY) if halvings > 0 => {
+                self.gained_at(now).saturating_sub(DOUBLED_EVERY * (self.halvings - halvings))
+            }
+            AllowanceChange::Doubling(_) => Duration::ZERO,
+            AllowanceChange::Fixed => self.gained,
+        };
+        *self = Self {
+            halvings: (halvings + u32::from(halves)).min(HALVINGS_MAX),
+            since: now,
+            gained,
+            change: AllowanceChange::Fixed,
+            last_halved: if halves { Some(now) } else { self.last_halved },
+        };
     }
 
     /// Health is not bad any more.
     pub(super) fn health_is_better(&mut self, now: Moment) {
-        if self.change == AllowanceChange::None {
+        if self.change == AllowanceChange::Fixed {
             (self.since, self.change) = (now, AllowanceChange::Doubling(DOUBLED_EVERY));
         }
     }
@@ -80,15 +95,20 @@ impl AttemptAllowance {
     pub(super) fn grows_at(&self, now: Moment) -> Option<Moment> {
         let AllowanceChange::Doubling(every) = self.change else { return None };
         let left = self.halvings_at(now);
-        (left > 0).then(|| self.since.saturating_add(every * (self.halvings - left + 1)))
+        (left > 0).then(|| self.since.saturating_add(every * (self.halvings - left + 1) - self.gained))
     }
 
     fn halvings_at(&self, now: Moment) -> u32 {
         let doublings = match self.change {
-            AllowanceChange::None => 0,
-            AllowanceChange::Doubling(every) => now.saturating_sub(self.since).as_millis() / every.as_millis(),
+            AllowanceChange::Fixed => 0,
+            AllowanceChange::Doubling(every) => self.gained_at(now).as_millis() / every.as_millis(),
         };
         self.halvings.saturating_sub(u32::try_from(doublings).unwrap_or(u32::MAX))
+    }
+
+    /// The time that counts for doublings while the number doubles.
+    fn gained_at(&self, now: Moment) -> Duration {
+        self.gained + now.saturating_sub(self.since)
     }
 }
 
@@ -129,6 +149,24 @@ mod tests {
         assert_eq!((allowance.grows_at(ms(3_500)), allowance.part_of(64, ms(9_000))), (Some(ms(4_000)), 64));
         allowance.health_is_bad(ms(9_000));
         assert_eq!(allowance.part_of(64, ms(9_000)), 32);
+    }
+
+    #[test]
+    fn health_that_is_bad_for_moments_does_not_keep_the_attempts_in_flight_down() {
+        let mut allowance = AttemptAllowance::default();
+        let mut parts = Vec::new();
+        // Bad for 10 of each 100 ms.
+        for step in 0..600 {
+            let now = ms(step * 10);
+            if step % 10 == 0 {
+                allowance.health_is_bad(now)
+            } else {
+                allowance.health_is_better(now)
+            }
+            parts.push(allowance.part_of(256, now));
+        }
+        assert!(parts.iter().all(|part| *part >= 64), "{parts:?}");
+        assert!(parts.iter().filter(|part| **part == 256).count() > 200, "{parts:?}");
     }
 
     #[test]

@@ -45,6 +45,18 @@ fn in_a_brownout_of_95_percent_tries_do_not_count_and_nothing_is_given_up() {
 }
 
 #[test]
+fn a_destination_that_fails_two_of_five_attempts_at_random_keeps_nearly_all_slots() {
+    let mut fails = brownout(40, seconds(0)..seconds(120));
+    let arrivals = steady(0..2_000, 1_000, seconds(0)..seconds(60));
+    let destination = move |user, now| (fails(user, now).0, ms(100));
+    let measured = Scenario { concurrency: 256, ..Scenario::new(arrivals, destination) }.run(seconds(120));
+    // 1,667 attempts a second of 100 ms each need 167 of the 256 slots.
+    let in_time = measured.delivered(seconds(10)..seconds(60));
+    println!("# two of five fail at random: {in_time} of 50,000 events are delivered as they come");
+    assert!(in_time > 45_000, "{in_time}");
+}
+
+#[test]
 fn a_destination_with_a_limited_rate_gets_more_than_half_of_it() {
     for (per_second, concurrency) in [(100, 64), (1_000, 64), (5_000, 256)] {
         let arrivals: Vec<Arrival> = (0..per_second as u32 * 20).map(|event| (Moment::ZERO, event % 5_000)).collect();
