@@ -19,7 +19,7 @@ use std::time::Duration;
 /// The number of users whose last verdict is remembered.
 const REMEMBERED_USERS_MAX: usize = 20;
 /// A verdict that is older does not count.
-const VERDICT_AGE_MAX: Duration = Duration::from_secs(60);
+pub(super) const VERDICT_AGE_MAX: Duration = Duration::from_secs(60);
 /// The failures in a row of a suspect that count, if it was served before. Then health is found to be bad if about two of
 /// three attempts fail, and users whose events always fail do not count for long.
 const COUNTED_FAILURES_MAX: u32 = 3;

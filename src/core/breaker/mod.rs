@@ -28,6 +28,9 @@
 //! suspect until it is delivered itself. Only trusted users, that is, users who are not suspect, can open the breaker. So
 //! users whose events always fail cannot open it for all other users, however many they are.
 //!
+//! If no user was delivered for a minute, earlier deliveries show nothing any more, and no user is suspect. Otherwise a
+//! destination that goes down while most of its users are suspect would not be found to be down.
+//!
 //! A user that had failed before this process began is suspect from the first delivery of another user on. The owner of
 //! its partition tells the breaker at its start ([`Breaker::had_failed`]).
 //!
@@ -42,9 +45,11 @@
 //! # Health and pace
 //!
 //! Short of an outage, health is *bad* if fewer than half of the last users were delivered ([`Health`] says who
-//! counts). In bad health no try is counted, and the attempts in flight are halved every second (module `allowance`). If none
-//! of the last 5 users was delivered, but some attempt was within 250 ms, this is bad health, too, and not yet an outage. A
-//! destination that takes 100 of 10,000 events a second answers like this.
+//! counts). In bad health no try is counted, and the attempts in flight are halved every second (module `allowance`). If
+//! none of the last 5 users was delivered, but some attempt was within 250 ms, this is bad health, too, and not yet an
+//! outage. A destination that takes 100 of 10,000 events a second answers like this.
+//!
+//! An attempt that began before the end of an outage uses no try, even if its time-out comes long after it.
 //!
 //! # Probes
 //!
@@ -115,7 +120,7 @@ use super::Moment;
 use super::verdict::Verdict;
 use allowance::AttemptAllowance;
 use epochs::TryEpochs;
-use health::{DECIDING_USERS_MIN, RecentVerdicts};
+use health::{DECIDING_USERS_MIN, RecentVerdicts, VERDICT_AGE_MAX};
 use healthy_clock::HealthyClock;
 use open_breaker::{OpenBreaker, PROBE_DELAY_MAX};
 use std::time::Duration;
@@ -136,6 +141,8 @@ const RAMP_AFTER: Duration = Duration::from_secs(1);
 pub struct Breaker {
     /// The number of the attempt that was begun last.
     attempts: u64,
+    /// The number of the attempt that was begun last when the breaker closed.
+    attempts_in_outages: u64,
     state: BreakerState,
     since_delivery: SinceDelivery,
     trust: UserTrust,
@@ -218,12 +225,12 @@ impl Breaker {
     /// The caller has asked [`Breaker::gate`] before. If the attempt begins although the gate does not let it, it is judged
     /// like one that was in flight when the breaker opened.
     pub fn begin(&mut self, user: u64, now: Moment) -> Attempt {
-        self.attempts += 1;
-        let seq = self.attempts;
         if matches!(self.gate(now), Gate::HalfOpen { .. }) && self.has_too_few_users(now) {
             self.close(now);
             self.set_healthy_clock(now);
         }
+        self.attempts += 1;
+        let seq = self.attempts;
         let rank = self.trust.rank(user);
         let probe = match &mut self.state {
             BreakerState::Open { open, .. } => open.begin_probe(seq, rank, now),
@@ -291,7 +298,8 @@ impl Breaker {
         let counts = match verdict {
             Verdict::Drilled => true,
             Verdict::Retry { .. } | Verdict::Refused => match &self.state {
-                BreakerState::Closed { is_health_bad, .. } => !is_health_bad,
+                // A time-out may come long after the outage in which its attempt began.
+                BreakerState::Closed { is_health_bad, .. } => !is_health_bad && attempt.seq > self.attempts_in_outages,
                 BreakerState::Open { .. } => self.has_too_few_users(now),
             },
             Verdict::Busy { .. } | Verdict::Unreachable | Verdict::BatchFailed | Verdict::CutOff => false,
@@ -448,6 +456,9 @@ impl Breaker {
 
     /// The destination answered, but did not deliver.
     fn answered(&mut self, attempt: &Attempt, now: Moment) {
+        if self.last_delivery.is_none_or(|at| now >= at.saturating_add(VERDICT_AGE_MAX)) {
+            self.trust.forget_deliveries();
+        }
         let failing = self.trust.failed(attempt.user, attempt.seq);
         let BreakerState::Open { open, .. } = &mut self.state else {
             self.recent.failed(attempt.user, failing, now, &self.trust);
@@ -518,6 +529,7 @@ impl Breaker {
     fn close(&mut self, now: Moment) {
         let BreakerState::Open { since, .. } = self.state else { return };
         self.state = BreakerState::Closed { since: now, is_health_bad: false };
+        self.attempts_in_outages = self.attempts;
         self.recent.clear();
         self.trust.outage_ended();
         if now >= since.saturating_add(RAMP_AFTER) {

@@ -24,6 +24,8 @@ enum HistoryEntry {
     ProbeDelivered {
         seq: u64,
     },
+    /// No user was delivered for a minute, so earlier deliveries do not make users suspect any more.
+    DeliveriesForgotten,
     /// An attempt did not reach the destination.
     Unreachable {
         at: Moment,
@@ -52,6 +54,10 @@ struct Model {
     history: Vec<HistoryEntry>,
     is_health_bad: bool,
     outage: Option<ModelOutage>,
+    /// The number of the attempt that was begun last.
+    begun: u64,
+    /// That number when the last outage ended.
+    begun_in_outages: u64,
 }
 
 #[derive(Debug)]
@@ -79,7 +85,8 @@ enum ModelVerdict {
 impl Model {
     /// Whether an attempt of another user that began after `since` was delivered, in this part of the history.
     fn others_delivered_later(history: &[HistoryEntry], of: u64, since: u64) -> bool {
-        history
+        let forgotten = history.iter().rposition(|entry| matches!(entry, HistoryEntry::DeliveriesForgotten));
+        history[forgotten.unwrap_or(0)..]
             .iter()
             .any(|entry| matches!(entry, HistoryEntry::Delivered { user, seq, .. } if *user != of && *seq > since))
     }
@@ -98,6 +105,7 @@ impl Model {
                 {
                     (since, pardoned) = (Some(seq), true);
                 }
+                (HistoryEntry::DeliveriesForgotten, _) => pardoned = false,
                 _ => {}
             }
         }
@@ -182,12 +190,15 @@ impl Model {
         }
     }
 
-    fn update_health(&mut self, now: Moment) {
-        let last_delivery = self.history.iter().rev().find_map(|entry| match entry {
+    fn last_delivery(&self) -> Option<Moment> {
+        self.history.iter().rev().find_map(|entry| match entry {
             HistoryEntry::Delivered { at, .. } => Some(*at),
             _ => None,
-        });
-        let delivers = last_delivery.is_some_and(|at| now - at < Duration::from_millis(250));
+        })
+    }
+
+    fn update_health(&mut self, now: Moment) {
+        let delivers = self.last_delivery().is_some_and(|at| now - at < Duration::from_millis(250));
         match self.health(now) {
             Health::Dead if !delivers => self.open(OpenCause::NoUserDelivered, now),
             Health::Dead | Health::Bad => {
@@ -228,11 +239,12 @@ impl Model {
 
     /// Returns whether the attempt is a probe.
     fn begin(&mut self, attempt: &Attempt, now: Moment) -> bool {
-        let Gate::HalfOpen { worst, .. } = self.gate(now) else { return false };
-        if self.has_too_few_users(now) {
+        let gate = self.gate(now);
+        if matches!(gate, Gate::HalfOpen { .. }) && self.has_too_few_users(now) {
             self.close(now);
-            return false;
         }
+        self.begun = attempt.seq;
+        let Gate::HalfOpen { worst, .. } = gate else { return false };
         let rank = self.rank(attempt.user);
         let Some(outage) = self.outage.as_mut().filter(|_| rank <= worst) else { return false };
         outage.probes.push((attempt.seq, now, !outage.is_reached || rank == ProbeRank::Failed));
@@ -253,6 +265,7 @@ impl Model {
 
     fn close(&mut self, now: Moment) {
         if self.outage.take().is_some() {
+            self.begun_in_outages = self.begun;
             let ended = [HistoryEntry::HealthReset, HistoryEntry::OutageEnded, HistoryEntry::Unwell { at: now }];
             self.history.extend(ended);
             self.is_health_bad = false;
@@ -287,6 +300,9 @@ impl Model {
                 outage.cause = OpenCause::Undecided;
                 self.history.push(HistoryEntry::HealthReset);
             }
+            if self.last_delivery().is_none_or(|at| now - at >= Duration::from_secs(60)) {
+                self.history.push(HistoryEntry::DeliveriesForgotten);
+            }
             let is_undecided = self.outage.as_ref().is_some_and(|outage| outage.cause == OpenCause::Undecided);
             let (user, seq) = (attempt.user, attempt.seq);
             let counts_for_health = self.outage.is_none() || probe || is_undecided;
@@ -310,7 +326,7 @@ impl Model {
             }
         }
         let counts_now = match &self.outage {
-            None => !self.is_health_bad,
+            None => !self.is_health_bad && attempt.seq > self.begun_in_outages,
             Some(_) => self.has_too_few_users(now),
         };
         counts_now && matches!(verdict, Verdict::Retry { .. } | Verdict::Refused)

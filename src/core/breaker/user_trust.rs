@@ -19,7 +19,6 @@ pub(super) struct UserTrust {
     latest: [DeliveredAttempt; 2],
     served: ServedUsers,
     /// The number of outages so far.
-    /// The number of outages at its last failure.
     outages: u32,
 }
 
@@ -33,6 +32,7 @@ pub(super) struct FailingUser {
     pub(super) was_served: bool,
     /// The number of failures since the last outage.
     pub(super) failures: u32,
+    /// The number of outages at its last failure.
     outages: u32,
 }
 
@@ -57,9 +57,17 @@ impl UserTrust {
         self.failing.get(&user).is_some_and(|failing| self.is_suspect_since(user, failing.since))
     }
 
-    /// Whether a user that fails since this attempt is suspect. Once true, this stays true.
+    /// Whether a user that fails since this attempt is suspect. Once true, this stays true until no user was delivered for
+    /// so long that [deliveries are forgotten](Self::forget_deliveries).
     pub(super) fn is_suspect_since(&self, user: u64, since: u64) -> bool {
         self.latest_of_others(user) > since
+    }
+
+    /// No user was delivered for a while, so what was delivered before does not show any more that the destination is well.
+    /// Every user is trusted again: otherwise a destination that goes down while most of its users are suspect would seem
+    /// to be well.
+    pub(super) fn forget_deliveries(&mut self) {
+        self.latest = Default::default();
     }
 
     pub(super) fn rank(&self, user: u64) -> ProbeRank {

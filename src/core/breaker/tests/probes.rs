@@ -130,15 +130,16 @@ fn one_delivered_probe_closes_the_breaker_and_earlier_verdicts_are_forgotten() {
 }
 
 #[test]
-fn a_delivery_of_an_attempt_in_flight_closes_the_breaker_too_and_the_probe_becomes_an_ordinary_attempt() {
+fn a_delivery_of_an_attempt_in_flight_closes_the_breaker_too_and_the_probe_uses_no_try() {
     let mut test = TestBreaker::default();
     let in_flight = test.begin(9);
     test.fail(1, Verdict::Unreachable);
     let probe = test.probe(2);
     test.breaker.delivered(&in_flight, test.now);
     assert_eq!(test.gate(), Gate::Closed);
-    assert!(test.end(&probe, RETRY).counts);
+    assert!(!test.end(&probe, RETRY).counts, "it began in the outage");
     assert_eq!(test.gate(), Gate::Closed);
+    assert!(test.fail(2, RETRY).counts);
 }
 
 #[test]
