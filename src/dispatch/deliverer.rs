@@ -219,8 +219,10 @@ impl Deliverer {
         };
         // Half of the events for each of two batches, which take turns: while one is written, the other one fills.
         let mut breaker = context.breaker.lock();
-        // In bad health and after an outage the breaker allows fewer attempts. The slot of this one counts already.
-        if context.throttle.slots_taken() > breaker.attempts_allowed(context.throttle.concurrency, now) {
+        // In bad health and after an outage the breaker allows fewer attempts. The slot of this one counts already. An open
+        // breaker limits its probes itself: they must not wait for attempts that hang.
+        let is_closed = breaker.gate(now) == Gate::Closed;
+        if is_closed && context.throttle.slots_taken() > breaker.attempts_allowed(context.throttle.concurrency, now) {
             return NextBatch::Wait { until: breaker.attempts_allowed_grow_at(now) };
         }
         let picked = self.pick(&mut breaker, (events_max / 2).clamp(1, allowance), now);

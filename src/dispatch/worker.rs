@@ -466,7 +466,9 @@ impl Worker {
             }
             // While the breaker allows only a part of the attempts, the end of one lets another partition begin one.
             let is_limited = breaker.attempts_allowed_grow_at(now).is_some() || breaker.is_health_bad();
-            if is_limited || gate != breaker.gate(now) {
+            // After an outage lanes are woken that failed in it, also if the breaker had closed before.
+            if is_limited || gate != breaker.gate(now) || was_out != breaker.is_out() {
+                breaker.users_wait(self.partition, self.deliverer.lanes.each_user());
                 context.breaker.notify_changed();
             }
             (tries_ended, batch_failed, (was_out != breaker.is_out()).then(|| breaker.snapshot(now)))
@@ -724,6 +726,7 @@ impl Worker {
         // Attempts that have not ended are delivered again or left out by the reset. A late answer must not settle them.
         self.tasks.shutdown().await;
         self.deliverer.batches_aborted();
+        self.abandon_probes();
         self.dead_letters.writes_aborted();
         self.committer.commit_aborted();
         let state = self.committer.apply(reset, self.listed_users());
@@ -742,6 +745,16 @@ impl Worker {
         let (destination, partition) = (self.context.destination(), self.partition);
         tracing::info!(destination, partition, to, "the position was moved {direction}, as was asked for");
         Ok(LoopEnd::Reset(state))
+    }
+
+    /// Gives up the probes of this partition, whose answers are not waited for any more. Others may begin one, or have the
+    /// places of attempts that were cut off.
+    fn abandon_probes(&mut self) {
+        {
+            let mut breaker = self.context.breaker.lock();
+            self.deliverer.take_probes().iter().for_each(|probe| breaker.abandoned(probe));
+        }
+        self.context.breaker.notify_changed();
     }
 
     /// Commits until the state is stored, because nothing may be attempted before.
@@ -859,13 +872,7 @@ impl Drop for Worker {
         self.context.notices.remove_backlog(self.partition);
         self.context.forget_control(self.partition);
         self.count_parking(0);
-        let mut breaker = self.context.breaker.lock();
-        breaker.released(self.partition);
-        let probes = self.deliverer.take_probes();
-        if !probes.is_empty() {
-            probes.iter().for_each(|probe| breaker.abandoned(probe));
-            drop(breaker);
-            self.context.breaker.notify_changed();
-        }
+        self.context.breaker.lock().released(self.partition);
+        self.abandon_probes();
     }
 }
