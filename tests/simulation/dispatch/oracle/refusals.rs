@@ -2,7 +2,8 @@
 //!
 //! The oracle only judges cases without doubt: a life of dispatch in which a single user failed, and only by refusals.
 //! Assume that an event of that user was refused twice, and that in between an attempt of another user was delivered
-//! which began after the first refusal's attempt. Then the event must not be tried again.
+//! which began later than the first refusal's attempt, and later than all that were delivered before that refusal. Then the
+//! event must not be tried again.
 
 use super::{Life, User};
 use eventd::core::verdict::Verdict;
@@ -19,8 +20,15 @@ pub(super) struct Refusals {
     only: HashMap<Life, Option<PartitionUser>>,
     /// For each user, the delivered attempt that began last, and when it ended.
     delivered: HashMap<Life, HashMap<PartitionUser, (u64, Duration)>>,
-    /// For each ownership, the first attempt in which each event of that user was refused.
-    first: HashMap<(u64, i64), u64>,
+    /// For each ownership, the first refusal of each event of that user.
+    first: HashMap<(u64, i64), FirstRefusal>,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct FirstRefusal {
+    attempt: u64,
+    /// Deliveries to attempts that began later show that the refusal is the event's own.
+    shown_since: u64,
 }
 
 impl Refusals {
@@ -50,9 +58,11 @@ impl Refusals {
             *only = None;
             return false;
         }
-        let first = *self.first.entry((ownership, offset)).or_insert(attempt);
         let others = self.delivered.get(&life).into_iter().flatten().filter(|(other, _)| *other != user);
+        let delivered_by_now = others.clone().map(|(_, (begun, _))| *begun).max().unwrap_or(0);
+        let refusal = FirstRefusal { attempt, shown_since: attempt.max(delivered_by_now) };
+        let first = *self.first.entry((ownership, offset)).or_insert(refusal);
         // Events at the same moment may be seen in any order.
-        first != attempt && others.into_iter().any(|(_, (begun, at))| *begun > first && *at < now)
+        first.attempt != attempt && others.into_iter().any(|(_, (begun, at))| *begun > first.shown_since && *at < now)
     }
 }

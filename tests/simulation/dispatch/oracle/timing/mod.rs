@@ -255,6 +255,8 @@ impl Timing {
             wellness.ended_without_verdict(attempt.id, now);
         }
         let is_well = wellness.well_since().is_some();
+        // An attempt that began before the end of an outage uses no try.
+        let counts_tries = is_well && !wellness.may_have_begun_in_outage(attempt.id);
         if !is_well {
             let of_life = self.owned.iter_mut().filter(|((life, _), _)| *life == attempt.life);
             of_life.for_each(|(_, owned)| owned.forget_tries());
@@ -262,7 +264,7 @@ impl Timing {
         let share = self.smallest_share(attempt.life);
         let owned = self.owned.get_mut(&(attempt.life, attempt.partition));
         if let Some(owned) = owned.filter(|owned| owned.number == attempt.ownership) {
-            owned.attempt_ended(&attempt, runs, is_well, &self.rules, now);
+            owned.attempt_ended(&attempt, runs, counts_tries, &self.rules, now);
             owned.look_at_room(share, now);
         }
     }

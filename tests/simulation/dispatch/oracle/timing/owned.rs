@@ -299,7 +299,7 @@ impl Owned {
         &mut self,
         attempt: &AttemptOf,
         runs: Vec<RunEnd>,
-        is_well: bool,
+        counts_tries: bool,
         rules: &TimingRules,
         now: Duration,
     ) {
@@ -324,7 +324,7 @@ impl Owned {
                         _ => None,
                     };
                     let counts = matches!(verdict, Verdict::Retry { .. } | Verdict::Refused | Verdict::Drilled);
-                    queue.certain_tries += u32::from(counts && is_well);
+                    queue.certain_tries += u32::from(counts && counts_tries);
                     queue.failed(verdict, asked, rules.backoff, rules.attempts, now);
                 }
                 None if run.delivered == 0 => queue.cut_off(),
@@ -333,10 +333,11 @@ impl Owned {
         }
     }
 
-    /// An outage may have ended: what failed in it is attempted at once, and not at the end of its backoff.
+    /// An outage may have ended: what failed in it is attempted at once, and not at the end of its backoff. An event waits
+    /// as long as the destination asked for in any case.
     pub(super) fn outage_may_have_ended(&mut self, now: Duration) {
         for queue in self.users.values_mut() {
-            if let QueueState::Waiting { earliest, failed_at: Some(_), .. } = &mut queue.state {
+            if let QueueState::Waiting { earliest, failed_at: Some(_), is_asked: false, .. } = &mut queue.state {
                 *earliest = now.min(*earliest);
             }
         }

@@ -67,6 +67,8 @@ pub(super) enum QueueState {
         earliest: Duration,
         latest: Duration,
         failed_at: Option<Duration>,
+        /// The destination asked for this wait.
+        is_asked: bool,
     },
     InFlight,
     /// It may be about to be given up. `write_by` is when its dead letter must be written again.
@@ -91,7 +93,7 @@ impl Queue {
                     // It continues its backoff. Stored times are whole milliseconds.
                     let next_try = stored.next_try.max(now);
                     let (earliest, latest) = (next_try.saturating_sub(ROUNDING), next_try + ROUNDING);
-                    QueueState::Waiting { earliest, latest, failed_at: Some(now) }
+                    QueueState::Waiting { earliest, latest, failed_at: Some(now), is_asked: false }
                 },
             );
         }
@@ -146,7 +148,12 @@ impl Queue {
         self.state = if self.failures >= attempts || verdict == Verdict::Refused {
             QueueState::MayBeGivenUp { write_by: None }
         } else {
-            QueueState::Waiting { earliest: now + shortest, latest: now + longest, failed_at: Some(now) }
+            QueueState::Waiting {
+                earliest: now + shortest,
+                latest: now + longest,
+                failed_at: Some(now),
+                is_asked: asked.is_some(),
+            }
         };
     }
 
@@ -162,5 +169,5 @@ impl Queue {
 }
 
 fn ready(now: Duration) -> QueueState {
-    QueueState::Waiting { earliest: now, latest: now, failed_at: None }
+    QueueState::Waiting { earliest: now, latest: now, failed_at: None, is_asked: false }
 }

@@ -7,14 +7,19 @@
 
 use super::UserOfOwner;
 use eventd::core::verdict::Verdict;
+use std::cmp::Reverse;
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::time::Duration;
 
 /// With so many failing users that may be trusted, the health of the destination may be bad.
 const DOUBTFUL_USERS: usize = 3;
 
-/// In place of the attempt since which a user's answers show a failure: none does, so no delivery is later.
-const NOT_SHOWN: u64 = u64::MAX;
+/// The last verdict of a user says nothing after this time. If nothing was delivered for as long, earlier deliveries show
+/// nothing any more.
+const VERDICT_AGE_MAX: Duration = Duration::from_secs(60);
+
+/// So many failures of a user that was served before count in any case.
+const COUNTED_FAILURES_MAX: u32 = 3;
 
 /// Delivered attempts that are remembered: enough to find two of other users.
 const DELIVERED_KEPT: usize = 4;
@@ -28,11 +33,17 @@ const PROBE_DELAY_MAX: Duration = Duration::from_secs(5);
 pub(super) struct Wellness {
     /// The delivered attempts that began last, with their users.
     delivered: Vec<(u64, UserOfOwner)>,
-    /// Users whose last verdict was a failure, with the attempt since which their answers show it. An attempt that did not
-    /// arrive, and a busy destination, show nothing.
-    failing: HashMap<UserOfOwner, u64>,
-    /// Users that were delivered at any time. Their failures count for the health of the destination in any case.
+    last_delivery: Option<Duration>,
+    /// Users whose last verdict was a failure.
+    failing: HashMap<UserOfOwner, FailingUser>,
+    /// Users that were delivered at any time.
     served: HashSet<UserOfOwner>,
+    /// The attempt that began last.
+    last_begun: u64,
+    /// That attempt when an outage may have ended, the last time.
+    last_begun_in_outages: u64,
+    /// That attempt when the life ceased to be well.
+    last_begun_while_well: u64,
     /// The attempt among those that were answered that began last.
     last_answered: u64,
     is_unwell: bool,
@@ -40,10 +51,24 @@ pub(super) struct Wellness {
     unreachable: Option<Unreachable>,
 }
 
+/// A user whose last verdict was a failure.
+#[derive(Debug, Default, Clone, Copy)]
+struct FailingUser {
+    /// Deliveries of others to attempts that began later show that the failures are the user's own. `None`: none does,
+    /// because an attempt that did not arrive, and a busy destination, show nothing.
+    shown_since: Option<u64>,
+    /// Its failures since the last possible outage that came from the destination.
+    failures: u32,
+    /// The last failure that may count for the health of the destination.
+    counted_at: Duration,
+}
+
 /// The destination was unreachable, and nothing was delivered since.
 #[derive(Debug)]
 struct Unreachable {
     at: Duration,
+    /// Attempts that began later are probes.
+    last_begun_before: u64,
     /// An attempt that began later was answered. From then on the answers decide, and other rules hold for probes.
     is_answered: bool,
     delay: Duration,
@@ -72,6 +97,11 @@ impl Wellness {
         self.is_unwell || self.unreachable.is_some()
     }
 
+    /// Whether an outage may have ended after this attempt began.
+    pub(super) fn may_have_begun_in_outage(&self, attempt: u64) -> bool {
+        attempt <= self.last_begun_in_outages
+    }
+
     /// Whether the last verdict of this user was a failure.
     pub(super) fn is_failing(&self, user: &UserOfOwner) -> bool {
         self.failing.contains_key(user)
@@ -79,6 +109,7 @@ impl Wellness {
 
     /// An attempt begins. Returns what is wrong with it if the breaker is certainly open.
     pub(super) fn begun(&mut self, attempt: u64, now: Duration) -> Option<String> {
+        self.last_begun = self.last_begun.max(attempt);
         let open = self.unreachable.as_mut().filter(|open| now > open.at && !open.is_answered)?;
         let (others, next_probe_at) = (open.probes.len(), open.next_probe_at);
         open.probes.insert(attempt);
@@ -96,16 +127,21 @@ impl Wellness {
         if users.is_empty() {
             return;
         }
+        if self.may_be_open() {
+            self.last_begun_in_outages = self.last_begun;
+            self.failing.values_mut().for_each(|failing| failing.failures = 0);
+        }
         self.unreachable = None;
+        self.last_delivery = Some(now);
         for user in users {
             self.failing.remove(&user);
             self.served.insert(user.clone());
             self.delivered.retain(|(_, other)| *other != user);
             self.delivered.push((attempt, user));
         }
-        self.delivered.sort_by_key(|(attempt, _)| std::cmp::Reverse(*attempt));
+        self.delivered.sort_by_key(|(attempt, _)| Reverse(*attempt));
         self.delivered.truncate(DELIVERED_KEPT);
-        let is_unwell = self.doubtful_users() >= DOUBTFUL_USERS;
+        let is_unwell = self.doubtful_users(now) >= DOUBTFUL_USERS;
         if self.is_unwell && !is_unwell {
             self.well_since = now;
         }
@@ -120,26 +156,41 @@ impl Wellness {
         if !is_unreachable {
             self.last_answered = self.last_answered.max(attempt);
         }
-        let shows_failure = matches!(verdict, Verdict::Retry { .. } | Verdict::Refused);
-        let since = self.failing.entry(user).or_insert(NOT_SHOWN);
-        if shows_failure && *since == NOT_SHOWN {
-            *since = attempt;
+        if self.last_delivery.is_none_or(|at| now >= at + VERDICT_AGE_MAX) {
+            self.delivered.clear();
         }
+        let delivered_by_now = self.delivered.iter().filter(|(_, other)| *other != user).map(|(attempt, _)| *attempt);
+        let shown_since = delivered_by_now.max().unwrap_or(0).max(attempt);
+        let mut failing = self.failing.get(&user).copied().unwrap_or_default();
+        if matches!(verdict, Verdict::Retry { .. } | Verdict::Refused) {
+            failing.shown_since.get_or_insert(shown_since);
+        }
+        failing.failures += u32::from(!is_unreachable);
+        if failing.failures <= COUNTED_FAILURES_MAX || self.may_be_trusted(&user, &failing) {
+            failing.counted_at = now;
+        }
+        self.failing.insert(user, failing);
         let may_be_open = self.is_unwell;
-        self.is_unwell |= is_unreachable || self.doubtful_users() >= DOUBTFUL_USERS;
+        if is_unreachable || self.doubtful_users(now) >= DOUBTFUL_USERS {
+            self.set_unwell();
+        }
+        let last_begun_before = if may_be_open { self.last_begun_while_well } else { self.last_begun };
         let Some(open) = &mut self.unreachable else {
             if is_unreachable {
                 // If a later attempt was answered before, the breaker may know that the destination can be reached.
                 let is_answered = attempt < self.last_answered;
                 let open =
                     if may_be_open { Unreachable::again(now, now + PROBE_DELAY_MIN) } else { Unreachable::new(now) };
-                self.unreachable = Some(Unreachable { is_answered, ..open });
+                self.unreachable = Some(Unreachable { last_begun_before, is_answered, ..open });
             }
             return;
         };
         match (is_unreachable, open.probes.remove(&attempt)) {
             // The delay that counts now was chosen at the last answer.
-            (true, _) if open.is_answered => *open = Unreachable::again(now, now),
+            (true, _) if open.is_answered => {
+                let last_begun_before = open.last_begun_before;
+                *open = Unreachable { last_begun_before, ..Unreachable::again(now, now) };
+            }
             (true, true) => {
                 open.delay = (open.delay * 2).min(PROBE_DELAY_MAX);
                 open.next_probe_at = now + open.delay;
@@ -147,7 +198,7 @@ impl Wellness {
                 open.probe_by = now + open.delay_max;
             }
             // Several probes may have been in flight when one of them did not arrive, so this may be the answer to another.
-            (false, _) => open.is_answered = true,
+            (false, was_probe) => open.is_answered |= was_probe || attempt > open.last_begun_before,
             (true, false) => {}
         }
     }
@@ -161,13 +212,26 @@ impl Wellness {
         }
     }
 
-    /// Failing users of which two later deliveries to other users do not show that the failures are their own. (After an
-    /// outage, the first delivery shows nothing about the users that failed in it.) Users that were served before count,
-    /// too, because a destination in a brownout fails them.
-    fn doubtful_users(&self) -> usize {
-        let is_doubtful = |(user, since): &(&UserOfOwner, &u64)| {
-            let mut others = self.delivered.iter().filter(|(_, other)| other != *user).map(|(attempt, _)| *attempt);
-            self.served.contains(*user) || others.nth(1).is_none_or(|delivered| delivered <= **since)
+    fn set_unwell(&mut self) {
+        if !std::mem::replace(&mut self.is_unwell, true) {
+            self.last_begun_while_well = self.last_begun;
+        }
+    }
+
+    /// Whether two later deliveries to other users do not show yet that the failures are this user's own. (After an outage,
+    /// the first delivery shows nothing about the users that failed in it.)
+    fn may_be_trusted(&self, user: &UserOfOwner, failing: &FailingUser) -> bool {
+        let Some(since) = failing.shown_since else { return true };
+        let mut others = self.delivered.iter().filter(|(_, other)| other != user).map(|(attempt, _)| *attempt);
+        others.nth(1).is_none_or(|delivered| delivered <= since)
+    }
+
+    /// Users with a failure of the last minute that may count for the health of the destination: those that may be trusted,
+    /// and those that were served before, because a destination in a brownout fails them.
+    fn doubtful_users(&self, now: Duration) -> usize {
+        let is_doubtful = |(user, failing): &(&UserOfOwner, &FailingUser)| {
+            now < failing.counted_at + VERDICT_AGE_MAX
+                && (self.served.contains(*user) || self.may_be_trusted(user, failing))
         };
         self.failing.iter().filter(is_doubtful).count()
     }
@@ -183,6 +247,7 @@ impl Unreachable {
     fn new(at: Duration) -> Self {
         Self {
             at,
+            last_begun_before: 0,
             is_answered: false,
             delay: PROBE_DELAY_MIN,
             next_probe_at: at + PROBE_DELAY_MIN,
