@@ -24,15 +24,19 @@
 //!
 //! # Which users are trusted
 //!
-//! A user becomes *suspect* when it has failed and an attempt of another user, begun later, was delivered. It stays
-//! suspect until it is delivered itself. Only trusted users, that is, users who are not suspect, can open the breaker. So
+//! A user becomes *suspect* when it has failed and another user's attempt is delivered after that, if this attempt began
+//! later than the failed one and later than those that were delivered before the failure. It stays suspect until it is
+//! delivered itself. Only trusted users, that is, users who are not suspect, can open the breaker. So
 //! users whose events always fail cannot open it for all other users, however many they are.
+//!
+//! A delivery before the failure shows nothing, because the destination may have begun to fail in between. It does show
+//! something if the failed attempt took longer than a second. Then the destination served others while this user hung.
 //!
 //! If no user was delivered for a minute, earlier deliveries show nothing any more, and no user is suspect. Otherwise a
 //! destination that goes down while most of its users are suspect would not be found to be down.
 //!
-//! A user that had failed before this process began is suspect from the first delivery of another user on. The owner of
-//! its partition tells the breaker at its start ([`Breaker::had_failed`]).
+//! A user that had failed before this process began is trusted, because it may have failed in an outage that still lasts.
+//! But it is probed late. The owner of its partition tells the breaker at its start ([`Breaker::had_failed`]).
 //!
 //! The delivery of a probe that ends an outage is an exception: it does not make the users suspect that failed during the
 //! outage. Without this, one lucky delivery in an outage would leave no trusted users. Those users get one more chance:
@@ -50,6 +54,17 @@
 //! outage. A destination that takes 100 of 10,000 events a second answers like this.
 //!
 //! An attempt that began before the end of an outage uses no try, even if its time-out comes long after it.
+//!
+//! # How many tries an outage uses
+//!
+//! A destination may begin to fail for all users at one moment, while many attempts are in flight. Then no user becomes
+//! suspect that was trusted at that moment and was answered within a second. The fifth user of these whose answer is a
+//! failure shows bad health or an outage. From then on no try counts, and those of the four users before it are taken
+//! back. So no event is given up, unless it was one of these four: it had no try left, or was tried `--attempts` times
+//! before the fifth user was answered. None of their refusals is believed, because nothing is delivered after them.
+//!
+//! If answers take longer than a second, the users that fail first are taken for users that hang. Health is bad as soon as
+//! they are more than half of the last 20 users, and their tries are taken back then.
 //!
 //! # Probes
 //!
@@ -131,6 +146,9 @@ const REFUSAL_FINAL_AFTER: Duration = Duration::from_secs(10);
 
 /// If an attempt was delivered this lately, the destination is not down, whatever the other attempts say.
 const OUTAGE_AFTER: Duration = Duration::from_millis(250);
+
+/// An attempt that took this long hung. If others were delivered meanwhile, that is its user's own.
+const HANGS_AFTER: Duration = Duration::from_secs(1);
 
 /// After an outage that was at least this long, attempts ramp up. Users whose events always fail cause shorter ones: the
 /// first probe of a user that is served ends them, and the destination was never down.
@@ -236,7 +254,7 @@ impl Breaker {
             BreakerState::Open { open, .. } => open.begin_probe(seq, rank, now),
             BreakerState::Closed { .. } => false,
         };
-        Attempt { seq, user, probe }
+        Attempt { seq, user, began: now, probe }
     }
 
     /// Reports that the attempt was delivered, or that the first events of its run were.
@@ -281,6 +299,7 @@ impl Breaker {
 
     /// Reports that the attempt did not deliver all of its run. The verdict is that of the first event that failed.
     pub fn failed(&mut self, attempt: &Attempt, verdict: Verdict, now: Moment) -> TryJudgement {
+        let is_probe = matches!(&self.state, BreakerState::Open { open, .. } if open.is_probe(attempt.seq));
         if verdict != Verdict::Drilled
             && !verdict.says_nothing()
             && matches!(self.since_delivery, SinceDelivery::NothingFailed)
@@ -300,7 +319,7 @@ impl Breaker {
             Verdict::Retry { .. } | Verdict::Refused => match &self.state {
                 // A time-out may come long after the outage in which its attempt began.
                 BreakerState::Closed { is_health_bad, .. } => !is_health_bad && attempt.seq > self.attempts_in_outages,
-                BreakerState::Open { .. } => self.has_too_few_users(now),
+                BreakerState::Open { .. } => is_probe && self.has_too_few_users(now),
             },
             Verdict::Busy { .. } | Verdict::Unreachable | Verdict::BatchFailed | Verdict::CutOff => false,
         };
@@ -321,8 +340,8 @@ impl Breaker {
         }
     }
 
-    /// Makes the next probe due now, because an operator asked for it. `false`: the breaker is closed, or a probe is in
-    /// flight already.
+    /// Makes the next probe due now, because an operator asked for it. Probes that hang do not matter. `false`: the breaker
+    /// is closed, or a probe is due already, or has been in flight for less than a second.
     pub fn probe_now(&mut self, now: Moment) -> bool {
         match &mut self.state {
             BreakerState::Open { open, .. } => open.probe_now(now),
@@ -330,8 +349,7 @@ impl Breaker {
         }
     }
 
-    /// Reports that an event of this user had failed before this process began, so the user is probed late. It is suspect
-    /// from the first delivery of another user on.
+    /// Reports that an event of this user had failed before this process began, so the user is probed late.
     pub fn had_failed(&mut self, user: u64) {
         self.trust.had_failed(user);
     }
@@ -387,17 +405,23 @@ impl Breaker {
         self.epochs.is_void(health_epoch)
     }
 
+    /// The refusal that was reported just now as the failure of this attempt.
+    pub fn refusal(&self, attempt: &Attempt, now: Moment) -> Refusal {
+        let user = attempt.user;
+        let since = attempt.seq.max(self.trust.latest_of_others(user));
+        Refusal { user, since, at: now, health_epoch: self.epochs.current() }
+    }
+
     /// Whether to give up an event that every attempt has refused since `first`.
     ///
-    /// True if an attempt of another user, begun later, was delivered, or if 10 s have passed. Always false while the
-    /// breaker is open or health is bad; after that, the 10 s start again.
+    /// True if an attempt of another user was delivered since, as it makes a user suspect, or if 10 s have passed. Always
+    /// false while the breaker is open or health is bad; after that, the 10 s start again.
     pub fn refusal_is_final(&self, first: &Refusal, now: Moment) -> bool {
         if !self.answers_are_the_events_own(now) {
             return false;
         }
         let from = self.unwell_at.map_or(first.at, |at| at.max(first.at));
-        self.trust.latest_of_others(first.attempt.user) > first.attempt.seq
-            || now >= from.saturating_add(REFUSAL_FINAL_AFTER)
+        self.trust.latest_of_others(first.user) > first.since || now >= from.saturating_add(REFUSAL_FINAL_AFTER)
     }
 
     /// Whether the breaker is closed and the health of the destination is not bad.
@@ -459,7 +483,8 @@ impl Breaker {
         if self.last_delivery.is_none_or(|at| now >= at.saturating_add(VERDICT_AGE_MAX)) {
             self.trust.forget_deliveries();
         }
-        let failing = self.trust.failed(attempt.user, attempt.seq);
+        let has_hung = now >= attempt.began.saturating_add(HANGS_AFTER);
+        let failing = self.trust.failed(attempt.user, attempt.seq, has_hung);
         let BreakerState::Open { open, .. } = &mut self.state else {
             self.recent.failed(attempt.user, failing, now, &self.trust);
             self.update_health(now);
@@ -472,7 +497,7 @@ impl Breaker {
             self.recent.clear();
         }
         // An answer to a request that was sent before the outage does not show how the destination is now.
-        if is_probe || open.cause == OpenCause::Undecided {
+        if is_probe {
             self.recent.failed(attempt.user, failing, now, &self.trust);
         }
         if open.cause == OpenCause::Undecided && self.recent.failing_users(&self.trust) >= DECIDING_USERS_MIN {

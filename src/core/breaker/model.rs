@@ -13,11 +13,11 @@ enum HistoryEntry {
         seq: u64,
         at: Moment,
     },
-    /// The destination answered without delivering. `counts_for_health`: the breaker was closed or undecided, or this was
-    /// its probe.
+    /// The destination answered without delivering. `counts_for_health`: the breaker was closed, or this was its probe.
     Answered {
         user: u64,
-        seq: u64,
+        /// Delivered attempts of others with a higher number make the user suspect.
+        since: u64,
         at: Moment,
         counts_for_health: bool,
     },
@@ -91,14 +91,23 @@ impl Model {
             .any(|entry| matches!(entry, HistoryEntry::Delivered { user, seq, .. } if *user != of && *seq > since))
     }
 
-    /// The attempt since which the user fails.
+    /// The attempt of another user that began last, among this one and those delivered until now.
+    fn shown_since(&self, attempt: &Attempt) -> u64 {
+        let mut since = attempt.seq;
+        while Self::others_delivered_later(&self.history, attempt.user, since) {
+            since += 1;
+        }
+        since
+    }
+
+    /// The number since which the user fails.
     fn failing_since(&self, of: u64) -> Option<u64> {
         let (mut since, mut pardoned) = (None, false);
         for (index, entry) in self.history.iter().enumerate() {
             match (*entry, since) {
                 (HistoryEntry::Delivered { user, .. }, _) if user == of => since = None,
-                (HistoryEntry::Answered { user, seq, .. }, None) if user == of => {
-                    (since, pardoned) = (Some(seq), false)
+                (HistoryEntry::Answered { user, since: failed, .. }, None) if user == of => {
+                    (since, pardoned) = (Some(failed), false)
                 }
                 (HistoryEntry::ProbeDelivered { seq }, Some(first))
                     if !pardoned && !Self::others_delivered_later(&self.history[..index], of, first) =>
@@ -304,9 +313,10 @@ impl Model {
                 self.history.push(HistoryEntry::DeliveriesForgotten);
             }
             let is_undecided = self.outage.as_ref().is_some_and(|outage| outage.cause == OpenCause::Undecided);
-            let (user, seq) = (attempt.user, attempt.seq);
-            let counts_for_health = self.outage.is_none() || probe || is_undecided;
-            self.history.push(HistoryEntry::Answered { user, seq, at: now, counts_for_health });
+            let counts_for_health = self.outage.is_none() || probe;
+            let has_hung = now - attempt.began >= Duration::from_secs(1);
+            let since = if has_hung { attempt.seq } else { self.shown_since(attempt) };
+            self.history.push(HistoryEntry::Answered { user: attempt.user, since, at: now, counts_for_health });
             if self.outage.is_none() {
                 self.update_health(now);
             }
@@ -327,7 +337,7 @@ impl Model {
         }
         let counts_now = match &self.outage {
             None => !self.is_health_bad && attempt.seq > self.begun_in_outages,
-            Some(_) => self.has_too_few_users(now),
+            Some(_) => probe && self.has_too_few_users(now),
         };
         counts_now && matches!(verdict, Verdict::Retry { .. } | Verdict::Refused)
     }
@@ -383,7 +393,7 @@ impl Model {
         let from = unwell.chain([first.at]).max().unwrap();
         self.outage.is_none()
             && matches!(self.health(now), Health::Unknown | Health::Good)
-            && (Self::others_delivered_later(&self.history, first.attempt.user, first.attempt.seq)
+            && (Self::others_delivered_later(&self.history, first.user, first.since)
                 || now - from >= Duration::from_secs(10))
     }
 
@@ -472,7 +482,10 @@ proptest! {
                         model.history.push(HistoryEntry::Try { epoch: judgement.health_epoch });
                     }
                     if verdict == Verdict::Refused {
-                        refused.push(Refusal { attempt, at: now, health_epoch: judgement.health_epoch });
+                        let refusal = breaker.refusal(&attempt, now);
+                        prop_assert_eq!(refusal.since, model.shown_since(&attempt));
+                        prop_assert_eq!(refusal.health_epoch, judgement.health_epoch);
+                        refused.push(refusal);
                     }
                 },
                 BreakerStep::Abandon(which) => if let Some(attempt) = take(&mut in_flight, which) {

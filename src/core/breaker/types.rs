@@ -17,6 +17,7 @@ pub struct Attempt {
     pub seq: u64,
     /// The caller's stable hash of topic, partition and key.
     pub user: u64,
+    pub began: Moment,
     /// Whether it was begun as a probe of an open breaker.
     pub probe: bool,
 }
@@ -61,8 +62,9 @@ pub struct TryJudgement {
 /// The first refusal of an event that has been refused by every attempt since.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Refusal {
-    /// The attempt that was refused.
-    pub attempt: Attempt,
+    pub user: u64,
+    /// A delivered attempt of another user shows that the refusal is the event's own if its number is higher.
+    pub since: u64,
     /// When it was refused.
     pub at: Moment,
     /// The epoch of that time. If it becomes void, the refusal was the destination's fault.

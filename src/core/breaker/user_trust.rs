@@ -3,21 +3,23 @@
 use super::ProbeRank;
 use super::served_users::ServedUsers;
 use crate::limits::FAILING_USERS_MAX;
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap, HashSet};
 
 /// The users that fail, the users that were served, and the attempts that were delivered last.
 ///
 /// This is enough to decide for every user whether it is *suspect*: whether it failed, and an attempt of another user
-/// that was begun later was delivered.
+/// that began later was delivered after that.
 #[derive(Debug, Default)]
 pub(super) struct UserTrust {
     /// Each user that has failed and was not delivered since.
     failing: HashMap<u64, FailingUser>,
-    /// The entries of `failing` as (attempt, user), so that the oldest one can be forgotten at the limit.
-    by_attempt: BTreeSet<(u64, u64)>,
+    /// The entries of `failing` as (since, user), so that the oldest one can be forgotten at the limit.
+    by_since: BTreeSet<(u64, u64)>,
     /// The two delivered attempts of different users that were begun last. For any user, one of them is of another user.
     latest: [DeliveredAttempt; 2],
     served: ServedUsers,
+    /// Users that had failed before this process began, and have not been attempted since: at most [`FAILING_USERS_MAX`].
+    failed_before: HashSet<u64>,
     /// The number of outages so far.
     outages: u32,
 }
@@ -25,9 +27,10 @@ pub(super) struct UserTrust {
 /// A user that has failed and was not delivered since.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct FailingUser {
-    /// The first attempt that failed; 0 if that was before this process began. After [`pardon`](UserTrust::pardon) it is
-    /// the attempt that ended the outage.
+    /// Delivered attempts of other users that began later than this one make the user suspect.
     pub(super) since: u64,
+    /// Whether `since` is the attempt that ended an outage, because of a [`pardon`](UserTrust::pardon).
+    is_pardoned: bool,
     /// Whether the user was served before it failed.
     pub(super) was_served: bool,
     /// The number of failures since the last outage.
@@ -67,11 +70,14 @@ impl UserTrust {
     /// Every user is trusted again: otherwise a destination that goes down while most of its users are suspect would seem
     /// to be well.
     pub(super) fn forget_deliveries(&mut self) {
-        self.latest = Default::default();
+        if self.latest[0].seq > 0 {
+            self.latest = Default::default();
+            self.failing.values_mut().for_each(|failing| failing.is_pardoned = false);
+        }
     }
 
     pub(super) fn rank(&self, user: u64) -> ProbeRank {
-        if self.failing.contains_key(&user) {
+        if self.failing.contains_key(&user) || self.failed_before.contains(&user) {
             ProbeRank::Failed
         } else if self.served.contains(user) {
             ProbeRank::Served
@@ -89,6 +95,9 @@ impl UserTrust {
         if !self.failing.is_empty() {
             self.forget(user);
         }
+        if !self.failed_before.is_empty() {
+            self.failed_before.remove(&user);
+        }
         self.served.insert(user);
         let [first, second] = &mut self.latest;
         if user == first.user {
@@ -100,33 +109,36 @@ impl UserTrust {
         }
     }
 
-    /// Notes the failure. Returns since when the user fails.
-    pub(super) fn failed(&mut self, user: u64, seq: u64) -> FailingUser {
+    /// Notes the failure of this attempt. Returns since when the user fails. `has_hung`: it took so long that deliveries
+    /// before its end show something about the user.
+    pub(super) fn failed(&mut self, user: u64, seq: u64, has_hung: bool) -> FailingUser {
         let outages = self.outages;
         if let Some(failing) = self.failing.get_mut(&user) {
             let failures = if failing.outages == outages { failing.failures } else { 0 };
             (failing.failures, failing.outages) = (failures.saturating_add(1), outages);
             return *failing;
         }
+        self.failed_before.remove(&user);
         let was_served = self.served.contains(user);
-        self.add(user, FailingUser { since: seq, was_served, failures: 1, outages })
+        let since = if has_hung { seq } else { seq.max(self.latest_of_others(user)) };
+        self.add(user, FailingUser { since, is_pardoned: false, was_served, failures: 1, outages })
     }
 
     /// Notes that the user had failed before this process began.
     pub(super) fn had_failed(&mut self, user: u64) {
-        if !self.failing.contains_key(&user) {
-            self.add(user, FailingUser { since: 0, was_served: false, failures: 0, outages: self.outages });
+        if !self.failing.contains_key(&user) && self.failing.len() + self.failed_before.len() < FAILING_USERS_MAX {
+            self.failed_before.insert(user);
         }
     }
 
     fn add(&mut self, user: u64, failing: FailingUser) -> FailingUser {
         if self.failing.len() == FAILING_USERS_MAX
-            && let Some((_, oldest)) = self.by_attempt.pop_first()
+            && let Some((_, oldest)) = self.by_since.pop_first()
         {
             self.failing.remove(&oldest);
         }
         self.failing.insert(user, failing);
-        self.by_attempt.insert((failing.since, user));
+        self.by_since.insert((failing.since, user));
         failing
     }
 
@@ -135,26 +147,28 @@ impl UserTrust {
     /// That delivery alone shows nothing about these users, because they failed during the outage. So their failures now
     /// begin with the probe. The next delivery makes them suspect, which is why they get only one chance.
     ///
-    /// The cost depends on the number of these users only. Every user that failed before the latest delivery is suspect
-    /// already, except for the user of that delivery itself.
+    /// The cost depends on the number of users that are not suspect. The user of the latest delivery is looked up, because
+    /// that delivery does not make it suspect.
     pub(super) fn pardon(&mut self, seq: u64) {
         let [latest, second] = self.latest;
         let own = self.failing.get(&latest.user).map(|failing| failing.since);
-        let own = own.filter(|since| *since > 0 && (second.seq..=latest.seq).contains(since));
+        let own = own.filter(|since| (second.seq..latest.seq).contains(since));
         let own = own.map(|since| (since, latest.user));
-        let after = self.by_attempt.split_off(&(latest.seq + 1, 0));
+        let after = self.by_since.split_off(&(latest.seq, 0));
         if let Some(own) = &own {
-            self.by_attempt.remove(own);
+            self.by_since.remove(own);
         }
-        for (_, user) in after.into_iter().chain(own) {
-            self.failing.get_mut(&user).expect("both have the same users").since = seq;
-            self.by_attempt.insert((seq, user));
+        for (since, user) in after.into_iter().chain(own) {
+            let failing = self.failing.get_mut(&user).expect("both have the same users");
+            let since = if failing.is_pardoned { since } else { seq };
+            (failing.since, failing.is_pardoned) = (since, true);
+            self.by_since.insert((since, user));
         }
     }
 
     fn forget(&mut self, user: u64) {
         if let Some(failing) = self.failing.remove(&user) {
-            self.by_attempt.remove(&(failing.since, user));
+            self.by_since.remove(&(failing.since, user));
         }
     }
 }
@@ -168,14 +182,14 @@ mod tests {
         let mut trust = UserTrust::default();
         let users = FAILING_USERS_MAX as u64 + 10;
         for user in 0..users {
-            trust.failed(user, user + 1);
+            trust.failed(user, user + 1, false);
         }
         trust.delivered(u64::MAX, users + 1);
-        assert_eq!((trust.failing.len(), trust.by_attempt.len()), (FAILING_USERS_MAX, FAILING_USERS_MAX));
+        assert_eq!((trust.failing.len(), trust.by_since.len()), (FAILING_USERS_MAX, FAILING_USERS_MAX));
         assert!(!trust.is_suspect(9) && trust.is_suspect(10) && trust.is_suspect(users - 1));
         for user in 0..users {
             trust.delivered(user, users + 2 + user);
         }
-        assert_eq!((trust.failing.len(), trust.by_attempt.len()), (0, 0));
+        assert_eq!((trust.failing.len(), trust.by_since.len()), (0, 0));
     }
 }

@@ -203,7 +203,7 @@ impl FailureHistory {
         match &self.first_refusal {
             Some(first) => breaker.refusal_is_final(first, now),
             None => {
-                self.first_refusal = Some(Refusal { attempt: *attempt, at: now, health_epoch: judgement.health_epoch });
+                self.first_refusal = Some(breaker.refusal(attempt, now));
                 false
             }
         }

@@ -136,7 +136,7 @@ fn answers_of_500_after_refused_connections_continue_the_same_outage() {
     assert!(!up.lines().contains("takes events again"), "{}", up.lines());
     *scripted.answer.lock().unwrap() = answer("200 OK", "");
     let line = up.wait_for(&["takes events again", "INFO"]);
-    assert!(line.contains(" out_s="), "{line}");
+    assert!(line.contains(" out_s=") && line.contains(" lag="), "{line}");
     assert!(!up.lines().contains("gave up"), "an outage is not the event's fault: {}", up.lines());
     assert_eq!(up.stop().code(), 0);
 }

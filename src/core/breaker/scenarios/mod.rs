@@ -19,7 +19,7 @@ use crate::core::random;
 use crate::core::tries::{Decision, OnExhausted, TryPolicy};
 use crate::core::verdict::Failed;
 use std::cmp::Reverse;
-use std::collections::{BTreeMap, BinaryHeap};
+use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
 use std::ops::Range;
 
 const RETRY: Verdict = Verdict::Retry { after: None };
@@ -55,6 +55,8 @@ struct Measured {
     given_up: Vec<u32>,
     /// Failures that counted as tries, for each user. Tries that were taken back are included.
     tries: BTreeMap<u32, u32>,
+    /// Each failure: when, of which user, and whether it counted as a try.
+    failures: Vec<(Moment, u32, bool)>,
     /// When attempts began.
     attempts: Vec<Moment>,
     /// Attempts that began as probes.
@@ -192,6 +194,9 @@ impl ScenarioRun {
             decision
         });
         *measured.tries.entry(user).or_default() += tries;
+        if failure.is_some() {
+            measured.failures.push((now, user, tries > 0));
+        }
         if let Some(Decision::GiveUp(_)) = decision {
             lanes.given_up(token, |_| ());
             measured.given_up.push(user);

@@ -45,6 +45,29 @@ fn a_bad_deploy_that_refuses_all_makes_no_dead_letters_and_all_is_delivered_afte
     }
 }
 
+/// Most users have an attempt in flight when the deploy begins. Some of these attempts began before the last delivery did.
+#[test]
+fn a_bad_deploy_that_meets_attempts_in_flight_uses_no_try_after_its_fifth_user() {
+    for (seed, verdict) in (0..20).flat_map(|seed| [(seed, Verdict::Refused), (seed, RETRY)]) {
+        let (from, to, users) = (seconds(30), seconds(330), 12);
+        let arrivals = steady(0..users, 60, seconds(0)..to + seconds(30));
+        let mut attempts = seed * 1_000_000;
+        let destination = move |_, now| {
+            attempts += 1;
+            // The longer an attempt takes, the later it is answered by the new version.
+            let latency = ms(5 + random::mix(attempts) % 800);
+            ((from..to).contains(&(now + latency)).then_some(verdict), latency)
+        };
+        let measured = Scenario { attempts_max: Some(10), ..Scenario::new(arrivals, destination) }.run(seconds(500));
+        assert_eq!(measured.given_up, [0u32; 0], "seed {seed}, {verdict:?}");
+        let in_deploy = measured.failures.iter().filter(|(at, _, _)| *at >= from);
+        let mut users = BTreeSet::new();
+        let fifth = in_deploy.clone().find(|(_, user, _)| users.insert(*user) && users.len() == 5).unwrap().0;
+        let late = in_deploy.filter(|(at, _, counts)| *counts && *at > fifth).count();
+        assert_eq!(late, 0, "seed {seed}, {verdict:?}: tries after the fifth user failed at {fifth:?}");
+    }
+}
+
 #[test]
 fn a_destination_that_was_away_for_a_minute_is_not_hit_by_all_at_once_and_soon_gets_everything() {
     for verdict in [Verdict::Unreachable, RETRY] {

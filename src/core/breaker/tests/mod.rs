@@ -76,7 +76,7 @@ impl TestBreaker {
 
     /// The record of an attempt that was refused just now.
     fn refusal(&self, attempt: &Attempt) -> Refusal {
-        Refusal { attempt: *attempt, at: self.now, health_epoch: self.breaker.health_epoch() }
+        self.breaker.refusal(attempt, self.now)
     }
 
     fn gate(&self) -> Gate {

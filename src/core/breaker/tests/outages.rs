@@ -40,6 +40,19 @@ fn if_five_users_fail_after_an_unreachable_destination_answers_the_same_outage_c
 }
 
 #[test]
+fn tries_that_counted_while_too_few_users_were_known_are_taken_back_if_five_fail() {
+    let mut test = TestBreaker::unreachable();
+    let probe = test.probe(1);
+    let mut tries = vec![test.end(&probe, RETRY)];
+    test.now += ms(100);
+    tries.extend((2..=5).map(|user| test.fail(user, RETRY)));
+    assert!(tries.iter().all(|judgement| judgement.counts && !test.breaker.is_void(judgement.health_epoch)));
+    assert!(!test.fail(6, RETRY).counts);
+    assert_eq!(test.open(), Some(OpenCause::NoUserDelivered));
+    assert!(tries.iter().all(|judgement| test.breaker.is_void(judgement.health_epoch)));
+}
+
+#[test]
 fn an_outage_does_not_begin_when_a_single_user_failed_long_before_it() {
     let mut test = TestBreaker::default();
     for _ in 0..60 {

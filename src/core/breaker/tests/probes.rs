@@ -105,16 +105,17 @@ fn once_a_reached_destination_cannot_be_reached_again_probes_are_sent_one_at_a_t
 }
 
 #[test]
-fn users_that_failed_before_the_process_began_are_probed_last_and_are_suspect_after_the_first_delivery() {
+fn users_that_failed_before_the_process_began_are_probed_last_and_can_open_the_breaker() {
     let mut test = TestBreaker::default();
-    test.breaker.had_failed(1);
+    (1..=5).for_each(|user| test.breaker.had_failed(user));
     assert_eq!((test.breaker.probe_rank(1), test.breaker.is_suspect(1)), (Failed, false));
-    test.fail(9, Verdict::Unreachable);
-    let probe = test.probe(2);
+    test.deliver([9]);
+    test.long_after_the_last_delivery();
+    (1..=5).for_each(|user| _ = test.fail(user, RETRY));
+    assert_eq!(test.open(), Some(OpenCause::NoUserDelivered), "an outage may have begun before the process did");
+    let probe = test.probe(1);
     test.breaker.delivered(&probe, test.now);
-    assert!(test.breaker.is_suspect(1), "the end of an outage does not make it trusted");
-    test.deliver([1]);
-    assert_eq!((test.breaker.probe_rank(1), test.breaker.is_suspect(1)), (Served, false));
+    assert_eq!((test.breaker.probe_rank(1), test.breaker.probe_rank(2)), (Served, Failed));
 }
 
 #[test]

@@ -36,9 +36,10 @@ fn a_refusal_is_final_once_a_later_attempt_of_another_user_was_delivered() {
 }
 
 #[test]
-fn deliveries_of_the_same_user_and_of_earlier_attempts_do_not_make_a_refusal_final() {
+fn deliveries_of_the_same_user_and_of_earlier_attempts_and_before_it_do_not_make_a_refusal_final() {
     let mut test = TestBreaker::default();
-    let (earlier, refused, own) = (test.begin(2), test.begin(1), test.begin(1));
+    let (earlier, refused, own, before) = (test.begin(2), test.begin(1), test.begin(1), test.begin(3));
+    test.breaker.delivered(&before, test.now);
     test.end(&refused, Verdict::Refused);
     let first = test.refusal(&refused);
     test.breaker.delivered(&earlier, test.now);

@@ -98,6 +98,20 @@ fn a_user_that_failed_is_suspect_from_the_later_delivery_of_another_user_until_i
 }
 
 #[test]
+fn a_delivery_before_a_failure_makes_its_user_suspect_only_if_the_attempt_hung() {
+    for (took, is_suspect) in [(ms(990), false), (ms(1_000), true)] {
+        let mut test = TestBreaker::default();
+        let failing = test.begin(1);
+        test.deliver([2]);
+        test.now = failing.began + took - ms(1);
+        test.end(&failing, RETRY);
+        assert_eq!(test.breaker.is_suspect(1), is_suspect, "after {took:?}");
+        test.deliver([3]);
+        assert!(test.breaker.is_suspect(1));
+    }
+}
+
+#[test]
 fn a_user_does_not_become_suspect_by_its_own_deliveries() {
     let mut test = TestBreaker::default();
     let (first, second) = (test.begin(1), test.begin(1));
