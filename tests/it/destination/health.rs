@@ -132,7 +132,9 @@ fn answers_of_500_after_refused_connections_continue_the_same_outage() {
     }
     let failing = answer("500 Internal Server Error", "down for repairs");
     let scripted = Scripted::start(TcpListener::bind(address).unwrap(), &failing);
-    scripted.wait_for_requests(8);
+    // A quick probe of each of the 30 users is followed by probes that wait for 100, 200, 400 and 800 ms. By then the lag
+    // of the partitions is known.
+    scripted.wait_for_requests(30 + 5);
     assert!(!up.lines().contains("takes events again"), "{}", up.lines());
     *scripted.answer.lock().unwrap() = answer("200 OK", "");
     let line = up.wait_for(&["takes events again", "INFO"]);

@@ -18,7 +18,7 @@ const DOUBTFUL_USERS: usize = 3;
 /// nothing any more.
 const VERDICT_AGE_MAX: Duration = Duration::from_secs(60);
 
-/// So many failures of a user that was served before count in any case.
+/// The number of failures of a user that was served before that count in any case.
 const COUNTED_FAILURES_MAX: u32 = 3;
 
 /// Delivered attempts that are remembered: enough to find two of other users.
