@@ -138,6 +138,6 @@ pub struct DeliveryFlags {
     pub reliability: u32,
 
     /// Seed of an earlier fault drill, to repeat it. Each drill logs its seed at start [default: another one at each start]
-    #[arg(long, value_name = "SEED", env = "EVENTD_RELIABILITY_SEED", help_heading = DRILL)]
+    #[arg(long, value_name = "SEED", env = "EVENTD_RELIABILITY_SEED", value_parser = values::seed, help_heading = DRILL)]
     pub reliability_seed: Option<u64>,
 }

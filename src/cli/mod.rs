@@ -153,12 +153,15 @@ impl Cli {
         // not see empty variables, and this function refuses them if their flag is not given.
         let mut parser = Self::command().mut_subcommands(|command| {
             let name = command.get_name().to_owned();
-            command.mut_args(|flag| match is_empty_in_environment(&flag) {
-                true => {
-                    empty.push((name.clone(), flag.clone()));
-                    flag.env(Resettable::Reset)
+            command.mut_args(|flag| {
+                let flag = with_values_that_begin_with_a_hyphen(flag);
+                match is_empty_in_environment(&flag) {
+                    true => {
+                        empty.push((name.clone(), flag.clone()));
+                        flag.env(Resettable::Reset)
+                    }
+                    false => flag,
                 }
-                false => flag,
             })
         });
         let matches = match parser.try_get_matches_from_mut(&arguments) {
@@ -192,6 +195,17 @@ impl Cli {
         let flags = cli.get_subcommands().flat_map(clap::Command::get_arguments);
         flags.filter_map(Arg::get_env).map(|name| name.to_string_lossy().into_owned()).collect()
     }
+}
+
+/// The names of values that are numbers, or begin with one.
+const NUMBERS: [&str; 8] = ["N", "DURATION", "SIZE", "POSITION", "RATE", "MODE", "SEED", "PARTITION:OFFSET"];
+
+/// Lets the value of a flag for a number begin with a hyphen. Otherwise clap's error about `--attempts -1` would not name
+/// the flag. The flag's own check refuses the value.
+fn with_values_that_begin_with_a_hyphen(flag: Arg) -> Arg {
+    let names = flag.get_value_names().unwrap_or_default();
+    let is_number = flag.get_long().is_some() && names.iter().any(|name| NUMBERS.contains(&name.as_str()));
+    flag.allow_hyphen_values(is_number)
 }
 
 /// Whether the flag's variable is set, but has nothing except white space.

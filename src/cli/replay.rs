@@ -78,7 +78,7 @@ pub struct ReplayFlags {
     pub execute: bool,
 
     /// Stop after this many failed attempts in a row; 0 is never
-    #[arg(long, value_name = "N", env = "EVENTD_STOP_AFTER_FAILURES", default_value = defaults::STOP_AFTER_FAILURES, help_heading = EXECUTION)]
+    #[arg(long, value_name = "N", env = "EVENTD_STOP_AFTER_FAILURES", default_value = defaults::STOP_AFTER_FAILURES, value_parser = values::failures, help_heading = EXECUTION)]
     pub stop_after_failures: u64,
 
     /// Send requests without a signature

@@ -54,7 +54,7 @@ pub struct RetryFlags {
     /// Randomize each delay: use between half of it and all of it. --jitter=off does not [default: by --retries]
     ///
     /// This spreads the retries of many users over time.
-    #[arg(long, value_name = "on|off", env = "EVENTD_JITTER", value_parser = values::switch, num_args = 0..=1, require_equals = true, default_missing_value = "on")]
+    #[arg(long, value_name = "on|off", env = "EVENTD_JITTER", value_parser = values::on_or_off, num_args = 0..=1, require_equals = true, default_missing_value = "on")]
     pub jitter: Option<bool>,
 
     /// How long one attempt may take, from connecting to the answer

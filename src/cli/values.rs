@@ -9,6 +9,7 @@ use crate::limits;
 use crate::net::SaslMechanism;
 use crate::replay::position::Position;
 use bytesize::ByteSize;
+use std::ops::RangeInclusive;
 use std::time::Duration;
 
 /// The longest duration, in years. A duration is added to a clock, which must not overflow.
@@ -20,6 +21,9 @@ const PARTITIONS_MAX: u32 = 1_000;
 /// Permissions that the owner of a file needs. Without them a file could be created but never opened again.
 const OWNER_READS_AND_WRITES: u32 = 0o600;
 
+/// The largest count of a flag. It is far above what fits in the memory of a machine.
+const COUNT_MAX: u64 = 1_000_000_000;
+
 /// All permissions to read and to write. Nothing that eventd writes is executable.
 const EVERYONE_READS_AND_WRITES: u32 = 0o666;
 
@@ -28,11 +32,15 @@ pub(super) fn duration(text: &str) -> Result<Duration, String> {
     if !text.is_empty() && text.chars().all(|c| c.is_ascii_digit()) {
         return Err("a duration needs a unit: write for example 100ms, 2s, 5m or 1h".into());
     }
-    let duration =
-        humantime::parse_duration(text).map_err(|error| format!("{error}: write for example 100ms, 2s, 5m or 1h"))?;
-    match duration > Duration::from_secs(YEARS_MAX * 365 * 86_400) {
-        true => Err(format!("the largest possible value is {YEARS_MAX} years")),
-        false => Ok(duration),
+    match humantime::parse_duration(text) {
+        Ok(duration) if duration <= Duration::from_secs(YEARS_MAX * 365 * 86_400) => Ok(duration),
+        Ok(_) | Err(humantime::DurationError::NumberOverflow) => {
+            Err(format!("the largest possible value is {YEARS_MAX} years"))
+        }
+        Err(_) if text.starts_with('-') => {
+            Err("a duration cannot be negative: write for example 100ms, 2s, 5m or 1h".into())
+        }
+        Err(_) => Err("it is not a duration: write a number and a unit, for example 100ms, 2s, 5m or 1h".into()),
     }
 }
 
@@ -70,36 +78,48 @@ pub(super) fn size(text: &str) -> Result<usize, String> {
     usize::try_from(bytes(text)?).map_err(|_| "the value is larger than this machine's memory can be".into())
 }
 
+/// A whole number of this range, or what to write.
+fn whole_number(text: &str, range: RangeInclusive<u64>) -> Result<u64, String> {
+    let number = text.parse().ok().filter(|number| range.contains(number));
+    number.ok_or_else(|| format!("write a whole number from {} to {}", range.start(), range.end()))
+}
+
 pub(super) fn count(text: &str) -> Result<usize, String> {
-    match text.parse() {
-        Ok(0) => Err("the value must be above zero".into()),
+    let count = whole_number(text, 0..=COUNT_MAX).map_err(|_| format!("write a whole number from 1 to {COUNT_MAX}"))?;
+    match usize::try_from(count) {
+        Ok(0) => Err(format!("the value must be above zero: write a whole number from 1 to {COUNT_MAX}")),
         Ok(count) => Ok(count),
-        Err(error) => Err(format!("{error}: write a whole number, for example 1000")),
+        Err(_) => Err("the value is larger than this machine's memory can be".into()),
     }
 }
 
 /// Events in one http request.
 pub(super) fn batch(text: &str) -> Result<usize, String> {
-    match count(text)? {
-        events if events > limits::HTTP_BATCH_EVENTS_MAX => {
-            Err(format!("the largest possible value is {}", limits::HTTP_BATCH_EVENTS_MAX))
-        }
-        events => Ok(events),
+    match text.parse() {
+        Ok(0) => Err("the value must be above zero: 1 sends each event alone".into()),
+        Ok(events @ 1..=limits::HTTP_BATCH_EVENTS_MAX) => Ok(events),
+        _ => Err(format!("write a whole number from 1 to {}; 1 sends each event alone", limits::HTTP_BATCH_EVENTS_MAX)),
     }
 }
 
 /// A whole number from 1.
 pub(super) fn from_one(text: &str) -> Result<u64, String> {
-    match text.parse() {
-        Ok(0) => Err("the value must be 1 or more".into()),
-        Ok(number) => Ok(number),
-        Err(error) => Err(format!("{error}: write a whole number, for example 10")),
-    }
+    whole_number(text, 1..=u64::MAX)
+}
+
+/// Failures in a row, also 0.
+pub(super) fn failures(text: &str) -> Result<u64, String> {
+    whole_number(text, 0..=u64::MAX).map_err(|why| format!("{why}; 0 is never"))
+}
+
+/// The seed of a fault drill.
+pub(super) fn seed(text: &str) -> Result<u64, String> {
+    whole_number(text, 0..=u64::MAX)
 }
 
 /// A whole number, also 0.
 pub(super) fn attempts(text: &str) -> Result<u32, String> {
-    text.parse().map_err(|error| format!("{error}: write a whole number, for example 10, or 0 for no limit"))
+    text.parse().map_err(|_| format!("write a whole number from 1 to {}, or 0 for no limit", u32::MAX))
 }
 
 /// A partition and an offset in it: `1:480`, or `p1:480`.
@@ -136,6 +156,11 @@ pub(super) fn switch(text: &str) -> Result<bool, String> {
     }
 }
 
+/// The value of `--jitter`. It accepts the same words as a switch.
+pub(super) fn on_or_off(text: &str) -> Result<bool, String> {
+    switch(text).map_err(|_| "write on or off".into())
+}
+
 pub(super) fn partitions(text: &str) -> Result<u32, String> {
     match text.parse() {
         Ok(n @ 1..=PARTITIONS_MAX) => Ok(n),
@@ -147,7 +172,7 @@ pub(super) fn one_in(text: &str) -> Result<u32, String> {
     match text.parse() {
         Ok(1) => Err("with 1 every attempt would fail for ever: 0 is off, 2 or more is a drill".into()),
         Ok(n) => Ok(n),
-        Err(error) => Err(format!("{error}: write 0 to turn the drill off, or a whole number from 2")),
+        Err(_) => Err(format!("write 0 to turn the drill off, or a whole number from 2 to {}", u32::MAX)),
     }
 }
 

@@ -1,7 +1,7 @@
 //! The destinations of a command, and how to deliver to them.
 
 use super::retries;
-use super::secrets::WebhookSecrets;
+use super::secrets::{WebhookSecrets, is_http};
 use crate::cli::{DeliveryFlags, LogFlags, RetryPreset, defaults};
 use crate::core::parking::ParkingLimits;
 use crate::core::side_topics::TOPIC_SUFFIX_CHARS_MAX;
@@ -82,6 +82,16 @@ pub(super) fn deliveries(
         Ok(DeliveryConfig { spec, settings, dispatch: dispatch.clone(), join_options })
     };
     specs.into_iter().map(delivery).collect()
+}
+
+/// Refuses `--batch` if no destination takes batches. A replay is not refused: the variable may be meant for dispatch.
+pub(super) fn check_batch(flags: &DeliveryFlags, deliveries: &[DeliveryConfig]) -> anyhow::Result<()> {
+    ensure!(
+        flags.batch == 1 || deliveries.is_empty() || deliveries.iter().any(|delivery| is_http(&delivery.spec)),
+        "--batch {} is for http destinations, but no --dest is http: leave the flag out",
+        flags.batch
+    );
+    Ok(())
 }
 
 fn dispatch_config(

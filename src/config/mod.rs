@@ -59,17 +59,13 @@ impl UpConfig {
         // Ingest drains first, and the destinations after it. With half of the time each, both together keep to `--drain`.
         let drain = flags.process.drain / 2;
         let url = log::url(&flags.log.place, log::embedded_log)?;
+        let preset = RetryPreset::Patient;
+        let deliveries = delivery::deliveries(&flags.destinations, &flags.delivery, &flags.log, &url, drain, preset)?;
+        delivery::check_batch(&flags.delivery, &deliveries)?;
         Ok(Self {
             log: LogConfig::new(&flags.log, &url, log::HasIngest::Yes)?,
             endpoint: EndpointConfig::new(&flags.endpoint, drain)?,
-            deliveries: delivery::deliveries(
-                &flags.destinations,
-                &flags.delivery,
-                &flags.log,
-                &url,
-                drain,
-                RetryPreset::Patient,
-            )?,
+            deliveries,
         })
     }
 }
@@ -108,6 +104,7 @@ impl DispatchConfig {
         let typed = std::slice::from_ref(&flags.destination);
         let (drain, preset) = (flags.process.drain, RetryPreset::Patient);
         let deliveries = delivery::deliveries(typed, &flags.delivery, &flags.log, &url, drain, preset)?;
+        delivery::check_batch(&flags.delivery, &deliveries)?;
         Ok(Self {
             log: LogConfig::new(&flags.log, &url, log::HasIngest::No)?,
             delivery: deliveries.into_iter().next().context("--dest is missing")?,

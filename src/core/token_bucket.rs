@@ -64,9 +64,11 @@ impl FromStr for Rate {
         match events.trim().parse::<u32>() {
             Ok(0) => Err("a rate must be above zero: write 500/s, 30/m or 100/h".into()),
             Ok(events) => Ok(Self { per_sec: f64::from(events) / secs }),
-            Err(error) => {
-                Err(format!("{:?} is not a number of events ({error}): write 500/s, 30/m or 100/h", events.trim()))
-            }
+            Err(_) => Err(format!(
+                "{:?} is not a whole number from 1 to {}: write 500/s, 30/m or 100/h",
+                events.trim(),
+                u32::MAX
+            )),
         }
     }
 }

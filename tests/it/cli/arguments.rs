@@ -560,8 +560,49 @@ fn a_duration_without_a_unit_and_a_senseless_zero_are_refused() {
     refused(folder.path(), &["up", "--give-up-after", "0s"], &["--give-up-after", "above zero", "write never"]);
     refused(folder.path(), &["up", "--give-up-after", "24"], &["--give-up-after", "unit", "never"]);
     refused(folder.path(), &["up", "--retries", "fast"], &["--retries", "patient or quick"]);
+    refused(folder.path(), &["up", "--batch", "0"], &["--batch", "1 sends each event alone"]);
     refused(folder.path(), &["up", "--partitions", "0"], &["--partitions"]);
     refused(folder.path(), &["up", "--reliability", "1"], &["--reliability", "0 is off"]);
+}
+
+#[test]
+fn a_value_outside_the_range_of_its_flag_is_refused_with_the_flag_and_the_range() {
+    let folder = tempfile::tempdir().unwrap();
+    let large = "99999999999999999999";
+    for (flag, says) in [
+        ("--attempts", "write a whole number from 1 to 4294967295, or 0 for no limit"),
+        ("--batch", "write a whole number from 1 to 1000; 1 sends each event alone"),
+        ("--concurrency", "write a whole number from 1 to 1000000000"),
+        ("--reliability", "write 0 to turn the drill off, or a whole number from 2 to 4294967295"),
+        ("--reliability-seed", "write a whole number from 0 to 18446744073709551615"),
+    ] {
+        for value in ["-1", "x", "1.5", large] {
+            refused(folder.path(), &["up", flag, value], &[&format!("'{value}' for '{flag} "), says]);
+        }
+    }
+    let replay = ["replay", "--dest", "null:"];
+    let failures = [&replay[..], &["--from", "0", "--stop-after-failures", "-1"]].concat();
+    refused(folder.path(), &failures, &["--stop-after-failures", "18446744073709551615; 0 is never"]);
+    refused(folder.path(), &[&replay[..], &["--from", "-5"]].concat(), &["'-5' for '--from ", "not understood"]);
+    refused(folder.path(), &["up", "--rate", "-5/s"], &["--rate", "from 1 to 4294967295: write 500/s"]);
+    refused(folder.path(), &["up", "--give-up-after", "-1s"], &["--give-up-after", "cannot be negative", "never"]);
+    refused(folder.path(), &["up", "--drain", "soon"], &["--drain", "write a number and a unit"]);
+    refused(folder.path(), &["up", "--drain", &format!("{large}s")], &["--drain", "100 years"]);
+    refused(folder.path(), &["up", "--jitter=maybe"], &["--jitter", "write on or off"]);
+    refused(folder.path(), &["up", "--dest", "file-1", "--batch", "10"], &["--batch 10", "http", "leave the flag out"]);
+    assert!(!folder.path().join("eventd.db").exists(), "none of these creates a database");
+}
+
+#[test]
+fn a_flag_that_does_not_exist_is_answered_with_a_similar_one() {
+    let folder = tempfile::tempdir().unwrap();
+    for (typed, value, similar) in [
+        ("--max-attempts", "5", "'--attempts'"),
+        ("--retry", "quick", "'--retries'"),
+        ("--on-exhaust", "hold", "'--on-exhausted'"),
+    ] {
+        refused(folder.path(), &["up", "--dest", "null:", typed, value], &[typed, similar]);
+    }
 }
 
 #[test]
