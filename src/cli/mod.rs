@@ -183,8 +183,11 @@ impl Cli {
             }
         }
         let mut cli = Self::from_arg_matches(&matches)?;
-        if let Some((_, typed)) = matches.subcommand() {
+        if let Some((name, typed)) = matches.subcommand() {
             cli.command.trim_variables(typed);
+            if let (Command::Replay(replay), Some(parser)) = (&mut cli.command, parser.find_subcommand(name)) {
+                replay.complete(parser, typed);
+            }
         }
         Ok(cli)
     }

@@ -3,16 +3,25 @@
 
 use super::delivery::DELIVERY;
 use super::{DeliveryFlags, LogFlags, ProcessFlags, defaults, values};
+use crate::core::tries::OnExhausted;
 use crate::replay::position::Position;
-use clap::Args;
+use clap::parser::ValueSource;
+use clap::{Arg, ArgMatches, Args};
 
 const SELECTION: &str = "What to replay";
 const EXECUTION: &str = "How to replay";
 const REPOSITION: &str = "Move the position instead";
 
+/// The group of flags that select events. `--resume` excludes them.
+const SELECTION_GROUP: &str = "selection";
+
+/// Flags that the command for `--resume` has anyway, or that do not fit it.
+const NOT_REPEATED: [&str; 9] =
+    ["destination", "name", "url", "topic", "resume", "execute", "list", "rewind", "fast_forward"];
+
 /// Flags of `eventd replay`.
 #[derive(Debug, Args)]
-#[command(group(clap::ArgGroup::new("selection").multiple(true)))]
+#[command(group(clap::ArgGroup::new(SELECTION_GROUP).multiple(true)))]
 pub struct ReplayFlags {
     /// Destination to deliver to, written as for dispatch
     ///
@@ -28,41 +37,41 @@ pub struct ReplayFlags {
     ///
     /// A range by time contains every event that was accepted in it, even if the log does not store events in the order of
     /// time.
-    #[arg(long, value_name = "POSITION", value_parser = values::position, group = "selection", help_heading = SELECTION)]
+    #[arg(long, value_name = "POSITION", value_parser = values::position, group = SELECTION_GROUP, help_heading = SELECTION)]
     pub from: Option<Position>,
 
     /// End of the range, written like --from; it is not part of the range [default: the end of the log]
-    #[arg(long, value_name = "POSITION", value_parser = values::position, group = "selection", help_heading = SELECTION)]
+    #[arg(long, value_name = "POSITION", value_parser = values::position, group = SELECTION_GROUP, help_heading = SELECTION)]
     pub until: Option<Position>,
 
     /// Replay the destination's dead letters that were not replayed yet, and not the topic
-    #[arg(long, conflicts_with_all = ["from", "until"], group = "selection", help_heading = SELECTION)]
+    #[arg(long, conflicts_with_all = ["from", "until"], group = SELECTION_GROUP, help_heading = SELECTION)]
     pub dead: bool,
 
     /// With --dead, only dead letters with this reason: exhausted, refused or operator
-    #[arg(long = "reason", value_name = "REASON", value_parser = ["exhausted", "refused", "operator"], requires = "dead", conflicts_with_all = ["from", "until"], group = "selection", help_heading = SELECTION)]
+    #[arg(long = "reason", value_name = "REASON", value_parser = ["exhausted", "refused", "operator"], requires = "dead", conflicts_with_all = ["from", "until"], group = SELECTION_GROUP, help_heading = SELECTION)]
     pub reasons: Vec<String>,
 
     /// With --dead, only dead letters written since this time or age
-    #[arg(long, value_name = "POSITION", value_parser = values::moment, requires = "dead", conflicts_with_all = ["from", "until"], group = "selection", help_heading = SELECTION)]
+    #[arg(long, value_name = "POSITION", value_parser = values::moment, requires = "dead", conflicts_with_all = ["from", "until"], group = SELECTION_GROUP, help_heading = SELECTION)]
     pub since: Option<Position>,
 
     /// Only events of this user. Can be repeated; @FILE names a file with one user on each line
-    #[arg(long = "user", value_name = "USER|@FILE", group = "selection", help_heading = SELECTION)]
+    #[arg(long = "user", value_name = "USER|@FILE", group = SELECTION_GROUP, help_heading = SELECTION)]
     pub users: Vec<String>,
 
     /// Only the event with this id. Can be repeated; @FILE names a file with one id on each line
-    #[arg(long = "id", value_name = "ID|@FILE", group = "selection", help_heading = SELECTION)]
+    #[arg(long = "id", value_name = "ID|@FILE", group = SELECTION_GROUP, help_heading = SELECTION)]
     pub ids: Vec<String>,
 
     /// At most this many events
     ///
     /// The first events of the lowest partition come first, then those of the next partition.
-    #[arg(long, value_name = "N", value_parser = values::from_one, group = "selection", help_heading = SELECTION)]
+    #[arg(long, value_name = "N", value_parser = values::from_one, group = SELECTION_GROUP, help_heading = SELECTION)]
     pub limit: Option<u64>,
 
     /// Include what was replayed before: events that came from a replay, or dead letters that were replayed
-    #[arg(long, group = "selection", help_heading = SELECTION)]
+    #[arg(long, group = SELECTION_GROUP, help_heading = SELECTION)]
     pub again: bool,
 
     /// Continue the replay with this ID where it stopped; --list shows the IDs
@@ -110,4 +119,51 @@ pub struct ReplayFlags {
     pub log: LogFlags,
     #[command(flatten)]
     pub process: ProcessFlags,
+
+    /// The flags of the command line that a command for `--resume` repeats, one word each. Variables are not among them.
+    #[arg(skip)]
+    pub repeated: Vec<String>,
+
+    /// `EVENTD_ON_EXHAUSTED=hold` was set, and replaced by `dead-letter`.
+    #[arg(skip)]
+    pub ignores_hold: bool,
+}
+
+impl ReplayFlags {
+    /// Adds what only the parser knows: which flags were typed, and which come from variables.
+    pub(super) fn complete(&mut self, parser: &clap::Command, typed: &ArgMatches) {
+        let source = |id: &str| typed.value_source(id);
+        // The variable is probably meant for dispatch. It must not keep an operator from a replay.
+        let on_exhausted = &mut self.delivery.retries.on_exhausted;
+        if source("on_exhausted") == Some(ValueSource::EnvVariable) && *on_exhausted == OnExhausted::Hold {
+            *on_exhausted = OnExhausted::DeadLetter;
+            self.ignores_hold = true;
+        }
+        let selects = |flag: &Arg| {
+            let groups = parser.get_groups().filter(|group| group.get_id() == SELECTION_GROUP);
+            groups.flat_map(clap::ArgGroup::get_args).any(|id| id == flag.get_id())
+        };
+        let is_repeated = |flag: &&Arg| {
+            let id = flag.get_id().as_str();
+            source(id) == Some(ValueSource::CommandLine) && !NOT_REPEATED.contains(&id) && !selects(flag)
+        };
+        self.repeated = parser.get_arguments().filter(is_repeated).flat_map(|flag| words(flag, typed)).collect();
+    }
+}
+
+/// The flag as it was typed, with its values.
+fn words(flag: &Arg, typed: &ArgMatches) -> Vec<String> {
+    let name = format!("--{}", flag.get_long().unwrap_or_default());
+    if !flag.get_action().takes_values() {
+        return vec![name];
+    }
+    let values = typed.get_raw(flag.get_id().as_str()).into_iter().flatten();
+    let with_value = |value: &std::ffi::OsStr| {
+        let value = value.to_string_lossy();
+        match flag.is_require_equals_set() || value.starts_with('-') {
+            true => vec![format!("{name}={value}")],
+            false => vec![name.clone(), value.into_owned()],
+        }
+    };
+    values.flat_map(with_value).collect()
 }

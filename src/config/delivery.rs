@@ -126,7 +126,7 @@ fn share_of_window(window_bytes: usize, destinations: usize) -> usize {
 }
 
 /// The destinations. No two of them have the same name or write to the same file.
-fn specs(typed: &[String], name: Option<&str>, topic: &str) -> anyhow::Result<Vec<Spec>> {
+pub(super) fn specs(typed: &[String], name: Option<&str>, topic: &str) -> anyhow::Result<Vec<Spec>> {
     let mut specs = Vec::with_capacity(typed.len());
     for text in typed {
         specs.push(Spec::parse(text).context("--dest")?);

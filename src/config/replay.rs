@@ -50,6 +50,11 @@ impl ReplayConfig {
         let url = log::url(&flags.log.place, log::local_broker)?;
         let log = LogConfig::new(&flags.log, &url, HasIngest::No)?.without_creation();
         let typed: Vec<String> = flags.destination.iter().cloned().collect();
+        if flags.list {
+            let specs = delivery::specs(&typed, flags.delivery.name.as_deref(), &flags.log.place.topic)?;
+            let destination = specs.into_iter().next().map(Box::new);
+            return Ok(Self { log, action: ReplayAction::List { destination, json: flags.json } });
+        }
         ensure!(
             flags.delivery.retries.on_exhausted != OnExhausted::Hold,
             "--on-exhausted hold: a replay cannot hold a user, because it delivers events that are settled already. Write \
@@ -58,12 +63,7 @@ impl ReplayConfig {
         // An operator waits for a replay, and what it gives up becomes a dead letter again. So its default is not a day.
         let (drain, preset) = (flags.process.drain, RetryPreset::Quick);
         let deliveries = delivery::deliveries(&typed, &flags.delivery, &flags.log, &url, drain, preset)?;
-        let delivery = deliveries.into_iter().next();
-        if flags.list {
-            let destination = delivery.map(|delivery| Box::new(delivery.spec));
-            return Ok(Self { log, action: ReplayAction::List { destination, json: flags.json } });
-        }
-        let mut delivery = Box::new(delivery.context("--dest is missing")?);
+        let mut delivery = Box::new(deliveries.into_iter().next().context("--dest is missing")?);
         if flags.unsigned {
             delivery.settings.secret = None;
         }
@@ -73,19 +73,39 @@ impl ReplayConfig {
             Some(_) => Signature::Present,
             None => Signature::Missing,
         };
-        let replay = Box::new(replay_config(flags, signature)?);
+        let repeated = replay::RepeatedFlags {
+            log: log_flags(&flags.log),
+            others: flags.repeated.iter().map(|word| format!(" {}", shell_quoted(word))).collect(),
+            needs_secrets: needs_secrets(flags, &delivery),
+        };
+        let replay = Box::new(replay_config(flags, signature, repeated)?);
         Ok(Self { log, action: ReplayAction::Run { delivery, replay } })
     }
 }
 
-fn replay_config(flags: &ReplayFlags, signature: Signature) -> anyhow::Result<replay::Config> {
+/// Whether a repeated command line needs secrets that it does not show.
+fn needs_secrets(flags: &ReplayFlags, delivery: &DeliveryConfig) -> bool {
+    let is_repeated = |flag: &str| flags.repeated.iter().any(|word| word == flag);
+    // A URL is shown without its secrets.
+    let is_cut = flags.destination.as_ref().is_some_and(|typed| !typed.ends_with(&delivery.spec.to_string()));
+    let signs = delivery.settings.secret.is_some() && !is_repeated("--webhook-secret-file");
+    let logs_in = flags.log.kafka.sasl_mechanism.is_some() && !is_repeated("--sasl-password-file");
+    is_cut || signs || logs_in
+}
+
+fn replay_config(
+    flags: &ReplayFlags,
+    signature: Signature,
+    repeated: replay::RepeatedFlags,
+) -> anyhow::Result<replay::Config> {
     let config = |request| replay::Config {
         request,
         execute: flags.execute,
         json: flags.json,
         rate: flags.delivery.rate,
         stop_after_failures: flags.stop_after_failures,
-        log_flags: log_flags(&flags.log),
+        repeated: repeated.clone(),
+        ignores_hold: flags.ignores_hold,
         signature,
     };
     let request = match (&flags.resume, &flags.fast_forward) {

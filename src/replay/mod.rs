@@ -133,10 +133,23 @@ pub struct Config {
     pub rate: Option<Rate>,
     /// Stop after this many failed attempts in a row. 0 is never.
     pub stop_after_failures: u64,
-    /// `--url` and `--topic` as they have to be repeated to resume this replay, quoted for a shell.
-    pub log_flags: String,
+    /// The flags of a command that resumes this replay.
+    pub repeated: RepeatedFlags,
+    /// `EVENTD_ON_EXHAUSTED=hold` was set. A replay cannot hold, and its dispatch configuration has dead letters instead.
+    pub ignores_hold: bool,
     /// Whether this replay signs its requests.
     pub signature: Signature,
+}
+
+/// The flags that a command for `--resume` repeats, quoted for a shell and without secrets.
+#[derive(Debug, Clone, Default)]
+pub struct RepeatedFlags {
+    /// `--url` and `--topic`.
+    pub log: String,
+    /// The other flags of the command line, with a space before each word.
+    pub others: String,
+    /// The command needs secrets that it does not show.
+    pub needs_secrets: bool,
 }
 
 /// What the operator asks for.

@@ -89,11 +89,39 @@ pub struct EventSummary {
     pub timestamp_ms: i64,
 }
 
+/// How a replay delivers its plan, as far as the operator has to know it.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct DeliveryTerms<'p> {
+    /// `None`: as fast as the destination takes the events.
+    pub rate: Option<Rate>,
+    /// The topic of the dead letters, if the replay takes its events from there.
+    pub dead_letter_topic: Option<&'p str>,
+    pub is_resumed: bool,
+    /// `EVENTD_ON_EXHAUSTED=hold` is set, and has no effect.
+    pub ignores_hold: bool,
+}
+
+impl DeliveryTerms<'_> {
+    /// What the operator may not expect.
+    pub fn notes(&self) -> Vec<String> {
+        let of_dead_letters = self.dead_letter_topic.map(|topic| {
+            format!(
+                "partitions and offsets are those of {}, also in log lines; the receiver gets those of the events",
+                escaped(topic)
+            )
+        });
+        let of_hold = self.ignores_hold.then(|| {
+            "EVENTD_ON_EXHAUSTED=hold has no effect: a replay cannot hold a user, and uses dead-letter".to_owned()
+        });
+        of_dead_letters.into_iter().chain(of_hold).collect()
+    }
+}
+
 /// What a plan is for.
 #[derive(Debug, Clone, Copy)]
-pub enum PlanKind {
-    /// The replay delivers the events itself. Without a rate, as fast as the destination takes them.
-    Deliver { rate: Option<Rate> },
+pub enum PlanKind<'p> {
+    /// The replay delivers the events itself.
+    Deliver(DeliveryTerms<'p>),
     /// Dispatch delivers the events, because the destination's position moves back.
     Rewind,
     /// No process delivers the events, because the destination's position moves ahead.
@@ -103,7 +131,13 @@ pub enum PlanKind {
 impl Plan {
     /// The plan as an operator reads it. `title` says what is replayed, `name` is the destination's name and `to` its
     /// target.
-    pub fn text<'p>(&'p self, title: &'p str, name: &'p str, to: &'p str, kind: PlanKind) -> impl fmt::Display + 'p {
+    pub fn text<'p>(
+        &'p self,
+        title: &'p str,
+        name: &'p str,
+        to: &'p str,
+        kind: PlanKind<'p>,
+    ) -> impl fmt::Display + 'p {
         PlanText { plan: self, title, name, to, kind }
     }
 
@@ -130,14 +164,14 @@ struct PlanText<'p> {
     title: &'p str,
     name: &'p str,
     to: &'p str,
-    kind: PlanKind,
+    kind: PlanKind<'p>,
 }
 
 impl fmt::Display for PlanText<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { plan, title, name, to, kind } = self;
         match kind {
-            PlanKind::Deliver { .. } => writeln!(f, "replay of {}\n    to {}\n", escaped(title), escaped(to))?,
+            PlanKind::Deliver(_) => writeln!(f, "replay of {}\n    to {}\n", escaped(title), escaped(to))?,
             PlanKind::Rewind | PlanKind::FastForward => writeln!(f, "{}\n", escaped(title))?,
         }
         writeln!(f, "  {:>9}  {:>12}  {:>12}  {:>12}", "partition", "from", "until", "events")?;
@@ -149,11 +183,12 @@ impl fmt::Display for PlanText<'_> {
         self.write_first_and_last(f)?;
         self.write_left_out(f)?;
         match kind {
-            PlanKind::Deliver { rate: Some(rate) } => {
+            PlanKind::Deliver(_) | PlanKind::Rewind if plan.events == 0 => Ok(()),
+            PlanKind::Deliver(DeliveryTerms { rate: Some(rate), .. }) => {
                 let time = humantime::format_duration(rounded(rate.time_of(plan.events)));
                 writeln!(f, "  duration  {time} at {rate}")
             }
-            PlanKind::Deliver { rate: None } => {
+            PlanKind::Deliver(_) => {
                 writeln!(f, "  duration  as long as the destination needs, because there is no --rate")
             }
             PlanKind::Rewind => writeln!(f, "  duration  a moment: only the position moves, and dispatch delivers"),
@@ -189,13 +224,17 @@ impl PlanText<'_> {
     /// Says what is in the range and not among the events, and why.
     fn write_left_out(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let plan = self.plan;
+        let redriven = match self.kind {
+            PlanKind::Deliver(DeliveryTerms { is_resumed: true, .. }) => "redriven meanwhile by other replays",
+            _ => "replayed before (--again includes them)",
+        };
         let lines = [
             (
                 "left out",
                 plan.on_their_way,
                 "not settled yet: dispatch delivers them, unless their user is held (`eventd control release`)",
             ),
-            ("left out", plan.redriven, "redriven before (--again includes them)"),
+            ("left out", plan.redriven, redriven),
             ("left out", plan.replayed, "came from a replay of another eventd (--again includes them)"),
             ("left out", plan.outside, "in between that were accepted before or after the range"),
             ("note", plan.earlier, "after the new position were accepted before that time: dispatch delivers them too"),
@@ -204,6 +243,11 @@ impl PlanText<'_> {
         ];
         for (label, count, what) in lines.into_iter().filter(|(_, count, _)| *count > 0) {
             writeln!(f, "  {label:<8}  {count} {what}")?;
+        }
+        if let PlanKind::Deliver(terms) = self.kind {
+            for note in terms.notes() {
+                writeln!(f, "  note      {note}")?;
+            }
         }
         Ok(())
     }
@@ -260,7 +304,7 @@ mod tests {
         ] {
             let shown = text(&plan, PlanKind::FastForward);
             assert!(shown.contains(says), "{shown}");
-            for delivers in [PlanKind::Rewind, PlanKind::Deliver { rate: None }] {
+            for delivers in [PlanKind::Rewind, PlanKind::Deliver(DeliveryTerms::default())] {
                 assert!(!text(&plan, delivers).contains("NEVER"));
             }
         }
@@ -268,7 +312,8 @@ mod tests {
 
     #[test]
     fn a_plan_names_only_what_it_leaves_out() {
-        let kind = PlanKind::Deliver { rate: Some("30/s".parse().unwrap()) };
+        let terms = DeliveryTerms { rate: Some("30/s".parse().unwrap()), ..DeliveryTerms::default() };
+        let kind = PlanKind::Deliver(terms);
         let plain = text(&Plan { events: 60, users: 12, ..Plan::default() }, kind);
         assert!(plain.contains("  events    60 from 12 users\n  duration  2s at 30/s\n"), "{plain}");
         let plan = Plan { on_their_way: 5, outside: 2, ..Plan::default() };
@@ -278,6 +323,17 @@ mod tests {
             "{shown}"
         );
         assert!(shown.contains("  left out  2 in between that were accepted before or after the range\n"), "{shown}");
-        assert!(!shown.contains("redriven") && !shown.contains("retention"), "{shown}");
+        assert!(!shown.contains("replayed") && !shown.contains("retention"), "{shown}");
+        assert!(!shown.contains("duration") && !shown.contains("note"), "a plan of 0 events takes no time: {shown}");
+        let plan = Plan { events: 1, redriven: 3, ..Plan::default() };
+        assert!(text(&plan, kind).contains("  left out  3 replayed before (--again includes them)\n"));
+        let terms =
+            DeliveryTerms { dead_letter_topic: Some("t.d.dead"), is_resumed: true, ignores_hold: true, ..terms };
+        let shown = text(&plan, PlanKind::Deliver(terms));
+        for says in
+            ["  left out  3 redriven meanwhile", "note      partitions and offsets are those of t.d.dead", "=hold"]
+        {
+            assert!(shown.contains(says), "{says}: {shown}");
+        }
     }
 }

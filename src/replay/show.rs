@@ -1,10 +1,10 @@
 //! Prints the plan, the question before execution, the summary and the list of replays.
 
 use super::audit::{AuditLog, Operator, ReplayEnd, ReplayHistory, ReplayOutcome};
-use super::plan::{DeliveryCounts, Plan, PlanKind, PlannedPartition};
+use super::plan::{DeliveryCounts, DeliveryTerms, Plan, PlanKind, PlannedPartition};
 use super::position::{Reposition, show_ms};
 use super::run::RunResult;
-use super::{Config, PreparedReplay, ReplayContext, ReplayRequest};
+use super::{Config, PreparedReplay, RepeatedFlags, ReplayContext, ReplayRequest};
 use crate::core::outcome::Ended;
 use crate::core::text::{escaped, escaped_json, shell_quoted};
 use crate::core::token_bucket::Rate;
@@ -129,13 +129,21 @@ struct PlanJson<'p> {
     resumes: Option<&'p str>,
     rate_per_sec: Option<f64>,
     estimate_secs: Option<f64>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    notes: Vec<String>,
     #[serde(flatten)]
     plan: &'p Plan,
 }
 
 /// Prints the plan.
 pub(super) fn show_plan(context: &ReplayContext, config: &Config, prepared: &PreparedReplay) -> anyhow::Result<()> {
-    let PreparedReplay { id, title, plan, .. } = prepared;
+    let PreparedReplay { id, source, title, selection, plan, .. } = prepared;
+    let terms = DeliveryTerms {
+        rate: config.rate,
+        dead_letter_topic: selection.dead.then(|| source.topic()),
+        is_resumed: id.is_some(),
+        ignores_hold: config.ignores_hold,
+    };
     let (destination, to) = (&context.spec.name, context.spec.to_string());
     let text = if config.json {
         let plan = PlanJson {
@@ -146,6 +154,7 @@ pub(super) fn show_plan(context: &ReplayContext, config: &Config, prepared: &Pre
             resumes: id.as_deref(),
             rate_per_sec: config.rate.map(Rate::per_sec),
             estimate_secs: config.rate.map(|rate| rate.time_of(plan.events).as_secs_f64()),
+            notes: terms.notes(),
             plan,
         };
         json_line(&plan)?
@@ -153,7 +162,7 @@ pub(super) fn show_plan(context: &ReplayContext, config: &Config, prepared: &Pre
         let kind = match &config.request {
             ReplayRequest::Reposition(Reposition::Rewind(_)) => PlanKind::Rewind,
             ReplayRequest::Reposition(Reposition::FastForward(_)) => PlanKind::FastForward,
-            ReplayRequest::New { .. } | ReplayRequest::Resume { .. } => PlanKind::Deliver { rate: config.rate },
+            ReplayRequest::New { .. } | ReplayRequest::Resume { .. } => PlanKind::Deliver(terms),
         };
         format!("{}\n", plan.text(title, destination, &to, kind))
     };
@@ -254,15 +263,15 @@ pub(super) fn conclude(
     }
 }
 
-/// The command that continues a replay. It shows no secret of the destination, so the operator has to add it again.
+/// The command that continues a replay, with the flags of this command line. It shows no secret.
 fn how_to_resume(context: &ReplayContext, config: &Config, id: &str) -> String {
     let Spec { name, .. } = &context.spec;
     let destination = format!("{name}={}", context.spec);
+    let RepeatedFlags { log, others, needs_secrets } = &config.repeated;
     format!(
-        "To deliver the events that are left, run: eventd replay {} --dest {} --resume {id} --execute (with the same \
-         secrets)",
-        config.log_flags,
-        shell_quoted(&destination)
+        "To deliver the events that are left, run: eventd replay {log} --dest {} --resume {id} --execute{others}{}",
+        shell_quoted(&destination),
+        if *needs_secrets { " (with the same secrets)" } else { "" }
     )
 }
 

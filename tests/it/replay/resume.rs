@@ -6,13 +6,22 @@ use std::collections::HashSet;
 #[test]
 fn a_signal_stops_a_replay_and_resume_delivers_only_the_rest() {
     let delivered = Delivered::new(600);
-    let replay = delivered.replaying(&["--from", "0", "--execute", "--rate", "200/s"]);
+    let careful =
+        ["--rate", "200/s", "--attempts", "3", "--on-exhausted", "halt", "--stop-after-failures", "7", "--jitter"];
+    let replay = delivered.replaying(&[&["--from", "0", "--limit", "600", "--execute"], &careful[..]].concat());
     delivered.receiver.wait_for(40);
     let ending = replay.stop();
     assert_eq!(ending.code(), 3, "{}", ending.said);
     let id = delivered.id();
-    let hint = format!(" --dest hook={} --resume {id} --execute (with the same secrets)", delivered.receiver.url);
-    assert!(ending.said.contains("run: eventd replay --url sqlite:") && ending.said.contains(&hint), "{}", ending.said);
+    let resume = format!("run: eventd replay --url sqlite:log.db --dest hook={} --resume {id}", delivered.receiver.url);
+    let (_, command) = ending.said.split_once(&resume).unwrap_or_else(|| panic!("{resume}: {}", ending.said));
+    let command = command.lines().next().unwrap().trim_end_matches('"');
+    // What selects events is not repeated, and no secret is needed.
+    let mut flags: Vec<&str> = command.split_once(" --execute ").unwrap().1.split(" --").collect();
+    flags[0] = flags[0].trim_start_matches("--");
+    flags.sort_unstable();
+    let repeated = ["attempts 3", "jitter=on", "on-exhausted halt", "rate 200/s", "stop-after-failures 7"];
+    assert_eq!(flags, repeated, "{command}");
     let listed = &delivered.listed()[0];
     assert_eq!((listed["state"].as_str(), listed["why"].as_str()), (Some("stopped"), Some("stopped by a signal")));
     let first = delivered.receiver.count();
@@ -156,4 +165,39 @@ fn replays_are_listed_with_their_operator_and_outcome() {
     );
     let for_people = run(delivered.folder(), &["replay", "--url", "sqlite:log.db", "--list"]);
     assert_eq!(for_people.said.matches("finished").count(), 2, "{}", for_people.said);
+}
+
+#[test]
+fn a_command_that_resumes_needs_the_secrets_that_it_does_not_show() {
+    let delivered = Delivered::new(60);
+    delivered.receiver.answers(|_| 503);
+    let url = delivered.receiver.url.replace("http://", "http://ada:s3cret@");
+    let mut command = command(delivered.folder(), &["replay", "--url", "sqlite:log.db", "--from", "0", "--execute"]);
+    command.args(["--dest", &format!("hook={url}"), "--stop-after-failures", "3"]);
+    let ending = Program::spawn(command, "replay with a password").end();
+    assert_eq!(ending.code(), 3, "{}", ending.said);
+    assert!(ending.said.contains("--stop-after-failures 3 (with the same secrets)"), "{}", ending.said);
+    assert!(!ending.said.contains("s3cret"), "{}", ending.said);
+}
+
+#[test]
+fn hold_of_a_variable_does_not_keep_an_operator_from_a_replay_but_the_flag_is_refused() {
+    let delivered = Delivered::new(60);
+    delivered.receiver.answers(|hook| if hook.user() == "user-3" { 500 } else { 200 });
+    let replay = |more: &[&str]| {
+        let arguments = [&["replay", "--url", "sqlite:log.db", "--attempts", "1"], more].concat();
+        let mut command = command(delivered.folder(), &arguments);
+        command.env("EVENTD_ON_EXHAUSTED", "hold");
+        Program::spawn(command, "replay with hold in its environment").end()
+    };
+    let destination = delivered.destination();
+    let ending = replay(&["--dest", &destination, "--from", "0", "--execute"]);
+    assert_eq!(ending.code(), 0, "{}", ending.said);
+    let says = ["EVENTD_ON_EXHAUSTED=hold has no effect", "55 delivered, 5 given up and kept as dead letters"];
+    assert!(says.iter().all(|what| ending.said.contains(what)), "{}", ending.said);
+    assert_eq!(replay(&["--list"]).code(), 0);
+    let flag = ["--dest", &destination, "--on-exhausted", "hold"];
+    assert_eq!(replay(&[&["--list"], &flag[..]].concat()).code(), 0, "the list delivers nothing");
+    let refused = replay(&[&["--from", "0"], &flag[..]].concat());
+    assert!(refused.code() == 2 && refused.said.contains("--on-exhausted hold"), "{}", refused.said);
 }

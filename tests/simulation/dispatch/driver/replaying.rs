@@ -16,7 +16,9 @@ use eventd::destination::{BatchLimits, Destination};
 use eventd::group::JoinError;
 use eventd::replay::ids::IdSource;
 use eventd::replay::signing::Signature;
-use eventd::replay::{Config, DestinationOpener, ReplayContext, ReplayRefused, ReplayRequest, Streams, run};
+use eventd::replay::{
+    Config, DestinationOpener, RepeatedFlags, ReplayContext, ReplayRefused, ReplayRequest, Streams, run,
+};
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;
@@ -142,7 +144,8 @@ impl Driver<'_> {
             execute: true,
             json: false,
             rate: request.rate,
-            log_flags: "--url simulated:9092".to_owned(),
+            repeated: RepeatedFlags::default(),
+            ignores_hold: false,
             stop_after_failures: if self.calm { 0 } else { request.stop_after_failures },
             signature: Signature::Present,
         };
