@@ -50,8 +50,11 @@ pub struct Operator {
 pub enum AuditEvent {
     ReplayStarted(Box<ReplayStart>),
     ReplayResumed {
-        /// Events that were left.
+        /// Events that were left, according to the replay's own commits.
         left: u64,
+        /// Dead letters that other replays have redriven since this replay last ran. They are not left.
+        #[serde(default, skip_serializing_if = "is_zero")]
+        redriven_meanwhile: u64,
     },
     ReplayEnded {
         outcome: ReplayOutcome,
@@ -113,8 +116,20 @@ pub struct ReplayHistory {
     pub started: ReplayStart,
     /// How it last ended. `None`: it is running, or its process was killed.
     pub ended: Option<ReplayEnd>,
-    /// The sum of all runs that ended. A run whose process was killed is missing.
+    /// When it was last resumed.
+    pub resumed_ms: Option<i64>,
+    /// The sum of all runs that ended.
     pub counts: DeliveryCounts,
+    /// Events that were delivered or given up by runs whose processes were killed. It is known once a later run has read
+    /// the commits.
+    pub settled_by_killed: u64,
+    /// Dead letters that other replays have redriven.
+    pub redriven_meanwhile: u64,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
+fn is_zero(number: &u64) -> bool {
+    *number == 0
 }
 
 /// The end of a run of a replay.
@@ -237,12 +252,15 @@ fn add_to_histories(histories: &mut BTreeMap<String, ReplayHistory>, record: Aud
                 started_ms: record.at_ms,
                 started: *started,
                 ended: None,
+                resumed_ms: None,
                 counts: DeliveryCounts::default(),
+                settled_by_killed: 0,
+                redriven_meanwhile: 0,
             });
         }
-        AuditEvent::ReplayResumed { .. } => {
+        AuditEvent::ReplayResumed { left, redriven_meanwhile } => {
             if let Some(history) = histories.get_mut(&record.id) {
-                history.ended = None;
+                history.resumed(record.at_ms, left, redriven_meanwhile);
             }
         }
         AuditEvent::ReplayEnded { outcome, counts, why } => {
@@ -255,6 +273,20 @@ fn add_to_histories(histories: &mut BTreeMap<String, ReplayHistory>, record: Aud
             }
         }
         AuditEvent::DestinationSigned { .. } | AuditEvent::Unknown => {}
+    }
+}
+
+impl ReplayHistory {
+    /// A run begins, and finds this many events left by the commits of earlier runs.
+    fn resumed(&mut self, at_ms: i64, left: u64, redriven_meanwhile: u64) {
+        self.ended = None;
+        // An append that was tried again may have stored the record twice.
+        if self.resumed_ms.replace(at_ms) == Some(at_ms) {
+            return;
+        }
+        self.redriven_meanwhile += redriven_meanwhile;
+        let settled = self.started.plan.events.saturating_sub(left + self.redriven_meanwhile);
+        self.settled_by_killed = settled.saturating_sub(self.counts.settled()).max(self.settled_by_killed);
     }
 }
 
@@ -297,6 +329,10 @@ mod tests {
         AuditEvent::ReplayStarted(Box::new(ReplayStart { to, title, selection, plan, moves: false }))
     }
 
+    fn resumed(left: u64, redriven_meanwhile: u64) -> AuditEvent {
+        AuditEvent::ReplayResumed { left, redriven_meanwhile }
+    }
+
     fn ended(outcome: ReplayOutcome, delivered: u64) -> AuditEvent {
         let counts = DeliveryCounts { delivered, given_up: 1, failed: 2 };
         AuditEvent::ReplayEnded { outcome, counts, why: String::new() }
@@ -310,9 +346,9 @@ mod tests {
             record("b", 2, started()),
             record("a", 3, ended(ReplayOutcome::Stopped, 4)),
             record("a", 3, ended(ReplayOutcome::Stopped, 4)),
-            record("a", 5, AuditEvent::ReplayResumed { left: 3 }),
+            record("a", 5, resumed(2, 0)),
             record("unknown", 6, ended(ReplayOutcome::Finished, 1)),
-            record("a", 7, ended(ReplayOutcome::Finished, 3)),
+            record("a", 7, ended(ReplayOutcome::Finished, 1)),
         ] {
             let stored = serde_json::to_vec(&one).unwrap();
             add_to_histories(&mut histories, serde_json::from_slice(&stored).unwrap());
@@ -320,9 +356,29 @@ mod tests {
         assert_eq!(histories.keys().collect::<Vec<_>>(), ["a", "b"]);
         let finished = ReplayEnd { at_ms: 7, outcome: ReplayOutcome::Finished, why: String::new() };
         assert_eq!(histories["a"].ended, Some(finished));
-        assert_eq!(histories["a"].counts, DeliveryCounts { delivered: 7, given_up: 2, failed: 4 });
+        assert_eq!(histories["a"].counts, DeliveryCounts { delivered: 5, given_up: 2, failed: 4 });
+        assert_eq!((histories["a"].settled_by_killed, histories["a"].redriven_meanwhile), (0, 0));
         assert_eq!((histories["a"].started_ms, histories["a"].started.plan.events), (1, 7));
         assert_eq!(histories["b"].ended, None, "it is running, or its process was killed");
+    }
+
+    #[test]
+    fn what_killed_runs_and_other_replays_settled_is_known_after_a_resume() {
+        let mut histories = BTreeMap::new();
+        // Of 7 events, the first run settles 2 before it is killed, and the second one 1. Other replays redrive 2.
+        for one in [
+            record("a", 1, started()),
+            record("a", 2, resumed(5, 0)),
+            record("a", 3, resumed(2, 2)),
+            record("a", 3, resumed(2, 2)),
+            record("a", 4, ended(ReplayOutcome::Stopped, 0)),
+        ] {
+            add_to_histories(&mut histories, one);
+        }
+        let history = &histories["a"];
+        assert_eq!((history.settled_by_killed, history.redriven_meanwhile, history.counts.settled()), (3, 2, 1));
+        add_to_histories(&mut histories, record("a", 5, resumed(1, 0)));
+        assert_eq!(histories["a"].settled_by_killed, 3, "the run that ended has counted its own event");
     }
 
     #[test]

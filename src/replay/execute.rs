@@ -5,7 +5,7 @@ use super::ids::new_replay_id;
 use super::plan::PartitionPlan;
 use super::redrive::RedriveMarker;
 use super::run::{self, ReplayRun};
-use super::show;
+use super::show::{self, Planned};
 use super::{Config, PreparedReplay, RETRIES_MAX, RETRY_DELAY, ReplayContext, ReplayRefused};
 use crate::core::outcome::Ended;
 use crate::core::progress::PartitionState;
@@ -48,6 +48,7 @@ pub(super) async fn execute(
     };
     let audit = AuditLog::open(&*context.engine, &*context.log).await?;
     let events = plan.events;
+    let redriven_meanwhile = if resumed.is_some() { plan.redriven } else { 0 };
     for PartitionPlan { offsets, initial_state, .. } in &mut partitions {
         if resumed.is_some() {
             // Another process may have resumed this replay between the plan and the join. If it has finished, its
@@ -64,7 +65,7 @@ pub(super) async fn execute(
         commit(&*group, offsets.partition, initial_state).await?;
     }
     let started = match resumed {
-        Some(_) => AuditEvent::ReplayResumed { left: events },
+        Some(_) => AuditEvent::ReplayResumed { left: events, redriven_meanwhile },
         None => {
             let (to, selection) = (context.spec.to_string(), selection.clone());
             AuditEvent::ReplayStarted(Box::new(ReplayStart { to, title, selection, plan, moves: false }))
@@ -92,7 +93,7 @@ pub(super) async fn execute(
         forget_progress(context, &id, &source).await;
     }
     advice.disarm();
-    show::conclude(context, config, &id, events, result)
+    show::conclude(context, config, &id, Planned { events, redriven_meanwhile }, result)
 }
 
 /// Another replay may have redriven some of the dead letters after the plan was made, or since this replay stopped.

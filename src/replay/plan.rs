@@ -47,7 +47,7 @@ pub struct Plan {
     pub users_at_least: bool,
     /// Events of the range that are not settled yet: dispatch delivers them.
     pub on_their_way: u64,
-    /// Dead letters that were redriven before, and are left out.
+    /// Dead letters that were redriven before, and are left out. If the replay is resumed: since it last ran.
     #[serde(default)]
     pub redriven: u64,
     /// Events that came from a replay of another eventd, and are left out.

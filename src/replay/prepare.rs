@@ -87,6 +87,21 @@ pub(super) async fn prepare_resume(context: &ReplayContext, id: &str) -> anyhow:
         partitions.push(PartitionPlan { offsets, initial_state, parked: ParkedInPlan::LeftOut });
     }
     let (mut plan, _) = count(context, &*source, &mut partitions, &selection, None, skips_damaged(context)).await?;
+    if selection.dead && !selection.again {
+        // Dead letters that other replays have redriven in the meantime are left out when the plan is executed.
+        let redriven = context.groups.committed(&dead_letter_group(&context.spec.name), &source).await?;
+        let mut rest = partitions.clone();
+        for PartitionPlan { offsets, initial_state, .. } in &mut rest {
+            if let Some(redriven) = redriven.get(offsets.partition as usize).and_then(Option::as_ref) {
+                *initial_state = initial_state.union(&redriven.within(offsets.from..offsets.until));
+            }
+        }
+        if rest != partitions {
+            let own = plan.events;
+            (plan, _) = count(context, &*source, &mut rest, &selection, None, skips_damaged(context)).await?;
+            plan.redriven = own - plan.events;
+        }
+    }
     // What counts as settled was delivered by this replay, or was never part of it. Dispatch does not deliver it.
     plan.on_their_way = 0;
     let title = format!("{title}, the rest of {id}");

@@ -52,6 +52,8 @@ struct ListedReplay<'s> {
     title: &'s str,
     events: u64,
     counts: DeliveryCounts,
+    settled_by_killed_runs: u64,
+    redriven_meanwhile: u64,
     /// `running-or-cut-off`, or how it ended.
     state: &'static str,
     ended_ms: Option<i64>,
@@ -84,6 +86,8 @@ impl<'s> ListedReplay<'s> {
             title: &history.started.title,
             events: history.started.plan.events,
             counts: history.counts,
+            settled_by_killed_runs: history.settled_by_killed,
+            redriven_meanwhile: history.redriven_meanwhile,
             state,
             ended_ms,
             why,
@@ -102,7 +106,29 @@ impl fmt::Display for ListedReplay<'_> {
         match self.moved {
             None => {
                 writeln!(f, "    to {}", escaped(to))?;
-                writeln!(f, "    {} of {events} delivered, {} given up", counts.delivered, counts.given_up)?;
+                let DeliveryCounts { delivered, given_up, .. } = counts;
+                let (by_killed, by_others) = (self.settled_by_killed_runs, self.redriven_meanwhile);
+                if self.ended_ms.is_some() {
+                    write!(f, "    {delivered} of {events} delivered, {given_up} given up")?;
+                    let others = [
+                        (by_killed, "settled by runs that were killed"),
+                        (by_others, "redriven meanwhile by other replays"),
+                    ];
+                    for (count, what) in others.into_iter().filter(|(count, _)| *count > 0) {
+                        write!(f, ", {count} {what}")?;
+                    }
+                    writeln!(f)?;
+                } else {
+                    let settled = counts.settled() + by_killed + by_others;
+                    if settled > 0 {
+                        writeln!(f, "    {settled} of {events} settled before its last run")?;
+                    }
+                    let id = escaped(id);
+                    writeln!(
+                        f,
+                        "    {events} events in all; `--resume {id}` without --execute shows how many are left"
+                    )?;
+                }
             }
             Some(plan) => {
                 let range =
@@ -230,8 +256,16 @@ struct SummaryJson<'s> {
     outcome: ReplayOutcome,
     #[serde(flatten)]
     counts: DeliveryCounts,
+    redriven_meanwhile: u64,
     left: u64,
     why: &'s str,
+}
+
+/// What a run had to deliver.
+pub(super) struct Planned {
+    pub(super) events: u64,
+    /// Dead letters that were part of the replay, and that other replays redrove before this run.
+    pub(super) redriven_meanwhile: u64,
 }
 
 /// Prints the summary, and answers with what the process ends with.
@@ -239,16 +273,17 @@ pub(super) fn conclude(
     context: &ReplayContext,
     config: &Config,
     id: &str,
-    events: u64,
+    planned: Planned,
     result: RunResult,
 ) -> anyhow::Result<Ended> {
     let RunResult { outcome, counts, why, error } = result;
+    let Planned { events, redriven_meanwhile } = planned;
     let left = if outcome == ReplayOutcome::Finished { 0 } else { events.saturating_sub(counts.settled()) };
     if config.json {
-        let summary = SummaryJson { id, outcome, counts, left, why: &why };
+        let summary = SummaryJson { id, outcome, counts, redriven_meanwhile, left, why: &why };
         print(context, true, &json_line(&summary)?)?;
     } else {
-        print(context, true, &format!("replay {id}: {}\n", summarize(counts, left)))?;
+        print(context, true, &format!("replay {id}: {}\n", summarize(counts, redriven_meanwhile, left)))?;
     }
     match (outcome, error) {
         (ReplayOutcome::Finished, _) => Ok(Ended::Drained),
@@ -303,10 +338,11 @@ impl Drop for ResumeAdvice<'_> {
     }
 }
 
-fn summarize(counts: DeliveryCounts, left: u64) -> String {
+fn summarize(counts: DeliveryCounts, redriven_meanwhile: u64, left: u64) -> String {
     let DeliveryCounts { delivered, given_up, failed } = counts;
     let mut parts = vec![format!("{delivered} delivered")];
     parts.extend((given_up > 0).then(|| format!("{given_up} given up and kept as dead letters")));
+    parts.extend((redriven_meanwhile > 0).then(|| format!("{redriven_meanwhile} redriven meanwhile by other replays")));
     parts.extend((left > 0).then(|| format!("{left} left")));
     parts.extend((failed > 0).then(|| format!("{failed} attempts failed")));
     parts.join(", ")

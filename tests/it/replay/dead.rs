@@ -182,9 +182,32 @@ fn a_resumed_redrive_leaves_out_dead_letters_that_another_one_has_sent() {
     delivered.receiver.answers(|_| 200);
     assert_eq!(delivered.replay(&["--dead", "--user", "user-3", "--execute"]).code(), 0);
     delivered.receiver.take();
+    let plan = delivered.plan(&["--resume", &id]);
+    assert_eq!((&plan["events"], &plan["redriven"]), (&20.into(), &20.into()), "{plan}");
     let ending = delivered.replay(&["--resume", &id, "--execute"]);
     assert_eq!(ending.code(), 0, "{}", ending.said);
+    for says in ["left out  20 redriven meanwhile", "20 delivered, 20 redriven meanwhile by other replays"] {
+        assert!(ending.said.contains(says), "{says}: {}", ending.said);
+    }
     assert_eq!(bodies(&delivered.receiver.take()), of(&delivered, &["user-4"]));
+    let said = run(delivered.folder(), &["replay", "--url", "sqlite:log.db", "--list"]).said;
+    let line = "20 of 40 delivered, 0 given up, 20 redriven meanwhile by other replays\n";
+    assert!(said.contains(line), "{said}");
+}
+
+#[test]
+fn a_redrive_of_what_is_not_there_says_so_in_terms_of_dead_letters() {
+    let delivered = with_dead_letters();
+    for (arguments, code, says) in [
+        (["--dead", "--user", "user-5"], 1, "there is no dead letter of the user user-5"),
+        (["--dead", "--id", "e5"], 1, "no dead letter has the id e5"),
+        (["--dead", "--user", ""], 2, "--user has 0 bytes"),
+        (["--dead", "--limit", "1"], 0, "note      partitions and offsets are those of user-events.hook.dead"),
+        (["--dead", "--reason", "refused"], 0, "events    0 from 0 users\n  note "),
+    ] {
+        let ending = delivered.replay(&arguments);
+        assert!(ending.code() == code && ending.said.contains(says), "{arguments:?}: {}", ending.said);
+    }
 }
 
 #[test]

@@ -60,8 +60,18 @@ fn sigkill_during_a_replay_loses_nothing_and_repeats_only_uncommitted_events() {
     }
     let id = id.unwrap();
     assert_eq!(delivered.listed()[0]["state"], "running-or-cut-off");
+    let said = run(delivered.folder(), &["replay", "--url", "sqlite:log.db", "--list"]).said;
+    assert!(said.contains(&format!("`--resume {id}` without --execute shows how many are left")), "{said}");
+    assert!(!said.contains(" 0 of 2400"), "how many are delivered is not known: {said}");
     let ending = delivered.replay(&["--resume", &id, "--execute"]);
     assert_eq!(ending.code(), 0, "{}", ending.said);
+    let listed = &delivered.listed()[0];
+    let count = |number: &Value| number.as_u64().unwrap();
+    let (in_last, by_killed) = (count(&listed["counts"]["delivered"]), count(&listed["settled_by_killed_runs"]));
+    assert!(by_killed > 0 && in_last + by_killed == 2_400, "{listed}");
+    let said = run(delivered.folder(), &["replay", "--url", "sqlite:log.db", "--list"]).said;
+    let line = format!("{in_last} of 2400 delivered, 0 given up, {by_killed} settled by runs that were killed");
+    assert!(said.contains(&line), "{said}");
     hooks.extend(delivered.receiver.take());
     assert_eq!(without_repeats(&hooks), delivered.sent, "no event is missing");
     assert_in_order(&hooks);
