@@ -286,6 +286,11 @@ pub(super) fn conclude(
         print(context, true, &format!("replay {id}: {}\n", summarize(counts, redriven_meanwhile, left)))?;
     }
     match (outcome, error) {
+        (ReplayOutcome::Finished, _) if counts.delivered == 0 && counts.given_up > 0 => Err(anyhow!(
+            "replay {id} delivered no event: all {} were given up again. Correct the cause (see the answers in the lines \
+             above), then replay the dead letters",
+            counts.given_up
+        )),
         (ReplayOutcome::Finished, _) => Ok(Ended::Drained),
         (ReplayOutcome::Failed, Some(error)) => {
             Err(error.context(format!("replay {id} failed. Continue it with --resume {id}")))
