@@ -30,7 +30,7 @@ pub struct ReplayFlags {
     #[arg(long = "dest", value_name = "[NAME=]DEST", env = "EVENTD_DEST", hide_env_values = true, help_heading = DELIVERY, required_unless_present = "list")]
     pub destination: Option<String>,
 
-    /// Start of the range: an offset, a time or an age [default: with --user or --id, the start of the log]
+    /// Start of the range: an offset, a time or an age [default: the start of the log]
     ///
     /// An offset is 480 (for every partition) or p0:480,p2:17 (for each partition). A time is 2026-01-02T10:30:00Z, or
     /// local: 2026-01-02 10:30, or 10:30 for today, or @1767350000 for seconds since 1970. An age is 2h.

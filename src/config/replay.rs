@@ -126,7 +126,7 @@ fn replay_config(
             let (users, from_file) = names("--user", &flags.users)?;
             let (ids, _) = names("--id", &flags.ids)?;
             ensure!(
-                flags.dead || range.from.is_some() || !users.is_empty() || !ids.is_empty(),
+                flags.dead || range.from.is_some() || range.until.is_some() || !users.is_empty() || !ids.is_empty(),
                 "nothing says what to replay. Write --from 0 for all events of the log, --dead for the dead letters, \
                  --user or --id for some events, --resume for a replay that stopped, or --list to see past replays"
             );
@@ -161,7 +161,10 @@ fn names(flag: &str, typed: &[String]) -> anyhow::Result<(BTreeSet<String>, bool
                 names.extend(lines.lines().map(str::trim).filter(|line| !line.is_empty()).map(str::to_owned));
                 from_file = true;
             }
-            None => _ = names.insert(text.clone()),
+            None => {
+                ensure!(!text.is_empty(), "{flag} has 0 bytes: write 1 or more");
+                names.insert(text.clone());
+            }
         }
     }
     ensure!(

@@ -29,7 +29,7 @@ pub(super) async fn prepare_new(
 ) -> anyhow::Result<PreparedReplay> {
     let name = &context.spec.name;
     let committed = context.groups.committed(name, &context.log).await?;
-    ensure_known(context, &committed)?;
+    ensure_known(context, &committed).await?;
     let source = open_source(context, selection.dead).await?;
     let now_ms = now_ms();
     let flags = if selection.dead { RangeFlags::Since } else { RangeFlags::FromUntil };
@@ -62,7 +62,7 @@ pub(super) async fn prepare_new(
     }
     // A plan that the limit cut short has not looked for the rest.
     if limit.is_none() {
-        check_found(not_found, users_must_exist)?;
+        check_found(not_found, selection.dead, users_must_exist)?;
     }
     let title = describe(context, range, &selection, limit);
     Ok(PreparedReplay { id: None, source, title, selection, partitions, plan })
@@ -145,10 +145,17 @@ async fn find_resumable(context: &ReplayContext, id: &str) -> anyhow::Result<Rep
     Ok(history)
 }
 
-/// Refuses a name that has no commits: it is probably mistyped.
-pub(super) fn ensure_known(context: &ReplayContext, committed: &[Option<PartitionState>]) -> anyhow::Result<()> {
+/// Refuses a name that has no commits: it is probably mistyped, if there are events at all.
+pub(super) async fn ensure_known(context: &ReplayContext, committed: &[Option<PartitionState>]) -> anyhow::Result<()> {
     if committed.iter().any(Option::is_some) {
         return Ok(());
+    }
+    let mut is_empty = true;
+    for partition in 0..context.log.partitions().await? {
+        is_empty &= context.log.latest(partition).await? == 0;
+    }
+    if is_empty {
+        return Err(ReplayRefused::not_in_log(range::NO_EVENTS));
     }
     Err(ReplayRefused::usage(format!(
         "nothing of topic {:?} was ever delivered under the name {:?}. Write --dest NAME=TARGET with the name that \
@@ -178,12 +185,14 @@ async fn open_source(context: &ReplayContext, dead: bool) -> anyhow::Result<Arc<
 }
 
 /// Refuses ids that are not in the range. Users that are not in the range are an error only if they must exist.
-fn check_found(not_found: NotFound, users_must_exist: bool) -> anyhow::Result<()> {
+fn check_found(not_found: NotFound, dead: bool, users_must_exist: bool) -> anyhow::Result<()> {
     if !not_found.ids.is_empty() {
-        return Err(ReplayRefused::not_in_log(format!("no event in the range has the id {}", list(&not_found.ids))));
+        let what = if dead { "no dead letter" } else { "no event in the range" };
+        return Err(ReplayRefused::not_in_log(format!("{what} has the id {}", list(&not_found.ids))));
     }
     if !not_found.users.is_empty() {
-        let why = format!("the range has no event of the user {}", list(&not_found.users));
+        let what = if dead { "there is no dead letter" } else { "the range has no event" };
+        let why = format!("{what} of the user {}", list(&not_found.users));
         if users_must_exist {
             return Err(ReplayRefused::not_in_log(why));
         }

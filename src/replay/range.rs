@@ -20,6 +20,9 @@ use crate::log::Log;
 use serde::{Deserialize, Serialize};
 use std::time::Duration;
 
+/// The error if no event was ever written to the log.
+pub(super) const NO_EVENTS: &str = "the log has no events yet";
+
 /// Both ends as typed. `None` is the start or the end of the log.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Range {
@@ -214,6 +217,12 @@ fn clamp_to_log(
             check_exists(flag, position, all_bounds)?;
         }
     }
+    // A range of times in which nothing was accepted is not a mistake. A range of offsets that do not exist is one.
+    let is_time = |position: &Position| matches!(position, Position::Time(_) | Position::Ago(_));
+    let by_offset = [&range.from, &range.until].into_iter().flatten().any(|position| !is_time(position));
+    if by_offset && all_bounds.iter().all(|bounds| bounds.latest == 0) {
+        return Err(RangeError::Empty(NO_EVENTS.to_owned()));
+    }
     // A start that names its partitions has to exist in each. One offset for all partitions may be past the end of some.
     let names_partitions = range.from.as_ref().is_some_and(|from| from.partition_offsets().is_some());
     let is_past_end = |&&(partition, from, _): &&(u32, i64, i64)| from >= all_bounds[partition as usize].latest;
@@ -234,9 +243,6 @@ fn clamp_to_log(
             OffsetRange { partition, from, until, removed }
         })
         .collect();
-    // A range of times in which nothing was accepted is not a mistake. A range of offsets that do not exist is one.
-    let is_time = |position: &Position| matches!(position, Position::Time(_) | Position::Ago(_));
-    let by_offset = [&range.from, &range.until].into_iter().flatten().any(|position| !is_time(position));
     if by_offset && ranges.iter().all(|range| range.from >= range.until) {
         let from = range.from.as_ref().map(|from| format!("{} {from}", flags.from()));
         let until = range.until.as_ref().map(|until| format!("{} {until}", flags.until()));

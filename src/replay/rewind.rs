@@ -47,7 +47,7 @@ struct RemovedGap {
 pub(super) async fn prepare(context: &ReplayContext, reposition: &Reposition) -> anyhow::Result<PreparedReplay> {
     let (name, topic) = (&context.spec.name, context.log.topic());
     let committed = context.groups.committed(name, &context.log).await?;
-    prepare::ensure_known(context, &committed)?;
+    prepare::ensure_known(context, &committed).await?;
     let (range, flags, title) = match reposition {
         Reposition::Rewind(to) => (
             Range { from: Some(to.clone()), until: None },

@@ -77,6 +77,31 @@ fn a_replay_that_is_not_possible_is_refused_and_leaves_no_trace() {
 }
 
 #[test]
+fn a_log_without_events_is_called_so() {
+    let delivered = Delivered::empty(&["--url", "sqlite:log.db"]);
+    let up = delivered.up();
+    up.wait_for(&["delivering"]);
+    assert_eq!(up.stop().code(), 0);
+    for from in ["0", "p0:0"] {
+        let ending = delivered.replay(&["--from", from]);
+        assert_eq!(ending.code(), 1, "{}", ending.said);
+        assert!(ending.said.contains("the log has no events yet"), "{}", ending.said);
+    }
+}
+
+#[test]
+fn an_end_alone_starts_at_the_beginning_of_the_log() {
+    let delivered = Delivered::new(60);
+    let plan = delivered.plan(&["--until", "p0:5,p1:5,p2:5"]);
+    assert!(
+        plan["partitions"].as_array().unwrap().iter().all(|part| part["from"] == 0 && part["until"] == 5),
+        "{plan}"
+    );
+    let plan = delivered.plan(&["--until", "1h"]);
+    assert_eq!(plan["events"], 0, "{plan}");
+}
+
+#[test]
 fn a_replay_of_one_destination_is_not_resumed_for_another() {
     let delivered = Delivered::new(60);
     delivered.receiver.answers(|_| 503);
