@@ -202,7 +202,14 @@ impl Notices {
     /// The dead letter of this event is stored.
     pub(super) fn gave_up(&self, event: &GivenUpEvent<'_>, now: Moment) {
         if self.allows(now, |state| &mut state.given_up) {
-            self.write_given_up(event, "gave up an event: it is kept as a dead letter");
+            let destination = &self.destination;
+            let user = event.user.map(|_| shown_user(event.user));
+            let user = user.map_or_else(String::new, |user| format!(" --user {}", text::shell_quoted(&user)));
+            let message = format!(
+                "gave up an event: it is kept as a dead letter. To deliver it again: eventd replay --dest {destination}=… \
+                 --dead{user} (with the same --url and --topic)"
+            );
+            self.write_given_up(event, &message);
         }
     }
 

@@ -142,6 +142,8 @@ impl HttpDestination {
         let is_complete =
             timeout_at(due, poll_fn(|context| connection.poll_rest(context, &mut rest))).await == Ok(true);
         let body = String::from_utf8_lossy(rest.kept());
+        // The line break at the end of most bodies says nothing, and log lines would show it as `\\n`.
+        let body = body.trim_end();
         let answer = if body.is_empty() { status.to_string() } else { format!("{status}: {body}") };
         let failed = Failed::new(verdict, answer);
         if is_complete {

@@ -149,8 +149,11 @@ fn a_single_user_does_not_wait_for_an_outage_that_no_other_user_confirms() {
     let up = up(folder.path(), &format!("hook=http://{address}/"), &["--attempts", "3"]);
     post(&up, &users(0..1));
     up.wait_for(&["cannot be reached; its events wait"]);
-    let _scripted = Scripted::start(TcpListener::bind(address).unwrap(), &answer("500 Internal Server Error", "no"));
-    up.wait_for(&["gave up an event", "reason=\"exhausted\"", "user=\"user-0\""]);
+    let _scripted =
+        Scripted::start(TcpListener::bind(address).unwrap(), &answer("500 Internal Server Error", "no\r\n"));
+    let line = up.wait_for(&["gave up an event", "reason=\"exhausted\"", "user=\"user-0\""]);
+    assert!(line.contains("To deliver it again: eventd replay --dest hook=… --dead --user user-0 (with"), "{line}");
+    assert!(line.contains("answer=\"500 Internal Server Error: no\""), "without the line break at its end: {line}");
     assert!(!up.lines().contains("takes events again"), "nothing was delivered: {}", up.lines());
     assert_eq!(up.stop().code(), 0);
 }
