@@ -18,6 +18,9 @@ use std::time::Duration;
 /// How soon work must begin that nothing keeps from beginning. The longest wait without a cause is a timer's resolution.
 const BEGIN_WITHIN: Duration = Duration::from_millis(50);
 
+/// How long after an outage a user may still wait in the log that has left memory in it.
+const PUT_OFF: Duration = Duration::from_secs(10);
+
 /// How soon an attempt must begin for which nothing is missing but a place in memory: others have to be parked, or the sweep
 /// has to begin a fetch. The product looks for room every 50 ms, and waits 100 ms after a fetch that found nothing.
 const PARKED_WITHIN: Duration = Duration::from_millis(250);
@@ -257,7 +260,7 @@ impl Owned {
         let mut wrong = None;
         let mut earliest_of_all = None;
         for (user, head) in heads {
-            let late = self.late(user, unblocked_since, rules, now);
+            let late = self.late(user, (unblocked_since, well_since), rules, now);
             let queue = self.users.entry(user.clone()).or_default();
             if queue.head().is_some_and(|first| first < *head) {
                 queue.skip_to(*head);
@@ -397,7 +400,7 @@ impl Owned {
         }
         let unblocked_since = self.unblocked_since(well_since, free_since, rules);
         self.users.iter().find_map(|(user, queue)| match queue.state {
-            QueueState::Waiting { .. } => self.late(user, unblocked_since, rules, now),
+            QueueState::Waiting { .. } => self.late(user, (unblocked_since, well_since), rules, now),
             QueueState::MayBeGivenUp { write_by: Some(by) } if now > by + BEGIN_WITHIN => {
                 Some(format!("the dead letter of {:?} should be written again since {by:?}", queue.head()))
             }
@@ -406,11 +409,11 @@ impl Owned {
     }
 
     /// Why the first event of a user waits too long at this moment, if nothing has kept it from starting since
-    /// `unblocked_since`.
+    /// `unblocked_since`, and the destination is well since `well_since`.
     fn late(
         &self,
         user: &User,
-        unblocked_since: Option<Duration>,
+        (unblocked_since, well_since): (Option<Duration>, Option<Duration>),
         rules: &TimingRules,
         now: Duration,
     ) -> Option<String> {
@@ -429,7 +432,9 @@ impl Owned {
             return None;
         }
         let Reading { is_in_flight: is_sweeping, due, .. } = self.sweeping;
-        let since = since.max(due).max(self.busy_until);
+        // At the start of a life there was no outage before.
+        let outage_end = well_since.filter(|since| !is_in_memory && !since.is_zero());
+        let since = since.max(due).max(self.busy_until).max(outage_end.map_or(Duration::ZERO, |end| end + PUT_OFF));
         let within = match is_in_memory || !is_sweeping {
             true => PARKED_WITHIN,
             // At worst the sweep reads two times all that was read, one event at a time.
