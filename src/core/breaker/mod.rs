@@ -327,9 +327,10 @@ impl Breaker {
             self.epochs.count_try();
         }
         self.set_healthy_clock(now);
-        let is_paced = matches!(self.state, BreakerState::Open { .. }) && !counts;
+        let is_excused = !counts && !self.is_healthy();
+        let is_paced = is_excused && matches!(self.state, BreakerState::Open { .. });
         let delay_max = is_paced.then_some(PROBE_DELAY_MAX);
-        TryJudgement { counts, health_epoch: self.epochs.current(), delay_max }
+        TryJudgement { counts, health_epoch: self.epochs.current(), is_excused, delay_max }
     }
 
     /// Reports that the attempt ended without an answer, for example because the partition was revoked. This says nothing

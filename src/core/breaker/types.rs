@@ -54,6 +54,10 @@ pub struct TryJudgement {
     pub counts: bool,
     /// The epoch that the try belongs to if it counts; see [`Breaker::is_void`].
     pub health_epoch: u64,
+    /// The destination is down or in bad health, so the failure does not lengthen the backoff of its event. The breaker
+    /// decides then how many attempts begin. If users waited longer with each failure, a destination that takes a limited
+    /// rate would get less than that, because most users would be waiting.
+    pub is_excused: bool,
     /// The longest delay before the next attempt. An open breaker sets it: the end of an outage is found by the attempts
     /// of users that failed in it, and the breaker decides how many of them begin.
     pub delay_max: Option<Duration>,

@@ -21,8 +21,11 @@ pub(super) const HISTORY_ANSWER_BYTES_MAX: usize = 64;
 /// The failed attempts of one event so far. The head of a lane has one if it has failed; it ends with the event.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct FailureHistory {
-    /// Failed attempts, for whatever reason. The backoff grows with this number, also during an outage.
+    /// Failed attempts, for whatever reason.
     pub failures: u32,
+    /// Failures among them that do not lengthen the backoff, because the destination was down or in bad health. A restart
+    /// forgets this number, so the next delay may be longer.
+    excused: u32,
     /// The beginning of the last answer.
     pub answer: Box<str>,
     times: FailureTimes,
@@ -67,6 +70,7 @@ impl FailureHistory {
         let since_last = now.wall_ms.saturating_sub(stored.last_failure_ms);
         Self {
             failures: stored.failures,
+            excused: 0,
             answer: stored.answer.clone(),
             times: FailureTimes {
                 first_ms: moment_ms(stored.first_failure_ms),
@@ -164,8 +168,14 @@ impl FailureHistory {
         self.failures = self.failures.saturating_add(1);
     }
 
+    /// The failures that lengthen the backoff: at least 1.
+    pub(super) fn backoff_steps(&self) -> u32 {
+        self.failures.saturating_sub(self.excused).max(1)
+    }
+
     /// Brings the account of tries up to date with the breaker, then adds this attempt if it counts.
     pub(super) fn add_try(&mut self, breaker: &Breaker, judgement: TryJudgement) {
+        self.excused = self.excused.saturating_add(u32::from(judgement.is_excused));
         let tries = &mut self.tries;
         if breaker.is_void(tries.health_epoch) {
             tries.revocable = 0;

@@ -167,7 +167,7 @@ impl TryPolicy {
         };
         history.set_asked_to_wait(delay.is_some());
         let delay = delay.unwrap_or_else(|| {
-            let delay = self.backoff.delay(history.failures, random);
+            let delay = self.backoff.delay(history.backoff_steps(), random);
             judgement.delay_max.map_or(delay, |max| delay.min(max))
         });
         Decision::Retry { at: now.saturating_add(delay) }

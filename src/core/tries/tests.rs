@@ -123,7 +123,8 @@ fn a_retry_waits_for_the_backoff_or_as_long_as_the_destination_asks() {
     assert_eq!(delay_ms(&[RETRY, RETRY]), 200);
     assert_eq!(delay_ms(&[asked(7)]), 7_000);
     assert_eq!(delay_ms(&[asked(100_000)]), 300_000, "no longer than --retry-after-max");
-    assert_eq!(delay_ms(&[asked(7), Verdict::Unreachable]), 200, "an earlier Retry-After is over");
+    assert_eq!(delay_ms(&[asked(7), RETRY]), 200, "an earlier Retry-After is over");
+    assert_eq!(delay_ms(&[RETRY, RETRY, Verdict::Unreachable]), 200, "an outage does not lengthen the backoff");
 }
 
 #[test]

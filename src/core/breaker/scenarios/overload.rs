@@ -57,14 +57,22 @@ fn a_destination_that_fails_two_of_five_attempts_at_random_keeps_nearly_all_slot
 }
 
 #[test]
-fn a_destination_with_a_limited_rate_gets_more_than_half_of_it() {
-    for (per_second, concurrency) in [(100, 64), (1_000, 64), (5_000, 256)] {
-        let arrivals: Vec<Arrival> = (0..per_second as u32 * 20).map(|event| (Moment::ZERO, event % 5_000)).collect();
-        let scenario = Scenario { concurrency, ..Scenario::new(arrivals, limited_to(per_second)) };
-        let measured = scenario.run(seconds(15));
-        let delivered = measured.delivered(seconds(0)..seconds(15)) as u64 * 100 / (15 * per_second);
-        let attempts = measured.attempts.len() as u64 / 15;
-        println!("# {per_second}/s, --concurrency {concurrency}: {delivered} % get through, {attempts} attempts/s");
-        assert!(delivered > 50, "{delivered} % of {per_second}/s");
+fn a_destination_with_a_limited_rate_gets_at_least_nine_tenths_of_it() {
+    let all_at_once =
+        |per_second: u64, users| (0..per_second as u32 * 30).map(move |event| (Moment::ZERO, event % users));
+    for (users, per_second, concurrency) in
+        [(100, 100, 64), (20, 100, 64), (1_000, 100, 64), (1_000, 100, 256), (1_000, 1_000, 64), (10_000, 500, 64)]
+    {
+        let twice_as_many = steady(0..users, per_second * 2, seconds(0)..seconds(20));
+        for arrivals in [all_at_once(per_second, users).collect(), twice_as_many] {
+            let scenario = Scenario { concurrency, ..Scenario::new(arrivals, limited_to(per_second)) };
+            let measured = scenario.run(seconds(20));
+            let delivered = measured.delivered(seconds(0)..seconds(20)) as u64 * 100 / (20 * per_second);
+            let attempts = measured.attempts.len() as u64 / 20;
+            println!(
+                "# {per_second}/s to {users} users, --concurrency {concurrency}: {delivered} % get through, {attempts} attempts/s"
+            );
+            assert!(delivered >= 90, "{delivered} % of {per_second}/s");
+        }
     }
 }

@@ -328,7 +328,7 @@ impl Owned {
                     };
                     let counts = matches!(verdict, Verdict::Retry { .. } | Verdict::Refused | Verdict::Drilled);
                     queue.certain_tries += u32::from(counts && counts_tries);
-                    queue.failed(verdict, asked, rules.backoff, rules.attempts, now);
+                    queue.failed(verdict, asked, !counts_tries, rules.backoff, rules.attempts, now);
                 }
                 None if run.delivered == 0 => queue.cut_off(),
                 None => {}

@@ -53,6 +53,8 @@ pub(super) struct Queue {
     pub(super) state: QueueState,
     /// Failed attempts of the first event.
     pub(super) failures: u32,
+    /// Failures among them that may not lengthen the backoff, because the destination may have been down or in bad health.
+    excused: u32,
     /// Failures among them that count as tries without doubt.
     pub(super) certain_tries: u32,
     pub(super) is_slow: bool,
@@ -89,7 +91,7 @@ impl Queue {
             self.state = stored.map_or_else(
                 || ready(now),
                 |stored| {
-                    self.failures = stored.failures;
+                    (self.failures, self.excused) = (stored.failures, 0);
                     // It continues its backoff. Stored times are whole milliseconds.
                     let next_try = stored.next_try.max(now);
                     let (earliest, latest) = (next_try.saturating_sub(ROUNDING), next_try + ROUNDING);
@@ -125,7 +127,7 @@ impl Queue {
         let (_, bytes) = self.events.pop_first()?;
         self.settled_below = offset + 1;
         self.arrived = now;
-        (self.failures, self.certain_tries) = (0, 0);
+        (self.failures, self.excused, self.certain_tries) = (0, 0, 0);
         self.state = if self.events.is_empty() { QueueState::Empty } else { ready(now) };
         Some(bytes)
     }
@@ -139,12 +141,16 @@ impl Queue {
         &mut self,
         verdict: Verdict,
         asked: Option<Duration>,
+        may_be_excused: bool,
         backoff: BackoffRule,
         attempts: u32,
         now: Duration,
     ) {
         self.failures += 1;
-        let (shortest, longest) = asked.map_or_else(|| backoff.bounds(self.failures), |asked| (asked, asked));
+        self.excused += u32::from(may_be_excused);
+        let shortest = backoff.bounds(self.failures - self.excused).0;
+        let (shortest, longest) =
+            asked.map_or_else(|| (shortest, backoff.longest(self.failures)), |asked| (asked, asked));
         self.state = if self.failures >= attempts || verdict == Verdict::Refused {
             QueueState::MayBeGivenUp { write_by: None }
         } else {
