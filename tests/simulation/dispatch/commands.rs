@@ -6,11 +6,12 @@
 //!   attempted either.
 //! - After the faults every command is applied.
 
-use crate::dispatch::oracle::User;
+use crate::dispatch::oracle::{ControlView, Oracle, User};
 use eventd::core::control::{ControlCommand, ControlRecord, UserAction};
 use eventd::core::event::Record;
 use eventd::core::progress::PartitionState;
 use eventd::dispatch::commands::record::encode;
+use std::time::Duration;
 
 /// The topic of the commands.
 pub(crate) const CONTROL: &str = "user-events.file-1.control";
@@ -62,6 +63,8 @@ pub(crate) struct Commands {
 #[derive(Debug, Default)]
 struct CommandedPartition {
     records: Vec<(i64, Given)>,
+    /// When each of them was given.
+    given_at: Vec<Duration>,
     committed: PartitionState,
     /// Whether the partition was paused at its first commit, and its rate then. `None`: there was no commit.
     began: Option<(bool, Option<u64>)>,
@@ -82,9 +85,39 @@ impl Commands {
         Self { partitions: (0..partitions).map(|_| CommandedPartition::default()).collect(), ..Self::default() }
     }
 
-    pub(crate) fn given(&mut self, partition: u32, offset: i64, given: Given) {
+    pub(crate) fn given(&mut self, partition: u32, offset: i64, given: Given, now: Duration) {
         self.given += 1;
-        self.partitions[partition as usize].records.push((offset, given));
+        let part = &mut self.partitions[partition as usize];
+        part.records.push((offset, given));
+        part.given_at.push(now);
+    }
+
+    /// Tells the oracle what holds in a partition now, for its rules about time. `before` is the number of commands that an
+    /// earlier commit covered.
+    pub(crate) fn tell(&self, partition: u32, oracle: &mut Oracle, before: i64, users: &[User], now: Duration) {
+        let part = &self.partitions[partition as usize];
+        if part.records.is_empty() {
+            return;
+        }
+        let next = part.committed.control.next;
+        let records = || part.records.iter().zip(&part.given_at);
+        let pending_since = records().find(|((offset, _), _)| *offset >= next).map(|(_, at)| *at);
+        let held = users.iter().filter(|user| is_held(&part.committed, user)).cloned().collect();
+        let is_paused = part.committed.control.paused.is_some();
+        let is_limited = part.committed.control.rate_per_hour.is_some();
+        oracle.controlled(partition, ControlView { pending_since, is_paused, is_limited, held }, now);
+        for ((offset, given), at) in records().filter(|((offset, _), _)| *offset >= before) {
+            if let Given::User { user, action: UserAction::Retry | UserAction::Release } = given
+                && (*offset < next || *at == now)
+            {
+                oracle.loosened(partition, &users[*user], *at, now);
+            }
+        }
+    }
+
+    /// The commands that a commit covers.
+    pub(crate) fn covered(&self, partition: u32) -> i64 {
+        self.partitions[partition as usize].committed.control.next
     }
 
     /// A commit was stored. Returns what is wrong with it.

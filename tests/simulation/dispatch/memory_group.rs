@@ -274,9 +274,11 @@ fn store(
         return Err(Failure::refused(FailureCode::GroupUnavailable, "the partition has another owner"));
     }
     world.oracle.committed(Some(life), partition, &state, now);
+    let covered = world.commands.covered(partition);
     if let Err(wrong) = world.commands.committed(partition, &state, &world.users) {
         world.oracle.fail(format!("life {life}: {wrong}"));
     }
+    world.commands.tell(partition, &mut world.oracle, covered, &world.users, now);
     part.committed = Some(state);
     part.last_stored = number;
     Ok(())

@@ -143,9 +143,6 @@ impl<'a> Driver<'a> {
             let mut state = world.lock();
             state.single = scenario.single;
             state.commands = Commands::new(scenario.partitions);
-            if scenario.plan.iter().any(|(_, action)| matches!(action, Action::Command(_))) {
-                state.oracle.judge_no_times();
-            }
             state.users.clone_from(&scenario.users);
             state.replays.set_requests(scenario.replays.iter().map(|request| request.request.clone()).collect());
         }
@@ -388,7 +385,10 @@ impl<'a> Driver<'a> {
         };
         for partition in 0..self.scenario.partitions {
             let offset = self.world.append(CONTROL, partition, std::slice::from_ref(&record));
-            self.world.lock().commands.given(partition, offset, given);
+            let mut guard = self.world.lock();
+            let state = &mut *guard;
+            state.commands.given(partition, offset, given, now);
+            state.commands.tell(partition, &mut state.oracle, offset, &state.users, now);
         }
     }
 

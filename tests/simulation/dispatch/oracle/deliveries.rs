@@ -36,6 +36,7 @@ impl Oracle {
         let id = self.next_attempt;
         self.next_attempt += 1;
         self.counts.attempts += 1;
+        runs.iter().for_each(|run| self.may_begin_anew(life, partition, run));
         let wrong = self
             .wrong_batch(life, partition, runs, now)
             .or_else(|| runs.iter().find_map(|run| self.wrong_run(life, partition, run, now)));
@@ -69,6 +70,23 @@ impl Oracle {
         }
         self.attempts.insert(id, attempt);
         id
+    }
+
+    /// If an operator has released the user, this may be the first attempt anew. The owner forgets what was before.
+    fn may_begin_anew(&mut self, life: Life, partition: u32, run: &DeliveredRun) {
+        let Some(first) = run.events.first() else { return };
+        let user = (partition, first.record.key().map(<[u8]>::to_vec));
+        if run.attempt != 1 || !self.released.contains(&user) {
+            return;
+        }
+        if let Some(owned) = self.owned.get_mut(&(life, partition)) {
+            owned.begun_anew.insert(first.offset);
+            owned.failures.remove(&first.offset);
+            owned.attempted.remove(&first.offset);
+        }
+        if let Some(timing) = &mut self.timing {
+            timing.begins_anew(life, partition, &user.1);
+        }
     }
 
     fn wrong_batch(&self, life: Life, partition: u32, runs: &[DeliveredRun], now: Duration) -> Option<String> {
@@ -157,7 +175,8 @@ impl Oracle {
         if run.attempt != seen + 1 {
             return Some(format!("{head} is called attempt {} after {seen} that failed", run.attempt));
         }
-        if owned.not_before.get(&head).is_some_and(|at| now < *at) {
+        let is_released = self.released.contains(&(partition, part.entries[&head].user.clone()));
+        if !is_released && owned.not_before.get(&head).is_some_and(|at| now < *at) {
             return Some(format!(
                 "{head} is tried at {now:?}, the destination asked for {:?}",
                 owned.not_before[&head]
@@ -166,7 +185,7 @@ impl Oracle {
         if owned.gave_up.contains(&head) {
             return Some(format!("{head} is tried while its dead letter is written"));
         }
-        if owned.refused_for_good.contains(&head) {
+        if !is_released && owned.refused_for_good.contains(&head) {
             return Some(format!("{head} is tried again, although it was refused while others were served"));
         }
         let before = &offsets[..part.entries[&head].index];

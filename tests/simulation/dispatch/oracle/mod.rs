@@ -20,7 +20,7 @@ mod timing;
 mod truth;
 
 pub(crate) use deliveries::DeliveredRun;
-pub(crate) use timing::{BackoffRule, Cursor, TimingRules};
+pub(crate) use timing::{BackoffRule, ControlView, Cursor, TimingRules};
 
 use crate::dispatch::outage_rules::{Failures, Health, Phase};
 use eventd::core::event::{Event, Record};
@@ -55,6 +55,10 @@ pub(crate) struct Rules {
     pub(crate) fetch_events_max: usize,
     /// How long a call of the log may take that does not wait for an event.
     pub(crate) call_max: Duration,
+    /// Whether the list of parked users may be full.
+    pub(crate) may_list_be_full: bool,
+    /// Whether every call of the log and of the group is answered, and quickly.
+    pub(crate) is_calm: bool,
     /// Whether users are parked. Then events that were read need not be in memory, so nothing is judged that depends on it.
     pub(crate) may_park: bool,
     /// Whether a destination without a commit starts at the end of the log.
@@ -112,6 +116,8 @@ struct Ownership {
     /// Batches that failed as a whole.
     failed_batches: FailedBatches,
     gave_up: HashSet<i64>,
+    /// Events whose tries begin anew with this owner, because an operator released their user.
+    begun_anew: HashSet<i64>,
     /// Refused while others were plainly served. These must be given up without another try.
     refused_for_good: HashSet<i64>,
     /// A copy of every record that was fetched and may still be in memory.
@@ -159,6 +165,8 @@ pub(crate) struct Oracle {
     ownerships: u64,
     health: Health,
     refusals: Refusals,
+    /// Users that an operator released, or wanted to be tried again.
+    released: HashSet<(u32, User)>,
     /// For a replay, how its events look.
     replay_view: Option<ReplayView>,
     /// The rules about time. A replay has none: its rate holds it back.
@@ -180,6 +188,8 @@ impl Oracle {
             commit_interval: rules.commit_interval,
             fetch_events_max: rules.fetch_events_max,
             call_max: rules.call_max,
+            may_list_be_full: rules.may_list_be_full,
+            is_calm: rules.is_calm,
         });
         Self {
             rules,
@@ -190,6 +200,7 @@ impl Oracle {
             ownerships: 0,
             health: Health::default(),
             refusals: Refusals::default(),
+            released: HashSet::new(),
             replay_view: None,
             timing: Some(timing),
             counts: Counts::default(),
@@ -346,9 +357,19 @@ impl Oracle {
         }
     }
 
-    /// Judges no times, because commands of operators delay attempts.
-    pub(crate) fn judge_no_times(&mut self) {
-        self.timing = None;
+    /// What operators have commanded in this partition.
+    pub(crate) fn controlled(&mut self, partition: u32, view: ControlView, now: Duration) {
+        if let Some(timing) = &mut self.timing {
+            timing.controlled(partition, view, now);
+        }
+    }
+
+    /// An operator wants this user to be tried now. This is told when the command is given, and when a commit covers it.
+    pub(crate) fn loosened(&mut self, partition: u32, user: &User, given_at: Duration, now: Duration) {
+        self.released.insert((partition, user.clone()));
+        if let Some(timing) = &mut self.timing {
+            timing.loosened(partition, user, given_at, now);
+        }
     }
 
     /// The rules about time start anew with this ownership.
@@ -619,7 +640,7 @@ impl Ownership {
     /// The failures of the event at this offset that earlier owners had stored.
     fn stored_failure(&self, user: Option<&[u8]>, offset: i64) -> Option<&FailedHead> {
         let failed = self.began_with.as_ref()?.users.get(&user.map(Into::into))?.failed.as_ref()?;
-        (failed.offset == offset).then_some(failed)
+        (failed.offset == offset && !self.begun_anew.contains(&offset)).then_some(failed)
     }
 }
 

@@ -43,6 +43,8 @@ fn rules(limits: BatchLimits, start_latest: bool) -> Rules {
         backoff: BackoffRule { first: seconds(0), max: seconds(0), jitter: false },
         fetch_events_max: 1,
         call_max: Duration::from_millis(3),
+        may_list_be_full: false,
+        is_calm: true,
         may_park: false,
         start_latest,
     }

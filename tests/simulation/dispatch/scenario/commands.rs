@@ -3,15 +3,27 @@
 use super::{Action, Scenario};
 use crate::dispatch::commands::Given;
 use crate::harness::Random;
+use eventd::core::control::UserAction;
 use std::time::Duration;
 
 /// Adds commands of operators, also several at one moment, and crashes soon after some of them.
 pub(super) fn commands(scenario: &mut Scenario, random: &mut Random) {
     let until = scenario.plan.last().map_or(Duration::from_secs(5), |(at, _)| *at) + Duration::from_secs(3);
+    let users = scenario.users.iter().enumerate();
+    let named: Vec<usize> =
+        users.filter(|(_, user)| user.as_ref().is_some_and(|id| !id.is_empty())).map(|(n, _)| n).collect();
+    // If the list of parked users may be full, a user cannot always be held.
+    let can_hold = scenario.config.parking.may_park && scenario.config.parking.users_max > scenario.users.len();
+    let can_name_users = can_hold && !named.is_empty();
+    let about_user = |random: &mut Random| {
+        let action = random.pick(&[UserAction::Hold, UserAction::Hold, UserAction::Release, UserAction::Retry]);
+        Given::User { user: random.pick(&named), action }
+    };
     for _ in 0..random.between(1, 5) {
         let mut at = random.millis(0, until.as_millis() as u64);
         for _ in 0..random.between(1, 3) {
-            let given = match random.below(10) {
+            let given = match random.below(if can_name_users { 20 } else { 10 }) {
+                10.. => about_user(random),
                 0..=3 => Given::Pause,
                 4 | 5 => Given::Resume,
                 6 => Given::Rate(Some(random.pick(&[5, 50, 1_000]) * 3600)),

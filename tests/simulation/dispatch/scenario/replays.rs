@@ -1,6 +1,7 @@
 //! Replays that an operator starts, stops and starts again.
 
 use super::{Action, Request, Scenario};
+use crate::dispatch::commands::Given;
 use crate::dispatch::replays::RequestedReplay;
 use crate::harness::Random;
 use eventd::dispatch::OnGap;
@@ -14,6 +15,9 @@ use std::time::Duration;
 pub(super) fn replays(scenario: &mut Scenario, random: &mut Random) {
     // A replay does not read the list of parked users yet.
     scenario.config.parking.may_park = false;
+    // So no user can be held.
+    let is_about_user = |action: &Action| matches!(action, Action::Command(Given::User { .. }));
+    scenario.plan.retain(|(_, action)| !is_about_user(action));
     let until = scenario.plan.last().map_or(Duration::from_secs(5), |(at, _)| *at) + Duration::from_secs(10);
     let is_moved = scenario.plan.iter().any(|(_, action)| matches!(action, Action::Reposition { .. }));
     let (mut moves_left, mut first) = (u32::from(!is_moved), None);

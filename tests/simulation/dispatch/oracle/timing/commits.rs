@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 /// How long after `--commit-interval` progress must be on its way to the group. Large states are stored once a second.
-const COMMIT_WITHIN: Duration = Duration::from_millis(1_300);
+pub(super) const COMMIT_WITHIN: Duration = Duration::from_millis(1_300);
 
 /// How long a commit may be the last one.
 const COMMIT_AGE_MAX: Duration = Duration::from_secs(3_660);

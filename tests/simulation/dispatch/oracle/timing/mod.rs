@@ -15,20 +15,24 @@
 //! wake-up that is lost shows although a timer comes to its aid a second later.
 
 mod commits;
+mod control;
 mod owned;
 mod queue;
 mod reading;
 mod wellness;
 
+pub(crate) use control::ControlView;
 pub(super) use owned::Memory;
 pub(crate) use queue::BackoffRule;
 pub(crate) use reading::Cursor;
 
 use super::{Life, User};
+use commits::COMMIT_WITHIN;
+use control::Controlled;
 use eventd::core::event::Event;
 use eventd::core::progress::PartitionState;
 use eventd::core::verdict::Verdict;
-use owned::Owned;
+use owned::{Free, Owned};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::time::Duration;
 use wellness::Wellness;
@@ -56,6 +60,10 @@ pub(crate) struct TimingRules {
     pub(crate) fetch_events_max: usize,
     /// How long a call of the log may take that does not wait for an event.
     pub(crate) call_max: Duration,
+    /// Whether the list of parked users may be full. Then users that are not parked take the room of others.
+    pub(crate) may_list_be_full: bool,
+    /// Whether every call is answered, and quickly.
+    pub(crate) is_calm: bool,
 }
 
 /// What an owner begins with.
@@ -109,11 +117,13 @@ pub(super) struct Timing {
     rules: TimingRules,
     processes: HashMap<Life, Process>,
     owned: BTreeMap<(Life, u32), Owned>,
+    /// What operators have commanded, by partition.
+    controlled: BTreeMap<u32, Controlled>,
 }
 
 impl Timing {
     pub(super) fn new(rules: TimingRules) -> Self {
-        Self { rules, processes: HashMap::new(), owned: BTreeMap::new() }
+        Self { rules, processes: HashMap::new(), owned: BTreeMap::new(), controlled: BTreeMap::new() }
     }
 
     /// An owner begins, or begins anew. `is_closing` says that it may do what it likes from the start.
@@ -204,6 +214,36 @@ impl Timing {
         }
     }
 
+    /// What operators have commanded in this partition.
+    pub(super) fn controlled(&mut self, partition: u32, view: ControlView, now: Duration) {
+        self.controlled.entry(partition).or_default().changed(view, now);
+    }
+
+    /// An operator wants this user to be tried now: the command was given, or a commit covers it. `given_at` is when it was
+    /// given.
+    pub(super) fn loosened(&mut self, partition: u32, user: &User, given_at: Duration, now: Duration) {
+        self.controlled.entry(partition).or_default().loosen(user, now);
+        for (_, owned) in self.owned.iter_mut().filter(|((_, of), _)| *of == partition) {
+            owned.loosened(user, given_at, now);
+        }
+    }
+
+    /// The first event of this user is attempted as if it had never failed.
+    pub(super) fn begins_anew(&mut self, life: Life, partition: u32, user: &User) {
+        if let Some(owned) = self.owned.get_mut(&(life, partition)) {
+            owned.begins_anew(user);
+        }
+    }
+
+    /// Since when no command keeps the users of an owner from starting.
+    fn commands_free_since(&self, life: Life, partition: u32) -> Option<Duration> {
+        let own = self.controlled.get(&partition).map_or(Some(Duration::ZERO), Controlled::free_since);
+        // The lowest rate of the partitions of a process limits all of them.
+        let of_process = self.processes.get(&life).into_iter().flat_map(|process| &process.partitions);
+        let unlimited = of_process.filter_map(|of| self.controlled.get(of)).map(Controlled::unlimited_since);
+        unlimited.fold(own, |since, of| Some(since?.max(of?)))
+    }
+
     /// What this owner has in memory now.
     pub(super) fn remembers(&mut self, life: Life, partition: u32, memory: Memory, now: Duration) {
         let share = self.smallest_share(life);
@@ -221,14 +261,17 @@ impl Timing {
     /// An attempt of the first events of these users begins. Returns what is wrong with it.
     pub(super) fn started(&mut self, attempt: AttemptOf, heads: &[(User, i64)], now: Duration) -> Option<String> {
         let AttemptOf { id, life, partition, .. } = attempt;
+        let commands_free_since = self.commands_free_since(life, partition);
         let process = self.processes.get_mut(&life)?;
-        let too_many = process.wellness.begun(id, now);
+        // An operator may have asked for a probe.
+        let too_many = process.wellness.begun(id, now).filter(|_| self.controlled.is_empty());
         let well_since = process.wellness.well_since();
-        let free_since = (process.in_flight < self.rules.concurrency).then_some(process.full_until);
+        let slots_free_since = (process.in_flight < self.rules.concurrency).then_some(process.full_until);
+        let free = Free { well_since, slots_free_since, commands_free_since };
         process.in_flight += 1;
         let is_failing = |ownership, user: &User| process.wellness.is_failing(&(ownership, user.clone()));
         let owned = self.owned.get_mut(&(life, partition))?;
-        let wrong = owned.started(heads, well_since, free_since, &self.rules, is_failing, now);
+        let wrong = owned.started(heads, free, self.controlled.get(&partition), &self.rules, is_failing, now);
         too_many.or(wrong)
     }
 
@@ -316,8 +359,15 @@ impl Timing {
     pub(super) fn look(&self, now: Duration) -> Option<String> {
         self.owned.iter().find_map(|((life, partition), owned)| {
             let process = self.processes.get(life)?;
+            let controlled = self.controlled.get(partition);
+            let commands_free_since = self.commands_free_since(*life, *partition);
+            if let Some(wrong) = self.look_at_commands(owned, controlled, now) {
+                return Some(format!("life {life}, partition {partition}: {wrong}"));
+            }
             if let Some(due) = process.wellness.probe_due_since()
                 && process.in_flight == 0
+                && commands_free_since.is_some_and(|since| now > since + PROBE_WITHIN)
+                && controlled.is_none()
                 && let Some(user) = owned.waiting_since(now.checked_sub(PROBE_WITHIN)?)
                 && now > due + PROBE_WITHIN
             {
@@ -325,9 +375,15 @@ impl Timing {
                     "life {life}: a probe is due since {due:?}, and {user:?} in {partition} is not taken"
                 ));
             }
-            let free_since = (process.in_flight < self.rules.concurrency).then_some(process.full_until);
-            let wrong = owned.look(process.wellness.well_since(), free_since, &self.rules, now)?;
+            let slots_free_since = (process.in_flight < self.rules.concurrency).then_some(process.full_until);
+            let free = Free { well_since: process.wellness.well_since(), slots_free_since, commands_free_since };
+            let wrong = owned.look(free, controlled, &self.rules, now)?;
             Some(format!("life {life}, partition {partition}: {wrong}"))
         })
+    }
+
+    fn look_at_commands(&self, owned: &Owned, controlled: Option<&Controlled>, now: Duration) -> Option<String> {
+        let open_since = owned.judged_since().filter(|_| self.rules.is_calm)?;
+        controlled?.look(open_since, self.rules.commit_interval + COMMIT_WITHIN, now)
     }
 }

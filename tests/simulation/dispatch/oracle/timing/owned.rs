@@ -4,6 +4,7 @@
 //! the records.
 
 use super::commits::Commits;
+use super::control::Controlled;
 use super::queue::{Queue, QueueState, StoredFailures};
 use super::reading::{Cursor, Reading};
 use super::{AttemptOf, Began, RunEnd, TimingRules};
@@ -52,6 +53,16 @@ impl Memory {
     fn size(&self) -> (usize, usize) {
         (self.events.len(), self.events.values().sum())
     }
+}
+
+/// Since when nothing outside of an owner keeps its attempts from starting. `None`: something may.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Free {
+    /// The breaker is certainly closed.
+    pub(super) well_since: Option<Duration>,
+    pub(super) slots_free_since: Option<Duration>,
+    /// No operator has paused the destination, or limited its rate.
+    pub(super) commands_free_since: Option<Duration>,
 }
 
 /// One ownership.
@@ -124,14 +135,21 @@ impl Owned {
     fn read(&mut self, user: User, offset: i64, bytes: usize, now: Duration) {
         self.events_read += 1;
         let stored = self.stored_failures.remove(&(user.clone(), offset));
-        let was_in_memory = self.is_in_memory(offset);
         let queue = self.users.entry(user).or_default();
-        if queue.head() == Some(offset) && !was_in_memory {
-            queue.arrived = now;
-        }
         if queue.read(offset, bytes, stored, now) {
             self.events += 1;
             self.bytes += bytes;
+        }
+    }
+
+    /// The sweep has read an event. What the reader has not passed yet is left to it.
+    fn read_again(&mut self, user: &User, offset: i64, now: Duration) {
+        let was_in_memory = self.is_in_memory(offset);
+        if let Some(queue) = self.users.get_mut(user)
+            && queue.head() == Some(offset)
+            && !was_in_memory
+        {
+            queue.arrived = now;
         }
     }
 
@@ -212,7 +230,10 @@ impl Owned {
         self.cursor(cursor).ended(now);
         for event in events {
             let user = event.record.key().map(<[u8]>::to_vec);
-            self.read(user, event.offset, event.record.window_bytes(), now);
+            match cursor {
+                Cursor::Reader => self.read(user, event.offset, event.record.window_bytes(), now),
+                Cursor::Sweep => self.read_again(&user, event.offset, now),
+            }
         }
         self.look_at_room(share, now);
     }
@@ -230,37 +251,36 @@ impl Owned {
     }
 
     /// Since when nothing keeps an attempt from starting. `None`: something does, or may.
-    fn unblocked_since(
-        &self,
-        well_since: Option<Duration>,
-        free_since: Option<Duration>,
-        rules: &TimingRules,
-    ) -> Option<Duration> {
+    fn unblocked_since(&self, free: Free, rules: &TimingRules) -> Option<Duration> {
         let is_batch_free = !rules.takes_many_users || self.batches < BATCHES_MAX;
         if self.is_closing || !is_batch_free {
             return None;
         }
         // At the start of a life the breaker is closed, and nothing has to grow.
-        let well_since = well_since?;
+        let well_since = free.well_since?;
         let calm_since = if well_since.is_zero() { well_since } else { well_since + AFTER_OUTAGE };
-        Some(self.open_since?.max(calm_since).max(free_since?).max(self.batches_full_until))
+        let free_since = free.slots_free_since?.max(free.commands_free_since?);
+        Some(self.open_since?.max(calm_since).max(free_since).max(self.batches_full_until))
     }
 
     pub(super) fn started(
         &mut self,
         heads: &[(User, i64)],
-        well_since: Option<Duration>,
-        free_since: Option<Duration>,
+        free: Free,
+        controlled: Option<&Controlled>,
         rules: &TimingRules,
         is_failing: impl Fn(u64, &User) -> bool,
         now: Duration,
     ) -> Option<String> {
-        let unblocked_since = self.unblocked_since(well_since, free_since, rules);
+        let unblocked_since = self.unblocked_since(free, rules);
+        let well_since = free.well_since;
+        let is_held = |user: &User| controlled.is_some_and(|controlled| controlled.is_held(user));
         self.batches += 1;
         let mut wrong = None;
         let mut earliest_of_all = None;
+        let mut is_order_known = free.commands_free_since.is_some();
         for (user, head) in heads {
-            let late = self.late(user, (unblocked_since, well_since), rules, now);
+            let late = self.late(user, (unblocked_since, well_since), rules, now).filter(|_| !is_held(user));
             let queue = self.users.entry(user.clone()).or_default();
             if queue.head().is_some_and(|first| first < *head) {
                 queue.skip_to(*head);
@@ -269,14 +289,19 @@ impl Owned {
                 && queue.head() == Some(*head)
             {
                 earliest_of_all = earliest_of_all.max(Some(earliest.max(queue.arrived)));
-                let must_wait = failed_at.is_some_and(|failed| well_since.is_some_and(|since| since <= failed));
+                let is_loosened =
+                    |failed| controlled.is_some_and(|controlled| controlled.may_be_loosened(user, failed));
+                let must_wait = failed_at
+                    .is_some_and(|failed| well_since.is_some_and(|since| since <= failed) && !is_loosened(failed));
+                is_order_known &= !failed_at.is_some_and(is_loosened);
                 if late.is_some() {
                     wrong = wrong.or(late);
                 } else if must_wait && now < earliest {
                     wrong.get_or_insert_with(|| format!("{head} backs off until {earliest:?}"));
                 }
             }
-            if queue.head() == Some(*head) && queue.certain_tries >= rules.attempts {
+            let is_certain = free.commands_free_since.is_some();
+            if is_certain && queue.head() == Some(*head) && queue.certain_tries >= rules.attempts {
                 wrong.get_or_insert_with(|| {
                     format!("{head} has used {} tries of {}", queue.certain_tries, rules.attempts)
                 });
@@ -285,15 +310,15 @@ impl Owned {
         }
         wrong.or_else(|| {
             let (begun, well_since) = (earliest_of_all?, well_since?);
-            let since = well_since.max(self.crowded_until);
+            let since = well_since.max(self.crowded_until).max(free.commands_free_since?);
             let passed_over = self.users.iter().find(|(user, queue)| {
                 let QueueState::Waiting { latest, failed_at: None, .. } = queue.state else { return false };
                 let ready = latest.max(queue.arrived);
                 let waits_longer = ready + ORDER_UNKNOWN_WITHIN < begun && since < ready;
                 let is_in_memory = queue.head().is_some_and(|head| self.is_in_memory(head));
-                waits_longer && is_in_memory && !queue.is_slow && !is_failing(self.number, user)
+                waits_longer && is_in_memory && !queue.is_slow && !is_held(user) && !is_failing(self.number, user)
             });
-            let (user, queue) = passed_over.filter(|_| !self.is_closing)?;
+            let (user, queue) = passed_over.filter(|_| !self.is_closing && is_order_known)?;
             Some(format!("it was ready at {begun:?}, and {user:?} waits longer: {queue:?}"))
         })
     }
@@ -346,6 +371,27 @@ impl Owned {
         }
     }
 
+    /// An operator wants this user to be tried now. The command was given at `given_at`.
+    pub(super) fn loosened(&mut self, user: &User, given_at: Duration, now: Duration) {
+        if let Some(queue) = self.users.get_mut(user) {
+            queue.certain_tries = 0;
+            if given_at < now {
+                queue.retried(given_at, now);
+            }
+        }
+    }
+
+    pub(super) fn begins_anew(&mut self, user: &User) {
+        if let Some(queue) = self.users.get_mut(user) {
+            queue.failures = 0;
+        }
+    }
+
+    /// Since when its owner must do what can be done.
+    pub(super) fn judged_since(&self) -> Option<Duration> {
+        self.open_since.filter(|_| !self.is_closing)
+    }
+
     /// An outage takes tries back.
     pub(super) fn forget_tries(&mut self) {
         self.users.values_mut().for_each(|queue| queue.certain_tries = 0);
@@ -381,8 +427,8 @@ impl Owned {
 
     pub(super) fn look(
         &self,
-        well_since: Option<Duration>,
-        free_since: Option<Duration>,
+        free: Free,
+        controlled: Option<&Controlled>,
         rules: &TimingRules,
         now: Duration,
     ) -> Option<String> {
@@ -398,9 +444,10 @@ impl Owned {
         if let Some(wrong) = self.commit.look(open_since, rules.commit_interval, now) {
             return Some(wrong);
         }
-        let unblocked_since = self.unblocked_since(well_since, free_since, rules);
+        let unblocked_since = self.unblocked_since(free, rules);
         self.users.iter().find_map(|(user, queue)| match queue.state {
-            QueueState::Waiting { .. } => self.late(user, (unblocked_since, well_since), rules, now),
+            QueueState::Waiting { .. } if controlled.is_some_and(|controlled| controlled.is_held(user)) => None,
+            QueueState::Waiting { .. } => self.late(user, (unblocked_since, free.well_since), rules, now),
             QueueState::MayBeGivenUp { write_by: Some(by) } if now > by + BEGIN_WITHIN => {
                 Some(format!("the dead letter of {:?} should be written again since {by:?}", queue.head()))
             }
@@ -428,7 +475,7 @@ impl Owned {
         let is_lost = head < self.trimmed_below && !is_in_memory;
         // An event that is larger than the half of parked users waits until the window is empty.
         let is_large = queue.head_bytes() * 2 > self.window_bytes;
-        if self.memory.is_none() || is_lost || is_large {
+        if self.memory.is_none() || is_lost || is_large || rules.may_list_be_full {
             return None;
         }
         let Reading { is_in_flight: is_sweeping, due, .. } = self.sweeping;

@@ -1,0 +1,83 @@
+//! What operators have commanded in one partition, as far as it keeps attempts from starting.
+//!
+//! An owner applies a command at a moment that the oracle does not see. So from the command until the commit that covers
+//! it, nothing is judged that depends on it. From that commit on it is known what holds.
+
+use super::queue::{Queue, QueueState};
+use crate::dispatch::oracle::User;
+use std::collections::{BTreeSet, HashMap};
+use std::time::Duration;
+
+/// How soon after `--commit-interval` a command is committed if every call is answered quickly: an owner looks once a second,
+/// and commits within [`COMMIT_WITHIN`](super::commits::COMMIT_WITHIN).
+const COMMAND_WITHIN: Duration = Duration::from_millis(1_200);
+
+/// The commands of one partition.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct ControlView {
+    /// When the oldest command was given that no commit covers.
+    pub(crate) pending_since: Option<Duration>,
+    pub(crate) is_paused: bool,
+    /// The rate is limited.
+    pub(crate) is_limited: bool,
+    pub(crate) held: BTreeSet<User>,
+}
+
+/// What is known of one partition, and since when.
+#[derive(Debug, Default)]
+pub(super) struct Controlled {
+    view: ControlView,
+    since: Duration,
+    /// When an operator last may have ended the backoff of a user, or begun its tries anew.
+    loosened: HashMap<User, Duration>,
+}
+
+impl Controlled {
+    pub(super) fn changed(&mut self, view: ControlView, now: Duration) {
+        if self.view != view {
+            (self.view, self.since) = (view, now);
+        }
+    }
+
+    pub(super) fn loosen(&mut self, user: &User, now: Duration) {
+        self.loosened.insert(user.clone(), now);
+    }
+
+    /// Whether an operator may have ended the backoff that began at `failed_at`.
+    pub(super) fn may_be_loosened(&self, user: &User, failed_at: Duration) -> bool {
+        self.loosened.get(user).is_some_and(|at| self.view.pending_since.is_some() || *at >= failed_at)
+    }
+
+    /// Since when no command keeps other users from starting that are not held. `None`: one may.
+    pub(super) fn free_since(&self) -> Option<Duration> {
+        let is_free = self.view.pending_since.is_none() && !self.view.is_paused && !self.view.is_limited;
+        is_free.then_some(self.since)
+    }
+
+    /// Since when no command of this partition limits the rate of its process. `None`: one may.
+    pub(super) fn unlimited_since(&self) -> Option<Duration> {
+        (self.view.pending_since.is_none() && !self.view.is_limited).then_some(self.since)
+    }
+
+    pub(super) fn is_held(&self, user: &User) -> bool {
+        self.view.held.contains(user)
+    }
+
+    /// Why the owner, which is open since this moment, should have stored a command.
+    pub(super) fn look(&self, open_since: Duration, within: Duration, now: Duration) -> Option<String> {
+        let since = self.view.pending_since?.max(open_since);
+        (now > since + within + COMMAND_WITHIN)
+            .then(|| format!("a command waits since {since:?}, and no commit covers it"))
+    }
+}
+
+impl Queue {
+    /// A commit says that an operator ended the backoff of this user. The command was given at `given_at`.
+    pub(super) fn retried(&mut self, given_at: Duration, now: Duration) {
+        if let QueueState::Waiting { earliest, latest, failed_at: Some(failed_at), .. } = &mut self.state
+            && *failed_at < given_at
+        {
+            (*earliest, *latest) = (given_at.min(*earliest), now.min(*latest));
+        }
+    }
+}
