@@ -57,6 +57,8 @@ struct FailingUser {
     /// Deliveries of others to attempts that began later show that the failures are the user's own. `None`: none does,
     /// because an attempt that did not arrive, and a busy destination, show nothing.
     shown_since: Option<u64>,
+    /// The first delivery of them that arrived. It may have ended an outage, and then it shows nothing.
+    first_shown: Option<u64>,
     /// Its failures since the last possible outage that came from the destination.
     failures: u32,
     /// The last failure that may count for the health of the destination.
@@ -141,6 +143,9 @@ impl Wellness {
         }
         self.delivered.sort_by_key(|(attempt, _)| Reverse(*attempt));
         self.delivered.truncate(DELIVERED_KEPT);
+        for failing in self.failing.values_mut().filter(|failing| failing.shown_since.is_some_and(|at| at < attempt)) {
+            failing.first_shown.get_or_insert(attempt);
+        }
         let is_unwell = self.doubtful_users(now) >= DOUBTFUL_USERS;
         if self.is_unwell && !is_unwell {
             self.well_since = now;
@@ -158,6 +163,7 @@ impl Wellness {
         }
         if self.last_delivery.is_none_or(|at| now >= at + VERDICT_AGE_MAX) {
             self.delivered.clear();
+            self.failing.values_mut().for_each(|failing| failing.first_shown = None);
         }
         let delivered_by_now = self.delivered.iter().filter(|(_, other)| *other != user).map(|(attempt, _)| *attempt);
         let shown_since = delivered_by_now.max().unwrap_or(0).max(attempt);
@@ -218,12 +224,13 @@ impl Wellness {
         }
     }
 
-    /// Whether two later deliveries to other users do not show yet that the failures are this user's own. (After an outage,
-    /// the first delivery shows nothing about the users that failed in it.)
+    /// Whether two later deliveries to other users do not show yet that the failures are this user's own. After an outage,
+    /// the delivery that ended it shows nothing about the users that failed in it, and neither does another that began
+    /// earlier and arrived later.
     fn may_be_trusted(&self, user: &UserOfOwner, failing: &FailingUser) -> bool {
-        let Some(since) = failing.shown_since else { return true };
+        let Some(first) = failing.first_shown else { return true };
         let mut others = self.delivered.iter().filter(|(_, other)| other != user).map(|(attempt, _)| *attempt);
-        others.nth(1).is_none_or(|delivered| delivered <= since)
+        others.nth(1).is_none_or(|delivered| delivered < first)
     }
 
     /// Users with a failure of the last minute that may count for the health of the destination: those that may be trusted,
@@ -255,5 +262,29 @@ impl Unreachable {
             probe_by: at + PROBE_DELAY_MIN,
             probes: BTreeSet::new(),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn user(number: u8) -> UserOfOwner {
+        (1, Some(vec![number]))
+    }
+
+    #[test]
+    fn an_earlier_attempt_that_is_delivered_after_the_end_of_an_outage_shows_nothing() {
+        let now = Duration::from_secs(1);
+        let mut wellness = Wellness::default();
+        for number in 1..=3 {
+            wellness.failed(u64::from(number), user(number), Verdict::Retry { after: None }, now);
+        }
+        wellness.delivered(5, vec![user(8)], now);
+        wellness.delivered(4, vec![user(9)], now);
+        assert_eq!(wellness.well_since(), None);
+        wellness.delivered(6, vec![user(8)], now);
+        wellness.delivered(7, vec![user(9)], now);
+        assert_eq!(wellness.well_since(), Some(now));
     }
 }
