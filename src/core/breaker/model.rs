@@ -71,8 +71,21 @@ struct ModelOutage {
     delay_from: Moment,
     /// How often the delay after it was doubled.
     doublings: u32,
+    /// When quick probes began.
+    quick: Vec<Moment>,
+    /// An operator asked for a probe, and it has not begun.
+    is_asked_for: bool,
     /// The last reported number of trusted users with unsettled events.
     waiting_users: usize,
+}
+
+impl ModelOutage {
+    /// Each quick probe takes one of 100 places for a while. They become free one after the other, 50 ms apart.
+    fn quick_from(&self) -> Moment {
+        let each = Duration::from_millis(50);
+        let all_free_at = self.quick.iter().fold(Duration::ZERO, |free, begun| free.max(*begun) + each);
+        all_free_at.saturating_sub(each * 99)
+    }
 }
 
 /// The last verdict of a user.
@@ -229,6 +242,8 @@ impl Model {
                     probes: Vec::new(),
                     delay_from: now,
                     doublings: 0,
+                    quick: Vec::new(),
+                    is_asked_for: false,
                     waiting_users: 0,
                 });
             }
@@ -256,7 +271,13 @@ impl Model {
         let Gate::HalfOpen { worst, .. } = gate else { return false };
         let rank = self.rank(attempt.user);
         let Some(outage) = self.outage.as_mut().filter(|_| rank <= worst) else { return false };
-        outage.probes.push((attempt.seq, now, !outage.is_reached || rank == ProbeRank::Failed));
+        let is_delayed = !outage.is_reached || rank == ProbeRank::Failed || outage.quick_from() > now;
+        if is_delayed {
+            outage.is_asked_for = false;
+        } else {
+            outage.quick.push(now);
+        }
+        outage.probes.push((attempt.seq, now, is_delayed));
         true
     }
 
@@ -361,7 +382,9 @@ impl Model {
         let due = if outage.delay_from.is_zero() { Duration::ZERO } else { outage.delay_from + delay };
         let second = Duration::from_secs(1);
         let young: Vec<_> = outage.probes.iter().filter(|(_, begun, _)| now - *begun < second).collect();
-        let blocks_delayed = if outage.is_reached {
+        let blocks_delayed = if outage.is_asked_for {
+            false
+        } else if outage.is_reached {
             young.iter().any(|(_, _, is_delayed)| *is_delayed)
         } else {
             !outage.probes.is_empty()
@@ -371,13 +394,18 @@ impl Model {
         if !blocks_delayed && due > now {
             moments.push(due);
         }
+        let quick_from = outage.quick_from();
+        if outage.is_reached && young.len() < 5 && quick_from > now {
+            moments.push(quick_from);
+        }
+        let may_be_quick = outage.is_reached && quick_from <= now;
         let until = moments.into_iter().min();
         let may_begin = |rank: ProbeRank| {
             outage.probes.len() < 20
                 && match rank {
                     ProbeRank::Failed => !blocks_delayed && now >= due && young.len() < 5,
-                    ProbeRank::Newcomer => outage.is_reached && young.len() < 4,
-                    ProbeRank::Served => outage.is_reached && young.len() < 5,
+                    ProbeRank::Newcomer => may_be_quick && young.len() < 4,
+                    ProbeRank::Served => may_be_quick && young.len() < 5,
                 }
         };
         let worst =

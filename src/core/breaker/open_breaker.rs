@@ -6,8 +6,9 @@
 //!  it cannot be reached:            anyone           ──▶ one at a time ── the same delay
 //! ```
 //!
-//! A user has no more than one quick probe: if it fails, the user's rank is [`ProbeRank::Failed`]. So quick probes end by
-//! themselves in an outage, and still find a user that the destination serves among any number of users that it does not.
+//! A user has no more than one quick probe: if it fails, the user's rank is [`ProbeRank::Failed`]. Quick probes are paced,
+//! because an outage may meet very many users: 100 at first, then 20 a second. So an outage of `s` seconds has at most
+//! `100 + 20 * s` quick probes.
 
 use super::{Gate, OpenCause, ProbeRank};
 use crate::core::Moment;
@@ -21,6 +22,10 @@ const PROBE_DELAY_MIN: Duration = Duration::from_millis(100);
 pub(super) const PROBE_DELAY_MAX: Duration = Duration::from_secs(5);
 /// This many of the quick probes, at most, are of newcomers, so that a served user does not wait for them.
 const NEWCOMERS_AT_ONCE_MAX: usize = PROBES_AT_ONCE_MAX - 1;
+/// Quick probes that may begin without a pause.
+const QUICK_PROBES_AT_ONCE: u32 = 100;
+/// After those, one quick probe may begin in this time.
+const QUICK_PROBE_EVERY: Duration = Duration::from_millis(50);
 /// A probe without an answer is young for this long. Users that hang then no longer keep others from being probed.
 const PROBE_YOUNG_FOR: Duration = Duration::from_secs(1);
 
@@ -35,6 +40,10 @@ pub(super) struct OpenBreaker {
     due: Moment,
     /// The delay that led to `due`.
     delay: Duration,
+    /// An operator asked for a probe. It does not wait for those in flight.
+    is_asked_for: bool,
+    /// When [`QUICK_PROBES_AT_ONCE`] quick probes may begin again. Each one moves it by [`QUICK_PROBE_EVERY`].
+    quick_full_at: Moment,
     /// For each partition, the last reported number of trusted users that have unsettled events.
     waiting_users: BTreeMap<u32, usize>,
 }
@@ -55,6 +64,8 @@ impl OpenBreaker {
             probes: Vec::new(),
             due: now.saturating_add(PROBE_DELAY_MIN),
             delay: PROBE_DELAY_MIN,
+            is_asked_for: false,
+            quick_full_at: now,
             waiting_users: BTreeMap::new(),
         }
     }
@@ -67,15 +78,17 @@ impl OpenBreaker {
             true => young.iter().any(|probe| probe.is_delayed),
             false => self.is_probing(),
         };
-        let due = (!delayed_in_flight).then_some(self.due);
+        let due = (self.is_asked_for || !delayed_in_flight).then_some(self.due);
+        let quick_from = self.quick_from();
         // The oldest one is first, so it is the first that is not young any more.
         let ages = young.first().filter(|_| self.is_reached).map(|probe| young_until(probe));
-        let until = due.filter(|due| *due > now).into_iter().chain(ages).min();
+        let quick = (self.is_reached && young.len() < PROBES_AT_ONCE_MAX).then_some(quick_from);
+        let until = due.into_iter().chain(quick).filter(|at| *at > now).chain(ages).min();
         let worst = if self.probes.len() >= PROBES_IN_FLIGHT_MAX || young.len() >= PROBES_AT_ONCE_MAX {
             None
         } else if due.is_some_and(|due| due <= now) {
             Some(ProbeRank::Failed)
-        } else if !self.is_reached {
+        } else if !self.is_reached || quick_from > now {
             None
         } else if young.len() < NEWCOMERS_AT_ONCE_MAX {
             Some(ProbeRank::Newcomer)
@@ -86,6 +99,11 @@ impl OpenBreaker {
             Some(worst) => Gate::HalfOpen { worst, until },
             None => Gate::Open { until },
         }
+    }
+
+    /// When the next quick probe may begin. Its own time has to pass, too, so it is one less than all of them.
+    fn quick_from(&self) -> Moment {
+        self.quick_full_at.saturating_sub(QUICK_PROBE_EVERY * (QUICK_PROBES_AT_ONCE - 1))
     }
 
     pub(super) fn is_probing(&self) -> bool {
@@ -100,7 +118,14 @@ impl OpenBreaker {
     pub(super) fn begin_probe(&mut self, seq: u64, rank: ProbeRank, now: Moment) -> bool {
         let is_allowed = matches!(self.gate(now), Gate::HalfOpen { worst, .. } if rank <= worst);
         if is_allowed {
-            self.probes.push(Probe { seq, begun: now, is_delayed: !self.is_reached || rank == ProbeRank::Failed });
+            // Without a quick probe left, any user takes the turn of one that has failed.
+            let is_delayed = !self.is_reached || rank == ProbeRank::Failed || self.quick_from() > now;
+            if is_delayed {
+                self.is_asked_for = false;
+            } else {
+                self.quick_full_at = self.quick_full_at.max(now).saturating_add(QUICK_PROBE_EVERY);
+            }
+            self.probes.push(Probe { seq, begun: now, is_delayed });
         }
         is_allowed
     }
@@ -147,11 +172,14 @@ impl OpenBreaker {
         self.waiting_users.values().sum()
     }
 
-    /// Makes the next probe due now. `false`: one is in flight, or due already.
+    /// Makes the next probe due now. `false`: it is due already, one was begun less than a second ago, or there are too many.
     pub(super) fn probe_now(&mut self, now: Moment) -> bool {
-        let waits = !self.is_probing() && self.due > now;
+        let is_due = matches!(self.gate(now), Gate::HalfOpen { worst: ProbeRank::Failed, .. });
+        let is_young = |probe: &Probe| now < probe.begun.saturating_add(PROBE_YOUNG_FOR);
+        let has_room = self.probes.len() < PROBES_IN_FLIGHT_MAX;
+        let waits = !is_due && has_room && !self.probes.iter().any(is_young);
         if waits {
-            self.due = now;
+            (self.due, self.is_asked_for) = (now, true);
         }
         waits
     }

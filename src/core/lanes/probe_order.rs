@@ -7,7 +7,9 @@
 //!    └── the breaker is closed: all of them, in the order in which they became ready
 //! ```
 //!
-//! Each ready lane is ranked once. So a user that is served is found at once, also behind 10,000 users that are not.
+//! Each ready lane is ranked once. So a user that is served is found at once, also behind 10,000 users that are not. Probes
+//! of newcomers are paced, and take the oldest and the newest in turns. So a newcomer that would be served is found soon,
+//! also if it came after 10,000 others.
 
 use crate::core::breaker::ProbeRank;
 use std::collections::VecDeque;
@@ -16,6 +18,8 @@ use std::collections::VecDeque;
 #[derive(Debug, Default)]
 pub(super) struct ProbeOrder {
     queues: [VecDeque<u32>; 3],
+    /// Whether the next newcomer is the one that came last.
+    is_newest_next: bool,
 }
 
 impl ProbeOrder {
@@ -29,7 +33,13 @@ impl ProbeOrder {
 
     /// Takes the lane that is next, if its rank is not after `worst`.
     pub(super) fn pop(&mut self, worst: ProbeRank) -> Option<u32> {
-        self.queues[..=worst as usize].iter_mut().find_map(VecDeque::pop_front)
+        let (rank, queue) =
+            self.queues[..=worst as usize].iter_mut().enumerate().find(|(_, queue)| !queue.is_empty())?;
+        if rank != ProbeRank::Newcomer as usize {
+            return queue.pop_front();
+        }
+        self.is_newest_next = !self.is_newest_next;
+        if self.is_newest_next { queue.pop_front() } else { queue.pop_back() }
     }
 
     /// Removes a lane, if it is here.

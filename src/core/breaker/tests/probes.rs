@@ -201,3 +201,45 @@ fn after_an_abandoned_or_drilled_probe_the_next_one_is_due_at_once() {
     assert!(test.end(&probe, Verdict::Drilled).counts);
     assert_eq!(worst(&test), Some(Failed));
 }
+
+#[test]
+fn after_a_hundred_quick_probes_there_are_twenty_a_second() {
+    let mut test = TestBreaker::opened_by_answers();
+    test.breaker.users_wait(0, 1..=5);
+    let began = test.now;
+    let mut quick = 0;
+    for user in 100..100_000 {
+        if test.now >= began + Duration::from_secs(60) {
+            break;
+        }
+        match test.gate() {
+            Gate::HalfOpen { .. } => {
+                let probe = test.begin(user);
+                quick += 1;
+                test.end(&probe, RETRY);
+            }
+            Gate::Open { until } => test.now = until.unwrap(),
+            Gate::Closed => panic!("nothing was delivered"),
+        }
+    }
+    // The delayed probes are 17 at most: 6 within 6.3 s, then one in 5 s.
+    assert!((1_200..=100 + 20 * 60 + 20).contains(&quick), "{quick} probes in a minute");
+}
+
+#[test]
+fn a_probe_that_an_operator_asks_for_does_not_wait_for_probes_that_hang() {
+    for mut test in [TestBreaker::unreachable(), TestBreaker::opened_by_answers()] {
+        let hanging = test.probe(1);
+        assert!(!test.breaker.probe_now(test.now), "a probe has just begun");
+        test.now += Duration::from_secs(2);
+        test.end(&hanging, Verdict::Unreachable);
+        let hanging = test.probe(1);
+        test.now += Duration::from_secs(2);
+        assert_eq!(worst(&test), None);
+        assert!(test.breaker.probe_now(test.now));
+        assert_eq!(worst(&test), Some(Failed));
+        assert!(!test.breaker.probe_now(test.now), "it is due already");
+        assert!(test.begin(2).probe && hanging.probe);
+        assert_eq!(worst(&test), None);
+    }
+}
