@@ -94,6 +94,8 @@ pub(super) struct Owned {
     batches_full_until: Duration,
     reading: Reading,
     sweeping: Reading,
+    /// The reader has read what is below. The sweep reads events above it, too, but only the reader brings them to memory.
+    read_below: i64,
     /// Since when there is certainly room for more events.
     room_since: Option<Duration>,
     pub(super) commit: Commits,
@@ -123,10 +125,12 @@ impl Owned {
             batches_full_until: Duration::ZERO,
             reading: Reading::default(),
             sweeping: Reading::default(),
+            read_below: 0,
             room_since: None,
             commit: Commits::default(),
         };
         for (user, offset, bytes) in in_log {
+            owned.read_below = owned.read_below.max(offset + 1);
             owned.read(user, offset, bytes, now);
         }
         owned
