@@ -90,10 +90,12 @@ impl Window {
         all.events > 0 && (all.events.saturating_mul(2) >= max.events || all.bytes.saturating_mul(2) >= max.bytes)
     }
 
-    /// Whether parked users have more than three quarters of their half.
+    /// Whether parked users have more than three quarters of their half, or no room for another event.
     pub fn is_parked_nearly_full(&self) -> bool {
         let Held { events, bytes } = self.parked;
-        Held { events: events.saturating_mul(2), bytes: bytes.saturating_mul(2) }.exceeds(3, &self.max)
+        let twice = Held { events: events.saturating_mul(2), bytes: bytes.saturating_mul(2) };
+        // In a window of 3 events, one parked event fills the half, and is less than three quarters of it.
+        twice.exceeds(3, &self.max) || self.parked_room_bytes() == 0
     }
 
     /// Whether more than three quarters of the window are used.
@@ -161,6 +163,18 @@ impl Window {
 mod tests {
     use super::*;
     use proptest::prelude::*;
+
+    #[test]
+    fn parked_users_without_room_have_nearly_all_of_their_half() {
+        for events_max in 1..20 {
+            let mut window = Window::new(events_max, usize::MAX / 8);
+            while window.parked_room_bytes() > 0 {
+                window.add(1);
+                window.add_parked(1);
+            }
+            assert!(window.is_parked_nearly_full(), "{events_max} events");
+        }
+    }
 
     proptest! {
         #[test]
