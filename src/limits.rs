@@ -80,6 +80,10 @@ pub const PROBES_IN_FLIGHT_MAX: usize = 20;
 /// the destination parks hardly any.
 pub const LOOK_AHEAD_USERS_MAX: usize = 1_000;
 
+/// Users whose pace is remembered: whether their last attempt was quick or slow, in one destination and process. A user that
+/// is forgotten counts as new. About 5 MB if all are used.
+pub const PACED_USERS_MAX: usize = 100_000;
+
 /// Bytes of the buffer of one connection, and so of the head of one request. Together with `--max-connections` it bounds
 /// the memory of requests that were sent in part.
 pub const HTTP_BUFFER_BYTES_MAX: usize = 32 * 1024;

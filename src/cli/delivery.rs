@@ -71,7 +71,8 @@ pub struct DeliveryFlags {
 
     /// Most attempts at the same time, for each destination
     ///
-    /// For http this is the number of connections. Two events of one user are never attempted at the same time.
+    /// Two events of one user are never attempted at the same time. Attempts to an http destination that take longer than
+    /// 1s do not count, and as many of them may be in flight.
     #[arg(long, value_name = "N", env = "EVENTD_CONCURRENCY", default_value = defaults::CONCURRENCY, value_parser = values::count, help_heading = BOUNDS)]
     pub concurrency: usize,
 

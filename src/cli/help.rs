@@ -49,7 +49,7 @@ Exit codes:
 
 Memory:
   The process needs at most twice --max-pending, --window-bytes, 40KiB for each of
-  --max-connections, 64KiB for each of --concurrency, 256 bytes for each of --window, and fixed
+  --max-connections, 128KiB for each of --concurrency, 256 bytes for each of --window, and fixed
   amounts for the log and for each destination. The field memory_bound of a log line at start has
   the sum.",
     "each flag, exit codes and memory"
@@ -95,7 +95,7 @@ Exit codes:
      the next start
 
 Memory:
-  The process needs at most --window-bytes, 64KiB for each of --concurrency, 256 bytes for each of
+  The process needs at most --window-bytes, 128KiB for each of --concurrency, 256 bytes for each of
   --window, and a fixed amount for the log and the destination. The field memory_bound of a log line
   at start has the sum.",
     "each flag, exit codes and memory"

@@ -2,10 +2,11 @@
 //! flags. A log line at start has the sum, and `docs/configuration.md` explains it.
 
 use crate::config::{DeliveryConfig, EndpointConfig, EngineConfig, LogConfig};
+use crate::core::slots::attempts_max;
 use crate::destination::spec::Target;
 use crate::limits::{
-    ANSWER_DRAINS_MAX, FAILING_USERS_MAX, HTTP_BUFFER_BYTES_MAX, IN_FLIGHT_EVENTS_MAX, RECORD_BYTES_MAX, RUN_BYTES_MAX,
-    SERVED_USERS_MAX, USERS_AFTER_DEAD_LETTER_MAX, WRITE_BYTES_MAX,
+    ANSWER_DRAINS_MAX, FAILING_USERS_MAX, HTTP_BUFFER_BYTES_MAX, IN_FLIGHT_EVENTS_MAX, PACED_USERS_MAX,
+    RECORD_BYTES_MAX, RUN_BYTES_MAX, SERVED_USERS_MAX, USERS_AFTER_DEAD_LETTER_MAX, WRITE_BYTES_MAX,
 };
 use crate::{log, stderr};
 
@@ -81,14 +82,13 @@ fn of_deliveries(deliveries: &[DeliveryConfig], partitions: u32, event_bytes_max
         let lanes = delivery.dispatch.window_events.saturating_mul(LANE_BYTES);
         delivery.dispatch.window_bytes.max(one_each).saturating_add(lanes)
     });
-    let remembered = (2 * USERS_AFTER_DEAD_LETTER_MAX + FAILING_USERS_MAX + SERVED_USERS_MAX) * REMEMBERED_USER_BYTES;
+    let remembered = (2 * USERS_AFTER_DEAD_LETTER_MAX + FAILING_USERS_MAX + SERVED_USERS_MAX + PACED_USERS_MAX)
+        * REMEMBERED_USER_BYTES;
     let others = deliveries.iter().map(|delivery| {
         let in_use = match delivery.spec.target {
             // The lines of the write in progress and of the next one, and one more batch or event.
             Target::File(_) | Target::Stdout => 2 * WRITE_BYTES_MAX + RUN_BYTES_MAX.max(event_bytes_max),
-            Target::Http(_) => delivery
-                .dispatch
-                .concurrency
+            Target::Http(_) => attempts_max(delivery.dispatch.concurrency)
                 .saturating_add(ANSWER_DRAINS_MAX)
                 .saturating_mul(ATTEMPT_BYTES)
                 .saturating_add(bodies_of_batches(delivery)),

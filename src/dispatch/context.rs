@@ -6,9 +6,10 @@ use super::dead_letter_topic::DeadLetterTopicOpener;
 use super::halt::HaltSwitch;
 use super::notices::Notices;
 use super::rate_limit::RateLimit;
+use super::slots::SharedSlots;
 use super::{Config, DispatchRole, Parts, Tally};
 use crate::core::backoff::Backoff;
-use crate::core::breaker::Breaker;
+use crate::core::breaker::{Breaker, Gate};
 use crate::core::random;
 use crate::core::token_bucket::Rate;
 use crate::core::{BothClocks, Moment};
@@ -17,7 +18,7 @@ use crate::limits::COMMIT_UNCHANGED_INTERVAL;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
-use tokio::sync::{Notify, Semaphore};
+use tokio::sync::Notify;
 use tokio::time::Instant;
 
 /// Everything that does not belong to one partition.
@@ -139,9 +140,9 @@ impl SharedBreaker {
 
 /// How much this process may have in flight at the destination, and each partition's share of it.
 pub(super) struct Throttle {
-    /// One permit for each delivery batch in flight (`--concurrency`): first come, first served.
-    pub(super) slots: Arc<Semaphore>,
-    /// The number of these permits.
+    /// One for each delivery batch in flight.
+    pub(super) slots: SharedSlots,
+    /// `--concurrency`: the slots of one pool.
     pub(super) concurrency: usize,
     pub(super) rate: RateLimit,
     /// The number of partitions that are owned now.
@@ -150,18 +151,20 @@ pub(super) struct Throttle {
 
 impl Throttle {
     fn new(concurrency: usize, rate: Option<Rate>) -> Self {
-        let concurrency = concurrency.min(Semaphore::MAX_PERMITS);
         Self {
-            slots: Arc::new(Semaphore::new(concurrency)),
+            slots: SharedSlots::new(concurrency),
             concurrency,
             rate: RateLimit::new(rate),
             owned_partitions: AtomicUsize::new(0),
         }
     }
 
-    /// The number of slots that are taken.
-    pub(super) fn slots_taken(&self) -> usize {
-        self.concurrency.saturating_sub(self.slots.available_permits())
+    /// In bad health and after an outage the breaker allows fewer attempts. An open breaker limits its probes itself: they
+    /// must not wait for attempts that hang.
+    pub(super) fn limit_by(&self, breaker: &Breaker, now: Moment) {
+        let is_closed = breaker.gate(now) == Gate::Closed;
+        let limit = if is_closed { breaker.attempts_allowed(self.concurrency, now) } else { self.concurrency };
+        self.slots.set_limit(limit);
     }
 
     pub(super) fn set_owned_partitions(&self, partitions: usize, now: Moment) {

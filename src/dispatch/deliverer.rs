@@ -9,27 +9,31 @@
 //!    └───────────────────────────── more events of these users ◀──────────────┘
 //! ```
 //!
-//! A batch has one run (for HTTP: one event) or many runs of different lanes (for files). It takes one slot of
-//! `--concurrency` either way.
+//! A batch has one run (for HTTP: events of one user) or many runs of different lanes (for files). It takes one slot of
+//! `--concurrency` either way. If it has one run, the slot depends on the user's [`Standing`].
 
 use super::context::DispatchContext;
+use super::slots::{PartitionSlots, SharedSlots, Slot};
 use crate::core::Moment;
 use crate::core::breaker::{Attempt, Breaker, Gate, ProbeRank, Recovery};
 use crate::core::event::Event;
 use crate::core::lanes::{Lanes, Started, Token};
+use crate::core::slots::{OLD_AFTER, Standing, UserPaces};
 use crate::core::tries::{Decision, TryPolicy};
 use crate::core::verdict::{Failed, Report, Verdict};
 use crate::destination::{BatchLimits, Deadline, DeliveryBatch, Destination, LeaseDeadline, Run};
-use crate::limits::{ATTEMPT_ABANDON_AFTER, IN_FLIGHT_EVENTS_MAX, USERS_AFTER_DEAD_LETTER_MAX};
+use crate::limits::{ATTEMPT_ABANDON_AFTER, IN_FLIGHT_EVENTS_MAX, PACED_USERS_MAX, USERS_AFTER_DEAD_LETTER_MAX};
 use anyhow::ensure;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::{Instant, sleep_until};
 
 /// Delivery batches in flight of one partition, to a destination that takes many lanes at once. While the destination
 /// writes one batch, the next one fills. More batches would only be smaller.
 const MULTI_LANE_BATCHES_MAX: usize = 2;
+
+/// Lanes that are sorted by the standing of their users while the breaker is locked once.
+const SORT_LANES_MAX: usize = 256;
 
 /// How often the lease of the group is looked at while it lets nothing start, and while an attempt is in flight.
 const LEASE_LOOK_INTERVAL: Duration = Duration::from_millis(100);
@@ -46,25 +50,17 @@ pub(super) struct Deliverer {
     last_recovery: Option<Recovery>,
     /// How often the shared breaker had changed when it was looked at for that.
     breaker_changes: u64,
-    slot: Slot,
-}
-
-/// A slot of `--concurrency`.
-enum Slot {
-    None,
-    /// A task waits for a slot. Only one does, however many lanes are ready.
-    Wanted,
-    /// The task got one, for the next batch.
-    Held(OwnedSemaphorePermit),
+    pub(super) slots: PartitionSlots,
+    /// Which users are quick and which are slow, if the destination takes one user at a time.
+    paces: UserPaces,
 }
 
 /// What to do next.
 pub(super) enum NextBatch {
     /// Send this batch, then ask again.
     Send(StartedBatch),
-    /// All slots are taken: wait for one.
-    AcquireSlot,
-    /// Nothing may start before this moment. `None`: another completion or a change of the breaker has to come first.
+    /// Nothing may start before this moment. `None`: another completion, a change of the breaker, or a slot has to come
+    /// first.
     Wait { until: Option<Moment> },
 }
 
@@ -72,7 +68,9 @@ pub(super) enum NextBatch {
 pub(super) struct StartedBatch {
     batch: DeliveryBatch,
     runs: Vec<RunInFlight>,
-    slot: OwnedSemaphorePermit,
+    slot: Slot,
+    /// When the attempt becomes old, if the destination takes one user at a time.
+    old_at: Option<Instant>,
     abandon_at: Instant,
 }
 
@@ -80,6 +78,7 @@ pub(super) struct StartedBatch {
 pub(super) struct RunInFlight {
     started: Started,
     attempt: Attempt,
+    began: Moment,
 }
 
 /// Runs that the breaker lets start now.
@@ -128,12 +127,13 @@ pub(super) struct TriesEnded {
 
 impl Deliverer {
     pub(super) fn new(context: &DispatchContext, partition: u32) -> Self {
-        let limits = context.parts.destination.limits();
-        Self::with_limits(partition, limits, context.throttle.share(USERS_AFTER_DEAD_LETTER_MAX))
+        let throttle = &context.throttle;
+        let lanes = Lanes::new(throttle.share(USERS_AFTER_DEAD_LETTER_MAX));
+        let paces = UserPaces::new(throttle.share(PACED_USERS_MAX));
+        Self::with_limits(partition, context.parts.destination.limits(), lanes, paces, &throttle.slots)
     }
 
-    fn with_limits(partition: u32, limits: BatchLimits, after_dead_letter_max: usize) -> Self {
-        let lanes = Lanes::new(after_dead_letter_max);
+    fn with_limits(partition: u32, limits: BatchLimits, lanes: Lanes, paces: UserPaces, slots: &SharedSlots) -> Self {
         Self {
             partition,
             limits,
@@ -142,7 +142,8 @@ impl Deliverer {
             probes: Vec::new(),
             last_recovery: None,
             breaker_changes: 0,
-            slot: Slot::None,
+            slots: PartitionSlots::new(slots),
+            paces,
         }
     }
 
@@ -154,18 +155,6 @@ impl Deliverer {
     /// The batches in flight were cut off. Their events are delivered again.
     pub(super) fn batches_aborted(&mut self) {
         self.batches_in_flight = 0;
-    }
-
-    /// The slot that was waited for is free.
-    pub(super) fn slot_acquired(&mut self, permit: OwnedSemaphorePermit) {
-        self.slot = Slot::Held(permit);
-    }
-
-    /// Gives back a slot that is not used, so that other partitions can have it.
-    pub(super) fn release_slot(&mut self) {
-        if matches!(self.slot, Slot::Held(_)) {
-            self.slot = Slot::None;
-        }
     }
 
     /// The probes in flight, taken away because their answers will not be waited for.
@@ -189,17 +178,18 @@ impl Deliverer {
             self.wake_after_outage(&context.breaker.lock());
         }
         let next = self.try_next_batch(context, now);
-        // A slot that was waited for and cannot be used now is for another partition.
-        self.release_slot();
+        if !matches!(next, NextBatch::Send(_)) {
+            // Slots that were granted and cannot be used now are for other partitions.
+            self.slots.release_granted();
+        }
         next
     }
 
     fn try_next_batch(&mut self, context: &DispatchContext, now: Moment) -> NextBatch {
         let events_max = context.throttle.share(IN_FLIGHT_EVENTS_MAX);
-        let takes_many_lanes = self.limits.runs_max > 1;
         if !self.lanes.has_ready()
             || self.lanes.in_flight_events() >= events_max
-            || (takes_many_lanes && self.batches_in_flight >= MULTI_LANE_BATCHES_MAX)
+            || (self.takes_many_lanes() && self.batches_in_flight >= MULTI_LANE_BATCHES_MAX)
         {
             return NextBatch::Wait { until: None };
         }
@@ -210,35 +200,66 @@ impl Deliverer {
             Ok(allowance) => allowance,
             Err(until) => return NextBatch::Wait { until: Some(until) },
         };
-        let Some(slot) = self.take_slot(context) else {
-            // The task that waits for a slot is started once.
-            return match std::mem::replace(&mut self.slot, Slot::Wanted) {
-                Slot::Wanted => NextBatch::Wait { until: None },
-                Slot::None | Slot::Held(_) => NextBatch::AcquireSlot,
-            };
+        let (standing, slot) = match self.take_slot(context, now) {
+            Ok(taken) => taken,
+            Err(until) => return NextBatch::Wait { until },
         };
         // Half of the events for each of two batches, which take turns: while one is written, the other one fills.
-        let mut breaker = context.breaker.lock();
-        // In bad health and after an outage the breaker allows fewer attempts. The slot of this one counts already. An open
-        // breaker limits its probes itself: they must not wait for attempts that hang.
-        let is_closed = breaker.gate(now) == Gate::Closed;
-        if is_closed && context.throttle.slots_taken() > breaker.attempts_allowed(context.throttle.concurrency, now) {
-            return NextBatch::Wait { until: breaker.attempts_allowed_grow_at(now) };
-        }
-        let picked = self.pick(&mut breaker, (events_max / 2).clamp(1, allowance), now);
-        drop(breaker);
+        let picked = self.pick(&mut context.breaker.lock(), standing, (events_max / 2).clamp(1, allowance), now);
         match picked {
             Ok(picked) => NextBatch::Send(self.start(picked, slot, context)),
             Err(until) => NextBatch::Wait { until },
         }
     }
 
-    fn take_slot(&mut self, context: &DispatchContext) -> Option<OwnedSemaphorePermit> {
-        match std::mem::replace(&mut self.slot, Slot::None) {
-            Slot::Held(permit) => Some(permit),
-            slot => {
-                self.slot = slot;
-                Arc::clone(&context.throttle.slots).try_acquire_owned().ok()
+    fn takes_many_lanes(&self) -> bool {
+        self.limits.runs_max > 1
+    }
+
+    /// Finds users that have a slot now. `None`: any user. If no slot is free, joins the queue, and returns when the breaker
+    /// allows more attempts.
+    fn take_slot(
+        &mut self,
+        context: &DispatchContext,
+        now: Moment,
+    ) -> Result<(Option<Standing>, Slot), Option<Moment>> {
+        let (gate, more_at) = {
+            let breaker = context.breaker.lock();
+            context.throttle.limit_by(&breaker, now);
+            (breaker.gate(now), breaker.attempts_allowed_grow_at(now))
+        };
+        match gate {
+            Gate::Open { until } => return Err(until),
+            Gate::Closed if !self.takes_many_lanes() => self.sort_ready(context),
+            // The breaker lets few attempts through, which may be of any user. Many lanes together have no standing.
+            Gate::Closed | Gate::HalfOpen { .. } => {
+                if let Some(slot) = self.slots.take(Standing::Served) {
+                    return Ok((None, slot));
+                }
+                self.slots.wait(Standing::Served);
+                return Err(more_at);
+            }
+        }
+        for standing in self.lanes.ready_standings() {
+            if let Some(slot) = self.slots.take(standing) {
+                return Ok((Some(standing), slot));
+            }
+        }
+        self.lanes.ready_standings().for_each(|standing| self.slots.wait(standing));
+        Err(more_at)
+    }
+
+    /// Sorts the lanes that became ready by the standing of their users.
+    fn sort_ready(&mut self, context: &DispatchContext) {
+        let Self { lanes, paces, .. } = self;
+        loop {
+            let breaker = context.breaker.lock();
+            let is_sorted = lanes.sort_ready(SORT_LANES_MAX, |user| match breaker.is_suspect(user) {
+                true => Standing::Doubtful,
+                false => paces.standing(user),
+            });
+            if is_sorted {
+                return;
             }
         }
     }
@@ -247,7 +268,13 @@ impl Deliverer {
     /// lock of the breaker, so that the workers together never begin too many probes.
     ///
     /// `Err`: nothing may start before this moment, or before the breaker changes.
-    fn pick(&mut self, breaker: &mut Breaker, events_max: usize, now: Moment) -> Result<PickedRuns, Option<Moment>> {
+    fn pick(
+        &mut self,
+        breaker: &mut Breaker,
+        standing: Option<Standing>,
+        events_max: usize,
+        now: Moment,
+    ) -> Result<PickedRuns, Option<Moment>> {
         match breaker.gate(now) {
             Gate::Open { until } => return Err(until),
             Gate::HalfOpen { worst, until } => return self.pick_probe(breaker, worst, until, now),
@@ -256,11 +283,14 @@ impl Deliverer {
         let mut picked = PickedRuns::default();
         while picked.runs.len() < self.limits.runs_max && picked.events.len() < events_max {
             let run_events_max = self.limits.run_events_max.min(events_max - picked.events.len());
-            let Some(started) = self.lanes.next(run_events_max, self.limits.run_bytes_max, &mut picked.events) else {
-                break;
+            let (run_bytes_max, events) = (self.limits.run_bytes_max, &mut picked.events);
+            let started = match standing {
+                Some(standing) => self.lanes.next_of(standing, run_events_max, run_bytes_max, events),
+                None => self.lanes.next(run_events_max, run_bytes_max, events),
             };
+            let Some(started) = started else { break };
             let attempt = breaker.begin(started.user, now);
-            picked.runs.push(RunInFlight { started, attempt });
+            picked.runs.push(RunInFlight { started, attempt, began: now });
         }
         if picked.runs.is_empty() { Err(None) } else { Ok(picked) }
     }
@@ -285,18 +315,19 @@ impl Deliverer {
         } else {
             picked.closed_breaker = true;
         }
-        picked.runs.push(RunInFlight { started, attempt });
+        picked.runs.push(RunInFlight { started, attempt, began: now });
         Ok(picked)
     }
 
-    fn start(&mut self, picked: PickedRuns, slot: OwnedSemaphorePermit, context: &DispatchContext) -> StartedBatch {
+    fn start(&mut self, picked: PickedRuns, slot: Slot, context: &DispatchContext) -> StartedBatch {
         let PickedRuns { runs, events, closed_breaker } = picked;
         if closed_breaker {
             context.breaker.notify_changed();
         }
         self.batches_in_flight += 1;
         context.throttle.rate.spend(events.len());
-        let deadline = Instant::now() + context.config.attempt_timeout;
+        let now = Instant::now();
+        let deadline = now + context.config.attempt_timeout;
         let batch = DeliveryBatch {
             topic: Arc::clone(&context.topic),
             partition: self.partition,
@@ -304,7 +335,8 @@ impl Deliverer {
             events,
             deadline: Deadline::within_lease(deadline, Arc::clone(&context.lease)),
         };
-        StartedBatch { batch, runs, slot, abandon_at: deadline + ATTEMPT_ABANDON_AFTER }
+        let old_at = (!self.takes_many_lanes()).then(|| now + OLD_AFTER);
+        StartedBatch { batch, runs, slot, old_at, abandon_at: deadline + ATTEMPT_ABANDON_AFTER }
     }
 
     /// Takes the reports of a batch: settles what was delivered (each event is shown to `settled`), and lets the policy
@@ -328,13 +360,16 @@ impl Deliverer {
         let delivered: Vec<Attempt> = delivered.map(|(run, _)| run.attempt).collect();
         breaker.delivered_many(&delivered, now);
         let mut end = BatchEnd::default();
-        for (RunInFlight { started, attempt }, report) in runs.into_iter().zip(reports) {
+        for (RunInFlight { started, attempt, began }, report) in runs.into_iter().zip(reports) {
             let (delivered, events) = (report.delivered, started.events.len());
             ensure!(
                 report.failed.is_some() == (delivered < events),
                 "a run of {events} events reported {delivered} delivered, and {} failure",
                 if report.failed.is_some() { "a" } else { "no" }
             );
+            if !self.takes_many_lanes() {
+                self.paces.attempted(started.user, now.saturating_sub(began), delivered > 0);
+            }
             let silent = report.failed.as_ref().filter(|failed| failed.verdict.says_nothing());
             if let Some(failed) = silent {
                 let batch_failed = failed.verdict == Verdict::BatchFailed;
@@ -380,11 +415,11 @@ impl StartedBatch {
         destination: Arc<dyn Destination>,
         lease: Arc<LeaseDeadline>,
     ) -> (Vec<RunInFlight>, Vec<Report>) {
-        let Self { batch, runs, slot, abandon_at } = self;
+        let Self { batch, runs, mut slot, old_at, abandon_at } = self;
         let reports = tokio::select! {
             biased;
             reports = destination.deliver(batch) => reports,
-            failed = abandoned(&*lease, abandon_at) => {
+            failed = abandoned(&*lease, abandon_at, old_at, || slot.became_old()) => {
                 vec![Report { delivered: 0, failed: Some(failed) }; runs.len()]
             }
         };
@@ -395,7 +430,14 @@ impl StartedBatch {
 
 /// Ready when the answer to an attempt must not be waited for any longer: at `at`, or at the end of the lease. The lease
 /// is looked at again and again, because heartbeats extend it, and it ends early if the machine was suspended.
-async fn abandoned(lease: &LeaseDeadline, at: Instant) -> Failed {
+///
+/// Calls `became_old` once on the way, at `old_at`.
+async fn abandoned(
+    lease: &LeaseDeadline,
+    at: Instant,
+    mut old_at: Option<Instant>,
+    mut became_old: impl FnMut(),
+) -> Failed {
     loop {
         let (now, lease) = (Instant::now(), lease());
         if lease.is_some_and(|lease| lease <= now) {
@@ -405,7 +447,11 @@ async fn abandoned(lease: &LeaseDeadline, at: Instant) -> Failed {
         if at <= now {
             return Failed::new(Verdict::Retry { after: None }, "no answer within --attempt-timeout");
         }
-        sleep_until(lease.map_or(at, |lease| at.min(lease).min(now + LEASE_LOOK_INTERVAL))).await;
+        if old_at.take_if(|old_at| *old_at <= now).is_some() {
+            became_old();
+        }
+        let until = lease.map_or(at, |lease| at.min(lease).min(now + LEASE_LOOK_INTERVAL));
+        sleep_until(old_at.map_or(until, |old_at| old_at.min(until))).await;
     }
 }
 
@@ -422,7 +468,8 @@ mod tests {
 
     /// A deliverer with these users, one event for each.
     fn deliverer(limits: BatchLimits, users: &[&str]) -> Deliverer {
-        let mut deliverer = Deliverer::with_limits(0, limits, 10);
+        let mut deliverer =
+            Deliverer::with_limits(0, limits, Lanes::new(10), UserPaces::new(10), &SharedSlots::new(10));
         for (offset, user) in (0..).zip(users) {
             let record = Record::new(Some(user.as_bytes()), Some(b"payload"), &[], 0);
             deliverer.lanes.admit(Event { offset, record });
@@ -475,9 +522,9 @@ mod tests {
     fn a_batch_has_as_many_lanes_as_the_destination_takes() {
         let mut breaker = Breaker::new();
         let mut one = deliverer(ONE_EVENT, &["a", "b", "c"]);
-        assert_eq!(offsets(&one.pick(&mut breaker, 10, Moment::ZERO).unwrap()), [0]);
+        assert_eq!(offsets(&one.pick(&mut breaker, None, 10, Moment::ZERO).unwrap()), [0]);
         let mut many = deliverer(MANY, &["a", "b", "a", "c"]);
-        let picked = many.pick(&mut breaker, 3, Moment::ZERO).unwrap();
+        let picked = many.pick(&mut breaker, None, 3, Moment::ZERO).unwrap();
         assert_eq!((offsets(&picked), picked.runs.len()), (vec![0, 2, 1], 2), "no more than three events");
     }
 
@@ -487,28 +534,28 @@ mod tests {
         let mut deliverer = deliverer(MANY, &["a", "b", "c"]);
         let unreachable = breaker.begin(99, Moment::ZERO);
         breaker.failed(&unreachable, Verdict::Unreachable, Moment::ZERO);
-        assert!(deliverer.pick(&mut breaker, 10, Moment::ZERO).is_err(), "no probe is due yet");
-        let probe = deliverer.pick(&mut breaker, 10, now).unwrap();
+        assert!(deliverer.pick(&mut breaker, None, 10, Moment::ZERO).is_err(), "no probe is due yet");
+        let probe = deliverer.pick(&mut breaker, None, 10, now).unwrap();
         assert_eq!(probe.events.len(), 1);
         assert!(deliverer.lanes.has_ready());
-        assert_eq!(deliverer.pick(&mut breaker, 10, now).err(), Some(None), "the end of the probe tells");
+        assert_eq!(deliverer.pick(&mut breaker, None, 10, now).err(), Some(None), "the end of the probe tells");
         let (_, settled) = end(&mut deliverer, &mut breaker, probe, vec![report(None)]).unwrap();
         assert_eq!((settled.len(), deliverer.take_probes()), (1, vec![]));
-        assert_eq!(deliverer.pick(&mut breaker, 10, now).unwrap().events.len(), 2, "the breaker is closed again");
+        assert_eq!(deliverer.pick(&mut breaker, None, 10, now).unwrap().events.len(), 2, "the breaker is closed again");
     }
 
     #[test]
     fn lanes_that_failed_in_an_outage_are_ready_once_it_has_ended() {
         let (mut breaker, now) = (Breaker::new(), Duration::from_secs(10));
         let mut deliverer = deliverer(ONE_EVENT, &["a", "b"]);
-        let picked = deliverer.pick(&mut breaker, 10, Moment::ZERO).unwrap();
+        let picked = deliverer.pick(&mut breaker, None, 10, Moment::ZERO).unwrap();
         end(&mut deliverer, &mut breaker, picked, vec![report(Some(Verdict::Unreachable))]).unwrap();
-        let probe = deliverer.pick(&mut breaker, 10, now).unwrap();
+        let probe = deliverer.pick(&mut breaker, None, 10, now).unwrap();
         deliverer.wake_after_outage(&breaker);
         assert!(!deliverer.lanes.has_ready(), "the outage lasts");
         end_at(now, &mut deliverer, &mut breaker, probe, vec![report(None)]).unwrap();
         deliverer.wake_after_outage(&breaker);
-        assert_eq!(offsets(&deliverer.pick(&mut breaker, 10, now).unwrap()), [0], "long before its backoff ends");
+        assert_eq!(offsets(&deliverer.pick(&mut breaker, None, 10, now).unwrap()), [0], "long before its backoff ends");
         deliverer.wake_after_outage(&breaker);
     }
 
@@ -516,7 +563,7 @@ mod tests {
     fn delivered_events_are_settled_and_failed_ones_are_given_up_as_the_policy_says() {
         let mut breaker = Breaker::new();
         let mut deliverer = deliverer(MANY, &["a", "b", "c"]);
-        let picked = deliverer.pick(&mut breaker, 10, Moment::ZERO).unwrap();
+        let picked = deliverer.pick(&mut breaker, None, 10, Moment::ZERO).unwrap();
         let reports = vec![report(None), report(Some(RETRY)), report(Some(Verdict::Busy { after: None }))];
         let (end, settled) = end(&mut deliverer, &mut breaker, picked, reports).unwrap();
         assert_eq!(settled, [0]);
@@ -533,7 +580,7 @@ mod tests {
     fn a_failure_that_opens_the_breaker_is_the_cause_of_the_outage() {
         let mut breaker = Breaker::new();
         let mut deliverer = deliverer(MANY, &["a"]);
-        let picked = deliverer.pick(&mut breaker, 10, Moment::ZERO).unwrap();
+        let picked = deliverer.pick(&mut breaker, None, 10, Moment::ZERO).unwrap();
         let (end, settled) =
             end(&mut deliverer, &mut breaker, picked, vec![report(Some(Verdict::Unreachable))]).unwrap();
         assert_eq!(end.failed_in_outage, Some((Verdict::Unreachable, "the answer".into())));
@@ -547,13 +594,13 @@ mod tests {
             let user = user.to_string();
             let mut deliverer = deliverer(MANY, &[&user, &user]);
             for verdict in [Verdict::BatchFailed, Verdict::CutOff, Verdict::CutOff] {
-                let picked = deliverer.pick(&mut breaker, 10, Moment::ZERO).unwrap();
+                let picked = deliverer.pick(&mut breaker, None, 10, Moment::ZERO).unwrap();
                 let (end, settled) = end(&mut deliverer, &mut breaker, picked, vec![report(Some(verdict))]).unwrap();
                 assert!(settled.is_empty() && end.tries_ended.is_empty() && end.failed_in_outage.is_none());
                 assert_eq!(end.batch_failed.map(|batch| batch.events), (verdict == Verdict::BatchFailed).then_some(2));
                 assert_eq!(deliverer.lanes.each_failed().count(), 0);
             }
-            let picked = deliverer.pick(&mut breaker, 10, Moment::ZERO).unwrap();
+            let picked = deliverer.pick(&mut breaker, None, 10, Moment::ZERO).unwrap();
             assert_eq!((offsets(&picked), picked.runs[0].started.attempt), (vec![0], 1), "the first event goes alone");
         }
         assert!(breaker.is_healthy() && !breaker.is_out(), "twenty users whose batches fail show no outage");
@@ -565,7 +612,7 @@ mod tests {
         let failed = Some(Failed::new(Verdict::BatchFailed, "a batch of one event"));
         for reports in [vec![], vec![Report { delivered: 0, failed: None }], vec![Report { delivered: 0, failed }]] {
             let mut deliverer = deliverer(ONE_EVENT, &["a"]);
-            let picked = deliverer.pick(&mut breaker, 10, Moment::ZERO).unwrap();
+            let picked = deliverer.pick(&mut breaker, None, 10, Moment::ZERO).unwrap();
             assert!(end(&mut deliverer, &mut breaker, picked, reports).is_err());
         }
     }
@@ -575,10 +622,14 @@ mod tests {
         let start = Instant::now();
         let seconds = Duration::from_secs;
         let no_lease: &LeaseDeadline = &|| None;
-        assert_eq!(abandoned(no_lease, start + seconds(5)).await.verdict, RETRY);
+        assert_eq!(abandoned(no_lease, start + seconds(5), None, || panic!()).await.verdict, RETRY);
         assert_eq!(start.elapsed(), seconds(5));
         let lease: &LeaseDeadline = &move || Some(start + seconds(7));
-        assert_eq!(abandoned(lease, start + seconds(100)).await.verdict, Verdict::CutOff);
-        assert_eq!(start.elapsed(), seconds(7));
+        let mut old = 0;
+        assert_eq!(
+            abandoned(lease, start + seconds(100), Some(start + seconds(6)), || old += 1).await.verdict,
+            Verdict::CutOff
+        );
+        assert_eq!((start.elapsed(), old), (seconds(7), 1));
     }
 }

@@ -27,6 +27,7 @@
 //! | `repositioner` | offset resets |
 //! | `control` | applies commands of operators to the partition (`commands`: their records and their topic) |
 //! | `rate_limit` | how many attempts a second this process may make |
+//! | `slots` | the slots of `--concurrency`, which all partitions share |
 //! | `halt` | the end of a destination by `--on-exhausted halt` |
 //! | `context` | what the workers of one destination share |
 //! | `notices`, `outage_lines`, `tally` | log lines and counters |
@@ -51,6 +52,7 @@ mod partition_log;
 mod rate_limit;
 mod reader;
 mod repositioner;
+mod slots;
 mod stopped;
 mod tally;
 mod worker;

@@ -40,7 +40,7 @@ use crate::log::{FetchError, Fetched};
 use anyhow::Context as _;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::{Notify, OwnedSemaphorePermit, watch};
+use tokio::sync::{Notify, watch};
 use tokio::task::{JoinError, JoinSet};
 use tokio::time::{Instant, sleep, sleep_until, timeout_at};
 
@@ -62,7 +62,6 @@ enum Completion {
         runs: Vec<RunInFlight>,
         reports: Vec<Report>,
     },
-    SlotAcquired(OwnedSemaphorePermit),
     Fetched {
         cursor: CursorKind,
         result: Result<Fetched, FetchError>,
@@ -210,6 +209,7 @@ impl Worker {
             }
             // Created before the gate of the breaker is asked, so that no change in between is missed.
             let breaker_changed = context.breaker.changed();
+            let slot_granted = self.deliverer.slots.granted();
             let now = context.now();
             self.wake(now);
             self.tick(now);
@@ -239,6 +239,7 @@ impl Worker {
                         self.handle(completion)?;
                     }
                 }
+                () = slot_granted.notified() => {}
                 () = breaker_changed => {
                     context.breaker.lock().users_wait(self.partition, self.deliverer.lanes.each_user());
                 }
@@ -268,7 +269,6 @@ impl Worker {
         let now = self.context.now();
         match completion.context("a task of this partition panicked")? {
             Completion::BatchEnded { runs, reports } => self.batch_ended(runs, reports)?,
-            Completion::SlotAcquired(permit) => self.deliverer.slot_acquired(permit),
             Completion::Fetched { cursor, result } => self.fetched(cursor, result)?,
             Completion::LogEndSeen(result) => self.reader.log_end_seen(result.ok(), now),
             Completion::Committed { state, result } => self.committer.commit_ended(state, result, &self.log, now)?,
@@ -416,7 +416,7 @@ impl Worker {
     /// Starts every batch that may start. Returns the moment at which another one may.
     fn start_batches(&mut self, now: Moment) -> Option<Moment> {
         if self.committer.control().paused.is_some() {
-            self.deliverer.release_slot();
+            self.deliverer.slots.release_granted();
             return None;
         }
         if let Some(until) = self.control.start_is_held_until(now) {
@@ -432,14 +432,6 @@ impl Worker {
                         Completion::BatchEnded { runs, reports }
                     });
                 }
-                NextBatch::AcquireSlot => {
-                    let slots = Arc::clone(&self.context.throttle.slots);
-                    self.tasks.spawn(async move {
-                        let permit = slots.acquire_owned().await.expect("the slots of a destination are never closed");
-                        Completion::SlotAcquired(permit)
-                    });
-                    return None;
-                }
                 NextBatch::Wait { until } => return until,
             }
         }
@@ -451,6 +443,7 @@ impl Worker {
         let (tries_ended, batch_failed, snapshot) = {
             let mut breaker = context.breaker.lock();
             let (gate, was_out) = (breaker.gate(now), breaker.is_out());
+            let more_attempts_at = breaker.attempts_allowed_grow_at(now);
             let random = || context.random();
             let judge = Judge { breaker: &mut breaker, policy: &context.config.tries, random: &random, now };
             let (reader, committer) = (&mut self.reader, &mut self.committer);
@@ -464,10 +457,11 @@ impl Worker {
             if let Some((verdict, answer)) = failed_in_outage {
                 context.notices.failed_in_outage(verdict, &answer);
             }
-            // While the breaker allows only a part of the attempts, the end of one lets another partition begin one.
-            let is_limited = breaker.attempts_allowed_grow_at(now).is_some() || breaker.is_health_bad();
-            // After an outage lanes are woken that failed in it, also if the breaker had closed before.
-            if is_limited || gate != breaker.gate(now) || was_out != breaker.is_out() {
+            context.throttle.limit_by(&breaker, now);
+            // A worker that waits for a slot must know when the breaker allows more attempts. After an outage lanes are
+            // woken that failed in it, also if the breaker had closed before.
+            let more_attempts = more_attempts_at != breaker.attempts_allowed_grow_at(now);
+            if more_attempts || gate != breaker.gate(now) || was_out != breaker.is_out() {
                 breaker.users_wait(self.partition, self.deliverer.lanes.each_user());
                 context.breaker.notify_changed();
             }
@@ -781,14 +775,12 @@ impl Worker {
 
     /// Starts nothing more, and waits until the deadline for what is in flight.
     async fn drain(&mut self, deadline: Instant) -> anyhow::Result<Ended> {
-        self.deliverer.release_slot();
+        self.deliverer.slots.leave();
         while self.has_work_in_flight() || self.committer.is_committing() {
             match timeout_at(deadline, self.tasks.join_next()).await {
                 Ok(Some(completion)) => self.handle(completion)?,
                 Ok(None) | Err(_) => break,
             }
-            // A slot that is acquired now is for the partitions that are not draining.
-            self.deliverer.release_slot();
         }
         Ok(if self.has_work_in_flight() { Ended::WorkLeft } else { Ended::Drained })
     }
@@ -807,7 +799,7 @@ impl Worker {
     async fn drain_and_commit(&mut self) -> anyhow::Result<Ended> {
         let deadline = Instant::now() + self.context.config.drain;
         let ended = self.drain(deadline).await?;
-        // A task that waits for a slot would get one during the last commit, and keep it from other partitions.
+        // An attempt that is not waited for any longer would keep its slot from other partitions during the last commit.
         self.tasks.shutdown().await;
         let state = self.committer.state(self.listed_users());
         Ok(self.commit_last(state, deadline, ended).await)

@@ -249,9 +249,15 @@ impl Lanes {
         !ready.has_unsorted()
     }
 
-    /// Whether a lane of this standing is ready.
-    pub fn has_ready_of(&self, standing: Standing) -> bool {
-        self.ready.has(standing)
+    /// The standings of the ready lanes that have one. The standing of the lane that has been ready longest comes first.
+    pub fn ready_standings(&self) -> impl Iterator<Item = Standing> + use<> {
+        let ready_number = |standing| {
+            let index = self.ready.first_of(standing)?;
+            Some(lane_at(&self.lanes, index).ready_number)
+        };
+        let mut standings = Standing::ALL.map(|standing| (ready_number(standing), standing));
+        standings.sort_unstable_by_key(|(ready_number, _)| *ready_number);
+        standings.into_iter().filter_map(|(ready_number, standing)| ready_number.map(|_| standing))
     }
 
     /// Hands out a single event as a probe of an open breaker: of the ready lane whose user has the first `rank`, if that is
@@ -549,7 +555,8 @@ impl Lanes {
     /// Whether a lane is ready whose user is not doubtful: it waits for a slot, for the breaker or for the rate.
     pub fn has_ready_in_good_standing(&self) -> bool {
         let is_ranked = !self.probe_order.is_empty();
-        is_ranked || self.ready.has_unsorted() || self.ready.has(Standing::Served) || self.ready.has(Standing::Newcomer)
+        let has_sorted = |standing| self.ready.first_of(standing).is_some();
+        is_ranked || self.ready.has_unsorted() || has_sorted(Standing::Served) || has_sorted(Standing::Newcomer)
     }
 
     /// The number of unsettled events in all lanes.

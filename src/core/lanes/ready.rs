@@ -31,8 +31,14 @@ impl ReadyLanes {
         !self.unsorted.is_empty()
     }
 
-    pub(super) fn has(&self, standing: Standing) -> bool {
-        !self.sorted[standing as usize].is_empty()
+    /// The lanes of this standing, the one that has been ready longest first.
+    pub(super) fn each_of(&self, standing: Standing) -> impl DoubleEndedIterator<Item = u32> {
+        self.sorted[standing as usize].iter().copied()
+    }
+
+    /// The lane of this standing that has been ready longest.
+    pub(super) fn first_of(&self, standing: Standing) -> Option<u32> {
+        self.sorted[standing as usize].front().copied()
     }
 
     pub(super) fn push_back(&mut self, index: u32) {

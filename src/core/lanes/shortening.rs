@@ -11,6 +11,7 @@ use super::{Lane, LaneState, Lanes, Token, lane_at, lane_at_mut, lane_of};
 use crate::core::Moment;
 use crate::core::event::Event;
 use crate::core::progress::UserKey;
+use crate::core::slots::Standing;
 use crate::core::tries::FailureHistory;
 use crate::limits::LOOK_AHEAD_USERS_MAX;
 
@@ -125,6 +126,11 @@ impl Lanes {
     /// Lets only the users count that have a lane.
     pub fn forget_set_aside(&mut self) {
         self.set_aside.clear();
+    }
+
+    /// The lanes that are ready, and that wait for others of slow and failing users.
+    pub fn each_doubtful_ready(&self) -> impl Iterator<Item = LaneId> {
+        self.ready.each_of(Standing::Doubtful).map(LaneId)
     }
 
     /// The lanes whose head has failed.

@@ -77,14 +77,14 @@ proptest! {
                 }
                 Step::Sort { lanes_max, standings } => {
                     let is_sorted = lanes.sort_ready(lanes_max, |user| Standing::ALL[((user >> 7) ^ u64::from(standings)) as usize % 3]);
-                    let has_sorted = Standing::ALL.iter().any(|standing| lanes.has_ready_of(*standing));
+                    let has_sorted = lanes.ready_standings().next().is_some();
                     prop_assert!(!is_sorted || has_sorted == lanes.has_ready());
                 }
                 Step::Start { run, how } => {
                     let mut out = Vec::new();
                     let is_ready = match how {
                         Start::Any | Start::Probe => lanes.has_ready(),
-                        Start::Of(standing) => lanes.has_ready_of(standing),
+                        Start::Of(standing) => lanes.ready_standings().any(|ready| ready == standing),
                     };
                     let started = match how {
                         Start::Any => lanes.next(run, usize::MAX, &mut out),
@@ -323,4 +323,22 @@ fn after_an_outage_the_lanes_that_failed_in_it_are_ready_unless_they_were_asked_
     while lanes.next(1, usize::MAX, &mut out).is_some() {}
     assert_eq!(out.iter().map(|event| event.offset).collect::<Vec<_>>(), [1, 3]);
     assert_eq!(lanes.next_wakeup(), Some(Duration::from_secs(104)), "at most 5 s after a failure in an outage");
+}
+
+#[test]
+fn the_standing_of_the_lane_that_has_been_ready_longest_comes_first() {
+    let mut lanes = Lanes::new(3);
+    for (offset, user) in (0..).zip(["a", "b", "c", "d"]) {
+        lanes.admit(event(offset, user));
+    }
+    let mut standings = [Standing::Doubtful, Standing::Served, Standing::Doubtful].into_iter();
+    assert!(!lanes.sort_ready(3, |_| standings.next().unwrap()));
+    assert!(lanes.sort_ready(3, |_| Standing::Newcomer));
+    let mut order = Vec::new();
+    while let Some(standing) = lanes.ready_standings().next() {
+        let mut out = Vec::new();
+        lanes.next_of(standing, 1, usize::MAX, &mut out).unwrap();
+        order.push(out[0].offset);
+    }
+    assert_eq!(order, [0, 1, 2, 3]);
 }

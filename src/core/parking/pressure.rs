@@ -4,8 +4,9 @@
 //!  window   0 ───────────── 1/2 ────────────── 3/4 ──────────── 1
 //!                            │ 1. cut lanes longer than the     │ 3. lanes that back off leave memory,
 //!                            │    backlog that are slow          │    the farthest next try first
-//!                            │ 2. cut lanes that back off
-//!                            │    to their head
+//!                            │ 2. cut lanes that back off, and those of
+//!                            │    slow users that wait for a slot, to
+//!                            │    their head
 //! ```
 //!
 //! Two more cases make lanes that back off leave memory: the next event of the reader is too large for the room that is
@@ -149,7 +150,8 @@ impl ParkedUsers {
 
     fn cut_to_failed_heads(&mut self, memory: &mut PartitionMemory<'_>, now: Moment) {
         let is_longer = |id: &LaneId| memory.lanes.view(*id).events > 1;
-        let failed: Vec<LaneId> = memory.lanes.each_backing_off().rev().filter(is_longer).collect();
+        let waiting = memory.lanes.each_backing_off().rev().chain(memory.lanes.each_doubtful_ready());
+        let failed: Vec<LaneId> = waiting.filter(is_longer).collect();
         for id in failed {
             self.cut(id, 1, memory, now);
             if !memory.window.is_half_full() {

@@ -1,7 +1,5 @@
 //! How many attempts may be in flight, and of which users, so that users who hang do not take the slots of the others.
 //!
-//! Dispatch does not use this yet: it has one pool of `--concurrency` slots for all users.
-//!
 //! An attempt usually takes milliseconds. If the destination hangs for some users, each of their attempts takes until
 //! `--attempt-timeout`. With one pool of slots, as many such users as there are slots would stop all others. So there are
 //! two pools of `--concurrency` slots each, and users have a [`Standing`]:
@@ -13,30 +11,39 @@
 //!  Doubtful ──────────────────────────────────────────────────▶ [ slow and failing users ]
 //! ```
 //!
-//! An attempt that becomes old leaves the first pool in any case. With C for `--concurrency`, an attempt may begin if fewer
-//! than 2 C are in flight, and:
+//! An attempt that becomes old leaves the first pool in any case. C is `--concurrency`. L is the limit on young attempts:
+//! C in good times, and less in bad health and after an outage ([`Slots::set_limit`]). An attempt may begin if fewer than
+//! 2 C are in flight, and:
 //!
 //! | standing | condition |
 //! |---|---|
-//! | `Served` | fewer than C are in the first pool, or fewer than C/4 of them are of served users |
-//! | `Newcomer` | fewer than C are in the first pool, fewer than max(C − second pool, C/8) of them are newcomers, and fewer than 2 C − C/2 are newcomers or in the second pool |
-//! | `Doubtful` | fewer than C are in the second pool |
+//! | `Served` | fewer than L are in the first pool, or fewer than L/4 of them are of served users |
+//! | `Newcomer` | fewer than L are in the first pool, fewer than max(C − second pool, C/8) of them are newcomers, and fewer than 2 C − C/2 are newcomers or in the second pool |
+//! | `Doubtful` | fewer than C are in the second pool, and fewer than L of these are young |
 //!
-//! While no attempt is slow, this is a single pool of C slots. Within one standing, waiting is first come, first served.
+//! If a newcomer may begin, a served user may, too. As long as fewer than C attempts are in flight and L is C, every user
+//! may begin. So while no attempt is slow, this is a single pool of C slots.
+//!
+//! The partitions of a destination wait in one queue for each standing, and slots are granted in its order: first come,
+//! first served. Within a partition the lane that has been ready longest comes first, so a slot that was granted for a
+//! served user may be used for a newcomer, and the other way round ([`Slots::change_standing`]).
 //!
 //! # The worst case
 //!
 //! - *Users known to be slow*: any number of them holds at most C slots, all in the second pool. The others never wait for
-//!   them.
+//!   them. If there are more than C such users, they delay each other.
 //! - *Newcomers that hang all at once*: they fill the first pool for a second, but served users have C/4 slots more. From
 //!   then on newcomers get few slots, so that C/2 of all slots are left for served users. The newcomers that wait may be
-//!   healthy, but nothing tells them apart. With the defaults, 384 hanging newcomers end in each `--attempt-timeout`, so
-//!   25 of them are found out a second.
+//!   healthy, but nothing tells them apart. Fewer than 3/2 C hanging newcomers are found out within 5 s. More of
+//!   them end with each `--attempt-timeout`: with the defaults, 25 a second.
 //! - *Served users that begin to hang all at once*, for example those of one shard of the destination: until an attempt of
-//!   each has become old, nothing tells them apart from the others. If more than 2 C of them are attempted within one
+//!   each has become old, nothing tells them apart from the others. C of them stop the others for up to 1 s. If more than 2 C of them are attempted within one
 //!   `--attempt-timeout`, all wait until the first of these attempts end.
+//! - *Bad health*: L may be as low as C/64. Hanging attempts become old within a second, and then do not count against L.
+//!   So they do not keep the other users from their part of the slots, however many hang.
 //!
-//! A destination that is slow for all users makes all of them doubtful: C attempts are in flight, as in one pool.
+//! A destination that is slow for all users makes all of them doubtful: C attempts are in flight, as in one pool. With C
+//! below 4, served users may wait for a second behind newcomers that begin to hang. With 1, no slot is kept for them.
 
 mod user_paces;
 
@@ -51,6 +58,11 @@ use std::time::Duration;
 /// An attempt that has taken this long is old. It is far longer than a healthy destination needs, and far shorter than
 /// the default `--attempt-timeout`.
 pub const OLD_AFTER: Duration = Duration::from_secs(1);
+
+/// The most attempts in flight with this `--concurrency`, in both pools together.
+pub fn attempts_max(concurrency: usize) -> usize {
+    concurrency.saturating_mul(2)
+}
 
 /// What is known of a user before its next attempt.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -72,12 +84,12 @@ impl Standing {
 pub struct Slots<W> {
     /// C: the size of each pool.
     concurrency: usize,
-    /// Young attempts of served users.
-    served: usize,
-    /// Young attempts of newcomers.
-    newcomers: usize,
-    /// Attempts in the second pool: old ones, and all of doubtful users.
-    second: usize,
+    /// L: the limit on young attempts.
+    limit: usize,
+    /// Young attempts, for each standing.
+    young: [usize; Standing::ALL.len()],
+    /// Attempts that have taken [`OLD_AFTER`].
+    old: usize,
     /// For each standing, the waiters with their tickets. A lower ticket has waited longer.
     waiting: [VecDeque<(u64, W)>; Standing::ALL.len()],
     last_ticket: u64,
@@ -94,15 +106,23 @@ pub struct HeldSlot {
 impl<W> Slots<W> {
     /// Two pools of this many slots each, at least 1.
     pub fn new(concurrency: usize) -> Self {
+        // Sums of a few times this number must not overflow.
+        let concurrency = concurrency.clamp(1, usize::MAX / 8);
         Self {
-            // Twice the number must not overflow.
-            concurrency: concurrency.clamp(1, usize::MAX / 4),
-            served: 0,
-            newcomers: 0,
-            second: 0,
+            concurrency,
+            limit: concurrency,
+            young: Default::default(),
+            old: 0,
             waiting: Default::default(),
             last_ticket: 0,
         }
+    }
+
+    /// Sets L, the number of young attempts in each pool: at least 1, and at most `--concurrency`. Returns whether it is
+    /// higher than before, so that waiters may get a slot.
+    pub fn set_limit(&mut self, limit: usize) -> bool {
+        let before = std::mem::replace(&mut self.limit, limit.clamp(1, self.concurrency));
+        before < self.limit
     }
 
     /// Takes a slot for a user of this standing. `None`: none is free, or others of this standing have waited longer.
@@ -127,53 +147,69 @@ impl<W> Slots<W> {
         Some((waiter, self.take(standing)))
     }
 
+    /// Uses a slot for a user of another standing. `false`: such a user may not begin now, and the slot is as it was.
+    pub fn change_standing(&mut self, slot: &mut HeldSlot, standing: Standing) -> bool {
+        if slot.standing == standing {
+            return true;
+        }
+        self.give_back(slot);
+        // A place in the first pool is enough for a served user, even if the limit was lowered since.
+        let changes = !slot.is_old
+            && match (slot.standing, standing) {
+                (Standing::Newcomer, Standing::Served) => true,
+                (Standing::Served, Standing::Newcomer) => self.may_begin(standing),
+                _ => false,
+            };
+        if changes {
+            slot.standing = standing;
+        }
+        *self.count(slot) += 1;
+        changes
+    }
+
     /// The attempt in this slot has taken [`OLD_AFTER`].
     pub fn became_old(&mut self, slot: &mut HeldSlot) {
-        if std::mem::replace(&mut slot.is_old, true) {
-            return;
-        }
-        match slot.standing {
-            Standing::Served => self.served -= 1,
-            Standing::Newcomer => self.newcomers -= 1,
-            Standing::Doubtful => self.second -= 1,
-        }
-        self.second += 1;
+        self.give_back(slot);
+        slot.is_old = true;
+        self.old += 1;
     }
 
     /// Gives the slot back.
     pub fn end(&mut self, slot: HeldSlot) {
-        match slot {
-            HeldSlot { standing: Standing::Served, is_old: false } => self.served -= 1,
-            HeldSlot { standing: Standing::Newcomer, is_old: false } => self.newcomers -= 1,
-            HeldSlot { standing: Standing::Doubtful, .. } | HeldSlot { is_old: true, .. } => self.second -= 1,
-        }
+        self.give_back(&slot);
     }
 
     /// Attempts in flight.
     pub fn in_flight(&self) -> usize {
-        self.served + self.newcomers + self.second
+        self.young.iter().sum::<usize>() + self.old
     }
 
     fn may_begin(&self, standing: Standing) -> bool {
-        let (all, first) = (self.concurrency, self.served + self.newcomers);
-        self.in_flight() < 2 * all
+        let (all, limit) = (self.concurrency, self.limit);
+        let [served, newcomers, doubtful] = self.young;
+        let (first, second) = (served + newcomers, doubtful + self.old);
+        self.in_flight() < attempts_max(all)
             && match standing {
-                Standing::Served => first < all || self.served < all / 4,
+                Standing::Served => first < limit || served < limit / 4,
                 Standing::Newcomer => {
-                    first < all
-                        && self.newcomers < all.saturating_sub(self.second).max(all / 8).max(1)
-                        && self.newcomers + self.second < 2 * all - all / 2
+                    first < limit
+                        && newcomers < all.saturating_sub(second).max(all / 8).max(1)
+                        && newcomers + second < attempts_max(all) - all / 2
                 }
-                Standing::Doubtful => self.second < all,
+                Standing::Doubtful => second < all && doubtful < limit,
             }
     }
 
     fn take(&mut self, standing: Standing) -> HeldSlot {
-        match standing {
-            Standing::Served => self.served += 1,
-            Standing::Newcomer => self.newcomers += 1,
-            Standing::Doubtful => self.second += 1,
-        }
+        self.young[standing as usize] += 1;
         HeldSlot { standing, is_old: false }
+    }
+
+    fn give_back(&mut self, slot: &HeldSlot) {
+        *self.count(slot) -= 1;
+    }
+
+    fn count(&mut self, slot: &HeldSlot) -> &mut usize {
+        if slot.is_old { &mut self.old } else { &mut self.young[slot.standing as usize] }
     }
 }

@@ -12,30 +12,46 @@ use Standing::{Doubtful, Newcomer, Served};
 proptest! {
     #[test]
     fn pools_are_bounded_and_the_queue_of_a_standing_is_first_come_first_served(
-        concurrency in 1usize..20, steps in proptest::collection::vec((0u8..4, any::<u8>()), 0..300),
+        concurrency in 1usize..20, steps in proptest::collection::vec((0u8..6, any::<u8>()), 0..300),
     ) {
         let mut slots = Slots::new(concurrency);
         let (mut held, mut waiting): (Vec<HeldSlot>, [VecDeque<u32>; 3]) = (Vec::new(), Default::default());
-        let mut last_waiter = 0;
+        let (mut last_waiter, mut limit, mut is_full_limit) = (0, concurrency, true);
         for (step, number) in steps {
             let standing = Standing::ALL[usize::from(number) % 3];
+            let at = usize::from(number) % held.len().max(1);
+            let [served, newcomers, doubtful] = Standing::ALL.map(|standing| young(&held, standing));
+            let first = served + newcomers;
             match step {
                 0 | 1 => match slots.begin(standing) {
                     Some(slot) => {
                         prop_assert!(waiting[standing as usize].is_empty(), "one that waits comes first");
+                        let has_own_place = standing == Served && served < limit / 4;
+                        let in_pool = if standing == Doubtful { doubtful } else { first };
+                        prop_assert!(in_pool < limit || has_own_place, "{} young attempts", in_pool);
                         held.push(slot);
                     }
                     None => {
+                        prop_assert!(!is_full_limit || held.len() >= concurrency, "{:?} waits without need", standing);
                         last_waiter += 1;
                         slots.wait(standing, last_waiter);
                         waiting[standing as usize].push_back(last_waiter);
                     }
                 },
-                2 if !held.is_empty() => {
-                    let at = usize::from(number) % held.len();
-                    slots.became_old(&mut held[at]);
+                2 if !held.is_empty() => slots.became_old(&mut held[at]),
+                3 if !held.is_empty() => slots.end(held.swap_remove(at)),
+                4 if !held.is_empty() => {
+                    let before = (held[at].standing, held[at].is_old);
+                    let changed = slots.change_standing(&mut held[at], standing);
+                    prop_assert_eq!(held[at].standing, if changed { standing } else { before.0 });
+                    prop_assert!(!changed || before.0 == standing || (before.0 != Doubtful && standing != Doubtful));
+                    prop_assert_eq!(held[at].is_old, before.1);
                 }
-                3 if !held.is_empty() => slots.end(held.swap_remove(usize::from(number) % held.len())),
+                5 => {
+                    limit = (usize::from(number) % (concurrency + 3)).clamp(1, concurrency);
+                    slots.set_limit(usize::from(number) % (concurrency + 3));
+                    is_full_limit = limit == concurrency;
+                }
                 _ => {}
             }
             while let Some((waiter, slot)) = slots.next_granted() {
@@ -43,14 +59,36 @@ proptest! {
                 held.push(slot);
             }
             prop_assert_eq!(slots.in_flight(), held.len());
-            prop_assert!(held.len() <= 2 * concurrency);
-            let young = held.iter().filter(|slot| !slot.is_old && slot.standing != Doubtful).count();
-            prop_assert!(young <= concurrency + concurrency / 4);
-            let doubtful = held.iter().filter(|slot| slot.standing == Doubtful).count();
-            prop_assert!(doubtful <= concurrency);
-            prop_assert!(!held.is_empty() || waiting.iter().all(VecDeque::is_empty), "all wait and nothing is in flight");
+            prop_assert!(held.len() <= attempts_max(concurrency));
+            prop_assert!(young(&held, Served) + young(&held, Newcomer) <= concurrency + concurrency / 4);
+            prop_assert!(held.iter().filter(|slot| slot.standing == Doubtful).count() <= concurrency);
+            let has_waiting = waiting.iter().any(|waiting| !waiting.is_empty());
+            prop_assert!(!(has_waiting && held.is_empty()), "all wait and nothing is in flight");
+            prop_assert!(!(has_waiting && is_full_limit && held.len() < concurrency), "a waiter is forgotten");
         }
     }
+}
+
+/// The young attempts of this standing.
+fn young(held: &[HeldSlot], standing: Standing) -> usize {
+    held.iter().filter(|slot| !slot.is_old && slot.standing == standing).count()
+}
+
+#[test]
+fn however_many_attempts_hang_in_bad_health_others_get_their_part_of_the_slots() {
+    let mut slots = Slots::<()>::new(256);
+    slots.set_limit(4);
+    let mut hanging = Vec::new();
+    // Each second, those that hang take all slots that they may have, until none is left for them.
+    while let Some(mut slot) = slots.begin(Doubtful) {
+        slots.became_old(&mut slot);
+        hanging.push(slot);
+    }
+    assert_eq!(hanging.len(), 256);
+    let served: Vec<_> = std::iter::from_fn(|| slots.begin(Served)).collect();
+    assert_eq!(served.len(), 4);
+    served.into_iter().for_each(|slot| slots.end(slot));
+    assert!(slots.begin(Newcomer).is_some());
 }
 
 #[test]
@@ -243,7 +281,7 @@ fn users_that_hang_delay_none_of_those_that_were_served_before() {
         let bad = Load { users: BAD..BAD + hanging, per_second: hanging / within, from: seconds(5) };
         let waits = simulate(&[others.clone(), bad], seconds(25), service, |user| user < BAD);
         assert_eq!(waits.longest, Duration::ZERO, "{hanging} users that hang within {within} s: {waits:?}");
-        assert!(waits.attempts_max <= 2 * CONCURRENCY, "{waits:?}");
+        assert!(waits.attempts_max <= attempts_max(CONCURRENCY), "{waits:?}");
     }
 }
 
@@ -267,6 +305,8 @@ fn newcomers_wait_only_for_newcomers_that_hang_at_the_same_time() {
     let bad = |users| Load { users: BAD..BAD + users, per_second: users, from: seconds(5) };
     let waits = simulate(&[others.clone(), bad(300)], seconds(40), service, |user| user < BAD);
     assert!(waits.p50.is_zero() && waits.p99 < seconds(2) && waits.longest < seconds(3), "{waits:?}");
+    let waits = simulate(&[others.clone(), bad(380)], seconds(40), service, |user| user < BAD);
+    assert!(waits.longest < seconds(6), "fewer than 3/2 of 256: {waits:?}");
     // All of these cannot be told apart from 3,000 that hang, until an attempt of each of those has become old.
     let waits = simulate(&[others, bad(3_000)], seconds(40), service, |user| user < BAD);
     assert!(waits.longest > seconds(10), "{waits:?}");

@@ -5,6 +5,7 @@ use super::RESPONSE_REST_MAX;
 use super::connection::{self, HttpConnection, RemainingBody};
 use super::connector::Connector;
 use super::failure_text;
+use crate::core::slots::attempts_max;
 use crate::destination::{ConfigurationError, DestinationSettings};
 use crate::limits::{ANSWER_DRAINS_MAX, CONNECTION_IDLE_MAX};
 use crate::net;
@@ -41,7 +42,7 @@ pub(super) struct ConnectionPool {
 
 /// The maximum number of connections of a destination, used and unused.
 pub(in crate::destination) fn connections_max(concurrency: usize) -> usize {
-    concurrency.saturating_add(background_reads_max(concurrency))
+    attempts_max(concurrency).saturating_add(background_reads_max(concurrency))
 }
 
 /// The maximum number of responses whose rest is read in the background at the same time.

@@ -8,6 +8,7 @@ mod file;
 mod health;
 mod http;
 mod names;
+mod slow_users;
 
 use eventd::core::event::{Event, Record};
 use eventd::core::verdict::{Failed, Report};

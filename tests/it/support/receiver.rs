@@ -30,8 +30,8 @@ impl Hook {
     }
 }
 
-/// Chooses the status for a request.
-type Answer = Box<dyn Fn(&Hook) -> u16 + Send>;
+/// Chooses the status for a request. It may block: then the answer to this request waits.
+type Answer = Arc<dyn Fn(&Hook) -> u16 + Send + Sync>;
 
 pub(crate) struct Receiver {
     pub(crate) url: String,
@@ -50,7 +50,7 @@ impl Receiver {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let url = format!("http://{}/hook", listener.local_addr().unwrap());
         let shared = Arc::new(Shared {
-            answer: Mutex::new(Box::new(|_| 200)),
+            answer: Mutex::new(Arc::new(|_| 200)),
             taken: Mutex::default(),
             refused: Mutex::default(),
         });
@@ -66,8 +66,8 @@ impl Receiver {
     }
 
     /// Changes how requests are answered from now on.
-    pub(crate) fn answers(&self, answer: impl Fn(&Hook) -> u16 + Send + 'static) {
-        *self.shared.answer.lock().unwrap() = Box::new(answer);
+    pub(crate) fn answers(&self, answer: impl Fn(&Hook) -> u16 + Send + Sync + 'static) {
+        *self.shared.answer.lock().unwrap() = Arc::new(answer);
     }
 
     /// Removes and returns the requests that were answered with 2xx since the last call.
@@ -105,7 +105,8 @@ pub(crate) fn bodies(hooks: &[Hook]) -> BTreeMap<String, Vec<String>> {
 fn serve(stream: TcpStream, shared: &Shared) {
     let mut stream = BufReader::new(stream);
     while let Some(hook) = read(&mut stream) {
-        let status = shared.answer.lock().unwrap()(&hook);
+        let answer = Arc::clone(&*shared.answer.lock().unwrap());
+        let status = answer(&hook);
         // The request is stored before it is answered. So a sender that is killed after the answer finds it delivered.
         match status {
             200..300 => shared.taken.lock().unwrap().push(hook),

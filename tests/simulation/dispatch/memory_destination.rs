@@ -42,6 +42,8 @@ pub(crate) struct Behaviour {
     /// Always get the answer "busy".
     pub(crate) busy_users: Vec<User>,
     pub(crate) slow_user: Option<(User, Duration)>,
+    /// Never get an answer.
+    pub(crate) hanging_users: Vec<User>,
 }
 
 /// What happens to one attempt.
@@ -78,6 +80,7 @@ impl Behaviour {
             None if is_one_of(&self.failing_users) => Fate::Failed(Verdict::Retry { after: None }),
             None if is(&self.refused_user) => Fate::Failed(Verdict::Refused),
             None if is_one_of(&self.busy_users) => Fate::Failed(Verdict::Busy { after: None }),
+            None if is_one_of(&self.hanging_users) => Fate::Hangs,
             None if below(&[self.fails]) => Fate::Failed(Verdict::Retry { after: None }),
             None if below(&[self.fails, self.asks_for_patience]) => {
                 let after = after(random);

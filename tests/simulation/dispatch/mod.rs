@@ -22,6 +22,7 @@ mod outage_rules;
 mod outages;
 mod replays;
 mod scenario;
+mod slow_users;
 mod world;
 
 use self::driver::{Outcome, simulate};

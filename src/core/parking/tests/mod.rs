@@ -8,6 +8,7 @@ use super::*;
 use crate::core::event::Record;
 use crate::core::lanes::{Started, Token};
 use crate::core::progress::{OffsetReset, ResetTarget};
+use crate::core::slots::Standing;
 use crate::core::tries::{Decision, GiveUpReason};
 use proptest::prelude::*;
 use proptest::test_runner::TestCaseError;
@@ -607,5 +608,21 @@ fn the_sweep_fills_a_lane_up_to_an_eighth_of_the_bytes_of_the_window_and_one_eve
     model.step(Step::Release { user: 1 }).unwrap();
     model.owner.sweep(&model.log, 40, model.now);
     assert_eq!(model.owner.window.events(), 3);
+    model.drain().unwrap();
+}
+
+#[test]
+fn slow_users_that_wait_for_a_slot_keep_their_next_event_only() {
+    let mut model = fixed(&[1, 2, 3, 1, 2, 3, 4], 6, &PartitionState::at(0));
+    model.owner.read(&model.log, 7);
+    let has_room = |model: &Model| !model.owner.window.is_half_full();
+    model.step(Step::Relieve).unwrap();
+    assert!(!has_room(&model), "their standing is not known yet");
+    model.now += Duration::from_millis(100);
+    assert!(model.owner.lanes.sort_ready(10, |_| Standing::Doubtful));
+    model.step(Step::Relieve).unwrap();
+    assert_eq!(model.owner.lanes.events(), 3, "one of each user");
+    model.owner.read(&model.log, 7);
+    assert!(model.owner.lanes.find(Some(b"user-4")).is_some(), "reading continues");
     model.drain().unwrap();
 }

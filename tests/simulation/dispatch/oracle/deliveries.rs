@@ -95,11 +95,13 @@ impl Oracle {
             return Some("the partition is not owned".into());
         };
         let in_flight = self.attempts.values().filter(|attempt| attempt.life == life).count();
+        // A destination that takes one user at a time has a second pool of slots, for slow and failing users.
+        let pools = if limits.runs_max == 1 { 2 } else { 1 };
         if owned.released || owned.lost.is_some_and(|lost| lost < now) {
             Some("the partition was released or lost".into())
         } else if self.partitions[partition as usize].committed.is_none() {
             Some("nothing was ever committed, so a restart would take the group for a new one".into())
-        } else if in_flight >= self.rules.concurrency {
+        } else if in_flight >= pools * self.rules.concurrency {
             Some(format!("{in_flight} attempts are in flight already"))
         } else if runs.is_empty() || runs.len() > limits.runs_max {
             Some(format!("{} runs, the destination takes {}", runs.len(), limits.runs_max))

@@ -1,6 +1,7 @@
 //! Turns a seed into a configuration, users, their load, and a plan of faults.
 
 mod commands;
+pub(crate) mod hanging;
 mod replays;
 mod worlds;
 
@@ -134,6 +135,7 @@ impl Scenario {
     fn without_batches(seed: u64) -> Self {
         let mut random = Random::new(seed);
         let mut scenario = match seed % 10 {
+            0 if seed % 30 == 20 => return hanging::hanging(seed, &mut random),
             0 => return isolation(seed, &mut random),
             1..=4 => {
                 let mut scenario = troubled(seed, &mut random, 9);

@@ -145,6 +145,7 @@ pub(super) fn troubled(seed: u64, random: &mut Random, users_min: u64) -> Scenar
         refused_user: random.chance(20).then(|| picked(random)),
         busy_users: Vec::new(),
         slow_user: random.chance(20).then(|| (picked(random), random.millis(100, 2_000))),
+        hanging_users: Vec::new(),
     };
     Scenario {
         seed,

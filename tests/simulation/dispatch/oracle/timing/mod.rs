@@ -19,6 +19,7 @@ mod control;
 mod owned;
 mod queue;
 mod reading;
+mod used_slots;
 mod wellness;
 
 pub(crate) use control::ControlView;
@@ -32,9 +33,10 @@ use control::Controlled;
 use eventd::core::event::Event;
 use eventd::core::progress::PartitionState;
 use eventd::core::verdict::Verdict;
-use owned::{Free, Owned};
+use owned::{Free, ORDER_UNKNOWN_WITHIN, Owned, calm_since};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::time::Duration;
+use used_slots::UsedSlots;
 use wellness::Wellness;
 
 /// A user of one ownership. The users of the next owner are other ones to the breaker.
@@ -109,6 +111,7 @@ struct Process {
     is_cut_off: bool,
     /// When all slots were last taken.
     full_until: Duration,
+    slots: UsedSlots,
     wellness: Wellness,
 }
 
@@ -267,12 +270,24 @@ impl Timing {
         let too_many = process.wellness.begun(id, now).filter(|_| self.controlled.is_empty());
         let well_since = process.wellness.well_since();
         let slots_free_since = (process.in_flight < self.rules.concurrency).then_some(process.full_until);
-        let free = Free { well_since, slots_free_since, commands_free_since };
         process.in_flight += 1;
+        let is_crowded = !self.rules.takes_many_users
+            && (process.in_flight > self.rules.concurrency
+                || now <= process.full_until + ORDER_UNKNOWN_WITHIN
+                || calm_since(well_since).is_some_and(|since| now <= since));
+        let free = Free { well_since, slots_free_since, is_crowded, commands_free_since };
         let is_failing = |ownership, user: &User| process.wellness.is_failing(&(ownership, user.clone()));
         let owned = self.owned.get_mut(&(life, partition))?;
-        let wrong = owned.started(heads, free, self.controlled.get(&partition), &self.rules, is_failing, now);
-        too_many.or(wrong)
+        let mut wrong = None;
+        if let (false, [(user, _)]) = (self.rules.takes_many_users, heads) {
+            let is_doubtful = owned.is_slow(user) || is_failing(owned.number, user);
+            // Probes of an outage may be of any user.
+            let is_slow = well_since.is_some() && owned.is_slow(user);
+            wrong = process.slots.begun(id, is_slow, is_doubtful, self.rules.concurrency, now);
+        }
+        let controlled = self.controlled.get(&partition);
+        let not_in_order = owned.started(heads, free, controlled, &self.rules, is_failing, now);
+        too_many.or(wrong).or(not_in_order)
     }
 
     /// An attempt ended. `answered` is false if it was cut off without a verdict.
@@ -282,6 +297,7 @@ impl Timing {
             process.full_until = now;
         }
         process.in_flight = process.in_flight.saturating_sub(1);
+        process.slots.ended(attempt.id);
         let wellness = &mut process.wellness;
         let user_of = |run: &RunEnd| (attempt.ownership, run.user.clone());
         if answered {
@@ -376,7 +392,8 @@ impl Timing {
                 ));
             }
             let slots_free_since = (process.in_flight < self.rules.concurrency).then_some(process.full_until);
-            let free = Free { well_since: process.wellness.well_since(), slots_free_since, commands_free_since };
+            let well_since = process.wellness.well_since();
+            let free = Free { well_since, slots_free_since, is_crowded: false, commands_free_since };
             let wrong = owned.look(free, controlled, &self.rules, now)?;
             Some(format!("life {life}, partition {partition}: {wrong}"))
         })

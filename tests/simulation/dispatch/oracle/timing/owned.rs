@@ -39,7 +39,7 @@ const AFTER_OUTAGE: Duration = Duration::from_secs(4);
 const BATCHES_MAX: usize = 2;
 
 /// Events that became ready within this time may start in any order.
-const ORDER_UNKNOWN_WITHIN: Duration = Duration::from_millis(2);
+pub(super) const ORDER_UNKNOWN_WITHIN: Duration = Duration::from_millis(2);
 
 /// The events of one owner that are in memory.
 #[derive(Debug, Clone, Default)]
@@ -61,6 +61,8 @@ pub(super) struct Free {
     /// The breaker is certainly closed.
     pub(super) well_since: Option<Duration>,
     pub(super) slots_free_since: Option<Duration>,
+    /// All slots are taken, or there may be fewer after an outage.
+    pub(super) is_crowded: bool,
     /// No operator has paused the destination, or limited its rate.
     pub(super) commands_free_since: Option<Duration>,
 }
@@ -99,6 +101,11 @@ pub(super) struct Owned {
     /// Since when there is certainly room for more events.
     room_since: Option<Duration>,
     pub(super) commit: Commits,
+}
+
+/// Since when the breaker certainly allows all attempts. At the start of a life it is closed, and nothing has to grow.
+pub(super) fn calm_since(well_since: Option<Duration>) -> Option<Duration> {
+    well_since.map(|since| if since.is_zero() { since } else { since + AFTER_OUTAGE })
 }
 
 impl Owned {
@@ -260,9 +267,7 @@ impl Owned {
         if self.is_closing || !is_batch_free {
             return None;
         }
-        // At the start of a life the breaker is closed, and nothing has to grow.
-        let well_since = free.well_since?;
-        let calm_since = if well_since.is_zero() { well_since } else { well_since + AFTER_OUTAGE };
+        let calm_since = calm_since(free.well_since)?;
         let free_since = free.slots_free_since?.max(free.commands_free_since?);
         Some(self.open_since?.max(calm_since).max(free_since).max(self.batches_full_until))
     }
@@ -283,6 +288,8 @@ impl Owned {
         let mut wrong = None;
         let mut earliest_of_all = None;
         let mut is_order_known = free.commands_free_since.is_some();
+        // If all slots are taken, there are others for users that were served, and for users that are slow or fail.
+        let (mut may_pass_newcomers, mut may_pass) = (free.is_crowded, free.is_crowded);
         for (user, head) in heads {
             let late = self.late(user, (unblocked_since, well_since), rules, now).filter(|_| !is_held(user));
             let queue = self.users.entry(user.clone()).or_default();
@@ -310,6 +317,8 @@ impl Owned {
                     format!("{head} has used {} tries of {}", queue.certain_tries, rules.attempts)
                 });
             }
+            may_pass_newcomers &= queue.is_served;
+            may_pass &= queue.is_slow || is_failing(self.number, user);
             queue.state = QueueState::InFlight;
         }
         wrong.or_else(|| {
@@ -319,8 +328,10 @@ impl Owned {
                 let QueueState::Waiting { latest, failed_at: None, .. } = queue.state else { return false };
                 let ready = latest.max(queue.arrived);
                 let waits_longer = ready + ORDER_UNKNOWN_WITHIN < begun && since < ready;
+                let is_passed = may_pass || (may_pass_newcomers && !queue.is_served);
                 let is_in_memory = queue.head().is_some_and(|head| self.is_in_memory(head));
-                waits_longer && is_in_memory && !queue.is_slow && !is_held(user) && !is_failing(self.number, user)
+                let is_judged = waits_longer && is_in_memory && !is_passed;
+                is_judged && !queue.is_slow && !is_held(user) && !is_failing(self.number, user)
             });
             let (user, queue) = passed_over.filter(|_| !self.is_closing && is_order_known)?;
             Some(format!("it was ready at {begun:?}, and {user:?} waits longer: {queue:?}"))
@@ -345,7 +356,7 @@ impl Owned {
                 self.settled(&run.user, head.unwrap_or(run.first), now);
             }
             let Some(queue) = self.users.get_mut(&run.user) else { continue };
-            queue.took(now - attempt.began);
+            queue.took(now - attempt.began, run.delivered > 0);
             match run.failed {
                 Some(Verdict::BatchFailed) => queue.batch_failed(now),
                 Some(verdict) => {
@@ -407,6 +418,11 @@ impl Owned {
         if let Some(bytes) = queue.settled(offset, now) {
             (self.events, self.bytes) = (self.events - 1, self.bytes - bytes);
         }
+    }
+
+    /// Whether the last attempt of this user was slow.
+    pub(super) fn is_slow(&self, user: &User) -> bool {
+        self.users.get(user).is_some_and(|queue| queue.is_slow)
     }
 
     pub(super) fn dead_letter(&mut self, user: &User, write_by: Option<Duration>) {

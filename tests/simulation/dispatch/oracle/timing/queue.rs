@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 /// A user whose attempts take this long is slow, and may wait for others.
-const SLOW_AFTER: Duration = Duration::from_secs(1);
+pub(super) const SLOW_AFTER: Duration = Duration::from_secs(1);
 
 /// How far stored times may be from the true ones, because they are whole milliseconds.
 const ROUNDING: Duration = Duration::from_millis(1);
@@ -58,6 +58,8 @@ pub(super) struct Queue {
     /// Failures among them that count as tries without doubt.
     pub(super) certain_tries: u32,
     pub(super) is_slow: bool,
+    /// An attempt was quick and delivered, and none was slow since.
+    pub(super) is_served: bool,
 }
 
 #[derive(Debug, Clone, Copy, Default)]
@@ -132,8 +134,9 @@ impl Queue {
         Some(bytes)
     }
 
-    pub(super) fn took(&mut self, time: Duration) {
+    pub(super) fn took(&mut self, time: Duration, is_delivered: bool) {
         self.is_slow = time >= SLOW_AFTER;
+        self.is_served = !self.is_slow && (is_delivered || self.is_served);
     }
 
     /// The first event failed. `asked` is how long the destination asked to wait.

@@ -133,7 +133,8 @@ impl Wellness {
             self.last_begun_in_outages = self.last_begun;
             self.failing.values_mut().for_each(|failing| failing.failures = 0);
         }
-        self.unreachable = None;
+        // Workers of two partitions may learn in the other order of verdicts that were given at one instant.
+        let may_be_open = self.unreachable.take().is_some_and(|open| open.at == now);
         self.last_delivery = Some(now);
         for user in users {
             self.failing.remove(&user);
@@ -146,7 +147,7 @@ impl Wellness {
         for failing in self.failing.values_mut().filter(|failing| failing.shown_since.is_some_and(|at| at < attempt)) {
             failing.first_shown.get_or_insert(attempt);
         }
-        let is_unwell = self.doubtful_users(now) >= DOUBTFUL_USERS;
+        let is_unwell = may_be_open || self.doubtful_users(now) >= DOUBTFUL_USERS;
         if self.is_unwell && !is_unwell {
             self.well_since = now;
         }

@@ -1,0 +1,47 @@
+//! More users hang than there are slots. The others were served before, and must not wait for them.
+
+use super::worlds::isolation;
+use super::{Action, Scenario};
+use crate::dispatch::memory_destination::Behaviour;
+use crate::harness::Random;
+use eventd::destination::BatchLimits;
+use std::time::Duration;
+
+/// When the first users begin to hang. Until then each of the others has had an event.
+const HANG_FROM_MS: u64 = 2_000;
+
+/// How long a user may wait that was served before, from the append of its event until it is settled. Far less than an
+/// attempt that hangs takes.
+const WAIT_MAX: Duration = Duration::from_secs(2);
+
+pub(crate) fn hanging(seed: u64, random: &mut Random) -> Scenario {
+    let mut scenario = isolation(seed, random);
+    let concurrency = random.pick(&[4, 8, 16]);
+    let (others, hanging) = (random.between(8, 20) as usize, concurrency * random.between(2, 4) as usize);
+    let named = |name: &str, count| (0..count).map(|n| Some(format!("{name}-{n}").into_bytes())).collect::<Vec<_>>();
+    let hanging = named("hanging", hanging);
+    scenario.users = [named("user", others), hanging.clone()].concat();
+    scenario.limits = BatchLimits { runs_max: 1, run_events_max: 1, run_bytes_max: 0 };
+    scenario.config.concurrency = concurrency;
+    scenario.config.attempt_timeout = random.millis(5_000, 15_000);
+    scenario.behaviour = Behaviour { hanging_users: hanging, latency_ms_max: 20, ..Behaviour::default() };
+    scenario.others_wait_max = Some(WAIT_MAX);
+    let all = scenario.users.len();
+    let until = random.millis(10_000, 40_000).as_millis() as u64;
+    scenario.plan.clear();
+    let mut add = |at: Duration, user| scenario.plan.push((at, Action::Append { user, many: 1, bytes: 20 }));
+    for user in 0..others {
+        add(random.millis(0, HANG_FROM_MS - 1_000), user);
+    }
+    for user in others..all {
+        let within = random.pick(&[10, 1_000, 5_000]);
+        for _ in 0..random.between(1, 3) {
+            add(random.millis(HANG_FROM_MS, HANG_FROM_MS + within), user);
+        }
+    }
+    for _ in 0..random.between(50, 200) {
+        add(random.millis(HANG_FROM_MS, until), random.below(others as u64) as usize);
+    }
+    scenario.plan.sort_by_key(|(at, _)| *at);
+    scenario
+}
