@@ -76,11 +76,11 @@ fn of_log(engine: &EngineConfig, readers: usize) -> Vec<MemoryPart> {
 
 /// Destinations: their windows, and everything else that they have in memory.
 fn of_deliveries(deliveries: &[DeliveryConfig], partitions: u32, event_bytes_max: usize) -> Vec<MemoryPart> {
-    // Each partition of a window accepts one event, even if the event is larger than the window.
+    // In each partition, one event may exceed the window.
     let one_each = (partitions as usize).saturating_mul(event_bytes_max);
     let windows = deliveries.iter().map(|delivery| {
         let lanes = delivery.dispatch.window_events.saturating_mul(LANE_BYTES);
-        delivery.dispatch.window_bytes.max(one_each).saturating_add(lanes)
+        delivery.dispatch.window_bytes.saturating_add(one_each).saturating_add(lanes)
     });
     let remembered = (2 * USERS_AFTER_DEAD_LETTER_MAX + FAILING_USERS_MAX + SERVED_USERS_MAX + PACED_USERS_MAX)
         * REMEMBERED_USER_BYTES;

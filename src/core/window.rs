@@ -1,8 +1,12 @@
 //! How many events, and how many bytes, may be in memory and unsettled: one partition's share of `--window` and
 //! `--window-bytes`.
+//!
+//! The events of parked users may take half of the window. So that neither these nor the others wait for room that the
+//! other ones take again and again, each have their half in any case: if the window is full of the other ones, one event
+//! may exceed it. Nothing more is admitted then until the window is within its limits again. So at most one event is in
+//! memory in addition to the window.
 
-/// Counts the admitted events that are not settled yet, and compares them with two limits. The events of parked users are
-/// counted a second time: they may take half of the window.
+/// Counts the admitted events that are not settled yet, and compares them with two limits.
 #[derive(Debug, Clone)]
 pub struct Window {
     max: Held,
@@ -29,6 +33,22 @@ impl Held {
         self.bytes = self.bytes.checked_sub(bytes).expect("a settled event's bytes were admitted");
     }
 
+    /// Whether one more event of this many bytes is within the half of `max` that these events have in any case.
+    fn has_half_for(self, bytes: usize, max: &Self) -> bool {
+        self.events == 0 || !Self { events: self.events + 1, bytes: self.bytes.saturating_add(bytes) }.exceeds(2, max)
+    }
+
+    /// The bytes that are left of that half. 0: not even an event without bytes is within it.
+    fn free_half_bytes(self, max: &Self) -> usize {
+        if self.events == 0 {
+            (max.bytes / 2).max(1)
+        } else if self.has_half_for(0, max) {
+            max.bytes / 2 - self.bytes
+        } else {
+            0
+        }
+    }
+
     /// Whether this is more than `quarters` quarters of `max`.
     fn exceeds(&self, quarters: usize, max: &Self) -> bool {
         let exceeds = |held: usize, max: usize| held.saturating_mul(4) > max.saturating_mul(quarters);
@@ -48,40 +68,49 @@ impl Window {
         self.max = Held { events: events_max, bytes: bytes_max };
     }
 
-    /// Whether an event of this many bytes may be admitted. An empty window admits any event: one that is larger than the
-    /// window has to be delivered too.
+    /// Whether an event of this many bytes may be admitted. If there is no event yet that the reader has admitted, any event
+    /// may: one that is larger than the window has to be delivered too.
     pub fn admits(&self, bytes: usize) -> bool {
         let Self { max, all, .. } = self;
-        all.events == 0 || (all.events < max.events && all.bytes.saturating_add(bytes) <= max.bytes)
+        let has_room = all.events < max.events && all.bytes.saturating_add(bytes) <= max.bytes;
+        has_room || (!self.is_exceeded() && self.others().has_half_for(bytes, max))
+    }
+
+    /// The events that do not belong to parked users.
+    fn others(&self) -> Held {
+        Held { events: self.all.events - self.parked.events, bytes: self.all.bytes - self.parked.bytes }
     }
 
     /// Whether an event of a parked user may be admitted that was left in the log: parked users have room in their half of
-    /// the window. They have room for one event in any case.
+    /// the window. An event that is larger than this half waits for none of their other events.
     pub fn admits_parked(&self, bytes: usize) -> bool {
-        self.admits(bytes) && (self.parked.events == 0 || !self.with_parked(bytes).exceeds(2, &self.max))
+        let is_large = bytes.saturating_mul(2) > self.max.bytes;
+        !self.is_exceeded() && (is_large || self.parked.has_half_for(bytes, &self.max))
     }
 
-    /// The bytes that may still be admitted. 0: the window is full. An empty window is never full.
+    /// Whether more is in the window than its limits allow: one event more, or events that were admitted before a limit was
+    /// lowered.
+    fn is_exceeded(&self) -> bool {
+        self.all.events > self.max.events || self.all.bytes > self.max.bytes
+    }
+
+    /// The bytes that the reader may fetch. 0: the window is full. 1: only the next event, because there is room in the half
+    /// of the other users alone, and more than one event must not exceed the window.
     pub fn room_bytes(&self) -> usize {
-        if self.all.events == 0 {
-            self.max.bytes.max(1)
-        } else if self.all.events < self.max.events {
-            self.max.bytes.saturating_sub(self.all.bytes)
-        } else {
+        let Self { max, all, .. } = self;
+        if self.is_exceeded() {
             0
+        } else if all.events < max.events && all.bytes < max.bytes {
+            max.bytes - all.bytes
+        } else {
+            self.others().free_half_bytes(max).min(1)
         }
     }
 
     /// The bytes of events that parked users may have in their half of the window in addition to those that they have. They
     /// may be more than the whole window has room for now.
     pub fn parked_room_bytes(&self) -> usize {
-        if self.parked.events == 0 {
-            (self.max.bytes / 2).max(1)
-        } else if self.with_parked(0).exceeds(2, &self.max) {
-            0
-        } else {
-            self.max.bytes / 2 - self.parked.bytes
-        }
+        self.parked.free_half_bytes(&self.max)
     }
 
     /// Whether at least half of the window is used.
@@ -153,10 +182,6 @@ impl Window {
     pub fn bytes(&self) -> usize {
         self.all.bytes
     }
-
-    fn with_parked(&self, bytes: usize) -> Held {
-        Held { events: self.parked.events + 1, bytes: self.parked.bytes.saturating_add(bytes) }
-    }
 }
 
 #[cfg(test)]
@@ -176,26 +201,48 @@ mod tests {
         }
     }
 
+    /// A step: whether an event is added and otherwise removed, whether it is one of a parked user, and its bytes.
+    type Step = (bool, bool, usize);
+
     proptest! {
         #[test]
-        fn the_window_never_holds_more_than_its_limits_or_one_event(
+        fn the_window_exceeds_its_limits_by_one_event_at_most_and_each_half_has_room(
             events_max in 1usize..6, bytes_max in 1usize..100,
-            steps in proptest::collection::vec((any::<bool>(), 1usize..200), 0..100),
+            steps in proptest::collection::vec(any::<(bool, bool)>().prop_flat_map(|(add, is_parked)| {
+                (Just(add), Just(is_parked), 1usize..200)
+            }), 0..100),
         ) {
             let mut window = Window::new(events_max, bytes_max);
-            let mut model: Vec<usize> = Vec::new();
-            for (add, bytes) in steps {
-                if add && window.admits(bytes) {
+            let mut model: Vec<(bool, usize)> = Vec::new();
+            for (add, is_parked, bytes) in steps as Vec<Step> {
+                let admits = if is_parked { window.admits_parked(bytes) } else { window.admits(bytes) };
+                if add && admits {
                     window.add(bytes);
-                    model.push(bytes);
+                    if is_parked {
+                        window.add_parked(bytes);
+                    }
+                    model.push((is_parked, bytes));
                 } else if !add && !model.is_empty() {
-                    window.remove(model.remove(0));
+                    let (is_parked, bytes) = model.remove(0);
+                    if is_parked {
+                        window.remove_parked(bytes);
+                    }
+                    window.remove(bytes);
                 }
-                prop_assert_eq!((window.events(), window.bytes()), (model.len(), model.iter().sum::<usize>()));
-                prop_assert!(window.events() <= events_max);
-                prop_assert!(window.events() <= 1 || window.bytes() <= bytes_max);
-                prop_assert!(!model.is_empty() || (window.admits(usize::MAX) && window.room_bytes() > 0));
-                prop_assert!(window.room_bytes() == 0 || window.admits(window.room_bytes()));
+                let (events, bytes) = (model.len(), model.iter().map(|(_, bytes)| bytes).sum::<usize>());
+                prop_assert_eq!((window.events(), window.bytes()), (events, bytes));
+                prop_assert!(events <= events_max + 1);
+                let largest = model.iter().map(|(_, bytes)| *bytes).max().unwrap_or(0);
+                prop_assert!(bytes - largest <= bytes_max, "{model:?}");
+                let is_within = events <= events_max && bytes <= bytes_max;
+                prop_assert_eq!(is_within, !window.is_exceeded());
+                prop_assert!(!is_within || window.room_bytes() == 0 || window.admits(window.room_bytes()));
+                let parked_room = window.parked_room_bytes();
+                prop_assert!(!is_within || parked_room == 0 || window.admits_parked(parked_room));
+                let has_others = model.iter().any(|(is_parked, _)| !is_parked);
+                prop_assert!(!is_within || has_others || window.admits(usize::MAX));
+                let has_parked = model.iter().any(|(is_parked, _)| *is_parked);
+                prop_assert!(!is_within || has_parked || window.admits_parked(usize::MAX));
             }
         }
     }

@@ -278,7 +278,7 @@ impl Model {
     fn check_memory(&self) -> Checked {
         let Owner { window, lanes, .. } = &self.owner;
         prop_assert_eq!(window.events(), lanes.events());
-        prop_assert!(window.events() <= self.sizes.window_events.max(1), "{} events", window.events());
+        prop_assert!(window.events() <= self.sizes.window_events + 1, "{} events", window.events());
         let parked: usize =
             lanes.each_lane().map(|id| lanes.view(id)).filter(|lane| lane.is_listed).map(|lane| lane.events).sum();
         prop_assert_eq!(window.parked_events(), parked);
@@ -624,5 +624,49 @@ fn slow_users_that_wait_for_a_slot_keep_their_next_event_only() {
     assert_eq!(model.owner.lanes.events(), 3, "one of each user");
     model.owner.read(&model.log, 7);
     assert!(model.owner.lanes.find(Some(b"user-4")).is_some(), "reading continues");
+    model.drain().unwrap();
+}
+
+fn large_event(offset: i64, user: usize, bytes: usize) -> Event {
+    Event { offset, record: Record::new(key(user).as_deref(), Some(&vec![0; bytes]), &[], 0) }
+}
+
+#[test]
+fn an_event_larger_than_the_room_of_parked_users_waits_for_none_of_them() {
+    let mut model = fixed(&[1, 2, 3], 100, &PartitionState::at(0));
+    for user in [1, 2, 3] {
+        model.step(Step::Hold { user }).unwrap();
+    }
+    model.owner.read(&model.log, 3);
+    for user in [1, 2, 3] {
+        model.step(Step::Release { user }).unwrap();
+    }
+    model.owner.window.resize(100, 10_000);
+    let owner = &mut model.owner;
+    assert_eq!(owner.parked.next_sweep(memory!(*owner), model.now).unwrap().from, 0);
+    owner.parked.sweep(event(0, 1), memory!(*owner), model.now).unwrap();
+    model.start().unwrap();
+    // The attempt of user 1 does not end. The event of user 2 is larger than the half of parked users. It is tried, and then
+    // another one is.
+    let owner = &mut model.owner;
+    owner.parked.sweep(large_event(1, 2, 6_000), memory!(*owner), model.now).unwrap();
+    owner.parked.sweep(event(2, 3), memory!(*owner), model.now).unwrap_err();
+    model.start().unwrap();
+    model.finish(1, 1, 9);
+    assert_eq!((model.owner.window.events(), model.owner.in_flight.len()), (1, 1));
+    model.owner.parked.sweep(event(2, 3), memory!(model.owner), model.now).unwrap();
+}
+
+#[test]
+fn a_full_window_leaves_room_for_the_next_event_of_a_parked_user() {
+    let mut model = fixed(&[1, 2, 2, 2, 2, 2, 2], 4, &PartitionState::at(0));
+    model.step(Step::Hold { user: 1 }).unwrap();
+    model.owner.read(&model.log, 7);
+    assert_eq!(model.owner.window.events(), 4);
+    model.step(Step::Release { user: 1 }).unwrap();
+    // Whenever an event ends, the reader has another one for its room.
+    model.owner.sweep(&model.log, 1, model.now);
+    assert_eq!((model.owner.window.events(), model.owner.window.parked_events()), (5, 1));
+    model.check_memory().unwrap();
     model.drain().unwrap();
 }

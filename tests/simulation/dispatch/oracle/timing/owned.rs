@@ -84,8 +84,6 @@ pub(super) struct Owned {
     events_read: u32,
     /// `None`: all that was read and is not settled is in memory, because no user is parked.
     memory: Option<Memory>,
-    /// The bytes of its window.
-    window_bytes: usize,
     /// Retention has removed what is below. Of that, what waits in the log is lost.
     trimmed_below: i64,
     /// When the window was last so full that some of what was read may wait outside of it.
@@ -124,7 +122,6 @@ impl Owned {
             bytes: 0,
             events_read: 0,
             memory: may_park.then(Memory::default),
-            window_bytes: 0,
             trimmed_below: 0,
             crowded_until: Duration::ZERO,
             busy_until: Duration::ZERO,
@@ -175,7 +172,6 @@ impl Owned {
             self.busy_until = now;
         }
         self.memory = Some(memory);
-        self.window_bytes = share.1;
         self.look_at_room(share, now);
     }
 
@@ -207,11 +203,11 @@ impl Owned {
             return None;
         }
         let (events, bytes) = self.in_memory();
-        let max = match self.memory {
-            Some(_) => (share.0 + pending_max.0, share.1 + pending_max.1),
-            None => share,
+        let is_full = match self.memory {
+            // Whatever fills the window: if the others have less than their half of it, their next event may be read.
+            Some(_) => events > share.0 + pending_max.0 || bytes > share.1 + pending_max.1,
+            None => events > 0 && (events >= share.0 || bytes >= share.1),
         };
-        let is_full = events > 0 && (events >= max.0 || bytes >= max.1);
         is_full.then(|| {
             format!("{cursor:?} fetches with {events} events of {bytes} bytes in memory, its share is {share:?}")
         })
@@ -493,9 +489,7 @@ impl Owned {
             return (now > since + BEGIN_WITHIN).then(|| format!("{head} of {user:?} could start since {since:?}"));
         }
         let is_lost = head < self.trimmed_below && !is_in_memory;
-        // An event that is larger than the half of parked users waits until the window is empty.
-        let is_large = queue.head_bytes() * 2 > self.window_bytes;
-        if self.memory.is_none() || is_lost || is_large || rules.may_list_be_full {
+        if self.memory.is_none() || is_lost || rules.may_list_be_full {
             return None;
         }
         let Reading { is_in_flight: is_sweeping, due, .. } = self.sweeping;

@@ -108,10 +108,6 @@ impl Queue {
         self.events.first_key_value().map(|(offset, _)| *offset)
     }
 
-    pub(super) fn head_bytes(&self) -> usize {
-        self.events.first_key_value().map_or(0, |(_, bytes)| *bytes)
-    }
-
     pub(super) fn offsets(&self) -> impl Iterator<Item = i64> {
         self.events.keys().copied()
     }
