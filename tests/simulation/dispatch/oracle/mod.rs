@@ -264,7 +264,8 @@ impl Oracle {
     }
 
     /// A fetch begins. Of the events that were fetched before, those are in memory of which dispatch has copies. The window
-    /// bounds them, and of the two cursors that fetch, the other one may have one answer that is not admitted yet.
+    /// bounds them, except for one event, and of the two cursors that fetch, the other one may have one answer that is not
+    /// admitted yet.
     pub(crate) fn fetch(
         &mut self,
         life: Life,
@@ -282,7 +283,7 @@ impl Oracle {
         };
         owned.fetched.retain(|(_, record)| record.copies() > 1);
         let events = owned.fetched.len();
-        if events > self.rules.window_events + self.rules.fetch_events_max {
+        if events > self.rules.window_events + 1 + self.rules.fetch_events_max {
             self.fail(format!("life {life} fetches partition {partition} from {from} with {events} events in memory"));
         } else if max_bytes == 0 || max_bytes > self.rules.window_bytes.max(1) {
             self.fail(format!("life {life} fetches {max_bytes} bytes, its window is {}", self.rules.window_bytes));
@@ -306,6 +307,10 @@ impl Oracle {
     pub(crate) fn fetch_failed(&mut self, life: Life, partition: u32, cursor: Cursor, for_good: bool, now: Duration) {
         if let Some(timing) = &mut self.timing {
             timing.fetch_failed(life, partition, cursor, for_good, now);
+        }
+        if for_good {
+            // The partition begins again from its commit, which does not contain first refusals.
+            self.refusals.doubt(life);
         }
     }
 
@@ -524,8 +529,9 @@ impl Oracle {
             Some(format!("a commit of partition {partition} claims {offset}, which is not settled: {state:?}"))
         } else {
             let claimed = |old: &PartitionState| {
-                let offsets = part.entries.range(..keeps_below).map(|(o, _)| *o);
-                offsets.into_iter().find(|o| part.claims(old, *o) && !part.claims(state, *o))
+                // What retention has removed was settled only because it is not there any more.
+                let kept = part.entries.range(..keeps_below).filter(|(_, entry)| !entry.trimmed);
+                kept.map(|(o, _)| *o).find(|o| part.claims(old, *o) && !part.claims(state, *o))
             };
             let offset = before.as_ref().and_then(claimed);
             offset.map(|o| format!("a commit of partition {partition} takes back {o}, which was settled: {state:?}"))

@@ -90,6 +90,8 @@ pub(super) struct Owned {
     crowded_until: Duration,
     /// When users in flight last took so much of the window that others had no room. Such users are not parked.
     busy_until: Duration,
+    /// Whether they do so now: no attempt has ended since memory last changed.
+    is_busy: bool,
     batches: usize,
     batches_full_until: Duration,
     reading: Reading,
@@ -125,6 +127,7 @@ impl Owned {
             trimmed_below: 0,
             crowded_until: Duration::ZERO,
             busy_until: Duration::ZERO,
+            is_busy: false,
             batches: 0,
             batches_full_until: Duration::ZERO,
             reading: Reading::default(),
@@ -168,7 +171,10 @@ impl Owned {
         let busy = memory.events.iter().filter(|(offset, _)| busy.contains(offset));
         let (events, bytes) = busy.fold((0, 0), |(events, all), (_, bytes)| (events + 1, all + bytes));
         let largest = memory.events.values().max().copied().unwrap_or(0);
-        if events > 0 && (events * PART_FOR_OTHERS > share.0 || (bytes + largest) * PART_FOR_OTHERS > share.1) {
+        let was_busy = self.is_busy;
+        self.is_busy =
+            events > 0 && (events * PART_FOR_OTHERS > share.0 || (bytes + largest) * PART_FOR_OTHERS > share.1);
+        if was_busy || self.is_busy {
             self.busy_until = now;
         }
         self.memory = Some(memory);
@@ -342,6 +348,9 @@ impl Owned {
         rules: &TimingRules,
         now: Duration,
     ) {
+        if std::mem::take(&mut self.is_busy) {
+            self.busy_until = now;
+        }
         if self.batches >= BATCHES_MAX {
             self.batches_full_until = now;
         }
@@ -495,7 +504,8 @@ impl Owned {
         let Reading { is_in_flight: is_sweeping, due, .. } = self.sweeping;
         // At the start of a life there was no outage before.
         let outage_end = well_since.filter(|since| !is_in_memory && !since.is_zero());
-        let since = since.max(due).max(self.busy_until).max(outage_end.map_or(Duration::ZERO, |end| end + PUT_OFF));
+        let busy_until = if self.is_busy { now } else { self.busy_until };
+        let since = since.max(due).max(busy_until).max(outage_end.map_or(Duration::ZERO, |end| end + PUT_OFF));
         let within = match is_in_memory || !is_sweeping {
             true => PARKED_WITHIN,
             // At worst the sweep reads two times all that was read, one event at a time.
