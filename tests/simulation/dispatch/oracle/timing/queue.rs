@@ -112,9 +112,14 @@ impl Queue {
         self.events.keys().copied()
     }
 
-    /// The events before this one were lost: they waited in the log, and retention removed them.
+    /// The events before this one were lost: they waited in the log, and retention removed them. Their failures and their
+    /// backoff say nothing about this one.
     pub(super) fn skip_to(&mut self, offset: i64) {
         self.events = self.events.split_off(&offset);
+        (self.failures, self.excused, self.certain_tries) = (0, 0, 0);
+        if let QueueState::Waiting { failed_at, .. } = &mut self.state {
+            *failed_at = None;
+        }
     }
 
     /// The first event is settled. Returns its bytes.
