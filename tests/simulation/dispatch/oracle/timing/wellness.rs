@@ -42,6 +42,8 @@ pub(super) struct Wellness {
     last_begun: u64,
     /// That attempt when an outage may have ended, the last time.
     last_begun_in_outages: u64,
+    /// When an outage may have ended, the last time.
+    outage_ended_at: Option<Duration>,
     /// That attempt when the life ceased to be well.
     last_begun_while_well: u64,
     /// The attempt among those that were answered that began last.
@@ -112,6 +114,10 @@ impl Wellness {
     /// An attempt begins. Returns what is wrong with it if the breaker is certainly open.
     pub(super) fn begun(&mut self, attempt: u64, now: Duration) -> Option<String> {
         self.last_begun = self.last_begun.max(attempt);
+        // It may have taken its slot before a worker reported the delivery that ended the outage.
+        if self.outage_ended_at == Some(now) {
+            self.last_begun_in_outages = self.last_begun;
+        }
         let open = self.unreachable.as_mut().filter(|open| now > open.at && !open.is_answered)?;
         let (others, next_probe_at) = (open.probes.len(), open.next_probe_at);
         open.probes.insert(attempt);
@@ -131,6 +137,7 @@ impl Wellness {
         }
         if self.may_be_open() {
             self.last_begun_in_outages = self.last_begun;
+            self.outage_ended_at = Some(now);
             self.failing.values_mut().for_each(|failing| failing.failures = 0);
         }
         // Workers of two partitions may learn in the other order of verdicts that were given at one instant.
@@ -272,6 +279,18 @@ mod tests {
 
     fn user(number: u8) -> UserOfOwner {
         (1, Some(vec![number]))
+    }
+
+    #[test]
+    fn an_attempt_that_begins_at_the_end_of_an_outage_may_have_begun_in_it() {
+        let now = Duration::from_secs(1);
+        let mut wellness = Wellness::default();
+        wellness.failed(1, user(1), Verdict::Unreachable, Duration::ZERO);
+        wellness.begun(2, now);
+        wellness.delivered(2, vec![user(2)], now);
+        wellness.begun(3, now);
+        wellness.begun(4, now + Duration::from_millis(1));
+        assert_eq!([3, 4].map(|attempt| wellness.may_have_begun_in_outage(attempt)), [true, false]);
     }
 
     #[test]
