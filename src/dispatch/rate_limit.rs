@@ -15,6 +15,7 @@ use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
+use tokio::sync::Notify;
 
 /// How often the number of the topic's partitions is looked up while a rate is shared.
 const PARTITIONS_LOOK_INTERVAL: Duration = Duration::from_secs(10);
@@ -25,6 +26,8 @@ pub(super) struct RateLimit {
     state: Mutex<RateState>,
     /// Whether there is a limit. Most destinations have none, and then no lock is taken for a batch.
     is_limited: AtomicBool,
+    /// Notified when this process may make more attempts than before. Workers wait for the moment that the old rate allows.
+    raised: Notify,
 }
 
 #[derive(Debug)]
@@ -44,7 +47,8 @@ impl RateLimit {
         let mut state =
             RateState { flag, operator: BTreeMap::new(), owned: 0, all: 0, all_seen_at: None, bucket: None };
         state.update(Moment::ZERO);
-        Self { is_limited: AtomicBool::new(state.bucket.is_some()), state: Mutex::new(state) }
+        let is_limited = AtomicBool::new(state.bucket.is_some());
+        Self { is_limited, state: Mutex::new(state), raised: Notify::new() }
     }
 
     fn lock(&self) -> MutexGuard<'_, RateState> {
@@ -54,9 +58,19 @@ impl RateLimit {
 
     fn change(&self, now: Moment, change: impl FnOnce(&mut RateState)) {
         let mut state = self.lock();
+        let before = state.per_sec();
         change(&mut state);
         state.update(now);
         self.is_limited.store(state.bucket.is_some(), Ordering::Relaxed);
+        if state.per_sec() > before {
+            self.raised.notify_waiters();
+        }
+    }
+
+    /// Ready when the rate of this process becomes higher, or its limit ends. A change after this call is not missed, even
+    /// if the future is polled later.
+    pub(super) fn raised(&self) -> impl Future<Output = ()> {
+        self.raised.notified()
     }
 
     /// The number of events that the rate allows now. `Err`: none before this moment.
@@ -119,6 +133,11 @@ impl RateState {
         self.operator.values().min().map(|per_hour| Rate::per_hour(*per_hour)).or(self.flag)
     }
 
+    /// The events a second that this process may attempt.
+    fn per_sec(&self) -> f64 {
+        self.bucket.as_ref().map_or(f64::INFINITY, |(rate, _)| rate.per_sec())
+    }
+
     fn update(&mut self, now: Moment) {
         let owned = self.owned.max(1);
         let share = self.wanted().map(|rate| rate.share(owned, self.all.max(owned)));
@@ -137,6 +156,8 @@ impl RateState {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::pin::pin;
+    use std::task::{Context, Waker};
 
     fn per_sec(limit: &RateLimit) -> Option<f64> {
         limit.lock().bucket.as_ref().map(|(rate, _)| rate.per_sec())
@@ -167,6 +188,25 @@ mod tests {
         for (partition, rate, sum) in [(0, 10, 10.0), (1, 20, 10.0), (0, 20, 20.0), (1, 5, 5.0)] {
             limit.set_operator_rate(partition, Some(rate * PER_SEC), Moment::ZERO);
             assert_eq!(per_sec(&limit), Some(sum));
+        }
+    }
+
+    #[test]
+    fn those_that_wait_are_told_when_the_rate_rises_and_when_the_limit_ends() {
+        let limit = RateLimit::new(None);
+        for (partition, rate, is_raised) in [
+            (0, Some(10), false),
+            (1, Some(20), false),
+            (0, Some(5), false),
+            (0, Some(15), true),
+            (0, None, true),
+            (2, None, false),
+            (1, None, true),
+        ] {
+            let raised = limit.raised();
+            limit.set_operator_rate(partition, rate.map(|rate| rate * PER_SEC), Moment::ZERO);
+            let poll = pin!(raised).poll(&mut Context::from_waker(Waker::noop()));
+            assert_eq!(poll.is_ready(), is_raised, "{partition} has {rate:?}");
         }
     }
 

@@ -207,8 +207,9 @@ impl Worker {
             if let Some(reset) = self.repositioner.take_wanted() {
                 return self.apply_reset(&reset, stop).await;
             }
-            // Created before the gate of the breaker is asked, so that no change in between is missed.
+            // Created before the breaker and the rate are asked, so that no change in between is missed.
             let breaker_changed = context.breaker.changed();
+            let rate_raised = context.throttle.rate.raised();
             let slot_granted = self.deliverer.slots.granted();
             let now = context.now();
             self.wake(now);
@@ -240,6 +241,7 @@ impl Worker {
                     }
                 }
                 () = slot_granted.notified() => {}
+                () = rate_raised => {}
                 () = breaker_changed => {
                     context.breaker.lock().users_wait(self.partition, self.deliverer.lanes.each_user());
                 }
