@@ -88,6 +88,8 @@ pub(super) struct Owned {
     trimmed_below: i64,
     /// When the window was last so full that some of what was read may wait outside of it.
     crowded_until: Duration,
+    /// Whether it is so full now, and what waits outside of it is not known.
+    is_crowded: bool,
     /// When users in flight last took so much of the window that others had no room. Such users are not parked.
     busy_until: Duration,
     /// Whether they do so now: no attempt has ended since memory last changed.
@@ -126,6 +128,7 @@ impl Owned {
             memory: may_park.then(Memory::default),
             trimmed_below: 0,
             crowded_until: Duration::ZERO,
+            is_crowded: false,
             busy_until: Duration::ZERO,
             is_busy: false,
             batches: 0,
@@ -187,6 +190,11 @@ impl Owned {
 
     fn is_in_memory(&self, offset: i64) -> bool {
         self.memory.as_ref().is_none_or(|memory| memory.events.contains_key(&offset))
+    }
+
+    /// Whether all that was read has certainly been in memory since this moment or longer.
+    fn had_room_at(&self, moment: Duration) -> bool {
+        !self.is_crowded && self.crowded_until < moment
     }
 
     /// The events in memory, and their bytes.
@@ -257,9 +265,11 @@ impl Owned {
         let has_room = events == 0 || (events * 2 < events_max && bytes * 2 < bytes_max);
         // Parked users have half of the window.
         let is_crowded = if self.memory.is_some() { !has_room } else { events > events_max || bytes > bytes_max };
-        if is_crowded {
+        if is_crowded || self.is_crowded {
             self.crowded_until = now;
         }
+        // Nothing may end before a stored backoff does, so the window can stay full without another look.
+        self.is_crowded = is_crowded && self.memory.is_none();
         self.room_since = has_room.then(|| self.room_since.unwrap_or(now));
     }
 
@@ -325,11 +335,11 @@ impl Owned {
         }
         wrong.or_else(|| {
             let (begun, well_since) = (earliest_of_all?, well_since?);
-            let since = well_since.max(self.crowded_until).max(free.commands_free_since?);
+            let since = well_since.max(free.commands_free_since?);
             let passed_over = self.users.iter().find(|(user, queue)| {
                 let QueueState::Waiting { latest, failed_at: None, .. } = queue.state else { return false };
                 let ready = latest.max(queue.arrived);
-                let waits_longer = ready + ORDER_UNKNOWN_WITHIN < begun && since < ready;
+                let waits_longer = ready + ORDER_UNKNOWN_WITHIN < begun && since < ready && self.had_room_at(ready);
                 let is_passed = may_pass || (may_pass_newcomers && !queue.is_served);
                 let is_in_memory = queue.head().is_some_and(|head| self.is_in_memory(head));
                 let is_judged = waits_longer && is_in_memory && !is_passed;
@@ -442,7 +452,7 @@ impl Owned {
         let is_in_memory = |queue: &Queue| queue.head().is_some_and(|head| self.is_in_memory(head));
         let waits = |queue: &Queue| match queue.state {
             QueueState::Waiting { latest, .. } => {
-                latest.max(queue.arrived) <= since && self.crowded_until < latest && is_in_memory(queue)
+                latest.max(queue.arrived) <= since && self.had_room_at(latest) && is_in_memory(queue)
             }
             _ => false,
         };
@@ -493,7 +503,7 @@ impl Owned {
         let (QueueState::Waiting { latest, .. }, Some(head)) = (queue.state, queue.head()) else { return None };
         let since = unblocked_since?.max(latest);
         let is_in_memory = self.is_in_memory(head);
-        if is_in_memory && self.crowded_until < latest {
+        if is_in_memory && self.had_room_at(latest) {
             let since = since.max(queue.arrived);
             return (now > since + BEGIN_WITHIN).then(|| format!("{head} of {user:?} could start since {since:?}"));
         }

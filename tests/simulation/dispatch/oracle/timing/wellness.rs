@@ -71,8 +71,10 @@ struct FailingUser {
 #[derive(Debug)]
 struct Unreachable {
     at: Duration,
-    /// Attempts that began later are probes.
+    /// Attempts that began later may be probes.
     last_begun_before: u64,
+    /// The attempt that had begun last when the destination was first unreachable.
+    last_begun_at_start: u64,
     /// An attempt that began later was answered. From then on the answers decide, and other rules hold for probes.
     is_answered: bool,
     delay: Duration,
@@ -195,15 +197,18 @@ impl Wellness {
                 let is_answered = attempt < self.last_answered;
                 let open =
                     if may_be_open { Unreachable::again(now, now + PROBE_DELAY_MIN) } else { Unreachable::new(now) };
-                self.unreachable = Some(Unreachable { last_begun_before, is_answered, ..open });
+                let last_begun_at_start = self.last_begun;
+                self.unreachable = Some(Unreachable { last_begun_before, last_begun_at_start, is_answered, ..open });
             }
             return;
         };
         match (is_unreachable, open.probes.remove(&attempt)) {
+            // An attempt that began before the outage was not a probe, so the last probe was still answered.
+            (true, _) if open.is_answered && attempt <= open.last_begun_at_start => {}
             // The delay that counts now was chosen at the last answer.
             (true, _) if open.is_answered => {
-                let last_begun_before = open.last_begun_before;
-                *open = Unreachable { last_begun_before, ..Unreachable::again(now, now) };
+                let Unreachable { last_begun_before, last_begun_at_start, .. } = *open;
+                *open = Unreachable { last_begun_before, last_begun_at_start, ..Unreachable::again(now, now) };
             }
             (true, true) => {
                 open.delay = (open.delay * 2).min(PROBE_DELAY_MAX);
@@ -263,6 +268,7 @@ impl Unreachable {
         Self {
             at,
             last_begun_before: 0,
+            last_begun_at_start: 0,
             is_answered: false,
             delay: PROBE_DELAY_MIN,
             next_probe_at: at + PROBE_DELAY_MIN,
