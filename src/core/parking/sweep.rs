@@ -291,11 +291,11 @@ impl ParkedUsers {
             return;
         }
         // This run is complete: of the users that it was for, nothing is left behind.
+        // An event that has failed may be after the edge, if an earlier owner read further. `review` keeps its account.
         for (_, key) in std::mem::take(&mut self.sweep.ahead) {
             if let Some(entry) = self.users.get_mut(&key) {
                 self.sweep.backlog_wants -= usize::from(matches!(entry.want, Want::Backlog { .. }));
-                (entry.want, entry.failure) = (Want::Nothing, None);
-                entry.rest = Rest::AfterEdge;
+                (entry.want, entry.rest) = (Want::Nothing, Rest::AfterEdge);
                 self.review(&key, memory, now);
             }
         }

@@ -173,6 +173,8 @@ struct Model {
     held_stored: BTreeSet<usize>,
     /// The offsets below which an operator gave up events, by user.
     given_up_below: BTreeMap<usize, i64>,
+    /// The users whose tries an operator has let begin anew since the last commit.
+    begun_anew: BTreeSet<usize>,
     last_started: BTreeMap<usize, i64>,
     last_reset: u64,
 }
@@ -237,6 +239,7 @@ impl Model {
             held: BTreeSet::new(),
             held_stored: BTreeSet::new(),
             given_up_below: BTreeMap::new(),
+            begun_anew: BTreeSet::new(),
             last_started: BTreeMap::new(),
             last_reset: 0,
         }
@@ -247,6 +250,7 @@ impl Model {
         let settled = |offset: &i64| claims(&self.stored, &key(self.log[*offset as usize]), *offset);
         self.settled = (0..self.log.len() as i64).filter(settled).collect();
         self.last_started.clear();
+        self.begun_anew.clear();
         self.held = self.held_stored.clone();
         self.given_up_below = (0..USERS)
             .filter_map(|user| Some((user, self.stored.users.get(&key(user))?.parked?.give_up_below?)))
@@ -269,6 +273,15 @@ impl Model {
             if let Some(failed) = &listed.failed {
                 prop_assert!(!claims(&state, user, failed.offset), "{:?} has failed: {:?}", user, state);
             }
+        }
+        for user in (0..USERS).filter(|user| !self.begun_anew.contains(user)) {
+            let failed = |state: &PartitionState| state.users.get(&key(user))?.failed.clone();
+            let Some(stored) = failed(&self.stored).filter(|stored| !self.settled.contains(&stored.offset)) else {
+                continue;
+            };
+            let is_kept =
+                failed(&state).is_some_and(|now| now.offset == stored.offset && now.failures >= stored.failures);
+            prop_assert!(is_kept, "the account of {} is lost, {:?}: {:?}", user, stored, state);
         }
         let text = state.encode();
         prop_assert_eq!(PartitionState::decode(state.watermark, &text), Ok(state.clone()));
@@ -416,6 +429,7 @@ impl Model {
             }
             Step::Commit => {
                 self.stored = self.check_state()?;
+                self.begun_anew.clear();
                 self.held_stored = self.held.clone();
             }
             Step::Crash => self.begin(),
@@ -428,10 +442,15 @@ impl Model {
             Step::Release { user } => {
                 let was_held = self.owner.parked.release(&key(user), memory!(self.owner), now);
                 prop_assert_eq!(was_held, self.held.remove(&user));
+                if was_held {
+                    self.begun_anew.insert(user);
+                }
             }
             Step::RetryNow { user } => {
                 self.owner.parked.retry_now(&key(user), memory!(self.owner), now);
-                self.held.remove(&user);
+                if self.held.remove(&user) {
+                    self.begun_anew.insert(user);
+                }
             }
             Step::GiveUp { user, more } => {
                 let first = self.unsettled_of(user).next();
@@ -530,6 +549,28 @@ fn a_held_user_with_settled_events_ahead_of_its_failure_gets_none_of_them_again(
     model.owner.read(&model.log, 10);
     model.step(Step::Release { user: 1 }).unwrap();
     model.check_state().unwrap();
+    model.drain().unwrap();
+}
+
+#[test]
+fn a_sweep_that_ends_before_the_failed_event_keeps_its_account() {
+    // User 1 has no event from 1 on before the one at 3, which has failed. The reader has not read that one yet.
+    let mut history = FailureHistory::default();
+    history.add_failure(Moment::ZERO, Duration::ZERO);
+    let failed = history.to_stored(3, Moment::ZERO, |_| false, clocks(Moment::ZERO));
+    let parked = Some(ParkedUser { first: 1, ..ParkedUser::default() });
+    let users = ListedUsers::from([(key(1), UserState { parked, failed: Some(failed.clone()) })]);
+    let settled = std::iter::once(3..4).collect();
+    let state = PartitionState { settled, users, ..PartitionState::at(2) };
+    let mut model = fixed(&[2, 2, 2, 1, 2], 10, &state);
+    model.owner.wake(model.now);
+    assert!(model.owner.sweep(&model.log, 10, model.now), "it looks for the event from 1 on");
+    let stored = |model: &Model| model.owner.state(model.now).users[&key(1)].failed.clone();
+    assert_eq!(stored(&model), Some(failed.clone()));
+    model.owner.read(&model.log, 10);
+    assert_eq!(stored(&model), Some(failed), "the lane continues the account");
+    let id = model.owner.lanes.find(key(1).as_deref()).unwrap();
+    assert_eq!(model.owner.lanes.view(id).history.map(|history| history.failures), Some(1));
     model.drain().unwrap();
 }
 
