@@ -208,7 +208,7 @@ const NUMBERS: [&str; 8] = ["N", "DURATION", "SIZE", "POSITION", "RATE", "MODE",
 fn with_values_that_begin_with_a_hyphen(flag: Arg) -> Arg {
     let names = flag.get_value_names().unwrap_or_default();
     let is_number = flag.get_long().is_some() && names.iter().any(|name| NUMBERS.contains(&name.as_str()));
-    flag.allow_hyphen_values(is_number)
+    if is_number { flag.allow_hyphen_values(true) } else { flag }
 }
 
 /// Whether the flag's variable is set, but has nothing except white space.
