@@ -14,6 +14,9 @@ use std::time::Duration;
 /// With so many failing users that may be trusted, the health of the destination may be bad.
 const DOUBTFUL_USERS: usize = 3;
 
+/// With so many failing users that may be trusted, their answers may open the breaker.
+const DECIDING_USERS: usize = 5;
+
 /// The last verdict of a user says nothing after this time. If nothing was delivered for as long, earlier deliveries show
 /// nothing any more.
 const VERDICT_AGE_MAX: Duration = Duration::from_secs(60);
@@ -48,6 +51,10 @@ pub(super) struct Wellness {
     last_begun_while_well: u64,
     /// The attempt among those that were answered that began last.
     last_answered: u64,
+    /// When answers may have opened the breaker, the last time.
+    may_have_opened_at: Option<Duration>,
+    /// The attempt that had begun last then. It, and the earlier ones, may be no probes. 0: the breaker was closed since.
+    last_begun_before_opening: u64,
     is_unwell: bool,
     well_since: Duration,
     unreachable: Option<Unreachable>,
@@ -120,6 +127,10 @@ impl Wellness {
         if self.outage_ended_at == Some(now) {
             self.last_begun_in_outages = self.last_begun;
         }
+        // It may have taken its slot before a worker reported the answer that opened the breaker.
+        if self.may_have_opened_at == Some(now) {
+            self.last_begun_before_opening = self.last_begun;
+        }
         let open = self.unreachable.as_mut().filter(|open| now > open.at && !open.is_answered)?;
         let (others, next_probe_at) = (open.probes.len(), open.next_probe_at);
         open.probes.insert(attempt);
@@ -144,6 +155,9 @@ impl Wellness {
         }
         // Workers of two partitions may learn in the other order of verdicts that were given at one instant.
         let may_be_open = self.unreachable.take().is_some_and(|open| open.at == now);
+        if self.may_have_opened_at != Some(now) {
+            self.last_begun_before_opening = 0;
+        }
         self.last_delivery = Some(now);
         for user in users {
             self.failing.remove(&user);
@@ -190,11 +204,16 @@ impl Wellness {
         if is_unreachable || self.doubtful_users(now) >= DOUBTFUL_USERS {
             self.set_unwell();
         }
+        if !is_unreachable && self.doubtful_users(now) >= DECIDING_USERS {
+            self.may_have_opened_at = Some(now);
+            self.last_begun_before_opening = self.last_begun;
+        }
         let last_begun_before = if may_be_open { self.last_begun_while_well } else { self.last_begun };
         let Some(open) = &mut self.unreachable else {
             if is_unreachable {
-                // If a later attempt was answered before, the breaker may know that the destination can be reached.
-                let is_answered = attempt < self.last_answered;
+                // If a later attempt was answered before, the breaker may know that the destination can be reached. And only a
+                // probe shows that it cannot be reached any more, if answers had opened the breaker after this attempt began.
+                let is_answered = attempt < self.last_answered || attempt <= self.last_begun_before_opening;
                 let open =
                     if may_be_open { Unreachable::again(now, now + PROBE_DELAY_MIN) } else { Unreachable::new(now) };
                 let last_begun_at_start = self.last_begun;
@@ -297,6 +316,29 @@ mod tests {
         wellness.begun(3, now);
         wellness.begun(4, now + Duration::from_millis(1));
         assert_eq!([3, 4].map(|attempt| wellness.may_have_begun_in_outage(attempt)), [true, false]);
+    }
+
+    #[test]
+    fn an_unreachable_destination_forbids_quick_probes_if_a_probe_shows_it() {
+        let [failed_at, unreachable_at] = [1, 2].map(Duration::from_secs);
+        // The attempt that does not arrive begins before or after the answers of these users.
+        let quick_probe = |failing_users: u8, begins_before: bool| {
+            let (mut wellness, last) = (Wellness::default(), u64::from(failing_users) + 1);
+            if begins_before {
+                wellness.begun(last, failed_at);
+            }
+            for number in 1..=failing_users {
+                wellness.failed(u64::from(number), user(number), Verdict::Retry { after: None }, failed_at);
+            }
+            if !begins_before {
+                wellness.begun(last, failed_at + Duration::from_millis(1));
+            }
+            wellness.failed(last, user(9), Verdict::Unreachable, unreachable_at);
+            wellness.begun(last + 1, unreachable_at + Duration::from_millis(1))
+        };
+        assert!(quick_probe(5, false).is_some(), "it was a probe if the breaker was open, and opened it otherwise");
+        assert_eq!(quick_probe(5, true), None, "it was not a probe, and did not open the breaker");
+        assert!(quick_probe(4, true).is_some(), "so few users do not open the breaker, so this attempt did");
     }
 
     #[test]
