@@ -139,7 +139,8 @@ impl Timing {
         now: Duration,
     ) {
         let process = self.processes.entry(life).or_default();
-        let owned = Owned::new(ownership, is_closing || process.is_cut_off, began, now);
+        let waits_until = now + self.rules.backoff.max.max(self.rules.retry_after_max);
+        let owned = Owned::new(ownership, is_closing || process.is_cut_off, began, waits_until, now);
         self.owned.insert((life, partition), owned);
     }
 

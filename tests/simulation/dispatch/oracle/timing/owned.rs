@@ -111,13 +111,15 @@ pub(super) fn calm_since(well_since: Option<Duration>) -> Option<Duration> {
 }
 
 impl Owned {
-    pub(super) fn new(number: u64, is_closing: bool, began: Began<'_>, now: Duration) -> Self {
+    /// `waits_until`: no stored retry need wait longer, because the owner has no longer delay between two attempts.
+    pub(super) fn new(number: u64, is_closing: bool, began: Began<'_>, waits_until: Duration, now: Duration) -> Self {
         let Began { state, in_log, may_park } = began;
         let users = state.into_iter().flat_map(|state| &state.users);
         let failed =
             users.filter_map(|(user, state)| Some((user.as_deref().map(<[u8]>::to_vec), state.failed.as_ref()?)));
+        let stored = |failed| stored_failures(failed, waits_until);
         let mut owned = Self {
-            stored_failures: failed.map(|(user, failed)| ((user, failed.offset), stored_failures(failed))).collect(),
+            stored_failures: failed.map(|(user, failed)| ((user, failed.offset), stored(failed))).collect(),
             number,
             is_closing,
             open_since: None,
@@ -526,7 +528,7 @@ impl Owned {
     }
 }
 
-fn stored_failures(failed: &FailedHead) -> StoredFailures {
+fn stored_failures(failed: &FailedHead, waits_until: Duration) -> StoredFailures {
     let next_try = Duration::from_millis(u64::try_from(failed.next_try_ms - BEGAN_MS).unwrap_or(0));
-    StoredFailures { failures: failed.failures, next_try }
+    StoredFailures { failures: failed.failures, next_try, waits_until }
 }

@@ -15,6 +15,8 @@ const ROUNDING: Duration = Duration::from_millis(1);
 pub(super) struct StoredFailures {
     pub(super) failures: u32,
     pub(super) next_try: Duration,
+    /// The event need not wait longer. An earlier owner may have put it off, to make room in an outage.
+    pub(super) waits_until: Duration,
 }
 
 /// The delays between the attempts of an event, as the configuration says them.
@@ -96,7 +98,8 @@ impl Queue {
                     (self.failures, self.excused) = (stored.failures, 0);
                     // It continues its backoff. Stored times are whole milliseconds.
                     let next_try = stored.next_try.max(now);
-                    let (earliest, latest) = (next_try.saturating_sub(ROUNDING), next_try + ROUNDING);
+                    let earliest = next_try.min(stored.waits_until.max(now)).saturating_sub(ROUNDING);
+                    let latest = next_try + ROUNDING;
                     QueueState::Waiting { earliest, latest, failed_at: Some(now), is_asked: false }
                 },
             );
