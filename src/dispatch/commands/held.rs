@@ -121,10 +121,10 @@ async fn hold_of(parts: &Parts, shared: &SharedControl, user: &[u8]) -> Result<O
         for record in found.commands.iter().filter_map(|(_, command)| command.as_ref().ok()) {
             hold = Hold::after(hold, user, record);
         }
-        if !found.has_more {
-            return Ok(hold);
+        match found.next_look(next)? {
+            Some(from) => next = from,
+            None => return Ok(hold),
         }
-        next = found.next;
     }
 }
 

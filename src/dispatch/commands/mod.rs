@@ -63,9 +63,10 @@ pub(super) async fn initial_control(
     if partition == 0 {
         return Ok(folded);
     }
+    let unavailable = |why| Failure::refused(FailureCode::LogUnavailable, why);
     loop {
-        let found = shared.topic.look(parts, 0, folded.next).await;
-        let found = found.map_err(|why| Failure::refused(FailureCode::LogUnavailable, why))?;
+        let from = folded.next;
+        let found = shared.topic.look(parts, 0, from).await.map_err(unavailable)?;
         for (offset, command) in &found.commands {
             if let Ok(record) = command
                 && !matches!(record.command, ControlCommand::User { .. } | ControlCommand::Probe)
@@ -73,9 +74,9 @@ pub(super) async fn initial_control(
                 folded.apply(*offset, record);
             }
         }
-        folded.pass(found.next);
-        if !found.has_more {
-            return Ok(ControlState { next: 0, ..folded });
+        match found.next_look(from).map_err(unavailable)? {
+            Some(next) => folded.pass(next),
+            None => return Ok(ControlState { next: 0, ..folded }),
         }
     }
 }

@@ -32,6 +32,18 @@ pub(in crate::dispatch) struct FoundCommands {
     pub(in crate::dispatch) missing: Option<String>,
 }
 
+impl FoundCommands {
+    /// Where the next look starts, if this one started at `from`. `None`: all commands are read. The topic may be created
+    /// again between two looks. Then what was read before says nothing, and a loop over looks might never end.
+    pub(super) fn next_look(&self, from: i64) -> Result<Option<i64>, String> {
+        match self.has_more {
+            false => Ok(None),
+            true if self.next > from => Ok(Some(self.next)),
+            true => Err("the topic of commands was created again while it was read".to_owned()),
+        }
+    }
+}
+
 /// Opens the control topic when it exists, for all partitions of this process.
 #[derive(Debug, Default)]
 pub(in crate::dispatch) struct ControlTopic {
@@ -141,4 +153,19 @@ impl ControlTopic {
 
 fn unavailable(error: impl Display) -> OpenError {
     OpenError::Unavailable(error.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn looks_for_all_commands_end_if_the_topic_is_created_again() {
+        let found = |next, has_more| FoundCommands { next, has_more, ..FoundCommands::default() };
+        assert_eq!(found(7, false).next_look(5), Ok(None));
+        assert_eq!(found(7, true).next_look(5), Ok(Some(7)));
+        for next in [0, 5] {
+            assert!(found(next, true).next_look(5).is_err_and(|why| why.contains("created again")));
+        }
+    }
 }
