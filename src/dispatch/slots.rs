@@ -60,19 +60,25 @@ impl SharedSlots {
 
     /// Changes the slots. If `change` returns true, gives those that are free then to the waiters.
     fn change(&self, change: impl FnOnce(&mut Slots<Waiter>) -> bool) {
-        let granted: Vec<_> = {
-            let mut slots = self.lock();
-            if !change(&mut slots) {
-                return;
-            }
-            std::iter::from_fn(|| slots.next_granted()).collect()
-        };
-        for (Waiter { slot, granted }, held) in granted {
-            // If the waiter has left the queue, its slot comes back here and is dropped: the next waiter gets it.
-            if slot.send(self.slot(held)).is_ok() {
-                granted.notify_one();
+        if !change(&mut self.lock()) {
+            return;
+        }
+        while let Some((Waiter { slot: waiter, granted }, held)) = self.next_granted() {
+            match waiter.send(self.slot(held)) {
+                Ok(()) => granted.notify_one(),
+                // The waiter has left the queue. If its slot were dropped, this function would call itself, as often as
+                // waiters have left.
+                Err(mut slot) => {
+                    if let Some(held) = slot.held.take() {
+                        self.lock().end(held);
+                    }
+                }
             }
         }
+    }
+
+    fn next_granted(&self) -> Option<(Waiter, HeldSlot)> {
+        self.lock().next_granted()
     }
 
     fn slot(&self, held: HeldSlot) -> Slot {
@@ -219,6 +225,19 @@ mod tests {
         assert!(first.take(Served).is_none());
         drop(slot);
         assert!(first.take(Served).is_some(), "nothing is lost");
+    }
+
+    #[test]
+    fn any_number_of_waiters_may_have_left_the_queue() {
+        let slots = SharedSlots::new(1);
+        let [mut first, mut last] = partitions(&slots);
+        let held = first.take(Served).unwrap();
+        for _ in 0..100_000 {
+            PartitionSlots::new(&slots).wait(Served);
+        }
+        last.wait(Served);
+        drop(held);
+        assert!(last.take(Served).is_some());
     }
 
     #[test]
