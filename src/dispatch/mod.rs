@@ -61,6 +61,7 @@ pub(crate) use self::halt::is_halted;
 pub(crate) use self::stopped::is_recreated;
 pub use self::tally::Tally;
 
+use self::commands::HeldUsersReminder;
 use self::context::DispatchContext;
 use self::owners::Owners;
 use self::stopped::STOPPED_INTERVAL;
@@ -193,7 +194,13 @@ async fn run_as(
     let mut owners = Owners::new(Arc::clone(&context));
     let mut shutdown = std::pin::pin!(shutdown);
     let mut remind_at = Instant::now() + STOPPED_INTERVAL;
-    let mut held_reminders = std::pin::pin!(context.remind_of_held_users());
+    let mut held_users = {
+        let context = Arc::clone(&context);
+        HeldUsersReminder::start(group.name(), move || {
+            let context = Arc::clone(&context);
+            async move { context.remind_of_held_users().await }
+        })
+    };
     let halted = loop {
         tokio::select! {
             biased;
@@ -202,12 +209,13 @@ async fn run_as(
             Some(task) = owners.next_ended() => {
                 owners.worker_ended(task).await;
                 if let Some(error) = owners.take_error_if_all_ended() {
+                    held_users.shutdown().await;
                     group.leave().await;
                     return Err(error);
                 }
             }
             change = group.changed() => owners.apply(change.context("the membership of the group ended")?).await,
-            never = &mut held_reminders => match never {},
+            never = held_users.keep_running() => match never {},
             () = sleep_until(remind_at) => {
                 remind_at = Instant::now() + STOPPED_INTERVAL;
                 owners.log_stopped_partitions();
@@ -215,6 +223,7 @@ async fn run_as(
             }
         }
     };
+    held_users.shutdown().await;
     let ended = owners.drain().await;
     group.leave().await;
     halted.map_or(ended, |halted| Err(halted.into()))

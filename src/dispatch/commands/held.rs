@@ -21,6 +21,7 @@ use std::convert::Infallible;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::sync::Notify;
+use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 /// How long the line after a start waits for further partitions, which begin within about a second, too.
@@ -69,6 +70,41 @@ impl HeldUsers {
         let partitions = self.lock();
         let names: BTreeSet<&UserKey> = partitions.values().flatten().collect();
         (names.len(), names.into_iter().flatten().next().cloned())
+    }
+}
+
+/// The task that writes the lines about held users.
+///
+/// It locks the topic of commands while it opens it. As a branch of a loop, it would keep this lock while the loop is busy
+/// with something else, and the workers would wait for it.
+pub(in crate::dispatch) struct HeldUsersReminder<F> {
+    destination: String,
+    remind: F,
+    /// At most one.
+    tasks: JoinSet<Infallible>,
+}
+
+impl<F: Fn() -> R, R: Future<Output = Infallible> + Send + 'static> HeldUsersReminder<F> {
+    pub(in crate::dispatch) fn start(destination: &str, remind: F) -> Self {
+        let mut tasks = JoinSet::new();
+        tasks.spawn(remind());
+        Self { destination: destination.to_owned(), remind, tasks }
+    }
+
+    /// Starts the task again if it panics. Never ends.
+    pub(in crate::dispatch) async fn keep_running(&mut self) -> Infallible {
+        loop {
+            if let Some(Err(error)) = self.tasks.join_next().await {
+                let destination = self.destination.as_str();
+                tracing::error!(destination, "the task that reminds of held users is started again: {error}");
+            }
+            self.tasks.spawn((self.remind)());
+        }
+    }
+
+    /// Ends the task, and waits until it is gone.
+    pub(in crate::dispatch) async fn shutdown(mut self) {
+        self.tasks.shutdown().await;
     }
 }
 
@@ -132,6 +168,10 @@ async fn hold_of(parts: &Parts, shared: &SharedControl, user: &[u8]) -> Result<O
 mod tests {
     use super::*;
     use crate::core::progress::{ParkedUser, UserState};
+    use std::future::pending;
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicBool, Ordering};
+    use tokio::sync::Semaphore;
 
     fn listed(users: &[(Option<&str>, bool)]) -> ListedUsers {
         let state = |held| UserState { parked: Some(ParkedUser { held, ..ParkedUser::default() }), failed: None };
@@ -148,6 +188,31 @@ mod tests {
         assert_eq!(held.summary().0, 2);
         held.set(0, &listed(&[(Some("ann"), false)]));
         assert_eq!(held.summary(), (0, None));
+    }
+
+    #[tokio::test]
+    async fn the_reminder_is_started_again_after_a_panic_and_is_gone_after_the_shutdown() {
+        let starts = Arc::new(Semaphore::new(0));
+        let first = Arc::new(AtomicBool::new(true));
+        let remind = {
+            let starts = Arc::clone(&starts);
+            move || {
+                let (starts, first) = (Arc::clone(&starts), Arc::clone(&first));
+                async move {
+                    starts.add_permits(1);
+                    assert!(!first.swap(false, Ordering::Relaxed), "only the first one panics");
+                    pending::<Infallible>().await
+                }
+            }
+        };
+        let mut reminder = HeldUsersReminder::start("hook", remind);
+        tokio::select! {
+            never = reminder.keep_running() => match never {},
+            started_twice = starts.acquire_many(2) => started_twice.unwrap().forget(),
+        }
+        assert_eq!(Arc::strong_count(&starts), 3, "the test, the closure and the second task have it");
+        reminder.shutdown().await;
+        assert_eq!(Arc::strong_count(&starts), 1);
     }
 
     #[test]

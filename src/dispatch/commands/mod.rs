@@ -7,7 +7,7 @@ mod pauses;
 pub mod record;
 mod topic;
 
-pub(super) use self::held::remind_of_held_users;
+pub(super) use self::held::{HeldUsersReminder, remind_of_held_users};
 pub(super) use self::topic::FoundCommands;
 
 use self::held::HeldUsers;
