@@ -203,11 +203,14 @@ impl Notices {
     pub(super) fn gave_up(&self, event: &GivenUpEvent<'_>, now: Moment) {
         if self.allows(now, |state| &mut state.given_up) {
             let destination = &self.destination;
-            let user = event.user.map(|_| shown_user(event.user));
-            let user = user.map_or_else(String::new, |user| format!(" --user {}", text::shell_quoted(&user)));
+            let replay = format!("eventd replay --dest {destination}=… --dead");
+            let replay = match event.user {
+                Some(user) => about_user(&replay, user),
+                None => replay,
+            };
             let message = format!(
-                "gave up an event: it is kept as a dead letter. To deliver it again: eventd replay --dest {destination}=… \
-                 --dead{user} (with the same --url and --topic)"
+                "gave up an event: it is kept as a dead letter. To deliver it again: {replay} (with the same --url and \
+                 --topic)"
             );
             self.write_given_up(event, &message);
         }
@@ -405,12 +408,25 @@ pub(super) fn shown_user(user: Option<&[u8]>) -> String {
     user.map_or_else(String::new, |user| text::shown(user, LOG_USER_BYTES_MAX))
 }
 
-/// The command of `eventd control` about a user, to be pasted. A user that a terminal or a log line cannot show as it is
-/// has a placeholder.
+/// The command of `eventd control` about a user, to be pasted.
 pub(super) fn control_command(command: &str, destination: &str, user: &[u8]) -> String {
+    about_user(&format!("eventd control {command} --dest {}", flag_of(destination)), user)
+}
+
+/// The command with the flag for this user. If a log line cannot show the user's whole name, the flag is described in words,
+/// because a command with a part of the name would act on another user.
+fn about_user(command: &str, user: &[u8]) -> String {
+    match user_flag(user) {
+        Some(flag) => format!("{command} {flag}"),
+        None => format!("{command}, and --user with the user's whole name, which cannot be shown here"),
+    }
+}
+
+/// `--user` with this user, to be pasted. `None`: the user's name is too long for a log line, or has characters that are
+/// escaped there.
+fn user_flag(user: &[u8]) -> Option<String> {
     let shown = shown_user(Some(user));
-    let user = if shown.as_bytes() == user { shown.as_str() } else { "USER" };
-    format!("eventd control {command} --dest {} {}", flag_of(destination), text::shell_flag("--user", user))
+    (shown.as_bytes() == user).then(|| text::shell_flag("--user", &shown))
 }
 
 /// An event's id as a log line shows it.
@@ -434,9 +450,19 @@ mod tests {
             "eventd control hold --dest hook --user='-x y'",
             "a value that begins with a hyphen could be taken for a flag"
         );
-        assert!(control_command("hold", "hook", b"a\x1b").ends_with("--user USER"), "it cannot be pasted");
         let sentence = format!("the certificate of {}.example:443 has expired. Renew it", "x".repeat(250));
         assert_eq!(shown_cause(Verdict::Unreachable, &sentence), sentence, "what to do is at its end");
         assert_eq!(shown_cause(Verdict::Refused, &sentence), shown_answer(&sentence));
+    }
+
+    #[test]
+    fn a_command_names_a_user_only_if_the_line_shows_the_whole_name() {
+        let longest = [b'x'; LOG_USER_BYTES_MAX];
+        assert!(user_flag(&longest).is_some_and(|flag| flag.ends_with('x')));
+        for user in [[b'x'; LOG_USER_BYTES_MAX + 1].as_slice(), b"a\x1b", b"a\nb", b"\xff", "a\u{202e}b".as_bytes()] {
+            assert_eq!(user_flag(user), None, "{user:?}");
+            let command = control_command("hold", "hook", user);
+            assert!(command.starts_with("eventd control hold --dest hook, and --user with"), "{command}");
+        }
     }
 }
