@@ -117,9 +117,9 @@ impl Lanes {
 
     /// Reports that a user without a lane has no unsettled event, or is held. So it does not count as one that waits.
     pub fn does_not_wait(&mut self, user: Option<&[u8]>) {
-        use std::hash::BuildHasher as _;
         if !self.set_aside.is_empty() {
-            self.set_aside.remove(&self.hasher.hash_one(user));
+            let user = self.user(user);
+            self.set_aside.remove(&user);
         }
     }
 
