@@ -117,7 +117,7 @@ ends!(
 Exit codes:
   0  done, or only the plan was asked for
   1  a failure at run time, or a range that the log does not have; or no event was delivered,
-     because all were given up again
+     because all were given up again or dropped
   2  a wrong command line or configuration
   3  stopped with work left, by a signal or --stop-after-failures: continue with --resume ID",
     "each flag and the exit codes"

@@ -124,20 +124,21 @@ pub struct ReplayFlags {
     #[arg(skip)]
     pub repeated: Vec<String>,
 
-    /// `EVENTD_ON_EXHAUSTED=hold` was set, and replaced by `dead-letter`.
+    /// The value of `EVENTD_ON_EXHAUSTED`, if it was replaced by `dead-letter`: `hold` or `drop`.
     #[arg(skip)]
-    pub ignores_hold: bool,
+    pub ignored_policy: Option<OnExhausted>,
 }
 
 impl ReplayFlags {
     /// Adds what only the parser knows: which flags were typed, and which come from variables.
     pub(super) fn complete(&mut self, parser: &clap::Command, typed: &ArgMatches) {
         let source = |id: &str| typed.value_source(id);
-        // The variable is probably meant for dispatch. It must not keep an operator from a replay.
+        // The variable is probably meant for dispatch. It must not keep an operator from a replay, nor make a replay discard
+        // the events that it is to save.
         let on_exhausted = &mut self.delivery.retries.on_exhausted;
-        if source("on_exhausted") == Some(ValueSource::EnvVariable) && *on_exhausted == OnExhausted::Hold {
-            *on_exhausted = OnExhausted::DeadLetter;
-            self.ignores_hold = true;
+        let is_unfit = matches!(on_exhausted, OnExhausted::Hold | OnExhausted::Drop);
+        if source("on_exhausted") == Some(ValueSource::EnvVariable) && is_unfit {
+            self.ignored_policy = Some(std::mem::replace(on_exhausted, OnExhausted::DeadLetter));
         }
         let selects = |flag: &Arg| {
             let groups = parser.get_groups().filter(|group| group.get_id() == SELECTION_GROUP);

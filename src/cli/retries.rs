@@ -39,7 +39,8 @@ pub struct RetryFlags {
     /// The tries end by --attempts or --give-up-after, or because the destination refuses the event for good. dead-letter:
     /// the event is kept, and `eventd replay --dead` delivers it again. hold: the user's events wait in the log, in their order,
     /// until `eventd control release` or `give-up`; no other user waits. A replay cannot hold. drop: only a log line is left of it. halt: the
-    /// destination stops with exit code 1, and the next start tries the event again.
+    /// destination stops with exit code 1, and the next start tries the event again. A replay does not follow the variable if
+    /// it is hold or drop: it uses dead-letter.
     #[arg(long, value_name = "POLICY", env = "EVENTD_ON_EXHAUSTED", default_value = defaults::ON_EXHAUSTED, value_parser = on_exhausted)]
     pub on_exhausted: OnExhausted,
 

@@ -105,7 +105,7 @@ fn replay_config(
         rate: flags.delivery.rate,
         stop_after_failures: flags.stop_after_failures,
         repeated: repeated.clone(),
-        ignores_hold: flags.ignores_hold,
+        ignored_policy: flags.ignored_policy,
         signature,
     };
     let request = match (&flags.resume, &flags.fast_forward) {

@@ -334,7 +334,7 @@ mod tests {
     }
 
     fn ended(outcome: ReplayOutcome, delivered: u64) -> AuditEvent {
-        let counts = DeliveryCounts { delivered, given_up: 1, failed: 2 };
+        let counts = DeliveryCounts { delivered, given_up: 1, dropped: delivered, failed: 2 };
         AuditEvent::ReplayEnded { outcome, counts, why: String::new() }
     }
 
@@ -356,7 +356,7 @@ mod tests {
         assert_eq!(histories.keys().collect::<Vec<_>>(), ["a", "b"]);
         let finished = ReplayEnd { at_ms: 7, outcome: ReplayOutcome::Finished, why: String::new() };
         assert_eq!(histories["a"].ended, Some(finished));
-        assert_eq!(histories["a"].counts, DeliveryCounts { delivered: 5, given_up: 2, failed: 4 });
+        assert_eq!(histories["a"].counts, DeliveryCounts { delivered: 5, given_up: 2, dropped: 5, failed: 4 });
         assert_eq!((histories["a"].settled_by_killed, histories["a"].redriven_meanwhile), (0, 0));
         assert_eq!((histories["a"].started_ms, histories["a"].started.plan.events), (1, 7));
         assert_eq!(histories["b"].ended, None, "it is running, or its process was killed");
@@ -393,5 +393,13 @@ mod tests {
         let stored: serde_json::Value = serde_json::to_value(record("a", 1, started())).unwrap();
         assert_eq!((&stored["by"]["user"], &stored["what"]), (&"ada".into(), &"all".into()), "{stored}");
         assert_eq!((&stored["event"], &stored["plan"]["events"]), (&"replay-started".into(), &7.into()), "{stored}");
+    }
+    #[test]
+    fn an_end_that_an_earlier_version_wrote_has_dropped_no_event() {
+        let text = r#"{"id":"a","at_ms":1,"destination":"d","by":{"user":"u","host":"h","pid":1},"event":"replay-ended","outcome":"finished","counts":{"delivered":3,"given_up":1,"failed":4}}"#;
+        let AuditEvent::ReplayEnded { counts, .. } = serde_json::from_str::<AuditRecord>(text).unwrap().event else {
+            panic!("it is not an end: {text}")
+        };
+        assert_eq!(counts, DeliveryCounts { delivered: 3, given_up: 1, dropped: 0, failed: 4 });
     }
 }

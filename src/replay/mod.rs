@@ -78,6 +78,7 @@ use crate::BoxFuture;
 use crate::clock::WallClock;
 use crate::core::outcome::Ended;
 use crate::core::token_bucket::Rate;
+use crate::core::tries::OnExhausted;
 use crate::destination::spec::Spec;
 use crate::destination::{self, Destination};
 use crate::dispatch;
@@ -135,8 +136,9 @@ pub struct Config {
     pub stop_after_failures: u64,
     /// The flags of a command that resumes this replay.
     pub repeated: RepeatedFlags,
-    /// `EVENTD_ON_EXHAUSTED=hold` was set. A replay cannot hold, and its dispatch configuration has dead letters instead.
-    pub ignores_hold: bool,
+    /// The value of `EVENTD_ON_EXHAUSTED` that this replay does not follow. Its dispatch configuration has dead letters
+    /// instead.
+    pub ignored_policy: Option<OnExhausted>,
     /// Whether this replay signs its requests.
     pub signature: Signature,
 }

@@ -12,6 +12,7 @@ use super::range::OffsetRange;
 use crate::core::progress::PartitionState;
 use crate::core::text::escaped;
 use crate::core::token_bucket::Rate;
+use crate::core::tries::OnExhausted;
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::time::Duration;
@@ -97,8 +98,10 @@ pub struct DeliveryTerms<'p> {
     /// The topic of the dead letters, if the replay takes its events from there.
     pub dead_letter_topic: Option<&'p str>,
     pub is_resumed: bool,
-    /// `EVENTD_ON_EXHAUSTED=hold` is set, and has no effect.
-    pub ignores_hold: bool,
+    /// The value of `EVENTD_ON_EXHAUSTED`, if it has no effect.
+    pub ignored_policy: Option<OnExhausted>,
+    /// `--on-exhausted drop` was typed.
+    pub drops: bool,
 }
 
 impl DeliveryTerms<'_> {
@@ -110,10 +113,20 @@ impl DeliveryTerms<'_> {
                 escaped(topic)
             )
         });
-        let of_hold = self.ignores_hold.then(|| {
-            "EVENTD_ON_EXHAUSTED=hold has no effect: a replay cannot hold a user, and uses dead-letter".to_owned()
+        let of_variable = self.ignored_policy.map(|policy| {
+            let why = match policy {
+                OnExhausted::Drop => "only the flag lets a replay drop events",
+                _ => "a replay cannot hold a user",
+            };
+            format!("EVENTD_ON_EXHAUSTED={policy} has no effect: {why}, so it uses dead-letter")
         });
-        of_dead_letters.into_iter().chain(of_hold).collect()
+        let of_drop = self.drops.then(|| {
+            let marked = if self.dead_letter_topic.is_some() { "; its dead letter counts as replayed" } else { "" };
+            format!(
+                "--on-exhausted drop: an event whose tries end is not delivered, and does not become a dead letter{marked}"
+            )
+        });
+        of_dead_letters.into_iter().chain(of_variable).chain(of_drop).collect()
     }
 }
 
@@ -267,6 +280,9 @@ pub struct DeliveryCounts {
     pub delivered: u64,
     /// Events that were given up and kept as dead letters.
     pub given_up: u64,
+    /// Events whose tries have ended and that were not kept (`--on-exhausted drop`). Older audit records do not have it.
+    #[serde(default)]
+    pub dropped: u64,
     /// Attempts that failed.
     pub failed: u64,
 }
@@ -277,12 +293,18 @@ impl DeliveryCounts {
         Self {
             delivered: self.delivered + other.delivered,
             given_up: self.given_up + other.given_up,
+            dropped: self.dropped + other.dropped,
             failed: self.failed + other.failed,
         }
     }
 
+    /// Events whose tries have ended.
+    pub fn not_delivered(self) -> u64 {
+        self.given_up + self.dropped
+    }
+
     pub fn settled(self) -> u64 {
-        self.delivered + self.given_up
+        self.delivered + self.not_delivered()
     }
 }
 
@@ -327,12 +349,20 @@ mod tests {
         assert!(!shown.contains("duration") && !shown.contains("note"), "a plan of 0 events takes no time: {shown}");
         let plan = Plan { events: 1, redriven: 3, ..Plan::default() };
         assert!(text(&plan, kind).contains("  left out  3 replayed before (--again includes them)\n"));
-        let terms =
-            DeliveryTerms { dead_letter_topic: Some("t.d.dead"), is_resumed: true, ignores_hold: true, ..terms };
+        let terms = DeliveryTerms {
+            dead_letter_topic: Some("t.d.dead"),
+            is_resumed: true,
+            ignored_policy: Some(OnExhausted::Hold),
+            drops: true,
+            ..terms
+        };
         let shown = text(&plan, PlanKind::Deliver(terms));
-        for says in
-            ["  left out  3 redriven meanwhile", "note      partitions and offsets are those of t.d.dead", "=hold"]
-        {
+        for says in [
+            "  left out  3 redriven meanwhile",
+            "note      partitions and offsets are those of t.d.dead",
+            "note      EVENTD_ON_EXHAUSTED=hold has no effect: a replay cannot hold a user",
+            "does not become a dead letter; its dead letter counts as replayed\n",
+        ] {
             assert!(shown.contains(says), "{says}: {shown}");
         }
     }

@@ -161,7 +161,12 @@ async fn too_many_failures(mut failures: watch::Receiver<u64>, max: u64) -> u64 
 }
 
 fn counts(tally: &Tally) -> DeliveryCounts {
-    DeliveryCounts { delivered: tally.delivered(), given_up: tally.given_up(), failed: tally.failed() }
+    DeliveryCounts {
+        delivered: tally.delivered(),
+        given_up: tally.given_up(),
+        dropped: tally.dropped(),
+        failed: tally.failed(),
+    }
 }
 
 /// Reports the progress: on a terminal in one line that is written again and again, otherwise as a log line every few
@@ -178,12 +183,13 @@ async fn report_progress(streams: &dyn Streams, tally: &Tally, events: u64) -> I
             // If the terminal is gone, the replay continues without the line.
             streams.err(&format!("\r\x1b[K{text}")).unwrap_or_default();
         } else {
-            let DeliveryCounts { delivered, given_up, failed } = counts;
+            let DeliveryCounts { delivered, given_up, dropped, failed } = counts;
             let left = events.saturating_sub(counts.settled());
             tracing::info!(
                 delivered,
                 left,
                 given_up,
+                dropped,
                 failed_attempts = failed,
                 per_sec = per_sec.round(),
                 "replay in progress"
@@ -211,10 +217,13 @@ fn progress_line(counts: DeliveryCounts, events: u64, per_sec: f64) -> String {
         Ok(time) => humantime::format_duration(Duration::from_secs(time.as_secs())).to_string(),
         Err(_) => "?".into(),
     };
-    let failed = match (counts.given_up, counts.failed) {
+    let mut failed = match (counts.given_up, counts.failed) {
         (0, 0) => String::new(),
         (given_up, failed) => format!(", {failed} attempts failed, {given_up} given up"),
     };
+    if counts.dropped > 0 {
+        failed += &format!(", {} dropped", counts.dropped);
+    }
     format!(
         "[{}{}] {settled} of {events}, {per_sec:.0}/s, {time_left} left{failed}",
         "#".repeat(filled),
@@ -273,12 +282,15 @@ mod tests {
 
     #[test]
     fn the_progress_line_shows_the_share_and_what_failed() {
-        let counts = |delivered, given_up, failed| DeliveryCounts { delivered, given_up, failed };
+        let counts =
+            |delivered, given_up, failed| DeliveryCounts { delivered, given_up, failed, ..DeliveryCounts::default() };
         let half = progress_line(counts(500, 0, 0), 1_000, 100.0);
         assert_eq!(half, "[############............] 500 of 1000, 100/s, 5s left");
         let failing = progress_line(counts(0, 3, 30), 0, 0.0);
         let is_full = failing.starts_with("[########################] 3 of 0");
         assert!(is_full && failing.ends_with("30 attempts failed, 3 given up"), "{failing}");
+        let dropping = progress_line(DeliveryCounts { dropped: 3, ..counts(1, 0, 3) }, 4, 1.0);
+        assert!(dropping.contains("] 4 of 4, ") && dropping.ends_with(", 3 dropped"), "{dropping}");
     }
 
     /// A destination with a defect: it cannot be used any more from the start.

@@ -8,6 +8,7 @@ use super::{Config, PreparedReplay, RepeatedFlags, ReplayContext, ReplayRequest}
 use crate::core::outcome::Ended;
 use crate::core::text::{escaped, escaped_json, shell_quoted};
 use crate::core::token_bucket::Rate;
+use crate::core::tries::OnExhausted;
 use crate::destination::spec::{Spec, Target};
 use crate::log::Engine;
 use anyhow::anyhow;
@@ -106,11 +107,12 @@ impl fmt::Display for ListedReplay<'_> {
         match self.moved {
             None => {
                 writeln!(f, "    to {}", escaped(to))?;
-                let DeliveryCounts { delivered, given_up, .. } = counts;
+                let DeliveryCounts { delivered, given_up, dropped, .. } = *counts;
                 let (by_killed, by_others) = (self.settled_by_killed_runs, self.redriven_meanwhile);
                 if self.ended_ms.is_some() {
                     write!(f, "    {delivered} of {events} delivered, {given_up} given up")?;
                     let others = [
+                        (dropped, "dropped"),
                         (by_killed, "settled by runs that were killed"),
                         (by_others, "redriven meanwhile by other replays"),
                     ];
@@ -168,7 +170,13 @@ pub(super) fn show_plan(context: &ReplayContext, config: &Config, prepared: &Pre
         rate: config.rate,
         dead_letter_topic: selection.dead.then(|| source.topic()),
         is_resumed: id.is_some(),
-        ignores_hold: config.ignores_hold,
+        ignored_policy: config.ignored_policy,
+        drops: context.dispatch.tries.on_exhausted == OnExhausted::Drop,
+    };
+    let kind = match &config.request {
+        ReplayRequest::Reposition(Reposition::Rewind(_)) => PlanKind::Rewind,
+        ReplayRequest::Reposition(Reposition::FastForward(_)) => PlanKind::FastForward,
+        ReplayRequest::New { .. } | ReplayRequest::Resume { .. } => PlanKind::Deliver(terms),
     };
     let (destination, to) = (&context.spec.name, context.spec.to_string());
     let text = if config.json {
@@ -180,16 +188,11 @@ pub(super) fn show_plan(context: &ReplayContext, config: &Config, prepared: &Pre
             resumes: id.as_deref(),
             rate_per_sec: config.rate.map(Rate::per_sec),
             estimate_secs: config.rate.map(|rate| rate.time_of(plan.events).as_secs_f64()),
-            notes: terms.notes(),
+            notes: if let PlanKind::Deliver(terms) = kind { terms.notes() } else { Vec::new() },
             plan,
         };
         json_line(&plan)?
     } else {
-        let kind = match &config.request {
-            ReplayRequest::Reposition(Reposition::Rewind(_)) => PlanKind::Rewind,
-            ReplayRequest::Reposition(Reposition::FastForward(_)) => PlanKind::FastForward,
-            ReplayRequest::New { .. } | ReplayRequest::Resume { .. } => PlanKind::Deliver(terms),
-        };
         format!("{}\n", plan.text(title, destination, &to, kind))
     };
     print(context, config.execute, &text)
@@ -286,11 +289,9 @@ pub(super) fn conclude(
         print(context, true, &format!("replay {id}: {}\n", summarize(counts, redriven_meanwhile, left)))?;
     }
     match (outcome, error) {
-        (ReplayOutcome::Finished, _) if counts.delivered == 0 && counts.given_up > 0 => Err(anyhow!(
-            "replay {id} delivered no event: all {} were given up again. Correct the cause (see the answers in the lines \
-             above), then replay the dead letters",
-            counts.given_up
-        )),
+        (ReplayOutcome::Finished, _) if counts.delivered == 0 && counts.not_delivered() > 0 => {
+            Err(anyhow!("replay {id} delivered no event: {}", nothing_delivered(counts)))
+        }
         (ReplayOutcome::Finished, _) => Ok(Ended::Drained),
         (ReplayOutcome::Failed, Some(error)) => {
             Err(error.context(format!("replay {id} failed. Continue it with --resume {id}")))
@@ -343,10 +344,28 @@ impl Drop for ResumeAdvice<'_> {
     }
 }
 
+/// What became of the events of a replay that delivered none, and what to do.
+fn nothing_delivered(counts: DeliveryCounts) -> String {
+    let DeliveryCounts { given_up, dropped, .. } = counts;
+    let cause = "Correct the cause (see the answers in the lines above)";
+    match (given_up, dropped) {
+        (given_up, 0) => format!("all {given_up} were given up again. {cause}, then replay the dead letters"),
+        (0, dropped) => format!(
+            "all {dropped} were dropped (--on-exhausted drop). {cause}, then replay the same events without that flag; if \
+             they are dead letters, with --again"
+        ),
+        (given_up, dropped) => format!(
+            "{given_up} were given up again, and {dropped} dropped (--on-exhausted drop). {cause}, then replay the dead \
+             letters. Replay the events that were dropped by their --id, which the lines above show"
+        ),
+    }
+}
+
 fn summarize(counts: DeliveryCounts, redriven_meanwhile: u64, left: u64) -> String {
-    let DeliveryCounts { delivered, given_up, failed } = counts;
+    let DeliveryCounts { delivered, given_up, dropped, failed } = counts;
     let mut parts = vec![format!("{delivered} delivered")];
     parts.extend((given_up > 0).then(|| format!("{given_up} given up and kept as dead letters")));
+    parts.extend((dropped > 0).then(|| format!("{dropped} dropped")));
     parts.extend((redriven_meanwhile > 0).then(|| format!("{redriven_meanwhile} redriven meanwhile by other replays")));
     parts.extend((left > 0).then(|| format!("{left} left")));
     parts.extend((failed > 0).then(|| format!("{failed} attempts failed")));

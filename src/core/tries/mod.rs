@@ -54,6 +54,7 @@ use super::breaker::{Attempt, Breaker};
 use super::progress::FailedHead;
 use super::verdict::{Failed, Verdict};
 use super::{BothClocks, Moment};
+use std::fmt;
 use std::time::Duration;
 
 /// When an event is tried again, when its tries end, and what happens then.
@@ -81,6 +82,17 @@ pub enum OnExhausted {
     Drop,
     /// The destination stops with an error.
     Halt,
+}
+
+impl fmt::Display for OnExhausted {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::DeadLetter => "dead-letter",
+            Self::Hold => "hold",
+            Self::Drop => "drop",
+            Self::Halt => "halt",
+        })
+    }
 }
 
 /// What happens next to an event that was not delivered.

@@ -192,22 +192,64 @@ fn a_command_that_resumes_needs_the_secrets_that_it_does_not_show() {
 
 #[test]
 fn hold_of_a_variable_does_not_keep_an_operator_from_a_replay_but_the_flag_is_refused() {
-    let delivered = Delivered::new(60);
-    delivered.receiver.answers(|hook| if hook.user() == "user-3" { 500 } else { 200 });
-    let replay = |more: &[&str]| {
-        let arguments = [&["replay", "--url", "sqlite:log.db", "--attempts", "1"], more].concat();
-        let mut command = command(delivered.folder(), &arguments);
-        command.env("EVENTD_ON_EXHAUSTED", "hold");
-        Program::spawn(command, "replay with hold in its environment").end()
-    };
+    let delivered = with_a_failing_user();
+    let replay = |more: &[&str]| replay_with_variable(&delivered, "hold", more);
     let destination = delivered.destination();
     let ending = replay(&["--dest", &destination, "--from", "0", "--execute"]);
     assert_eq!(ending.code(), 0, "{}", ending.said);
-    let says = ["EVENTD_ON_EXHAUSTED=hold has no effect", "55 delivered, 5 given up and kept as dead letters"];
+    let says = ["EVENTD_ON_EXHAUSTED=hold has no effect: ", "55 delivered, 5 given up and kept as dead letters"];
     assert!(says.iter().all(|what| ending.said.contains(what)), "{}", ending.said);
     assert_eq!(replay(&["--list"]).code(), 0);
     let flag = ["--dest", &destination, "--on-exhausted", "hold"];
     assert_eq!(replay(&[&["--list"], &flag[..]].concat()).code(), 0, "the list delivers nothing");
     let refused = replay(&[&["--from", "0"], &flag[..]].concat());
     assert!(refused.code() == 2 && refused.said.contains("--on-exhausted hold"), "{}", refused.said);
+}
+
+/// 60 events, all delivered. From now on the receiver answers 500 to the 5 events of one user.
+fn with_a_failing_user() -> Delivered {
+    let delivered = Delivered::new(60);
+    delivered.receiver.answers(|hook| if hook.user() == "user-3" { 500 } else { 200 });
+    delivered
+}
+
+/// Runs a replay to its end, with `EVENTD_ON_EXHAUSTED` and one attempt for each event.
+fn replay_with_variable(delivered: &Delivered, on_exhausted: &str, more: &[&str]) -> Ending {
+    let arguments = [&["replay", "--url", "sqlite:log.db", "--attempts", "1"], more].concat();
+    let mut command = command(delivered.folder(), &arguments);
+    command.env("EVENTD_ON_EXHAUSTED", on_exhausted);
+    Program::spawn(command, "replay with a policy in its environment").end()
+}
+
+#[test]
+fn drop_of_a_variable_discards_no_event_of_a_replay() {
+    let delivered = with_a_failing_user();
+    let arguments = ["--dest", &delivered.destination(), "--from", "0", "--execute"];
+    let ending = replay_with_variable(&delivered, "drop", &arguments);
+    assert_eq!(ending.code(), 0, "{}", ending.said);
+    let says = ["EVENTD_ON_EXHAUSTED=drop has no effect: ", "55 delivered, 5 given up and kept as dead letters"];
+    assert!(says.iter().all(|what| ending.said.contains(what)), "{}", ending.said);
+    assert_eq!(delivered.plan(&["--dead"])["events"], 5);
+}
+
+#[test]
+fn a_replay_that_drops_events_says_so_before_and_counts_them() {
+    let delivered = with_a_failing_user();
+    let drop = ["--from", "0", "--on-exhausted", "drop", "--attempts", "1"];
+    let plan = delivered.plan(&drop);
+    assert!(plan["notes"][0].as_str().is_some_and(|note| note.starts_with("--on-exhausted drop: ")), "{plan}");
+    let ending = delivered.replay(&[&drop[..], &["--execute"]].concat());
+    assert_eq!(ending.code(), 0, "{}", ending.said);
+    for says in ["note      --on-exhausted drop: ", "55 delivered, 5 dropped, "] {
+        assert!(ending.said.contains(says), "{says}: {}", ending.said);
+    }
+    let ending = delivered.replay(&[&drop[..], &["--execute", "--json", "--user", "user-3"]].concat());
+    assert_eq!(ending.code(), 1, "{}", ending.said);
+    assert!(ending.said.contains("delivered no event: all 5 were dropped"), "{}", ending.said);
+    let summary = json_lines(&ending).pop().unwrap();
+    assert_eq!((&summary["dropped"], &summary["left"]), (&5.into(), &0.into()), "{summary}");
+    let counts: Vec<Value> = delivered.listed().into_iter().map(|replay| replay["counts"]["dropped"].clone()).collect();
+    assert_eq!(counts, [5, 5]);
+    let list = run(delivered.folder(), &["replay", "--url", "sqlite:log.db", "--list"]).said;
+    assert!(list.contains("    55 of 60 delivered, 0 given up, 5 dropped\n"), "{list}");
 }

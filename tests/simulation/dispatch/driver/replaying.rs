@@ -145,7 +145,7 @@ impl Driver<'_> {
             json: false,
             rate: request.rate,
             repeated: RepeatedFlags::default(),
-            ignores_hold: false,
+            ignored_policy: None,
             stop_after_failures: if self.calm { 0 } else { request.stop_after_failures },
             signature: Signature::Present,
         };
