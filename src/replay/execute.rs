@@ -5,7 +5,7 @@ use super::ids::new_replay_id;
 use super::plan::PartitionPlan;
 use super::redrive::RedriveMarker;
 use super::run::{self, ReplayRun};
-use super::show::{self, Planned};
+use super::show::{self, EarlierRuns, Planned};
 use super::{Config, PreparedReplay, RETRIES_MAX, RETRY_DELAY, ReplayContext, ReplayRefused};
 use crate::core::outcome::Ended;
 use crate::core::progress::PartitionState;
@@ -72,6 +72,11 @@ pub(super) async fn execute(
         }
     };
     audit.write(&id, name, started).await?;
+    let earlier = match resumed {
+        // Read only now: until this process joined the group, another one could run this replay.
+        Some(_) => audit.histories().await?.get(&id).map(EarlierRuns::of).unwrap_or_default(),
+        None => EarlierRuns::default(),
+    };
     tracing::info!(replay = id, destination = %name, events, "replaying; if it stops, continue with --resume {id}");
     let advice = show::ResumeAdvice::new(context, config, &id);
     let replay_run = ReplayRun {
@@ -93,7 +98,7 @@ pub(super) async fn execute(
         forget_progress(context, &id, &source).await;
     }
     advice.disarm();
-    show::conclude(context, config, &id, Planned { events, redriven_meanwhile }, result)
+    show::conclude(context, config, &id, Planned { events, redriven_meanwhile, earlier }, result)
 }
 
 /// Another replay may have redriven some of the dead letters after the plan was made, or since this replay stopped.

@@ -269,6 +269,27 @@ pub(super) struct Planned {
     pub(super) events: u64,
     /// Dead letters that were part of the replay, and that other replays redrove before this run.
     pub(super) redriven_meanwhile: u64,
+    pub(super) earlier: EarlierRuns,
+}
+
+/// What earlier runs of a replay came to. A new replay has none.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct EarlierRuns {
+    counts: DeliveryCounts,
+    settled_by_killed: u64,
+}
+
+impl EarlierRuns {
+    pub(super) fn of(history: &ReplayHistory) -> Self {
+        Self { counts: history.counts, settled_by_killed: history.settled_by_killed }
+    }
+
+    /// The sum with the last run, if it is certain that no run delivered an event and that events have failed. What a killed
+    /// run settled may have been delivered.
+    fn without_delivery(self, last: DeliveryCounts) -> Option<DeliveryCounts> {
+        let sum = self.counts.and(last);
+        (sum.delivered == 0 && self.settled_by_killed == 0 && sum.not_delivered() > 0).then_some(sum)
+    }
 }
 
 /// Prints the summary, and answers with what the process ends with.
@@ -280,7 +301,7 @@ pub(super) fn conclude(
     result: RunResult,
 ) -> anyhow::Result<Ended> {
     let RunResult { outcome, counts, why, error } = result;
-    let Planned { events, redriven_meanwhile } = planned;
+    let Planned { events, redriven_meanwhile, earlier } = planned;
     let left = if outcome == ReplayOutcome::Finished { 0 } else { events.saturating_sub(counts.settled()) };
     if config.json {
         let summary = SummaryJson { id, outcome, counts, redriven_meanwhile, left, why: &why };
@@ -289,10 +310,10 @@ pub(super) fn conclude(
         print(context, true, &format!("replay {id}: {}\n", summarize(counts, redriven_meanwhile, left)))?;
     }
     match (outcome, error) {
-        (ReplayOutcome::Finished, _) if counts.delivered == 0 && counts.not_delivered() > 0 => {
-            Err(anyhow!("replay {id} delivered no event: {}", nothing_delivered(counts)))
-        }
-        (ReplayOutcome::Finished, _) => Ok(Ended::Drained),
+        (ReplayOutcome::Finished, _) => match earlier.without_delivery(counts) {
+            Some(sum) => Err(anyhow!("replay {id} delivered no event: {}", nothing_delivered(sum))),
+            None => Ok(Ended::Drained),
+        },
         (ReplayOutcome::Failed, Some(error)) => {
             Err(error.context(format!("replay {id} failed. Continue it with --resume {id}")))
         }
@@ -370,4 +391,42 @@ fn summarize(counts: DeliveryCounts, redriven_meanwhile: u64, left: u64) -> Stri
     parts.extend((left > 0).then(|| format!("{left} left")));
     parts.extend((failed > 0).then(|| format!("{failed} attempts failed")));
     parts.join(", ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn counts(delivered: u64, given_up: u64, dropped: u64) -> DeliveryCounts {
+        DeliveryCounts { delivered, given_up, dropped, failed: 9 }
+    }
+
+    #[test]
+    fn a_replay_has_delivered_nothing_only_if_no_run_of_it_has() {
+        let runs = |counts, settled_by_killed| EarlierRuns { counts, settled_by_killed };
+        let none = DeliveryCounts::default();
+        for (earlier, last, without_delivery) in [
+            (runs(none, 0), counts(0, 5, 0), true),
+            (runs(none, 0), counts(0, 0, 5), true),
+            (runs(counts(0, 3, 0), 0), none, true),
+            (runs(none, 0), counts(1, 5, 5), false),
+            (runs(none, 0), none, false),
+            (runs(counts(1, 0, 0), 0), counts(0, 5, 0), false),
+            (runs(none, 1), counts(0, 5, 0), false),
+        ] {
+            assert_eq!(earlier.without_delivery(last).is_some(), without_delivery, "{earlier:?} and {last:?}");
+        }
+    }
+
+    #[test]
+    fn a_replay_without_a_delivery_says_what_became_of_its_events() {
+        for (counts, says) in [
+            (counts(0, 7, 0), "all 7 were given up again. "),
+            (counts(0, 0, 7), "all 7 were dropped (--on-exhausted drop). "),
+            (counts(0, 2, 5), "2 were given up again, and 5 dropped"),
+        ] {
+            let text = nothing_delivered(counts);
+            assert!(text.starts_with(says) && text.contains("Correct the cause"), "{text}");
+        }
+    }
 }

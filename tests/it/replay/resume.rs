@@ -253,3 +253,17 @@ fn a_replay_that_drops_events_says_so_before_and_counts_them() {
     let list = run(delivered.folder(), &["replay", "--url", "sqlite:log.db", "--list"]).said;
     assert!(list.contains("    55 of 60 delivered, 0 given up, 5 dropped\n"), "{list}");
 }
+
+#[test]
+fn a_resumed_replay_is_judged_by_all_of_its_runs() {
+    let delivered = with_a_failing_user();
+    let two_users = ["--from", "0", "--user", "user-3", "--user", "user-4"];
+    let replay = delivered.replaying(&[&two_users[..], &["--attempts", "0", "--execute"]].concat());
+    delivered.receiver.wait_for(5);
+    assert_eq!(replay.stop().code(), 3);
+    let rest = ["--resume", &delivered.id(), "--execute", "--attempts", "1", "--backoff", "1ms"];
+    let ending = delivered.replay(&rest);
+    assert!(ending.said.contains("0 delivered, 5 given up and kept as dead letters"), "{}", ending.said);
+    assert_eq!(ending.code(), 0, "the first run delivered the events of user-4: {}", ending.said);
+    assert_eq!(delivered.listed()[0]["counts"]["delivered"], 5);
+}
