@@ -125,6 +125,8 @@ pub struct ReplayHistory {
     pub settled_by_killed: u64,
     /// Dead letters that other replays have redriven.
     pub redriven_meanwhile: u64,
+    /// The number of the record with which its last run began. Records of the audit topic are numbered in their order.
+    pub last_run: u64,
 }
 
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
@@ -183,8 +185,12 @@ impl AuditLog {
 
     /// The history of every replay, by id, the oldest first.
     pub async fn histories(&self) -> anyhow::Result<BTreeMap<String, ReplayHistory>> {
-        let mut histories = BTreeMap::new();
-        self.read(|record| add_to_histories(&mut histories, record)).await?;
+        let (mut histories, mut number) = (BTreeMap::new(), 0);
+        self.read(|record| {
+            number += 1;
+            add_to_histories(&mut histories, record, number);
+        })
+        .await?;
         Ok(histories)
     }
 
@@ -243,7 +249,8 @@ impl AuditLog {
     }
 }
 
-fn add_to_histories(histories: &mut BTreeMap<String, ReplayHistory>, record: AuditRecord) {
+/// `number` is greater for each further record.
+fn add_to_histories(histories: &mut BTreeMap<String, ReplayHistory>, record: AuditRecord, number: u64) {
     match record.event {
         AuditEvent::ReplayStarted(started) => {
             histories.entry(record.id).or_insert(ReplayHistory {
@@ -256,11 +263,13 @@ fn add_to_histories(histories: &mut BTreeMap<String, ReplayHistory>, record: Aud
                 counts: DeliveryCounts::default(),
                 settled_by_killed: 0,
                 redriven_meanwhile: 0,
+                last_run: number,
             });
         }
         AuditEvent::ReplayResumed { left, redriven_meanwhile } => {
             if let Some(history) = histories.get_mut(&record.id) {
                 history.resumed(record.at_ms, left, redriven_meanwhile);
+                history.last_run = number;
             }
         }
         AuditEvent::ReplayEnded { outcome, counts, why } => {
@@ -277,6 +286,12 @@ fn add_to_histories(histories: &mut BTreeMap<String, ReplayHistory>, record: Aud
 }
 
 impl ReplayHistory {
+    /// Whether this replay has redriven dead letters of the same destination since the last run of the other one began. Only
+    /// one process at a time redrives them, so each of them is stopped before the next one begins.
+    pub fn redrives_after(&self, other: &Self) -> bool {
+        self.started.selection.dead && self.destination == other.destination && self.last_run > other.last_run
+    }
+
     /// A run begins, and finds this many events left by the commits of earlier runs.
     fn resumed(&mut self, at_ms: i64, left: u64, redriven_meanwhile: u64) {
         self.ended = None;
@@ -351,7 +366,7 @@ mod tests {
             record("a", 7, ended(ReplayOutcome::Finished, 1)),
         ] {
             let stored = serde_json::to_vec(&one).unwrap();
-            add_to_histories(&mut histories, serde_json::from_slice(&stored).unwrap());
+            add_to_histories(&mut histories, serde_json::from_slice(&stored).unwrap(), 0);
         }
         assert_eq!(histories.keys().collect::<Vec<_>>(), ["a", "b"]);
         let finished = ReplayEnd { at_ms: 7, outcome: ReplayOutcome::Finished, why: String::new() };
@@ -373,12 +388,45 @@ mod tests {
             record("a", 3, resumed(2, 2)),
             record("a", 4, ended(ReplayOutcome::Stopped, 0)),
         ] {
-            add_to_histories(&mut histories, one);
+            add_to_histories(&mut histories, one, 0);
         }
         let history = &histories["a"];
         assert_eq!((history.settled_by_killed, history.redriven_meanwhile, history.counts.settled()), (3, 2, 1));
-        add_to_histories(&mut histories, record("a", 5, resumed(1, 0)));
+        add_to_histories(&mut histories, record("a", 5, resumed(1, 0)), 0);
         assert_eq!(histories["a"].settled_by_killed, 3, "the run that ended has counted its own event");
+    }
+
+    #[test]
+    fn only_a_later_redrive_of_the_same_destination_can_have_marked_dead_letters_meanwhile() {
+        let redrive = |mut record: AuditRecord| {
+            if let AuditEvent::ReplayStarted(started) = &mut record.event {
+                started.selection.dead = true;
+            }
+            record
+        };
+        let to_crm = |record| AuditRecord { destination: "crm".into(), ..record };
+        let mut histories = BTreeMap::new();
+        let records = [
+            redrive(record("before", 1, started())),
+            redrive(record("own", 2, started())),
+            redrive(to_crm(record("crm", 3, started()))),
+            record("topic", 4, started()),
+            redrive(record("after", 5, started())),
+        ];
+        for (one, number) in records.into_iter().zip(1..) {
+            add_to_histories(&mut histories, one, number);
+        }
+        let after = |histories: &BTreeMap<String, ReplayHistory>| {
+            let own = &histories["own"];
+            let after = histories.iter().filter(|(_, other)| other.redrives_after(own));
+            after.map(|(id, _)| id.clone()).collect::<Vec<_>>()
+        };
+        assert_eq!(after(&histories), ["after"]);
+        // The clock of another machine may be wrong, so the order of the records counts.
+        add_to_histories(&mut histories, record("before", 0, resumed(1, 0)), 6);
+        assert_eq!(after(&histories), ["after", "before"]);
+        add_to_histories(&mut histories, record("own", 0, resumed(1, 0)), 7);
+        assert!(after(&histories).is_empty());
     }
 
     #[test]

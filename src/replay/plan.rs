@@ -238,7 +238,7 @@ impl PlanText<'_> {
     fn write_left_out(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let plan = self.plan;
         let redriven = match self.kind {
-            PlanKind::Deliver(DeliveryTerms { is_resumed: true, .. }) => "redriven meanwhile by other replays",
+            PlanKind::Deliver(DeliveryTerms { is_resumed: true, .. }) => "redriven meanwhile",
             _ => "replayed before (--again includes them)",
         };
         let lines = [

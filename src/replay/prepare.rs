@@ -13,7 +13,7 @@ use crate::core::side_topics::{dead_letter_group, dead_letter_topic, replay_grou
 use crate::dispatch::{OnGap, dead_letter_topic as dead_letters};
 use crate::log::{Log, OpenError};
 use anyhow::Context;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 /// How many names a message lists before it only counts the rest.
@@ -70,7 +70,8 @@ pub(super) async fn prepare_new(
 
 /// Prepares to resume a replay: what is left of it, by its own commits.
 pub(super) async fn prepare_resume(context: &ReplayContext, id: &str) -> anyhow::Result<PreparedReplay> {
-    let history = find_resumable(context, id).await?;
+    let (history, others) = find_resumable(context, id).await?;
+    let others_redrive = others.values().any(|other| other.redrives_after(&history));
     let ReplayStart { selection, plan, title, .. } = history.started;
     let source = open_source(context, selection.dead).await?;
     let group = replay_group(&context.spec.name, id);
@@ -97,9 +98,10 @@ pub(super) async fn prepare_resume(context: &ReplayContext, id: &str) -> anyhow:
             }
         }
         if rest != partitions {
-            let own = plan.events;
+            let left = plan.events;
             (plan, _) = count(context, &*source, &mut rest, &selection, None, skips_damaged(context)).await?;
-            plan.redriven = own - plan.events;
+            // A dead letter is marked before the replay commits. If the replay was killed in between, the mark is its own.
+            plan.redriven = if others_redrive { left - plan.events } else { 0 };
         }
     }
     // What counts as settled was delivered by this replay, or was never part of it. Dispatch does not deliver it.
@@ -124,11 +126,15 @@ pub(super) fn skips_damaged(context: &ReplayContext) -> bool {
     context.dispatch.on_gap == OnGap::Skip
 }
 
-/// Finds a replay that can be resumed for this destination.
-async fn find_resumable(context: &ReplayContext, id: &str) -> anyhow::Result<ReplayHistory> {
+/// Finds a replay that can be resumed for this destination. Also returns the histories of all others.
+async fn find_resumable(
+    context: &ReplayContext,
+    id: &str,
+) -> anyhow::Result<(ReplayHistory, BTreeMap<String, ReplayHistory>)> {
     let unknown = || ReplayRefused::usage(format!("there is no replay {id:?}. --list shows the ids"));
     let audit = AuditLog::open_existing(&*context.engine, context.log.topic()).await?.ok_or_else(unknown)?;
-    let history = audit.histories().await?.remove(id).ok_or_else(unknown)?;
+    let mut histories = audit.histories().await?;
+    let history = histories.remove(id).ok_or_else(unknown)?;
     if history.destination != context.spec.name {
         let (theirs, ours) = (&history.destination, &context.spec.name);
         return Err(ReplayRefused::usage(format!("replay {id} is of destination {theirs:?}, and --dest is {ours:?}")));
@@ -142,7 +148,7 @@ async fn find_resumable(context: &ReplayContext, id: &str) -> anyhow::Result<Rep
     if let Some(ReplayEnd { at_ms, outcome: ReplayOutcome::Finished, .. }) = &history.ended {
         return Err(ReplayRefused::usage(format!("replay {id} has finished already, at {}", show_ms(*at_ms))));
     }
-    Ok(history)
+    Ok((history, histories))
 }
 
 /// Refuses a name that has no commits: it is probably mistyped, if there are events at all.

@@ -114,7 +114,7 @@ impl fmt::Display for ListedReplay<'_> {
                     let others = [
                         (dropped, "dropped"),
                         (by_killed, "settled by runs that were killed"),
-                        (by_others, "redriven meanwhile by other replays"),
+                        (by_others, "redriven meanwhile"),
                     ];
                     for (count, what) in others.into_iter().filter(|(count, _)| *count > 0) {
                         write!(f, ", {count} {what}")?;
@@ -387,7 +387,7 @@ fn summarize(counts: DeliveryCounts, redriven_meanwhile: u64, left: u64) -> Stri
     let mut parts = vec![format!("{delivered} delivered")];
     parts.extend((given_up > 0).then(|| format!("{given_up} given up and kept as dead letters")));
     parts.extend((dropped > 0).then(|| format!("{dropped} dropped")));
-    parts.extend((redriven_meanwhile > 0).then(|| format!("{redriven_meanwhile} redriven meanwhile by other replays")));
+    parts.extend((redriven_meanwhile > 0).then(|| format!("{redriven_meanwhile} redriven meanwhile")));
     parts.extend((left > 0).then(|| format!("{left} left")));
     parts.extend((failed > 0).then(|| format!("{failed} attempts failed")));
     parts.join(", ")
