@@ -53,13 +53,13 @@ const START_WAIT_MAX: Duration = Duration::from_secs(10);
 pub(super) const CONTROL_LOOK_MAX: Duration = Duration::from_secs(30);
 
 impl DispatchContext {
-    /// A partition has this state now: because of a command, or because its worker begins with it.
-    pub(super) fn set_control(&self, log: &PartitionLog, control: &ControlState, command: Option<&ControlRecord>) {
+    /// A partition has this state now: because of commands, or because its worker begins with it.
+    pub(super) fn set_control(&self, log: &PartitionLog, control: &ControlState, causes: ChangeCauses<'_>) {
         let now = self.now();
-        self.shared_control.pauses.set(log, control, command);
+        self.shared_control.pauses.set(log, control, causes.of_pause);
         self.breaker.lock().set_paused(self.shared_control.pauses.is_any(), now);
         if let Some(rate) = self.throttle.rate.set_operator_rate(log.partition, control.rate_per_hour, now)
-            && let Some(ControlRecord { by, reason, .. }) = command
+            && let Some(ControlRecord { by, reason, .. }) = causes.of_rate
         {
             tracing::info!(destination = log.destination, %by, %reason, "the rate of events was changed: {rate}");
         }
@@ -80,6 +80,31 @@ impl DispatchContext {
         self.shared_control.held.remove(partition);
         self.breaker.lock().set_paused(self.shared_control.pauses.is_any(), now);
         _ = self.throttle.rate.set_operator_rate(partition, None, now);
+    }
+}
+
+/// The commands because of which the state of a destination has changed. Each thing that changes has its own operator and
+/// reason, so a log line about one of them must not name the command about another one.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) struct ChangeCauses<'f> {
+    /// The last pause or resume that had an effect.
+    of_pause: Option<&'f ControlRecord>,
+    /// The last change of the rate.
+    of_rate: Option<&'f ControlRecord>,
+}
+
+impl<'f> ChangeCauses<'f> {
+    /// Adds a command with this effect. It replaces an earlier one about the same thing.
+    fn add(&mut self, effect: &ControlEffect, record: &'f ControlRecord) {
+        match effect {
+            ControlEffect::Paused | ControlEffect::Resumed => self.of_pause = Some(record),
+            ControlEffect::RateChanged => self.of_rate = Some(record),
+            ControlEffect::Probe | ControlEffect::User { .. } | ControlEffect::None => {}
+        }
+    }
+
+    fn is_empty(&self) -> bool {
+        *self == Self::default()
     }
 }
 
@@ -176,7 +201,7 @@ impl ControlledPartition<'_> {
         if let Some(why) = &found.missing {
             tracing::error!(destination, partition, "passed commands of the control topic that cannot be read: {why}");
         }
-        let mut changed = None;
+        let mut changed = ChangeCauses::default();
         let waits = self.apply_found(&found, looks, &mut changed, now);
         self.share_changed(changed);
         if waits {
@@ -189,13 +214,13 @@ impl ControlledPartition<'_> {
         }
     }
 
-    /// Applies these commands in their order. `changed`: the last one that changed the state of the destination, which the
-    /// other partitions do not know yet. Returns whether a command waits. Then it and those after it are not passed.
+    /// Applies these commands in their order. `changed`: those that changed the state of the destination, which the other
+    /// partitions do not know yet. Returns whether a command waits. Then it and those after it are not passed.
     fn apply_found<'f>(
         &mut self,
         found: &'f FoundCommands,
         looks: &mut ControlReader,
-        changed: &mut Option<&'f ControlRecord>,
+        changed: &mut ChangeCauses<'f>,
         now: Moment,
     ) -> bool {
         let (destination, partition) = (self.log.destination.as_str(), self.partition);
@@ -265,9 +290,9 @@ impl ControlledPartition<'_> {
         }
     }
 
-    /// Tells all partitions of the process about the state of the destination after this command.
-    fn share_changed(&self, changed: Option<&ControlRecord>) {
-        if changed.is_some() {
+    /// Tells all partitions of the process about the state of the destination after these commands.
+    fn share_changed(&self, changed: ChangeCauses<'_>) {
+        if !changed.is_empty() {
             self.context.set_control(self.log, self.committer.control(), changed);
         }
     }
@@ -278,7 +303,7 @@ impl ControlledPartition<'_> {
         &mut self,
         offset: i64,
         record: &'f ControlRecord,
-        changed: &mut Option<&'f ControlRecord>,
+        changed: &mut ChangeCauses<'f>,
         now: Moment,
     ) -> Result<(), HoldError> {
         if let ControlCommand::User { user, action } = &record.command {
@@ -286,23 +311,20 @@ impl ControlledPartition<'_> {
         }
         let context = self.context;
         let effect = self.committer.apply_command(offset, record);
-        match effect {
-            // If several were found at once, as at a start, a log line says what the last one leaves.
-            ControlEffect::Paused | ControlEffect::Resumed | ControlEffect::RateChanged => *changed = Some(record),
-            ControlEffect::Probe => {
-                self.share_changed(changed.take());
-                let is_first = context.shared_control.probes.is_first(&record.id);
-                if is_first && context.breaker.lock().probe_now(now) {
-                    let ControlRecord { by, reason, .. } = record;
-                    let when = match context.shared_control.pauses.is_any() {
-                        true => "when the destination is resumed, because it is paused",
-                        false => "now",
-                    };
-                    tracing::info!(destination = self.log.destination, %by, %reason, "a probe is sent {when}, as was asked for");
-                    context.breaker.notify_changed();
-                }
+        // If several were found at once, as at a start, a log line says what the last one about its thing leaves.
+        changed.add(&effect, record);
+        if effect == ControlEffect::Probe {
+            self.share_changed(std::mem::take(changed));
+            let is_first = context.shared_control.probes.is_first(&record.id);
+            if is_first && context.breaker.lock().probe_now(now) {
+                let ControlRecord { by, reason, .. } = record;
+                let when = match context.shared_control.pauses.is_any() {
+                    true => "when the destination is resumed, because it is paused",
+                    false => "now",
+                };
+                tracing::info!(destination = self.log.destination, %by, %reason, "a probe is sent {when}, as was asked for");
+                context.breaker.notify_changed();
             }
-            ControlEffect::User { .. } | ControlEffect::None => {}
         }
         Ok(())
     }
@@ -342,6 +364,24 @@ mod tests {
 
     fn at(seconds: u64) -> Moment {
         Moment::ZERO + Duration::from_secs(seconds)
+    }
+
+    #[test]
+    fn a_pause_and_a_rate_that_change_together_each_keep_their_own_command() {
+        let record =
+            |at_ms, command| ControlRecord { id: "id".into(), at_ms, by: "ann@ops".into(), reason: "".into(), command };
+        let (pause, resume) = (record(1, ControlCommand::Pause), record(3, ControlCommand::Resume));
+        let rate = record(2, ControlCommand::Rate { per_hour: Some(1) });
+        let same_rate = record(4, ControlCommand::Rate { per_hour: Some(1) });
+        let mut causes = ChangeCauses::default();
+        causes.add(&ControlEffect::Probe, &pause);
+        assert!(causes.is_empty());
+        causes.add(&ControlEffect::Paused, &pause);
+        causes.add(&ControlEffect::RateChanged, &rate);
+        assert_eq!(causes, ChangeCauses { of_pause: Some(&pause), of_rate: Some(&rate) });
+        causes.add(&ControlEffect::Resumed, &resume);
+        causes.add(&ControlEffect::None, &same_rate);
+        assert_eq!(causes, ChangeCauses { of_pause: Some(&resume), of_rate: Some(&rate) });
     }
 
     #[test]

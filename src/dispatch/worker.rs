@@ -18,7 +18,7 @@
 use super::commands::FoundCommands;
 use super::committer::{Committer, initial_state};
 use super::context::DispatchContext;
-use super::control::{self, CONTROL_LOOK_MAX, ControlReader, ControlledPartition, START_LOOK_MAX};
+use super::control::{self, CONTROL_LOOK_MAX, ChangeCauses, ControlReader, ControlledPartition, START_LOOK_MAX};
 use super::cursor::{CursorKind, FetchRequest};
 use super::dead_letters::DeadLetterWriter;
 use super::deliverer::{BatchEnd, Deliverer, FailedBatch, Judge, NextBatch, RunInFlight, TriesEnded};
@@ -685,7 +685,7 @@ impl Worker {
 
     /// Tells the parts that all partitions share what operators commanded before this worker began.
     fn share_control(&self) {
-        self.context.set_control(&self.log, self.committer.control(), None);
+        self.context.set_control(&self.log, self.committer.control(), ChangeCauses::default());
         self.context.shared_control.held.begin(self.partition, &self.committer.stored().users);
     }
 

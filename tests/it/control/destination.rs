@@ -181,3 +181,25 @@ fn commands_that_are_stored_and_not_applied_are_told_and_a_start_logs_what_they_
     let lines = dispatch.stop().said;
     assert!(!lines.contains("paused since") && !lines.contains("changed: 5/s"), "{lines}");
 }
+
+#[test]
+fn the_log_lines_about_a_resume_and_a_rate_each_have_their_own_reason() {
+    let controlled = Controlled::on_sqlite();
+    let dispatch = controlled.dispatch(&[]);
+    controlled.post(0..6);
+    controlled.receiver.wait_for(6);
+    controlled.applied(&["pause"]);
+    // The owners find both commands in one look.
+    dispatch.signal("STOP");
+    for words in [&["resume", "--reason", "deploy is over"][..], &["rate", "50/s", "--reason", "their database"]] {
+        assert_eq!(controlled.control(&[words, &["--wait", "0s"]].concat()).code(), 3, "{words:?}");
+    }
+    dispatch.signal("CONT");
+    dispatch.wait_for(&["the destination was resumed"]);
+    dispatch.wait_for(&["the rate of events was changed: 50/s"]);
+    let lines = dispatch.stop().said;
+    for (line, reason) in [("was resumed", "deploy is over"), ("was changed: 50/s", "their database")] {
+        let line = lines.lines().find(|other| other.contains(line)).unwrap();
+        assert!(line.contains(reason), "{reason}: {line}");
+    }
+}
