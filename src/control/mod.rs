@@ -36,6 +36,7 @@ use crate::replay::Streams;
 use crate::replay::position::show_ms;
 use anyhow::bail;
 use serde::Serialize;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -148,6 +149,9 @@ enum CommandResult {
 struct FailedIn {
     partition: u32,
     why: String,
+    /// What the operator can do, if that helps.
+    #[serde(skip)]
+    advice: Option<&'static str>,
 }
 
 /// Prints what the command does, gives it, and waits until the owners have applied it, or until `stop`.
@@ -171,11 +175,7 @@ pub async fn run(
     match result {
         CommandResult::Applied { .. } | CommandResult::Unowned { .. } => Ok(Ended::Drained),
         CommandResult::Waiting { .. } => Ok(Ended::WorkLeft),
-        CommandResult::Failed { partitions, .. } => {
-            let partitions: Vec<String> =
-                partitions.iter().map(|FailedIn { partition, why }| format!("partition {partition}: {why}")).collect();
-            bail!("the command had no effect in {}. Then give the command again", partitions.join("; "))
-        }
+        CommandResult::Failed { partitions, .. } => bail!("the command had no effect in {}", causes_of(&partitions)),
     }
 }
 
@@ -223,6 +223,19 @@ impl CommandResult {
     }
 }
 
+/// Each cause with its partitions, and what the operator can do.
+fn causes_of(failed: &[FailedIn]) -> String {
+    let mut by_cause: BTreeMap<(&str, Option<&str>), Vec<u32>> = BTreeMap::new();
+    for FailedIn { partition, why, advice } in failed {
+        by_cause.entry((why, *advice)).or_default().push(*partition);
+    }
+    let cause = |((why, advice), partitions): ((&str, Option<&str>), Vec<u32>)| {
+        let advice = advice.map(|advice| format!(". {advice}")).unwrap_or_default();
+        format!("{}: {why}{advice}", numbered(partitions.into_iter()))
+    };
+    by_cause.into_iter().map(cause).collect::<Vec<_>>().join("; ")
+}
+
 /// `partition 0` or `partitions 0, 1, 2`.
 fn numbered(partitions: impl ExactSizeIterator<Item = u32>) -> String {
     let noun = if partitions.len() == 1 { "partition" } else { "partitions" };
@@ -239,4 +252,26 @@ fn counted(number: u64, noun: &str) -> String {
 fn since(ms: i64, by: &str, reason: &str) -> String {
     let reason = if reason.is_empty() { String::new() } else { format!(" ({reason})") };
     format!("since {} by {by}{reason}", show_ms(ms))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::core::progress::CommandFailure;
+
+    #[test]
+    fn a_command_without_effect_is_to_be_given_again_only_if_that_helps() {
+        let failed =
+            |partition, why: CommandFailure| FailedIn { partition, why: why.to_string(), advice: why.advice() };
+        let not_possible = causes_of(&[failed(0, CommandFailure::NotPossible), failed(2, CommandFailure::NotPossible)]);
+        assert_eq!(not_possible, "partitions 0, 2: the owner delivers in a way that holds no user");
+        let mixed = causes_of(&[failed(0, CommandFailure::NotReadInTime), failed(1, CommandFailure::ListIsFull)]);
+        for says in [
+            "partition 0: the partition was not read far enough in time. Give the command again",
+            "partition 1: the list of parked users is full (--parked-users): raise --parked-users, or release users that \
+             are held. Then give the command again",
+        ] {
+            assert!(mixed.contains(says), "{says}: {mixed}");
+        }
+    }
 }

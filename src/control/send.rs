@@ -176,5 +176,5 @@ fn result_of(
 fn failed_in(states: &[Option<PartitionState>], (partition, offset): (&u32, &i64)) -> Option<FailedIn> {
     let state = states.get(*partition as usize)?.as_ref()?;
     let failed = state.control.failed.iter().find(|failed| failed.offset == *offset)?;
-    Some(FailedIn { partition: *partition, why: failed.why.to_string() })
+    Some(FailedIn { partition: *partition, why: failed.why.to_string(), advice: failed.why.advice() })
 }

@@ -278,7 +278,10 @@ impl ControlledPartition<'_> {
         let is_known = memory.lanes.find(key.as_deref()).is_some() || parked.is_listed(&key);
         let (user, by) = (shown_user(Some(user)), shown_answer(&record.by));
         match is_known {
-            true => tracing::error!(destination, partition, command, user, by, "a command had no effect: {why}"),
+            true => {
+                let advice = why.advice().map(|advice| format!(". {advice}")).unwrap_or_default();
+                tracing::error!(destination, partition, command, user, by, "a command had no effect: {why}{advice}");
+            }
             false => tracing::warn!(
                 destination,
                 partition,

@@ -167,13 +167,22 @@ pub struct FailedCommand {
 pub enum CommandFailure {
     #[error("the list of parked users is full (--parked-users): raise --parked-users, or release users that are held")]
     ListIsFull,
-    #[error("the partition was not read far enough in time, so give the command again")]
+    #[error("the partition was not read far enough in time")]
     NotReadInTime,
     #[error("the owner delivers in a way that holds no user")]
     NotPossible,
 }
 
 impl CommandFailure {
+    /// What the operator can do, in a sentence. `None`: the command will not have an effect at this owner.
+    pub fn advice(self) -> Option<&'static str> {
+        match self {
+            Self::ListIsFull => Some("Then give the command again"),
+            Self::NotReadInTime => Some("Give the command again"),
+            Self::NotPossible => None,
+        }
+    }
+
     /// The number in a stored state.
     pub(super) fn code(self) -> u64 {
         match self {

@@ -104,8 +104,8 @@ fn a_hold_that_the_list_has_no_room_for_is_a_failure_that_says_why() {
     controlled.applied(&["hold", "--user", "user-1"]);
     let ending = controlled.control(&["hold", "--user", "user-2", "--wait", "60s"]);
     assert_eq!(ending.code(), 1, "{}", ending.said);
-    let why = "partition 0: the list of parked users is full (--parked-users): raise --parked-users, or release";
-    for says in ["without effect in partitions 0, 1, 2: hold", why] {
+    let why = "partitions 0, 1, 2: the list of parked users is full (--parked-users): raise --parked-users, or release";
+    for says in ["without effect in partitions 0, 1, 2: hold", why, "held. Then give the command again"] {
         assert!(ending.said.contains(says), "{}", ending.said);
     }
     dispatch.wait_for(&["a command had no effect", "command=\"hold\"", "user=\"user-2\"", "raise --parked-users"]);
