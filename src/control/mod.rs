@@ -179,46 +179,49 @@ pub async fn run(
     }
 }
 
-/// Prints on standard output, for people or for programs.
+/// Prints on standard output, for people or for programs. `for_people` are lines: a line break in one of them is text of an
+/// operator or of a receiver, and is escaped.
 fn print(
     context: &CommandContext,
     json: bool,
     value: &impl Serialize,
-    for_people: impl FnOnce() -> String,
+    for_people: impl FnOnce() -> Vec<String>,
 ) -> anyhow::Result<()> {
     let text = match json {
         true => escaped_json(&serde_json::to_string(value)?).into_owned() + "\n",
-        false => for_people().lines().map(|line| escaped(line).into_owned() + "\n").collect(),
+        false => for_people().iter().map(|line| escaped(line).into_owned() + "\n").collect(),
     };
     context.streams.out(&text)?;
     Ok(())
 }
 
 impl CommandResult {
-    fn describe(&self, destination: &str, plan: &CommandPlan, wait: Duration) -> String {
+    /// The result in words, line by line.
+    fn describe(&self, destination: &str, plan: &CommandPlan, wait: Duration) -> Vec<String> {
         let command = plan.command;
         match self {
             Self::Applied { now, without_effect, .. } => {
-                let mut text = format!("applied: {command}\nnow: {now}");
+                let mut lines = vec![format!("applied: {command}"), format!("now: {now}")];
                 if let Some(FailedIn { why, .. }) = without_effect.first() {
                     let partitions = numbered(without_effect.iter().map(|failed| failed.partition));
-                    text += &format!("\nno effect in {partitions}, where this user has no events: {why}");
+                    lines.push(format!("no effect in {partitions}, where this user has no events: {why}"));
                 }
-                text
+                lines
             }
             Self::Failed { partitions, .. } => {
-                format!("without effect in {}: {command}", numbered(partitions.iter().map(|failed| failed.partition)))
+                let partitions = numbered(partitions.iter().map(|failed| failed.partition));
+                vec![format!("without effect in {partitions}: {command}")]
             }
-            Self::Unowned { .. } => format!(
+            Self::Unowned { .. } => vec![format!(
                 "stored, NOT applied yet: no process delivers to {destination} now. The next one applies the command before \
                  its first attempt"
-            ),
-            Self::Waiting { partitions, .. } => format!(
+            )],
+            Self::Waiting { partitions, .. } => vec![format!(
                 "not applied within {} in {}. The command stays stored and is applied later: do not give it again. See the \
                  log of the process that delivers",
                 humantime::format_duration(wait),
                 numbered(partitions.iter().copied())
-            ),
+            )],
         }
     }
 }

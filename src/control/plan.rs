@@ -16,7 +16,6 @@ use crate::replay::retry_group_call;
 use anyhow::ensure;
 use serde::Serialize;
 use std::collections::BTreeSet;
-use std::fmt::Write as _;
 
 /// Partitions that one text names. The others are counted.
 const PARTITIONS_SHOWN_MAX: usize = 5;
@@ -243,11 +242,11 @@ impl CommandPlan {
         }
     }
 
-    /// What the command does, in words.
-    pub(super) fn describe(&self) -> String {
+    /// What the command does, in words, line by line.
+    pub(super) fn describe(&self) -> Vec<String> {
         let Self { destination, topic, waiting, .. } = self;
         let paused = self.before.paused();
-        let mut text = match &self.control_command {
+        let what = match &self.control_command {
             ControlCommand::Pause => format!(
                 "pause of {destination}, topic {topic}: no attempt starts until `eventd control resume`. {waiting}{}",
                 paused.map(|paused| format!(". It is {paused} already, and that stays")).unwrap_or_default()
@@ -269,37 +268,25 @@ impl CommandPlan {
                     "probe of {destination}, topic {topic}: a process whose breaker is open tries one event now. {waiting}"
                 )
             }
-            ControlCommand::User { action, .. } => self.describe_user(*action),
+            ControlCommand::User { action, .. } => self.describe_effect(*action),
         };
-        if let Some(NotApplied { command, by, at_ms }) = &self.not_applied {
-            _ = write!(text, "\nnote: a {command} by {by} at {} is stored and not applied yet", show_ms(*at_ms));
-        }
-        text
+        let user = self.user.iter().flat_map(UserPlan::lines);
+        let not_applied = self.not_applied.iter().map(|NotApplied { command, by, at_ms }| {
+            format!("note: a {command} by {by} at {} is stored and not applied yet", show_ms(*at_ms))
+        });
+        [what].into_iter().chain(user).chain(not_applied).collect()
     }
 
-    fn describe_user(&self, action: UserAction) -> String {
+    fn describe_effect(&self, action: UserAction) -> String {
         let Self { destination, topic, command, .. } = self;
-        let Some(UserPlan { user, held, partitions, hold, .. }) = &self.user else { return String::new() };
+        let user = self.user.as_ref().map_or("", |plan| plan.user.as_str());
         let effect = match action {
             UserAction::Retry => "its next event is tried now, and the user is released if it is held",
             UserAction::Hold => "its events wait in the log until `eventd control release`",
             UserAction::Release => "its events are delivered again, in their order",
             UserAction::GiveUp { .. } => "these events become dead letters with the reason operator",
         };
-        let mut text = format!("{command} of user {user:?} at {destination}, topic {topic}: {effect}");
-        if *held {
-            _ = write!(text, "\n  {}", shown_hold(hold.as_ref()));
-        }
-        if partitions.is_empty() {
-            text.push_str("\n  no event of this user waits; if you expected some, check --user");
-        }
-        for partition in partitions.iter().take(PARTITIONS_SHOWN_MAX) {
-            _ = write!(text, "\n  {partition}");
-        }
-        if let Some(others) = partitions.len().checked_sub(PARTITIONS_SHOWN_MAX).filter(|others| *others > 0) {
-            _ = write!(text, "\n  and {others} more partitions");
-        }
-        text
+        format!("{command} of user {user:?} at {destination}, topic {topic}: {effect}")
     }
 }
 
@@ -430,6 +417,20 @@ impl UserPlan {
             partitions,
             hold,
         }
+    }
+
+    /// Who holds the user, and what it has in each partition.
+    fn lines(&self) -> Vec<String> {
+        let Self { held, partitions, hold, .. } = self;
+        let mut lines = Vec::new();
+        lines.extend(held.then(|| format!("  {}", shown_hold(hold.as_ref()))));
+        if partitions.is_empty() {
+            lines.push("  no event of this user waits; if you expected some, check --user".to_owned());
+        }
+        lines.extend(partitions.iter().take(PARTITIONS_SHOWN_MAX).map(|partition| format!("  {partition}")));
+        let others = partitions.len().saturating_sub(PARTITIONS_SHOWN_MAX);
+        lines.extend((others > 0).then(|| format!("  and {others} more partitions")));
+        lines
     }
 }
 

@@ -203,3 +203,23 @@ fn the_log_lines_about_a_resume_and_a_rate_each_have_their_own_reason() {
         assert!(line.contains(reason), "{reason}: {line}");
     }
 }
+
+#[test]
+fn line_breaks_of_an_operator_forge_no_line() {
+    let controlled = Controlled::on_sqlite();
+    let dispatch = controlled.dispatch(&[]);
+    controlled.post(0..6);
+    controlled.receiver.wait_for(6);
+    let forged = "now: not paused";
+    let arguments = ["control", "pause", "--url", "sqlite:log.db", "--dest", "hook", "--wait", "60s"];
+    let mut pause = command(controlled.folder.path(), &arguments);
+    pause.args(["--reason", &format!("deploy\n{forged}")]).env("USER", format!("ann\n{forged}\n"));
+    let paused = Program::spawn(pause, "pause of an operator with line breaks").end();
+    assert_eq!(paused.code(), 0, "{}", paused.said);
+    let resumed = controlled.applied(&["resume"]);
+    for (said, lines_max) in [(&paused.said, 0), (&resumed, 1)] {
+        assert!(said.contains("by ann\\nnow: not paused\\n@"), "{said}");
+        assert_eq!(said.lines().filter(|line| line.starts_with(forged)).count(), lines_max, "{said}");
+    }
+    assert_eq!(dispatch.stop().code(), 0);
+}

@@ -7,7 +7,7 @@ mod users;
 use crate::conformance::unique;
 use crate::kafka::address;
 use crate::support::client::Client;
-use crate::support::program::{Ending, Program, run};
+use crate::support::program::{Ending, Program, command, run};
 use crate::support::receiver::Receiver;
 use crate::support::wait::eventually;
 use serde_json::Value;
