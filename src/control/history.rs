@@ -2,9 +2,10 @@
 //!
 //! Every command but `give-up` is in every partition, so that of partition 0 are enough.
 
-use super::scan::scan;
+use super::scan::{RECORDS_READ_MAX, scan};
 use super::{CommandContext, RequestedCommand};
 use crate::core::control::{ControlCommand, ControlRecord, Hold};
+use crate::core::event::Event;
 use crate::core::progress::PartitionState;
 use crate::core::side_topics::control_topic;
 use crate::dispatch::commands::record::decode;
@@ -18,6 +19,10 @@ pub(super) struct CommandHistory {
     pub(super) hold: Option<Hold>,
     /// The last command about the same thing that is stored and not applied yet.
     pub(super) not_applied: Option<ControlRecord>,
+    /// There are more applied commands than were read, so who holds the user is unknown.
+    pub(super) hold_is_unknown: bool,
+    /// There are more commands that are not applied yet than were read, so the last one is unknown.
+    pub(super) not_applied_is_unknown: bool,
 }
 
 impl CommandHistory {
@@ -30,6 +35,16 @@ impl CommandHistory {
         states: &[PartitionState],
         command: &RequestedCommand,
     ) -> anyhow::Result<Self> {
+        Self::read_at_most(context, states, command, RECORDS_READ_MAX).await
+    }
+
+    /// Reads so many of the applied commands, and of the others.
+    async fn read_at_most(
+        context: &CommandContext,
+        states: &[PartitionState],
+        command: &RequestedCommand,
+        records_max: u64,
+    ) -> anyhow::Result<Self> {
         let (topic, destination) = (context.log.topic(), context.destination.as_str());
         let log = match context.engine.open(&control_topic(topic, destination), None).await {
             Ok(log) => log,
@@ -41,13 +56,20 @@ impl CommandHistory {
         let start = if command.user().is_some() { 0 } else { next };
         let end = log.latest(0).await?;
         let mut history = Self::default();
-        scan(&*log, 0, start..end, |event| {
+        let mut add = |event: &Event| {
             if let Ok(record) = decode(&event.record, topic, destination) {
                 history.add(command, record, event.offset < next);
             }
             ControlFlow::Continue(())
-        })
-        .await?;
+        };
+        let all_applied = scan(&*log, 0, start..next, records_max, &mut add).await?;
+        let all_others = scan(&*log, 0, next..end, records_max, &mut add).await?;
+        if !all_applied {
+            (history.hold, history.hold_is_unknown) = (None, true);
+        }
+        if !all_others {
+            (history.not_applied, history.not_applied_is_unknown) = (None, true);
+        }
         Ok(history)
     }
 
@@ -89,6 +111,13 @@ impl RequestedCommand {
 mod tests {
     use super::*;
     use crate::core::control::UserAction;
+    use crate::core::progress::ControlState;
+    use crate::dispatch::commands::record::encode;
+    use crate::group::sqlite::SqliteGroups;
+    use crate::log::sqlite::{Settings, Sqlite};
+    use crate::log::{CreateTopic, Engine as _};
+    use crate::replay::StandardStreams;
+    use std::sync::Arc;
 
     fn record(at_ms: i64, command: ControlCommand) -> ControlRecord {
         ControlRecord { id: "id".into(), at_ms, by: "ann@ops".into(), reason: "".into(), command }
@@ -96,6 +125,35 @@ mod tests {
 
     fn hold_of(user: &str) -> ControlCommand {
         ControlCommand::User { user: user.as_bytes().into(), action: UserAction::Hold }
+    }
+
+    #[tokio::test]
+    async fn a_history_that_is_too_long_to_read_is_unknown_and_not_empty() {
+        let folder = tempfile::tempdir().unwrap();
+        let settings = Settings { create: true, ..Settings::default() };
+        let engine = Sqlite::open(folder.path().join("log.db"), settings).await.unwrap();
+        let create = CreateTopic { partitions: 1, retention: None };
+        let log = engine.open("orders", Some(create)).await.unwrap();
+        let commands = engine.open(&control_topic("orders", "crm"), Some(create)).await.unwrap();
+        for user in ["other", "u", "other", "u"] {
+            let record = encode(&record(1, hold_of(user)), "orders", "crm").unwrap();
+            commands.append(0, vec![record]).await.unwrap();
+        }
+        let groups = Arc::new(SqliteGroups::new(Arc::clone(&engine)));
+        let streams = Arc::new(StandardStreams);
+        let context = CommandContext { engine, log, groups, destination: "crm".into(), streams };
+        let release = RequestedCommand::Release { user: "u".into() };
+        let read = async |next, records_max| {
+            let states =
+                [PartitionState { control: ControlState { next, ..ControlState::default() }, ..Default::default() }];
+            let history = CommandHistory::read_at_most(&context, &states, &release, records_max).await.unwrap();
+            let CommandHistory { hold, not_applied, hold_is_unknown, not_applied_is_unknown } = history;
+            (hold.is_some(), not_applied.is_some(), hold_is_unknown, not_applied_is_unknown)
+        };
+        assert_eq!(read(2, 2).await, (true, true, false, false), "two are applied, and two are not");
+        assert_eq!(read(3, 2).await, (false, true, true, false), "three are applied");
+        assert_eq!(read(1, 2).await, (false, false, false, true), "three are not applied");
+        assert_eq!(read(4, 4).await, (true, false, false, false));
     }
 
     #[test]

@@ -40,6 +40,9 @@ pub(super) struct CommandPlan {
     user: Option<UserPlan>,
     /// A command about the same thing that is stored, and that the owners have not applied yet.
     not_applied: Option<NotApplied>,
+    /// There are too many of these commands to read them.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    not_applied_is_unknown: bool,
     #[serde(skip)]
     control_command: ControlCommand,
 }
@@ -108,6 +111,9 @@ struct UserPlan {
     partitions: Vec<UserPartition>,
     #[serde(skip)]
     hold: Option<Hold>,
+    /// The user is held, and there are too many commands to find out by whom.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    hold_is_unknown: bool,
 }
 
 #[derive(Debug, Serialize)]
@@ -152,7 +158,7 @@ impl CommandPlan {
                 let has_effect = action == UserAction::Hold || found.held || !found.partitions.is_empty();
                 // A command that was not applied yet may hold the user.
                 ensure!(
-                    has_effect || history.not_applied.is_some(),
+                    has_effect || history.not_applied.is_some() || history.not_applied_is_unknown,
                     CommandRefused::NotInLog(format!(
                         "user {:?} is not held and has no events that wait: nothing to do. Check --user",
                         found.user
@@ -194,6 +200,7 @@ impl CommandPlan {
             rate,
             user,
             not_applied,
+            not_applied_is_unknown: history.not_applied_is_unknown,
             control_command,
         })
     }
@@ -231,12 +238,12 @@ impl CommandPlan {
         let after = Commanded::of(states.clone());
         match (&record.command, &self.user) {
             (ControlCommand::Rate { .. }, _) => after.rate_before.unwrap_or_else(|| RATE_OF_PROCESSES.to_owned()),
-            (ControlCommand::User { .. }, Some(UserPlan { user, hold, .. })) => {
+            (ControlCommand::User { .. }, Some(plan @ UserPlan { user, hold, .. })) => {
                 if !states.clone().any(|state| is_held(state, user)) {
                     return format!("user {user:?} is not held");
                 }
                 let hold = Hold::after(hold.clone(), user.as_bytes(), record);
-                format!("user {user:?} is {}", shown_hold(hold.as_ref()))
+                format!("user {user:?} is {}", plan.shown_hold(hold.as_ref()))
             }
             _ => after.paused().unwrap_or_else(|| "not paused".to_owned()),
         }
@@ -254,6 +261,9 @@ impl CommandPlan {
             ControlCommand::Resume => match (paused, &self.not_applied) {
                 (Some(paused), _) => format!("resume of {destination}, topic {topic}, {paused}. {waiting}"),
                 (None, Some(_)) => format!("resume of {destination}, topic {topic}. {waiting}"),
+                (None, None) if self.not_applied_is_unknown => {
+                    format!("resume of {destination}, topic {topic}. {waiting}")
+                }
                 (None, None) => format!("resume of {destination}, topic {topic}, which is not paused. {waiting}"),
             },
             ControlCommand::Rate { per_hour } => {
@@ -274,7 +284,10 @@ impl CommandPlan {
         let not_applied = self.not_applied.iter().map(|NotApplied { command, by, at_ms }| {
             format!("note: a {command} by {by} at {} is stored and not applied yet", show_ms(*at_ms))
         });
-        [what].into_iter().chain(user).chain(not_applied).collect()
+        let unknown = self.not_applied_is_unknown.then(|| {
+            format!("note: more than {RECORDS_READ_MAX} commands are stored and not applied yet, and were not all read")
+        });
+        [what].into_iter().chain(user).chain(not_applied).chain(unknown).collect()
     }
 
     fn describe_effect(&self, action: UserAction) -> String {
@@ -416,6 +429,18 @@ impl UserPlan {
             held_reason: hold.as_ref().map(|hold| hold.reason.to_string()),
             partitions,
             hold,
+            hold_is_unknown: held && history.hold_is_unknown,
+        }
+    }
+
+    /// Since when, by whom and why the user is held. Without a command it is the policy of the processes.
+    fn shown_hold(&self, hold: Option<&Hold>) -> String {
+        match hold {
+            _ if self.hold_is_unknown => {
+                format!("held, by whom is unknown: the first {RECORDS_READ_MAX} commands do not say it")
+            }
+            Some(Hold { since_ms, by, reason }) => format!("held {}", since(*since_ms, by, reason)),
+            None => "held by --on-exhausted hold: the tries of its next event have ended".to_owned(),
         }
     }
 
@@ -423,7 +448,7 @@ impl UserPlan {
     fn lines(&self) -> Vec<String> {
         let Self { held, partitions, hold, .. } = self;
         let mut lines = Vec::new();
-        lines.extend(held.then(|| format!("  {}", shown_hold(hold.as_ref()))));
+        lines.extend(held.then(|| format!("  {}", self.shown_hold(hold.as_ref()))));
         if partitions.is_empty() {
             lines.push("  no event of this user waits; if you expected some, check --user".to_owned());
         }
@@ -431,14 +456,6 @@ impl UserPlan {
         let others = partitions.len().saturating_sub(PARTITIONS_SHOWN_MAX);
         lines.extend((others > 0).then(|| format!("  and {others} more partitions")));
         lines
-    }
-}
-
-/// Since when, by whom and why a user is held. Without a command it is the policy of the processes.
-fn shown_hold(hold: Option<&Hold>) -> String {
-    match hold {
-        Some(Hold { since_ms, by, reason }) => format!("held {}", since(*since_ms, by, reason)),
-        None => "held by --on-exhausted hold: the tries of its next event have ended".to_owned(),
     }
 }
 
@@ -495,4 +512,26 @@ async fn to_give_up(
         ))
         .into()
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::core::progress::{ParkedUser, UserState};
+
+    #[test]
+    fn a_user_whose_history_was_not_read_to_its_end_is_not_shown_as_held_by_the_policy() {
+        let held = UserState { parked: Some(ParkedUser { held: true, ..ParkedUser::default() }), failed: None };
+        let state = PartitionState {
+            users: [(Some(b"u".as_slice().into()), held)].into_iter().collect(),
+            ..PartitionState::default()
+        };
+        let shown = |user: &str, hold_is_unknown| {
+            let history = CommandHistory { hold_is_unknown, ..CommandHistory::default() };
+            UserPlan::new(user, std::slice::from_ref(&state), &history, Vec::new()).lines()[0].clone()
+        };
+        assert_eq!(shown("u", false), "  held by --on-exhausted hold: the tries of its next event have ended");
+        assert_eq!(shown("u", true), "  held, by whom is unknown: the first 500000 commands do not say it");
+        assert!(!shown("v", true).contains("held"), "it is not held at all");
+    }
 }

@@ -8,14 +8,14 @@ use std::ops::{ControlFlow, Range};
 use std::time::Duration;
 use tokio::time::sleep;
 
-/// Records that one scan reads.
+/// Records that one scan of events or commands reads.
 pub(super) const RECORDS_READ_MAX: u64 = 500_000;
 
 const RETRIES_MAX: u32 = 20;
 const RETRY_DELAY: Duration = Duration::from_millis(250);
 
-/// Shows each record of these offsets to `see`, until that breaks. `false`: there are more than [`RECORDS_READ_MAX`], and
-/// the others were not read.
+/// Shows each record of these offsets to `see`, until that breaks. `false`: there are more than `records_max`, and the others
+/// were not read.
 ///
 /// # Errors
 /// The log is not available.
@@ -23,6 +23,7 @@ pub(super) async fn scan(
     log: &dyn Log,
     partition: u32,
     offsets: Range<i64>,
+    records_max: u64,
     mut see: impl FnMut(&Event) -> ControlFlow<()>,
 ) -> anyhow::Result<bool> {
     let mut at = offsets.start.max(log.earliest(partition).await?);
@@ -30,8 +31,11 @@ pub(super) async fn scan(
     while at < offsets.end {
         match log.fetch(partition, at, FETCH_BYTES_MAX, Duration::ZERO).await {
             Ok(fetched) if fetched.next > at => {
-                read += fetched.events.len() as u64;
                 for event in fetched.events.iter().filter(|event| event.offset < offsets.end) {
+                    if read == records_max {
+                        return Ok(false);
+                    }
+                    read += 1;
                     if see(event).is_break() {
                         return Ok(true);
                     }
@@ -47,9 +51,6 @@ pub(super) async fn scan(
             Err(FetchError::OutOfRange { earliest, .. }) if earliest > at => at = earliest,
             Err(FetchError::Corrupt { offset, .. }) => at = offset + 1,
             Err(error) => return Err(error).context(format!("cannot read partition {partition} of {:?}", log.topic())),
-        }
-        if read > RECORDS_READ_MAX {
-            return Ok(false);
         }
     }
     Ok(true)

@@ -1,7 +1,7 @@
 //! The unsettled events of one user, found in the log.
 
 use super::CommandContext;
-use super::scan::scan;
+use super::scan::{RECORDS_READ_MAX, scan};
 use crate::core::progress::{PartitionState, Progress, UserState};
 use serde::Serialize;
 use std::ops::ControlFlow;
@@ -59,7 +59,7 @@ pub(super) async fn find(
     let end = context.log.latest(partition).await?;
     let end = if let Wanted::Until(until) = wanted { end.min(until.saturating_add(1)) } else { end };
     let mut found = UserEvents { end, ..UserEvents::default() };
-    let is_complete = scan(&*context.log, partition, from..end, |event| {
+    let is_complete = scan(&*context.log, partition, from..end, RECORDS_READ_MAX, |event| {
         if event.record.key() != Some(user.as_bytes()) || !is_unsettled(event.offset) {
             return ControlFlow::Continue(());
         }
