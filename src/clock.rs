@@ -40,3 +40,11 @@ pub(crate) fn now_ms() -> i64 {
 pub(crate) fn whole_ms(duration: Duration) -> i64 {
     i64::try_from(duration.as_millis()).unwrap_or(i64::MAX)
 }
+
+/// A time as plans, lists and log lines about commands show it: RFC 3339 in UTC, with milliseconds.
+pub(crate) fn show_ms(ms: i64) -> String {
+    match jiff::Timestamp::from_millisecond(ms) {
+        Ok(time) => format!("{time:.3}"),
+        Err(_) => format!("{ms} ms"),
+    }
+}

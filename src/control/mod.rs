@@ -33,7 +33,6 @@ use crate::core::token_bucket::Rate;
 use crate::group::Groups;
 use crate::log::{Engine, Log};
 use crate::replay::Streams;
-use crate::replay::position::show_ms;
 use anyhow::bail;
 use serde::Serialize;
 use std::collections::BTreeMap;
@@ -249,12 +248,6 @@ fn numbered(partitions: impl ExactSizeIterator<Item = u32>) -> String {
 /// `1 event` or `2 events`.
 fn counted(number: u64, noun: &str) -> String {
     format!("{number} {noun}{}", if number == 1 { "" } else { "s" })
-}
-
-/// `since … by … (why)`.
-fn since(ms: i64, by: &str, reason: &str) -> String {
-    let reason = if reason.is_empty() { String::new() } else { format!(" ({reason})") };
-    format!("since {} by {by}{reason}", show_ms(ms))
 }
 
 #[cfg(test)]

@@ -4,14 +4,15 @@ use super::history::CommandHistory;
 use super::known::known_destinations;
 use super::scan::RECORDS_READ_MAX;
 use super::user_events::{UserEvents, Wanted, find, is_held, listed};
-use super::{CommandContext, CommandRefused, RequestedCommand, counted, since};
+use super::{CommandContext, CommandRefused, RequestedCommand, counted};
+use crate::clock::show_ms;
 use crate::core::control::{ControlCommand, ControlRecord, Hold, UserAction};
 use crate::core::partition::Partitioner;
 use crate::core::progress::{PartitionState, Pause, UserKey};
 use crate::core::token_bucket::Rate;
 use crate::dispatch::commands::record::name_of;
+use crate::dispatch::commands::shown_since;
 use crate::group::PastCommits;
-use crate::replay::position::show_ms;
 use crate::replay::retry_group_call;
 use anyhow::ensure;
 use serde::Serialize;
@@ -77,7 +78,7 @@ impl Commanded {
     fn paused(&self) -> Option<String> {
         let by = self.paused_by.as_deref().unwrap_or_default();
         let reason = self.paused_reason.as_deref().unwrap_or_default();
-        self.paused_since_ms.map(|ms| format!("paused {}", since(ms, by, reason)))
+        self.paused_since_ms.map(|ms| format!("paused {}", shown_since(ms, by, reason)))
     }
 }
 
@@ -439,7 +440,7 @@ impl UserPlan {
             _ if self.hold_is_unknown => {
                 format!("held, by whom is unknown: the first {RECORDS_READ_MAX} commands do not say it")
             }
-            Some(Hold { since_ms, by, reason }) => format!("held {}", since(*since_ms, by, reason)),
+            Some(Hold { since_ms, by, reason }) => format!("held {}", shown_since(*since_ms, by, reason)),
             None => "held by --on-exhausted hold: the tries of its next event have ended".to_owned(),
         }
     }

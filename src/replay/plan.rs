@@ -7,8 +7,8 @@
 //!  initial state           · and ✗ count as settled, ✓ does not: the replay delivers what its own state has not settled
 //! ```
 
-use super::position::show_ms;
 use super::range::OffsetRange;
+use crate::clock::show_ms;
 use crate::core::progress::PartitionState;
 use crate::core::text::escaped;
 use crate::core::token_bucket::Rate;

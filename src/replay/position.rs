@@ -11,6 +11,7 @@
 //! The deprecated form leaves out the `p` (`0:480,2:17`). It is still read, with a warning, unless it could be a time of
 //! day: `2:50` always means ten to three.
 
+use crate::clock::show_ms;
 use jiff::civil::{DateTime, Time};
 use jiff::tz::TimeZone;
 use jiff::{SignedDuration, Timestamp};
@@ -273,14 +274,6 @@ pub(super) fn as_unix_time(offset: i64) -> Option<(i64, String)> {
     let ms = if unit == 1 { 0 } else { fraction / (unit / 1_000) };
     let text = if unit == 1 { format!("@{seconds}") } else { format!("@{seconds}.{ms:03}") };
     Some((seconds * 1_000 + ms, text))
-}
-
-/// A time as all messages of a replay show it: RFC 3339 in UTC, with milliseconds.
-pub fn show_ms(ms: i64) -> String {
-    match Timestamp::from_millisecond(ms) {
-        Ok(time) => format!("{time:.3}"),
-        Err(_) => format!("{ms} ms"),
-    }
 }
 
 impl fmt::Display for Position {

@@ -3,11 +3,10 @@
 use super::audit::{AuditLog, ReplayEnd, ReplayHistory, ReplayOutcome, ReplayStart};
 use super::count::{self, NotFound};
 use super::plan::{ParkedInPlan, PartitionPlan, Plan};
-use super::position::show_ms;
 use super::range::{self, OffsetRange, Range, RangeFlags, UntilTime};
 use super::select::Selection;
 use super::{PreparedReplay, ReplayContext, ReplayRefused};
-use crate::clock::now_ms;
+use crate::clock::{now_ms, show_ms};
 use crate::core::progress::PartitionState;
 use crate::core::side_topics::{dead_letter_group, dead_letter_topic, replay_group};
 use crate::dispatch::{OnGap, dead_letter_topic as dead_letters};

@@ -14,7 +14,8 @@
 //! A rewind and a fast-forward need one offset in each partition instead. For them a time means the first event that
 //! was accepted at that time or later.
 
-use super::position::{Position, as_unix_time, show_ms};
+use super::position::{Position, as_unix_time};
+use crate::clock::show_ms;
 use crate::core::outcome::Failure;
 use crate::log::Log;
 use serde::{Deserialize, Serialize};

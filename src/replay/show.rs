@@ -2,9 +2,10 @@
 
 use super::audit::{AuditLog, Operator, ReplayEnd, ReplayHistory, ReplayOutcome};
 use super::plan::{DeliveryCounts, DeliveryTerms, Plan, PlanKind, PlannedPartition};
-use super::position::{Reposition, show_ms};
+use super::position::Reposition;
 use super::run::RunResult;
 use super::{Config, PreparedReplay, RepeatedFlags, ReplayContext, ReplayRequest};
+use crate::clock::show_ms;
 use crate::core::outcome::Ended;
 use crate::core::text::{escaped, escaped_json, shell_quoted};
 use crate::core::token_bucket::Rate;

@@ -220,7 +220,7 @@ mod tests {
         let hold = Hold { since_ms: 1_767_350_000_000, by: "ann@ops".into(), reason: "account locked".into() };
         assert_eq!(
             shown_example("hook", b"bob", &Ok(Some(hold))),
-            "\"bob\" since 2026-01-02T10:33:20Z by ann@ops (account locked): eventd control release --dest hook --user bob"
+            "\"bob\" since 2026-01-02T10:33:20.000Z by ann@ops (account locked): eventd control release --dest hook --user bob"
         );
         assert!(shown_example("hook", b"bob", &Ok(None)).starts_with("\"bob\" by --on-exhausted hold: "));
     }

@@ -7,6 +7,8 @@ mod pauses;
 pub mod record;
 mod topic;
 
+pub use self::pauses::shown_since;
+
 pub(super) use self::held::{HeldUsersReminder, remind_of_held_users};
 pub(super) use self::topic::FoundCommands;
 

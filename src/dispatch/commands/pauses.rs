@@ -1,5 +1,7 @@
 //! Which partitions of this process are paused, and the log lines about that.
 
+use super::record::REASON_BYTES_MAX;
+use crate::clock::show_ms;
 use crate::core::control::ControlRecord;
 use crate::core::progress::{ControlState, Pause};
 use crate::core::text;
@@ -8,8 +10,8 @@ use crate::dispatch::partition_log::PartitionLog;
 use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-/// Bytes of a name or a reason in a log line.
-const SHOWN_BYTES_MAX: usize = 200;
+/// Bytes of an operator's name or a reason that are shown. A reason can have no more.
+const SHOWN_BYTES_MAX: usize = REASON_BYTES_MAX;
 
 /// The partitions that are paused now. All partitions of a process are paused and resumed within a second or so, and one
 /// line is written for all of them.
@@ -79,14 +81,13 @@ fn shown_pause(pause: &Pause) -> String {
     format!("the destination is paused {}", shown_since(*since_ms, by, reason))
 }
 
-/// Since when, by whom and why something is as it is.
-pub(super) fn shown_since(since_ms: i64, by: &str, reason: &str) -> String {
-    let since = jiff::Timestamp::from_millisecond(since_ms).unwrap_or_default();
+/// Since when, by whom and why something is as it is: `since … by … (why)`.
+pub fn shown_since(since_ms: i64, by: &str, reason: &str) -> String {
     let reason = match reason {
         "" => String::new(),
         reason => format!(" ({})", shown(reason)),
     };
-    format!("since {} by {}{reason}", since.strftime("%Y-%m-%dT%H:%M:%SZ"), shown(by))
+    format!("since {} by {}{reason}", show_ms(since_ms), shown(by))
 }
 
 fn shown(text: &str) -> String {
@@ -100,7 +101,10 @@ mod tests {
     #[test]
     fn a_pause_is_told_with_its_time_operator_and_reason() {
         let pause = Pause { since_ms: 1_767_350_000_000, by: "ann@ops".into(), reason: "deploy\n2".into() };
-        assert_eq!(shown_pause(&pause), "the destination is paused since 2026-01-02T10:33:20Z by ann@ops (deploy\\n2)");
+        assert_eq!(
+            shown_pause(&pause),
+            "the destination is paused since 2026-01-02T10:33:20.000Z by ann@ops (deploy\\n2)"
+        );
         let without_reason = Pause { reason: "".into(), ..pause };
         assert!(shown_pause(&without_reason).ends_with("by ann@ops"));
     }
