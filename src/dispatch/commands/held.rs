@@ -12,13 +12,13 @@
 use super::SharedControl;
 use super::pauses::shown_since;
 use crate::core::control::Hold;
-use crate::core::progress::{ListedUsers, UserKey};
+use crate::core::progress::{ListedUsers, UserKey, UserState};
 use crate::dispatch::Parts;
 use crate::dispatch::notices::{control_command, shown_user};
 use crate::limits::LOG_REMINDER_INTERVAL;
 use std::collections::{BTreeMap, BTreeSet};
 use std::convert::Infallible;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::sync::Notify;
 use tokio::task::JoinSet;
@@ -33,13 +33,13 @@ const HOLD_LOOK_MAX: Duration = Duration::from_secs(5);
 /// The users that are held, by partition, each in the order of their names.
 #[derive(Debug, Default)]
 pub(in crate::dispatch) struct HeldUsers {
-    partitions: Mutex<BTreeMap<u32, Vec<UserKey>>>,
+    partitions: Mutex<BTreeMap<u32, Arc<[UserKey]>>>,
     /// Notified when a partition begins with held users.
     has_begun: Notify,
 }
 
 impl HeldUsers {
-    fn lock(&self) -> MutexGuard<'_, BTreeMap<u32, Vec<UserKey>>> {
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<u32, Arc<[UserKey]>>> {
         // It holds plain values, so a panic elsewhere leaves nothing half done in it.
         self.partitions.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -51,10 +51,19 @@ impl HeldUsers {
         }
     }
 
-    /// The partition commits these users. Returns how many of them are held.
+    /// The partition commits these users. Returns how many of them are held. Most commits hold and release no user, so they
+    /// make no list.
     pub(in crate::dispatch) fn set(&self, partition: u32, users: &ListedUsers) -> usize {
-        let held = users.iter().filter(|(_, user)| user.parked.is_some_and(|parked| parked.held));
-        let held: Vec<UserKey> = held.map(|(key, _)| key.clone()).collect();
+        let held = || {
+            let is_held = |user: &UserState| user.parked.is_some_and(|parked| parked.held);
+            users.iter().filter(move |(_, user)| is_held(user)).map(|(key, _)| key)
+        };
+        // The comparison is made without the lock, because a list may be long.
+        let stored = self.lock().get(&partition).cloned();
+        if let Some(stored) = stored.filter(|stored| stored.iter().eq(held())) {
+            return stored.len();
+        }
+        let held: Arc<[UserKey]> = held().cloned().collect();
         let count = held.len();
         self.lock().insert(partition, held);
         count
@@ -67,8 +76,9 @@ impl HeldUsers {
 
     /// How many users are held, and the first one that a command can name.
     fn summary(&self) -> (usize, UserKey) {
-        let partitions = self.lock();
-        let names: BTreeSet<&UserKey> = partitions.values().flatten().collect();
+        // Only the pointers are copied under the lock, which each commit takes.
+        let partitions: Vec<Arc<[UserKey]>> = self.lock().values().cloned().collect();
+        let names: BTreeSet<&UserKey> = partitions.iter().flat_map(|held| held.iter()).collect();
         (names.len(), names.into_iter().flatten().next().cloned())
     }
 }
@@ -167,7 +177,7 @@ async fn hold_of(parts: &Parts, shared: &SharedControl, user: &[u8]) -> Result<O
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::core::progress::{ParkedUser, UserState};
+    use crate::core::progress::ParkedUser;
     use std::future::pending;
     use std::sync::Arc;
     use std::sync::atomic::{AtomicBool, Ordering};
@@ -213,6 +223,21 @@ mod tests {
         assert_eq!(Arc::strong_count(&starts), 3, "the test, the closure and the second task have it");
         reminder.shutdown().await;
         assert_eq!(Arc::strong_count(&starts), 1);
+    }
+
+    #[test]
+    fn a_commit_that_holds_and_releases_no_user_makes_no_list() {
+        let held = HeldUsers::default();
+        let list = |held: &HeldUsers| Arc::clone(&held.lock()[&0]);
+        assert_eq!(held.set(0, &listed(&[(Some("ann"), false), (Some("bob"), true)])), 1);
+        let first = list(&held);
+        assert_eq!(held.set(0, &listed(&[(Some("bob"), true), (Some("eve"), false)])), 1);
+        assert!(Arc::ptr_eq(&first, &list(&held)), "only a user that is not held has come");
+        assert_eq!(held.set(0, &listed(&[(Some("bob"), false), (Some("eve"), true)])), 1);
+        assert_eq!(held.summary(), (1, Some(b"eve".as_slice().into())), "as many, and another one");
+        assert_eq!(held.set(0, &listed(&[(Some("bob"), true), (Some("eve"), true)])), 2);
+        assert_eq!(held.set(0, &listed(&[])), 0);
+        assert_eq!(held.summary(), (0, None));
     }
 
     #[test]
