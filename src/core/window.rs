@@ -3,26 +3,32 @@
 //!
 //! The events of parked users may take half of the window. So that neither these nor the others wait for room that the
 //! other ones take again and again, each have their half in any case: if the window is full of the other ones, one event
-//! may exceed it. Nothing more is admitted then until the window is within its limits again. So at most one event is in
-//! memory in addition to the window.
+//! may exceed it. So at most one event is in memory in addition to the window.
+//!
+//! While an event exceeds the window, parked users get nothing more. The others get what is left of their half, as far as all
+//! events but that one are within the window. So a parked user with an event that is larger than the window, and whose
+//! attempt hangs, does not stop the reader.
 
 /// Counts the admitted events that are not settled yet, and compares them with two limits.
 #[derive(Debug, Clone)]
 pub struct Window {
-    max: Held,
-    all: Held,
+    max: Usage,
+    all: Usage,
     /// The part of `all` that belongs to parked users.
-    parked: Held,
+    parked: Usage,
+    /// The bytes of the event with which the window has exceeded its limits, as long as it exceeds them. All others are
+    /// within the limits.
+    extra: Option<usize>,
 }
 
 /// A number of events, and their bytes.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-struct Held {
+struct Usage {
     events: usize,
     bytes: usize,
 }
 
-impl Held {
+impl Usage {
     fn add(&mut self, bytes: usize) {
         self.events += 1;
         self.bytes += bytes;
@@ -35,7 +41,7 @@ impl Held {
 
     /// Whether one more event of this many bytes is within the half of `max` that these events have in any case.
     fn has_half_for(self, bytes: usize, max: &Self) -> bool {
-        self.events == 0 || !Self { events: self.events + 1, bytes: self.bytes.saturating_add(bytes) }.exceeds(2, max)
+        self.events == 0 || !Self { events: self.events + 1, bytes: self.bytes.saturating_add(bytes) }.exceeds(4, max)
     }
 
     /// The bytes that are left of that half. 0: not even an event without bytes is within it.
@@ -49,9 +55,9 @@ impl Held {
         }
     }
 
-    /// Whether this is more than `quarters` quarters of `max`.
-    fn exceeds(&self, quarters: usize, max: &Self) -> bool {
-        let exceeds = |held: usize, max: usize| held.saturating_mul(4) > max.saturating_mul(quarters);
+    /// Whether this is more than so many eighths of `max`.
+    fn exceeds(&self, eighths: usize, max: &Self) -> bool {
+        let exceeds = |used: usize, max: usize| used.saturating_mul(8) > max.saturating_mul(eighths);
         exceeds(self.events, max.events) || exceeds(self.bytes, max.bytes)
     }
 }
@@ -59,13 +65,14 @@ impl Held {
 impl Window {
     /// An empty window with these limits.
     pub fn new(events_max: usize, bytes_max: usize) -> Self {
-        let max = Held { events: events_max, bytes: bytes_max };
-        Self { max, all: Held::default(), parked: Held::default() }
+        let max = Usage { events: events_max, bytes: bytes_max };
+        Self { max, all: Usage::default(), parked: Usage::default(), extra: None }
     }
 
     /// Changes the limits. Events in the window stay, and no event is admitted until the window is below the limits again.
     pub fn resize(&mut self, events_max: usize, bytes_max: usize) {
-        self.max = Held { events: events_max, bytes: bytes_max };
+        self.max = Usage { events: events_max, bytes: bytes_max };
+        self.extra = self.extra.filter(|_| self.is_exceeded());
     }
 
     /// Whether an event of this many bytes may be admitted. If there is no event yet that the reader has admitted, any event
@@ -73,12 +80,24 @@ impl Window {
     pub fn admits(&self, bytes: usize) -> bool {
         let Self { max, all, .. } = self;
         let has_room = all.events < max.events && all.bytes.saturating_add(bytes) <= max.bytes;
-        has_room || (!self.is_exceeded() && self.others().has_half_for(bytes, max))
+        let has_half = !self.is_exceeded() && self.others().has_half_for(bytes, max);
+        has_room || has_half || self.has_room_beside_extra(bytes)
+    }
+
+    /// Whether the event that exceeds the window leaves room for another one: both the others and all events but that one stay
+    /// within what they may have.
+    fn has_room_beside_extra(&self, bytes: usize) -> bool {
+        let Self { max, all, extra: Some(extra), .. } = self else { return false };
+        let (mut others, mut rest) = (self.others(), *all);
+        rest.remove(*extra);
+        rest.add(bytes);
+        others.add(bytes);
+        !others.exceeds(4, max) && !rest.exceeds(8, max)
     }
 
     /// The events that do not belong to parked users.
-    fn others(&self) -> Held {
-        Held { events: self.all.events - self.parked.events, bytes: self.all.bytes - self.parked.bytes }
+    fn others(&self) -> Usage {
+        Usage { events: self.all.events - self.parked.events, bytes: self.all.bytes - self.parked.bytes }
     }
 
     /// Whether an event of a parked user may be admitted that was left in the log: parked users have room in their half of
@@ -99,7 +118,7 @@ impl Window {
     pub fn room_bytes(&self) -> usize {
         let Self { max, all, .. } = self;
         if self.is_exceeded() {
-            0
+            usize::from(self.has_room_beside_extra(1))
         } else if all.events < max.events && all.bytes < max.bytes {
             max.bytes - all.bytes
         } else {
@@ -121,20 +140,40 @@ impl Window {
 
     /// Whether parked users have more than three quarters of their half, or no room for another event.
     pub fn is_parked_nearly_full(&self) -> bool {
-        let Held { events, bytes } = self.parked;
-        let twice = Held { events: events.saturating_mul(2), bytes: bytes.saturating_mul(2) };
+        let Usage { events, bytes } = self.parked;
+        let twice = Usage { events: events.saturating_mul(2), bytes: bytes.saturating_mul(2) };
         // In a window of 3 events, one parked event fills the half, and is less than three quarters of it.
-        twice.exceeds(3, &self.max) || self.parked_room_bytes() == 0
+        twice.exceeds(6, &self.max) || self.parked_room_bytes() == 0
     }
 
     /// Whether more than three quarters of the window are used.
     pub fn is_nearly_full(&self) -> bool {
+        self.all.exceeds(6, &self.max)
+    }
+
+    /// Whether more than three eighths of the window are used. Room that is made in a half-full window ends only then, so
+    /// that the next few events do not need it again.
+    pub fn is_above_three_eighths(&self) -> bool {
         self.all.exceeds(3, &self.max)
+    }
+
+    /// Whether more than five eighths of the window are used. Room that is made in a nearly full window ends only then.
+    pub fn is_above_five_eighths(&self) -> bool {
+        self.all.exceeds(5, &self.max)
+    }
+
+    /// Which part of the window so many events and bytes are, in thousandths: the larger one of the two.
+    pub fn permille(&self, events: usize, bytes: usize) -> usize {
+        let permille = |used: usize, max: usize| used.saturating_mul(1_000) / max.max(1);
+        permille(events, self.max.events).max(permille(bytes, self.max.bytes))
     }
 
     /// Counts an admitted event of this many bytes.
     pub fn add(&mut self, bytes: usize) {
         self.all.add(bytes);
+        if self.is_exceeded() && self.extra.is_none() {
+            self.extra = Some(bytes);
+        }
     }
 
     /// Counts an event as settled, or as left in the log. `bytes` is the number with which it was added.
@@ -143,6 +182,8 @@ impl Window {
     /// If the event was never added.
     pub fn remove(&mut self, bytes: usize) {
         self.all.remove(bytes);
+        // Of two events with as many bytes, either one may be the extra one.
+        self.extra = self.extra.filter(|extra| *extra != bytes && self.is_exceeded());
     }
 
     /// An event in the window belongs to a parked user from now on.

@@ -12,12 +12,12 @@
 //! A batch has one run (for HTTP: events of one user) or many runs of different lanes (for files). It takes one slot of
 //! `--concurrency` either way. If it has one run, the slot depends on the user's [`Standing`].
 
-use super::context::DispatchContext;
+use super::context::{DispatchContext, SharedBreaker};
 use super::slots::{PartitionSlots, SharedSlots, Slot};
 use crate::core::Moment;
 use crate::core::breaker::{Attempt, Breaker, Gate, ProbeRank, Recovery};
 use crate::core::event::Event;
-use crate::core::lanes::{Lanes, Started, Token};
+use crate::core::lanes::{LaneView, Lanes, Started, Token};
 use crate::core::slots::{OLD_AFTER, Standing, UserPaces};
 use crate::core::tries::{Decision, TryPolicy};
 use crate::core::verdict::{Failed, Report, Verdict};
@@ -34,6 +34,10 @@ const MULTI_LANE_BATCHES_MAX: usize = 2;
 
 /// Lanes that are sorted by the standing of their users while the breaker is locked once.
 const SORT_LANES_MAX: usize = 256;
+
+/// An attempt in flight of which nothing else is known shows after this time that its lane is slow. Meanwhile the attempts of
+/// the other partitions have become old, too, so that a destination is seen that is slow for every user.
+const SLOW_IN_FLIGHT_AFTER: Duration = Duration::from_secs(2);
 
 /// How often the lease of the group is looked at while it lets nothing start, and while an attempt is in flight.
 const LEASE_LOOK_INTERVAL: Duration = Duration::from_millis(100);
@@ -52,7 +56,7 @@ pub(super) struct Deliverer {
     breaker_changes: u64,
     pub(super) slots: PartitionSlots,
     /// Which users are quick and which are slow, if the destination takes one user at a time.
-    paces: UserPaces,
+    pub(super) paces: UserPaces,
 }
 
 /// What to do next.
@@ -264,6 +268,25 @@ impl Deliverer {
         }
     }
 
+    /// Tells the breaker which attempts have been in flight for long, and learns which of their users are slow alone.
+    pub(super) fn look_at_old_attempts(&mut self, breaker: &SharedBreaker, now: Moment) {
+        let old = |id| {
+            let lane = self.lanes.view(id);
+            let began = lane.in_flight_since.filter(|began| now.saturating_sub(*began) >= OLD_AFTER)?;
+            Some((lane.user, began))
+        };
+        let old: Vec<(u64, Moment)> = self.lanes.each_lane().filter_map(old).collect();
+        if old.is_empty() {
+            return;
+        }
+        let mut breaker = breaker.lock();
+        for (user, began) in old {
+            if breaker.report_old_attempt(user, began, now) {
+                self.paces.found_slow_alone(user);
+            }
+        }
+    }
+
     /// Takes runs from the lanes if the breaker lets them start. The gate is asked and the attempts are begun under one
     /// lock of the breaker, so that the workers together never begin too many probes.
     ///
@@ -369,6 +392,9 @@ impl Deliverer {
             );
             if !self.takes_many_lanes() {
                 self.paces.attempted(started.user, now.saturating_sub(began), delivered > 0);
+                if self.paces.is_slow(started.user) && breaker.is_slow_alone(started.user, began) {
+                    self.paces.found_slow_alone(started.user);
+                }
             }
             let silent = report.failed.as_ref().filter(|failed| failed.verdict.says_nothing());
             if let Some(failed) = silent {
@@ -399,6 +425,18 @@ impl Deliverer {
         }
         Ok(end)
     }
+}
+
+/// Whether a lane that takes long is so because of its user.
+pub(super) fn is_lane_slow(paces: &UserPaces, breaker: &Breaker, lane: &LaneView<'_>, now: Moment) -> bool {
+    if paces.is_slow_alone(lane.user) || breaker.is_suspect(lane.user) {
+        return true;
+    }
+    let is_old = |began| now.saturating_sub(began) >= SLOW_IN_FLIGHT_AFTER;
+    let is_known = lane.events_per_s.is_some_and(|events| events > 0)
+        || paces.is_slow(lane.user)
+        || lane.in_flight_since.is_some_and(is_old);
+    is_known && !breaker.is_slow_for_all(now)
 }
 
 impl RunInFlight {

@@ -21,14 +21,14 @@ use super::context::DispatchContext;
 use super::control::{self, CONTROL_LOOK_MAX, ChangeCauses, ControlReader, ControlledPartition, START_LOOK_MAX};
 use super::cursor::{CursorKind, FetchRequest};
 use super::dead_letters::DeadLetterWriter;
-use super::deliverer::{BatchEnd, Deliverer, FailedBatch, Judge, NextBatch, RunInFlight, TriesEnded};
+use super::deliverer::{BatchEnd, Deliverer, FailedBatch, Judge, NextBatch, RunInFlight, TriesEnded, is_lane_slow};
 use super::notices::{Backlog, GivenUpEvent, StuckUser};
 use super::partition_log::PartitionLog;
 use super::reader::PartitionReader;
 use super::repositioner::{RESET_LOOK_MAX, Repositioner, requested};
 use crate::core::Moment;
 use crate::core::breaker::Gate;
-use crate::core::lanes::{Lanes, Token};
+use crate::core::lanes::{LaneView, Lanes, Token};
 use crate::core::outcome::{Ended, Failure};
 use crate::core::parking::{ParkedUsers, ParkingLimits};
 use crate::core::progress::{ListedUsers, OffsetReset, PartitionState, ResetTarget};
@@ -333,8 +333,9 @@ impl Worker {
     }
 
     /// Parks users if the window needs room although every attempt that could begin has begun. If ready lanes wait, the
-    /// destination is slow or the rate is low, which is not the fault of single users. In an outage by answers, users that
-    /// have failed make room within a bound.
+    /// destination is slow or the rate is low, which is not the fault of single users. Lanes of slow and failing users that
+    /// are ready do not matter, unless the destination is slow for every user or its health is bad. In an outage by answers,
+    /// users that have failed make room within a bound.
     fn park_under_pressure(&mut self, now: Moment) {
         if self.committer.control().paused.is_some() {
             return;
@@ -343,9 +344,9 @@ impl Worker {
         if !self.reader.parked.needs_room(blocked, &self.reader.window) {
             return;
         }
-        let (gate, no_user_delivered_since) = {
+        let (gate, no_user_delivered_since, is_health_bad) = {
             let breaker = self.context.breaker.lock();
-            (breaker.gate(now), breaker.no_user_delivered_since())
+            (breaker.gate(now), breaker.no_user_delivered_since(), breaker.is_health_bad())
         };
         if let Some(since) = no_user_delivered_since {
             let users_max = self.context.throttle.share(LOOK_AHEAD_USERS_MAX);
@@ -353,15 +354,28 @@ impl Worker {
             let newly_parked = parked.look_ahead((since, users_max), blocked, &mut memory, now);
             return self.report_parked(newly_parked);
         }
-        if !matches!(gate, Gate::Closed) || self.deliverer.lanes.has_ready_in_good_standing() {
+        let lanes = &self.deliverer.lanes;
+        if !matches!(gate, Gate::Closed)
+            || lanes.has_ready_in_good_standing()
+            || (is_health_bad && lanes.has_ready())
+            || !self.reader.parked.may_relieve(blocked, &self.reader.window, now)
+        {
             return;
+        }
+        self.deliverer.look_at_old_attempts(&self.context.breaker, now);
+        let Deliverer { lanes, paces, .. } = &self.deliverer;
+        let is_slow = |lane: &LaneView<'_>| is_lane_slow(paces, &self.context.breaker.lock(), lane, now);
+        if lanes.each_doubtful_ready().any(|id| !is_slow(&lanes.view(id))) {
+            return self.reader.parked.does_not_relieve(now);
         }
         // Lanes that leave memory are not looked at later.
         if self.deliverer.lanes.next_stuck_at().is_some_and(|at| at <= now) {
             self.report_health(now);
         }
-        let (parked, mut memory) = self.reader.parking(&mut self.deliverer.lanes, &mut self.committer);
-        let newly_parked = parked.relieve(blocked, &mut memory, now);
+        let Deliverer { lanes, paces, .. } = &mut self.deliverer;
+        let is_slow = |lane: &LaneView<'_>| is_lane_slow(paces, &self.context.breaker.lock(), lane, now);
+        let (parked, mut memory) = self.reader.parking(lanes, &mut self.committer);
+        let newly_parked = parked.relieve(blocked, is_slow, &mut memory, now);
         self.report_parked(newly_parked);
     }
 

@@ -118,6 +118,7 @@ mod epochs;
 mod health;
 mod healthy_clock;
 mod open_breaker;
+mod recent_paces;
 mod served_users;
 mod types;
 mod user_trust;
@@ -139,6 +140,7 @@ use epochs::TryEpochs;
 use health::{DECIDING_USERS_MIN, RecentVerdicts, VERDICT_AGE_MAX};
 use healthy_clock::HealthyClock;
 use open_breaker::{OpenBreaker, PROBE_DELAY_MAX};
+use recent_paces::RecentPaces;
 use std::time::Duration;
 use user_trust::UserTrust;
 
@@ -166,6 +168,7 @@ pub struct Breaker {
     since_delivery: SinceDelivery,
     trust: UserTrust,
     recent: RecentVerdicts,
+    paces: RecentPaces,
     /// When health was last found bad, or the breaker last opened or closed.
     unwell_at: Option<Moment>,
     epochs: TryEpochs,
@@ -284,6 +287,7 @@ impl Breaker {
         let noted = attempts.len().saturating_sub(RecentVerdicts::BATCH_MAX);
         for (place, attempt) in attempts.iter().enumerate() {
             self.trust.delivered(attempt.user, attempt.seq);
+            self.paces.ended(attempt.user, attempt.began, true, now);
             if place >= noted {
                 self.recent.delivered(attempt.user, now);
             }
@@ -300,6 +304,9 @@ impl Breaker {
 
     /// Reports that the attempt did not deliver all of its run. The verdict is that of the first event that failed.
     pub fn failed(&mut self, attempt: &Attempt, verdict: Verdict, now: Moment) -> TryJudgement {
+        if verdict != Verdict::Drilled && !verdict.says_nothing() {
+            self.paces.ended(attempt.user, attempt.began, false, now);
+        }
         let is_probe = matches!(&self.state, BreakerState::Open { open, .. } if open.is_probe(attempt.seq));
         if verdict != Verdict::Drilled
             && !verdict.says_nothing()
@@ -382,6 +389,25 @@ impl Breaker {
     /// Whether this user's failures count as its own and not as the destination's.
     pub fn is_suspect(&self, user: u64) -> bool {
         self.trust.is_suspect(user)
+    }
+
+    /// Reports that an attempt in flight has taken a second. Returns whether [its user is slow
+    /// alone](Self::is_slow_alone).
+    pub fn report_old_attempt(&mut self, user: u64, began: Moment, now: Moment) -> bool {
+        self.paces.seen_slow(user, began, now);
+        self.is_slow_alone(user, began)
+    }
+
+    /// Whether an attempt that takes longer than a second is slow because of its user: another user was served quickly
+    /// meanwhile.
+    pub fn is_slow_alone(&self, user: u64, began: Moment) -> bool {
+        self.paces.is_slow_alone(user, began)
+    }
+
+    /// Whether the destination is slow for every user: at least 5 users were slow lately, and no other user was served
+    /// quickly meanwhile.
+    pub fn is_slow_for_all(&self, now: Moment) -> bool {
+        self.paces.is_slow_for_all(now)
     }
 
     /// Whether the breaker has opened since the last delivery. [`BreakerSnapshot::out_since`] says when that began.

@@ -78,7 +78,7 @@ pub struct Lanes {
     last_generation: u64,
     after_dead_letter: UsersAfterDeadLetter,
     length_limit: LengthLimit,
-    /// The time of the last [`Lanes::wake`], which the pace of a lane is measured by.
+    /// The time of the last [`Lanes::wake`]. The pace of a lane and the age of its run are measured by it.
     now: Moment,
     /// Listed users whose run has ended since [`Lanes::take_changed`].
     changed: Vec<UserKey>,
@@ -134,8 +134,14 @@ struct Lane {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum LaneState {
     Ready,
-    InFlight { run: u32 },
-    BackingOff { until: Moment },
+    /// A run of so many events was handed out at `began`.
+    InFlight {
+        run: u32,
+        began: Moment,
+    },
+    BackingOff {
+        until: Moment,
+    },
     GivingUp,
 }
 
@@ -325,7 +331,7 @@ impl Lanes {
         let run = out.len() - first;
         self.last_generation += 1;
         lane.generation = self.last_generation;
-        lane.state = LaneState::InFlight { run: u32::try_from(run).expect("a run is short") };
+        lane.state = LaneState::InFlight { run: u32::try_from(run).expect("a run is short"), began: self.now };
         self.in_flight_events += run;
         self.length_limit.begun(run, self.last_generation);
         Started {
@@ -415,7 +421,7 @@ impl Lanes {
     /// The number of events of a run.
     fn run_in_flight(&self, token: Token) -> usize {
         match lane_at(&self.lanes, token.index).state {
-            LaneState::InFlight { run } => run as usize,
+            LaneState::InFlight { run, .. } => run as usize,
             state => panic!("order of a lane: settled while {state:?}"),
         }
     }

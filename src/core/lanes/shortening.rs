@@ -33,6 +33,10 @@ pub struct LaneView<'a> {
     /// Events that were delivered a second. `None`: the lane is too young for that.
     pub events_per_s: Option<usize>,
     pub is_listed: bool,
+    /// The user as [`Started::user`](super::Started::user) names it.
+    pub user: u64,
+    /// When its run was handed out that is in flight.
+    pub in_flight_since: Option<Moment>,
 }
 
 /// A lane that was removed from memory.
@@ -66,12 +70,17 @@ impl Lanes {
                 LaneState::Ready | LaneState::InFlight { .. } | LaneState::GivingUp => None,
             },
             busy_events: match lane.state {
-                LaneState::InFlight { run } => run as usize,
+                LaneState::InFlight { run, .. } => run as usize,
                 LaneState::GivingUp => 1,
                 LaneState::Ready | LaneState::BackingOff { .. } => 0,
             },
             events_per_s: lane.pace.events_per_s(self.now),
             is_listed: lane.is_listed,
+            user: lane.user,
+            in_flight_since: match lane.state {
+                LaneState::InFlight { began, .. } => Some(began),
+                LaneState::Ready | LaneState::BackingOff { .. } | LaneState::GivingUp => None,
+            },
         }
     }
 

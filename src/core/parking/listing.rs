@@ -50,7 +50,11 @@ impl ParkedUsers {
                 return self.review(key, memory, now);
             }
         }
-        let may_leave = entry.rest == Rest::AfterEdge
+        // Other users may have room only because the events of this lane count as those of a parked user.
+        let is_in_use = |id| memory.lanes.view(id).busy_events > 0;
+        let must_stay = memory.window.is_nearly_full() && lane.is_some_and(is_in_use);
+        let may_leave = !must_stay
+            && entry.rest == Rest::AfterEdge
             && !entry.is_held
             && entry.give_up_below.is_none()
             && entry.failure.is_none()

@@ -75,7 +75,7 @@ impl ParkedUsers {
         if is_full && may_make_room && memory.lanes.all_have_failed() {
             let events_before = memory.window.events();
             self.make_room_for_reader(users_max, blocked, memory, now);
-            self.pressure.has_looked(events_before - memory.window.events(), now);
+            self.pressure.has_looked(memory.window.events() < events_before, now);
         }
         self.make_room_for_sweep(blocked, memory, now);
         self.users.len().saturating_sub(users_before)

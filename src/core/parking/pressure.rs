@@ -1,13 +1,21 @@
 //! Which users are parked. As long as the window has room, none is.
 //!
 //! ```text
-//!  window   0 ───────────── 1/2 ────────────── 3/4 ──────────── 1
-//!                            │ 1. cut lanes longer than the     │ 3. lanes that back off leave memory,
-//!                            │    backlog that are slow          │    the farthest next try first
-//!                            │ 2. cut lanes that back off, and those of
-//!                            │    slow users that wait for a slot, to
-//!                            │    their head
+//!  window   0 ───────── 3/8 ─── 1/2 ──────────────── 3/4 ──────────── 1
+//!                        ▲       │ 1. slow lanes keep the   │ 4. lanes that back off leave memory,
+//!                        │       │    backlog, and 1/8 of   │    the farthest next try first,
+//!                        │       │    the window at most    │    down to 5/8
+//!                        │       │ 2. lanes that back off, and those of slow users that wait for a slot, keep
+//!                        │       │    their head
+//!                        │       │ 3. slow lanes in flight keep their run, and what they deliver in a second
+//!                        └───────┘ each step ends here
 //! ```
+//!
+//! If the reader has no room after that, slow lanes in flight are parked as they are. They have the half of parked users
+//! then, and the other half is for the others. So an event of any size whose attempt hangs does not stop the reader.
+//!
+//! A lane is slow if it needs more than a second for its events at its own pace, and its user is the cause: the caller says
+//! so. If the destination is slow for every user, no user is.
 //!
 //! Two more cases make lanes that back off leave memory: the next event of the reader is too large for the room that is
 //! left; and the parked users have no room for events that one of them wants. In the second case only parked users leave.
@@ -17,17 +25,23 @@
 //! if no user was delivered, the users in memory may be the cause, and then module `look_ahead` makes room within a bound.
 //!
 //! So reading never waits for failing users. If the window is full and no attempt is in flight or ready, every lane backs
-//! off. Then step 3 frees a quarter of it, unless the list is full.
+//! off. Then step 4 frees three eighths of it, unless the list is full.
 
+use super::entry::KeyRef;
+use super::sweep::{LANE_PART_OF_WINDOW, SWEPT_EVENTS_MIN};
 use super::{ListedEntry, ParkedUsers, PartitionMemory, Rest};
 use crate::core::Moment;
-use crate::core::lanes::LaneId;
+use crate::core::lanes::{LaneId, LaneView};
 use crate::core::progress::UserKey;
 use crate::core::window::Window;
 use std::time::Duration;
 
-/// How long after a look at all lanes that freed nothing the next one is. It bounds the time that such looks take.
+/// How long after a look at all lanes that freed little the next one is. It bounds the time that such looks take.
 const LOOK_INTERVAL: Duration = Duration::from_millis(50);
+
+/// A look that freed at least this many thousandths of the window has freed much: as many events must come before the next
+/// one.
+const FREED_MUCH_PERMILLE: usize = 60;
 
 /// A lane that would need longer than this at its own pace is slow.
 const SLOW_LANE_S: usize = 1;
@@ -54,15 +68,28 @@ pub(super) struct Pressure {
     next_look_at: Option<Moment>,
     /// Events that were settled in all.
     settled: u64,
-    /// The watermark, since when it is held, and `settled` at that time.
-    held: Option<(i64, Moment, u64)>,
+    stalled: Option<StalledWatermark>,
     /// Users that may leave the list are not looked for before this moment.
     next_leave_at: Moment,
     /// A user could not be parked because the list is full.
     is_list_full: bool,
 }
 
+/// A watermark that does not move.
+#[derive(Debug, Clone, Copy)]
+struct StalledWatermark {
+    watermark: i64,
+    since: Moment,
+    /// [`Pressure::settled`] at that time.
+    settled: u64,
+}
+
 impl Blocked {
+    /// Whether the reader has no room for its next event, or for any event if that is not known.
+    fn stops_reading(&self, window: &Window) -> bool {
+        self.read.map_or(window.room_bytes() == 0, |bytes| !window.admits(bytes))
+    }
+
     /// Whether the reader's next event has no room.
     pub(super) fn lacks_room_to_read(&self, window: &Window) -> bool {
         self.read.is_some_and(|bytes| !window.admits(bytes))
@@ -88,9 +115,9 @@ impl Pressure {
         self.next_look_at.is_none_or(|at| now >= at)
     }
 
-    /// All lanes were looked at, and so many events have left memory.
-    pub(super) fn has_looked(&mut self, freed: usize, now: Moment) {
-        self.next_look_at = (freed == 0).then(|| now + LOOK_INTERVAL);
+    /// All lanes were looked at. `freed_much`: the next look need not wait.
+    pub(super) fn has_looked(&mut self, freed_much: bool, now: Moment) {
+        self.next_look_at = (!freed_much).then(|| now + LOOK_INTERVAL);
     }
 
     pub(super) fn list_is_full(&mut self) {
@@ -109,64 +136,158 @@ impl ParkedUsers {
         blocked.swept.is_some() || (self.sweep.has_wants() && window.parked_room_bytes() == 0)
     }
 
+    /// Whether [`ParkedUsers::relieve`] would look at the lanes now.
+    pub fn may_relieve(&self, blocked: Blocked, window: &Window, now: Moment) -> bool {
+        self.limits.may_park && self.pressure.may_look(now) && self.needs_room(blocked, window)
+    }
+
+    /// The lanes were looked at, and nothing may be parked now. The next look is after a while.
+    pub fn does_not_relieve(&mut self, now: Moment) {
+        self.pressure.has_looked(false, now);
+    }
+
     /// Makes room in the window if it is needed, and returns the number of users that were parked for it. Call it only
     /// while the breaker is closed and a slot is free.
-    pub fn relieve(&mut self, blocked: Blocked, memory: &mut PartitionMemory<'_>, now: Moment) -> usize {
-        if !self.needs_room(blocked, memory.window) || !self.pressure.may_look(now) || !self.limits.may_park {
+    ///
+    /// `is_slow` says of a lane that is in flight, or ready and waits for a slot of slow users, whether its user is the cause
+    /// of that.
+    pub fn relieve(
+        &mut self,
+        blocked: Blocked,
+        is_slow: impl Fn(&LaneView<'_>) -> bool,
+        memory: &mut PartitionMemory<'_>,
+        now: Moment,
+    ) -> usize {
+        if !self.may_relieve(blocked, memory.window, now) {
             return 0;
         }
-        let (users_before, events_before) = (self.users.len(), memory.window.events());
+        let users_before = self.users.len();
+        let (events_before, bytes_before) = (memory.window.events(), memory.window.bytes());
         if memory.window.is_half_full() {
-            self.cut_slow_lanes(memory, now);
+            self.cut_long_lanes(&is_slow, memory, now);
+            self.cut_to_failed_heads(&is_slow, memory, now);
+            self.cut_to_runs(&is_slow, memory, now);
         }
-        if memory.window.is_half_full() {
-            self.cut_to_failed_heads(memory, now);
+        if blocked.stops_reading(memory.window) {
+            self.list_busy_lanes(blocked, &is_slow, memory);
         }
         self.make_cold(blocked, memory, now);
-        self.pressure.has_looked(events_before - memory.window.events(), now);
+        let window = &*memory.window;
+        let freed = window.permille(events_before - window.events(), bytes_before - window.bytes());
+        self.pressure.has_looked(freed >= FREED_MUCH_PERMILLE, now);
         self.users.len().saturating_sub(users_before)
     }
 
-    fn cut_slow_lanes(&mut self, memory: &mut PartitionMemory<'_>, now: Moment) {
+    /// Cuts slow lanes that have more than the backlog, or more than a part of the window. The largest ones come first.
+    fn cut_long_lanes(
+        &mut self,
+        is_slow: &impl Fn(&LaneView<'_>) -> bool,
+        memory: &mut PartitionMemory<'_>,
+        now: Moment,
+    ) {
         let backlog = self.limits.user_backlog.max(1);
-        let mut slow: Vec<(usize, LaneId)> = Vec::new();
+        let mut long: Vec<(usize, LaneId, usize)> = Vec::new();
         for id in memory.lanes.each_lane() {
             let view = memory.lanes.view(id);
-            // A lane that is too young for a pace may be a burst that is over at once.
-            let is_slow = view.events_per_s.is_some_and(|pace| view.events > pace.saturating_mul(SLOW_LANE_S));
-            if is_slow && view.events > backlog.max(view.busy_events) {
-                slow.push((view.events, id));
+            if !is_slow_lane(&view) {
+                continue;
+            }
+            let keep = backlog.min(events_in_part(id, memory)).max(view.busy_events);
+            if view.events > keep && is_own(&view, is_slow) {
+                let bytes = memory.lanes.each_event(id).map(|event| event.record.window_bytes()).sum();
+                long.push((memory.window.permille(view.events, bytes), id, keep));
             }
         }
-        slow.sort_unstable_by(|a, b| b.cmp(a));
-        for (_, id) in slow {
-            let keep = backlog.max(memory.lanes.view(id).busy_events);
+        long.sort_unstable_by(|a, b| b.cmp(a));
+        for (_, id, keep) in long {
+            if !memory.window.is_above_three_eighths() {
+                return;
+            }
             self.cut(id, keep, memory, now);
-            if !memory.window.is_half_full() {
+        }
+    }
+
+    /// Cuts lanes that back off, and those of slow users that wait for a slot, to their next event.
+    fn cut_to_failed_heads(
+        &mut self,
+        is_slow: &impl Fn(&LaneView<'_>) -> bool,
+        memory: &mut PartitionMemory<'_>,
+        now: Moment,
+    ) {
+        let head = |id: LaneId| (memory.lanes.view(id).events > 1).then_some((id, 1));
+        let backing_off = memory.lanes.each_backing_off().rev().filter_map(head);
+        let waiting = memory.lanes.each_doubtful_ready().filter_map(|id| {
+            let view = memory.lanes.view(id);
+            let keep =
+                if self.is_filled_by_sweep(&view) { events_in_a_second(&view)?.max(SWEPT_EVENTS_MIN) } else { 1 };
+            (view.events > keep && is_slow(&view)).then_some((id, keep))
+        });
+        let longer: Vec<(LaneId, usize)> = backing_off.chain(waiting).collect();
+        for (id, keep) in longer {
+            if !memory.window.is_above_three_eighths() {
+                return;
+            }
+            self.cut(id, keep, memory, now);
+        }
+    }
+
+    /// Cuts slow lanes that are in flight, or whose dead letter is being written, to what they need for a second.
+    fn cut_to_runs(&mut self, is_slow: &impl Fn(&LaneView<'_>) -> bool, memory: &mut PartitionMemory<'_>, now: Moment) {
+        if !memory.window.is_above_three_eighths() {
+            return;
+        }
+        let busy = memory.lanes.each_lane().filter_map(|id| {
+            let view = memory.lanes.view(id);
+            let least = if self.is_filled_by_sweep(&view) { SWEPT_EVENTS_MIN } else { 1 };
+            let keep = events_in_a_second(&view)?.max(view.busy_events).max(least);
+            (view.busy_events > 0 && view.events > keep && is_own(&view, is_slow)).then_some((id, keep))
+        });
+        let busy: Vec<(LaneId, usize)> = busy.collect();
+        for (id, keep) in busy {
+            if !memory.window.is_above_three_eighths() {
+                return;
+            }
+            self.cut(id, keep, memory, now);
+        }
+    }
+
+    /// Puts slow lanes that are in flight into the list as they are, until the reader has room in the half of the others.
+    fn list_busy_lanes(
+        &mut self,
+        blocked: Blocked,
+        is_slow: &impl Fn(&LaneView<'_>) -> bool,
+        memory: &mut PartitionMemory<'_>,
+    ) {
+        let busy = memory.lanes.each_lane().filter(|id| {
+            let view = memory.lanes.view(*id);
+            !view.is_listed && view.busy_events > 0 && is_slow_lane(&view) && is_own(&view, is_slow)
+        });
+        let busy: Vec<LaneId> = busy.collect();
+        for id in busy {
+            if !blocked.stops_reading(memory.window) || !self.list(id, memory) {
                 return;
             }
         }
     }
 
-    fn cut_to_failed_heads(&mut self, memory: &mut PartitionMemory<'_>, now: Moment) {
-        let is_longer = |id: &LaneId| memory.lanes.view(*id).events > 1;
-        let waiting = memory.lanes.each_backing_off().rev().chain(memory.lanes.each_doubtful_ready());
-        let failed: Vec<LaneId> = waiting.filter(is_longer).collect();
-        for id in failed {
-            self.cut(id, 1, memory, now);
-            if !memory.window.is_half_full() {
-                return;
-            }
-        }
+    /// Whether the sweep fills this lane, and not the reader.
+    fn is_filled_by_sweep(&self, lane: &LaneView<'_>) -> bool {
+        let entry = lane.is_listed.then(|| self.users.get(&KeyRef(lane.head.record.key()))).flatten();
+        entry.is_some_and(|entry| matches!(entry.rest, Rest::InLog { .. }))
     }
 
     /// Removes lanes that back off from memory, until the window has room and so have parked users.
     fn make_cold(&mut self, blocked: Blocked, memory: &mut PartitionMemory<'_>, now: Moment) {
         let lacks_parked_room = self.lacks_parked_room(blocked, memory.window);
+        let was_nearly_full = memory.window.is_nearly_full();
+        if !was_nearly_full && !lacks_parked_room && !blocked.lacks_room_to_read(memory.window) {
+            return;
+        }
         let backing_off: Vec<LaneId> = memory.lanes.each_backing_off().rev().collect();
         for id in backing_off {
             let window = &*memory.window;
-            let is_full = window.is_nearly_full() || blocked.lacks_room_to_read(window);
+            let is_still_full = was_nearly_full && window.is_above_five_eighths();
+            let is_full = is_still_full || blocked.lacks_room_to_read(window);
             let is_parked_full = lacks_parked_room && blocked.lacks_parked_room(window);
             if !is_full && !is_parked_full {
                 return;
@@ -216,9 +337,12 @@ impl ParkedUsers {
         }
         let users_before = self.users.len();
         let watermark = memory.progress.watermark();
-        let held = self.pressure.held.filter(|(held, _, _)| *held == watermark && may_park && watermark < self.edge);
-        let (_, since, settled) = *self.pressure.held.insert(held.unwrap_or((watermark, now, self.pressure.settled)));
-        let is_held_for_long = now >= since.saturating_add(WATERMARK_HELD_MAX) && self.pressure.settled > settled;
+        let is_stalled = |at: &StalledWatermark| at.watermark == watermark && may_park && watermark < self.edge;
+        let begins = StalledWatermark { watermark, since: now, settled: self.pressure.settled };
+        let stalled = self.pressure.stalled.filter(is_stalled).unwrap_or(begins);
+        self.pressure.stalled = Some(stalled);
+        let is_held_for_long =
+            now >= stalled.since.saturating_add(WATERMARK_HELD_MAX) && self.pressure.settled > stalled.settled;
         if may_park && (is_held_for_long || self.edge.saturating_sub(watermark) > offsets_max) {
             let behind = self.edge.saturating_sub(offsets_max).max(if is_held_for_long { watermark + 1 } else { 0 });
             let is_behind = |id: &LaneId| {
@@ -258,4 +382,32 @@ impl ParkedUsers {
     pub fn take_list_is_full(&mut self) -> bool {
         std::mem::take(&mut self.pressure.is_list_full)
     }
+}
+
+/// The events that a lane delivers in a second at its own pace. `None`: it is too young for a pace, and may be a burst that
+/// is over at once.
+fn events_in_a_second(lane: &LaneView<'_>) -> Option<usize> {
+    lane.events_per_s.map(|pace| pace.saturating_mul(SLOW_LANE_S))
+}
+
+/// Whether a lane needs more than a second for its events.
+fn is_slow_lane(lane: &LaneView<'_>) -> bool {
+    events_in_a_second(lane).is_some_and(|events| lane.events > events)
+}
+
+/// Whether a slow lane is its user's own fault: it backs off, or waits for its dead letter, or else `is_slow` says so.
+fn is_own(lane: &LaneView<'_>, is_slow: &impl Fn(&LaneView<'_>) -> bool) -> bool {
+    let is_giving_up = lane.busy_events > 0 && lane.in_flight_since.is_none();
+    lane.backs_off_until.is_some() || is_giving_up || is_slow(lane)
+}
+
+/// How many of the first events of a lane are within its part of the window: at least one.
+fn events_in_part(id: LaneId, memory: &PartitionMemory<'_>) -> usize {
+    let (events_max, bytes_max) = (memory.window.events_max(), memory.window.bytes_max());
+    let mut bytes = 0_usize;
+    let within = memory.lanes.each_event(id).take(events_max / LANE_PART_OF_WINDOW).take_while(|event| {
+        bytes = bytes.saturating_add(event.record.window_bytes());
+        bytes <= bytes_max / LANE_PART_OF_WINDOW
+    });
+    within.count().max(1)
 }

@@ -31,9 +31,13 @@ const FETCH_HEAD_BYTES: usize = 32 * 1024;
 /// next event get on, although others want events again and again.
 const FETCHES_AFTER_JUMP_MIN: u32 = 4;
 
-/// The sweep fills a lane up to this part of the window, in events and in bytes. So a slow user does not take the room of
-/// the other parked users.
-const LANE_PART_OF_WINDOW: usize = 8;
+/// The sweep fills a lane up to this part of the window, in events and in bytes, and under pressure a slow lane keeps no
+/// more. So a slow user does not take the room of the others.
+pub(super) const LANE_PART_OF_WINDOW: usize = 8;
+
+/// While the window is half full, the sweep fills the lane of a user up to what it delivers in a second, and up to this many
+/// events. With one event more than the one in flight, the lane does not end, so its pace stays known.
+pub(super) const SWEPT_EVENTS_MIN: usize = 2;
 
 /// No run has this number.
 const NO_RUN: u64 = u64::MAX;
@@ -76,7 +80,7 @@ impl Want {
 
 impl ListedEntry {
     /// What this user wants, if this is its lane in memory. A lane is filled up to the backlog, or to one second of its pace,
-    /// within a part of the window. In bytes, its last event may be more than that.
+    /// within a part of the window. While the window is half full, a second of its pace has to be enough. In bytes, its last event may be more than that.
     pub(super) fn wants(&self, lane: Option<LaneView<'_>>, backlog: usize, window: &Window, now: Moment) -> Want {
         let Rest::InLog { next: from, .. } = self.rest else { return Want::Nothing };
         if !self.may_admit(from) {
@@ -89,8 +93,11 @@ impl ListedEntry {
             // Its head is tried alone until it is settled.
             (Some(lane), _) if lane.history.is_some() => Want::Nothing,
             (Some(lane), _) => {
-                let pace = lane.events_per_s.unwrap_or(0);
-                let full = backlog.max(pace).min((window.events_max() / LANE_PART_OF_WINDOW).max(1));
+                let enough = match lane.events_per_s {
+                    Some(pace) if window.is_half_full() => pace.max(SWEPT_EVENTS_MIN),
+                    pace => backlog.max(pace.unwrap_or(0)),
+                };
+                let full = enough.min((window.events_max() / LANE_PART_OF_WINDOW).max(1));
                 let full_bytes = window.bytes_max() / LANE_PART_OF_WINDOW;
                 let is_low = lane.events * 2 <= full && self.lane_bytes * 2 <= full_bytes;
                 let is_filling = matches!(self.want, Want::Backlog { .. });

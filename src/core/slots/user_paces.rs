@@ -21,6 +21,8 @@ enum Pace {
     Quick,
     /// The last attempt took longer.
     Slow,
+    /// The last attempt took longer, and this one or an earlier one showed that others were served quickly meanwhile.
+    SlowAlone,
 }
 
 impl UserPaces {
@@ -35,17 +37,39 @@ impl UserPaces {
     pub fn attempted(&mut self, user: u64, took: Duration, is_delivered: bool) {
         let pace = if took >= OLD_AFTER { Some(Pace::Slow) } else { is_delivered.then_some(Pace::Quick) };
         match (pace, self.pace(user)) {
+            (Some(Pace::Slow), Some(Pace::SlowAlone)) => {}
             (Some(pace), known) if known != Some(pace) => self.remember(user, pace),
-            (None, Some(Pace::Slow)) => _ = self.newer.remove(&user),
+            (None, Some(Pace::Slow | Pace::SlowAlone)) => _ = self.newer.remove(&user),
             _ => {}
         }
+    }
+
+    /// Notes that an attempt of this user is slow while others are served quickly.
+    pub fn found_slow_alone(&mut self, user: u64) {
+        if self.pace(user) != Some(Pace::SlowAlone) {
+            self.remember(user, Pace::SlowAlone);
+        }
+    }
+
+    /// Whether the last attempt of this user was slow.
+    pub fn is_slow(&self, user: u64) -> bool {
+        matches!(self.known(user), Some(Pace::Slow | Pace::SlowAlone))
+    }
+
+    /// Whether this user is slow, and [others were served quickly](Self::found_slow_alone) meanwhile.
+    pub fn is_slow_alone(&self, user: u64) -> bool {
+        self.known(user) == Some(Pace::SlowAlone)
+    }
+
+    fn known(&self, user: u64) -> Option<Pace> {
+        self.newer.get(&user).or_else(|| self.older.get(&user)).copied()
     }
 
     /// The standing of a user as far as its pace tells.
     pub fn standing(&mut self, user: u64) -> Standing {
         match self.pace(user) {
             Some(Pace::Quick) => Standing::Served,
-            Some(Pace::Slow) => Standing::Doubtful,
+            Some(Pace::Slow | Pace::SlowAlone) => Standing::Doubtful,
             None => Standing::Newcomer,
         }
     }
@@ -91,6 +115,21 @@ mod tests {
         ] {
             paces.attempted(1, took, is_delivered);
             assert_eq!(paces.standing(1), expected, "after {took:?}, delivered: {is_delivered}");
+        }
+    }
+
+    #[test]
+    fn a_user_that_was_slow_alone_stays_so_until_it_is_quick_or_fails_quickly() {
+        for (took, is_delivered) in [(QUICK, true), (QUICK, false)] {
+            let mut paces = UserPaces::new(10);
+            paces.attempted(1, SLOW, true);
+            assert!(paces.is_slow(1) && !paces.is_slow_alone(1));
+            paces.found_slow_alone(1);
+            paces.attempted(1, SLOW, false);
+            assert!(paces.is_slow(1) && paces.is_slow_alone(1));
+            assert_eq!(paces.standing(1), Doubtful);
+            paces.attempted(1, took, is_delivered);
+            assert!(!paces.is_slow(1) && !paces.is_slow_alone(1));
         }
     }
 

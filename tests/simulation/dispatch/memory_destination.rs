@@ -36,6 +36,7 @@ pub(crate) struct Behaviour {
     pub(crate) hangs: u64,
     /// Accepts the event, but the answer is lost.
     pub(crate) loses_answer: u64,
+    pub(crate) latency_ms_min: u64,
     pub(crate) latency_ms_max: u64,
     pub(crate) failing_users: Vec<User>,
     pub(crate) refused_user: Option<User>,
@@ -102,7 +103,7 @@ impl Behaviour {
             // In an outage the destination answers quickly, unless it hangs.
             _ if self.outage.is_some() => random.millis(0, 50),
             Some((user, time)) if user.as_deref() == event.record.key() => *time,
-            _ => random.millis(0, self.latency_ms_max),
+            _ => random.millis(self.latency_ms_min, self.latency_ms_max),
         }
     }
 }

@@ -274,6 +274,8 @@ fn store(
         return Err(Failure::refused(FailureCode::GroupUnavailable, "the partition has another owner"));
     }
     world.oracle.committed(Some(life), partition, &state, now);
+    let parked_users = state.users.values().filter(|user| user.parked.is_some()).count();
+    world.parked_users_max = world.parked_users_max.max(parked_users);
     let covered = world.commands.covered(partition);
     if let Err(wrong) = world.commands.committed(partition, &state, &world.users) {
         world.oracle.fail(format!("life {life}: {wrong}"));

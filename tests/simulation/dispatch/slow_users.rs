@@ -2,7 +2,9 @@
 
 use crate::dispatch::driver::simulate;
 use crate::dispatch::end_of;
+use crate::dispatch::scenario::Scenario;
 use crate::dispatch::scenario::hanging::hanging;
+use crate::dispatch::scenario::slow::{large_events, many_slow_users, slow_for_all};
 use crate::harness::Random;
 
 #[test]
@@ -17,4 +19,30 @@ fn more_hanging_users_than_slots_delay_no_user_that_was_served_before() {
         hung += outcome.counts.failed;
     }
     println!("# {hung} attempts hung");
+}
+
+/// Runs scenarios with these seeds, and returns the most parked users of one of them.
+fn most_parked(scenario: impl Fn(u64, &mut Random) -> Scenario) -> usize {
+    let parked = (0..30).map(|seed| {
+        let scenario = scenario(seed, &mut Random::new(seed));
+        let outcome = simulate(&scenario);
+        assert_eq!(outcome.violation, None, "seed {seed}, {:?}: {}", scenario.config, end_of(&outcome));
+        outcome.parked_users_max
+    });
+    parked.max().unwrap_or(0)
+}
+
+#[test]
+fn one_slow_user_with_events_of_any_size_delays_no_other_user() {
+    assert!(most_parked(large_events) > 0, "its events do not fit into the window");
+}
+
+#[test]
+fn many_slow_users_with_short_lanes_delay_no_other_user() {
+    assert!(most_parked(many_slow_users) > 0, "their events do not fit into the window");
+}
+
+#[test]
+fn a_destination_that_is_slow_for_every_user_parks_none() {
+    assert_eq!(most_parked(slow_for_all), 0);
 }

@@ -170,6 +170,8 @@ pub(crate) struct State {
     pub(crate) behaviour: Behaviour,
     pub(crate) rates: Rates,
     pub(crate) single: Option<Single>,
+    /// The most parked users of a commit.
+    pub(crate) parked_users_max: usize,
     /// The calls of each role.
     pub(crate) calls: [Calls; 2],
     pub(crate) trace: Vec<String>,
@@ -215,6 +217,7 @@ impl World {
             behaviour,
             rates,
             single: None,
+            parked_users_max: 0,
             calls: [[0; CALLS.len()]; 2],
             trace: Vec::new(),
             lives: Vec::new(),

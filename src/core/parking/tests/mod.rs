@@ -85,6 +85,7 @@ macro_rules! memory {
 }
 
 mod look_ahead;
+mod pressure;
 
 impl Owner {
     fn new(state: &PartitionState, sizes: Sizes, now: Moment) -> Self {
@@ -181,23 +182,58 @@ struct Model {
 
 #[derive(Debug, Clone)]
 enum Step {
-    Append { user: usize, many: usize },
-    Read { many: usize },
-    Sweep { many: usize },
+    Append {
+        user: usize,
+        many: usize,
+    },
+    Read {
+        many: usize,
+    },
+    Sweep {
+        many: usize,
+    },
     Start,
-    Finish { which: usize, delivered: usize, next: u8 },
-    GivenUp { which: usize },
-    Wait { ms: u64 },
-    Relieve,
-    LookAhead { outage: u64, users_max: usize },
-    Tick { may_park: bool },
+    Finish {
+        which: usize,
+        delivered: usize,
+        next: u8,
+    },
+    GivenUp {
+        which: usize,
+    },
+    Wait {
+        ms: u64,
+    },
+    /// `is_slow`: whether slow lanes are their users' own fault.
+    Relieve {
+        is_slow: bool,
+    },
+    LookAhead {
+        outage: u64,
+        users_max: usize,
+    },
+    Tick {
+        may_park: bool,
+    },
     Commit,
     Crash,
-    Reset { percent: i64, ahead: bool },
-    Hold { user: usize },
-    Release { user: usize },
-    RetryNow { user: usize },
-    GiveUp { user: usize, more: Option<i64> },
+    Reset {
+        percent: i64,
+        ahead: bool,
+    },
+    Hold {
+        user: usize,
+    },
+    Release {
+        user: usize,
+    },
+    RetryNow {
+        user: usize,
+    },
+    GiveUp {
+        user: usize,
+        more: Option<i64>,
+    },
 }
 
 fn steps(many: usize) -> impl Strategy<Value = Vec<Step>> {
@@ -210,7 +246,7 @@ fn steps(many: usize) -> impl Strategy<Value = Vec<Step>> {
         40 => (0usize..9, 0usize..4, 0u8..8).prop_map(|(which, delivered, next)| Step::Finish { which, delivered, next }),
         6 => (0usize..9).prop_map(|which| Step::GivenUp { which }),
         12 => (0u64..900).prop_map(|ms| Step::Wait { ms }),
-        12 => Just(Step::Relieve),
+        12 => any::<bool>().prop_map(|is_slow| Step::Relieve { is_slow }),
         8 => (0u64..3, 0usize..6).prop_map(|(outage, users_max)| Step::LookAhead { outage, users_max }),
         8 => any::<bool>().prop_map(|may_park| Step::Tick { may_park }),
         6 => Just(Step::Commit),
@@ -415,9 +451,9 @@ impl Model {
                 self.now += Duration::from_millis(ms);
                 self.owner.wake(self.now);
             }
-            Step::Relieve => {
+            Step::Relieve { is_slow } => {
                 let blocked = self.owner.blocked();
-                self.owner.parked.relieve(blocked, memory!(self.owner), now);
+                self.owner.parked.relieve(blocked, |_| is_slow, memory!(self.owner), now);
             }
             Step::LookAhead { outage, users_max } => {
                 let (blocked, outage) = (self.owner.blocked(), (Duration::from_secs(outage), users_max));
@@ -491,7 +527,7 @@ impl Model {
             while !self.owner.giving_up.is_empty() {
                 self.given_up(0);
             }
-            self.step(Step::Relieve)?;
+            self.step(Step::Relieve { is_slow: true })?;
             self.step(Step::Tick { may_park: true })?;
         }
         let state = self.check_state()?;
@@ -604,7 +640,7 @@ fn failing_heads_of_parked_users_leave_room_for_another_parked_user() {
     assert_eq!((model.owner.window.parked_events(), model.owner.parked.users()), (2, 3));
     model.step(Step::Release { user: 1 }).unwrap();
     assert!(!model.owner.sweep(&model.log, 10, model.now), "parked users have no room");
-    model.step(Step::Relieve).unwrap();
+    model.step(Step::Relieve { is_slow: true }).unwrap();
     assert!(model.owner.sweep(&model.log, 10, model.now));
     model.start().unwrap();
     assert_eq!(model.owner.in_flight[0].1[0].offset, 2);
@@ -620,7 +656,7 @@ fn a_large_event_does_not_wait_for_failing_heads() {
     assert!(!model.owner.window.is_half_full());
     let large = model.owner.parked.read(large, memory!(model.owner)).unwrap_err();
     model.owner.pending.push_front(large);
-    model.step(Step::Relieve).unwrap();
+    model.step(Step::Relieve { is_slow: true }).unwrap();
     let large = model.owner.pending.pop_front().unwrap();
     model.owner.parked.read(large, memory!(model.owner)).unwrap();
 }
@@ -657,11 +693,11 @@ fn slow_users_that_wait_for_a_slot_keep_their_next_event_only() {
     let mut model = fixed(&[1, 2, 3, 1, 2, 3, 4], 6, &PartitionState::at(0));
     model.owner.read(&model.log, 7);
     let has_room = |model: &Model| !model.owner.window.is_half_full();
-    model.step(Step::Relieve).unwrap();
+    model.step(Step::Relieve { is_slow: true }).unwrap();
     assert!(!has_room(&model), "their standing is not known yet");
     model.now += Duration::from_millis(100);
     assert!(model.owner.lanes.sort_ready(10, |_| Standing::Doubtful));
-    model.step(Step::Relieve).unwrap();
+    model.step(Step::Relieve { is_slow: true }).unwrap();
     assert_eq!(model.owner.lanes.events(), 3, "one of each user");
     model.owner.read(&model.log, 7);
     assert!(model.owner.lanes.find(Some(b"user-4")).is_some(), "reading continues");

@@ -59,6 +59,8 @@ pub(crate) struct Outcome {
     /// The number of events that replays delivered, and that they stored as dead letters again.
     pub(crate) redelivered: u64,
     pub(crate) dead_letters_again: u64,
+    /// The most parked users of a commit before the faults end.
+    pub(crate) parked_users_max: usize,
     /// The calls of each role.
     pub(crate) calls: [Calls; 2],
     pub(crate) trace: Vec<String>,
@@ -174,6 +176,7 @@ impl<'a> Driver<'a> {
                 refused: 0,
                 redelivered: 0,
                 dead_letters_again: 0,
+                parked_users_max: 0,
                 calls: [[0; CALLS.len()]; 2],
                 trace: Vec::new(),
                 violation: None,
@@ -441,6 +444,7 @@ impl<'a> Driver<'a> {
         {
             let mut state = self.world.lock();
             state.rates = crate::dispatch::world::Rates::default();
+            self.outcome.parked_users_max = state.parked_users_max;
             state.behaviour.calm();
             state.topics.repair();
             state.oracle.phase_ends();

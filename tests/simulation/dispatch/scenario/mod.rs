@@ -3,6 +3,7 @@
 mod commands;
 pub(crate) mod hanging;
 mod replays;
+pub(crate) mod slow;
 mod worlds;
 
 use crate::dispatch::commands::Given;

@@ -140,6 +140,7 @@ pub(super) fn troubled(seed: u64, random: &mut Random, users_min: u64) -> Scenar
         unreachable: sometimes(random, 10),
         hangs: sometimes(random, 5),
         loses_answer: sometimes(random, 10),
+        latency_ms_min: 0,
         latency_ms_max: random.pick(&[0, 5, 50, 400]),
         failing_users: random.chance(30).then(|| picked(random)).into_iter().collect(),
         refused_user: random.chance(20).then(|| picked(random)),

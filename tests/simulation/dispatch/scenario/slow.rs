@@ -1,0 +1,106 @@
+//! Slow users whose events fill the window, and a destination that is slow for every user.
+
+use super::worlds::isolation;
+use super::{Action, Scenario};
+use crate::dispatch::memory_destination::Behaviour;
+use crate::dispatch::oracle::User;
+use crate::harness::Random;
+use eventd::core::parking::ParkingLimits;
+use eventd::destination::BatchLimits;
+use std::time::Duration;
+
+/// Until then every other user has had an event.
+const SLOW_FROM_MS: u64 = 2_000;
+
+/// How long one of the other users may wait, from the append of its event until it is settled.
+const WAIT_MAX: Duration = Duration::from_secs(3);
+
+/// Bytes of the window of each partition.
+const WINDOW_BYTES: usize = 200_000;
+
+fn named(name: &str, count: usize) -> Vec<User> {
+    (0..count).map(|n| Some(format!("{name}-{n}").into_bytes())).collect()
+}
+
+/// One partition or more, each with a window of [`WINDOW_BYTES`], and a destination that takes one event at a time.
+fn slow(seed: u64, random: &mut Random) -> Scenario {
+    let mut scenario = isolation(seed, random);
+    scenario.slots = 1;
+    scenario.partitions = random.between(1, 3) as u32;
+    scenario.limits = BatchLimits { runs_max: 1, run_events_max: 1, run_bytes_max: 0 };
+    scenario.whole_runs_max = None;
+    scenario.config.window_bytes = WINDOW_BYTES * scenario.partitions as usize;
+    scenario.config.window_events = 10_000;
+    scenario.config.parking = ParkingLimits { user_backlog: 100, users_max: 1_000_000, may_park: true };
+    scenario.plan.clear();
+    scenario
+}
+
+/// The first user is slow or hangs, and its events take more than a window. Its next event may be as large as a part of the
+/// window, as nearly all of it, or larger than the window.
+pub(crate) fn large_events(seed: u64, random: &mut Random) -> Scenario {
+    let mut scenario = slow(seed, random);
+    let bytes = random.pick(&[WINDOW_BYTES / 20, WINDOW_BYTES / 3, WINDOW_BYTES * 9 / 10, WINDOW_BYTES * 6 / 5]);
+    let time = random.millis(2_500, 8_000);
+    scenario.config.attempt_timeout = random.pick(&[time / 2, time * 2]);
+    scenario.users = [named("slow", 1), named("user", random.between(8, 20) as usize)].concat();
+    let slow_user = Some((scenario.users[0].clone(), time));
+    scenario.behaviour = Behaviour { slow_user, latency_ms_max: 20, ..Behaviour::default() };
+    scenario.others_wait_max = Some(WAIT_MAX);
+    let many = (2 * WINDOW_BYTES / bytes + 2) as u64;
+    scenario.plan.push((Duration::from_millis(SLOW_FROM_MS), Action::Append { user: 0, many, bytes }));
+    add_others(&mut scenario, 1, random);
+    scenario
+}
+
+/// Many users hang, each with fewer events than `--user-backlog`. Together they have more than a window.
+pub(crate) fn many_slow_users(seed: u64, random: &mut Random) -> Scenario {
+    let mut scenario = slow(seed, random);
+    let hanging = named("hanging", random.between(12, 30) as usize);
+    scenario.config.attempt_timeout = random.millis(5_000, 20_000);
+    scenario.config.concurrency = 64;
+    scenario.users = [named("user", random.between(8, 20) as usize), hanging.clone()].concat();
+    let others = scenario.users.len() - hanging.len();
+    for user in others..scenario.users.len() {
+        let (many, bytes) = (random.between(10, 40), random.between(2_000, 5_000) as usize);
+        let at = random.millis(SLOW_FROM_MS, SLOW_FROM_MS + 500);
+        scenario.plan.push((at, Action::Append { user, many, bytes }));
+    }
+    scenario.behaviour = Behaviour { hanging_users: hanging, latency_ms_max: 20, ..Behaviour::default() };
+    scenario.others_wait_max = Some(WAIT_MAX);
+    add_others(&mut scenario, 0, random);
+    scenario
+}
+
+/// Events of the other users, the first of whom has this number: one of each at first, and then of any of them.
+fn add_others(scenario: &mut Scenario, first: usize, random: &mut Random) {
+    let count = (scenario.users.iter().flatten().filter(|user| user.starts_with(b"user")).count()) as u64;
+    let mut add = |at: Duration, user| scenario.plan.push((at, Action::Append { user, many: 1, bytes: 20 }));
+    for user in 0..count as usize {
+        add(random.millis(0, SLOW_FROM_MS - 1_000), first + user);
+    }
+    for _ in 0..random.between(50, 150) {
+        add(random.millis(SLOW_FROM_MS, 30_000), first + random.below(count) as usize);
+    }
+    scenario.plan.sort_by_key(|(at, _)| *at);
+}
+
+/// Every attempt takes longer than a second, and the events of every user wait. They take more than a window.
+pub(crate) fn slow_for_all(seed: u64, random: &mut Random) -> Scenario {
+    let mut scenario = slow(seed, random);
+    scenario.config.concurrency = random.pick(&[4, 16, 256]);
+    scenario.config.attempt_timeout = Duration::from_secs(10);
+    scenario.config.parking.user_backlog = random.pick(&[2, 100]);
+    scenario.users = named("user", random.between(20, 40) as usize);
+    scenario.others_wait_max = None;
+    scenario.behaviour = Behaviour { latency_ms_min: 1_200, latency_ms_max: 2_500, ..Behaviour::default() };
+    for user in 0..scenario.users.len() {
+        let (many, bytes) = (random.between(8, 12), WINDOW_BYTES / 40);
+        let at = if random.chance(50) { Duration::ZERO } else { random.millis(0, 20_000) };
+        scenario.plan.push((at, Action::Append { user, many, bytes }));
+    }
+    // Calm begins after the last step of the plan.
+    scenario.plan.push((Duration::from_secs(40), Action::Append { user: 0, many: 1, bytes: 20 }));
+    scenario.plan.sort_by_key(|(at, _)| *at);
+    scenario
+}
