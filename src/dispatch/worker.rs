@@ -365,7 +365,8 @@ impl Worker {
         self.deliverer.look_at_old_attempts(&self.context.breaker, now);
         let Deliverer { lanes, paces, .. } = &self.deliverer;
         let is_slow = |lane: &LaneView<'_>| is_lane_slow(paces, &self.context.breaker.lock(), lane, now);
-        if lanes.each_doubtful_ready().any(|id| !is_slow(&lanes.view(id))) {
+        let is_slow_for_all = self.context.breaker.lock().is_slow_for_all(now);
+        if is_slow_for_all && lanes.each_doubtful_ready().any(|id| !is_slow(&lanes.view(id))) {
             return self.reader.parked.does_not_relieve(now);
         }
         // Lanes that leave memory are not looked at later.

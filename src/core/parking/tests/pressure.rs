@@ -112,3 +112,18 @@ fn under_pressure_the_sweep_brings_a_slow_user_few_events() {
     assert_eq!(model.owner.parked.events_read_again(), before, "nothing is read again and again");
     model.drain().unwrap();
 }
+
+#[test]
+fn users_whose_dead_letter_cannot_be_written_keep_their_next_event() {
+    let users: Vec<usize> = (0..60).map(|place| 1 + place % 5).collect();
+    let mut model = with_window(&users, 100, 10_000);
+    start(&mut model, 5, 0);
+    for _ in 0..5 {
+        model.finish(0, 0, 0);
+    }
+    assert_eq!(model.owner.giving_up.len(), 5);
+    model.step(Step::Wait { ms: 600 }).unwrap();
+    model.step(Step::Relieve { is_slow: false }).unwrap();
+    assert!(!model.owner.window.is_above_three_eighths(), "{} events", model.owner.window.events());
+    model.drain().unwrap();
+}
