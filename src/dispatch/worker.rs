@@ -325,11 +325,12 @@ impl Worker {
         Ok(())
     }
 
-    /// Parks users if the window needs room. Returns whether events left memory.
+    /// Parks users if the window needs room. Returns whether there may be more room: events left memory, or are those of
+    /// parked users now.
     fn make_room(&mut self, now: Moment) -> bool {
-        let events_before = self.reader.window.events();
+        let (events_before, users_before) = (self.reader.window.events(), self.reader.parked.users());
         self.park_under_pressure(now);
-        self.reader.window.events() < events_before
+        self.reader.window.events() < events_before || self.reader.parked.users() > users_before
     }
 
     /// Parks users if the window needs room although every attempt that could begin has begun. If ready lanes wait, the

@@ -16,7 +16,7 @@
 //!   settled as soon as the reader has passed them, because the list accounts for them.
 //! - Its events in `first..next` are in its lane. Its events in `next..edge` are only in the log.
 //! - If nothing of it is left in the log, it is *returning*: the reader admits its next event after those in its lane. If
-//!   the user is held, its next event is left in the log instead.
+//!   the user is held, or has a lane and the window has no room, its next event is left in the log instead.
 //!
 //! ```text
 //!           pressure: its lane is cut, or leaves memory (it is *cold*)
@@ -212,10 +212,14 @@ impl ParkedUsers {
         };
         if offset >= entry.first && entry.rest == Rest::AfterEdge {
             if entry.may_admit(offset) {
-                if !memory.window.admits(bytes) {
+                if memory.window.admits(bytes) {
+                    self.admit_listed(event, memory);
+                } else if memory.lanes.find(event.record.key()).is_some() {
+                    // The user has earlier events to be attempted. The others must not wait for these.
+                    entry.rest = self.sweep.in_log(offset);
+                } else {
                     return Err(event);
                 }
-                self.admit_listed(event, memory);
             } else {
                 // The user is held, and this is the first of its events that is left in the log.
                 if memory.lanes.find(event.record.key()).is_none() {

@@ -53,7 +53,8 @@ pub(crate) fn large_events(seed: u64, random: &mut Random) -> Scenario {
     scenario
 }
 
-/// Many users hang, each with fewer events than `--user-backlog`. Together they have more than a window.
+/// Many users hang, each with fewer events than `--user-backlog`. Together they have more than a window. Each begins to hang
+/// with one event, while the others are served.
 pub(crate) fn many_slow_users(seed: u64, random: &mut Random) -> Scenario {
     let mut scenario = slow(seed, random);
     let hanging = named("hanging", random.between(12, 30) as usize);
@@ -63,7 +64,9 @@ pub(crate) fn many_slow_users(seed: u64, random: &mut Random) -> Scenario {
     let others = scenario.users.len() - hanging.len();
     for user in others..scenario.users.len() {
         let (many, bytes) = (random.between(10, 40), random.between(2_000, 5_000) as usize);
-        let at = random.millis(SLOW_FROM_MS, SLOW_FROM_MS + 500);
+        let first = random.millis(SLOW_FROM_MS, SLOW_FROM_MS + 1_000);
+        scenario.plan.push((first, Action::Append { user, many: 1, bytes }));
+        let at = random.millis(4 * SLOW_FROM_MS, 4 * SLOW_FROM_MS + 500);
         scenario.plan.push((at, Action::Append { user, many, bytes }));
     }
     scenario.behaviour = Behaviour { hanging_users: hanging, latency_ms_max: 20, ..Behaviour::default() };
@@ -96,7 +99,7 @@ pub(crate) fn slow_for_all(seed: u64, random: &mut Random) -> Scenario {
     scenario.behaviour = Behaviour { latency_ms_min: 1_200, latency_ms_max: 2_500, ..Behaviour::default() };
     for user in 0..scenario.users.len() {
         let (many, bytes) = (random.between(8, 12), WINDOW_BYTES / 40);
-        let at = if random.chance(50) { Duration::ZERO } else { random.millis(0, 20_000) };
+        let at = random.millis(0, 5_000);
         scenario.plan.push((at, Action::Append { user, many, bytes }));
     }
     // Calm begins after the last step of the plan.
