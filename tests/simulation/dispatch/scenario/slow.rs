@@ -88,7 +88,8 @@ fn add_others(scenario: &mut Scenario, first: usize, random: &mut Random) {
     scenario.plan.sort_by_key(|(at, _)| *at);
 }
 
-/// Every attempt takes longer than a second, and the events of every user wait. They take more than a window.
+/// Every attempt takes longer than a second, and the events of every user wait. They take more than half of a window. More
+/// than 5 users fit into it: fewer of them could be slow alone.
 pub(crate) fn slow_for_all(seed: u64, random: &mut Random) -> Scenario {
     let mut scenario = slow(seed, random);
     scenario.config.concurrency = random.pick(&[4, 16, 256]);
@@ -98,8 +99,8 @@ pub(crate) fn slow_for_all(seed: u64, random: &mut Random) -> Scenario {
     scenario.others_wait_max = None;
     scenario.behaviour = Behaviour { latency_ms_min: 1_200, latency_ms_max: 2_500, ..Behaviour::default() };
     for user in 0..scenario.users.len() {
-        let (many, bytes) = (random.between(8, 12), WINDOW_BYTES / 40);
-        let at = random.millis(0, 5_000);
+        let (many, bytes) = (random.between(8, 12), WINDOW_BYTES / 150);
+        let at = random.millis(0, 300);
         scenario.plan.push((at, Action::Append { user, many, bytes }));
     }
     // Calm begins after the last step of the plan.
