@@ -68,7 +68,7 @@ impl RecentPaces {
                     *second = Some(delivery);
                 }
             }
-            _ => *second = std::mem::replace(first, Some(delivery)),
+            _ => *second = first.replace(delivery),
         }
     }
 
