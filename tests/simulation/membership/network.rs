@@ -3,6 +3,7 @@
 
 use super::oracle::Life;
 use super::{State, World};
+use crate::group::kafka::assignment::Subscription;
 use crate::group::kafka::coordinator::{Coordinator, CoordinatorFuture};
 use crate::group::kafka::member::CommitIdentity;
 use crate::kafka::Error;
@@ -159,16 +160,33 @@ impl Link {
     }
 }
 
+/// What the member says about its partitions, for the trace.
+fn claims_of(request: &JoinGroupRequest) -> String {
+    match Subscription::decode(request.protocols[0].metadata.clone()) {
+        Ok(subscription) => format!("{:?}", subscription.owned),
+        Err(why) => why,
+    }
+}
+
 impl Coordinator for Arc<Link> {
     fn join_group(&self, request: JoinGroupRequest, deadline: Instant) -> CoordinatorFuture<'_, JoinGroupResponse> {
         let elsewhere = |error: ResponseError| JoinGroupResponse::default().with_error_code(error.code());
-        let deliver = move |state: &mut State, answer, now| state.group.join(&request, answer, now);
+        let life = self.life;
+        let deliver = move |state: &mut State, answer, now| {
+            state.note(format_args!("{life} joins as {:?}, with {}", request.member_id.as_str(), claims_of(&request)));
+            state.group.join(&request, answer, now);
+        };
         Arc::clone(self).carry(RequestKind::Joins, deadline, elsewhere, deliver)
     }
 
     fn sync_group(&self, request: SyncGroupRequest, deadline: Instant) -> CoordinatorFuture<'_, SyncGroupResponse> {
         let elsewhere = |error: ResponseError| SyncGroupResponse::default().with_error_code(error.code());
-        let deliver = move |state: &mut State, answer, now| state.group.sync(&request, answer, now);
+        let life = self.life;
+        let deliver = move |state: &mut State, answer, now| {
+            let (id, generation) = (request.member_id.as_str(), request.generation_id);
+            state.note(format_args!("{life} syncs as {id:?} of generation {generation}"));
+            state.group.sync(&request, answer, now);
+        };
         Arc::clone(self).carry(RequestKind::Joins, deadline, elsewhere, deliver)
     }
 
