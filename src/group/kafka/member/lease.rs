@@ -26,6 +26,10 @@
 //! keeps acknowledging heartbeats, and each of them extends the lease. Meanwhile the new coordinator may assign the
 //! partitions to another member, and both deliver. No progress is lost: commits to the former coordinator fail,
 //! because no other broker replicates them. This lasts until that broker or this member is connected again.
+//!
+//! The lease also assumes that each rebalance ends with the claims that this member has now. That may be wrong for a
+//! member with an instance id, if a JoinGroup that got no answer until its deadline arrives even later. A member without
+//! an instance id prevents this with a new member id (`MemberState::join_call_ended`).
 
 use crate::group::kafka::clocks::Clocks;
 use std::time::Duration;

@@ -36,6 +36,8 @@ pub(super) struct MemberState {
     was_ever_assigned: bool,
     /// The last assignment may be the one of the process that had this instance id before.
     may_have_inherited: bool,
+    /// A JoinGroup was sent, and its answer is awaited.
+    awaits_join: bool,
     ownership: Ownership,
     lease: Lease,
     rejoin_reason: Option<RejoinReason>,
@@ -101,6 +103,7 @@ impl MemberState {
             is_leader: false,
             was_ever_assigned: false,
             may_have_inherited: false,
+            awaits_join: false,
             ownership: Ownership::new(),
             lease: Lease::new(session_timeout),
             rejoin_reason: None,
@@ -173,7 +176,29 @@ impl MemberState {
     pub(super) fn announce(&mut self) -> OwnedPartitions {
         // If an inherited assignment was adopted, this join announces it, and nothing is left undone.
         self.may_have_inherited &= !self.ownership.has_adopted();
+        self.awaits_join = true;
         self.ownership.announce()
+    }
+
+    /// Whether a JoinGroup is under way. It may still reach the coordinator, and say there what this member claimed when
+    /// it was sent.
+    pub(super) fn awaits_join(&self) -> bool {
+        self.awaits_join
+    }
+
+    /// The call of a JoinGroup has ended, with an answer or without one. `may_arrive_late`: the coordinator may receive
+    /// the request at any later time. `true` if that cost partitions.
+    pub(super) fn join_call_ended(&mut self, may_arrive_late: bool) -> bool {
+        self.awaits_join = false;
+        // The late request would speak for this member, with old claims. A new member id prevents that. But if a member
+        // with an instance id joined without its member id, it would replace a later process with that instance id.
+        if !may_arrive_late || self.instance_id.is_some() {
+            return false;
+        }
+        let loses = self.owns_any();
+        self.lose_all();
+        self.member_id.clear();
+        loses
     }
 
     /// The coordinator's first answer to a new member gives it an id, with which it has to join again.
@@ -400,6 +425,33 @@ mod tests {
         let error = Some(ResponseError::UnknownMemberId);
         assert_eq!(member.heartbeat_answered(&identity, now, error), HeartbeatEffect::None);
         assert_eq!((member.take_rejoin_reason(), member.lease_deadline(now)), (None, now.timers + SESSION));
+    }
+
+    #[test]
+    fn a_join_that_may_arrive_late_costs_a_member_without_an_instance_id_its_id_and_its_partitions() {
+        let now = Clocks::now();
+        let mut member = member(now);
+        member.announce();
+        assert!(member.awaits_join());
+        assert!(!member.join_call_ended(false) && !member.awaits_join());
+        assert_eq!((changes(&mut member), member.member_id()), (vec![], "m"), "it cannot arrive late");
+        member.announce();
+        assert!(member.join_call_ended(true) && !member.awaits_join());
+        assert_eq!(changes(&mut member), [Change::Lost(0), Change::Lost(1)]);
+        assert_eq!((member.member_id(), member.heartbeat_identity()), ("", None));
+        assert_eq!((member.lease_deadline(now), member.announce()), (now.timers, OwnedPartitions::none()));
+    }
+
+    #[test]
+    fn a_member_with_an_instance_id_keeps_its_member_id_so_that_a_later_process_can_fence_it() {
+        let now = Clocks::now();
+        let mut member = MemberState::new(SESSION, Some("one".into()));
+        member.announce();
+        member.joined("m".into(), 1, true, now);
+        member.adopt(&[0]);
+        member.announce();
+        assert!(!member.join_call_ended(true));
+        assert_eq!((member.member_id(), member.owns_any()), ("m", true));
     }
 
     #[test]

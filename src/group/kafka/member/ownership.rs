@@ -24,7 +24,8 @@ pub(super) struct Ownership {
     revoking: BTreeMap<u32, AfterRelease>,
     /// The generation whose assignment was adopted last; -1: none.
     generation: i32,
-    /// A partition was released since the last JoinGroup. No other member is assigned it before this member joins again.
+    /// A partition was released or lost since the last JoinGroup, which claimed it. No other member is assigned it before
+    /// this member joins again.
     has_unannounced_release: bool,
     /// The process stops, so it adopts nothing any more.
     is_draining: bool,
@@ -181,6 +182,8 @@ impl Ownership {
     pub(super) fn lose_all(&mut self) {
         let owned = std::mem::take(&mut self.owned);
         self.revoking.clear();
+        // If a JoinGroup is under way, it still claims them.
+        self.has_unannounced_release |= !owned.is_empty();
         self.changes.extend(owned.into_iter().map(Change::Lost));
         self.generation = -1;
     }
@@ -235,6 +238,18 @@ mod tests {
         assert_eq!(changes(&mut ownership), [Change::Revoked(1)]);
         assert_eq!(ownership.released(1), ReleaseOutcome::Reassigned);
         assert_eq!(changes(&mut ownership), [Change::Assigned(1)]);
+        assert!(!ownership.has_unannounced_release());
+    }
+
+    #[test]
+    fn what_is_lost_while_a_join_claims_it_is_announced_as_free_by_the_next_join() {
+        let mut ownership = ownership();
+        assert_eq!(ownership.announce(), announced(&[0, 1], &[], 1));
+        ownership.lose_all();
+        ownership.adopt(&[0], 2);
+        assert_eq!(changes(&mut ownership), [Change::Lost(0), Change::Lost(1), Change::Assigned(0)]);
+        assert!(ownership.has_unannounced_release(), "1 is assigned to no member, because the join claimed it");
+        assert_eq!(ownership.announce(), announced(&[0], &[], 2));
         assert!(!ownership.has_unannounced_release());
     }
 

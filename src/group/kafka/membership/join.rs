@@ -113,7 +113,11 @@ impl SharedMembership {
             .with_protocols(vec![protocol.with_metadata(metadata)]);
         let deadline = Instant::now() + self.config.session_timeout + REBALANCE_MAX;
         let sent = (self.clock)();
-        let response = self.coordinator.join_group(request, deadline).await.map_err(no_response)?;
+        let answer = self.coordinator.join_group(request, deadline).await;
+        // If the connection was closed before the deadline, the broker has received the request by then, or never will.
+        let may_arrive_late = matches!(answer, Err(kafka::Error::NoAnswer(_))) && Instant::now() >= deadline;
+        self.join_call_ended(may_arrive_late);
+        let response = answer.map_err(no_response)?;
         match response_error(response.error_code) {
             None => {}
             // The coordinator's first answer to a new member gives it an id, with which it has to join again.

@@ -30,6 +30,12 @@
 //! Dispatch starts no attempt that could last beyond it, and nothing is committed after it. The lease is read on a clock
 //! that continues while the machine sleeps.
 //!
+//! The coordinator believes the last JoinGroup that it receives of a member id. A JoinGroup does not say of which
+//! generation it is, so the coordinator cannot refuse one that is delayed in the network. With it, a rebalance may end
+//! without the partitions that the member was assigned meanwhile, and the leader assigns them to another member. So a
+//! member never sends a JoinGroup while the answer to an earlier one is awaited, not even if its lease ends. If there is
+//! no answer until the deadline, the member drops everything and asks for another member id.
+//!
 //! A JoinGroup waits at the broker until all members have joined. So heartbeats and commits use other connections, and
 //! delivery of the partitions that stay is not interrupted by a rebalance.
 //!
@@ -293,15 +299,7 @@ impl SharedMembership {
     async fn run(&self) -> Failure {
         let mut failures = 0;
         loop {
-            let joined = tokio::select! {
-                biased;
-                // A JoinGroup may wait for other members for longer than the lease.
-                () = self.lease_ended() => {
-                    self.lose_all(SESSION_EXPIRED);
-                    continue;
-                }
-                joined = self.join() => joined,
-            };
+            let Some(joined) = self.join_within_lease().await else { continue };
             match joined {
                 Ok(assignment) => {
                     failures = 0;
@@ -329,6 +327,28 @@ impl SharedMembership {
                 }
                 Err(JoinFailure::Removed(error)) => self.removed(error),
                 Err(JoinFailure::Fatal(failure)) => return failure,
+            }
+        }
+    }
+
+    /// Joins, and loses everything if the lease ends meanwhile. `None`: the member has to join again.
+    async fn join_within_lease(&self) -> Option<Result<Vec<u32>, JoinFailure>> {
+        let mut join = pin!(self.join());
+        loop {
+            tokio::select! {
+                biased;
+                // A JoinGroup may wait for other members for longer than the lease.
+                () = self.lease_ended() => {
+                    let awaits_join = self.member().awaits_join();
+                    self.lose_all(SESSION_EXPIRED);
+                    // A second JoinGroup could overtake this one, so this one is waited for. It may claim what is lost
+                    // now: a member that is assigned it meanwhile claims it with a later generation, and the next join
+                    // of this member says that it is free.
+                    if !awaits_join {
+                        return None;
+                    }
+                }
+                joined = &mut join => return Some(joined),
             }
         }
     }
@@ -409,6 +429,17 @@ impl SharedMembership {
         self.has_change.notify_one();
     }
 
+    /// The call of a JoinGroup has ended, with an answer or without one.
+    fn join_call_ended(&self, may_arrive_late: bool) {
+        if self.member().join_call_ended(may_arrive_late) {
+            tracing::warn!(
+                group = self.config.group,
+                "lost all partitions: the broker did not answer a JoinGroup in time"
+            );
+            self.has_change.notify_one();
+        }
+    }
+
     /// The coordinator has removed this member.
     fn removed(&self, error: ResponseError) {
         if self.member().removed(error) {
@@ -434,12 +465,15 @@ impl SharedMembership {
 
 #[cfg(test)]
 mod tests {
+    use super::super::assignment::Assignment;
     use super::super::coordinator::CoordinatorFuture;
     use super::*;
     use kafka_protocol::messages::{
         HeartbeatRequest, HeartbeatResponse, JoinGroupRequest, JoinGroupResponse, LeaveGroupResponse, SyncGroupRequest,
         SyncGroupResponse,
     };
+    use std::sync::atomic::{AtomicBool, AtomicI32};
+    use tokio::time::timeout_at;
 
     /// A coordinator that panics at every request.
     #[derive(Debug)]
@@ -469,16 +503,126 @@ mod tests {
         fn forget_coordinator(&self, _: &str) {}
     }
 
-    #[tokio::test]
-    async fn a_membership_that_panics_ends_and_reports_it() {
-        let config = MembershipConfig {
+    /// A coordinator that assigns partition 0 to its only member. During a rebalance it keeps back the answer to each
+    /// JoinGroup.
+    #[derive(Debug, Default)]
+    struct SlowCoordinator {
+        generation: AtomicI32,
+        is_rebalancing: AtomicBool,
+        rebalanced: Notify,
+        /// The member id of each JoinGroup.
+        joins: Mutex<Vec<String>>,
+    }
+
+    impl SlowCoordinator {
+        fn joins(&self) -> Vec<String> {
+            self.joins.lock().unwrap().clone()
+        }
+
+        fn error(&self) -> i16 {
+            let rebalancing = self.is_rebalancing.load(Ordering::Relaxed);
+            if rebalancing { ResponseError::RebalanceInProgress.code() } else { 0 }
+        }
+
+        fn end_rebalance(&self) {
+            self.is_rebalancing.store(false, Ordering::Relaxed);
+            self.rebalanced.notify_one();
+        }
+    }
+
+    impl Coordinator for SlowCoordinator {
+        fn join_group(&self, request: JoinGroupRequest, deadline: Instant) -> CoordinatorFuture<'_, JoinGroupResponse> {
+            self.joins.lock().unwrap().push(request.member_id.to_string());
+            let named = JoinGroupResponse::default().with_member_id(StrBytes::from_static_str("m"));
+            if request.member_id.is_empty() && request.group_instance_id.is_none() {
+                let response = named.with_error_code(ResponseError::MemberIdRequired.code());
+                return Box::pin(async { Ok(response) });
+            }
+            Box::pin(async move {
+                if self.is_rebalancing.load(Ordering::Relaxed)
+                    && timeout_at(deadline, self.rebalanced.notified()).await.is_err()
+                {
+                    return Err(crate::kafka::Error::NoAnswer("no answer in time".into()));
+                }
+                Ok(named.with_generation_id(self.generation.fetch_add(1, Ordering::Relaxed) + 1))
+            })
+        }
+
+        fn sync_group(&self, _: SyncGroupRequest, _: Instant) -> CoordinatorFuture<'_, SyncGroupResponse> {
+            let assignment = Assignment { topic: "t".into(), partitions: vec![0], refusal: String::new() };
+            let response = SyncGroupResponse::default().with_assignment(assignment.encode().unwrap());
+            Box::pin(async { Ok(response) })
+        }
+
+        fn heartbeat(&self, _: HeartbeatRequest, _: Instant) -> CoordinatorFuture<'_, HeartbeatResponse> {
+            let response = HeartbeatResponse::default().with_error_code(self.error());
+            Box::pin(async { Ok(response) })
+        }
+
+        fn leave_group(&self, _: LeaveGroupRequest, _: Instant) -> CoordinatorFuture<'_, LeaveGroupResponse> {
+            Box::pin(async { Ok(LeaveGroupResponse::default()) })
+        }
+
+        fn partition_count<'a>(&'a self, _: &'a str, _: Instant) -> CoordinatorFuture<'a, Option<u32>> {
+            Box::pin(async { Ok(Some(1)) })
+        }
+
+        fn forget_coordinator(&self, _: &str) {}
+    }
+
+    fn config(instance_id: Option<&str>) -> MembershipConfig {
+        MembershipConfig {
             group: "g".into(),
             topic: "t".into(),
             digest: String::new(),
-            session_timeout: Duration::from_secs(10),
-            instance_id: None,
+            session_timeout: Duration::from_secs(2),
+            instance_id: instance_id.map(Into::into),
+        }
+    }
+
+    /// A member that owned partition 0 and lost it, because a rebalance lasted for longer than its lease.
+    async fn member_that_lost_its_lease_during_a_join(instance_id: Option<&str>) -> (Arc<SlowCoordinator>, Membership) {
+        let coordinator = Arc::new(SlowCoordinator::default());
+        let spawn = |task| tokio::spawn(task).abort_handle();
+        let asked: Arc<dyn Coordinator> = Arc::<SlowCoordinator>::clone(&coordinator);
+        let membership = Membership::start_with(asked, config(instance_id), 1, Clocks::of_timers, spawn);
+        assert_eq!(membership.changed().await.unwrap(), Change::Assigned(0));
+        coordinator.is_rebalancing.store(true, Ordering::Relaxed);
+        assert_eq!(membership.changed().await.unwrap(), Change::Lost(0));
+        (coordinator, membership)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_join_that_outlasts_the_lease_is_overtaken_by_no_second_one() {
+        let (coordinator, membership) = member_that_lost_its_lease_during_a_join(None).await;
+        assert_eq!(coordinator.joins(), ["", "m", "m"]);
+        sleep(Duration::from_secs(6)).await;
+        assert_eq!(coordinator.joins(), ["", "m", "m"], "the coordinator may still receive the third one");
+        coordinator.end_rebalance();
+        assert_eq!(membership.changed().await.unwrap(), Change::Assigned(0));
+        // One more join tells the leader what was lost.
+        while coordinator.joins().len() < 4 {
+            sleep(Duration::from_millis(100)).await;
+        }
+        assert_eq!(coordinator.joins(), ["", "m", "m", "m"]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_join_that_is_never_answered_costs_a_member_without_an_instance_id_its_member_id() {
+        let next_join = async |instance_id, before: usize| {
+            let (coordinator, _membership) = member_that_lost_its_lease_during_a_join(instance_id).await;
+            while coordinator.joins().len() <= before {
+                sleep(Duration::from_millis(100)).await;
+            }
+            coordinator.joins()[before].clone()
         };
-        let membership = Membership::start(Arc::new(PanickingCoordinator), config, 3);
+        assert_eq!(next_join(None, 3).await, "", "a late JoinGroup of \"m\" must not speak for this member");
+        assert_eq!(next_join(Some("one"), 3).await, "m", "without its id, it would replace a process with its name");
+    }
+
+    #[tokio::test]
+    async fn a_membership_that_panics_ends_and_reports_it() {
+        let membership = Membership::start(Arc::new(PanickingCoordinator), config(None), 3);
         let failure = membership.changed().await.unwrap_err();
         assert!(failure.detail.contains("panicked"), "{failure}");
     }
