@@ -222,7 +222,8 @@ impl Membership {
         match outcome {
             ReleaseOutcome::Reassigned => {
                 self.shared.has_change.notify_one();
-                // This may have been the last release that the announcement of an earlier one had to wait for.
+                // This may have been the last release that the announcement of an earlier one had to wait for. Unchecked,
+                // that announcement would be made at the end of `RELEASE_ANNOUNCE_DELAY`.
                 self.shared.check_rejoin.notify_one();
             }
             ReleaseOutcome::Free => self.shared.check_rejoin.notify_one(),
