@@ -12,6 +12,7 @@ use kafka_protocol::messages::{
     HeartbeatRequest, HeartbeatResponse, JoinGroupRequest, JoinGroupResponse, LeaveGroupRequest, LeaveGroupResponse,
     SyncGroupRequest, SyncGroupResponse,
 };
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 use tokio::sync::oneshot::{self, Sender};
@@ -54,11 +55,19 @@ pub(super) struct Link {
     life: Life,
     faults: Mutex<Vec<NetworkFault>>,
     gone: Mutex<Option<Instant>>,
+    /// The number of JoinGroups that were sent.
+    joins_sent: AtomicU64,
 }
 
 impl Link {
     pub(super) fn new(world: &Arc<World>, life: Life) -> Self {
-        Self { world: Arc::clone(world), life, faults: Mutex::default(), gone: Mutex::default() }
+        Self {
+            world: Arc::clone(world),
+            life,
+            faults: Mutex::default(),
+            gone: Mutex::default(),
+            joins_sent: AtomicU64::new(0),
+        }
     }
 
     pub(super) fn faults(&self) -> MutexGuard<'_, Vec<NetworkFault>> {
@@ -171,9 +180,11 @@ fn claims_of(request: &JoinGroupRequest) -> String {
 impl Coordinator for Arc<Link> {
     fn join_group(&self, request: JoinGroupRequest, deadline: Instant) -> CoordinatorFuture<'_, JoinGroupResponse> {
         let elsewhere = |error: ResponseError| JoinGroupResponse::default().with_error_code(error.code());
-        let life = self.life;
+        let (life, number) = (self.life, self.joins_sent.fetch_add(1, Ordering::Relaxed));
         let deliver = move |state: &mut State, answer, now| {
-            state.note(format_args!("{life} joins as {:?}, with {}", request.member_id.as_str(), claims_of(&request)));
+            let id = request.member_id.as_str();
+            state.note(format_args!("{life} joins as {id:?}, with {}", claims_of(&request)));
+            state.oracle.joins(life, id, number);
             state.group.join(&request, answer, now);
         };
         Arc::clone(self).carry(RequestKind::Joins, deadline, elsewhere, deliver)

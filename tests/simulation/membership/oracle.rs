@@ -30,6 +30,8 @@ pub(super) struct Oracle {
     /// one are past their lease.
     holders: BTreeMap<u32, BTreeSet<Life>>,
     times_assigned: BTreeMap<(Life, u32), u64>,
+    /// The number of the last JoinGroup that arrived from each life, and its member id.
+    joined: BTreeMap<Life, (u64, String)>,
     /// The lives that were told to drain.
     draining: BTreeSet<Life>,
     /// Partitions that were revoked or lost since the last [`mark`](Self::mark).
@@ -58,6 +60,17 @@ impl Oracle {
     pub(super) fn gone(&mut self, life: Life) {
         self.members.remove(&life);
         self.holders.values_mut().for_each(|holders| _ = holders.remove(&life));
+    }
+
+    /// The coordinator receives a JoinGroup, and from now on believes what it claims. So it must not be older than the
+    /// one before.
+    pub(super) fn joins(&mut self, life: Life, id: &str, number: u64) {
+        match self.joined.get(&life) {
+            Some((last, last_id)) if number < *last && id == last_id => {
+                self.fail(format!("a JoinGroup of {life} arrives after a later one with the same member id"));
+            }
+            _ => _ = self.joined.insert(life, (number, id.to_owned())),
+        }
     }
 
     pub(super) fn holds(&self, life: Life, partition: u32) -> bool {

@@ -334,7 +334,9 @@ impl Driver {
         // Each kind of request has a connection of its own.
         if self.random.chance(30) {
             let lost = (Transit::Lost, good);
-            faults = vec![(Some(RequestKind::Joins), (good, Transit::Slow))];
+            // If the heartbeats are lost, the lease ends while a slow JoinGroup is under way.
+            let slow = self.random.pick(&[(good, Transit::Slow), (Transit::Slow, good)]);
+            faults = vec![(Some(RequestKind::Joins), slow)];
             faults.extend([RequestKind::Heartbeats, RequestKind::Others].map(|kind| (Some(kind), lost)));
         }
         self.done.faults += 1;
