@@ -216,7 +216,8 @@ impl Deliverer {
         }
     }
 
-    fn takes_many_lanes(&self) -> bool {
+    /// Whether a batch may have runs of many users.
+    pub(super) fn takes_many_lanes(&self) -> bool {
         self.limits.runs_max > 1
     }
 
@@ -427,8 +428,14 @@ impl Deliverer {
     }
 }
 
-/// Whether a lane that takes long is so because of its user.
-pub(super) fn is_lane_slow(paces: &UserPaces, breaker: &Breaker, lane: &LaneView<'_>, now: Moment) -> bool {
+/// Whether a lane that takes long is so because of its user. If `is_slow_for_all`, only what was seen of this user tells.
+pub(super) fn is_lane_slow(
+    paces: &UserPaces,
+    breaker: &Breaker,
+    lane: &LaneView<'_>,
+    is_slow_for_all: bool,
+    now: Moment,
+) -> bool {
     if paces.is_slow_alone(lane.user) || breaker.is_suspect(lane.user) {
         return true;
     }
@@ -436,7 +443,7 @@ pub(super) fn is_lane_slow(paces: &UserPaces, breaker: &Breaker, lane: &LaneView
     let is_known = lane.events_per_s.is_some_and(|events| events > 0)
         || paces.is_slow(lane.user)
         || lane.in_flight_since.is_some_and(is_old);
-    is_known && !breaker.is_slow_for_all(now)
+    is_known && !is_slow_for_all
 }
 
 impl RunInFlight {

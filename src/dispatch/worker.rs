@@ -336,7 +336,7 @@ impl Worker {
     /// Parks users if the window needs room although every attempt that could begin has begun. If ready lanes wait, the
     /// destination is slow or the rate is low, which is not the fault of single users. Lanes of slow and failing users that
     /// are ready do not matter, unless the destination is slow for every user or its health is bad. In an outage by answers,
-    /// users that have failed make room within a bound.
+    /// users that have failed make room within a bound, and so do slow users if the destination stays slow for every user.
     fn park_under_pressure(&mut self, now: Moment) {
         if self.committer.control().paused.is_some() {
             return;
@@ -364,9 +364,18 @@ impl Worker {
             return;
         }
         self.deliverer.look_at_old_attempts(&self.context.breaker, now);
+        let slow_for_all_since = self.context.breaker.lock().slow_for_all_since(now);
+        let users_max = self.context.throttle.share(LOOK_AHEAD_USERS_MAX);
+        let look_ahead_since = slow_for_all_since.filter(|since| {
+            // A slow batch of many users says nothing about one of them.
+            let window = &self.reader.window;
+            !self.deliverer.takes_many_lanes()
+                && self.reader.parked.may_look_ahead_of_slow((*since, users_max), blocked, window, now)
+        });
+        let is_slow_for_all = slow_for_all_since.is_some() && look_ahead_since.is_none();
         let Deliverer { lanes, paces, .. } = &self.deliverer;
-        let is_slow = |lane: &LaneView<'_>| is_lane_slow(paces, &self.context.breaker.lock(), lane, now);
-        let is_slow_for_all = self.context.breaker.lock().is_slow_for_all(now);
+        let is_slow =
+            |lane: &LaneView<'_>| is_lane_slow(paces, &self.context.breaker.lock(), lane, is_slow_for_all, now);
         if is_slow_for_all && lanes.each_doubtful_ready().any(|id| !is_slow(&lanes.view(id))) {
             return self.reader.parked.does_not_relieve(now);
         }
@@ -375,9 +384,13 @@ impl Worker {
             self.report_health(now);
         }
         let Deliverer { lanes, paces, .. } = &mut self.deliverer;
-        let is_slow = |lane: &LaneView<'_>| is_lane_slow(paces, &self.context.breaker.lock(), lane, now);
+        let is_slow =
+            |lane: &LaneView<'_>| is_lane_slow(paces, &self.context.breaker.lock(), lane, is_slow_for_all, now);
         let (parked, mut memory) = self.reader.parking(lanes, &mut self.committer);
-        let newly_parked = parked.relieve(blocked, is_slow, &mut memory, now);
+        let newly_parked = match look_ahead_since {
+            Some(since) => parked.look_ahead_of_slow((since, users_max), blocked, is_slow, &mut memory, now),
+            None => parked.relieve(blocked, is_slow, &mut memory, now),
+        };
         self.report_parked(newly_parked);
     }
 

@@ -404,10 +404,10 @@ impl Breaker {
         self.paces.is_slow_alone(user, began)
     }
 
-    /// Whether the destination is slow for every user: at least 5 users were slow lately, and no other user was served
-    /// quickly meanwhile.
-    pub fn is_slow_for_all(&self, now: Moment) -> bool {
-        self.paces.is_slow_for_all(now)
+    /// If the destination is slow for every user, since when no user was served quickly. It is slow for every user if at
+    /// least 5 users were slow lately, and no other user was served quickly meanwhile.
+    pub fn slow_for_all_since(&self, now: Moment) -> Option<Moment> {
+        self.paces.slow_for_all_since(now)
     }
 
     /// Whether the breaker has opened since the last delivery. [`BreakerSnapshot::out_since`] says when that began.

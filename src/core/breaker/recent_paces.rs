@@ -37,6 +37,8 @@ pub(super) struct RecentPaces {
     /// The last users that were slow, and not seen to be slow alone, with the time when they were seen: at most
     /// [`DECIDING_USERS_MIN`].
     slow: VecDeque<(u64, Moment)>,
+    /// When the last quick delivery ended. If there was none yet, when the first slow user was seen.
+    no_quick_since: Option<Moment>,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -56,6 +58,7 @@ impl RecentPaces {
         self.slow.retain(|(slow, _)| *slow != user);
         if is_delivered && took <= QUICK_MAX {
             self.seen_quick(QuickDelivery { user, began });
+            self.no_quick_since = Some(now);
         }
     }
 
@@ -76,6 +79,7 @@ impl RecentPaces {
     pub(super) fn seen_slow(&mut self, user: u64, began: Moment, now: Moment) {
         self.slow.retain(|(slow, _)| *slow != user);
         if !self.is_slow_alone(user, began) {
+            self.no_quick_since.get_or_insert(now);
             self.slow.push_back((user, now));
             if self.slow.len() > DECIDING_USERS_MIN {
                 self.slow.pop_front();
@@ -89,10 +93,11 @@ impl RecentPaces {
         of_others.map(|delivery| delivery.began).max().is_some_and(|at| at >= began.saturating_add(BEGAN_AFTER_MIN))
     }
 
-    /// Whether the destination is slow for every user, as far as was seen lately.
-    pub(super) fn is_slow_for_all(&self, now: Moment) -> bool {
+    /// If the destination is slow for every user, as far as was seen lately: since when no user was served quickly.
+    pub(super) fn slow_for_all_since(&self, now: Moment) -> Option<Moment> {
         let is_recent = |(_, at): &&(u64, Moment)| now < at.saturating_add(SEEN_LATELY);
-        self.slow.iter().filter(is_recent).count() >= DECIDING_USERS_MIN
+        let is_slow_for_all = self.slow.iter().filter(is_recent).count() >= DECIDING_USERS_MIN;
+        self.no_quick_since.filter(|_| is_slow_for_all)
     }
 }
 
@@ -111,13 +116,13 @@ mod tests {
             paces.ended(user, ms(10 + user), true, ms(40));
         }
         for user in 0..5 {
-            assert!(!paces.is_slow_for_all(ms(1_300)));
+            assert_eq!(paces.slow_for_all_since(ms(1_300)), None);
             paces.ended(user, ms(50), true, ms(1_300));
             assert!(!paces.is_slow_alone(user, ms(50)));
         }
-        assert!(paces.is_slow_for_all(ms(1_300)));
+        assert_eq!(paces.slow_for_all_since(ms(1_300)), Some(ms(40)), "the last quick delivery");
         paces.seen_slow(4, ms(1_300), ms(2_400));
-        assert!(!paces.is_slow_for_all(ms(6_300)), "only one was seen lately");
+        assert_eq!(paces.slow_for_all_since(ms(6_300)), None, "only one was seen lately");
     }
 
     #[test]
@@ -128,7 +133,7 @@ mod tests {
             paces.ended(user, ms(200), true, ms(2_000));
             assert!(paces.is_slow_alone(user, ms(200)));
         }
-        assert!(!paces.is_slow_for_all(ms(2_000)));
+        assert_eq!(paces.slow_for_all_since(ms(2_000)), None);
         assert!(!paces.is_slow_alone(99, ms(200)), "its own delivery shows nothing about it");
         paces.ended(98, ms(100), true, ms(2_000));
         paces.ended(98, ms(2_100), true, ms(2_110));
@@ -141,13 +146,13 @@ mod tests {
         for user in 0..5 {
             paces.seen_slow(user, ms(0), ms(1_000));
         }
-        assert!(paces.is_slow_for_all(ms(1_000)));
+        assert_eq!(paces.slow_for_all_since(ms(1_000)), Some(ms(1_000)), "the first slow user");
         paces.ended(3, ms(1_000), true, ms(1_600));
-        assert!(!paces.is_slow_for_all(ms(1_600)), "600 ms is not slow, and not quick");
+        assert_eq!(paces.slow_for_all_since(ms(1_600)), None, "600 ms is not slow, and not quick");
         paces.seen_slow(3, ms(1_600), ms(2_600));
-        assert!(paces.is_slow_for_all(ms(2_600)));
+        assert_eq!(paces.slow_for_all_since(ms(2_600)), Some(ms(1_000)));
         paces.ended(9, ms(2_600), true, ms(2_610));
         paces.seen_slow(2, ms(1_000), ms(2_700));
-        assert!(!paces.is_slow_for_all(ms(2_700)));
+        assert_eq!(paces.slow_for_all_since(ms(2_700)), None);
     }
 }

@@ -75,14 +75,14 @@ impl ParkedUsers {
     }
 
     /// Puts the user of this lane into the list, as it is: all of its events are in memory. `false`: the list is full, or
-    /// this partition parks no user.
+    /// this partition parks no user, or no more of them while it looks ahead.
     pub(super) fn list(&mut self, id: LaneId, memory: &mut PartitionMemory<'_>) -> bool {
         let PartitionMemory { lanes, window, progress } = memory;
         let view = lanes.view(id);
         if view.is_listed {
             return true;
         }
-        if !self.limits.may_park {
+        if !self.limits.may_park || self.look_ahead.is_used_up() {
             return false;
         }
         if self.users.len() >= self.limits.users_max {
@@ -99,6 +99,7 @@ impl ParkedUsers {
         }
         lanes.set_listed(id, true);
         self.users.insert(key, entry);
+        self.look_ahead.count_listed();
         self.has_changes = true;
         true
     }

@@ -1,4 +1,5 @@
-//! Parking in an outage by answers: users that fail must not hide those behind them.
+//! Parking in an outage by answers, or while the destination is slow for every user: users that fail or are slow must not
+//! hide those behind them.
 //!
 //! ```text
 //!  window   A1 A2 B1 B2 C1 C2 … │ A3 B3 C3 … H1      A, B, C … always fail and have opened the breaker, H is healthy
@@ -30,10 +31,18 @@
 //!
 //! The breaker counts users that wait. It must not find that there are too few of them because some have left memory. So
 //! these still count ([`Lanes::set_aside`]).
+//!
+//! # Slow users
+//!
+//! The log may begin with more than a window of events of users that are slow. As long as only these are in memory, the
+//! destination looks slow for every user. So no user is parked for being slow, and reading would wait for hours. If reading
+//! waits, and no user was served quickly for [`SLOW_AFTER`], these users make room as if each was slow alone (module
+//! `pressure`). They are tried as before. If a user behind them is served quickly, they are known to be slow alone. If none
+//! is, reading waits after `users_max` of them were parked.
 
 use super::{Blocked, ParkedUsers, PartitionMemory};
 use crate::core::Moment;
-use crate::core::lanes::LaneId;
+use crate::core::lanes::{LaneId, LaneView};
 use crate::core::progress::UserKey;
 use crate::core::window::Window;
 use std::time::Duration;
@@ -44,12 +53,46 @@ use crate::core::lanes::Lanes;
 /// How long a user is not tried that has left memory in an outage.
 pub(super) const PUT_OFF: Duration = Duration::from_secs(10);
 
-/// The users that have made room in the present outage, or in the last one.
+/// How long no user must have been served quickly before slow users make room. So a destination that does not answer for a
+/// few seconds parks none.
+pub(super) const SLOW_AFTER: Duration = Duration::from_secs(10);
+
+/// The users that have made room in the present outage or slow time, or in the last one.
 #[derive(Debug, Default)]
 pub(super) struct LookAhead {
-    /// When the breaker opened.
-    outage_since: Option<Moment>,
+    /// When the breaker opened, or the last quick delivery ended.
+    since: Option<Moment>,
     users: usize,
+    /// While slow users make room: at most so many.
+    slow_users_max: Option<usize>,
+}
+
+impl LookAhead {
+    /// How many of `users_max` users may still make room in what has lasted `since` then.
+    fn left(&self, since: Moment, users_max: usize) -> usize {
+        if self.is_over(since) { users_max } else { users_max.saturating_sub(self.users) }
+    }
+
+    /// Counts anew, if what has lasted `since` then is another outage or slow time.
+    fn renew(&mut self, since: Moment) {
+        if self.is_over(since) {
+            (self.since, self.users) = (Some(since), 0);
+        }
+    }
+
+    fn is_over(&self, since: Moment) -> bool {
+        self.since.is_none_or(|known| known < since)
+    }
+
+    /// Whether slow users make room, and no more of them may be parked.
+    pub(super) fn is_used_up(&self) -> bool {
+        self.slow_users_max.is_some_and(|users_max| self.users >= users_max)
+    }
+
+    /// Counts a user that was parked, if slow users make room.
+    pub(super) fn count_listed(&mut self) {
+        self.users += usize::from(self.slow_users_max.is_some());
+    }
 }
 
 impl ParkedUsers {
@@ -63,9 +106,7 @@ impl ParkedUsers {
         memory: &mut PartitionMemory<'_>,
         now: Moment,
     ) -> usize {
-        if self.look_ahead.outage_since != Some(outage_since) {
-            self.look_ahead = LookAhead { outage_since: Some(outage_since), users: 0 };
-        }
+        self.look_ahead.renew(outage_since);
         if !self.limits.may_park {
             return 0;
         }
@@ -79,6 +120,35 @@ impl ParkedUsers {
         }
         self.make_room_for_sweep(blocked, memory, now);
         self.users.len().saturating_sub(users_before)
+    }
+
+    /// Whether [`ParkedUsers::look_ahead_of_slow`] may park a user now.
+    pub fn may_look_ahead_of_slow(
+        &self,
+        (since, users_max): (Moment, usize),
+        blocked: Blocked,
+        window: &Window,
+        now: Moment,
+    ) -> bool {
+        let is_due = now >= since.saturating_add(SLOW_AFTER);
+        is_due && blocked.stops_reading(window) && self.look_ahead.left(since, users_max) > 0
+    }
+
+    /// Like [`ParkedUsers::relieve`], while the destination is slow for every user, and was quick for none `since` then.
+    /// Until it is quick again, at most `users_max` users are parked for this.
+    pub fn look_ahead_of_slow(
+        &mut self,
+        (since, users_max): (Moment, usize),
+        blocked: Blocked,
+        is_slow: impl Fn(&LaneView<'_>) -> bool,
+        memory: &mut PartitionMemory<'_>,
+        now: Moment,
+    ) -> usize {
+        self.look_ahead.renew(since);
+        self.look_ahead.slow_users_max = Some(users_max);
+        let parked = self.relieve(blocked, is_slow, memory, now);
+        self.look_ahead.slow_users_max = None;
+        parked
     }
 
     fn make_room_for_reader(

@@ -36,7 +36,7 @@
 //! | `listing` | which users enter the list and leave it |
 //! | `sweep` | where the sweep reads next, and for which users |
 //! | `pressure` | who is parked, and who leaves memory |
-//! | `look_ahead` | the same in an outage, if no user in memory is served |
+//! | `look_ahead` | the same if no user in memory is served, or none quickly, because users after them may be |
 //! | `orders` | what an operator asks for: hold, release, retry, give up |
 //!
 //! The owner of the partition calls all of this between two of its steps. So no state here changes while a commit is

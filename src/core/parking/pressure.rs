@@ -21,8 +21,9 @@
 //! left; and the parked users have no room for events that one of them wants. In the second case only parked users leave.
 //!
 //! The caller asks for this only while the breaker is closed and an attempt could start. Otherwise the destination is the
-//! cause: it is in an outage, or slow for every user. Then reading waits, and no user is parked. One outage is an exception:
-//! if no user was delivered, the users in memory may be the cause, and then module `look_ahead` makes room within a bound.
+//! cause: it is in an outage, or slow for every user. Then reading waits, and no user is parked. There are two exceptions: if
+//! no user was delivered, or none quickly for a while, the users in memory may be the cause. Then module `look_ahead` makes
+//! room within a bound.
 //!
 //! So reading never waits for failing users. If the window is full and no attempt is in flight or ready, every lane backs
 //! off. Then step 4 frees three eighths of it, unless the list is full.
@@ -86,7 +87,7 @@ struct StalledWatermark {
 
 impl Blocked {
     /// Whether the reader has no room for its next event, or for any event if that is not known.
-    fn stops_reading(&self, window: &Window) -> bool {
+    pub(super) fn stops_reading(&self, window: &Window) -> bool {
         self.read.map_or(window.room_bytes() == 0, |bytes| !window.admits(bytes))
     }
 

@@ -42,7 +42,8 @@ pub(crate) struct Behaviour {
     pub(crate) refused_user: Option<User>,
     /// Always get the answer "busy".
     pub(crate) busy_users: Vec<User>,
-    pub(crate) slow_user: Option<(User, Duration)>,
+    /// Get an answer after this time.
+    pub(crate) slow_users: Option<(Vec<User>, Duration)>,
     /// Never get an answer.
     pub(crate) hanging_users: Vec<User>,
 }
@@ -99,10 +100,11 @@ impl Behaviour {
     }
 
     fn latency(&self, event: &Event, random: &mut Random) -> Duration {
-        match &self.slow_user {
+        let is_one_of = |users: &[User]| users.iter().any(|user| user.as_deref() == event.record.key());
+        match &self.slow_users {
             // In an outage the destination answers quickly, unless it hangs.
             _ if self.outage.is_some() => random.millis(0, 50),
-            Some((user, time)) if user.as_deref() == event.record.key() => *time,
+            Some((users, time)) if is_one_of(users) => *time,
             _ => random.millis(self.latency_ms_min, self.latency_ms_max),
         }
     }

@@ -4,8 +4,11 @@ use crate::dispatch::driver::simulate;
 use crate::dispatch::end_of;
 use crate::dispatch::scenario::Scenario;
 use crate::dispatch::scenario::hanging::hanging;
-use crate::dispatch::scenario::slow::{large_events, many_slow_users, slow_for_all};
+use crate::dispatch::scenario::slow::{
+    large_events, many_slow_users, slow_for_all, slow_for_long, slow_users_in_front,
+};
 use crate::harness::Random;
+use eventd::limits::LOOK_AHEAD_USERS_MAX;
 
 #[test]
 fn more_hanging_users_than_slots_delay_no_user_that_was_served_before() {
@@ -21,9 +24,9 @@ fn more_hanging_users_than_slots_delay_no_user_that_was_served_before() {
     println!("# {hung} attempts hung");
 }
 
-/// Runs scenarios with these seeds, and returns the most parked users of one of them.
-fn most_parked(scenario: impl Fn(u64, &mut Random) -> Scenario) -> usize {
-    let parked = (0..30).map(|seed| {
+/// Runs so many seeds of a scenario, and returns the most parked users of one of them.
+fn most_parked(seeds: u64, scenario: impl Fn(u64, &mut Random) -> Scenario) -> usize {
+    let parked = (0..seeds).map(|seed| {
         let scenario = scenario(seed, &mut Random::new(seed));
         let outcome = simulate(&scenario);
         assert_eq!(outcome.violation, None, "seed {seed}, {:?}: {}", scenario.config, end_of(&outcome));
@@ -34,15 +37,26 @@ fn most_parked(scenario: impl Fn(u64, &mut Random) -> Scenario) -> usize {
 
 #[test]
 fn one_slow_user_with_events_of_any_size_delays_no_other_user() {
-    assert!(most_parked(large_events) > 0, "its events do not fit into the window");
+    assert!(most_parked(30, large_events) > 0, "its events do not fit into the window");
 }
 
 #[test]
 fn many_slow_users_with_short_lanes_delay_no_other_user() {
-    assert!(most_parked(many_slow_users) > 0, "their events do not fit into the window");
+    assert!(most_parked(30, many_slow_users) > 0, "their events do not fit into the window");
 }
 
 #[test]
-fn a_destination_that_is_slow_for_every_user_parks_none() {
-    assert_eq!(most_parked(slow_for_all), 0);
+fn users_behind_more_than_a_window_of_slow_users_are_found() {
+    assert!(most_parked(30, slow_users_in_front) > 0, "their events do not fit into the window");
+}
+
+#[test]
+fn a_destination_that_is_slow_for_every_user_parks_none_for_10_s() {
+    assert_eq!(most_parked(30, slow_for_all), 0);
+}
+
+#[test]
+fn a_destination_that_stays_slow_for_every_user_parks_a_bounded_number() {
+    let parked = most_parked(3, slow_for_long);
+    assert!((1..=LOOK_AHEAD_USERS_MAX).contains(&parked), "{parked} users were parked");
 }

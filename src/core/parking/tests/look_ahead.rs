@@ -1,6 +1,6 @@
-//! A full window in which every user has failed, while the breaker is open.
+//! A full window in which every user has failed, while the breaker is open, or in which every user is slow.
 
-use super::super::look_ahead::PUT_OFF;
+use super::super::look_ahead::{PUT_OFF, SLOW_AFTER};
 use super::*;
 
 const OUTAGE: Moment = Duration::from_secs(7);
@@ -134,6 +134,67 @@ fn users_that_are_due_wait_until_one_in_memory_was_tried() {
     assert!(model.owner.sweep(&model.log, 10, model.now));
     let came_back = &cold - &in_memory;
     assert!(came_back.len() == 1 && came_back.is_subset(&users_in_memory(&model)), "another user takes its place");
+    model.check_state().unwrap();
+    model.drain().unwrap();
+}
+
+/// The destination was quick `since` then, and is slow for every user. Asks for room, and returns the number of users that
+/// were parked for it.
+fn look_ahead_of_slow(model: &mut Model, since: Moment, users_max: usize) -> usize {
+    let (blocked, slow) = (model.owner.blocked(), (since, users_max));
+    let may = model.owner.parked.may_look_ahead_of_slow(slow, blocked, &model.owner.window, model.now);
+    if !may {
+        return 0;
+    }
+    model.owner.parked.look_ahead_of_slow(slow, blocked, |_| true, memory!(model.owner), model.now)
+}
+
+/// The attempts of four users are in flight until now, and fill the window with those that wait after them.
+fn full_of_slow_users(log: &[usize], window_events: usize) -> Model {
+    let mut model = fixed(log, window_events, &PartitionState::at(0));
+    model.owner.read(&model.log, model.log.len());
+    for _ in 0..4 {
+        model.start().unwrap();
+    }
+    model.now = SLOW_AFTER;
+    model.owner.wake(model.now);
+    model
+}
+
+#[test]
+fn users_that_are_slow_for_long_make_room_for_those_behind_them() {
+    let mut model = full_of_slow_users(&[1, 2, 3, 4, 1, 2, 3, 4, 5], 8);
+    assert_eq!(look_ahead_of_slow(&mut model, Duration::from_millis(1), 10), 0, "not for long enough");
+    assert!(look_ahead_of_slow(&mut model, Moment::ZERO, 10) > 0);
+    model.owner.read(&model.log, 10);
+    assert!(users_in_memory(&model).contains(&key(5)));
+    model.check_state().unwrap();
+    model.drain().unwrap();
+}
+
+#[test]
+fn no_slow_user_makes_room_while_reading_continues() {
+    let mut model = full_of_slow_users(&[1, 2, 3, 4, 1, 2, 3], 8);
+    assert!(model.owner.window.is_half_full());
+    assert_eq!(look_ahead_of_slow(&mut model, Moment::ZERO, 10), 0);
+}
+
+#[test]
+fn a_bounded_number_of_slow_users_makes_room_until_one_is_served_quickly() {
+    let mut model = full_of_slow_users(&[1, 2, 3, 4, 1, 2, 3, 4, 1, 2, 3, 4, 5, 5, 5, 5], 12);
+    for parked in [1, 0, 0] {
+        assert_eq!(look_ahead_of_slow(&mut model, Moment::ZERO, 1), parked);
+        model.owner.read(&model.log, 10);
+        model.now += Duration::from_millis(50);
+        model.owner.wake(model.now);
+    }
+    assert_eq!(model.owner.window.events(), 12, "the window is full again");
+    assert!(!model.owner.parked.take_list_is_full(), "the list has room");
+    let quick_at = model.now;
+    model.now += SLOW_AFTER;
+    model.owner.wake(model.now);
+    assert_eq!(look_ahead_of_slow(&mut model, quick_at, 1), 1, "the count begins anew");
+    assert_eq!(look_ahead(&mut model, OUTAGE, 10), 0, "an earlier outage does not count");
     model.check_state().unwrap();
     model.drain().unwrap();
 }

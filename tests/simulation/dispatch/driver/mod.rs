@@ -486,10 +486,11 @@ impl<'a> Driver<'a> {
         if let Some(max) = self.scenario.others_wait_max {
             let (users, behaviour) = (&self.scenario.users, &self.scenario.behaviour);
             let (failing, hanging) = (&behaviour.failing_users, &behaviour.hanging_users);
+            let slow = behaviour.slow_users.as_ref().map_or(&[][..], |(users, _)| users);
             let is_of = |users: &[User], user: &[u8]| users.iter().any(|other| other.as_deref() == Some(user));
             // While users hang, new users may wait until it is known which ones they are.
             let is_judged = |user: &[u8]| match hanging.is_empty() {
-                true => !is_of(&users[..1], user) && !is_of(failing, user),
+                true => !is_of(&users[..1], user) && !is_of(failing, user) && !is_of(slow, user),
                 false => is_of(users, user) && !is_of(hanging, user),
             };
             let mut state = self.world.lock();

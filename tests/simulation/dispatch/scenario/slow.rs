@@ -7,6 +7,7 @@ use crate::dispatch::oracle::User;
 use crate::harness::Random;
 use eventd::core::parking::ParkingLimits;
 use eventd::destination::BatchLimits;
+use eventd::limits::LOOK_AHEAD_USERS_MAX;
 use std::time::Duration;
 
 /// Until then every other user has had an event.
@@ -14,6 +15,9 @@ const SLOW_FROM_MS: u64 = 2_000;
 
 /// How long one of the other users may wait, from the append of its event until it is settled.
 const WAIT_MAX: Duration = Duration::from_secs(3);
+
+/// Like [`WAIT_MAX`], if no user was served quickly before. Users that may be slow alone are parked after 10 s.
+const FIRST_WAIT_MAX: Duration = Duration::from_secs(15);
 
 /// Bytes of the window of each partition.
 const WINDOW_BYTES: usize = 200_000;
@@ -44,8 +48,8 @@ pub(crate) fn large_events(seed: u64, random: &mut Random) -> Scenario {
     let time = random.millis(2_500, 8_000);
     scenario.config.attempt_timeout = random.pick(&[time / 2, time * 2]);
     scenario.users = [named("slow", 1), named("user", random.between(8, 20) as usize)].concat();
-    let slow_user = Some((scenario.users[0].clone(), time));
-    scenario.behaviour = Behaviour { slow_user, latency_ms_max: 20, ..Behaviour::default() };
+    let slow_users = Some((scenario.users[..1].to_vec(), time));
+    scenario.behaviour = Behaviour { slow_users, latency_ms_max: 20, ..Behaviour::default() };
     scenario.others_wait_max = Some(WAIT_MAX);
     let many = (2 * WINDOW_BYTES / bytes + 2) as u64;
     scenario.plan.push((Duration::from_millis(SLOW_FROM_MS), Action::Append { user: 0, many, bytes }));
@@ -75,6 +79,30 @@ pub(crate) fn many_slow_users(seed: u64, random: &mut Random) -> Scenario {
     scenario
 }
 
+/// The log begins with more than a window of events of users that are slow or hang. No other user was served before.
+pub(crate) fn slow_users_in_front(seed: u64, random: &mut Random) -> Scenario {
+    let mut scenario = slow(seed, random);
+    let slow_users = named("slow", random.between(8, 20) as usize);
+    scenario.config.concurrency = random.pick(&[16, 64]);
+    scenario.config.attempt_timeout = random.millis(20_000, 60_000);
+    scenario.users = [slow_users.clone(), named("user", random.between(8, 20) as usize)].concat();
+    let behaviour = Behaviour { latency_ms_max: 20, ..Behaviour::default() };
+    scenario.behaviour = match random.chance(30) {
+        true => Behaviour { hanging_users: slow_users.clone(), ..behaviour },
+        false => Behaviour { slow_users: Some((slow_users.clone(), random.millis(2_500, 8_000))), ..behaviour },
+    };
+    scenario.others_wait_max = Some(FIRST_WAIT_MAX);
+    let append = |user, at| (Duration::from_millis(at), Action::Append { user, many: 4, bytes: WINDOW_BYTES / 100 });
+    // Each round takes at least a third of a window of each of up to three partitions.
+    for round in 0..15 {
+        scenario.plan.extend((0..slow_users.len()).map(|user| append(user, round)));
+    }
+    add_others(&mut scenario, slow_users.len(), random);
+    // Calm begins after the last step of the plan.
+    scenario.plan.push((Duration::from_secs(60), Action::Append { user: 0, many: 1, bytes: 20 }));
+    scenario
+}
+
 /// Events of the other users, the first of whom has this number: one of each at first, and then of any of them.
 fn add_others(scenario: &mut Scenario, first: usize, random: &mut Random) {
     let count = (scenario.users.iter().flatten().filter(|user| user.starts_with(b"user")).count()) as u64;
@@ -88,8 +116,8 @@ fn add_others(scenario: &mut Scenario, first: usize, random: &mut Random) {
     scenario.plan.sort_by_key(|(at, _)| *at);
 }
 
-/// Every attempt takes longer than a second, and the events of every user wait. They take more than half of a window. More
-/// than 5 users fit into it: fewer of them could be slow alone.
+/// For 10 s every attempt takes longer than a second, and the events of every user wait. They take more than half of a window.
+/// More than 5 users fit into it: fewer of them could be slow alone.
 pub(crate) fn slow_for_all(seed: u64, random: &mut Random) -> Scenario {
     let mut scenario = slow(seed, random);
     scenario.config.concurrency = random.pick(&[4, 16, 256]);
@@ -104,7 +132,20 @@ pub(crate) fn slow_for_all(seed: u64, random: &mut Random) -> Scenario {
         scenario.plan.push((at, Action::Append { user, many, bytes }));
     }
     // Calm begins after the last step of the plan.
-    scenario.plan.push((Duration::from_secs(40), Action::Append { user: 0, many: 1, bytes: 20 }));
+    scenario.plan.push((Duration::from_secs(10), Action::Append { user: 0, many: 1, bytes: 20 }));
     scenario.plan.sort_by_key(|(at, _)| *at);
+    scenario
+}
+
+/// Like [`slow_for_all`], for 10 minutes and with more users than may be parked for it.
+pub(crate) fn slow_for_long(seed: u64, random: &mut Random) -> Scenario {
+    let mut scenario = slow_for_all(seed, random);
+    scenario.config.window_events = 200 * scenario.partitions as usize;
+    scenario.config.window_bytes = 64 << 20;
+    scenario.config.concurrency = 64;
+    scenario.users = named("user", LOOK_AHEAD_USERS_MAX + 500);
+    let append = |user| (Duration::ZERO, Action::Append { user, many: 3, bytes: 10 });
+    scenario.plan = (0..scenario.users.len()).map(append).collect();
+    scenario.plan.push((Duration::from_secs(600), Action::Append { user: 0, many: 1, bytes: 20 }));
     scenario
 }

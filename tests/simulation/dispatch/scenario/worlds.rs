@@ -145,7 +145,7 @@ pub(super) fn troubled(seed: u64, random: &mut Random, users_min: u64) -> Scenar
         failing_users: random.chance(30).then(|| picked(random)).into_iter().collect(),
         refused_user: random.chance(20).then(|| picked(random)),
         busy_users: Vec::new(),
-        slow_user: random.chance(20).then(|| (picked(random), random.millis(100, 2_000))),
+        slow_users: random.chance(20).then(|| (vec![picked(random)], random.millis(100, 2_000))),
         hanging_users: Vec::new(),
     };
     Scenario {
@@ -226,7 +226,7 @@ pub(super) fn isolation(seed: u64, random: &mut Random) -> Scenario {
         0 => Behaviour { failing_users: picked.into_iter().collect(), ..behaviour },
         1 => Behaviour { refused_user: picked, ..behaviour },
         _ if scenario.limits.runs_max == 1 => {
-            Behaviour { slow_user: picked.map(|user| (user, scenario.config.attempt_timeout * 2)), ..behaviour }
+            Behaviour { slow_users: picked.map(|user| (vec![user], scenario.config.attempt_timeout * 2)), ..behaviour }
         }
         _ => Behaviour { failing_users: picked.into_iter().collect(), ..behaviour },
     };
