@@ -136,9 +136,17 @@ impl Committer {
 
     /// The state to commit now, if a commit is needed and none is running. An unchanged state is stored again once an
     /// hour, because brokers forget groups that do not commit. `users` returns the listed users.
-    pub(super) fn start_commit(&mut self, users: impl FnOnce() -> ListedUsers, now: Moment) -> Option<PartitionState> {
+    ///
+    /// `is_caught_up`: everything that was read is settled. Then the state is small, however large the last one was.
+    pub(super) fn start_commit(
+        &mut self,
+        is_caught_up: bool,
+        users: impl FnOnce() -> ListedUsers,
+        now: Moment,
+    ) -> Option<PartitionState> {
         let is_old = now.saturating_sub(self.stored_at) >= COMMIT_UNCHANGED_INTERVAL;
-        if self.is_committing || now < self.next_commit_at || !(self.has_changes || is_old) {
+        let is_too_early = now < self.next_commit_at && !is_caught_up;
+        if self.is_committing || is_too_early || !(self.has_changes || is_old) {
             return None;
         }
         (self.has_changes, self.is_committing) = (false, true);
@@ -257,35 +265,35 @@ mod tests {
     fn nothing_is_committed_while_nothing_changes_until_an_hour_has_passed() {
         let mut committer = committer();
         committer.settle(12..12);
-        assert_eq!(committer.start_commit(ListedUsers::new, INTERVAL), None);
+        assert_eq!(committer.start_commit(false, ListedUsers::new, INTERVAL), None);
         let an_hour = COMMIT_UNCHANGED_INTERVAL;
-        assert_eq!(committer.start_commit(ListedUsers::new, an_hour), Some(PartitionState::at(10)));
+        assert_eq!(committer.start_commit(false, ListedUsers::new, an_hour), Some(PartitionState::at(10)));
         committer.commit_ended(PartitionState::at(10), Ok(()), &log(), an_hour).unwrap();
-        assert_eq!(committer.start_commit(ListedUsers::new, an_hour + INTERVAL), None);
+        assert_eq!(committer.start_commit(false, ListedUsers::new, an_hour + INTERVAL), None);
     }
 
     #[test]
     fn one_commit_runs_at_a_time_and_the_next_one_includes_what_was_settled_meanwhile() {
         let mut committer = committer();
         committer.settle(10..11);
-        let state = committer.start_commit(ListedUsers::new, INTERVAL).unwrap();
+        let state = committer.start_commit(false, ListedUsers::new, INTERVAL).unwrap();
         assert_eq!(state, PartitionState::at(11));
         committer.settle(11..12);
-        assert_eq!(committer.start_commit(ListedUsers::new, INTERVAL), None, "one commit runs");
+        assert_eq!(committer.start_commit(false, ListedUsers::new, INTERVAL), None, "one commit runs");
         committer.commit_ended(state, Ok(()), &log(), INTERVAL).unwrap();
         assert_eq!(committer.stored(), &PartitionState::at(11));
-        assert_eq!(committer.start_commit(ListedUsers::new, INTERVAL), Some(PartitionState::at(12)));
+        assert_eq!(committer.start_commit(false, ListedUsers::new, INTERVAL), Some(PartitionState::at(12)));
     }
 
     #[test]
     fn progress_of_a_failed_commit_is_in_the_next_one() {
         let mut committer = committer();
         committer.settle(10..11);
-        let state = committer.start_commit(ListedUsers::new, INTERVAL).unwrap();
+        let state = committer.start_commit(false, ListedUsers::new, INTERVAL).unwrap();
         let failure = Failure::unknown(FailureCode::GroupUnavailable, "no answer");
         committer.commit_ended(state, Err(failure), &log(), INTERVAL).unwrap();
         assert_eq!(committer.stored(), &PartitionState::at(10));
-        assert_eq!(committer.start_commit(ListedUsers::new, INTERVAL), Some(PartitionState::at(11)));
+        assert_eq!(committer.start_commit(false, ListedUsers::new, INTERVAL), Some(PartitionState::at(11)));
     }
 
     #[test]
@@ -313,11 +321,14 @@ mod tests {
                 .collect()
         };
         committer.settle(10..11);
-        let state = committer.start_commit(users, INTERVAL).unwrap();
+        let state = committer.start_commit(false, users, INTERVAL).unwrap();
         committer.commit_ended(state, Ok(()), &log(), INTERVAL).unwrap();
         committer.settle(11..12);
-        assert_eq!(committer.start_commit(users, 4 * INTERVAL), None);
-        assert!(committer.start_commit(users, 6 * INTERVAL).is_some());
+        assert_eq!(committer.start_commit(false, users, 4 * INTERVAL), None);
+        assert!(committer.start_commit(true, ListedUsers::new, 4 * INTERVAL).is_some(), "it is small now");
+        committer.commit_aborted();
+        committer.settle(12..13);
+        assert!(committer.start_commit(false, users, 10 * INTERVAL).is_some());
     }
 
     #[test]

@@ -622,7 +622,9 @@ impl Worker {
         let (parked, lanes, clocks) = (&self.reader.parked, &self.deliverer.lanes, self.context.clocks());
         // The lock is taken for each user that has failed, so that a long list does not keep it.
         let is_void = |epoch| self.context.breaker.lock().is_void(epoch);
-        if let Some(state) = self.committer.start_commit(|| parked.listed(lanes, is_void, clocks), now) {
+        let is_caught_up = lanes.events() == 0 && parked.lists_no_user();
+        let listed = || parked.listed(lanes, is_void, clocks);
+        if let Some(state) = self.committer.start_commit(is_caught_up, listed, now) {
             let commit = self.commit(state.clone());
             self.tasks.spawn(async move { Completion::Committed { result: commit.await, state } });
         }

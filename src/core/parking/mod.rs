@@ -357,6 +357,11 @@ impl ParkedUsers {
         users
     }
 
+    /// Whether [`listed`](Self::listed) returns no user apart from those with a lane in memory.
+    pub fn lists_no_user(&self) -> bool {
+        self.is_idle() && self.carried.is_empty()
+    }
+
     /// Whether the user is in the list.
     pub fn is_listed(&self, key: &UserKey) -> bool {
         self.users.contains_key(key)
