@@ -7,7 +7,8 @@
 //!                        │       │    the window at most    │    down to 5/8
 //!                        │       │ 2. lanes that back off, and those of slow users that wait for a slot, keep
 //!                        │       │    their head
-//!                        │       │ 3. slow lanes in flight keep their run, and what they deliver in a second
+//!                        │       │ 3. lanes in flight whose attempts are slow keep their run, and what they deliver in a
+//!                        │       │    second
 //!                        └───────┘ each step ends here
 //! ```
 //!
@@ -241,7 +242,7 @@ impl ParkedUsers {
             let view = memory.lanes.view(id);
             let least = if self.is_filled_by_sweep(&view) { SWEPT_EVENTS_MIN } else { 1 };
             let keep = events_in_a_second(&view)?.max(view.busy_events).max(least);
-            (view.busy_events > 0 && view.events > keep && is_own(&view, is_slow)).then_some((id, keep))
+            (view.busy_events > 0 && view.events > keep && has_slow_attempts(&view, is_slow)).then_some((id, keep))
         });
         let busy: Vec<(LaneId, usize)> = busy.collect();
         for (id, keep) in busy {
@@ -261,7 +262,7 @@ impl ParkedUsers {
     ) {
         let busy = memory.lanes.each_lane().filter(|id| {
             let view = memory.lanes.view(*id);
-            !view.is_listed && view.busy_events > 0 && is_slow_lane(&view) && is_own(&view, is_slow)
+            !view.is_listed && view.busy_events > 0 && is_slow_lane(&view) && has_slow_attempts(&view, is_slow)
         });
         let busy: Vec<LaneId> = busy.collect();
         for id in busy {
@@ -400,6 +401,12 @@ fn is_slow_lane(lane: &LaneView<'_>) -> bool {
 fn is_own(lane: &LaneView<'_>, is_slow: &impl Fn(&LaneView<'_>) -> bool) -> bool {
     let is_giving_up = lane.busy_events > 0 && lane.in_flight_since.is_none();
     lane.backs_off_until.is_some() || is_giving_up || is_slow(lane)
+}
+
+/// Like [`is_own`], but the pace of the lane alone does not count. A user below its threshold whose deliveries succeed is not
+/// parked because it has more events than it gets delivered in a second: after a stop, every user may have.
+fn has_slow_attempts(lane: &LaneView<'_>, is_slow: &impl Fn(&LaneView<'_>) -> bool) -> bool {
+    is_own(&LaneView { events_per_s: None, ..*lane }, is_slow)
 }
 
 /// How many of the first events of a lane are within its part of the window: at least one.

@@ -1,6 +1,7 @@
 //! How much of the window slow users keep.
 
 use super::*;
+use crate::core::lanes::LaneView;
 
 /// A model with a window of so many events, and of that many events of user 1 in bytes.
 fn with_window(users: &[usize], window_events: usize, window_of_user_1: usize) -> Model {
@@ -48,6 +49,21 @@ fn many_slow_users_in_flight_keep_their_runs() {
     // Some are cut first, and then there is room enough.
     let events: Vec<usize> = (1..6).map(|user| events_of(&model, user)).collect();
     assert!(events.contains(&1) && !model.owner.window.is_above_three_eighths(), "{events:?}");
+    model.drain().unwrap();
+}
+
+#[test]
+fn users_below_their_threshold_whose_attempts_are_quick_are_not_parked_however_many_events_they_have() {
+    let users: Vec<usize> = (0..60).map(|place| 1 + place % 5).collect();
+    let mut model = with_window(&users, 100, 10_000);
+    start(&mut model, 5, 3_000);
+    let blocked = Blocked { read: Some(1), swept: None };
+    // Only its pace, which is less than its events in a second, is known of each of them.
+    let by_pace = |lane: &LaneView<'_>| lane.events_per_s.is_some();
+    let owner = &mut model.owner;
+    assert!(owner.window.is_half_full());
+    assert_eq!(owner.parked.relieve(blocked, by_pace, memory!(*owner), model.now), 0);
+    assert_eq!((1..6).map(|user| events_of(&model, user)).collect::<Vec<_>>(), [12; 5]);
     model.drain().unwrap();
 }
 
