@@ -120,11 +120,15 @@ pub const DATABASE_BUSY_MAX: Duration = Duration::from_secs(5);
 /// How often it looks: another process leaves the database free only between two of its transactions.
 pub const DATABASE_BUSY_POLL: Duration = Duration::from_micros(500);
 
-/// Bytes that the write-ahead log grows by before what is in it is copied into the database, beside the writer.
+/// Each time that the write-ahead log has grown by this many bytes, a thread copies it into the database and syncs it.
 pub const WAL_CHECKPOINT_BYTES: u64 = 8 * 1024 * 1024;
 
-/// Bytes at which the writer itself copies the rest, so that the next transaction begins the write-ahead log anew.
+/// From this length of the write-ahead log on, the writer itself copies the rest after a sync by the thread. The next
+/// transaction then starts at the beginning of the log.
 pub const WAL_RESTART_BYTES: u64 = 32 * 1024 * 1024;
+
+/// From this length of the write-ahead log on, the writer no longer waits for the thread.
+pub const WAL_RESTART_LATEST_BYTES: u64 = 48 * 1024 * 1024;
 
 /// Reads of the embedded log at the same time, in one process: each has a connection and a thread meanwhile.
 pub const DATABASE_READERS_MAX: usize = 4;

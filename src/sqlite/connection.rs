@@ -1,6 +1,6 @@
 //! Connections to a database that `file` has found: their settings, and how long they wait for a lock.
 
-use crate::limits::{DATABASE_BUSY_MAX, DATABASE_BUSY_POLL, DATABASE_READERS_MAX, WAL_RESTART_BYTES};
+use crate::limits::{DATABASE_BUSY_MAX, DATABASE_BUSY_POLL, DATABASE_READERS_MAX, WAL_RESTART_LATEST_BYTES};
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_encode};
 use rusqlite::config::DbConfig;
 use rusqlite::{Connection, OpenFlags};
@@ -55,7 +55,8 @@ pub(super) fn configure(connection: &Connection, role: ConnectionRole) -> rusqli
     connection.pragma_update(None, "synchronous", "FULL")?;
     // The checkpoint thread decides when to copy (`checkpoint`), and not each commit.
     connection.query_row("PRAGMA wal_autocheckpoint = 0", [], |_| Ok(()))?;
-    connection.query_row(&format!("PRAGMA journal_size_limit = {WAL_RESTART_BYTES}"), [], |_| Ok(()))?;
+    // A log that is restarted in time keeps its length. To shorten it and to let it grow again costs time in each round.
+    connection.query_row(&format!("PRAGMA journal_size_limit = {WAL_RESTART_LATEST_BYTES}"), [], |_| Ok(()))?;
     let cache_kib = if role == ConnectionRole::Writer { WRITER_CACHE_KIB } else { READER_CACHE_KIB };
     connection.pragma_update(None, "cache_size", -cache_kib)?;
     connection.set_prepared_statement_cache_capacity(32);

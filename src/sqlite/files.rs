@@ -51,9 +51,9 @@ const LOCK_BYTE_OFFSET: u64 = 1 << 30;
 const WAL_MAGIC: u32 = 0x377f_0682;
 
 /// Device and inode number. Two paths with the same pair lead to the same file.
-type Inode = (u64, u64);
+pub(super) type Inode = (u64, u64);
 
-fn inode(metadata: &Metadata) -> Inode {
+pub(super) fn inode(metadata: &Metadata) -> Inode {
     (metadata.dev(), metadata.ino())
 }
 

@@ -14,13 +14,14 @@
 //! | `read`, `row` | read records, and check them with their checksums |
 //! | `hub`, `watcher` | wake readers when a partition grows, in this process and in others |
 //! | `trim`, `trusted_clock`, `lost_events` | remove records past their retention, unless the clock may be wrong |
-//! | `checkpoint`, `wal` | keep the write-ahead log small |
+//! | `checkpoint`, `wal`, `database_sync` | keep the write-ahead log small |
 //! | `files`, `disk_space` | notice that the files were removed or that the disk is full |
 //!
 //! Only this module knows that the database is SQLite.
 
 mod checkpoint;
 mod connection;
+mod database_sync;
 mod disk_space;
 mod file;
 mod files;
@@ -99,7 +100,9 @@ impl Database {
             trim::Trimmer::new(&connection, trusted_clock::ClockReading::now()).map_err(|error| unavailable(&error))?;
         let (lost, lost_reader) = watch::channel(None);
         let hub = Arc::new(hub::Hub::default());
-        let checkpointer = checkpoint::Checkpointer::start(&connection, connect(ConnectionRole::Reader)?, lost.clone())
+        let database = database_sync::DatabaseSync::of(&path).map_err(|error| unavailable(&error))?;
+        let checkpoints = connect(ConnectionRole::Reader)?;
+        let checkpointer = checkpoint::Checkpointer::start(&connection, checkpoints, database, lost.clone())
             .map_err(|error| unavailable(&error))?;
         let files = files::DatabaseFiles::of(&path, &mut connection).map_err(|error| unavailable(&error))?;
         let queue = writer::start(writer::WriterParts {
