@@ -184,6 +184,9 @@ impl Database {
     }
 
     /// Reads records from `from` on. If there are none, waits up to `wait` for the first one.
+    ///
+    /// Reads only if there may be a record: a read needs another thread and a transaction. A caller that has read
+    /// everything usually asks again at once.
     pub(crate) async fn fetch(
         &self,
         (topic, partition): (i64, u32),
@@ -194,10 +197,15 @@ impl Database {
         let now = Instant::now();
         let deadline = now.checked_add(wait).unwrap_or(now);
         let mut next_offset = self.hub.subscribe(topic, partition);
+        let mut is_time_over = false;
+        if *next_offset.borrow() == from {
+            is_time_over = timeout_at(deadline, next_offset.wait_for(|next| *next > from)).await.is_err();
+        }
         loop {
             let read = move |connection: &_| read::fetch(connection, (topic, partition), from, max_bytes);
             let batch = self.readers.read(read).await?;
             if !batch.events.is_empty()
+                || is_time_over
                 || timeout_at(deadline, next_offset.wait_for(|next| *next > from)).await.is_err()
             {
                 return Ok(batch);
