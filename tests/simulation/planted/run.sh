@@ -24,7 +24,8 @@ for patch in "$@"; do
     esac
     git ls-files -z -- Cargo.toml Cargo.lock src tests benches | xargs -0 tar -cf - | tar -xf - -C "$tree"
     # `patch` and not `git apply`, which would use the repository around the copy.
-    (cd "$tree" && patch --quiet -p1) <"$patch"
+    # Without fuzz: a patch whose context has changed may land in the wrong place, and its bug would not be the one it names.
+    (cd "$tree" && patch --quiet -F0 -p1) <"$patch"
     log="target/planted/$(basename "$patch" .patch).log"
     CARGO_TARGET_DIR=target/planted/build EVENTD_SIM_SEEDS="$seeds" \
         cargo test --manifest-path "$tree/Cargo.toml" "${simulation[@]}" >"$log" 2>&1 || true
@@ -32,6 +33,10 @@ for patch in "$@"; do
     first=$(sed -n 's/.*replay: EVENTD_SIM_FIRST=\([0-9]*\) .*/\1/p' "$log" | sort -n | head -n 1)
     if [ -n "$first" ]; then
         echo "$(basename "$patch" .patch): caught by seed $first"
+    elif ! grep -q '^running [1-9][0-9]* test' "$log"; then
+        # No test ran, so the log is full of the compiler's errors.
+        echo "$(basename "$patch" .patch): does not compile, see $log"
+        missed=1
     else
         echo "$(basename "$patch" .patch): NOT caught in $seeds seeds, see $log"
         missed=1
