@@ -357,6 +357,7 @@ impl Group for MemoryGroup {
             }
             let mut state = world.lock();
             let committed = state.members.partitions[partition as usize].committed.clone();
+            state.beginning.insert((*life, partition));
             state.oracle.began_with(*life, partition, committed.clone(), world.now());
             Ok(committed)
         })

@@ -24,6 +24,9 @@ const AUDIT: &str = "user-events.audit";
 /// How long a fetch waits for a record if timers are far apart.
 const FAR_FETCH: Duration = Duration::from_secs(600);
 
+/// How long a look for commands takes then. The next one would follow a second after a quick one.
+const FAR_COMMANDS_LOOK: Duration = Duration::from_secs(25);
+
 /// All topics of the engine.
 #[derive(Debug)]
 pub(crate) struct Topics {
@@ -204,6 +207,14 @@ impl MemoryLog {
         (self.topic == delivered).then_some(oracle)
     }
 
+    /// How much longer a look for commands takes if timers are far apart. A process looks for them before it reads a
+    /// partition, too, and that look is quick.
+    fn commands_look_delay(&self, state: &State) -> Duration {
+        let begins = state.beginning.iter().any(|(life, _)| *life == self.handle.life);
+        let is_far = state.rates.far_timers && self.topic == CONTROL && !begins;
+        if is_far { FAR_COMMANDS_LOOK } else { Duration::ZERO }
+    }
+
     /// What a fetch returns now. `None` if there is no record at or after `from` yet.
     fn look(&self, partition: u32, from: i64, max_bytes: usize) -> Option<Result<Fetched, FetchError>> {
         let state = self.handle.world.lock();
@@ -328,8 +339,12 @@ impl Log for MemoryLog {
                 if let Some(oracle) = self.watcher(&mut state) {
                     oracle.fetch(handle.life, partition, cursor, (from, max_bytes), now);
                 }
+                if self.topic == TOPIC && cursor == Cursor::Reader {
+                    state.beginning.remove(&(handle.life, partition));
+                }
                 let is_far = state.rates.far_timers && cursor == Cursor::Reader;
-                (state.delay(), state.read_fails(way), if is_far { FAR_FETCH } else { wait })
+                let delay = state.delay() + self.commands_look_delay(&state);
+                (delay, state.read_fails(way), if is_far { FAR_FETCH } else { wait })
             };
             let until = Instant::now() + wait;
             handle.sleep(delay).await;

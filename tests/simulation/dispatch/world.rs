@@ -14,6 +14,7 @@ use crate::dispatch::oracle::{Life, Oracle, User};
 use crate::dispatch::replays::Replays;
 use crate::harness::Random;
 use eventd::clock::WallClock;
+use std::collections::BTreeSet;
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
@@ -126,7 +127,7 @@ pub(crate) struct Rates {
     pub(crate) slow_ms_max: u64,
     /// How many of a thousand waits for a change end the membership.
     pub(crate) membership_ends_permille: u64,
-    /// Fetches and looks for offset resets wait long.
+    /// Fetches, and looks for offset resets and for commands, wait long.
     pub(crate) far_timers: bool,
 }
 
@@ -162,6 +163,8 @@ pub(crate) struct State {
     pub(crate) oracle: Oracle,
     pub(crate) replays: Replays,
     pub(crate) commands: Commands,
+    /// The partitions that a process of dispatch begins: it has not read yet.
+    pub(crate) beginning: BTreeSet<(Life, u32)>,
     /// The users of the scenario, by their numbers.
     pub(crate) users: Vec<User>,
     pub(crate) topics: Topics,
@@ -210,6 +213,7 @@ impl World {
             oracle,
             replays: Replays::default(),
             commands: Commands::default(),
+            beginning: BTreeSet::new(),
             users: Vec::new(),
             topics,
             members,

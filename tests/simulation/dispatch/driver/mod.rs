@@ -146,6 +146,10 @@ impl<'a> Driver<'a> {
             state.single = scenario.single;
             state.commands = Commands::new(scenario.partitions);
             state.users.clone_from(&scenario.users);
+            if scenario.rates.far_timers {
+                // A process would look once a second whether it exists.
+                state.topics.make(CONTROL, scenario.partitions);
+            }
             state.replays.set_requests(scenario.replays.iter().map(|request| request.request.clone()).collect());
         }
         Self {

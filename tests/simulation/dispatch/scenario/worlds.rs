@@ -241,8 +241,8 @@ pub(super) fn isolation(seed: u64, random: &mut Random) -> Scenario {
     scenario
 }
 
-/// Timers are so far apart that none comes to the aid of a wake-up that is lost: commits, looks for offset resets, and
-/// fetches that find nothing.
+/// Timers are so far apart that none comes to the aid of a wake-up that is lost: commits, looks for offset resets and for
+/// commands, and fetches that find nothing.
 pub(super) fn far_timers(scenario: &mut Scenario, random: &mut Random) {
     scenario.config.commit_interval = random.millis(40_000, 80_000);
     scenario.rates.far_timers = true;
