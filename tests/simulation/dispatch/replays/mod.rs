@@ -152,11 +152,16 @@ impl Replays {
         oracles.filter(|oracle| oracle.is_of_dead_letters()).any(|oracle| oracle.has_settled(partition, letter))
     }
 
-    /// An attempt begins. A replay that delivers must be recorded before.
+    /// An attempt begins. A replay that delivers must be recorded before, and has nothing left once it is recorded as
+    /// finished.
     pub(crate) fn attempts(&mut self, life: Life) {
         let Some(id) = self.runs.get(&life).and_then(|run| run.id.clone()) else { return };
-        for replay in self.replays.iter_mut().filter(|replay| replay.id == id && !replay.is_started) {
+        let Some(replay) = self.replays.iter_mut().find(|replay| replay.id == id) else { return };
+        if !replay.is_started {
             replay.oracle.fail(format!("life {life} delivers a replay without an audit record"));
+        }
+        if replay.is_finished {
+            replay.oracle.fail(format!("life {life} delivers a replay that has finished"));
         }
     }
 
