@@ -147,6 +147,8 @@ pub(super) struct Throttle {
     pub(super) rate: RateLimit,
     /// The number of partitions that are owned now.
     owned_partitions: AtomicUsize,
+    /// Notified when there are fewer of them, so that the share of each is larger.
+    share_grew: Notify,
 }
 
 impl Throttle {
@@ -156,6 +158,7 @@ impl Throttle {
             concurrency,
             rate: RateLimit::new(rate),
             owned_partitions: AtomicUsize::new(0),
+            share_grew: Notify::new(),
         }
     }
 
@@ -169,7 +172,15 @@ impl Throttle {
 
     pub(super) fn set_owned_partitions(&self, partitions: usize, now: Moment) {
         self.rate.set_owned_partitions(partitions, now);
-        self.owned_partitions.store(partitions, Ordering::Relaxed);
+        if partitions < self.owned_partitions.swap(partitions, Ordering::Relaxed) {
+            self.share_grew.notify_waiters();
+        }
+    }
+
+    /// Ready when the share of each partition becomes larger. A change after this call is not missed, even if the future is
+    /// polled later.
+    pub(super) fn share_grew(&self) -> impl Future<Output = ()> {
+        self.share_grew.notified()
     }
 
     pub(super) fn owned_partitions(&self) -> usize {
@@ -179,5 +190,25 @@ impl Throttle {
     /// One partition's share of `whole`: all owned partitions have the same, and each at least 1.
     pub(super) fn share(&self, whole: usize) -> usize {
         (whole / self.owned_partitions().max(1)).max(1)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::pin::pin;
+    use std::task::{Context, Waker};
+
+    #[test]
+    fn those_that_wait_are_told_when_their_share_grows() {
+        let throttle = Throttle::new(1, None);
+        for (owned, share, grew) in
+            [(1, 12, false), (3, 4, false), (2, 6, true), (2, 6, false), (4, 3, false), (1, 12, true)]
+        {
+            let told = throttle.share_grew();
+            throttle.set_owned_partitions(owned, Moment::ZERO);
+            let poll = pin!(told).poll(&mut Context::from_waker(Waker::noop()));
+            assert_eq!((throttle.share(12), poll.is_ready()), (share, grew), "of {owned}");
+        }
     }
 }

@@ -207,9 +207,10 @@ impl Worker {
             if let Some(reset) = self.repositioner.take_wanted() {
                 return self.apply_reset(&reset, stop).await;
             }
-            // Created before the breaker and the rate are asked, so that no change in between is missed.
+            // Created before the breaker, the rate and the share are asked, so that no change in between is missed.
             let breaker_changed = context.breaker.changed();
             let rate_raised = context.throttle.rate.raised();
+            let share_grew = context.throttle.share_grew();
             let slot_granted = self.deliverer.slots.granted();
             let now = context.now();
             self.wake(now);
@@ -242,6 +243,7 @@ impl Worker {
                 }
                 () = slot_granted.notified() => {}
                 () = rate_raised => {}
+                () = share_grew => {}
                 () = breaker_changed => {
                     context.breaker.lock().users_wait(self.partition, self.deliverer.lanes.each_user());
                 }
