@@ -340,7 +340,7 @@ impl Group for MemoryGroup {
             state.note(now, *life, format_args!("releases {partition}"));
             let part = &mut state.members.partitions[partition as usize];
             if part.owner == Some(*life) {
-                state.oracle.released(*life, partition, !part.commit_failed);
+                state.oracle.released(*life, partition, !part.commit_failed, now);
                 (part.owner, part.revoked) = (None, false);
                 state.members.balance();
             }

@@ -296,9 +296,9 @@ impl Group for HeldGroup {
     fn released(&self, partition: u32) -> BoxFuture<'_, ()> {
         Box::pin(async move {
             self.handle.end().await;
-            let life = self.handle.life;
+            let (life, now) = (self.handle.life, self.handle.world.now());
             if let Some(oracle) = self.handle.world.lock().oracle_of(life) {
-                oracle.released(life, partition, false);
+                oracle.released(life, partition, false, now);
             }
         })
     }

@@ -413,7 +413,7 @@ impl Oracle {
 
     pub(crate) fn lost(&mut self, life: Life, partition: u32, now: Duration) {
         if let Some(timing) = &mut self.timing {
-            timing.released(life, partition);
+            timing.released(life, partition, now);
         }
         if let Some(owned) = self.owned.get_mut(&(life, partition)) {
             owned.lost.get_or_insert(now);
@@ -438,9 +438,9 @@ impl Oracle {
 
     /// The owner released the partition in order. `commit_must_hold` says that no commit was made to fail since then,
     /// so everything that was reported to the owner must be committed.
-    pub(crate) fn released(&mut self, life: Life, partition: u32, commit_must_hold: bool) {
+    pub(crate) fn released(&mut self, life: Life, partition: u32, commit_must_hold: bool, now: Duration) {
         if let Some(timing) = &mut self.timing {
-            timing.released(life, partition);
+            timing.released(life, partition, now);
         }
         if let Some(id) = self.in_flight(|a| a.life == life && a.partition == partition) {
             self.fail(format!("life {life} released partition {partition} with attempt {id} in flight"));

@@ -295,18 +295,18 @@ fn a_release_that_forgets_a_delivery_is_reported() {
     let mut case = Case::of(&["a", "b"]);
     case.attempt(0, 1, DELIVERED, 1);
     case.oracle.revoked(LIFE, 0, seconds(2));
-    case.oracle.released(LIFE, 0, true);
+    case.oracle.released(LIFE, 0, true, seconds(2));
     case.is_reported("does not hold 0 as settled");
     let mut case = Case::of(&["a", "b"]);
     case.start(0, 1, 1);
-    case.oracle.released(LIFE, 0, true);
+    case.oracle.released(LIFE, 0, true, seconds(1));
     case.is_reported("in flight");
 }
 
 #[test]
 fn work_after_the_end_of_an_ownership_is_reported() {
     let mut case = Case::of(&["a"]);
-    case.oracle.released(LIFE, 0, true);
+    case.oracle.released(LIFE, 0, true, seconds(1));
     case.start(0, 1, 1);
     case.is_reported("released or lost");
     let mut case = Case::of(&["a"]);

@@ -163,17 +163,23 @@ impl Timing {
 
     pub(super) fn assigned(&mut self, life: Life, partition: u32, now: Duration) {
         self.processes.entry(life).or_default().partitions.insert(partition);
-        let share = self.smallest_share(life);
-        for (_, owned) in self.owned.iter_mut().filter(|((of, _), _)| *of == life) {
-            owned.look_at_room(share, now);
-        }
+        self.share_changed(life, now);
     }
 
-    /// The life does not own the partition any more.
-    pub(super) fn released(&mut self, life: Life, partition: u32) {
+    /// The life does not own the partition any more. Its others have a larger share, which they must use at once.
+    pub(super) fn released(&mut self, life: Life, partition: u32, now: Duration) {
         self.owned.remove(&(life, partition));
         if let Some(process) = self.processes.get_mut(&life) {
             process.partitions.remove(&partition);
+        }
+        self.share_changed(life, now);
+    }
+
+    /// The life owns more or fewer partitions than before.
+    fn share_changed(&mut self, life: Life, now: Duration) {
+        let share = self.smallest_share(life);
+        for (_, owned) in self.owned.iter_mut().filter(|((of, _), _)| *of == life) {
+            owned.look_at_room(share, now);
         }
     }
 
