@@ -197,19 +197,18 @@ impl Database {
         let now = Instant::now();
         let deadline = now.checked_add(wait).unwrap_or(now);
         let mut next_offset = self.hub.subscribe(topic, partition);
-        let mut is_time_over = false;
-        if *next_offset.borrow() == from {
-            is_time_over = timeout_at(deadline, next_offset.wait_for(|next| *next > from)).await.is_err();
-        }
+        let mut may_have_grown = *next_offset.borrow() != Some(from);
         loop {
+            let has_ended = !may_have_grown
+                && timeout_at(deadline, next_offset.wait_for(|next| next.is_some_and(|next| next > from)))
+                    .await
+                    .is_err();
             let read = move |connection: &_| read::fetch(connection, (topic, partition), from, max_bytes);
             let batch = self.readers.read(read).await?;
-            if !batch.events.is_empty()
-                || is_time_over
-                || timeout_at(deadline, next_offset.wait_for(|next| *next > from)).await.is_err()
-            {
+            if has_ended || !batch.events.is_empty() {
                 return Ok(batch);
             }
+            may_have_grown = false;
         }
     }
 

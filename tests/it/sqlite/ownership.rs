@@ -38,6 +38,15 @@ async fn a_waiting_fetch_wakes_for_an_append_of_another_engine() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_engine_that_has_just_opened_the_log_reads_what_is_there_without_waiting() {
+    let embedded = fixture().await;
+    embedded.topic("events").await.append(0, vec![record("user", "first")]).await.unwrap();
+    let there = open(&embedded.again().await, "events").await;
+    let fetched = timeout(PATIENCE, there.fetch(0, 0, 1 << 20, 2 * PATIENCE)).await;
+    assert_eq!(payload(&fetched.expect("it reads at once").unwrap().events[0].record), "first");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_waiting_fetch_of_another_process_wakes() {
     let embedded = fixture().await;
     let log = embedded.topic("events").await;
