@@ -79,8 +79,9 @@ impl Want {
 }
 
 impl ListedEntry {
-    /// What this user wants, if this is its lane in memory. A lane is filled up to the backlog, or to one second of its pace,
-    /// within a part of the window. While the window is half full, a second of its pace has to be enough. In bytes, its last event may be more than that.
+    /// What this user wants, if this is its lane in memory. A lane is filled up to the backlog, or to one second of its
+    /// pace, within a part of the window. While the window is half full, it is only filled to one second of its pace. Its
+    /// last event may take it above the limit in bytes.
     pub(super) fn wants(&self, lane: Option<LaneView<'_>>, backlog: usize, window: &Window, now: Moment) -> Want {
         let Rest::InLog { next: from, .. } = self.rest else { return Want::Nothing };
         if !self.may_admit(from) {

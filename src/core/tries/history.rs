@@ -63,8 +63,8 @@ impl FailureHistory {
     /// Continues the account that an earlier owner of the partition stored, or this one before it removed the lane from
     /// memory. `healthy_time` is that of the breaker now.
     ///
-    /// Nothing shows whether there was an outage since the last failure. So this time counts, but no more than `delay_max`,
-    /// the longest delay between two attempts.
+    /// Nothing shows whether there was an outage since the last failure. So the time since then counts as time of failing,
+    /// but at most `delay_max` of it: the longest delay between two attempts.
     pub fn restored(stored: &FailedHead, healthy_time: Duration, delay_max: Duration, now: BothClocks) -> Self {
         let moment_ms = |wall_ms: i64| whole_ms(now.moment).saturating_sub(now.wall_ms.saturating_sub(wall_ms).max(0));
         let since_last = now.wall_ms.saturating_sub(stored.last_failure_ms);
