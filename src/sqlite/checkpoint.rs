@@ -26,7 +26,7 @@ use crate::vital::{self, Lost};
 use rusqlite::config::DbConfig;
 use rusqlite::{Connection, ErrorCode};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::time::{Duration, Instant};
 
@@ -49,8 +49,10 @@ pub(super) struct Checkpointer {
     thread: SyncSender<()>,
     /// Disconnects when the checkpoint thread has ended.
     thread_ended: Receiver<()>,
-    /// The thread has copied and synced since the writer last tried to restart the log.
-    is_synced: Arc<AtomicBool>,
+    /// The number of the writer's last request, or of its last restart, which needs a new sync.
+    asked: Arc<AtomicU64>,
+    /// The value of `asked` when the thread began what it copied and synced last.
+    synced: Arc<AtomicU64>,
     page_bytes: u64,
     /// The size of the log after the last commit.
     wal_bytes: u64,
@@ -75,13 +77,14 @@ impl Checkpointer {
         // One waiting request is enough, because a checkpoint copies everything.
         let (sender, requests) = sync_channel(1);
         let (running, ended) = sync_channel(0);
-        let is_synced = Arc::new(AtomicBool::new(false));
-        let synced = Arc::clone(&is_synced);
+        let (asked, synced) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicU64::new(0)));
+        let (asked_last, has_synced) = (Arc::clone(&asked), Arc::clone(&synced));
         vital::thread("log-checkpoint", lost.clone(), move || {
             // Variables are dropped in reverse order: the connection first, then the sender that says that it is closed.
             let (_running, connection) = (running, connection);
             let log_limiter = LogLimiter::default();
             for () in requests {
+                let request = asked_last.load(Ordering::Acquire);
                 let error = match checkpoint(&connection, "PASSIVE") {
                     Err(error) => error,
                     Ok(_) => {
@@ -89,7 +92,7 @@ impl Checkpointer {
                             vital::lose(&lost, format!("a sync of the database failed: {error}"));
                             return;
                         }
-                        synced.store(true, Ordering::Release);
+                        has_synced.store(request, Ordering::Release);
                         continue;
                     }
                 };
@@ -106,7 +109,8 @@ impl Checkpointer {
         Ok(Self {
             thread: sender,
             thread_ended: ended,
-            is_synced,
+            asked,
+            synced,
             page_bytes,
             wal_bytes: 0,
             asked_at_bytes: 0,
@@ -124,16 +128,17 @@ impl Checkpointer {
         }
         if self.wal_bytes >= self.asked_at_bytes + WAL_CHECKPOINT_BYTES {
             self.asked_at_bytes = self.wal_bytes;
+            self.asked.fetch_add(1, Ordering::Release);
             // If the channel is full, the thread was asked already. If the thread is gone, it has marked the log as lost.
             let _ = self.thread.try_send(());
-            if self.wal_bytes >= WAL_RESTART_LATEST_BYTES {
-                return self.restart(writer);
-            }
+            return if self.wal_bytes >= WAL_RESTART_LATEST_BYTES { self.restart(writer) } else { Ok(()) };
         }
-        if self.wal_bytes >= WAL_RESTART_BYTES && self.is_synced.swap(false, Ordering::Acquire) {
-            return self.restart(writer);
-        }
-        Ok(())
+        if self.wal_bytes >= WAL_RESTART_BYTES && self.is_synced() { self.restart(writer) } else { Ok(()) }
+    }
+
+    /// Whether the thread has copied and synced since it was last asked, and since the log was last restarted.
+    fn is_synced(&self) -> bool {
+        self.synced.load(Ordering::Acquire) == self.asked.load(Ordering::Relaxed)
     }
 
     /// Refuses writes while the log is at its bound and cannot be restarted.
@@ -161,6 +166,7 @@ impl Checkpointer {
 
     fn restart(&mut self, writer: &mut Connection) -> rusqlite::Result<()> {
         self.restart_tried_at = Some(Instant::now());
+        self.asked.fetch_add(1, Ordering::Release);
         wait_if_busy_at_most(writer, WAL_RESTART_WAIT_MAX)?;
         let restarted = checkpoint(writer, "RESTART");
         wait_if_busy(writer)?;
@@ -210,4 +216,49 @@ impl Checkpointer {
 fn may_pass(connection: &Connection, error: &rusqlite::Error) -> bool {
     matches!(error.sqlite_error_code(), Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked))
         || is_full(connection, error)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::path::Path;
+    use tokio::sync::watch;
+
+    const WAIT_MAX: Duration = Duration::from_secs(10);
+
+    fn open(path: &Path) -> Connection {
+        let connection = Connection::open(path).unwrap();
+        connection.pragma_update(None, "journal_mode", "WAL").unwrap();
+        connection
+    }
+
+    fn wait_until_synced(checkpointer: &Checkpointer) {
+        let began = Instant::now();
+        while !checkpointer.is_synced() {
+            assert!(began.elapsed() < WAIT_MAX, "the thread does not sync");
+            std::thread::yield_now();
+        }
+    }
+
+    #[test]
+    fn the_writer_restarts_the_log_only_after_a_sync_that_was_asked_for_at_that_size() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("x.db");
+        let mut writer = open(&path);
+        let database = DatabaseSync::of(&path).unwrap();
+        let (lost, _reader) = watch::channel(None);
+        let mut checkpointer = Checkpointer::start(&writer, open(&path), database, lost).unwrap();
+        let page_bytes = checkpointer.page_bytes;
+        let mut commit = |checkpointer: &mut Checkpointer, bytes| {
+            checkpointer.after_commit(&mut writer, bytes / page_bytes).unwrap();
+            checkpointer.restart_tried_at.is_some()
+        };
+        assert!(!commit(&mut checkpointer, WAL_CHECKPOINT_BYTES));
+        wait_until_synced(&checkpointer);
+        assert!(!commit(&mut checkpointer, WAL_RESTART_BYTES), "the sync was of 8 MiB");
+        wait_until_synced(&checkpointer);
+        assert!(commit(&mut checkpointer, WAL_RESTART_BYTES + page_bytes));
+        assert!(!checkpointer.is_synced(), "a restart uses a sync up");
+        checkpointer.close(writer);
+    }
 }
