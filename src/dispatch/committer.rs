@@ -137,7 +137,8 @@ impl Committer {
     /// The state to commit now, if a commit is needed and none is running. An unchanged state is stored again once an
     /// hour, because brokers forget groups that do not commit. `users` returns the listed users.
     ///
-    /// `is_caught_up`: everything that was read is settled. Then the state is small, however large the last one was.
+    /// `is_caught_up`: everything that was read is settled. If the settled map is small too, the state is small, however large
+    /// the last one was.
     pub(super) fn start_commit(
         &mut self,
         is_caught_up: bool,
@@ -145,7 +146,8 @@ impl Committer {
         now: Moment,
     ) -> Option<PartitionState> {
         let is_old = now.saturating_sub(self.stored_at) >= COMMIT_UNCHANGED_INTERVAL;
-        let is_too_early = now < self.next_commit_at && !is_caught_up;
+        let is_small = is_caught_up && settled_bytes(self.progress.settled_ranges()) <= SMALL_STATE_BYTES;
+        let is_too_early = now < self.next_commit_at && !is_small;
         if self.is_committing || is_too_early || !(self.has_changes || is_old) {
             return None;
         }
@@ -206,9 +208,14 @@ impl Committer {
     }
 }
 
+/// About how many bytes the settled map takes.
+fn settled_bytes(ranges: usize) -> usize {
+    ranges.saturating_mul(RANGE_BYTES)
+}
+
 /// The shortest time between this commit and the next one. It grows with the bytes that the state takes, about.
 fn commit_interval(state: &PartitionState) -> Duration {
-    let bytes = state.settled.len().saturating_mul(RANGE_BYTES).saturating_add(listed_bytes(&state.users));
+    let bytes = settled_bytes(state.settled.len()).saturating_add(listed_bytes(&state.users));
     if bytes <= SMALL_STATE_BYTES {
         return Duration::ZERO;
     }
@@ -329,6 +336,20 @@ mod tests {
         committer.commit_aborted();
         committer.settle(12..13);
         assert!(committer.start_commit(false, users, 10 * INTERVAL).is_some());
+    }
+
+    #[test]
+    fn a_large_settled_map_is_committed_less_often_even_if_nothing_is_in_memory() {
+        let mut committer = committer();
+        for n in 0..1_000 {
+            committer.settle(12 + 2 * n..13 + 2 * n);
+        }
+        let state = committer.start_commit(true, ListedUsers::new, INTERVAL).unwrap();
+        committer.commit_ended(state, Ok(()), &log(), INTERVAL).unwrap();
+        committer.settle(3_000..3_001);
+        assert_eq!(committer.start_commit(true, ListedUsers::new, 4 * INTERVAL), None);
+        committer.settle(10..3_000);
+        assert!(committer.start_commit(true, ListedUsers::new, 4 * INTERVAL).is_some(), "it is small now");
     }
 
     #[test]

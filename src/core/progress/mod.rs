@@ -220,6 +220,11 @@ impl Progress {
         self.watermark
     }
 
+    /// The number of settled ranges above the watermark.
+    pub fn settled_ranges(&self) -> usize {
+        self.settled.len()
+    }
+
     pub fn is_settled(&self, offset: i64) -> bool {
         offset < self.watermark || self.settled.range(..=offset).next_back().is_some_and(|(_, end)| offset < *end)
     }
