@@ -52,9 +52,10 @@ impl CommandHistory {
             Err(OpenError::Missing { .. } | OpenError::Configuration(_)) => return Ok(Self::default()),
             Err(error) => return Err(error.into()),
         };
-        let next = states.first().map_or(0, |state| state.control.next);
-        let start = if command.user().is_some() { 0 } else { next };
         let end = log.latest(0).await?;
+        // If the topic was created again, it may not be that long yet.
+        let next = states.first().map_or(0, |state| state.control.next).min(end);
+        let start = if command.user().is_some() { 0 } else { next };
         let mut history = Self::default();
         let mut add = |event: &Event| {
             if let Ok(record) = decode(&event.record, topic, destination) {
@@ -154,6 +155,7 @@ mod tests {
         assert_eq!(read(3, 2).await, (false, true, true, false), "three are applied");
         assert_eq!(read(1, 2).await, (false, false, false, true), "three are not applied");
         assert_eq!(read(4, 4).await, (true, false, false, false));
+        assert_eq!(read(7, 4).await, (true, false, false, false), "the topic was created again, and is shorter");
     }
 
     #[test]

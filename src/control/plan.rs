@@ -95,6 +95,7 @@ struct NotApplied {
 struct WaitingEvents {
     /// Offsets that are not settled. Offsets without an event count, too.
     offsets: u64,
+    /// Users that are parked and not held.
     parked_users: u64,
     held_users: u64,
     failing_users: u64,
@@ -254,6 +255,15 @@ impl CommandPlan {
     pub(super) fn describe(&self) -> Vec<String> {
         let Self { destination, topic, waiting, .. } = self;
         let paused = self.before.paused();
+        // These commands start an attempt at once, but not in a pause.
+        let starts_attempts = match &self.control_command {
+            ControlCommand::Probe => true,
+            ControlCommand::User { action, .. } => matches!(action, UserAction::Retry | UserAction::Release),
+            ControlCommand::Pause | ControlCommand::Resume | ControlCommand::Rate { .. } => false,
+        };
+        let waits = paused.as_ref().filter(|_| starts_attempts).map(|paused| {
+            format!("note: the destination is {paused}, so no attempt starts before `eventd control resume`")
+        });
         let what = match &self.control_command {
             ControlCommand::Pause => format!(
                 "pause of {destination}, topic {topic}: no attempt starts until `eventd control resume`. {waiting}{}",
@@ -288,7 +298,7 @@ impl CommandPlan {
         let unknown = self.not_applied_is_unknown.then(|| {
             format!("note: more than {RECORDS_READ_MAX} commands are stored and not applied yet, and were not all read")
         });
-        [what].into_iter().chain(user).chain(not_applied).chain(unknown).collect()
+        [what].into_iter().chain(user).chain(waits).chain(not_applied).chain(unknown).collect()
     }
 
     fn describe_effect(&self, action: UserAction) -> String {
@@ -313,7 +323,7 @@ impl std::fmt::Display for WaitingEvents {
             _ => write!(f, "{offsets} events wait for delivery")?,
         }
         let others = if offsets == 0 { "except" } else { "and" };
-        match (parked_users.saturating_sub(held_users), held_users) {
+        match (parked_users, held_users) {
             (0, 0) => {}
             (0, held) => write!(f, ", {others} those of {}", counted(held, "held user"))?,
             (parked, 0) => write!(f, ", {others} those of {}", counted(parked, "parked user"))?,
@@ -374,7 +384,7 @@ async fn waiting(context: &CommandContext, states: &[PartitionState]) -> anyhow:
                     users.insert(key.clone());
                 }
             };
-            count(&mut parked_users, user.parked.is_some());
+            count(&mut parked_users, user.parked.is_some_and(|parked| !parked.held));
             count(&mut held_users, user.parked.is_some_and(|parked| parked.held));
             count(&mut failing_users, user.failed.is_some());
         }

@@ -148,8 +148,11 @@ fn a_hold_is_counted_and_logged_once_although_every_partition_has_it() {
     controlled.applied(&["hold", "--user=-x"]);
     let said = controlled.applied(&["pause"]);
     assert!(said.contains("no event waits for delivery, except those of 2 held users"), "{said}");
+    let said = controlled.applied(&["probe"]);
+    let note = "so no attempt starts before `eventd control resume`";
+    assert!(said.contains("the destination is paused since") && said.contains(note), "{said}");
     let plan = &controlled.json(&["resume"])[0];
-    assert_eq!((&plan["waiting"]["held_users"], &plan["waiting"]["parked_users"]), (&2.into(), &2.into()), "{plan}");
+    assert_eq!((&plan["waiting"]["held_users"], &plan["waiting"]["parked_users"]), (&2.into(), &0.into()), "{plan}");
     let said = controlled.applied(&["release", "--user", "-x"]);
     assert!(said.contains("now: user \"-x\" is not held"), "{said}");
     let lines = dispatch.stop().said;
