@@ -101,13 +101,18 @@ impl<F: Fn() -> R, R: Future<Output = Infallible> + Send + 'static> HeldUsersRem
         Self { destination: destination.to_owned(), remind, tasks }
     }
 
-    /// Starts the task again if it panics. Never ends.
+    /// Starts the task again a minute after it has panicked. Never ends.
     pub(in crate::dispatch) async fn keep_running(&mut self) -> Infallible {
         loop {
             if let Some(Err(error)) = self.tasks.join_next().await {
                 let destination = self.destination.as_str();
-                tracing::error!(destination, "the task that reminds of held users is started again: {error}");
+                tracing::error!(
+                    destination,
+                    "the task that reminds of held users is started again in a minute: {error}"
+                );
             }
+            // It may panic again at once.
+            sleep(LOG_REMINDER_INTERVAL).await;
             self.tasks.spawn((self.remind)());
         }
     }
@@ -200,7 +205,7 @@ mod tests {
         assert_eq!(held.summary(), (0, None));
     }
 
-    #[tokio::test]
+    #[tokio::test(start_paused = true)]
     async fn the_reminder_is_started_again_after_a_panic_and_is_gone_after_the_shutdown() {
         let starts = Arc::new(Semaphore::new(0));
         let first = Arc::new(AtomicBool::new(true));
@@ -216,10 +221,12 @@ mod tests {
             }
         };
         let mut reminder = HeldUsersReminder::start("hook", remind);
+        let began = Instant::now();
         tokio::select! {
             never = reminder.keep_running() => match never {},
             started_twice = starts.acquire_many(2) => started_twice.unwrap().forget(),
         }
+        assert!(began.elapsed() >= LOG_REMINDER_INTERVAL, "it may panic again at once");
         assert_eq!(Arc::strong_count(&starts), 3, "the test, the closure and the second task have it");
         reminder.shutdown().await;
         assert_eq!(Arc::strong_count(&starts), 1);
