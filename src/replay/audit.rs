@@ -123,7 +123,7 @@ pub struct ReplayHistory {
     /// Events that were delivered or given up by runs whose processes were killed. It is known once a later run has read
     /// the commits.
     pub settled_by_killed: u64,
-    /// Dead letters that other replays have redriven.
+    /// Dead letters that were redriven between two of its runs. Usually another replay has redriven them.
     pub redriven_meanwhile: u64,
     /// The number of the record with which its last run began. Records of the audit topic are numbered in their order.
     pub last_run: u64,

@@ -342,9 +342,9 @@ impl SharedMembership {
                 () = self.lease_ended() => {
                     let awaits_join = self.member().awaits_join();
                     self.lose_all(SESSION_EXPIRED);
-                    // A second JoinGroup could overtake this one, so this one is waited for. It may claim what is lost
-                    // now: a member that is assigned it meanwhile claims it with a later generation, and the next join
-                    // of this member says that it is free.
+                    // A second JoinGroup could overtake the one under way, so its answer is waited for. It may claim
+                    // partitions that are lost now. If another member was assigned such a partition meanwhile, the claim of
+                    // that member has a later generation, which wins. Else this member's next JoinGroup says that it is free.
                     if !awaits_join {
                         return None;
                     }
