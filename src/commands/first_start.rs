@@ -3,6 +3,7 @@
 
 use super::open::OpenLog;
 use crate::core::outcome::Failure;
+use crate::core::text::shell_flag;
 use crate::destination::spec::Spec;
 use crate::dispatch::Start;
 use crate::group::JoinError;
@@ -45,7 +46,8 @@ impl FirstStart {
             tracing::warn!(
                 destination = %name,
                 "this name ends in a checksum of the URL with its password and query, so they can be guessed from it: \
-                 write --dest {name}=URL to keep the name, and then change the password or token"
+                 write {}=URL to keep the name, and then change the password or token",
+                shell_flag("--dest", name)
             );
         }
         let Some(has_commit) = &self.has_commit else {

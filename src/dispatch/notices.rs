@@ -13,10 +13,10 @@ use super::outage_lines::{OutageLine, OutageLines};
 use crate::core::Moment;
 use crate::core::breaker::{BreakerSnapshot, OpenCause};
 use crate::core::event::Event;
-use crate::core::text;
+use crate::core::text::{self, shell_flag};
 use crate::core::tries::{FailureHistory, GiveUpReason};
 use crate::core::verdict::Verdict;
-use crate::destination::spec::flag_of;
+use crate::destination::spec::dest_flag;
 use crate::log_limiter::{Budget, LogLimiter};
 use std::collections::BTreeMap;
 use std::num::NonZero;
@@ -203,7 +203,7 @@ impl Notices {
     pub(super) fn gave_up(&self, event: &GivenUpEvent<'_>, now: Moment) {
         if self.allows(now, |state| &mut state.given_up) {
             let destination = &self.destination;
-            let replay = format!("eventd replay --dest {destination}=… --dead");
+            let replay = format!("eventd replay {}=… --dead", shell_flag("--dest", destination));
             let replay = match event.user {
                 Some(user) => about_user(&replay, user),
                 None => replay,
@@ -410,7 +410,7 @@ pub(super) fn shown_user(user: Option<&[u8]>) -> String {
 
 /// The command of `eventd control` about a user, to be pasted.
 pub(super) fn control_command(command: &str, destination: &str, user: &[u8]) -> String {
-    about_user(&format!("eventd control {command} --dest {}", flag_of(destination)), user)
+    about_user(&format!("eventd control {command} {}", dest_flag(destination)), user)
 }
 
 /// The command with the flag for this user. If a log line cannot show the user's whole name, the flag is described in words,
@@ -426,7 +426,7 @@ fn about_user(command: &str, user: &[u8]) -> String {
 /// escaped there.
 fn user_flag(user: &[u8]) -> Option<String> {
     let shown = shown_user(Some(user));
-    (shown.as_bytes() == user).then(|| text::shell_flag("--user", &shown))
+    (shown.as_bytes() == user).then(|| shell_flag("--user", &shown))
 }
 
 /// An event's id as a log line shows it.

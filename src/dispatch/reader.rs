@@ -23,7 +23,7 @@ use crate::core::lanes::Lanes;
 use crate::core::parking::{Blocked, ParkedUsers, PartitionMemory};
 use crate::core::progress::UserKey;
 use crate::core::window::Window;
-use crate::destination::spec::flag_of;
+use crate::destination::spec::dest_flag;
 use crate::limits::{FETCH_BYTES_MAX, LOG_REPEAT_INTERVAL};
 use crate::log::{FetchError, Fetched};
 use std::sync::Arc;
@@ -381,9 +381,9 @@ fn advice(error: &FetchError, readable_from: Option<i64>, log: &PartitionLog) ->
         }
         (_, None) => "the log was cut: give the destination another --name to start again".to_owned(),
         (_, Some(next)) => format!(
-            "eventd replay --dest {} --fast-forward p{}:{next} --execute (with the same --url and --topic) passes it, or \
+            "eventd replay {} --fast-forward p{}:{next} --execute (with the same --url and --topic) passes it, or \
              a restart with --on-gap skip; what cannot be read is lost",
-            flag_of(&log.destination),
+            dest_flag(&log.destination),
             log.partition
         ),
     }

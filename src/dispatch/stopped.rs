@@ -22,7 +22,7 @@ use super::reader::UnreadableLog;
 use super::repositioner::{RESET_LOOK_MAX, requested};
 use super::worker::Worker;
 use crate::core::outcome::{Ended, Failure};
-use crate::destination::spec::flag_of;
+use crate::destination::spec::dest_flag;
 use crate::limits::RESET_LOOK_INTERVAL;
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -134,9 +134,9 @@ pub(super) async fn run_partition(
             let next = match may_pass {
                 true => "it tries again every minute".to_owned(),
                 false => format!(
-                    "it waits for a restart of the process, or for an offset reset: eventd replay --dest {} --rewind \
+                    "it waits for a restart of the process, or for an offset reset: eventd replay {} --rewind \
                      --from PLACE --execute (with the same --url and --topic)",
-                    flag_of(destination)
+                    dest_flag(destination)
                 ),
             };
             tracing::error!(destination, %topic, partition, "this partition is stopped, the others continue: {why}; {next}");

@@ -7,7 +7,7 @@ use super::run::RunResult;
 use super::{Config, PreparedReplay, RepeatedFlags, ReplayContext, ReplayRequest};
 use crate::clock::show_ms;
 use crate::core::outcome::Ended;
-use crate::core::text::{escaped, escaped_json, shell_quoted};
+use crate::core::text::{escaped, escaped_json, shell_flag};
 use crate::core::token_bucket::Rate;
 use crate::core::tries::OnExhausted;
 use crate::destination::spec::{Spec, Target};
@@ -268,7 +268,8 @@ struct SummaryJson<'s> {
 /// What a run had to deliver.
 pub(super) struct Planned {
     pub(super) events: u64,
-    /// Dead letters that were part of the replay, and that other replays redrove before this run.
+    /// Dead letters that were part of the replay, and that were redriven before this run. Usually another replay has redriven
+    /// them.
     pub(super) redriven_meanwhile: u64,
     pub(super) earlier: EarlierRuns,
 }
@@ -332,8 +333,8 @@ fn how_to_resume(context: &ReplayContext, config: &Config, id: &str) -> String {
     let destination = format!("{name}={}", context.spec);
     let RepeatedFlags { log, others, needs_secrets } = &config.repeated;
     format!(
-        "To deliver the events that are left, run: eventd replay {log} --dest {} --resume {id} --execute{others}{}",
-        shell_quoted(&destination),
+        "To deliver the events that are left, run: eventd replay {log} {} --resume {id} --execute{others}{}",
+        shell_flag("--dest", &destination),
         if *needs_secrets { " (with the same secrets)" } else { "" }
     )
 }

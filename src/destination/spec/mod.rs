@@ -12,7 +12,7 @@ mod url;
 #[cfg(test)]
 mod tests;
 
-pub(crate) use name::flag_of;
+pub(crate) use name::dest_flag;
 
 use super::ConfigurationError;
 use crate::core::names;

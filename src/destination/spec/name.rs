@@ -11,6 +11,7 @@ use super::url::authority;
 use super::{HttpTarget, Target};
 use crate::core::names;
 use crate::core::side_topics::{DESTINATION_SUFFIXES, REPLAY_INFIX};
+use crate::core::text::shell_flag;
 
 /// Characters of a destination's name. The name is a consumer group, and with topic and suffix a topic of at most 249
 /// characters.
@@ -22,14 +23,15 @@ const NULL_NAME: &str = "null";
 /// The length of `-` and a CRC-32C in hexadecimal digits.
 const CHECKSUM_CHARS: usize = 9;
 
-/// The `--dest` that an operator may type for the destination with this name. It is enough for a command that moves a
-/// position, because such a command delivers nothing. (A file called `stdout` has another name.)
-pub(crate) fn flag_of(name: &str) -> &str {
-    match name {
+/// `--dest` for the destination with this name, as an operator can paste it. It is enough for a command that delivers nothing:
+/// one that moves a position, or one of `eventd control`. (A file called `stdout` has another name.)
+pub(crate) fn dest_flag(name: &str) -> String {
+    let value = match name {
         STDOUT_NAME => "-",
         NULL_NAME => "null:",
         name => name,
-    }
+    };
+    shell_flag("--dest", value)
 }
 
 /// Derives the name of a destination that was typed without `NAME=`.

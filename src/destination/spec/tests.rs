@@ -14,9 +14,15 @@ fn refused(text: &str) -> String {
 
 #[test]
 fn the_dest_flag_for_a_name_parses_to_that_name() {
-    for typed in ["file-1", "./out/log.jsonl", "-", "null:", "stdout", "https://example.com/hook", "a=-", "stdout=x"] {
+    let absolute = "/var/out.jsonl";
+    for typed in
+        ["file-1", "./out.jsonl", absolute, "-", "null:", "stdout", "https://example.com/hook", "a=-", "stdout=x"]
+    {
         let name = Spec::parse(typed).unwrap().name;
-        assert_eq!(Spec::parse(flag_of(&name)).unwrap().name, name, "{typed}");
+        let flag = dest_flag(&name);
+        let value = flag.strip_prefix("--dest").and_then(|rest| rest.strip_prefix([' ', '=']));
+        assert_eq!(Spec::parse(value.unwrap()).unwrap().name, name, "{typed}");
+        assert_eq!(flag.starts_with("--dest="), name == "stdout" || typed == absolute, "{flag}: it would be a flag");
     }
 }
 

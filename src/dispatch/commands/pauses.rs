@@ -5,7 +5,7 @@ use crate::clock::show_ms;
 use crate::core::control::ControlRecord;
 use crate::core::progress::{ControlState, Pause};
 use crate::core::text;
-use crate::destination::spec::flag_of;
+use crate::destination::spec::dest_flag;
 use crate::dispatch::partition_log::PartitionLog;
 use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -45,9 +45,9 @@ impl Pauses {
             (Some(pause), _) if !was_paused => {
                 tracing::warn!(
                     destination,
-                    "{}; attempts in flight end, and none starts. To continue: eventd control resume --dest {}",
+                    "{}; attempts in flight end, and none starts. To continue: eventd control resume {}",
                     shown_pause(pause),
-                    flag_of(destination)
+                    dest_flag(destination)
                 );
             }
             (None, Some(record)) if was_paused && self.lock().is_empty() => {
