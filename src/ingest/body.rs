@@ -89,9 +89,10 @@ impl BodyReader<'_> {
             if needed > whole.capacity() {
                 // Doubling copies each byte about once, and `len_max` saves the room that no byte will fill.
                 let capacity = (2 * whole.capacity()).min(len_max).max(needed);
+                let asked = Instant::now();
                 upload.hold(capacity).await.map_err(|BudgetExhausted| no_room_for_upload())?;
                 // Nothing was read while there was no room, and that was not the client's fault.
-                self.deadline = BODY_MIN_RATE.deadline(Instant::now());
+                self.deadline.postpone(asked.elapsed());
                 whole.reserve_exact(capacity - whole.len());
             }
             whole.extend_from_slice(&piece);

@@ -38,6 +38,11 @@ impl RateDeadline {
         self.due = (self.due + earned).min(now + self.rate.slack);
     }
 
+    /// Moves the deadline on for a time in which nothing could be read.
+    pub(super) fn postpone(&mut self, waited: Duration) {
+        self.due += waited;
+    }
+
     /// From this moment on the body is too slow, unless more of it arrives before.
     pub(super) fn due(&self) -> Instant {
         self.due
@@ -63,6 +68,16 @@ mod tests {
             });
             assert_eq!(in_time, is_in_time, "{bytes} bytes per second");
         }
+    }
+
+    #[test]
+    fn only_the_time_without_room_is_added() {
+        let begun = Instant::now();
+        let mut deadline = RATE.deadline(begun);
+        deadline.postpone(Duration::ZERO);
+        assert_eq!(deadline.due(), begun + RATE.slack);
+        deadline.postpone(Duration::from_secs(2));
+        assert_eq!(deadline.due(), begun + RATE.slack + Duration::from_secs(2));
     }
 
     #[test]

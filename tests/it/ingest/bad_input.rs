@@ -426,6 +426,33 @@ async fn a_body_that_arrives_too_slowly_is_ended_by_the_time_out() {
     assert_eq!(ingesting.log.appends(), 0);
 }
 
+/// The memory for a body grows with it. That must not give the client more time.
+#[tokio::test]
+async fn a_body_below_the_lowest_rate_is_refused_although_its_memory_grows() {
+    let mut config = config();
+    config.body_timeout = Duration::from_secs(60);
+    let ingesting = Ingesting::start(config).await;
+    let mut client = ingesting.client().await;
+    let body = " ".repeat(1_000);
+    let whole = request("application/json", &body);
+    let head = whole.len() - body.len();
+    client.send(&whole[..head]).await;
+    let mut pace = tokio::time::interval(Duration::from_millis(500));
+    let mut sent = 0;
+    let answer = loop {
+        tokio::select! {
+            answer = client.answer() => break answer,
+            _ = pace.tick() => {}
+        }
+        client.send(&whole[head + sent..=head + sent]).await;
+        sent += 1;
+    };
+    assert_says(&answer.problem(), json!({"status": 408, "code": "body-too-slow"}));
+    // The memory is doubled at the 17th byte. With 10 s from then on, 36 bytes would be sent.
+    assert!(sent < 30, "it was refused after {sent} bytes");
+    client.closed().await;
+}
+
 #[tokio::test]
 async fn a_head_that_arrives_too_slowly_is_ended_by_the_time_out() {
     let mut config = config();
