@@ -3,7 +3,7 @@
 use crate::dispatch::driver::simulate;
 use crate::dispatch::end_of;
 use crate::dispatch::scenario::Scenario;
-use crate::dispatch::scenario::hanging::hanging;
+use crate::dispatch::scenario::hanging::{hanging, slow_rather_than_hanging};
 use crate::dispatch::scenario::slow::{
     large_events, many_slow_users, slow_for_all, slow_for_long, slow_users_in_front,
 };
@@ -33,6 +33,11 @@ fn most_parked(seeds: u64, scenario: impl Fn(u64, &mut Random) -> Scenario) -> u
         outcome.parked_users_max
     });
     parked.max().unwrap_or(0)
+}
+
+#[test]
+fn more_slow_users_than_slots_delay_no_user_that_was_served_before() {
+    most_parked(30, slow_rather_than_hanging);
 }
 
 #[test]

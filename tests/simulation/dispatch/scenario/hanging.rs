@@ -1,4 +1,4 @@
-//! More users hang than there are slots. The others were served before, and must not wait for them.
+//! More users hang, or are slow, than there are slots. The others were served before, and must not wait for them.
 
 use super::worlds::isolation;
 use super::{Action, Scenario};
@@ -43,5 +43,13 @@ pub(crate) fn hanging(seed: u64, random: &mut Random) -> Scenario {
         add(random.millis(HANG_FROM_MS, until), random.below(others as u64) as usize);
     }
     scenario.plan.sort_by_key(|(at, _)| *at);
+    scenario
+}
+
+/// Like [`hanging`], but these users are delivered, slowly. After their first events they are known to be slow.
+pub(crate) fn slow_rather_than_hanging(seed: u64, random: &mut Random) -> Scenario {
+    let mut scenario = hanging(seed, random);
+    let slow = std::mem::take(&mut scenario.behaviour.hanging_users);
+    scenario.behaviour.slow_users = Some((slow, random.millis(1_500, 4_000)));
     scenario
 }

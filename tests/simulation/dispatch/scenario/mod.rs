@@ -136,7 +136,8 @@ impl Scenario {
     fn without_batches(seed: u64) -> Self {
         let mut random = Random::new(seed);
         let mut scenario = match seed % 10 {
-            0 if seed % 30 == 20 => return hanging::hanging(seed, &mut random),
+            0 if seed % 60 == 20 => return hanging::hanging(seed, &mut random),
+            0 if seed % 60 == 50 => return hanging::slow_rather_than_hanging(seed, &mut random),
             0 => return isolation(seed, &mut random),
             1..=4 => {
                 let mut scenario = troubled(seed, &mut random, 9);

@@ -54,6 +54,10 @@ pub(super) fn replays(scenario: &mut Scenario, random: &mut Random) {
         // Two replays that find the same dead letters, and a command that is repeated at the very end.
         let begins = match first {
             Some(first) if random.chance(40) => first + random.millis(0, 100),
+            // A replay of dead letters that another one has redriven.
+            Some(first) if are_of_dead_letters(&scenario.replays) && random.chance(50) => {
+                first + random.millis(1_000, 10_000)
+            }
             _ => random.millis(500, until.as_millis() as u64),
         };
         first = Some(begins);
@@ -73,6 +77,10 @@ pub(super) fn replays(scenario: &mut Scenario, random: &mut Random) {
     }
     scenario.clocks_apart_ms = random.pick(&[0, 20, 3_000]);
     scenario.plan.sort_by_key(|(at, _)| *at);
+}
+
+fn are_of_dead_letters(replays: &[Request]) -> bool {
+    replays.iter().all(|replay| replay.request.is_of_dead_letters())
 }
 
 /// One end of a range: an offset, an offset in some partitions, or a time.
