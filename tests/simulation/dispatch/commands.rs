@@ -4,6 +4,7 @@
 //! - The state that is committed has exactly the effects of the commands before its offset.
 //! - From the commit of a pause to a later resume, no attempt starts in the partition. A user that is held is not
 //!   attempted either.
+//! - From the commit of a rate to the next command, no process attempts more events than the rate and its burst.
 //! - After the faults every command is applied.
 
 use crate::dispatch::oracle::{ControlView, Oracle, User};
@@ -104,8 +105,8 @@ impl Commands {
         let pending_since = records().find(|((offset, _), _)| *offset >= next).map(|(_, at)| *at);
         let held = users.iter().filter(|user| is_held(&part.committed, user)).cloned().collect();
         let is_paused = part.committed.control.paused.is_some();
-        let is_limited = part.committed.control.rate_per_hour.is_some();
-        oracle.controlled(partition, ControlView { pending_since, is_paused, is_limited, held }, now);
+        let rate_per_hour = part.committed.control.rate_per_hour;
+        oracle.controlled(partition, ControlView { pending_since, is_paused, rate_per_hour, held }, now);
         for ((offset, given), at) in records().filter(|((offset, _), _)| *offset >= before) {
             if let Given::User { user, action: UserAction::Retry | UserAction::Release } = given
                 && (*offset < next || *at == now)

@@ -19,7 +19,7 @@ impl Attempt {
     /// The attempt with this number, for the rules about time.
     fn of(&self, id: u64) -> AttemptOf {
         let Self { life, partition, ownership, began, .. } = *self;
-        AttemptOf { id, life, partition, ownership, began }
+        AttemptOf { id, life, partition, ownership, began, events: self.runs.iter().map(Vec::len).sum() }
     }
 }
 

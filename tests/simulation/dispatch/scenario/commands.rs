@@ -41,3 +41,27 @@ pub(super) fn commands(scenario: &mut Scenario, random: &mut Random) {
     }
     scenario.plan.sort_by_key(|(at, _)| *at);
 }
+
+/// Adds low rates while many events wait, and crashes soon after some of them: the next owner must know the rate.
+pub(super) fn rates(scenario: &mut Scenario, random: &mut Random) {
+    let until = scenario.plan.last().map_or(Duration::from_secs(5), |(at, _)| *at);
+    for _ in 0..random.between(1, 2) {
+        let at = random.millis(0, until.as_millis() as u64);
+        let per_hour = random.pick(&[1, 2, 4, 8]) * 3600;
+        scenario.plan.push((at, Action::Command(Given::Rate(Some(per_hour)))));
+        for _ in 0..random.between(3, 12) {
+            let user = random.below(scenario.users.len() as u64) as usize;
+            let later = at + random.millis(0, 4_000);
+            scenario.plan.push((later, Action::Append { user, many: random.between(1, 5), bytes: 20 }));
+        }
+        if random.chance(60) {
+            let slot = random.below(scenario.slots as u64) as usize;
+            let action = match random.chance(50) {
+                true => Action::Stop { slot },
+                false => Action::CrashWithin { slot, steps: random.between(1, 60) },
+            };
+            scenario.plan.push((at + random.millis(1_500, 4_000), action));
+        }
+    }
+    scenario.plan.sort_by_key(|(at, _)| *at);
+}

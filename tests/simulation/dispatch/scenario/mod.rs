@@ -130,7 +130,16 @@ impl Scenario {
     pub(crate) fn new(seed: u64) -> Self {
         let mut scenario = Self::without_batches(seed);
         batches(&mut scenario, &mut Random::new(seed ^ 7));
+        let mut random = Random::new(seed ^ 16);
+        if seed % 10 > 4 && scenario.has_near_timers() && random.chance(15) {
+            commands::rates(&mut scenario, &mut random);
+        }
         scenario
+    }
+
+    /// Whether the owners of partitions look for commands once a second, and commit soon.
+    fn has_near_timers(&self) -> bool {
+        !self.rates.far_timers && self.config.commit_interval < Duration::from_secs(1)
     }
 
     fn without_batches(seed: u64) -> Self {

@@ -18,8 +18,8 @@ pub(crate) struct ControlView {
     /// When the oldest command was given that no commit covers.
     pub(crate) pending_since: Option<Duration>,
     pub(crate) is_paused: bool,
-    /// The rate is limited.
-    pub(crate) is_limited: bool,
+    /// Events an hour, if the rate is limited.
+    pub(crate) rate_per_hour: Option<u64>,
     pub(crate) held: BTreeSet<User>,
 }
 
@@ -50,13 +50,18 @@ impl Controlled {
 
     /// Since when no command keeps other users from starting that are not held. `None`: one may.
     pub(super) fn free_since(&self) -> Option<Duration> {
-        let is_free = self.view.pending_since.is_none() && !self.view.is_paused && !self.view.is_limited;
+        let is_free = self.view.pending_since.is_none() && !self.view.is_paused && self.view.rate_per_hour.is_none();
         is_free.then_some(self.since)
     }
 
     /// Since when no command of this partition limits the rate of its process. `None`: one may.
     pub(super) fn unlimited_since(&self) -> Option<Duration> {
-        (self.view.pending_since.is_none() && !self.view.is_limited).then_some(self.since)
+        (self.view.pending_since.is_none() && self.view.rate_per_hour.is_none()).then_some(self.since)
+    }
+
+    /// The rate in events an hour that is certainly in force. `None`: there is none, or a later command may change it.
+    pub(super) fn certain_rate(&self) -> Option<u64> {
+        self.view.rate_per_hour.filter(|_| self.view.pending_since.is_none())
     }
 
     pub(super) fn is_held(&self, user: &User) -> bool {

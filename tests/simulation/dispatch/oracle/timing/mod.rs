@@ -18,6 +18,7 @@ mod commits;
 mod control;
 mod owned;
 mod queue;
+mod rate;
 mod reading;
 mod used_slots;
 mod wellness;
@@ -34,6 +35,7 @@ use eventd::core::event::Event;
 use eventd::core::progress::PartitionState;
 use eventd::core::verdict::Verdict;
 use owned::{Free, ORDER_UNKNOWN_WITHIN, Owned, calm_since};
+use rate::RateRule;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::time::Duration;
 use used_slots::UsedSlots;
@@ -99,6 +101,8 @@ pub(super) struct AttemptOf {
     pub(super) partition: u32,
     pub(super) ownership: u64,
     pub(super) began: Duration,
+    /// Its events.
+    pub(super) events: usize,
 }
 
 /// One process.
@@ -113,6 +117,7 @@ struct Process {
     full_until: Duration,
     slots: UsedSlots,
     wellness: Wellness,
+    rate: RateRule,
 }
 
 #[derive(Debug)]
@@ -142,12 +147,26 @@ impl Timing {
         let waits_until = now + self.rules.backoff.max.max(self.rules.retry_after_max);
         let owned = Owned::new(ownership, is_closing || process.is_cut_off, began, waits_until, now);
         self.owned.insert((life, partition), owned);
+        self.look_at_rates();
     }
 
     /// From now on this owner may do what it likes, because it drains, moves or is cut off.
     pub(super) fn closes(&mut self, which: impl Fn(Life, u32) -> bool) {
         for (_, owned) in self.owned.iter_mut().filter(|((life, partition), _)| which(*life, *partition)) {
             owned.is_closing = true;
+        }
+        self.look_at_rates();
+    }
+
+    /// Finds the rate that is certainly in force in each process.
+    fn look_at_rates(&mut self) {
+        for (life, process) in &mut self.processes {
+            let open = process.partitions.iter().filter(|of| {
+                let owned = self.owned.get(&(*life, **of));
+                owned.is_some_and(|owned| owned.judged_since().is_some())
+            });
+            let rates = open.filter_map(|of| self.controlled.get(of)?.certain_rate());
+            process.rate.set(rates.min());
         }
     }
 
@@ -172,6 +191,7 @@ impl Timing {
         if let Some(process) = self.processes.get_mut(&life) {
             process.partitions.remove(&partition);
         }
+        self.look_at_rates();
         self.share_changed(life, now);
     }
 
@@ -200,13 +220,18 @@ impl Timing {
         let share = self.share(self.owned.iter().filter(others_drain).count());
         let owned = self.owned.get_mut(&(life, partition))?;
         let pending = (self.rules.fetch_events_max, self.rules.window_bytes + EVENT_BYTES_MAX);
-        owned.fetch(cursor, share, pending, now)
+        let (was_open, wrong) = (owned.judged_since().is_some(), owned.fetch(cursor, share, pending, now));
+        if !was_open {
+            self.look_at_rates();
+        }
+        wrong
     }
 
     pub(super) fn fetch_failed(&mut self, life: Life, partition: u32, cursor: Cursor, for_good: bool, now: Duration) {
         if let Some(owned) = self.owned.get_mut(&(life, partition)) {
             owned.fetch_failed(cursor, for_good, now);
         }
+        self.look_at_rates();
     }
 
     /// The events of an answer that are not settled. They are in memory now.
@@ -227,6 +252,7 @@ impl Timing {
     /// What operators have commanded in this partition.
     pub(super) fn controlled(&mut self, partition: u32, view: ControlView, now: Duration) {
         self.controlled.entry(partition).or_default().changed(view, now);
+        self.look_at_rates();
     }
 
     /// An operator wants this user to be tried now: the command was given, or a commit covers it. `given_at` is when it was
@@ -270,11 +296,12 @@ impl Timing {
 
     /// An attempt of the first events of these users begins. Returns what is wrong with it.
     pub(super) fn started(&mut self, attempt: AttemptOf, heads: &[(User, i64)], now: Duration) -> Option<String> {
-        let AttemptOf { id, life, partition, .. } = attempt;
+        let AttemptOf { id, life, partition, events, .. } = attempt;
         let commands_free_since = self.commands_free_since(life, partition);
         let process = self.processes.get_mut(&life)?;
         // An operator may have asked for a probe.
         let too_many = process.wellness.begun(id, now).filter(|_| self.controlled.is_empty());
+        let too_many = process.rate.begun(events, now).or(too_many);
         let well_since = process.wellness.well_since();
         let slots_free_since = (process.in_flight < self.rules.concurrency).then_some(process.full_until);
         process.in_flight += 1;
