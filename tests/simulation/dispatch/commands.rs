@@ -5,13 +5,16 @@
 //! - From the commit of a pause to a later resume, no attempt starts in the partition. A user that is held is not
 //!   attempted either.
 //! - From the commit of a rate to the next command, no process attempts more events than the rate and its burst.
+//! - A commit gives up events of a user only below the offset of a command that it covers. (The oracle judges which of
+//!   them become dead letters.)
 //! - After the faults every command is applied.
 
 use crate::dispatch::oracle::{ControlView, Oracle, User};
 use eventd::core::control::{ControlCommand, ControlRecord, UserAction};
 use eventd::core::event::Record;
-use eventd::core::progress::PartitionState;
+use eventd::core::progress::{ParkedUser, PartitionState};
 use eventd::dispatch::commands::record::encode;
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 /// The topic of the commands.
@@ -71,6 +74,16 @@ struct CommandedPartition {
     began: Option<(bool, Option<u64>)>,
 }
 
+impl CommandedPartition {
+    /// The commands before this offset that give up events: the number of the user, and the offset that ends them.
+    fn give_ups(&self, next: i64) -> impl Iterator<Item = (usize, i64)> {
+        self.records.iter().filter(move |(offset, _)| *offset < next).filter_map(|(_, given)| match given {
+            Given::User { user, action: UserAction::GiveUp { below } } => Some((*user, *below)),
+            _ => None,
+        })
+    }
+}
+
 /// Whether the destination is paused after these commands, and its rate.
 fn folded(began: (bool, Option<u64>), commands: impl Iterator<Item = Given>) -> (bool, Option<u64>) {
     commands.fold(began, |(paused, rate), given| match given {
@@ -106,12 +119,26 @@ impl Commands {
         let held = users.iter().filter(|user| is_held(&part.committed, user)).cloned().collect();
         let is_paused = part.committed.control.paused.is_some();
         let rate_per_hour = part.committed.control.rate_per_hour;
-        oracle.controlled(partition, ControlView { pending_since, is_paused, rate_per_hour, held }, now);
+        let mut given_up_below = BTreeMap::new();
+        for (user, below) in part.give_ups(i64::MAX) {
+            let highest = given_up_below.entry(users[user].clone()).or_insert(below);
+            *highest = below.max(*highest);
+        }
+        let view = ControlView { pending_since, is_paused, rate_per_hour, held, given_up_below };
+        oracle.controlled(partition, view, now);
+        let has_failed = |offset: i64| part.committed.control.failed.iter().any(|failed| failed.offset == offset);
         for ((offset, given), at) in records().filter(|((offset, _), _)| *offset >= before) {
-            if let Given::User { user, action: UserAction::Retry | UserAction::Release } = given
-                && (*offset < next || *at == now)
-            {
-                oracle.loosened(partition, &users[*user], *at, now);
+            let Given::User { user, action } = given else { continue };
+            let (user, is_covered) = (&users[*user], *offset < next);
+            match action {
+                UserAction::Retry | UserAction::Release if is_covered || *at == now => {
+                    oracle.loosened(partition, user, *at, now);
+                }
+                UserAction::GiveUp { below } if is_covered && !has_failed(*offset) => {
+                    oracle.give_up_stored(partition, user, *below);
+                }
+                UserAction::GiveUp { below } if !is_covered => oracle.give_up_commanded(partition, user, *below),
+                _ => {}
             }
         }
     }
@@ -163,6 +190,15 @@ impl Commands {
                     "a commit of partition {partition} up to command {next} says that {user:?} is held: {}, but the commands \
                      say {held}",
                     !held
+                ));
+            }
+            let given_up_below = parked(state, user).and_then(|parked| parked.give_up_below);
+            if let Some(below) = given_up_below
+                && part.give_ups(next).all(|given_up| given_up != (number, below))
+            {
+                return Err(format!(
+                    "a commit of partition {partition} up to command {next} gives up the events of {user:?} below {below}, \
+                     and no command says so"
                 ));
             }
         }
@@ -219,6 +255,10 @@ impl Commands {
 }
 
 fn is_held(state: &PartitionState, user: &User) -> bool {
+    parked(state, user).is_some_and(|parked| parked.held)
+}
+
+fn parked(state: &PartitionState, user: &User) -> Option<ParkedUser> {
     let key = user.as_deref().map(Into::into);
-    state.users.get(&key).and_then(|user| user.parked).is_some_and(|parked| parked.held)
+    state.users.get(&key).and_then(|user| user.parked)
 }

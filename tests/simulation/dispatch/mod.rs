@@ -60,6 +60,7 @@ fn thousands_of_seeds() {
             ("redeliveries", run.sum(|o| o.counts.redelivered)),
             ("batches that failed as a whole", run.sum(|o| o.counts.failed_batches)),
             ("dead letters", run.sum(|o| o.counts.dead_letters)),
+            ("given up by operators", run.sum(|o| o.counts.given_up_by_operators)),
             ("commits", run.sum(|o| o.counts.commits)),
             ("with a settled map", run.sum(|o| o.counts.with_settled_map)),
             ("crashes", run.sum(|o| o.crashes)),

@@ -352,6 +352,7 @@ impl<'a> Driver<'a> {
                 self.outcome.damages += 1;
             }
             Action::Command(given) => self.command(given),
+            Action::GiveUp { user, percent } => self.give_up(user, percent),
             Action::Trim { partition, percent } => {
                 let latest = self.world.lock().topics.latest(partition);
                 self.world.trim(partition, latest * percent / 100);
@@ -382,6 +383,22 @@ impl<'a> Driver<'a> {
 
     /// An operator gives a command to every partition.
     fn command(&mut self, given: Given) {
+        self.command_in(0..self.scenario.partitions, given);
+    }
+
+    /// An operator gives up the next event of a user, and this percentage of what follows. The command is for the partition
+    /// that has the user's events.
+    fn give_up(&mut self, user: usize, percent: i64) {
+        let partition = user as u32 % self.scenario.partitions;
+        let below = {
+            let state = self.world.lock();
+            let Some(first) = state.oracle.first_unsettled(partition, &self.scenario.users[user]) else { return };
+            first + 1 + (state.topics.latest(partition) - first - 1) * percent / 100
+        };
+        self.command_in(partition..partition + 1, Given::User { user, action: UserAction::GiveUp { below } });
+    }
+
+    fn command_in(&mut self, partitions: std::ops::Range<u32>, given: Given) {
         let now = self.world.now();
         let record = {
             let mut state = self.world.lock();
@@ -390,7 +407,7 @@ impl<'a> Driver<'a> {
             let number = state.commands.given;
             given.record(number, now.as_millis() as i64, &self.scenario.users, TOPIC, NAME)
         };
-        for partition in 0..self.scenario.partitions {
+        for partition in partitions {
             let offset = self.world.append(CONTROL, partition, std::slice::from_ref(&record));
             let mut guard = self.world.lock();
             let state = &mut *guard;

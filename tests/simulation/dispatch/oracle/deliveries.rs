@@ -1,9 +1,12 @@
 //! The oracle's rules for attempts and dead letters: order, one attempt per user at a time, no needless repetition, and
 //! no event given up without cause.
 
+use super::give_ups::{OPERATOR, contradicts_stored};
 use super::timing::{AttemptOf, RunEnd};
 use super::{Attempt, Attempted, Life, Oracle, Ownership, User};
+use crate::dispatch::outage_rules::Failures;
 use eventd::core::event::{Event, Record};
+use eventd::core::progress::FailedHead;
 use eventd::core::verdict::{Report, Verdict};
 use std::time::Duration;
 
@@ -146,6 +149,9 @@ impl Oracle {
             }
             if owned.began_with.as_ref().is_some_and(|state| part.claims(state, o)) {
                 return Some(format!("{o} is tried again, although the commit holds it as settled"));
+            }
+            if self.is_given_up(partition, &user, o) {
+                return Some(format!("{o} is tried, although a commit covers the command that gives it up"));
             }
             // Earlier events of this run count as settled here. `reported` checks them again.
             let settled = part.users[&entry.user].1;
@@ -350,6 +356,12 @@ impl Oracle {
         if let Some(missing) = self.headers_kept(&entry.record).find(|header| record.headers().all(|h| h != *header)) {
             return Err(format!("the header {missing:?} of {offset} is missing"));
         }
+        let text = |name| record.header_text(name).ok_or(format!("no header {name}"));
+        let is_by_operator = text("eventd-reason")? == OPERATOR;
+        if is_by_operator && !self.give_ups.may_be_given_up(partition, &entry.user, offset) {
+            return Err(format!("{offset} is given up by an operator, and no command says so"));
+        }
+        let is_released = self.released.contains(&(partition, entry.user.clone()));
         let before = self.tries_before(&entry.record);
         if let Some(attempt) = self
             .in_flight(|a| a.life == life && a.partition == partition && a.runs.iter().any(|run| run.contains(&offset)))
@@ -365,19 +377,32 @@ impl Oracle {
         if !owned.gave_up.insert(offset) {
             return Ok(());
         }
-        let text = |name| record.header_text(name).ok_or(format!("no header {name}"));
+        self.counts.given_up_by_operators += u64::from(is_by_operator);
         let tries: u32 = text("eventd-attempts")?.parse().map_err(|_| "eventd-attempts is not a number".to_owned())?;
-        for name in ["eventd-answer", "eventd-first-attempt", "eventd-last-attempt", "eventd-time", "eventd-topic"] {
+        for name in ["eventd-answer", "eventd-time", "eventd-topic"] {
             text(name)?;
         }
-        let failures = owned.failures.get(&offset).ok_or(format!("{offset} was never tried by this owner"))?;
+        let untried = Failures::default();
+        let failures = owned.failures.get(&offset).or(is_by_operator.then_some(&untried));
+        let failures = failures.ok_or(format!("{offset} was never tried by this owner"))?;
         let stored = owned.stored_failure(entry.user.as_deref(), offset).cloned().unwrap_or_default();
+        // A release begins the tries anew, also if no attempt follows.
+        if is_by_operator && is_released && tries == 0 {
+            let untrue = contradicts_stored(record, &FailedHead::default());
+            return untrue.map_or(Ok(()), |untrue| Err(format!("{offset} is given up {untrue}")));
+        }
         let before = before + stored.failures;
         if tries != before + failures.seen() {
             return Err(format!("{tries} attempts of {offset}, and {before} + {} were seen to fail", failures.seen()));
         }
         let appended = (before == 0).then_some(entry.appended);
-        let untrue = owned.attempted.get(&offset).and_then(|attempted| attempted.contradicts(record, appended));
+        let untrue = match owned.attempted.get(&offset) {
+            Some(attempted) => attempted.contradicts(record, appended),
+            None => contradicts_stored(record, &stored),
+        };
+        if is_by_operator {
+            return untrue.map_or(Ok(()), |untrue| Err(format!("{offset} is given up {untrue}")));
+        }
         match failures.forbid(
             life,
             text("eventd-reason")?,

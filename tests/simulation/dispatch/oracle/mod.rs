@@ -14,6 +14,7 @@
 
 mod deliveries;
 mod failed_batches;
+mod give_ups;
 mod refusals;
 mod replayed;
 mod timing;
@@ -27,6 +28,7 @@ use eventd::core::event::{Event, Record};
 use eventd::core::progress::{FailedHead, OffsetReset, PartitionState, ResetTarget};
 use eventd::destination::BatchLimits;
 use failed_batches::FailedBatches;
+use give_ups::GiveUps;
 use refusals::Refusals;
 use replayed::ReplayView;
 use std::collections::{BTreeMap, HashMap, HashSet};
@@ -147,6 +149,7 @@ pub(crate) struct Counts {
     pub(crate) failed_batches: u64,
     pub(crate) failed: u64,
     pub(crate) dead_letters: u64,
+    pub(crate) given_up_by_operators: u64,
     pub(crate) commits: u64,
     pub(crate) with_settled_map: u64,
     /// The most parked users in a commit during an outage.
@@ -167,6 +170,7 @@ pub(crate) struct Oracle {
     refusals: Refusals,
     /// Users that an operator released, or wanted to be tried again.
     released: HashSet<(u32, User)>,
+    give_ups: GiveUps,
     /// For a replay, how its events look.
     replay_view: Option<ReplayView>,
     /// The rules about time. A replay has none: its rate holds it back.
@@ -201,6 +205,7 @@ impl Oracle {
             health: Health::default(),
             refusals: Refusals::default(),
             released: HashSet::new(),
+            give_ups: GiveUps::default(),
             replay_view: None,
             timing: Some(timing),
             counts: Counts::default(),

@@ -9,9 +9,7 @@ use std::time::Duration;
 /// Adds commands of operators, also several at one moment, and crashes soon after some of them.
 pub(super) fn commands(scenario: &mut Scenario, random: &mut Random) {
     let until = scenario.plan.last().map_or(Duration::from_secs(5), |(at, _)| *at) + Duration::from_secs(3);
-    let users = scenario.users.iter().enumerate();
-    let named: Vec<usize> =
-        users.filter(|(_, user)| user.as_ref().is_some_and(|id| !id.is_empty())).map(|(n, _)| n).collect();
+    let named = named_users(scenario);
     // If the list of parked users may be full, a user cannot always be held.
     let can_hold = scenario.config.parking.may_park && scenario.config.parking.users_max > scenario.users.len();
     let can_name_users = can_hold && !named.is_empty();
@@ -37,6 +35,45 @@ pub(super) fn commands(scenario: &mut Scenario, random: &mut Random) {
         if random.chance(50) {
             let slot = random.below(scenario.slots as u64) as usize;
             scenario.plan.push((at, Action::CrashWithin { slot, steps: random.between(1, 60) }));
+        }
+    }
+    scenario.plan.sort_by_key(|(at, _)| *at);
+}
+
+/// The users that a command can name.
+fn named_users(scenario: &Scenario) -> Vec<usize> {
+    let users = scenario.users.iter().enumerate();
+    users.filter(|(_, user)| user.as_ref().is_some_and(|id| !id.is_empty())).map(|(n, _)| n).collect()
+}
+
+/// Adds commands that give up events, mostly of users whose events fail, and crashes soon after some of them.
+pub(super) fn give_ups(scenario: &mut Scenario, random: &mut Random) {
+    // A partition that parks no user cannot note what is given up.
+    (scenario.config.parking.may_park, scenario.config.parking.users_max) = (true, 1_000_000);
+    let until = scenario.plan.last().map_or(Duration::from_secs(5), |(at, _)| *at);
+    let named = named_users(scenario);
+    if named.is_empty() {
+        return;
+    }
+    if random.chance(50) {
+        scenario.behaviour.failing_users = vec![scenario.users[named[0]].clone()];
+    }
+    for _ in 0..random.between(1, 5) {
+        let at = random.millis(0, until.as_millis() as u64);
+        let user = if random.chance(50) { named[0] } else { random.pick(&named) };
+        if random.chance(50) {
+            scenario.plan.push((at, Action::Append { user, many: random.between(2, 6), bytes: 20 }));
+        }
+        if random.chance(20) {
+            let action = random.pick(&[UserAction::Hold, UserAction::Release, UserAction::Retry]);
+            scenario.plan.push((at + random.millis(0, 500), Action::Command(Given::User { user, action })));
+        }
+        let at = at + random.millis(0, 1_500);
+        scenario.plan.push((at, Action::GiveUp { user, percent: random.pick(&[0, 0, 50, 100]) }));
+        if random.chance(50) {
+            let slot = random.below(scenario.slots as u64) as usize;
+            let action = Action::CrashWithin { slot, steps: random.between(1, 60) };
+            scenario.plan.push((at + random.millis(0, 2_500), action));
         }
     }
     scenario.plan.sort_by_key(|(at, _)| *at);

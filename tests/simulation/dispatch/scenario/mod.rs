@@ -76,6 +76,12 @@ pub(crate) enum Action {
     },
     /// An operator gives a command to every partition.
     Command(Given),
+    /// An operator gives up the next event of this user, or in addition some of its later ones: this percentage of what the
+    /// log has after it.
+    GiveUp {
+        user: usize,
+        percent: i64,
+    },
     /// Retention removes this percentage of what a partition holds.
     Trim {
         partition: u32,
@@ -133,6 +139,10 @@ impl Scenario {
         let mut random = Random::new(seed ^ 16);
         if seed % 10 > 4 && scenario.has_near_timers() && random.chance(15) {
             commands::rates(&mut scenario, &mut random);
+        }
+        let mut random = Random::new(seed ^ 32);
+        if seed % 10 > 4 && scenario.has_near_timers() && scenario.replays.is_empty() && random.chance(25) {
+            commands::give_ups(&mut scenario, &mut random);
         }
         scenario
     }

@@ -5,7 +5,7 @@
 
 use super::queue::{Queue, QueueState};
 use crate::dispatch::oracle::User;
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::time::Duration;
 
 /// How soon after `--commit-interval` a command is committed if every call is answered quickly: an owner looks once a second,
@@ -21,6 +21,8 @@ pub(crate) struct ControlView {
     /// Events an hour, if the rate is limited.
     pub(crate) rate_per_hour: Option<u64>,
     pub(crate) held: BTreeSet<User>,
+    /// The users of which operators gave up events, and the offset below which these are.
+    pub(crate) given_up_below: BTreeMap<User, i64>,
 }
 
 /// What is known of one partition, and since when.
@@ -64,8 +66,10 @@ impl Controlled {
         self.view.rate_per_hour.filter(|_| self.view.pending_since.is_none())
     }
 
-    pub(super) fn is_held(&self, user: &User) -> bool {
-        self.view.held.contains(user)
+    /// Whether a command may keep this user's first event from being attempted: the user is held, or the event is given up.
+    pub(super) fn keeps(&self, user: &User, head: Option<i64>) -> bool {
+        let is_given_up = |below: &i64| head.is_some_and(|head| head < *below);
+        self.view.held.contains(user) || self.view.given_up_below.get(user).is_some_and(is_given_up)
     }
 
     /// Why the owner, which is open since this moment, should have stored a command.

@@ -297,7 +297,8 @@ impl Owned {
     ) -> Option<String> {
         let unblocked_since = self.unblocked_since(free, rules);
         let well_since = free.well_since;
-        let is_held = |user: &User| controlled.is_some_and(|controlled| controlled.is_held(user));
+        let is_kept =
+            |user: &User, head| controlled.is_some_and(|controlled: &Controlled| controlled.keeps(user, head));
         self.batches += 1;
         let mut wrong = None;
         let mut earliest_of_all = None;
@@ -305,7 +306,7 @@ impl Owned {
         // If all slots are taken, there are others for users that were served, and for users that are slow or fail.
         let (mut may_pass_newcomers, mut may_pass) = (free.is_crowded, free.is_crowded);
         for (user, head) in heads {
-            let late = self.late(user, (unblocked_since, well_since), rules, now).filter(|_| !is_held(user));
+            let late = self.late(user, (unblocked_since, well_since), rules, now).filter(|_| !is_kept(user, Some(*head)));
             let queue = self.users.entry(user.clone()).or_default();
             if queue.head().is_some_and(|first| first < *head) {
                 queue.skip_to(*head);
@@ -345,7 +346,7 @@ impl Owned {
                 let is_passed = may_pass || (may_pass_newcomers && !queue.is_served);
                 let is_in_memory = queue.head().is_some_and(|head| self.is_in_memory(head));
                 let is_judged = waits_longer && is_in_memory && !is_passed;
-                is_judged && !queue.is_slow && !is_held(user) && !is_failing(self.number, user)
+                is_judged && !queue.is_slow && !is_kept(user, queue.head()) && !is_failing(self.number, user)
             });
             let (user, queue) = passed_over.filter(|_| !self.is_closing && is_order_known)?;
             Some(format!("it was ready at {begun:?}, and {user:?} waits longer: {queue:?}"))
@@ -483,7 +484,7 @@ impl Owned {
         }
         let unblocked_since = self.unblocked_since(free, rules);
         self.users.iter().find_map(|(user, queue)| match queue.state {
-            QueueState::Waiting { .. } if controlled.is_some_and(|controlled| controlled.is_held(user)) => None,
+            QueueState::Waiting { .. } if controlled.is_some_and(|kept| kept.keeps(user, queue.head())) => None,
             QueueState::Waiting { .. } => self.late(user, (unblocked_since, free.well_since), rules, now),
             QueueState::MayBeGivenUp { write_by: Some(by) } if now > by + BEGIN_WITHIN => {
                 Some(format!("the dead letter of {:?} should be written again since {by:?}", queue.head()))
