@@ -4,17 +4,20 @@
 //! - The state that is committed has exactly the effects of the commands before its offset.
 //! - From the commit of a pause to a later resume, no attempt starts in the partition. A user that is held is not
 //!   attempted either.
+//! - A user that an operator holds is held until an operator releases it. So is one that `--on-exhausted hold` holds,
+//!   which it does only if the tries of the user's next event have ended.
 //! - From the commit of a rate to the next command, no process attempts more events than the rate and its burst.
 //! - A commit gives up events of a user only below the offset of a command that it covers. (The oracle judges which of
 //!   them become dead letters.)
 //! - After the faults every command is applied.
 
-use crate::dispatch::oracle::{ControlView, Oracle, User};
+use crate::dispatch::oracle::{ControlView, Oracle, TriesEnded, User};
 use eventd::core::control::{ControlCommand, ControlRecord, UserAction};
 use eventd::core::event::Record;
 use eventd::core::progress::{ParkedUser, PartitionState};
 use eventd::dispatch::commands::record::encode;
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::time::Duration;
 
 /// The topic of the commands.
@@ -62,6 +65,8 @@ pub(crate) struct Commands {
     partitions: Vec<CommandedPartition>,
     pub(crate) given: u64,
     pub(crate) applied: u64,
+    /// The number of times that a user was held because the tries of its event had ended.
+    pub(crate) held_by_policy: u64,
 }
 
 #[derive(Debug, Default)]
@@ -72,9 +77,20 @@ struct CommandedPartition {
     committed: PartitionState,
     /// Whether the partition was paused at its first commit, and its rate then. `None`: there was no commit.
     began: Option<(bool, Option<u64>)>,
+    /// Whether a user was held at any time.
+    has_held: bool,
 }
 
 impl CommandedPartition {
+    /// The commands at these offsets that hold or release this user.
+    fn decisions(&self, user: usize, offsets: Range<i64>) -> impl Iterator<Item = UserAction> {
+        self.records.iter().filter(move |(offset, _)| offsets.contains(offset)).filter_map(move |(_, given)| match given {
+            Given::User { action: UserAction::GiveUp { .. }, .. } => None,
+            Given::User { user: of, action } if *of == user => Some(*action),
+            _ => None,
+        })
+    }
+
     /// The commands before this offset that give up events: the number of the user, and the offset that ends them.
     fn give_ups(&self, next: i64) -> impl Iterator<Item = (usize, i64)> {
         self.records.iter().filter(move |(offset, _)| *offset < next).filter_map(|(_, given)| match given {
@@ -110,7 +126,7 @@ impl Commands {
     /// earlier commit covered.
     pub(crate) fn tell(&self, partition: u32, oracle: &mut Oracle, before: i64, users: &[User], now: Duration) {
         let part = &self.partitions[partition as usize];
-        if part.records.is_empty() {
+        if part.records.is_empty() && !part.has_held {
             return;
         }
         let next = part.committed.control.next;
@@ -148,8 +164,15 @@ impl Commands {
         self.partitions[partition as usize].committed.control.next
     }
 
-    /// A commit was stored. Returns what is wrong with it.
-    pub(crate) fn committed(&mut self, partition: u32, state: &PartitionState, users: &[User]) -> Result<(), String> {
+    /// A commit was stored. `ended` says for each user whether `--on-exhausted hold` may hold it, or must. Returns what is
+    /// wrong with the commit.
+    pub(crate) fn committed(
+        &mut self,
+        partition: u32,
+        state: &PartitionState,
+        users: &[User],
+        ended: &[TriesEnded],
+    ) -> Result<(), String> {
         let of_state = (state.control.paused.is_some(), state.control.rate_per_hour);
         // A new partition begins with what partition 0 was commanded until a moment before.
         let may_begin = |began| {
@@ -166,7 +189,8 @@ impl Commands {
         let part = &mut self.partitions[partition as usize];
         let began = *part.began.get_or_insert(if state.control.next == 0 { of_state } else { (false, None) });
         let (before, next) = (part.committed.control.next, state.control.next);
-        part.committed = state.clone();
+        let stored_before = std::mem::replace(&mut part.committed, state.clone());
+        part.has_held |= users.iter().any(|user| is_held(state, user));
         if next < before {
             return Err(format!("a commit of partition {partition} goes back from command {before} to {next}"));
         }
@@ -181,17 +205,22 @@ impl Commands {
             ));
         }
         for (number, user) in users.iter().enumerate() {
-            let of_user = |given| if let Given::User { user, action } = given { Some((user, action)) } else { None };
-            let mut actions = done().filter_map(of_user).filter(|(user, _)| *user == number).map(|(_, action)| action);
-            let decides = |action: &UserAction| !matches!(action, UserAction::GiveUp { .. });
-            let held = actions.rfind(decides) == Some(UserAction::Hold);
-            if held != is_held(state, user) {
+            // A command that waited may have been applied before or after the tries ended.
+            let waited = part.records.iter().any(|(offset, _)| *offset >= before);
+            let actions = part.decisions(number, i64::MIN..next);
+            let is_released = part.decisions(number, before..next).any(|action| action != UserAction::Hold);
+            let is_commanded = actions.last() == Some(UserAction::Hold);
+            let stays = is_held(&stored_before, user) && !is_released;
+            let TriesEnded { possibly, certainly } = ended[number];
+            let (is_held, must_be) = (is_held(state, user), is_commanded || stays || (certainly && !waited));
+            if is_held && !must_be && !possibly || !is_held && must_be {
                 return Err(format!(
-                    "a commit of partition {partition} up to command {next} says that {user:?} is held: {}, but the commands \
-                     say {held}",
-                    !held
+                    "a commit of partition {partition} up to command {next} says that {user:?} is held: {is_held}. The \
+                     commands hold it: {is_commanded}, it was held: {stays}, its tries have ended: {:?}",
+                    ended[number]
                 ));
             }
+            self.held_by_policy += u64::from(is_held && !is_commanded && !stays);
             let given_up_below = parked(state, user).and_then(|parked| parked.give_up_below);
             if let Some(below) = given_up_below
                 && part.give_ups(next).all(|given_up| given_up != (number, below))
@@ -230,7 +259,12 @@ impl Commands {
         Ok(())
     }
 
-    /// The users that some partition may hold.
+    /// Whether the last commit of this partition holds this user.
+    pub(crate) fn holds(&self, partition: u32, user: &User) -> bool {
+        is_held(&self.partitions[partition as usize].committed, user)
+    }
+
+    /// The users that some partition may hold because of a command.
     pub(crate) fn held_users(&self) -> Vec<usize> {
         let all = self.partitions.iter().flat_map(|part| &part.records);
         let held = all.filter_map(|(_, given)| match given {

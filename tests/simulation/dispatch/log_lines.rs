@@ -4,6 +4,7 @@ use crate::dispatch::driver::{Outcome, simulate};
 use crate::dispatch::end_of;
 use crate::dispatch::memory_destination::{Behaviour, Outage};
 use crate::dispatch::scenario::{Action, Scenario, fixed};
+use eventd::core::tries::OnExhausted;
 use eventd::destination::BatchLimits;
 use std::io::{self, Write};
 use std::sync::{Arc, Mutex};
@@ -148,6 +149,45 @@ fn given_up_events_are_logged_by_name_and_beyond_a_limit_counted() {
     let counted = with(&lines, "gave up more events");
     assert_eq!(counted.len(), 1, "logged once, although no other line follows: {lines:#?}");
     assert_eq!(number(counted[0], "suppressed") as u64 + 10, outcome.counts.dead_letters);
+}
+
+#[test]
+fn dropped_events_are_logged_by_name_and_beyond_a_limit_counted() {
+    let mut scenario = calm();
+    (scenario.config.tries.attempts_max, scenario.config.tries.on_exhausted) = (Some(1), OnExhausted::Drop);
+    scenario.behaviour.failing_users = scenario.users[..1].to_vec();
+    traffic(&mut scenario, 150, 1..6);
+    for second in [3, 4, 5, 6] {
+        scenario.plan.push((Duration::from_secs(second), Action::Append { user: 0, many: 8, bytes: 10 }));
+    }
+    scenario.plan.sort_by_key(|(at, _)| *at);
+    let (lines, outcome) = lines_of(&scenario);
+    let named = with(&lines, "gave up an event: it is dropped and will never be delivered");
+    assert!(named.iter().all(|line| line.contains("user=\"user-0\"") && line.contains("reason=\"exhausted\"")), "{named:#?}");
+    assert_eq!(named.len(), 10, "{named:#?}");
+    let counted = with(&lines, "they are dropped and will never be delivered");
+    assert_eq!(counted.len(), 1, "logged once, although no other line follows: {lines:#?}");
+    assert_eq!((number(counted[0], "suppressed") as u64 + 10, outcome.counts.dropped), (32, 32));
+    assert_eq!((outcome.counts.dead_letters, with(&lines, "dead letter").len()), (0, 0), "{lines:#?}");
+}
+
+#[test]
+fn a_user_that_is_held_because_its_tries_have_ended_is_logged_and_no_other_user_waits() {
+    let mut scenario = calm();
+    (scenario.config.tries.attempts_max, scenario.config.tries.on_exhausted) = (Some(3), OnExhausted::Hold);
+    scenario.config.parking.may_park = true;
+    scenario.behaviour.failing_users = scenario.users[..1].to_vec();
+    scenario.others_wait_max = Some(Duration::from_secs(1));
+    traffic(&mut scenario, 150, 1..6);
+    scenario.plan.insert(0, (Duration::ZERO, Action::Append { user: 0, many: 5, bytes: 10 }));
+    let (lines, outcome) = lines_of(&scenario);
+    let held = with(&lines, "a user is held, because the tries of its next event have ended");
+    assert!(held.iter().all(|line| line.contains("user=\"user-0\"") && line.contains("503 try later")), "{held:#?}");
+    // After the faults an operator releases it twice, and then gives its events up.
+    assert_eq!((held.len() as u64, outcome.held_by_policy), (3, 3), "{held:#?}");
+    let reminders = with(&lines, "1 user is held: \"user-0\" held by --on-exhausted hold");
+    assert!((2..=3).contains(&reminders.len()), "one line a minute: {lines:#?}");
+    assert_eq!((outcome.counts.given_up_by_operators, outcome.counts.dead_letters), (5, 5), "{lines:#?}");
 }
 
 #[test]

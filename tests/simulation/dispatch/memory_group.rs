@@ -2,7 +2,7 @@
 //! `Assigned`) or are lost with a session. Commits are fenced by the ownership under which they were sent, and may fail
 //! in every way. The lease of a session ends before the next owner starts.
 
-use crate::dispatch::oracle::Life;
+use crate::dispatch::oracle::{Life, TriesEnded};
 use crate::dispatch::world::{Call, Handle, State as WorldState, World, WriteFault};
 use eventd::BoxFuture;
 use eventd::core::outcome::{Failure, FailureCode};
@@ -191,9 +191,17 @@ pub(crate) struct MemoryGroup(pub(crate) Handle);
 struct PendingWrite<'a> {
     handle: &'a Handle,
     partition: u32,
+    sent: SentCommit,
+    state: Option<PartitionState>,
+}
+
+/// How a commit was sent.
+#[derive(Debug, Clone, Copy)]
+struct SentCommit {
+    /// The ownership under which it was sent.
     epoch: u64,
     number: u64,
-    state: Option<PartitionState>,
+    at: Duration,
 }
 
 impl Drop for PendingWrite<'_> {
@@ -201,10 +209,9 @@ impl Drop for PendingWrite<'_> {
         if let Some(state) = self.state.take() {
             let now = self.handle.world.now();
             let mut world = self.handle.world.lock();
-            if self.number > world.members.partitions[self.partition as usize].last_stored {
+            if self.sent.number > world.members.partitions[self.partition as usize].last_stored {
                 // Refused or stored: the caller no longer waits for the answer.
-                let _not_awaited =
-                    store(&mut world, self.handle.life, self.partition, self.epoch, self.number, state, now);
+                let _not_awaited = store(&mut world, self.handle.life, self.partition, self.sent, state, now);
             }
         }
     }
@@ -259,8 +266,7 @@ fn store(
     world: &mut WorldState,
     life: Life,
     partition: u32,
-    epoch: u64,
-    number: u64,
+    sent: SentCommit,
     state: PartitionState,
     now: Duration,
 ) -> Result<(), Failure> {
@@ -270,19 +276,22 @@ fn store(
         return Err(Failure::refused(FailureCode::CommitPastEnd, "the commit is past the end of the log"));
     }
     let part = &mut world.members.partitions[partition as usize];
-    if part.owner != Some(life) || part.epoch != epoch {
+    if part.owner != Some(life) || part.epoch != sent.epoch {
         return Err(Failure::refused(FailureCode::GroupUnavailable, "the partition has another owner"));
     }
+    // Before the oracle knows the commit: it may begin the ownership anew.
+    let ended = |user| world.oracle.tries_ended(life, partition, user, sent.at);
+    let ended: Vec<TriesEnded> = world.users.iter().map(ended).collect();
     world.oracle.committed(Some(life), partition, &state, now);
     let parked_users = state.users.values().filter(|user| user.parked.is_some()).count();
     world.parked_users_max = world.parked_users_max.max(parked_users);
     let covered = world.commands.covered(partition);
-    if let Err(wrong) = world.commands.committed(partition, &state, &world.users) {
+    if let Err(wrong) = world.commands.committed(partition, &state, &world.users, &ended) {
         world.oracle.fail(format!("life {life}: {wrong}"));
     }
     world.commands.tell(partition, &mut world.oracle, covered, &world.users, now);
     part.committed = Some(state);
-    part.last_stored = number;
+    part.last_stored = sent.number;
     Ok(())
 }
 
@@ -384,8 +393,7 @@ impl Group for MemoryGroup {
                 let on_its_way = PendingWrite {
                     handle: &self.0,
                     partition,
-                    epoch: part.epoch,
-                    number: part.commits_sent,
+                    sent: SentCommit { epoch: part.epoch, number: part.commits_sent, at: now },
                     state: kept.then(|| state.clone()),
                 };
                 (before, after, fault, on_its_way)
@@ -393,9 +401,9 @@ impl Group for MemoryGroup {
             let _in_flight = CommitInFlight { handle: &self.0, partition };
             self.0.sleep(before).await;
             on_its_way.state = None;
-            let (epoch, number) = (on_its_way.epoch, on_its_way.number);
+            let sent = on_its_way.sent;
             finish_write(&self.0, fault, after, || {
-                store(&mut world.lock(), *life, partition, epoch, number, state, world.now())
+                store(&mut world.lock(), *life, partition, sent, state, world.now())
             })
             .await
         })

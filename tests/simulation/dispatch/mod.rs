@@ -61,6 +61,8 @@ fn thousands_of_seeds() {
             ("batches that failed as a whole", run.sum(|o| o.counts.failed_batches)),
             ("dead letters", run.sum(|o| o.counts.dead_letters)),
             ("given up by operators", run.sum(|o| o.counts.given_up_by_operators)),
+            ("dropped", run.sum(|o| o.counts.dropped)),
+            ("held because their tries ended", run.sum(|o| o.held_by_policy)),
             ("commits", run.sum(|o| o.counts.commits)),
             ("with a settled map", run.sum(|o| o.counts.with_settled_map)),
             ("crashes", run.sum(|o| o.crashes)),

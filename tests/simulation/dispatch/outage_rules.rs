@@ -50,6 +50,14 @@ impl Failures {
         self.seen.len() as u32
     }
 
+    /// Whether the last failure may have ended the tries of this event.
+    pub(crate) fn may_end_tries(&self, life: Life, attempts: u32, health: &Health) -> bool {
+        self.seen.last().is_some_and(|last| {
+            let may_end = |reason| self.forbid(life, reason, attempts, health).is_none();
+            (counts(last.verdict) && may_end("exhausted")) || (last.verdict == Verdict::Refused && may_end("refused"))
+        })
+    }
+
     /// Why this event must not be given up for this reason, or `None` if it may be.
     pub(crate) fn forbid(&self, life: Life, reason: &str, attempts: u32, health: &Health) -> Option<String> {
         let last = self.seen.last()?;

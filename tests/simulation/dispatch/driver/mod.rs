@@ -15,6 +15,7 @@ use eventd::core::control::UserAction;
 use eventd::core::event::{CONTENT_TYPE, ID, Record};
 use eventd::core::outcome::Ended;
 use eventd::core::progress::{OffsetReset, ResetTarget};
+use eventd::core::tries::OnExhausted;
 use replaying::Replaying;
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -37,6 +38,12 @@ const LOOK_EVERY: Duration = Duration::from_millis(250);
 /// After the faults, how often a user without failures sends an event.
 const FRESH_EVERY: Duration = Duration::from_secs(20);
 
+/// After the faults, how often an operator looks at users that are held because the tries of their event have ended.
+const HELD_LOOK_EVERY: Duration = Duration::from_secs(5);
+
+/// How often an operator releases such a user. Then its events are given up.
+const RELEASES_MAX: u32 = 2;
+
 /// The result of one simulation.
 #[derive(Debug, Clone)]
 pub(crate) struct Outcome {
@@ -52,6 +59,8 @@ pub(crate) struct Outcome {
     /// The number of records of commands, and of those that were applied.
     pub(crate) commands: u64,
     pub(crate) commands_applied: u64,
+    /// The number of times that a user was held because the tries of its event had ended.
+    pub(crate) held_by_policy: u64,
     /// The number of replays that finished, were resumed, and were refused.
     pub(crate) replayed: u64,
     pub(crate) resumes: u64,
@@ -124,6 +133,8 @@ struct Driver<'a> {
     queue: BTreeMap<(Duration, u64), Step>,
     queued: u64,
     appended: u64,
+    /// How often each user was released after the faults, by its number.
+    releases: BTreeMap<usize, u32>,
     /// Whether the faults have ended.
     calm: bool,
     /// Whether no process is started any more.
@@ -162,6 +173,7 @@ impl<'a> Driver<'a> {
             queue: BTreeMap::new(),
             queued: 0,
             appended: 0,
+            releases: BTreeMap::new(),
             calm: false,
             closing: false,
             outcome: Outcome {
@@ -175,6 +187,7 @@ impl<'a> Driver<'a> {
                 damages: 0,
                 commands: 0,
                 commands_applied: 0,
+                held_by_policy: 0,
                 replayed: 0,
                 resumes: 0,
                 refused: 0,
@@ -210,6 +223,7 @@ impl<'a> Driver<'a> {
         self.outcome.counts = state.oracle.counts;
         self.outcome.calls = state.calls;
         (self.outcome.commands, self.outcome.commands_applied) = (state.commands.given, state.commands.applied);
+        self.outcome.held_by_policy = state.commands.held_by_policy;
         self.outcome.trace = std::mem::take(&mut state.trace);
         self.outcome.violation = state.violation().map(str::to_owned);
         for counts in state.replays.oracles().map(|oracle| oracle.counts) {
@@ -416,6 +430,31 @@ impl<'a> Driver<'a> {
         }
     }
 
+    /// An operator releases users that wait although none holds them, or gives up their events.
+    fn end_holds(&mut self) {
+        let users = &self.scenario.users;
+        let waiting: Vec<usize> = {
+            let state = self.world.lock();
+            let waits = |number: &usize| {
+                let (partition, user) = (*number as u32 % self.scenario.partitions, &users[*number]);
+                state.commands.holds(partition, user) && state.oracle.has_open_event(partition, user)
+            };
+            (0..users.len()).filter(waits).collect()
+        };
+        for user in waiting {
+            let releases = self.releases.entry(user).or_insert(0);
+            *releases += 1;
+            if *releases <= RELEASES_MAX {
+                self.command(Given::User { user, action: UserAction::Release });
+            } else {
+                let partition = user as u32 % self.scenario.partitions;
+                let below = self.world.lock().topics.latest(partition);
+                let given = Given::User { user, action: UserAction::GiveUp { below } };
+                self.command_in(partition..partition + 1, given);
+            }
+        }
+    }
+
     /// Ends what operators commanded, if they did.
     fn end_commands(&mut self) {
         if self.world.lock().commands.given > 0 {
@@ -481,7 +520,7 @@ impl<'a> Driver<'a> {
         let limit = limit + CALM_MAX * (self.outcome.repositions as u32 + self.scenario.replays.len() as u32);
         // A stopped partition tries again once a minute.
         let all_continue_at = if self.outcome.damages > 0 { self.world.now() + STOPPED_MAX } else { Duration::ZERO };
-        let mut fresh_at = Duration::ZERO;
+        let (mut fresh_at, mut end_holds_at) = (Duration::ZERO, Duration::ZERO);
         while self.world.lock().oracle.unfinished().is_some()
             || self.world.lock().commands.unfinished().is_some()
             || !self.all_processes_are_back()
@@ -492,6 +531,10 @@ impl<'a> Driver<'a> {
                 // A life can only notice the end of an outage if other users send events.
                 fresh_at = self.world.now() + FRESH_EVERY.max(self.scenario.config.commit_interval * 2);
                 self.append_fresh();
+            }
+            if self.scenario.config.tries.on_exhausted == OnExhausted::Hold && self.world.now() >= end_holds_at {
+                end_holds_at = self.world.now() + HELD_LOOK_EVERY;
+                self.end_holds();
             }
             let soon = self.world.now() + Duration::from_millis(100);
             self.turn(soon).await;

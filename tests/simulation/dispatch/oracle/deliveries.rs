@@ -7,6 +7,7 @@ use super::{Attempt, Attempted, Life, Oracle, Ownership, User};
 use crate::dispatch::outage_rules::Failures;
 use eventd::core::event::{Event, Record};
 use eventd::core::progress::FailedHead;
+use eventd::core::tries::OnExhausted;
 use eventd::core::verdict::{Report, Verdict};
 use std::time::Duration;
 
@@ -40,6 +41,9 @@ impl Oracle {
         self.next_attempt += 1;
         self.counts.attempts += 1;
         runs.iter().for_each(|run| self.may_begin_anew(life, partition, run));
+        for first in runs.iter().filter_map(|run| run.events.first()) {
+            self.has_passed(life, partition, &first.record.key().map(<[u8]>::to_vec), first.offset, now);
+        }
         let wrong = self
             .wrong_batch(life, partition, runs, now)
             .or_else(|| runs.iter().find_map(|run| self.wrong_run(life, partition, run, now)));
@@ -84,6 +88,7 @@ impl Oracle {
         }
         if let Some(owned) = self.owned.get_mut(&(life, partition)) {
             owned.begun_anew.insert(first.offset);
+            owned.may_have_ended.remove(&first.offset);
             owned.failures.remove(&first.offset);
             owned.attempted.remove(&first.offset);
         }
@@ -323,6 +328,7 @@ impl Oracle {
                 owned.not_before.insert(offset, now + after.min(retry_after_max));
             }
         }
+        self.look_at_tries(attempt, offset, now);
     }
 
     /// The ownership under which the attempt began, if it still exists.
@@ -360,6 +366,10 @@ impl Oracle {
         let is_by_operator = text("eventd-reason")? == OPERATOR;
         if is_by_operator && !self.give_ups.may_be_given_up(partition, &entry.user, offset) {
             return Err(format!("{offset} is given up by an operator, and no command says so"));
+        }
+        let policy = self.rules.on_exhausted;
+        if !is_by_operator && policy != OnExhausted::DeadLetter {
+            return Err(format!("{offset} is given up, although the policy is {policy}"));
         }
         let is_released = self.released.contains(&(partition, entry.user.clone()));
         let before = self.tries_before(&entry.record);

@@ -13,6 +13,7 @@
 //! an event but the answer was lost, the event is not settled, and dispatch must not count on it.
 
 mod deliveries;
+mod ended_tries;
 mod failed_batches;
 mod give_ups;
 mod refusals;
@@ -21,11 +22,13 @@ mod timing;
 mod truth;
 
 pub(crate) use deliveries::DeliveredRun;
+pub(crate) use ended_tries::TriesEnded;
 pub(crate) use timing::{BackoffRule, ControlView, Cursor, TimingRules};
 
 use crate::dispatch::outage_rules::{Failures, Health, Phase};
 use eventd::core::event::{Event, Record};
 use eventd::core::progress::{FailedHead, OffsetReset, PartitionState, ResetTarget};
+use eventd::core::tries::OnExhausted;
 use eventd::destination::BatchLimits;
 use failed_batches::FailedBatches;
 use give_ups::GiveUps;
@@ -45,6 +48,7 @@ pub(crate) type User = Option<Vec<u8>>;
 #[derive(Debug, Clone)]
 pub(crate) struct Rules {
     pub(crate) attempts: u32,
+    pub(crate) on_exhausted: OnExhausted,
     pub(crate) window_events: usize,
     pub(crate) window_bytes: usize,
     pub(crate) concurrency: usize,
@@ -118,6 +122,8 @@ struct Ownership {
     /// Batches that failed as a whole.
     failed_batches: FailedBatches,
     gave_up: HashSet<i64>,
+    /// Events whose tries may have ended with their last failure, at this time. (Only if they are not dead letters then.)
+    may_have_ended: HashMap<i64, Duration>,
     /// Events whose tries begin anew with this owner, because an operator released their user.
     begun_anew: HashSet<i64>,
     /// Refused while others were plainly served. These must be given up without another try.
@@ -150,6 +156,7 @@ pub(crate) struct Counts {
     pub(crate) failed: u64,
     pub(crate) dead_letters: u64,
     pub(crate) given_up_by_operators: u64,
+    pub(crate) dropped: u64,
     pub(crate) commits: u64,
     pub(crate) with_settled_map: u64,
     /// The most parked users in a commit during an outage.
@@ -508,6 +515,9 @@ impl Oracle {
         if self.health.phase().is_some() {
             let parked = state.users.values().filter(|user| user.parked.is_some()).count() as u64;
             self.counts.parked_in_outage_max = self.counts.parked_in_outage_max.max(parked);
+        }
+        if let Some(life) = by {
+            self.has_committed_dropped(life, partition, state, now);
         }
         let part = &mut self.partitions[partition as usize];
         if part.committed.is_none() && self.rules.start_latest && state.settled.is_empty() {

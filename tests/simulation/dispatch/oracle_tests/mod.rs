@@ -11,6 +11,7 @@ use crate::dispatch::world::{Rates, Role, World};
 use crate::harness::Random;
 use eventd::core::event::{Event, Record};
 use eventd::core::progress::{OffsetReset, PartitionState, ResetTarget};
+use eventd::core::tries::OnExhausted;
 use eventd::core::verdict::{Failed, Report, Verdict};
 use eventd::destination::BatchLimits;
 use eventd::log::{CreateTopic, Engine as _, FetchError, Log, OpenError};
@@ -33,6 +34,7 @@ fn record(user: &str) -> Record {
 fn rules(limits: BatchLimits, start_latest: bool) -> Rules {
     Rules {
         attempts: 2,
+        on_exhausted: OnExhausted::DeadLetter,
         window_events: 4,
         window_bytes: 10_000,
         concurrency: 8,

@@ -4,6 +4,7 @@ use super::{Action, Scenario};
 use crate::dispatch::commands::Given;
 use crate::harness::Random;
 use eventd::core::control::UserAction;
+use eventd::core::tries::OnExhausted;
 use std::time::Duration;
 
 /// Adds commands of operators, also several at one moment, and crashes soon after some of them.
@@ -75,6 +76,32 @@ pub(super) fn give_ups(scenario: &mut Scenario, random: &mut Random) {
             let action = Action::CrashWithin { slot, steps: random.between(1, 60) };
             scenario.plan.push((at + random.millis(0, 2_500), action));
         }
+    }
+    scenario.plan.sort_by_key(|(at, _)| *at);
+}
+
+/// Lets a user fail whose tries end in another way than with a dead letter. An operator releases held users, or gives up
+/// their events.
+pub(super) fn policies(scenario: &mut Scenario, random: &mut Random) {
+    let named = named_users(scenario);
+    // Events without a user are held, too, but no command can name them. So nothing could release them.
+    if random.chance(50) || named.len() < scenario.users.len() {
+        scenario.config.tries.on_exhausted = OnExhausted::Drop;
+        return;
+    }
+    scenario.config.tries.on_exhausted = OnExhausted::Hold;
+    (scenario.config.parking.may_park, scenario.config.parking.users_max) = (true, 1_000_000);
+    let until = scenario.plan.last().map_or(Duration::from_secs(5), |(at, _)| *at) + Duration::from_secs(3);
+    for _ in 0..random.below(6) {
+        let at = random.millis(0, until.as_millis() as u64);
+        let user = random.pick(&named);
+        let of_user = |action| Action::Command(Given::User { user, action });
+        let action = match random.below(4) {
+            0 => of_user(UserAction::Retry),
+            1 => Action::GiveUp { user, percent: random.pick(&[0, 50, 100]) },
+            _ => of_user(UserAction::Release),
+        };
+        scenario.plan.push((at, action));
     }
     scenario.plan.sort_by_key(|(at, _)| *at);
 }

@@ -144,6 +144,12 @@ impl Scenario {
         if seed % 10 > 4 && scenario.has_near_timers() && scenario.replays.is_empty() && random.chance(25) {
             commands::give_ups(&mut scenario, &mut random);
         }
+        let mut random = Random::new(seed ^ 64);
+        let is_hanging = !scenario.behaviour.hanging_users.is_empty() || scenario.behaviour.slow_users.is_some();
+        let is_simple = scenario.has_near_timers() && scenario.replays.is_empty() && !(seed % 10 == 0 && is_hanging);
+        if is_simple && random.chance(25) {
+            commands::policies(&mut scenario, &mut random);
+        }
         scenario
     }
 
@@ -199,6 +205,7 @@ impl Scenario {
     pub(crate) fn rules(&self) -> Rules {
         Rules {
             attempts: self.config.tries.attempts_max.unwrap_or(u32::MAX),
+            on_exhausted: self.config.tries.on_exhausted,
             window_events: self.config.window_events,
             window_bytes: self.config.window_bytes,
             concurrency: self.config.concurrency,

@@ -385,6 +385,29 @@ impl Timing {
         }
     }
 
+    /// The owner has dropped this event at the moment `at`, which is only known now.
+    pub(super) fn dropped(
+        &mut self,
+        (life, partition): (Life, u32),
+        user: &User,
+        offset: i64,
+        at: Duration,
+        now: Duration,
+    ) {
+        let share = self.smallest_share(life);
+        if let Some(owned) = self.owned.get_mut(&(life, partition)) {
+            owned.settled(user, offset, at);
+            owned.look_at_room(share, now);
+        }
+    }
+
+    /// Whether the first event of this user has certainly used up its tries before this moment, as an owner that is open
+    /// must know.
+    pub(super) fn tries_have_ended(&self, life: Life, partition: u32, user: &User, before: Duration) -> bool {
+        let owned = self.owned.get(&(life, partition)).filter(|owned| owned.judged_since().is_some());
+        owned.is_some_and(|owned| owned.tries_have_ended(user, self.rules.attempts, before))
+    }
+
     pub(super) fn commit_begun(&mut self, life: Life, partition: u32) {
         if let Some(owned) = self.owned.get_mut(&(life, partition)) {
             owned.commit.is_in_flight = true;

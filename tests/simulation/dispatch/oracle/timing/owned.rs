@@ -425,6 +425,12 @@ impl Owned {
         self.open_since.filter(|_| !self.is_closing)
     }
 
+    pub(super) fn tries_have_ended(&self, user: &User, attempts: u32, before: Duration) -> bool {
+        self.users.get(user).is_some_and(|queue| {
+            queue.certain_tries >= attempts && queue.failed_at.is_some_and(|failed_at| failed_at < before)
+        })
+    }
+
     /// An outage takes tries back.
     pub(super) fn forget_tries(&mut self) {
         self.users.values_mut().for_each(|queue| queue.certain_tries = 0);

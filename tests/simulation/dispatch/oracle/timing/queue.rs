@@ -59,6 +59,8 @@ pub(super) struct Queue {
     excused: u32,
     /// Failures among them that count as tries without doubt.
     pub(super) certain_tries: u32,
+    /// When an attempt of this user failed last.
+    pub(super) failed_at: Option<Duration>,
     pub(super) is_slow: bool,
     /// An attempt was quick and delivered, and none was slow since.
     pub(super) is_served: bool,
@@ -154,6 +156,7 @@ impl Queue {
         now: Duration,
     ) {
         self.failures += 1;
+        self.failed_at = Some(now);
         self.excused += u32::from(may_be_excused);
         let shortest = backoff.bounds(self.failures - self.excused).0;
         let (shortest, longest) =

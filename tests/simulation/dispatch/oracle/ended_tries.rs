@@ -1,0 +1,114 @@
+//! What follows when the tries of an event have ended, if it is not a dead letter: `--on-exhausted drop` and `hold`.
+//!
+//! Both leave no record that the oracle could see. So it notes at each failure whether the tries of the event may have ended,
+//! by the rules for dead letters. Later it looks at what the owner did:
+//!
+//! | policy | the owner | then the tries must have ended before, because |
+//! |---|---|---|
+//! | drop | attempts a later event of the user, or commits the event as settled | nothing else settles an event without a record |
+//! | hold | commits that the user is held | no operator has held it |
+//!
+//! If the tries have certainly ended, the event is not attempted again, and a commit says that the user is held.
+
+use super::{Attempt, Life, Oracle, User};
+use eventd::core::progress::PartitionState;
+use eventd::core::tries::OnExhausted;
+use std::time::Duration;
+
+/// Whether the tries of a user's first event have ended.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct TriesEnded {
+    pub(crate) possibly: bool,
+    pub(crate) certainly: bool,
+}
+
+impl Oracle {
+    /// An attempt of this event failed. Notes whether its tries may have ended.
+    pub(super) fn look_at_tries(&mut self, attempt: &Attempt, offset: i64, now: Duration) {
+        if self.rules.on_exhausted == OnExhausted::DeadLetter {
+            return;
+        }
+        let user = self.partitions[attempt.partition as usize].entries[&offset].user.as_deref();
+        let owned = self.owned.get_mut(&(attempt.life, attempt.partition));
+        let Some(owned) = owned.filter(|owned| owned.number == attempt.ownership) else { return };
+        let stored_tries = owned.stored_failure(user, offset).map_or(0, |stored| stored.tries);
+        let attempts = self.rules.attempts.saturating_sub(stored_tries);
+        let failures = owned.failures.get(&offset);
+        match failures.is_some_and(|failures| failures.may_end_tries(attempt.life, attempts, &self.health)) {
+            true => _ = owned.may_have_ended.insert(offset, now),
+            false => _ = owned.may_have_ended.remove(&offset),
+        }
+    }
+
+    /// The owner attempts an event of this user at `next`. Those before it whose tries may have ended were dropped.
+    pub(super) fn has_passed(&mut self, life: Life, partition: u32, user: &User, next: i64, now: Duration) {
+        let entries = &self.partitions[partition as usize].entries;
+        let is_passed = |offset: &i64| *offset < next && entries[offset].user == *user;
+        let Some(owned) = self.owned.get(&(life, partition)) else { return };
+        let passed: Vec<i64> = owned.may_have_ended.keys().copied().filter(is_passed).collect();
+        self.dropped(life, partition, passed, now);
+    }
+
+    /// The owner commits this state. Events that it counts as settled, and whose tries may have ended, were dropped.
+    pub(super) fn has_committed_dropped(
+        &mut self,
+        life: Life,
+        partition: u32,
+        state: &PartitionState,
+        now: Duration,
+    ) {
+        let part = &self.partitions[partition as usize];
+        let Some(owned) = self.owned.get(&(life, partition)) else { return };
+        let claimed = owned.may_have_ended.keys().copied().filter(|offset| part.claims(state, *offset)).collect();
+        self.dropped(life, partition, claimed, now);
+    }
+
+    /// The events at these offsets were dropped if the owner has not settled them otherwise.
+    fn dropped(&mut self, life: Life, partition: u32, mut offsets: Vec<i64>, now: Duration) {
+        if self.rules.on_exhausted != OnExhausted::Drop {
+            return;
+        }
+        offsets.sort_unstable();
+        for offset in offsets {
+            let Some(owned) = self.owned.get_mut(&(life, partition)) else { return };
+            let Some(at) = owned.may_have_ended.remove(&offset).filter(|_| !owned.done.contains_key(&offset)) else {
+                continue;
+            };
+            owned.done.insert(offset, at);
+            owned.gave_up.insert(offset);
+            let entry = self.partitions[partition as usize].entries.get_mut(&offset).expect("it was attempted");
+            entry.dead = true;
+            let user = entry.user.clone();
+            self.counts.dropped += 1;
+            self.settle(partition, offset, at);
+            if let Some(timing) = &mut self.timing {
+                timing.dropped((life, partition), &user, offset, at, now);
+            }
+        }
+    }
+
+    /// Whether the tries of this user's first event ended before a commit of its owner began.
+    pub(crate) fn tries_ended(&self, life: Life, partition: u32, user: &User, began: Duration) -> TriesEnded {
+        if self.rules.on_exhausted != OnExhausted::Hold {
+            return TriesEnded::default();
+        }
+        let entries = &self.partitions[partition as usize].entries;
+        let Some(owned) = self.owned.get(&(life, partition)) else { return TriesEnded::default() };
+        let mut ended = owned.may_have_ended.keys().filter(|offset| !owned.done.contains_key(*offset));
+        let possibly = ended.any(|offset| entries[offset].user == *user);
+        let timing = self.timing.as_ref();
+        let certainly = timing.is_some_and(|timing| timing.tries_have_ended(life, partition, user, began));
+        TriesEnded { possibly, certainly }
+    }
+
+    /// Whether an event of this user is not settled, or not committed.
+    pub(crate) fn has_open_event(&self, partition: u32, user: &User) -> bool {
+        let part = &self.partitions[partition as usize];
+        let is_open = |offset: &i64| {
+            let claimed = || part.committed.as_ref().is_some_and(|state| part.claims(state, *offset));
+            let entry = &part.entries[offset];
+            entry.settled.is_none() || (!entry.trimmed && !claimed())
+        };
+        part.users.get(user).is_some_and(|(offsets, _)| offsets.iter().any(is_open))
+    }
+}
