@@ -34,6 +34,16 @@ struct Failure {
     evident: bool,
 }
 
+/// What may end the tries of an event.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct TryLimits {
+    /// The tries that are left to an owner.
+    pub(crate) attempts: u32,
+    /// Whether the event may have failed for as long as `--give-up-after` says. Outages do not count, so the time from its
+    /// first failure to its last one is at least as long.
+    pub(crate) is_too_old: bool,
+}
+
 /// The failed attempts of one event that one owner saw.
 #[derive(Debug, Default)]
 pub(crate) struct Failures {
@@ -51,15 +61,15 @@ impl Failures {
     }
 
     /// Whether the last failure may have ended the tries of this event.
-    pub(crate) fn may_end_tries(&self, life: Life, attempts: u32, health: &Health) -> bool {
+    pub(crate) fn may_end_tries(&self, life: Life, limits: TryLimits, health: &Health) -> bool {
         self.seen.last().is_some_and(|last| {
-            let may_end = |reason| self.forbid(life, reason, attempts, health).is_none();
-            (counts(last.verdict) && may_end("exhausted")) || (last.verdict == Verdict::Refused && may_end("refused"))
+            let may_end = |reason| self.forbid(life, reason, limits, health).is_none();
+            may_end("exhausted") || (last.verdict == Verdict::Refused && may_end("refused"))
         })
     }
 
     /// Why this event must not be given up for this reason, or `None` if it may be.
-    pub(crate) fn forbid(&self, life: Life, reason: &str, attempts: u32, health: &Health) -> Option<String> {
+    pub(crate) fn forbid(&self, life: Life, reason: &str, limits: TryLimits, health: &Health) -> Option<String> {
         let last = self.seen.last()?;
         if last.evident {
             return Some(format!("in an outage that 5 users had shown: {:?}", self.seen));
@@ -73,8 +83,12 @@ impl Failures {
             || self.seen.iter().filter(|failure| !failure.evident && (same(failure) || !counts_as_outage(failure)));
         match reason {
             "exhausted" => {
+                let TryLimits { attempts, is_too_old } = limits;
                 let tries = own().filter(|failure| counts(failure.verdict)).count() as u32;
-                (tries < attempts).then(|| format!("after {tries} tries of {attempts} that count: {:?}", self.seen))
+                // A destination that is busy uses up no try, but time passes.
+                let may_end = counts(last.verdict) || (is_too_old && matches!(last.verdict, Verdict::Busy { .. }));
+                (!may_end || (tries < attempts && !is_too_old))
+                    .then(|| format!("after {tries} tries of {attempts} that count, and too early: {:?}", self.seen))
             }
             "refused" => {
                 let refused = own().any(|failure| failure.verdict == Verdict::Refused);

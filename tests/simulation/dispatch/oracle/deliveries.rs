@@ -328,6 +328,8 @@ impl Oracle {
                 owned.not_before.insert(offset, now + after.min(retry_after_max));
             }
         }
+        let entries = &mut self.partitions[attempt.partition as usize].entries;
+        entries.get_mut(&offset).expect("it was attempted").first_failed.get_or_insert(now);
         self.look_at_tries(attempt, offset, now);
     }
 
@@ -413,12 +415,8 @@ impl Oracle {
         if is_by_operator {
             return untrue.map_or(Ok(()), |untrue| Err(format!("{offset} is given up {untrue}")));
         }
-        match failures.forbid(
-            life,
-            text("eventd-reason")?,
-            self.rules.attempts.saturating_sub(stored.tries),
-            &self.health,
-        ) {
+        let limits = owned.try_limits(entry, offset, &self.rules);
+        match failures.forbid(life, text("eventd-reason")?, limits, &self.health) {
             Some(wrong) => Err(format!("{offset} is given up {wrong}")),
             None => untrue.map_or(Ok(()), |untrue| Err(format!("{offset} is given up {untrue}"))),
         }

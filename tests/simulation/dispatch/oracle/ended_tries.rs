@@ -10,10 +10,14 @@
 //!
 //! If the tries have certainly ended, the event is not attempted again, and a commit says that the user is held.
 
-use super::{Attempt, Life, Oracle, User};
+use super::{Attempt, Entry, Life, Oracle, Ownership, Rules, User};
+use crate::dispatch::outage_rules::TryLimits;
 use eventd::core::progress::PartitionState;
 use eventd::core::tries::OnExhausted;
 use std::time::Duration;
+
+/// How far the time that an owner counts may be above the true one, because stored times are whole milliseconds.
+const ROUNDING: Duration = Duration::from_millis(5);
 
 /// Whether the tries of a user's first event have ended.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -28,13 +32,12 @@ impl Oracle {
         if self.rules.on_exhausted == OnExhausted::DeadLetter {
             return;
         }
-        let user = self.partitions[attempt.partition as usize].entries[&offset].user.as_deref();
+        let entry = &self.partitions[attempt.partition as usize].entries[&offset];
         let owned = self.owned.get_mut(&(attempt.life, attempt.partition));
         let Some(owned) = owned.filter(|owned| owned.number == attempt.ownership) else { return };
-        let stored_tries = owned.stored_failure(user, offset).map_or(0, |stored| stored.tries);
-        let attempts = self.rules.attempts.saturating_sub(stored_tries);
+        let limits = owned.try_limits(entry, offset, &self.rules);
         let failures = owned.failures.get(&offset);
-        match failures.is_some_and(|failures| failures.may_end_tries(attempt.life, attempts, &self.health)) {
+        match failures.is_some_and(|failures| failures.may_end_tries(attempt.life, limits, &self.health)) {
             true => _ = owned.may_have_ended.insert(offset, now),
             false => _ = owned.may_have_ended.remove(&offset),
         }
@@ -110,5 +113,21 @@ impl Oracle {
             entry.settled.is_none() || (!entry.trimmed && !claimed())
         };
         part.users.get(user).is_some_and(|(offsets, _)| offsets.iter().any(is_open))
+    }
+}
+
+impl Ownership {
+    /// What may end the tries of this event after its last failure that the owner saw.
+    pub(super) fn try_limits(&self, entry: &Entry, offset: i64, rules: &Rules) -> TryLimits {
+        let stored = self.stored_failure(entry.user.as_deref(), offset);
+        let attempts = rules.attempts.saturating_sub(stored.map_or(0, |stored| stored.tries));
+        let age = self.attempted.get(&offset).map(|attempted| {
+            let (last, first) = attempted.last_and_first();
+            // The owner continues the account of earlier ones.
+            let first = if stored.is_some() { entry.first_failed.unwrap_or(first) } else { first };
+            last.saturating_sub(first)
+        });
+        let is_too_old = rules.give_up_after.is_some_and(|limit| age.is_some_and(|age| age + ROUNDING >= limit));
+        TryLimits { attempts, is_too_old }
     }
 }

@@ -48,6 +48,7 @@ pub(crate) type User = Option<Vec<u8>>;
 #[derive(Debug, Clone)]
 pub(crate) struct Rules {
     pub(crate) attempts: u32,
+    pub(crate) give_up_after: Option<Duration>,
     pub(crate) on_exhausted: OnExhausted,
     pub(crate) window_events: usize,
     pub(crate) window_bytes: usize,
@@ -79,6 +80,8 @@ struct Entry {
     index: usize,
     appended: Duration,
     settled: Option<Duration>,
+    /// When an attempt failed first, of any owner.
+    first_failed: Option<Duration>,
     dead: bool,
     delivered: bool,
     trimmed: bool,
@@ -190,6 +193,7 @@ impl Oracle {
     pub(crate) fn new(rules: Rules, partitions: u32) -> Self {
         let timing = Timing::new(TimingRules {
             attempts: rules.attempts,
+            give_up_after: rules.give_up_after,
             backoff: rules.backoff,
             retry_after_max: rules.retry_after_max,
             concurrency: rules.concurrency,
@@ -247,6 +251,7 @@ impl Oracle {
                 index,
                 appended: now,
                 settled: None,
+                first_failed: None,
                 dead: false,
                 delivered: false,
                 trimmed: false,

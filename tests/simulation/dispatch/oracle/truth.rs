@@ -22,6 +22,11 @@ impl Attempted {
         Self { first: before.map_or(now, |before| before.first), last: now, verdict, answer: answer.to_owned() }
     }
 
+    /// When the last attempt failed, and the first one.
+    pub(super) fn last_and_first(&self) -> (Duration, Duration) {
+        (self.last, self.first)
+    }
+
     /// Why the headers of this dead letter are not true. Its event was appended at `appended`, and may have failed under
     /// earlier owners, too. An event that is redriven has its first attempt long ago.
     pub(super) fn contradicts(&self, dead_letter: &Record, appended: Option<Duration>) -> Option<String> {

@@ -34,6 +34,7 @@ fn record(user: &str) -> Record {
 fn rules(limits: BatchLimits, start_latest: bool) -> Rules {
     Rules {
         attempts: 2,
+        give_up_after: None,
         on_exhausted: OnExhausted::DeadLetter,
         window_events: 4,
         window_bytes: 10_000,

@@ -144,6 +144,10 @@ impl Scenario {
         if seed % 10 > 4 && scenario.has_near_timers() && scenario.replays.is_empty() && random.chance(25) {
             commands::give_ups(&mut scenario, &mut random);
         }
+        let mut random = Random::new(seed ^ 128);
+        if seed % 10 > 0 && random.chance(20) {
+            worlds::give_up_after(&mut scenario, &mut random);
+        }
         let mut random = Random::new(seed ^ 64);
         let is_hanging = !scenario.behaviour.hanging_users.is_empty() || scenario.behaviour.slow_users.is_some();
         let is_simple = scenario.has_near_timers() && scenario.replays.is_empty() && !(seed % 10 == 0 && is_hanging);
@@ -205,6 +209,7 @@ impl Scenario {
     pub(crate) fn rules(&self) -> Rules {
         Rules {
             attempts: self.config.tries.attempts_max.unwrap_or(u32::MAX),
+            give_up_after: self.config.tries.give_up_after,
             on_exhausted: self.config.tries.on_exhausted,
             window_events: self.config.window_events,
             window_bytes: self.config.window_bytes,

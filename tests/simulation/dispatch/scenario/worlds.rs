@@ -207,6 +207,17 @@ pub(super) fn outages(scenario: &mut Scenario, random: &mut Random) {
     scenario.plan.sort_by_key(|(at, _)| *at);
 }
 
+/// Limits the time of an event's tries, for some without a limit on their number. In some of them a user fails for long.
+pub(super) fn give_up_after(scenario: &mut Scenario, random: &mut Random) {
+    scenario.config.tries.give_up_after = Some(random.millis(200, 6_000));
+    if random.chance(60) {
+        scenario.config.tries.attempts_max = None;
+    }
+    if random.chance(50) {
+        scenario.behaviour.failing_users = vec![scenario.users[0].clone()];
+    }
+}
+
 /// Makes some destinations that take one event at a time take runs as a whole: runs of any length, of a few events, or
 /// only those of one event.
 pub(super) fn batches(scenario: &mut Scenario, random: &mut Random) {

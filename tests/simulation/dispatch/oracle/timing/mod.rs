@@ -14,6 +14,7 @@
 //! window is not full, slots are free, and its breaker is certainly closed ([`wellness`]). The bounds are short, so that a
 //! wake-up that is lost shows although a timer comes to its aid a second later.
 
+mod certain_tries;
 mod commits;
 mod control;
 mod owned;
@@ -52,6 +53,7 @@ const LOG_BACKOFF: BackoffRule =
 #[derive(Debug, Clone)]
 pub(crate) struct TimingRules {
     pub(crate) attempts: u32,
+    pub(crate) give_up_after: Option<Duration>,
     pub(crate) backoff: BackoffRule,
     pub(crate) retry_after_max: Duration,
     pub(crate) concurrency: usize,

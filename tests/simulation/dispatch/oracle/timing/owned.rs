@@ -3,6 +3,7 @@
 //! If users may be parked, some of their events wait in the log instead. What is in memory is then seen from the copies of
 //! the records.
 
+use super::certain_tries::CertainTries;
 use super::commits::Commits;
 use super::control::Controlled;
 use super::queue::{Queue, QueueState, StoredFailures};
@@ -327,10 +328,11 @@ impl Owned {
                 }
             }
             let is_certain = free.commands_free_since.is_some();
-            if is_certain && queue.head() == Some(*head) && queue.certain_tries >= rules.attempts {
-                wrong.get_or_insert_with(|| {
-                    format!("{head} has used {} tries of {}", queue.certain_tries, rules.attempts)
-                });
+            if is_certain
+                && queue.head() == Some(*head)
+                && let Some(ended) = queue.certain_tries.have_ended(rules, controlled.is_some())
+            {
+                wrong.get_or_insert_with(|| format!("{head} {ended}"));
             }
             may_pass_newcomers &= queue.is_served;
             may_pass &= queue.is_slow || is_failing(self.number, user);
@@ -385,8 +387,10 @@ impl Owned {
                         _ => None,
                     };
                     let counts = matches!(verdict, Verdict::Retry { .. } | Verdict::Refused | Verdict::Drilled);
-                    queue.certain_tries += u32::from(counts && counts_tries);
-                    queue.failed(verdict, asked, !counts_tries, rules.backoff, rules.attempts, now);
+                    if counts_tries {
+                        queue.certain_tries.failed(counts, now);
+                    }
+                    queue.failed(verdict, asked, !counts_tries, rules, now);
                 }
                 None if run.delivered == 0 => queue.cut_off(),
                 None => {}
@@ -407,7 +411,7 @@ impl Owned {
     /// An operator wants this user to be tried now. The command was given at `given_at`.
     pub(super) fn loosened(&mut self, user: &User, given_at: Duration, now: Duration) {
         if let Some(queue) = self.users.get_mut(user) {
-            queue.certain_tries = 0;
+            queue.certain_tries = CertainTries::default();
             if given_at < now {
                 queue.retried(given_at, now);
             }
@@ -416,7 +420,7 @@ impl Owned {
 
     pub(super) fn begins_anew(&mut self, user: &User) {
         if let Some(queue) = self.users.get_mut(user) {
-            queue.failures = 0;
+            queue.forget_failures();
         }
     }
 
@@ -426,14 +430,12 @@ impl Owned {
     }
 
     pub(super) fn tries_have_ended(&self, user: &User, attempts: u32, before: Duration) -> bool {
-        self.users.get(user).is_some_and(|queue| {
-            queue.certain_tries >= attempts && queue.failed_at.is_some_and(|failed_at| failed_at < before)
-        })
+        self.users.get(user).is_some_and(|queue| queue.certain_tries.were_used_up(attempts, before))
     }
 
     /// An outage takes tries back.
     pub(super) fn forget_tries(&mut self) {
-        self.users.values_mut().for_each(|queue| queue.certain_tries = 0);
+        self.users.values_mut().for_each(|queue| queue.certain_tries = CertainTries::default());
     }
 
     pub(super) fn settled(&mut self, user: &User, offset: i64, now: Duration) {

@@ -1,5 +1,7 @@
 //! One user's events in the memory of one owner, as the oracle knows them, and when the next of them may and must start.
 
+use super::TimingRules;
+use super::certain_tries::CertainTries;
 use eventd::core::verdict::Verdict;
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -57,10 +59,9 @@ pub(super) struct Queue {
     pub(super) failures: u32,
     /// Failures among them that may not lengthen the backoff, because the destination may have been down or in bad health.
     excused: u32,
-    /// Failures among them that count as tries without doubt.
-    pub(super) certain_tries: u32,
-    /// When an attempt of this user failed last.
-    pub(super) failed_at: Option<Duration>,
+    /// When the first of them was. Of an event that an earlier owner has attempted it is not known, so it is zero.
+    first_failed: Option<Duration>,
+    pub(super) certain_tries: CertainTries,
     pub(super) is_slow: bool,
     /// An attempt was quick and delivered, and none was slow since.
     pub(super) is_served: bool,
@@ -98,6 +99,7 @@ impl Queue {
                 || ready(now),
                 |stored| {
                     (self.failures, self.excused) = (stored.failures, 0);
+                    self.first_failed = Some(Duration::ZERO);
                     // It continues its backoff. Stored times are whole milliseconds.
                     let next_try = stored.next_try.max(now);
                     let earliest = next_try.min(stored.waits_until.max(now)).saturating_sub(ROUNDING);
@@ -121,7 +123,7 @@ impl Queue {
     /// backoff say nothing about this one.
     pub(super) fn skip_to(&mut self, offset: i64) {
         self.events = self.events.split_off(&offset);
-        (self.failures, self.excused, self.certain_tries) = (0, 0, 0);
+        self.forget_failures();
         if let QueueState::Waiting { failed_at, .. } = &mut self.state {
             *failed_at = None;
         }
@@ -135,9 +137,15 @@ impl Queue {
         let (_, bytes) = self.events.pop_first()?;
         self.settled_below = offset + 1;
         self.arrived = now;
-        (self.failures, self.excused, self.certain_tries) = (0, 0, 0);
+        self.forget_failures();
         self.state = if self.events.is_empty() { QueueState::Empty } else { ready(now) };
         Some(bytes)
+    }
+
+    /// The next failure is the first one of an event.
+    pub(super) fn forget_failures(&mut self) {
+        (self.failures, self.excused, self.first_failed) = (0, 0, None);
+        self.certain_tries = CertainTries::default();
     }
 
     pub(super) fn took(&mut self, time: Duration, is_delivered: bool) {
@@ -151,17 +159,18 @@ impl Queue {
         verdict: Verdict,
         asked: Option<Duration>,
         may_be_excused: bool,
-        backoff: BackoffRule,
-        attempts: u32,
+        rules: &TimingRules,
         now: Duration,
     ) {
+        let backoff = rules.backoff;
+        let first_failed = *self.first_failed.get_or_insert(now);
+        let may_be_too_old = rules.give_up_after.is_some_and(|limit| now + ROUNDING >= first_failed + limit);
         self.failures += 1;
-        self.failed_at = Some(now);
         self.excused += u32::from(may_be_excused);
         let shortest = backoff.bounds(self.failures - self.excused).0;
         let (shortest, longest) =
             asked.map_or_else(|| (shortest, backoff.longest(self.failures)), |asked| (asked, asked));
-        self.state = if self.failures >= attempts || verdict == Verdict::Refused {
+        self.state = if self.failures >= rules.attempts || may_be_too_old || verdict == Verdict::Refused {
             QueueState::MayBeGivenUp { write_by: None }
         } else {
             QueueState::Waiting {
