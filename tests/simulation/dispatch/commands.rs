@@ -84,11 +84,13 @@ struct CommandedPartition {
 impl CommandedPartition {
     /// The commands at these offsets that hold or release this user.
     fn decisions(&self, user: usize, offsets: Range<i64>) -> impl Iterator<Item = UserAction> {
-        self.records.iter().filter(move |(offset, _)| offsets.contains(offset)).filter_map(move |(_, given)| match given {
-            Given::User { action: UserAction::GiveUp { .. }, .. } => None,
-            Given::User { user: of, action } if *of == user => Some(*action),
-            _ => None,
-        })
+        self.records.iter().filter(move |(offset, _)| offsets.contains(offset)).filter_map(
+            move |(_, given)| match given {
+                Given::User { action: UserAction::GiveUp { .. }, .. } => None,
+                Given::User { user: of, action } if *of == user => Some(*action),
+                _ => None,
+            },
+        )
     }
 
     /// The commands before this offset that give up events: the number of the user, and the offset that ends them.

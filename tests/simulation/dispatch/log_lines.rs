@@ -163,7 +163,10 @@ fn dropped_events_are_logged_by_name_and_beyond_a_limit_counted() {
     scenario.plan.sort_by_key(|(at, _)| *at);
     let (lines, outcome) = lines_of(&scenario);
     let named = with(&lines, "gave up an event: it is dropped and will never be delivered");
-    assert!(named.iter().all(|line| line.contains("user=\"user-0\"") && line.contains("reason=\"exhausted\"")), "{named:#?}");
+    assert!(
+        named.iter().all(|line| line.contains("user=\"user-0\"") && line.contains("reason=\"exhausted\"")),
+        "{named:#?}"
+    );
     assert_eq!(named.len(), 10, "{named:#?}");
     let counted = with(&lines, "they are dropped and will never be delivered");
     assert_eq!(counted.len(), 1, "logged once, although no other line follows: {lines:#?}");
@@ -185,7 +188,7 @@ fn a_user_that_is_held_because_its_tries_have_ended_is_logged_and_no_other_user_
     assert!(held.iter().all(|line| line.contains("user=\"user-0\"") && line.contains("503 try later")), "{held:#?}");
     // After the faults an operator releases it twice, and then gives its events up.
     assert_eq!((held.len() as u64, outcome.held_by_policy), (3, 3), "{held:#?}");
-    let reminders = with(&lines, "1 user is held: \"user-0\" held by --on-exhausted hold");
+    let reminders = with(&lines, "1 user is held: \"user-0\" by --on-exhausted hold");
     assert!((2..=3).contains(&reminders.len()), "one line a minute: {lines:#?}");
     assert_eq!((outcome.counts.given_up_by_operators, outcome.counts.dead_letters), (5, 5), "{lines:#?}");
 }

@@ -402,10 +402,8 @@ impl Group for MemoryGroup {
             self.0.sleep(before).await;
             on_its_way.state = None;
             let sent = on_its_way.sent;
-            finish_write(&self.0, fault, after, || {
-                store(&mut world.lock(), *life, partition, sent, state, world.now())
-            })
-            .await
+            finish_write(&self.0, fault, after, || store(&mut world.lock(), *life, partition, sent, state, world.now()))
+                .await
         })
     }
 

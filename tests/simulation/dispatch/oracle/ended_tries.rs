@@ -1,12 +1,12 @@
 //! What follows when the tries of an event have ended, if it is not a dead letter: `--on-exhausted drop` and `hold`.
 //!
-//! Both leave no record that the oracle could see. So it notes at each failure whether the tries of the event may have ended,
-//! by the rules for dead letters. Later it looks at what the owner did:
+//! Both leave no record that the oracle could see. So it notes at each failure whether the tries of the event may have
+//! ended, by the rules for dead letters. Later it looks at what the owner did:
 //!
-//! | policy | the owner | then the tries must have ended before, because |
-//! |---|---|---|
-//! | drop | attempts a later event of the user, or commits the event as settled | nothing else settles an event without a record |
-//! | hold | commits that the user is held | no operator has held it |
+//! | policy | the tries must have ended before the owner … |
+//! |---|---|
+//! | drop | attempts a later event of the user, or commits the event as settled |
+//! | hold | commits that the user is held, although no operator holds it |
 //!
 //! If the tries have certainly ended, the event is not attempted again, and a commit says that the user is held.
 
@@ -49,25 +49,19 @@ impl Oracle {
         let is_passed = |offset: &i64| *offset < next && entries[offset].user == *user;
         let Some(owned) = self.owned.get(&(life, partition)) else { return };
         let passed: Vec<i64> = owned.may_have_ended.keys().copied().filter(is_passed).collect();
-        self.dropped(life, partition, passed, now);
+        self.were_dropped(life, partition, passed, now);
     }
 
     /// The owner commits this state. Events that it counts as settled, and whose tries may have ended, were dropped.
-    pub(super) fn has_committed_dropped(
-        &mut self,
-        life: Life,
-        partition: u32,
-        state: &PartitionState,
-        now: Duration,
-    ) {
+    pub(super) fn has_committed_dropped(&mut self, life: Life, partition: u32, state: &PartitionState, now: Duration) {
         let part = &self.partitions[partition as usize];
         let Some(owned) = self.owned.get(&(life, partition)) else { return };
         let claimed = owned.may_have_ended.keys().copied().filter(|offset| part.claims(state, *offset)).collect();
-        self.dropped(life, partition, claimed, now);
+        self.were_dropped(life, partition, claimed, now);
     }
 
     /// The events at these offsets were dropped if the owner has not settled them otherwise.
-    fn dropped(&mut self, life: Life, partition: u32, mut offsets: Vec<i64>, now: Duration) {
+    fn were_dropped(&mut self, life: Life, partition: u32, mut offsets: Vec<i64>, now: Duration) {
         if self.rules.on_exhausted != OnExhausted::Drop {
             return;
         }

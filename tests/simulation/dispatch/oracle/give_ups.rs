@@ -55,8 +55,7 @@ impl Oracle {
 
     /// Whether an attempt of this event breaks the promise of a `give-up`. An offset reset may have taken the event back.
     pub(super) fn is_given_up(&self, partition: u32, user: &User, offset: i64) -> bool {
-        self.partitions[partition as usize].resets.is_empty()
-            && self.give_ups.must_be_given_up(partition, user, offset)
+        self.partitions[partition as usize].resets.is_empty() && self.give_ups.must_be_given_up(partition, user, offset)
     }
 
     /// The first event of a user that is not settled.
@@ -81,5 +80,6 @@ pub(super) fn contradicts_stored(dead_letter: &Record, stored: &FailedHead) -> O
     }
     let has_times = ["eventd-first-attempt", "eventd-last-attempt"].map(|name| dead_letter.header(name).is_some());
     let has_failed = stored.failures > 0;
-    (has_times != [has_failed; 2]).then(|| format!("with times of attempts: {has_times:?}, and it failed: {has_failed}"))
+    (has_times != [has_failed; 2])
+        .then(|| format!("with times of attempts: {has_times:?}, and it failed: {has_failed}"))
 }

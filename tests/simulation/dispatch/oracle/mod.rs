@@ -205,6 +205,7 @@ impl Oracle {
             call_max: rules.call_max,
             may_list_be_full: rules.may_list_be_full,
             is_calm: rules.is_calm,
+            drops: rules.on_exhausted == OnExhausted::Drop,
         });
         Self {
             rules,

@@ -1,6 +1,7 @@
 //! Tests of the oracle and of the in-memory world. Hand-made cases break one promise each, and the oracle must report
 //! it. The in-memory log must keep the contract of a log.
 
+mod ended_tries;
 mod replayed;
 
 use crate::dispatch::memory_destination::Behaviour;
@@ -69,7 +70,10 @@ impl Case {
 
     fn new(users: &[&'static str], may_park: bool) -> Self {
         let rules = rules(BatchLimits { runs_max: 3, run_events_max: 3, run_bytes_max: 1_000 }, false);
-        let rules = Rules { may_park, ..rules };
+        Self::with(Rules { may_park, ..rules }, users)
+    }
+
+    fn with(rules: Rules, users: &[&'static str]) -> Self {
         let mut case = Self { oracle: Oracle::new(rules, 1), users: users.to_vec(), failed: BTreeMap::new() };
         for (user, offset) in users.iter().zip(0..) {
             case.oracle.appended(0, offset, &record(user), seconds(0));

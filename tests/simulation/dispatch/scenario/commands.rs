@@ -80,8 +80,8 @@ pub(super) fn give_ups(scenario: &mut Scenario, random: &mut Random) {
     scenario.plan.sort_by_key(|(at, _)| *at);
 }
 
-/// Lets a user fail whose tries end in another way than with a dead letter. An operator releases held users, or gives up
-/// their events.
+/// Ends the tries of events in another way than with dead letters. An operator releases held users, or gives up their
+/// events.
 pub(super) fn policies(scenario: &mut Scenario, random: &mut Random) {
     let named = named_users(scenario);
     // Events without a user are held, too, but no command can name them. So nothing could release them.

@@ -76,8 +76,7 @@ pub(crate) enum Action {
     },
     /// An operator gives a command to every partition.
     Command(Given),
-    /// An operator gives up the next event of this user, or in addition some of its later ones: this percentage of what the
-    /// log has after it.
+    /// An operator gives up the next event of this user, and those in this percentage of the log after it.
     GiveUp {
         user: usize,
         percent: i64,
@@ -145,12 +144,13 @@ impl Scenario {
             commands::give_ups(&mut scenario, &mut random);
         }
         let mut random = Random::new(seed ^ 128);
-        if seed % 10 > 0 && random.chance(20) {
+        if !seed.is_multiple_of(10) && random.chance(20) {
             worlds::give_up_after(&mut scenario, &mut random);
         }
         let mut random = Random::new(seed ^ 64);
         let is_hanging = !scenario.behaviour.hanging_users.is_empty() || scenario.behaviour.slow_users.is_some();
-        let is_simple = scenario.has_near_timers() && scenario.replays.is_empty() && !(seed % 10 == 0 && is_hanging);
+        let is_simple =
+            scenario.has_near_timers() && scenario.replays.is_empty() && !(seed.is_multiple_of(10) && is_hanging);
         if is_simple && random.chance(25) {
             commands::policies(&mut scenario, &mut random);
         }

@@ -1,5 +1,5 @@
-//! The failures that certainly count against the first event of a user: its tries, and the time from one of them to another.
-//! When they reach a limit, the tries of the event have ended.
+//! The failures that certainly count against the first event of a user: its tries, and the time between them. When they
+//! reach a limit, the tries of the event have ended.
 
 use super::TimingRules;
 use std::time::Duration;
@@ -60,6 +60,7 @@ mod tests {
             backoff,
             retry_after_max: second(1),
             concurrency: 1,
+            in_flight_events: 1,
             takes_many_users: false,
             window_events: 1,
             window_bytes: 1,
@@ -68,6 +69,7 @@ mod tests {
             call_max: second(1),
             may_list_be_full: false,
             is_calm: true,
+            drops: false,
         };
         let mut tries = CertainTries::default();
         tries.failed(false, second(1));

@@ -68,8 +68,13 @@ impl Controlled {
 
     /// Whether a command may keep this user's first event from being attempted: the user is held, or the event is given up.
     pub(super) fn keeps(&self, user: &User, head: Option<i64>) -> bool {
+        self.view.held.contains(user) || self.gives_up(user, head)
+    }
+
+    /// Whether an operator has given up this user's first event. Its dead letter may be on the way.
+    pub(super) fn gives_up(&self, user: &User, head: Option<i64>) -> bool {
         let is_given_up = |below: &i64| head.is_some_and(|head| head < *below);
-        self.view.held.contains(user) || self.view.given_up_below.get(user).is_some_and(is_given_up)
+        self.view.given_up_below.get(user).is_some_and(is_given_up)
     }
 
     /// Why the owner, which is open since this moment, should have stored a command.

@@ -70,6 +70,8 @@ pub(crate) struct TimingRules {
     pub(crate) may_list_be_full: bool,
     /// Whether every call is answered, and quickly.
     pub(crate) is_calm: bool,
+    /// Whether an event whose tries have ended is settled without a dead letter.
+    pub(crate) drops: bool,
 }
 
 /// What an owner begins with.
@@ -120,6 +122,8 @@ struct Process {
     slots: UsedSlots,
     wellness: Wellness,
     rate: RateRule,
+    /// When the rate of a partition that it does not own any more may have limited it last.
+    limited_until: Duration,
 }
 
 #[derive(Debug)]
@@ -192,6 +196,9 @@ impl Timing {
         self.owned.remove(&(life, partition));
         if let Some(process) = self.processes.get_mut(&life) {
             process.partitions.remove(&partition);
+            if self.controlled.get(&partition).is_some_and(|controlled| controlled.unlimited_since().is_none()) {
+                process.limited_until = now;
+            }
         }
         self.look_at_rates();
         self.share_changed(life, now);
@@ -222,7 +229,8 @@ impl Timing {
         let share = self.share(self.owned.iter().filter(others_drain).count());
         let owned = self.owned.get_mut(&(life, partition))?;
         let pending = (self.rules.fetch_events_max, self.rules.window_bytes + EVENT_BYTES_MAX);
-        let (was_open, wrong) = (owned.judged_since().is_some(), owned.fetch(cursor, share, pending, now));
+        let (was_open, wrong) =
+            (owned.judged_since().is_some(), owned.fetch(cursor, share, pending, self.rules.drops, now));
         if !was_open {
             self.look_at_rates();
         }
@@ -276,17 +284,19 @@ impl Timing {
     /// Since when no command keeps the users of an owner from starting.
     fn commands_free_since(&self, life: Life, partition: u32) -> Option<Duration> {
         let own = self.controlled.get(&partition).map_or(Some(Duration::ZERO), Controlled::free_since);
+        let Some(process) = self.processes.get(&life) else { return own };
         // The lowest rate of the partitions of a process limits all of them.
-        let of_process = self.processes.get(&life).into_iter().flat_map(|process| &process.partitions);
-        let unlimited = of_process.filter_map(|of| self.controlled.get(of)).map(Controlled::unlimited_since);
-        unlimited.fold(own, |since, of| Some(since?.max(of?)))
+        let of_process = process.partitions.iter().filter_map(|of| self.controlled.get(of));
+        let own = own.map(|since| since.max(process.limited_until));
+        of_process.map(Controlled::unlimited_since).fold(own, |since, of| Some(since?.max(of?)))
     }
 
     /// What this owner has in memory now.
     pub(super) fn remembers(&mut self, life: Life, partition: u32, memory: Memory, now: Duration) {
         let share = self.smallest_share(life);
+        let controlled = self.controlled.get(&partition);
         if let Some(owned) = self.owned.get_mut(&(life, partition)) {
-            owned.remembers(memory, share, now);
+            owned.remembers(memory, controlled, share, now);
         }
     }
 
@@ -398,7 +408,7 @@ impl Timing {
     ) {
         let share = self.smallest_share(life);
         if let Some(owned) = self.owned.get_mut(&(life, partition)) {
-            owned.settled(user, offset, at);
+            owned.dropped(user, offset, at);
             owned.look_at_room(share, now);
         }
     }

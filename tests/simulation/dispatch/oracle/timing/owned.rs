@@ -171,9 +171,19 @@ impl Owned {
     }
 
     /// This is in memory now.
-    pub(super) fn remembers(&mut self, memory: Memory, share: (usize, usize), now: Duration) {
-        let is_busy = |queue: &&Queue| matches!(queue.state, QueueState::InFlight | QueueState::MayBeGivenUp { .. });
-        let busy: BTreeSet<i64> = self.users.values().filter(is_busy).flat_map(Queue::offsets).collect();
+    pub(super) fn remembers(
+        &mut self,
+        memory: Memory,
+        controlled: Option<&Controlled>,
+        share: (usize, usize),
+        now: Duration,
+    ) {
+        let is_busy = |(user, queue): &(&User, &Queue)| {
+            matches!(queue.state, QueueState::InFlight | QueueState::MayBeGivenUp { .. })
+                || controlled.is_some_and(|controlled| controlled.gives_up(user, queue.head()))
+        };
+        let busy = self.users.iter().filter(is_busy).flat_map(|(_, queue)| queue.offsets());
+        let busy: BTreeSet<i64> = busy.collect();
         let busy = memory.events.iter().filter(|(offset, _)| busy.contains(offset));
         let (events, bytes) = busy.fold((0, 0), |(events, all), (_, bytes)| (events + 1, all + bytes));
         let largest = memory.events.values().max().copied().unwrap_or(0);
@@ -205,12 +215,20 @@ impl Owned {
         self.memory.as_ref().map_or((self.events, self.bytes), Memory::size)
     }
 
+    /// Like [`in_memory`](Self::in_memory), without the events that may have been dropped. A drop shows only later.
+    fn certainly_in_memory(&self) -> (usize, usize) {
+        let may_be_dropped = |queue: &&Queue| matches!(queue.state, QueueState::MayBeGivenUp { .. });
+        let sizes = self.users.values().filter(may_be_dropped).filter_map(Queue::head_bytes);
+        sizes.fold(self.in_memory(), |(events, all), bytes| (events.saturating_sub(1), all.saturating_sub(bytes)))
+    }
+
     /// A fetch begins. `pending_max`: what each cursor may have read in addition to the window.
     pub(super) fn fetch(
         &mut self,
         cursor: Cursor,
         share: (usize, usize),
         pending_max: (usize, usize),
+        may_drop: bool,
         now: Duration,
     ) -> Option<String> {
         self.open_since.get_or_insert(now);
@@ -219,7 +237,7 @@ impl Owned {
         if cursor == Cursor::Sweep {
             return None;
         }
-        let (events, bytes) = self.in_memory();
+        let (events, bytes) = if may_drop { self.certainly_in_memory() } else { self.in_memory() };
         let is_full = match self.memory {
             // Whatever fills the window: if the others have less than their half of it, their next event may be read.
             Some(_) => events > share.0 + pending_max.0 || bytes > share.1 + pending_max.1,
@@ -307,7 +325,8 @@ impl Owned {
         // If all slots are taken, there are others for users that were served, and for users that are slow or fail.
         let (mut may_pass_newcomers, mut may_pass) = (free.is_crowded, free.is_crowded);
         for (user, head) in heads {
-            let late = self.late(user, (unblocked_since, well_since), rules, now).filter(|_| !is_kept(user, Some(*head)));
+            let late =
+                self.late(user, (unblocked_since, well_since), rules, now).filter(|_| !is_kept(user, Some(*head)));
             let queue = self.users.entry(user.clone()).or_default();
             if queue.head().is_some_and(|first| first < *head) {
                 queue.skip_to(*head);
@@ -443,6 +462,16 @@ impl Owned {
         let Some(queue) = self.users.get_mut(user) else { return };
         if let Some(bytes) = queue.settled(offset, now) {
             (self.events, self.bytes) = (self.events - 1, self.bytes - bytes);
+        }
+    }
+
+    /// This event was dropped. Since when the next one could start is not known.
+    pub(super) fn dropped(&mut self, user: &User, offset: i64, at: Duration) {
+        self.settled(user, offset, at);
+        if let Some(queue) = self.users.get_mut(user)
+            && queue.head().is_some()
+        {
+            queue.state = QueueState::MayBeGivenUp { write_by: None };
         }
     }
 

@@ -115,6 +115,10 @@ impl Queue {
         self.events.first_key_value().map(|(offset, _)| *offset)
     }
 
+    pub(super) fn head_bytes(&self) -> Option<usize> {
+        self.events.first_key_value().map(|(_, bytes)| *bytes)
+    }
+
     pub(super) fn offsets(&self) -> impl Iterator<Item = i64> {
         self.events.keys().copied()
     }

@@ -38,7 +38,7 @@ impl RateRule {
         }
     }
 
-    /// So many events are attempted. Returns why they are too many.
+    /// This number of events is attempted. Returns why they are too many.
     pub(super) fn begun(&mut self, events: usize, now: Duration) -> Option<String> {
         let per_s = self.per_hour? as f64 / S_PER_HOUR;
         let allowed = now.saturating_sub(self.at).as_secs_f64() * per_s;
