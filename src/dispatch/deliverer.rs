@@ -393,7 +393,7 @@ impl Deliverer {
             );
             if !self.takes_many_lanes() {
                 self.paces.attempted(started.user, now.saturating_sub(began), delivered > 0);
-                if self.paces.is_slow(started.user) && breaker.is_slow_alone(started.user, began) {
+                if self.paces.is_slow(started.user) && breaker.is_slow_alone(started.user, began, now) {
                     self.paces.found_slow_alone(started.user);
                 }
             }

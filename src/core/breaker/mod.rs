@@ -395,17 +395,17 @@ impl Breaker {
     /// alone](Self::is_slow_alone).
     pub fn report_old_attempt(&mut self, user: u64, began: Moment, now: Moment) -> bool {
         self.paces.seen_slow(user, began, now);
-        self.is_slow_alone(user, began)
+        self.is_slow_alone(user, began, now)
     }
 
-    /// Whether an attempt that takes longer than a second is slow because of its user: another user was served quickly
-    /// meanwhile.
-    pub fn is_slow_alone(&self, user: u64, began: Moment) -> bool {
-        self.paces.is_slow_alone(user, began)
+    /// Whether an attempt that takes longer than a second is slow because of its user: meanwhile another user was
+    /// served in less than a second, and in at most half of the time that this attempt has taken up to now.
+    pub fn is_slow_alone(&self, user: u64, began: Moment, now: Moment) -> bool {
+        self.paces.is_slow_alone(user, began, now)
     }
 
-    /// If the destination is slow for every user, since when no user was served quickly. It is slow for every user if at
-    /// least 5 users were slow lately, and no other user was served quickly meanwhile.
+    /// If the destination is slow for every user, since when no user was served within 500 ms. It is slow for every
+    /// user if at least 5 users were slow lately, and none of them [alone](Self::is_slow_alone).
     pub fn slow_for_all_since(&self, now: Moment) -> Option<Moment> {
         self.paces.slow_for_all_since(now)
     }

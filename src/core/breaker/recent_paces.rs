@@ -1,13 +1,17 @@
 //! Whether a slow attempt is its user's own, or the destination is slow for every user.
 //!
 //! ```text
-//!  attempt of A   ├──────────────────────── 1 s ───────▶         A is slow
-//!  attempt of B           ├── delivered ──┤                      B was served quickly meanwhile: A is slow alone
+//!  attempt of A   ├──────────────────────── 1 s or more ───────▶         A is slow
+//!  attempt of B           ├── delivered ──┤                      B took at most half as long: A is slow alone
 //!                 ├ 250 ms ┤
 //! ```
 //!
 //! The attempt of B must have begun well after that of A. If the destination becomes slow for all users at one moment,
 //! attempts that began just before the last quick deliveries are slow, too.
+//!
+//! The attempt of B must have taken less than a second, and at most half of the time that A has taken up to now. So a
+//! destination that usually answers within 0.7 s shows after 1.4 s that A is slow alone. But a destination whose
+//! answers all take about a second shows this by none of them.
 //!
 //! Users that are slow and of whom this was not seen are counted. If there are at least as many of them as are needed to
 //! judge the health of a destination, it is slow for every user. A few such users may be slow alone: nothing tells.
@@ -18,8 +22,8 @@ use crate::core::slots::OLD_AFTER;
 use std::collections::VecDeque;
 use std::time::Duration;
 
-/// A delivery that took longer than this does not show that the destination is quick. It is far below [`OLD_AFTER`], so that
-/// a destination whose answers take about that long is not found to be quick by some of them.
+/// A delivery that took longer than this does not end the time in which no user was served quickly. It is at most half
+/// of the time that any slow attempt takes.
 const QUICK_MAX: Duration = Duration::from_millis(500);
 
 /// How much later than a slow attempt another one must have begun.
@@ -29,11 +33,12 @@ const BEGAN_AFTER_MIN: Duration = Duration::from_millis(250);
 /// parked.
 const SEEN_LATELY: Duration = Duration::from_secs(5);
 
-/// The quick deliveries and the slow users of a destination that were seen last.
+/// The deliveries and the slow users of a destination that were seen last.
 #[derive(Debug, Default)]
 pub(super) struct RecentPaces {
-    /// The two quick deliveries of different users that began last. For any user, one of them is of another user.
-    quick: [Option<QuickDelivery>; 2],
+    /// The two deliveries of different users that began last, and were not slow. For any user, one of them is of
+    /// another user.
+    not_slow: [Option<ShortDelivery>; 2],
     /// The last users that were slow, and not seen to be slow alone, with the time when they were seen: at most
     /// [`DECIDING_USERS_MIN`].
     slow: VecDeque<(u64, Moment)>,
@@ -41,10 +46,12 @@ pub(super) struct RecentPaces {
     no_quick_since: Option<Moment>,
 }
 
+/// A delivery that took less than [`OLD_AFTER`].
 #[derive(Debug, Clone, Copy)]
-struct QuickDelivery {
+struct ShortDelivery {
     user: u64,
     began: Moment,
+    took: Duration,
 }
 
 impl RecentPaces {
@@ -56,16 +63,22 @@ impl RecentPaces {
             return;
         }
         self.slow.retain(|(slow, _)| *slow != user);
-        if is_delivered && took <= QUICK_MAX {
-            self.seen_quick(QuickDelivery { user, began });
-            self.no_quick_since = Some(now);
+        if is_delivered {
+            self.seen_short(ShortDelivery { user, began, took });
+            if took <= QUICK_MAX {
+                self.no_quick_since = Some(now);
+            }
         }
     }
 
-    fn seen_quick(&mut self, delivery: QuickDelivery) {
-        let [first, second] = &mut self.quick;
+    fn seen_short(&mut self, delivery: ShortDelivery) {
+        let [first, second] = &mut self.not_slow;
         match first {
-            Some(known) if known.user == delivery.user => known.began = known.began.max(delivery.began),
+            Some(known) if known.user == delivery.user => {
+                if known.began <= delivery.began {
+                    *known = delivery;
+                }
+            }
             Some(known) if known.began > delivery.began => {
                 if second.is_none_or(|known| known.began < delivery.began) {
                     *second = Some(delivery);
@@ -78,7 +91,7 @@ impl RecentPaces {
     /// Notes that an attempt has taken [`OLD_AFTER`], whether it has ended or not.
     pub(super) fn seen_slow(&mut self, user: u64, began: Moment, now: Moment) {
         self.slow.retain(|(slow, _)| *slow != user);
-        if !self.is_slow_alone(user, began) {
+        if !self.is_slow_alone(user, began, now) {
             self.no_quick_since.get_or_insert(now);
             self.slow.push_back((user, now));
             if self.slow.len() > DECIDING_USERS_MIN {
@@ -87,10 +100,13 @@ impl RecentPaces {
         }
     }
 
-    /// Whether another user was served quickly while this slow attempt was in flight.
-    pub(super) fn is_slow_alone(&self, user: u64, began: Moment) -> bool {
-        let of_others = self.quick.iter().flatten().filter(|delivery| delivery.user != user);
-        of_others.map(|delivery| delivery.began).max().is_some_and(|at| at >= began.saturating_add(BEGAN_AFTER_MIN))
+    /// Whether another user was served far more quickly while this slow attempt was in flight.
+    pub(super) fn is_slow_alone(&self, user: u64, began: Moment, now: Moment) -> bool {
+        let (began_min, age) = (began.saturating_add(BEGAN_AFTER_MIN), now.saturating_sub(began));
+        let is_far_quicker = |other: &ShortDelivery| {
+            other.user != user && other.began >= began_min && other.took.saturating_mul(2) <= age
+        };
+        self.not_slow.iter().flatten().any(is_far_quicker)
     }
 
     /// If the destination is slow for every user, as far as was seen lately: since when no user was served quickly.
@@ -118,7 +134,7 @@ mod tests {
         for user in 0..5 {
             assert_eq!(paces.slow_for_all_since(ms(1_300)), None);
             paces.ended(user, ms(50), true, ms(1_300));
-            assert!(!paces.is_slow_alone(user, ms(50)));
+            assert!(!paces.is_slow_alone(user, ms(50), ms(1_300)));
         }
         assert_eq!(paces.slow_for_all_since(ms(1_300)), Some(ms(40)), "the last quick delivery");
         paces.seen_slow(4, ms(1_300), ms(2_400));
@@ -131,13 +147,37 @@ mod tests {
         paces.ended(99, ms(500), true, ms(510));
         for user in 0..20 {
             paces.ended(user, ms(200), true, ms(2_000));
-            assert!(paces.is_slow_alone(user, ms(200)));
+            assert!(paces.is_slow_alone(user, ms(200), ms(2_000)));
         }
         assert_eq!(paces.slow_for_all_since(ms(2_000)), None);
-        assert!(!paces.is_slow_alone(99, ms(200)), "its own delivery shows nothing about it");
+        assert!(!paces.is_slow_alone(99, ms(200), ms(2_000)), "its own delivery shows nothing about it");
         paces.ended(98, ms(100), true, ms(2_000));
         paces.ended(98, ms(2_100), true, ms(2_110));
-        assert!(paces.is_slow_alone(99, ms(200)));
+        assert!(paces.is_slow_alone(99, ms(200), ms(2_110)));
+    }
+
+    #[test]
+    fn users_that_take_twice_as_long_as_the_others_are_slow_alone_although_no_user_is_quick() {
+        let mut paces = RecentPaces::default();
+        for healthy in 90..100 {
+            paces.ended(healthy, ms(300), true, ms(1_000));
+        }
+        for user in 0..20 {
+            assert!(!paces.is_slow_alone(user, ms(0), ms(1_399)), "700 ms are more than half of its time");
+            paces.ended(user, ms(0), true, ms(2_000));
+            assert!(paces.is_slow_alone(user, ms(0), ms(2_000)));
+        }
+        assert_eq!(paces.slow_for_all_since(ms(2_000)), None);
+    }
+
+    #[test]
+    fn a_destination_that_takes_about_a_second_is_not_found_to_be_quick() {
+        let mut paces = RecentPaces::default();
+        for user in 0..10 {
+            let took = if user % 2 == 0 { 900 } else { 1_200 };
+            paces.ended(user, ms(300 * user), true, ms(300 * user + took));
+        }
+        assert!(paces.slow_for_all_since(ms(3_900)).is_some());
     }
 
     #[test]
