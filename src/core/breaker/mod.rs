@@ -404,8 +404,8 @@ impl Breaker {
         self.paces.is_slow_alone(user, began, now)
     }
 
-    /// If the destination is slow for every user, since when no user was served within 500 ms. It is slow for every
-    /// user if at least 5 users were slow lately, and none of them [alone](Self::is_slow_alone).
+    /// If the destination is slow for every user, since when this is so and no user was served within 500 ms. It is
+    /// slow for every user if at least 5 users were slow lately, and none of them [alone](Self::is_slow_alone).
     pub fn slow_for_all_since(&self, now: Moment) -> Option<Moment> {
         self.paces.slow_for_all_since(now)
     }

@@ -15,6 +15,12 @@
 //!
 //! Users that are slow and of whom this was not seen are counted. If there are at least as many of them as are needed to
 //! judge the health of a destination, it is slow for every user. A few such users may be slow alone: nothing tells.
+//!
+//! ```text
+//!  quick deliveries         5 users are slow          5 users are slow
+//!  ────────────────┤        ├───────────────┤  < 5 s  ├───────────────
+//!                    idle   └ the slow time began here
+//! ```
 
 use super::health::DECIDING_USERS_MIN;
 use crate::core::Moment;
@@ -42,8 +48,18 @@ pub(super) struct RecentPaces {
     /// The last users that were slow, and not seen to be slow alone, with the time when they were seen: at most
     /// [`DECIDING_USERS_MIN`].
     slow: VecDeque<(u64, Moment)>,
-    /// When the last quick delivery ended. If there was none yet, when the first slow user was seen.
-    no_quick_since: Option<Moment>,
+    /// The present time in which the destination is slow for every user, or the last one.
+    slow_time: Option<SlowTime>,
+    /// When the last quick delivery ended.
+    last_quick_at: Option<Moment>,
+}
+
+/// A time in which there were always enough slow users to find that the destination is slow for every user, or again
+/// within [`SEEN_LATELY`]. A single user that is not slow once does not end it.
+#[derive(Debug, Clone, Copy)]
+struct SlowTime {
+    began: Moment,
+    last_seen_at: Moment,
 }
 
 /// A delivery that took less than [`OLD_AFTER`].
@@ -66,7 +82,7 @@ impl RecentPaces {
         if is_delivered {
             self.seen_short(ShortDelivery { user, began, took });
             if took <= QUICK_MAX {
-                self.no_quick_since = Some(now);
+                self.last_quick_at = Some(now);
             }
         }
     }
@@ -91,12 +107,17 @@ impl RecentPaces {
     /// Notes that an attempt has taken [`OLD_AFTER`], whether it has ended or not.
     pub(super) fn seen_slow(&mut self, user: u64, began: Moment, now: Moment) {
         self.slow.retain(|(slow, _)| *slow != user);
-        if !self.is_slow_alone(user, began, now) {
-            self.no_quick_since.get_or_insert(now);
-            self.slow.push_back((user, now));
-            if self.slow.len() > DECIDING_USERS_MIN {
-                self.slow.pop_front();
-            }
+        if self.is_slow_alone(user, began, now) {
+            return;
+        }
+        self.slow.push_back((user, now));
+        if self.slow.len() > DECIDING_USERS_MIN {
+            self.slow.pop_front();
+        }
+        if self.is_slow_for_all(now) {
+            let present = self.slow_time.filter(|time| now < time.last_seen_at.saturating_add(SEEN_LATELY));
+            let began = present.map_or(now, |time| time.began);
+            self.slow_time = Some(SlowTime { began, last_seen_at: now });
         }
     }
 
@@ -109,11 +130,18 @@ impl RecentPaces {
         self.not_slow.iter().flatten().any(is_far_quicker)
     }
 
-    /// If the destination is slow for every user, as far as was seen lately: since when no user was served quickly.
-    pub(super) fn slow_for_all_since(&self, now: Moment) -> Option<Moment> {
+    /// Whether enough users were slow lately, and not seen to be slow alone.
+    fn is_slow_for_all(&self, now: Moment) -> bool {
         let is_recent = |(_, at): &&(u64, Moment)| now < at.saturating_add(SEEN_LATELY);
-        let is_slow_for_all = self.slow.iter().filter(is_recent).count() >= DECIDING_USERS_MIN;
-        self.no_quick_since.filter(|_| is_slow_for_all)
+        self.slow.iter().filter(is_recent).count() >= DECIDING_USERS_MIN
+    }
+
+    /// If the destination is slow for every user, as far as was seen lately: since when this is so and no user was
+    /// served quickly. The last quick delivery alone does not tell, because the destination may have had nothing to do
+    /// after it.
+    pub(super) fn slow_for_all_since(&self, now: Moment) -> Option<Moment> {
+        let began = self.slow_time.filter(|_| self.is_slow_for_all(now))?.began;
+        Some(self.last_quick_at.map_or(began, |at| at.max(began)))
     }
 }
 
@@ -136,7 +164,7 @@ mod tests {
             paces.ended(user, ms(50), true, ms(1_300));
             assert!(!paces.is_slow_alone(user, ms(50), ms(1_300)));
         }
-        assert_eq!(paces.slow_for_all_since(ms(1_300)), Some(ms(40)), "the last quick delivery");
+        assert_eq!(paces.slow_for_all_since(ms(1_300)), Some(ms(1_300)), "the fifth slow user");
         paces.seen_slow(4, ms(1_300), ms(2_400));
         assert_eq!(paces.slow_for_all_since(ms(6_300)), None, "only one was seen lately");
     }
@@ -171,6 +199,27 @@ mod tests {
     }
 
     #[test]
+    fn a_slow_time_begins_with_the_fifth_slow_user_or_the_last_quick_delivery_after_it() {
+        let mut paces = RecentPaces::default();
+        paces.ended(9, ms(0), true, ms(10));
+        // Nothing happens for ten minutes.
+        for user in 0..5 {
+            paces.ended(user, ms(600_000), true, ms(601_000 + user));
+        }
+        assert_eq!(paces.slow_for_all_since(ms(601_010)), Some(ms(601_004)));
+        paces.ended(4, ms(601_004), true, ms(601_904));
+        assert_eq!(paces.slow_for_all_since(ms(601_904)), None, "900 ms are not slow");
+        paces.seen_slow(5, ms(602_000), ms(603_000));
+        assert_eq!(paces.slow_for_all_since(ms(603_000)), Some(ms(601_004)), "the slow time has not ended");
+        paces.ended(9, ms(603_000), true, ms(603_010));
+        assert_eq!(paces.slow_for_all_since(ms(603_010)), Some(ms(603_010)));
+        for user in 0..5 {
+            paces.seen_slow(user, ms(607_000), ms(608_000));
+        }
+        assert_eq!(paces.slow_for_all_since(ms(608_000)), Some(ms(608_000)), "none was seen for 5 s");
+    }
+
+    #[test]
     fn a_destination_that_takes_about_a_second_is_not_found_to_be_quick() {
         let mut paces = RecentPaces::default();
         for user in 0..10 {
@@ -186,7 +235,7 @@ mod tests {
         for user in 0..5 {
             paces.seen_slow(user, ms(0), ms(1_000));
         }
-        assert_eq!(paces.slow_for_all_since(ms(1_000)), Some(ms(1_000)), "the first slow user");
+        assert_eq!(paces.slow_for_all_since(ms(1_000)), Some(ms(1_000)), "the fifth slow user");
         paces.ended(3, ms(1_000), true, ms(1_600));
         assert_eq!(paces.slow_for_all_since(ms(1_600)), None, "600 ms is not slow, and not quick");
         paces.seen_slow(3, ms(1_600), ms(2_600));

@@ -36,9 +36,9 @@
 //!
 //! The log may begin with more than a window of events of users that are slow. As long as only these are in memory, the
 //! destination looks slow for every user. So no user is parked for being slow, and reading would wait for hours. If reading
-//! waits, and no user was served quickly for [`SLOW_AFTER`], these users make room as if each was slow alone (module
-//! `pressure`). They are tried as before. If a user behind them is served quickly, they are known to be slow alone. If none
-//! is, reading waits after `users_max` of them were parked.
+//! waits, and this has lasted for [`SLOW_AFTER`], these users make room as if each was slow alone (module `pressure`).
+//! They are tried as before. If a user behind them is served quickly, they are known to be slow alone. If none is,
+//! reading waits after `users_max` of them were parked.
 
 use super::{Blocked, ParkedUsers, PartitionMemory};
 use crate::core::Moment;
@@ -53,14 +53,14 @@ use crate::core::lanes::Lanes;
 /// How long a user is not tried that has left memory in an outage.
 pub(super) const PUT_OFF: Duration = Duration::from_secs(10);
 
-/// How long no user must have been served quickly before slow users make room. So a destination that does not answer for a
-/// few seconds parks none.
+/// How long the destination must have been slow for every user before slow users make room. So if it is slow for a few
+/// seconds, none of them is parked, also after a time in which it had nothing to do.
 pub(super) const SLOW_AFTER: Duration = Duration::from_secs(10);
 
 /// The users that have made room in the present outage or slow time, or in the last one.
 #[derive(Debug, Default)]
 pub(super) struct LookAhead {
-    /// When the breaker opened, or the last quick delivery ended.
+    /// When the breaker opened, or since when the destination is slow for every user.
     since: Option<Moment>,
     users: usize,
     /// While slow users make room: at most so many.
@@ -134,8 +134,8 @@ impl ParkedUsers {
         is_due && blocked.stops_reading(window) && self.look_ahead.left(since, users_max) > 0
     }
 
-    /// Like [`ParkedUsers::relieve`], while the destination is slow for every user, and was quick for none `since` then.
-    /// Until it is quick again, at most `users_max` users are parked for this.
+    /// Like [`ParkedUsers::relieve`], while the destination is slow for every user, and has been so `since` then. Until
+    /// it is quick again, at most `users_max` users are parked for this.
     pub fn look_ahead_of_slow(
         &mut self,
         (since, users_max): (Moment, usize),

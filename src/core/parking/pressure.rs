@@ -23,8 +23,8 @@
 //!
 //! The caller asks for this only while the breaker is closed and an attempt could start. Otherwise the destination is the
 //! cause: it is in an outage, or slow for every user. Then reading waits, and no user is parked. There are two exceptions: if
-//! no user was delivered, or none quickly for a while, the users in memory may be the cause. Then module `look_ahead` makes
-//! room within a bound.
+//! no user was delivered, or all were slow for a while, the users in memory may be the cause. Then module `look_ahead`
+//! makes room within a bound.
 //!
 //! So reading never waits for failing users. If the window is full and no attempt is in flight or ready, every lane backs
 //! off. Then step 4 frees three eighths of it, unless the list is full.

@@ -138,8 +138,8 @@ fn users_that_are_due_wait_until_one_in_memory_was_tried() {
     model.drain().unwrap();
 }
 
-/// The destination was quick `since` then, and is slow for every user. Asks for room, and returns the number of users that
-/// were parked for it.
+/// The destination has been slow for every user `since` then. Asks for room, and returns the number of users that were
+/// parked for it.
 fn look_ahead_of_slow(model: &mut Model, since: Moment, users_max: usize) -> usize {
     let (blocked, slow) = (model.owner.blocked(), (since, users_max));
     let may = model.owner.parked.may_look_ahead_of_slow(slow, blocked, &model.owner.window, model.now);
