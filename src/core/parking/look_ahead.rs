@@ -57,17 +57,25 @@ pub(super) const PUT_OFF: Duration = Duration::from_secs(10);
 /// seconds, none of them is parked, also after a time in which it had nothing to do.
 pub(super) const SLOW_AFTER: Duration = Duration::from_secs(10);
 
-/// The users that have made room in the present outage or slow time, or in the last one.
+/// The users that have made room in the present outage, or in the last one, and in such a slow time. Each of the two
+/// counts its own, because a destination may be slow after an outage.
 #[derive(Debug, Default)]
 pub(super) struct LookAhead {
-    /// When the breaker opened, or since when the destination is slow for every user.
-    since: Option<Moment>,
-    users: usize,
+    outage: MadeRoom,
+    slow: MadeRoom,
     /// While slow users make room: at most so many.
     slow_users_max: Option<usize>,
 }
 
-impl LookAhead {
+/// How many users have made room.
+#[derive(Debug, Default)]
+struct MadeRoom {
+    /// When the breaker opened, or since when the destination is slow for every user.
+    since: Option<Moment>,
+    users: usize,
+}
+
+impl MadeRoom {
     /// How many of `users_max` users may still make room in what has lasted `since` then.
     fn left(&self, since: Moment, users_max: usize) -> usize {
         if self.is_over(since) { users_max } else { users_max.saturating_sub(self.users) }
@@ -83,15 +91,17 @@ impl LookAhead {
     fn is_over(&self, since: Moment) -> bool {
         self.since.is_none_or(|known| known < since)
     }
+}
 
+impl LookAhead {
     /// Whether slow users make room, and no more of them may be parked.
     pub(super) fn is_used_up(&self) -> bool {
-        self.slow_users_max.is_some_and(|users_max| self.users >= users_max)
+        self.slow_users_max.is_some_and(|users_max| self.slow.users >= users_max)
     }
 
     /// Counts a user that was parked, if slow users make room.
     pub(super) fn count_listed(&mut self) {
-        self.users += usize::from(self.slow_users_max.is_some());
+        self.slow.users += usize::from(self.slow_users_max.is_some());
     }
 }
 
@@ -106,13 +116,13 @@ impl ParkedUsers {
         memory: &mut PartitionMemory<'_>,
         now: Moment,
     ) -> usize {
-        self.look_ahead.renew(outage_since);
+        self.look_ahead.outage.renew(outage_since);
         if !self.limits.may_park {
             return 0;
         }
         let users_before = self.users.len();
         let is_full = blocked.read.is_some() || memory.window.room_bytes() == 0;
-        let may_make_room = self.look_ahead.users < users_max && self.pressure.may_look(now);
+        let may_make_room = self.look_ahead.outage.users < users_max && self.pressure.may_look(now);
         if is_full && may_make_room && memory.lanes.all_have_failed() {
             let events_before = memory.window.events();
             self.make_room_for_reader(users_max, blocked, memory, now);
@@ -131,7 +141,7 @@ impl ParkedUsers {
         now: Moment,
     ) -> bool {
         let is_due = now >= since.saturating_add(SLOW_AFTER);
-        is_due && blocked.stops_reading(window) && self.look_ahead.left(since, users_max) > 0
+        is_due && blocked.stops_reading(window) && self.look_ahead.slow.left(since, users_max) > 0
     }
 
     /// Like [`ParkedUsers::relieve`], while the destination is slow for every user, and has been so `since` then. Until
@@ -144,7 +154,7 @@ impl ParkedUsers {
         memory: &mut PartitionMemory<'_>,
         now: Moment,
     ) -> usize {
-        self.look_ahead.renew(since);
+        self.look_ahead.slow.renew(since);
         self.look_ahead.slow_users_max = Some(users_max);
         let parked = self.relieve(blocked, is_slow, memory, now);
         self.look_ahead.slow_users_max = None;
@@ -163,19 +173,19 @@ impl ParkedUsers {
         let mut longer: Vec<(usize, LaneId)> = idle.map(events).filter(|(events, _)| *events > 1).collect();
         longer.sort_unstable_by(|a, b| b.cmp(a));
         for (_, id) in longer {
-            if !memory.window.is_half_full() || self.look_ahead.users >= users_max || !self.list(id, memory) {
+            if !memory.window.is_half_full() || self.look_ahead.outage.users >= users_max || !self.list(id, memory) {
                 break;
             }
             self.cut(id, 1, memory, now);
-            self.look_ahead.users += 1;
+            self.look_ahead.outage.users += 1;
         }
         for id in memory.lanes.idle_failed() {
             let is_full = memory.window.is_nearly_full() || blocked.lacks_room_to_read(memory.window);
-            if !is_full || self.look_ahead.users >= users_max || !self.list(id, memory) {
+            if !is_full || self.look_ahead.outage.users >= users_max || !self.list(id, memory) {
                 break;
             }
             self.put_off(id, memory, now);
-            self.look_ahead.users += 1;
+            self.look_ahead.outage.users += 1;
         }
     }
 

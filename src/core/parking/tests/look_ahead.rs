@@ -194,7 +194,20 @@ fn a_bounded_number_of_slow_users_makes_room_until_one_is_served_quickly() {
     model.now += SLOW_AFTER;
     model.owner.wake(model.now);
     assert_eq!(look_ahead_of_slow(&mut model, quick_at, 1), 1, "the count begins anew");
-    assert_eq!(look_ahead(&mut model, OUTAGE, 10), 0, "an earlier outage does not count");
+    model.check_state().unwrap();
+    model.drain().unwrap();
+}
+
+#[test]
+fn an_outage_leaves_its_number_of_users_to_a_slow_time_that_began_before_it() {
+    let mut model = full_of_failing_users(&[1, 2, 3, 4, 1, 2, 3, 4, 1, 5], 8);
+    assert_eq!(look_ahead(&mut model, OUTAGE, 1), 1);
+    model.owner.read(&model.log, 10);
+    assert_eq!((model.owner.window.events(), look_ahead(&mut model, OUTAGE, 1)), (8, 0));
+    // The breaker closes, and every attempt is slow.
+    model.now = OUTAGE + SLOW_AFTER;
+    model.owner.wake(model.now);
+    assert_eq!(look_ahead_of_slow(&mut model, DUE, 1), 1);
     model.check_state().unwrap();
     model.drain().unwrap();
 }
