@@ -75,9 +75,9 @@ pub const PROBES_AT_ONCE_MAX: usize = 5;
 /// second.
 pub const PROBES_IN_FLIGHT_MAX: usize = 20;
 
-/// Users of one destination that make room in memory in one outage, or while it is slow for every user, in one process. So
-/// users behind them are found ([`core::parking`](crate::core::parking)). Many more than usually fail or are slow by
-/// themselves, and few enough that a destination that is out or slow parks hardly any.
+/// Users of one destination that make room in memory in one outage, or at a time while it is slow for every user, in
+/// one process. So users behind them are found ([`core::parking`](crate::core::parking)). Many more than usually fail
+/// or are slow by themselves, and few enough that a destination that is out or slow parks hardly any.
 pub const LOOK_AHEAD_USERS_MAX: usize = 1_000;
 
 /// Users whose pace is remembered: whether their last attempt was quick or slow, in one destination and process. A user that

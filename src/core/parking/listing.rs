@@ -97,9 +97,9 @@ impl ParkedUsers {
             window.add_parked(bytes);
             entry.lane_bytes += bytes;
         }
+        entry.slow_time = self.look_ahead.count_listed();
         lanes.set_listed(id, true);
         self.users.insert(key, entry);
-        self.look_ahead.count_listed();
         self.has_changes = true;
         true
     }
@@ -108,6 +108,7 @@ impl ParkedUsers {
     pub(super) fn unlist(&mut self, key: &UserKey, lane: Option<LaneId>, memory: &mut PartitionMemory<'_>) {
         let Some(entry) = self.users.get_mut(key) else { return };
         self.sweep.change_want(key, entry, Want::Nothing);
+        self.look_ahead.count_unlisted(entry.slow_time);
         self.users.remove(key);
         self.has_changes = true;
         if let Some(id) = lane {

@@ -38,7 +38,7 @@
 //! destination looks slow for every user. So no user is parked for being slow, and reading would wait for hours. If reading
 //! waits, and this has lasted for [`SLOW_AFTER`], these users make room as if each was slow alone (module `pressure`).
 //! They are tried as before. If a user behind them is served quickly, they are known to be slow alone. If none is,
-//! reading waits after `users_max` of them were parked.
+//! reading waits while `users_max` of them are parked.
 
 use super::{Blocked, ParkedUsers, PartitionMemory};
 use crate::core::Moment;
@@ -62,6 +62,8 @@ pub(super) const SLOW_AFTER: Duration = Duration::from_secs(10);
 #[derive(Debug, Default)]
 pub(super) struct LookAhead {
     outage: MadeRoom,
+    /// Only users that are still in the list. A slow time may last for days, and in it users leave the list and enter
+    /// it again.
     slow: MadeRoom,
     /// While slow users make room: at most so many.
     slow_users_max: Option<usize>,
@@ -99,9 +101,18 @@ impl LookAhead {
         self.slow_users_max.is_some_and(|users_max| self.slow.users >= users_max)
     }
 
-    /// Counts a user that was parked, if slow users make room.
-    pub(super) fn count_listed(&mut self) {
-        self.slow.users += usize::from(self.slow_users_max.is_some());
+    /// Counts a user that was parked, if slow users make room. Returns the slow time in which it is counted.
+    pub(super) fn count_listed(&mut self) -> Option<Moment> {
+        self.slow_users_max?;
+        self.slow.users += 1;
+        self.slow.since
+    }
+
+    /// A user has left the list that is counted in this slow time.
+    pub(super) fn count_unlisted(&mut self, slow_time: Option<Moment>) {
+        if slow_time.is_some() && slow_time == self.slow.since {
+            self.slow.users -= 1;
+        }
     }
 }
 
@@ -144,8 +155,8 @@ impl ParkedUsers {
         is_due && blocked.stops_reading(window) && self.look_ahead.slow.left(since, users_max) > 0
     }
 
-    /// Like [`ParkedUsers::relieve`], while the destination is slow for every user, and has been so `since` then. Until
-    /// it is quick again, at most `users_max` users are parked for this.
+    /// Like [`ParkedUsers::relieve`], while the destination is slow for every user, and has been so `since` then. At
+    /// most `users_max` users are parked for this at a time.
     pub fn look_ahead_of_slow(
         &mut self,
         (since, users_max): (Moment, usize),

@@ -211,3 +211,27 @@ fn an_outage_leaves_its_number_of_users_to_a_slow_time_that_began_before_it() {
     model.check_state().unwrap();
     model.drain().unwrap();
 }
+
+#[test]
+fn a_slow_user_that_has_left_the_list_does_not_count_any_more() {
+    let mut model = full_of_slow_users(&[1, 2, 3, 4, 1, 2, 3, 4, 1, 2, 3, 4, 5, 5, 5, 5], 12);
+    assert_eq!(look_ahead_of_slow(&mut model, Moment::ZERO, 1), 1);
+    // All events of the parked user are delivered, while the attempts of the others take long.
+    let parked: UserKey = model.owner.parked.users.keys().next().unwrap().clone();
+    for _ in 0..20 {
+        let is_of_parked = |events: &[Event]| events[0].record.key() == parked.as_deref();
+        if let Some(place) = model.owner.in_flight.iter().position(|(_, events)| is_of_parked(events)) {
+            model.finish(place, 1, 9);
+        }
+        model.owner.sweep(&model.log, 20, model.now);
+        model.start().unwrap();
+        model.step(Step::Wait { ms: 1_000 }).unwrap();
+        model.step(Step::Tick { may_park: false }).unwrap();
+    }
+    assert_eq!((model.owner.parked.users(), model.owner.in_flight.len()), (0, 3));
+    model.owner.read(&model.log, 20);
+    assert_eq!(model.owner.window.events(), 12, "the window is full again");
+    assert_eq!(look_ahead_of_slow(&mut model, Moment::ZERO, 1), 1);
+    model.check_state().unwrap();
+    model.drain().unwrap();
+}
