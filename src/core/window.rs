@@ -151,8 +151,8 @@ impl Window {
         self.all.exceeds(6, &self.max)
     }
 
-    /// Whether more than three eighths of the window are used. Room that is made in a half-full window ends only then, so
-    /// that the next few events do not need it again.
+    /// Whether more than three eighths of the window are used. If the window is half full, room is made until this is
+    /// not so, so that the next few events do not need room again.
     pub fn is_above_three_eighths(&self) -> bool {
         self.all.exceeds(3, &self.max)
     }

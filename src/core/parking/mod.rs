@@ -104,7 +104,8 @@ pub struct PartitionMemory<'a> {
 #[derive(Debug)]
 pub struct ParkedUsers {
     limits: ParkingLimits,
-    /// The longest run that the destination takes. A lane is filled up to at least this many events.
+    /// The longest run that the destination takes. While the window has room, a lane is filled up to at least this many
+    /// events, within its part of the window.
     run_events_max: usize,
     users: HashMap<UserKey, ListedEntry, RandomState>,
     /// Failures that were stored, by the offset of their event, until the reader has passed it. Their users are not parked.

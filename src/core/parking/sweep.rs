@@ -35,8 +35,9 @@ const FETCHES_AFTER_JUMP_MIN: u32 = 4;
 /// more. So a slow user does not take the room of the others.
 pub(super) const LANE_PART_OF_WINDOW: usize = 8;
 
-/// While the window is half full, the sweep fills the lane of a user up to what it delivers in a second, and up to this many
-/// events. With one event more than the one in flight, the lane does not end, so its pace stays known.
+/// While the window is above the part down to which lanes are cut, the sweep fills the lane of a user up to what it
+/// delivers in a second, and up to this many events. With one event more than the one in flight, the lane does not end,
+/// so its pace stays known.
 pub(super) const SWEPT_EVENTS_MIN: usize = 2;
 
 /// No run has this number.
@@ -80,8 +81,9 @@ impl Want {
 
 impl ListedEntry {
     /// What this user wants, if this is its lane in memory. A lane is filled up to the backlog, or to one second of its
-    /// pace, within a part of the window. While the window is half full, it is only filled to one second of its pace. Its
-    /// last event may take it above the limit in bytes.
+    /// pace, within a part of the window. While more than three eighths of the window are used, it is only filled to
+    /// one second of its pace. So the sweep stops where the cuts of module `pressure` end, and does not bring again
+    /// what they have left in the log. Its last event may take it above the limit in bytes.
     pub(super) fn wants(&self, lane: Option<LaneView<'_>>, backlog: usize, window: &Window, now: Moment) -> Want {
         let Rest::InLog { next: from, .. } = self.rest else { return Want::Nothing };
         if !self.may_admit(from) {
@@ -95,7 +97,7 @@ impl ListedEntry {
             (Some(lane), _) if lane.history.is_some() => Want::Nothing,
             (Some(lane), _) => {
                 let enough = match lane.events_per_s {
-                    Some(pace) if window.is_half_full() => pace.max(SWEPT_EVENTS_MIN),
+                    Some(pace) if window.is_above_three_eighths() => pace.max(SWEPT_EVENTS_MIN),
                     pace => backlog.max(pace.unwrap_or(0)),
                 };
                 let full = enough.min((window.events_max() / LANE_PART_OF_WINDOW).max(1));

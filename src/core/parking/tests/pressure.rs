@@ -130,6 +130,34 @@ fn under_pressure_the_sweep_brings_a_slow_user_few_events() {
 }
 
 #[test]
+fn parked_slow_users_get_no_event_again_and_again_because_they_are_cut() {
+    // Four users are slow, and have a long backlog. A fifth one keeps a few events in memory.
+    let users: Vec<usize> = (0..400).map(|place| 1 + place % 4).collect();
+    let mut model = with_window(&users, 100, 10_000);
+    start(&mut model, 4, 3_000);
+    let is_slow = |lane: &LaneView<'_>| lane.head.record.key() != key(5).as_deref();
+    let make_room = |model: &mut Model| {
+        let blocked = model.owner.blocked();
+        model.owner.parked.relieve(blocked, is_slow, memory!(model.owner), model.now);
+    };
+    make_room(&mut model);
+    model.log.extend([5; 4]);
+    model.owner.read(&model.log, 400);
+    model.owner.read(&model.log, 400);
+    assert_eq!(events_of(&model, 5), 4);
+    let mut read_again = Vec::new();
+    for _ in 0..20 {
+        while model.owner.sweep(&model.log, 400, model.now) {}
+        make_room(&mut model);
+        read_again.push(model.owner.parked.events_read_again());
+    }
+    // The lanes were filled, and perhaps cut once.
+    assert_eq!(read_again[1], read_again[19], "{read_again:?}");
+    assert!((1..5).all(|user| events_of(&model, user) >= 2));
+    model.drain().unwrap();
+}
+
+#[test]
 fn users_whose_dead_letter_cannot_be_written_keep_their_next_event() {
     let users: Vec<usize> = (0..60).map(|place| 1 + place % 5).collect();
     let mut model = with_window(&users, 100, 10_000);
