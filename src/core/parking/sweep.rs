@@ -24,12 +24,16 @@ use crate::core::window::Window;
 use crate::limits::FETCH_BYTES_MAX;
 use std::collections::BTreeSet;
 
-/// Bytes of a fetch if every want is for one event at a known offset.
-const FETCH_HEAD_BYTES: usize = 32 * 1024;
+/// Bytes of the first fetch of a run. Each fetch after it is twice as large as the one before. Under pressure a run
+/// often looks for one event, which is at its start. More would be read for nothing, and again for the next event.
+const FETCH_FIRST_BYTES: usize = 32 * 1024;
 
-/// Fetches after a jump before the sweep jumps back again while it has wants ahead. So users with a long way to their
-/// next event get on, although others want events again and again.
-const FETCHES_AFTER_JUMP_MIN: u32 = 4;
+/// After so many doublings a fetch has [`FETCH_BYTES_MAX`].
+const FETCH_DOUBLINGS_MAX: u32 = (FETCH_BYTES_MAX / FETCH_FIRST_BYTES).ilog2();
+
+/// Fetches after a jump before the sweep jumps back again while it has wants ahead: 4 MiB. So users with a long way to
+/// their next event get on, although others want events again and again.
+const FETCHES_AFTER_JUMP_MIN: u32 = FETCH_DOUBLINGS_MAX + 3;
 
 /// The sweep fills a lane up to this part of the window, in events and in bytes, and under pressure a slow lane keeps no
 /// more. So a slow user does not take the room of the others.
@@ -267,11 +271,14 @@ impl ParkedUsers {
             // What is behind stays behind: all of it is below the start of this run.
             self.sweep.begin_run(from);
         }
-        self.sweep.fetches_in_run = self.sweep.fetches_in_run.saturating_add(1);
-        let max_bytes = match self.sweep.backlog_wants {
-            0 => FETCH_HEAD_BYTES,
-            _ => window.parked_room_bytes().clamp(FETCH_HEAD_BYTES, FETCH_BYTES_MAX),
+        let doublings = match self.sweep.backlog_wants {
+            // Every want is for one event at a known offset.
+            0 => 0,
+            _ => self.sweep.fetches_in_run.min(FETCH_DOUBLINGS_MAX),
         };
+        self.sweep.fetches_in_run = self.sweep.fetches_in_run.saturating_add(1);
+        let room_bytes = window.parked_room_bytes().max(FETCH_FIRST_BYTES);
+        let max_bytes = (FETCH_FIRST_BYTES << doublings).min(room_bytes);
         // What is fetched waits for room in addition to the window, so a small window has small fetches.
         let max_bytes = max_bytes.min(window.bytes_max()).max(1);
         Some(SweepRequest { from: self.sweep.position, max_bytes })

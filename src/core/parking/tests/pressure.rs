@@ -158,6 +158,27 @@ fn parked_slow_users_get_no_event_again_and_again_because_they_are_cut() {
 }
 
 #[test]
+fn under_pressure_the_next_event_of_a_slow_user_costs_a_small_fetch() {
+    let mut model = with_window(&[1; 60], 100, 50_000);
+    start(&mut model, 1, 3_000);
+    model.log.extend([2; 60]);
+    model.owner.read(&model.log, 200);
+    model.step(Step::Relieve { is_slow: true }).unwrap();
+    assert_eq!(events_of(&model, 1), 2);
+    model.owner.read(&model.log, 200);
+    assert!(model.owner.window.is_half_full());
+    model.finish(0, 1, 9);
+    // The event is not found for a while. Each fetch reads only offsets of other users.
+    let mut sizes = Vec::new();
+    for _ in 0..7 {
+        let request = model.owner.parked.next_sweep(memory!(model.owner), model.now).unwrap();
+        sizes.push(request.max_bytes / 1024);
+        model.owner.parked.swept(request.from + 1, memory!(model.owner), model.now);
+    }
+    assert_eq!(sizes, [32, 64, 128, 256, 512, 1024, 1024]);
+}
+
+#[test]
 fn users_whose_dead_letter_cannot_be_written_keep_their_next_event() {
     let users: Vec<usize> = (0..60).map(|place| 1 + place % 5).collect();
     let mut model = with_window(&users, 100, 10_000);
