@@ -8,6 +8,9 @@
 //! While an event exceeds the window, parked users get nothing more. The others get what is left of their half, as far as all
 //! events but that one are within the window. So a parked user with an event that is larger than the window, and whose
 //! attempt hangs, does not stop the reader.
+//!
+//! A limit may be lowered below what is in memory, because the process was assigned more partitions. If all events but
+//! the largest one are within the new limits, that one exceeds the window from then on.
 
 /// Counts the admitted events that are not settled yet, and compares them with two limits.
 #[derive(Debug, Clone)]
@@ -16,9 +19,11 @@ pub struct Window {
     all: Usage,
     /// The part of `all` that belongs to parked users.
     parked: Usage,
-    /// The bytes of the event with which the window has exceeded its limits, as long as it exceeds them. All others are
-    /// within the limits.
+    /// The bytes of the event with which the window exceeds its limits: all others are within the limits. `None`: the
+    /// window is within them, or a lowered limit is exceeded by more than one event.
     extra: Option<usize>,
+    /// No event in the window has more bytes. The largest one may have fewer.
+    largest_at_most: usize,
 }
 
 /// A number of events, and their bytes.
@@ -66,13 +71,32 @@ impl Window {
     /// An empty window with these limits.
     pub fn new(events_max: usize, bytes_max: usize) -> Self {
         let max = Usage { events: events_max, bytes: bytes_max };
-        Self { max, all: Usage::default(), parked: Usage::default(), extra: None }
+        Self { max, all: Usage::default(), parked: Usage::default(), extra: None, largest_at_most: 0 }
     }
 
-    /// Changes the limits. Events in the window stay, and no event is admitted until the window is below the limits again.
+    /// Changes the limits. Events in the window stay. If they exceed the new limits, [`Window::look_for_extra`] says
+    /// whether other events are admitted meanwhile.
     pub fn resize(&mut self, events_max: usize, bytes_max: usize) {
         self.max = Usage { events: events_max, bytes: bytes_max };
-        self.extra = self.extra.filter(|_| self.is_exceeded());
+        self.extra = self.extra.filter(|extra| self.is_exceeded() && self.is_within_without(*extra));
+    }
+
+    /// If a lowered limit is exceeded by one event alone, lets this event leave room for others, like one that was
+    /// admitted beyond the limits. Until then no event is admitted.
+    ///
+    /// `events` are the bytes of all events in the window. Call this as often as you like: they are looked at only if
+    /// one of them may be large enough.
+    pub fn look_for_extra<I: Iterator<Item = usize>>(&mut self, events: impl FnOnce() -> I) {
+        if self.extra.is_none() && self.is_exceeded() && self.is_within_without(self.largest_at_most) {
+            self.largest_at_most = events().max().unwrap_or(0);
+            self.extra = Some(self.largest_at_most).filter(|largest| self.is_within_without(*largest));
+        }
+    }
+
+    /// Whether all events but one of this many bytes are within the limits.
+    fn is_within_without(&self, bytes: usize) -> bool {
+        let Self { max, all, .. } = self;
+        all.events.saturating_sub(1) <= max.events && all.bytes.saturating_sub(bytes) <= max.bytes
     }
 
     /// Whether an event of this many bytes may be admitted. If there is no event yet that the reader has admitted, any event
@@ -171,6 +195,7 @@ impl Window {
     /// Counts an admitted event of this many bytes.
     pub fn add(&mut self, bytes: usize) {
         self.all.add(bytes);
+        self.largest_at_most = self.largest_at_most.max(bytes);
         if self.is_exceeded() && self.extra.is_none() {
             self.extra = Some(bytes);
         }
@@ -184,6 +209,9 @@ impl Window {
         self.all.remove(bytes);
         // Of two events with as many bytes, either one may be the extra one.
         self.extra = self.extra.filter(|extra| *extra != bytes && self.is_exceeded());
+        if self.all.events == 0 {
+            self.largest_at_most = 0;
+        }
     }
 
     /// An event in the window belongs to a parked user from now on.
@@ -242,6 +270,28 @@ mod tests {
         }
     }
 
+    #[test]
+    fn an_event_that_exceeds_a_lowered_limit_leaves_room_for_others() {
+        let mut window = Window::new(100, 5_000);
+        for bytes in [10, 3_000, 1_500] {
+            window.add(bytes);
+            window.add_parked(bytes);
+        }
+        window.resize(100, 1_000);
+        window.look_for_extra(|| [10, 3_000, 1_500].into_iter());
+        assert_eq!(window.room_bytes(), 0, "without the largest one it is still exceeded");
+        window.remove_parked(1_500);
+        window.remove(1_500);
+        window.look_for_extra(|| [10, 3_000].into_iter());
+        assert!(window.room_bytes() > 0 && window.admits(500) && !window.admits(501));
+        assert!(!window.admits_parked(1));
+        window.add(500);
+        window.look_for_extra(|| -> std::iter::Empty<usize> { unreachable!("it is known") });
+        window.resize(100, 300);
+        window.look_for_extra(|| [10, 3_000, 500].into_iter());
+        assert_eq!(window.room_bytes(), 0);
+    }
+
     /// A step: whether an event is added and otherwise removed, whether it is one of a parked user, and its bytes.
     type Step = (bool, bool, usize);
 
@@ -284,6 +334,33 @@ mod tests {
                 prop_assert!(!is_within || has_others || window.admits(usize::MAX));
                 let has_parked = model.iter().any(|(is_parked, _)| *is_parked);
                 prop_assert!(!is_within || has_parked || window.admits_parked(usize::MAX));
+            }
+        }
+
+        #[test]
+        fn whatever_the_limits_become_at_most_one_event_exceeds_them_when_one_is_admitted(
+            steps in proptest::collection::vec((any::<(bool, bool)>(), 1usize..200, 1usize..6, 1usize..400), 0..100),
+        ) {
+            let mut window = Window::new(5, 100);
+            let mut model: Vec<usize> = Vec::new();
+            for ((add, is_changed), bytes, events_max, bytes_max) in steps {
+                if is_changed {
+                    window.resize(events_max, bytes_max);
+                } else if add && window.admits(bytes) {
+                    window.add(bytes);
+                    model.push(bytes);
+                    prop_assert!(window.is_within_without(model.iter().copied().max().unwrap_or(0)), "{model:?}");
+                } else if !add && !model.is_empty() {
+                    window.remove(model.remove(bytes % model.len()));
+                }
+                window.look_for_extra(|| model.iter().copied());
+                let largest = model.iter().copied().max().unwrap_or(0);
+                prop_assert!(largest <= window.largest_at_most);
+                let is_exceeded_by_one = window.is_exceeded() && window.is_within_without(largest);
+                prop_assert_eq!(window.extra.is_some(), is_exceeded_by_one, "{:?}", window);
+                if let Some(extra) = window.extra {
+                    prop_assert!(model.contains(&extra) && window.is_within_without(extra));
+                }
             }
         }
     }

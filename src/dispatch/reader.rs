@@ -103,6 +103,14 @@ impl PartitionReader {
         (&mut self.parked, PartitionMemory { lanes, window: &mut self.window, progress })
     }
 
+    /// Changes the limits of the window. If the new ones are lower than what is in the lanes, reading continues beside
+    /// an event that alone exceeds them.
+    pub(super) fn resize_window(&mut self, events_max: usize, bytes_max: usize, lanes: &Lanes) {
+        self.window.resize(events_max, bytes_max);
+        let events = || lanes.each_lane().flat_map(|id| lanes.each_event(id));
+        self.window.look_for_extra(|| events().map(|event| event.record.window_bytes()));
+    }
+
     /// What waits for room in the window. Call [`admit`](Self::admit) before.
     pub(super) fn blocked(&self) -> Blocked {
         let bytes = |event: &Event| event.record.window_bytes();
@@ -435,6 +443,30 @@ mod tests {
         reader.admit(&mut lanes, &mut committer, Moment::ZERO);
         assert_eq!(lanes.events(), 3);
         assert_eq!(reader.start_fetch(Moment::ZERO).unwrap().from, 3);
+    }
+
+    #[test]
+    fn an_event_in_flight_that_is_larger_than_a_lowered_window_does_not_stop_the_reader() {
+        let (mut reader, mut committer, mut lanes) = begin(PartitionState::at(0));
+        reader.resize_window(100, 5_000, &lanes);
+        let large = Event { offset: 0, record: Record::new(Some(b"user-2"), Some(&[0; 3_000]), &[], 0) };
+        assert!(reader.start_fetch(Moment::ZERO).is_some());
+        let found = Fetched { events: vec![large], next: 1, latest: 100 };
+        reader.fetched(CursorKind::Reader, found, &mut committer, Moment::ZERO).unwrap();
+        reader.admit(&mut lanes, &mut committer, Moment::ZERO);
+        lanes.next(1, usize::MAX, &mut Vec::new()).unwrap();
+        reader.resize_window(100, 2_000, &lanes);
+        assert_eq!(reader.start_fetch(Moment::ZERO), None, "the event takes the half of the others");
+        let id = lanes.find(Some(b"user-2")).unwrap();
+        let (parked, mut memory) = reader.parking(&mut lanes, &mut committer);
+        let now = Duration::from_secs(3);
+        memory.lanes.wake(now);
+        assert_eq!(memory.lanes.view(id).events_per_s, Some(0));
+        assert_eq!(parked.relieve(Blocked::default(), |_| true, &mut memory, now), 1);
+        assert_eq!(reader.start_fetch(Moment::ZERO).map(|fetch| fetch.from), Some(1));
+        reader.fetched(CursorKind::Reader, fetched(&[1], 2), &mut committer, now).unwrap();
+        reader.admit(&mut lanes, &mut committer, now);
+        assert_eq!(lanes.events(), 2);
     }
 
     #[test]

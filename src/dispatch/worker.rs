@@ -293,7 +293,8 @@ impl Worker {
     /// Fills the lanes, and fetches more if the window has room.
     fn read(&mut self, now: Moment) {
         let (config, throttle) = (&self.context.config, &self.context.throttle);
-        self.reader.window.resize(throttle.share(config.window_events), throttle.share(config.window_bytes));
+        let (events_max, bytes_max) = (throttle.share(config.window_events), throttle.share(config.window_bytes));
+        self.reader.resize_window(events_max, bytes_max, &self.deliverer.lanes);
         self.reader.admit(&mut self.deliverer.lanes, &mut self.committer, now);
         if let Some(fetch) = self.reader.start_fetch(now) {
             self.fetch(fetch);
