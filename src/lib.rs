@@ -85,6 +85,7 @@
 //!     },
 //!     attempt_timeout: Duration::from_secs(15),
 //!     concurrency: 256,
+//!     in_flight_events: 10_000,
 //!     rate: None,
 //!     window_events: 100_000,
 //!     window_bytes: 64 << 20,

@@ -57,7 +57,8 @@ pub const REPLAY_ID_CHARS_MAX: usize = 64;
 /// connection is closed instead. So a destination has at most `--concurrency` connections and these.
 pub const ANSWER_DRAINS_MAX: usize = 128;
 
-/// Events of one destination that are handed to it and not answered yet, in one process.
+/// Events of one destination that are handed to it and not answered yet, in one process. Http may exceed it if half of it is
+/// less than an event for each attempt.
 pub const IN_FLIGHT_EVENTS_MAX: usize = 10_000;
 
 /// Users whose last attempt failed, as remembered by the breaker of a destination. Beyond it the user that failed first

@@ -5,8 +5,8 @@ use crate::config::{DeliveryConfig, EndpointConfig, EngineConfig, LogConfig};
 use crate::core::slots::attempts_max;
 use crate::destination::spec::Target;
 use crate::limits::{
-    ANSWER_DRAINS_MAX, FAILING_USERS_MAX, HTTP_BUFFER_BYTES_MAX, IN_FLIGHT_EVENTS_MAX, PACED_USERS_MAX,
-    RECORD_BYTES_MAX, RUN_BYTES_MAX, SERVED_USERS_MAX, USERS_AFTER_DEAD_LETTER_MAX, WRITE_BYTES_MAX,
+    ANSWER_DRAINS_MAX, FAILING_USERS_MAX, HTTP_BUFFER_BYTES_MAX, PACED_USERS_MAX, RECORD_BYTES_MAX, RUN_BYTES_MAX,
+    SERVED_USERS_MAX, USERS_AFTER_DEAD_LETTER_MAX, WRITE_BYTES_MAX,
 };
 use crate::{log, stderr};
 
@@ -105,7 +105,9 @@ fn of_deliveries(deliveries: &[DeliveryConfig], partitions: u32, event_bytes_max
 
 /// Bodies of requests with several events. Their events are in the window, and are in a body once more, in base64.
 fn bodies_of_batches(delivery: &DeliveryConfig) -> usize {
-    let events = IN_FLIGHT_EVENTS_MAX.saturating_mul(BATCH_EVENT_BYTES);
+    let (events_max, attempts) = (delivery.dispatch.in_flight_events, attempts_max(delivery.dispatch.concurrency));
+    // Each attempt may have one event.
+    let events = events_max.max((events_max / 2).saturating_add(attempts)).saturating_mul(BATCH_EVENT_BYTES);
     match delivery.settings.batch_events_max {
         0 | 1 => 0,
         _ => (delivery.dispatch.window_bytes / 3).saturating_mul(4).saturating_add(events),

@@ -105,6 +105,7 @@ fn dispatch_config(
         tries: retries::policy(&flags.retries, preset)?,
         attempt_timeout: flags.retries.attempt_timeout,
         concurrency: flags.concurrency,
+        in_flight_events: limits::IN_FLIGHT_EVENTS_MAX,
         rate: flags.rate,
         window_events: flags.window,
         window_bytes: share_of_window(flags.window_bytes, destinations),

@@ -10,7 +10,8 @@
 //! ```
 //!
 //! A batch has one run (for HTTP: events of one user) or many runs of different lanes (for files). It takes one slot of
-//! `--concurrency` either way. If it has one run, the slot depends on the user's [`Standing`].
+//! `--concurrency` either way. If it has one run, the slot and the length of the run depend on the user's [`Standing`]. Many
+//! lanes together have no standing: their batches wait until earlier ones end, if too many events are in flight.
 
 use super::context::{DispatchContext, SharedBreaker};
 use super::slots::{PartitionSlots, SharedSlots, Slot};
@@ -18,11 +19,11 @@ use crate::core::Moment;
 use crate::core::breaker::{Attempt, Breaker, Gate, ProbeRank, Recovery};
 use crate::core::event::Event;
 use crate::core::lanes::{LaneView, Lanes, Started, Token};
-use crate::core::slots::{OLD_AFTER, Standing, UserPaces};
+use crate::core::slots::{EventsInFlight, LongerRun, OLD_AFTER, RunLimits, Standing, UserPaces};
 use crate::core::tries::{Decision, TryPolicy};
 use crate::core::verdict::{Failed, Report, Verdict};
 use crate::destination::{BatchLimits, Deadline, DeliveryBatch, Destination, LeaseDeadline, Run};
-use crate::limits::{ATTEMPT_ABANDON_AFTER, IN_FLIGHT_EVENTS_MAX, PACED_USERS_MAX, USERS_AFTER_DEAD_LETTER_MAX};
+use crate::limits::{ATTEMPT_ABANDON_AFTER, PACED_USERS_MAX, USERS_AFTER_DEAD_LETTER_MAX};
 use anyhow::ensure;
 use std::sync::Arc;
 use std::time::Duration;
@@ -57,6 +58,8 @@ pub(super) struct Deliverer {
     pub(super) slots: PartitionSlots,
     /// Which users are quick and which are slow, if the destination takes one user at a time.
     pub(super) paces: UserPaces,
+    /// What the runs in flight leave to others, if the destination takes one user at a time.
+    events_in_flight: EventsInFlight,
 }
 
 /// What to do next.
@@ -83,6 +86,8 @@ pub(super) struct RunInFlight {
     started: Started,
     attempt: Attempt,
     began: Moment,
+    /// Its events beyond those of its slot. `None`: it has none.
+    longer: Option<LongerRun>,
 }
 
 /// Runs that the breaker lets start now.
@@ -148,6 +153,7 @@ impl Deliverer {
             breaker_changes: 0,
             slots: PartitionSlots::new(slots),
             paces,
+            events_in_flight: EventsInFlight::default(),
         }
     }
 
@@ -159,6 +165,7 @@ impl Deliverer {
     /// The batches in flight were cut off. Their events are delivered again.
     pub(super) fn batches_aborted(&mut self) {
         self.batches_in_flight = 0;
+        self.events_in_flight = EventsInFlight::default();
     }
 
     /// The probes in flight, taken away because their answers will not be waited for.
@@ -190,11 +197,8 @@ impl Deliverer {
     }
 
     fn try_next_batch(&mut self, context: &DispatchContext, now: Moment) -> NextBatch {
-        let events_max = context.throttle.share(IN_FLIGHT_EVENTS_MAX);
-        if !self.lanes.has_ready()
-            || self.lanes.in_flight_events() >= events_max
-            || (self.takes_many_lanes() && self.batches_in_flight >= MULTI_LANE_BATCHES_MAX)
-        {
+        let in_flight_max = context.throttle.share(context.config.in_flight_events);
+        if !self.lanes.has_ready() || (self.takes_many_lanes() && !self.has_room_for_batch(in_flight_max)) {
             return NextBatch::Wait { until: None };
         }
         if (context.lease)().is_some_and(|lease| lease <= Instant::now()) {
@@ -208,11 +212,38 @@ impl Deliverer {
             Ok(taken) => taken,
             Err(until) => return NextBatch::Wait { until },
         };
-        // Half of the events for each of two batches, which take turns: while one is written, the other one fills.
-        let picked = self.pick(&mut context.breaker.lock(), standing, (events_max / 2).clamp(1, allowance), now);
+        let throttle = &context.throttle;
+        let limits =
+            RunLimits::new(context.config.in_flight_events, throttle.concurrency, |events| throttle.share(events));
+        let events_max = match self.takes_many_lanes() {
+            // Half of the events for each of two batches, which take turns: while one is written, the other one fills.
+            true => (in_flight_max / 2).max(1),
+            false => self.run_max(standing, limits, now),
+        };
+        let picked = self.pick(&mut context.breaker.lock(), standing, events_max.min(allowance), now);
         match picked {
-            Ok(picked) => NextBatch::Send(self.start(picked, slot, context)),
+            Ok(mut picked) => {
+                self.count_run(&mut picked, standing, limits, now);
+                NextBatch::Send(self.start(picked, slot, context))
+            }
             Err(until) => NextBatch::Wait { until },
+        }
+    }
+
+    /// Whether another batch of many lanes may begin.
+    fn has_room_for_batch(&self, in_flight_max: usize) -> bool {
+        self.lanes.in_flight_events() < in_flight_max && self.batches_in_flight < MULTI_LANE_BATCHES_MAX
+    }
+
+    /// The most events of a run of a user of this standing. A probe has none.
+    fn run_max(&mut self, standing: Option<Standing>, limits: RunLimits, now: Moment) -> usize {
+        standing.map_or(limits.of_slot(), |standing| self.events_in_flight.run_max(standing, limits, now))
+    }
+
+    /// Counts the events of a run that begins. A run without a standing has no more than those of its slot.
+    fn count_run(&mut self, picked: &mut PickedRuns, standing: Option<Standing>, limits: RunLimits, now: Moment) {
+        if let (Some(standing), [run]) = (standing, &mut picked.runs[..]) {
+            run.longer = Some(self.events_in_flight.begin(standing, picked.events.len(), limits, now));
         }
     }
 
@@ -314,7 +345,7 @@ impl Deliverer {
             };
             let Some(started) = started else { break };
             let attempt = breaker.begin(started.user, now);
-            picked.runs.push(RunInFlight { started, attempt, began: now });
+            picked.runs.push(RunInFlight { started, attempt, began: now, longer: None });
         }
         if picked.runs.is_empty() { Err(None) } else { Ok(picked) }
     }
@@ -339,7 +370,7 @@ impl Deliverer {
         } else {
             picked.closed_breaker = true;
         }
-        picked.runs.push(RunInFlight { started, attempt, began: now });
+        picked.runs.push(RunInFlight { started, attempt, began: now, longer: None });
         Ok(picked)
     }
 
@@ -384,7 +415,10 @@ impl Deliverer {
         let delivered: Vec<Attempt> = delivered.map(|(run, _)| run.attempt).collect();
         breaker.delivered_many(&delivered, now);
         let mut end = BatchEnd::default();
-        for (RunInFlight { started, attempt, began }, report) in runs.into_iter().zip(reports) {
+        for (RunInFlight { started, attempt, began, longer }, report) in runs.into_iter().zip(reports) {
+            if let Some(longer) = longer {
+                self.events_in_flight.end(longer);
+            }
             let (delivered, events) = (report.delivered, started.events.len());
             ensure!(
                 report.failed.is_some() == (delivered < events),

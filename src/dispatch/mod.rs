@@ -87,6 +87,8 @@ pub struct Config {
     pub attempt_timeout: Duration,
     /// Delivery batches in flight.
     pub concurrency: usize,
+    /// Events of these batches, in this process.
+    pub in_flight_events: usize,
     /// Most events that are attempted in a time, of all processes of the destination together.
     pub rate: Option<Rate>,
     /// Events in memory and not settled.

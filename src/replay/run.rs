@@ -323,6 +323,7 @@ mod tests {
             },
             attempt_timeout: second,
             concurrency: 1,
+            in_flight_events: 1,
             rate: None,
             window_events: 1,
             window_bytes: 1,

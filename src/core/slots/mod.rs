@@ -44,12 +44,16 @@
 //!
 //! A destination that is slow for all users makes all of them doubtful: C attempts are in flight, as in one pool. With C
 //! below 4, served users may wait for a second behind newcomers that begin to hang. With 1, no slot is kept for them.
+//!
+//! If a run may have several events, [`EventsInFlight`] limits its length. It lets no user wait.
 
+mod events_in_flight;
 mod user_paces;
 
 #[cfg(test)]
 mod tests;
 
+pub use self::events_in_flight::{EventsInFlight, LongerRun, RunLimits};
 pub use self::user_paces::UserPaces;
 
 use std::collections::VecDeque;

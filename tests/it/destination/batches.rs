@@ -9,7 +9,7 @@ use base64::prelude::BASE64_STANDARD;
 use serde_json::Value;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, Receiver as Arrivals, SyncSender};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Condvar, Mutex};
 
 const MEDIA_TYPE: &str = "application/cloudevents-batch+json";
 
@@ -197,5 +197,82 @@ fn one_bad_event_becomes_a_dead_letter_and_the_others_are_delivered_once_each() 
     assert_eq!(delivered, others.collect::<Vec<_>>());
     assert!(requests <= 1 + 5 * 7 + 5 + 2, "{requests} requests");
     up.wait_for(&["gave up an event", "offset=150", "attempts=2"]);
+    assert_eq!(up.stop().code(), 0);
+}
+
+/// The users whose requests wait, the number of their events, and whether they may continue.
+#[derive(Default)]
+struct Hanging {
+    events: Mutex<Vec<usize>>,
+    is_over: Mutex<bool>,
+    over: Condvar,
+}
+
+impl Hanging {
+    fn answer(&self, hook: &Hook) -> u16 {
+        if hook.user().starts_with("hang") {
+            self.events.lock().unwrap().push(offsets(hook).len());
+            let is_over = self.is_over.lock().unwrap();
+            drop(self.over.wait_while(is_over, |is_over| !*is_over).unwrap());
+        }
+        200
+    }
+
+    fn wait_for(&self, requests: usize) {
+        eventually(|| match self.events.lock().unwrap().len() {
+            arrived if arrived >= requests => Ok(()),
+            arrived => Err(format!("{arrived} of {requests} hanging requests have arrived")),
+        });
+    }
+}
+
+/// Waits until this many events have arrived that do not hang, and returns the lengths of their requests.
+fn arrived(receiver: &Receiver, events: usize) -> Vec<usize> {
+    let mut lengths = Vec::new();
+    eventually(|| {
+        lengths.extend(receiver.take().iter().map(|hook| offsets(hook).len()));
+        match lengths.iter().sum::<usize>() {
+            arrived if arrived >= events => Ok(()),
+            arrived => Err(format!("{arrived} of {events} events have arrived")),
+        }
+    });
+    assert_eq!(lengths.iter().sum::<usize>(), events);
+    lengths
+}
+
+/// More hanging users than have room for the longest runs. Each has two of them.
+#[test]
+fn hanging_users_with_long_batches_delay_no_other_user() {
+    let (folder, receiver, hanging) = (tempfile::tempdir().unwrap(), Receiver::start(), Arc::new(Hanging::default()));
+    let answering = Arc::clone(&hanging);
+    receiver.answers(move |hook| answering.answer(hook));
+    let flags = ["--batch", "1000", "--partitions", "1", "--concurrency", "64", "--attempt-timeout", "10m"];
+    let up = up_with(folder.path(), &receiver, &flags);
+    let served = ["a", "b", "c", "d", "e", "f", "g", "h"];
+    post_of(&up, &served, 0..8);
+    arrived(&receiver, 8);
+    let names: Vec<String> = (0..20).map(|n| format!("hang-{n}")).collect();
+    for name in &names {
+        post_of(&up, &[name], 0..2_000);
+    }
+    // None of them is answered before the end.
+    hanging.wait_for(20);
+    let hung = hanging.events.lock().unwrap().clone();
+    assert!(hung.iter().sum::<usize>() <= 5_000, "they have half of 10,000 events: {hung:?}");
+    for round in 0..10 {
+        post_of(&up, &served, 0..80);
+        arrived(&receiver, 80);
+        // Nothing is known of this user.
+        post_of(&up, &[&format!("new-{round}")], 0..10);
+        arrived(&receiver, 10);
+    }
+    post_of(&up, &["a"], 0..500);
+    let lengths = arrived(&receiver, 500);
+    assert!(lengths.iter().any(|length| *length > 100), "users that are served have long batches: {lengths:?}");
+    assert_eq!(hanging.events.lock().unwrap().len(), 20, "a hanging user has one request at a time");
+    *hanging.is_over.lock().unwrap() = true;
+    hanging.over.notify_all();
+    let left = 20 * 2_000;
+    arrived(&receiver, left);
     assert_eq!(up.stop().code(), 0);
 }

@@ -62,6 +62,7 @@ fn config(attempts: u32) -> Config {
         },
         attempt_timeout: PATIENCE,
         concurrency: 16,
+        in_flight_events: 1_000,
         rate: None,
         window_events: 1_000,
         window_bytes: 1 << 20,

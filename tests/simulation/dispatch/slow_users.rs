@@ -3,7 +3,7 @@
 use crate::dispatch::driver::simulate;
 use crate::dispatch::end_of;
 use crate::dispatch::scenario::Scenario;
-use crate::dispatch::scenario::hanging::{hanging, slow_rather_than_hanging};
+use crate::dispatch::scenario::hanging::{hanging, hanging_with_long_runs, slow_rather_than_hanging};
 use crate::dispatch::scenario::slow::{
     large_events, many_slow_users, slow_for_all, slow_for_long, slow_users_in_front,
 };
@@ -21,6 +21,19 @@ fn more_hanging_users_than_slots_delay_no_user_that_was_served_before() {
         assert!(outcome.counts.failed > concurrency, "seed {seed}: {} attempts hung", outcome.counts.failed);
         hung += outcome.counts.failed;
     }
+    println!("# {hung} attempts hung");
+}
+
+#[test]
+fn hanging_users_with_long_runs_delay_no_user_that_was_served_before() {
+    let mut hung = 0;
+    for seed in 0..30 {
+        let scenario = hanging_with_long_runs(seed, &mut Random::new(seed));
+        let outcome = simulate(&scenario);
+        assert_eq!(outcome.violation, None, "seed {seed}, {:?}: {}", scenario.config, end_of(&outcome));
+        hung += outcome.counts.failed;
+    }
+    assert!(hung > 0, "no attempt hung");
     println!("# {hung} attempts hung");
 }
 

@@ -23,7 +23,8 @@ impl Attempt {
     /// The attempt with this number, for the rules about time.
     fn of(&self, id: u64) -> AttemptOf {
         let Self { life, partition, ownership, began, .. } = *self;
-        AttemptOf { id, life, partition, ownership, began, events: self.runs.iter().map(Vec::len).sum() }
+        let events = self.runs.iter().map(Vec::len).sum();
+        AttemptOf { id, life, partition, ownership, began, events }
     }
 }
 

@@ -53,6 +53,8 @@ pub(crate) struct Rules {
     pub(crate) window_events: usize,
     pub(crate) window_bytes: usize,
     pub(crate) concurrency: usize,
+    /// Events in flight of one process.
+    pub(crate) in_flight_events: usize,
     pub(crate) limits: BatchLimits,
     pub(crate) retry_after_max: Duration,
     pub(crate) drain: Duration,
@@ -197,6 +199,7 @@ impl Oracle {
             backoff: rules.backoff,
             retry_after_max: rules.retry_after_max,
             concurrency: rules.concurrency,
+            in_flight_events: rules.in_flight_events,
             takes_many_users: rules.limits.runs_max > 1,
             window_events: rules.window_events,
             window_bytes: rules.window_bytes,

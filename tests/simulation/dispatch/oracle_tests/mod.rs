@@ -40,6 +40,7 @@ fn rules(limits: BatchLimits, start_latest: bool) -> Rules {
         window_events: 4,
         window_bytes: 10_000,
         concurrency: 8,
+        in_flight_events: 1_000,
         limits,
         retry_after_max: seconds(5),
         drain: seconds(5),

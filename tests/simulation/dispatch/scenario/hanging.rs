@@ -1,4 +1,5 @@
-//! More users hang, or are slow, than there are slots. The others were served before, and must not wait for them.
+//! More users hang, or are slow, than there are slots, or than there may be events in flight. The others were served before,
+//! and must not wait for them.
 
 use super::worlds::isolation;
 use super::{Action, Scenario};
@@ -51,5 +52,25 @@ pub(crate) fn slow_rather_than_hanging(seed: u64, random: &mut Random) -> Scenar
     let mut scenario = hanging(seed, random);
     let slow = std::mem::take(&mut scenario.behaviour.hanging_users);
     scenario.behaviour.slow_users = Some((slow, random.millis(1_500, 4_000)));
+    scenario
+}
+
+/// Like [`hanging`], with runs of many events. Two to eight runs have as many as may be in flight in each partition. The
+/// hanging users have more events than that, and there are slots for all users.
+pub(crate) fn hanging_with_long_runs(seed: u64, random: &mut Random) -> Scenario {
+    let mut scenario = hanging(seed, random);
+    let run_events_max = random.between(5, 20) as usize;
+    scenario.limits = BatchLimits { runs_max: 1, run_events_max, run_bytes_max: 1 << 20 };
+    scenario.whole_runs_max = Some(usize::MAX);
+    scenario.config.concurrency = 4 * scenario.users.len();
+    scenario.config.in_flight_events = run_events_max * random.between(2, 8) as usize * scenario.partitions as usize;
+    scenario.config.window_events = 100_000;
+    for (_, action) in &mut scenario.plan {
+        if let Action::Append { user, many, .. } = action
+            && scenario.behaviour.hanging_users.contains(&scenario.users[*user])
+        {
+            *many = random.between(1, 3) * run_events_max as u64;
+        }
+    }
     scenario
 }

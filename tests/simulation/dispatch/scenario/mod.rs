@@ -166,6 +166,7 @@ impl Scenario {
         let mut random = Random::new(seed);
         let mut scenario = match seed % 10 {
             0 if seed % 60 == 20 => return hanging::hanging(seed, &mut random),
+            0 if seed % 60 == 40 => return hanging::hanging_with_long_runs(seed, &mut random),
             0 if seed % 60 == 50 => return hanging::slow_rather_than_hanging(seed, &mut random),
             0 => return isolation(seed, &mut random),
             1..=4 => {
@@ -214,6 +215,7 @@ impl Scenario {
             window_events: self.config.window_events,
             window_bytes: self.config.window_bytes,
             concurrency: self.config.concurrency,
+            in_flight_events: self.config.in_flight_events,
             limits: self.limits,
             retry_after_max: self.config.tries.retry_after_max,
             drain: self.config.drain,

@@ -10,6 +10,7 @@ use eventd::core::parking::ParkingLimits;
 use eventd::core::tries::{OnExhausted, TryPolicy};
 use eventd::destination::BatchLimits;
 use eventd::dispatch::{Config, OnGap, Start, WhenStopped};
+use eventd::limits::IN_FLIGHT_EVENTS_MAX;
 use std::time::Duration;
 
 pub(super) fn users(many: usize, random: &mut Random) -> Vec<User> {
@@ -35,6 +36,7 @@ fn config(random: &mut Random) -> (Config, BackoffRule) {
         tries: TryPolicy { attempts_max, give_up_after: None, on_exhausted, backoff, retry_after_max },
         attempt_timeout,
         concurrency: random.pick(&[1, 2, 4, 16, 256]),
+        in_flight_events: IN_FLIGHT_EVENTS_MAX,
         rate: None,
         window_events: random.pick(&[1, 3, 8, 30, 1_000, 100_000]),
         window_bytes: random.pick(&[200, 3_000, 64 << 20, 64 << 20]),
@@ -219,12 +221,13 @@ pub(super) fn give_up_after(scenario: &mut Scenario, random: &mut Random) {
 }
 
 /// Makes some destinations that take one event at a time take runs as a whole: runs of any length, of a few events, or
-/// only those of one event.
+/// only those of one event. Few events may be in flight, so that the others are not delayed by long runs.
 pub(super) fn batches(scenario: &mut Scenario, random: &mut Random) {
     if scenario.limits.runs_max == 1 && scenario.limits.run_events_max == 1 && random.chance(30) {
         let (run_events_max, run_bytes_max) = (random.between(2, 16) as usize, random.pick(&[100, 1_000, 1 << 20]));
         scenario.limits = BatchLimits { runs_max: 1, run_events_max, run_bytes_max };
         scenario.whole_runs_max = Some(random.pick(&[1, 3, usize::MAX, usize::MAX]));
+        scenario.config.in_flight_events = random.pick(&[1, 8, 50, IN_FLIGHT_EVENTS_MAX]);
     }
 }
 

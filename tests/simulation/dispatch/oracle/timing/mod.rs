@@ -57,6 +57,7 @@ pub(crate) struct TimingRules {
     pub(crate) backoff: BackoffRule,
     pub(crate) retry_after_max: Duration,
     pub(crate) concurrency: usize,
+    pub(crate) in_flight_events: usize,
     /// Whether the destination takes runs of several users in a batch.
     pub(crate) takes_many_users: bool,
     pub(crate) window_events: usize,
@@ -329,7 +330,7 @@ impl Timing {
             let is_doubtful = owned.is_slow(user) || is_failing(owned.number, user);
             // Probes of an outage may be of any user.
             let is_slow = well_since.is_some() && owned.is_slow(user);
-            wrong = process.slots.begun(id, is_slow, is_doubtful, self.rules.concurrency, now);
+            wrong = process.slots.begun(attempt, is_slow, is_doubtful, &self.rules);
         }
         let controlled = self.controlled.get(&partition);
         let not_in_order = owned.started(heads, free, controlled, &self.rules, is_failing, now);
