@@ -9,8 +9,8 @@
 //!                       └── given_up ── GivingUp ◀── GiveUp (the dead letter of the head is being written)
 //! ```
 //!
-//! A lane exists only while its user has unsettled events, so idle users cost nothing. Everything takes constant time
-//! for each event, whatever the number of users, and timers take O(log n). The user of a lane is read from its head
+//! A lane exists only while its user has unsettled events, so idle users cost nothing. An event takes constant time, whatever
+//! the number of users. A run, a timer, and the removal of a lane take O(log n). The user of a lane is read from its head
 //! event, so no copy of it is kept.
 //!
 //! If an attempt says nothing about the head ([`Verdict::says_nothing`]), the lane is ready again at once, and the head has
@@ -257,11 +257,7 @@ impl Lanes {
 
     /// The standings of the ready lanes that have one. The standing of the lane that has been ready longest comes first.
     pub fn ready_standings(&self) -> impl Iterator<Item = Standing> + use<> {
-        let ready_number = |standing| {
-            let index = self.ready.first_of(standing)?;
-            Some(lane_at(&self.lanes, index).ready_number)
-        };
-        let mut standings = Standing::ALL.map(|standing| (ready_number(standing), standing));
+        let mut standings = Standing::ALL.map(|standing| (self.ready.first_number_of(standing), standing));
         standings.sort_unstable_by_key(|(ready_number, _)| *ready_number);
         standings.into_iter().filter_map(|(ready_number, standing)| ready_number.map(|_| standing))
     }
@@ -274,10 +270,8 @@ impl Lanes {
         rank: impl Fn(u64) -> ProbeRank,
         out: &mut Vec<Event>,
     ) -> Option<Started> {
-        let mut drained: Vec<u32> = std::iter::from_fn(|| self.ready.pop()).collect();
-        drained.sort_unstable_by_key(|index| lane_at(&self.lanes, *index).ready_number);
-        for index in drained {
-            self.probe_order.push(rank(lane_at(&self.lanes, index).user), index);
+        for (number, index) in self.ready.take_all() {
+            self.probe_order.add(rank(lane_at(&self.lanes, index).user), number, index);
         }
         let index = self.probe_order.pop(worst)?;
         // One event: if the destination is still out, no more than one event goes through a failed attempt.
@@ -286,27 +280,23 @@ impl Lanes {
 
     /// Puts the ready lanes back into the order in which they became ready.
     fn end_probing(&mut self) {
-        if self.probe_order.is_empty() {
-            return;
-        }
-        let mut earlier = self.probe_order.take_all();
-        earlier.sort_unstable_by_key(|index| lane_at(&self.lanes, *index).ready_number);
-        for index in earlier.into_iter().rev() {
-            self.ready.push_front(index);
+        if !self.probe_order.is_empty() {
+            self.ready.add_all(self.probe_order.take_all());
         }
     }
 
-    /// Removes a lane from those that are ready, in time that grows with their number.
+    /// Removes a lane from those that are ready.
     fn remove_ready(&mut self, index: u32) {
-        self.ready.remove(index);
-        self.probe_order.remove(index);
+        let number = lane_at(&self.lanes, index).ready_number;
+        self.ready.remove(number);
+        self.probe_order.remove(number);
     }
 
     fn make_ready(&mut self, index: u32) {
         self.ready_count += 1;
         let lane = lane_at_mut(&mut self.lanes, index);
         (lane.state, lane.ready_number) = (LaneState::Ready, self.ready_count);
-        self.ready.push_back(index);
+        self.ready.add(self.ready_count, index);
     }
 
     fn start(&mut self, index: u32, events_max: usize, bytes_max: usize, out: &mut Vec<Event>) -> Started {
@@ -561,7 +551,7 @@ impl Lanes {
     /// Whether a lane is ready whose user is not doubtful: it waits for a slot, for the breaker or for the rate.
     pub fn has_ready_in_good_standing(&self) -> bool {
         let is_ranked = !self.probe_order.is_empty();
-        let has_sorted = |standing| self.ready.first_of(standing).is_some();
+        let has_sorted = |standing| self.ready.first_number_of(standing).is_some();
         is_ranked || self.ready.has_unsorted() || has_sorted(Standing::Served) || has_sorted(Standing::Newcomer)
     }
 

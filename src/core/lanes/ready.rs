@@ -9,21 +9,27 @@
 //! A destination that takes one lane at a time has a limit on attempts for each [`Standing`]. Its lanes are sorted into
 //! one queue for each of them, so that lanes which have to wait for a slot do not block the others. A destination that
 //! takes many lanes at once needs no order but that of arrival, so its lanes stay unsorted.
+//!
+//! Parking removes lanes from the middle of a queue, up to thousands of them one after the other. So a queue is sorted by
+//! the numbers of its lanes, and each step takes O(log n).
 
 use crate::core::slots::Standing;
-use std::collections::VecDeque;
+use std::collections::BTreeMap;
 
-/// The indexes of all ready lanes, each once.
+/// The indexes of ready lanes by their [numbers](super::Lane::ready_number). A lower number became ready earlier.
+pub(super) type ReadyQueue = BTreeMap<u64, u32>;
+
+/// All ready lanes, each once.
 #[derive(Debug, Default)]
 pub(super) struct ReadyLanes {
-    unsorted: VecDeque<u32>,
+    unsorted: ReadyQueue,
     /// One queue for each [`Standing`], in their order.
-    sorted: [VecDeque<u32>; Standing::ALL.len()],
+    sorted: [ReadyQueue; Standing::ALL.len()],
 }
 
 impl ReadyLanes {
     pub(super) fn is_empty(&self) -> bool {
-        self.unsorted.is_empty() && self.sorted.iter().all(VecDeque::is_empty)
+        self.unsorted.is_empty() && self.sorted.iter().all(ReadyQueue::is_empty)
     }
 
     /// Whether a lane is not sorted yet.
@@ -33,49 +39,53 @@ impl ReadyLanes {
 
     /// The lanes of this standing, the one that has been ready longest first.
     pub(super) fn each_of(&self, standing: Standing) -> impl DoubleEndedIterator<Item = u32> {
-        self.sorted[standing as usize].iter().copied()
+        self.sorted[standing as usize].values().copied()
     }
 
-    /// The lane of this standing that has been ready longest.
-    pub(super) fn first_of(&self, standing: Standing) -> Option<u32> {
-        self.sorted[standing as usize].front().copied()
+    /// The number of the lane of this standing that has been ready longest.
+    pub(super) fn first_number_of(&self, standing: Standing) -> Option<u64> {
+        self.sorted[standing as usize].first_key_value().map(|(number, _)| *number)
     }
 
-    pub(super) fn push_back(&mut self, index: u32) {
-        self.unsorted.push_back(index);
+    /// Adds a lane that has no standing yet.
+    pub(super) fn add(&mut self, number: u64, index: u32) {
+        self.unsorted.insert(number, index);
     }
 
-    /// Takes the lane that was pushed last.
-    pub(super) fn pop_back(&mut self) -> Option<u32> {
-        self.unsorted.pop_back()
+    /// Adds lanes that have no standing yet.
+    pub(super) fn add_all(&mut self, mut lanes: ReadyQueue) {
+        self.unsorted.append(&mut lanes);
     }
 
-    /// Removes a lane, in time that grows with the number of ready lanes.
-    pub(super) fn remove(&mut self, index: u32) {
+    /// Removes a lane, if it is here.
+    pub(super) fn remove(&mut self, number: u64) {
         for queue in self.sorted.iter_mut().chain([&mut self.unsorted]) {
-            queue.retain(|ready| *ready != index);
+            queue.remove(&number);
         }
-    }
-
-    /// Adds a lane that became ready before all that are here.
-    pub(super) fn push_front(&mut self, index: u32) {
-        self.unsorted.push_front(index);
     }
 
     /// Sorts the lane that has been unsorted longest. `None`: all lanes are sorted.
     pub(super) fn sort_one(&mut self, standing: impl FnOnce(u32) -> Standing) -> Option<()> {
-        let index = self.unsorted.pop_front()?;
-        self.sorted[standing(index) as usize].push_back(index);
+        let (number, index) = self.unsorted.pop_first()?;
+        self.sorted[standing(index) as usize].insert(number, index);
         Some(())
     }
 
     /// Takes the lane of this standing that has been ready longest.
     pub(super) fn pop_of(&mut self, standing: Standing) -> Option<u32> {
-        self.sorted[standing as usize].pop_front()
+        self.sorted[standing as usize].pop_first().map(|(_, index)| index)
     }
 
     /// Takes any lane: sorted ones first, since they became ready earlier.
     pub(super) fn pop(&mut self) -> Option<u32> {
-        self.sorted.iter_mut().find_map(VecDeque::pop_front).or_else(|| self.unsorted.pop_front())
+        let sorted = self.sorted.iter_mut().find_map(ReadyQueue::pop_first);
+        sorted.or_else(|| self.unsorted.pop_first()).map(|(_, index)| index)
+    }
+
+    /// Takes all lanes.
+    pub(super) fn take_all(&mut self) -> ReadyQueue {
+        let mut all = std::mem::take(&mut self.unsorted);
+        self.sorted.iter_mut().for_each(|queue| all.append(queue));
+        all
     }
 }

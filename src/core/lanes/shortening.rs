@@ -223,15 +223,13 @@ impl Lanes {
         stuck_at: Moment,
     ) -> LaneId {
         assert!(self.find(event.record.key()).is_none(), "order of a lane: an earlier event is in memory");
-        self.admit(event);
-        let index = self.ready.pop_back().expect("a new lane is ready");
+        let LaneId(index) = self.admit(event);
         let lane = lane_at_mut(&mut self.lanes, index);
         (lane.history, lane.stuck_at) = (Some(history), Some(stuck_at));
         self.stuck.insert((stuck_at, index));
-        if next_try <= self.now {
-            // It is ready, and must not leave memory again before it was tried.
-            self.ready.push_back(index);
-        } else {
+        // If its next try is due, it is ready, and must not leave memory again before it was tried.
+        if next_try > self.now {
+            self.ready.remove(lane.ready_number);
             lane.state = LaneState::BackingOff { until: next_try };
             self.timers.insert((next_try, index));
         }

@@ -342,3 +342,36 @@ fn the_standing_of_the_lane_that_has_been_ready_longest_comes_first() {
     }
     assert_eq!(order, [0, 1, 2, 3]);
 }
+
+#[test]
+fn lanes_are_removed_from_any_place_in_the_order_of_the_others() {
+    for is_probing in [false, true] {
+        let mut lanes = Lanes::new(3);
+        let names: Vec<String> = (0..100).map(|user| user.to_string()).collect();
+        let ids: Vec<LaneId> = (0..).zip(&names).map(|(offset, user)| lanes.admit(event(offset, user))).collect();
+        lanes.sort_ready(50, |_| Standing::Doubtful);
+        let mut out = Vec::new();
+        if is_probing {
+            lanes.next_probe(ProbeRank::Failed, |_| ProbeRank::Served, &mut out).unwrap();
+        }
+        let first = usize::from(is_probing);
+        for id in ids[first..].iter().filter(|id| id.0 % 3 != 0) {
+            lanes.remove_idle(*id);
+        }
+        while lanes.next(1, usize::MAX, &mut out).is_some() {}
+        let order: Vec<i64> = out.iter().map(|event| event.offset).collect();
+        assert_eq!(order, (0..100).filter(|offset| offset % 3 == 0).collect::<Vec<_>>());
+        assert!(!lanes.has_ready());
+    }
+}
+
+/// With a search through all ready lanes for each of them, this would take minutes.
+#[test]
+fn many_ready_lanes_are_removed_in_one_go() {
+    let mut lanes = Lanes::new(3);
+    let ids: Vec<LaneId> = (0..200_000).map(|offset| lanes.admit(event(offset, &offset.to_string()))).collect();
+    for id in ids.into_iter().rev() {
+        lanes.remove_idle(id);
+    }
+    assert_eq!((lanes.users(), lanes.events(), lanes.has_ready()), (0, 0, false));
+}
