@@ -53,7 +53,7 @@ pub(super) struct Deliverer {
     probes: Vec<Attempt>,
     /// The last outage after which lanes were made ready.
     last_recovery: Option<Recovery>,
-    /// How often the shared breaker had changed when it was looked at for that.
+    /// How often the shared breaker had changed when this partition looked at it last.
     breaker_changes: u64,
     pub(super) slots: PartitionSlots,
     /// Which users are quick and which are slow, if the destination takes one user at a time.
@@ -182,12 +182,19 @@ impl Deliverer {
         }
     }
 
+    /// If the breaker has changed since the last call: makes the lanes ready that failed in an outage which has ended, and tells
+    /// the breaker which users wait. It decides by their number.
+    pub(super) fn look_at_breaker(&mut self, breaker: &SharedBreaker) {
+        let changes = breaker.changes();
+        if std::mem::replace(&mut self.breaker_changes, changes) != changes {
+            let mut breaker = breaker.lock();
+            self.wake_after_outage(&breaker);
+            breaker.users_wait(self.partition, self.lanes.each_user());
+        }
+    }
+
     /// Takes the next batch from the lanes, if one may start now.
     pub(super) fn next_batch(&mut self, context: &DispatchContext, now: Moment) -> NextBatch {
-        let changes = context.breaker.changes();
-        if std::mem::replace(&mut self.breaker_changes, changes) != changes {
-            self.wake_after_outage(&context.breaker.lock());
-        }
         let next = self.try_next_batch(context, now);
         if !matches!(next, NextBatch::Send(_)) {
             // Slots that were granted and cannot be used now are for other partitions.
@@ -636,6 +643,24 @@ mod tests {
         deliverer.wake_after_outage(&breaker);
         assert_eq!(offsets(&deliverer.pick(&mut breaker, None, 10, now).unwrap()), [0], "long before its backoff ends");
         deliverer.wake_after_outage(&breaker);
+    }
+
+    #[test]
+    fn the_breaker_learns_which_users_wait_although_the_worker_was_busy_when_it_opened() {
+        for looks in [false, true] {
+            let (breaker, mut waiting) = (SharedBreaker::default(), deliverer(ONE_EVENT, &["a", "b", "c", "d", "e"]));
+            for user in 1..=5 {
+                let attempt = breaker.lock().begin(user, Moment::ZERO);
+                breaker.lock().failed(&attempt, RETRY, Moment::ZERO);
+            }
+            breaker.notify_changed();
+            if looks {
+                waiting.look_at_breaker(&breaker);
+            }
+            // The users that opened it were tried too long ago to decide.
+            let attempt = breaker.lock().begin(6, Duration::from_secs(70));
+            assert_eq!(attempt.probe, looks, "with fewer than five users that wait, the breaker closes");
+        }
     }
 
     #[test]

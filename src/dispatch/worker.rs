@@ -214,6 +214,7 @@ impl Worker {
             let slot_granted = self.deliverer.slots.granted();
             let now = context.now();
             self.wake(now);
+            self.deliverer.look_at_breaker(&context.breaker);
             self.tick(now);
             self.look_for_reset(now);
             self.look_for_commands(now);
@@ -244,9 +245,7 @@ impl Worker {
                 () = slot_granted.notified() => {}
                 () = rate_raised => {}
                 () = share_grew => {}
-                () = breaker_changed => {
-                    context.breaker.lock().users_wait(self.partition, self.deliverer.lanes.each_user());
-                }
+                () = breaker_changed => {}
                 () = sleep_until(context.instant(wake_at)) => {}
             }
         }
