@@ -20,7 +20,7 @@ use super::partition_log::PartitionLog;
 use crate::core::Moment;
 use crate::core::event::Event;
 use crate::core::lanes::Lanes;
-use crate::core::parking::{Blocked, ParkedUsers, PartitionMemory};
+use crate::core::parking::{Blocked, MisplacedFailure, NotAdmitted, ParkedUsers, PartitionMemory};
 use crate::core::progress::UserKey;
 use crate::core::window::Window;
 use crate::destination::spec::dest_flag;
@@ -120,22 +120,31 @@ impl PartitionReader {
     }
 
     /// Moves pending events into the lanes while the window has room.
-    pub(super) fn admit(&mut self, lanes: &mut Lanes, committer: &mut Committer, now: Moment) {
+    ///
+    /// # Errors
+    /// The stored state is damaged.
+    pub(super) fn admit(
+        &mut self,
+        lanes: &mut Lanes,
+        committer: &mut Committer,
+        now: Moment,
+    ) -> Result<(), MisplacedFailure> {
         let progress = committer.progress_mut();
         let mut memory = PartitionMemory { lanes, window: &mut self.window, progress };
         let before = memory.lanes.events();
         if self.sweep_is_first {
             admit_swept(&mut self.sweep, &mut self.parked, &mut memory, now);
         } else {
-            admit_read(&mut self.reader, &mut self.parked, &mut memory);
+            admit_read(&mut self.reader, &mut self.parked, &mut memory)?;
         }
         let is_first_served = memory.lanes.events() > before;
         if self.sweep_is_first {
-            admit_read(&mut self.reader, &mut self.parked, &mut memory);
+            admit_read(&mut self.reader, &mut self.parked, &mut memory)?;
         } else {
             admit_swept(&mut self.sweep, &mut self.parked, &mut memory, now);
         }
         self.sweep_is_first ^= is_first_served;
+        Ok(())
     }
 
     /// An event was delivered or given up: gives its room in the window back and counts it as progress.
@@ -330,13 +339,23 @@ impl PartitionReader {
     }
 }
 
-fn admit_read(reader: &mut Cursor, parked: &mut ParkedUsers, memory: &mut PartitionMemory<'_>) {
+fn admit_read(
+    reader: &mut Cursor,
+    parked: &mut ParkedUsers,
+    memory: &mut PartitionMemory<'_>,
+) -> Result<(), MisplacedFailure> {
     while let Some(event) = reader.pending.pop_front() {
-        if let Err(event) = parked.read(event, memory) {
-            return reader.pending.push_front(event);
+        match parked.read(event, memory) {
+            Ok(()) => {}
+            Err(NotAdmitted::NoRoom(event)) => {
+                reader.pending.push_front(event);
+                return Ok(());
+            }
+            Err(NotAdmitted::Misplaced(error)) => return Err(error),
         }
     }
     parked.passed(reader.position);
+    Ok(())
 }
 
 fn admit_swept(sweep: &mut Cursor, parked: &mut ParkedUsers, memory: &mut PartitionMemory<'_>, now: Moment) {
@@ -434,13 +453,13 @@ mod tests {
         assert_eq!(reader.start_fetch(Moment::ZERO), Some(request));
         assert_eq!(reader.start_fetch(Moment::ZERO), None, "one fetch at a time");
         reader.fetched(CursorKind::Reader, fetched(&[0, 1, 2], 3), &mut committer, Moment::ZERO).unwrap();
-        reader.admit(&mut lanes, &mut committer, Moment::ZERO);
+        reader.admit(&mut lanes, &mut committer, Moment::ZERO).unwrap();
         assert_eq!((lanes.events(), reader.unread_events()), (2, Some(98)));
         assert_eq!(reader.start_fetch(Moment::ZERO), None, "the window is full");
         for _ in 0..2 {
             reader.window.remove(event(0).record.window_bytes());
         }
-        reader.admit(&mut lanes, &mut committer, Moment::ZERO);
+        reader.admit(&mut lanes, &mut committer, Moment::ZERO).unwrap();
         assert_eq!(lanes.events(), 3);
         assert_eq!(reader.start_fetch(Moment::ZERO).unwrap().from, 3);
     }
@@ -453,7 +472,7 @@ mod tests {
         assert!(reader.start_fetch(Moment::ZERO).is_some());
         let found = Fetched { events: vec![large], next: 1, latest: 100 };
         reader.fetched(CursorKind::Reader, found, &mut committer, Moment::ZERO).unwrap();
-        reader.admit(&mut lanes, &mut committer, Moment::ZERO);
+        reader.admit(&mut lanes, &mut committer, Moment::ZERO).unwrap();
         lanes.next(1, usize::MAX, &mut Vec::new()).unwrap();
         reader.resize_window(100, 2_000, &lanes);
         assert_eq!(reader.start_fetch(Moment::ZERO), None, "the event takes the half of the others");
@@ -465,7 +484,7 @@ mod tests {
         assert_eq!(parked.relieve(Blocked::default(), |_| true, &mut memory, now), 1);
         assert_eq!(reader.start_fetch(Moment::ZERO).map(|fetch| fetch.from), Some(1));
         reader.fetched(CursorKind::Reader, fetched(&[1], 2), &mut committer, now).unwrap();
-        reader.admit(&mut lanes, &mut committer, now);
+        reader.admit(&mut lanes, &mut committer, now).unwrap();
         assert_eq!(lanes.events(), 2);
     }
 
@@ -477,7 +496,7 @@ mod tests {
         let (mut reader, mut committer, mut lanes) = begin(state);
         reader.window.resize(10, 1_000_000);
         reader.fetched(CursorKind::Reader, fetched(&[3, 4, 5, 7], 9), &mut committer, Moment::ZERO).unwrap();
-        reader.admit(&mut lanes, &mut committer, Moment::ZERO);
+        reader.admit(&mut lanes, &mut committer, Moment::ZERO).unwrap();
         assert_eq!(lanes.events(), 2, "3 and 7");
         let settled = vec![4..7, 8..9];
         assert_eq!(committer.state(ListedUsers::new()), PartitionState { settled, ..PartitionState::at(3) });

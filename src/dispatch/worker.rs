@@ -37,7 +37,7 @@ use crate::core::verdict::Report;
 use crate::group::is_final;
 use crate::limits::{LOG_REMINDER_INTERVAL, LOOK_AHEAD_USERS_MAX, RESET_LOOK_INTERVAL};
 use crate::log::{FetchError, Fetched};
-use anyhow::Context as _;
+use anyhow::{Context as _, anyhow};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{Notify, watch};
@@ -219,7 +219,7 @@ impl Worker {
             self.look_for_reset(now);
             self.look_for_commands(now);
             self.retry_dead_letters(now)?;
-            self.read(now);
+            self.read(now)?;
             // After reading: what was given up is not attempted, although it was admitted just now.
             self.give_up_commanded()?;
             let start_at = self.start_batches(now);
@@ -290,17 +290,19 @@ impl Worker {
     }
 
     /// Fills the lanes, and fetches more if the window has room.
-    fn read(&mut self, now: Moment) {
+    fn read(&mut self, now: Moment) -> anyhow::Result<()> {
         let (config, throttle) = (&self.context.config, &self.context.throttle);
         let (events_max, bytes_max) = (throttle.share(config.window_events), throttle.share(config.window_bytes));
         self.reader.resize_window(events_max, bytes_max, &self.deliverer.lanes);
-        self.reader.admit(&mut self.deliverer.lanes, &mut self.committer, now);
+        let admitted = self.reader.admit(&mut self.deliverer.lanes, &mut self.committer, now);
+        admitted.map_err(|error| anyhow!("the stored state of partition {} is damaged: {error}", self.partition))?;
         if let Some(fetch) = self.reader.start_fetch(now) {
             self.fetch(fetch);
         }
         if let Some(fetch) = self.reader.start_sweep(&mut self.deliverer.lanes, &mut self.committer, now) {
             self.fetch(fetch);
         }
+        Ok(())
     }
 
     fn fetch(&mut self, fetch: FetchRequest) {

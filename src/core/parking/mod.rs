@@ -92,6 +92,25 @@ pub fn listed_bytes(users: &ListedUsers) -> usize {
     users.iter().map(bytes).sum()
 }
 
+/// Why an event that was read is not admitted.
+#[derive(Debug)]
+pub enum NotAdmitted {
+    /// The window has no room for it.
+    NoRoom(Event),
+    /// The stored state is wrong about it.
+    Misplaced(MisplacedFailure),
+}
+
+/// The stored state has failures of an event that is not the next one of its user.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "it has failures of the event at offset {offset}, but an earlier event of this user is unsettled, at offset {earlier}"
+)]
+pub struct MisplacedFailure {
+    offset: i64,
+    earlier: i64,
+}
+
 /// What parking works on: the events in memory, their room, and what is settled.
 #[derive(Debug)]
 pub struct PartitionMemory<'a> {
@@ -186,12 +205,11 @@ impl ParkedUsers {
         self.users.is_empty() && self.stored_failures.is_empty()
     }
 
-    /// The reader offers its next event. It is admitted, or settled already, or left in the log. `Err`: the window has no
-    /// room for it.
+    /// The reader offers its next event. It is admitted, or settled already, or left in the log.
     ///
     /// # Errors
-    /// Returns the event if the window has no room for it.
-    pub fn read(&mut self, event: Event, memory: &mut PartitionMemory<'_>) -> Result<(), Event> {
+    /// Returns the event if the window has no room for it. If the stored state is damaged, the partition cannot continue.
+    pub fn read(&mut self, event: Event, memory: &mut PartitionMemory<'_>) -> Result<(), NotAdmitted> {
         let (offset, bytes) = (event.offset, event.record.window_bytes());
         // This is the path of nearly every event, so it looks up nothing.
         let listed = if self.is_idle() { None } else { self.users.get_mut(&KeyRef(event.record.key())) };
@@ -201,13 +219,19 @@ impl ParkedUsers {
                 return Ok(());
             }
             if !memory.window.admits(bytes) {
-                return Err(event);
+                return Err(NotAdmitted::NoRoom(event));
             }
-            memory.window.add(bytes);
             match self.stored_failures.remove(&offset) {
-                Some((user, failure)) if user.as_deref() == event.record.key() => failure.admit(event, memory.lanes),
+                Some((user, failure)) if user.as_deref() == event.record.key() => {
+                    if let Some(id) = memory.lanes.find(event.record.key()) {
+                        let earlier = memory.lanes.view(id).head.offset;
+                        return Err(NotAdmitted::Misplaced(MisplacedFailure { offset, earlier }));
+                    }
+                    failure.admit(event, memory.lanes)
+                }
                 _ => memory.lanes.admit(event),
             };
+            memory.window.add(bytes);
             self.passed(offset + 1);
             return Ok(());
         };
@@ -219,7 +243,7 @@ impl ParkedUsers {
                     // The user has earlier events to be attempted. The others must not wait for these.
                     entry.rest = self.sweep.in_log(offset);
                 } else {
-                    return Err(event);
+                    return Err(NotAdmitted::NoRoom(event));
                 }
             } else {
                 // The user is held, and this is the first of its events that is left in the log.

@@ -10,6 +10,7 @@ use eventd::core::event::{Record, encode_headers};
 use eventd::core::outcome::Ended;
 use eventd::core::outcome::Failure;
 use eventd::core::parking::ParkingLimits;
+use eventd::core::progress::{FailedHead, ListedUsers, PartitionState, UserState};
 use eventd::core::side_topics::dead_letter_topic;
 use eventd::core::tries::{OnExhausted, TryPolicy};
 use eventd::core::verdict::{Failed, Report, Verdict};
@@ -110,6 +111,25 @@ async fn events_before_a_damaged_record_are_delivered_once_and_committed() {
     let mut seen = receiver.seen.lock().unwrap().clone();
     seen.sort_unstable();
     assert_eq!(seen, [0, 1, 2, 3, 4, 5], "each event once, in two lives");
+}
+
+#[tokio::test]
+async fn a_state_whose_failures_are_misplaced_stops_its_partition_and_is_named() {
+    let embedded = fixture().await;
+    let log = embedded.topic("events").await;
+    log.append(0, vec![record("user-1", "first"), record("user-1", "second")]).await.unwrap();
+    let parts = parts(&embedded, log, &Arc::default()).await;
+    let failed = Some(FailedHead { offset: 1, failures: 1, tries: 1, ..FailedHead::default() });
+    let users = ListedUsers::from([(Some(Arc::from(*b"user-1")), UserState { parked: None, failed })]);
+    parts.group.commit(0, PartitionState { users, ..PartitionState::at(0) }).await.unwrap();
+    let tally = Arc::new(Tally::default());
+    let mut stopped = tally.stopped_partitions();
+    let shutdown = async move { drop(stopped.wait_for(|stopped| stopped.contains(&0)).await.unwrap()) };
+    let dispatch = dispatch::run_counted(parts, config(3), None, tally, shutdown);
+    let ended = timeout(PATIENCE, dispatch).await.expect("dispatch gets the error and stops");
+    let error = format!("{:#}", ended.expect_err("the state is wrong"));
+    assert!(error.contains("the stored state of partition 0 is damaged") && error.contains("offset 1"), "{error}");
+    assert!(!error.contains("panicked"), "{error}");
 }
 
 #[tokio::test]

@@ -122,8 +122,10 @@ impl Owner {
             self.position = end as i64;
         }
         while let Some(event) = self.pending.pop_front() {
-            if let Err(event) = self.parked.read(event, memory!(self)) {
-                return self.pending.push_front(event);
+            match self.parked.read(event, memory!(self)) {
+                Ok(()) => {}
+                Err(NotAdmitted::NoRoom(event)) => return self.pending.push_front(event),
+                Err(NotAdmitted::Misplaced(error)) => panic!("{error}"),
             }
         }
         self.parked.passed(self.position);
@@ -589,6 +591,22 @@ fn a_held_user_with_settled_events_ahead_of_its_failure_gets_none_of_them_again(
 }
 
 #[test]
+fn a_failure_that_is_not_of_the_next_event_of_its_user_is_an_error() {
+    let mut history = FailureHistory::default();
+    history.add_failure(Moment::ZERO, Duration::ZERO);
+    let failed = history.to_stored(2, Moment::ZERO, |_| false, clocks(Moment::ZERO));
+    let users = ListedUsers::from([(key(1), UserState { parked: None, failed: Some(failed) })]);
+    let mut owner = fixed(&[1, 2, 1], 10, &PartitionState { users, ..PartitionState::at(0) }).owner;
+    owner.parked.read(event(0, 1), memory!(owner)).unwrap();
+    owner.parked.read(event(1, 2), memory!(owner)).unwrap();
+    let Err(NotAdmitted::Misplaced(error)) = owner.parked.read(event(2, 1), memory!(owner)) else {
+        panic!("the event at 0 is unsettled")
+    };
+    assert_eq!(error, MisplacedFailure { offset: 2, earlier: 0 });
+    assert_eq!((owner.lanes.events(), owner.window.events()), (2, 2));
+}
+
+#[test]
 fn a_sweep_that_ends_before_the_failed_event_keeps_its_account() {
     // User 1 has no event from 1 on before the one at 3, which has failed. The reader has not read that one yet.
     let mut history = FailureHistory::default();
@@ -654,7 +672,9 @@ fn a_large_event_does_not_wait_for_failing_heads() {
     // Less than half of the window is used, and the event needs more than the rest.
     model.owner.window.resize(100, used + large.record.window_bytes() - 1);
     assert!(!model.owner.window.is_half_full());
-    let large = model.owner.parked.read(large, memory!(model.owner)).unwrap_err();
+    let Err(NotAdmitted::NoRoom(large)) = model.owner.parked.read(large, memory!(model.owner)) else {
+        panic!("the window has no room")
+    };
     model.owner.pending.push_front(large);
     model.step(Step::Relieve { is_slow: true }).unwrap();
     let large = model.owner.pending.pop_front().unwrap();

@@ -79,7 +79,7 @@ fn an_event_that_hangs_leaves_the_others_their_half_whatever_its_size() {
         for offset in 1..3 {
             let next = large_event(offset, 2, 1_500);
             let owner = &mut model.owner;
-            if let Err(next) = owner.parked.read(next, memory!(*owner)) {
+            if let Err(NotAdmitted::NoRoom(next)) = owner.parked.read(next, memory!(*owner)) {
                 let blocked = Blocked { read: Some(next.record.window_bytes()), swept: None };
                 owner.parked.relieve(blocked, |_| true, memory!(*owner), model.now);
                 owner.parked.read(next, memory!(*owner)).expect("reading continues");
