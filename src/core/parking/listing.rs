@@ -38,6 +38,9 @@ impl ParkedUsers {
             entry.failure = entry.failure.take().filter(|failure| failure.offset >= self.edge);
         }
         if let Some(below) = entry.give_up_below {
+            if lane.is_some() {
+                self.maybe_give_up.insert(key.clone());
+            }
             let rest_from = match entry.rest {
                 Rest::AfterEdge => self.edge,
                 Rest::InLog { next, .. } => next,
@@ -45,6 +48,7 @@ impl ParkedUsers {
             if entry.first >= below || (lane.is_none() && rest_from >= below) {
                 entry.give_up_below = None;
                 self.giving_up.remove(key);
+                self.maybe_give_up.remove(key);
                 self.has_changes = true;
                 // What was admitted to be given up is gone, and a held user has nothing else in memory.
                 return self.review(key, memory, now);
@@ -145,7 +149,13 @@ impl ParkedUsers {
         memory.window.add(bytes);
         memory.window.add_parked(bytes);
         memory.progress.settle(event.offset..event.offset + 1);
-        let failure = self.users.get_mut(&KeyRef(event.record.key())).and_then(|entry| {
+        let key = KeyRef(event.record.key());
+        if let Some((key, entry)) = self.users.get_key_value(&key)
+            && entry.gives_up(event.offset)
+        {
+            self.maybe_give_up.insert(key.clone());
+        }
+        let failure = self.users.get_mut(&key).and_then(|entry| {
             entry.lane_bytes += bytes;
             // If the event that had failed is gone (removed by retention), so is its account.
             entry.failure.take().filter(|failure| failure.offset == event.offset)

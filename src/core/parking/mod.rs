@@ -136,6 +136,9 @@ pub struct ParkedUsers {
     look_ahead: LookAhead,
     /// Users of which an operator has given up events.
     giving_up: BTreeSet<UserKey>,
+    /// The users among them whose lane may have an event that is given up next. Those whose events are in the log or in use
+    /// are not looked at.
+    maybe_give_up: BTreeSet<UserKey>,
     /// Every event below it was read: it is in memory, settled, or left in the log.
     edge: i64,
     /// The end of the settled map with which this owner began.
@@ -162,6 +165,7 @@ impl ParkedUsers {
             pressure: Pressure::default(),
             look_ahead: LookAhead::default(),
             giving_up: BTreeSet::new(),
+            maybe_give_up: BTreeSet::new(),
             edge: state.watermark,
             settled_until: state.settled_end(),
             has_changes: false,

@@ -120,13 +120,18 @@ impl ParkedUsers {
 
     /// A lane whose head an operator has given up, and whose dead letter is to be written now. Ask for it after events were
     /// admitted and before an attempt starts.
-    pub fn next_to_give_up(&self, memory: &mut PartitionMemory<'_>) -> Option<Token> {
-        self.giving_up.iter().find_map(|key| {
-            let id = memory.lanes.find(key.as_deref())?;
+    pub fn next_to_give_up(&mut self, memory: &mut PartitionMemory<'_>) -> Option<Token> {
+        // `review` and `admit_listed` add a user again when its lane has changed.
+        while let Some(key) = self.maybe_give_up.pop_first() {
+            let Some(id) = memory.lanes.find(key.as_deref()) else { continue };
             let offset = memory.lanes.view(id).head.offset;
-            let is_given_up = self.users.get(key).is_some_and(|entry| entry.gives_up(offset));
-            if is_given_up { memory.lanes.give_up_head(id) } else { None }
-        })
+            if self.users.get(&key).is_some_and(|entry| entry.gives_up(offset))
+                && let Some(token) = memory.lanes.give_up_head(id)
+            {
+                return Some(token);
+            }
+        }
+        None
     }
 
     /// Puts a user into the list that an order is about.

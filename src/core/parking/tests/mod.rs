@@ -628,6 +628,28 @@ fn a_sweep_that_ends_before_the_failed_event_keeps_its_account() {
     model.drain().unwrap();
 }
 
+#[test]
+fn users_whose_given_up_events_are_not_in_memory_are_not_looked_at() {
+    let users = (1..=1_000).map(|user| {
+        let parked = ParkedUser { first: 0, held: true, give_up_below: Some(i64::MAX) };
+        (key(user), UserState { parked: Some(parked), failed: None })
+    });
+    let state = PartitionState { users: users.collect(), ..PartitionState::at(1) };
+    let mut owner = fixed(&[1, 2, 2], 10, &state).owner;
+    assert_eq!(owner.parked.giving_up.len(), 1_000);
+    assert!(owner.parked.maybe_give_up.is_empty());
+    owner.parked.read(event(1, 2), memory!(owner)).unwrap();
+    assert_eq!(owner.parked.next_to_give_up(memory!(owner)), None, "the event at 0 may be of user 2");
+    assert!(owner.sweep(&[1, 2, 2], 10, Moment::ZERO));
+    let mut offsets = Vec::new();
+    while let Some(token) = owner.parked.next_to_give_up(memory!(owner)) {
+        offsets.push(owner.lanes.giving_up(token).0.offset);
+        assert!(owner.parked.maybe_give_up.len() <= 1);
+    }
+    assert_eq!(offsets, [0, 1]);
+    assert!(owner.parked.maybe_give_up.is_empty(), "their dead letters are being written");
+}
+
 /// Users 2 and 3 have failed with their first events, and wait for a minute.
 fn with_two_failing_heads(model: Model) -> Model {
     with_failing_heads(model, 2, Duration::from_secs(60))
