@@ -148,14 +148,14 @@ pub trait Groups: Send + Sync + fmt::Debug {
     fn forget<'a>(&'a self, name: &'a str, log: &'a Arc<dyn Log>) -> BoxFuture<'a, Result<(), Failure>>;
 }
 
-/// How a destination joins its group. The embedded log uses the first two fields only.
+/// How a destination joins its group. The embedded log uses the first three fields only.
 #[derive(Debug, Clone)]
 pub struct JoinOptions {
     /// Tells the destination from another destination under the same name.
     pub digest: String,
     pub when_held: WhenHeld,
-    /// The operator gave `--start`. If a commit has expired, or belongs to an older topic of this name, the partition
-    /// then starts there instead of failing.
+    /// The operator gave `--start`. If a commit cannot be read, has expired, or belongs to an older topic of this name, the
+    /// partition then starts there instead of failing.
     pub start_given: bool,
     /// How long after its last heartbeat a member is removed from the group.
     pub session_timeout: Duration,
@@ -251,6 +251,28 @@ pub enum JoinError {
     /// A later attempt may succeed.
     #[error("{0}")]
     Unavailable(Failure),
+}
+
+/// A partition has a commit that cannot be read. With `--start` the commit is discarded, and the partition starts there.
+/// Without it that is an error: to deliver everything again, or nothing, must not happen by itself.
+fn discard_unreadable(
+    group: &str,
+    partition: u32,
+    why: &str,
+    start_given: bool,
+) -> Result<Option<PartitionState>, Failure> {
+    let detail = format!("cannot read the commit of {group:?} in partition {partition}: {why}");
+    if start_given {
+        tracing::warn!(group, partition, "{detail}: starting anew at --start");
+        return Ok(None);
+    }
+    Err(Failure::refused(
+        FailureCode::CommitUnreadable,
+        format!(
+            "{detail}. Run a version of eventd that can read it. Or use --start earliest or --start latest: this partition \
+             then starts there, and the others continue"
+        ),
+    ))
 }
 
 /// Whether every later commit, or read of one, fails in the same way until a person changes something.

@@ -29,7 +29,7 @@ use crate::BoxFuture;
 use crate::clock::now_ms;
 use crate::core::outcome::Ended;
 use crate::core::progress::{OffsetReset, PartitionState, ResetTarget};
-use crate::group::JoinError;
+use crate::group::{JoinError, is_final};
 use anyhow::{Context, ensure};
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -297,7 +297,7 @@ pub(crate) async fn retry_group_call<'a, T>(
     let mut failures = 0;
     loop {
         match call().await {
-            Err(JoinError::Unavailable(failure)) if failures < RETRIES_MAX => {
+            Err(JoinError::Unavailable(failure)) if failures < RETRIES_MAX && !is_final(&failure) => {
                 tracing::debug!("the group is not available, trying again: {failure}");
                 failures += 1;
                 sleep(RETRY_DELAY).await;

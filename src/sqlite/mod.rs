@@ -241,24 +241,26 @@ impl Database {
         self.readers.read(move |connection| read::groups(connection, topic)).await
     }
 
+    /// The inner error says why the commit cannot be read.
     pub(crate) async fn committed(
         &self,
         group: &str,
         topic: i64,
         partition: u32,
-    ) -> Result<Option<PartitionState>, ReadError> {
+    ) -> Result<Option<Result<PartitionState, String>>, ReadError> {
         let group = group.to_owned();
         self.readers
             .read(move |connection| read::committed(connection, &group, (topic, partition), PartitionState::decode))
             .await
     }
 
+    /// The inner error says why the request cannot be read.
     pub(crate) async fn requested(
         &self,
         group: &str,
         topic: i64,
         partition: u32,
-    ) -> Result<Option<OffsetReset>, ReadError> {
+    ) -> Result<Option<Result<OffsetReset, String>>, ReadError> {
         let group = group.to_owned();
         self.readers
             .read(move |connection| read::committed(connection, &group, (topic, partition), OffsetReset::decode))

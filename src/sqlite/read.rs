@@ -211,19 +211,29 @@ pub(super) fn groups(connection: &Connection, topic: i64) -> Result<Vec<String>,
     Ok(names)
 }
 
-/// What a group last committed in a partition: an offset and a text, decoded by `decode`.
+/// What a group last committed in a partition: an offset and a text, decoded by `decode`. The inner error says why the
+/// commit cannot be read. A later read fails in the same way.
 pub(super) fn committed<T>(
     connection: &Connection,
     group: &str,
     (topic, partition): (i64, u32),
     decode: impl Fn(i64, &str) -> Result<T, String>,
-) -> Result<Option<T>, ReadError> {
-    let found: Option<(i64, String)> = connection
+) -> Result<Option<Result<T, String>>, ReadError> {
+    let found = connection
         .prepare_cached("SELECT watermark, settled FROM commits WHERE topic = ?1 AND partition = ?2 AND name = ?3")?
-        .query_row((topic, partition, group), |row| Ok((row.get(0)?, row.get(1)?)))
-        .optional()?;
-    let Some((offset, text)) = found else { return Ok(None) };
-    decode(offset, &text).map(Some).map_err(|detail| {
-        ReadError::Failed(format!("cannot read the commit of {group:?} in partition {partition}: {detail}"))
-    })
+        .query_row((topic, partition, group), |row| {
+            // SQLite stores any type in any column, and any bytes in a text.
+            let (offset, text) = (row.get_ref(0)?.as_i64(), row.get_ref(1)?.as_str());
+            Ok(match (offset, text) {
+                (Ok(offset), Ok(text)) => decode(offset, text),
+                (Err(error), _) => Err(format!("its offset cannot be read: {error}")),
+                (_, Err(error)) => Err(format!("its text cannot be read: {error}")),
+            })
+        });
+    match found {
+        Ok(commit) => Ok(Some(commit)),
+        Err(rusqlite::Error::QueryReturnedNoRows) => Ok(None),
+        Err(error) if error.sqlite_error_code() == Some(ErrorCode::DatabaseCorrupt) => Ok(Some(Err(error.to_string()))),
+        Err(error) => Err(error.into()),
+    }
 }

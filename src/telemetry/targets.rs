@@ -26,6 +26,7 @@ const OWN: &[&str] = &[
     "eventd::dispatch::stopped",
     "eventd::dispatch::worker",
     "eventd::environment",
+    "eventd::group",
     "eventd::group::earlier_name",
     "eventd::group::kafka::commits",
     "eventd::group::kafka::commits::offset_resets",

@@ -73,10 +73,11 @@ impl PartitionState {
     /// Says what is wrong with the text.
     pub fn decode(watermark: i64, text: &str) -> Result<Self, String> {
         let mut chars = text.chars();
-        let format = chars.next().filter(|format| [FORMAT_MAP, FORMAT_WITH_RESET, FORMAT_FULL].contains(format));
-        let format = format.ok_or_else(|| {
-            format!("the stored progress has a format that this eventd does not know ({:?}): it was written by a newer version", text.chars().next())
-        })?;
+        let format = match chars.next() {
+            Some(format @ (FORMAT_MAP | FORMAT_WITH_RESET | FORMAT_FULL)) => format,
+            Some(format @ '0'..='9') => return Err(unknown_format(format)),
+            Some(_) | None => return Err("the stored progress does not begin with a digit for its format".into()),
+        };
         let bytes = URL_SAFE_NO_PAD
             .decode(chars.as_str())
             .map_err(|error| format!("the stored progress is not base64url: {error}"))?;
@@ -167,6 +168,11 @@ impl PartitionState {
         }
         rest.is_empty().then_some(())
     }
+}
+
+/// Why a stored text with this format digit cannot be read.
+pub fn unknown_format(format: char) -> String {
+    format!("a newer version of eventd has written it, in format {format}, which this version does not know")
 }
 
 fn take_range(at: i64, rest: &mut &[u8]) -> Option<Range<i64>> {
@@ -398,7 +404,11 @@ mod tests {
     #[test]
     fn a_newer_format_is_refused_and_named_in_the_error() {
         let error = PartitionState::decode(0, "9AAAA").unwrap_err();
-        assert!(error.contains("does not know") && error.contains('9'), "{error}");
+        assert!(error.contains("newer version") && error.contains("format 9"), "{error}");
+        for damaged in ["", "x1", "é"] {
+            let error = PartitionState::decode(0, damaged).unwrap_err();
+            assert!(error.contains("does not begin with a digit"), "{damaged:?}: {error}");
+        }
     }
 
     /// Texts that earlier versions have stored, and one of this version: what is stored must stay readable.

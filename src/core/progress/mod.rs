@@ -14,6 +14,7 @@
 mod encoding;
 mod users;
 
+pub use self::encoding::unknown_format;
 pub use self::users::{
     CommandFailure, ControlState, FailedCommand, FailedHead, ListedUsers, ParkedEvents, ParkedUser, Pause, UserKey,
     UserState,

@@ -10,7 +10,7 @@
 
 mod lock;
 
-use super::{Change, Group, Groups, JoinError, JoinOptions, PastCommits, WhenHeld};
+use super::{Change, Group, Groups, JoinError, JoinOptions, PastCommits, WhenHeld, discard_unreadable};
 use crate::BoxFuture;
 use crate::core::names;
 use crate::core::outcome::{Failure, FailureCode};
@@ -50,7 +50,7 @@ impl Groups for SqliteGroups {
         log: &'a Arc<dyn Log>,
         options: &'a JoinOptions,
     ) -> BoxFuture<'a, Result<Arc<dyn Group>, JoinError>> {
-        Box::pin(join(&self.0, name, log.topic(), &options.digest, options.when_held))
+        Box::pin(join_with(&self.0, name, log.topic(), options))
     }
 
     fn assigns_at_join(&self) -> bool {
@@ -80,7 +80,8 @@ impl Groups for SqliteGroups {
         log: &'a Arc<dyn Log>,
     ) -> BoxFuture<'a, Result<PastCommits, JoinError>> {
         Box::pin(async move {
-            let has_commits = self.committed(name, log).await?.iter().any(Option::is_some);
+            // A commit counts even if it cannot be read.
+            let has_commits = self.names(log).await?.iter().any(|known| known == name);
             Ok(if has_commits { PastCommits::Found } else { PastCommits::None })
         })
     }
@@ -94,8 +95,8 @@ impl Groups for SqliteGroups {
             let topic = self.topic(log).await?;
             let mut states = Vec::new();
             for partition in 0..topic.partitions {
-                let state = self.0.database().committed(name, topic.id, partition).await;
-                states.push(state.map_err(|error| JoinError::Unavailable(unavailable(error)))?);
+                let state = read_commit(self.0.database(), name, (topic.id, partition), false).await;
+                states.push(state.map_err(JoinError::Unavailable)?);
             }
             Ok(states)
         })
@@ -127,8 +128,8 @@ impl Groups for SqliteGroups {
             let topic = self.topic(log).await?;
             let mut resets = Vec::new();
             for partition in 0..topic.partitions {
-                let reset = self.0.database().requested(&rewind_group(name), topic.id, partition).await;
-                resets.push(reset.map_err(|error| JoinError::Unavailable(unavailable(error)))?);
+                let reset = read_request(self.0.database(), name, (topic.id, partition)).await;
+                resets.push(reset.map_err(JoinError::Unavailable)?);
             }
             Ok(resets)
         })
@@ -182,10 +183,20 @@ pub async fn join(
     digest: &str,
     when_held: WhenHeld,
 ) -> Result<Arc<dyn Group>, JoinError> {
+    join_with(engine, name, topic, &JoinOptions { when_held, ..JoinOptions::new(digest) }).await
+}
+
+/// Like [`join`], with all options that the embedded log has.
+async fn join_with(
+    engine: &Arc<Sqlite>,
+    name: &str,
+    topic: &str,
+    options: &JoinOptions,
+) -> Result<Arc<dyn Group>, JoinError> {
     check_name(name)?;
     let database = Arc::clone(engine.database());
     let topic = find_topic(&database, topic).await?;
-    let lock = lock::acquire(database.path(), name, digest, when_held).await?;
+    let lock = lock::acquire(database.path(), name, &options.digest, options.when_held).await?;
     let write = Write::Join { group: name.into(), topic: topic.id };
     let epoch = database.write(write, 0).await.map_err(JoinError::Unavailable)?;
     Ok(Arc::new(SqliteGroup {
@@ -194,9 +205,38 @@ pub async fn join(
         topic_id: topic.id,
         partition_count: topic.partitions,
         epoch,
+        start_given: options.start_given,
         assigned: AtomicU32::new(0),
         lock: Mutex::new(Some(lock)),
     }))
+}
+
+/// What the group has committed in a partition. If it cannot be read, `start_given` decides.
+async fn read_commit(
+    database: &Database,
+    name: &str,
+    (topic, partition): (i64, u32),
+    start_given: bool,
+) -> Result<Option<PartitionState>, Failure> {
+    match database.committed(name, topic, partition).await.map_err(unavailable)? {
+        Some(Err(why)) => discard_unreadable(name, partition, &why, start_given),
+        Some(Ok(state)) => Ok(Some(state)),
+        None => Ok(None),
+    }
+}
+
+/// The offset reset that was requested last in a partition of the group.
+async fn read_request(
+    database: &Database,
+    name: &str,
+    (topic, partition): (i64, u32),
+) -> Result<Option<OffsetReset>, Failure> {
+    let requested = database.requested(&rewind_group(name), topic, partition).await.map_err(unavailable)?;
+    requested.transpose().map_err(|why| {
+        let detail =
+            format!("cannot read the offset reset of {name:?} in partition {partition}: {why}. Request it again");
+        Failure::refused(FailureCode::CommitUnreadable, detail)
+    })
 }
 
 async fn find_topic(database: &Database, topic: &str) -> Result<TopicRow, JoinError> {
@@ -213,6 +253,7 @@ struct SqliteGroup {
     partition_count: u32,
     /// Grows with each join. The database refuses the commits of an earlier epoch.
     epoch: i64,
+    start_given: bool,
     /// How many partitions [`Group::changed`] has reported as assigned.
     assigned: AtomicU32,
     /// `None` after the group was left.
@@ -266,9 +307,7 @@ impl Group for SqliteGroup {
     }
 
     fn committed(&self, partition: u32) -> BoxFuture<'_, Result<Option<PartitionState>, Failure>> {
-        Box::pin(
-            async move { self.database.committed(&self.name, self.topic_id, partition).await.map_err(unavailable) },
-        )
+        Box::pin(read_commit(&self.database, &self.name, (self.topic_id, partition), self.start_given))
     }
 
     fn commit(&self, partition: u32, state: PartitionState) -> BoxFuture<'_, Result<(), Failure>> {
@@ -276,9 +315,7 @@ impl Group for SqliteGroup {
     }
 
     fn requested_reset(&self, partition: u32) -> BoxFuture<'_, Result<Option<OffsetReset>, Failure>> {
-        Box::pin(async move {
-            self.database.requested(&rewind_group(&self.name), self.topic_id, partition).await.map_err(unavailable)
-        })
+        Box::pin(read_request(&self.database, &self.name, (self.topic_id, partition)))
     }
 
     fn lease_deadline(&self) -> Option<Instant> {

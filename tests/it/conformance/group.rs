@@ -4,7 +4,7 @@ use super::{Fixture, new_topic, record, unique};
 use crate::support::wait::PATIENCE;
 use eventd::core::outcome::{Certainty, FailureCode};
 use eventd::core::progress::{OffsetReset, PartitionState, ResetTarget};
-use eventd::group::{Change, Group};
+use eventd::group::{Change, Group, is_final};
 use std::collections::BTreeSet;
 use std::time::Duration;
 use tokio::time::{Instant, sleep, timeout};
@@ -152,4 +152,42 @@ pub(crate) async fn a_commit_past_the_end_is_refused_and_changes_nothing(fixture
     }
     assert_eq!(group.committed(0).await, Ok(Some(state(end, &[]))));
     group.leave().await;
+}
+
+pub(crate) async fn a_commit_that_cannot_be_read_is_final_and_named_and_the_other_partitions_are_read(
+    fixture: &dyn Fixture,
+) {
+    let log = new_topic(fixture, 2).await;
+    let first = log.append(1, (0..9).map(|n| record("user", &n.to_string())).collect()).await.unwrap();
+    let (name, topic) = (unique("group"), log.topic());
+    for (format, text, why) in [
+        ('9', "AAAA", "a newer version of eventd has written it, in format 9"),
+        ('1', "no base64url", "not base64url"),
+        ('1', "AA", "ends early or is out of range"),
+    ] {
+        let group = fixture.join(&name, topic).await;
+        own(&*group, 2).await;
+        for partition in 0..2 {
+            group.commit(partition, PartitionState::at(0)).await.unwrap();
+        }
+        group.commit(1, state(first + 4, &[])).await.unwrap();
+        group.leave().await;
+        drop(group);
+        fixture.replace_commit(&name, topic, 0, format, text).await;
+
+        let group = fixture.join(&name, topic).await;
+        own(&*group, 2).await;
+        let failure = group.committed(0).await.unwrap_err();
+        assert_eq!((failure.certainty, failure.code), (Certainty::Refused, FailureCode::CommitUnreadable), "{failure}");
+        assert!(is_final(&failure), "no later read succeeds");
+        let (said, named) = (failure.to_string(), format!("commit of {name:?} in partition 0"));
+        for expected in [&*named, why, "--start earliest or --start latest"] {
+            assert!(said.contains(expected), "{expected:?} in {said}");
+        }
+        assert_eq!(group.committed(1).await, Ok(Some(state(first + 4, &[]))));
+        // The owner may replace it.
+        group.commit(0, PartitionState::at(0)).await.unwrap();
+        assert_eq!(group.committed(0).await, Ok(Some(PartitionState::at(0))));
+        group.leave().await;
+    }
 }

@@ -35,6 +35,17 @@ pub(crate) trait Fixture: Send + Sync {
         partition: u32,
         wanted: OffsetReset,
     ) -> BoxFuture<'a, bool>;
+
+    /// Replaces the stored commit of a partition by this format digit and this text, as a newer version of eventd would, or
+    /// as damage does. The group has no member.
+    fn replace_commit<'a>(
+        &'a self,
+        name: &'a str,
+        topic: &'a str,
+        partition: u32,
+        format: char,
+        text: &'a str,
+    ) -> BoxFuture<'a, ()>;
 }
 
 /// Makes one test of each promise.
@@ -66,7 +77,8 @@ macro_rules! suite {
             groups_and_topics_are_independent
             a_commit_survives_its_member
             a_requested_reset_is_applied_by_the_owner_or_at_once_without_one
-            a_commit_past_the_end_is_refused_and_changes_nothing);
+            a_commit_past_the_end_is_refused_and_changes_nothing
+            a_commit_that_cannot_be_read_is_final_and_named_and_the_other_partitions_are_read);
     };
     ($fixture:path, $part:ident: $($name:ident)+) => {
         mod $part {

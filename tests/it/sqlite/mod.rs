@@ -1,6 +1,7 @@
 //! The embedded log: the suite of all engines, and what only a file that several processes share can do wrong.
 
 mod child;
+mod commits;
 mod damage;
 mod delivery;
 mod file;
@@ -94,5 +95,19 @@ impl Fixture for Embedded {
             groups.request_resets(name, &log, &resets).await.expect("the reset is requested");
             groups.apply_resets_if_unowned(name, &log, "digest", &resets).await.expect("the database answers")
         })
+    }
+
+    fn replace_commit<'a>(
+        &'a self,
+        name: &'a str,
+        _topic: &'a str,
+        partition: u32,
+        format: char,
+        text: &'a str,
+    ) -> BoxFuture<'a, ()> {
+        let replace = "UPDATE commits SET settled = ?1 WHERE name = ?2 AND partition = ?3";
+        let replaced = self.plain().execute(replace, (format!("{format}{text}"), name, partition));
+        assert_eq!(replaced, Ok(1));
+        Box::pin(std::future::ready(()))
     }
 }

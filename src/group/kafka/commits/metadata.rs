@@ -10,7 +10,7 @@
 //!
 //! The first character is the format. The topic id is a UUID in base64url. Numbers are varints in base64url.
 
-use crate::core::progress::PartitionState;
+use crate::core::progress::{PartitionState, unknown_format};
 use crate::core::varint;
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
@@ -88,9 +88,18 @@ impl CommitMetadata {
         if !matches!(format, Some('0'..='9')) {
             return Ok(Self::Foreign);
         }
+        let format = format.unwrap_or_default();
+        let state_format = INLINE_FORMATS.into_iter().find(|(inline, _)| *inline == format).map(|(_, state)| state);
+        if state_format.is_none() && ![POINTER, NOT_STARTED].contains(&format) {
+            return Err(unknown_format(format));
+        }
         let (topic_id, rest) = split_topic_id(&metadata[1..])?;
+        if let Some(state_format) = state_format {
+            let state = PartitionState::decode(watermark, &format!("{state_format}{rest}"))?;
+            return Ok(Self::State { topic_id, state });
+        }
         match format {
-            Some(POINTER) => {
+            POINTER => {
                 let bytes = URL_SAFE_NO_PAD.decode(rest).map_err(|error| error.to_string())?;
                 let mut rest = bytes.as_slice();
                 let mut next = || varint::take(&mut rest).ok_or("its pointer is cut short");
@@ -98,15 +107,8 @@ impl CommitMetadata {
                 let offset = i64::try_from(offset).map_err(|error| error.to_string())?;
                 Ok(Self::Pointer { topic_id, pointer: SnapshotPointer { offset, parts, snapshot } })
             }
-            Some(NOT_STARTED) if rest.is_empty() => Ok(Self::NotStarted { topic_id }),
-            other => {
-                let format = other.unwrap_or_default();
-                if let Some((_, of_state)) = INLINE_FORMATS.into_iter().find(|(inline, _)| *inline == format) {
-                    let state = PartitionState::decode(watermark, &format!("{of_state}{rest}"))?;
-                    return Ok(Self::State { topic_id, state });
-                }
-                Err(format!("its format {format:?} is not known to this version of eventd"))
-            }
+            _ if rest.is_empty() => Ok(Self::NotStarted { topic_id }),
+            _ => Err("it says that no owner has started the partition, and more".into()),
         }
     }
 }
@@ -170,6 +172,6 @@ mod tests {
         }
         let newer = CommitMetadata::inline(Uuid::nil(), &PartitionState::at(3)).replacen('1', "7", 1);
         let error = CommitMetadata::read(3, &newer).unwrap_err();
-        assert!(error.contains("not known to this version"), "{error}");
+        assert!(error.contains("does not know"), "{error}");
     }
 }

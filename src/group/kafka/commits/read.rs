@@ -6,6 +6,7 @@ use super::offset_store::CommittedOffsets;
 use crate::core::outcome::{Failure, FailureCode};
 use crate::core::progress::PartitionState;
 use crate::core::side_topics::dead_letter_topic;
+use crate::group::discard_unreadable;
 use crate::group::kafka::errors::unavailable;
 use crate::group::kafka::membership::Membership;
 use crate::kafka::is_another_topic;
@@ -79,17 +80,7 @@ impl Commits {
                 ),
             );
         }
-        match state {
-            Ok(state) => Ok(state),
-            Err(_) if self.start_given => Ok(None),
-            Err(why) => Err(Failure::refused(
-                FailureCode::CommitUnreadable,
-                format!(
-                    "cannot read the commit of partition {partition}: {why}. Use --start earliest or --start latest to \
-                     start the partition anew"
-                ),
-            )),
-        }
+        state.or_else(|why| discard_unreadable(self.group(), partition, &why, self.start_given))
     }
 
     /// A commit without metadata of ours is an operator's reset with Kafka's own tools. The partition starts at its
