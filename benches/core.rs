@@ -42,7 +42,7 @@ fn nanoseconds_an_event(work: impl FnOnce()) -> f64 {
 fn lanes(users: u32, run_events_max: usize) -> f64 {
     let record = |n: u32| Record::new(Some(format!("user-{}", n % users).as_bytes()), Some(&[b'x'; 200]), &[], 0);
     let events: Vec<Event> = (0..EVENTS).map(|n| Event { offset: n.into(), record: record(n) }).collect();
-    let (mut lanes, mut out) = (Lanes::new(0), Vec::with_capacity(run_events_max));
+    let (mut lanes, mut out) = (Lanes::new(0, 0), Vec::with_capacity(run_events_max));
     nanoseconds_an_event(|| {
         for event in events {
             lanes.admit(event);

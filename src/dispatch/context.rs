@@ -21,6 +21,9 @@ use std::time::Duration;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
+/// Keeps the seed for the names of users apart from the numbers of [`DispatchContext::random`].
+const USER_SEED: u64 = 0x7573_6572_735f_6f66;
+
 /// Everything that does not belong to one partition.
 pub(super) struct DispatchContext {
     pub(super) parts: Parts,
@@ -39,6 +42,7 @@ pub(super) struct DispatchContext {
     pub(super) is_controlled: bool,
     clock: Clock,
     random: AtomicU64,
+    user_seed: u64,
 }
 
 impl DispatchContext {
@@ -61,6 +65,7 @@ impl DispatchContext {
             is_controlled: matches!(role, DispatchRole::Live),
             clock: Clock { started: Instant::now() },
             random: AtomicU64::new(config.seed),
+            user_seed: random::mix(config.seed ^ USER_SEED),
             parts,
             config,
         }
@@ -95,6 +100,13 @@ impl DispatchContext {
     /// Any number, another one for each call: the jitter of a backoff.
     pub(super) fn random(&self) -> u64 {
         random::mix(self.random.fetch_add(random::STEP, Ordering::Relaxed))
+    }
+
+    /// The seed with which the lanes of this partition name users. It is always the same one, because the breaker knows
+    /// users by these names, and outlives the worker of a partition. Two partitions have different ones: records without a
+    /// key are of a different user in each partition.
+    pub(super) fn user_seed(&self, partition: u32) -> u64 {
+        random::mix(self.user_seed ^ u64::from(partition))
     }
 }
 

@@ -150,7 +150,7 @@ mod tests {
 
     /// Lanes with one event that is being given up.
     fn giving_up() -> (Lanes, Token) {
-        let mut lanes = Lanes::new(1);
+        let mut lanes = Lanes::new(1, 0);
         lanes.admit(Event { offset: 7, record: Record::new(Some(b"user-1"), Some(b"payload"), &[], 0) });
         let token = lanes.next(1, usize::MAX, &mut Vec::new()).unwrap().token;
         lanes.settle(token, 0, |_| (), |_, _| Decision::GiveUp(GiveUpReason::Refused));

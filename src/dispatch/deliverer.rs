@@ -137,7 +137,7 @@ pub(super) struct TriesEnded {
 impl Deliverer {
     pub(super) fn new(context: &DispatchContext, partition: u32) -> Self {
         let throttle = &context.throttle;
-        let lanes = Lanes::new(throttle.share(USERS_AFTER_DEAD_LETTER_MAX));
+        let lanes = Lanes::new(throttle.share(USERS_AFTER_DEAD_LETTER_MAX), context.user_seed(partition));
         let paces = UserPaces::new(throttle.share(PACED_USERS_MAX));
         Self::with_limits(partition, context.parts.destination.limits(), lanes, paces, &throttle.slots)
     }
@@ -555,7 +555,7 @@ mod tests {
     /// A deliverer with these users, one event for each.
     fn deliverer(limits: BatchLimits, users: &[&str]) -> Deliverer {
         let mut deliverer =
-            Deliverer::with_limits(0, limits, Lanes::new(10), UserPaces::new(10), &SharedSlots::new(10));
+            Deliverer::with_limits(0, limits, Lanes::new(10, 0), UserPaces::new(10), &SharedSlots::new(10));
         for (offset, user) in (0..).zip(users) {
             let record = Record::new(Some(user.as_bytes()), Some(b"payload"), &[], 0);
             deliverer.lanes.admit(Event { offset, record });

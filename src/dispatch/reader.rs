@@ -436,7 +436,7 @@ mod tests {
         let limits = ParkingLimits { user_backlog: 100, users_max: 100, may_park: true };
         let parked = ParkedUsers::new(limits, 1, &state, |_| unreachable!("nothing has failed"), Moment::ZERO);
         let reader = PartitionReader::new(state.watermark, parked, Arc::default(), Moment::ZERO);
-        (reader, Committer::new(state, Duration::from_millis(200), Moment::ZERO), Lanes::new(1))
+        (reader, Committer::new(state, Duration::from_millis(200), Moment::ZERO), Lanes::new(1, 0))
     }
 
     fn log() -> PartitionLog {

@@ -44,7 +44,7 @@ use super::verdict::Verdict;
 use crate::limits::LOG_REMINDER_INTERVAL;
 use hashbrown::HashTable;
 use std::collections::{BTreeSet, VecDeque};
-use std::hash::{BuildHasher, RandomState};
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -57,7 +57,8 @@ const QUEUE_CAPACITY_KEPT: usize = 64;
 pub struct Lanes {
     /// Finds the index of a lane by its user.
     by_user: HashTable<u32>,
-    hasher: RandomState,
+    /// Users are named by a hash with this seed.
+    seed: u64,
     /// The lanes, and holes where lanes have ended.
     lanes: Vec<Option<Lane>>,
     /// The holes in `lanes`, to be used again.
@@ -106,7 +107,7 @@ pub struct Started {
     pub attempt: u32,
     /// An earlier event of this user was given up, and none was delivered since.
     pub after_dead_letter: bool,
-    /// A hash of the user: equal for equal users while these lanes exist.
+    /// A hash of the user: equal for equal users in all lanes with one seed.
     pub user: u64,
 }
 
@@ -147,10 +148,14 @@ enum LaneState {
 
 impl Lanes {
     /// Lanes that remember for `after_dead_letter_max` users that an event of theirs was given up.
-    pub fn new(after_dead_letter_max: usize) -> Self {
+    ///
+    /// `seed` decides how users are named ([`Started::user`]). A sender of events must not know it, because users with
+    /// equal hashes are slow to look up. Lanes that continue those of a partition need their seed, because the
+    /// breaker knows the users by these names.
+    pub fn new(after_dead_letter_max: usize, seed: u64) -> Self {
         Self {
             by_user: HashTable::new(),
-            hasher: RandomState::new(),
+            seed,
             lanes: Vec::new(),
             free: Vec::new(),
             ready: ReadyLanes::default(),
@@ -219,7 +224,10 @@ impl Lanes {
 
     /// The name of a user in [`Started::user`], whether it has a lane or not.
     pub fn user(&self, key: Option<&[u8]>) -> u64 {
-        self.hasher.hash_one(key)
+        let mut hasher = DefaultHasher::new();
+        hasher.write_u64(self.seed);
+        key.hash(&mut hasher);
+        hasher.finish()
     }
 
     /// Hands out a run of the lane that has been ready longest, and appends its events to `out`. A run has at most

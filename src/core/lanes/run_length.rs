@@ -227,7 +227,7 @@ mod tests {
     }
 
     fn lanes(users: usize, events: i64) -> Lanes {
-        let mut lanes = Lanes::new(10);
+        let mut lanes = Lanes::new(10, 0);
         admit(&mut lanes, users, 0..events);
         lanes
     }
@@ -299,7 +299,7 @@ mod tests {
 
     #[test]
     fn the_poison_of_one_user_leaves_the_batches_of_another_long() {
-        let mut lanes = Lanes::new(10);
+        let mut lanes = Lanes::new(10, 0);
         admit(&mut lanes, 2, 0..2_000);
         let mut receiver = Receiver::new(usize::MAX, Some(1_000));
         receiver.drain(&mut lanes, 100, 1);

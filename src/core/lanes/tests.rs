@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::core::backoff::Backoff;
-use crate::core::breaker::Breaker;
+use crate::core::breaker::{Breaker, Gate};
 use crate::core::event::Record;
 use crate::core::tries::{GiveUpReason, OnExhausted, TryPolicy};
 use crate::core::verdict::{Failed, Verdict};
@@ -64,7 +64,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(600))]
     #[test]
     fn a_users_attempts_are_in_order_and_one_at_a_time_and_nothing_is_lost(steps in steps()) {
-        let mut lanes = Lanes::new(3);
+        let mut lanes = Lanes::new(3, 0);
         let mut unsettled: BTreeMap<u8, Vec<i64>> = BTreeMap::new();
         let (mut in_flight, mut giving_up): (Vec<ModelRun>, Vec<ModelRun>) = (Vec::new(), Vec::new());
         let (mut now, mut offset, mut tries) = (Duration::ZERO, 0i64, BTreeMap::<i64, u32>::new());
@@ -164,7 +164,7 @@ proptest! {
 
 #[test]
 fn the_memory_of_ended_lanes_is_used_again_however_many_users_there_were() {
-    let mut lanes = Lanes::new(10);
+    let mut lanes = Lanes::new(10, 0);
     let mut out = Vec::new();
     for offset in 0..100_000 {
         lanes.admit(event(offset, &offset.to_string()));
@@ -177,7 +177,7 @@ fn the_memory_of_ended_lanes_is_used_again_however_many_users_there_were() {
 
 #[test]
 fn an_event_after_a_dead_letter_says_so_until_one_is_delivered() {
-    let mut lanes = Lanes::new(10);
+    let mut lanes = Lanes::new(10, 0);
     let mut out = Vec::new();
     for offset in 0..3 {
         lanes.admit(event(offset, "user-1"));
@@ -199,7 +199,7 @@ fn an_event_after_a_dead_letter_says_so_until_one_is_delivered() {
 
 #[test]
 fn a_lane_whose_head_keeps_failing_is_shown_once_a_minute_until_it_is_settled() {
-    let mut lanes = Lanes::new(10);
+    let mut lanes = Lanes::new(10, 0);
     let (mut out, at) = (Vec::new(), Duration::from_secs);
     lanes.admit(event(0, "stuck"));
     lanes.admit(event(1, "stuck"));
@@ -239,7 +239,7 @@ fn a_lane_whose_head_keeps_failing_is_shown_once_a_minute_until_it_is_settled() 
 #[test]
 #[should_panic(expected = "order of a lane")]
 fn an_event_with_a_lower_offset_than_its_lane_is_a_panic() {
-    let mut lanes = Lanes::new(10);
+    let mut lanes = Lanes::new(10, 0);
     lanes.admit(event(5, "user-1"));
     lanes.admit(event(4, "user-1"));
 }
@@ -247,7 +247,7 @@ fn an_event_with_a_lower_offset_than_its_lane_is_a_panic() {
 #[test]
 #[should_panic(expected = "reported once")]
 fn a_run_that_is_reported_twice_is_a_panic() {
-    let mut lanes = Lanes::new(10);
+    let mut lanes = Lanes::new(10, 0);
     let mut out = Vec::new();
     lanes.admit(event(1, "user-1"));
     lanes.admit(event(2, "user-1"));
@@ -271,7 +271,7 @@ fn user_of(lanes: &Lanes, offset: i64) -> u64 {
 
 #[test]
 fn probes_find_a_served_user_and_a_newcomer_behind_ten_thousand_others_and_leave_these_in_order() {
-    let mut lanes = Lanes::new(10);
+    let mut lanes = Lanes::new(10, 0);
     for offset in 0..10_002 {
         lanes.admit(event(offset, &offset.to_string()));
     }
@@ -291,7 +291,7 @@ fn probes_find_a_served_user_and_a_newcomer_behind_ten_thousand_others_and_leave
 
 #[test]
 fn after_an_outage_the_lanes_that_failed_in_it_are_ready_unless_they_were_asked_to_wait() {
-    let mut lanes = Lanes::new(10);
+    let mut lanes = Lanes::new(10, 0);
     let (started, asked) = (Duration::from_secs(100), Verdict::Busy { after: Some(Duration::from_secs(60)) });
     const RETRY: Verdict = Verdict::Retry { after: None };
     let failures = [(99, Verdict::Unreachable), (100, Verdict::Unreachable), (101, asked), (102, RETRY), (103, RETRY)];
@@ -327,7 +327,7 @@ fn after_an_outage_the_lanes_that_failed_in_it_are_ready_unless_they_were_asked_
 
 #[test]
 fn the_standing_of_the_lane_that_has_been_ready_longest_comes_first() {
-    let mut lanes = Lanes::new(3);
+    let mut lanes = Lanes::new(3, 0);
     for (offset, user) in (0..).zip(["a", "b", "c", "d"]) {
         lanes.admit(event(offset, user));
     }
@@ -346,7 +346,7 @@ fn the_standing_of_the_lane_that_has_been_ready_longest_comes_first() {
 #[test]
 fn lanes_are_removed_from_any_place_in_the_order_of_the_others() {
     for is_probing in [false, true] {
-        let mut lanes = Lanes::new(3);
+        let mut lanes = Lanes::new(3, 7);
         let names: Vec<String> = (0..100).map(|user| user.to_string()).collect();
         let ids: Vec<LaneId> = (0..).zip(&names).map(|(offset, user)| lanes.admit(event(offset, user))).collect();
         lanes.sort_ready(50, |_| Standing::Doubtful);
@@ -368,10 +368,28 @@ fn lanes_are_removed_from_any_place_in_the_order_of_the_others() {
 /// With a search through all ready lanes for each of them, this would take minutes.
 #[test]
 fn many_ready_lanes_are_removed_in_one_go() {
-    let mut lanes = Lanes::new(3);
+    let mut lanes = Lanes::new(3, 7);
     let ids: Vec<LaneId> = (0..200_000).map(|offset| lanes.admit(event(offset, &offset.to_string()))).collect();
     for id in ids.into_iter().rev() {
         lanes.remove_idle(id);
     }
     assert_eq!((lanes.users(), lanes.events(), lanes.has_ready()), (0, 0, false));
+}
+
+/// The breaker belongs to the process. The lanes are new each time that a partition begins again, for example after a rewind.
+#[test]
+fn the_breaker_knows_the_users_of_lanes_that_begin_again() {
+    let (mut breaker, mut now) = (Breaker::new(), Moment::ZERO);
+    for life in 0..5 {
+        let mut lanes = Lanes::new(10, 7);
+        ["a", "b", "c"].into_iter().zip(0..).for_each(|(user, offset)| _ = lanes.admit(event(offset, user)));
+        while let Some(started) = lanes.next(1, usize::MAX, &mut Vec::new()) {
+            let attempt = breaker.begin(started.user, now);
+            now += Duration::from_secs(1);
+            breaker.failed(&attempt, Verdict::Retry { after: None }, now);
+        }
+        assert_eq!(breaker.gate(now), Gate::Closed, "3 users cannot show an outage, in life {life}");
+    }
+    let users: BTreeSet<u64> = (0..100).map(|seed| Lanes::new(1, seed).user(Some(b"a"))).collect();
+    assert_eq!(users.len(), 100, "each seed gives other names");
 }

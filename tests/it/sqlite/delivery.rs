@@ -1,7 +1,7 @@
 //! Dispatch over a log that is damaged, or trimmed while it is read.
 
 use super::{Embedded, fixture};
-use crate::conformance::record;
+use crate::conformance::{Fixture, record};
 use crate::support::wait::PATIENCE;
 use eventd::BoxFuture;
 use eventd::clock::WallClock;
@@ -10,7 +10,7 @@ use eventd::core::event::{Record, encode_headers};
 use eventd::core::outcome::Ended;
 use eventd::core::outcome::Failure;
 use eventd::core::parking::ParkingLimits;
-use eventd::core::progress::{FailedHead, ListedUsers, PartitionState, UserState};
+use eventd::core::progress::{FailedHead, ListedUsers, OffsetReset, PartitionState, ResetTarget, UserState};
 use eventd::core::side_topics::dead_letter_topic;
 use eventd::core::tries::{OnExhausted, TryPolicy};
 use eventd::core::verdict::{Failed, Report, Verdict};
@@ -25,11 +25,12 @@ use std::time::Duration;
 use tokio::sync::Notify;
 use tokio::time::timeout;
 
-/// A destination that accepts one event at a time. Its latency is longer than any fetch takes. It can refuse all
+/// A destination that accepts one event at a time. Its latency is longer than any fetch takes. It can fail all
 /// events.
 #[derive(Debug, Default)]
 struct Receiver {
-    refuses: bool,
+    /// The verdict on every event.
+    fails: Option<Verdict>,
     seen: Mutex<Vec<i64>>,
     answered: Notify,
 }
@@ -44,9 +45,9 @@ impl Destination for Receiver {
             self.seen.lock().unwrap().push(delivery_batch.events[0].offset);
             tokio::time::sleep(Duration::from_millis(30)).await;
             self.answered.notify_one();
-            match self.refuses {
-                true => vec![Report { delivered: 0, failed: Some(Failed::new(Verdict::Refused, "422 no")) }],
-                false => vec![Report { delivered: 1, failed: None }],
+            match self.fails {
+                Some(verdict) => vec![Report { delivered: 0, failed: Some(Failed::new(verdict, "422 no")) }],
+                None => vec![Report { delivered: 1, failed: None }],
             }
         })
     }
@@ -145,7 +146,7 @@ async fn a_dead_letter_of_a_dead_letter_has_the_identity_of_its_own_source() {
     let mut encoded = Vec::new();
     encode_headers(&old, &mut encoded);
     log.append(0, vec![Record::from_parts(Some(b"user"), Some(b"payload"), &encoded, 0)]).await.unwrap();
-    let receiver = Arc::new(Receiver { refuses: true, ..Receiver::default() });
+    let receiver = Arc::new(Receiver { fails: Some(Verdict::Refused), ..Receiver::default() });
     let parts = parts(&embedded, log.clone(), &receiver).await;
     let group = parts.group.clone();
     let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
@@ -167,6 +168,37 @@ async fn a_dead_letter_of_a_dead_letter_has_the_identity_of_its_own_source() {
     assert_eq!(letter.record.header_text(dead_letter::SOURCE), Some("0:0"));
     assert_eq!(letter.record.header_text(dead_letter::TOPIC), Some("events"));
     assert_eq!(letter.record.headers_raw().take(2).collect::<Vec<_>>(), [old[1], old[3]], "kept unchanged");
+}
+
+/// The breaker needs 5 users to find an outage. After a rewind, the users that failed before it must not count twice: in
+/// an outage, no event is given up.
+#[tokio::test]
+async fn a_rewind_does_not_let_three_failing_users_look_like_an_outage() {
+    let embedded = fixture().await;
+    let log = embedded.topic("events").await;
+    log.append(0, (0..3).map(|n| record(&format!("user-{n}"), "payload")).collect()).await.unwrap();
+    let receiver = Arc::new(Receiver { fails: Some(Verdict::Retry { after: None }), ..Receiver::default() });
+    let parts = parts(&embedded, log, &receiver).await;
+    let (tally, (stop, stopped)) = (Arc::new(Tally::default()), tokio::sync::oneshot::channel::<()>());
+    let running = tokio::spawn(dispatch::run_counted(parts, config(3), None, tally.clone(), async {
+        stopped.await.expect("the test tells dispatch to stop");
+    }));
+    for rewinds in 0..3 {
+        if rewinds > 0 {
+            let back = OffsetReset { id: rewinds, to: ResetTarget::Back(0) };
+            assert!(!embedded.request_reset("hook", "events", 0, back).await, "the owner applies it");
+        }
+        let given_up = async {
+            while tally.given_up() < 3 * (rewinds + 1) {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        // The answers of an outage are forgotten after a minute, and then the events are given up, too.
+        let in_time = timeout(Duration::from_secs(20), given_up).await;
+        assert!(in_time.is_ok(), "{} given up after {rewinds} rewinds", tally.given_up());
+    }
+    stop.send(()).unwrap();
+    assert_eq!(running.await.unwrap().unwrap(), Ended::Drained);
 }
 
 /// A log whose retention passes the first offset just before a new group protects it.

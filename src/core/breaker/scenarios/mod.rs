@@ -90,7 +90,7 @@ impl Scenario {
                 retry_after_max: seconds(300),
             },
             breaker: Breaker::new(),
-            lanes: Lanes::new(10),
+            lanes: Lanes::new(10, 0),
             in_flight: BinaryHeap::new(),
             attempts: BTreeMap::new(),
             recovery: None,

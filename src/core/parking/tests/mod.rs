@@ -94,7 +94,7 @@ impl Owner {
             let history = FailureHistory::restored(stored, Duration::ZERO, DELAY_MAX, clocks(now));
             (history, clocks(now).moment_at(stored.next_try_ms))
         };
-        let mut lanes = Lanes::new(10);
+        let mut lanes = Lanes::new(10, 0);
         lanes.wake(now);
         Self {
             parked: ParkedUsers::new(limits, sizes.run, state, restore, now),
