@@ -89,6 +89,16 @@ pub const PACED_USERS_MAX: usize = 100_000;
 /// the memory of requests that were sent in part.
 pub const HTTP_BUFFER_BYTES_MAX: usize = 32 * 1024;
 
+/// Bytes of the dead letters of one destination that are being written, in one process. Each partition has an equal share,
+/// and at least one dead letter. A write has a copy of its event. If the topic of dead letters cannot be used, the others
+/// wait without one. Thousands of usual size are written at the same time.
+pub const DEAD_LETTER_WRITES_BYTES_MAX: usize = 8 * 1024 * 1024;
+
+/// Bytes of the answers that dead letters keep until they are written, in one destination and process. Each partition has an
+/// equal share. Beyond it, a dead letter has the first 64 bytes of its answer. 2,000 of the longest answers, and far more
+/// of usual length.
+pub const WAITING_ANSWERS_BYTES_MAX: usize = 8 * 1024 * 1024;
+
 /// Users that are remembered as "after a dead letter" for the header `eventd-gap`, in one destination and process. The
 /// header is a hint: the record of what is missing is the dead letter.
 pub const USERS_AFTER_DEAD_LETTER_MAX: usize = 100_000;

@@ -2,11 +2,13 @@
 //! flags. A log line at start has the sum, and `docs/configuration.md` explains it.
 
 use crate::config::{DeliveryConfig, EndpointConfig, EngineConfig, LogConfig};
+use crate::core::parking::ParkingLimits;
 use crate::core::slots::attempts_max;
 use crate::destination::spec::Target;
 use crate::limits::{
-    ANSWER_DRAINS_MAX, FAILING_USERS_MAX, HTTP_BUFFER_BYTES_MAX, PACED_USERS_MAX, RECORD_BYTES_MAX, RUN_BYTES_MAX,
-    SERVED_USERS_MAX, USERS_AFTER_DEAD_LETTER_MAX, WRITE_BYTES_MAX,
+    ANSWER_DRAINS_MAX, DEAD_LETTER_WRITES_BYTES_MAX, FAILING_USERS_MAX, HTTP_BUFFER_BYTES_MAX, PACED_USERS_MAX,
+    RECORD_BYTES_MAX, RUN_BYTES_MAX, SERVED_USERS_MAX, USERS_AFTER_DEAD_LETTER_MAX, WAITING_ANSWERS_BYTES_MAX,
+    WRITE_BYTES_MAX,
 };
 use crate::{log, stderr};
 
@@ -23,6 +25,14 @@ const BATCH_EVENT_BYTES: usize = 1024;
 /// Memory of an event in a window in addition to the bytes that the window counts, if every event belongs to another user:
 /// its lane. Measured with 300,000 events of 8 bytes: 254 bytes each.
 const LANE_BYTES: usize = 256;
+
+/// Memory of an event in a window that has failed, in addition to its lane: its failure history, its places in the lists of
+/// what is due, and the beginning of its answer. Or of an event whose dead letter waits, without the rest of the answer.
+const FAILED_EVENT_BYTES: usize = 512;
+
+/// Memory of a parked user with an id of usual length whose next event has failed: its entry in the list, and its account in
+/// the state that is stored, in the one that is being stored, and in its text.
+const PARKED_USER_BYTES: usize = 2_048;
 
 /// Memory of a remembered user with an id of usual length.
 const REMEMBERED_USER_BYTES: usize = 128;
@@ -76,10 +86,10 @@ fn of_log(engine: &EngineConfig, readers: usize) -> Vec<MemoryPart> {
 
 /// Destinations: their windows, and everything else that they have in memory.
 fn of_deliveries(deliveries: &[DeliveryConfig], partitions: u32, event_bytes_max: usize) -> Vec<MemoryPart> {
-    // In each partition, one event may exceed the window.
+    // In each partition, one event may exceed the window, and one dead letter its share of what is being written.
     let one_each = (partitions as usize).saturating_mul(event_bytes_max);
     let windows = deliveries.iter().map(|delivery| {
-        let lanes = delivery.dispatch.window_events.saturating_mul(LANE_BYTES);
+        let lanes = delivery.dispatch.window_events.saturating_mul(LANE_BYTES + FAILED_EVENT_BYTES);
         delivery.dispatch.window_bytes.saturating_add(one_each).saturating_add(lanes)
     });
     let remembered = (2 * USERS_AFTER_DEAD_LETTER_MAX + FAILING_USERS_MAX + SERVED_USERS_MAX + PACED_USERS_MAX)
@@ -96,9 +106,16 @@ fn of_deliveries(deliveries: &[DeliveryConfig], partitions: u32, event_bytes_max
         };
         in_use.saturating_add(remembered)
     });
+    let parked = deliveries.iter().map(|delivery| match delivery.dispatch.parking {
+        ParkingLimits { users_max, may_park: true, .. } => users_max.saturating_mul(PARKED_USER_BYTES),
+        ParkingLimits { may_park: false, .. } => 0,
+    });
+    let dead_letters = (DEAD_LETTER_WRITES_BYTES_MAX + WAITING_ANSWERS_BYTES_MAX).saturating_add(one_each);
     let sum = |bytes: &mut dyn Iterator<Item = usize>| bytes.fold(0, usize::saturating_add);
     vec![
         MemoryPart { name: "windows of destinations", bytes: sum(&mut { windows }) },
+        MemoryPart { name: "parked users", bytes: sum(&mut { parked }) },
+        MemoryPart { name: "dead letters", bytes: dead_letters.saturating_mul(deliveries.len()) },
         MemoryPart { name: "other parts of destinations", bytes: sum(&mut { others }) },
     ]
 }

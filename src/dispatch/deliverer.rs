@@ -13,7 +13,7 @@
 //! `--concurrency` either way. If it has one run, the slot and the length of the run depend on the user's [`Standing`]. Many
 //! lanes together have no standing: their batches wait until earlier ones end, if too many events are in flight.
 
-use super::context::{DispatchContext, SharedBreaker};
+use super::context::{DispatchContext, SharedBreaker, Throttle};
 use super::slots::{PartitionSlots, SharedSlots, Slot};
 use crate::core::Moment;
 use crate::core::breaker::{Attempt, Breaker, Gate, ProbeRank, Recovery};
@@ -155,6 +155,12 @@ impl Deliverer {
             paces,
             events_in_flight: EventsInFlight::default(),
         }
+    }
+
+    /// Takes the shares of this partition of what is remembered of users.
+    pub(super) fn take_shares(&mut self, throttle: &Throttle) {
+        self.lanes.set_after_dead_letter_max(throttle.share(USERS_AFTER_DEAD_LETTER_MAX));
+        self.paces.set_users_max(throttle.share(PACED_USERS_MAX));
     }
 
     /// Whether a batch is in flight.

@@ -35,7 +35,10 @@ use crate::core::progress::{ListedUsers, OffsetReset, PartitionState, ResetTarge
 use crate::core::tries::{Decision, FailureHistory, GiveUpReason};
 use crate::core::verdict::Report;
 use crate::group::is_final;
-use crate::limits::{LOG_REMINDER_INTERVAL, LOOK_AHEAD_USERS_MAX, RESET_LOOK_INTERVAL};
+use crate::limits::{
+    DEAD_LETTER_WRITES_BYTES_MAX, LOG_REMINDER_INTERVAL, LOOK_AHEAD_USERS_MAX, RESET_LOOK_INTERVAL,
+    WAITING_ANSWERS_BYTES_MAX,
+};
 use crate::log::{FetchError, Fetched};
 use anyhow::{Context as _, anyhow};
 use std::sync::Arc;
@@ -218,10 +221,12 @@ impl Worker {
             self.tick(now);
             self.look_for_reset(now);
             self.look_for_commands(now);
-            self.retry_dead_letters(now)?;
+            self.take_shares();
             self.read(now)?;
             // After reading: what was given up is not attempted, although it was admitted just now.
-            self.give_up_commanded()?;
+            self.give_up_commanded();
+            self.dead_letters.retry_due(now);
+            self.write_dead_letters()?;
             let start_at = self.start_batches(now);
             if self.make_room(now) {
                 // What waits for room is admitted now, and the next fetch begins.
@@ -289,11 +294,17 @@ impl Worker {
         parked.wake(&mut memory, now);
     }
 
-    /// Fills the lanes, and fetches more if the window has room.
-    fn read(&mut self, now: Moment) -> anyhow::Result<()> {
+    /// Takes the shares of this partition, which change with the number of partitions that this process owns.
+    fn take_shares(&mut self) {
         let (config, throttle) = (&self.context.config, &self.context.throttle);
         let (events_max, bytes_max) = (throttle.share(config.window_events), throttle.share(config.window_bytes));
         self.reader.resize_window(events_max, bytes_max, &self.deliverer.lanes);
+        self.reader.parked.set_users_max(throttle.share(config.parking.users_max));
+        self.deliverer.take_shares(throttle);
+    }
+
+    /// Fills the lanes, and fetches more if the window has room.
+    fn read(&mut self, now: Moment) -> anyhow::Result<()> {
         let admitted = self.reader.admit(&mut self.deliverer.lanes, &mut self.committer, now);
         admitted.map_err(|error| anyhow!("the stored state of partition {} is damaged: {error}", self.partition))?;
         if let Some(fetch) = self.reader.start_fetch(now) {
@@ -510,19 +521,19 @@ impl Worker {
             context.notices.set_backlog(self.partition, self.backlog());
             context.notices.write_due_lines(&snapshot, context.throttle.owned_partitions(), now);
         }
-        tries_ended.into_iter().try_for_each(|ended| self.end_tries(ended))
+        for ended in tries_ended {
+            self.end_tries(ended);
+        }
+        self.write_dead_letters()
     }
 
     /// The first event of a lane has no further attempt. `--on-exhausted` says what follows.
-    fn end_tries(&mut self, ended: TriesEnded) -> anyhow::Result<()> {
+    fn end_tries(&mut self, ended: TriesEnded) {
         let TriesEnded { token, decision, answer } = ended;
         match decision {
             // Not an end: the lane is attempted again.
             Decision::Retry { .. } => {}
-            Decision::GiveUp(reason) => {
-                self.dead_letters.add(token, reason, answer);
-                self.write_dead_letter(token)?;
-            }
+            Decision::GiveUp(reason) => self.add_dead_letter(token, reason, answer),
             Decision::Drop(reason) => {
                 let (context, now) = (&self.context, self.context.now());
                 self.show_ended(token, reason, &answer, |event| context.notices.dropped(event, now));
@@ -538,7 +549,6 @@ impl Worker {
             }
             Decision::Hold(reason) => self.hold_exhausted(token, reason, &answer),
         }
-        Ok(())
     }
 
     /// Holds the user whose next event has no further try. The commit keeps the account of the tries, and the lane leaves
@@ -574,16 +584,24 @@ impl Worker {
         show(&GivenUpEvent::new(event, &id, history, self.partition, reason, answer));
     }
 
-    fn write_dead_letter(&mut self, token: Token) -> anyhow::Result<()> {
-        let (context, partition) = (Arc::clone(&self.context), self.partition);
-        let record = self.dead_letters.start_write(token, &self.deliverer.lanes, &self.log, context.clocks())?;
-        self.tasks.spawn(async move {
-            let result = match context.dead_letter_topic.get(&context.parts, &context.config).await {
-                Ok(topic) => topic.append(partition, record).await.map_err(|failure| failure.to_string()),
-                Err(error) => Err(error.to_string()),
-            };
-            Completion::DeadLetterWritten { token, result }
-        });
+    fn add_dead_letter(&mut self, token: Token, reason: GiveUpReason, answer: String) {
+        self.dead_letters.add(token, reason, answer, self.context.throttle.share(WAITING_ANSWERS_BYTES_MAX));
+    }
+
+    /// Writes the dead letters that are due, as far as those in flight leave room.
+    fn write_dead_letters(&mut self) -> anyhow::Result<()> {
+        let bytes_max = self.context.throttle.share(DEAD_LETTER_WRITES_BYTES_MAX);
+        let (lanes, clocks) = (&self.deliverer.lanes, self.context.clocks());
+        while let Some((token, record)) = self.dead_letters.next_write(bytes_max, lanes, &self.log, clocks)? {
+            let (context, partition) = (Arc::clone(&self.context), self.partition);
+            self.tasks.spawn(async move {
+                let result = match context.dead_letter_topic.get(&context.parts, &context.config).await {
+                    Ok(topic) => topic.append(partition, record).await.map_err(|failure| failure.to_string()),
+                    Err(error) => Err(error.to_string()),
+                };
+                Completion::DeadLetterWritten { token, result }
+            });
+        }
         Ok(())
     }
 
@@ -591,26 +609,20 @@ impl Worker {
         let (context, lanes, now) = (&self.context, &mut self.deliverer.lanes, self.context.now());
         if let Err(detail) = result {
             let backoff = |failures| context.log_retry_delay(failures);
-            return self.dead_letters.write_failed(token, &detail, lanes, backoff, &self.log, now);
+            self.dead_letters.write_failed(token, &detail, lanes, backoff, &self.log, now)?;
+            return self.write_dead_letters();
         }
         self.dead_letters.stored(token, lanes, &self.log, |event| context.notices.gave_up(event, now))?;
         lanes.given_up(token, |event| self.reader.settled(event, &mut self.committer));
         context.tally.gave_up();
         self.review_changed(now);
-        Ok(())
+        self.write_dead_letters()
     }
 
     /// The lanes of some parked users have changed.
     fn review_changed(&mut self, now: Moment) {
         let (parked, mut memory) = self.reader.parking(&mut self.deliverer.lanes, &mut self.committer);
         parked.review_changed(&mut memory, now);
-    }
-
-    fn retry_dead_letters(&mut self, now: Moment) -> anyhow::Result<()> {
-        while let Some(token) = self.dead_letters.take_due_retry(now) {
-            self.write_dead_letter(token)?;
-        }
-        Ok(())
     }
 
     /// Once each `--commit-interval`: writes log lines that are due, and commits if something changed.
@@ -707,14 +719,13 @@ impl Worker {
     }
 
     /// Begins the dead letters of events that an operator has given up.
-    fn give_up_commanded(&mut self) -> anyhow::Result<()> {
+    fn give_up_commanded(&mut self) {
         loop {
             let (parked, mut memory) = self.reader.parking(&mut self.deliverer.lanes, &mut self.committer);
-            let Some(token) = parked.next_to_give_up(&mut memory) else { return Ok(()) };
+            let Some(token) = parked.next_to_give_up(&mut memory) else { return };
             let (_, history) = self.deliverer.lanes.giving_up(token);
             let answer = history.answer.to_string();
-            self.dead_letters.add(token, GiveUpReason::Operator, answer);
-            self.write_dead_letter(token)?;
+            self.add_dead_letter(token, GiveUpReason::Operator, answer);
         }
     }
 
@@ -871,8 +882,8 @@ impl Worker {
 /// The list with which a worker begins at this state.
 fn parked_users(context: &DispatchContext, lanes: &Lanes, state: &PartitionState) -> ParkedUsers {
     let (clocks, tries) = (context.clocks(), &context.config.tries);
-    let limits = context.config.parking;
-    let limits = ParkingLimits { users_max: context.throttle.share(limits.users_max), ..limits };
+    let limits =
+        ParkingLimits { users_max: context.throttle.share(context.config.parking.users_max), ..context.config.parking };
     let healthy_time = {
         let mut breaker = context.breaker.lock();
         // Otherwise they would be newcomers, which are probed before users that have failed.

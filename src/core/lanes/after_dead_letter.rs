@@ -50,6 +50,19 @@ impl UsersAfterDeadLetter {
         self.bytes += Self::entry_bytes(user.as_deref());
         self.users.insert(user.clone(), self.last_number);
         self.order.push_back((self.last_number, user));
+        self.forget_oldest();
+    }
+
+    /// Changes how many users are remembered.
+    pub(super) fn set_users_max(&mut self, users_max: usize) {
+        if self.users_max != users_max {
+            self.users_max = users_max;
+            self.forget_oldest();
+        }
+    }
+
+    /// Forgets those that were added first, until the others are within the bounds.
+    fn forget_oldest(&mut self) {
         // Stale entries count too: twice as many entries as users keeps both the queue and the work to clean it small.
         let entries_max = self.users_max.saturating_mul(2);
         let bytes_max = entries_max.saturating_mul(ENTRY_BYTES_MAX);
@@ -116,6 +129,8 @@ mod tests {
             set.insert(Some(user));
         }
         assert_eq!([b"a", b"b", b"c"].map(|user| set.contains(Some(user))), [false, true, true]);
+        set.set_users_max(1);
+        assert_eq!([b"a", b"b", b"c"].map(|user| set.contains(Some(user))), [false, false, true]);
     }
 
     #[test]

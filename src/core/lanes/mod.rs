@@ -174,6 +174,11 @@ impl Lanes {
         }
     }
 
+    /// Changes for how many users is remembered that an event of theirs was given up.
+    pub fn set_after_dead_letter_max(&mut self, users_max: usize) {
+        self.after_dead_letter.set_users_max(users_max);
+    }
+
     /// Adds an event to the end of its user's lane, which is returned.
     ///
     /// # Panics

@@ -204,6 +204,11 @@ impl ParkedUsers {
         self.set_want(key, None, &Window::new(1, 1), now);
     }
 
+    /// Changes how many users may be in the list. If there are more, they stay, and no user is parked until there are fewer.
+    pub fn set_users_max(&mut self, users_max: usize) {
+        self.limits.users_max = users_max;
+    }
+
     /// Whether the list is empty, and every stored failure is in a lane.
     fn is_idle(&self) -> bool {
         self.users.is_empty() && self.stored_failures.is_empty()

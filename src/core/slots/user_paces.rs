@@ -31,6 +31,11 @@ impl UserPaces {
         Self { users_max: users_max.max(1), newer: HashMap::new(), older: HashMap::new() }
     }
 
+    /// Changes how many users are remembered. If there are more, they are forgotten when others are remembered.
+    pub fn set_users_max(&mut self, users_max: usize) {
+        self.users_max = users_max.max(1);
+    }
+
     /// Notes an attempt of the user that took this long.
     ///
     /// A quick failure ends what is known of a slow user, and says nothing new about another one.
@@ -143,5 +148,10 @@ mod tests {
             assert!(paces.newer.len() <= 100 && paces.older.len() <= 100);
         }
         assert_eq!((paces.standing(9_950), paces.standing(9_000)), (Served, Newcomer));
+        paces.set_users_max(10);
+        for user in 10_000..10_025 {
+            paces.attempted(user, QUICK, true);
+        }
+        assert!(paces.newer.len() <= 10 && paces.older.len() <= 10, "a smaller share");
     }
 }

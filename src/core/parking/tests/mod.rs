@@ -789,3 +789,15 @@ fn a_full_window_leaves_room_for_the_next_event_of_a_parked_user() {
     model.check_memory().unwrap();
     model.drain().unwrap();
 }
+
+#[test]
+fn the_number_of_parked_users_follows_the_share_of_the_partition() {
+    let mut model = with_failing_heads(fixed(&[1, 2, 3, 4, 5], 10, &PartitionState::at(0)), 5, Duration::from_secs(60));
+    // Every user is far behind, so as many are parked as the list has room for.
+    for (users_max, parked) in [(2, 2), (3, 3), (1, 3), (4, 4)] {
+        model.owner.parked.set_users_max(users_max);
+        model.owner.parked.tick(0, true, memory!(model.owner), model.now);
+        assert_eq!(model.owner.parked.users(), parked, "at most {users_max}");
+    }
+    model.drain().unwrap();
+}

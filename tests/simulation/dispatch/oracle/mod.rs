@@ -64,6 +64,8 @@ pub(crate) struct Rules {
     pub(crate) fetch_events_max: usize,
     /// How long a call of the log may take that does not wait for an event.
     pub(crate) call_max: Duration,
+    /// Users that one process parks.
+    pub(crate) parked_users_max: usize,
     /// Whether the list of parked users may be full.
     pub(crate) may_list_be_full: bool,
     /// Whether every call of the log and of the group is answered, and quickly.
@@ -536,6 +538,12 @@ impl Oracle {
             }
         }
         let before = self.partitions[partition as usize].committed.clone();
+        let parked = |state: &PartitionState| state.users.values().filter(|user| user.parked.is_some()).count();
+        let (had, has) = (before.as_ref().map_or(0, parked), parked(state));
+        // An owner keeps the users that it was assigned with, however many they are.
+        if self.rules.may_park && has > had.max(self.rules.parked_users_max) {
+            self.fail(format!("a commit of partition {partition} parks {has} users, the one before {had}: {state:?}"));
+        }
         let mut keeps_below = i64::MAX;
         if state.last_reset != before.as_ref().and_then(|state| state.last_reset) {
             match self.moved(by, partition, state, now) {

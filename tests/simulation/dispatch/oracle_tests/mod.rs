@@ -11,7 +11,7 @@ use crate::dispatch::oracle::{BackoffRule, Cursor, DeliveredRun, Oracle, Rules};
 use crate::dispatch::world::{Rates, Role, World};
 use crate::harness::Random;
 use eventd::core::event::{Event, Record};
-use eventd::core::progress::{OffsetReset, PartitionState, ResetTarget};
+use eventd::core::progress::{OffsetReset, ParkedUser, PartitionState, ResetTarget, UserState};
 use eventd::core::tries::OnExhausted;
 use eventd::core::verdict::{Failed, Report, Verdict};
 use eventd::destination::BatchLimits;
@@ -48,6 +48,7 @@ fn rules(limits: BatchLimits, start_latest: bool) -> Rules {
         backoff: BackoffRule { first: seconds(0), max: seconds(0), jitter: false },
         fetch_events_max: 1,
         call_max: Duration::from_millis(3),
+        parked_users_max: 2,
         may_list_be_full: false,
         is_calm: true,
         may_park: false,
@@ -496,4 +497,20 @@ async fn an_append_wakes_a_waiting_fetch() {
     assert_eq!((fetched.events.len(), fetched.next), (1, 1));
     assert_eq!(world.now().as_secs(), 1, "at once, not at the end of the wait");
     assert_ne!(TOPIC, log.topic());
+}
+
+#[test]
+fn more_parked_users_than_the_list_takes_are_reported() {
+    let parked = |users: &[&str]| {
+        let listed = |user: &&str| {
+            let parked = Some(ParkedUser { first: 0, ..ParkedUser::default() });
+            (Some(user.as_bytes().into()), UserState { parked, failed: None })
+        };
+        PartitionState { users: users.iter().map(listed).collect(), ..PartitionState::at(0) }
+    };
+    let mut case = Case::new(&["a", "b", "c"], true);
+    case.oracle.committed(Some(LIFE), 0, &parked(&["a", "b"]), seconds(1));
+    case.is_accepted();
+    case.oracle.committed(Some(LIFE), 0, &parked(&["a", "b", "c"]), seconds(2));
+    case.is_reported("parks 3 users, the one before 2");
 }

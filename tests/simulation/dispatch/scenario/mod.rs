@@ -223,6 +223,7 @@ impl Scenario {
             backoff: self.backoff,
             fetch_events_max: self.fetch_events_max,
             call_max: self.rates.call_max(),
+            parked_users_max: self.config.parking.users_max,
             may_list_be_full: self.config.parking.users_max <= self.users.len(),
             is_calm: self.rates.slow + self.rates.reads_fail + self.rates.commit_fails == 0,
             may_park: self.config.parking.may_park,
