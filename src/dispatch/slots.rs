@@ -60,10 +60,11 @@ impl SharedSlots {
 
     /// Changes the slots. If `change` returns true, gives those that are free then to the waiters.
     fn change(&self, change: impl FnOnce(&mut Slots<Waiter>) -> bool) {
-        if !change(&mut self.lock()) {
-            return;
-        }
-        while let Some((Waiter { slot: waiter, granted }, held)) = self.next_granted() {
+        let mut next = {
+            let mut slots = self.lock();
+            if change(&mut slots) { slots.next_granted() } else { None }
+        };
+        while let Some((Waiter { slot: waiter, granted }, held)) = next {
             match waiter.send(self.slot(held)) {
                 Ok(()) => granted.notify_one(),
                 // The waiter has left the queue. If its slot were dropped, this function would call itself, as often as
@@ -74,11 +75,8 @@ impl SharedSlots {
                     }
                 }
             }
+            next = self.lock().next_granted();
         }
-    }
-
-    fn next_granted(&self) -> Option<(Waiter, HeldSlot)> {
-        self.lock().next_granted()
     }
 
     fn slot(&self, held: HeldSlot) -> Slot {

@@ -41,6 +41,7 @@ use crate::limits::{
 };
 use crate::log::{FetchError, Fetched};
 use anyhow::{Context as _, anyhow};
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{Notify, watch};
@@ -206,15 +207,17 @@ impl Worker {
     async fn run_loop(&mut self, stop: &mut watch::Receiver<bool>) -> anyhow::Result<LoopEnd> {
         let context = Arc::clone(&self.context);
         self.look_at_log_end(false, context.now());
+        // Each is registered once, and made anew as soon as it was ready: before the loop looks at what it tells about. So
+        // no change is missed.
+        let mut breaker_changed = pin!(context.breaker.changed());
+        let mut rate_raised = pin!(context.throttle.rate.raised());
+        let mut share_grew = pin!(context.throttle.share_grew());
+        let slot = self.deliverer.slots.granted();
+        let mut slot_granted = pin!(slot.notified());
         while !*stop.borrow_and_update() {
             if let Some(reset) = self.repositioner.take_wanted() {
                 return self.apply_reset(&reset, stop).await;
             }
-            // Created before the breaker, the rate and the share are asked, so that no change in between is missed.
-            let breaker_changed = context.breaker.changed();
-            let rate_raised = context.throttle.rate.raised();
-            let share_grew = context.throttle.share_grew();
-            let slot_granted = self.deliverer.slots.granted();
             let now = context.now();
             self.wake(now);
             self.deliverer.look_at_breaker(&context.breaker);
@@ -247,10 +250,10 @@ impl Worker {
                         self.handle(completion)?;
                     }
                 }
-                () = slot_granted.notified() => {}
-                () = rate_raised => {}
-                () = share_grew => {}
-                () = breaker_changed => {}
+                () = &mut slot_granted => slot_granted.set(slot.notified()),
+                () = &mut rate_raised => rate_raised.set(context.throttle.rate.raised()),
+                () = &mut share_grew => share_grew.set(context.throttle.share_grew()),
+                () = &mut breaker_changed => breaker_changed.set(context.breaker.changed()),
                 () = sleep_until(context.instant(wake_at)) => {}
             }
         }

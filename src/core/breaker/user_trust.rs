@@ -3,7 +3,8 @@
 use super::ProbeRank;
 use super::served_users::ServedUsers;
 use crate::limits::FAILING_USERS_MAX;
-use std::collections::{BTreeSet, HashMap, HashSet};
+use hashbrown::{HashMap, HashSet};
+use std::collections::BTreeSet;
 
 /// The users that fail, the users that were served, and the attempts that were delivered last.
 ///

@@ -270,9 +270,13 @@ impl Lanes {
 
     /// The standings of the ready lanes that have one. The standing of the lane that has been ready longest comes first.
     pub fn ready_standings(&self) -> impl Iterator<Item = Standing> + use<> {
-        let mut standings = Standing::ALL.map(|standing| (self.ready.first_number_of(standing), standing));
-        standings.sort_unstable_by_key(|(ready_number, _)| *ready_number);
-        standings.into_iter().filter_map(|(ready_number, standing)| ready_number.map(|_| standing))
+        let mut first = Standing::ALL.map(|standing| self.ready.first_number_of(standing));
+        std::iter::from_fn(move || {
+            let ready = Standing::ALL.into_iter().filter(|standing| first[*standing as usize].is_some());
+            let standing = ready.min_by_key(|standing| first[*standing as usize])?;
+            first[standing as usize] = None;
+            Some(standing)
+        })
     }
 
     /// Hands out a single event as a probe of an open breaker: of the ready lane whose user has the first `rank`, if that is

@@ -143,6 +143,9 @@ impl<W> Slots<W> {
     /// Gives a slot that is free to the waiter that has waited longest for such a slot. To be called after every change,
     /// until it returns `None`.
     pub fn next_granted(&mut self) -> Option<(W, HeldSlot)> {
+        if self.waiting.iter().all(VecDeque::is_empty) {
+            return None;
+        }
         let first = |standing: &Standing| self.waiting[*standing as usize].front().map(|(ticket, _)| *ticket);
         let may_begin = Standing::ALL.into_iter().filter(|standing| self.may_begin(*standing));
         let (_, standing) =

@@ -1,7 +1,7 @@
 //! Which users are quick and which are slow, by their last attempts.
 
 use super::{OLD_AFTER, Standing};
-use std::collections::HashMap;
+use hashbrown::HashMap;
 use std::time::Duration;
 
 /// The pace of the users that were attempted last.
