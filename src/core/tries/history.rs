@@ -23,8 +23,8 @@ pub(super) const HISTORY_ANSWER_BYTES_MAX: usize = 64;
 pub struct FailureHistory {
     /// Failed attempts, for whatever reason.
     pub failures: u32,
-    /// Failures among them that do not lengthen the backoff, because the destination was down or in bad health. A restart
-    /// forgets this number, so the next delay may be longer.
+    /// Failures among them that do not lengthen the backoff, because the destination was down or in bad health. This number
+    /// is not stored: after a restart, it is the number of failures that used no try.
     excused: u32,
     /// The beginning of the last answer.
     pub answer: Box<str>,
@@ -60,8 +60,10 @@ struct TryAccount {
 }
 
 impl FailureHistory {
-    /// Continues the account that an earlier owner of the partition stored, or this one before it removed the lane from
-    /// memory. `healthy_time` is that of the breaker now.
+    /// Continues the account that an earlier owner of the partition stored. `healthy_time` is that of the breaker now.
+    ///
+    /// A failure that used no try was the destination's fault, or asked to wait (429). It does not lengthen the backoff any
+    /// more. Otherwise each restart in a long outage would make the delay after the outage longer.
     ///
     /// Nothing shows whether there was an outage since the last failure. So the time since then counts as time of failing,
     /// but at most `delay_max` of it: the longest delay between two attempts.
@@ -70,7 +72,7 @@ impl FailureHistory {
         let since_last = now.wall_ms.saturating_sub(stored.last_failure_ms);
         Self {
             failures: stored.failures,
-            excused: 0,
+            excused: stored.failures.saturating_sub(stored.tries),
             answer: stored.answer.clone(),
             times: FailureTimes {
                 first_ms: moment_ms(stored.first_failure_ms),
@@ -288,6 +290,20 @@ mod tests {
         assert_eq!(restored.counted_time(), DELAY_MAX + Duration::from_secs(5));
         let failing_for = Duration::from_secs(a_day + 5 - 10);
         assert_eq!(restored.failing_for(now.moment), failing_for);
+    }
+
+    #[test]
+    fn after_a_restart_failures_that_used_no_try_do_not_lengthen_the_backoff() {
+        for (tries, steps) in [(0, 1), (3, 4), (8, 9)] {
+            let mut history = FailureHistory::default();
+            (0..8).for_each(|second| history.add_failure(at(second).moment, at(second).moment));
+            history.tries.confirmed = tries;
+            let stored = history.to_stored(7, at(20).moment, |_| false, at(10));
+            let now = after_restart(20, 15);
+            let mut restored = FailureHistory::restored(&stored, Duration::ZERO, DELAY_MAX, now);
+            restored.add_failure(now.moment, now.moment);
+            assert_eq!((restored.failures, restored.backoff_steps()), (9, steps), "{tries} tries");
+        }
     }
 
     proptest! {

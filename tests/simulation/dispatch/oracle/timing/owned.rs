@@ -568,5 +568,6 @@ impl Owned {
 
 fn stored_failures(failed: &FailedHead, waits_until: Duration) -> StoredFailures {
     let next_try = Duration::from_millis(u64::try_from(failed.next_try_ms - BEGAN_MS).unwrap_or(0));
-    StoredFailures { failures: failed.failures, next_try, waits_until }
+    let without_try = failed.failures.saturating_sub(failed.tries);
+    StoredFailures { failures: failed.failures, without_try, next_try, waits_until }
 }

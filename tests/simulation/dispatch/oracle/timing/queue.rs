@@ -16,6 +16,8 @@ const ROUNDING: Duration = Duration::from_millis(1);
 #[derive(Debug, Clone, Copy)]
 pub(super) struct StoredFailures {
     pub(super) failures: u32,
+    /// Failures among them that used no try. They must not lengthen the backoff.
+    pub(super) without_try: u32,
     pub(super) next_try: Duration,
     /// The event need not wait longer. An earlier owner may have put it off, to make room in an outage.
     pub(super) waits_until: Duration,
@@ -59,6 +61,8 @@ pub(super) struct Queue {
     pub(super) failures: u32,
     /// Failures among them that may not lengthen the backoff, because the destination may have been down or in bad health.
     excused: u32,
+    /// Failures among these that certainly do not, because an earlier owner stored that they used no try.
+    certainly_excused: u32,
     /// When the first of them was. Of an event that an earlier owner has attempted it is not known, so it is zero.
     first_failed: Option<Duration>,
     pub(super) certain_tries: CertainTries,
@@ -98,7 +102,8 @@ impl Queue {
             self.state = stored.map_or_else(
                 || ready(now),
                 |stored| {
-                    (self.failures, self.excused) = (stored.failures, 0);
+                    (self.failures, self.excused) = (stored.failures, stored.without_try);
+                    self.certainly_excused = stored.without_try;
                     self.first_failed = Some(Duration::ZERO);
                     // It continues its backoff. Stored times are whole milliseconds.
                     let next_try = stored.next_try.max(now);
@@ -133,6 +138,12 @@ impl Queue {
         }
     }
 
+    /// The first event is another one, or its tries begin anew.
+    pub(super) fn forget_failures(&mut self) {
+        (self.failures, self.excused, self.certainly_excused, self.first_failed) = (0, 0, 0, None);
+        self.certain_tries = CertainTries::default();
+    }
+
     /// The first event is settled. Returns its bytes.
     pub(super) fn settled(&mut self, offset: i64, now: Duration) -> Option<usize> {
         if self.head() != Some(offset) {
@@ -144,12 +155,6 @@ impl Queue {
         self.forget_failures();
         self.state = if self.events.is_empty() { QueueState::Empty } else { ready(now) };
         Some(bytes)
-    }
-
-    /// The next failure is the first one of an event.
-    pub(super) fn forget_failures(&mut self) {
-        (self.failures, self.excused, self.first_failed) = (0, 0, None);
-        self.certain_tries = CertainTries::default();
     }
 
     pub(super) fn took(&mut self, time: Duration, is_delivered: bool) {
@@ -172,8 +177,9 @@ impl Queue {
         self.failures += 1;
         self.excused += u32::from(may_be_excused);
         let shortest = backoff.bounds(self.failures - self.excused).0;
+        let lengthening = self.failures - self.certainly_excused;
         let (shortest, longest) =
-            asked.map_or_else(|| (shortest, backoff.longest(self.failures)), |asked| (asked, asked));
+            asked.map_or_else(|| (shortest, backoff.longest(lengthening)), |asked| (asked, asked));
         self.state = if self.failures >= rules.attempts || may_be_too_old || verdict == Verdict::Refused {
             QueueState::MayBeGivenUp { write_by: None }
         } else {
