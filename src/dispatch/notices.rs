@@ -37,7 +37,8 @@ const UNREACHABLE_BYTES_MAX: usize = 1_000;
 pub(super) struct Backlog {
     /// Users with unsettled events in memory.
     pub(super) users: usize,
-    /// Unsettled events of the log. `None`: the end of the log was not seen yet.
+    /// Events that were not read yet, and those in memory. Those that parked users have only in the log are left out:
+    /// after a restart, their number is known only when they are read. `None`: the end of the log was not seen yet.
     pub(super) lag: Option<u64>,
 }
 
