@@ -73,7 +73,7 @@ pub const SERVED_USERS_MAX: usize = 100_000;
 pub const PROBES_AT_ONCE_MAX: usize = 5;
 
 /// Probes of an open breaker in flight. More than [`PROBES_AT_ONCE_MAX`] only if the destination does not answer within a
-/// second.
+/// second, or connections hang for that long.
 pub const PROBES_IN_FLIGHT_MAX: usize = 20;
 
 /// Users of one destination that make room in memory in one outage, or at a time while it is slow for every user, in

@@ -630,7 +630,8 @@ mod tests {
         let probe = deliverer.pick(&mut breaker, None, 10, now).unwrap();
         assert_eq!(probe.events.len(), 1);
         assert!(deliverer.lanes.has_ready());
-        assert_eq!(deliverer.pick(&mut breaker, None, 10, now).err(), Some(None), "the end of the probe tells");
+        let until = Some(now + Duration::from_secs(1));
+        assert_eq!(deliverer.pick(&mut breaker, None, 10, now).err(), Some(until), "the probe hangs then");
         let (_, settled) = end(&mut deliverer, &mut breaker, probe, vec![report(None)]).unwrap();
         assert_eq!((settled.len(), deliverer.take_probes()), (1, vec![]));
         assert_eq!(deliverer.pick(&mut breaker, None, 10, now).unwrap().events.len(), 2, "the breaker is closed again");

@@ -72,7 +72,8 @@
 //! failed ([`ProbeRank`]). While the destination answers, up to 5 probes of the first two ranks are in flight at once, and
 //! the next one begins as soon as one has ended. After 100 of these quick probes there are at most 20 a second. Users that
 //! have failed are probed one at a time: after 100 ms at first, then with a delay that grows to 5 s. If the destination
-//! cannot be reached, this is so for all users.
+//! cannot be reached, this is so for all users. In both cases a probe that hangs blocks the next one for a second only: the
+//! destination may be well, and only this user hangs. At most 20 probes are in flight.
 //!
 //! So if the breaker was opened by users whose events always fail, the time for which the others stand still does not
 //! depend on the number of these users, as far as the others were served before. A newcomer may wait until earlier

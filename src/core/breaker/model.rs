@@ -73,8 +73,6 @@ struct ModelOutage {
     doublings: u32,
     /// When quick probes began.
     quick: Vec<Moment>,
-    /// An operator asked for a probe, and it has not begun.
-    is_asked_for: bool,
     /// The last reported number of trusted users with unsettled events.
     waiting_users: usize,
 }
@@ -243,7 +241,6 @@ impl Model {
                     delay_from: now,
                     doublings: 0,
                     quick: Vec::new(),
-                    is_asked_for: false,
                     waiting_users: 0,
                 });
             }
@@ -272,9 +269,7 @@ impl Model {
         let rank = self.rank(attempt.user);
         let Some(outage) = self.outage.as_mut().filter(|_| rank <= worst) else { return false };
         let is_delayed = !outage.is_reached || rank == ProbeRank::Failed || outage.quick_from() > now;
-        if is_delayed {
-            outage.is_asked_for = false;
-        } else {
+        if !is_delayed {
             outage.quick.push(now);
         }
         outage.probes.push((attempt.seq, now, is_delayed));
@@ -382,14 +377,8 @@ impl Model {
         let due = if outage.delay_from.is_zero() { Duration::ZERO } else { outage.delay_from + delay };
         let second = Duration::from_secs(1);
         let young: Vec<_> = outage.probes.iter().filter(|(_, begun, _)| now - *begun < second).collect();
-        let blocks_delayed = if outage.is_asked_for {
-            false
-        } else if outage.is_reached {
-            young.iter().any(|(_, _, is_delayed)| *is_delayed)
-        } else {
-            !outage.probes.is_empty()
-        };
-        let ages = young.iter().filter(|_| outage.is_reached).map(|(_, begun, _)| *begun + second);
+        let blocks_delayed = young.iter().any(|(_, _, is_delayed)| *is_delayed || !outage.is_reached);
+        let ages = young.iter().map(|(_, begun, _)| *begun + second);
         let mut moments: Vec<Moment> = ages.collect();
         if !blocks_delayed && due > now {
             moments.push(due);

@@ -6,6 +6,9 @@
 //!  it cannot be reached:            anyone           ──▶ one at a time ── the same delay
 //! ```
 //!
+//! *One at a time* holds for a second: a probe that hangs for longer does not block the next one. So a user that hangs does
+//! not keep the others from showing that the destination is well.
+//!
 //! A user has no more than one quick probe: if it fails, the user's rank is [`ProbeRank::Failed`]. Quick probes are paced,
 //! because an outage may meet very many users: 100 at first, then 20 a second. So an outage of `s` seconds has at most
 //! `100 + 20 * s` quick probes.
@@ -40,8 +43,6 @@ pub(super) struct OpenBreaker {
     due: Moment,
     /// The delay that led to `due`.
     delay: Duration,
-    /// An operator asked for a probe. It does not wait for those in flight.
-    is_asked_for: bool,
     /// When [`QUICK_PROBES_AT_ONCE`] quick probes may begin again. Each one moves it by [`QUICK_PROBE_EVERY`].
     quick_full_at: Moment,
     /// For each partition, the last reported number of trusted users that have unsettled events.
@@ -64,7 +65,6 @@ impl OpenBreaker {
             probes: Vec::new(),
             due: now.saturating_add(PROBE_DELAY_MIN),
             delay: PROBE_DELAY_MIN,
-            is_asked_for: false,
             quick_full_at: now,
             waiting_users: BTreeMap::new(),
         }
@@ -74,14 +74,11 @@ impl OpenBreaker {
     pub(super) fn gate(&self, now: Moment) -> Gate {
         let young_until = |probe: &Probe| probe.begun.saturating_add(PROBE_YOUNG_FOR);
         let young: Vec<&Probe> = self.probes.iter().filter(|probe| young_until(probe) > now).collect();
-        let delayed_in_flight = match self.is_reached {
-            true => young.iter().any(|probe| probe.is_delayed),
-            false => self.is_probing(),
-        };
-        let due = (self.is_asked_for || !delayed_in_flight).then_some(self.due);
+        let delayed_in_flight = young.iter().any(|probe| probe.is_delayed || !self.is_reached);
+        let due = (!delayed_in_flight).then_some(self.due);
         let quick_from = self.quick_from();
         // The oldest one is first, so it is the first that is not young any more.
-        let ages = young.first().filter(|_| self.is_reached).map(|probe| young_until(probe));
+        let ages = young.first().map(|probe| young_until(probe));
         let quick = (self.is_reached && young.len() < PROBES_AT_ONCE_MAX).then_some(quick_from);
         let until = due.into_iter().chain(quick).filter(|at| *at > now).chain(ages).min();
         let worst = if self.probes.len() >= PROBES_IN_FLIGHT_MAX || young.len() >= PROBES_AT_ONCE_MAX {
@@ -120,9 +117,7 @@ impl OpenBreaker {
         if is_allowed {
             // Without a quick probe left, any user takes the turn of one that has failed.
             let is_delayed = !self.is_reached || rank == ProbeRank::Failed || self.quick_from() > now;
-            if is_delayed {
-                self.is_asked_for = false;
-            } else {
+            if !is_delayed {
                 self.quick_full_at = self.quick_full_at.max(now).saturating_add(QUICK_PROBE_EVERY);
             }
             self.probes.push(Probe { seq, begun: now, is_delayed });
@@ -179,7 +174,7 @@ impl OpenBreaker {
         let has_room = self.probes.len() < PROBES_IN_FLIGHT_MAX;
         let waits = !is_due && has_room && !self.probes.iter().any(is_young);
         if waits {
-            (self.due, self.is_asked_for) = (now, true);
+            self.due = now;
         }
         waits
     }

@@ -89,3 +89,40 @@ fn a_destination_that_was_away_for_a_minute_is_not_hit_by_all_at_once_and_soon_g
         assert!(soon < 256, "{soon} attempts at once");
     }
 }
+
+#[test]
+fn a_destination_that_can_be_reached_again_is_found_although_a_user_that_hangs_is_probed_first() {
+    let (users, away) = (50, seconds(10)..seconds(20));
+    let mut arrivals = steady(0..users, 100, seconds(0)..away.start);
+    let hangs = users;
+    arrivals.extend([(seconds(15), hangs); 3]);
+    // The user that hangs is the only one that waits, so its probe has been in flight for at least a second.
+    let tried = away.end + seconds(6);
+    arrivals.extend(burst(0..users, tried));
+    let scenario = Scenario::new(arrivals, move |user, now| match user {
+        _ if away.contains(&now) => (Some(Verdict::Unreachable), LATENCY),
+        _ if user == hangs => (Some(RETRY), seconds(15)),
+        _ => (None, LATENCY),
+    });
+    let measured = scenario.run(seconds(90));
+    let waited = measured.longest_wait(0..users, tried..seconds(90));
+    println!("# a user hangs after the return of the destination: the others wait {waited:?} at most");
+    assert!(waited < seconds(2), "{waited:?}");
+}
+
+#[test]
+fn a_destination_whose_connections_hang_gets_few_probes_at_once() {
+    let from = seconds(10);
+    let arrivals = steady(0..100, 100, seconds(0)..seconds(30));
+    let scenario = Scenario::new(arrivals, move |_, now| match now < from {
+        true => (None, LATENCY),
+        false => (Some(Verdict::Unreachable), seconds(30)),
+    });
+    let measured = scenario.run(seconds(600));
+    // Those that were in flight when the first of them showed the outage are not probes.
+    let probes: Vec<Moment> = measured.attempts.into_iter().filter(|at| *at >= from + seconds(30)).collect();
+    let at_once = |at: &Moment| probes.iter().filter(|begun| (*at..*at + seconds(30)).contains(begun)).count();
+    let most = probes.iter().map(at_once).max().unwrap();
+    println!("# connections hang for 30 s: {most} probes at once at most, {} in all", probes.len());
+    assert!(most <= crate::limits::PROBES_IN_FLIGHT_MAX, "{most}");
+}

@@ -451,7 +451,7 @@ impl Timing {
                 return Some(format!("life {life}, partition {partition}: {wrong}"));
             }
             if let Some(due) = process.wellness.probe_due_since()
-                && process.in_flight == 0
+                && process.in_flight < if self.rules.takes_many_users { 1 } else { self.rules.concurrency }
                 && commands_free_since.is_some_and(|since| now > since + PROBE_WITHIN)
                 && controlled.is_none()
                 && let Some(user) = owned.waiting_since(now.checked_sub(PROBE_WITHIN)?)

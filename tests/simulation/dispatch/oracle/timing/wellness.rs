@@ -8,7 +8,7 @@
 use super::UserOfOwner;
 use eventd::core::verdict::Verdict;
 use std::cmp::Reverse;
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::time::Duration;
 
 /// With so many failing users that may be trusted, the health of the destination may be bad.
@@ -30,6 +30,12 @@ const DELIVERED_KEPT: usize = 4;
 /// The delays between two probes of a destination that cannot be reached.
 const PROBE_DELAY_MIN: Duration = Duration::from_millis(100);
 const PROBE_DELAY_MAX: Duration = Duration::from_secs(5);
+
+/// A probe that takes longer does not keep the next one from being sent.
+const PROBE_BLOCKS_FOR: Duration = Duration::from_secs(1);
+
+/// Attempts to a destination that cannot be reached, at the same time. Those that are older than the outage are not counted.
+const PROBES_AT_ONCE_MAX: usize = 20;
 
 /// The health of the destination as one life sees it.
 #[derive(Debug, Default)]
@@ -90,7 +96,8 @@ struct Unreachable {
     delay_max: Duration,
     /// When the next probe must be sent at the latest.
     probe_by: Duration,
-    probes: BTreeSet<u64>,
+    /// The probes in flight, with their begin.
+    probes: BTreeMap<u64, Duration>,
 }
 
 impl Wellness {
@@ -99,10 +106,11 @@ impl Wellness {
         (!self.is_unwell).then_some(self.well_since)
     }
 
-    /// Since when an unreachable destination waits for a probe. `None`: a probe is in flight, or other rules hold.
+    /// Since when an unreachable destination waits for a probe. `None`: too many probes are in flight, or other rules hold.
     pub(super) fn probe_due_since(&self) -> Option<Duration> {
-        let open = self.unreachable.as_ref().filter(|open| !open.is_answered && open.probes.is_empty())?;
-        Some(open.probe_by)
+        let open = self.unreachable.as_ref().filter(|open| !open.is_answered)?;
+        let is_unblocked_at = open.probes.values().map(|begun| *begun + PROBE_BLOCKS_FOR).max();
+        (open.probes.len() < PROBES_AT_ONCE_MAX).then(|| is_unblocked_at.unwrap_or_default().max(open.probe_by))
     }
 
     /// Whether the breaker may be open, so that a delivery may end an outage.
@@ -133,9 +141,10 @@ impl Wellness {
         }
         let open = self.unreachable.as_mut().filter(|open| now > open.at && !open.is_answered)?;
         let (others, next_probe_at) = (open.probes.len(), open.next_probe_at);
-        open.probes.insert(attempt);
-        if others > 0 {
-            Some(format!("{others} other probes of an unreachable destination are in flight"))
+        let young = open.probes.values().filter(|begun| now < **begun + PROBE_BLOCKS_FOR).count();
+        open.probes.insert(attempt, now);
+        if young > 0 || others >= PROBES_AT_ONCE_MAX {
+            Some(format!("{others} other probes of an unreachable destination are in flight, {young} of them are young"))
         } else if now < next_probe_at {
             Some(format!("an unreachable destination is probed at {now:?}, and not before {next_probe_at:?}"))
         } else {
@@ -221,7 +230,7 @@ impl Wellness {
             }
             return;
         };
-        match (is_unreachable, open.probes.remove(&attempt)) {
+        match (is_unreachable, open.probes.remove(&attempt).is_some()) {
             // An attempt that began before the outage was not a probe, so the last probe was still answered.
             (true, _) if open.is_answered && attempt <= open.last_begun_at_start => {}
             // The delay that counts now was chosen at the last answer.
@@ -244,7 +253,7 @@ impl Wellness {
     /// The attempt was dropped, so it says nothing. Another probe may begin at once.
     pub(super) fn ended_without_verdict(&mut self, attempt: u64, now: Duration) {
         if let Some(open) = &mut self.unreachable
-            && open.probes.remove(&attempt)
+            && open.probes.remove(&attempt).is_some()
         {
             (open.next_probe_at, open.probe_by) = (now, now);
         }
@@ -293,7 +302,7 @@ impl Unreachable {
             next_probe_at: at + PROBE_DELAY_MIN,
             delay_max: PROBE_DELAY_MIN,
             probe_by: at + PROBE_DELAY_MIN,
-            probes: BTreeSet::new(),
+            probes: BTreeMap::new(),
         }
     }
 }
@@ -339,6 +348,24 @@ mod tests {
         assert!(quick_probe(5, false).is_some(), "it was a probe if the breaker was open, and opened it otherwise");
         assert_eq!(quick_probe(5, true), None, "it was not a probe, and did not open the breaker");
         assert!(quick_probe(4, true).is_some(), "so few users do not open the breaker, so this attempt did");
+    }
+
+    #[test]
+    fn a_probe_that_hangs_forbids_the_next_one_for_a_second_and_twenty_of_them_forbid_it_until_one_ends() {
+        let at = Duration::from_secs;
+        let mut wellness = Wellness::default();
+        wellness.failed(1, user(1), Verdict::Unreachable, at(0));
+        for probe in 1..=20 {
+            let due = if probe == 1 { PROBE_DELAY_MIN } else { at(probe) };
+            assert_eq!(wellness.probe_due_since(), Some(due));
+            assert_eq!(wellness.begun(1 + probe, at(probe)), None);
+        }
+        assert_eq!(wellness.probe_due_since(), None);
+        assert!(wellness.begun(22, at(21)).is_some());
+        let mut wellness = Wellness::default();
+        wellness.failed(1, user(1), Verdict::Unreachable, at(0));
+        wellness.begun(2, at(1));
+        assert!(wellness.begun(3, at(2) - Duration::from_millis(1)).is_some());
     }
 
     #[test]
