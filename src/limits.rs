@@ -69,11 +69,11 @@ pub const FAILING_USERS_MAX: usize = 100_000;
 /// if all are used.
 pub const SERVED_USERS_MAX: usize = 100_000;
 
-/// Probes of an open breaker that begin while others are in flight, if those have taken less than a second.
+/// Quick probes of an open breaker that begin while others are in flight, if those have taken less than a second.
 pub const PROBES_AT_ONCE_MAX: usize = 5;
 
-/// Probes of an open breaker in flight. More than [`PROBES_AT_ONCE_MAX`] only if the destination does not answer within a
-/// second, or connections hang for that long.
+/// Probes of an open breaker in flight: of users of one rank, and in all if the destination cannot be reached. More
+/// than a few only if the destination does not answer within a second.
 pub const PROBES_IN_FLIGHT_MAX: usize = 20;
 
 /// Users of one destination that make room in memory in one outage, or at a time while it is slow for every user, in

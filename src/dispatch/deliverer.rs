@@ -16,7 +16,7 @@
 use super::context::{DispatchContext, SharedBreaker, Throttle};
 use super::slots::{PartitionSlots, SharedSlots, Slot};
 use crate::core::Moment;
-use crate::core::breaker::{Attempt, Breaker, Gate, ProbeRank, Recovery};
+use crate::core::breaker::{Attempt, Breaker, Gate, ProbeRanks, Recovery};
 use crate::core::event::Event;
 use crate::core::lanes::{LaneView, Lanes, Started, Token};
 use crate::core::slots::{EventsInFlight, LongerRun, OLD_AFTER, RunLimits, Standing, UserPaces};
@@ -49,7 +49,7 @@ pub(super) struct Deliverer {
     limits: BatchLimits,
     pub(super) lanes: Lanes,
     batches_in_flight: usize,
-    /// The attempts of this partition that probe an open breaker: at most `PROBES_IN_FLIGHT_MAX`.
+    /// The attempts of this partition that probe an open breaker: at most `PROBES_IN_FLIGHT_MAX` of each rank.
     probes: Vec<Attempt>,
     /// The last outage after which lanes were made ready.
     last_recovery: Option<Recovery>,
@@ -345,7 +345,7 @@ impl Deliverer {
     ) -> Result<PickedRuns, Option<Moment>> {
         match breaker.gate(now) {
             Gate::Open { until } => return Err(until),
-            Gate::HalfOpen { worst, until } => return self.pick_probe(breaker, worst, until, now),
+            Gate::HalfOpen { ranks, until } => return self.pick_probe(breaker, ranks, until, now),
             Gate::Closed => {}
         }
         let mut picked = PickedRuns::default();
@@ -363,19 +363,19 @@ impl Deliverer {
         if picked.runs.is_empty() { Err(None) } else { Ok(picked) }
     }
 
-    /// Takes one event as a probe, of a user of the best rank that is ready. Users of a rank after `worst` may not be probed
-    /// before `until`. The other ready lanes stay ready: they wait for an answer.
+    /// Takes one event as a probe, of a user of the best of these ranks that is ready. Users of other ranks may not be
+    /// probed before `until`. The other ready lanes stay ready: they wait for an answer.
     fn pick_probe(
         &mut self,
         breaker: &mut Breaker,
-        worst: ProbeRank,
+        ranks: ProbeRanks,
         until: Option<Moment>,
         now: Moment,
     ) -> Result<PickedRuns, Option<Moment>> {
         // The breaker decides by the number of users that wait, so it must know them before it begins the probe.
         breaker.users_wait(self.partition, self.lanes.each_user());
         let mut picked = PickedRuns::default();
-        let started = self.lanes.next_probe(worst, |user| breaker.probe_rank(user), &mut picked.events);
+        let started = self.lanes.next_probe(ranks, |user| breaker.probe_rank(user), &mut picked.events);
         let Some(started) = started else { return Err(until) };
         let attempt = breaker.begin(started.user, now);
         if attempt.probe {

@@ -68,16 +68,21 @@
 //!
 //! # Probes
 //!
-//! A probe goes to a user that was served lately, then to users of whom nothing is known, and last to users that have
-//! failed ([`ProbeRank`]). While the destination answers, up to 5 probes of the first two ranks are in flight at once, and
-//! the next one begins as soon as one has ended. After 100 of these quick probes there are at most 20 a second. Users that
-//! have failed are probed one at a time: after 100 ms at first, then with a delay that grows to 5 s. If the destination
-//! cannot be reached, this is so for all users. In both cases a probe that hangs blocks the next one for a second only: the
-//! destination may be well, and only this user hangs. At most 20 probes are in flight.
+//! A probe goes to a user that was served lately, then to users that were served and have failed since, then to users
+//! of whom nothing is known, and last to all others that have failed ([`ProbeRank`]). While the destination answers, up
+//! to 5 quick probes are in flight at once: of users that were served or of whom nothing is known. The next one begins
+//! as soon as one has ended. After 100 of them there are at most 20 a second.
 //!
-//! So if the breaker was opened by users whose events always fail, the time for which the others stand still does not
-//! depend on the number of these users, as far as the others were served before. A newcomer may wait until earlier
-//! newcomers have had their one quick probe.
+//! Users that have failed are probed one at a time: after 100 ms at first, then with a delay that grows to 5 s. This
+//! holds apart for users that were served before they failed, as long as no delivery has shown that their failures are
+//! their own. So they do not wait for the other users that fail. If the destination cannot be reached, all users are
+//! probed one at a time. A probe that hangs blocks the next one for a second only: the destination may be well, and
+//! only this user hangs. At most 20 probes of each rank are in flight, and if the destination cannot be reached, 20 in
+//! all.
+//!
+//! So the time for which the others stand still does not depend on the number of users whose events always fail or
+//! hang, as far as the others were served before. A newcomer may wait until earlier newcomers have had their one quick
+//! probe, and if that has failed, for the other users that have failed.
 //!
 //! # How an outage ends
 //!
@@ -132,7 +137,7 @@ mod scenarios;
 mod tests;
 
 pub use health::Health;
-pub use types::{Attempt, BreakerSnapshot, Gate, OpenCause, ProbeRank, Recovery, Refusal, TryJudgement};
+pub use types::{Attempt, BreakerSnapshot, Gate, OpenCause, ProbeRank, ProbeRanks, Recovery, Refusal, TryJudgement};
 
 use super::Moment;
 use super::verdict::Verdict;

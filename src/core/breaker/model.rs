@@ -65,12 +65,10 @@ struct ModelOutage {
     cause: OpenCause,
     /// Whether the last probe was answered.
     is_reached: bool,
-    /// The probes in flight: number, begin, and whether the delay of the next one depends on its end.
-    probes: Vec<(u64, Moment, bool)>,
-    /// The end of the last such probe, or the time when the breaker opened or the destination began or ceased to answer.
-    delay_from: Moment,
-    /// How often the delay after it was doubled.
-    doublings: u32,
+    probes: Vec<ModelProbe>,
+    /// For users that were interrupted and for all others: the end of the last probe that took a turn, or the time when
+    /// the breaker opened or the destination began or ceased to answer. Then how often the delay after it was doubled.
+    turns: [(Moment, u32); 2],
     /// When quick probes began.
     quick: Vec<Moment>,
     /// The last reported number of trusted users with unsettled events.
@@ -78,12 +76,56 @@ struct ModelOutage {
 }
 
 impl ModelOutage {
+    /// Which turns a user of this rank takes.
+    fn turns_of(&self, rank: ProbeRank) -> usize {
+        usize::from(!(self.is_reached && rank == ProbeRank::Interrupted))
+    }
+
+    fn due(&self, turns: usize) -> Moment {
+        let (from, doublings) = self.turns[turns];
+        let delay = Duration::from_millis((100 << doublings.min(10)).min(5_000));
+        if from.is_zero() { Duration::ZERO } else { from + delay }
+    }
+
+    fn young(&self, now: Moment) -> impl Iterator<Item = &ModelProbe> {
+        self.probes.iter().filter(move |probe| now - probe.begun < Duration::from_secs(1))
+    }
+
+    fn may_be_quick(&self, rank: ProbeRank, now: Moment) -> bool {
+        let young = self.young(now).filter(|probe| probe.turns.is_none()).count();
+        let has_place = match rank {
+            ProbeRank::Served => young < 5,
+            ProbeRank::Newcomer => young < 4,
+            ProbeRank::Interrupted | ProbeRank::Failed => false,
+        };
+        has_place && self.is_reached && self.quick_from() <= now
+    }
+
+    fn may_take_turn(&self, rank: ProbeRank, now: Moment) -> bool {
+        let turns = self.turns_of(rank);
+        let mut young = self.young(now);
+        let is_blocked = match self.is_reached {
+            true => young.any(|probe| probe.turns == Some(turns)),
+            false => young.next().is_some(),
+        };
+        now >= self.due(turns) && !is_blocked
+    }
+
     /// Each quick probe takes one of 100 places for a while. They become free one after the other, 50 ms apart.
     fn quick_from(&self) -> Moment {
         let each = Duration::from_millis(50);
         let all_free_at = self.quick.iter().fold(Duration::ZERO, |free, begun| free.max(*begun) + each);
         all_free_at.saturating_sub(each * 99)
     }
+}
+
+#[derive(Debug, Clone, Copy)]
+struct ModelProbe {
+    seq: u64,
+    begun: Moment,
+    rank: ProbeRank,
+    /// `None`: it is a quick probe.
+    turns: Option<usize>,
 }
 
 /// The last verdict of a user.
@@ -136,12 +178,24 @@ impl Model {
         self.failing_since(of).is_some_and(|since| Self::others_delivered_later(&self.history, of, since))
     }
 
+    /// Whether the user is suspect, or was it at any time since its last delivery.
+    fn has_been_suspect(&self, of: u64) -> bool {
+        let until = |end: usize| Self { history: self.history[..end].to_vec(), ..Self::default() };
+        let forgotten =
+            (0..self.history.len()).filter(|end| matches!(self.history[*end], HistoryEntry::DeliveriesForgotten));
+        let delivered =
+            self.history.iter().rposition(|entry| matches!(entry, HistoryEntry::Delivered { user, .. } if *user == of));
+        let since = delivered.unwrap_or(0);
+        self.is_suspect(of) || forgotten.filter(|end| *end > since).any(|end| until(end).is_suspect(of))
+    }
+
     fn was_served(&self, of: u64) -> bool {
         self.history.iter().any(|entry| matches!(entry, HistoryEntry::Delivered { user, .. } if *user == of))
     }
 
     fn rank(&self, of: u64) -> ProbeRank {
         match self.failing_since(of) {
+            Some(_) if self.was_served(of) && !self.has_been_suspect(of) => ProbeRank::Interrupted,
             Some(_) => ProbeRank::Failed,
             None if self.was_served(of) => ProbeRank::Served,
             None => ProbeRank::Newcomer,
@@ -238,8 +292,7 @@ impl Model {
                     cause,
                     is_reached: cause != OpenCause::Unreachable,
                     probes: Vec::new(),
-                    delay_from: now,
-                    doublings: 0,
+                    turns: [(now, 0); 2],
                     quick: Vec::new(),
                     waiting_users: 0,
                 });
@@ -265,14 +318,14 @@ impl Model {
             self.close(now);
         }
         self.begun = attempt.seq;
-        let Gate::HalfOpen { worst, .. } = gate else { return false };
+        let Gate::HalfOpen { ranks, .. } = gate else { return false };
         let rank = self.rank(attempt.user);
-        let Some(outage) = self.outage.as_mut().filter(|_| rank <= worst) else { return false };
-        let is_delayed = !outage.is_reached || rank == ProbeRank::Failed || outage.quick_from() > now;
-        if !is_delayed {
+        let Some(outage) = self.outage.as_mut().filter(|_| ranks.contains(rank)) else { return false };
+        let turns = (!outage.may_be_quick(rank, now)).then(|| outage.turns_of(rank));
+        if turns.is_none() {
             outage.quick.push(now);
         }
-        outage.probes.push((attempt.seq, now, is_delayed));
+        outage.probes.push(ModelProbe { seq: attempt.seq, begun: now, rank, turns });
         true
     }
 
@@ -342,13 +395,13 @@ impl Model {
             }
         }
         if probe && let Some(outage) = &mut self.outage {
-            let (_, _, is_delayed) =
-                outage.probes.remove(outage.probes.iter().position(|(seq, _, _)| *seq == attempt.seq).unwrap());
+            let ended = outage.probes.remove(outage.probes.iter().position(|probe| probe.seq == attempt.seq).unwrap());
             let is_reached = verdict != Verdict::Unreachable;
             if std::mem::replace(&mut outage.is_reached, is_reached) != is_reached {
-                (outage.delay_from, outage.doublings) = (now, 0);
-            } else if is_delayed {
-                (outage.delay_from, outage.doublings) = (now, outage.doublings + 1);
+                outage.turns = [(now, 0); 2];
+            } else if let Some(turns) = ended.turns {
+                let turns = if is_reached { turns } else { 1 };
+                outage.turns[turns] = (now, outage.turns[turns].1 + 1);
             }
         }
         let counts_now = match &self.outage {
@@ -359,47 +412,34 @@ impl Model {
     }
 
     fn is_probe(&self, attempt: &Attempt) -> bool {
-        self.outage.as_ref().is_some_and(|outage| outage.probes.iter().any(|(seq, _, _)| *seq == attempt.seq))
+        self.outage.as_ref().is_some_and(|outage| outage.probes.iter().any(|probe| probe.seq == attempt.seq))
     }
 
     fn abandoned(&mut self, attempt: &Attempt) {
         let Some(outage) = &mut self.outage else { return };
-        let Some(place) = outage.probes.iter().position(|(seq, _, _)| *seq == attempt.seq) else { return };
-        if outage.probes.remove(place).2 {
+        let Some(place) = outage.probes.iter().position(|probe| probe.seq == attempt.seq) else { return };
+        let ended = outage.probes.remove(place);
+        if let Some(turns) = ended.turns {
             // The next one is due at once.
-            outage.delay_from = Duration::ZERO;
+            let turns = if outage.is_reached { turns } else { 1 };
+            outage.turns[turns].0 = Duration::ZERO;
         }
     }
 
     fn gate(&self, now: Moment) -> Gate {
         let Some(outage) = &self.outage else { return Gate::Closed };
-        let delay = Duration::from_millis((100 << outage.doublings.min(10)).min(5_000));
-        let due = if outage.delay_from.is_zero() { Duration::ZERO } else { outage.delay_from + delay };
-        let second = Duration::from_secs(1);
-        let young: Vec<_> = outage.probes.iter().filter(|(_, begun, _)| now - *begun < second).collect();
-        let blocks_delayed = young.iter().any(|(_, _, is_delayed)| *is_delayed || !outage.is_reached);
-        let ages = young.iter().map(|(_, begun, _)| *begun + second);
-        let mut moments: Vec<Moment> = ages.collect();
-        if !blocks_delayed && due > now {
-            moments.push(due);
+        let ages = outage.probes.iter().map(|probe| probe.begun + Duration::from_secs(1));
+        let mut moments: Vec<Moment> = ages.chain([outage.due(1)]).collect();
+        if outage.is_reached {
+            moments.extend([outage.due(0), outage.quick_from()]);
         }
-        let quick_from = outage.quick_from();
-        if outage.is_reached && young.len() < 5 && quick_from > now {
-            moments.push(quick_from);
-        }
-        let may_be_quick = outage.is_reached && quick_from <= now;
-        let until = moments.into_iter().min();
-        let may_begin = |rank: ProbeRank| {
-            outage.probes.len() < 20
-                && match rank {
-                    ProbeRank::Failed => !blocks_delayed && now >= due && young.len() < 5,
-                    ProbeRank::Newcomer => may_be_quick && young.len() < 4,
-                    ProbeRank::Served => may_be_quick && young.len() < 5,
-                }
-        };
-        let worst =
-            [ProbeRank::Failed, ProbeRank::Newcomer, ProbeRank::Served].into_iter().find(|rank| may_begin(*rank));
-        worst.map_or(Gate::Open { until }, |worst| Gate::HalfOpen { worst, until })
+        let until = moments.into_iter().filter(|at| *at > now).min();
+        let ranks = ProbeRanks::new(|rank| {
+            let of_rank = outage.probes.iter().filter(|probe| probe.rank == rank).count();
+            let in_flight = if outage.is_reached { of_rank } else { outage.probes.len() };
+            in_flight < 20 && (outage.may_be_quick(rank, now) || outage.may_take_turn(rank, now))
+        });
+        if ranks.is_empty() { Gate::Open { until } } else { Gate::HalfOpen { ranks, until } }
     }
 
     fn refusal_is_final(&self, first: &Refusal, now: Moment) -> bool {

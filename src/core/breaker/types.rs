@@ -27,9 +27,9 @@ pub struct Attempt {
 pub enum Gate {
     /// Every attempt may begin.
     Closed,
-    /// A user of this rank, or of one that is probed earlier, may be probed now.
+    /// A user of one of these ranks may be probed now.
     HalfOpen {
-        worst: ProbeRank,
+        ranks: ProbeRanks,
         /// When others may be, if it depends on time alone.
         until: Option<Moment>,
     },
@@ -42,10 +42,37 @@ pub enum Gate {
 pub enum ProbeRank {
     /// The user was served lately, and has not failed since.
     Served,
+    /// The user was served and has failed since. No delivery has shown that its failures are its own, so they may be
+    /// the destination's.
+    Interrupted,
     /// Nothing is known of the user.
     Newcomer,
-    /// The user has failed, and was not served since.
+    /// The user has failed. It was never served, or its failures are its own.
     Failed,
+}
+
+impl ProbeRank {
+    /// All of them, in the order in which they are probed.
+    pub const ALL: [Self; 4] = [Self::Served, Self::Interrupted, Self::Newcomer, Self::Failed];
+}
+
+/// A set of ranks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ProbeRanks([bool; ProbeRank::ALL.len()]);
+
+impl ProbeRanks {
+    /// The ranks for which `contains` returns true.
+    pub fn new(contains: impl FnMut(ProbeRank) -> bool) -> Self {
+        Self(ProbeRank::ALL.map(contains))
+    }
+
+    pub fn is_empty(self) -> bool {
+        self.0 == [false; ProbeRank::ALL.len()]
+    }
+
+    pub fn contains(self, rank: ProbeRank) -> bool {
+        self.0[rank as usize]
+    }
 }
 
 /// Whether a failed attempt counts as a try of its event.

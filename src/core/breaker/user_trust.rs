@@ -34,6 +34,8 @@ pub(super) struct FailingUser {
     is_pardoned: bool,
     /// Whether the user was served before it failed.
     pub(super) was_served: bool,
+    /// Whether the user was suspect when deliveries were [forgotten](UserTrust::forget_deliveries).
+    was_suspect: bool,
     /// The number of failures since the last outage.
     pub(super) failures: u32,
     /// The number of outages at its last failure.
@@ -54,7 +56,7 @@ impl UserTrust {
 
     /// The delivered attempt of any other user that was begun last; 0 if there is none.
     pub(super) fn latest_of_others(&self, user: u64) -> u64 {
-        if self.latest[0].user == user { self.latest[1].seq } else { self.latest[0].seq }
+        latest_of_others(&self.latest, user)
     }
 
     pub(super) fn is_suspect(&self, user: u64) -> bool {
@@ -71,14 +73,20 @@ impl UserTrust {
     /// Every user is trusted again: otherwise a destination that goes down while most of its users are suspect would seem
     /// to be well.
     pub(super) fn forget_deliveries(&mut self) {
-        if self.latest[0].seq > 0 {
-            self.latest = Default::default();
-            self.failing.values_mut().for_each(|failing| failing.is_pardoned = false);
+        let latest = std::mem::take(&mut self.latest);
+        if latest[0].seq > 0 {
+            for (user, failing) in &mut self.failing {
+                failing.was_suspect |= latest_of_others(&latest, *user) > failing.since;
+                failing.is_pardoned = false;
+            }
         }
     }
 
     pub(super) fn rank(&self, user: u64) -> ProbeRank {
-        if self.failing.contains_key(&user) || self.failed_before.contains(&user) {
+        if let Some(failing) = self.failing.get(&user) {
+            let is_own = failing.was_suspect || self.is_suspect_since(user, failing.since);
+            if failing.was_served && !is_own { ProbeRank::Interrupted } else { ProbeRank::Failed }
+        } else if self.failed_before.contains(&user) {
             ProbeRank::Failed
         } else if self.served.contains(user) {
             ProbeRank::Served
@@ -122,7 +130,7 @@ impl UserTrust {
         self.failed_before.remove(&user);
         let was_served = self.served.contains(user);
         let since = if has_hung { seq } else { seq.max(self.latest_of_others(user)) };
-        self.add(user, FailingUser { since, is_pardoned: false, was_served, failures: 1, outages })
+        self.add(user, FailingUser { since, is_pardoned: false, was_served, was_suspect: false, failures: 1, outages })
     }
 
     /// Notes that the user had failed before this process began.
@@ -172,6 +180,11 @@ impl UserTrust {
             self.by_since.remove(&(failing.since, user));
         }
     }
+}
+
+fn latest_of_others(latest: &[DeliveredAttempt; 2], user: u64) -> u64 {
+    let [first, second] = latest;
+    if first.user == user { second.seq } else { first.seq }
 }
 
 #[cfg(test)]

@@ -34,7 +34,7 @@ use self::probe_order::ProbeOrder;
 use self::ready::ReadyLanes;
 use self::run_length::{LaneRuns, LengthLimit, RunEnd};
 use super::Moment;
-use super::breaker::{ProbeRank, Recovery};
+use super::breaker::{ProbeRank, ProbeRanks, Recovery};
 use super::event::Event;
 use super::progress::UserKey;
 use super::slots::Standing;
@@ -279,18 +279,28 @@ impl Lanes {
         })
     }
 
-    /// Hands out a single event as a probe of an open breaker: of the ready lane whose user has the first `rank`, if that is
-    /// not after `worst`. Among lanes of one rank it is the one that has been ready longest. The other lanes stay ready.
+    /// Hands out a single event as a probe of an open breaker: of the ready lane whose user has the first `rank` among
+    /// `ranks`. Among lanes of one rank it is the one that has been ready longest. The other lanes stay ready.
     pub fn next_probe(
         &mut self,
-        worst: ProbeRank,
+        ranks: ProbeRanks,
         rank: impl Fn(u64) -> ProbeRank,
         out: &mut Vec<Event>,
     ) -> Option<Started> {
         for (number, index) in self.ready.take_all() {
             self.probe_order.add(rank(lane_at(&self.lanes, index).user), number, index);
         }
-        let index = self.probe_order.pop(worst)?;
+        let index = loop {
+            let (earlier, index) = self.probe_order.pop(ranks)?;
+            // The breaker may have closed and opened again since the lane was ranked. The user may be suspect since
+            // then.
+            let lane = lane_at(&self.lanes, index);
+            let rank = rank(lane.user);
+            if rank == earlier {
+                break index;
+            }
+            self.probe_order.add(rank, lane.ready_number, index);
+        };
         // One event: if the destination is still out, no more than one event goes through a failed attempt.
         Some(self.start(index, 1, 0, out))
     }

@@ -1,9 +1,10 @@
 //! The ready lanes in the order in which an open breaker probes their users.
 //!
 //! ```text
-//!  ready ── an open breaker ──▶ Served     ──┐
-//!    ▲                          Newcomer   ──┼──▶ the next probe: from the first queue that has a lane
-//!    │                          Failed     ──┘
+//!  ready ── an open breaker ──▶ Served       ──┐
+//!    ▲                          Interrupted  ──┤
+//!    │                          Newcomer     ──┼──▶ the next probe: from the first queue that has a lane and may be probed
+//!    │                          Failed       ──┘
 //!    └── the breaker is closed: all of them, in the order in which they became ready
 //! ```
 //!
@@ -12,12 +13,12 @@
 //! also if it came after 10,000 others.
 
 use super::ready::ReadyQueue;
-use crate::core::breaker::ProbeRank;
+use crate::core::breaker::{ProbeRank, ProbeRanks};
 
 /// One queue of ready lanes for each [`ProbeRank`], in their order. Empty while the breaker is closed.
 #[derive(Debug, Default)]
 pub(super) struct ProbeOrder {
-    queues: [ReadyQueue; 3],
+    queues: [ReadyQueue; ProbeRank::ALL.len()],
     /// Whether the next newcomer is the one that came last.
     is_newest_next: bool,
 }
@@ -31,17 +32,18 @@ impl ProbeOrder {
         self.queues[rank as usize].insert(number, index);
     }
 
-    /// Takes the lane that is next, if its rank is not after `worst`.
-    pub(super) fn pop(&mut self, worst: ProbeRank) -> Option<u32> {
-        let (rank, queue) =
-            self.queues[..=worst as usize].iter_mut().enumerate().find(|(_, queue)| !queue.is_empty())?;
-        if rank == ProbeRank::Newcomer as usize {
+    /// Takes the lane that is next among those of these ranks, with its rank.
+    pub(super) fn pop(&mut self, ranks: ProbeRanks) -> Option<(ProbeRank, u32)> {
+        let may_be_next = |rank: &ProbeRank| ranks.contains(*rank) && !self.queues[*rank as usize].is_empty();
+        let rank = ProbeRank::ALL.into_iter().find(may_be_next)?;
+        let queue = &mut self.queues[rank as usize];
+        if rank == ProbeRank::Newcomer {
             self.is_newest_next = !self.is_newest_next;
             if !self.is_newest_next {
-                return queue.pop_last().map(|(_, index)| index);
+                return queue.pop_last().map(|(_, index)| (rank, index));
             }
         }
-        queue.pop_first().map(|(_, index)| index)
+        queue.pop_first().map(|(_, index)| (rank, index))
     }
 
     /// Removes a lane, if it is here.

@@ -23,8 +23,6 @@ enum Start {
     Of(Standing),
 }
 
-const RANKS: [ProbeRank; 3] = [ProbeRank::Served, ProbeRank::Newcomer, ProbeRank::Failed];
-
 #[derive(Debug, Clone)]
 enum Step {
     Admit { user: u8 },
@@ -88,7 +86,7 @@ proptest! {
                     };
                     let started = match how {
                         Start::Any => lanes.next(run, usize::MAX, &mut out),
-                        Start::Probe => lanes.next_probe(ProbeRank::Failed, |user| RANKS[user as usize % 3], &mut out),
+                        Start::Probe => lanes.next_probe(ProbeRanks::new(|_| true), |user| ProbeRank::ALL[user as usize % 4], &mut out),
                         Start::Of(standing) => lanes.next_of(standing, run, usize::MAX, &mut out),
                     };
                     prop_assert_eq!(started.is_some(), is_ready);
@@ -259,10 +257,11 @@ fn a_run_that_is_reported_twice_is_a_panic() {
 
 /// The offset of the next probe of these lanes. The users of the given offsets have this rank, and all others have failed.
 fn probe(lanes: &mut Lanes, worst: ProbeRank, ranks: &[(i64, ProbeRank)]) -> Option<i64> {
+    let allowed = ProbeRanks::new(|rank| rank <= worst);
     let users: Vec<(u64, ProbeRank)> = ranks.iter().map(|(offset, rank)| (user_of(lanes, *offset), *rank)).collect();
     let rank = |user| users.iter().find(|(other, _)| *other == user).map_or(ProbeRank::Failed, |(_, rank)| *rank);
     let mut out = Vec::new();
-    lanes.next_probe(worst, rank, &mut out).map(|_| out[0].offset)
+    lanes.next_probe(allowed, rank, &mut out).map(|_| out[0].offset)
 }
 
 fn user_of(lanes: &Lanes, offset: i64) -> u64 {
@@ -287,6 +286,24 @@ fn probes_find_a_served_user_and_a_newcomer_behind_ten_thousand_others_and_leave
     let offsets: Vec<i64> = out.iter().map(|event| event.offset).collect();
     let expected: Vec<i64> = (1..10_000).chain([20_000]).collect();
     assert_eq!(offsets, expected, "first come, first served");
+}
+
+#[test]
+fn a_user_whose_rank_has_changed_since_it_was_ranked_is_probed_by_its_new_rank() {
+    let mut lanes = Lanes::new(10, 7);
+    for offset in 0..3 {
+        lanes.admit(event(offset, &offset.to_string()));
+    }
+    let [interrupted, all] = [ProbeRank::Interrupted, ProbeRank::Failed];
+    let both = [(0, interrupted), (1, interrupted)];
+    assert_eq!(probe(&mut lanes, ProbeRank::Served, &both), None);
+    assert_eq!(probe(&mut lanes, interrupted, &both[1..]), Some(1), "user 0 is suspect now");
+    assert_eq!(probe(&mut lanes, interrupted, &[]), None);
+    assert_eq!(
+        [probe(&mut lanes, all, &[]), probe(&mut lanes, all, &[])],
+        [Some(0), Some(2)],
+        "in the order in which they became ready"
+    );
 }
 
 #[test]
@@ -352,7 +369,7 @@ fn lanes_are_removed_from_any_place_in_the_order_of_the_others() {
         lanes.sort_ready(50, |_| Standing::Doubtful);
         let mut out = Vec::new();
         if is_probing {
-            lanes.next_probe(ProbeRank::Failed, |_| ProbeRank::Served, &mut out).unwrap();
+            lanes.next_probe(ProbeRanks::new(|_| true), |_| ProbeRank::Served, &mut out).unwrap();
         }
         let first = usize::from(is_probing);
         for id in ids[first..].iter().filter(|id| id.0 % 3 != 0) {

@@ -23,8 +23,8 @@ pub(super) const HISTORY_ANSWER_BYTES_MAX: usize = 64;
 pub struct FailureHistory {
     /// Failed attempts, for whatever reason.
     pub failures: u32,
-    /// Failures among them that do not lengthen the backoff, because the destination was down or in bad health. This number
-    /// is not stored: after a restart, it is the number of failures that used no try.
+    /// Failures among them that do not lengthen the backoff, because the destination was down or in bad health. This
+    /// number is not stored: after a restart, it is the number of failures that used no try.
     excused: u32,
     /// The beginning of the last answer.
     pub answer: Box<str>,
@@ -62,8 +62,8 @@ struct TryAccount {
 impl FailureHistory {
     /// Continues the account that an earlier owner of the partition stored. `healthy_time` is that of the breaker now.
     ///
-    /// A failure that used no try was the destination's fault, or asked to wait (429). It does not lengthen the backoff any
-    /// more. Otherwise each restart in a long outage would make the delay after the outage longer.
+    /// A failure that used no try was the destination's fault, or asked to wait (429). It does not lengthen the backoff
+    /// any more. Otherwise each restart in a long outage would make the delay after the outage longer.
     ///
     /// Nothing shows whether there was an outage since the last failure. So the time since then counts as time of failing,
     /// but at most `delay_max` of it: the longest delay between two attempts.

@@ -84,3 +84,21 @@ fn half_of_the_users_that_begin_to_fail_for_ever_do_not_close_the_destination_to
     println!("# half of 200 users begin to fail: the others wait {waited:?} at most");
     assert!(waited < ms(500), "{waited:?}");
 }
+
+#[test]
+fn an_outage_of_two_seconds_ends_soon_for_the_users_that_were_served_however_many_others_hang() {
+    for hanging in [10, 100, 400] {
+        let mut arrivals = steady(0..50, 100, seconds(0)..seconds(60));
+        arrivals.extend(burst(BAD..BAD + hanging, seconds(4)));
+        let outage = seconds(21)..seconds(23);
+        let scenario = Scenario::new(arrivals, move |user, now| match user {
+            BAD.. => (Some(RETRY), seconds(15)),
+            _ => (outage.contains(&now).then_some(RETRY), LATENCY),
+        });
+        // When the outage begins, most of the users that hang are ready and wait for a slot.
+        let measured = Scenario { concurrency: 1_000, suspects_max: 64, ..scenario }.run(seconds(120));
+        let waited = measured.longest_wait(0..BAD, seconds(0)..seconds(60));
+        println!("# an outage of 2 s while {hanging} users hang: the others wait {waited:?} at most");
+        assert!(waited < seconds(6), "while {hanging} users hang, another one waited {waited:?}");
+    }
+}

@@ -14,8 +14,9 @@ mod overload;
 use super::*;
 use crate::core::backoff::Backoff;
 use crate::core::event::{Event, Record};
-use crate::core::lanes::{Lanes, Token};
+use crate::core::lanes::{Lanes, Started, Token};
 use crate::core::random;
+use crate::core::slots::Standing;
 use crate::core::tries::{Decision, OnExhausted, TryPolicy};
 use crate::core::verdict::Failed;
 use std::cmp::Reverse;
@@ -40,6 +41,8 @@ type Arrival = (Moment, u32);
 
 struct Scenario {
     concurrency: usize,
+    /// The number of attempts in flight, of users that are suspect. The others do not wait for them.
+    suspects_max: usize,
     attempts_max: Option<u32>,
     backoff_max: Duration,
     arrivals: Vec<Arrival>,
@@ -72,6 +75,7 @@ impl Scenario {
     ) -> Self {
         Self {
             concurrency: 64,
+            suspects_max: usize::MAX,
             attempts_max: None,
             backoff_max: seconds(300),
             arrivals,
@@ -97,6 +101,7 @@ impl Scenario {
             random: 0,
             measured: Measured::default(),
             concurrency: self.concurrency,
+            suspects_max: self.suspects_max,
             destination: self.destination,
         };
         let mut arrivals = self.arrivals;
@@ -134,10 +139,27 @@ struct ScenarioRun {
     random: u64,
     measured: Measured,
     concurrency: usize,
+    suspects_max: usize,
     destination: Box<DestinationModel>,
 }
 
 impl ScenarioRun {
+    /// The next run while the breaker is closed.
+    fn next(&mut self, events: &mut Vec<Event>) -> Option<Started> {
+        let Self { lanes, breaker, attempts, suspects_max, .. } = self;
+        if *suspects_max == usize::MAX {
+            return lanes.next(1, usize::MAX, events);
+        }
+        lanes.sort_ready(
+            usize::MAX,
+            |user| if breaker.is_suspect(user) { Standing::Doubtful } else { Standing::Served },
+        );
+        let suspects = attempts.values().filter(|(_, attempt, ..)| breaker.is_suspect(attempt.user)).count();
+        let is_free = |standing: &Standing| *standing != Standing::Doubtful || suspects < *suspects_max;
+        let standing = lanes.ready_standings().find(is_free)?;
+        lanes.next_of(standing, 1, usize::MAX, events)
+    }
+
     fn arrives(&mut self, user: u32, at: Moment) {
         let offset = self.measured.events.len() as i64;
         let record = Record::new(Some(&user.to_be_bytes()), Some(b""), &[], 0);
@@ -153,12 +175,12 @@ impl ScenarioRun {
                 Gate::Closed if self.in_flight.len() >= self.breaker.attempts_allowed(self.concurrency, now) => {
                     return self.breaker.attempts_allowed_grow_at(now);
                 }
-                Gate::Closed => (self.lanes.next(1, usize::MAX, &mut events), None),
+                Gate::Closed => (self.next(&mut events), None),
                 Gate::HalfOpen { .. } if self.in_flight.len() >= self.concurrency => return None,
-                Gate::HalfOpen { worst, until } => {
+                Gate::HalfOpen { ranks, until } => {
                     self.breaker.users_wait(0, self.lanes.each_user());
                     let breaker = &self.breaker;
-                    (self.lanes.next_probe(worst, |user| breaker.probe_rank(user), &mut events), until)
+                    (self.lanes.next_probe(ranks, |user| breaker.probe_rank(user), &mut events), until)
                 }
                 Gate::Open { until } => return until,
             };

@@ -50,7 +50,7 @@ impl TestBreaker {
         loop {
             let until = match self.gate() {
                 Gate::Closed => break,
-                Gate::HalfOpen { worst, .. } if rank <= worst => break,
+                Gate::HalfOpen { ranks, .. } if ranks.contains(rank) => break,
                 Gate::HalfOpen { until, .. } | Gate::Open { until } => until,
             };
             self.now = until.expect("a probe is in flight already");

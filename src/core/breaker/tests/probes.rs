@@ -2,12 +2,12 @@
 
 use super::*;
 
-use ProbeRank::{Failed, Newcomer, Served};
+use ProbeRank::{Failed, Interrupted, Newcomer, Served};
 
-/// Who may be probed now.
+/// The last rank of which a user may be probed now.
 fn worst(test: &TestBreaker) -> Option<ProbeRank> {
     match test.gate() {
-        Gate::HalfOpen { worst, .. } => Some(worst),
+        Gate::HalfOpen { ranks, .. } => ProbeRank::ALL.into_iter().rfind(|rank| ranks.contains(*rank)),
         Gate::Open { .. } => None,
         Gate::Closed => panic!("the breaker is closed"),
     }
@@ -90,6 +90,56 @@ fn probes_that_hang_do_not_keep_other_users_from_being_probed_and_are_not_too_ma
         begun += usize::from(test.begin(user).probe);
     }
     assert_eq!(begun, crate::limits::PROBES_IN_FLIGHT_MAX);
+    assert_eq!(worst(&test), Some(Failed), "users of other ranks have room of their own");
+}
+
+#[test]
+fn users_that_were_served_before_an_outage_do_not_wait_for_those_that_fail_by_themselves() {
+    let mut test = TestBreaker::default();
+    test.deliver(1..=8);
+    (100..=140).for_each(|user| _ = test.fail(user, RETRY));
+    test.deliver(1..=8);
+    test.long_after_the_last_delivery();
+    (1..=5).for_each(|user| _ = test.fail(user, RETRY));
+    assert_eq!(test.open(), Some(OpenCause::NoUserDelivered));
+    assert_eq!([1, 6, 100].map(|user| test.breaker.probe_rank(user)), [Interrupted, Served, Failed]);
+    // Users that hang take every turn that they may take.
+    let mut hanging = 100..=140;
+    let mut waited = Vec::new();
+    for user in [1, 2, 3, 4] {
+        let from = test.now;
+        let probe = loop {
+            let Gate::HalfOpen { ranks, .. } = test.gate() else { panic!("served users may be probed") };
+            if ranks.contains(Failed) {
+                assert!(hanging.next().is_some_and(|user| test.breaker.begin(user, test.now).probe));
+            }
+            if ranks.contains(Interrupted) {
+                break test.breaker.begin(user, test.now);
+            }
+            test.now += ms(10);
+        };
+        assert!(probe.probe);
+        test.end(&probe, RETRY);
+        waited.push((test.now - from).as_millis());
+    }
+    assert!(
+        waited.iter().zip([100, 200, 400, 800]).all(|(waited, delay)| (1..=delay + 11).contains(waited)),
+        "{waited:?}"
+    );
+}
+
+#[test]
+fn a_user_that_was_suspect_before_an_outage_is_probed_last_also_after_a_minute() {
+    let mut test = TestBreaker::default();
+    test.deliver([1, 2]);
+    test.fail(1, RETRY);
+    assert_eq!(test.breaker.probe_rank(1), Interrupted);
+    test.deliver([3]);
+    assert_eq!(test.breaker.probe_rank(1), Failed);
+    test.now += VERDICT_AGE_MAX;
+    test.fail(2, RETRY);
+    assert!(!test.breaker.is_suspect(1), "it is trusted again");
+    assert_eq!([1, 2].map(|user| test.breaker.probe_rank(user)), [Failed, Interrupted]);
 }
 
 #[test]
@@ -213,12 +263,12 @@ fn after_a_hundred_quick_probes_there_are_twenty_a_second() {
             break;
         }
         match test.gate() {
-            Gate::HalfOpen { .. } => {
+            Gate::HalfOpen { ranks, .. } if ranks.contains(Newcomer) => {
                 let probe = test.begin(user);
                 quick += 1;
                 test.end(&probe, RETRY);
             }
-            Gate::Open { until } => test.now = until.unwrap(),
+            Gate::HalfOpen { until, .. } | Gate::Open { until } => test.now = until.unwrap(),
             Gate::Closed => panic!("nothing was delivered"),
         }
     }

@@ -34,7 +34,8 @@ const PROBE_DELAY_MAX: Duration = Duration::from_secs(5);
 /// A probe that takes longer does not keep the next one from being sent.
 const PROBE_BLOCKS_FOR: Duration = Duration::from_secs(1);
 
-/// Attempts to a destination that cannot be reached, at the same time. Those that are older than the outage are not counted.
+/// Attempts to a destination that cannot be reached, at the same time. Those that are older than the outage are not
+/// counted.
 const PROBES_AT_ONCE_MAX: usize = 20;
 
 /// The health of the destination as one life sees it.
@@ -106,7 +107,8 @@ impl Wellness {
         (!self.is_unwell).then_some(self.well_since)
     }
 
-    /// Since when an unreachable destination waits for a probe. `None`: too many probes are in flight, or other rules hold.
+    /// Since when an unreachable destination waits for a probe. `None`: too many probes are in flight, or other rules
+    /// hold.
     pub(super) fn probe_due_since(&self) -> Option<Duration> {
         let open = self.unreachable.as_ref().filter(|open| !open.is_answered)?;
         let is_unblocked_at = open.probes.values().map(|begun| *begun + PROBE_BLOCKS_FOR).max();
@@ -144,7 +146,9 @@ impl Wellness {
         let young = open.probes.values().filter(|begun| now < **begun + PROBE_BLOCKS_FOR).count();
         open.probes.insert(attempt, now);
         if young > 0 || others >= PROBES_AT_ONCE_MAX {
-            Some(format!("{others} other probes of an unreachable destination are in flight, {young} of them are young"))
+            Some(format!(
+                "{others} other probes of an unreachable destination are in flight, {young} of them are young"
+            ))
         } else if now < next_probe_at {
             Some(format!("an unreachable destination is probed at {now:?}, and not before {next_probe_at:?}"))
         } else {
