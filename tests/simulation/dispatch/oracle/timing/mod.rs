@@ -42,8 +42,8 @@ use std::time::Duration;
 use used_slots::UsedSlots;
 use wellness::Wellness;
 
-/// A user of one ownership. The users of the next owner are other ones to the breaker.
-type UserOfOwner = (u64, User);
+/// A user of a partition. For the breaker of a process it is the same one whenever the process owns the partition.
+type UserOfPartition = (u32, User);
 
 /// The delays before a call of the log is repeated.
 const LOG_BACKOFF: BackoffRule =
@@ -323,11 +323,11 @@ impl Timing {
                 || now <= process.full_until + ORDER_UNKNOWN_WITHIN
                 || calm_since(well_since).is_some_and(|since| now <= since));
         let free = Free { well_since, slots_free_since, is_crowded, commands_free_since };
-        let is_failing = |ownership, user: &User| process.wellness.is_failing(&(ownership, user.clone()));
+        let is_failing = |user: &User| process.wellness.is_failing(&(partition, user.clone()));
         let owned = self.owned.get_mut(&(life, partition))?;
         let mut wrong = None;
         if let (false, [(user, _)]) = (self.rules.takes_many_users, heads) {
-            let is_doubtful = owned.is_slow(user) || is_failing(owned.number, user);
+            let is_doubtful = owned.is_slow(user) || is_failing(user);
             // Probes of an outage may be of any user.
             let is_slow = well_since.is_some() && owned.is_slow(user);
             wrong = process.slots.begun(attempt, is_slow, is_doubtful, &self.rules);
@@ -346,9 +346,9 @@ impl Timing {
         process.in_flight = process.in_flight.saturating_sub(1);
         process.slots.ended(attempt.id);
         let wellness = &mut process.wellness;
-        let user_of = |run: &RunEnd| (attempt.ownership, run.user.clone());
+        let user_of = |run: &RunEnd| (attempt.partition, run.user.clone());
         if answered {
-            let delivered: Vec<UserOfOwner> = runs.iter().filter(|run| run.delivered > 0).map(user_of).collect();
+            let delivered: Vec<UserOfPartition> = runs.iter().filter(|run| run.delivered > 0).map(user_of).collect();
             if !delivered.is_empty() && wellness.may_be_open() {
                 let of_life = self.owned.iter_mut().filter(|((life, _), _)| *life == attempt.life);
                 of_life.for_each(|(_, owned)| owned.outage_may_have_ended(now));

@@ -311,7 +311,7 @@ impl Owned {
         free: Free,
         controlled: Option<&Controlled>,
         rules: &TimingRules,
-        is_failing: impl Fn(u64, &User) -> bool,
+        is_failing: impl Fn(&User) -> bool,
         now: Duration,
     ) -> Option<String> {
         let unblocked_since = self.unblocked_since(free, rules);
@@ -354,7 +354,7 @@ impl Owned {
                 wrong.get_or_insert_with(|| format!("{head} {ended}"));
             }
             may_pass_newcomers &= queue.is_served;
-            may_pass &= queue.is_slow || is_failing(self.number, user);
+            may_pass &= queue.is_slow || is_failing(user);
             queue.state = QueueState::InFlight;
         }
         wrong.or_else(|| {
@@ -367,7 +367,7 @@ impl Owned {
                 let is_passed = may_pass || (may_pass_newcomers && !queue.is_served);
                 let is_in_memory = queue.head().is_some_and(|head| self.is_in_memory(head));
                 let is_judged = waits_longer && is_in_memory && !is_passed;
-                is_judged && !queue.is_slow && !is_kept(user, queue.head()) && !is_failing(self.number, user)
+                is_judged && !queue.is_slow && !is_kept(user, queue.head()) && !is_failing(user)
             });
             let (user, queue) = passed_over.filter(|_| !self.is_closing && is_order_known)?;
             Some(format!("it was ready at {begun:?}, and {user:?} waits longer: {queue:?}"))

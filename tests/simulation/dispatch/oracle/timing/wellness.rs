@@ -5,7 +5,7 @@
 //! users that may be trusted fail. Whatever happens with so few failing users, less than half of five users cannot fail.
 //! So the breaker is closed, and every failure counts as a try.
 
-use super::UserOfOwner;
+use super::UserOfPartition;
 use eventd::core::verdict::Verdict;
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, HashMap, HashSet};
@@ -42,12 +42,12 @@ const PROBES_AT_ONCE_MAX: usize = 20;
 #[derive(Debug, Default)]
 pub(super) struct Wellness {
     /// The delivered attempts that began last, with their users.
-    delivered: Vec<(u64, UserOfOwner)>,
+    delivered: Vec<(u64, UserOfPartition)>,
     last_delivery: Option<Duration>,
     /// Users whose last verdict was a failure.
-    failing: HashMap<UserOfOwner, FailingUser>,
+    failing: HashMap<UserOfPartition, FailingUser>,
     /// Users that were delivered at any time.
-    served: HashSet<UserOfOwner>,
+    served: HashSet<UserOfPartition>,
     /// The attempt that began last.
     last_begun: u64,
     /// That attempt when an outage may have ended, the last time.
@@ -126,7 +126,7 @@ impl Wellness {
     }
 
     /// Whether the last verdict of this user was a failure.
-    pub(super) fn is_failing(&self, user: &UserOfOwner) -> bool {
+    pub(super) fn is_failing(&self, user: &UserOfPartition) -> bool {
         self.failing.contains_key(user)
     }
 
@@ -157,7 +157,7 @@ impl Wellness {
     }
 
     /// Attempts that ended together were delivered.
-    pub(super) fn delivered(&mut self, attempt: u64, users: Vec<UserOfOwner>, now: Duration) {
+    pub(super) fn delivered(&mut self, attempt: u64, users: Vec<UserOfPartition>, now: Duration) {
         if users.is_empty() {
             return;
         }
@@ -190,7 +190,7 @@ impl Wellness {
         self.is_unwell = is_unwell;
     }
 
-    pub(super) fn failed(&mut self, attempt: u64, user: UserOfOwner, verdict: Verdict, now: Duration) {
+    pub(super) fn failed(&mut self, attempt: u64, user: UserOfPartition, verdict: Verdict, now: Duration) {
         if verdict == Verdict::Drilled || verdict.says_nothing() {
             return self.ended_without_verdict(attempt, now);
         }
@@ -272,7 +272,7 @@ impl Wellness {
     /// Whether two later deliveries to other users do not show yet that the failures are this user's own. After an outage,
     /// the delivery that ended it shows nothing about the users that failed in it, and neither does another that began
     /// earlier and arrived later.
-    fn may_be_trusted(&self, user: &UserOfOwner, failing: &FailingUser) -> bool {
+    fn may_be_trusted(&self, user: &UserOfPartition, failing: &FailingUser) -> bool {
         let Some(first) = failing.first_shown else { return true };
         let mut others = self.delivered.iter().filter(|(_, other)| other != user).map(|(attempt, _)| *attempt);
         others.nth(1).is_none_or(|delivered| delivered < first)
@@ -281,7 +281,7 @@ impl Wellness {
     /// Users with a failure of the last minute that may count for the health of the destination: those that may be trusted,
     /// and those that were served before, because a destination in a brownout fails them.
     fn doubtful_users(&self, now: Duration) -> usize {
-        let is_doubtful = |(user, failing): &(&UserOfOwner, &FailingUser)| {
+        let is_doubtful = |(user, failing): &(&UserOfPartition, &FailingUser)| {
             now < failing.counted_at + VERDICT_AGE_MAX
                 && (self.served.contains(*user) || self.may_be_trusted(user, failing))
         };
@@ -315,7 +315,7 @@ impl Unreachable {
 mod tests {
     use super::*;
 
-    fn user(number: u8) -> UserOfOwner {
+    fn user(number: u8) -> UserOfPartition {
         (1, Some(vec![number]))
     }
 
