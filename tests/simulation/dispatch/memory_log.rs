@@ -263,7 +263,7 @@ impl Log for MemoryLog {
                 let mut state = world.lock();
                 for record in records.iter().filter(|_| self.topic == DEAD_LETTERS) {
                     if let Some(oracle) = state.oracle_of(handle.life) {
-                        oracle.gives_up(handle.life, partition, record);
+                        oracle.gives_up(handle.life, partition, record, now);
                     }
                     let source = record.header_text("eventd-source");
                     state.note(now, handle.life, format_args!("gives up in {partition}: {source:?}"));

@@ -345,7 +345,11 @@ impl Oracle {
     }
 
     /// A dead letter is about to be appended. Checks that its content is right and that there was cause.
-    pub(crate) fn gives_up(&mut self, life: Life, partition: u32, record: &Record) {
+    pub(crate) fn gives_up(&mut self, life: Life, partition: u32, record: &Record, now: Duration) {
+        if let Ok((_, offset)) = source(record) {
+            let offset = self.place(life, partition, offset, &[]);
+            self.has_passed(life, partition, &record.key().map(<[u8]>::to_vec), offset, now);
+        }
         if let Err(wrong) = self.judge_dead_letter(life, partition, record) {
             self.fail(format!("life {life} writes a dead letter to partition {partition}: {wrong}"));
         }

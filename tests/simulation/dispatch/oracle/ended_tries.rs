@@ -5,7 +5,7 @@
 //!
 //! | policy | the tries must have ended before the owner … |
 //! |---|---|
-//! | drop | attempts a later event of the user, or commits the event as settled |
+//! | drop | attempts or gives up a later event of the user, or commits the event as settled |
 //! | hold | commits that the user is held, although no operator holds it |
 //!
 //! If the tries have certainly ended, the event is not attempted again, and a commit says that the user is held.
@@ -43,7 +43,7 @@ impl Oracle {
         }
     }
 
-    /// The owner attempts an event of this user at `next`. Those before it whose tries may have ended were dropped.
+    /// The owner attempts or gives up an event of this user at `next`. Those before it whose tries may have ended were dropped.
     pub(super) fn has_passed(&mut self, life: Life, partition: u32, user: &User, next: i64, now: Duration) {
         let entries = &self.partitions[partition as usize].entries;
         let is_passed = |offset: &i64| *offset < next && entries[offset].user == *user;

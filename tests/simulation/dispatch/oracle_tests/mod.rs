@@ -120,7 +120,7 @@ impl Case {
         let times = self.failed.get(&offset).copied().unwrap_or_default();
         let source = format!("0:{offset}");
         let dead_letter = dead_letter_at(self.users[offset], &source, attempts, reason, b"payload", times);
-        self.oracle.gives_up(LIFE, 0, &dead_letter);
+        self.oracle.gives_up(LIFE, 0, &dead_letter, Duration::ZERO);
     }
 
     #[track_caller]
@@ -383,7 +383,7 @@ fn giving_up_without_cause_or_with_wrong_content_is_reported() {
     case.is_reported("no refusal counts");
     let mut case = Case::of(&["a"]);
     case.attempt(0, 1, Some(Verdict::Refused), 1);
-    case.oracle.gives_up(LIFE, 0, &dead_letter("a", "0:0", 1, "refused", b"other"));
+    case.oracle.gives_up(LIFE, 0, &dead_letter("a", "0:0", 1, "refused", b"other"), Duration::ZERO);
     case.is_reported("payload of 0 differ");
     let mut case = Case::of(&["a", "a"]);
     case.oracle.dead_letter_stored(0, &dead_letter("a", "0:1", 1, "refused", b"payload"), seconds(1));

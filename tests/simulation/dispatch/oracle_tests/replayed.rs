@@ -7,6 +7,7 @@ use eventd::core::progress::PartitionState;
 use eventd::core::verdict::{Failed, Report, Verdict};
 use eventd::destination::BatchLimits;
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 const ID: &[u8] = b"20260102-030405-abcdef";
 
@@ -27,7 +28,7 @@ impl Case {
         let begins = PartitionState::at(0);
         case.oracle.assigned(LIFE, 0, seconds(0));
         case.oracle.committed(Some(LIFE), 0, &begins, seconds(0));
-        case.oracle.began_with(LIFE, 0, Some(begins), std::time::Duration::ZERO);
+        case.oracle.began_with(LIFE, 0, Some(begins), Duration::ZERO);
         case
     }
 
@@ -105,7 +106,7 @@ fn a_dead_letter_that_fails_again_continues_its_attempt_count() {
         let refused = Failed::new(Verdict::Refused, "said");
         case.oracle.reported(id, &[Report { delivered: 0, failed: Some(refused) }], seconds(1));
         let again = sent(&dead_letter("a", "0:7", attempts, "refused", b"payload"));
-        case.oracle.gives_up(LIFE, 0, &again);
+        case.oracle.gives_up(LIFE, 0, &again, Duration::ZERO);
         match wrong {
             Some(wrong) => case.is_reported(wrong),
             None => assert_eq!(case.oracle.violation(), None),
