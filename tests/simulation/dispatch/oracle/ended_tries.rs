@@ -71,10 +71,14 @@ impl Oracle {
             let Some(at) = owned.may_have_ended.remove(&offset).filter(|_| !owned.done.contains_key(&offset)) else {
                 continue;
             };
-            owned.done.insert(offset, at);
-            owned.gave_up.insert(offset);
             let entry = self.partitions[partition as usize].entries.get_mut(&offset).expect("it was attempted");
             entry.dead = true;
+            // Retention may have removed it before its owner dropped it, so it is unknown whether it was dropped.
+            if entry.trimmed {
+                continue;
+            }
+            owned.done.insert(offset, at);
+            owned.gave_up.insert(offset);
             let user = entry.user.clone();
             self.counts.dropped += 1;
             self.settle(partition, offset, at);
