@@ -95,7 +95,9 @@ impl Oracle {
         }
         let entries = &self.partitions[partition as usize].entries;
         let Some(owned) = self.owned.get(&(life, partition)) else { return TriesEnded::default() };
-        let mut ended = owned.may_have_ended.keys().filter(|offset| !owned.done.contains_key(*offset));
+        // If an operator gives up the event that held the user, the user stays held.
+        let is_open = |offset: &&i64| !owned.done.contains_key(*offset) || owned.gave_up.contains(*offset);
+        let mut ended = owned.may_have_ended.keys().filter(is_open);
         let possibly = ended.any(|offset| entries[offset].user == *user);
         let timing = self.timing.as_ref();
         let certainly = timing.is_some_and(|timing| timing.tries_have_ended(life, partition, user, began));
