@@ -226,7 +226,10 @@ impl Wellness {
             if is_unreachable {
                 // If a later attempt was answered before, the breaker may know that the destination can be reached. And only a
                 // probe shows that it cannot be reached any more, if answers had opened the breaker after this attempt began.
-                let is_answered = attempt < self.last_answered || attempt <= self.last_begun_before_opening;
+                // And the worker of another partition may report a delivery of this instant only now, which closes it.
+                let is_answered = attempt < self.last_answered
+                    || attempt <= self.last_begun_before_opening
+                    || self.last_delivery == Some(now);
                 let open =
                     if may_be_open { Unreachable::again(now, now + PROBE_DELAY_MIN) } else { Unreachable::new(now) };
                 let last_begun_at_start = self.last_begun;
@@ -370,6 +373,17 @@ mod tests {
         wellness.failed(1, user(1), Verdict::Unreachable, at(0));
         wellness.begun(2, at(1));
         assert!(wellness.begun(3, at(2) - Duration::from_millis(1)).is_some());
+    }
+
+    #[test]
+    fn a_delivery_and_an_unreachable_attempt_of_one_instant_may_be_reported_in_either_order() {
+        let [instant, soon] = [1_000, 1_005].map(Duration::from_millis);
+        for delivery in [Duration::ZERO, instant] {
+            let mut wellness = Wellness::default();
+            wellness.delivered(1, vec![user(1)], delivery);
+            wellness.failed(2, user(2), Verdict::Unreachable, instant);
+            assert_eq!(wellness.begun(3, soon).is_none(), delivery == instant);
+        }
     }
 
     #[test]
