@@ -885,8 +885,8 @@ impl Worker {
 /// The list with which a worker begins at this state.
 fn parked_users(context: &DispatchContext, lanes: &Lanes, state: &PartitionState) -> ParkedUsers {
     let (clocks, tries) = (context.clocks(), &context.config.tries);
-    let limits =
-        ParkingLimits { users_max: context.throttle.share(context.config.parking.users_max), ..context.config.parking };
+    let limits = context.config.parking;
+    let limits = ParkingLimits { users_max: context.throttle.share(limits.users_max), ..limits };
     let healthy_time = {
         let mut breaker = context.breaker.lock();
         // Otherwise they would be newcomers, which are probed before users that have failed.

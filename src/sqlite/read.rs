@@ -229,11 +229,10 @@ pub(super) fn committed<T>(
                 (Err(error), _) => Err(format!("its offset cannot be read: {error}")),
                 (_, Err(error)) => Err(format!("its text cannot be read: {error}")),
             })
-        });
+        })
+        .optional();
     match found {
-        Ok(commit) => Ok(Some(commit)),
-        Err(rusqlite::Error::QueryReturnedNoRows) => Ok(None),
         Err(error) if error.sqlite_error_code() == Some(ErrorCode::DatabaseCorrupt) => Ok(Some(Err(error.to_string()))),
-        Err(error) => Err(error.into()),
+        found => Ok(found?),
     }
 }

@@ -86,7 +86,10 @@ proptest! {
                     };
                     let started = match how {
                         Start::Any => lanes.next(run, usize::MAX, &mut out),
-                        Start::Probe => lanes.next_probe(ProbeRanks::new(|_| true), |user| ProbeRank::ALL[user as usize % 4], &mut out),
+                        Start::Probe => {
+                            let rank = |user| ProbeRank::ALL[user as usize % ProbeRank::ALL.len()];
+                            lanes.next_probe(ProbeRanks::new(|_| true), rank, &mut out)
+                        }
                         Start::Of(standing) => lanes.next_of(standing, run, usize::MAX, &mut out),
                     };
                     prop_assert_eq!(started.is_some(), is_ready);
