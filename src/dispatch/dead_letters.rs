@@ -59,8 +59,8 @@ struct WritesInFlight {
 impl DeadLetterWriter {
     /// Adds an event that is given up. Write its dead letter with [`next_write`](Self::next_write).
     ///
-    /// `answers_bytes_max`: bytes of the answers that wait. An answer for which there is no room is cut to what the failure
-    /// history has of it.
+    /// The answers that wait take up to `answers_bytes_max` bytes. If this one has no room, only its beginning is kept: the
+    /// failure history has it.
     pub(super) fn add(&mut self, token: Token, reason: GiveUpReason, answer: String, answers_bytes_max: usize) {
         let has_room = self.answer_bytes.saturating_add(answer.len()) <= answers_bytes_max;
         let answer = has_room.then(|| answer.into_boxed_str());

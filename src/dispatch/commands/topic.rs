@@ -33,8 +33,10 @@ pub(in crate::dispatch) struct FoundCommands {
 }
 
 impl FoundCommands {
-    /// Where the next look starts, if this one started at `from`. `None`: all commands are read. It is an error if this look
-    /// did not get further: the topic was created again between two looks, and a loop over looks might never end.
+    /// Where the next look starts, if this one started at `from`. `None`: all commands are read.
+    ///
+    /// # Errors
+    /// This look did not get further, because the topic was created again meanwhile. A loop over looks might never end.
     pub(super) fn next_look(&self, from: i64) -> Result<Option<i64>, String> {
         match self.has_more {
             false => Ok(None),
