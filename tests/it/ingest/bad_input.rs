@@ -1,6 +1,6 @@
 //! How bad input is answered: one test for each row of the table in `docs/http-api.md`. Bad input is never stored.
 
-use crate::support::http::{Answer, request};
+use crate::support::http::{Answer, Client, request};
 use crate::support::ingesting::{Ingesting, config};
 use eventd::ingest::Config;
 use serde_json::{Value, json};
@@ -402,24 +402,29 @@ async fn an_incomplete_body_stores_nothing() {
     assert_eq!(log.appends(), 0);
 }
 
+/// Sends a request whose body comes one byte at a time. Returns the answer, and how many bytes were sent before it.
+async fn drip(client: &mut Client, body: &str, every: Duration) -> (Answer, usize) {
+    let whole = request("application/json", body);
+    let head = whole.len() - body.len();
+    client.send(&whole[..head]).await;
+    let mut pace = tokio::time::interval(every);
+    for (sent, byte) in whole[head..].chunks(1).enumerate() {
+        tokio::select! {
+            answer = client.answer() => return (answer, sent),
+            _ = pace.tick() => {}
+        }
+        client.send(byte).await;
+    }
+    panic!("the whole body was sent without an answer");
+}
+
 #[tokio::test]
 async fn a_body_that_arrives_too_slowly_is_ended_by_the_time_out() {
     let mut config = config();
     config.body_timeout = Duration::from_millis(300);
     let ingesting = Ingesting::start(config).await;
     let mut client = ingesting.client().await;
-    let whole = request("application/json", GOOD);
-    let head = whole.len() - GOOD.len();
-    client.send(&whole[..head]).await;
-    let mut pace = tokio::time::interval(Duration::from_millis(100));
-    let mut drips = whole[head..].chunks(1);
-    let answer = loop {
-        tokio::select! {
-            answer = client.answer() => break answer,
-            _ = pace.tick() => {}
-        }
-        client.send(drips.next().expect("an answer before the body's end")).await;
-    };
+    let (answer, _) = drip(&mut client, GOOD, Duration::from_millis(100)).await;
     assert_says(&answer.problem(), json!({"status": 408, "code": "body-timeout"}));
     assert_eq!(answer.header("connection"), Some("close"));
     client.closed().await;
@@ -433,20 +438,7 @@ async fn a_body_below_the_lowest_rate_is_refused_although_its_memory_grows() {
     config.body_timeout = Duration::from_secs(60);
     let ingesting = Ingesting::start(config).await;
     let mut client = ingesting.client().await;
-    let body = " ".repeat(1_000);
-    let whole = request("application/json", &body);
-    let head = whole.len() - body.len();
-    client.send(&whole[..head]).await;
-    let mut pace = tokio::time::interval(Duration::from_millis(500));
-    let mut sent = 0;
-    let answer = loop {
-        tokio::select! {
-            answer = client.answer() => break answer,
-            _ = pace.tick() => {}
-        }
-        client.send(&whole[head + sent..=head + sent]).await;
-        sent += 1;
-    };
+    let (answer, sent) = drip(&mut client, &" ".repeat(1_000), Duration::from_millis(500)).await;
     assert_says(&answer.problem(), json!({"status": 408, "code": "body-too-slow"}));
     // The memory is doubled at the 17th byte. With 10 s from then on, 36 bytes would be sent.
     assert!(sent < 30, "it was refused after {sent} bytes");

@@ -132,17 +132,22 @@ fn users_that_get_busy_are_logged_even_if_no_user_is_served() {
     }
 }
 
-#[test]
-fn given_up_events_are_logged_by_name_and_beyond_a_limit_counted() {
+/// The first user has 32 events, each of which fails once and is not tried again.
+fn with_exhausted_events(on_exhausted: OnExhausted) -> Scenario {
     let mut scenario = calm();
-    scenario.config.tries.attempts_max = Some(1);
+    (scenario.config.tries.attempts_max, scenario.config.tries.on_exhausted) = (Some(1), on_exhausted);
     scenario.behaviour.failing_users = scenario.users[..1].to_vec();
     traffic(&mut scenario, 150, 1..6);
     for second in [3, 4, 5, 6] {
         scenario.plan.push((Duration::from_secs(second), Action::Append { user: 0, many: 8, bytes: 10 }));
     }
     scenario.plan.sort_by_key(|(at, _)| *at);
-    let (lines, outcome) = lines_of(&scenario);
+    scenario
+}
+
+#[test]
+fn given_up_events_are_logged_by_name_and_beyond_a_limit_counted() {
+    let (lines, outcome) = lines_of(&with_exhausted_events(OnExhausted::DeadLetter));
     let named = with(&lines, "gave up an event");
     assert!(named.iter().all(|line| line.contains("user=\"user-0\"") && line.contains(" id=")), "{named:#?}");
     assert_eq!(named.len(), 10, "{named:#?}");
@@ -153,15 +158,7 @@ fn given_up_events_are_logged_by_name_and_beyond_a_limit_counted() {
 
 #[test]
 fn dropped_events_are_logged_by_name_and_beyond_a_limit_counted() {
-    let mut scenario = calm();
-    (scenario.config.tries.attempts_max, scenario.config.tries.on_exhausted) = (Some(1), OnExhausted::Drop);
-    scenario.behaviour.failing_users = scenario.users[..1].to_vec();
-    traffic(&mut scenario, 150, 1..6);
-    for second in [3, 4, 5, 6] {
-        scenario.plan.push((Duration::from_secs(second), Action::Append { user: 0, many: 8, bytes: 10 }));
-    }
-    scenario.plan.sort_by_key(|(at, _)| *at);
-    let (lines, outcome) = lines_of(&scenario);
+    let (lines, outcome) = lines_of(&with_exhausted_events(OnExhausted::Drop));
     let named = with(&lines, "gave up an event: it is dropped and will never be delivered");
     assert!(
         named.iter().all(|line| line.contains("user=\"user-0\"") && line.contains("reason=\"exhausted\"")),
