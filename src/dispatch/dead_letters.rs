@@ -77,6 +77,11 @@ impl DeadLetterWriter {
         }
     }
 
+    /// Whether a dead letter waits to be written now.
+    pub(super) fn has_due(&self) -> bool {
+        !self.due.is_empty()
+    }
+
     /// The next dead letter to be written now. `None`: there is none, or the writes in flight have `bytes_max` bytes. A
     /// single write may have more.
     pub(super) fn next_write(

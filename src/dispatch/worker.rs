@@ -475,7 +475,8 @@ impl Worker {
             match self.deliverer.next_batch(&self.context, now) {
                 NextBatch::Send(batch) => {
                     let destination = Arc::clone(&self.context.parts.destination);
-                    let delivery = batch.deliver(destination, Arc::clone(&self.context.lease));
+                    // A task moves its future several times. This one is large, and there is one for each event.
+                    let delivery = Box::pin(batch.deliver(destination, Arc::clone(&self.context.lease)));
                     self.tasks.spawn(async move {
                         let (runs, reports) = delivery.await;
                         Completion::BatchEnded { runs, reports }
@@ -593,6 +594,9 @@ impl Worker {
 
     /// Writes the dead letters that are due, as far as those in flight leave room.
     fn write_dead_letters(&mut self) -> anyhow::Result<()> {
+        if !self.dead_letters.has_due() {
+            return Ok(());
+        }
         let bytes_max = self.context.throttle.share(DEAD_LETTER_WRITES_BYTES_MAX);
         let (lanes, clocks) = (&self.deliverer.lanes, self.context.clocks());
         while let Some((token, record)) = self.dead_letters.next_write(bytes_max, lanes, &self.log, clocks)? {

@@ -97,15 +97,13 @@ impl HttpDestination {
     }
 
     async fn attempt(&self, webhook: &Webhook<'_>, deadline: &Deadline) -> Result<(), Failed> {
+        // There is one future for each event. It must not be larger than the allocator handles quickly. So it does not
+        // contain what makes a connection, which is seldom needed, and the loop has one place that sends.
+        let connect = || Box::pin(self.pool.connect(deadline.at));
         let mut connection = match self.pool.take().await {
             Some(connection) => connection,
-            None => {
-                let connected = self.pool.connect(deadline.at).await;
-                connected.map_err(|why| Failed::new(Verdict::Unreachable, why))?
-            }
+            None => connect().await.map_err(|why| Failed::new(Verdict::Unreachable, why))?,
         };
-        // The loop has one place that sends. With two places the future of an attempt would be larger than the allocator
-        // handles quickly, and there is one future for each event.
         let response = loop {
             let error = match timeout_at(deadline.at, connection.send(self.request(webhook))).await {
                 Ok(Ok(response)) => break response,
@@ -128,8 +126,7 @@ impl HttpDestination {
             }
             // The request may have arrived the first time, so a failure from here on is not `Unreachable`. The new
             // connection is not reused, so the loop ends with it.
-            let connected = self.pool.connect(deadline.at).await;
-            connection = connected.map_err(|why| Failed::new(Verdict::Retry { after: None }, why))?;
+            connection = connect().await.map_err(|why| Failed::new(Verdict::Retry { after: None }, why))?;
         };
         let status = response.status();
         if status.is_success() {
