@@ -109,6 +109,11 @@ impl PartitionSlots {
         Some(self.shared.slot(held))
     }
 
+    /// Whether slow attempts alone stop newcomers.
+    pub(super) fn only_slow_attempts_stop_newcomers(&self) -> bool {
+        self.shared.lock().only_slow_attempts_stop_newcomers()
+    }
+
     /// Joins the queue for a slot of this standing, unless this partition waits there already. [`granted`](Self::granted)
     /// says when it has one.
     pub(super) fn wait(&mut self, standing: Standing) {

@@ -30,8 +30,9 @@ use crate::core::Moment;
 use crate::core::breaker::Gate;
 use crate::core::lanes::{LaneView, Lanes, Token};
 use crate::core::outcome::{Ended, Failure};
-use crate::core::parking::{ParkedUsers, ParkingLimits};
+use crate::core::parking::{ParkedUsers, ParkingLimits, SlowTime};
 use crate::core::progress::{ListedUsers, OffsetReset, PartitionState, ResetTarget};
+use crate::core::slots::Standing;
 use crate::core::tries::{Decision, FailureHistory, GiveUpReason};
 use crate::core::verdict::Report;
 use crate::group::is_final;
@@ -352,9 +353,11 @@ impl Worker {
     }
 
     /// Parks users if the window needs room although every attempt that could begin has begun. If ready lanes wait, the
-    /// destination is slow or the rate is low, which is not the fault of single users. Lanes of slow and failing users that
-    /// are ready do not matter, unless the destination is slow for every user or its health is bad. In an outage by answers,
-    /// users that have failed make room within a bound, and so do slow users if the destination stays slow for every user.
+    /// destination is slow or the rate is low, which is not the fault of single users. But those of slow and failing users do
+    /// not matter, unless the destination is slow for every user or its health is bad.
+    ///
+    /// In three cases users make room within a bound: in an outage by answers those that have failed; if the destination
+    /// stays slow for every user, those that are slow; and if slow attempts alone stop newcomers, both.
     fn park_under_pressure(&mut self, now: Moment) {
         if self.committer.control().paused.is_some() {
             return;
@@ -375,26 +378,27 @@ impl Worker {
         }
         let lanes = &self.deliverer.lanes;
         if !matches!(gate, Gate::Closed)
-            || lanes.has_ready_in_good_standing()
+            || lanes.has_ready_of(Standing::Served)
+            || lanes.has_ready_without_standing()
             || (is_health_bad && lanes.has_ready())
             || !self.reader.parked.may_relieve(blocked, &self.reader.window, now)
         {
             return;
         }
-        self.deliverer.look_at_old_attempts(&self.context.breaker, now);
-        let slow_for_all_since = self.context.breaker.lock().slow_for_all_since(now);
-        let users_max = self.context.throttle.share(LOOK_AHEAD_USERS_MAX);
-        let look_ahead_since = slow_for_all_since.filter(|since| {
+        let newcomers_wait = lanes.has_ready_of(Standing::Newcomer);
+        let slow_time = if newcomers_wait { self.slow_time_of_newcomers(now) } else { self.slow_time_of_all(now) };
+        let may_look_ahead = |slow: &SlowTime| {
             // A slow batch of many users says nothing about one of them.
-            let window = &self.reader.window;
             !self.deliverer.takes_many_lanes()
-                && self.reader.parked.may_look_ahead_of_slow((*since, users_max), blocked, window, now)
-        });
-        let is_slow_for_all = slow_for_all_since.is_some() && look_ahead_since.is_none();
+                && self.reader.parked.may_look_ahead_of_slow(*slow, blocked, &self.reader.window, now)
+        };
+        let look_ahead = slow_time.filter(may_look_ahead);
+        let is_slow_for_all = slow_time.is_some() && look_ahead.is_none();
         let Deliverer { lanes, paces, .. } = &self.deliverer;
         let is_slow =
             |lane: &LaneView<'_>| is_lane_slow(paces, &self.context.breaker.lock(), lane, is_slow_for_all, now);
-        if is_slow_for_all && lanes.each_doubtful_ready().any(|id| !is_slow(&lanes.view(id))) {
+        let is_any_unclear = || lanes.each_ready_of(Standing::Doubtful).any(|id| !is_slow(&lanes.view(id)));
+        if (newcomers_wait && look_ahead.is_none()) || (is_slow_for_all && is_any_unclear()) {
             return self.reader.parked.does_not_relieve(now);
         }
         // Lanes that leave memory are not looked at later.
@@ -405,11 +409,33 @@ impl Worker {
         let is_slow =
             |lane: &LaneView<'_>| is_lane_slow(paces, &self.context.breaker.lock(), lane, is_slow_for_all, now);
         let (parked, mut memory) = self.reader.parking(lanes, &mut self.committer);
-        let newly_parked = match look_ahead_since {
-            Some(since) => parked.look_ahead_of_slow((since, users_max), blocked, is_slow, &mut memory, now),
+        let newly_parked = match look_ahead {
+            Some(slow) => parked.look_ahead_of_slow(slow, blocked, is_slow, &mut memory, now),
             None => parked.relieve(blocked, is_slow, &mut memory, now),
         };
         self.report_parked(newly_parked);
+    }
+
+    /// The time in which the destination is slow for every user.
+    fn slow_time_of_all(&mut self, now: Moment) -> Option<SlowTime> {
+        self.deliverer.look_at_old_attempts(&self.context.breaker, now);
+        let since = self.context.breaker.lock().slow_for_all_since(now)?;
+        Some(self.slow_time(since, false))
+    }
+
+    /// The time in which slow attempts alone stop newcomers, and reading waits.
+    fn slow_time_of_newcomers(&mut self, now: Moment) -> Option<SlowTime> {
+        if !self.deliverer.slots.only_slow_attempts_stop_newcomers() {
+            return None;
+        }
+        let (blocked, window) = (self.reader.blocked(), &self.reader.window);
+        let since = self.reader.parked.newcomers_wait_since(blocked, window, now)?;
+        Some(self.slow_time(since, true))
+    }
+
+    fn slow_time(&self, since: Moment, newcomers: bool) -> SlowTime {
+        let counted_since = self.context.breaker.lock().last_quick_at().unwrap_or_default();
+        SlowTime { since, counted_since, users_max: self.context.throttle.share(LOOK_AHEAD_USERS_MAX), newcomers }
     }
 
     /// Parks users that hold the watermark, takes others off the list, and counts.
@@ -451,7 +477,7 @@ impl Worker {
                 newly_parked,
                 parked = self.reader.parked.users(),
                 suppressed,
-                "parked users that fail or are slow: their events wait in the log, and other users continue"
+                "parked users that fail, are slow, or wait for slow users: their events wait in the log, and other users continue"
             );
         }
     }

@@ -416,6 +416,11 @@ impl Breaker {
         self.paces.slow_for_all_since(now)
     }
 
+    /// When a user was last served within 500 ms.
+    pub fn last_quick_at(&self) -> Option<Moment> {
+        self.paces.last_quick_at()
+    }
+
     /// Whether the breaker has opened since the last delivery. [`BreakerSnapshot::out_since`] says when that began.
     pub fn is_out(&self) -> bool {
         matches!(self.since_delivery, SinceDelivery::Outage { .. })

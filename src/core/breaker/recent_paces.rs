@@ -136,6 +136,11 @@ impl RecentPaces {
         self.slow.iter().filter(is_recent).count() >= DECIDING_USERS_MIN
     }
 
+    /// When the last quick delivery ended.
+    pub(super) fn last_quick_at(&self) -> Option<Moment> {
+        self.last_quick_at
+    }
+
     /// If the destination is slow for every user, as far as was seen lately: since when this is so and no user was
     /// served quickly. The last quick delivery alone does not tell, because the destination may have had nothing to do
     /// after it.

@@ -575,11 +575,14 @@ impl Lanes {
         !self.ready.is_empty() || !self.probe_order.is_empty()
     }
 
-    /// Whether a lane is ready whose user is not doubtful: it waits for a slot, for the breaker or for the rate.
-    pub fn has_ready_in_good_standing(&self) -> bool {
-        let is_ranked = !self.probe_order.is_empty();
-        let has_sorted = |standing| self.ready.first_number_of(standing).is_some();
-        is_ranked || self.ready.has_unsorted() || has_sorted(Standing::Served) || has_sorted(Standing::Newcomer)
+    /// Whether a lane of this standing is ready: it waits for a slot or for the rate.
+    pub fn has_ready_of(&self, standing: Standing) -> bool {
+        self.ready.first_number_of(standing).is_some()
+    }
+
+    /// Whether a lane is ready that has no standing: it waits for the breaker, or for a batch of many lanes.
+    pub fn has_ready_without_standing(&self) -> bool {
+        self.ready.has_unsorted() || !self.probe_order.is_empty()
     }
 
     /// The number of unsettled events in all lanes.

@@ -137,9 +137,9 @@ impl Lanes {
         self.set_aside.clear();
     }
 
-    /// The lanes that are ready, and that wait for others of slow and failing users.
-    pub fn each_doubtful_ready(&self) -> impl Iterator<Item = LaneId> {
-        self.ready.each_of(Standing::Doubtful).map(LaneId)
+    /// The ready lanes of this standing, the one that has been ready longest first.
+    pub fn each_ready_of(&self, standing: Standing) -> impl DoubleEndedIterator<Item = LaneId> {
+        self.ready.each_of(standing).map(LaneId)
     }
 
     /// The lanes whose head has failed.

@@ -22,8 +22,8 @@ pub(super) struct ListedEntry {
     /// The bytes of the events in its lane.
     pub(super) lane_bytes: usize,
     pub(super) want: Want,
-    /// The slow time in which it is counted as a user that has made room (module `look_ahead`).
-    pub(super) slow_time: Option<Moment>,
+    /// It has made room, and is counted since this moment (module `look_ahead`).
+    pub(super) counted_since: Option<Moment>,
 }
 
 /// Where the events of a user are that are not in its lane.
@@ -58,7 +58,7 @@ impl Equivalent<UserKey> for KeyRef<'_> {
 impl ListedEntry {
     pub(super) fn new(first: i64, rest: Rest) -> Self {
         let (is_held, give_up_below, failure) = (false, None, None);
-        Self { first, rest, is_held, give_up_below, failure, lane_bytes: 0, want: Want::Nothing, slow_time: None }
+        Self { first, rest, is_held, give_up_below, failure, lane_bytes: 0, want: Want::Nothing, counted_since: None }
     }
 
     /// Whether an operator has given up the event at this offset.

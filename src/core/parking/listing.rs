@@ -101,7 +101,7 @@ impl ParkedUsers {
             window.add_parked(bytes);
             entry.lane_bytes += bytes;
         }
-        entry.slow_time = self.look_ahead.count_listed();
+        entry.counted_since = self.look_ahead.count_listed();
         lanes.set_listed(id, true);
         self.users.insert(key, entry);
         self.has_changes = true;
@@ -112,7 +112,7 @@ impl ParkedUsers {
     pub(super) fn unlist(&mut self, key: &UserKey, lane: Option<LaneId>, memory: &mut PartitionMemory<'_>) {
         let Some(entry) = self.users.get_mut(key) else { return };
         self.sweep.change_want(key, entry, Want::Nothing);
-        self.look_ahead.count_unlisted(entry.slow_time);
+        self.look_ahead.count_unlisted(entry.counted_since);
         self.users.remove(key);
         self.has_changes = true;
         if let Some(id) = lane {

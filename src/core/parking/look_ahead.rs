@@ -39,6 +39,14 @@
 //! waits, and this has lasted for [`SLOW_AFTER`], these users make room as if each was slow alone (module `pressure`).
 //! They are tried as before. If a user behind them is served quickly, they are known to be slow alone. If none is,
 //! reading waits while `users_max` of them are parked.
+//!
+//! # New users that wait for slow ones
+//!
+//! More new users than slots may come at once, and all may be slow. They fill the window, and most of them wait for a slot.
+//! So nothing is known of them, and users behind them that were served before would wait for all of them. If the slots are
+//! taken by slow attempts alone, and reading waits, for [`SLOW_AFTER`], the users that wait keep their next event, those
+//! with the most events first. This is counted like the other slow users, and from each quick delivery on anew: it shows
+//! that the destination is not slow for every user.
 
 use super::{Blocked, ParkedUsers, PartitionMemory};
 use crate::core::Moment;
@@ -57,6 +65,22 @@ pub(super) const PUT_OFF: Duration = Duration::from_secs(10);
 /// seconds, none of them is parked, also after a time in which it had nothing to do.
 pub(super) const SLOW_AFTER: Duration = Duration::from_secs(10);
 
+/// How long newcomers count as waiting that were not seen to wait since: slow attempts may leave them a slot now and then.
+const SEEN_LATELY: Duration = Duration::from_secs(5);
+
+/// A time in which slow users may hide others behind a full window.
+#[derive(Debug, Clone, Copy)]
+pub struct SlowTime {
+    /// Users make room 10 s after this moment.
+    pub since: Moment,
+    /// When a user was last served quickly. The users that make room are counted from then on.
+    pub counted_since: Moment,
+    /// At most so many users make room.
+    pub users_max: usize,
+    /// Newcomers wait for the slots of slow users, and make room, too.
+    pub newcomers: bool,
+}
+
 /// The users that have made room in the present outage, or in the last one, and in such a slow time. Each of the two
 /// counts its own, because a destination may be slow after an outage.
 #[derive(Debug, Default)]
@@ -67,23 +91,31 @@ pub(super) struct LookAhead {
     slow: MadeRoom,
     /// While slow users make room: at most so many.
     slow_users_max: Option<usize>,
+    newcomers_wait: Option<NewcomersWait>,
+}
+
+/// A time in which newcomers wait because of slow attempts alone, and reading waits.
+#[derive(Debug, Clone, Copy)]
+struct NewcomersWait {
+    since: Moment,
+    last_seen_at: Moment,
 }
 
 /// How many users have made room.
 #[derive(Debug, Default)]
 struct MadeRoom {
-    /// When the breaker opened, or since when the destination is slow for every user.
+    /// When the breaker opened, or when a user was last served quickly.
     since: Option<Moment>,
     users: usize,
 }
 
 impl MadeRoom {
-    /// How many of `users_max` users may still make room in what has lasted `since` then.
+    /// How many of `users_max` users may still make room that are counted `since` then.
     fn left(&self, since: Moment, users_max: usize) -> usize {
         if self.is_over(since) { users_max } else { users_max.saturating_sub(self.users) }
     }
 
-    /// Counts anew, if what has lasted `since` then is another outage or slow time.
+    /// Counts anew, if this moment is later than the known one.
     fn renew(&mut self, since: Moment) {
         if self.is_over(since) {
             (self.since, self.users) = (Some(since), 0);
@@ -101,16 +133,16 @@ impl LookAhead {
         self.slow_users_max.is_some_and(|users_max| self.slow.users >= users_max)
     }
 
-    /// Counts a user that was parked, if slow users make room. Returns the slow time in which it is counted.
+    /// Counts a user that was parked, if slow users make room. Returns since when these are counted.
     pub(super) fn count_listed(&mut self) -> Option<Moment> {
         self.slow_users_max?;
         self.slow.users += 1;
         self.slow.since
     }
 
-    /// A user has left the list that is counted in this slow time.
-    pub(super) fn count_unlisted(&mut self, slow_time: Option<Moment>) {
-        if slow_time.is_some() && slow_time == self.slow.since {
+    /// A user has left the list that is counted since this moment.
+    pub(super) fn count_unlisted(&mut self, counted_since: Option<Moment>) {
+        if counted_since.is_some() && counted_since == self.slow.since {
             self.slow.users -= 1;
         }
     }
@@ -143,31 +175,37 @@ impl ParkedUsers {
         self.users.len().saturating_sub(users_before)
     }
 
-    /// Whether [`ParkedUsers::look_ahead_of_slow`] may park a user now.
-    pub fn may_look_ahead_of_slow(
-        &self,
-        (since, users_max): (Moment, usize),
-        blocked: Blocked,
-        window: &Window,
-        now: Moment,
-    ) -> bool {
-        let is_due = now >= since.saturating_add(SLOW_AFTER);
-        is_due && blocked.stops_reading(window) && self.look_ahead.slow.left(since, users_max) > 0
+    /// Notes that newcomers wait because of slow attempts alone. Returns since when, if reading waits meanwhile.
+    pub fn newcomers_wait_since(&mut self, blocked: Blocked, window: &Window, now: Moment) -> Option<Moment> {
+        if !blocked.stops_reading(window) {
+            return None;
+        }
+        let known = self.look_ahead.newcomers_wait;
+        let present = known.filter(|wait| now < wait.last_seen_at.saturating_add(SEEN_LATELY));
+        let since = present.map_or(now, |wait| wait.since);
+        self.look_ahead.newcomers_wait = Some(NewcomersWait { since, last_seen_at: now });
+        Some(since)
     }
 
-    /// Like [`ParkedUsers::relieve`], while the destination is slow for every user, and has been so `since` then. At
-    /// most `users_max` users are parked for this at a time.
+    /// Whether [`ParkedUsers::look_ahead_of_slow`] may park a user now.
+    pub fn may_look_ahead_of_slow(&self, slow: SlowTime, blocked: Blocked, window: &Window, now: Moment) -> bool {
+        let is_due = now >= slow.since.saturating_add(SLOW_AFTER);
+        is_due && blocked.stops_reading(window) && self.look_ahead.slow.left(slow.counted_since, slow.users_max) > 0
+    }
+
+    /// Like [`ParkedUsers::relieve`], in a time in which slow users may hide others. At most so many users are parked for
+    /// this at a time.
     pub fn look_ahead_of_slow(
         &mut self,
-        (since, users_max): (Moment, usize),
+        slow: SlowTime,
         blocked: Blocked,
         is_slow: impl Fn(&LaneView<'_>) -> bool,
         memory: &mut PartitionMemory<'_>,
         now: Moment,
     ) -> usize {
-        self.look_ahead.slow.renew(since);
-        self.look_ahead.slow_users_max = Some(users_max);
-        let parked = self.relieve(blocked, is_slow, memory, now);
+        self.look_ahead.slow.renew(slow.counted_since);
+        self.look_ahead.slow_users_max = Some(slow.users_max);
+        let parked = self.make_room(blocked, is_slow, slow.newcomers, memory, now);
         self.look_ahead.slow_users_max = None;
         parked
     }

@@ -22,9 +22,9 @@
 //! left; and the parked users have no room for events that one of them wants. In the second case only parked users leave.
 //!
 //! The caller asks for this only while the breaker is closed and an attempt could start. Otherwise the destination is the
-//! cause: it is in an outage, or slow for every user. Then reading waits, and no user is parked. There are two exceptions: if
-//! no user was delivered, or all were slow for a while, the users in memory may be the cause. Then module `look_ahead`
-//! makes room within a bound.
+//! cause: it is in an outage, or slow for every user. Then reading waits, and no user is parked. There are
+//! exceptions: if for a while no user was delivered, all were slow, or slow ones stopped newcomers, the users in memory may
+//! be the cause. Then module `look_ahead` makes room within a bound.
 //!
 //! So reading never waits for failing users. If the window is full and no attempt is in flight or ready, every lane backs
 //! off. Then step 4 frees three eighths of it, unless the list is full.
@@ -35,6 +35,7 @@ use super::{ListedEntry, ParkedUsers, PartitionMemory, Rest};
 use crate::core::Moment;
 use crate::core::lanes::{LaneId, LaneView};
 use crate::core::progress::UserKey;
+use crate::core::slots::Standing;
 use crate::core::window::Window;
 use std::time::Duration;
 
@@ -160,6 +161,18 @@ impl ParkedUsers {
         memory: &mut PartitionMemory<'_>,
         now: Moment,
     ) -> usize {
+        self.make_room(blocked, is_slow, false, memory, now)
+    }
+
+    /// Like [`ParkedUsers::relieve`]. `newcomers`: they make room, too, because they wait for the slots of slow users.
+    pub(super) fn make_room(
+        &mut self,
+        blocked: Blocked,
+        is_slow: impl Fn(&LaneView<'_>) -> bool,
+        newcomers: bool,
+        memory: &mut PartitionMemory<'_>,
+        now: Moment,
+    ) -> usize {
         if !self.may_relieve(blocked, memory.window, now) {
             return 0;
         }
@@ -169,6 +182,9 @@ impl ParkedUsers {
             self.cut_long_lanes(&is_slow, memory, now);
             self.cut_to_failed_heads(&is_slow, memory, now);
             self.cut_to_runs(&is_slow, memory, now);
+            if newcomers {
+                self.cut_newcomers(memory, now);
+            }
         }
         if blocked.stops_reading(memory.window) {
             self.list_busy_lanes(blocked, &is_slow, memory);
@@ -218,10 +234,9 @@ impl ParkedUsers {
     ) {
         let head = |id: LaneId| (memory.lanes.view(id).events > 1).then_some((id, 1));
         let backing_off = memory.lanes.each_backing_off().rev().filter_map(head);
-        let waiting = memory.lanes.each_doubtful_ready().filter_map(|id| {
+        let waiting = memory.lanes.each_ready_of(Standing::Doubtful).filter_map(|id| {
             let view = memory.lanes.view(id);
-            let keep =
-                if self.is_filled_by_sweep(&view) { events_in_a_second(&view)?.max(SWEPT_EVENTS_MIN) } else { 1 };
+            let keep = self.kept_while_waiting(&view)?;
             (view.events > keep && is_slow(&view)).then_some((id, keep))
         });
         let longer: Vec<(LaneId, usize)> = backing_off.chain(waiting).collect();
@@ -230,6 +245,32 @@ impl ParkedUsers {
                 return;
             }
             self.cut(id, keep, memory, now);
+        }
+    }
+
+    /// Cuts lanes of newcomers that wait for a slot to their next event, the longest first. One that is younger than half a
+    /// second may still get its slot in time.
+    fn cut_newcomers(&mut self, memory: &mut PartitionMemory<'_>, now: Moment) {
+        let waiting = memory.lanes.each_ready_of(Standing::Newcomer).filter_map(|id| {
+            let view = memory.lanes.view(id);
+            let keep = view.events_per_s.and(self.kept_while_waiting(&view))?;
+            (view.events > keep).then_some((view.events, id, keep))
+        });
+        let mut longest: Vec<(usize, LaneId, usize)> = waiting.collect();
+        longest.sort_unstable_by(|a, b| b.cmp(a));
+        for (_, id, keep) in longest {
+            if !memory.window.is_above_three_eighths() {
+                return;
+            }
+            self.cut(id, keep, memory, now);
+        }
+    }
+
+    /// How many events a lane keeps that waits for a slot. `None`: it is filled by the sweep, and too young for a pace.
+    fn kept_while_waiting(&self, lane: &LaneView<'_>) -> Option<usize> {
+        match self.is_filled_by_sweep(lane) {
+            true => Some(events_in_a_second(lane)?.max(SWEPT_EVENTS_MIN)),
+            false => Some(1),
         }
     }
 

@@ -191,6 +191,15 @@ impl<W> Slots<W> {
         self.young.iter().sum::<usize>() + self.old
     }
 
+    /// Whether slow attempts alone stop newcomers: these fill at least seven eighths of the second pool, and the first one has
+    /// room.
+    pub fn only_slow_attempts_stop_newcomers(&self) -> bool {
+        let [served, newcomers, doubtful] = self.young;
+        served + newcomers < self.limit
+            && doubtful + self.old >= self.concurrency - self.concurrency / 8
+            && !self.may_begin(Standing::Newcomer)
+    }
+
     fn may_begin(&self, standing: Standing) -> bool {
         let (all, limit) = (self.concurrency, self.limit);
         let [served, newcomers, doubtful] = self.young;

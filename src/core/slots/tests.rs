@@ -92,6 +92,22 @@ fn however_many_attempts_hang_in_bad_health_others_get_their_part_of_the_slots()
 }
 
 #[test]
+fn slow_attempts_alone_stop_newcomers_if_they_fill_the_second_pool_and_the_first_one_has_room() {
+    let mut slots = Slots::<()>::new(8);
+    let mut held: Vec<HeldSlot> = Vec::new();
+    for (old, expected) in [(0, false), (1, false), (6, false), (7, true), (8, true)] {
+        let is_young = |slot: &&mut HeldSlot| !slot.is_old;
+        let became_old = held.iter().filter(|slot| slot.is_old).count();
+        held.iter_mut().filter(is_young).take(old - became_old).for_each(|slot| slots.became_old(slot));
+        held.extend(std::iter::from_fn(|| slots.begin(Newcomer)));
+        assert_eq!(slots.only_slow_attempts_stop_newcomers(), expected, "{old} attempts are slow");
+    }
+    held.extend(std::iter::from_fn(|| slots.begin(Served)));
+    assert!(!slots.only_slow_attempts_stop_newcomers(), "the first pool is full");
+    held.into_iter().for_each(|slot| slots.end(slot));
+}
+
+#[test]
 fn while_no_attempt_is_slow_there_is_one_pool_of_concurrency_slots() {
     for standing in [Served, Newcomer] {
         let mut slots = Slots::<()>::new(8);

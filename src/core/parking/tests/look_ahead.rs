@@ -1,6 +1,6 @@
 //! A full window in which every user has failed, while the breaker is open, or in which every user is slow.
 
-use super::super::look_ahead::{PUT_OFF, SLOW_AFTER};
+use super::super::look_ahead::{PUT_OFF, SLOW_AFTER, SlowTime};
 use super::*;
 
 const OUTAGE: Moment = Duration::from_secs(7);
@@ -141,12 +141,17 @@ fn users_that_are_due_wait_until_one_in_memory_was_tried() {
 /// The destination has been slow for every user `since` then. Asks for room, and returns the number of users that were
 /// parked for it.
 fn look_ahead_of_slow(model: &mut Model, since: Moment, users_max: usize) -> usize {
-    let (blocked, slow) = (model.owner.blocked(), (since, users_max));
+    let slow = SlowTime { since, counted_since: since, users_max, newcomers: false };
+    look_ahead_in(model, slow, true)
+}
+
+fn look_ahead_in(model: &mut Model, slow: SlowTime, is_slow: bool) -> usize {
+    let blocked = model.owner.blocked();
     let may = model.owner.parked.may_look_ahead_of_slow(slow, blocked, &model.owner.window, model.now);
     if !may {
         return 0;
     }
-    model.owner.parked.look_ahead_of_slow(slow, blocked, |_| true, memory!(model.owner), model.now)
+    model.owner.parked.look_ahead_of_slow(slow, blocked, |_| is_slow, memory!(model.owner), model.now)
 }
 
 /// The attempts of four users are in flight until now, and fill the window with those that wait after them.
@@ -234,4 +239,45 @@ fn a_slow_user_that_has_left_the_list_does_not_count_any_more() {
     assert_eq!(look_ahead_of_slow(&mut model, Moment::ZERO, 1), 1);
     model.check_state().unwrap();
     model.drain().unwrap();
+}
+
+#[test]
+fn newcomers_that_wait_for_slow_attempts_make_room_the_longest_first() {
+    let mut model = full_of_slow_users(&[1, 2, 3, 4, 5, 5, 5, 5, 6, 6, 0, 0, 0, 6], 13);
+    model.owner.lanes.sort_ready(10, |_| Standing::Newcomer);
+    let events = |model: &Model| {
+        let of = |user| model.owner.lanes.find(key(user).as_deref()).map_or(0, |id| model.owner.lanes.view(id).events);
+        [of(5), of(6), of(0)]
+    };
+    let slow = |since, users_max, newcomers| SlowTime { since, counted_since: Moment::ZERO, users_max, newcomers };
+    let since = model.now;
+    assert_eq!(look_ahead_in(&mut model, slow(since, 10, true), false), 0, "not for long enough");
+    model.now += SLOW_AFTER;
+    model.owner.wake(model.now);
+    assert_eq!(
+        look_ahead_in(&mut model, slow(since, 10, false), false),
+        0,
+        "no attempt waits for a slot of another user"
+    );
+    model.now += Duration::from_millis(50);
+    assert_eq!(look_ahead_in(&mut model, slow(since, 1, true), false), 1);
+    assert_eq!(events(&model), [1, 2, 3]);
+    model.owner.read(&model.log, 1);
+    assert_eq!(events(&model), [1, 3, 3], "reading continues");
+    model.check_state().unwrap();
+    model.drain().unwrap();
+}
+
+#[test]
+fn newcomers_wait_since_they_were_first_seen_to_unless_a_while_ago() {
+    let mut model = full_of_slow_users(&[1, 2, 3, 4, 5, 5, 5, 5, 6], 8);
+    let (blocked, began) = (model.owner.blocked(), model.now);
+    let mut since = |after: u64| {
+        let owner = &mut model.owner;
+        owner.parked.newcomers_wait_since(blocked, &owner.window, began + Duration::from_secs(after))
+    };
+    assert_eq!([since(0), since(4), since(8)], [Some(began); 3]);
+    assert_eq!(since(13), Some(began + Duration::from_secs(13)), "they were not seen for 5 s");
+    let owner = &mut model.owner;
+    assert_eq!(owner.parked.newcomers_wait_since(Blocked::default(), &Window::new(100, 10_000), began), None);
 }

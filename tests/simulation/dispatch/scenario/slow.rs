@@ -26,6 +26,10 @@ fn named(name: &str, count: usize) -> Vec<User> {
     (0..count).map(|n| Some(format!("{name}-{n}").into_bytes())).collect()
 }
 
+fn is_named(name: &str, user: &User) -> bool {
+    user.as_ref().is_some_and(|user| user.starts_with(name.as_bytes()))
+}
+
 /// One partition or more, each with a window of [`WINDOW_BYTES`], and a destination that takes one event at a time.
 fn slow(seed: u64, random: &mut Random) -> Scenario {
     let mut scenario = isolation(seed, random);
@@ -79,6 +83,47 @@ pub(crate) fn many_slow_users(seed: u64, random: &mut Random) -> Scenario {
     scenario
 }
 
+/// More new users than slots begin at about one moment, and all are slow. Together they have more than a window of events. The
+/// others were served before.
+pub(crate) fn new_slow_users(seed: u64, random: &mut Random) -> Scenario {
+    let mut scenario = new_users(seed, random);
+    let slow_users = scenario.users.iter().filter(|user| is_named("new", user)).cloned().collect();
+    let slow_users = Some((slow_users, random.millis(2_500, 5_000)));
+    scenario.behaviour = Behaviour { slow_users, latency_ms_max: 20, ..Behaviour::default() };
+    scenario.others_wait_max = Some(FIRST_WAIT_MAX);
+    scenario
+}
+
+/// Many new users begin at about one moment. All are served, as quickly as the slots allow, but one user hangs.
+pub(crate) fn busy_with_new_users(seed: u64, random: &mut Random) -> Scenario {
+    let mut scenario = new_users(seed, random);
+    let hanging_users = scenario.users[..1].to_vec();
+    scenario.behaviour = Behaviour { hanging_users, latency_ms_min: 200, latency_ms_max: 400, ..Behaviour::default() };
+    scenario.others_wait_max = None;
+    scenario
+}
+
+/// Many new users have more than a window of events, in a few parts each. There are slots for few of them.
+fn new_users(seed: u64, random: &mut Random) -> Scenario {
+    let mut scenario = slow(seed, random);
+    let new = named("new", random.between(30, 50) as usize);
+    scenario.config.concurrency = 8;
+    scenario.config.attempt_timeout = random.millis(20_000, 60_000);
+    scenario.users = [named("user", random.between(8, 20) as usize), new.clone()].concat();
+    let windows_permille = random.between(1_200, 3_000) as usize * scenario.partitions as usize;
+    let bytes = WINDOW_BYTES * windows_permille / 1_000 / (10 * new.len());
+    for user in scenario.users.len() - new.len()..scenario.users.len() {
+        for _ in 0..5 {
+            let at = random.millis(2 * SLOW_FROM_MS, 2 * SLOW_FROM_MS + 300);
+            scenario.plan.push((at, Action::Append { user, many: 2, bytes }));
+        }
+    }
+    add_others(&mut scenario, 0, random);
+    // Calm begins after the last step of the plan.
+    scenario.plan.push((Duration::from_secs(60), Action::Append { user: 0, many: 1, bytes: 20 }));
+    scenario
+}
+
 /// The log begins with more than a window of events of users that are slow or hang. No other user was served before.
 pub(crate) fn slow_users_in_front(seed: u64, random: &mut Random) -> Scenario {
     let mut scenario = slow(seed, random);
@@ -105,7 +150,7 @@ pub(crate) fn slow_users_in_front(seed: u64, random: &mut Random) -> Scenario {
 
 /// Events of the other users, the first of whom has this number: one of each at first, and then of any of them.
 fn add_others(scenario: &mut Scenario, first: usize, random: &mut Random) {
-    let count = (scenario.users.iter().flatten().filter(|user| user.starts_with(b"user")).count()) as u64;
+    let count = scenario.users.iter().filter(|user| is_named("user", user)).count() as u64;
     let mut add = |at: Duration, user| scenario.plan.push((at, Action::Append { user, many: 1, bytes: 20 }));
     for user in 0..count as usize {
         add(random.millis(0, SLOW_FROM_MS - 1_000), first + user);
