@@ -11,6 +11,9 @@ use std::time::Duration;
 /// When the first users begin to hang. Until then each of the others has had an event.
 const HANG_FROM_MS: u64 = 2_000;
 
+/// By then each of the users that are slow has had its first events, however few slots there are.
+const KNOWN_FROM_MS: u64 = 60_000;
+
 /// How long a user may wait that was served before, from the append of its event until it is settled. Far less than an
 /// attempt that hangs takes.
 const WAIT_MAX: Duration = Duration::from_secs(2);
@@ -47,10 +50,23 @@ pub(crate) fn hanging(seed: u64, random: &mut Random) -> Scenario {
     scenario
 }
 
-/// Like [`hanging`], but these users are delivered, slowly. After their first events they are known to be slow.
+/// Like [`hanging`], but these users are delivered, slowly. Once all of them are known to be slow, each has a backlog, and new
+/// users come that are quick. These must not wait for them either.
 pub(crate) fn slow_rather_than_hanging(seed: u64, random: &mut Random) -> Scenario {
     let mut scenario = hanging(seed, random);
     let slow = std::mem::take(&mut scenario.behaviour.hanging_users);
+    let others = scenario.users.len() - slow.len();
+    let mut add = |at: Duration, user| scenario.plan.push((at, Action::Append { user, many: 1, bytes: 20 }));
+    for user in others..scenario.users.len() {
+        for _ in 0..random.between(1, 3) {
+            add(random.millis(KNOWN_FROM_MS, KNOWN_FROM_MS + 500), user);
+        }
+    }
+    for user in scenario.users.len()..scenario.users.len() + random.between(5, 10) as usize {
+        scenario.users.push(Some(format!("new-{user}").into_bytes()));
+        add(random.millis(KNOWN_FROM_MS + 1_000, KNOWN_FROM_MS + 10_000), user);
+    }
+    scenario.plan.sort_by_key(|(at, _)| *at);
     scenario.behaviour.slow_users = Some((slow, random.millis(1_500, 4_000)));
     scenario
 }
