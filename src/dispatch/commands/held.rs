@@ -18,6 +18,7 @@ use crate::dispatch::notices::{control_command, shown_user};
 use crate::limits::LOG_REMINDER_INTERVAL;
 use std::collections::{BTreeMap, BTreeSet};
 use std::convert::Infallible;
+use std::future::ready;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::sync::Notify;
@@ -48,6 +49,18 @@ impl HeldUsers {
     pub(in crate::dispatch) fn begin(&self, partition: u32, users: &ListedUsers) {
         if self.set(partition, users) > 0 {
             self.has_begun.notify_one();
+        }
+    }
+
+    /// Waits until a partition has begun with held users, and for those that begin soon after it.
+    async fn begun(&self) {
+        self.has_begun.notified().await;
+        sleep(START_LINE_DELAY).await;
+        // Forgets that others have begun meanwhile: the same line shows their users.
+        tokio::select! {
+            biased;
+            () = self.has_begun.notified() => {}
+            () = ready(()) => {}
         }
     }
 
@@ -130,7 +143,7 @@ pub(in crate::dispatch) async fn remind_of_held_users(parts: &Parts, shared: &Sh
         let remind_at = Instant::now() + LOG_REMINDER_INTERVAL;
         tokio::select! {
             biased;
-            () = held.has_begun.notified() => sleep(START_LINE_DELAY).await,
+            () = held.begun() => {}
             () = sleep_until(remind_at) => {}
         }
         let (users, example) = held.summary();
@@ -191,6 +204,20 @@ mod tests {
     fn listed(users: &[(Option<&str>, bool)]) -> ListedUsers {
         let state = |held| UserState { parked: Some(ParkedUser { held, ..ParkedUser::default() }), failed: None };
         users.iter().map(|(user, held)| (user.map(|user| user.as_bytes().into()), state(*held))).collect()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn partitions_that_begin_at_about_one_time_are_waited_for_once() {
+        let (held, users) = (HeldUsers::default(), listed(&[(Some("bob"), true)]));
+        held.begin(0, &users);
+        let soon = async {
+            sleep(START_LINE_DELAY / 2).await;
+            held.begin(1, &users);
+        };
+        tokio::join!(held.begun(), soon);
+        assert!(timeout(LOG_REMINDER_INTERVAL, held.begun()).await.is_err(), "there would be a second line");
+        held.begin(2, &users);
+        held.begun().await;
     }
 
     #[test]
