@@ -152,7 +152,7 @@ impl Commands {
             let (user, is_covered) = (&users[*user], *offset < next);
             match action {
                 UserAction::Retry | UserAction::Release if is_covered || *at == now => {
-                    oracle.loosened(partition, user, *at, now);
+                    oracle.loosened(partition, user, (action, *at), now);
                 }
                 UserAction::GiveUp { below } if is_covered && !has_failed(*offset) => {
                     oracle.give_up_stored(partition, user, *below);

@@ -26,6 +26,7 @@ pub(crate) use ended_tries::TriesEnded;
 pub(crate) use timing::{BackoffRule, ControlView, Cursor, TimingRules};
 
 use crate::dispatch::outage_rules::{Failures, Health, Phase};
+use eventd::core::control::UserAction;
 use eventd::core::event::{Event, Record};
 use eventd::core::progress::{FailedHead, OffsetReset, PartitionState, ResetTarget};
 use eventd::core::tries::OnExhausted;
@@ -393,10 +394,10 @@ impl Oracle {
     }
 
     /// An operator wants this user to be tried now. This is told when the command is given, and when a commit covers it.
-    pub(crate) fn loosened(&mut self, partition: u32, user: &User, given_at: Duration, now: Duration) {
+    pub(crate) fn loosened(&mut self, partition: u32, user: &User, command: (&UserAction, Duration), now: Duration) {
         self.released.insert((partition, user.clone()));
         if let Some(timing) = &mut self.timing {
-            timing.loosened(partition, user, given_at, now);
+            timing.loosened(partition, user, command, now);
         }
     }
 

@@ -5,6 +5,7 @@
 
 use super::queue::{Queue, QueueState};
 use crate::dispatch::oracle::User;
+use eventd::core::control::UserAction;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::time::Duration;
 
@@ -35,15 +36,24 @@ pub(crate) struct ControlView {
 pub(super) struct Controlled {
     view: ControlView,
     since: Duration,
+    /// The users that were held before the last commit.
+    held_before: BTreeSet<User>,
     /// When an operator last may have ended the backoff of a user, or begun its tries anew.
     loosened: HashMap<User, Duration>,
 }
 
 impl Controlled {
     pub(super) fn changed(&mut self, view: ControlView, now: Duration) {
+        self.held_before = self.view.held.clone();
         if self.view != view {
             (self.view, self.since) = (view, now);
         }
+    }
+
+    /// Whether the last commit has ended what kept this user from being tried, if it covers this action. A user that is not
+    /// held stays in its backoff after a release.
+    pub(super) fn frees(&self, user: &User, action: &UserAction) -> bool {
+        !matches!(action, UserAction::Release) || self.held_before.contains(user)
     }
 
     pub(super) fn loosen(&mut self, user: &User, now: Duration) {
@@ -98,6 +108,26 @@ impl Queue {
             && *failed_at < given_at
         {
             (*earliest, *latest) = (given_at.min(*earliest), now.min(*latest));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_release_frees_only_a_user_that_is_held() {
+        let held: User = Some(b"held".to_vec());
+        let mut controlled = Controlled::default();
+        controlled.changed(ControlView { held: [held.clone()].into(), ..ControlView::default() }, Duration::ZERO);
+        controlled.changed(ControlView::default(), Duration::from_secs(1));
+        for (user, action, frees) in [
+            (&held, UserAction::Release, true),
+            (&Some(b"backs off".to_vec()), UserAction::Release, false),
+            (&Some(b"backs off".to_vec()), UserAction::Retry, true),
+        ] {
+            assert_eq!(controlled.frees(user, &action), frees, "{user:?}, {action:?}");
         }
     }
 }

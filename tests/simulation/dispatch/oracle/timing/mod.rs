@@ -32,6 +32,7 @@ pub(crate) use reading::Cursor;
 use super::{Life, User};
 use commits::COMMIT_WITHIN;
 use control::Controlled;
+use eventd::core::control::UserAction;
 use eventd::core::event::Event;
 use eventd::core::progress::PartitionState;
 use eventd::core::verdict::Verdict;
@@ -268,10 +269,18 @@ impl Timing {
 
     /// An operator wants this user to be tried now: the command was given, or a commit covers it. `given_at` is when it was
     /// given.
-    pub(super) fn loosened(&mut self, partition: u32, user: &User, given_at: Duration, now: Duration) {
-        self.controlled.entry(partition).or_default().loosen(user, now);
+    pub(super) fn loosened(
+        &mut self,
+        partition: u32,
+        user: &User,
+        (action, given_at): (&UserAction, Duration),
+        now: Duration,
+    ) {
+        let controlled = self.controlled.entry(partition).or_default();
+        controlled.loosen(user, now);
+        let retried_at = Some(given_at).filter(|given_at| *given_at < now && controlled.frees(user, action));
         for (_, owned) in self.owned.iter_mut().filter(|((_, of), _)| *of == partition) {
-            owned.loosened(user, given_at, now);
+            owned.loosened(user, retried_at, now);
         }
     }
 

@@ -427,11 +427,12 @@ impl Owned {
         }
     }
 
-    /// An operator wants this user to be tried now. The command was given at `given_at`.
-    pub(super) fn loosened(&mut self, user: &User, given_at: Duration, now: Duration) {
+    /// An operator wants this user to be tried now. `retried_at`: when the command was given, if a commit says that it has
+    /// ended the backoff.
+    pub(super) fn loosened(&mut self, user: &User, retried_at: Option<Duration>, now: Duration) {
         if let Some(queue) = self.users.get_mut(user) {
             queue.certain_tries = CertainTries::default();
-            if given_at < now {
+            if let Some(given_at) = retried_at {
                 queue.retried(given_at, now);
             }
         }
