@@ -133,18 +133,22 @@ impl Commands {
         }
         let next = part.committed.control.next;
         let records = || part.records.iter().zip(&part.given_at);
-        let is_give_up = |given: &Given| matches!(given, Given::User { action: UserAction::GiveUp { .. }, .. });
-        let has_pending_give_up = records().any(|((offset, given), _)| *offset >= next && is_give_up(given));
+        let is_paused = part.committed.control.paused.is_some();
+        let may_wait = |given: &Given| match given {
+            Given::User { action: UserAction::GiveUp { .. }, .. } => true,
+            Given::User { action: UserAction::Hold, .. } => is_paused,
+            _ => false,
+        };
+        let waits_for_reading = records().any(|((offset, given), _)| *offset >= next && may_wait(given));
         let pending_since = records().find(|((offset, _), _)| *offset >= next).map(|(_, at)| *at);
         let held = users.iter().filter(|user| is_held(&part.committed, user)).cloned().collect();
-        let is_paused = part.committed.control.paused.is_some();
         let rate_per_hour = part.committed.control.rate_per_hour;
         let mut given_up_below = BTreeMap::new();
         for (user, below) in part.give_ups(i64::MAX) {
             let highest = given_up_below.entry(users[user].clone()).or_insert(below);
             *highest = below.max(*highest);
         }
-        let view = ControlView { pending_since, has_pending_give_up, is_paused, rate_per_hour, held, given_up_below };
+        let view = ControlView { pending_since, waits_for_reading, is_paused, rate_per_hour, held, given_up_below };
         oracle.controlled(partition, view, now);
         let has_failed = |offset: i64| part.committed.control.failed.iter().any(|failed| failed.offset == offset);
         for ((offset, given), at) in records().filter(|((offset, _), _)| *offset >= before) {

@@ -13,16 +13,17 @@ use std::time::Duration;
 /// and commits within [`COMMIT_WITHIN`](super::commits::COMMIT_WITHIN).
 const COMMAND_WITHIN: Duration = Duration::from_millis(1_200);
 
-/// How long a command to give up events waits until they are read. A full window may stop the reading meanwhile.
-const GIVE_UP_WAIT_MAX: Duration = Duration::from_secs(60);
+/// How long a command to give up events, or to hold a user in a pause, waits until these are read, and those after it wait,
+/// too. A full window may stop the reading meanwhile.
+const READING_WAIT_MAX: Duration = Duration::from_secs(60);
 
 /// The commands of one partition.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct ControlView {
     /// When the oldest command was given that no commit covers.
     pub(crate) pending_since: Option<Duration>,
-    /// A command to give up events is among those that no commit covers. It waits until these events are read.
-    pub(crate) has_pending_give_up: bool,
+    /// Among those that no commit covers is one that waits until the events are read which it is about.
+    pub(crate) waits_for_reading: bool,
     pub(crate) is_paused: bool,
     /// Events an hour, if the rate is limited.
     pub(crate) rate_per_hour: Option<u64>,
@@ -95,7 +96,7 @@ impl Controlled {
     /// Why the owner, which is open since this moment, should have stored a command.
     pub(super) fn look(&self, open_since: Duration, within: Duration, now: Duration) -> Option<String> {
         let since = self.view.pending_since?.max(open_since);
-        let reading = if self.view.has_pending_give_up { GIVE_UP_WAIT_MAX } else { Duration::ZERO };
+        let reading = if self.view.waits_for_reading { READING_WAIT_MAX } else { Duration::ZERO };
         (now > since + within + COMMAND_WITHIN + reading)
             .then(|| format!("a command waits since {since:?}, and no commit covers it"))
     }
