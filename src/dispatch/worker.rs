@@ -30,7 +30,7 @@ use crate::core::Moment;
 use crate::core::breaker::Gate;
 use crate::core::lanes::{LaneView, Lanes, Token};
 use crate::core::outcome::{Ended, Failure};
-use crate::core::parking::{ParkedUsers, ParkingLimits, SlowTime};
+use crate::core::parking::{ParkedUsers, ParkingLimits, SlowLookAhead};
 use crate::core::progress::{ListedUsers, OffsetReset, PartitionState, ResetTarget};
 use crate::core::slots::Standing;
 use crate::core::tries::{Decision, FailureHistory, GiveUpReason};
@@ -387,7 +387,7 @@ impl Worker {
         }
         let newcomers_wait = lanes.has_ready_of(Standing::Newcomer);
         let slow_time = if newcomers_wait { self.slow_time_of_newcomers(now) } else { self.slow_time_of_all(now) };
-        let may_look_ahead = |slow: &SlowTime| {
+        let may_look_ahead = |slow: &SlowLookAhead| {
             // A slow batch of many users says nothing about one of them.
             !self.deliverer.takes_many_lanes()
                 && self.reader.parked.may_look_ahead_of_slow(*slow, blocked, &self.reader.window, now)
@@ -417,14 +417,14 @@ impl Worker {
     }
 
     /// The time in which the destination is slow for every user.
-    fn slow_time_of_all(&mut self, now: Moment) -> Option<SlowTime> {
+    fn slow_time_of_all(&mut self, now: Moment) -> Option<SlowLookAhead> {
         self.deliverer.look_at_old_attempts(&self.context.breaker, now);
         let since = self.context.breaker.lock().slow_for_all_since(now)?;
         Some(self.slow_time(since, false))
     }
 
     /// The time in which slow attempts alone stop newcomers, and reading waits.
-    fn slow_time_of_newcomers(&mut self, now: Moment) -> Option<SlowTime> {
+    fn slow_time_of_newcomers(&mut self, now: Moment) -> Option<SlowLookAhead> {
         if !self.deliverer.slots.only_slow_attempts_stop_newcomers() {
             return None;
         }
@@ -433,9 +433,9 @@ impl Worker {
         Some(self.slow_time(since, true))
     }
 
-    fn slow_time(&self, since: Moment, newcomers: bool) -> SlowTime {
+    fn slow_time(&self, since: Moment, newcomers: bool) -> SlowLookAhead {
         let counted_since = self.context.breaker.lock().last_quick_at().unwrap_or_default();
-        SlowTime { since, counted_since, users_max: self.context.throttle.share(LOOK_AHEAD_USERS_MAX), newcomers }
+        SlowLookAhead { since, counted_since, users_max: self.context.throttle.share(LOOK_AHEAD_USERS_MAX), newcomers }
     }
 
     /// Parks users that hold the watermark, takes others off the list, and counts.

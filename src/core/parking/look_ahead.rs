@@ -70,7 +70,7 @@ const SEEN_LATELY: Duration = Duration::from_secs(5);
 
 /// A time in which slow users may hide others behind a full window.
 #[derive(Debug, Clone, Copy)]
-pub struct SlowTime {
+pub struct SlowLookAhead {
     /// Users make room 10 s after this moment.
     pub since: Moment,
     /// When a user was last served quickly. The users that make room are counted from then on.
@@ -188,7 +188,7 @@ impl ParkedUsers {
     }
 
     /// Whether [`ParkedUsers::look_ahead_of_slow`] may park a user now.
-    pub fn may_look_ahead_of_slow(&self, slow: SlowTime, blocked: Blocked, window: &Window, now: Moment) -> bool {
+    pub fn may_look_ahead_of_slow(&self, slow: SlowLookAhead, blocked: Blocked, window: &Window, now: Moment) -> bool {
         let is_due = now >= slow.since.saturating_add(SLOW_AFTER);
         is_due && blocked.stops_reading(window) && self.look_ahead.slow.left(slow.counted_since, slow.users_max) > 0
     }
@@ -197,7 +197,7 @@ impl ParkedUsers {
     /// this at a time.
     pub fn look_ahead_of_slow(
         &mut self,
-        slow: SlowTime,
+        slow: SlowLookAhead,
         blocked: Blocked,
         is_slow: impl Fn(&LaneView<'_>) -> bool,
         memory: &mut PartitionMemory<'_>,

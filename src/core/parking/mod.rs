@@ -49,7 +49,7 @@ mod orders;
 mod pressure;
 mod sweep;
 
-pub use self::look_ahead::SlowTime;
+pub use self::look_ahead::SlowLookAhead;
 pub use self::orders::HoldError;
 pub use self::pressure::Blocked;
 pub use self::sweep::SweepRequest;

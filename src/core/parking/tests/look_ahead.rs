@@ -1,6 +1,6 @@
 //! A full window in which every user has failed, while the breaker is open, or in which every user is slow.
 
-use super::super::look_ahead::{PUT_OFF, SLOW_AFTER, SlowTime};
+use super::super::look_ahead::{PUT_OFF, SLOW_AFTER, SlowLookAhead};
 use super::*;
 
 const OUTAGE: Moment = Duration::from_secs(7);
@@ -141,11 +141,11 @@ fn users_that_are_due_wait_until_one_in_memory_was_tried() {
 /// The destination has been slow for every user `since` then. Asks for room, and returns the number of users that were
 /// parked for it.
 fn look_ahead_of_slow(model: &mut Model, since: Moment, users_max: usize) -> usize {
-    let slow = SlowTime { since, counted_since: since, users_max, newcomers: false };
+    let slow = SlowLookAhead { since, counted_since: since, users_max, newcomers: false };
     look_ahead_in(model, slow, true)
 }
 
-fn look_ahead_in(model: &mut Model, slow: SlowTime, is_slow: bool) -> usize {
+fn look_ahead_in(model: &mut Model, slow: SlowLookAhead, is_slow: bool) -> usize {
     let blocked = model.owner.blocked();
     let may = model.owner.parked.may_look_ahead_of_slow(slow, blocked, &model.owner.window, model.now);
     if !may {
@@ -249,7 +249,7 @@ fn newcomers_that_wait_for_slow_attempts_make_room_the_longest_first() {
         let of = |user| model.owner.lanes.find(key(user).as_deref()).map_or(0, |id| model.owner.lanes.view(id).events);
         [of(5), of(6), of(0)]
     };
-    let slow = |since, users_max, newcomers| SlowTime { since, counted_since: Moment::ZERO, users_max, newcomers };
+    let slow = |since, users_max, newcomers| SlowLookAhead { since, counted_since: Moment::ZERO, users_max, newcomers };
     let since = model.now;
     assert_eq!(look_ahead_in(&mut model, slow(since, 10, true), false), 0, "not for long enough");
     model.now += SLOW_AFTER;
