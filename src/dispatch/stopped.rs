@@ -215,6 +215,8 @@ async fn wait(
 async fn offset_reset_wanted(context: &DispatchContext, partition: u32, applied_reset: &mut Option<u64>) {
     let group = &context.parts.group;
     loop {
+        // Also before the first look: a worker that fails before it has applied the reset must not begin again at once.
+        sleep(RESET_LOOK_INTERVAL).await;
         // If the group does not answer, the next look finds the reset. The reminder in the log says why the partition is
         // stopped, so this writes no line of its own.
         let found = requested(&**group, partition, RESET_LOOK_MAX).await.ok().flatten();
@@ -225,7 +227,6 @@ async fn offset_reset_wanted(context: &DispatchContext, partition: u32, applied_
                 Ok(Err(_)) | Err(_) => {}
             }
         }
-        sleep(RESET_LOOK_INTERVAL).await;
     }
 }
 
