@@ -74,6 +74,7 @@ test -s "$out/binaries"
 while read -r binary; do
     "$binary" --list --format terse | sed -n 's|^\(.*\): test$|\1|p' | { grep -E -e "$only" || true; } | sed "s|^|$binary |"
 done <"$out/binaries" >"$out/tests"
+test -s "$out/tests" || { echo "no test has a name that matches ${only@Q}" >&2; exit 1; }
 
 if [ -n "$starting" ]; then
     wait "$starting" || {
