@@ -22,6 +22,9 @@ const FIRST_WAIT_MAX: Duration = Duration::from_secs(15);
 /// Bytes of the window of each partition.
 const WINDOW_BYTES: usize = 200_000;
 
+/// Events of the window of all partitions together in [`slow_for_long`].
+pub(crate) const SLOW_FOR_LONG_WINDOW: usize = 200;
+
 fn named(name: &str, count: usize) -> Vec<User> {
     (0..count).map(|n| Some(format!("{name}-{n}").into_bytes())).collect()
 }
@@ -185,7 +188,7 @@ pub(crate) fn slow_for_all(seed: u64, random: &mut Random) -> Scenario {
 /// Like [`slow_for_all`], for 10 minutes and with more users than may be parked for it.
 pub(crate) fn slow_for_long(seed: u64, random: &mut Random) -> Scenario {
     let mut scenario = slow_for_all(seed, random);
-    scenario.config.window_events = 200 * scenario.partitions as usize;
+    scenario.config.window_events = SLOW_FOR_LONG_WINDOW;
     scenario.config.window_bytes = 64 << 20;
     scenario.config.concurrency = 64;
     scenario.users = named("user", LOOK_AHEAD_USERS_MAX + 500);
