@@ -352,12 +352,15 @@ impl Worker {
         self.reader.window.events() < events_before || self.reader.parked.users() > users_before
     }
 
-    /// Parks users if the window needs room although every attempt that could begin has begun. If ready lanes wait, the
-    /// destination is slow or the rate is low, which is not the fault of single users. But those of slow and failing users do
-    /// not matter, unless the destination is slow for every user or its health is bad.
+    /// Parks users if the window needs room, and the users in it are the cause. Lanes that are ready and wait for a slot
+    /// show that they are not: then the destination is slow, or the rate is low. Lanes of slow and failing users show
+    /// nothing, unless the destination is slow for every user or its health is bad.
     ///
-    /// In three cases users make room within a bound: in an outage by answers those that have failed; if the destination
-    /// stays slow for every user, those that are slow; and if slow attempts alone stop newcomers, both.
+    /// In three cases a bounded number of users makes room although the destination may be the cause:
+    ///
+    /// * In an outage by answers: users that have failed.
+    /// * If the destination stays slow for every user: slow users.
+    /// * If slow attempts alone keep newcomers from a slot: slow users and newcomers.
     fn park_under_pressure(&mut self, now: Moment) {
         if self.committer.control().paused.is_some() {
             return;
@@ -386,14 +389,14 @@ impl Worker {
             return;
         }
         let newcomers_wait = lanes.has_ready_of(Standing::Newcomer);
-        let slow_time = if newcomers_wait { self.slow_time_of_newcomers(now) } else { self.slow_time_of_all(now) };
+        let possible = if newcomers_wait { self.look_ahead_of_newcomers(now) } else { self.look_ahead_of_slow(now) };
         let may_look_ahead = |slow: &SlowLookAhead| {
             // A slow batch of many users says nothing about one of them.
             !self.deliverer.takes_many_lanes()
                 && self.reader.parked.may_look_ahead_of_slow(*slow, blocked, &self.reader.window, now)
         };
-        let look_ahead = slow_time.filter(may_look_ahead);
-        let is_slow_for_all = slow_time.is_some() && look_ahead.is_none();
+        let look_ahead = possible.filter(may_look_ahead);
+        let is_slow_for_all = possible.is_some() && look_ahead.is_none();
         let Deliverer { lanes, paces, .. } = &self.deliverer;
         let is_slow =
             |lane: &LaneView<'_>| is_lane_slow(paces, &self.context.breaker.lock(), lane, is_slow_for_all, now);
@@ -416,24 +419,24 @@ impl Worker {
         self.report_parked(newly_parked);
     }
 
-    /// The time in which the destination is slow for every user.
-    fn slow_time_of_all(&mut self, now: Moment) -> Option<SlowLookAhead> {
+    /// How slow users may make room, if the destination is slow for every user now.
+    fn look_ahead_of_slow(&mut self, now: Moment) -> Option<SlowLookAhead> {
         self.deliverer.look_at_old_attempts(&self.context.breaker, now);
         let since = self.context.breaker.lock().slow_for_all_since(now)?;
-        Some(self.slow_time(since, false))
+        Some(self.slow_look_ahead(since, false))
     }
 
-    /// The time in which slow attempts alone stop newcomers, and reading waits.
-    fn slow_time_of_newcomers(&mut self, now: Moment) -> Option<SlowLookAhead> {
+    /// How slow users and newcomers may make room, if slow attempts alone keep newcomers from a slot, and reading waits.
+    fn look_ahead_of_newcomers(&mut self, now: Moment) -> Option<SlowLookAhead> {
         if !self.deliverer.slots.only_slow_attempts_stop_newcomers() {
             return None;
         }
         let (blocked, window) = (self.reader.blocked(), &self.reader.window);
         let since = self.reader.parked.newcomers_wait_since(blocked, window, now)?;
-        Some(self.slow_time(since, true))
+        Some(self.slow_look_ahead(since, true))
     }
 
-    fn slow_time(&self, since: Moment, newcomers: bool) -> SlowLookAhead {
+    fn slow_look_ahead(&self, since: Moment, newcomers: bool) -> SlowLookAhead {
         let counted_since = self.context.breaker.lock().last_quick_at().unwrap_or_default();
         SlowLookAhead { since, counted_since, users_max: self.context.throttle.share(LOOK_AHEAD_USERS_MAX), newcomers }
     }

@@ -42,11 +42,12 @@
 //!
 //! # New users that wait for slow ones
 //!
-//! More new users than slots may come at once, and all may be slow. They fill the window, and most of them wait for a slot.
-//! So nothing is known of them, and users behind them that were served before would wait for all of them. If the slots are
-//! taken by slow attempts alone, and reading waits, for [`SLOW_AFTER`], the users that wait keep their next event, those
-//! with the most events first. This is counted like the other slow users, and from each quick delivery on anew: it shows
-//! that the destination is not slow for every user.
+//! More new users than slots may come at once, and all of them may be slow. They fill the window, and most of them wait for a
+//! slot, so it is not known that they are slow. Users behind them that were served before would wait for all of them.
+//!
+//! If slow attempts alone take the slots, and reading waits, for [`SLOW_AFTER`], the users that wait for a slot keep only
+//! their next event, those with the most events first. They count towards `users_max` like the other slow users. Each quick
+//! delivery starts this count anew, because it shows that the destination is not slow for every user.
 
 use super::{Blocked, ParkedUsers, PartitionMemory};
 use crate::core::Moment;

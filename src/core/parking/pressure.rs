@@ -22,9 +22,10 @@
 //! left; and the parked users have no room for events that one of them wants. In the second case only parked users leave.
 //!
 //! The caller asks for this only while the breaker is closed and an attempt could start. Otherwise the destination is the
-//! cause: it is in an outage, or slow for every user. Then reading waits, and no user is parked. There are
-//! exceptions: if for a while no user was delivered, all were slow, or slow ones stopped newcomers, the users in memory may
-//! be the cause. Then module `look_ahead` makes room within a bound.
+//! cause: it is in an outage, or slow for every user. Then reading waits, and no user is parked.
+//!
+//! But the users in memory may be the cause after all. This can be so if for a while no user was delivered, every user was
+//! slow, or slow users kept newcomers from a slot. Then module `look_ahead` makes room, for a bounded number of users.
 //!
 //! So reading never waits for failing users. If the window is full and no attempt is in flight or ready, every lane backs
 //! off. Then step 4 frees three eighths of it, unless the list is full.

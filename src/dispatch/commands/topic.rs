@@ -33,7 +33,7 @@ pub(in crate::dispatch) struct FoundCommands {
 }
 
 impl FoundCommands {
-    /// Where the next look starts, if this one started at `from`. `None`: all commands are read.
+    /// The offset from which the next look reads. This one has read from `from`. `None`: all commands are read.
     ///
     /// # Errors
     /// This look did not get further, because the topic was created again meanwhile. A loop over looks might never end.
