@@ -106,13 +106,20 @@ pub(super) fn policies(scenario: &mut Scenario, random: &mut Random) {
     scenario.plan.sort_by_key(|(at, _)| *at);
 }
 
-/// Adds low rates while many events wait, and crashes soon after some of them: the next owner must know the rate.
+/// Adds low rates while many events wait, and crashes soon after some of them: the next owner must know the rate. A few are
+/// not as low, and one user has many events. So its runs have several events, as far as the destination takes them.
 pub(super) fn rates(scenario: &mut Scenario, random: &mut Random) {
     let until = scenario.plan.last().map_or(Duration::from_secs(5), |(at, _)| *at);
     for _ in 0..random.between(1, 2) {
         let at = random.millis(0, until.as_millis() as u64);
-        let per_hour = random.pick(&[1, 2, 4, 8]) * 3600;
-        scenario.plan.push((at, Action::Command(Given::Rate(Some(per_hour)))));
+        let has_long_runs = random.chance(30);
+        let per_s = if has_long_runs { random.pick(&[40, 200]) } else { random.pick(&[1, 2, 4, 8]) };
+        scenario.plan.push((at, Action::Command(Given::Rate(Some(per_s * 3600)))));
+        if has_long_runs {
+            let user = random.below(scenario.users.len() as u64) as usize;
+            let later = at + random.millis(1_500, 3_000);
+            scenario.plan.push((later, Action::Append { user, many: random.between(40, 120), bytes: 20 }));
+        }
         for _ in 0..random.between(3, 12) {
             let user = random.below(scenario.users.len() as u64) as usize;
             let later = at + random.millis(0, 4_000);
