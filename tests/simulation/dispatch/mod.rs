@@ -23,6 +23,7 @@ mod outages;
 mod replays;
 mod scenario;
 mod slow_users;
+mod wake_ups;
 mod world;
 
 use self::driver::{Outcome, simulate};
