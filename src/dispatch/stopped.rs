@@ -13,6 +13,9 @@
 //! minute what was delivered since the last commit. So the partition waits for a person: for a restart, or an offset
 //! reset.
 //!
+//! Each offset reset is tried once. If the worker that begins with it fails before it has applied the reset, the partition
+//! waits as before.
+//!
 //! A topic that was deleted and created again does not come back. That error ends the partition, and with the last one
 //! the process, because a start opens the new topic.
 
@@ -38,12 +41,21 @@ const REASONS_SHOWN_MAX: usize = 5;
 
 /// The partitions that are stopped now, and why.
 #[derive(Debug, Default)]
-pub(super) struct StoppedPartitions(Mutex<BTreeMap<u32, String>>);
+pub(super) struct StoppedPartitions {
+    reasons: Mutex<BTreeMap<u32, String>>,
+    /// For each partition, the last offset reset that need not be tried: it is applied, or was tried already. It is kept
+    /// here because the worker that tries it may panic.
+    known_resets: Mutex<BTreeMap<u32, u64>>,
+}
 
 impl StoppedPartitions {
     fn reasons(&self) -> MutexGuard<'_, BTreeMap<u32, String>> {
         // It holds plain strings, so a panic elsewhere leaves nothing half done in it.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.reasons.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn known_resets(&self) -> MutexGuard<'_, BTreeMap<u32, u64>> {
+        self.known_resets.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn add(self: &Arc<Self>, partition: u32, why: String) -> StoppedEntry {
@@ -99,8 +111,6 @@ struct StoppedState {
     entry: Option<StoppedEntry>,
     /// The reason in the last log line, so that the same reason is not written each minute.
     logged_reason: String,
-    /// The last offset reset that was found to be applied already.
-    applied_reset: Option<u64>,
 }
 
 /// Delivers a partition until `stop` is true. If its worker ends with an error, the partition waits until it can continue,
@@ -146,7 +156,7 @@ pub(super) async fn run_partition(
         state.entry = Some(list.add(partition, why.clone()));
         state.logged_reason = why;
         context.tally.stopped(partition);
-        match wait(&context, partition, may_pass, &mut state.applied_reset, &mut stop).await {
+        match wait(&context, &list, partition, may_pass, &mut stop).await {
             WaitEnd::Released => return Ok(Ended::Drained),
             WaitEnd::TryAgain => {}
             WaitEnd::OffsetReset => {
@@ -196,9 +206,9 @@ async fn run_worker(
 
 async fn wait(
     context: &DispatchContext,
+    list: &StoppedPartitions,
     partition: u32,
     may_pass: bool,
-    applied_reset: &mut Option<u64>,
     stop: &mut watch::Receiver<bool>,
 ) -> WaitEnd {
     let again_at = Instant::now() + STOPPED_INTERVAL;
@@ -207,26 +217,27 @@ async fn wait(
         // An error means that the owner is gone, which ends the partition too.
         _ = stop.wait_for(|stop| *stop) => WaitEnd::Released,
         () = sleep_until(again_at), if may_pass => WaitEnd::TryAgain,
-        () = offset_reset_wanted(context, partition, applied_reset) => WaitEnd::OffsetReset,
+        () = offset_reset_wanted(context, list, partition) => WaitEnd::OffsetReset,
     }
 }
 
-/// Ready when an offset reset is asked for that the last commit does not have. The next worker applies it.
-async fn offset_reset_wanted(context: &DispatchContext, partition: u32, applied_reset: &mut Option<u64>) {
+/// Ready when an offset reset is asked for that the last commit does not have. The next worker applies it. If that worker
+/// fails, too, before it has applied the reset, the partition does not begin again with it.
+async fn offset_reset_wanted(context: &DispatchContext, list: &StoppedPartitions, partition: u32) {
     let group = &context.parts.group;
     loop {
-        // Also before the first look: a worker that fails before it has applied the reset must not begin again at once.
-        sleep(RESET_LOOK_INTERVAL).await;
         // If the group does not answer, the next look finds the reset. The reminder in the log says why the partition is
         // stopped, so this writes no line of its own.
         let found = requested(&**group, partition, RESET_LOOK_MAX).await.ok().flatten();
-        if let Some(reset) = found.filter(|reset| *applied_reset != Some(reset.id)) {
-            match timeout(RESET_LOOK_MAX, group.committed(partition)).await {
-                Ok(Ok(Some(state))) if state.lacks(&reset) => return,
-                Ok(Ok(_)) => *applied_reset = Some(reset.id),
-                Ok(Err(_)) | Err(_) => {}
+        if let Some(reset) = found.filter(|reset| list.known_resets().get(&partition) != Some(&reset.id))
+            && let Ok(Ok(committed)) = timeout(RESET_LOOK_MAX, group.committed(partition)).await
+        {
+            list.known_resets().insert(partition, reset.id);
+            if committed.is_some_and(|state| state.lacks(&reset)) {
+                return;
             }
         }
+        sleep(RESET_LOOK_INTERVAL).await;
     }
 }
 
