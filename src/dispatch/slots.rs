@@ -110,8 +110,8 @@ impl PartitionSlots {
     }
 
     /// Whether slow attempts alone stop newcomers.
-    pub(super) fn only_slow_attempts_stop_newcomers(&self) -> bool {
-        self.shared.lock().only_slow_attempts_stop_newcomers()
+    pub(super) fn slow_attempts_stop_newcomers(&self) -> bool {
+        self.shared.lock().slow_attempts_stop_newcomers()
     }
 
     /// Joins the queue for a slot of this standing, unless this partition waits there already. [`granted`](Self::granted)

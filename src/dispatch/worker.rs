@@ -360,7 +360,7 @@ impl Worker {
     ///
     /// * In an outage by answers: users that have failed.
     /// * If the destination stays slow for every user: slow users.
-    /// * If slow attempts alone keep newcomers from a slot: slow users and newcomers.
+    /// * If slow attempts keep newcomers from a slot: slow users and newcomers.
     fn park_under_pressure(&mut self, now: Moment) {
         if self.committer.control().paused.is_some() {
             return;
@@ -390,6 +390,9 @@ impl Worker {
         }
         let newcomers_wait = lanes.has_ready_of(Standing::Newcomer);
         let possible = if newcomers_wait { self.look_ahead_of_newcomers(now) } else { self.look_ahead_of_slow(now) };
+        if newcomers_wait && possible.is_none() {
+            return;
+        }
         let may_look_ahead = |slow: &SlowLookAhead| {
             // A slow batch of many users says nothing about one of them.
             !self.deliverer.takes_many_lanes()
@@ -426,9 +429,9 @@ impl Worker {
         Some(self.slow_look_ahead(since, false))
     }
 
-    /// How slow users and newcomers may make room, if slow attempts alone keep newcomers from a slot, and reading waits.
+    /// How slow users and newcomers may make room, if slow attempts keep newcomers from a slot, and reading waits.
     fn look_ahead_of_newcomers(&mut self, now: Moment) -> Option<SlowLookAhead> {
-        if !self.deliverer.slots.only_slow_attempts_stop_newcomers() {
+        if !self.deliverer.slots.slow_attempts_stop_newcomers() {
             return None;
         }
         let (blocked, window) = (self.reader.blocked(), &self.reader.window);

@@ -32,6 +32,11 @@ impl ProbeOrder {
         self.queues[rank as usize].insert(number, index);
     }
 
+    /// The lanes of this rank, the one that became ready first comes first.
+    pub(super) fn each_of(&self, rank: ProbeRank) -> impl DoubleEndedIterator<Item = u32> {
+        self.queues[rank as usize].values().copied()
+    }
+
     /// Takes the lane that is next among those of these ranks, with its rank.
     pub(super) fn pop(&mut self, ranks: ProbeRanks) -> Option<(ProbeRank, u32)> {
         let may_be_next = |rank: &ProbeRank| ranks.contains(*rank) && !self.queues[*rank as usize].is_empty();

@@ -9,6 +9,7 @@
 
 use super::{Lane, LaneState, Lanes, Token, lane_at, lane_at_mut, lane_of};
 use crate::core::Moment;
+use crate::core::breaker::ProbeRank;
 use crate::core::event::Event;
 use crate::core::progress::UserKey;
 use crate::core::slots::Standing;
@@ -114,6 +115,11 @@ impl Lanes {
         let mut ready: Vec<(u64, LaneId)> = self.each_failed().filter_map(ready).collect();
         ready.sort_unstable_by(|a, b| b.cmp(a));
         self.each_backing_off().rev().chain(ready.into_iter().map(|(_, id)| id)).collect()
+    }
+
+    /// The ready lanes that an open breaker probes as newcomers, the one that became ready first comes first.
+    pub fn each_unprobed_newcomer(&self) -> impl DoubleEndedIterator<Item = LaneId> {
+        self.probe_order.each_of(ProbeRank::Newcomer).map(LaneId)
     }
 
     /// Lets the user of this lane count as one that waits, although its lane leaves memory. It counts until the user has a

@@ -12,12 +12,13 @@
 //! owner looks ahead, within a bound.
 //!
 //! While the breaker is open because no user was delivered, the window is full, and the next event of *every* user in it
-//! has failed, users make room:
+//! has failed, users make room. If there are many new users, it takes long until all of them have been probed. So after
+//! [`HIDDEN_AFTER`] it does not matter that some have not failed yet.
 //!
-//! 1. Users with several events in memory keep the next one, those with the most events first, until half of the window is
-//!    free.
+//! 1. Users that have failed keep only their next event, those with the most events first, until half of the window is free.
+//!    After that time newcomers do so, too.
 //! 2. If more than three quarters are still used, users leave memory: those that back off, and then those that have waited
-//!    for a probe for the shortest time.
+//!    for a probe for the shortest time. Newcomers come last.
 //!
 //! The reader continues, and users of whom nothing is known are probed before those that have failed. If one of them is
 //! delivered, the breaker closes. In one outage at most `users_max` users make room. Beyond that, reading waits.
@@ -45,9 +46,11 @@
 //! More new users than slots may come at once, and all of them may be slow. They fill the window, and most of them wait for a
 //! slot, so it is not known that they are slow. Users behind them that were served before would wait for all of them.
 //!
-//! If slow attempts alone take the slots, and reading waits, for [`SLOW_AFTER`], the users that wait for a slot keep only
-//! their next event, those with the most events first. They count towards `users_max` like the other slow users. Each quick
-//! delivery starts this count anew, because it shows that the destination is not slow for every user.
+//! If slow attempts keep newcomers from a slot, and reading waits, for [`SLOW_AFTER`], the users that wait for a slot keep
+//! only their next event, those that take most of the window first. If each has one event, this makes no room. Then they
+//! leave memory, and the sweep brings them back as parked users have room, so the other half of the window is for the
+//! reader. They count towards `users_max` like the other slow users. Each quick delivery starts this count anew, because it
+//! shows that the destination is not slow for every user.
 
 use super::{Blocked, ParkedUsers, PartitionMemory};
 use crate::core::Moment;
@@ -61,6 +64,9 @@ use crate::core::lanes::Lanes;
 
 /// How long a user is not tried that has left memory in an outage.
 pub(super) const PUT_OFF: Duration = Duration::from_secs(10);
+
+/// How long the breaker must have been open before users make room although some in memory have not been probed yet.
+pub(super) const HIDDEN_AFTER: Duration = Duration::from_secs(10);
 
 /// How long the destination must have been slow for every user before slow users make room. So if it is slow for a few
 /// seconds, none of them is parked, also after a time in which it had nothing to do.
@@ -95,7 +101,7 @@ pub(super) struct LookAhead {
     newcomers_wait: Option<NewcomersWait>,
 }
 
-/// A time in which newcomers wait because of slow attempts alone, and reading waits.
+/// A time in which newcomers wait because of slow attempts, and reading waits.
 #[derive(Debug, Clone, Copy)]
 struct NewcomersWait {
     since: Moment,
@@ -167,16 +173,17 @@ impl ParkedUsers {
         let users_before = self.users.len();
         let is_full = blocked.read.is_some() || memory.window.room_bytes() == 0;
         let may_make_room = self.look_ahead.outage.users < users_max && self.pressure.may_look(now);
-        if is_full && may_make_room && memory.lanes.all_have_failed() {
+        let is_long = now >= outage_since.saturating_add(HIDDEN_AFTER);
+        if is_full && may_make_room && (is_long || memory.lanes.all_have_failed()) {
             let events_before = memory.window.events();
-            self.make_room_for_reader(users_max, blocked, memory, now);
+            self.make_room_for_reader(users_max, is_long, blocked, memory, now);
             self.pressure.has_looked(memory.window.events() < events_before, now);
         }
         self.make_room_for_sweep(blocked, memory, now);
         self.users.len().saturating_sub(users_before)
     }
 
-    /// Notes that newcomers wait because of slow attempts alone. Returns since when, if reading waits meanwhile.
+    /// Notes that newcomers wait because of slow attempts. Returns since when, if reading waits meanwhile.
     pub fn newcomers_wait_since(&mut self, blocked: Blocked, window: &Window, now: Moment) -> Option<Moment> {
         if !blocked.stops_reading(window) {
             return None;
@@ -214,13 +221,17 @@ impl ParkedUsers {
     fn make_room_for_reader(
         &mut self,
         users_max: usize,
+        is_long: bool,
         blocked: Blocked,
         memory: &mut PartitionMemory<'_>,
         now: Moment,
     ) {
-        let events = |id: LaneId| (memory.lanes.view(id).events, id);
-        let idle = memory.lanes.idle_failed().into_iter();
-        let mut longer: Vec<(usize, LaneId)> = idle.map(events).filter(|(events, _)| *events > 1).collect();
+        // Not users that were served: the events of parked users wait for room that those before them have.
+        let newcomers: Vec<LaneId> = memory.lanes.each_unprobed_newcomer().rev().take_while(|_| is_long).collect();
+        let events = |id: &LaneId| (memory.lanes.view(*id).events, *id);
+        let idle = memory.lanes.idle_failed();
+        let longer = idle.iter().chain(&newcomers).map(events).filter(|(events, _)| *events > 1);
+        let mut longer: Vec<(usize, LaneId)> = longer.collect();
         longer.sort_unstable_by(|a, b| b.cmp(a));
         for (_, id) in longer {
             if !memory.window.is_half_full() || self.look_ahead.outage.users >= users_max || !self.list(id, memory) {
@@ -229,7 +240,10 @@ impl ParkedUsers {
             self.cut(id, 1, memory, now);
             self.look_ahead.outage.users += 1;
         }
-        for id in memory.lanes.idle_failed() {
+        // Those in the list have a half of the window for themselves, and the reader does not need it.
+        let newcomers = newcomers.into_iter().filter(|id| !memory.lanes.view(*id).is_listed);
+        let newcomers: Vec<LaneId> = newcomers.collect();
+        for id in memory.lanes.idle_failed().into_iter().chain(newcomers) {
             let is_full = memory.window.is_nearly_full() || blocked.lacks_room_to_read(memory.window);
             if !is_full || self.look_ahead.outage.users >= users_max || !self.list(id, memory) {
                 break;

@@ -184,7 +184,7 @@ impl ParkedUsers {
             self.cut_to_failed_heads(&is_slow, memory, now);
             self.cut_to_runs(&is_slow, memory, now);
             if newcomers {
-                self.cut_newcomers(memory, now);
+                self.move_newcomers(blocked, memory, now);
             }
         }
         if blocked.stops_reading(memory.window) {
@@ -249,21 +249,38 @@ impl ParkedUsers {
         }
     }
 
-    /// Cuts lanes of newcomers that wait for a slot to their next event, the longest first. One that is younger than half a
-    /// second may still get its slot in time.
-    fn cut_newcomers(&mut self, memory: &mut PartitionMemory<'_>, now: Moment) {
-        let waiting = memory.lanes.each_ready_of(Standing::Newcomer).filter_map(|id| {
-            let view = memory.lanes.view(id);
-            let keep = view.events_per_s.and(self.kept_while_waiting(&view))?;
-            (view.events > keep).then_some((view.events, id, keep))
+    /// Makes room of newcomers that wait for a slot. Their lanes are cut to their next event, those that take most of the
+    /// window first. If the reader still has no room, newcomers leave memory, the last one first. One that is younger than
+    /// half a second may still get its slot in time.
+    fn move_newcomers(&mut self, blocked: Blocked, memory: &mut PartitionMemory<'_>, now: Moment) {
+        let has_waited = |id: &LaneId| memory.lanes.view(*id).events_per_s.is_some();
+        let waiting: Vec<LaneId> = memory.lanes.each_ready_of(Standing::Newcomer).filter(has_waited).collect();
+        let longer = waiting.iter().filter_map(|id| {
+            let view = memory.lanes.view(*id);
+            let keep = self.kept_while_waiting(&view)?;
+            let bytes = memory.lanes.each_event(*id).map(|event| event.record.window_bytes()).sum();
+            (view.events > keep).then_some((memory.window.permille(view.events, bytes), *id, keep))
         });
-        let mut longest: Vec<(usize, LaneId, usize)> = waiting.collect();
-        longest.sort_unstable_by(|a, b| b.cmp(a));
-        for (_, id, keep) in longest {
+        let mut longer: Vec<(usize, LaneId, usize)> = longer.collect();
+        longer.sort_unstable_by(|a, b| b.cmp(a));
+        for (_, id, keep) in longer {
             if !memory.window.is_above_three_eighths() {
                 return;
             }
             self.cut(id, keep, memory, now);
+        }
+        if !blocked.stops_reading(memory.window) {
+            return;
+        }
+        for id in waiting.into_iter().rev() {
+            // Those in the list have a half of the window for themselves, and the reader does not need it.
+            if memory.lanes.view(id).is_listed {
+                continue;
+            }
+            if !memory.window.is_above_five_eighths() || !self.list(id, memory) {
+                return;
+            }
+            self.park_cold(id, memory, now);
         }
     }
 

@@ -191,12 +191,13 @@ impl<W> Slots<W> {
         self.young.iter().sum::<usize>() + self.old
     }
 
-    /// Whether slow attempts alone stop newcomers: these fill at least seven eighths of the second pool, and the first one has
-    /// room.
-    pub fn only_slow_attempts_stop_newcomers(&self) -> bool {
+    /// Whether slow attempts stop newcomers: these have at least half of the second pool, so that newcomers have at most half
+    /// of the slots, and the first pool has room. With a short `--attempt-timeout` newcomers that hang never have much more:
+    /// the longer they take, the fewer begin.
+    pub fn slow_attempts_stop_newcomers(&self) -> bool {
         let [served, newcomers, doubtful] = self.young;
         served + newcomers < self.limit
-            && doubtful + self.old >= self.concurrency - self.concurrency / 8
+            && doubtful + self.old >= self.concurrency.div_ceil(2)
             && !self.may_begin(Standing::Newcomer)
     }
 

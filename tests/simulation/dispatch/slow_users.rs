@@ -5,8 +5,8 @@ use crate::dispatch::end_of;
 use crate::dispatch::scenario::Scenario;
 use crate::dispatch::scenario::hanging::{hanging, hanging_with_long_runs, slow_rather_than_hanging};
 use crate::dispatch::scenario::slow::{
-    SLOW_FOR_LONG_WINDOW, busy_with_new_users, large_events, many_slow_users, new_slow_users, slow_for_all,
-    slow_for_long, slow_users_in_front,
+    SLOW_FOR_LONG_WINDOW, busy_with_new_users, large_events, many_slow_users, new_hanging_users, new_slow_users,
+    slow_for_all, slow_for_long, slow_users_in_front,
 };
 use crate::harness::Random;
 use eventd::limits::LOOK_AHEAD_USERS_MAX;
@@ -67,6 +67,11 @@ fn many_slow_users_with_short_lanes_delay_no_other_user() {
 #[test]
 fn more_new_slow_users_than_slots_delay_no_user_that_was_served_before_for_long() {
     assert!(most_parked(30, new_slow_users) > 0, "their events do not fit into the window");
+}
+
+#[test]
+fn new_users_that_hang_and_open_the_breaker_hide_no_user_that_was_served_before_for_long() {
+    assert!(most_parked(30, new_hanging_users) > 0, "their events do not fit into the window");
 }
 
 #[test]

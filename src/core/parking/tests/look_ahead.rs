@@ -1,7 +1,8 @@
 //! A full window in which every user has failed, while the breaker is open, or in which every user is slow.
 
-use super::super::look_ahead::{PUT_OFF, SLOW_AFTER, SlowLookAhead};
+use super::super::look_ahead::{HIDDEN_AFTER, PUT_OFF, SLOW_AFTER, SlowLookAhead};
 use super::*;
+use crate::core::breaker::{ProbeRank, ProbeRanks};
 
 const OUTAGE: Moment = Duration::from_secs(7);
 
@@ -76,6 +77,23 @@ fn no_user_makes_room_while_one_has_not_failed_yet() {
     assert_eq!(look_ahead(&mut model, OUTAGE, 10), 0, "its attempt is in flight");
     model.finish(0, 0, 7);
     assert_eq!(look_ahead(&mut model, OUTAGE, 10), 2);
+}
+
+#[test]
+fn in_a_long_outage_users_make_room_that_were_not_probed_yet() {
+    let log = [1, 2, 3, 4, 5, 6, 6, 0];
+    let mut model = with_failing_heads(fixed(&log, 7, &PartitionState::at(0)), 4, DUE);
+    let (no_probe, rank) = (ProbeRanks::new(|_| false), ProbeRank::Newcomer);
+    assert!(model.owner.lanes.next_probe(no_probe, |_| rank, &mut Vec::new()).is_none());
+    let outage = model.now;
+    assert_eq!(look_ahead(&mut model, outage, 10), 0, "the outage has just begun");
+    model.now += HIDDEN_AFTER;
+    model.owner.wake(model.now);
+    assert!(look_ahead(&mut model, outage, 10) > 0);
+    model.owner.read(&model.log, 1);
+    assert!(users_in_memory(&model).contains(&key(0)), "the user behind them is found");
+    model.check_state().unwrap();
+    model.drain().unwrap();
 }
 
 #[test]
@@ -264,6 +282,22 @@ fn newcomers_that_wait_for_slow_attempts_make_room_the_longest_first() {
     assert_eq!(events(&model), [1, 2, 3]);
     model.owner.read(&model.log, 1);
     assert_eq!(events(&model), [1, 3, 3], "reading continues");
+    model.check_state().unwrap();
+    model.drain().unwrap();
+}
+
+#[test]
+fn newcomers_with_one_event_leave_memory_until_the_reader_has_room() {
+    let mut model = full_of_slow_users(&[1, 2, 3, 4, 5, 6, 0, 0], 6);
+    model.owner.lanes.sort_ready(10, |_| Standing::Newcomer);
+    let since = model.now;
+    model.now += SLOW_AFTER;
+    model.owner.wake(model.now);
+    let slow = SlowLookAhead { since, counted_since: Moment::ZERO, users_max: 10, newcomers: true };
+    assert_eq!(look_ahead_in(&mut model, slow, false), 2);
+    assert_eq!(users_in_memory(&model), [1, 2, 3, 4].map(key).into(), "the attempts of the others are in flight");
+    model.owner.read(&model.log, 1);
+    assert!(users_in_memory(&model).contains(&key(0)), "the user behind them is found");
     model.check_state().unwrap();
     model.drain().unwrap();
 }

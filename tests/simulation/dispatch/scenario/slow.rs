@@ -19,6 +19,9 @@ const WAIT_MAX: Duration = Duration::from_secs(3);
 /// Like [`WAIT_MAX`], if no user was served quickly before. Users that may be slow alone are parked after 10 s.
 const FIRST_WAIT_MAX: Duration = Duration::from_secs(15);
 
+/// Like [`FIRST_WAIT_MAX`], if the breaker has opened before. Then users in memory make room 10 s after that.
+const HIDDEN_WAIT_MAX: Duration = Duration::from_secs(45);
+
 /// Bytes of the window of each partition.
 const WINDOW_BYTES: usize = 200_000;
 
@@ -89,7 +92,7 @@ pub(crate) fn many_slow_users(seed: u64, random: &mut Random) -> Scenario {
 /// More new users than slots begin at about one moment, and all are slow. Together they have more than a window of events. The
 /// others were served before.
 pub(crate) fn new_slow_users(seed: u64, random: &mut Random) -> Scenario {
-    let mut scenario = new_users(seed, random);
+    let mut scenario = new_users(seed, 30, random);
     let slow_users = scenario.users.iter().filter(|user| is_named("new", user)).cloned().collect();
     let slow_users = Some((slow_users, random.millis(2_500, 5_000)));
     scenario.behaviour = Behaviour { slow_users, latency_ms_max: 20, ..Behaviour::default() };
@@ -99,17 +102,30 @@ pub(crate) fn new_slow_users(seed: u64, random: &mut Random) -> Scenario {
 
 /// Many new users begin at about one moment. All are served, as quickly as the slots allow, but one user hangs.
 pub(crate) fn busy_with_new_users(seed: u64, random: &mut Random) -> Scenario {
-    let mut scenario = new_users(seed, random);
+    let mut scenario = new_users(seed, 30, random);
     let hanging_users = scenario.users[..1].to_vec();
     scenario.behaviour = Behaviour { hanging_users, latency_ms_min: 200, latency_ms_max: 400, ..Behaviour::default() };
     scenario.others_wait_max = None;
     scenario
 }
 
-/// Many new users have more than a window of events, in a few parts each. There are slots for few of them.
-fn new_users(seed: u64, random: &mut Random) -> Scenario {
+/// Like [`new_slow_users`], but there are hundreds, and all of them hang for so short a time that their failures open the
+/// breaker.
+pub(crate) fn new_hanging_users(seed: u64, random: &mut Random) -> Scenario {
+    let mut scenario = new_users(seed, 200, random);
+    scenario.config.concurrency = random.pick(&[8, 64]);
+    scenario.config.attempt_timeout = random.millis(3_000, 8_000);
+    let hanging_users = scenario.users.iter().filter(|user| is_named("new", user)).cloned().collect();
+    scenario.behaviour = Behaviour { hanging_users, latency_ms_max: 20, ..Behaviour::default() };
+    scenario.others_wait_max = Some(HIDDEN_WAIT_MAX);
+    scenario
+}
+
+/// Many new users have more than a window of events, in a few parts each. There are slots for few of them. Their number is
+/// between this one and 5/3 of it.
+fn new_users(seed: u64, least: u64, random: &mut Random) -> Scenario {
     let mut scenario = slow(seed, random);
-    let new = named("new", random.between(30, 50) as usize);
+    let new = named("new", random.between(least, least * 5 / 3) as usize);
     scenario.config.concurrency = 8;
     scenario.config.attempt_timeout = random.millis(20_000, 60_000);
     scenario.users = [named("user", random.between(8, 20) as usize), new.clone()].concat();
