@@ -38,7 +38,8 @@
 //!   them end with each `--attempt-timeout`: with the defaults, 25 a second.
 //! - *Served users that begin to hang all at once*, for example those of one shard of the destination: until an attempt of
 //!   each has become old, nothing tells them apart from the others. C of them stop the others for up to 1 s. If more than
-//!   2 C of them are attempted within one `--attempt-timeout`, all wait until the first of these attempts end.
+//!   2 C of them are attempted within one `--attempt-timeout`, all wait until each of them has been attempted: the slots
+//!   of the first ones go to the next ones, because those have waited longest.
 //! - *Bad health*: L may be as low as C/64. Hanging attempts become old within a second, and then do not count against L.
 //!   So they do not keep the other users from their part of the slots, however many hang.
 //!
