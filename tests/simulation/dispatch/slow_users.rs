@@ -71,12 +71,12 @@ fn more_new_slow_users_than_slots_delay_no_user_that_was_served_before_for_long(
 
 #[test]
 fn new_users_that_hang_and_open_the_breaker_hide_no_user_that_was_served_before_for_long() {
-    assert!(most_parked(30, new_hanging_users) > 0, "their events do not fit into the window");
+    assert!(most_parked(12, new_hanging_users) > 0, "their events do not fit into the window");
 }
 
 #[test]
 fn new_users_that_wait_because_many_are_served_are_not_parked() {
-    assert!(most_parked(30, busy_with_new_users) <= 1, "only the user that hangs may be parked");
+    assert!(most_parked(12, busy_with_new_users) <= 1, "only the user that hangs may be parked");
 }
 
 #[test]

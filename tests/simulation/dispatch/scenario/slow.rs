@@ -102,7 +102,14 @@ pub(crate) fn new_slow_users(seed: u64, random: &mut Random) -> Scenario {
 
 /// Many new users begin at about one moment. All are served, as quickly as the slots allow, but one user hangs.
 pub(crate) fn busy_with_new_users(seed: u64, random: &mut Random) -> Scenario {
-    let mut scenario = new_users(seed, 30, random);
+    // So many that some wait for more than 10 s. One event each: users that were served are attempted before those that wait.
+    let mut scenario = new_users(seed, 400, random);
+    let bytes = 2 * WINDOW_BYTES * scenario.partitions as usize / 400;
+    let new: Vec<usize> = (0..scenario.users.len()).filter(|user| is_named("new", &scenario.users[*user])).collect();
+    scenario.plan.retain(|(_, action)| !matches!(action, Action::Append { user, .. } if new.contains(user)));
+    let append = |user| (Duration::from_millis(2 * SLOW_FROM_MS), Action::Append { user, many: 1, bytes });
+    scenario.plan.extend(new.into_iter().map(append));
+    scenario.plan.sort_by_key(|(at, _)| *at);
     let hanging_users = scenario.users[..1].to_vec();
     scenario.behaviour = Behaviour { hanging_users, latency_ms_min: 200, latency_ms_max: 400, ..Behaviour::default() };
     scenario.others_wait_max = None;
